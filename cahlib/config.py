@@ -1,0 +1,362 @@
+"""The description of a run: `Job`, from which the command line, the form and Kaggle's run are made.
+
+Each field carries its help text and its bounds; a value outside them is refused with one sentence
+that names the field. A Job is stored beside its dataset, so no secret belongs into it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, get_type_hints
+
+from cahlib.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """What a field of `Job` allows, and how it is explained."""
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    #: may be changed between two launches of one run without changing what the dataset means
+    free: bool = False
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A dataclass field that carries an `Option`."""
+    return field(default=default, metadata={"option": Option(help=help, **limits)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A model and the threshold that belongs to it."""
+
+    model: str  #: open_clip's name
+    pretrained: str  #: open_clip's name of the weights
+    threshold: float  #: least cosine of image and text
+    why: str
+
+
+#: Thresholds: LAION-400M (Schuhmann et al. 2021, arXiv:2111.02114) and LAION-5B (2022,
+#: arXiv:2210.08402). The other two models have no published one: theirs is a starting point.
+PRESETS: Mapping[str, Preset] = {
+    "laion400m": Preset(
+        model="ViT-B-32", pretrained="openai", threshold=0.30, why="the rule that built LAION-400M"
+    ),
+    "laion5b": Preset(
+        model="ViT-B-32", pretrained="openai", threshold=0.28, why="LAION-5B's rule for English"
+    ),
+    "laion5b-multi": Preset(
+        model="xlm-roberta-base-ViT-B-32",
+        pretrained="laion5b_s13b_b90k",
+        threshold=0.26,
+        why="any language, with LAION-5B's multilingual threshold",
+    ),
+    "datacomp": Preset(
+        model="ViT-B-32-256",
+        pretrained="datacomp_s34b_b86k",
+        threshold=0.28,
+        why="a better model, as fast",
+    ),
+    "quality": Preset(
+        model="ViT-L-14-quickgelu", pretrained="dfn2b", threshold=0.28, why="the best and slowest"
+    ),
+}
+
+
+class _Checked:
+    """Holds the fields of a dataclass to their options when a value is made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]
+            _check(each.name, getattr(self, each.name), each.metadata["option"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crawl(_Checked):
+    """What is read, and which links in it become candidates."""
+
+    crawl: str = option(
+        "", "what to read: a crawl's name (CC-MAIN-2024-10), or a WAT file by path, glob or URL"
+    )
+    shards: int = option(
+        0, "how many shards (half a WAT file each) to work through; 0 = all", least=0, free=True
+    )
+    seed: int = option(
+        0, "draw the shards at random with this seed; 0 = from the first on", least=0
+    )
+    base_url: str = option(
+        "https://data.commoncrawl.org/", "where crawls are downloaded from", free=True
+    )
+    languages: tuple[str, ...] = option(
+        ("en",), "languages to keep, as ISO 639 codes separated by commas; all = any"
+    )
+    min_text: int = option(5, "least characters of a text", least=1, most=1000)
+    max_text: int = option(1000, "most characters of a text", least=1, most=100_000)
+    max_url: int = option(2000, "most characters of an address", least=10, most=100_000)
+    og_images: bool = option(False, "also take pages' og:image with its og:description")
+    blocked_domains: tuple[str, ...] = option(
+        (), "files of domains to leave out, one a line, separated by commas"
+    )
+    blocked_pairs: tuple[str, ...] = option(
+        (), "files of pair hashes (hex md5 of url + text) to leave out: text, or .bloom filters"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download(_Checked):
+    """How images are fetched, and which are good enough."""
+
+    contact: str = option(
+        "", "a web page or e-mail address where site owners reach you; sent in the user agent"
+    )
+    connections: int = option(
+        256, "connections at once in each scraper", least=1, most=4096, free=True
+    )
+    per_host: int = option(8, "connections at once to one host", least=1, most=256, free=True)
+    connect_timeout: float = option(10, "seconds to connect", least=0.1, most=600, free=True)
+    read_timeout: float = option(10, "seconds without a byte", least=0.1, most=600, free=True)
+    total_timeout: float = option(30, "seconds for one image", least=0.1, most=3600, free=True)
+    max_redirects: int = option(5, "redirects to follow", least=0, most=20)
+    max_bytes: int = option(20_000_000, "most bytes of a file", least=1000, most=1_000_000_000)
+    min_bytes: int = option(5000, "least bytes of a file", least=0, most=100_000_000)
+    min_side: int = option(64, "least pixels of the shorter side", least=1, most=10_000)
+    max_pixels: int = option(
+        64_000_000, "most pixels, checked before decoding", least=1000, most=1_000_000_000
+    )
+    max_aspect: float = option(8, "longest side by shortest, at most", least=1, most=1000)
+    resize: int = option(
+        0, "re-encode with the shorter side at most this many pixels; 0 = originals", least=0,
+        most=4096,
+    )  # fmt: skip
+    honour_optouts: bool = option(True, "leave out images whose owner refuses by X-Robots-Tag")
+    replay: str = option(
+        "", "fetch every image from this HOST:PORT instead of the web: replays a recorded web"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge(_Checked):
+    """Which model decides, and how strictly."""
+
+    preset: str = option("laion400m", "model and threshold together", choices=tuple(PRESETS))
+    model: str = option(
+        "", "another model than the preset's: open_clip's name, or the folder of a local one"
+    )
+    pretrained: str = option(
+        "", "the weights of that model: open_clip's name or a file (a folder brings its own)"
+    )
+    threshold: float | None = option(
+        None, "least similarity of a pair, -1 … 1; the preset's if not given", least=-1, most=1
+    )
+    safety: str = option("", "a file of safety categories that replaces the built-in one")
+    batch: int = option(256, "images judged at once", least=1, most=65_536, free=True)
+    device: str = option(
+        "auto", "where the model runs", choices=("auto", "cpu", "cuda", "mps"), free=True
+    )
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.model and self.threshold is None:
+            raise ConfigError(
+                "threshold: a model of your own needs a threshold of its own, for example 0.28."
+            )
+        if self.pretrained and not self.model:
+            raise ConfigError("pretrained: name the model that the weights belong to as well.")
+
+    def chosen(self) -> tuple[str, str, float]:
+        """Model, weights and threshold: the preset's, or those given instead."""
+        preset = PRESETS[self.preset]
+        threshold = preset.threshold if self.threshold is None else self.threshold
+        if self.model:
+            return self.model, self.pretrained, threshold
+        return preset.model, preset.pretrained, threshold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output(_Checked):
+    """Where the dataset goes, and in which forms."""
+
+    output: str = option(
+        "dataset", "folder of the dataset, or a URL that fsspec knows (s3://…, gdrive://…)"
+    )
+    forms: tuple[str, ...] = option(
+        ("images", "embeddings"),
+        "what to write beside the metadata, separated by commas",
+        choices=("images", "embeddings", "tfrecords"),
+    )
+    keep_local: bool = option(
+        True, "with a URL: keep the local copy of what was uploaded and verified", free=True
+    )
+
+    @property
+    def url(self) -> str | None:
+        """Where finished shards are uploaded to, or None for a dataset on this machine."""
+        return self.output if "://" in self.output else None
+
+    @property
+    def folder(self) -> Path:
+        """The folder on this machine: the output, or for a URL one named after its last part."""
+        return Path(PurePosixPath(self.output).name if self.url else self.output).absolute()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place(_Checked):
+    """Where the scraping runs, and for how long."""
+
+    workers: int = option(
+        0, "scraping processes; 0 = one less than this machine has cores", least=0, most=1024,
+        free=True,
+    )  # fmt: skip
+    attempts: int = option(3, "how often a failing shard is tried", least=1, most=100, free=True)
+    shard_minutes: float = option(
+        120, "minutes after which a shard's scraping is given up", least=0.1, most=1440, free=True
+    )
+    hours: float = option(
+        0, "stop cleanly after so many hours; 0 = when all is done", least=0, most=10_000, free=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(_Checked):
+    """One run: everything that decides what its dataset will hold, and how it is made."""
+
+    nickname: str = option("", "your name on leaderboards and in the dataset's card", free=True)
+    crawl: Crawl = field(default_factory=Crawl)
+    download: Download = field(default_factory=Download)
+    judge: Judge = field(default_factory=Judge)
+    output: Output = field(default_factory=Output)
+    place: Place = field(default_factory=Place)
+
+    def __post_init__(self) -> None:
+        _check("nickname", self.nickname, _own(Job)["nickname"])
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Job:
+        """A Job from flat values by field name; texts are read as `parse` does.
+
+        Raises ConfigError for a name that no field has, and for a value that a field refuses.
+        """
+        known = {setting.name: setting for setting in settings()}
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in known:
+                raise ConfigError(f"{name}: there is no such setting.")
+            setting = known[name]
+            if isinstance(value, str):
+                value = setting.parse(value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            groups.setdefault(setting.group, {})[name] = value
+        types = get_type_hints(cls)
+        own = groups.pop("", {})
+        return cls(**own, **{group: types[group](**given) for group, given in groups.items()})
+
+    def values(self) -> dict[str, Any]:
+        """All settings, flat, in JSON's types; the inverse of `from_values`."""
+        return {
+            setting.name: list(value) if isinstance(value, tuple) else value
+            for setting in settings()
+            if (value := setting.of(self)) is not None
+        }
+
+    def differences(self, other: Job) -> list[str]:
+        """The settings in which two Jobs would make different datasets."""
+        return [
+            setting.name
+            for setting in settings()
+            if not setting.option.free
+            and setting.of(self) != setting.of(other)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One field of a Job, wherever it lies in it."""
+
+    group: str  #: the Job's part that holds it, "" for the Job itself
+    name: str
+    type: Any
+    default: Any
+    option: Option
+
+    def of(self, job: Job) -> Any:
+        """This setting's value in a Job."""
+        return getattr(getattr(job, self.group) if self.group else job, self.name)
+
+    def parse(self, text: str) -> Any:
+        """The value that a person wrote; raises ConfigError with a sentence for people."""
+        text = text.strip()
+        if self.type is bool:
+            if text.lower() in ("1", "true", "yes", "on"):
+                return True
+            if text.lower() in ("0", "false", "no", "off", ""):
+                return False
+            raise ConfigError(f"{self.name}: {text!r} is neither yes nor no.")
+        if self.type in (int, float):
+            try:
+                return self.type(text)
+            except ValueError:
+                kind = "whole number" if self.type is int else "number"
+                raise ConfigError(
+                    f"{self.name}: {text!r} is not a {kind}{_bounds(self.option)}."
+                ) from None
+        if self.type is str:
+            return text
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting of a Job, in the order of the fields."""
+    for part in fields(Job):
+        group = "" if "option" in part.metadata else part.name
+        owner = get_type_hints(Job)[group] if group else Job
+        types = get_type_hints(owner)
+        for each in (part,) if not group else fields(owner):
+            yield Setting(
+                group=group,
+                name=each.name,
+                type=float if types[each.name] == float | None else types[each.name],
+                default=each.default,
+                option=each.metadata["option"],
+            )
+
+
+def _own(owner: type[Job]) -> dict[str, Option]:
+    return {f.name: f.metadata["option"] for f in fields(owner) if "option" in f.metadata}
+
+
+def _check(name: str, value: Any, option: Option) -> None:
+    """Hold one value to its option; raises ConfigError."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}: {value} is not a number{_bounds(option)}.")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        too_small = option.least is not None and value < option.least
+        too_large = option.most is not None and value > option.most
+        if too_small or too_large:
+            raise ConfigError(f"{name}: {value:g} is not allowed; give a number{_bounds(option)}.")
+    if option.choices:
+        for each in value if isinstance(value, tuple) else (value,):
+            if each not in option.choices:
+                allowed = ", ".join(option.choices)
+                raise ConfigError(f"{name}: {each!r} is not known; choose from {allowed}.")
+
+
+def _bounds(option: Option) -> str:
+    if option.least is not None and option.most is not None:
+        return f" from {option.least:g} to {option.most:g}"
+    if option.least is not None:
+        return f" of at least {option.least:g}"
+    return ""
+
+
+def replace(job: Job, **values: Any) -> Job:
+    """A Job that differs in some settings, by their flat names."""
+    return Job.from_values({**job.values(), **values})

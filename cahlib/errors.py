@@ -1,0 +1,31 @@
+"""The errors a run can end with; each message says in one sentence what happened and what to do.
+
+    CahError
+    ├── ConfigError    the user asked for something that cannot be; nothing was started
+    ├── ShardError     one shard is lost for now; it is tried again, and reported
+    └── RunError       the run cannot go on; what is done stays done
+
+A candidate that is lost is not an error but a `cahlib.records.Reason` in the tally. Any other
+exception is a bug and is not caught.
+"""
+
+
+class CahError(Exception):
+    """What cahlib raises on purpose; its text is meant for people."""
+
+    #: what the command `cah` exits with
+    exit_code = 1
+
+
+class ConfigError(CahError):
+    """A setting, a file or a place that the user named cannot be used."""
+
+    exit_code = 2
+
+
+class ShardError(CahError):
+    """A shard could not be read, or its parcel could not be written."""
+
+
+class RunError(CahError):
+    """The run cannot go on."""

@@ -1,0 +1,218 @@
+"""What passes from stage to stage, and the count of what was lost between them.
+
+A shard is read into records, their links become candidates, candidates become images, images
+become pairs. Every stage obeys one law, which `Tally` holds: what came in is what went out plus
+what was lost, by `Reason`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Stage(Enum):
+    """A step of the work: its value, what it takes, and what it gives."""
+
+    READ = "read", "records", "pages"
+    CHOOSE = "choose", "links", "candidates"
+    FETCH = "fetch", "candidates", "images"
+    JUDGE = "judge", "images", "pairs"
+
+    takes: str
+    gives: str
+
+    def __new__(cls, value: str, takes: str, gives: str) -> Stage:
+        member = object.__new__(cls)
+        member._value_ = value
+        member.takes, member.gives = takes, gives
+        return member
+
+
+class Reason(Enum):
+    """Why something did not reach the next stage: its value, its stage, and a phrase for people."""
+
+    # A reason names a cause, never a message: a report can count causes, not sentences.
+    NOT_A_PAGE = "not_a_page", Stage.READ, "holds no HTML page"
+    BROKEN_RECORD = "broken_record", Stage.READ, "is not a readable WAT record"
+    BROKEN_MEMBER = "broken_member", Stage.READ, "lies in a damaged gzip member"
+
+    NO_TEXT = "no_text", Stage.CHOOSE, "has no text"
+    SHORT_TEXT = "short_text", Stage.CHOOSE, "has too short a text"
+    LONG_TEXT = "long_text", Stage.CHOOSE, "has too long a text"
+    FILENAME_TEXT = "filename_text", Stage.CHOOSE, "has a file's name for a text"
+    JUNK_TEXT = "junk_text", Stage.CHOOSE, "has a text without words"
+    LANGUAGE = "language", Stage.CHOOSE, "is in a language that is not wanted"
+    NOT_A_PICTURE_URL = "not_a_picture_url", Stage.CHOOSE, "cannot be a photo (svg, gif, data: …)"
+    BAD_URL = "bad_url", Stage.CHOOSE, "has an address that cannot be parsed"
+    LONG_URL = "long_url", Stage.CHOOSE, "has too long an address"
+    PRIVATE_HOST = "private_host", Stage.CHOOSE, "names a host that is not public"
+    BLOCKED_DOMAIN = "blocked_domain", Stage.CHOOSE, "is on a blocked domain"
+    BLOCKED_PAIR = "blocked_pair", Stage.CHOOSE, "is on a list of pairs to leave out"
+    DUPLICATE = "duplicate", Stage.CHOOSE, "was seen before in this shard"
+
+    DNS = "dns", Stage.FETCH, "host name did not resolve"
+    PRIVATE_ADDRESS = "private_address", Stage.FETCH, "host resolves to an address that is not public"
+    REFUSED = "refused", Stage.FETCH, "connection refused or unreachable"
+    TIMEOUT = "timeout", Stage.FETCH, "took too long"
+    TLS = "tls", Stage.FETCH, "TLS failed"
+    DISCONNECTED = "disconnected", Stage.FETCH, "connection broke off"
+    BAD_REDIRECT = "bad_redirect", Stage.FETCH, "redirected too often or to a forbidden place"
+    BAD_HTTP = "bad_http", Stage.FETCH, "answer is not HTTP"
+    HTTP_4XX = "http_4xx", Stage.FETCH, "not there or not for us (4xx)"
+    HTTP_5XX = "http_5xx", Stage.FETCH, "server failed (5xx)"
+    HTTP_OTHER = "http_other", Stage.FETCH, "another status than 200"
+    OPTED_OUT = "opted_out", Stage.FETCH, "owner opted out (X-Robots-Tag)"
+    TOO_MANY_BYTES = "too_many_bytes", Stage.FETCH, "file is too large"
+    TOO_FEW_BYTES = "too_few_bytes", Stage.FETCH, "file is too small"
+    NOT_AN_IMAGE = "not_an_image", Stage.FETCH, "not a JPEG, PNG or WebP"
+    BROKEN_IMAGE = "broken_image", Stage.FETCH, "image cannot be decoded whole"
+    SMALL_SIDE = "small_side", Stage.FETCH, "a side is too short"
+    TOO_MANY_PIXELS = "too_many_pixels", Stage.FETCH, "too many pixels"
+    ASPECT = "aspect", Stage.FETCH, "too long and thin"
+
+    UNREADABLE = "unreadable", Stage.JUDGE, "could not be prepared for the model"
+    DISSIMILAR = "dissimilar", Stage.JUDGE, "text and image do not belong together"
+    MINOR = "minor", Stage.JUDGE, "possibly a minor in unsafe content"
+    ANIMAL = "animal", Stage.JUDGE, "possibly an animal in unsafe content"
+    PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"
+
+    stage: Stage
+    phrase: str
+
+    def __new__(cls, value: str, stage: Stage, phrase: str) -> Reason:
+        member = object.__new__(cls)
+        member._value_ = value
+        member.stage, member.phrase = stage, phrase
+        return member
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of each stage: what came in, what went out, and why the rest was lost."""
+
+    entered: Counter[Stage] = field(default_factory=Counter)
+    left: Counter[Stage] = field(default_factory=Counter)
+    lost: Counter[Reason] = field(default_factory=Counter)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.entered + other.entered, self.left + other.left, self.lost + other.lost)
+
+    def unaccounted(self, stage: Stage) -> int:
+        """What entered a stage and neither left it nor was lost: in flight, and 0 at the end."""
+        lost = sum(n for reason, n in self.lost.items() if reason.stage is stage)
+        return self.entered[stage] - self.left[stage] - lost
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: ``{stage: {"in": n, "out": n, "lost": {reason: n}}}``."""
+        return {
+            stage.value: {
+                "in": self.entered[stage],
+                "out": self.left[stage],
+                "lost": {
+                    reason.value: self.lost[reason]
+                    for reason in Reason
+                    if reason.stage is stage and self.lost[reason]
+                },
+            }
+            for stage in Stage
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Tally:
+        """The inverse of `as_dict`."""
+        tally = cls()
+        for name, counts in values.items():
+            stage = Stage(name)
+            tally.entered[stage] = counts["in"]
+            tally.left[stage] = counts["out"]
+            tally.lost.update({Reason(reason): n for reason, n in counts["lost"].items()})
+        return tally
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One half of a WAT file by bytes: the unit of work, as at Crawling@Home."""
+
+    id: str  #: unique in a run, safe as a file's name, the same on every machine
+    url: str  #: the WAT file: an absolute path or an http(s) URL
+    half: int  #: 0 or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A link to an image with a text that may describe it."""
+
+    uid: str  #: hex md5 of url + text in UTF-8: the key of the sample everywhere
+    position: int  #: its rank among the candidates of its shard, from 0
+    url: str  #: absolute, http or https
+    text: str  #: repaired (ftfy), white space normalised
+    raw_text: str | None  #: as it stood on the page, where that differs
+    page: str  #: URL of the page that shows the image
+    licence: str  #: the page's creativecommons.org link, else "?"
+    language: str  #: ISO 639 code by CLD2, "un" if unknown
+    reliable: bool  #: whether CLD2 calls the language reliable
+    source: str  #: "alt", or "og" for og:image with og:description
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A candidate whose picture arrived and could be decoded whole."""
+
+    candidate: Candidate
+    data: bytes  #: as stored in the dataset
+    format: str  #: of `data`: "jpg", "png" or "webp", which is also the file's extension
+    width: int  #: of `data`, pixels
+    height: int
+    original_width: int  #: as served, pixels
+    original_height: int
+    md5: str  #: hex, of the bytes as served
+    sha256: str  #: hex, of the bytes as served
+    robots: str  #: the X-Robots-Tag headers of the answer joined by newlines, "" if none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptOut:
+    """The evidence that an owner refused the use of an image."""
+
+    url: str  #: the image's
+    where: str  #: the URL that said so (after redirects)
+    signal: str  #: "x-robots-tag"
+    value: str  #: as it was served
+    time: float  #: when, seconds since 1970 (UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """The images of one shard in one sealed file, with the account of how they came about."""
+
+    shard: Shard
+    path: Path  #: an uncompressed tar of ``<uid>.<format>`` and ``<uid>.json``; manifest beside it
+    sha256: str  #: hex, of the tar
+    size: int  #: of the tar, bytes
+    images: int
+    tally: Tally  #: stages READ, CHOOSE and FETCH
+    optouts: tuple[OptOut, ...]
+    started: float  #: seconds since 1970
+    finished: float
+    versions: Mapping[str, str]  #: of cahlib, Python and what touched the images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """An image with the model's opinion of it; a pair of the dataset if no reason speaks against."""
+
+    image: Image
+    similarity: float  #: cosine of image and text, -1 … 1
+    nsfw: str  #: "UNLIKELY", "UNSURE" or "NSFW"
+    scores: Mapping[str, float]  #: every score, named "<model> <what>"
+    image_embedding: np.ndarray[Any, Any]  #: float16, shape (width of the model,), length 1
+    text_embedding: np.ndarray[Any, Any]
+    reason: Reason | None  #: why it is dropped; None if it is kept

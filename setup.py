@@ -1,0 +1,56 @@
+"""How cahlib is installed; each dependency says why it is there.
+
+The extras go by place, so that a machine that only scrapes never installs torch.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+?)"', (here / "cahlib/__init__.py").read_text()).group(1)
+
+base = [
+    "aiohttp>=3.12",  # fetches images: hundreds of connections on one thread, socket_factory
+    "pillow>=10.1",  # decodes images; the one decoder that notebooks already have
+    "isal>=1.7",  # inflates WATs three times as fast as zlib; plain wheels
+    "msgspec>=0.19",  # reads only the wanted fields of a WAT record's JSON
+    "ftfy>=6.2",  # repairs mojibake in alt texts, as LAION did
+    "fsspec>=2024.2",  # outputs may be s3://, gdrive:// …
+    "distributed>=2025.1",  # runs the scraping, here or anywhere
+    "sqlalchemy>=2.0.30",  # the ledger; the same code serves the tracker on PostgreSQL
+    "tqdm>=4.66",  # the live lines in terminals and notebooks
+    "python-dotenv>=1.0",  # reads .env
+]
+gpu = [
+    "torch>=2.4",  # runs CLIP
+    "torchvision>=0.19",  # open_clip needs it
+    "open_clip_torch>=3.0",  # the models and their weights
+    "numpy>=1.26",  # embeddings
+    "pyarrow>=15",  # the metadata tables
+]
+dev = [
+    "pytest>=8.3",
+    "pytest-randomly>=3.15",  # random order
+    "pytest-timeout>=2.3",  # no test hangs
+    "hypothesis>=6.100",  # garbage for the parsers
+    "ruff>=0.9",
+    "mypy>=1.14",
+]
+
+setup(
+    name="cahlib",
+    version=version,
+    description="Common Crawl into image-text datasets, with cheap servers and one GPU",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["cahlib", "cahlib.*"]),
+    include_package_data=False,
+    package_data={"cahlib": ["py.typed", "**/*.json", "**/*.gz", "**/*.safetensors", "**/*.tar"]},
+    python_requires=">=3.10",
+    install_requires=base,
+    extras_require={"gpu": gpu, "dev": dev},
+    entry_points={"console_scripts": ["cah = cahlib.cli:main"]},
+)
