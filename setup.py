@@ -37,6 +37,7 @@ dev = [
     "hypothesis>=6.100",  # garbage for the parsers
     "ruff>=0.9",
     "mypy>=1.14",
+    "types-tqdm",
 ]
 
 setup(

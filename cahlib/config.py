@@ -7,8 +7,9 @@ that names the field. A Job is stored beside its dataset, so no secret belongs i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
@@ -75,8 +76,8 @@ class _Checked:
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        for each in fields(self):  # type: ignore[arg-type]
-            _check(each.name, getattr(self, each.name), each.metadata["option"])
+        for setting in _settings(type(self), ""):
+            setting.check(getattr(self, setting.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,9 +236,6 @@ class Job(_Checked):
     output: Output = field(default_factory=Output)
     place: Place = field(default_factory=Place)
 
-    def __post_init__(self) -> None:
-        _check("nickname", self.nickname, _own(Job)["nickname"])
-
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Job:
         """A Job from flat values by field name; texts are read as `parse` does.
@@ -272,8 +270,7 @@ class Job(_Checked):
         return [
             setting.name
             for setting in settings()
-            if not setting.option.free
-            and setting.of(self) != setting.of(other)
+            if not setting.option.free and setting.of(self) != setting.of(other)
         ]
 
 
@@ -304,57 +301,72 @@ class Setting:
             try:
                 return self.type(text)
             except ValueError:
-                kind = "whole number" if self.type is int else "number"
-                raise ConfigError(
-                    f"{self.name}: {text!r} is not a {kind}{_bounds(self.option)}."
-                ) from None
+                raise self._not_a_kind(repr(text)) from None
         if self.type is str:
             return text
         return tuple(part.strip() for part in text.split(",") if part.strip())
 
-
-def settings() -> Iterator[Setting]:
-    """Every setting of a Job, in the order of the fields."""
-    for part in fields(Job):
-        group = "" if "option" in part.metadata else part.name
-        owner = get_type_hints(Job)[group] if group else Job
-        types = get_type_hints(owner)
-        for each in (part,) if not group else fields(owner):
-            yield Setting(
-                group=group,
-                name=each.name,
-                type=float if types[each.name] == float | None else types[each.name],
-                default=each.default,
-                option=each.metadata["option"],
+    def check(self, value: Any) -> None:
+        """Hold a value to its type, bounds and choices; raises ConfigError."""
+        if value is None and self.default is None:
+            return
+        if not self._is_of_type(value):
+            raise self._not_a_kind(str(value))
+        least, most, choices = self.option.least, self.option.most, self.option.choices
+        if (least is not None and value < least) or (most is not None and value > most):
+            raise ConfigError(
+                f"{self.name}: {value:g} is not allowed; give a number{self._bounds()}."
             )
-
-
-def _own(owner: type[Job]) -> dict[str, Option]:
-    return {f.name: f.metadata["option"] for f in fields(owner) if "option" in f.metadata}
-
-
-def _check(name: str, value: Any, option: Option) -> None:
-    """Hold one value to its option; raises ConfigError."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name}: {value} is not a number{_bounds(option)}.")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        too_small = option.least is not None and value < option.least
-        too_large = option.most is not None and value > option.most
-        if too_small or too_large:
-            raise ConfigError(f"{name}: {value:g} is not allowed; give a number{_bounds(option)}.")
-    if option.choices:
         for each in value if isinstance(value, tuple) else (value,):
-            if each not in option.choices:
-                allowed = ", ".join(option.choices)
-                raise ConfigError(f"{name}: {each!r} is not known; choose from {allowed}.")
+            if choices and each not in choices:
+                raise ConfigError(
+                    f"{self.name}: {each!r} is not known; choose from {', '.join(choices)}."
+                )
+
+    def _is_of_type(self, value: Any) -> bool:
+        if self.type is float:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return number and math.isfinite(value)
+        if self.type in (bool, int, str):
+            return type(value) is self.type
+        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+
+    def _not_a_kind(self, shown: str) -> ConfigError:
+        kinds = {int: "whole number", float: "number", str: "text", bool: "yes or no"}
+        kind = kinds.get(self.type, "list of texts")
+        return ConfigError(f"{self.name}: {shown} is not a {kind}{self._bounds()}.")
+
+    def _bounds(self) -> str:
+        least, most = self.option.least, self.option.most
+        if least is not None and most is not None:
+            return f" from {least:g} to {most:g}"
+        return "" if least is None else f" of at least {least:g}"
 
 
-def _bounds(option: Option) -> str:
-    if option.least is not None and option.most is not None:
-        return f" from {option.least:g} to {option.most:g}"
-    if option.least is not None:
-        return f" of at least {option.least:g}"
-    return ""
+@cache
+def settings() -> tuple[Setting, ...]:
+    """Every setting of a Job, in the order of the fields."""
+    parts = get_type_hints(Job)
+    own = _settings(Job, "")
+    return own + tuple(s for name, part in parts.items() for s in _settings(part, name))
+
+
+def _settings(owner: Any, group: str) -> tuple[Setting, ...]:
+    """The settings that a dataclass itself holds."""
+    if not is_dataclass(owner):
+        return ()
+    types = get_type_hints(owner)
+    return tuple(
+        Setting(
+            group=group,
+            name=each.name,
+            type=float if types[each.name] == float | None else types[each.name],
+            default=each.default,
+            option=each.metadata["option"],
+        )
+        for each in fields(owner)
+        if "option" in each.metadata
+    )
 
 
 def replace(job: Job, **values: Any) -> Job:

@@ -59,7 +59,11 @@ class Reason(Enum):
     DUPLICATE = "duplicate", Stage.CHOOSE, "was seen before in this shard"
 
     DNS = "dns", Stage.FETCH, "host name did not resolve"
-    PRIVATE_ADDRESS = "private_address", Stage.FETCH, "host resolves to an address that is not public"
+    PRIVATE_ADDRESS = (
+        "private_address",
+        Stage.FETCH,
+        "host has an address that is not public",
+    )
     REFUSED = "refused", Stage.FETCH, "connection refused or unreachable"
     TIMEOUT = "timeout", Stage.FETCH, "took too long"
     TLS = "tls", Stage.FETCH, "TLS failed"
@@ -130,10 +134,10 @@ class Tally:
         """The inverse of `as_dict`."""
         tally = cls()
         for name, counts in values.items():
-            stage = Stage(name)
+            stage = Stage[name.upper()]
             tally.entered[stage] = counts["in"]
             tally.left[stage] = counts["out"]
-            tally.lost.update({Reason(reason): n for reason, n in counts["lost"].items()})
+            tally.lost.update({Reason[reason.upper()]: n for reason, n in counts["lost"].items()})
         return tally
 
 
@@ -207,7 +211,7 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """An image with the model's opinion of it; a pair of the dataset if no reason speaks against."""
+    """An image with the model's opinion of it; a pair if no reason speaks against."""
 
     image: Image
     similarity: float  #: cosine of image and text, -1 … 1

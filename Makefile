@@ -1,0 +1,29 @@
+# make demo   a shard of the embedded web becomes a dataset, on this machine, offline
+# make test   lint, types and all tests
+# make bench  the benchmarks, each beside its peer
+# All set themselves up in .venv.
+
+.PHONY: demo test lint bench
+PYTHON ?= python3
+bin := .venv/bin
+
+demo: .venv/demo
+	$(bin)/cah demo
+
+test: .venv/dev
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/pytest
+
+bench: .venv/dev
+	for each in tests/benchmarks/bench_*.py; do $(bin)/python $$each || exit 1; done
+
+.venv/demo: setup.py
+	test -x $(bin)/python || $(PYTHON) -m venv .venv
+	$(bin)/pip install --quiet --editable '.[gpu]'
+	touch $@
+
+.venv/dev: .venv/demo
+	$(bin)/pip install --quiet --editable '.[gpu,dev]'
+	touch $@

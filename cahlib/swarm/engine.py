@@ -1,0 +1,132 @@
+"""The engine: runs functions in worker processes through Dask, and says what came of them.
+
+It does not know what the functions do. A job runs in a worker's only thread; if it outlasts its
+limit even though its own deadlines should have ended it, the worker is killed from within by
+`faulthandler`, which works even when C code holds the interpreter's lock, and Dask starts the job
+again in a fresh one.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import queue
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
+
+from cahlib.errors import ShardError
+
+#: Where workers tell how far their jobs are.
+_TOPIC = "cahlib-progress"
+
+#: Seconds over its limit after which a job's process is ended.
+_GRACE = 60
+
+# As measured for workers on other machines; on one machine none of them ever matters.
+_SETTINGS = {
+    "distributed.comm.timeouts.connect": "10s",
+    "distributed.comm.timeouts.tcp": "30s",
+    "distributed.scheduler.allowed-failures": 10,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.daemon": True,
+    "distributed.admin.system-monitor.gil.enabled": False,
+}
+
+Report = Callable[[Any], None]
+
+
+class Engine:
+    """Jobs by key on the workers of a Dask cluster."""
+
+    def __init__(self, client: Client, *, slots: int) -> None:
+        self.slots = slots  #: jobs that can run at the same time
+        self._client = client
+        self._futures: dict[str, Future[Any]] = {}
+        self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._told: dict[str, Any] = {}
+        client.subscribe_topic(_TOPIC, self._hear)
+
+    def __len__(self) -> int:
+        """Jobs submitted and not taken back by `take`."""
+        return len(self._futures)
+
+    def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
+        """Start ``function(*arguments, report=…)``, which may take ``limit`` seconds."""
+        future = self._client.submit(_guarded, key, function, arguments, limit, key=key, pure=False)
+        self._futures[key] = future
+        future.add_done_callback(lambda _: self._finished.put(key))
+
+    def take(self, *, timeout: float) -> tuple[str, Any] | None:
+        """A finished job's key with its result, or with the exception that ended it.
+
+        None if none finishes within ``timeout`` seconds. A job that killed its workers again and
+        again comes back as a ShardError.
+        """
+        try:
+            key = self._finished.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        future = self._futures.pop(key)
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            error = ShardError("the scraper's process died on it again and again.")
+        result = future.result() if error is None else error
+        future.release()
+        self._told.pop(key, None)
+        return key, result
+
+    def told(self) -> list[Any]:
+        """What each running job reported last."""
+        return list(self._told.values())
+
+    def _hear(self, event: tuple[float, tuple[str, Any]]) -> None:
+        key, message = event[1]
+        if key in self._futures:
+            self._told[key] = message
+
+
+@contextmanager
+def local(workers: int) -> Iterator[Engine]:
+    """An engine of this many processes on this machine; they end with it, or with this process."""
+    # Dask's own log lines tell of its inner life; what matters comes back as results.
+    for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with (
+        dask.config.set(_SETTINGS),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield Engine(client, slots=workers)
+
+
+def _guarded(
+    key: str, function: Callable[..., Any], arguments: tuple[Any, ...], limit: float
+) -> Any:
+    """Run a job in a worker, under its limit."""
+    worker = get_worker()
+
+    def report(message: Any) -> None:
+        worker.log_event(_TOPIC, (key, message))
+
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=nowhere)
+        try:
+            return function(*arguments, report=report)
+        finally:
+            faulthandler.cancel_dump_traceback_later()

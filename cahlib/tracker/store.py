@@ -1,0 +1,218 @@
+"""The ledger: which shards are to do, leased, sealed, done, with what result; all SQL is here.
+
+A shard goes ``todo → leased → sealed → done``: sealed when its files are in the dataset on this
+machine and its pairs are known, done when they are where they shall be (uploaded). A failure takes
+it back to ``todo`` until its attempts are used up, then to ``failed``. It does not know what a
+shard holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    case,
+    create_engine,
+    event,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DatabaseError
+
+from cahlib.errors import ConfigError
+from cahlib.records import Shard, Tally
+
+_schema = MetaData()
+
+_shards = Table(
+    "shards",
+    _schema,
+    Column("number", Integer, primary_key=True),  # the order in which they are worked through
+    Column("id", String(200), unique=True, nullable=False),
+    Column("url", String, nullable=False),
+    Column("half", Integer, nullable=False),
+    Column("state", String(10), nullable=False, default="todo"),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("error", String),
+    Column("pairs", Integer, nullable=False, default=0),
+    Column("tally", JSON),
+    # what `lease` asks for: the first row of this index, however many shards there are
+    Index("following", "state", "attempts", "number"),
+)
+
+_pairs = Table(
+    "pairs",
+    _schema,
+    Column("uid", LargeBinary(16), primary_key=True),
+    Column("shard", ForeignKey("shards.number"), nullable=False, index=True),
+    sqlite_with_rowid=False,  # the key is the row: half the file
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many shards are in which state."""
+
+    todo: int
+    leased: int
+    sealed: int
+    done: int
+    failed: int
+
+    @property
+    def open(self) -> int:
+        """Shards that may still bring a parcel."""
+        return self.todo + self.leased
+
+
+class Ledger:
+    """The shards of one run in an SQLite file; safe for several threads of one process."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = create_engine(f"sqlite:///{path}")
+        event.listen(self._engine, "connect", _prepare)
+        try:
+            _schema.create_all(self._engine)
+        except DatabaseError as error:
+            raise ConfigError(
+                f"{path} is not a ledger of cahlib that can be used ({error.orig}); "
+                "choose another output folder."
+            ) from error
+
+    def add(self, shards: Iterable[Shard]) -> None:
+        """Put shards at the end of the list; those that are in it already stay as they are."""
+        every = iter(shards)
+        with self._engine.begin() as connection:
+            while batch := list(islice(every, 5000)):
+                rows = [{"id": s.id, "url": s.url, "half": s.half} for s in batch]
+                connection.execute(insert(_shards).on_conflict_do_nothing(), rows)
+
+    def recover(self) -> None:
+        """Take back what an earlier launch left unfinished; only one process may hold a ledger."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(_shards)
+                .where(_shards.c.state.in_(["leased", "failed"]))
+                .values(state="todo", attempts=0)
+            )
+
+    def lease(self) -> Shard | None:
+        """The next shard to do, if any; those that failed come after the others."""
+        following = (
+            select(_shards.c.number)
+            .where(_shards.c.state == "todo")
+            .order_by(_shards.c.attempts, _shards.c.number)
+            .limit(1)
+            .scalar_subquery()
+        )
+        with self._engine.begin() as connection:
+            row = connection.execute(
+                update(_shards)
+                .where(_shards.c.number == following)
+                .values(state="leased", attempts=_shards.c.attempts + 1)
+                .returning(_shards.c.id, _shards.c.url, _shards.c.half)
+            ).first()
+        return None if row is None else Shard(id=row.id, url=row.url, half=row.half)
+
+    def give_back(self, shard: Shard) -> None:
+        """A leased shard is to do again, and the attempt does not count."""
+        self._change(shard, state="todo", attempts=_shards.c.attempts - 1)
+
+    def fail(self, shard: Shard, error: str, *, attempts: int) -> bool:
+        """Note a failed attempt; True if that was the last one."""
+        with self._engine.begin() as connection:
+            state = connection.execute(
+                update(_shards)
+                .where(_shards.c.id == shard.id)
+                .values(
+                    state=case((_shards.c.attempts >= attempts, "failed"), else_="todo"),
+                    error=error,
+                )
+                .returning(_shards.c.state)
+            ).scalar_one()
+        return bool(state == "failed")
+
+    def seal(self, shard: Shard, uids: Iterable[str], tally: Tally) -> None:
+        """A shard's files are in the dataset: keep its pairs' uids and its tally."""
+        keys = [bytes.fromhex(uid) for uid in uids]
+        with self._engine.begin() as connection:
+            number = connection.execute(
+                update(_shards)
+                .where(_shards.c.id == shard.id)
+                .values(state="sealed", error=None, pairs=len(keys), tally=tally.as_dict())
+                .returning(_shards.c.number)
+            ).scalar_one()
+            if keys:
+                connection.execute(insert(_pairs), [{"uid": key, "shard": number} for key in keys])
+
+    def done(self, shard: Shard) -> None:
+        """A sealed shard is where it shall be."""
+        self._change(shard, state="done")
+
+    def seen(self, uid: str) -> bool:
+        """Whether a sealed shard brought this pair."""
+        query = select(_pairs.c.uid).where(_pairs.c.uid == bytes.fromhex(uid))
+        with self._engine.connect() as connection:
+            return connection.execute(query).first() is not None
+
+    def counts(self) -> Counts:
+        """How many shards are in which state."""
+        query = select(_shards.c.state, func.count()).group_by(_shards.c.state)
+        with self._engine.connect() as connection:
+            found = {row[0]: row[1] for row in connection.execute(query)}
+        return Counts(
+            **{s: found.get(s, 0) for s in ("todo", "leased", "sealed", "done", "failed")}
+        )
+
+    def tally(self) -> Tally:
+        """What became of everything in the sealed shards."""
+        query = select(_shards.c.tally).where(_shards.c.tally.is_not(None))
+        with self._engine.connect() as connection:
+            each = (Tally.from_dict(row.tally) for row in connection.execute(query))
+            return sum(each, Tally())
+
+    def in_state(self, *states: str) -> list[Shard]:
+        """The shards in these states, in their order."""
+        query = (
+            select(_shards.c.id, _shards.c.url, _shards.c.half)
+            .where(_shards.c.state.in_(states))
+            .order_by(_shards.c.number)
+        )
+        with self._engine.connect() as connection:
+            return [Shard(id=r.id, url=r.url, half=r.half) for r in connection.execute(query)]
+
+    def errors(self) -> list[tuple[str, str]]:
+        """Id and last error of each shard that was given up."""
+        query = select(_shards.c.id, _shards.c.error).where(_shards.c.state == "failed")
+        with self._engine.connect() as connection:
+            return [(row.id, row.error) for row in connection.execute(query)]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._engine.dispose()
+
+    def _change(self, shard: Shard, **values: Any) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(update(_shards).where(_shards.c.id == shard.id).values(**values))
+
+
+def _prepare(connection: Any, record: object) -> None:
+    # WAL: readers never wait for the writer. The timeout: two threads may write at once.
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA busy_timeout=30000")
+    connection.execute("PRAGMA synchronous=FULL")  # a shard that is done stays done at a power cut

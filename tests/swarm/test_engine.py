@@ -1,0 +1,50 @@
+"""Jobs run in processes of their own, tell how far they are, and do not get lost with one.
+
+These tests earn their seconds: only real processes can be killed.
+"""
+
+import os
+import signal
+
+import pytest
+
+from cahlib.errors import ShardError
+from cahlib.swarm import engine
+from tests.world import jobs
+
+
+def take(scrapers, count):
+    taken = dict(filter(None, (scrapers.take(timeout=20) for _ in range(count))))
+    assert len(taken) == count and not scrapers
+    return taken
+
+
+@pytest.fixture(scope="module")
+def scrapers():
+    with engine.local(2) as scrapers:
+        yield scrapers
+
+
+def test_results_and_errors_come_back_under_their_keys(scrapers):
+    scrapers.submit("five", jobs.double, 5, limit=10)
+    scrapers.submit("bad", jobs.fail, "no such shard", limit=10)
+    taken = take(scrapers, 2)
+    assert taken["five"] == 10
+    assert isinstance(taken["bad"], ShardError) and str(taken["bad"]) == "no such shard"
+
+
+def test_a_job_whose_worker_is_killed_is_done_by_another(scrapers, tmp_path):
+    scrapers.submit("victim", jobs.note_and_wait, tmp_path, limit=60)
+    pid = jobs.wait_for(tmp_path / "1")
+    os.kill(pid, signal.SIGKILL)
+    jobs.wait_for(tmp_path / "2")
+    (tmp_path / "go").touch()
+    assert take(scrapers, 1) == {"victim": "done"}
+
+
+def test_a_running_job_is_heard(scrapers, tmp_path):
+    scrapers.submit("teller", jobs.tell_and_wait, tmp_path, limit=60)
+    jobs.until(lambda: scrapers.told() == [{"images": 7}])
+    (tmp_path / "go").touch()
+    take(scrapers, 1)
+    assert scrapers.told() == []

@@ -1,0 +1,79 @@
+"""A Job is the same whichever door it comes through, and refuses what it cannot be."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cahlib.cli import job_from
+from cahlib.config import PRESETS, Job, replace, settings
+from cahlib.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"shards": "ten"}, "shards: 'ten' is not a whole number of at least 0."),
+        ({"shards": -1}, "shards: -1 is not allowed; give a number of at least 0."),
+        ({"threshold": "2"}, "threshold: 2 is not allowed; give a number from -1 to 1."),
+        ({"threshold": "nan"}, "threshold: nan is not a number from -1 to 1."),
+        ({"forms": "images,films"}, "forms: 'films' is not known; choose from images,"),
+        ({"og_images": "perhaps"}, "og_images: 'perhaps' is neither yes nor no."),
+        ({"colour": "red"}, "colour: there is no such setting."),
+        ({"preset": "laion"}, "preset: 'laion' is not known; choose from laion400m,"),
+        ({"model": "ViT-B-32"}, "threshold: a model of your own needs a threshold"),
+        ({"pretrained": "openai"}, "pretrained: name the model"),
+        ({"shards": True}, "shards: True is not a whole number"),
+        ({"crawl": 3}, "crawl: 3 is not a text."),
+    ],
+)
+def test_a_bad_value_gets_one_sentence_that_names_the_field(values, sentence):
+    with pytest.raises(ConfigError) as caught:
+        Job.from_values(values)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_a_stored_job_is_the_same_job():
+    job = Job.from_values({"crawl": "x.wat.gz", "languages": "en,de", "threshold": "0.25"})
+    assert Job.from_values(job.values()) == job
+    assert job.crawl.languages == ("en", "de")
+
+
+def test_every_setting_has_a_help_text_and_a_name_of_its_own():
+    names = [setting.name for setting in settings()]
+    assert len(names) == len(set(names)) > 30
+    assert all(setting.option.help for setting in settings())
+
+
+def test_options_win_over_the_environment():
+    environment = {"CAH_NICKNAME": "ada", "CAH_SHARDS": "3", "CAH_UNKNOWN": "x", "HOME": "/"}
+    job = job_from({"shards": "4"}, environment)
+    assert (job.nickname, job.crawl.shards) == ("ada", 4)
+
+
+def test_only_what_changes_the_dataset_makes_another_job():
+    job = Job()
+    assert job.differences(replace(job, shards=9, connections=9, nickname="bob")) == []
+    assert job.differences(replace(job, threshold=0.1, resize=256)) == ["resize", "threshold"]
+
+
+def test_a_preset_brings_model_and_threshold_and_the_threshold_may_differ():
+    for name, preset in PRESETS.items():
+        job = Job.from_values({"preset": name})
+        assert job.judge.chosen() == (preset.model, preset.pretrained, preset.threshold)
+    assert Job.from_values({"threshold": 0.1}).judge.chosen()[2] == 0.1
+
+
+def test_an_output_url_has_a_folder_of_its_name_here():
+    output = Job.from_values({"output": "s3://bucket/crawls/mine/"}).output
+    assert (output.url, output.folder.name) == ("s3://bucket/crawls/mine/", "mine")
+    assert Job.from_values({"output": "mine"}).output.url is None
+
+
+@given(st.sampled_from([setting.name for setting in settings()]), st.text(max_size=20))
+def test_any_text_is_read_or_refused_by_a_sentence(name, text):
+    try:
+        job = Job.from_values({name: text})
+    except ConfigError as error:
+        assert name in str(error) or "threshold" in str(error)
+    else:
+        assert Job.from_values(job.values()) == job

@@ -1,0 +1,92 @@
+"""The ledger hands each shard out once, and forgets nothing."""
+
+import threading
+
+import pytest
+
+from cahlib.errors import ConfigError
+from cahlib.records import Reason, Shard, Stage, Tally
+from cahlib.tracker.store import Ledger
+
+
+def shards(count: int) -> list[Shard]:
+    return [Shard(id=f"s-{n}", url="/some.wat.gz", half=n % 2) for n in range(count)]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    yield ledger
+    ledger.close()
+
+
+def test_shards_are_leased_in_their_order_and_once(ledger):
+    ledger.add(shards(3))
+    ledger.add(shards(4))  # asked for more: the first three are known
+    assert [ledger.lease() for _ in range(5)] == [*shards(4), None]
+
+
+def test_twenty_threads_lease_each_shard_once(ledger):
+    ledger.add(shards(200))
+    taken: list[Shard] = []
+
+    def work() -> None:
+        while shard := ledger.lease():
+            taken.append(shard)
+
+    threads = [threading.Thread(target=work) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(s.id for s in taken) == sorted(s.id for s in shards(200))
+
+
+def test_a_failed_shard_comes_back_after_the_others_until_its_attempts_are_used_up(ledger):
+    bad, good = shards(2)
+    ledger.add([bad, good])
+    assert ledger.lease() == bad
+    assert not ledger.fail(bad, "first", attempts=2)
+    assert [ledger.lease(), ledger.lease()] == [good, bad]
+    assert ledger.fail(bad, "second", attempts=2)
+    assert ledger.lease() is None
+    assert ledger.errors() == [(bad.id, "second")]
+    assert (ledger.counts().failed, ledger.counts().leased) == (1, 1)
+
+
+def test_a_new_launch_takes_back_what_was_leased_or_had_failed(ledger):
+    first, second, third = shards(3)
+    ledger.add([first, second, third])
+    for _ in range(3):
+        ledger.lease()
+    ledger.fail(first, "no", attempts=1)
+    ledger.seal(second, [], Tally())
+    ledger.recover()
+    assert [ledger.lease(), ledger.lease(), ledger.lease()] == [first, third, None]
+    assert ledger.in_state("sealed") == [second]
+
+
+def test_pairs_and_tallies_of_sealed_shards_are_known(ledger, tmp_path):
+    first, second = shards(2)
+    ledger.add([first, second])
+    tally = Tally()
+    tally.entered[Stage.JUDGE], tally.left[Stage.JUDGE] = 3, 2
+    tally.lost[Reason.DISSIMILAR] = 1
+    ledger.seal(first, ["0" * 32, "ab" * 16], tally)
+    ledger.seal(second, ["1" * 32], tally)
+    ledger.done(first)
+    assert ledger.seen("ab" * 16) and not ledger.seen("cd" * 16)
+    assert ledger.tally() == tally + tally
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.sqlite")
+    counts = again.counts()
+    assert (counts.done, counts.sealed, counts.open) == (1, 1, 0)
+    assert again.seen("1" * 32)
+    again.close()
+
+
+def test_a_file_that_is_no_ledger_is_refused_with_a_sentence(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(ConfigError, match="is not a ledger of cahlib"):
+        Ledger(path)
