@@ -29,6 +29,7 @@ gpu = [
     "open_clip_torch>=3.0",  # the models and their weights
     "numpy>=1.26",  # embeddings
     "pyarrow>=15",  # the metadata tables
+    "google-crc32c>=1.6",  # the checksums of TFRecord; notebooks already have it
 ]
 dev = [
     "pytest>=8.3",
@@ -38,6 +39,9 @@ dev = [
     "ruff>=0.9",
     "mypy>=1.14",
     "types-tqdm",
+    "webdataset>=0.2.100",  # reads our tars
+    "embedding-reader>=1.8",  # reads our embeddings, as autofaiss and clip-retrieval do
+    "s3fs>=2024.2",  # the driver of s3://
 ]
 
 setup(
