@@ -1,0 +1,38 @@
+"""The embedded default: a small web on loopback, a crawl of it, and a tiny CLIP.
+
+The tiny CLIP can tell whether a drawing of a common thing belongs to an English caption that names
+it. It has seen emoji only: it cannot judge photos, and its word on safety means nothing.
+"""
+
+from pathlib import Path
+
+from cahlib.config import Crawl, Download, Job, Judge, Output
+from cahlib.demo.web import Web
+
+#: The tiny model's folder: open_clip's config, the weights and the words.
+MODEL = Path(__file__).parent / "model"
+NAME = "cah-tiny"
+#: Least cosine of a pair by the tiny model; see `cahlib.demo.evaluate` for what it lets through.
+THRESHOLD = 0.30
+#: Where the crawl lies on the demo's web, whatever the host.
+WAT_PATH = "/crawl/demo.warc.wat.gz"
+#: The largest file that the demo takes; one of its traps is larger.
+MOST_BYTES = 1_000_000
+
+
+def job(output: str, web: Web) -> Job:
+    """The demo's run: the crawl of a served world, judged by the tiny CLIP."""
+    return Job(
+        crawl=Crawl(crawl=f"http://{web.address}{WAT_PATH}"),
+        download=Download(
+            contact="demo@example.com",
+            replay=web.address,
+            # so that what hangs for ever does so for a few seconds only
+            connect_timeout=2,
+            read_timeout=1.5,
+            total_timeout=4,
+            max_bytes=MOST_BYTES,
+        ),
+        judge=Judge(model=str(MODEL), threshold=THRESHOLD),
+        output=Output(output=output),
+    )
