@@ -79,6 +79,10 @@ class Counts:
         """Shards that may still bring a parcel."""
         return self.todo + self.leased
 
+    @property
+    def total(self) -> int:
+        return self.open + self.sealed + self.done + self.failed
+
 
 class Ledger:
     """The shards of one run in an SQLite file; safe for several threads of one process."""
