@@ -120,6 +120,7 @@ def _servers(samples: Iterator[Sample]) -> Iterator[Exhibit]:
         yield _trap(next(samples), f"gone-{n}", Reason.HTTP_4XX, answer)
     for n, status in enumerate((500, 502, 503)):
         yield _trap(next(samples), f"down-{n}", Reason.HTTP_5XX, Answer(status=status, type=text))
+    yield _trap(next(samples), "nothing", Reason.HTTP_OTHER, Answer(status=204))
     for n in range(3):
         yield _trap(next(samples), f"asleep-{n}", Reason.TIMEOUT, Answer(delay=_FOR_EVER))
     sample = next(samples)
