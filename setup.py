@@ -56,7 +56,11 @@ setup(
     license="MIT",
     packages=find_packages(include=["cahlib", "cahlib.*"]),
     include_package_data=False,
-    package_data={"cahlib": ["py.typed", "**/*.json", "**/*.gz", "**/*.safetensors", "**/*.tar"]},
+    package_data={
+        "cahlib": [
+            "py.typed", "**/*.json", "**/*.html", "**/*.gz", "**/*.safetensors", "**/*.tar",
+        ]
+    },
     python_requires=">=3.10",
     install_requires=base,
     extras_require={"gpu": gpu, "dev": dev},

@@ -160,8 +160,6 @@ class _Account:
 
     def count(self, judged: Judged) -> None:
         self.again += judged.reason is Reason.PAIR_SEEN
-        if judged.reason is Reason.UNREADABLE:
-            return
         self.gallery.offer(judged)
         # 0.29 * 100 is 28.999…: without the nudge the bins' edges would be off by one.
         bin = int((judged.similarity + 1) * 100 + 1e-6) - 100

@@ -114,6 +114,14 @@ class Sink:
         self._at.unlink(missing_ok=True)
 
 
+def replaced(path: Path, text: str) -> None:
+    """Write a whole text file, or leave the old one."""
+    sink = Sink(path)
+    sink.write(text.encode("utf-8", "replace"))
+    sink.close()
+    sink.publish()
+
+
 class Writer(Protocol):
     """One form of a shard's pairs."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
+from cahlib.config import settings
 from cahlib.curate.gallery import Shown
 from cahlib.curate.seal import FOLDER, Sealed, seals
 from cahlib.errors import ConfigError
@@ -118,7 +120,7 @@ def lines(place: str | Path) -> Iterator[str]:
     if not found.shards:
         raise ConfigError(f"{place} holds no dataset: there is no shard's seal in {FOLDER}/.")
     size = f"{found.bytes / 1e6:,.1f} MB"
-    yield f"{place}: {_plural(found.pairs, 'pair')} in {_plural(found.shards, 'shard')}, {size}"
+    yield f"{place}: {plural(found.pairs, 'pair')} in {plural(found.shards, 'shard')}, {size}"
     for model, threshold in found.models:
         yield f"  judged by {model}, kept from {threshold:g} on, mean {found.similarity:.3f}"
     yield f"  beside the metadata: {', '.join(found.forms) or 'nothing'}"
@@ -127,10 +129,43 @@ def lines(place: str | Path) -> Iterator[str]:
         entered, left = found.tally.entered[stage], found.tally.left[stage]
         yield f"{stage.value}: {entered:,} {stage.takes} in, {left:,} {stage.gives} out"
         for reason, number in found.lost(stage):
-            yield f"  {number:>12,}  {number / entered:6.1%}  {reason.phrase}"
+            yield f"  {number:>12,}  {share(number, entered):>8}  {reason.phrase}"
     yield "where the pairs come from:"
     for domain, number in list(found.domains.items())[:10]:
-        yield f"  {number:>12,}  {number / found.pairs:6.1%}  {domain}"
+        yield f"  {number:>12,}  {share(number, found.pairs):>8}  {domain}"
+
+
+def decisive(job_values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The settings that decide what is in a dataset, as texts that may be published.
+
+    Of files on this machine only the names: their folders tell of nobody's business.
+    """
+    return [
+        (setting.name.replace("_", " "), text)
+        for setting in settings()
+        if not setting.option.free
+        and setting.name != "output"
+        and (text := _text(job_values.get(setting.name)))
+    ]
+
+
+def share(part: int, whole: int) -> str:
+    """A share in percent, with as many digits as it takes to not be zero."""
+    percent = 100 * part / whole if whole else 0.0
+    return f"{percent:.1f} %" if percent >= 0.1 or not part else f"{percent:.1g} %"
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(each) for each in value)
+    text = "" if value is None else str(value)
+    return PurePath(text).name if text.startswith(("/", "~", "./", "../")) else text
 
 
 def _drawn(shown: Iterable[Shown]) -> list[Shown]:
@@ -148,7 +183,3 @@ def _work(sealed: Sealed) -> Work:
         images=sealed.tally.left[Stage.FETCH],
         pairs=sealed.rows,
     )
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cahlib.curate import tfrecord
+from cahlib.curate import card, tfrecord
 from cahlib.curate.formats import Sink
 from cahlib.curate.rows import sample_id
 from tests.world import judged as world
@@ -65,13 +66,13 @@ def test_tensorflow_reads_our_files(tmp_path):
     """In a process of its own: TensorFlow takes seconds to load, and is no friend of torch's."""
     made = [each for each in world.some(30)[0] if each.reason is None]
     world.write(tmp_path)
-    script = """
-import json, sys
-import tensorflow as tf
-text, number = tf.io.FixedLenFeature([], tf.string), tf.io.FixedLenFeature([], tf.int64)
-kinds = dict.fromkeys(["sampleID", "image", "format", "label"], text)
-kinds |= dict.fromkeys(["height", "width"], number)
-for record in tf.data.TFRecordDataset(sys.argv[1]):
+    markdown = card.write(tmp_path, {}).read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```python\n(import glob, tensorflow.*?)```", markdown, flags=re.DOTALL)
+    script = (
+        shown
+        + """
+import json
+for record in records:
     each = tf.io.parse_single_example(record, kinds)
     each = {name: value.numpy() for name, value in each.items()}
     texts = {name: each[name].decode() for name in ["sampleID", "format", "label"]}
@@ -80,9 +81,10 @@ for record in tf.data.TFRecordDataset(sys.argv[1]):
     print(json.dumps({**texts, "image": image.hex(), "shape": shape,
                       "height": int(each["height"]), "width": int(each["width"])}))
 """
-    command = [sys.executable, "-c", script, str(tmp_path / "tfrecords/s-0.tfrecord")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = [json.loads(line) for line in ran.stdout.splitlines()]
+    )
+    command = [sys.executable, "-c", script]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     for pair, row in zip(made, found, strict=True):
         image = pair.image
         assert row["sampleID"] == str(sample_id(image.candidate.uid))
