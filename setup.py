@@ -17,6 +17,9 @@ base = [
     "pillow>=10.1",  # decodes images; the one decoder that notebooks already have
     "isal>=1.7",  # inflates WATs three times as fast as zlib; plain wheels
     "msgspec>=0.19",  # reads only the wanted fields of a WAT record's JSON
+    # tells languages, as LAION did; the only kept binding with wheels (x86-64; arm64 compiles it)
+    "pycld2>=0.42",
+    "rbloom>=1.5",  # lists of pairs as Bloom filters
     "ftfy>=6.2",  # repairs mojibake in alt texts, as LAION did
     "fsspec>=2024.2",  # outputs may be s3://, gdrive:// …
     "distributed>=2025.1",  # runs the scraping, here or anywhere
