@@ -21,9 +21,6 @@ from cahlib.records import Shard
 from cahlib.scrape import wat
 from cahlib.scrape.source import PAUSES, Missing, Sleep, Source
 
-#: Seconds before each new try: somebody sits there and waits.
-_PAUSES = (1, 2, 4)
-
 _CRAWL = re.compile(r"CC-MAIN-\d{4}-[\w-]+")
 #: At the start somebody is watching, who would rather hear soon that there is no network.
 _SHORT = PAUSES[:4]
