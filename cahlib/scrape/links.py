@@ -68,13 +68,15 @@ def absolute(url: str, base: Base, most: int) -> str | Reason:
     url = url.partition("#")[0]
     if not url.isprintable() or " " in url:
         url = url.translate(_DROPPED).strip().replace(" ", "%20")
+    if not url:
+        return Reason.BAD_URL
     try:
         joined = _joined(url, base)
         if len(joined) > most:
             return Reason.LONG_URL
         if match := _ORDINARY.fullmatch(joined):
             return _host(match[1]) or joined
-        return _checked(joined) if url else Reason.BAD_URL
+        return _checked(joined)
     except ValueError:
         return Reason.BAD_URL
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from hashlib import md5
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -18,6 +19,7 @@ from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
 from cahlib.scrape.shards import shards
 from cahlib.scrape.wat import Link, Meta, Page, pages
+from tests.world import crawl
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "real"
 GOOD = "A red fox jumps over the old garden fence"
@@ -189,20 +191,36 @@ def test_any_link_is_chosen_or_refused(url, alt, base):
         assert links.absolute(each.url, links.Base.of(url, base), 2000) == each.url
 
 
+def test_each_oddity_becomes_what_the_list_says(tmp_path):
+    path = tmp_path / "odd.warc.wat.gz"
+    path.write_bytes(b"".join(record.member() for record in crawl.oddities()))
+    options, tally = Crawl(crawl=str(path)), Tally()
+    found = []
+    for shard in shards(options):
+        seen = Tally()
+        found += candidates(pages(shard, seen), options, Blocklists(), seen)
+        tally += seen
+    answers = [answer for record in crawl.oddities() for answer in record.answers]
+    assert [each.url for each in found] == [each for each in answers if ":" in each]
+    lost = Counter({reason.value: n for reason, n in tally.lost.items()})
+    assert lost == Counter(each for each in answers if ":" not in each)
+    assert tally.unaccounted(Stage.READ) == tally.unaccounted(Stage.CHOOSE) == 0
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
 def test_every_link_that_an_html_parser_finds_is_accounted_for():
     """The links of 37 real pages, against an independent reading of their HTML."""
-    crawl = Crawl(crawl=str(REAL / "pages.warc.wat.gz"), languages=("all",))
+    options = Crawl(crawl=str(REAL / "pages.warc.wat.gz"), languages=("all",))
     tally, found = Tally(), []
-    for shard in shards(crawl):
-        found += candidates(pages(shard, tally), crawl, Blocklists(), tally)
+    for shard in shards(options):
+        found += candidates(pages(shard, tally), options, Blocklists(), tally)
     truth = json.loads((REAL / "truth.json").read_text())
     chosen = {(each.url, each.text) for each in found}
     unexplained = []
     for _, url, alt in truth:
         text = texts.repaired(alt)
-        why = links.refuse(url) or texts.refuse(text, crawl)
-        clean = links.absolute(url, links.Base.of(url, ""), crawl.max_url)
+        why = links.refuse(url) or texts.refuse(text, options)
+        clean = links.absolute(url, links.Base.of(url, ""), options.max_url)
         if why is None and (clean, text) not in chosen:
             unexplained.append((url, alt))
     assert unexplained == []
@@ -212,8 +230,8 @@ def test_every_link_that_an_html_parser_finds_is_accounted_for():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
 def test_files_as_common_crawl_made_them_are_read():
-    crawl, tally = Crawl(crawl=str(REAL / "commoncrawl" / "*.gz")), Tally()
-    for shard in shards(crawl):
-        list(candidates(pages(shard, tally), crawl, Blocklists(), tally))
+    options, tally = Crawl(crawl=str(REAL / "commoncrawl" / "*.gz")), Tally()
+    for shard in shards(options):
+        list(candidates(pages(shard, tally), options, Blocklists(), tally))
     assert (tally.left[Stage.READ], tally.entered[Stage.CHOOSE]) == (4, 108)
     assert tally.lost[Reason.BROKEN_RECORD] == 0

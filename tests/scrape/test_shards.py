@@ -9,15 +9,14 @@ from cahlib.demo.web import Answer, Web
 from cahlib.errors import ConfigError, RunError, ShardError
 from cahlib.scrape.shards import shard, shards
 from cahlib.scrape.source import Source
+from tests.world.crawl import NAME, serve
 
-NAME = "CC-MAIN-2024-10"
-PATHS = [f"crawl-data/{NAME}/wat/CC-MAIN-2024-{n:05}.warc.wat.gz" for n in range(50)]
-LIST = Answer(body=gzip.compress("\n".join(PATHS).encode()))
+FILES = [f"CC-MAIN-2024-{n:05}.warc.wat.gz" for n in range(50)]
 
 
 @pytest.fixture
-def crawl():
-    with Web({f"/crawl-data/{NAME}/wat.paths.gz": LIST}) as web:
+def listed():
+    with serve(dict.fromkeys(FILES, b"")) as web:
 
         def options(**more):
             return Crawl(crawl=NAME, base_url=f"http://{web.address}", **more)
@@ -25,17 +24,17 @@ def crawl():
         yield options
 
 
-def test_a_crawl_has_two_shards_a_file(crawl):
-    found = list(shards(crawl()))
+def test_a_crawl_has_two_shards_a_file(listed):
+    found = list(shards(listed()))
     assert len(found) == len({each.id for each in found}) == 100
     assert [each.half for each in found[:4]] == [0, 1, 0, 1]
-    assert found[3].url.endswith(PATHS[1]) and found[3].id.startswith("CC-MAIN-2024-00001-")
+    assert found[3].url.endswith(FILES[1]) and found[3].id.startswith("CC-MAIN-2024-00001-")
 
 
-def test_a_seed_draws_the_same_files_and_more_of_them_later(crawl):
-    few, more = (list(shards(crawl(seed=7, shards=n))) for n in (6, 20))
+def test_a_seed_draws_the_same_files_and_more_of_them_later(listed):
+    few, more = (list(shards(listed(seed=7, shards=n))) for n in (6, 20))
     assert few == more[:6]
-    assert few != list(shards(crawl(seed=8, shards=6)))
+    assert few != list(shards(listed(seed=8, shards=6)))
 
 
 def test_files_are_found_by_path_and_glob(tmp_path):
@@ -70,8 +69,8 @@ def test_what_cannot_be_read_is_named(what, sentence):
         list(shards(Crawl(crawl=what)))
 
 
-def test_a_crawl_that_does_not_exist_is_named(crawl):
-    options = Crawl(crawl="CC-MAIN-1999-01", base_url=crawl().base_url)
+def test_a_crawl_that_does_not_exist_is_named(listed):
+    options = Crawl(crawl="CC-MAIN-1999-01", base_url=listed().base_url)
     with pytest.raises(ConfigError, match="there is no crawl CC-MAIN-1999-01"):
         list(shards(options))
 
