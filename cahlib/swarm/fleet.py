@@ -1,0 +1,300 @@
+"""Servers of one run over several accounts: planned, made, counted, deleted, and seen to be gone.
+
+It does not know what runs on a server. Whatever happens inside `fleet`, nothing of the run is left
+at the clouds after it, or the error says what is.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from cahlib.errors import ConfigError, RunError
+from cahlib.swarm.provider import PROJECT, Account, Denial, Denied, Offer, Server, Wish, ranked
+
+#: Seconds in which a request that was never answered may still make a server.
+_LATE = 10.0
+
+#: Seconds for which deleting is tried again before what remains is reported.
+_PATIENCE = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Which servers are wanted, and what they may cost."""
+
+    nodes: int
+    location: str = ""  #: "" = spread over all
+    server_type: str = ""  #: "" = the cheapest cores that fit
+    max_cost: float = 0  #: euros; 0 = no ceiling
+    hours: float = 0  #: 0 = until the work is done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What will be made, where the clouds have stock."""
+
+    limits: Limits
+    choices: Mapping[str, tuple[Offer, ...]]  #: by account's name, the best first
+
+    def first(self) -> list[Offer]:
+        """The offer each node is hoped to get."""
+        best = next(choice for choice in self.choices.values() if choice)
+        places = list(dict.fromkeys(offer.location for offer in best))
+        cheapest = {p: next(o for o in best if o.location == p) for p in places}
+        return [cheapest[places[n % len(places)]] for n in range(self.limits.nodes)]
+
+    def hourly(self) -> float:
+        """Euros an hour of all nodes, with IPv4 and tax."""
+        return sum(offer.hourly for offer in self.first())
+
+    def table(self) -> str:
+        """The plan for people."""
+        offers = self.first()
+        kinds = dict.fromkeys(offers)
+        lines = [f"{'nodes':>5}  {'type':<8} {'place':<6} {'cores':>5} {'GB':>4} {'EUR/h':>8}"]
+        lines += [
+            f"{offers.count(o):>5}  {o.type:<8} {o.location:<6} {o.cores:>5} {o.memory:>4g} "
+            f"{o.hourly:>8.4f}"
+            for o in kinds
+        ]
+        limits = self.limits
+        ceiling = f"at most EUR {limits.max_cost:.2f}" if limits.max_cost else "no ceiling"
+        end = f"after {limits.hours:g} hours" if limits.hours else "when the work is done"
+        lines.append(
+            f"EUR {self.hourly():.4f} an hour with IPv4 and tax (a started hour counts whole); "
+            f"{ceiling}; ends {end}."
+        )
+        return "\n".join(lines)
+
+
+def plan(accounts: Sequence[Account], limits: Limits) -> Plan:
+    """What can be made now; raises ConfigError before anything is, RunError if it cannot be."""
+    if not 1 <= limits.nodes <= 1000:
+        raise ConfigError(f"swarm: {limits.nodes} nodes is not possible; give 1 to 1000.")
+    choices = {}
+    for account in accounts:
+        offers = account.offers()
+        _known(offers, limits)
+        fit = ranked(offers, location=limits.location, server_type=limits.server_type)
+        choices[account.name] = tuple(fit)
+    if not any(choices.values()):
+        raise RunError(
+            "no server that fits is available now; leave location and server_type open, "
+            "or try again later."
+        )
+    made = Plan(limits=limits, choices=choices)
+    if limits.max_cost and made.hourly() > limits.max_cost:
+        raise ConfigError(
+            f"max_cost: one hour of {limits.nodes} nodes costs EUR {made.hourly():.4f}, more than "
+            f"the ceiling of EUR {limits.max_cost:.2f}; raise it, or ask for fewer nodes."
+        )
+    return made
+
+
+def _known(offers: Sequence[Offer], limits: Limits) -> None:
+    for name, value, known in (
+        ("location", limits.location, {o.location for o in offers}),
+        ("server_type", limits.server_type, {o.type for o in offers}),
+    ):
+        if value and offers and value not in known:
+            raise ConfigError(
+                f"{name}: {value!r} is not offered now; choose from {', '.join(sorted(known))}."
+            )
+
+
+@dataclass(slots=True)
+class _Bill:
+    hourly: float
+    since: float
+    until: float | None = None
+
+    def euros(self, now: float) -> float:
+        hours = ((self.until or now) - self.since) / 3600
+        return self.hourly * max(1, math.ceil(hours))
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The servers of one run."""
+
+    accounts: Sequence[Account]
+    run: str
+    plan: Plan
+    user_data: Callable[[str], str]  #: of a server, by its name
+    tell: Callable[[str], None]
+    clock: Callable[[], float] = time.time
+    _full: set[str] = field(default_factory=set)  #: accounts at their limit
+    _gone: set[tuple[str, str, str]] = field(default_factory=set)  #: account, type, place: no stock
+    _unsure: set[str] = field(default_factory=set)  #: asked for, without an answer
+    _bills: dict[str, _Bill] = field(default_factory=dict)  #: by server's name
+    _made: int = 0
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What every server of the run carries."""
+        return {PROJECT[0]: PROJECT[1], "run": self.run}
+
+    def prepare(self, public_key: str) -> None:
+        """Make keys and firewalls in every account."""
+        for account in self.accounts:
+            account.prepare(self.labels, public_key)
+
+    def fill(self) -> None:
+        """Make servers until there are as many as planned, or no account takes more.
+
+        Raises RunError if not even one came up.
+        """
+        have = self.servers()
+        while len(have) < self.plan.limits.nodes:
+            role = "node" if any(s.labels.get("role") == "head" for s in have) else "head"
+            server = self._add(role)
+            if server is None:
+                break
+            have.append(server)
+        if not have:
+            raise RunError("no account took a single server; see the reasons above.")
+
+    def servers(self) -> list[Server]:
+        """The run's servers at all accounts."""
+        return [server for account in self.accounts for server in account.servers(self.labels)]
+
+    def remove(self, server: Server) -> None:
+        """Delete one server."""
+        for account in self.accounts:
+            if any(each.id == server.id for each in account.servers(self.labels)):
+                account.delete(server)
+        if server.name in self._bills:
+            self._bills[server.name].until = self.clock()
+
+    def spent(self, *, ahead: float = 0) -> float:
+        """Euros that will have been spent in ``ahead`` seconds."""
+        return sum(bill.euros(self.clock() + ahead) for bill in self._bills.values())
+
+    def down(self, *, pause: float = 1, late: float = _LATE, patience: float = _PATIENCE) -> None:
+        """Delete all that carries the run's label, and ask the clouds whether it is gone.
+
+        Waits for servers whose making was never answered. Raises RunError with what remains.
+        """
+        started = time.monotonic()
+        while True:
+            left, trouble = sweep(self.accounts, self.labels)
+            self._unsure -= {server.name for server in left}
+            waited = time.monotonic() - started
+            if not left and not trouble and (not self._unsure or waited > late):
+                break
+            if waited > patience:
+                raise RunError(remains(left, trouble, self.run, self._hourly(left)))
+            time.sleep(pause)
+        for bill in self._bills.values():
+            bill.until = bill.until or self.clock()
+
+    def _hourly(self, servers: Sequence[Server]) -> float:
+        return sum(self._bills[s.name].hourly for s in servers if s.name in self._bills)
+
+    def _add(self, role: str) -> Server | None:
+        """Make one server where there is stock and room; None if there is none anywhere."""
+        self._made += 1
+        name = f"cah-{self.run}-{self._made}-{secrets.token_hex(2)}"
+        wish = Wish(name=name, labels={**self.labels, "role": role}, user_data=self.user_data(name))
+        for account, offer in self._options():
+            if account.name in self._full:
+                continue
+            self._unsure.add(name)
+            try:
+                server = account.create(offer, wish)
+            except Denied as denied:
+                self._note(account, offer, denied)
+                if denied.why is not Denial.AWAY:  # said no: it will not come later
+                    self._unsure.discard(name)
+                if denied.why in (Denial.TOKEN, Denial.OTHER, Denial.AWAY):
+                    raise
+                continue
+            self._unsure.discard(name)
+            self._bills[name] = _Bill(offer.hourly, self.clock())
+            self.tell(f"{name}: {server.type or offer.type} at {offer.location}, {account.name}")
+            return server
+        return None
+
+    def _options(self) -> Iterator[tuple[Account, Offer]]:
+        """Where the next server may be made, the best first: accounts and places take turns."""
+        for account in self.accounts:
+            offers = [
+                offer
+                for offer in self.plan.choices[account.name]
+                if (account.name, offer.type, offer.location) not in self._gone
+            ]
+            places = list(dict.fromkeys(offer.location for offer in offers))
+            turn = (self._made - 1) % len(places) if places else 0
+            for place in places[turn:] + places[:turn]:
+                yield from ((account, offer) for offer in offers if offer.location == place)
+
+    def _note(self, account: Account, offer: Offer, denied: Denied) -> None:
+        if denied.why is Denial.LIMIT:
+            self._full.add(account.name)
+            self.tell(str(denied))
+        elif denied.why is Denial.STOCK:
+            self._gone.add((account.name, offer.type, offer.location))
+            self.tell(f"{offer.type} at {offer.location}: {denied}")
+
+
+@contextmanager
+def fleet(
+    made: Fleet, *, public_key: str, pause: float = 1, late: float = _LATE
+) -> Iterator[Fleet]:
+    """Servers while the block runs; whatever ends it, they are deleted and seen to be gone."""
+    try:
+        made.prepare(public_key)
+        made.fill()
+        yield made
+    finally:
+        with _undisturbed():
+            made.down(pause=pause, late=late)
+
+
+def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[Server], list[str]]:
+    """Ask every account to delete what carries the labels: what was still there, what went wrong."""
+    left, trouble = list[Server](), list[str]()
+    for account in accounts:
+        try:
+            found = account.servers(labels)
+            left += found
+            for server in found:
+                account.delete(server)
+            if not found:
+                account.clean(labels)
+        except Denied as denied:
+            trouble.append(str(denied))
+    return left, trouble
+
+
+def remains(left: Sequence[Server], trouble: Sequence[str], run: str, hourly: float) -> str:
+    """The last line of a run whose servers could not be deleted."""
+    names = ", ".join(server.name for server in left) or "perhaps some"
+    why = f" ({trouble[0].rstrip('.')})" if trouble else ""
+    cost = f" EUR {hourly:.4f} an hour" if hourly else " money"
+    return (
+        f"servers of run {run} are NOT deleted{why}: {names}; they cost{cost} "
+        f"until you type `cah swarm down`."
+    )
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait: leaving now would leave servers that cost money."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    both = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in both}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,262 @@
+"""Hetzner Cloud through its own client: offers and prices read live, servers known by label.
+
+It does not know what a server is for. Types, prices and places change several times a year, so
+none of them stands here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import requests
+from hcloud import APIException, Client, HCloudException
+from hcloud.firewalls import BoundFirewall, FirewallRule
+from hcloud.images import BoundImage
+from hcloud.locations import Location
+from hcloud.server_types import BoundServerType, ServerType
+from hcloud.servers import BoundServer
+
+from cahlib import __version__
+from cahlib.errors import RunError
+from cahlib.swarm.provider import Denial, Denied, Offer, Server, Wish
+
+T = TypeVar("T")
+
+ENDPOINT = "https://api.hetzner.cloud/v1"
+
+_IMAGE = "debian-12"
+
+#: Ports of SSH, Dask's scheduler, and its workers and nannies.
+_PORTS = ("22", "8786", "9000-9099")
+
+_WHY = {
+    "resource_unavailable": Denial.STOCK,
+    "placement_error": Denial.STOCK,
+    "invalid_input": Denial.OTHER,
+    "resource_limit_exceeded": Denial.LIMIT,
+    "unauthorized": Denial.TOKEN,
+    "forbidden": Denial.TOKEN,
+    "token_readonly": Denial.TOKEN,
+    "service_error": Denial.AWAY,
+    "server_error": Denial.AWAY,
+    "rate_limit_exceeded": Denial.AWAY,
+    "conflict": Denial.AWAY,
+    "locked": Denial.AWAY,
+    "timeout": Denial.AWAY,
+    "bad_gateway": Denial.AWAY,
+    "maintenance": Denial.AWAY,
+    "unavailable": Denial.AWAY,
+}
+
+_ADVICE = {
+    Denial.LIMIT: "; raise the limit in the console under Limits, or add another token",
+    Denial.TOKEN: "; give a token of this project with permission to read and write",
+    Denial.AWAY: "; try again in a few minutes",
+}
+
+
+class Hetzner:
+    """One project at Hetzner Cloud, by its token."""
+
+    def __init__(
+        self,
+        token: str,
+        *,
+        name: str,
+        endpoint: str = ENDPOINT,
+        timeout: float = 30,
+        poll: float = 1,
+    ) -> None:
+        self.name = name
+        # The client's own timeout is none at all.
+        self._client = Client(
+            token,
+            api_endpoint=endpoint,
+            application_name="cahlib",
+            application_version=__version__,
+            poll_interval=poll,
+            timeout=timeout,
+        )
+        self._poll = poll
+
+    def __repr__(self) -> str:
+        return f"Hetzner(name={self.name!r})"
+
+    def offers(self) -> Sequence[Offer]:
+        """What can be ordered now, at prices with IPv4 and tax."""
+        ipv4 = self._ipv4()
+        types = self._patiently(self._client.server_types.get_all)
+        return [offer for each in types for offer in _offers(each, ipv4)]
+
+    def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
+        """Make the run's key and firewall; those already there are kept."""
+        name = "-".join(labels.values())
+        keys = self._client.ssh_keys
+        if not self._patiently(lambda: keys.get_by_name(name)):
+            self._patiently(lambda: keys.create(name, public_key, dict(labels)), unless=_EXISTS)
+        if not self._firewall(name):
+            rules = [_inward(port) for port in _PORTS]
+            create = self._client.firewalls.create
+            self._patiently(lambda: create(name, rules, dict(labels)), unless=_EXISTS)
+
+    def create(self, offer: Offer, wish: Wish) -> Server:
+        """Make a server, or take the one of this name and these labels that is there already.
+
+        Raises Denied; when the cloud did not answer, only after looking whether it acted.
+        """
+        run = {k: v for k, v in wish.labels.items() if k != "role"}
+        shared = "-".join(run.values())
+        try:
+            made = self._asked(lambda: self._create(offer, wish, shared))
+            return _server(made)
+        except Denied as denied:
+            if denied.why not in (Denial.AWAY, Denial.OTHER):
+                raise
+            found = [each for each in self.servers(run) if each.name == wish.name]
+            if not found:
+                raise
+            return found[0]
+
+    def servers(self, labels: Mapping[str, str]) -> list[Server]:
+        """All servers that carry these labels."""
+        selector = ",".join(f"{key}=={value}" for key, value in labels.items())
+        get = self._client.servers.get_all
+        return [_server(each) for each in self._patiently(lambda: get(label_selector=selector))]
+
+    def delete(self, server: Server) -> None:
+        """Delete a server; one that is gone already is fine."""
+        bound = BoundServer(self._client.servers, {"id": server.id})
+        self._patiently(lambda: self._client.servers.delete(bound), unless={"not_found"})
+
+    def clean(self, labels: Mapping[str, str]) -> None:
+        """Delete the keys and firewalls with these labels; firewalls once no server needs them."""
+        selector = ",".join(f"{key}=={value}" for key, value in labels.items())
+        gone = {"not_found"}
+        for key in self._patiently(lambda: self._client.ssh_keys.get_all(label_selector=selector)):
+            self._patiently(key.delete, unless=gone)
+        for wall in self._patiently(
+            lambda: self._client.firewalls.get_all(label_selector=selector)
+        ):
+            self._patiently(wall.delete, unless=gone)
+
+    def _create(self, offer: Offer, wish: Wish, shared: str) -> BoundServer:
+        keys = [key for key in [self._client.ssh_keys.get_by_name(shared)] if key]
+        walls = [wall for wall in [self._client.firewalls.get_by_name(shared)] if wall]
+        return self._client.servers.create(
+            name=wish.name,
+            server_type=ServerType(name=offer.type),
+            image=self._image(offer.architecture),
+            ssh_keys=list(keys),
+            firewalls=list(walls),
+            location=Location(name=offer.location),
+            labels=dict(wish.labels),
+            user_data=wish.user_data,
+        ).server
+
+    def _image(self, architecture: str) -> BoundImage:
+        image = self._client.images.get_by_name_and_architecture(_IMAGE, architecture)
+        if image is None:
+            raise Denied(Denial.STOCK, f"Hetzner has no image {_IMAGE} for {architecture}.")
+        return image
+
+    def _firewall(self, name: str) -> BoundFirewall | None:
+        return self._patiently(lambda: self._client.firewalls.get_by_name(name))
+
+    def _ipv4(self) -> dict[str, float]:
+        """Euros an hour of an IPv4 address, by location."""
+        pricing = self._patiently(lambda: self._client.request("GET", "/pricing"))["pricing"]
+        return {
+            price["location"]: float(price["price_hourly"]["gross"])
+            for kind in pricing["primary_ips"]
+            if kind["type"] == "ipv4"
+            for price in kind["prices"]
+        }
+
+    def _patiently(self, ask: Callable[[], T], *, unless: set[str] = frozenset()) -> T:  # type: ignore[assignment]
+        """Ask for something that may be asked twice, up to five times while nobody answers.
+
+        An error in ``unless`` means that it was done before; then None is returned.
+        """
+        for attempt in range(5):
+            try:
+                return self._asked(ask, unless=unless)
+            except Denied as denied:
+                if denied.why is not Denial.AWAY or attempt == 4:
+                    raise
+                time.sleep(self._poll * 2**attempt)
+        raise AssertionError
+
+    def _asked(self, ask: Callable[[], T], *, unless: set[str] = frozenset()) -> T:  # type: ignore[assignment]
+        """Ask, and translate what the client raises."""
+        try:
+            return ask()
+        except APIException as error:
+            if str(error.code) in unless:
+                return None  # type: ignore[return-value]
+            raise self._denied(error) from error
+        except (HCloudException, requests.RequestException) as error:
+            text = f"{self.name}: Hetzner does not answer ({type(error).__name__})"
+            raise Denied(Denial.AWAY, text + _ADVICE[Denial.AWAY] + ".") from error
+
+    def _denied(self, error: APIException) -> Denied:
+        why = _WHY.get(str(error.code), Denial.OTHER)
+        if isinstance(error.code, int) and error.code >= 500:
+            why = Denial.AWAY
+        if "unsupported location" in error.message.lower():
+            why = Denial.STOCK
+        message = error.message.rstrip(".")
+        return Denied(why, f"{self.name}: {message} ({error.code}){_ADVICE.get(why, '')}.")
+
+
+_EXISTS = {"uniqueness_error"}
+
+
+def accounts(tokens: str, *, endpoint: str = ENDPOINT, **options: Any) -> list[Hetzner]:
+    """An account for each token in a text that separates them by commas, spaces or lines."""
+    found = list(dict.fromkeys(tokens.replace(",", " ").split()))
+    if not found:
+        raise RunError(
+            "no Hetzner token is given; put HCLOUD_TOKEN=… into .env or the environment."
+        )
+    if bad := [n for n, token in enumerate(found, 1) if not token.isascii()]:
+        raise RunError(f"token {bad[0]} holds characters that no token has; copy it again.")
+    return [
+        Hetzner(token, name=f"account {number}", endpoint=endpoint, **options)
+        for number, token in enumerate(found, 1)
+    ]
+
+
+def _offers(kind: BoundServerType, ipv4: Mapping[str, float]) -> list[Offer]:
+    prices = {each["location"]: each["price_hourly"]["gross"] for each in kind.prices or ()}
+    return [
+        Offer(
+            type=str(kind.name),
+            location=str(place.location.name),
+            cores=int(kind.cores or 0),
+            memory=float(kind.memory or 0),
+            architecture=str(kind.architecture),
+            hourly=float(prices[place.location.name]) + ipv4.get(str(place.location.name), 0),
+        )
+        for place in kind.locations or ()
+        if place.available and place.location.name in prices and place.deprecation is None
+    ]
+
+
+def _server(bound: BoundServer) -> Server:
+    address = bound.public_net.ipv4 if bound.public_net else None
+    return Server(
+        id=int(bound.id or 0),
+        name=str(bound.name),
+        address=str(address.ip) if address else "",
+        type=str(bound.server_type.name) if bound.server_type else "",
+        location=str(bound.location.name) if bound.location else "",
+        status=str(bound.status),
+        labels=dict(bound.labels or {}),
+        created=bound.created.timestamp() if bound.created else 0,
+    )
+
+
+def _inward(port: str) -> FirewallRule:
+    return FirewallRule(direction="in", protocol="tcp", port=port, source_ips=["0.0.0.0/0", "::/0"])

@@ -1,0 +1,111 @@
+"""What the swarm asks of a cloud: offers, servers by label, and why something was refused.
+
+It does not know any cloud; `hetzner` is the one there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from cahlib.errors import RunError
+
+#: Every server, key and firewall of ours carries this label; nothing without it is ever touched.
+PROJECT = ("project", "cahlib")
+
+
+class Denial(Enum):
+    """Why a cloud did not do what was asked: decides what is tried next."""
+
+    STOCK = "not available there at the moment"  #: the next offer
+    LIMIT = "the account's limit is reached"  #: the next account
+    TOKEN = "the token was refused"  #: nothing more can be done with this account
+    AWAY = "the cloud does not answer"  #: the outcome is unknown: look before asking again
+    OTHER = "refused"
+
+
+class Denied(RunError):
+    """A cloud did not do what was asked."""
+
+    def __init__(self, why: Denial, text: str) -> None:
+        super().__init__(text)
+        self.why = why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A server that can be ordered at a place for a price."""
+
+    type: str
+    location: str
+    cores: int
+    memory: float  #: GB
+    architecture: str  #: "x86" or "arm"
+    hourly: float  #: euros with IPv4 and tax, a started hour counts whole
+
+    def rank(self) -> tuple[float, float, str]:
+        """Sorts offers: the cheapest core first, then the cheapest server."""
+        return self.hourly / self.cores, self.hourly, self.type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A server as the cloud lists it."""
+
+    id: int
+    name: str
+    address: str  #: IPv4, "" while it has none
+    type: str
+    location: str
+    status: str  #: the cloud's word: "initializing", "running", "off" …
+    labels: Mapping[str, str]
+    created: float  #: seconds since 1970
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """A server to be made."""
+
+    name: str  #: unique in the account, so that asking twice makes one
+    labels: Mapping[str, str]
+    user_data: str  #: for cloud-init, at most 32 KiB; any process on the server can read it
+
+
+class Account(Protocol):
+    """One account at a cloud; every method raises Denied when the cloud says no."""
+
+    name: str  #: for people; never the token
+
+    def offers(self) -> Sequence[Offer]:
+        """What can be ordered now."""
+
+    def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
+        """Make what servers of a run share, its key and firewall; those already there are kept."""
+
+    def create(self, offer: Offer, wish: Wish) -> Server:
+        """Make a server, or take the one of this name and these labels that is there already."""
+
+    def servers(self, labels: Mapping[str, str]) -> list[Server]:
+        """All servers that carry these labels."""
+
+    def delete(self, server: Server) -> None:
+        """Delete a server; one that is gone already is fine."""
+
+    def clean(self, labels: Mapping[str, str]) -> None:
+        """Delete what `prepare` made."""
+
+
+def ranked(
+    offers: Sequence[Offer], *, location: str = "", server_type: str = "", memory: float = 2
+) -> Iterator[Offer]:
+    """Offers that fit, cheapest cores first."""
+    fit = (
+        offer
+        for offer in offers
+        if offer.memory >= memory
+        and location in ("", offer.location)
+        and server_type in ("", offer.type)
+    )
+    yield from sorted(fit, key=Offer.rank)

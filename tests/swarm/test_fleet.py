@@ -1,0 +1,150 @@
+"""Servers come up where there is stock and room, and none of them outlives what happens."""
+
+import signal
+
+import pytest
+
+from cahlib.errors import ConfigError, RunError
+from cahlib.swarm.fleet import Fleet, Limits, fleet, plan
+from cahlib.swarm.hetzner import accounts
+from tests.world.cloud import PLACES, Account, Cloud, No, serve
+
+ONE, TWO = "token-one", "token-two"
+
+
+@pytest.fixture
+def cloud():
+    with serve(Cloud({ONE: Account(limit=3), TWO: Account(limit=3)})) as cloud:
+        cloud.stranger(ONE)
+        yield cloud
+
+
+def made(cloud, nodes=3, tokens=f"{ONE},{TWO}", **limits):
+    told = []
+    theirs = accounts(tokens, endpoint=cloud.url, timeout=0.5, poll=0.01)
+    planned = plan(theirs, Limits(nodes=nodes, **limits))
+    return Fleet(theirs, "r1", planned, lambda name: "#cloud-config\n", told.append), told
+
+
+def hold(swarm):
+    return fleet(swarm, public_key="ssh-ed25519 AAAA", pause=0.01, late=0.3)
+
+
+def nothing_is_left(cloud):
+    things = [t for account in cloud.accounts.values() for t in account.things.values()]
+    return [each["name"] for kind in things for each in kind.values()] == ["stranger"]
+
+
+def test_nodes_spread_over_places_and_accounts_and_leave_nothing(cloud):
+    swarm, told = made(cloud, nodes=4)
+    with hold(swarm):
+        ours = [s for s in cloud.servers() if s["name"] != "stranger"]
+        assert {s["location"]["name"] for s in ours} == set(PLACES)
+        assert [s["labels"]["role"] for s in ours].count("head") == 1
+        assert len(cloud.servers(ONE)) == 3 and len(cloud.servers(TWO)) == 2
+        assert {s["server_type"]["name"] for s in ours} == {"cx23"}  # the cheapest core
+        assert swarm.spent() == pytest.approx(4 * 0.007)
+    assert nothing_is_left(cloud)
+    assert any("raise the limit" in line for line in told)
+
+
+def test_sold_out_places_are_passed_by(cloud):
+    cloud.empty = {("cx23", place) for place in PLACES[:2]}
+    swarm, told = made(cloud, nodes=2, location="fsn1")
+    with hold(swarm):
+        assert {s.type for s in swarm.servers()} == {"cax11"}
+    assert any("cx23 at fsn1" in line for line in told)
+
+
+def test_what_came_up_is_kept_when_no_account_takes_more(cloud):
+    swarm, told = made(cloud, nodes=40)
+    with hold(swarm):
+        assert len(swarm.servers()) == 5
+    assert sum("limit" in line for line in told) == 2
+    assert nothing_is_left(cloud)
+
+
+def test_no_quota_at_all_is_one_sentence(cloud):
+    cloud.accounts[ONE].limit = cloud.accounts[TWO].limit = 0
+    swarm, _ = made(cloud)
+    with pytest.raises(RunError, match="not|no account took"), hold(swarm):
+        pass
+    assert nothing_is_left(cloud)
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({"nodes": 0}, "0 nodes"),
+        ({"nodes": 10_000}, "10000 nodes"),
+        ({"location": "moon"}, "location: 'moon' .* fsn1"),
+        ({"server_type": "cx11"}, "server_type: 'cx11' .* cx23"),
+        ({"max_cost": 0.001}, "max_cost: .* 0.0210"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(cloud, limits, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        made(cloud, **limits)
+    assert not any(call.startswith("POST") for call in cloud.calls)
+
+
+def test_a_wrong_token_is_one_sentence_without_the_token(cloud):
+    with pytest.raises(RunError, match="account 1: unable to authenticate") as caught:
+        made(cloud, tokens="wrong-token")
+    assert "wrong-token" not in str(caught.value)
+    assert "wrong-token" not in repr(accounts("wrong-token"))
+
+
+def test_a_token_that_may_only_read_leaves_nothing(cloud):
+    cloud.accounts[TWO].writes = False
+    swarm, _ = made(cloud)
+    with pytest.raises(RunError, match="permission to read and write"), hold(swarm):
+        pass
+    cloud.accounts[TWO].writes = True
+    assert nothing_is_left(cloud)
+
+
+def test_many_servers_come_in_pages(cloud):
+    cloud.accounts[ONE].limit = 70
+    swarm, _ = made(cloud, nodes=60, tokens=ONE)
+    with hold(swarm):
+        assert len(swarm.servers()) == 60
+    assert nothing_is_left(cloud)
+
+
+def test_a_server_that_cannot_be_deleted_is_named_with_its_price(cloud):
+    swarm, _ = made(cloud, nodes=1)
+    swarm.prepare("ssh-ed25519 AAAA")
+    swarm.fill()
+    cloud.faults = lambda number, what: what.startswith("DELETE") and No(423, "locked")
+    with pytest.raises(RunError, match=r"NOT deleted .*cah-r1-1-.*0\.0070.*cah swarm down"):
+        swarm.down(pause=0.01, patience=0.1)
+    cloud.faults = lambda number, what: None
+    swarm.down(pause=0.01)
+    assert nothing_is_left(cloud)
+
+
+@pytest.mark.parametrize("fault", ["error", "timeout", "interrupt", "errors"])
+@pytest.mark.parametrize("nth", range(1, 15))
+def test_whichever_call_fails_no_server_is_left(cloud, nth, fault):
+    """Earns its seconds: a client that gives up waiting cannot be had without waiting."""
+    swarm, _ = made(cloud, nodes=2)
+    before = len(cloud.calls)
+
+    def faults(number, what):
+        number -= before
+        if fault == "errors":  # from here on nothing can be made any more
+            return "error" if number >= nth and what.startswith("POST") else None
+        return fault if number == nth else None
+
+    cloud.faults = faults
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with hold(swarm):
+            assert len(swarm.servers()) == 2
+    except (RunError, KeyboardInterrupt):
+        pass
+    assert len(cloud.calls) - before >= nth
+    assert signal.getsignal(signal.SIGINT) is handler
+    cloud.faults = lambda number, what: None
+    assert nothing_is_left(cloud)
