@@ -20,7 +20,7 @@ HOMES = {
     "distributed": {"swarm/engine.py"},
     "dask": {"swarm/engine.py"},
     "sqlalchemy": {"tracker/store.py"},
-    "aiohttp": {"scrape/images.py", "scrape/addresses.py"},
+    "aiohttp": {"scrape/fetch.py", "scrape/addresses.py"},
 }
 
 

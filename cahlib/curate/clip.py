@@ -342,7 +342,7 @@ def _why(source: _Source, error: Exception) -> str:
 
 def _devices(choice: str) -> list[str]:
     found = {
-        "cuda": [f"cuda:{i}" for i in range(torch.cuda.device_count())],
+        "cuda": [f"cuda:{i}" for i in range(torch.cuda.device_count() * torch.cuda.is_available())],
         "mps": ["mps"] if torch.backends.mps.is_available() else [],
         "cpu": ["cpu"],
     }
