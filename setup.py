@@ -23,6 +23,8 @@ base = [
     "ftfy>=6.2",  # repairs mojibake in alt texts, as LAION did
     "fsspec>=2024.2",  # outputs may be s3://, gdrive:// …
     "distributed>=2025.1",  # runs the scraping, here or anywhere
+    "paramiko>=3.4",  # SSH to the swarm's nodes
+    "cryptography>=42",  # the swarm's keys and certificates; paramiko stands on it
     "sqlalchemy>=2.0.30",  # the ledger; the same code serves the tracker on PostgreSQL
     "tqdm>=4.66",  # the live lines in terminals and notebooks
     "python-dotenv>=1.0",  # reads .env
@@ -63,6 +65,7 @@ setup(
     package_data={
         "cahlib": [
             "py.typed", "**/*.json", "**/*.html", "**/*.gz", "**/*.safetensors", "**/*.tar",
+            "swarm/node/*",
         ]
     },
     python_requires=">=3.10",

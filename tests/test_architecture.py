@@ -17,8 +17,10 @@ DOORS = {"cli", "console"}
 HOMES = {
     "torch": {"curate/clip.py"},
     "open_clip": {"curate/clip.py"},
-    "distributed": {"swarm/engine.py"},
-    "dask": {"swarm/engine.py"},
+    "distributed": {"swarm/engine.py", "swarm/remote.py", "swarm/transfer.py"},
+    "dask": {"swarm/engine.py", "swarm/remote.py"},
+    "paramiko": {"swarm/ssh.py"},
+    "cryptography": {"swarm/keys.py"},
     "sqlalchemy": {"tracker/store.py"},
     "aiohttp": {"scrape/fetch.py", "scrape/addresses.py"},
 }

@@ -1,4 +1,4 @@
-"""A small web on one loopback port: any number of hosts, each URL with the answer it was given.
+"""A small web on one port: any number of hosts, each URL with the answer it was given.
 
 It goes by the Host header, so a client that sends every connection here sees as many sites as it
 likes; http and https URLs of one host are the same page, and nothing here speaks TLS. It serves
@@ -53,11 +53,16 @@ class Web:
     """Serves answers by absolute URL while it is entered; any other URL is a 404.
 
     A sequence of answers is given in turn, the last one for ever. A key that begins with "/" holds
-    for every host. `address` is "127.0.0.1:PORT" (port 0: any free one), `requests` what was asked.
+    for every host. `address` is HOST:PORT (port 0: any free one), `requests` what was asked.
     """
 
-    def __init__(self, answers: Mapping[str, Answer | Sequence[Answer]], port: int = 0) -> None:
-        self._port = port
+    def __init__(
+        self,
+        answers: Mapping[str, Answer | Sequence[Answer]],
+        port: int = 0,
+        host: str = "127.0.0.1",
+    ) -> None:
+        self._place = host, port
         self.requests: list[Request] = []
         self._answers = {
             _key(url): [answer] if isinstance(answer, Answer) else list(answer)
@@ -66,8 +71,8 @@ class Web:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Web:
-        self._server = _Server(self, self._port)
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        self._server = _Server(self, self._place)
+        self.address = f"{self._place[0]}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
         return self
@@ -100,11 +105,11 @@ class _Server(socketserver.ThreadingTCPServer):
 
     allow_reuse_address = True
 
-    def __init__(self, web: Web, port: int) -> None:
+    def __init__(self, web: Web, place: tuple[str, int]) -> None:
         self.web = web
         self.stopped = threading.Event()
         self.open: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", port), _Connection)
+        super().__init__(place, _Connection)
 
     def hang_up(self) -> None:
         """Wake the threads that wait for a further request."""

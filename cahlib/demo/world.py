@@ -52,10 +52,10 @@ class World:
     answers: Mapping[str, Answer | Sequence[Answer]]  #: by URL
 
     @contextmanager
-    def serve(self, port: int = 0) -> Iterator[Web]:
-        """The web on loopback, with the crawl at `WAT_PATH`."""
+    def serve(self, port: int = 0, host: str = "127.0.0.1") -> Iterator[Web]:
+        """The web on this machine, with the crawl at `WAT_PATH`."""
         crawl = Answer(body=self.wat, type="application/gzip")
-        with Web({WAT_PATH: crawl, **self.answers}, port) as web:
+        with Web({WAT_PATH: crawl, **self.answers}, port, host) as web:
             yield web
 
 

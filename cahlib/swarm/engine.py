@@ -22,7 +22,7 @@ from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
 from cahlib.errors import ShardError
 
 #: Where workers tell how far their jobs are.
-_TOPIC = "cahlib-progress"
+TOPIC = "cahlib-progress"
 
 #: Seconds over its limit after which a job's process is ended.
 _GRACE = 60
@@ -56,7 +56,7 @@ class Engine:
         self._futures: dict[str, Future[Any]] = {}
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._told: dict[str, Any] = {}
-        client.subscribe_topic(_TOPIC, self._hear)
+        client.subscribe_topic(TOPIC, self._hear)
 
     def __len__(self) -> int:
         """Jobs submitted and not taken back by `take`."""
@@ -64,7 +64,7 @@ class Engine:
 
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
         """Start ``function(*arguments, limit=…, report=…)``, which may take ``limit`` seconds."""
-        future = self._client.submit(_guarded, key, function, arguments, limit, key=key, pure=False)
+        future = self._client.submit(guarded, key, function, arguments, limit, key=key, pure=False)
         self._futures[key] = future
         future.add_done_callback(lambda _: self._finished.put(key))
 
@@ -91,8 +91,8 @@ class Engine:
         """What each running job reported last."""
         return list(self._told.values())
 
-    def _hear(self, event: tuple[float, tuple[str, Any]]) -> None:
-        key, message = event[1]
+    def _hear(self, event: tuple[float, tuple[str, Any, Any]]) -> None:
+        key, message, _ = event[1]
         if key in self._futures:
             self._told[key] = message
 
@@ -116,14 +116,14 @@ def local(workers: int) -> Iterator[Engine]:
         yield Engine(client, slots=workers)
 
 
-def _guarded(
+def guarded(
     key: str, function: Callable[..., Any], arguments: tuple[Any, ...], limit: float
 ) -> Any:
     """Run a job in a worker, under its limit."""
     worker = get_worker()
 
     def report(message: Any) -> None:
-        worker.log_event(_TOPIC, (key, message))
+        worker.log_event(TOPIC, (key, message, str(worker.name)))
 
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=nowhere)

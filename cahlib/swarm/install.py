@@ -1,0 +1,183 @@
+"""A server becomes a node: waits for its boot, brings this cahlib and the certificates, starts it.
+
+It asks until something is ready, within a deadline, and never just waits. It does not know where
+servers come from, nor what becomes of one that does not come up.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cahlib.errors import ConfigError, RunError
+from cahlib.swarm import wheel
+from cahlib.swarm.node import HOME
+from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
+
+LOG = f"{HOME}/crawl.log"
+_BOOT_LOG = "/var/log/cloud-init-output.log"
+
+#: The scheduler's port on the head.
+PORT = 8786
+
+#: Nodes that are set up at the same time.
+_AT_ONCE = 16
+
+
+class NotReady(RunError):
+    """A server did not become a node in time; the message ends with its logs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """What is brought to a node."""
+
+    wheel: Path
+    pins: str  #: pip's constraints
+    wheelhouse: tuple[Path, ...] = ()  #: all that is needed; () = the node asks its registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """Seconds after which a node is given up."""
+
+    ssh: float = 180
+    boot: float = 420  #: cloud-init with its packages
+    install: float = 420
+    start: float = 60
+
+
+def package(folder: Path, *, wheelhouse: Path | None = None) -> Package:
+    """Make the wheel in ``folder``; a wheelhouse is a folder of wheels for the nodes' Python."""
+    wheels: tuple[Path, ...] = ()
+    if wheelhouse:
+        wheels = tuple(sorted(wheelhouse.glob("*.whl")))
+        wheels = tuple(each for each in wheels if not each.name.startswith("cahlib-"))
+        if not wheels:
+            raise ConfigError(
+                f"wheelhouse: {wheelhouse} holds no wheels; fill it with "
+                f"`pip download --dest {wheelhouse} cahlib`."
+            )
+    return Package(wheel=wheel.build(folder), pins=wheel.pins(), wheelhouse=wheels)
+
+
+def bring_up(
+    login: Login, goods: Package, *, head: Login, patience: Patience | None = None
+) -> dict[str, float]:
+    """Make a server a node of the swarm with this head; done again, it changes nothing.
+
+    Tells the seconds that each step took. Raises NotReady with the ends of the node's logs.
+    """
+    limits, took = patience or Patience(), dict[str, float]()
+    try:
+        _timed(took, "ssh", lambda: awaited(login, timeout=limits.ssh))
+        with session(login) as node:
+            _timed(took, "boot", lambda: _booted(node, limits.boot))
+            _timed(took, "install", lambda: _installed(node, login, goods, limits.install))
+            _timed(took, "start", lambda: _started(node, login, head, limits.start))
+    except (Failed, Unreachable) as error:
+        raise NotReady(f"{login.name} did not come up: {error}{_logs(login)}") from error
+    return took
+
+
+def bring_up_all(
+    logins: Sequence[Login], goods: Package, *, head: Login, patience: Patience | None = None
+) -> dict[str, NotReady]:
+    """Make servers nodes, many at a time; gives those that failed, by name."""
+
+    def one(login: Login) -> NotReady | None:
+        try:
+            bring_up(login, goods, head=head, patience=patience)
+        except NotReady as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        ended = zip(logins, pool.map(one, logins), strict=True)
+        return {login.name: error for login, error in ended if error}
+
+
+def restart(login: Login, *, unit: str = "crawl", timeout: float = 60) -> None:
+    """Restart a node's service; what it was doing is done again somewhere."""
+    with session(login, timeout=timeout) as node:
+        node.run(["sudo", "systemctl", "restart", unit], timeout=timeout)
+
+
+def log(login: Login, *, lines: int = 20, boot: bool = False, timeout: float = 20) -> str:
+    """The end of a node's log, or of what cloud-init said at its boot."""
+    with session(login, timeout=timeout) as node:
+        return node.tail(_BOOT_LOG if boot else LOG, lines=lines, timeout=timeout)
+
+
+def fetch_log(login: Login, target: Path, *, timeout: float = 60) -> None:
+    """Copy a node's whole log."""
+    with session(login, timeout=timeout) as node:
+        node.get(LOG, target, timeout=timeout)
+
+
+def _timed(took: dict[str, float], name: str, step: Callable[[], None]) -> None:
+    started = time.monotonic()
+    step()
+    took[name] = time.monotonic() - started
+
+
+def _booted(node: Session, timeout: float) -> None:
+    """Wait for cloud-init; it counts what is there after it, not what it says of itself."""
+    with suppress(Failed):  # its status is "error" if a single mirror was away for a moment
+        node.run("cloud-init status --wait", timeout=timeout)
+    node.run("python3 -c 'import ensurepip, venv'")
+
+
+def _installed(node: Session, login: Login, goods: Package, timeout: float) -> None:
+    node.run(f"mkdir -p -m 700 {HOME}/tls {HOME}/wheels {HOME}/parcels && "
+             f"rm -f {HOME}/wheels/cahlib-*.whl")  # fmt: skip
+    authority, own = login.keys.authority(), login.keys.tls("node")
+    there = set(node.run(["ls", f"{HOME}/wheels"]).split())
+    wheels = [each for each in goods.wheelhouse if each.name not in there]
+    node.put(
+        [
+            (authority.public, f"{HOME}/tls/authority.crt"),
+            (own.public, f"{HOME}/tls/node.crt"),
+            (own.private, f"{HOME}/tls/node.key"),
+            (goods.pins.encode(), f"{HOME}/pins.txt"),
+            *((each, f"{HOME}/wheels/{each.name}") for each in (*wheels, goods.wheel)),
+        ],
+        timeout=timeout,
+    )
+    source = f"--no-index --find-links {HOME}/wheels" if goods.wheelhouse else ""
+    node.run(
+        f"test -x {HOME}/venv/bin/python || python3 -m venv {HOME}/venv && "
+        f"{HOME}/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "
+        f"{source} --constraint {HOME}/pins.txt {HOME}/wheels/{shlex.quote(goods.wheel.name)}",
+        timeout=timeout,
+    )
+
+
+def _started(node: Session, login: Login, head: Login, timeout: float) -> None:
+    told = {
+        "HEAD": f"tls://{head.address}:{PORT}",
+        "PROTOCOL": "tls",
+        "ADDRESS": login.address,
+        "NODE": login.name,
+        "WORKERS": node.run(["nproc"]).strip(),
+    }
+    lines = "".join(f"{name}={value}\n" for name, value in told.items())
+    node.put([(lines.encode(), f"{HOME}/crawl.env")])
+    for unit in ("crawl-head", "crawl") if login.name == head.name else ("crawl",):
+        node.run(["sudo", "systemctl", "enable", unit], timeout=timeout)
+        node.run(["sudo", "systemctl", "restart", unit], timeout=timeout)
+
+
+def _logs(login: Login) -> str:
+    """The ends of a node's logs for an error, if it lets itself be asked."""
+    shown = []
+    with suppress(Failed, Unreachable), session(login, timeout=10) as node:
+        for path in (_BOOT_LOG, LOG):
+            if text := node.tail(path, lines=8).strip():
+                shown.append(f"\n--- the end of {path} on {login.name}:\n{text}")
+    return "".join(shown)

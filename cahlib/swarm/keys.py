@@ -1,0 +1,138 @@
+"""The keys of one swarm: for SSH, for the hosts, and for TLS between the Dask processes.
+
+All lie in one folder that only its owner reads, so that a command that is started again reaches
+the swarm of the one before. Whoever holds a TLS key of a swarm can run code on it: the authority
+is made for one swarm and lives a month. It does not know any server.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+_DAYS = 30
+
+#: Clocks of laptops and fresh servers are off by hours now and then.
+_SLACK = datetime.timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A private key with what belongs to it in public, as files."""
+
+    private: Path
+    public: Path  #: an SSH public key, or a certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of the swarm whose state lies in ``folder``; each is made when first asked for."""
+
+    folder: Path
+
+    def ssh(self) -> Pair:
+        """The ed25519 key that opens every node."""
+        return self._openssh("ssh")
+
+    def host(self, node: str) -> Pair:
+        """A node's ed25519 host key, which it gets at its first boot."""
+        return self._openssh(f"host-{node}")
+
+    def authority(self) -> Pair:
+        """The authority that signs the swarm's certificates."""
+        return self._made("authority", "crt", lambda: _certified("cahlib swarm", None))
+
+    def tls(self, role: str) -> Pair:
+        """Key and certificate of a role in the swarm: "node" or "driver"."""
+        authority = self.authority()
+        return self._made(role, "crt", lambda: _certified(role, authority))
+
+    def _openssh(self, name: str) -> Pair:
+        return self._made(name, "pub", _ed25519)
+
+    def _made(self, name: str, kind: str, make: Callable[[], tuple[bytes, bytes]]) -> Pair:
+        """The pair of a name; its public half is written last and says that both are whole."""
+        pair = Pair(private=self.folder / f"{name}.key", public=self.folder / f"{name}.{kind}")
+        if not pair.public.exists():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path, data in zip((pair.private, pair.public), make(), strict=True):
+                _write(path, data)
+        return pair
+
+
+def _write(path: Path, data: bytes) -> None:
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+    fresh.replace(path)
+
+
+def _ed25519() -> tuple[bytes, bytes]:
+    key = ed25519.Ed25519PrivateKey.generate()
+    return (
+        key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
+        key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n",
+    )
+
+
+def _certified(name: str, authority: Pair | None) -> tuple[bytes, bytes]:
+    """A key and its certificate, signed by the authority; without one it becomes one."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer, signer = subject, key
+    if authority:
+        issuer = x509.load_pem_x509_certificate(authority.public.read_bytes()).subject
+        loaded = load_pem_private_key(authority.private.read_bytes(), None)
+        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        signer = loaded
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SLACK)
+        .not_valid_after(now + datetime.timedelta(days=_DAYS))
+        .add_extension(x509.BasicConstraints(ca=not authority, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+        .add_extension(_usage(sign=not authority), critical=True)
+        .sign(signer, hashes.SHA256())
+    )
+    return (
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        certificate.public_bytes(Encoding.PEM),
+    )
+
+
+def _usage(*, sign: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign,
+        key_cert_sign=sign,
+        crl_sign=sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

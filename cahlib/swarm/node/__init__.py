@@ -1,0 +1,69 @@
+"""What a server is told at its first boot: the files beside this one, made into cloud-init's form.
+
+It does not know who makes the server. Any process on a server can read its user-data: of secrets
+it holds the host's own key, which root could read anyway, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cahlib.swarm.keys import Keys
+
+HERE = Path(__file__).parent
+
+#: The user that scrapes and that we log in as.
+USER = "crawl"
+HOME = f"/home/{USER}"
+
+#: Where each file goes on a node, and its mode.
+_FILES = {
+    "crawl.service": ("/etc/systemd/system/crawl.service", "0644"),
+    "crawl-head.service": ("/etc/systemd/system/crawl-head.service", "0644"),
+    "crawl-tmpfs": ("/usr/local/sbin/crawl-tmpfs", "0755"),
+    "dask.yaml": ("/etc/cahlib/dask.yaml", "0644"),
+    "resolver": ("/usr/local/sbin/crawl-resolver", "0755"),
+    "sshd.conf": ("/etc/ssh/sshd_config.d/00-cahlib.conf", "0644"),
+    "sudoers": ("/etc/sudoers.d/cahlib", "0440"),
+    "unbound.conf": ("/etc/unbound/unbound.conf.d/cahlib.conf", "0644"),
+}
+
+
+def user_data(keys: Keys, node: str) -> str:
+    """cloud-init's user-data for a node, at most 32 KiB."""
+    host = keys.host(node)
+    told = {
+        "users": [
+            {
+                "name": USER,
+                "shell": "/bin/bash",
+                "lock_passwd": True,
+                # adm reads the logs of cloud-init
+                "groups": "adm,systemd-journal",
+                "ssh_authorized_keys": [keys.ssh().public.read_text().strip()],
+            }
+        ],
+        "disable_root": True,
+        "ssh_pwauth": False,
+        "ssh_deletekeys": True,
+        "ssh_genkeytypes": ["ed25519"],
+        "ssh_keys": {
+            "ed25519_private": host.private.read_text(),
+            "ed25519_public": host.public.read_text().strip(),
+        },
+        "write_files": [
+            {"path": path, "permissions": mode, "content": (HERE / name).read_text()}
+            for name, (path, mode) in _FILES.items()
+        ],
+        # one transaction; Debian's own first-boot work may hold dpkg's lock meanwhile
+        "apt": {"conf": 'DPkg::Lock::Timeout "300";\nAPT::Install-Recommends "false";\n'},
+        "package_update": True,
+        "packages": ["python3-venv", "unbound"],
+        "runcmd": [
+            "systemctl daemon-reload",
+            "systemctl try-restart ssh",
+            "/usr/local/sbin/crawl-resolver",
+        ],
+    }
+    return "#cloud-config\n" + json.dumps(told, indent=1) + "\n"  # JSON is YAML

@@ -1,0 +1,434 @@
+"""An engine on a Dask cluster that is somewhere else: the swarm's, or anybody's.
+
+To its user it is like `engine.Engine`. What differs: jobs write their parcels on the machine where
+they run, and they are brought here before they count as finished; the connection may be gone for
+minutes, after which jobs are submitted again under their keys and so found again, for the
+scheduler keeps what is published. It does not know how the machines came about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import queue
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, Future, KilledWorker, Security, get_worker
+from distributed.comm.addressing import get_address_host
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from cahlib.errors import ConfigError, RunError, ShardError
+from cahlib.records import Parcel
+from cahlib.swarm.engine import TOPIC, guarded
+from cahlib.swarm.keys import Keys
+from cahlib.swarm.transfer import Damaged, Sent, fetch, forget, offer
+
+#: Parcels that are brought here at the same time.
+_PULLS = 2
+
+#: How often a parcel's coming is tried before its shard is scraped again.
+_TRIES = 5
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+#: What a broken connection raises in Dask's client.
+_TROUBLE = (OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """Where a cluster is, and how it is used."""
+
+    address: str  #: tls://HOST:PORT or tcp://HOST:PORT
+    keys: Keys | None = None  #: of the swarm; None: what Dask's own configuration says
+    away: str = "/tmp/cahlib-parcels"  #: where jobs write parcels on the machines of the cluster
+    staging: str = ""  #: a URL that its machines and this one share; "" = from machine to machine
+    patience: float = 60  #: seconds for a piece of a parcel
+    silence: float = 120  #: seconds after which the connection counts as broken
+    limit: float = 900  #: seconds that the cluster may be away
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A worker process as the scheduler knows it."""
+
+    name: str  #: the node's, with -0, -1 … where it runs several
+    host: str
+    slots: int
+    seen: float  #: seconds since its last sign of life
+    memory: int  #: bytes of its process
+    jobs: tuple[str, ...]  #: keys of what it runs
+    still: float  #: seconds since its jobs last reported something new; 0 without jobs
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    limit: float
+    future: Future[Any] | None = None
+    published: bool = False
+    coming: bool = False  #: its parcel is on its way
+    ended: bool = False
+    tries: int = 0
+    told: Any = None
+    worker: str = ""
+    changed: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cargo:
+    """What a job gave, and the files that belong to it."""
+
+    result: Any
+    files: tuple[Sent, ...]
+
+
+class Remote:
+    """Jobs by key on the workers of a cluster by address."""
+
+    def __init__(self, reach: Reach, home: Path, connect: Callable[[], Client]) -> None:
+        self.slots = 0  #: jobs that can run at the same time, as of now
+        self.folder = Path(reach.away)  #: where jobs write their parcels
+        self._reach, self._home, self._connect = reach, home, connect
+        self._jobs: dict[str, _Job] = {}
+        self._finished: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._lost: RunError | None = None
+        self._lock = threading.RLock()
+        self._ending = threading.Event()
+        self._pulls = ThreadPoolExecutor(_PULLS, thread_name_prefix="pull")
+        self._client = connect()
+        self._begin()
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._keeper.start()
+
+    def __len__(self) -> int:
+        """Jobs submitted and not taken back by `take`."""
+        return len(self._jobs)
+
+    def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
+        """Start ``function(*arguments, limit=…, report=…)``, or find it where it already runs."""
+        job = _Job(function, arguments, limit)
+        with self._lock:
+            self._jobs[key] = job
+            self._send(key, job)
+
+    def take(self, *, timeout: float) -> tuple[str, Any] | None:
+        """A finished job's key with its result, or with the exception that ended it.
+
+        None if none finishes within ``timeout`` seconds. A parcel lies in this machine's folder,
+        and is deleted where it was made. Raises RunError if the cluster is away for too long.
+        """
+        try:
+            key, result = self._finished.get(timeout=timeout)
+        except queue.Empty:
+            if self._lost:
+                raise self._lost from None
+            return None
+        with self._lock:
+            del self._jobs[key]
+        return key, result
+
+    def told(self) -> list[Any]:
+        """What each running job reported last."""
+        return [job.told for job in list(self._jobs.values()) if job.told is not None]
+
+    def nodes(self) -> list[Node]:
+        """The workers that the scheduler knows; raises RunError if it does not answer."""
+        now = time.monotonic()
+        try:
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        except _TROUBLE as error:
+            raise RunError(f"{self._reach.address} does not answer ({error}).") from error
+        jobs = [(key, job) for key, job in list(self._jobs.items()) if job.worker]
+        return [
+            Node(
+                name=str(worker["name"]),
+                host=worker["host"],
+                slots=int(worker["resources"].get("slot", 0)),
+                seen=max(time.time() - worker["last_seen"], 0),
+                memory=worker["metrics"].get("memory", 0),
+                jobs=(mine := tuple(k for k, j in jobs if j.worker == str(worker["name"]))),
+                still=min(
+                    (now - self._jobs[k].changed for k in mine if k in self._jobs), default=0
+                ),
+            )
+            for worker in workers.values()
+        ]
+
+    def versions(self) -> dict[str, str]:
+        """The version of cahlib that each worker runs, by the worker's name."""
+        found = self._client.run(_version, on_error="ignore")
+        return dict(found.values())
+
+    def gather(self, nodes: Sequence[str], *, timeout: float) -> set[str]:
+        """Wait until workers of these nodes are there; gives the nodes that are missing."""
+        deadline = time.monotonic() + timeout
+        while True:
+            with suppress(RunError):
+                names = [each.name for each in self.nodes()]
+                missing = {n for n in nodes if not any(_of(name, n) for name in names)}
+                if not missing:
+                    return missing
+            if time.monotonic() > deadline:
+                return missing if names else set(nodes)
+            time.sleep(0.2)
+
+    def drain(self, *, timeout: float) -> None:
+        """Bring here what is finished now; running jobs are not waited for."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and any(
+            not job.ended and (job.coming or (job.future and job.future.status == "finished"))
+            for job in list(self._jobs.values())
+        ):
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        """End the jobs that are still running, and let go of the cluster."""
+        self._ending.set()
+        self._keeper.join()
+        self._pulls.shutdown(wait=True, cancel_futures=True)
+        with suppress(*_TROUBLE):
+            running = [job.future for job in self._jobs.values() if job.future]
+            names: list[Any] = [_name(key) for key, job in self._jobs.items() if job.published]
+            if self._client.status == "running" and running:
+                self._client.unpublish_dataset(names)
+                self._client.cancel(running, force=True)
+        self._client.close(timeout=5)
+
+    # the connection
+
+    def _begin(self) -> None:
+        """What a fresh client needs."""
+        self._client.register_plugin(Slot())
+        self._client.subscribe_topic(TOPIC, self._hear)
+        self._count()
+
+    def _keep(self) -> None:
+        """Watch the jobs and the connection until the end."""
+        last, counted = time.monotonic(), 0.0
+        while not self._ending.wait(0.1):
+            try:
+                if self._client.status in ("closed", "closing"):
+                    self._client = self._connect()
+                    self._begin()
+                if self._client.status == "running":
+                    if time.monotonic() > counted + 1:
+                        self._count()
+                        counted = time.monotonic()
+                    self._look()
+                    last = time.monotonic()
+            except (*_TROUBLE, RunError) as error:
+                _log.warning("%s: %s", self._reach.address, error)
+            if time.monotonic() > last + self._reach.limit and not self._lost:
+                self._lost = RunError(
+                    f"{self._reach.address} has not answered for {self._reach.limit / 60:.0f} "
+                    "minutes; what is finished is kept, so the same command goes on from here."
+                )
+
+    def _count(self) -> None:
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        if not self._reach.staging and any(worker["nthreads"] < 2 for worker in workers):
+            raise ConfigError(
+                f"{self._reach.address} has workers with one thread only; start them with "
+                "`--nthreads 2` (the second one serves files), or give --staging."
+            )
+        self.slots = sum(int(worker["resources"].get("slot", 0)) for worker in workers)
+
+    def _look(self) -> None:
+        """One look at every job."""
+        fresh = {}
+        with self._lock:
+            for key, job in list(self._jobs.items()):
+                if job.ended or job.future is None:
+                    continue
+                status = job.future.status
+                if status == "cancelled":  # by the loss of the connection: the job runs on
+                    self._send(key, job)
+                elif status == "error":
+                    self._end(key, job, _translated(job.future.exception(timeout=10)))
+                elif status == "finished" and not job.coming:
+                    job.coming = True
+                    self._pulls.submit(self._bring, key, job)
+                if not (job.published or job.ended) and job.future:
+                    fresh[key] = job
+        if fresh:  # together: each call asks every worker, 0.1 to 1 s
+            self._client.publish_dataset(
+                {_name(key): job.future for key, job in fresh.items()}, override=True
+            )
+            for job in fresh.values():
+                job.published = True
+
+    def _send(self, key: str, job: _Job) -> None:
+        job.published = False
+        job.future = self._client.submit(
+            _carried,
+            (key, job.function, job.arguments, job.limit),
+            self._reach.staging,
+            key=key,
+            pure=False,
+            resources={"slot": 1},
+        )
+
+    def _hear(self, event: tuple[float, tuple[str, Any, str]]) -> None:
+        key, message, worker = event[1]
+        if job := self._jobs.get(key):
+            job.worker = worker
+            if message != job.told:
+                job.told, job.changed = message, time.monotonic()
+
+    # parcels
+
+    def _bring(self, key: str, job: _Job) -> None:
+        """Bring a finished job's result here, or leave it for another try."""
+        assert job.future
+        try:
+            cargo = job.future.result(timeout=self._reach.patience)
+            result = self._pulled(cargo)
+        except (*_TROUBLE, Damaged) as error:
+            job.tries += 1
+            if job.tries < _TRIES:
+                _log.warning("%s, try %d: %s", key, job.tries, error)
+                self._ending.wait(0.5)
+                job.coming = False
+                return
+            # else it would be found again, as damaged as it is
+            self._forget(cargo.files if isinstance(error, Damaged) else ())
+            result = ShardError(f"the parcel of {key} could not be brought here: {error}")
+        except Exception as error:  # noqa: BLE001 - the job's own, or a bug: the run's to judge
+            result = error
+        with self._lock:
+            self._end(key, job, result)
+
+    def _pulled(self, cargo: _Cargo) -> Any:
+        """A job's result with its files in this machine's folder, the first one (the seal) last."""
+        if not cargo.files:
+            return cargo.result
+        self._home.mkdir(parents=True, exist_ok=True)
+        for sent in reversed(cargo.files):
+            target = self._home / Path(sent.place).name
+            fetch(self._client, sent, target, patience=self._reach.patience)
+        self._forget(cargo.files)
+        return replace(cargo.result, path=self._home / Path(cargo.result.path).name)
+
+    def _forget(self, files: Sequence[Sent]) -> None:
+        for sent in files:
+            with suppress(*_TROUBLE):  # the machine's disk is a little fuller
+                forget(self._client, sent, patience=self._reach.patience)
+
+    def _end(self, key: str, job: _Job, result: Any) -> None:
+        job.ended, job.told, job.worker = True, None, ""
+        with suppress(*_TROUBLE):
+            if job.published:
+                self._client.unpublish_dataset([_name(key)])
+        if job.future:
+            job.future.release()
+            job.future = None
+        self._finished.put((key, result))
+
+
+class Slot(WorkerPlugin):
+    """Gives a worker that was started without it the resource that a job takes."""
+
+    name = "cahlib-slot"
+
+    async def setup(self, worker: Any) -> None:
+        if "slot" not in worker.state.total_resources:
+            await worker.set_resources(slot=1)
+
+
+@contextmanager
+def remote(reach: Reach, home: Path) -> Iterator[Remote]:
+    """An engine on the cluster at an address; parcels end up in ``home``.
+
+    Raises RunError if nobody answers there, or not as a member of the same swarm.
+    """
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # its inner life; what matters comes back as results
+    settings = {
+        "distributed.comm.timeouts.connect": "10s",
+        "distributed.comm.timeouts.tcp": f"{reach.silence}s",  # for the nodes' side see dask.yaml
+    }
+    with dask.config.set(settings):
+        engine = Remote(reach, home, lambda: _connected(reach))
+        try:
+            yield engine
+        finally:
+            engine.close()
+            logger.setLevel(level)
+
+
+def _connected(reach: Reach) -> Client:
+    try:
+        return Client(
+            reach.address,
+            security=_security(reach.keys) if reach.keys else None,
+            timeout=30,
+            direct_to_workers=True,
+            set_as_default=False,
+        )
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"no Dask cluster answers at {reach.address} ({error}); is it running, and do the "
+            "certificates belong to it?"
+        ) from error
+
+
+def _security(keys: Keys) -> Security:
+    own = keys.tls("driver")
+    return Security(
+        require_encryption=True,
+        tls_min_version=ssl.TLSVersion.TLSv1_3,
+        tls_ca_file=str(keys.authority().public),
+        tls_client_cert=str(own.public),
+        tls_client_key=str(own.private),
+    )
+
+
+def _carried(job: tuple[str, Callable[..., Any], tuple[Any, ...], float], staging: str) -> _Cargo:
+    """On a worker: do a job, and say where its files are."""
+    try:
+        result = guarded(*job)
+    except RunError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
+            host = get_address_host(get_worker().address)
+            raise ShardError(f"{host}: {error}") from error  # another machine has room
+        raise
+    if not isinstance(result, Parcel):
+        return _Cargo(result=result, files=())
+    seal = offer(result.path.with_suffix(".json"), "", staging)
+    return _Cargo(result=result, files=(seal, offer(result.path, result.sha256, staging)))
+
+
+def _version(dask_worker: Any) -> tuple[str, str]:
+    return str(dask_worker.name), version("cahlib")
+
+
+def _translated(error: BaseException | None) -> BaseException | None:
+    if isinstance(error, KilledWorker):
+        return ShardError("the scraper's process died on it again and again.")
+    return error
+
+
+def _name(key: str) -> str:
+    return f"cahlib-{key}"
+
+
+def _of(worker: str, node: str) -> bool:
+    """Whether a worker's name is a node's: Dask adds -0, -1 … to it."""
+    return worker == node or worker.rpartition("-")[0] == node

@@ -1,0 +1,123 @@
+"""Files from the machine that wrote them to this one: in pieces, checked, and then deleted there.
+
+A piece is an ordinary task of the cluster that only the file's own machine may run. In the lab this
+moved 90 to 200 MiB/s with flat memory, where SFTP moved 5 to 56. It does not know what is in a
+file; a place that all machines share may stand between them instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from distributed import Client, Future, get_worker
+from distributed.comm.addressing import get_address_host
+
+from cahlib.errors import ShardError
+
+#: Bytes of a piece, and how many are on their way at once.
+_PIECE, _AHEAD = 16 << 20, 4
+
+
+class Damaged(ShardError):
+    """What arrived is not what was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A file that waits to be fetched."""
+
+    place: str  #: its path on its machine, or the URL of the shared place
+    host: str  #: the machine that has it, "" at a shared place
+    size: int
+    sha256: str  #: hex
+
+
+def offer(path: Path, digest: str, staging: str) -> Sent:
+    """On a worker: say how a file can be fetched, or bring it to the shared place."""
+    size = path.stat().st_size
+    digest = digest or sha256(path.read_bytes()).hexdigest()
+    if staging:
+        place = f"{staging.rstrip('/')}/{path.name}"
+        with path.open("rb") as source, fsspec.open(place, "wb") as target:
+            shutil.copyfileobj(source, target, _PIECE)
+        path.unlink()
+        return Sent(place=place, host="", size=size, sha256=digest)
+    host = get_address_host(get_worker().address)
+    return Sent(place=str(path.absolute()), host=host, size=size, sha256=digest)
+
+
+def fetch(client: Client, sent: Sent, target: Path, *, patience: float) -> None:
+    """Bring a file here under a temporary name, check it, give it its name.
+
+    Raises Damaged, or whatever Dask or fsspec raise if a piece takes longer than ``patience``
+    seconds or the place is away.
+    """
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.part")
+    digest, size = sha256(), 0
+    try:
+        with part.open("wb") as file:
+            for piece in _pieces(client, sent, patience):
+                file.write(piece)
+                digest.update(piece)
+                size += len(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        if (size, digest.hexdigest()) != (sent.size, sent.sha256):
+            raise Damaged(f"{target.name} was damaged on its way from {sent.host or sent.place}.")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def forget(client: Client, sent: Sent, *, patience: float) -> None:
+    """Delete a file where it was sent from."""
+    if sent.host:
+        _on(client, sent, _remove, sent.place).result(timeout=patience)
+        return
+    system, path = fsspec.url_to_fs(sent.place)
+    system.rm(path)
+
+
+def _pieces(client: Client, sent: Sent, patience: float) -> Iterator[bytes]:
+    if not sent.host:
+        with fsspec.open(sent.place, "rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
+        return
+    starts, coming = iter(range(0, sent.size, _PIECE)), deque[Future[Any]]()
+    while True:
+        while len(coming) < _AHEAD and (start := next(starts, None)) is not None:
+            coming.append(_on(client, sent, _read, sent.place, start, _PIECE))
+        if not coming:
+            return
+        yield coming.popleft().result(timeout=patience)
+
+
+def _on(client: Client, sent: Sent, function: Any, *arguments: Any) -> Future[Any]:
+    return client.submit(
+        function,
+        *arguments,
+        key=f"cahlib-piece-{uuid.uuid4().hex}",
+        workers=[sent.host],
+        pure=False,
+        priority=10,  # a job that waits for a slot does not come before it
+    )
+
+
+def _read(path: str, start: int, length: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def _remove(path: str) -> None:
+    Path(path).unlink(missing_ok=True)

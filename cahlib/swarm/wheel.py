@@ -1,0 +1,97 @@
+"""The running cahlib as a wheel, and the versions that stand beside it here.
+
+A node gets exactly this code: the wheel is zipped from the imported package itself, so no build
+tools are needed and what is edited in a checkout counts. Its version carries a digest of its
+content; what it needs is what was noted when cahlib was last installed here.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import zipfile
+from collections.abc import Iterator
+from hashlib import sha256
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+from cahlib.errors import RunError
+
+_PACKAGE = Path(__file__).parent.parent
+
+_WHEEL = "Wheel-Version: 1.0\nGenerator: cahlib\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+#: Dates before 1980 do not fit into a zip.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def build(folder: Path) -> Path:
+    """Write the wheel of this cahlib into a folder; the same code makes the same file."""
+    ours = _ours()
+    files = {path.relative_to(_PACKAGE.parent).as_posix(): path.read_bytes() for path in _files()}
+    digest = sha256()
+    for name, data in files.items():
+        digest.update(f"{name} {len(data)}\n".encode() + data)
+    version = f"{ours.version}+g{digest.hexdigest()[:12]}"
+    about = f"cahlib-{version}.dist-info"
+    metadata = re.sub(
+        r"(?m)^Version: .*$", f"Version: {version}", ours.read_text("METADATA") or "", count=1
+    )
+    files[f"{about}/METADATA"] = metadata.encode()
+    files[f"{about}/WHEEL"] = _WHEEL.encode()
+    files[f"{about}/RECORD"] = _record(files, f"{about}/RECORD").encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"cahlib-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, _DATE), data, zipfile.ZIP_DEFLATED)
+    return path
+
+
+def pins() -> str:
+    """pip's constraints that hold what cahlib needs to the versions installed here."""
+    found: dict[str, str] = {}
+    waiting = list(_needs(_ours()))
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        try:
+            needed = distribution(name)
+        except PackageNotFoundError:
+            continue  # for another platform or Python
+        found[name] = needed.version
+        waiting += _needs(needed)
+    return "".join(
+        f"{name}=={version}\n" for name, version in sorted(found.items()) if "+" not in version
+    )
+
+
+def _ours() -> Distribution:
+    try:
+        return distribution("cahlib")
+    except PackageNotFoundError as error:
+        raise RunError("cahlib is not installed here; run `pip install -e .` first.") from error
+
+
+def _files() -> list[Path]:
+    return sorted(
+        path
+        for path in _PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    )
+
+
+def _needs(package: Distribution) -> Iterator[str]:
+    """Names of what a package needs, that of its extras left out."""
+    for line in package.requires or ():
+        if "extra ==" not in line and (match := re.match(r"[A-Za-z0-9._-]+", line)):
+            yield re.sub(r"[-_.]+", "-", match.group()).lower()
+
+
+def _record(files: dict[str, bytes], own: str) -> str:
+    lines = []
+    for name, data in files.items():
+        digest = base64.urlsafe_b64encode(sha256(data).digest()).rstrip(b"=").decode()
+        lines.append(f"{name},sha256={digest},{len(data)}\n")
+    return "".join(lines) + f"{own},,\n"

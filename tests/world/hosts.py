@@ -1,0 +1,236 @@
+"""Light hosts: machines that share this one's kernel and disk, each with its own network and sshd.
+
+A host is a network namespace on a bridge, with Debian's sshd in it and a /home/crawl of its own.
+What cloud-init would do at the first boot is done here from the same user-data: files, keys, user.
+A `systemctl` of a few lines stands in for systemd: it runs a unit's ExecStart again and again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SUBNET = "198.18"  # RFC 2544: for tests of devices, never on the internet
+_SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin") or ""
+
+_SYSTEMCTL = r"""#!/bin/bash
+# systemctl VERB UNIT, for services with one ExecStart; restarts what ends, as Restart=always does
+verb=$1 unit=$2 pid=@BASE@/$2.pid
+[ "$verb" = enable ] && exit 0
+if [ -f $pid ]; then kill -9 -- -$(cat $pid) 2>/dev/null; rm $pid; fi
+[ "$verb" = stop ] && exit 0
+line=$(sed -n 's/^ExecStart=//p' @BASE@/etc/$unit.service)
+cat > @BASE@/$unit.sh <<EOT
+set -a; . /home/crawl/crawl.env; DASK_CONFIG=@BASE@/etc
+cd /home/crawl
+while :; do $line; sleep 0.5; done
+EOT
+setsid bash @BASE@/$unit.sh >> /home/crawl/crawl.log 2>&1 < /dev/null &
+echo $! > $pid
+"""
+
+
+def lacking() -> str:
+    """Why there can be no light hosts here, as a sentence; "" if there can."""
+    if os.geteuid() != 0:
+        return "light hosts need root for their network namespaces."
+    if not _SSHD or not shutil.which("ip"):
+        return "light hosts need openssh-server and iproute2 (apt-get install)."
+    made = subprocess.run(["ip", "netns", "add", "cah-try"], capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "delete", "cah-try"], capture_output=True)
+    return "" if made.returncode == 0 else f"no network namespaces here: {made.stderr.strip()}."
+
+
+@dataclass(eq=False)
+class Host:
+    """One machine."""
+
+    name: str
+    number: int
+    address: str
+    base: Path
+    sshd: subprocess.Popen[bytes] | None = None
+
+    @property
+    def home(self) -> Path:
+        """Its /home/crawl, as seen from here."""
+        return self.base / "home"
+
+    @property
+    def log(self) -> str:
+        path = self.home / "crawl.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def cable(self, *, plugged: bool) -> None:
+        """Cut its link, or mend it."""
+        _ip("link", "set", f"cah{self.number}", "up" if plugged else "down")
+
+    def processes(self, word: str = "") -> list[int]:
+        """Ids of what runs on it, by a word of the command line."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self.space], capture_output=True, text=True
+        ).stdout.split()
+        return [int(pid) for pid in listed if word in _line(pid)]
+
+    def kill(self, word: str = "", how: signal.Signals = signal.SIGKILL) -> int:
+        """Signal what runs on it; without a word it is a power cut, as far as processes go."""
+        pids = self.processes(word)
+        for pid in pids:
+            try:
+                os.kill(pid, how)
+            except ProcessLookupError:
+                pass
+        return len(pids)
+
+    @property
+    def space(self) -> str:
+        return f"cah{self.number}"
+
+
+@dataclass(eq=False)
+class Hosts:
+    """All light hosts of a test, on one bridge; ``start`` and ``stop`` fit `tests.world.cloud`."""
+
+    folder: Path
+    net: int = field(default_factory=lambda: os.getpid() % 250 + 1)
+    all: dict[str, Host] = field(default_factory=dict)
+    _count: int = 0
+
+    @property
+    def address(self) -> str:
+        """This machine's, on the bridge."""
+        return f"{SUBNET}.{self.net}.1"
+
+    @property
+    def bridge(self) -> str:
+        return f"cahbr{self.net}"
+
+    def __enter__(self) -> Hosts:
+        _ip("link", "add", self.bridge, "type", "bridge")
+        _ip("addr", "add", f"{self.address}/24", "dev", self.bridge)
+        _ip("link", "set", self.bridge, "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self.all):
+            self.remove(name)
+        _ip("link", "delete", self.bridge)
+
+    def start(self, server: dict, user_data: str) -> str:
+        """Boot a server; gives its address."""
+        return self.boot(server["name"], user_data).address
+
+    def stop(self, server: dict) -> None:
+        """Delete a server."""
+        self.remove(server["name"])
+
+    def boot(self, name: str, user_data: str) -> Host:
+        """A machine with this user-data."""
+        self._count += 1
+        number = self.net * 100 + self._count
+        host = Host(
+            name=name,
+            number=number,
+            address=f"{SUBNET}.{self.net}.{self._count + 1}",
+            base=self.folder / name,
+        )
+        self.all[name] = host
+        _prepare(host, json.loads(user_data.partition("\n")[2]))
+        _ip("netns", "add", host.space)
+        _ip("link", "add", f"cah{number}", "type", "veth", "peer", "eth0", "netns", host.space)
+        _ip("link", "set", f"cah{number}", "master", self.bridge, "up")
+        for words in (
+            ("addr", "add", f"{host.address}/24", "dev", "eth0"),
+            ("link", "set", "eth0", "up"),
+            ("link", "set", "lo", "up"),
+        ):
+            _ip("-n", host.space, *words)
+        self.power(host)
+        return host
+
+    def power(self, host: Host) -> None:
+        """Switch a machine on."""
+        # a mount namespace of its own comes with `ip netns exec`
+        script = (
+            f"mkdir -p /home/crawl && mount --bind {host.home} /home/crawl && "
+            f"mount --bind {host.base}/passwd /etc/passwd && mkdir -p /run/sshd && "
+            f"exec {_SSHD} -D -e -f {host.base}/sshd_config"
+        )
+        with open(host.base / "sshd.log", "ab") as log:
+            host.sshd = subprocess.Popen(
+                ["ip", "netns", "exec", host.space, "sh", "-c", script],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+
+    def remove(self, name: str) -> None:
+        """Delete a machine with all that runs on it."""
+        host = self.all.pop(name, None)
+        if host is None:
+            return
+        while host.kill():  # a restart loop may be between two processes
+            pass
+        if host.sshd:
+            host.sshd.wait()
+        subprocess.run(["ip", "link", "delete", f"cah{host.number}"], capture_output=True)
+        _ip("netns", "delete", host.space)
+
+
+def _prepare(host: Host, told: dict) -> None:
+    """What cloud-init does at the first boot."""
+    user, tools, etc = told["users"][0], host.base / "bin", host.base / "etc"
+    for folder in (host.home / ".ssh", tools, etc):
+        folder.mkdir(parents=True)
+    for each in told["write_files"]:
+        if each["path"].endswith((".service", "dask.yaml")):
+            (etc / Path(each["path"]).name).write_text(each["content"])
+    (host.home / ".ssh/authorized_keys").write_text("\n".join(user["ssh_authorized_keys"]) + "\n")
+    (host.base / "host_key").write_text(told["ssh_keys"]["ed25519_private"])
+    for path in (host.home / ".ssh/authorized_keys", host.base / "host_key"):
+        path.chmod(0o600)
+    for folder in (host.home, host.home / ".ssh"):
+        folder.chmod(0o700)
+    # the user is root by another name: the interpreter of the tests may lie where only root reads
+    passwd = Path("/etc/passwd").read_text()
+    (host.base / "passwd").write_text(f"{passwd}crawl:x:0:0::/home/crawl:/bin/bash\n")
+    for name, text in (
+        ("systemctl", _SYSTEMCTL.replace("@BASE@", str(host.base))),
+        ("sudo", '#!/bin/sh\nexec "$@"\n'),
+        ("cloud-init", "#!/bin/sh\necho status: done\n"),
+        ("nproc", "#!/bin/sh\necho 1\n"),
+        ("python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n'),
+    ):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    (host.base / "sshd_config").write_text(
+        f"HostKey {host.base}/host_key\n"
+        "PermitRootLogin prohibit-password\nPasswordAuthentication no\nAllowUsers crawl\n"
+        "Subsystem sftp internal-sftp\nUsePAM no\nPidFile none\nStrictModes no\n"
+        f"SetEnv PATH={tools}:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    )
+    _venv(host.home / "venv")
+
+
+def _venv(folder: Path) -> None:
+    """A venv that sees what the tests see, so that only the wheel itself has to be installed."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    own = next((folder / "lib").glob("python*")) / "site-packages"
+    root = Path(__file__).parent.parent.parent
+    (own / "tests.pth").write_text(f"{sysconfig.get_path('purelib')}\n{root}\n")
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def _line(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
