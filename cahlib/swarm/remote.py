@@ -112,7 +112,11 @@ class Remote:
         self._ending = threading.Event()
         self._pulls = ThreadPoolExecutor(_PULLS, thread_name_prefix="pull")
         self._client = connect()
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:
+            self._client.close(timeout=5)
+            raise
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._keeper.start()
 
@@ -352,7 +356,7 @@ class Slot(WorkerPlugin):
 
 
 @contextmanager
-def remote(reach: Reach, home: Path) -> Iterator[Remote]:
+def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]:
     """An engine on the cluster at an address; parcels end up in ``home``.
 
     Raises RunError if nobody answers there, or not as a member of the same swarm.
@@ -365,7 +369,7 @@ def remote(reach: Reach, home: Path) -> Iterator[Remote]:
         "distributed.comm.timeouts.tcp": f"{reach.silence}s",  # for the nodes' side see dask.yaml
     }
     with dask.config.set(settings):
-        engine = Remote(reach, home, lambda: _connected(reach))
+        engine = Remote(reach, home, lambda: _connected(reach, timeout))
         try:
             yield engine
         finally:
@@ -373,12 +377,12 @@ def remote(reach: Reach, home: Path) -> Iterator[Remote]:
             logger.setLevel(level)
 
 
-def _connected(reach: Reach) -> Client:
+def _connected(reach: Reach, timeout: float) -> Client:
     try:
         return Client(
             reach.address,
             security=_security(reach.keys) if reach.keys else None,
-            timeout=30,
+            timeout=timeout,
             direct_to_workers=True,
             set_as_default=False,
         )

@@ -17,6 +17,7 @@ import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent.parent
 SUBNET = "198.18"  # RFC 2544: for tests of devices, never on the internet
 _SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin") or ""
 
@@ -80,7 +81,7 @@ class Host:
         return [int(pid) for pid in listed if word in _line(pid)]
 
     def kill(self, word: str = "", how: signal.Signals = signal.SIGKILL) -> int:
-        """Signal what runs on it; without a word it is a power cut, as far as processes go."""
+        """Signal what runs on it; gives how many there were."""
         pids = self.processes(word)
         for pid in pids:
             try:
@@ -88,6 +89,13 @@ class Host:
             except ProcessLookupError:
                 pass
         return len(pids)
+
+    def off(self) -> None:
+        """Cut its power, as far as processes go."""
+        while self.kill():  # a restart loop may be between two processes
+            pass
+        if self.sshd:
+            self.sshd.wait()
 
     @property
     def space(self) -> str:
@@ -174,10 +182,7 @@ class Hosts:
         host = self.all.pop(name, None)
         if host is None:
             return
-        while host.kill():  # a restart loop may be between two processes
-            pass
-        if host.sshd:
-            host.sshd.wait()
+        host.off()
         subprocess.run(["ip", "link", "delete", f"cah{host.number}"], capture_output=True)
         _ip("netns", "delete", host.space)
 
@@ -221,8 +226,8 @@ def _venv(folder: Path) -> None:
     """A venv that sees what the tests see, so that only the wheel itself has to be installed."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     own = next((folder / "lib").glob("python*")) / "site-packages"
-    root = Path(__file__).parent.parent.parent
-    (own / "tests.pth").write_text(f"{sysconfig.get_path('purelib')}\n{root}\n")
+
+    (own / "tests.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
 
 
 def _ip(*words: str) -> None:

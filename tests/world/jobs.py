@@ -1,11 +1,15 @@
 """Jobs for the engine's tests; workers import them by name."""
 
+import ctypes
 import os
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
+import cahlib
 from cahlib.errors import ShardError
+from cahlib.records import Parcel, Shard, Tally
 
 
 def until(true: Callable[[], bool], *, seconds: float = 20) -> None:
@@ -42,3 +46,45 @@ def tell_and_wait(folder: Path, *, limit: float, report: Callable[[object], None
     report({"images": 7})
     until((folder / "go").exists)
     return "done"
+
+
+def write_parcel(
+    size: int,
+    damage: str,
+    folder: Path,
+    *,
+    limit: float,
+    report: Callable[[object], None],
+) -> Parcel:
+    """A parcel of so many bytes; ``damage`` "disk" spoils what lies there after it was hashed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, data = folder / f"parcel{size}.tar", os.urandom(size)
+    path.with_suffix(".json").write_text("{}")
+    path.write_bytes(data if not damage else b"?" + data[1:])
+    return Parcel(
+        shard=Shard(id=f"parcel{size}", url="http://crawl.example/wat.gz", half=0),
+        path=path,
+        sha256=sha256(data).hexdigest(),
+        size=size,
+        images=0,
+        tally=Tally(),
+        optouts=(),
+        started=0.0,
+        finished=0.0,
+        versions={"first": data[:1].hex()},
+    )
+
+
+def hang(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
+    """Stand still for ever with the interpreter's lock held, the first time."""
+    report({"images": 1})
+    if (folder / "hung").exists():
+        return "done"
+    (folder / "hung").touch()
+    ctypes.PyDLL(None).sleep(1000)
+    return "never"
+
+
+def code(*, limit: float, report: Callable[[object], None]) -> str:
+    """The file that cahlib is imported from."""
+    return cahlib.__file__

@@ -1,0 +1,102 @@
+"""What a node is told at its first boot is understood by the programs that it is for."""
+
+import json
+import re
+import shutil
+import stat
+import subprocess
+import zipfile
+
+import pytest
+
+from cahlib.errors import ConfigError
+from cahlib.swarm import install, wheel
+from cahlib.swarm.keys import Keys
+from cahlib.swarm.node import HERE, user_data
+
+
+@pytest.fixture
+def keys(tmp_path):
+    return Keys(tmp_path / "keys")
+
+
+def needs(program):
+    path = shutil.which(program, path="/usr/bin:/usr/sbin:/usr/local/bin")
+    return pytest.mark.skipif(path is None, reason=f"{program} is not installed (apt-get install).")
+
+
+def test_keys_are_made_once_and_for_their_owner_only(keys):
+    made = [keys.ssh(), keys.host("alpha"), keys.authority(), keys.tls("node")]
+    before = [(p.private.read_bytes(), p.public.read_bytes()) for p in made]
+    again = Keys(keys.folder)
+    after = [again.ssh(), again.host("alpha"), again.authority(), again.tls("node")]
+    assert [(p.private.read_bytes(), p.public.read_bytes()) for p in after] == before
+    assert stat.S_IMODE(keys.folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in keys.folder.iterdir()} == {0o600}
+
+
+def test_user_data_fits_and_tells_no_secret_of_the_swarm(keys):
+    keys.tls("node")
+    text = user_data(keys, "alpha")
+    assert len(text.encode()) < 32 * 1024
+    told = json.loads(text.partition("\n")[2])
+    assert told["ssh_keys"]["ed25519_private"] == keys.host("alpha").private.read_text()
+    for secret in (keys.ssh(), keys.authority(), keys.tls("node")):
+        assert secret.private.read_text().split("\n")[2] not in text
+
+
+@needs("cloud-init")
+def test_cloud_init_knows_the_user_data(keys, tmp_path):
+    path = tmp_path / "user-data"
+    path.write_text(user_data(keys, "alpha"))
+    ran = subprocess.run(
+        ["cloud-init", "schema", "--config-file", path], capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and "Valid" in ran.stdout, ran.stdout + ran.stderr
+
+
+@needs("unbound-checkconf")
+def test_unbound_knows_its_settings():
+    subprocess.run(["/usr/sbin/unbound-checkconf", HERE / "unbound.conf"], check=True)
+
+
+@needs("sshd")
+def test_sshd_knows_its_settings(keys, tmp_path):
+    config = tmp_path / "sshd_config"
+    config.write_text(f"HostKey {keys.host('alpha').private}\n{(HERE / 'sshd.conf').read_text()}")
+    ran = subprocess.run(
+        ["/usr/sbin/sshd", "-T", "-f", config], capture_output=True, text=True, check=True
+    )
+    assert "permitrootlogin no" in ran.stdout and "passwordauthentication no" in ran.stdout
+
+
+@needs("systemd-analyze")
+def test_systemd_knows_the_units(tmp_path):
+    for unit in ("crawl.service", "crawl-head.service"):
+        text = re.sub(
+            r"(?m)^ExecStart(Pre)?=.*$", r"ExecStart\1=/bin/true", (HERE / unit).read_text()
+        )
+        (tmp_path / unit).write_text(text)
+        ran = subprocess.run(
+            ["systemd-analyze", "verify", tmp_path / unit], capture_output=True, text=True
+        )
+        assert str(tmp_path / unit) not in ran.stderr, ran.stderr
+
+
+def test_the_wheel_is_the_same_for_the_same_code_and_holds_all(tmp_path):
+    first, second = wheel.build(tmp_path / "1"), wheel.build(tmp_path / "2")
+    assert first.name == second.name and first.read_bytes() == second.read_bytes()
+    names = set(zipfile.ZipFile(first).namelist())
+    assert {"cahlib/swarm/node/crawl.service", "cahlib/demo/scenes.tar"} <= names
+    assert not any("__pycache__" in name for name in names)
+
+
+def test_the_versions_of_what_scraping_needs_are_pinned():
+    pins = dict(line.split("==") for line in wheel.pins().split())
+    assert {"distributed", "dask", "aiohttp", "pillow"} <= pins.keys()
+    assert "torch" not in pins
+
+
+def test_an_empty_wheelhouse_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="holds no wheels"):
+        install.package(tmp_path / "wheel", wheelhouse=tmp_path)

@@ -1,0 +1,307 @@
+"""A swarm of two hosts with networks of their own: what it makes, and what it survives.
+
+These tests earn their seconds: real sshd, real TLS and real Dask processes, killed and cut off.
+"""
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from distributed import LocalCluster
+
+from cahlib import demo
+from cahlib.demo import world
+from cahlib.errors import ConfigError, RunError, ShardError
+from cahlib.scrape import parcel as parcels
+from cahlib.scrape import scrape
+from cahlib.scrape.shards import shards
+from cahlib.swarm import engine, install
+from cahlib.swarm.keys import Keys
+from cahlib.swarm.node import user_data
+from cahlib.swarm.remote import Reach, remote
+from cahlib.swarm.ssh import Login
+from tests.world import hosts, jobs
+
+needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
+
+
+class Swarm:
+    """Two nodes that are up; the first is the head."""
+
+    def __init__(self, machines, keys, goods):
+        self.machines, self.keys, self.goods = machines, keys, goods
+        self.logins = [
+            Login(name=host.name, address=host.address, keys=keys) for host in machines.all.values()
+        ]
+        self.address = f"tls://{self.logins[0].address}:{install.PORT}"
+
+    def reach(self, **settings):
+        return Reach(address=self.address, keys=self.keys, away="/home/crawl/parcels", **settings)
+
+    def host(self, name):
+        return self.machines.all[name]
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("swarm")
+    keys = Keys(folder / "keys")
+    goods = install.package(folder / "wheel")
+    with hosts.Hosts(folder) as machines:
+        for name in ("alpha", "beta"):
+            machines.boot(name, user_data(keys, name))
+        swarm = Swarm(machines, keys, goods)
+        failed = install.bring_up_all(swarm.logins, goods, head=swarm.logins[0])
+        assert not failed
+        yield swarm
+
+
+@pytest.fixture
+def scrapers(swarm, tmp_path):
+    with remote(swarm.reach(patience=5), tmp_path / "home") as scrapers:
+        assert not scrapers.gather(["alpha", "beta"], timeout=30)
+        yield scrapers
+
+
+def take(scrapers, count, seconds=60):
+    taken = dict(filter(None, (scrapers.take(timeout=seconds) for _ in range(count))))
+    assert len(taken) == count and not scrapers
+    return taken
+
+
+@needs_hosts
+def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp_path):
+    with world.build().serve(host=swarm.machines.address) as web:
+        job = demo.job(str(tmp_path / "out"), web)
+        todo = list(shards(job.crawl, contact="demo@example.com"))
+        for shard in todo:
+            scrapers.submit(
+                shard.id, scrape, shard, job.crawl, job.download, scrapers.folder, limit=60
+            )
+        far = take(scrapers, len(todo))
+        with engine.local(1) as here:
+            for shard in todo:
+                here.submit(
+                    shard.id, scrape, shard, job.crawl, job.download, tmp_path / "near", limit=60
+                )
+            near = take(here, len(todo))
+    for shard in todo:
+        parcels.check(far[shard.id])
+        assert parcels.sealed(tmp_path / "home", shard) == far[shard.id]
+        assert _content(far[shard.id]) == _content(near[shard.id])
+        assert far[shard.id].tally.as_dict() == near[shard.id].tally.as_dict()
+    for host in swarm.machines.all.values():
+        assert not list((host.home / "parcels").iterdir())
+
+
+def _content(parcel):
+    return [(image.candidate, image.sha256, image.data) for image in parcels.read(parcel)]
+
+
+@needs_hosts
+def test_the_wheel_that_was_brought_is_the_one_that_runs(swarm, scrapers):
+    version = swarm.goods.wheel.name.split("-")[1]
+    assert scrapers.versions() == {"alpha": version, "beta": version}
+    scrapers.submit("where", jobs.code, limit=10)
+    assert take(scrapers, 1)["where"].startswith("/home/crawl/venv/")
+
+
+@needs_hosts
+def test_bringing_up_again_changes_nothing(swarm):
+    for login in swarm.logins:
+        install.bring_up(login, swarm.goods, head=swarm.logins[0])
+
+
+@needs_hosts
+def test_a_job_of_a_killed_worker_is_done_by_another(swarm, scrapers, tmp_path):
+    scrapers.submit("killed", jobs.note_and_wait, tmp_path, limit=60)
+    pid = jobs.wait_for(tmp_path / "1")
+    next(host for host in swarm.machines.all.values() if pid in host.processes())
+    subprocess.run(["kill", "-9", str(pid)], check=True)
+    jobs.wait_for(tmp_path / "2")
+    (tmp_path / "go").touch()
+    assert take(scrapers, 1) == {"killed": "done"}
+
+
+@needs_hosts
+def test_a_node_that_loses_its_power_costs_no_job(swarm, scrapers, tmp_path):
+    for n in range(2):
+        (tmp_path / str(n)).mkdir()
+        scrapers.submit(f"job{n}", jobs.note_and_wait, tmp_path / str(n), limit=60)
+        jobs.wait_for(tmp_path / str(n) / "1")
+    beta = swarm.host("beta")
+    beta.off()
+    for n in range(2):
+        (tmp_path / str(n) / "go").touch()
+    assert set(take(scrapers, 2).values()) == {"done"}
+    swarm.machines.power(beta)
+    install.bring_up(swarm.logins[1], swarm.goods, head=swarm.logins[0])
+    assert not scrapers.gather(["beta"], timeout=30)
+
+
+@needs_hosts
+def test_a_node_that_stands_still_is_seen_and_restarted_over_ssh(swarm, scrapers, tmp_path):
+    scrapers.submit("still", jobs.hang, tmp_path, limit=600)
+    jobs.until((tmp_path / "hung").exists)
+    jobs.until(lambda: any(node.jobs for node in scrapers.nodes()))
+    jobs.until(lambda: any(node.still > 1 for node in scrapers.nodes()))
+    [name] = [node.name for node in scrapers.nodes() if node.jobs]
+    install.restart(next(login for login in swarm.logins if login.name == name))
+    if name == "alpha":
+        assert not scrapers.gather(["alpha"], timeout=30)
+    assert take(scrapers, 1) == {"still": "done"}
+
+
+@needs_hosts
+def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
+    with remote(swarm.reach(silence=2), tmp_path) as scrapers:
+        scrapers.gather(["alpha", "beta"], timeout=30)
+        scrapers.submit("cut", jobs.note_and_wait, tmp_path, limit=60)
+        jobs.wait_for(tmp_path / "1")
+        first = scrapers._jobs["cut"].future
+        jobs.until(lambda: scrapers._jobs["cut"].published)
+        for host in swarm.machines.all.values():
+            host.cable(plugged=False)
+        try:
+            jobs.until(lambda: first.status == "cancelled", seconds=30)
+        finally:
+            for host in swarm.machines.all.values():
+                host.cable(plugged=True)
+        jobs.until(lambda: scrapers._jobs["cut"].future is not first)
+        (tmp_path / "go").touch()
+        assert take(scrapers, 1) == {"cut": "done"}
+        assert not (tmp_path / "2").exists()
+
+
+_DRIVER = """
+import sys
+from pathlib import Path
+from cahlib.swarm.keys import Keys
+from cahlib.swarm.remote import Reach, remote
+from tests.world import jobs
+address, keys, home = sys.argv[1:]
+with remote(Reach(address=address, keys=Keys(Path(keys))), Path(home)) as scrapers:
+    scrapers.submit("orphan", jobs.note_and_wait, Path(home), limit=60)
+    jobs.until(lambda: scrapers._jobs["orphan"].published)
+    Path(home, "sent").touch()
+    scrapers.take(timeout=60)
+"""
+
+
+@needs_hosts
+def test_a_driver_that_was_killed_finds_its_jobs_again(swarm, tmp_path):
+    line = [sys.executable, "-c", _DRIVER, swarm.address, swarm.keys.folder, tmp_path]
+    driver = subprocess.Popen(line, cwd=hosts.ROOT)
+    jobs.until((tmp_path / "sent").exists)
+    jobs.wait_for(tmp_path / "1")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    (tmp_path / "go").touch()
+    with remote(swarm.reach(), tmp_path) as scrapers:
+        scrapers.submit("orphan", jobs.note_and_wait, tmp_path, limit=60)
+        assert take(scrapers, 1) == {"orphan": "done"}
+    assert not (tmp_path / "2").exists()
+
+
+@needs_hosts
+@pytest.mark.parametrize("size", [0, 1, 40 << 20])
+def test_a_parcel_of_any_size_is_brought_here_and_deleted_there(swarm, scrapers, tmp_path, size):
+    scrapers.submit("parcel", jobs.write_parcel, size, "", scrapers.folder, limit=60)
+    parcel = take(scrapers, 1)["parcel"]
+    assert parcel.path == tmp_path / "home" / f"parcel{size}.tar"
+    assert parcel.path.stat().st_size == size
+    for host in swarm.machines.all.values():
+        assert not list((host.home / "parcels").glob("parcel*"))
+    assert not list((tmp_path / "home").glob("*.part"))
+
+
+@needs_hosts
+def test_a_parcel_that_was_damaged_on_its_way_is_brought_again(swarm, scrapers, tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "cahlib.swarm.remote")
+    scrapers.submit("bad", jobs.write_parcel, 1000, "disk", scrapers.folder, limit=60)
+    jobs.until(lambda: "try 1" in caplog.text)
+    [path] = [
+        path
+        for host in swarm.machines.all.values()
+        for path in (host.home / "parcels").glob("parcel1000.tar")
+    ]
+    first = bytes.fromhex(scrapers._jobs["bad"].future.result().result.versions["first"])
+    path.write_bytes(first + path.read_bytes()[1:])
+    assert take(scrapers, 1)["bad"].path.stat().st_size == 1000
+
+
+@needs_hosts
+def test_a_parcel_that_stays_damaged_is_given_up_and_deleted(swarm, scrapers):
+    scrapers.submit("rotten", jobs.write_parcel, 2000, "disk", scrapers.folder, limit=60)
+    error = take(scrapers, 1)["rotten"]
+    assert isinstance(error, ShardError) and "damaged" in str(error)
+    for host in swarm.machines.all.values():
+        assert not list((host.home / "parcels").glob("parcel2000*"))
+
+
+@needs_hosts
+def test_strangers_are_refused(swarm, tmp_path):
+    for reach in (
+        Reach(address=swarm.address, keys=Keys(tmp_path / "foreign")),
+        Reach(address=swarm.address.replace("tls", "tcp")),
+    ):
+        with (
+            pytest.raises(RunError, match="no Dask cluster answers"),
+            remote(reach, tmp_path, timeout=3),
+        ):
+            pass
+
+
+@needs_hosts
+def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
+    nobody = Login(name="alpha", address=swarm.machines.address, keys=swarm.keys)
+    with pytest.raises(install.NotReady, match="no SSH within 0.5 s"):
+        install.bring_up(nobody, swarm.goods, head=nobody, patience=install.Patience(ssh=0.5))
+    with pytest.raises(install.NotReady, match=r"crawl.log on beta:\n(.*\n)*.*distributed"):
+        install.bring_up(
+            swarm.logins[1],
+            install.Package(wheel=tmp_path / "cahlib-0-py3-none-any.whl", pins=""),
+            head=swarm.logins[0],
+            patience=install.Patience(install=20),
+        )
+
+
+@pytest.mark.parametrize("staging", [False, True])
+def test_any_dask_cluster_serves(tmp_path, staging):
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=2,
+        host="127.0.0.1",
+        dashboard_address=None,
+        silence_logs=logging.CRITICAL,
+    ) as cluster:
+        reach = Reach(
+            address=cluster.scheduler_address,
+            away=str(tmp_path / "away"),
+            staging=(tmp_path / "shared").as_uri() if staging else "",
+        )
+        (tmp_path / "shared").mkdir()
+        with remote(reach, tmp_path / "home") as scrapers:
+            scrapers.submit("parcel", jobs.write_parcel, 3000, "", scrapers.folder, limit=60)
+            assert take(scrapers, 1)["parcel"].path.stat().st_size == 3000
+            assert scrapers.slots == 1
+    assert not [*(tmp_path / "away").iterdir(), *(tmp_path / "shared").iterdir()]
+
+
+def test_workers_that_could_not_serve_files_are_refused(tmp_path):
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=None,
+        silence_logs=logging.CRITICAL,
+    ) as cluster:
+        with (
+            pytest.raises(ConfigError, match="--nthreads 2"),
+            remote(Reach(address=cluster.scheduler_address), tmp_path),
+        ):
+            pass
+    assert not [t for t in threading.enumerate() if t.name == "keeper"]
