@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from cahlib.errors import ConfigError, RunError
@@ -21,6 +22,9 @@ from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, sessi
 
 LOG = f"{HOME}/crawl.log"
 _BOOT_LOG = "/var/log/cloud-init-output.log"
+
+#: Says what a node was made into.
+_STAMP = f"{HOME}/stamp"
 
 #: The scheduler's port on the head.
 PORT = 8786
@@ -78,8 +82,11 @@ def bring_up(
         _timed(took, "ssh", lambda: awaited(login, timeout=limits.ssh))
         with session(login) as node:
             _timed(took, "boot", lambda: _booted(node, limits.boot))
-            _timed(took, "install", lambda: _installed(node, login, goods, limits.install))
-            _timed(took, "start", lambda: _started(node, login, head, limits.start))
+            stamp = _stamp(login, goods, head)
+            if node.tail(_STAMP, lines=1) != stamp:
+                _timed(took, "install", lambda: _installed(node, login, goods, limits.install))
+                _timed(took, "start", lambda: _started(node, login, head, limits.start))
+                node.put([(stamp.encode(), _STAMP)])
     except (Failed, Unreachable) as error:
         raise NotReady(f"{login.name} did not come up: {error}{_logs(login)}") from error
     return took
@@ -135,7 +142,7 @@ def _booted(node: Session, timeout: float) -> None:
 
 def _installed(node: Session, login: Login, goods: Package, timeout: float) -> None:
     node.run(f"mkdir -p -m 700 {HOME}/tls {HOME}/wheels {HOME}/parcels && "
-             f"rm -f {HOME}/wheels/cahlib-*.whl")  # fmt: skip
+             f"rm -f {HOME}/wheels/cahlib-*.whl {_STAMP}")  # fmt: skip
     authority, own = login.keys.authority(), login.keys.tls("node")
     there = set(node.run(["ls", f"{HOME}/wheels"]).split())
     wheels = [each for each in goods.wheelhouse if each.name not in there]
@@ -171,6 +178,13 @@ def _started(node: Session, login: Login, head: Login, timeout: float) -> None:
     for unit in ("crawl-head", "crawl") if login.name == head.name else ("crawl",):
         node.run(["sudo", "systemctl", "enable", unit], timeout=timeout)
         node.run(["sudo", "systemctl", "restart", unit], timeout=timeout)
+
+
+def _stamp(login: Login, goods: Package, head: Login) -> str:
+    """What a node shall be; one that is so is left alone: a restarted scheduler forgets its jobs."""
+    certificate = login.keys.tls("node").public.read_text()
+    parts = (goods.wheel.name, goods.pins, certificate, login.address, head.address)
+    return sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _logs(login: Login) -> str:

@@ -110,9 +110,13 @@ def test_the_wheel_that_was_brought_is_the_one_that_runs(swarm, scrapers):
 
 
 @needs_hosts
-def test_bringing_up_again_changes_nothing(swarm):
-    for login in swarm.logins:
-        install.bring_up(login, swarm.goods, head=swarm.logins[0])
+def test_bringing_up_again_changes_nothing(swarm, scrapers, tmp_path):
+    scrapers.submit("running", jobs.note_and_wait, tmp_path, limit=60)
+    jobs.wait_for(tmp_path / "1")
+    assert not install.bring_up_all(swarm.logins, swarm.goods, head=swarm.logins[0])
+    (tmp_path / "go").touch()
+    assert take(scrapers, 1) == {"running": "done"}
+    assert not (tmp_path / "2").exists()
 
 
 @needs_hosts
@@ -138,7 +142,6 @@ def test_a_node_that_loses_its_power_costs_no_job(swarm, scrapers, tmp_path):
         (tmp_path / str(n) / "go").touch()
     assert set(take(scrapers, 2).values()) == {"done"}
     swarm.machines.power(beta)
-    install.bring_up(swarm.logins[1], swarm.goods, head=swarm.logins[0])
     assert not scrapers.gather(["beta"], timeout=30)
 
 
@@ -157,7 +160,7 @@ def test_a_node_that_stands_still_is_seen_and_restarted_over_ssh(swarm, scrapers
 
 @needs_hosts
 def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
-    with remote(swarm.reach(silence=2), tmp_path) as scrapers:
+    with remote(swarm.reach(silence=11), tmp_path) as scrapers:
         scrapers.gather(["alpha", "beta"], timeout=30)
         scrapers.submit("cut", jobs.note_and_wait, tmp_path, limit=60)
         jobs.wait_for(tmp_path / "1")

@@ -165,11 +165,15 @@ class Hosts:
 
     def power(self, host: Host) -> None:
         """Switch a machine on."""
+        started = list(host.base.glob("*.pid"))  # before its power was cut
+        units = "".join(f"{host.base}/bin/systemctl restart {pid.stem} && " for pid in started)
+        for pid in started:
+            pid.unlink()
         # a mount namespace of its own comes with `ip netns exec`
         script = (
             f"mkdir -p /home/crawl && mount --bind {host.home} /home/crawl && "
             f"mount --bind {host.base}/passwd /etc/passwd && mkdir -p /run/sshd && "
-            f"exec {_SSHD} -D -e -f {host.base}/sshd_config"
+            f"{units} exec {_SSHD} -D -e -f {host.base}/sshd_config"
         )
         with open(host.base / "sshd.log", "ab") as log:
             host.sshd = subprocess.Popen(
