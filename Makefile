@@ -1,9 +1,10 @@
 # make demo   a shard of the embedded web becomes a dataset, on this machine, offline
 # make test   lint, types and all tests
+# make test-nodes  the swarm's nodes as real machines, booted by systemd-nspawn
 # make bench  the benchmarks, each beside its peer
 # All set themselves up in .venv.
 
-.PHONY: demo test bench readme
+.PHONY: demo test test-nodes bench readme
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -15,6 +16,11 @@ test: .venv/dev
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/pytest
+
+# as root, with debootstrap and systemd-container installed
+test-nodes: .venv/dev
+	$(bin)/python -m tests.world.machines
+	$(bin)/pytest tests/swarm/test_machines.py
 
 bench: .venv/dev
 	for each in tests/benchmarks/bench_*.py; do $(bin)/python $$each || exit 1; done
@@ -29,5 +35,5 @@ readme: .venv/dev
 	touch $@
 
 .venv/dev: .venv/demo
-	$(bin)/pip install --quiet --editable '.[gpu,dev]'
+	$(bin)/pip install --quiet --editable '.[gpu,swarm,dev]'
 	touch $@

@@ -23,11 +23,13 @@ base = [
     "ftfy>=6.2",  # repairs mojibake in alt texts, as LAION did
     "fsspec>=2024.2",  # outputs may be s3://, gdrive:// …
     "distributed>=2025.1",  # runs the scraping, here or anywhere
-    "paramiko>=3.4",  # SSH to the swarm's nodes
-    "cryptography>=42",  # the swarm's keys and certificates; paramiko stands on it
     "sqlalchemy>=2.0.30",  # the ledger; the same code serves the tracker on PostgreSQL
     "tqdm>=4.66",  # the live lines in terminals and notebooks
     "python-dotenv>=1.0",  # reads .env
+]
+swarm = [
+    "paramiko>=3.4",  # SSH to the nodes
+    "cryptography>=42",  # keys and certificates; paramiko stands on it
 ]
 gpu = [
     "torch>=2.4",  # runs CLIP
@@ -70,6 +72,6 @@ setup(
     },
     python_requires=">=3.10",
     install_requires=base,
-    extras_require={"gpu": gpu, "dev": dev},
+    extras_require={"swarm": swarm, "gpu": gpu, "dev": dev},
     entry_points={"console_scripts": ["cah = cahlib.cli:main"]},
 )

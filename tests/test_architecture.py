@@ -17,7 +17,7 @@ DOORS = {"cli", "console"}
 HOMES = {
     "torch": {"curate/clip.py"},
     "open_clip": {"curate/clip.py"},
-    "distributed": {"swarm/engine.py", "swarm/remote.py", "swarm/transfer.py"},
+    "distributed": {f"swarm/{n}.py" for n in ("cluster", "engine", "remote", "transfer", "worker")},
     "dask": {"swarm/engine.py", "swarm/remote.py"},
     "paramiko": {"swarm/ssh.py"},
     "cryptography": {"swarm/keys.py"},

@@ -181,7 +181,7 @@ def _started(node: Session, login: Login, head: Login, timeout: float) -> None:
 
 
 def _stamp(login: Login, goods: Package, head: Login) -> str:
-    """What a node shall be; one that is so is left alone: a restarted scheduler forgets its jobs."""
+    """What a node shall be; one that is so is left alone, or the scheduler forgets its jobs."""
     certificate = login.keys.tls("node").public.read_text()
     parts = (goods.wheel.name, goods.pins, certificate, login.address, head.address)
     return sha256("\n".join(parts).encode()).hexdigest()

@@ -9,10 +9,8 @@ scheduler keeps what is published. It does not know how the machines came about.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import queue
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,20 +18,17 @@ from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, Future, KilledWorker, Security, get_worker
-from distributed.comm.addressing import get_address_host
-from distributed.diagnostics.plugin import WorkerPlugin
+from distributed import Client, Future, KilledWorker
 
-from cahlib.errors import ConfigError, RunError, ShardError
-from cahlib.records import Parcel
-from cahlib.swarm.engine import TOPIC, guarded
-from cahlib.swarm.keys import Keys
-from cahlib.swarm.transfer import Damaged, Sent, fetch, forget, offer
+from cahlib.errors import RunError, ShardError
+from cahlib.swarm.cluster import Reach, connected, slots
+from cahlib.swarm.engine import TOPIC
+from cahlib.swarm.transfer import Damaged, fetch, forget
+from cahlib.swarm.worker import Cargo, Sent, about, carried
 
 #: Parcels that are brought here at the same time.
 _PULLS = 2
@@ -41,25 +36,10 @@ _PULLS = 2
 #: How often a parcel's coming is tried before its shard is scraped again.
 _TRIES = 5
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
 #: What a broken connection raises in Dask's client.
 _TROUBLE = (OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
-    """Where a cluster is, and how it is used."""
-
-    address: str  #: tls://HOST:PORT or tcp://HOST:PORT
-    keys: Keys | None = None  #: of the swarm; None: what Dask's own configuration says
-    away: str = "/tmp/cahlib-parcels"  #: where jobs write parcels on the machines of the cluster
-    staging: str = ""  #: a URL that its machines and this one share; "" = from machine to machine
-    patience: float = 60  #: seconds for a piece of a parcel
-    silence: float = 120  #: seconds after which the connection counts as broken
-    limit: float = 900  #: seconds that the cluster may be away
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +68,6 @@ class _Job:
     told: Any = None
     worker: str = ""
     changed: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cargo:
-    """What a job gave, and the files that belong to it."""
-
-    result: Any
-    files: tuple[Sent, ...]
 
 
 class Remote:
@@ -176,7 +148,7 @@ class Remote:
 
     def versions(self) -> dict[str, str]:
         """The version of cahlib that each worker runs, by the worker's name."""
-        found = self._client.run(_version, on_error="ignore")
+        found = self._client.run(about, on_error="ignore")
         return dict(found.values())
 
     def gather(self, nodes: Sequence[str], *, timeout: float) -> set[str]:
@@ -218,7 +190,6 @@ class Remote:
 
     def _begin(self) -> None:
         """What a fresh client needs."""
-        self._client.register_plugin(Slot())
         self._client.subscribe_topic(TOPIC, self._hear)
         self._count()
 
@@ -245,13 +216,7 @@ class Remote:
                 )
 
     def _count(self) -> None:
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        if not self._reach.staging and any(worker["nthreads"] < 2 for worker in workers):
-            raise ConfigError(
-                f"{self._reach.address} has workers with one thread only; start them with "
-                "`--nthreads 2` (the second one serves files), or give --staging."
-            )
-        self.slots = sum(int(worker["resources"].get("slot", 0)) for worker in workers)
+        self.slots = slots(self._client, self._reach)
 
     def _look(self) -> None:
         """One look at every job."""
@@ -280,7 +245,7 @@ class Remote:
     def _send(self, key: str, job: _Job) -> None:
         job.published = False
         job.future = self._client.submit(
-            _carried,
+            carried,
             (key, job.function, job.arguments, job.limit),
             self._reach.staging,
             key=key,
@@ -318,7 +283,7 @@ class Remote:
         with self._lock:
             self._end(key, job, result)
 
-    def _pulled(self, cargo: _Cargo) -> Any:
+    def _pulled(self, cargo: Cargo) -> Any:
         """A job's result with its files in this machine's folder, the first one (the seal) last."""
         if not cargo.files:
             return cargo.result
@@ -345,16 +310,6 @@ class Remote:
         self._finished.put((key, result))
 
 
-class Slot(WorkerPlugin):
-    """Gives a worker that was started without it the resource that a job takes."""
-
-    name = "cahlib-slot"
-
-    async def setup(self, worker: Any) -> None:
-        if "slot" not in worker.state.total_resources:
-            await worker.set_resources(slot=1)
-
-
 @contextmanager
 def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]:
     """An engine on the cluster at an address; parcels end up in ``home``.
@@ -369,58 +324,12 @@ def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]
         "distributed.comm.timeouts.tcp": f"{reach.silence}s",  # for the nodes' side see dask.yaml
     }
     with dask.config.set(settings):
-        engine = Remote(reach, home, lambda: _connected(reach, timeout))
+        engine = Remote(reach, home, lambda: connected(reach, timeout))
         try:
             yield engine
         finally:
             engine.close()
             logger.setLevel(level)
-
-
-def _connected(reach: Reach, timeout: float) -> Client:
-    try:
-        return Client(
-            reach.address,
-            security=_security(reach.keys) if reach.keys else None,
-            timeout=timeout,
-            direct_to_workers=True,
-            set_as_default=False,
-        )
-    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-        raise RunError(
-            f"no Dask cluster answers at {reach.address} ({error}); is it running, and do the "
-            "certificates belong to it?"
-        ) from error
-
-
-def _security(keys: Keys) -> Security:
-    own = keys.tls("driver")
-    return Security(
-        require_encryption=True,
-        tls_min_version=ssl.TLSVersion.TLSv1_3,
-        tls_ca_file=str(keys.authority().public),
-        tls_client_cert=str(own.public),
-        tls_client_key=str(own.private),
-    )
-
-
-def _carried(job: tuple[str, Callable[..., Any], tuple[Any, ...], float], staging: str) -> _Cargo:
-    """On a worker: do a job, and say where its files are."""
-    try:
-        result = guarded(*job)
-    except RunError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
-            host = get_address_host(get_worker().address)
-            raise ShardError(f"{host}: {error}") from error  # another machine has room
-        raise
-    if not isinstance(result, Parcel):
-        return _Cargo(result=result, files=())
-    seal = offer(result.path.with_suffix(".json"), "", staging)
-    return _Cargo(result=result, files=(seal, offer(result.path, result.sha256, staging)))
-
-
-def _version(dask_worker: Any) -> tuple[str, str]:
-    return str(dask_worker.name), version("cahlib")
 
 
 def _translated(error: BaseException | None) -> BaseException | None:

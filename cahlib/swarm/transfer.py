@@ -8,20 +8,18 @@ file; a place that all machines share may stand between them instead.
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import fsspec
-from distributed import Client, Future, get_worker
-from distributed.comm.addressing import get_address_host
+from distributed import Client, Future
 
 from cahlib.errors import ShardError
+from cahlib.swarm.worker import Sent, read, remove
 
 #: Bytes of a piece, and how many are on their way at once.
 _PIECE, _AHEAD = 16 << 20, 4
@@ -29,30 +27,6 @@ _PIECE, _AHEAD = 16 << 20, 4
 
 class Damaged(ShardError):
     """What arrived is not what was sent."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """A file that waits to be fetched."""
-
-    place: str  #: its path on its machine, or the URL of the shared place
-    host: str  #: the machine that has it, "" at a shared place
-    size: int
-    sha256: str  #: hex
-
-
-def offer(path: Path, digest: str, staging: str) -> Sent:
-    """On a worker: say how a file can be fetched, or bring it to the shared place."""
-    size = path.stat().st_size
-    digest = digest or sha256(path.read_bytes()).hexdigest()
-    if staging:
-        place = f"{staging.rstrip('/')}/{path.name}"
-        with path.open("rb") as source, fsspec.open(place, "wb") as target:
-            shutil.copyfileobj(source, target, _PIECE)
-        path.unlink()
-        return Sent(place=place, host="", size=size, sha256=digest)
-    host = get_address_host(get_worker().address)
-    return Sent(place=str(path.absolute()), host=host, size=size, sha256=digest)
 
 
 def fetch(client: Client, sent: Sent, target: Path, *, patience: float) -> None:
@@ -81,7 +55,7 @@ def fetch(client: Client, sent: Sent, target: Path, *, patience: float) -> None:
 def forget(client: Client, sent: Sent, *, patience: float) -> None:
     """Delete a file where it was sent from."""
     if sent.host:
-        _on(client, sent, _remove, sent.place).result(timeout=patience)
+        _on(client, sent, remove, sent.place).result(timeout=patience)
         return
     system, path = fsspec.url_to_fs(sent.place)
     system.rm(path)
@@ -96,7 +70,7 @@ def _pieces(client: Client, sent: Sent, patience: float) -> Iterator[bytes]:
     starts, coming = iter(range(0, sent.size, _PIECE)), deque[Future[Any]]()
     while True:
         while len(coming) < _AHEAD and (start := next(starts, None)) is not None:
-            coming.append(_on(client, sent, _read, sent.place, start, _PIECE))
+            coming.append(_on(client, sent, read, sent.place, start, _PIECE))
         if not coming:
             return
         yield coming.popleft().result(timeout=patience)
@@ -111,13 +85,3 @@ def _on(client: Client, sent: Sent, function: Any, *arguments: Any) -> Future[An
         pure=False,
         priority=10,  # a job that waits for a slot does not come before it
     )
-
-
-def _read(path: str, start: int, length: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(length)
-
-
-def _remove(path: str) -> None:
-    Path(path).unlink(missing_ok=True)

@@ -19,9 +19,10 @@ from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.shards import shards
 from cahlib.swarm import engine, install
+from cahlib.swarm.cluster import Reach
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
-from cahlib.swarm.remote import Reach, remote
+from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Login
 from tests.world import hosts, jobs
 
@@ -182,8 +183,9 @@ def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
 _DRIVER = """
 import sys
 from pathlib import Path
+from cahlib.swarm.cluster import Reach
 from cahlib.swarm.keys import Keys
-from cahlib.swarm.remote import Reach, remote
+from cahlib.swarm.remote import remote
 from tests.world import jobs
 address, keys, home = sys.argv[1:]
 with remote(Reach(address=address, keys=Keys(Path(keys))), Path(home)) as scrapers:
@@ -278,7 +280,7 @@ def test_any_dask_cluster_serves(tmp_path, staging):
         n_workers=1,
         threads_per_worker=2,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
     ) as cluster:
         reach = Reach(
@@ -299,7 +301,7 @@ def test_workers_that_could_not_serve_files_are_refused(tmp_path):
         n_workers=1,
         threads_per_worker=1,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
     ) as cluster:
         with (

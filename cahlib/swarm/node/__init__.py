@@ -44,6 +44,7 @@ def user_data(keys: Keys, node: str) -> str:
                 "ssh_authorized_keys": [keys.ssh().public.read_text().strip()],
             }
         ],
+        "manage_etc_hosts": "localhost",  # or sudo asks the name servers who we are
         "disable_root": True,
         "ssh_pwauth": False,
         "ssh_deletekeys": True,

@@ -1,0 +1,74 @@
+"""A Dask cluster by address: who may join it, and whether its workers are fit for our jobs.
+
+It does not know what is run there.
+"""
+
+from __future__ import annotations
+
+import ssl
+import warnings
+from dataclasses import dataclass
+
+from distributed import Client, Security
+from distributed.versions import VersionMismatchWarning
+
+from cahlib.errors import ConfigError, RunError
+from cahlib.swarm.keys import Keys
+from cahlib.swarm.worker import Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """Where a cluster is, and how it is used."""
+
+    address: str  #: tls://HOST:PORT or tcp://HOST:PORT
+    keys: Keys | None = None  #: of the swarm; None: what Dask's own configuration says
+    away: str = "/tmp/cahlib-parcels"  #: where jobs write parcels on the machines of the cluster
+    staging: str = ""  #: a URL that its machines and this one share; "" = from machine to machine
+    patience: float = 60  #: seconds for a piece of a parcel
+    silence: float = 120  #: seconds after which the connection counts as broken
+    limit: float = 900  #: seconds that the cluster may be away
+
+
+def connected(reach: Reach, timeout: float) -> Client:
+    """A client; raises RunError if nobody answers, or not as a member of the same swarm."""
+    try:
+        with warnings.catch_warnings():
+            # that Python is another there: what crosses is records and names of functions
+            warnings.simplefilter("ignore", VersionMismatchWarning)
+            client = Client(
+                reach.address,
+                security=_security(reach.keys) if reach.keys else None,
+                timeout=timeout,
+                direct_to_workers=True,
+                set_as_default=False,
+            )
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"no Dask cluster answers at {reach.address} ({error}); is it running, and do the "
+            "certificates belong to it?"
+        ) from error
+    client.register_plugin(Slot())
+    return client
+
+
+def slots(client: Client, reach: Reach) -> int:
+    """Jobs that can run at the same time; raises ConfigError if workers are not fit."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    if not reach.staging and any(worker["nthreads"] < 2 for worker in workers):
+        raise ConfigError(
+            f"{reach.address} has workers with one thread only; start them with "
+            "`--nthreads 2` (the second one serves files), or give --staging."
+        )
+    return sum(int(worker["resources"].get("slot", 0)) for worker in workers)
+
+
+def _security(keys: Keys) -> Security:
+    own = keys.tls("driver")
+    return Security(
+        require_encryption=True,
+        tls_min_version=ssl.TLSVersion.TLSv1_3,
+        tls_ca_file=str(keys.authority().public),
+        tls_client_cert=str(own.public),
+        tls_client_key=str(own.private),
+    )

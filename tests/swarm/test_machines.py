@@ -1,0 +1,105 @@
+"""Two real machines with systemd and cloud-init become a swarm; one of them loses its power.
+
+These tests earn their minute: nothing else tells whether a server would understand us.
+"""
+
+import pytest
+
+from cahlib import demo
+from cahlib.demo import world
+from cahlib.scrape import parcel as parcels
+from cahlib.scrape import scrape
+from cahlib.scrape.shards import shards
+from cahlib.swarm import engine, install
+from cahlib.swarm.cluster import Reach
+from cahlib.swarm.keys import Keys
+from cahlib.swarm.node import user_data
+from cahlib.swarm.remote import remote
+from cahlib.swarm.ssh import Failed, Login, session
+from tests.world import jobs, machines
+
+pytestmark = pytest.mark.skipif(bool(machines.lacking()), reason=machines.lacking())
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    with machines.Machines(tmp_path_factory.mktemp("machines")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def logins(running, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    keys = Keys(folder / "keys")
+    for name in ("alpha", "beta"):
+        running.boot(name, user_data(keys, name))
+    logins = [Login(name=m.name, address=m.address, keys=keys) for m in running.all.values()]
+    goods = install.package(folder / "wheel", wheelhouse=machines.WHEELS)
+    failed = install.bring_up_all(logins, goods, head=logins[0])
+    assert not failed, failed
+    return logins
+
+
+@pytest.fixture
+def scrapers(logins, tmp_path):
+    reach = Reach(
+        address=f"tls://{logins[0].address}:{install.PORT}",
+        keys=logins[0].keys,
+        away="/home/crawl/parcels",
+        patience=10,
+    )
+    with remote(reach, tmp_path / "home") as scrapers:
+        assert not scrapers.gather([login.name for login in logins], timeout=30)
+        yield scrapers
+
+
+def test_a_machine_is_as_its_user_data_says(logins):
+    with session(logins[0]) as node:
+        assert node.run("id -un") == "crawl\n"
+        assert node.run("systemctl is-active crawl crawl-head unbound").split() == ["active"] * 3
+        assert "127.0.0.1" in node.run("cat /etc/resolv.conf")
+        limit = node.run("cat /proc/$(systemctl show -P MainPID crawl)/limits")
+        assert "65536" in next(line for line in limit.splitlines() if "open files" in line)
+        with pytest.raises(Failed):
+            node.run("sudo -n cat /etc/shadow")
+        with pytest.raises(Failed):
+            node.run("touch /usr/local/bin/mine")
+    assert "distributed" in install.log(logins[0])
+    assert "cloud-init" in install.log(logins[0], boot=True, lines=200).lower()
+
+
+def test_a_restarted_service_is_back(logins, scrapers):
+    def process(node):
+        return node.run("systemctl show -P MainPID crawl").strip()
+
+    with session(logins[1]) as node:
+        before = process(node)
+        install.restart(logins[1])
+        assert process(node) != before
+        node.run(f"kill -9 {process(node)}")
+        jobs.until(lambda: process(node) not in ("0", before))
+    assert not scrapers.gather(["beta"], timeout=30)
+
+
+def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers, tmp_path):
+    with world.build().serve(host=running.address) as web:
+        job = demo.job(str(tmp_path / "out"), web)
+        todo = list(shards(job.crawl, contact="demo@example.com"))
+        settings = (job.crawl, job.download)
+        for shard in todo:
+            scrapers.submit(shard.id, scrape, shard, *settings, scrapers.folder, limit=60)
+        jobs.until(lambda: any(n.jobs and n.host == logins[1].address for n in scrapers.nodes()))
+        running.all["beta"].off()
+        far = dict(scrapers.take(timeout=120) for _ in todo)
+        with engine.local(1) as here:
+            for shard in todo:
+                here.submit(shard.id, scrape, shard, *settings, tmp_path / "near", limit=60)
+            near = dict(here.take(timeout=60) for _ in todo)
+    for shard in todo:
+        parcels.check(far[shard.id])
+        assert far[shard.id].tally.as_dict() == near[shard.id].tally.as_dict()
+        assert [i.sha256 for i in parcels.read(far[shard.id])] == [
+            i.sha256 for i in parcels.read(near[shard.id])
+        ]
+    running.power(running.all["beta"])
+    assert not scrapers.gather(["beta"], timeout=60)
