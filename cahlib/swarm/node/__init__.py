@@ -63,7 +63,7 @@ def user_data(keys: Keys, node: str) -> str:
         "packages": ["python3-venv", "unbound"],
         "runcmd": [
             "systemctl daemon-reload",
-            "systemctl try-restart ssh",
+            "systemctl try-reload-or-restart ssh",
             "/usr/local/sbin/crawl-resolver",
         ],
     }
