@@ -31,6 +31,14 @@ gpu = [
     "pyarrow>=15",  # the metadata tables
     "google-crc32c>=1.6",  # the checksums of TFRecord; notebooks already have it
 ]
+tracker = [
+    "fastapi>=0.115",  # routes, validation and OpenAPI
+    "uvicorn>=0.30",  # serves them
+    "jinja2>=3.1",  # the pages; escapes what is other people's text
+    "python-multipart>=0.0.18",  # the Bloom calls' forms
+    "alembic>=1.14",  # upgrades a running community's database
+    "psycopg[binary]>=3.2",  # PostgreSQL; SQLite comes with Python
+]
 dev = [
     "pytest>=8.3",
     "pytest-randomly>=3.15",  # random order
@@ -53,9 +61,19 @@ setup(
     license="MIT",
     packages=find_packages(include=["cahlib", "cahlib.*"]),
     include_package_data=False,
-    package_data={"cahlib": ["py.typed", "**/*.json", "**/*.gz", "**/*.safetensors", "**/*.tar"]},
+    package_data={
+        "cahlib": [
+            "py.typed",
+            "**/*.json",
+            "**/*.gz",
+            "**/*.safetensors",
+            "**/*.tar",
+            "tracker/migrations/**/*.py",
+            "tracker/pages/*",
+        ]
+    },
     python_requires=">=3.10",
     install_requires=base,
-    extras_require={"gpu": gpu, "dev": dev},
+    extras_require={"gpu": gpu, "tracker": tracker, "dev": dev},
     entry_points={"console_scripts": ["cah = cahlib.cli:main"]},
 )

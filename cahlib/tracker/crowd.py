@@ -14,17 +14,27 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, select, update
+from sqlalchemy import Connection, and_, case, func, or_, select, update
 
-from cahlib.records import Shard, Tally
+from cahlib.records import Shard
 from cahlib.tracker import names
 from cahlib.tracker.database import Database
-from cahlib.tracker.rules import Invalid, Kind, Missing, NotHeld, Refusal, Rules, Unknown
+from cahlib.tracker.rules import (
+    Invalid,
+    Kind,
+    Lease,
+    Missing,
+    NotHeld,
+    Refusal,
+    Result,
+    Rules,
+    Unknown,
+    Worker,
+)
 from cahlib.tracker.schema import failures, pairs, people, shards, workers
 from cahlib.tracker.store import following
 
@@ -34,35 +44,6 @@ _SEEN = 10
 _HELD = shards.c.state.in_(["leased", "judging"])
 #: The state of a shard that is free again.
 _FREE = case((shards.c.state == "leased", "todo"), else_="scraped")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
-    """Somebody who works on shards."""
-
-    id: int
-    name: str  #: unique, made by the tracker
-    nickname: str
-    kind: Kind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """A shard that a worker holds."""
-
-    number: int
-    shard: Shard
-    expires: float
-    parcel: dict[str, Any] | None  #: for a GPU worker: url, and of our own workers sha256 and size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a worker made of a shard."""
-
-    pairs: int
-    tally: Tally | None = None
-    output: str = ""  #: where the pairs are, as the worker says
 
 
 class Crowd:
@@ -211,8 +192,7 @@ class Crowd:
     def leave(self, secret: str) -> None:
         """The worker goes; what it held is free again."""
         with self._as(secret) as (connection, worker):
-            self._release(connection, worker, _HELD)
-            connection.execute(update(workers).where(workers.c.id == worker.id).values(gone=True))
+            self._dismiss(connection, worker)
 
     def fail(self, secret: str, number: int, error: str) -> bool:
         """A worker failed with a shard; True if it is set aside, having failed for several."""
@@ -260,6 +240,35 @@ class Crowd:
                 taken += connection.execute(query).scalars()
             return [key.hex() for key in taken]
 
+    def bring(self, secret: str, urls: Mapping[int, str]) -> int:
+        """Take parcels of shards that are free or the worker's, whole WAT files; how many."""
+        with self._as(secret) as (connection, worker):
+            mine = (shards.c.state == "leased") & (shards.c.worker == worker.id)
+            brought = 0
+            for number, url in sorted(urls.items()):
+                delivered = (
+                    update(shards)
+                    .where(shards.c.number == number, or_(shards.c.state == "todo", mine))
+                    .values(
+                        state="scraped", lane=1, attempts=0, worker=None, scraper=worker.id,
+                        parcel={"url": url},
+                    )
+                )  # fmt: skip
+                brought += int(connection.execute(delivered).rowcount)
+            if brought:
+                self._count(connection, worker, scraped=brought)
+            return brought
+
+    def expel(self, number: int) -> None:
+        """Send a worker away by its id: what it held is free again."""
+        with self._database.write() as connection:
+            row = connection.execute(select(workers).where(workers.c.id == number)).first()
+            self._dismiss(connection, _worker(row))
+
+    def _dismiss(self, connection: Connection, worker: Worker) -> None:
+        self._release(connection, worker, _HELD)
+        connection.execute(update(workers).where(workers.c.id == worker.id).values(gone=True))
+
     def expire(self) -> int:
         """Free the shards whose workers gave no sign of life; how many."""
         with self._database.write() as connection:
@@ -288,7 +297,7 @@ class Crowd:
         with self._database.write() as connection:
             row = connection.execute(_by_secret(secret)).first()
             worker, now = _worker(row), self._clock()
-            if progress or now - row.last_seen > _SEEN:
+            if row is None or progress or now - row.last_seen > _SEEN:
                 values: dict[str, Any] = {"progress": progress} if progress else {}
                 connection.execute(
                     update(workers).where(workers.c.id == worker.id).values(last_seen=now, **values)

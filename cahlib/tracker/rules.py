@@ -1,4 +1,4 @@
-"""What a tracker allows: its settings, its refusals, and the checks of what people send it."""
+"""What a tracker allows: its records and refusals, and the checks of what people send."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from enum import Enum
 from typing import Any
 
 from cahlib.errors import CahError
-from cahlib.records import Reason, Stage, Tally
+from cahlib.records import Reason, Shard, Stage, Tally
+
+#: Sample ids that one WAT file spans, as at Crawling@Home.
+IDS = 1_000_000
 
 
 class Kind(Enum):
@@ -46,24 +49,64 @@ class Rules:
     old_upload: str = ""  #: the same for the old protocol: what its clients hand to rsync
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """Somebody who works on shards."""
+
+    id: int
+    name: str  #: unique, made by the tracker
+    nickname: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A shard that a worker holds."""
+
+    number: int
+    shard: Shard
+    expires: float
+    parcel: dict[str, Any] | None  #: for a GPU worker: url, and of our own workers sha256 and size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a worker made of a shard."""
+
+    pairs: int
+    tally: Tally | None = None
+    output: str = ""  #: where the pairs are, as the worker says
+
+
 class Refusal(CahError):
     """A worker asked for something that it cannot have; the text says why."""
+
+    status = 400  #: of HTTP
+    old_status = 400  #: the same in the old protocol
 
 
 class Unknown(Refusal):
     """There is no such worker (any more)."""
 
+    status, old_status = 401, 404
+
 
 class Missing(Refusal):
     """There is no such thing."""
+
+    status, old_status = 404, 404
 
 
 class NotHeld(Refusal):
     """The worker does not hold this shard."""
 
+    status, old_status = 409, 403
+
 
 class Invalid(Refusal):
     """What was sent cannot be true."""
+
+    status, old_status = 422, 400
 
 
 def nickname(text: str) -> str:
@@ -89,10 +132,17 @@ def pairs(count: int, rules: Rules) -> int:
     return count
 
 
-def tally(values: Mapping[str, Any], *, judged: bool) -> Tally:
-    """A shard's account, with nothing unaccounted for in it; raises Invalid."""
+def tally(values: Mapping[str, Any], *, pairs: int | None = None) -> Tally:
+    """A shard's account, with nothing unaccounted for in it; without pairs, of its scraping only.
+
+    Raises Invalid.
+    """
     found = _read(values)
-    stages = list(Stage) if judged else [Stage.READ, Stage.CHOOSE, Stage.FETCH]
+    stages = [Stage.READ, Stage.CHOOSE, Stage.FETCH]
+    if pairs is not None:
+        stages.append(Stage.JUDGE)
+        if found.left[Stage.JUDGE] != pairs:
+            raise Invalid("tally: the pairs that left judge are not as many as you say.")
     for stage in stages:
         if found.unaccounted(stage):
             raise Invalid(f"tally: at {stage.value}, what came in is not what went out plus lost.")
