@@ -58,6 +58,7 @@ class Reason(Enum):
     BLOCKED_PAIR = "blocked_pair", Stage.CHOOSE, "is on a list of pairs to leave out"
     DUPLICATE = "duplicate", Stage.CHOOSE, "was seen before in this shard"
 
+    UNFETCHABLE = "unfetchable", Stage.FETCH, "address cannot be asked for"
     DNS = "dns", Stage.FETCH, "host name did not resolve"
     PRIVATE_ADDRESS = (
         "private_address",

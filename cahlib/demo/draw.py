@@ -13,9 +13,7 @@ import io
 import json
 import math
 import re
-import sys
 import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +37,6 @@ Pixels = NDArray[np.float64]  #: shape (height, width, 3), 0 … 1
 
 def main(folder: Path) -> None:
     """Draw all scenes into the package's archive."""
-    emoji.install(folder)
     random = np.random.default_rng(SEED)
     shown = [
         c for c in emoji.concepts(folder) if c.group in _GROUPS and not _NOT_SHOWN.match(c.label)
@@ -134,8 +131,4 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            main(Path(temporary))
+    emoji.command(main)

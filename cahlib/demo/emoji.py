@@ -15,10 +15,13 @@ import io
 import json
 import re
 import subprocess
+import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -50,16 +53,15 @@ class Concept:
     drawings: Mapping[str, str]  #: by vendor: SVG
 
 
-def install(folder: Path) -> None:
-    """Put the packages into a folder, unless they are there already."""
-    if (folder / "node_modules/emojibase-data").is_dir():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-save"]
-    try:
-        subprocess.run([*command, "--prefix", str(folder), *PACKAGES], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise RunError(f"The emoji packages could not be installed with npm: {error}.") from error
+def command(work: Callable[[Path], None]) -> None:
+    """Do a program's work on the folder that its command line names, or on a temporary one."""
+    with ExitStack() as stack:
+        folder = Path(sys.argv[1] if sys.argv[1:] else stack.enter_context(TemporaryDirectory()))
+        try:
+            _install(folder)
+            work(folder)
+        except RunError as error:
+            sys.exit(str(error))
 
 
 def concepts(folder: Path) -> Iterator[Concept]:
@@ -84,10 +86,24 @@ def _alike(entry: Mapping[str, Any]) -> bool:
 
 def render(svg: str, side: int) -> Image.Image:
     """A drawing as an RGBA square of `side` pixels."""
-    import resvg_py
-
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise RunError("Emoji cannot be drawn; type: pip install resvg-py") from error
     png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA").resize((side, side))
+
+
+def _install(folder: Path) -> None:
+    """Put the packages into a folder, unless they are there already."""
+    if (folder / "node_modules/emojibase-data").is_dir():
+        return
+    flags = ("--no-audit", "--no-fund", "--ignore-scripts", "--no-save")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "install", *flags, "--prefix", str(folder), *PACKAGES], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RunError(f"The emoji could not be fetched with npm: {error}") from error
 
 
 class _Set:

@@ -35,17 +35,17 @@ class Figures:
     passed: float  #: share of the mismatched pairs at or above it
 
 
-def main(folder: Path | None) -> None:
+def main(folder: Path | None = None) -> None:
     model = Model()
-    shown = list(scenes())
-    pictures = [Image.open(io.BytesIO(each.data)) for each in shown]
+    shown = scenes()
     names = [each.name for each in shown]
-    _print("scenes", model.similarities(pictures, names))
-    _print("scenes, web captions", model.similarities(pictures, captions.web(names)))
+    images = model.images([Image.open(io.BytesIO(each.data)) for each in shown])
+    _print("scenes", images @ model.texts(names).T)
+    _print("scenes, web captions", images @ model.texts(captions.web(names)).T)
     if folder:
         data = list(emoji.concepts(folder))
-        drawings = [_on_white(each.drawings[emoji.HELD_OUT]) for each in data]
-        _print("all drawings", model.similarities(drawings, [each.label for each in data]))
+        images = model.images([_on_white(each.drawings[emoji.HELD_OUT]) for each in data])
+        _print("all drawings", images @ model.texts([each.label for each in data]).T)
 
 
 class Model:
@@ -59,20 +59,23 @@ class Model:
         self.tokenizer = open_clip.get_tokenizer(NAME, bpe_path=str(folder / "bpe.txt.gz"))
         self.model.eval()
 
-    def similarities(
-        self, pictures: Sequence[Image.Image], texts: Sequence[str]
-    ) -> NDArray[np.float32]:
-        """Cosine of each picture (row) with each text (column)."""
+    def images(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Embeddings of length 1, shape (pictures, 128)."""
         with torch.inference_mode():
             batch = torch.stack([self.transform(each.convert("RGB")) for each in pictures])
-            image = self.model.encode_image(batch, normalize=True)
-            text = self.model.encode_text(self.tokenizer(list(texts)), normalize=True)
-            result: NDArray[np.float32] = (image @ text.T).numpy()
-        return result
+            found: NDArray[np.float32] = self.model.encode_image(batch, normalize=True).numpy()
+        return found
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings of length 1, shape (texts, 128)."""
+        with torch.inference_mode():
+            batch = self.tokenizer(list(texts))
+            found: NDArray[np.float32] = self.model.encode_text(batch, normalize=True).numpy()
+        return found
 
 
 def figures(similarities: NDArray[Any]) -> Figures:
-    """Exact figures of a square matrix whose diagonal holds the matched pairs."""
+    """Exact figures of a square matrix of cosines whose diagonal holds the matched pairs."""
     n = len(similarities)
     own = similarities.diagonal()
     others = np.sort(similarities[~np.eye(n, dtype=bool)])
@@ -100,4 +103,7 @@ def _print(name: str, similarities: NDArray[Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    if sys.argv[1:]:
+        emoji.command(main)
+    else:
+        main()

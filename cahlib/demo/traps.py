@@ -9,7 +9,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from PIL import Image
@@ -20,9 +20,9 @@ from cahlib.records import Reason
 
 #: RFC 2606 keeps these names for examples, so no real host is ever meant.
 TRAPS = "traps.example.net"
-FOR_EVER = 3600.0
+_FOR_EVER = 3600.0  #: seconds
 
-TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Sample:
 
     @property
     def answer(self) -> Answer:
-        return Answer(body=self.data, type=TYPES[self.kind])
+        return Answer(body=self.data, type=_TYPES[self.kind])
 
 
 def traps(samples: Iterator[Sample], random: Random) -> Iterator[Exhibit]:
@@ -71,7 +71,7 @@ def _texts() -> Iterator[Exhibit]:
         Reason.LANGUAGE: (
             "Un petit chat noir dort tranquillement sur le canapé de ma grand-mère",
             "Ein altes Fahrrad lehnt an der Mauer hinter unserem kleinen Garten",
-            "La tortuga marina nada despacio entre los corales del arrecife",
+            "Los niños juegan al fútbol en la plaza del pueblo todas las tardes",
             "Una tazza di caffè appena fatto sul tavolo della cucina di casa",
             "Um barco de pesca azul descansa na praia ao fim da tarde",
             "Een rode fiets staat tegen het hek naast de oude windmolen",
@@ -120,21 +120,19 @@ def _servers(samples: Iterator[Sample]) -> Iterator[Exhibit]:
         yield _trap(next(samples), f"gone-{n}", Reason.HTTP_4XX, answer)
     for n, status in enumerate((500, 502, 503)):
         yield _trap(next(samples), f"down-{n}", Reason.HTTP_5XX, Answer(status=status, type=text))
+    yield _trap(next(samples), "nothing", Reason.HTTP_OTHER, Answer(status=204))
     for n in range(3):
-        yield _trap(next(samples), f"asleep-{n}", Reason.TIMEOUT, Answer(delay=FOR_EVER))
+        yield _trap(next(samples), f"asleep-{n}", Reason.TIMEOUT, Answer(delay=_FOR_EVER))
     sample = next(samples)
-    dripping = Answer(body=sample.data, type=TYPES[sample.kind], pace=1.0)
-    yield _trap(sample, "dripping", Reason.TIMEOUT, dripping)
+    yield _trap(sample, "dripping", Reason.TIMEOUT, replace(sample.answer, pace=1.0))
     sample = next(samples)
-    broken_off = Answer(body=sample.data, type=TYPES[sample.kind], cut=3000)
-    yield _trap(sample, "broken-off", Reason.DISCONNECTED, broken_off)
+    yield _trap(sample, "broken-off", Reason.DISCONNECTED, replace(sample.answer, cut=3000))
     mail = Answer(raw=True, body=b"220 mail.example.net ESMTP\r\n" * 3)
     yield _trap(next(samples), "mail-server", Reason.BAD_HTTP, mail)
     for n, value in enumerate(("noai", "noimageai, noai", "noindex", "none")):
         sample = next(samples)
-        says_no = (("X-Robots-Tag", value),)
-        answer = Answer(body=sample.data, type=TYPES[sample.kind], headers=says_no)
-        yield _trap(sample, f"owner-says-no-{n}", Reason.OPTED_OUT, answer)
+        says_no = replace(sample.answer, headers=(("X-Robots-Tag", value),))
+        yield _trap(sample, f"owner-says-no-{n}", Reason.OPTED_OUT, says_no)
     round_trip = f"http://{TRAPS}/pictures/round-trip.jpg"
     for name, target in (
         ("round-trip", round_trip),
@@ -165,7 +163,7 @@ def _files(samples: Iterator[Sample], random: Random) -> Iterator[Exhibit]:
         yield _trap(next(samples), name, reason, Answer(body=data, type="image/jpeg"))
     for n in range(8):
         sample = next(samples)
-        half = Answer(body=sample.data[: len(sample.data) // 2], type=TYPES[sample.kind])
+        half = replace(sample.answer, body=sample.data[: len(sample.data) // 2])
         yield _trap(sample, f"half-{n}", Reason.BROKEN_IMAGE, half)
 
 
@@ -181,10 +179,9 @@ def _harmless(samples: Iterator[Sample]) -> Iterator[Exhibit]:
     url = f"http://{TRAPS}/pictures/stumbling.jpg"
     yield Exhibit(url=url, alt=sample.caption, answers={url: stumbling})
     sample = next(samples)
-    late = Answer(body=sample.data, type=TYPES[sample.kind], delay=0.5)
-    yield _trap(sample, "late", None, late)
+    yield _trap(sample, "late", None, replace(sample.answer, delay=0.5))
     sample = next(samples)
-    yield _trap(sample, "lying-type", None, Answer(body=sample.data, type="text/html"))
+    yield _trap(sample, "lying-type", None, replace(sample.answer, type="text/html"))
     sample = next(samples)
     url = f"http://{TRAPS}/pictures/mojibake.jpg"
     yield Exhibit(

@@ -38,9 +38,12 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        app.state.filters = bloom.open_all(FilePath(settings.filters)) if settings.filters else {}
         service.start()
         yield
         service.close()
+        for each in app.state.filters.values():
+            each.close()
 
     app = FastAPI(
         title="cahlib tracker",
@@ -55,7 +58,6 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
     app.include_router(_v1)
     app.include_router(legacy.router)
     if settings.filters:
-        app.state.filters = bloom.open_all(FilePath(settings.filters))
         app.include_router(legacy.filters)
     app.include_router(pages.router)
     if settings.admin:

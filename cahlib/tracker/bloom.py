@@ -51,10 +51,10 @@ class Filter:
     """One filter on disk; safe for several threads and processes."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "r+b")
-        size = os.fstat(self._file.fileno()).st_size
+        size = path.stat().st_size
         if size <= 8 or size % 8:
             raise ConfigError(f"{path} is not a Bloom filter of cahlib or rbloom.")
+        self._file = open(path, "r+b")
         self._map = mmap.mmap(self._file.fileno(), size)
         self._hashes = struct.unpack_from("<Q", self._map)[0]
         self._bits = (size - 8) * 8

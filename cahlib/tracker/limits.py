@@ -75,6 +75,7 @@ class Gate:
         length = headers.get(b"content-length", b"0")
         too_large = f"The body is larger than {most >> 20} MiB."
         if not length.isdigit() or int(length) > most:
+            await _drain(receive)
             return await _refuse(scope, send, 413, too_large)
         if _is_wrong_kind(scope, headers):
             return await _refuse(scope, send, 415, "Send application/json.")
@@ -92,6 +93,7 @@ class Gate:
 
         await self._app(scope, counted, unless_too_large)
         if taken > most:
+            await _drain(receive)
             await _refuse(scope, send, 413, too_large)
 
     def _wait(self, scope: _Scope, headers: dict[bytes, bytes]) -> float:
@@ -104,6 +106,16 @@ class Gate:
         if secret and (wait := self._workers.wait(hash(secret))):
             return wait
         return self._addresses.wait(address)
+
+
+async def _drain(receive: _Receive) -> None:
+    """Let a client say all, within reason: one that is cut off does not hear the answer."""
+    left = FILTER_BODY
+    while left > 0:
+        message = await receive()
+        if not message.get("more_body"):
+            return
+        left -= len(message["body"])
 
 
 def _is_wrong_kind(scope: _Scope, headers: dict[bytes, bytes]) -> bool:

@@ -61,16 +61,11 @@ def _environment() -> Environment:
 def overview(request: Request) -> HTMLResponse:
     """How far the crawl is."""
     state = of(request).state()
+    pairs = [*((row["time"], row["pairs"]) for row in state.ever), (state.time, state.counts.pairs)]
+    rates = _rates(state.day, "done")
     charts = [
-        _chart("Shards per hour, last day", _rates(state.day, "done"), now=state.time),
-        _chart(
-            "Pairs, all time",
-            [
-                *((row["time"], row["pairs"]) for row in state.ever),
-                (state.time, state.counts.pairs),
-            ],
-            now=state.time,
-        ),
+        _chart("Shards per hour, last day", rates, now=state.time),
+        _chart("Pairs, all time", pairs, now=state.time),
     ]
     return _page("overview.html", request, state=state, charts=charts)
 

@@ -25,8 +25,8 @@ def shown():
 
 
 @pytest.fixture(scope="module")
-def pictures(shown):
-    return [Image.open(io.BytesIO(scene.data)) for scene in shown]
+def images(model, shown):
+    return model.images([Image.open(io.BytesIO(scene.data)) for scene in shown])
 
 
 def test_it_is_small():
@@ -34,15 +34,15 @@ def test_it_is_small():
     assert world.SCENES.stat().st_size < 8_000_000
 
 
-def test_it_knows_things_that_it_never_saw_drawn_so(model, shown, pictures):
-    found = evaluate.figures(model.similarities(pictures, [scene.name for scene in shown]))
+def test_it_knows_things_that_it_never_saw_drawn_so(model, shown, images):
+    found = evaluate.figures(images @ model.texts([scene.name for scene in shown]).T)
     assert found.auc >= 0.96
     assert found.top1 >= 0.6
 
 
-def test_it_finds_the_name_in_a_caption(model, shown, pictures):
+def test_it_finds_the_name_in_a_caption(model, shown, images):
     names = [scene.name for scene in shown]
-    found = evaluate.figures(model.similarities(pictures, captions.web(names)))
+    found = evaluate.figures(images @ model.texts(captions.web(names)).T)
     assert found.auc >= 0.95
     assert found.kept >= 0.8
     assert found.passed <= 0.03

@@ -77,7 +77,7 @@ def test_giving_back_failing_and_leaving(tracker):
     for number in range(3):
         assert ask(tracker, "/v1/lease", {}, secret=secret).json["shard"]["number"] == number
     assert ask(tracker, "/v1/shards/0/release", {}, secret=secret).status == 200
-    failed = ask(tracker, "/v1/shards/1/fail", {"reason": "broken\x00\ud800"}, secret=secret)
+    failed = ask(tracker, "/v1/shards/1/fail", {"reason": "broken\x00"}, secret=secret)
     assert failed.json == {"set_aside": False}
     assert ask(tracker, "/v1/leave", {}, secret=secret).status == 200
     assert ask(tracker, "/v1/lease", {}, secret=secret).status == 401
@@ -93,36 +93,37 @@ def test_each_pair_is_given_to_one_shard(tracker):
     assert ask(tracker, "/v1/shards/1/pairs", uids, secret=bob).json == {"taken": uids["uids"]}
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "says"),
-    [
-        ("/v1/shards/5/complete", {"pairs": 1}, 409, "not yours"),
-        ("/v1/shards/99/complete", {"pairs": 1}, 404, "no shard 99"),
-        ("/v1/shards/0/complete", {"pairs": -1}, 422, "pairs"),
-        ("/v1/shards/0/complete", {"pairs": 10**9}, 422, "20,000"),
-        ("/v1/shards/0/complete", {"pairs": 10**30}, 422, "pairs"),
-        ("/v1/shards/0/complete", {"pairs": "7"}, 422, "integer"),
-        ("/v1/shards/0/complete", {"pairs": 1, "extra": 1}, 422, "extra"),
-        ("/v1/shards/0/complete", {"pairs": 4, "tally": {"read": 3}}, 422, "tally"),
-        ("/v1/shards/0/complete", {"pairs": 5, "tally": TALLY}, 422, "tally"),
-        ("/v1/shards/99999999999/complete", {"pairs": 1}, 422, "number"),
-        ("/v1/shards/0/parcel", {"url": "x", "sha256": "", "size": 1}, 422, "url"),
-        ("/v1/heartbeat", {"shards": "all"}, 422, "shards"),
-        ("/v1/heartbeat", b"{", 400, "not JSON"),
-        ("/v1/workers", {"nickname": "a\u202eb", "kind": "cpu"}, 422, "invisible"),
-        ("/v1/workers", {"nickname": " ", "kind": "cpu"}, 422, "1 to 40"),
-        ("/v1/workers", {"nickname": "ann", "kind": "tpu"}, 422, "kind"),
-        ("/v1/workers", {"nickname": "x" * 10_000_000, "kind": "cpu"}, 413, "larger"),
-        ("/v1/nothing", {}, 404, "Not Found"),
-    ],
-)
-def test_what_cannot_be_is_refused_with_a_sentence(tracker, path, body, status, says):
+REFUSED = [
+    ("/v1/shards/5/complete", {"pairs": 1}, 409, "not yours"),
+    ("/v1/shards/99/complete", {"pairs": 1}, 404, "no shard 99"),
+    ("/v1/shards/0/complete", {"pairs": -1}, 422, "pairs"),
+    ("/v1/shards/0/complete", {"pairs": 10**9}, 422, "20,000"),
+    ("/v1/shards/0/complete", {"pairs": 10**30}, 422, "pairs"),
+    ("/v1/shards/0/complete", {"pairs": "7"}, 422, "integer"),
+    ("/v1/shards/0/complete", {"pairs": 1, "extra": 1}, 422, "extra"),
+    ("/v1/shards/0/complete", {"pairs": 4, "tally": {"read": 3}}, 422, "tally"),
+    ("/v1/shards/0/complete", {"pairs": 5, "tally": TALLY}, 422, "tally"),
+    ("/v1/shards/99999999999/complete", {"pairs": 1}, 422, "number"),
+    ("/v1/shards/0/parcel", {"url": "x", "sha256": "", "size": 1}, 422, "url"),
+    ("/v1/heartbeat", {"shards": "all"}, 422, "shards"),
+    ("/v1/heartbeat", b"{", 400, "not JSON"),
+    ("/v1/shards/0/fail", {"reason": "\ud800"}, 422, "reason"),
+    ("/v1/workers", {"nickname": "a\u202eb", "kind": "cpu"}, 422, "invisible"),
+    ("/v1/workers", {"nickname": " ", "kind": "cpu"}, 422, "1 to 40"),
+    ("/v1/workers", {"nickname": "ann", "kind": "tpu"}, 422, "kind"),
+    ("/v1/workers", {"nickname": "x" * 10_000_000, "kind": "cpu"}, 413, "larger"),
+    ("/v1/nothing", {}, 404, "Not Found"),
+]
+
+
+def test_what_cannot_be_is_refused_with_a_sentence(tracker):
     secret = join(tracker)
     assert ask(tracker, "/v1/lease", {}, secret=secret).json["shard"]["number"] == 0
     headers = {"Content-Type": "application/json"}
-    answer = ask(tracker, path, body, secret=secret, headers=headers)
-    assert answer.status == status
-    assert says in answer.json["detail"] and "\n" not in answer.json["detail"]
+    for path, body, status, says in REFUSED:
+        answer = ask(tracker, path, body, secret=secret, headers=headers)
+        assert (path, answer.status) == (path, status)
+        assert says in answer.json["detail"] and "\n" not in answer.json["detail"]
 
 
 def test_only_json_and_only_known_workers(tracker):

@@ -1,0 +1,145 @@
+"""Writes README.md: the dataset's card, for people and for the hubs that host datasets.
+
+Like the report it is made anew from the seals. It does not read the dataset's files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cahlib.curate.formats import replaced
+from cahlib.curate.summary import Summary, decisive, plural, share, summary
+from cahlib.records import Stage
+
+#: Bounds of the hub's size classes: https://huggingface.co/docs/hub/datasets-cards
+_SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
+          (10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B")]  # fmt: skip
+
+_LOADING = {
+    "metadata": """\
+```python
+import pandas
+table = pandas.read_parquet("metadata")  # URL, TEXT, similarity and more, a row a pair
+```
+""",
+    "images": """\
+```python
+import glob, webdataset
+samples = webdataset.WebDataset(sorted(glob.glob("images/*.tar")), shardshuffle=False)
+for sample in samples.decode("pil"):
+    image = next(sample[kind] for kind in ("jpg", "png", "webp") if kind in sample)
+    print(sample["__key__"], image.size, sample["txt"], sample["json"]["similarity"])
+```
+""",
+    "embeddings": """\
+```python
+from embedding_reader import EmbeddingReader
+reader = EmbeddingReader(
+    "img_emb", metadata_folder="metadata", meta_columns=["uid", "TEXT"], file_format="parquet_npy"
+)
+for vectors, rows in reader(batch_size=1000):
+    print(vectors.shape, rows["TEXT"][0])
+```
+
+`clip-retrieval index --embeddings_folder . --index_folder index` makes it searchable.
+""",
+    "tfrecords": """\
+```python
+import glob, tensorflow as tf
+records = tf.data.TFRecordDataset(sorted(glob.glob("tfrecords/*.tfrecord")))
+text, number = tf.io.FixedLenFeature([], tf.string), tf.io.FixedLenFeature([], tf.int64)
+kinds = dict.fromkeys(["sampleID", "image", "format", "label"], text)
+kinds |= dict.fromkeys(["height", "width"], number)
+for record in records:
+    print(tf.io.parse_single_example(record, kinds)["label"].numpy().decode())
+```
+""",
+}
+
+
+def write(folder: Path, job_values: Mapping[str, Any]) -> Path:
+    """Make the card of the dataset in a folder; ``job_values`` are those of `Job.values`."""
+    path = folder / "README.md"
+    replaced(path, markdown(summary(folder), folder.name, job_values))
+    return path
+
+
+def markdown(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
+    """The card of a summary."""
+    return "\n".join(_parts(found, name, job_values))
+
+
+def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator[str]:
+    yield _front(found, name, job_values.get("languages", []))
+    yield f"# {_cell(name)}\n"
+    models = " and ".join(f"`{model}` from {threshold:g} on" for model, threshold in found.models)
+    yield (
+        f"{plural(found.pairs, 'image–text pair')} from {plural(found.shards, 'shard')} of Common "
+        f"Crawl, found by cahlib. Kept are pairs whose text and image belong together: a cosine of "
+        f"the embeddings by {models or 'no model yet'}; their mean is {found.similarity:.3f}. "
+        "[report.html](report.html) shows it in pictures.\n"
+    )
+    yield "## How many, and why not more\n"
+    yield _table(("step", "number"), [(step, f"{n:,}") for step, n in found.funnel()])
+    yield _table(("lost in", "number", "share", "reason"), _lost(found))
+    yield "## How to load it\n"
+    for form in ("metadata", *found.forms):
+        yield _LOADING[form]
+    yield (
+        "The key `uid` (hex md5 of URL and text) is the same in all files, and the rows of a shard "
+        "have the same order in all of them. `cah verify .` checks the files.\n"
+    )
+    yield "## Settings\n"
+    yield _table(("setting", "value"), decisive(job_values))
+    yield _table(("software", "version"), sorted(found.versions.items()))
+    yield from _rights(found, str(job_values.get("contact") or ""))
+
+
+def _front(found: Summary, name: str, languages: list[str]) -> str:
+    """What a hub reads."""
+    size = next((label for bound, label in _SIZES if found.pairs < bound), "n>1B")
+    codes = "".join(f"\n- {code}" for code in languages if code.isalpha() and len(code) < 4)
+    language = f"language:{codes}\n" if codes and languages != ["all"] else ""
+    return (
+        f"---\npretty_name: {json.dumps(name)}\nlicense: other\n{language}"
+        f"size_categories:\n- {size}\n"
+        "task_categories:\n- image-to-text\n- text-to-image\n- zero-shot-image-classification\n"
+        "configs:\n- config_name: default\n  data_files: metadata/*.parquet\n---\n"
+    )
+
+
+def _lost(found: Summary) -> Iterator[tuple[str, ...]]:
+    for stage in Stage:
+        entered = found.tally.entered[stage]
+        for reason, number in found.lost(stage):
+            yield stage.value, f"{number:,}", share(number, entered), reason.phrase
+
+
+def _rights(found: Summary, contact: str) -> Iterator[str]:
+    yield "## Rights and care\n"
+    yield (
+        "The images and texts belong to their owners; the column LICENSE names the licence that a "
+        "page links to, as a hint and not as an assurance. Nobody depicted was asked for consent. "
+        "The dataset is meant for research. Its content is not curated: the column NSFW is a "
+        "model's guess, and what is wrong or harmful may be among it.\n"
+    )
+    yield (
+        f"Left out, because their owners refuse such a use by X-Robots-Tag: "
+        f"{plural(found.optouts, 'image')}; the evidence is in optouts/. The columns md5 and "
+        "sha256 are those of the images as they were served, for lists of what must go.\n"
+    )
+    where = f"Write to {_cell(contact)}" if contact else "Write to whoever gave you this dataset"
+    yield f"{where} to have something taken down, with its URL or uid.\n"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A text that stays in its cell and is no markup."""
+    return "".join(f"\\{c}" if c in "\\|`*_[]<>#" else c for c in " ".join(text.split()))

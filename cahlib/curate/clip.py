@@ -1,0 +1,391 @@
+"""The model: images and texts in, embeddings out; the only file that imports torch and open_clip.
+
+    judge = Judge(preset="laion400m")
+    clip = load(judge)
+    pixels = clip.prepare(data)
+    of_images, of_texts = clip.embed([pixels], ["a photo of a cat"])
+
+Nothing here knows what a pair is, which similarity is enough, or where images come from. One `Clip`
+may be used from several threads; it holds a copy of the model on each device.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import queue
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from cahlib.errors import ConfigError, RunError
+
+try:
+    import numpy as np
+    import open_clip
+    import torch
+    from numpy.typing import NDArray
+    from safetensors import SafetensorError
+except ModuleNotFoundError as error:
+    raise ConfigError(
+        f"judging needs {error.name}, which is not installed; type: pip install 'cahlib[gpu]'"
+    ) from error
+
+from cahlib.config import Judge
+from cahlib.curate import local
+from cahlib.curate.inputs import Group, Pixels, Tokens, prepare
+
+#: Embeddings of length 1: (how many, width of the model).
+Vectors: TypeAlias = NDArray[np.float32]
+
+#: More images at once are no faster on a CPU (17 a second with ViT-B/32, from 4 at once on).
+_CPU_BATCH = 32
+
+#: What open_clip, torch and safetensors raise for files that are no model of theirs.
+_UNFIT = (
+    OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    EOFError, ImportError, pickle.UnpicklingError, SafetensorError,
+)  # fmt: skip
+
+
+class Clip:
+    """A model with its tokenizer and preprocessing, on one or more devices."""
+
+    def __init__(
+        self, name: str, model: Any, *, transform: Any, tokenizer: Any, devices: Sequence[str]
+    ) -> None:
+        """``model``, ``transform`` (of inference) and ``tokenizer`` are open_clip's."""
+        self.name = name  #: model and weights: "ViT-B-32/openai"
+        self.devices = tuple(devices)  #: "cpu", "mps", "cuda:0" …
+        on_gpu = self.devices[0] != "cpu"
+        self.batch = sys.maxsize if on_gpu else _CPU_BATCH  #: images at once that still pay
+        # Two calls at a time keep a GPU busy: one is prepared while the other is computed.
+        self.slots = len(self.devices) * (2 if on_gpu else 1)  #: calls of `embed` that overlap
+        # The last two steps turn an image into floats, which is faster for a batch on its device.
+        self._steps = transform.transforms[:-2]
+        self._tokens = Tokens(tokenizer, padding=_padding(model), size=64 if on_gpu else 16)
+        models = [model, *(copy.deepcopy(model) for _ in self.devices[1:])]
+        self._replicas = [Replica(*each) for each in zip(models, self.devices, strict=True)]
+        self._free: queue.SimpleQueue[Replica] = queue.SimpleQueue()
+        for replica in self._replicas * (self.slots // len(self.devices)):
+            self._free.put(replica)
+        self.dim = self.embed_texts([""]).shape[1]  #: width of the embeddings
+
+    def prepare(self, data: bytes) -> Pixels | None:
+        """Decode, resize and crop an image as open_clip does; None if it cannot be read.
+
+        shape (height, width, 3), uint8; may be called from many threads.
+        """
+        return prepare(data, self._steps)
+
+    def embed(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
+        """The embeddings of as many images as texts, row by row.
+
+        A batch that is too large for the device's memory is divided, and so are later ones; raises
+        RunError if not even one image fits.
+        """
+        replica = self._free.get()
+        try:
+            parts = list(self._in_parts(replica, pixels, texts))
+        finally:
+            self._free.put(replica)
+        return np.concatenate([i for i, _ in parts]), np.concatenate([t for _, t in parts])
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """The embeddings of texts alone."""
+        groups, rows = self._tokens(texts)
+        replica = self._free.get()
+        try:
+            return replica.embed([], groups)[rows]
+        finally:
+            self._free.put(replica)
+
+    def worked(self) -> float:
+        """Seconds that the model has worked so far, as the mean of its devices.
+
+        Its growth per second is the share of the time in which the model is busy.
+        """
+        return sum(replica.clock.seconds() for replica in self._replicas) / len(self._replicas)
+
+    def _in_parts(
+        self, replica: Replica, pixels: Sequence[Pixels], texts: Sequence[str]
+    ) -> Iterator[tuple[Vectors, Vectors]]:
+        start = 0
+        while start < len(texts):
+            end = min(start + replica.limit, len(texts))
+            groups, rows = self._tokens(texts[start:end])
+            try:
+                both = replica.embed(pixels[start:end], groups)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if end - start == 1:
+                    raise RunError(
+                        f"the memory of {replica.device} is too small for one image with "
+                        f"{self.name}; end what else uses it, or choose a smaller model."
+                    ) from error
+                both = None
+            if both is None:  # not in the except clause: there the error still holds the memory
+                replica.shrink((end - start) // 2)
+                continue
+            yield both[: end - start], both[end - start :][rows]
+            start = end
+
+
+class Replica:
+    """A model on one device."""
+
+    def __init__(self, model: Any, device: str, *, half: bool | None = None) -> None:
+        """``half``: compute in float16 where that is safe; by default on CUDA."""
+        self.device = device
+        self.limit = sys.maxsize  #: most images at once that the memory is known to hold
+        self.clock = _Clock()
+        self._cuda = device.startswith("cuda")
+        self._half = self._cuda if half is None else half
+        # Convolutions on tensor cores want channels last; a ViT does not mind.
+        self._layout = torch.channels_last if self._cuda else torch.contiguous_format
+        self._model = model.to(device, memory_format=self._layout).eval()
+        self._tower = _left_to_right(model)
+        config = model.visual.preprocess_cfg
+        self._mean, self._std = (
+            torch.tensor(config[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std")
+        )
+
+    def embed(self, pixels: Sequence[Pixels], groups: Sequence[Group]) -> Vectors:
+        """The embeddings of the images, then those of the groups of tokens, in float32."""
+        with self.clock, torch.inference_mode():
+            images = self._images(pixels) if len(pixels) else None
+            both = self._run(images, groups, half=self._half)
+            # float16 is eight times as exact as bfloat16, and as fast, but it can overflow.
+            if self._half and not np.isfinite(both).all():
+                both = self._run(images, groups, half=False)
+            return both
+
+    def shrink(self, limit: int) -> None:
+        """Take at most so many images at once from now on."""
+        self.limit = min(self.limit, limit)
+        if self._cuda:
+            torch.cuda.empty_cache()
+
+    def _images(self, pixels: Sequence[Pixels]) -> torch.Tensor:
+        """The model's input: to the device as bytes, to floats there, as torchvision would."""
+        raw = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=self._cuda)
+        np.stack(pixels, out=raw.numpy())
+        images = raw.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        floats = images.to(torch.float32, memory_format=self._layout).div_(255)
+        return floats.sub_(self._mean).div_(self._std)
+
+    def _run(self, images: torch.Tensor | None, groups: Sequence[Group], *, half: bool) -> Vectors:
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, dtype=torch.float16) if half else nullcontext():
+            found = [] if images is None else [self._model.encode_image(images)]
+            found += [self._texts(torch.from_numpy(tokens).to(self.device)) for tokens in groups]
+        vectors = torch.cat([each.float() for each in found])
+        return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
+
+    def _texts(self, tokens: torch.Tensor) -> Any:
+        """What the model's own text tower does, but for texts shorter than its context too."""
+        tower, length = self._tower, tokens.shape[1]
+        if tower is None:
+            return self._model.encode_text(tokens)
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+        # Only the end of a text is looked at: it has the highest number of all tokens.
+        x = tower.ln_final(x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)])
+        project = tower.text_projection
+        if project is None:
+            return x
+        return project(x) if isinstance(project, torch.nn.Linear) else x @ project
+
+
+class _Clock:
+    """Adds up the time in which at least one thread is inside its ``with``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside, self._since, self._before = 0, 0.0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._since = time.monotonic()
+            self._inside += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before += time.monotonic() - self._since
+
+    def seconds(self) -> float:
+        with self._lock:
+            return self._before + (time.monotonic() - self._since if self._inside else 0)
+
+
+def load(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
+    """The model that the settings name, on the devices given or on all that the settings allow.
+
+    A model is a preset's, a name that open_clip knows, ``hf-hub:…``, or a folder: one that holds
+    ``<name>.json`` (open_clip's configuration), one file of weights and, if it has a vocabulary of
+    its own, ``bpe.txt.gz``; or one as the Hugging Face hub keeps it. Raises ConfigError for what
+    does not exist, cannot be downloaded or does not fit together.
+    """
+    name, pretrained, _ = judge.chosen()
+    devices = devices or _devices(judge.device)
+    folder = Path(name).expanduser()
+    if folder.is_dir() and pretrained:
+        raise ConfigError(f"pretrained: the folder {name} brings its own weights; leave it empty.")
+    source = _local(folder) if folder.is_dir() else _named(name, pretrained)
+    with _quiet():
+        model, transform, tokenizer = _open(source)
+    return Clip(source.name, model, transform=transform, tokenizer=tokenizer, devices=devices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What open_clip is asked for."""
+
+    name: str  #: for people and for the names of scores
+    model: str
+    pretrained: str | None
+    quick_gelu: bool = False
+    bpe: Path | None = None
+
+
+def _named(model: str, pretrained: str) -> _Source:
+    """A model that open_clip knows, with weights that it knows or a file of them."""
+    if model.startswith("hf-hub:"):
+        return _Source(name=model, model=model, pretrained=None)
+    name, known = model.replace("/", "-"), open_clip.list_models()
+    if name not in known:
+        near = ", ".join(get_close_matches(name, known)) or "ViT-B-32"
+        raise ConfigError(
+            f"model: {model!r} is neither a folder nor a name that open_clip knows; try {near}."
+        )
+    file = Path(pretrained).expanduser()
+    if pretrained and file.is_file():
+        return _Source(name=f"{name}/{file.stem}", model=name, pretrained=str(file))
+    config = open_clip.get_pretrained_cfg(name, pretrained)
+    if not config:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        near = ", ".join(get_close_matches(pretrained, tags, cutoff=0))
+        what = f"{pretrained!r} are no weights of {name}" if pretrained else f"{name} needs weights"
+        more = f", or some that open_clip has: {near}" if near else ""
+        raise ConfigError(f"pretrained: {what}; name a file of them{more}.")
+    # open_clip builds ViT-B-32 with GELU even for OpenAI's weights, which were trained with
+    # QuickGELU, and only warns; what it knows of the weights is right.
+    return _Source(
+        name=f"{name}/{pretrained}",
+        model=name,
+        pretrained=pretrained,
+        quick_gelu=bool(config.get("quick_gelu")),
+    )
+
+
+def _local(folder: Path) -> _Source:
+    """A model in a folder, as the Hugging Face hub keeps it or as `cahlib.curate.local` says."""
+    if (folder / "open_clip_config.json").is_file():
+        return _Source(name=folder.name, model=f"local-dir:{folder}", pretrained=None)
+    found = local.find(folder)
+    open_clip.add_model_config(found.config)
+    return _Source(
+        name=f"{found.config.stem}/{found.weights.stem}",
+        model=found.config.stem,
+        pretrained=str(found.weights),
+        bpe=found.bpe,
+    )
+
+
+def _open(source: _Source) -> tuple[Any, Any, Any]:
+    """Model, transform and tokenizer by open_clip."""
+    bpe = {"bpe_path": str(source.bpe)} if source.bpe else {}
+    try:
+        # Not create_model_and_transforms: that one goes on with random weights if it finds none.
+        model, transform = open_clip.create_model_from_pretrained(
+            source.model, source.pretrained, force_quick_gelu=source.quick_gelu
+        )
+        tokenizer = open_clip.get_tokenizer(source.model, **bpe)
+    except _UNFIT as error:
+        raise ConfigError(_why(source, error)) from error
+    words = getattr(tokenizer, "vocab_size", model.vocab_size)
+    if words > model.vocab_size:
+        raise ConfigError(
+            f"model: {source.name} knows {model.vocab_size} tokens and its tokenizer {words}; "
+            "put the bpe.txt.gz that it was trained with into its folder."
+        )
+    return model, transform, tokenizer
+
+
+def _why(source: _Source, error: Exception) -> str:
+    text = str(error).rpartition("Last error: ")[2]
+    cause = text.strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+    if isinstance(error, ImportError) or "pip install" in text:
+        return f"model: {source.name} needs one more package; type: pip install transformers"
+    if any(sign in str(error) for sign in ("download", "connect", "offline")):
+        return (
+            f"model: {source.name} could not be downloaded ({cause}); check the network, or name "
+            "the folder of a model on this machine."
+        )
+    return (
+        f"model: {source.name} could not be loaded; its files are damaged or do not belong "
+        f"together ({cause})."
+    )
+
+
+def _devices(choice: str) -> list[str]:
+    found = {
+        "cuda": [f"cuda:{i}" for i in range(torch.cuda.device_count())],
+        "mps": ["mps"] if torch.backends.mps.is_available() else [],
+        "cpu": ["cpu"],
+    }
+    if choice == "auto":
+        return found["cuda"] or found["mps"] or found["cpu"]
+    if not found[choice]:
+        raise ConfigError(f"device: torch finds no {choice} on this machine; choose auto or cpu.")
+    return found[choice]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip tells the log what it does, and what fails; the error says the latter better."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _left_to_right(model: Any) -> Any:
+    """The text tower, if what follows a text's end has no say in its embedding; else None."""
+    tower = getattr(model, "text", model)
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    causal = getattr(tower, "attn_mask", None) is not None
+    appended = getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False)
+    return tower if causal and pool == "argmax" and not appended else None
+
+
+def _padding(model: Any) -> int | None:
+    """The token after a text's end that may be left away, or None if it may not."""
+    if _left_to_right(model) is not None:
+        return 0
+    # A Hugging Face tower masks its padding, so that it has no say either.
+    config = getattr(getattr(model, "text", None), "config", None)
+    return getattr(config, "pad_token_id", None)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    text = str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        sign in text for sign in ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")
+    )

@@ -1,0 +1,254 @@
+"""Puts the pairs of a shard into the dataset, all or nothing.
+
+    metadata/metadata_<shard>.parquet   one row a pair: LAION's columns first, then ours
+    images/<shard>.tar                  WebDataset: <uid>.<format>, <uid>.json, <uid>.txt
+    img_emb/img_emb_<shard>.npy         float16, row by row as in the parquet
+    text_emb/text_emb_<shard>.npy       the same of the texts
+    tfrecords/<shard>.tfrecord          on request
+    optouts/<shard>.jsonl               the evidence for each image that its owner refused
+    shards/<shard>.json                 the seal, written last
+
+One set of files a shard: a shard that is done is never touched again, and one that was interrupted
+leaves nothing. The three folders of embeddings and metadata are named as clip-retrieval names its
+own, so that it, autofaiss and embedding-reader take the dataset's folder as it is. They join npy
+and parquet by the order of the sorted names, and skip an npy without rows but not its parquet: so a
+shard in which nothing was kept has no files at all, only its seal.
+
+It does not know where images come from, nor what the model thinks of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow.parquet as pq
+
+from cahlib.curate import seal
+from cahlib.curate.files import files
+from cahlib.curate.formats import PART, Matrix, Sink, Stored, Table, Tar, Writer, disk
+from cahlib.curate.gallery import Gallery
+from cahlib.curate.rows import row, schema
+from cahlib.curate.seal import Sealed
+from cahlib.curate.tfrecord import Records
+from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
+
+#: Where the parts of a dataset lie, by form; the metadata and the evidence are always there.
+LAYOUT: Mapping[str, str] = {
+    "metadata": "metadata/metadata_{}.parquet",
+    "images": "images/{}.tar",
+    "img_emb": "img_emb/img_emb_{}.npy",
+    "text_emb": "text_emb/text_emb_{}.npy",
+    "tfrecords": "tfrecords/{}.tfrecord",
+    "optouts": "optouts/{}.jsonl",
+}
+
+#: The folders of a dataset.
+FOLDERS = (*(path.split("/")[0] for path in LAYOUT.values()), seal.FOLDER)
+
+#: Hosts that a seal names.
+_DOMAINS = 100
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is the same for all shards of a dataset."""
+
+    model: str  #: the name of model and weights, as in the scores
+    threshold: float
+    scores: tuple[str, ...]  #: the names of all scores that a pair may have
+    forms: tuple[str, ...]  #: of "images", "embeddings", "tfrecords"
+    versions: Mapping[str, str]  #: of what judges
+
+
+def write(
+    folder: Path,
+    judged: Iterable[Judged],
+    *,
+    parcel: Parcel,
+    recipe: Recipe,
+    tally: Tally,
+    seen: Callable[[str], bool],
+) -> Sealed:
+    """Put a parcel's judged images into the dataset, sealed; in memory is one image at a time.
+
+    ``tally`` is that of the judging: a pair whose uid was ``seen`` in another shard is moved in it
+    from the kept to the lost. What ``judged`` raises goes through, and nothing is left on disk.
+    Raises ConfigError if the folder cannot be written, RunError if the disk fails.
+    """
+    account, shard = _Account(), parcel.shard.id
+    with ExitStack() as undo:
+        shelf = _Shelf(folder, undo)
+        writers = list(_writers(shelf, shard, recipe))
+        for each in _unseen(judged, seen):
+            account.count(each)
+            if each.reason is None:
+                values = row(each, recipe.model, recipe.scores)
+                for writer in writers:
+                    writer.add(each, values)
+        # Not before its stage has ended: that counts in the same tally, on another thread.
+        tally.left[Stage.JUDGE] -= account.again
+        tally.lost[Reason.PAIR_SEEN] += account.again
+        if account.rows:
+            for writer in writers:
+                writer.close()
+        else:
+            shelf.clear()
+        if parcel.optouts:
+            _testify(shelf.sink(_path("optouts", shard)), parcel.optouts)
+        sealed = _sealed(account, parcel, recipe, parcel.tally + tally, shelf.close())
+        shelf.publish(sealed)
+        undo.pop_all()
+    return sealed
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted run left: temporary files, and files that got no seal."""
+    with disk(folder):
+        for path in sorted((folder / seal.FOLDER).glob(f"*.json{PART}")):
+            if not path.with_name(path.name.removesuffix(PART)).exists():
+                for name in _unnamed(path):
+                    (folder / name).unlink(missing_ok=True)
+        for each in FOLDERS:
+            for path in (folder / each).glob(f"*{PART}"):
+                path.unlink()
+
+
+def uids(place: str | Path, sealed: Sealed) -> list[str]:
+    """The keys of a shard's pairs, in their order in every file."""
+    path = _path("metadata", sealed.shard.id)
+    if path not in sealed.files:
+        return []
+    with files(sealed.place or place).open(path) as file:
+        return list(pq.read_table(file, columns=["uid"])["uid"].to_pylist())
+
+
+def _unnamed(path: Path) -> Iterable[str]:
+    """The files that a seal names which was written but did not get its own name."""
+    try:
+        return seal.unpacked(path.read_bytes()).files
+    except ValueError:
+        return ()  # a seal is whole before the first file gets its name
+
+
+def _unseen(judged: Iterable[Judged], seen: Callable[[str], bool]) -> Iterator[Judged]:
+    """The same images, but pairs that the dataset has already are dropped."""
+    own: set[str] = set()
+    for each in judged:
+        if each.reason is None:
+            uid = each.image.candidate.uid
+            if uid in own or seen(uid):
+                each = dataclasses.replace(each, reason=Reason.PAIR_SEEN)
+            own.add(uid)
+        yield each
+
+
+class _Account:
+    """What a seal tells about the pairs beside their number."""
+
+    def __init__(self) -> None:
+        self.rows, self.again, self.sum = 0, 0, 0.0
+        self.kept, self.dropped = Counter[int](), Counter[int]()
+        self.domains = Counter[str]()
+        self.gallery = Gallery()
+
+    def count(self, judged: Judged) -> None:
+        self.again += judged.reason is Reason.PAIR_SEEN
+        self.gallery.offer(judged)
+        # 0.29 * 100 is 28.999…: without the nudge the bins' edges would be off by one.
+        bin = int((judged.similarity + 1) * 100 + 1e-6) - 100
+        if judged.reason is not None:
+            self.dropped[bin] += 1
+            return
+        self.kept[bin] += 1
+        self.rows += 1
+        self.sum += judged.similarity
+        self.domains[urlsplit(judged.image.candidate.url).hostname or ""] += 1
+
+
+class _Shelf:
+    """The files of a shard in the making; ``undo`` is told how to unmake each of them."""
+
+    def __init__(self, folder: Path, undo: ExitStack) -> None:
+        self._folder, self._undo = folder, undo
+        self._sinks: dict[str, Sink] = {}
+
+    def sink(self, path: str) -> Sink:
+        """A new file, by its path in the dataset."""
+        sink = self._sinks[path] = Sink(self._folder / path)
+        self._undo.callback(sink.discard)
+        return sink
+
+    def clear(self) -> None:
+        """Have no files."""
+        self._undo.close()
+        self._sinks.clear()
+
+    def close(self) -> dict[str, Stored]:
+        """Bring all files onto the disk; says what each of them must look like."""
+        return {path: sink.close() for path, sink in self._sinks.items()}
+
+    def publish(self, sealed: Sealed) -> None:
+        """Give the files their names and the shard its seal, which is on disk before the first name
+        is given: a sweep then knows which files a crash left without it."""
+        files = list(self._sinks.values())
+        last = self.sink(seal.name(sealed.shard.id))
+        last.write(seal.packed(sealed))
+        last.close()
+        with disk(last.path):
+            last.path.unlink(missing_ok=True)
+        for sink in (*files, last):
+            sink.publish()
+
+
+def _writers(shelf: _Shelf, shard: str, recipe: Recipe) -> Iterator[Writer]:
+    """A writer for each form that the recipe asks for."""
+    yield Table(shelf.sink(_path("metadata", shard)), schema(recipe.scores))
+    if "images" in recipe.forms:
+        yield Tar(shelf.sink(_path("images", shard)))
+    if "embeddings" in recipe.forms:
+        yield Matrix(shelf.sink(_path("img_emb", shard)), "image_embedding")
+        yield Matrix(shelf.sink(_path("text_emb", shard)), "text_embedding")
+    if "tfrecords" in recipe.forms:
+        yield Records(shelf.sink(_path("tfrecords", shard)))
+
+
+def _path(form: str, shard: str) -> str:
+    return LAYOUT[form].format(shard)
+
+
+def _testify(sink: Sink, optouts: Iterable[OptOut]) -> None:
+    """Write the evidence of the owners' refusals, a line each."""
+    for each in optouts:
+        sink.write(json.dumps(dataclasses.asdict(each), sort_keys=True).encode() + b"\n")
+
+
+def _sealed(
+    account: _Account, parcel: Parcel, recipe: Recipe, tally: Tally, stored: Mapping[str, Stored]
+) -> Sealed:
+    return Sealed(
+        shard=parcel.shard,
+        rows=account.rows,
+        files=stored,
+        place=None,
+        funnel=tally.as_dict(),
+        kept=account.kept,
+        dropped=account.dropped,
+        similarity=account.sum / max(account.rows, 1),
+        domains=dict(account.domains.most_common(_DOMAINS)),
+        gallery=account.gallery.shown(),
+        optouts=len(parcel.optouts),
+        started=parcel.started,
+        scraped=parcel.finished,
+        finished=time.time(),
+        model=recipe.model,
+        threshold=recipe.threshold,
+        forms=recipe.forms,
+        versions={**parcel.versions, **recipe.versions},
+    )

@@ -1,0 +1,78 @@
+"""The files of a dataset, be it in a folder or at a URL that fsspec knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cahlib.errors import ConfigError, RunError
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What lies below one folder or URL, by relative path with slashes.
+
+    Every method raises RunError where the place cannot be reached.
+    """
+
+    fs: Any  #: an fsspec filesystem
+    root: str
+    place: str  #: as the user named it
+
+    def path(self, name: str) -> str:
+        """The path of a file as its filesystem wants it."""
+        return f"{self.root}/{name}"
+
+    def open(self, name: str) -> BinaryIO:
+        with reaching(self.place):
+            return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
+
+    def read(self, name: str) -> bytes:
+        with reaching(self.place):
+            return cast(bytes, self.fs.cat_file(self.path(name)))
+
+    def exists(self, name: str) -> bool:
+        with reaching(self.place):
+            return bool(self.fs.exists(self.path(name)))
+
+    def names(self, folder: str) -> list[str]:
+        """All files in a folder, in order; none if there is no such folder."""
+        with reaching(self.place):
+            found = self.fs.find(self.path(folder))
+        return sorted(path[len(self.root) + 1 :] for path in found)
+
+
+def files(place: str | Path) -> Files:
+    """The files at a place; raises ConfigError for a URL that fsspec cannot serve."""
+    if "://" not in str(place):
+        return Files(LocalFileSystem(), Path(place).absolute().as_posix(), str(place))
+    try:
+        fs, root = fsspec.core.url_to_fs(str(place))
+    except ImportError as error:
+        # fsspec knows the package of every protocol: "Install s3fs to access S3"
+        raise ConfigError(f"output: {place} needs a package that is not there: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"output: {place} cannot be used: {error}.") from error
+    return Files(fs, root.rstrip("/"), str(place))
+
+
+@contextmanager
+def reaching(place: str) -> Iterator[None]:
+    """Turn a driver's error into RunError; each driver has errors of its own, of any kind."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        raise RunError(f"{place} cannot be reached: {_said(error)}.") from error
+
+
+def _said(error: Exception) -> str:
+    """What an error says, in one line."""
+    return f"{' '.join(str(error).split())} ({type(error).__name__})".rstrip(".")

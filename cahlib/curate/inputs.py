@@ -1,0 +1,87 @@
+"""What goes into a model: images to pixels, texts to tokens.
+
+It knows neither the model nor its devices; the steps and the tokenizer are open_clip's.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+#: An image as the model will see it: (height, width, 3).
+Pixels: TypeAlias = NDArray[np.uint8]
+#: Texts of about the same length: (texts, tokens).
+Group: TypeAlias = NDArray[np.int64]
+
+#: Words whose tokens are remembered; open_clip's tokenizer by itself never forgets one.
+_WORDS = 200_000
+
+#: What Pillow raises for broken files, depending on where they are broken.
+_BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
+    MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def prepare(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None:
+    """Decode an image and take it through the steps; None if it cannot be read.
+
+    Pillow decodes and resizes without the interpreter's lock, so threads speed it up.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        # No pixel changes without it, but Pillow would warn of palettes that have it.
+        image.info.pop("transparency", None)
+        for step in steps:
+            image = step(image)
+        return np.asarray(image)
+    except _BROKEN:
+        return None
+
+
+class Tokens:
+    """Texts to tokens: each different text once, in groups of like length without the padding.
+
+    Most texts are much shorter than a model's context, and a model reads 20 tokens four times as
+    fast as 77 (ViT-B/32 on a CPU).
+    """
+
+    def __init__(self, tokenizer: Any, *, padding: int | None, size: int) -> None:
+        """``padding``: the token that may be cut off, None if none may; ``size``: of a group."""
+        self._tokenizer, self._padding, self._size = tokenizer, padding, size
+        self._specials = dict(getattr(tokenizer, "cache", {}))
+        self._lock = threading.Lock()  # the tokenizer's memory of words is not for two threads
+
+    def __call__(self, texts: Sequence[str]) -> tuple[list[Group], NDArray[np.intp]]:
+        """The groups, and for each text its row in all groups joined."""
+        different = list(dict.fromkeys(texts))
+        tokens = self._tokenize(different)
+        lengths = self._lengths(tokens)
+        order = lengths.argsort(kind="stable")
+        parts = [order[i : i + self._size] for i in range(0, len(order), self._size)]
+        groups = [tokens[part, : lengths[part[-1]]] for part in parts]
+        row = {different[place]: row for row, place in enumerate(order)}
+        return groups, np.array([row[text] for text in texts])
+
+    def _tokenize(self, texts: list[str]) -> Group:
+        with self._lock:
+            tokens = np.asarray(self._tokenizer(texts))
+            if len(getattr(self._tokenizer, "cache", ())) > _WORDS:
+                self._tokenizer.cache = dict(self._specials)
+        return tokens
+
+    def _lengths(self, tokens: Group) -> NDArray[np.int64]:
+        width = tokens.shape[1]
+        if self._padding is None:
+            return np.full(len(tokens), width)
+        ends: NDArray[np.int64] = ((tokens != self._padding) * np.arange(1, width + 1)).max(axis=1)
+        return ends

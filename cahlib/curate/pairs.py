@@ -1,0 +1,150 @@
+"""Judging: images with their texts in, the model's opinion of each out, in the same order.
+
+    images ─► prepared ─► batches ─► embedded ─► judged
+              threads                devices
+
+Decoding runs ahead on threads while the devices compute, as far as one batch and no further, so
+memory stays flat. It does not know where images come from, nor what becomes of pairs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeAlias, TypeVar
+
+from cahlib.config import Judge
+from cahlib.curate.clip import Clip, Vectors
+from cahlib.curate.inputs import Pixels
+from cahlib.curate.safety import Safety
+from cahlib.records import Image, Judged, Reason, Stage, Tally
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Most bytes of images in a batch: a page of huge originals must not fill the memory.
+_BATCH_BYTES = 128 * 2**20
+
+_Prepared: TypeAlias = tuple[Image, Pixels]
+_Embedded: TypeAlias = tuple[list[_Prepared], tuple[Vectors, Vectors]]
+
+
+def pairs(
+    images: Iterable[Image], clip: Clip, safety: Safety, *, judge: Judge, tally: Tally
+) -> Iterator[Judged]:
+    """Every image that can be read, with its scores and, if it is dropped, the reason.
+
+    ``tally`` counts stage JUDGE: images taken, those without a reason, and the reasons. Raises
+    RunError if a device's memory is too small for the model.
+    """
+    *_, threshold = judge.chosen()
+    own, *_ = scores(clip, safety)
+    for batch, (of_images, of_texts) in _embedded(images, clip, judge.batch, tally):
+        similarities = (of_images * of_texts).sum(axis=1).tolist()
+        verdicts = safety.judge(of_images, [image.candidate.text for image, _ in batch])
+        rows = zip(batch, similarities, verdicts, of_images, of_texts, strict=True)
+        for (image, _), similarity, verdict, of_image, of_text in rows:
+            reason = verdict.reason if similarity >= threshold else Reason.DISSIMILAR
+            if reason is None:
+                tally.left[Stage.JUDGE] += 1
+            else:
+                tally.lost[reason] += 1
+            yield Judged(
+                image=image,
+                similarity=similarity,
+                nsfw=verdict.nsfw,
+                scores={own: similarity, **verdict.scores},
+                image_embedding=of_image.astype("float16"),
+                text_embedding=of_text.astype("float16"),
+                reason=reason,
+            )
+
+
+def scores(clip: Clip, safety: Safety) -> tuple[str, ...]:
+    """The names of the scores that every judged image has: "<model> similarity" and the rules'."""
+    return f"{clip.name} similarity", *safety.scores
+
+
+def _embedded(images: Iterable[Image], clip: Clip, size: int, tally: Tally) -> Iterator[_Embedded]:
+    """Batches with their embeddings; decoding and computing overlap."""
+    size = min(size, clip.batch)
+    least = _BATCH_BYTES // size  # what an image weighs at least, so that `size` of them are enough
+
+    def weigh(image: Image) -> int:
+        return max(len(image.data), least)
+
+    def embed(batch: list[_Prepared]) -> tuple[Vectors, Vectors]:
+        texts = [image.candidate.text for image, _ in batch]
+        return clip.embed([pixels for _, pixels in batch], texts)
+
+    with _threads(os.cpu_count() or 1) as decoders, _threads(clip.slots) as devices:
+        taken, full = _counted(images, tally), least * size
+        prepared = _ahead(
+            lambda image: clip.prepare(image.data), taken, decoders, weigh=weigh, full=full
+        )
+        batches = _batches(_readable(prepared, tally), weigh=weigh, full=full)
+        yield from _ahead(embed, batches, devices, weigh=lambda _: 1, full=clip.slots)
+
+
+def _counted(images: Iterable[Image], tally: Tally) -> Iterator[Image]:
+    for image in images:
+        tally.entered[Stage.JUDGE] += 1
+        yield image
+
+
+def _readable(prepared: Iterable[tuple[Image, Pixels | None]], tally: Tally) -> Iterator[_Prepared]:
+    for image, pixels in prepared:
+        if pixels is None:
+            tally.lost[Reason.UNREADABLE] += 1
+        else:
+            yield image, pixels
+
+
+def _batches(
+    prepared: Iterable[_Prepared], *, weigh: Callable[[Image], int], full: int
+) -> Iterator[list[_Prepared]]:
+    batch: list[_Prepared] = []
+    weight = 0
+    for image, pixels in prepared:
+        batch.append((image, pixels))
+        weight += weigh(image)
+        if weight >= full:
+            yield batch
+            batch, weight = [], 0
+    if batch:
+        yield batch
+
+
+def _ahead(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    threads: ThreadPoolExecutor,
+    *,
+    weigh: Callable[[T], int],
+    full: int,
+) -> Iterator[tuple[T, R]]:
+    """Each item with what the function makes of it, in order; no more in work than fills it."""
+    working: deque[tuple[T, Future[R]]] = deque()
+    weight = 0
+    for item in items:
+        working.append((item, threads.submit(function, item)))
+        weight += weigh(item)
+        while weight > full:
+            first, future = working.popleft()
+            weight -= weigh(first)
+            yield first, future.result()
+    for first, future in working:
+        yield first, future.result()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end with the ``with``; what waits for them then is not begun."""
+    executor = ThreadPoolExecutor(count)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)

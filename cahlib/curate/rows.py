@@ -1,0 +1,100 @@
+"""The metadata of a pair: which columns there are, and how a judged image fills them.
+
+LAION's columns come first, in LAION's order and types (LAION-400M: 64-bit SAMPLE_ID, 32-bit sizes,
+64-bit similarity), so that tools written for it read ours. It does not know files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from cahlib.records import Judged
+
+#: The metadata of one pair, by column.
+Row = dict[str, Any]
+
+_COLUMNS = [
+    ("SAMPLE_ID", pa.int64()),
+    ("URL", pa.string()),
+    ("TEXT", pa.string()),
+    ("HEIGHT", pa.int32()),
+    ("WIDTH", pa.int32()),
+    ("LICENSE", pa.string()),
+    ("NSFW", pa.string()),
+    ("similarity", pa.float64()),
+    ("uid", pa.string()),
+    ("page", pa.string()),
+    ("language", pa.string()),
+    ("reliable", pa.bool_()),
+    ("raw_text", pa.string()),
+    ("source", pa.string()),
+    ("original_height", pa.int32()),
+    ("original_width", pa.int32()),
+    ("md5", pa.string()),
+    ("sha256", pa.string()),
+    ("format", pa.string()),
+    ("robots", pa.string()),
+    ("model", pa.string()),
+]
+
+#: The columns that every pair has; its scores come behind them.
+COLUMNS = tuple(name for name, _ in _COLUMNS)
+
+
+def schema(scores: Sequence[str]) -> pa.Schema:
+    """The columns of a dataset; a column for each score, empty where a pair was not given it."""
+    return pa.schema(_COLUMNS + [(name, pa.float32()) for name in scores])
+
+
+def row(judged: Judged, model: str, scores: Sequence[str]) -> Row:
+    """The metadata of a judged image. Raises KeyError for a score that has no column."""
+    image, candidate = judged.image, judged.image.candidate
+    given = dict(judged.scores)
+    values: Row = {
+        "SAMPLE_ID": sample_id(candidate.uid),
+        "URL": candidate.url,
+        "TEXT": candidate.text,
+        "HEIGHT": image.height,
+        "WIDTH": image.width,
+        "LICENSE": candidate.licence,
+        "NSFW": judged.nsfw,
+        "similarity": judged.similarity,
+        "uid": candidate.uid,
+        "page": candidate.page,
+        "language": candidate.language,
+        "reliable": candidate.reliable,
+        "raw_text": candidate.raw_text,
+        "source": candidate.source,
+        "original_height": image.original_height,
+        "original_width": image.original_width,
+        "md5": image.md5,
+        "sha256": image.sha256,
+        "format": image.format,
+        "robots": image.robots,
+        "model": model,
+        **{name: given.pop(name, None) for name in scores},
+    }
+    if given:
+        raise KeyError(f"scores without a column: {', '.join(given)}")
+    return {
+        name: _whole(value) if isinstance(value, str) else value for name, value in values.items()
+    }
+
+
+def sample_id(uid: str) -> int:
+    """LAION's 64-bit key, from the first half of ours."""
+    return int.from_bytes(bytes.fromhex(uid[:16]), "big", signed=True)
+
+
+def as_json(values: Any) -> bytes:
+    """JSON in UTF-8 with its keys in order: the same values give the same bytes."""
+    return json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _whole(text: str) -> str:
+    """A text that UTF-8 can hold: headers may carry half characters, as lone surrogates."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -1,0 +1,101 @@
+"""The seal of a shard: the file that says that a shard is in the dataset, and all about it.
+
+A seal is written last. Files that no seal names are not part of a dataset. Reports, summaries and
+checks are made from the seals alone, so they cover earlier launches too. Its own checksum stands
+in it, so that a damaged seal is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cahlib.curate.files import Files, files
+from cahlib.curate.formats import Stored
+from cahlib.curate.gallery import Shown
+from cahlib.errors import RunError
+from cahlib.records import Shard, Tally
+
+FOLDER = "shards"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """A shard that is in the dataset."""
+
+    shard: Shard
+    rows: int  #: pairs
+    files: Mapping[str, Stored]  #: by path below the dataset's folder
+    #: URL of the folder that holds the files, if they are not beside this seal any more
+    place: str | None
+    funnel: Mapping[str, Any]  #: `Tally.as_dict` of all four stages
+    kept: Mapping[int, int]  #: kept pairs by hundredths of similarity: 30 is 0.30 … 0.31
+    dropped: Mapping[int, int]  #: the same of the pairs that were dropped
+    similarity: float  #: mean of the kept pairs; 0 if there is none
+    domains: Mapping[str, int]  #: hosts of the kept images, the 100 most frequent
+    gallery: tuple[Shown, ...]
+    optouts: int  #: images whose owners refused; the evidence is in optouts/
+    started: float  #: when its scraping began, seconds since 1970
+    scraped: float  #: when its images were there
+    finished: float  #: when it was sealed
+    model: str
+    threshold: float
+    forms: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def tally(self) -> Tally:
+        return Tally.from_dict(self.funnel)
+
+
+class _Signed(msgspec.Struct):
+    sha256: str  #: hex, of the contents as they stand
+    contents: msgspec.Raw
+
+
+def name(shard: str) -> str:
+    """The path of a shard's seal, by the shard's id."""
+    return f"{FOLDER}/{shard}.json"
+
+
+def packed(sealed: Sealed) -> bytes:
+    """A seal as it is stored."""
+    contents = msgspec.json.encode(sealed)
+    digest = hashlib.sha256(contents).hexdigest()
+    return msgspec.json.encode(_Signed(sha256=digest, contents=msgspec.Raw(contents)))
+
+
+def unpacked(data: bytes) -> Sealed:
+    """The inverse of `packed`. Raises ValueError for a damaged seal."""
+    signed = msgspec.json.decode(data, type=_Signed)
+    if hashlib.sha256(signed.contents).hexdigest() != signed.sha256:
+        raise ValueError("its checksum does not match")
+    return msgspec.json.decode(signed.contents, type=Sealed)
+
+
+def sealed(place: str | Path, shard: str) -> Sealed | None:
+    """The seal of a shard by its id, or None if the shard is not in the dataset."""
+    there = files(place)
+    return _read(there, name(shard)) if there.exists(name(shard)) else None
+
+
+def seals(place: str | Path) -> Iterator[Sealed]:
+    """All seals of a dataset, in the order of the shards. Raises RunError for a damaged one."""
+    there = files(place)
+    for path in there.names(FOLDER):
+        if path.endswith(".json"):
+            yield _read(there, path)
+
+
+def _read(there: Files, path: str) -> Sealed:
+    try:
+        return unpacked(there.read(path))
+    except ValueError as error:
+        raise RunError(
+            f"{there.path(path)} is damaged ({error}); `cah verify` tells what else is."
+        ) from error

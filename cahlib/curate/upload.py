@@ -1,0 +1,121 @@
+"""Brings a sealed shard to a URL: its files first, its seal last, each one checked there.
+
+A shard at the URL is in the dataset when its seal is, as on this machine. What an interrupted
+upload left is overwritten by the next. It does not know where a run stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from cahlib.curate import seal
+from cahlib.curate.files import Files, files, reaching
+from cahlib.curate.formats import Sink, disk
+from cahlib.curate.seal import Sealed
+from cahlib.errors import ConfigError, RunError
+
+#: Seconds before each new try.
+_PAUSES = (1, 4, 16, 64)
+
+#: Stores without folders, where "making" the topmost would create and own a bucket.
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
+
+Sleep = Callable[[float], None]
+
+
+def check(url: str) -> None:
+    """See whether a URL can be written to, before work is done for it. Raises ConfigError."""
+    there = files(url)
+    trial = f"{seal.FOLDER}/.trial"
+    try:
+        with reaching(url):
+            _make_folder(there, trial)
+            there.fs.pipe_file(there.path(trial), b"trial")
+            there.fs.rm_file(there.path(trial))
+    except RunError as error:
+        raise ConfigError(f"output: {error}") from error
+
+
+def upload(
+    sealed: Sealed, folder: Path, url: str, *, keep_local: bool = True, sleep: Sleep = time.sleep
+) -> None:
+    """Bring a shard from the folder of its dataset to a URL; one that is there stays as it is.
+
+    Without ``keep_local`` its files are removed here once they are there; its seal stays, and says
+    where they are. Raises RunError when all tries failed.
+    """
+    if sealed.place:
+        return
+    there, name = files(url), seal.name(sealed.shard.id)
+    if not (there.exists(name) and there.read(name) == (folder / name).read_bytes()):
+        for path in (*sealed.files, name):
+            _bring(folder / path, there, path, sleep)
+    if not keep_local:
+        _let_go(replace(sealed, place=url), folder)
+
+
+def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
+    """Bring what is made anew at the end of a run, the report and the card, to a URL."""
+    for path in ("report.html", "README.md"):
+        _bring(folder / path, files(url), path, sleep)
+
+
+def _bring(source: Path, there: Files, path: str, sleep: Sleep) -> None:
+    """Put a file there until it is there as it is here; raises RunError when all tries failed."""
+    for pause in (*_PAUSES, None):
+        try:
+            with reaching(there.place):
+                _make_folder(there, path)
+                there.fs.put_file(str(source), there.path(path))
+                _compare(source, there, path)
+            return
+        except RunError:
+            if pause is None:
+                raise
+            sleep(pause)
+
+
+def _make_folder(there: Files, path: str) -> None:
+    """Make the folder of a file, where there are folders."""
+    protocols = {there.fs.protocol} if isinstance(there.fs.protocol, str) else {*there.fs.protocol}
+    if not protocols & _BUCKETS:
+        there.fs.makedirs(there.path(path).rpartition("/")[0], exist_ok=True)
+
+
+def _compare(source: Path, there: Files, path: str) -> None:
+    """Raise OSError where a file differs from its source.
+
+    S3's ETag is the md5 of an object that came in one piece and is not encrypted with a key of its
+    own: then nothing needs to be fetched back, which costs money. Any other store is read.
+    """
+    there.fs.invalidate_cache()
+    with open(source, "rb") as file:
+        sent = _md5(file)
+    if str(there.fs.info(there.path(path)).get("ETag", "")).strip('"') == sent:
+        return
+    with there.open(path) as file:
+        if _md5(file) != sent:
+            raise OSError(f"{path} did not arrive as it was sent")
+
+
+def _md5(file: BinaryIO) -> str:
+    digest = hashlib.md5()
+    while data := file.read(1 << 20):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _let_go(sealed: Sealed, folder: Path) -> None:
+    """Remove a shard's files here; its seal first says where they are now."""
+    sink = Sink(folder / seal.name(sealed.shard.id))
+    sink.write(seal.packed(sealed))
+    sink.close()
+    sink.publish()
+    for path in sealed.files:
+        with disk(folder / path):
+            (folder / path).unlink(missing_ok=True)

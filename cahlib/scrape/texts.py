@@ -1,0 +1,92 @@
+"""Whether an alt text can be a caption: long enough, of words, in a language that is wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import ftfy
+import pycld2
+
+from cahlib.config import Crawl
+from cahlib.records import Reason
+
+#: Distinct texts whose judgement is remembered; pages of one site repeat theirs. About 10 MiB.
+_REMEMBERED = 20_000
+
+#: ftfy changes nothing in a text of these alone (checked by test): no need to ask it.
+_PLAIN = re.compile(r"[ !-%'-~]*")
+_SPACE = re.compile(r"\s+")
+#: What CLD2 refuses to look at, beside invalid UTF-8.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_FILE_NAME = re.compile(
+    r".*\.(?:jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|svg|ico|avif|heic|psd|pdf|eps|raw)"
+    r"|(?:img|dsc[nf]?|dscf|pict?|image|photo|screenshot|scan|p\d|gopr|mvi|wp|untitled)[\W_]*[\d\W_]+"
+    r"|[0-9a-f]{16,}",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"[^\W\d_]{2}")
+_URL = re.compile(r"\s*(?:https?://|www\.)\S+\s*", re.IGNORECASE)
+#: Texts that stand for any image; compared in small letters.
+_EMPTY_WORDS = frozenset(
+    "image images img photo photos picture pictures pic icon logo banner avatar placeholder "
+    "thumbnail thumb loading untitled spacer blank undefined null none empty default".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that may be a caption."""
+
+    text: str  #: repaired, white space normalised
+    raw: str | None  #: as it stood there, if that differs
+    language: str
+    reliable: bool
+
+
+def judge(options: Crawl) -> Callable[[str], Text | Reason]:
+    """A judge of alt texts by these options; it remembers the last 20,000 texts."""
+    wanted = None if "all" in options.languages else frozenset(options.languages)
+
+    @lru_cache(maxsize=_REMEMBERED)
+    def judged(raw: str) -> Text | Reason:
+        text = repaired(raw)
+        reason = refuse(text, options)
+        if reason is not None:
+            return reason
+        language, reliable = detect(text)
+        if wanted is not None and language not in wanted:
+            return Reason.LANGUAGE
+        return Text(text, raw if raw != text else None, language, reliable)
+
+    return judged
+
+
+def repaired(raw: str) -> str:
+    """A text with its mojibake mended by ftfy and its white space normalised."""
+    if not _PLAIN.fullmatch(raw):
+        raw = _CONTROL.sub(" ", ftfy.fix_text(raw))
+    return _SPACE.sub(" ", raw).strip()
+
+
+def refuse(text: str, options: Crawl) -> Reason | None:
+    """Why a repaired text cannot be a caption, whatever its language."""
+    if not text:
+        return Reason.NO_TEXT
+    if len(text) < options.min_text:
+        return Reason.SHORT_TEXT
+    if len(text) > options.max_text:
+        return Reason.LONG_TEXT
+    if _FILE_NAME.fullmatch(text):
+        return Reason.FILENAME_TEXT
+    if text.lower() in _EMPTY_WORDS or not _WORD.search(text) or _URL.fullmatch(text):
+        return Reason.JUNK_TEXT
+    return None
+
+
+def detect(text: str) -> tuple[str, bool]:
+    """The language of a text by CLD2, "un" if it knows none, and whether it is sure."""
+    reliable, _, details = pycld2.detect(text, isPlainText=True)
+    return details[0][1], reliable

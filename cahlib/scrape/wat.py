@@ -1,0 +1,284 @@
+"""From half a WAT file to the pages in it, with their links.
+
+A WAT file is one gzip member a record (WARC 1.0, https://iipc.github.io/warc-specifications). A
+member belongs to the half of the file in which it begins, so that both halves together give every
+record once. It does not know which links are worth anything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import msgspec
+from isal import igzip_lib, isal_zlib
+
+from cahlib.errors import ShardError
+from cahlib.records import Reason, Shard, Stage, Tally
+from cahlib.scrape.source import Sleep, Source
+
+_MAGIC = b"\x1f\x8b\x08"
+#: The end of a record's head; files that passed through other hands have bare line feeds.
+_BLANK = re.compile(rb"\r\n\r\n|\n\n")
+
+#: A member begins within so many bytes of any place; a file of one huge member is all first half.
+_WINDOW = 16 << 20
+#: Enough of a member to inflate its first letters.
+_BEGINNING = 4096
+#: The most that a member may hold, packed and inflated: real ones hold less than a tenth of it.
+_MOST = 32 << 20
+
+
+class Link(msgspec.Struct, gc=False):
+    """A link of a page as the WAT tells it."""
+
+    path: str = ""
+    url: str = ""
+    alt: str = ""
+
+
+class Meta(msgspec.Struct, gc=False):
+    """A meta element of a page's head."""
+
+    name: str = ""
+    property: str = ""
+    content: str = ""
+
+
+class _Head(msgspec.Struct):
+    base: str = msgspec.field(name="Base", default="")
+    metas: list[Meta] = msgspec.field(name="Metas", default_factory=list)
+
+
+class _Html(msgspec.Struct):
+    head: _Head = msgspec.field(name="Head", default_factory=_Head)
+    links: list[Link] = msgspec.field(name="Links", default_factory=list)
+
+
+class _Response(msgspec.Struct):
+    html: _Html = msgspec.field(name="HTML-Metadata", default_factory=_Html)
+
+
+class _Payload(msgspec.Struct):
+    response: _Response = msgspec.field(name="HTTP-Response-Metadata", default_factory=_Response)
+
+
+class _Envelope(msgspec.Struct):
+    payload: _Payload = msgspec.field(name="Payload-Metadata", default_factory=_Payload)
+
+
+class _Record(msgspec.Struct):
+    envelope: _Envelope = msgspec.field(name="Envelope", default_factory=_Envelope)
+
+
+class Page(msgspec.Struct):
+    """A page that may show images."""
+
+    url: str
+    base: str  #: its base element's address as it stands there, "" if it has none
+    links: list[Link]
+    metas: list[Meta]
+
+
+_decode = msgspec.json.Decoder(_Record).decode
+
+
+def pages(
+    shard: Shard, tally: Tally, *, contact: str = "", sleep: Sleep = time.sleep
+) -> Iterator[Page]:
+    """The pages of a shard; those without an image are counted, but not given.
+
+    What cannot be read costs no more than itself. Raises ShardError if the file is none or no WAT
+    file, and RunError if the server bans us.
+    """
+    source = Source(shard.url, contact=contact, sleep=sleep)
+    start, end = _extent(source, shard.half)
+    for member in _members(source.pieces(start, end), tally):
+        for address, body in _records(member, tally):
+            if page := _page(address, body, tally):
+                yield page
+
+
+def _extent(source: Source, half: int) -> tuple[int, int]:
+    """Where a half begins and ends."""
+    size = source.size()
+    if size == 0:
+        raise ShardError(f"{source.url} is empty.")
+    _check_kind(source.url, b"".join(source.pieces(0, min(size, 16))))
+    border = _border(source, size // 2, size)
+    return (0, border) if half == 0 else (border, size)
+
+
+def _check_kind(url: str, head: bytes) -> None:
+    """Say by its first bytes what a file is that is no WAT file."""
+    kinds = {
+        b"\x28\xb5\x2f\xfd": "packed with zstd, which cahlib does not read; pack it with gzip",
+        b"WARC/": "not packed; pack it with gzip, a member a record",
+        b"<": "a web page, not a WAT file",
+    }
+    if head.startswith(_MAGIC):
+        return
+    kind = next((words for start, words in kinds.items() if head.lstrip().startswith(start)), None)
+    raise ShardError(f"{url} is {kind or 'not a gzip file, so no WAT file'}.")
+
+
+def _border(source: Source, middle: int, size: int) -> int:
+    """Where the first record at or after the middle begins."""
+    data, looked = b"", 0
+    last = min(size, middle + _WINDOW)
+    for piece in chain(source.pieces(middle, last), [b""]):
+        data += piece
+        while (at := data.find(_MAGIC, looked)) >= 0:
+            if piece and at + _BEGINNING > len(data):
+                break
+            if _begins_record(data[at : at + _BEGINNING]):
+                return middle + at
+            looked = at + 1
+    return size
+
+
+def _begins_record(data: bytes) -> bool:
+    """Whether these bytes are the beginning of a member with a record, not three by chance."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data, 5) == b"WARC/"
+    except zlib.error:
+        return False
+
+
+def _members(pieces: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
+    """The inflated members of a stretch of a file; damaged ones are counted."""
+    rest = b""
+    for piece in chain(pieces, [b""]):
+        data, at = rest + piece, 0
+        while at < len(data):
+            member, following = _member(data, at, whole=not piece)
+            if member is None and following == at:
+                break  # more bytes are needed
+            if member is None:
+                tally.entered[Stage.READ] += 1
+                tally.lost[Reason.BROKEN_MEMBER] += 1
+            else:
+                yield member
+            at = following
+        rest = data[at:]
+
+
+def _member(data: bytes, at: int, *, whole: bool) -> tuple[bytes | None, int]:
+    """The member at a place, inflated, and the place of the next.
+
+    None with a further place is a damaged member; None with the same place needs more bytes,
+    unless the ``whole`` of them is there.
+    """
+    end = at
+    while True:
+        # Members follow each other, so one ends where the next has its magic number; these three
+        # bytes also turn up by chance within a member, once in 16 MiB: then it goes on behind them.
+        end = data.find(_MAGIC, end + len(_MAGIC))
+        if end < 0:
+            if not whole and len(data) - at < _MOST:
+                return None, at
+            end = len(data)
+        inflate = isal_zlib.decompressobj(wbits=31)
+        try:
+            member = inflate.decompress(memoryview(data)[at:end], _MOST)
+        except igzip_lib.IsalError:  # type: ignore[misc] # its stub does not say so
+            break
+        if inflate.eof:
+            return member, end
+        if end == len(data) or len(member) >= _MOST:
+            break
+    following = data.find(_MAGIC, at + len(_MAGIC))
+    return None, following if following >= 0 else len(data)
+
+
+def _records(data: bytes, tally: Tally) -> Iterator[tuple[str, memoryview]]:
+    """Target and contents of each record of a member that tells of a page."""
+    at = 0
+    while at < len(data):
+        tally.entered[Stage.READ] += 1
+        head = _BLANK.search(data, at)
+        length = _header(data, b"Content-Length:", at, head.start()) if head else b""
+        if not head or not data.startswith(b"WARC/", at) or not length.isdigit():
+            tally.lost[Reason.BROKEN_RECORD] += 1
+            return
+        begin = head.end()
+        address = _header(data, b"WARC-Target-URI:", at, begin).decode("utf-8", "replace")
+        fields = data[at:begin]
+        end, at = _end(data, begin + int(length))
+        if data.find(b'"HTML-Metadata"', begin, end) < 0:
+            broken = b"/json" in fields and not data[begin:end].rstrip().endswith(b"}")
+            tally.lost[Reason.BROKEN_RECORD if broken else Reason.NOT_A_PAGE] += 1
+        else:
+            yield address, memoryview(data)[begin:end]
+
+
+def _end(data: bytes, end: int) -> tuple[int, int]:
+    """Where a record ends by its length, and where the next begins.
+
+    A length that leads to no record is not believed: the record then takes all of its member.
+    """
+    following = end
+    while data[following : following + 1] in (b"\r", b"\n"):
+        following += 1
+    if following < len(data) and not data.startswith(b"WARC/", following):
+        return len(data), len(data)
+    return end, following
+
+
+def _header(data: bytes, name: bytes, start: int, end: int) -> bytes:
+    """A field of a record's head, b"" if it is not there."""
+    at = data.find(name, start, end)
+    if at < 0:
+        return b""
+    stop = data.find(b"\n", at, end)
+    return data[at + len(name) : end if stop < 0 else stop].strip()
+
+
+def _page(address: str, body: memoryview, tally: Tally) -> Page | None:
+    """A page, or None if it shows no image or cannot be read."""
+    raw = bytes(body)
+    if b"IMG@" not in raw and b"og:image" not in raw:
+        tally.left[Stage.READ] += 1
+        return None
+    try:
+        html = _decode(raw).envelope.payload.response.html
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            html = _tolerant(json.loads(raw.decode("utf-8", "replace")))
+        except (ValueError, RecursionError):
+            tally.lost[Reason.BROKEN_RECORD] += 1
+            return None
+    tally.left[Stage.READ] += 1
+    return Page(url=address, base=html.head.base, links=html.links, metas=html.head.metas)
+
+
+def _tolerant(record: Any) -> _Html:
+    """The same from a record in which something is of another type than it should be."""
+    html = record
+    for name in ("Envelope", "Payload-Metadata", "HTTP-Response-Metadata", "HTML-Metadata"):
+        html = _dict(html).get(name)
+    head = _dict(_dict(html).get("Head"))
+    return _Html(
+        head=_Head(base=_text(head.get("Base")), metas=_each(Meta, head.get("Metas"))),
+        links=_each(Link, _dict(html).get("Links")),
+    )
+
+
+def _each(kind: Any, values: Any) -> list[Any]:
+    names = kind.__struct_fields__
+    rows = (row for row in (values if isinstance(values, list) else ()) if isinstance(row, dict))
+    return [kind(**{name: _text(row.get(name)) for name in names}) for row in rows]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    """A text without lone surrogates, which no encoding can write."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""

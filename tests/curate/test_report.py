@@ -1,0 +1,211 @@
+"""What a dataset tells of itself: the report, the card and the summary."""
+
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Picture
+
+from cahlib.config import Job
+from cahlib.curate import card, dataset, report, seal, summary
+from cahlib.errors import ConfigError, RunError
+from cahlib.records import Reason, Stage
+from tests.world import judged as world
+
+JOB = Job.from_values(
+    {"crawl": "CC-MAIN-2024-10", "contact": "crawler@example.org", "blocked_domains": "/home/me/b"}
+).values()
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=https://evil.example/x.png onerror=alert(1)>',
+    "</style></head><script src=//evil.example></script>",
+    "$funnel ${title} $$ {lead}",
+    "\u202egnp.exe",
+    "[click](javascript:alert(1)) | `a` <b>",
+]
+
+
+class Page(HTMLParser):
+    """All that a page would do."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.attributes = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def put(folder, pairs, shard="s-0"):
+    return dataset.write(
+        folder,
+        pairs,
+        parcel=world.parcel(shard, images=len(pairs)),
+        recipe=world.RECIPE,
+        tally=world.tally_of(pairs),
+        seen=lambda uid: False,
+    )
+
+
+def page(folder, job=JOB):
+    return Page(report.write(folder, job).read_text(encoding="utf-8"))
+
+
+def assert_harmless(page):
+    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("src", "srcset", "data"):
+            assert value.startswith("data:image/jpeg;base64,")
+        if name == "href":
+            assert tag == "a" and value.startswith("https://")
+        if name == "style":
+            assert re.fullmatch(r"(width|left|--of):[\w.%()-]+", value)
+    assert "url(" not in "".join(page.texts) and "@import" not in "".join(page.texts)
+
+
+def test_the_report_asks_for_nothing_and_shows_the_numbers(tmp_path):
+    world.write(tmp_path)
+    world.write(tmp_path, first=100, shard="s-1")
+    found = page(tmp_path)
+    assert_harmless(found)
+    assert ("meta", "content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in (
+        found.attributes
+    )
+    shown = " ".join(found.texts)
+    for number in ("600", "18,000", "182", "60", "30"):  # records … kept
+        assert number in found.texts, number
+    assert "30 image–text pairs" in shown and "2 shards" in shown
+    assert Reason.HTTP_4XX.phrase in shown and Reason.DISSIMILAR.phrase in shown
+    assert "host3.example" in shown and "CC-MAIN-2024-10" in shown
+    assert found.tags.count("figure") == 16
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_are_shown_and_do_nothing(tmp_path, text):
+    url = f"https://evil.example/{text}"
+    put(tmp_path, [world.judged(1, text=text, url=url)])
+    found = page(tmp_path, {**JOB, "crawl": text})
+    assert_harmless(found)
+    assert found.texts.count(text) >= 2  # the caption, and the setting
+    assert ("a", "href", url) in found.attributes
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text(min_size=1, max_size=50), st.text(max_size=30))
+def test_any_text_is_harmless(tmp_path_factory, text, path):
+    folder = tmp_path_factory.mktemp("hostile")
+    put(folder, [world.judged(1, text=text, url="https://a.example/" + path)])
+    assert_harmless(page(folder))
+    card.write(folder, {**JOB, "crawl": text})
+
+
+def test_a_dataset_without_shards_has_a_report_too(tmp_path):
+    found = page(tmp_path)
+    assert "There is no finished shard in this dataset yet." in found.texts
+    assert "0 image–text pairs from 0 shards" in card.write(tmp_path, JOB).read_text()
+
+
+def test_a_dataset_without_pairs_has_a_report_too(tmp_path):
+    put(tmp_path, [world.judged(1, reason=Reason.DISSIMILAR)])
+    assert_harmless(page(tmp_path))
+
+
+def test_the_gallery_shows_no_unsafe_picture_and_no_one_who_may_be_a_minor(tmp_path):
+    pairs = [
+        world.judged(1, nsfw="NSFW", format="png"),
+        world.judged(2, nsfw="UNSURE", format="jpg", reason=Reason.DISSIMILAR),
+        world.judged(3, nsfw="UNSURE", reason=Reason.MINOR),
+        world.judged(4, nsfw="NSFW", reason=Reason.ANIMAL),
+        world.judged(5),
+    ]
+    shown = {each.text: each for each in put(tmp_path, pairs).gallery}
+    assert set(shown) == {pairs[i].image.candidate.text for i in (0, 1, 4)}
+    for pair, blurred in ((pairs[0], True), (pairs[1], True), (pairs[4], False)):
+        each = shown[pair.image.candidate.text]
+        small = Picture.open(BytesIO(base64.b64decode(each.jpeg)))
+        assert small.size == (each.width, each.height) and max(small.size) <= 160
+        edges = np.abs(np.diff(np.asarray(small.convert("L"), int), axis=1)).max()
+        assert (edges < 20) == blurred
+    text = report.write(tmp_path, JOB).read_text()
+    assert "NSFW, blurred" in text and "UNSURE, blurred" in text
+
+
+def test_the_gallery_is_a_draw_that_does_not_depend_on_the_order(tmp_path):
+    pairs, _ = world.some(60)
+    one, two = put(tmp_path / "one", pairs), put(tmp_path / "two", pairs[::-1])
+    assert one.gallery == two.gallery and len(one.gallery) == 8
+
+
+def test_huge_images_are_not_opened_for_show(tmp_path):
+    pair = world.judged(1)
+    pair = replace(pair, image=replace(pair.image, data=b"x" * 2_000_000))
+    assert put(tmp_path, [pair]).gallery == ()
+
+
+def test_the_summary_adds_up_the_shards(tmp_path):
+    sealed = [world.write(tmp_path, shard="s-0"), world.write(tmp_path, first=100, shard="s-1")]
+    found = summary.summary(tmp_path)
+    assert (found.shards, found.pairs) == (2, 30)
+    assert found.tally == sealed[0].tally + sealed[1].tally
+    assert found.bytes == sum(s.size for each in sealed for s in each.files.values())
+    assert found.similarity == pytest.approx(sum(each.similarity for each in sealed) / 2)
+    assert sum(found.kept.values()) == 30 and sum(found.domains.values()) == 30
+    for stage in Stage:
+        assert found.tally.unaccounted(stage) == 0
+
+
+def test_inspect_prints_the_numbers(tmp_path):
+    world.write(tmp_path)
+    lines = "\n".join(summary.lines(tmp_path))
+    assert "15 pairs in 1 shard" in lines
+    assert "fetch: 91 candidates in, 30 images out" in lines
+    assert Reason.TIMEOUT.phrase in lines and "host3.example" in lines
+    with pytest.raises(ConfigError, match="holds no dataset"):
+        list(summary.lines(tmp_path / "nothing"))
+
+
+def test_a_damaged_seal_is_one_sentence(tmp_path):
+    world.write(tmp_path)
+    path = tmp_path / seal.name("s-0")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(RunError, match="cah verify"):
+        report.write(tmp_path, JOB)
+
+
+def test_the_card_says_what_is_owed(tmp_path):
+    world.write(tmp_path)
+    text = card.write(tmp_path, JOB).read_text(encoding="utf-8")
+    assert text.startswith("---\npretty_name:")
+    assert "crawler@example.org to have something taken down" in text
+    assert "| kept | 15 |" in text and "ViT-tiny/none" in text
+    assert "/home/me" not in text  # nobody's business
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's file
+def test_the_cards_code_runs(tmp_path, monkeypatch, capsys):
+    """TensorFlow's part of it runs in test_formats."""
+    world.write(tmp_path)
+    text = card.write(tmp_path, JOB).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks:
+        if "tensorflow" not in block:
+            exec(block, names)
+    assert len(blocks) == 4 and len(names["table"]) == 15
+    shown = capsys.readouterr().out
+    assert "(15, 32)" in shown and names["table"]["uid"][14] in shown

@@ -1,0 +1,67 @@
+"""Lists are read whole, or refused by the line that is wrong."""
+
+import gzip
+import random
+
+import pytest
+import rbloom
+
+from cahlib.config import Crawl
+from cahlib.errors import ConfigError
+from cahlib.scrape.blocklists import Blocklists, pair_hash
+
+
+def load(**lists) -> Blocklists:
+    return Blocklists.load(Crawl(**{name: (str(path),) for name, path in lists.items()}))
+
+
+def hashes(count: int) -> list[str]:
+    return [f"{random.Random(n).getrandbits(128):032x}" for n in range(count)]
+
+
+def test_domains_are_read_with_comments_and_capitals(tmp_path):
+    (tmp_path / "domains").write_text("# spam\nBad.COM  # since May\n\n.worse.org.\n")
+    lists = load(blocked_domains=tmp_path / "domains")
+    assert lists.domain("http://img.bad.com/a.jpg") and lists.domain("https://worse.org/")
+    assert not lists.domain("http://good.com/bad.com")
+
+
+def test_hashes_are_found_plain_and_packed(tmp_path):
+    known, unknown = hashes(2000)[:1000], hashes(2000)[1000:]
+    (tmp_path / "plain").write_text("\n".join(known).upper())
+    (tmp_path / "packed.gz").write_bytes(gzip.compress("\n".join(known).encode()))
+    for name in ("plain", "packed.gz"):
+        lists = load(blocked_pairs=tmp_path / name)
+        assert all(map(lists.pair, known)) and not any(map(lists.pair, unknown))
+
+
+def test_a_bloom_filter_is_the_same_on_every_machine(tmp_path):
+    known, unknown = hashes(2000)[:1000], hashes(2000)[1000:]
+    bloom = rbloom.Bloom(1000, 1e-6, pair_hash)
+    bloom.update(known)
+    bloom.save(str(tmp_path / "seen.bloom"))
+    lists = load(blocked_pairs=tmp_path / "seen.bloom")
+    assert all(map(lists.pair, known)) and not any(map(lists.pair, unknown))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("blocked_domains", b"http://bad.com/\n", "blocked_domains: line 1 of .* is no domain"),
+        ("blocked_pairs", b"0" * 32 + b"\nhello\n", "blocked_pairs: line 2 of .* is no md5: hello"),
+        ("blocked_pairs", b"\xff\xfe\xff", "cannot be read as a list"),
+        ("blocked_pairs", b"\x1f\x8b\x08\x00broken", "cannot be read as a list"),
+    ],
+)
+def test_a_file_that_is_no_list_is_refused(tmp_path, name, content, sentence):
+    (tmp_path / "list").write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        load(**{name: tmp_path / "list"})
+
+
+def test_a_missing_or_broken_filter_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(blocked_domains=tmp_path / "none")
+    (tmp_path / "x.bloom").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="is not a Bloom filter"):
+        load(blocked_pairs=tmp_path / "x.bloom")

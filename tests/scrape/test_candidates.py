@@ -1,0 +1,197 @@
+"""A link becomes a candidate, or is refused for a reason."""
+
+import json
+from hashlib import md5
+from pathlib import Path
+
+import ftfy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cahlib.config import Crawl
+from cahlib.records import Reason, Stage, Tally
+from cahlib.scrape import links, texts
+from cahlib.scrape.blocklists import Blocklists
+from cahlib.scrape.candidates import candidates
+from cahlib.scrape.shards import shards
+from cahlib.scrape.wat import Link, Meta, Page, pages
+
+REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "real"
+GOOD = "A red fox jumps over the old garden fence"
+
+
+def page(*links: Link, url: str = "http://site.com/a/b.html", base: str = "", metas=()) -> Page:
+    return Page(url=url, base=base, links=list(links), metas=list(metas))
+
+
+def image(url: str = "fox.jpg", alt: str = GOOD) -> Link:
+    return Link("IMG@/src", url, alt)
+
+
+def choose(*shown: Page, blocked: Blocklists | None = None, **options):
+    """The candidates of some pages, and why the other links are none."""
+    tally = Tally()
+    found = list(candidates(shown, Crawl(**options), blocked or Blocklists(), tally))
+    assert tally.unaccounted(Stage.CHOOSE) == 0
+    assert tally.left[Stage.CHOOSE] == len(found)
+    return found, {reason: n for reason, n in tally.lost.items() if n}
+
+
+def test_a_candidate_tells_all_that_is_known_of_it():
+    licence = Link("A@/href", "//creativecommons.org/licenses/by/4.0/")
+    alt = "A red fox \u2014 it\u00e2\u0080\u0099s  old \n garden"
+    (found,), _ = choose(page(licence, image(alt=alt)))
+    assert found.url == "http://site.com/a/fox.jpg"
+    assert found.text == "A red fox — it's old garden"
+    assert found.raw_text == alt
+    assert (found.page, found.source) == ("http://site.com/a/b.html", "alt")
+    assert found.licence == "https://creativecommons.org/licenses/by/4.0/"
+    assert (found.language, found.reliable, found.position) == ("en", True, 0)
+    assert found.uid == md5((found.url + found.text).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("alt", "reason"),
+    [
+        ("", Reason.NO_TEXT),
+        (" \n\u00a0 ", Reason.NO_TEXT),
+        ("fox", Reason.SHORT_TEXT),
+        ("fox " * 300, Reason.LONG_TEXT),
+        ("fox " * 300_000, Reason.LONG_TEXT),
+        ("IMG_2041.JPG", Reason.FILENAME_TEXT),
+        ("the old garden.jpeg", Reason.FILENAME_TEXT),
+        ("DSC 00041", Reason.FILENAME_TEXT),
+        ("0123456789abcdef0123", Reason.FILENAME_TEXT),
+        ("placeholder", Reason.JUNK_TEXT),
+        ("12,345.67 - 89", Reason.JUNK_TEXT),
+        ("https://site.com/fox", Reason.JUNK_TEXT),
+        ("Der schnelle Fuchs springt über den Zaun des Gartens", Reason.LANGUAGE),
+    ],
+)
+def test_a_text_that_is_no_caption_is_refused(alt, reason):
+    assert choose(page(image(alt=alt))) == ([], {reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("logo.svg", Reason.NOT_A_PICTURE_URL),
+        ("spin.GIF?v=2", Reason.NOT_A_PICTURE_URL),
+        ("data:image/png;base64,AAAA", Reason.NOT_A_PICTURE_URL),
+        ("javascript:void(0)", Reason.NOT_A_PICTURE_URL),
+        ("file:///etc/passwd", Reason.NOT_A_PICTURE_URL),
+        ("http://[half", Reason.BAD_URL),
+        ("http://site.com:99999/a.jpg", Reason.BAD_URL),
+        ("http://site.com:8080/a.jpg", Reason.BAD_URL),
+        ("http://ada:secret@site.com/a.jpg", Reason.BAD_URL),
+        ("http://si te.com/a.jpg", Reason.BAD_URL),
+        ("http://-.com/a.jpg", Reason.BAD_URL),
+        ("/" + "x" * 3000, Reason.LONG_URL),
+        ("http://127.0.0.1/a.jpg", Reason.PRIVATE_HOST),
+        ("http://10.1.2.3/a.jpg", Reason.PRIVATE_HOST),
+        ("http://[::1]/a.jpg", Reason.PRIVATE_HOST),
+        ("http://[::ffff:10.0.0.1]/a.jpg", Reason.PRIVATE_HOST),
+        ("http://localhost/a.jpg", Reason.PRIVATE_HOST),
+        ("http://printer.local/a.jpg", Reason.PRIVATE_HOST),
+        ("http://intranet/a.jpg", Reason.PRIVATE_HOST),
+    ],
+)
+def test_an_address_that_leads_to_no_picture_is_refused(url, reason):
+    assert choose(page(image(url))) == ([], {reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("url", "base", "absolute"),
+    [
+        ("fox.jpg", "", "http://site.com/a/fox.jpg"),
+        ("/fox.jpg#top", "", "http://site.com/fox.jpg"),
+        ("//cdn.net/fox.jpg", "", "http://cdn.net/fox.jpg"),
+        ("fox.jpg", "https://other.org/x/", "https://other.org/x/fox.jpg"),
+        ("fox.jpg", "../c/", "http://site.com/c/fox.jpg"),
+        (" old fox.jpg\n", "", "http://site.com/a/old%20fox.jpg"),
+        ("http://93.184.216.34/fox.jpg", "", "http://93.184.216.34/fox.jpg"),
+        ("http://bücher.de/fox.jpg", "", "http://bücher.de/fox.jpg"),
+    ],
+)
+def test_an_address_is_made_absolute(url, base, absolute):
+    (found,), _ = choose(page(image(url), base=base))
+    assert found.url == absolute
+
+
+def test_the_same_pair_counts_once_but_another_text_is_another_pair():
+    found, lost = choose(page(image(), image()), page(image(), image(alt=GOOD + " again")))
+    assert [each.position for each in found] == [0, 1]
+    assert lost == {Reason.DUPLICATE: 2}
+
+
+def test_languages_can_be_chosen():
+    german = "Der schnelle Fuchs springt über den Zaun des Gartens"
+    shown = page(image(alt=german), image())
+    assert [each.language for each in choose(shown, languages=("de",))[0]] == ["de"]
+    assert len(choose(shown, languages=("all",))[0]) == 2
+
+
+def test_open_graph_images_are_a_second_source_when_asked_for():
+    metas = [
+        Meta(property="og:image", content="/og.png"),
+        Meta(name="og:description", content=GOOD),
+    ]
+    assert choose(page(metas=metas)) == ([], {})
+    (found,), _ = choose(page(metas=metas), og_images=True)
+    assert (found.url, found.source) == ("http://site.com/og.png", "og")
+
+
+def test_blocked_domains_and_pairs_are_left_out():
+    uid = md5(("http://c.com/fox.jpg" + GOOD).encode()).hexdigest()
+    blocked = Blocklists(domains=["bad.com", "x.good.com"], pairs=[uid])
+    hosts = "bad.com", "sub.bad.com", "good.com", "x.good.com", "notbad.com", "c.com"
+    shown = page(*(image(f"http://{host}/fox.jpg") for host in hosts))
+    found, lost = choose(shown, blocked=blocked)
+    assert [each.url.split("/")[2] for each in found] == ["good.com", "notbad.com"]
+    assert lost == {Reason.BLOCKED_DOMAIN: 3, Reason.BLOCKED_PAIR: 1}
+
+
+@given(st.text(max_size=200))
+def test_plain_texts_need_no_repair(text):
+    if texts._PLAIN.fullmatch(text):
+        assert ftfy.fix_text(text) == text
+
+
+@given(st.text(), st.text(), st.text(max_size=100))
+def test_any_link_is_chosen_or_refused(url, alt, base):
+    found, lost = choose(page(image(url, alt), url=base, base=base), languages=("all",))
+    assert len(found) + sum(lost.values()) == 1
+    for each in found:
+        each.text.encode()
+        assert links.absolute(each.url, "", 2000) == each.url
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
+def test_every_link_that_an_html_parser_finds_is_accounted_for():
+    """The links of 37 real pages, against an independent reading of their HTML."""
+    crawl = Crawl(crawl=str(REAL / "pages.warc.wat.gz"), languages=("all",))
+    tally, found = Tally(), []
+    for shard in shards(crawl):
+        found += candidates(pages(shard, tally), crawl, Blocklists(), tally)
+    truth = json.loads((REAL / "truth.json").read_text())
+    chosen = {(each.url, each.text) for each in found}
+    unexplained = []
+    for _, url, alt in truth:
+        text = texts.repaired(alt)
+        why = links.refuse(url) or texts.refuse(text, crawl)
+        clean = links.absolute(url, "", crawl.max_url)
+        if why is None and (clean, text) not in chosen:
+            unexplained.append((url, alt))
+    assert unexplained == []
+    assert tally.entered[Stage.CHOOSE] - tally.lost[Reason.NO_TEXT] == len(truth)
+    assert len(chosen) >= 30
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
+def test_files_as_common_crawl_made_them_are_read():
+    crawl, tally = Crawl(crawl=str(REAL / "commoncrawl" / "*.gz")), Tally()
+    for shard in shards(crawl):
+        list(candidates(pages(shard, tally), crawl, Blocklists(), tally))
+    assert (tally.left[Stage.READ], tally.entered[Stage.CHOOSE]) == (4, 108)
+    assert tally.lost[Reason.BROKEN_RECORD] == 0

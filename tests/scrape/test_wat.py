@@ -1,0 +1,163 @@
+"""Both halves of a WAT file give every record once, and what is rotten costs only itself."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cahlib.errors import ShardError
+from cahlib.records import Reason, Shard, Stage, Tally
+from cahlib.scrape.wat import pages
+
+
+def member(url: str, metadata: object, *, kind: str = "metadata") -> bytes:
+    """A record as Common Crawl writes it, in a gzip member of its own."""
+    body = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
+    head = (
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return gzip.compress(head.encode() + body + b"\r\n\r\n", mtime=0)
+
+
+def html(links: object = (), **head: object) -> dict[str, object]:
+    """The metadata of a page."""
+    response = {"HTML-Metadata": {"Head": head, "Links": links}}
+    return {"Envelope": {"Payload-Metadata": {"HTTP-Response-Metadata": response}}}
+
+
+def page(url: str, text: str = "") -> bytes:
+    return member(url, html([{"path": "IMG@/src", "url": "/a.jpg", "alt": text}]))
+
+
+def read(path: Path, *halves: int):
+    """The pages of some halves of a file, and the tally."""
+    tally, found = Tally(), []
+    for half in halves or (0, 1):
+        found += pages(Shard(id="x", url=str(path), half=half), tally)
+    assert tally.unaccounted(Stage.READ) == 0
+    return found, tally
+
+
+@pytest.fixture
+def wat(tmp_path):
+    path = tmp_path / "some.warc.wat.gz"
+
+    def write(*members: bytes) -> Path:
+        path.write_bytes(b"".join(members))
+        return path
+
+    return write
+
+
+@given(st.lists(st.text(max_size=3000), max_size=12), st.binary(max_size=40))
+@example(["x"], b"")
+@example(["a" * 40_000] * 3, b"\x1f\x8b\x08")
+def test_both_halves_give_every_record_once(tmp_path_factory, texts, garbage):
+    path = tmp_path_factory.mktemp("wat") / "a.wat.gz"
+    path.write_bytes(b"".join(page(f"http://a.com/{n}", t) for n, t in enumerate(texts)) + garbage)
+    if not texts:
+        return
+    found, _ = read(path)
+    assert [each.url for each in found] == [f"http://a.com/{n}" for n in range(len(texts))]
+    assert [each.links[0].alt for each in found] == texts
+
+
+def test_each_half_holds_its_share(wat):
+    path = wat(*(page(f"http://a.com/{n}") for n in range(100)))
+    assert 45 <= len(read(path, 0)[0]) <= 55
+
+
+def test_a_damaged_member_costs_only_itself(wat):
+    members = [page(f"http://a.com/{n}", "some words " * 50) for n in range(9)]
+    rotten = bytearray(members[4])
+    rotten[40:60] = bytes(20)
+    found, tally = read(wat(*members[:4], bytes(rotten), *members[5:]))
+    assert len(found) == 8
+    assert tally.lost == {Reason.BROKEN_MEMBER: 1}
+
+
+def test_a_file_that_breaks_off_gives_what_is_whole(wat):
+    found, tally = read(wat(page("http://a.com/0"), page("http://a.com/1")[:-20]))
+    assert [each.url for each in found] == ["http://a.com/0"]
+    assert tally.lost == {Reason.BROKEN_MEMBER: 1}
+
+
+def test_a_file_of_one_member_is_all_in_its_first_half(wat):
+    records = b"".join(gzip.decompress(page(f"http://a.com/{n}")) for n in range(5))
+    path = wat(gzip.compress(records))
+    assert len(read(path, 0)[0]) == 5
+    assert read(path, 1)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "images"),
+    [
+        (html([{"path": "IMG@/src", "url": "a.jpg", "alt": None}, {"path": 3}, "x", None]), 1),
+        (html({"path": "IMG@/src"}), 0),
+        (html([{"path": "IMG@/src", "url": ["a"], "alt": {"b": 1}}], Base=["http://b.com"]), 1),
+        ({"Envelope": {"Payload-Metadata": ["HTML-Metadata", "IMG@/src"]}, "HTML-Metadata": 1}, 0),
+        (b'{"HTML-Metadata": "IMG@/src \xff\xfe"}', 0),
+    ],
+)
+def test_metadata_of_other_types_is_read_as_far_as_it_goes(wat, metadata, images):
+    found, tally = read(wat(member("http://a.com", metadata)))
+    assert [link.path for link in found[0].links].count("IMG@/src") == images
+    assert tally.left[Stage.READ] == 1
+
+
+def test_headers_that_are_lists_do_no_harm(wat):
+    metadata = html([{"path": "IMG@/src", "url": "a.jpg", "alt": "words"}])
+    response = metadata["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]
+    response["Headers"] = {"Set-Cookie": ["a", "b"], "X-Robots-Tag": ["noindex", "noai"]}
+    assert len(read(wat(member("http://a.com", metadata)))[0]) == 1
+
+
+def test_a_lone_surrogate_becomes_a_question_mark(wat):
+    body = json.dumps(html([{"path": "IMG@/src", "url": "a.jpg", "alt": "a \ud800 b"}])).encode()
+    found, _ = read(wat(member("http://a.com", body)))
+    assert found[0].links[0].alt == "a ? b"
+
+
+@pytest.mark.parametrize("body", [b'{"HTML-Metadata": IMG@', b'{"Envelope":{"Pay', b"[" * 99_999])
+def test_what_is_no_json_is_counted(wat, body):
+    found, tally = read(wat(member("http://a.com", body + b'"HTML-Metadata" IMG@')))
+    assert found == []
+    assert tally.lost == {Reason.BROKEN_RECORD: 1}
+
+
+def test_what_is_no_page_is_counted(wat):
+    request = member("http://a.com", {"HTTP-Request-Metadata": {}}, kind="request")
+    found, tally = read(wat(request, page("http://a.com")))
+    assert len(found) == 1
+    assert tally.lost == {Reason.NOT_A_PAGE: 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (b"<!doctype html><html>", "is a web page, not a WAT file"),
+        (b"\x28\xb5\x2f\xfd rest of it", "is packed with zstd"),
+        (b"WARC/1.0\r\nWARC-Type: warcinfo\r\n", "is not packed"),
+        (b"\x89PNG\r\n\x1a\n", "is not a gzip file"),
+    ],
+)
+def test_a_file_that_is_no_wat_file_is_named_as_what_it_is(wat, content, sentence):
+    with pytest.raises(ShardError, match=sentence):
+        read(wat(content))
+
+
+def test_a_file_that_is_gone_is_a_lost_shard(tmp_path):
+    with pytest.raises(ShardError, match="No such file"):
+        read(tmp_path / "none.wat.gz")
+
+
+@given(st.binary(max_size=600))
+def test_garbage_never_crashes(tmp_path_factory, garbage):
+    path = tmp_path_factory.mktemp("wat") / "a.wat.gz"
+    path.write_bytes(b"\x1f\x8b\x08" + garbage)
+    read(path)

@@ -1,0 +1,163 @@
+"""Judged images without a model: small pictures, and embeddings with just the wanted cosine."""
+
+import hashlib
+import random
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Picture
+
+from cahlib.curate import dataset
+from cahlib.curate.dataset import Recipe
+from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
+
+RECIPE = Recipe(
+    model="ViT-tiny/none",
+    threshold=0.3,
+    scores=("ViT-tiny/none similarity", "ViT-tiny/none age minor"),
+    forms=("images", "embeddings", "tfrecords"),
+    versions={"open_clip": "3.0"},
+)
+ROOT = Path(__file__).parent.parent.parent
+_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+
+
+def judged(number, *, similarity=None, reason=None, nsfw="UNLIKELY", format=None, **texts):
+    """One judged image; the same number gives the same image."""
+    chance = random.Random(number)
+    text = texts.get("text", f"Ein Bild – picture {number} & <b>more</b>")
+    url = texts.get("url", f"https://host{number % 7}.example/{number}.jpg?a=1&b=2")
+    if similarity is None:
+        similarity = chance.uniform(0.1, 0.29) if reason else chance.uniform(0.3, 0.6)
+    format = format or chance.choice(list(_FORMATS))
+    width, height = chance.randint(70, 260), chance.randint(70, 260)
+    data = drawn(chance, width, height, format)
+    candidate = Candidate(
+        uid=hashlib.md5((url + text).encode()).hexdigest(),
+        position=number,
+        url=url,
+        text=text,
+        raw_text=texts.get("raw_text"),
+        page=texts.get("page", f"https://host{number % 7}.example/"),
+        licence="?",
+        language="en",
+        reliable=True,
+        source="alt",
+    )
+    image = Image(
+        candidate=candidate,
+        data=data,
+        format=format,
+        width=width,
+        height=height,
+        original_width=width,
+        original_height=height,
+        md5=hashlib.md5(data).hexdigest(),
+        sha256=hashlib.sha256(data).hexdigest(),
+        robots=texts.get("robots", ""),
+    )
+    scores = {"ViT-tiny/none similarity": similarity}
+    if nsfw != "UNLIKELY":
+        scores["ViT-tiny/none age minor"] = 0.25
+    of_image, of_text = embeddings(number, similarity)
+    return Judged(
+        image=image,
+        similarity=similarity,
+        nsfw=nsfw,
+        scores=scores,
+        image_embedding=of_image,
+        text_embedding=of_text,
+        reason=reason,
+    )
+
+
+def drawn(chance, width, height, format):
+    """A picture of a few coloured boxes, as a file."""
+    picture = Picture.new("RGB", (width, height), (chance.randrange(256), 90, 160))
+    for _ in range(6):
+        x, y = chance.randrange(width), chance.randrange(height)
+        colour = tuple(chance.randrange(256) for _ in range(3))
+        picture.paste(colour, (x, y, x + chance.randint(5, 90), y + chance.randint(5, 90)))
+    out = BytesIO()
+    picture.save(out, _FORMATS[format])
+    return out.getvalue()
+
+
+def embeddings(number, similarity, width=32):
+    """Two float16 vectors of length 1 with this cosine."""
+    a, b = np.random.default_rng(number).normal(size=(2, width))
+    a /= np.linalg.norm(a)
+    b -= (a @ b) * a
+    b /= np.linalg.norm(b)
+    return a.astype("float16"), (similarity * a + (1 - similarity**2) ** 0.5 * b).astype("float16")
+
+
+def some(count, *, first=0):
+    """Judged images of every kind, and the tally of their judging."""
+    made = []
+    for number in range(first, first + count):
+        kind = number % 5
+        reason = {1: Reason.DISSIMILAR, 2: Reason.DISSIMILAR, 3: Reason.MINOR}.get(kind)
+        if number % 10 == 3:
+            reason = None
+        nsfw = "UNSURE" if kind == 3 else "UNLIKELY"
+        made.append(judged(number, reason=reason, nsfw=nsfw))
+    return made, tally_of(made)
+
+
+def tally_of(made):
+    """The tally that the judging of these images leaves."""
+    tally = Tally()
+    tally.entered[Stage.JUDGE] = len(made)
+    tally.left[Stage.JUDGE] = sum(each.reason is None for each in made)
+    tally.lost.update(each.reason for each in made if each.reason)
+    return tally
+
+
+def parcel(shard="CC-MAIN-2024-10-00007-0", *, images, refused=1, began=1_700_000_000.0):
+    """The account of a scraping that brought so many images; there is no file behind it."""
+    tally = Tally()
+    tally.entered.update({Stage.READ: 300, Stage.CHOOSE: 9000, Stage.FETCH: 3 * images + refused})
+    tally.left.update({Stage.READ: 250, Stage.CHOOSE: 3 * images + refused, Stage.FETCH: images})
+    tally.lost.update(
+        {
+            Reason.NOT_A_PAGE: 50,
+            Reason.NO_TEXT: 9000 - 3 * images - refused,
+            Reason.HTTP_4XX: images,
+            Reason.TIMEOUT: images,
+            Reason.OPTED_OUT: refused,
+        }
+    )
+    evidence = OptOut(
+        url="https://shy.example/a.jpg",
+        where="https://shy.example/a.jpg",
+        signal="x-robots-tag",
+        value="noai\udce9",
+        time=began,
+    )
+    return Parcel(
+        shard=Shard(id=shard, url="https://crawl.example/a.warc.wat.gz", half=0),
+        path=Path("/nowhere/a.tar"),
+        sha256="0" * 64,
+        size=0,
+        images=images,
+        tally=tally,
+        optouts=(evidence,) * refused,
+        started=began,
+        finished=began + 600,
+        versions={"cahlib": "0.1.0"},
+    )
+
+
+def with_forms(*forms):
+    """The recipe with other forms."""
+    return replace(RECIPE, forms=forms)
+
+
+def write(folder, count=30, *, first=0, shard="s-0", seen=lambda uid: False, recipe=RECIPE):
+    """A shard of such images, put into the dataset of a folder."""
+    made, tally = some(count, first=first)
+    account = parcel(shard, images=count)
+    return dataset.write(folder, made, parcel=account, recipe=recipe, tally=tally, seen=seen)
