@@ -3,7 +3,7 @@
 # make bench  the benchmarks, each beside its peer
 # All set themselves up in .venv.
 
-.PHONY: demo test lint bench
+.PHONY: demo test bench readme
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -18,6 +18,10 @@ test: .venv/dev
 
 bench: .venv/dev
 	for each in tests/benchmarks/bench_*.py; do $(bin)/python $$each || exit 1; done
+
+# the README's file tree, made from the files
+readme: .venv/dev
+	$(bin)/python -m tests.tree
 
 .venv/demo: setup.py
 	test -x $(bin)/python || $(PYTHON) -m venv .venv

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cahlib.curate.formats import replaced
+from cahlib.curate.formats import replace
 from cahlib.curate.summary import Summary, decisive, plural, share, summary
 from cahlib.records import Stage
 
@@ -63,7 +63,8 @@ for record in records:
 def write(folder: Path, job_values: Mapping[str, Any]) -> Path:
     """Make the card of the dataset in a folder; ``job_values`` are those of `Job.values`."""
     path = folder / "README.md"
-    replaced(path, markdown(summary(folder), folder.name, job_values))
+    text = markdown(summary(folder), folder.name, job_values)
+    replace(path, text.encode("utf-8", "replace"))
     return path
 
 

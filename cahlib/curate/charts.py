@@ -7,6 +7,7 @@ a phone. Every word that comes from outside is escaped here. Colours belong to t
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -40,7 +41,7 @@ def bars(
 
 
 def histogram(
-    kept: Mapping[int, int], dropped: Mapping[int, int], thresholds: Iterable[float]
+    kept: Mapping[int, int], dropped: Mapping[int, int], *, thresholds: Iterable[float]
 ) -> str:
     """Kept and dropped pairs by hundredths of similarity, and where the threshold lies."""
     lines = [100 * threshold for threshold in thresholds]
@@ -48,7 +49,7 @@ def histogram(
     first, last = min(bins), max(bins) + 1
     most = max(kept.get(bin, 0) + dropped.get(bin, 0) for bin in range(first, last)) or 1
     columns = "".join(
-        _column(bin, bin - first, kept.get(bin, 0), dropped.get(bin, 0))
+        _column(bin, bin - first, kept=kept.get(bin, 0), dropped=dropped.get(bin, 0))
         for bin in range(first, last)
     )
     width = last - first
@@ -68,22 +69,25 @@ def histogram(
 
 def timeline(work: Sequence[Work], *, what: str) -> str:
     """How many of ``what``, "images" or "pairs", came a second while there was work."""
-    hours = _Worked((each.started, each.finished) for each in work)
+    # The first two times are a scraper's, whose clock may differ from the third's.
+    times = [(each.started, each.scraped, each.finished) for each in work]
+    hours = _Worked((min(each), max(each)) for each in times)
     rates = [0.0] * _STEPS
     step = max(hours.total, 1e-3) / _STEPS
     for each in work:
         if what == "images":
-            _spread(rates, step, hours.at(each.started), hours.at(each.scraped), each.images)
+            start, end, number = each.started, each.scraped, each.images
         else:
-            _spread(rates, step, hours.at(each.scraped), hours.at(each.finished), each.pairs)
+            start, end, number = each.scraped, each.finished, each.pairs
+        _spread(rates, step, start=hours.at(start), end=hours.at(end), number=number)
     most = max(rates) or 1.0
     points = " ".join(f"{at} {rate / most:.4f}" for at, rate in enumerate([*rates, rates[-1]]))
-    area = f"M0 0 L{points.replace(' ', ' ')} {_STEPS} 0Z"
+    area = f"M0 0 L{points} {_STEPS} 0Z"
     return _chart(
         f'<svg viewBox="0 0 {_STEPS} 1" preserveAspectRatio="none" role="img" '
         f'aria-label="{escape(what)} a second">'
         f'<g transform="matrix(1 0 0 -1 0 1)"><path class="area" d="{area}"/></g></svg>',
-        top=f"{most:.3g} {what}/s",
+        top=f"{most:,.0f} {what}/s" if most >= 100 else f"{most:.2g} {what}/s",
         ticks=[("0", 0.0), (_duration(hours.total), 1.0)],
     )
 
@@ -92,20 +96,24 @@ class _Worked:
     """Time without the pauses: a run may rest for days between two launches."""
 
     def __init__(self, spans: Iterable[tuple[float, float]]) -> None:
-        self._spans: list[tuple[float, float]] = []
+        self.total = 0.0
+        self._starts: list[float] = []  #: of the spans that do not touch each other
+        self._before: list[float] = []  #: seconds worked before each of them
+        until = -math.inf
         for start, end in sorted(spans):
-            if self._spans and start <= self._spans[-1][1]:
-                self._spans[-1] = self._spans[-1][0], max(end, self._spans[-1][1])
-            else:
-                self._spans.append((start, end))
-        self.total = sum(end - start for start, end in self._spans)
+            if start > until:
+                self._starts.append(start)
+                self._before.append(self.total)
+            self.total += max(end - max(start, until), 0)
+            until = max(until, end)
 
     def at(self, time: float) -> float:
-        """Seconds worked until then."""
-        return sum(min(max(time - start, 0), end - start) for start, end in self._spans)
+        """Seconds worked until a time within a span."""
+        span = bisect_right(self._starts, time) - 1
+        return self._before[span] + time - self._starts[span]
 
 
-def _spread(rates: list[float], step: float, start: float, end: float, number: int) -> None:
+def _spread(rates: list[float], step: float, *, start: float, end: float, number: int) -> None:
     """Add what came evenly between two times to the rates of the steps."""
     end = max(end, start + step / 100)
     for at in range(int(start / step), min(int(end / step) + 1, len(rates))):
@@ -113,13 +121,13 @@ def _spread(rates: list[float], step: float, start: float, end: float, number: i
         rates[at] += number * max(share, 0) / (end - start) / step
 
 
-def _column(bin: int, at: int, kept: int, dropped: int) -> str:
+def _column(bin: int, at: int, *, kept: int, dropped: int) -> str:
     if not kept + dropped:
         return ""
     return (
         f"<g><title>{bin / 100:.2f} to {(bin + 1) / 100:.2f}: {kept:,} kept, {dropped:,} dropped"
-        f'</title><rect class="kept" x="{at + 0.07}" width="0.86" height="{kept}"/>'
-        f'<rect class="lost" x="{at + 0.07}" width="0.86" y="{kept}" height="{dropped}"/></g>'
+        f'</title><rect class="kept" x="{at}.07" width="0.86" height="{kept}"/>'
+        f'<rect class="lost" x="{at}.07" width="0.86" y="{kept}" height="{dropped}"/></g>'
     )
 
 

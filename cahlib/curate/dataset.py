@@ -20,13 +20,11 @@ It does not know where images come from, nor what the model thinks of them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
@@ -34,7 +32,7 @@ from cahlib.curate import seal
 from cahlib.curate.files import files
 from cahlib.curate.formats import PART, Matrix, Sink, Stored, Table, Tar, Writer, disk
 from cahlib.curate.gallery import Gallery
-from cahlib.curate.rows import row, schema
+from cahlib.curate.rows import as_json, host, row, schema
 from cahlib.curate.seal import Sealed
 from cahlib.curate.tfrecord import Records
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
@@ -89,7 +87,7 @@ def write(
         for each in _unseen(judged, seen):
             account.count(each)
             if each.reason is None:
-                values = row(each, recipe.model, recipe.scores)
+                values = row(each, model=recipe.model, scores=recipe.scores)
                 for writer in writers:
                     writer.add(each, values)
         # Not before its stage has ended: that counts in the same tally, on another thread.
@@ -102,7 +100,8 @@ def write(
             shelf.clear()
         if parcel.optouts:
             _testify(shelf.sink(_path("optouts", shard)), parcel.optouts)
-        sealed = _sealed(account, parcel, recipe, parcel.tally + tally, shelf.close())
+        stored = shelf.close()
+        sealed = _sealed(account, parcel, recipe=recipe, tally=parcel.tally + tally, stored=stored)
         shelf.publish(sealed)
         undo.pop_all()
     return sealed
@@ -169,7 +168,7 @@ class _Account:
         self.kept[bin] += 1
         self.rows += 1
         self.sum += judged.similarity
-        self.domains[urlsplit(judged.image.candidate.url).hostname or ""] += 1
+        self.domains[host(judged.image.candidate.url)] += 1
 
 
 class _Shelf:
@@ -195,8 +194,10 @@ class _Shelf:
         return {path: sink.close() for path, sink in self._sinks.items()}
 
     def publish(self, sealed: Sealed) -> None:
-        """Give the files their names and the shard its seal, which is on disk before the first name
-        is given: a sweep then knows which files a crash left without it."""
+        """Give the files their names and the shard its seal.
+
+        The seal is on disk before any name is given: so a sweep knows what a crash left without it.
+        """
         files = list(self._sinks.values())
         last = self.sink(seal.name(sealed.shard.id))
         last.write(seal.packed(sealed))
@@ -226,11 +227,11 @@ def _path(form: str, shard: str) -> str:
 def _testify(sink: Sink, optouts: Iterable[OptOut]) -> None:
     """Write the evidence of the owners' refusals, a line each."""
     for each in optouts:
-        sink.write(json.dumps(dataclasses.asdict(each), sort_keys=True).encode() + b"\n")
+        sink.write(as_json(dataclasses.asdict(each)) + b"\n")
 
 
 def _sealed(
-    account: _Account, parcel: Parcel, recipe: Recipe, tally: Tally, stored: Mapping[str, Stored]
+    account: _Account, parcel: Parcel, *, recipe: Recipe, tally: Tally, stored: Mapping[str, Stored]
 ) -> Sealed:
     return Sealed(
         shard=parcel.shard,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import CahError, ConfigError, RunError
+
+#: Name and password in a URL: no business of messages.
+_LOGIN = re.compile(r"(?<=://)[^/@]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Files:
 
     fs: Any  #: an fsspec filesystem
     root: str
-    place: str  #: as the user named it
+    place: str  #: as the user named it, without a password
 
     def path(self, name: str) -> str:
         """The path of a file as its filesystem wants it."""
@@ -52,14 +56,18 @@ def files(place: str | Path) -> Files:
     """The files at a place; raises ConfigError for a URL that fsspec cannot serve."""
     if "://" not in str(place):
         return Files(LocalFileSystem(), Path(place).absolute().as_posix(), str(place))
-    try:
-        fs, root = fsspec.core.url_to_fs(str(place))
-    except ImportError as error:
-        # fsspec knows the package of every protocol: "Install s3fs to access S3"
-        raise ConfigError(f"output: {place} needs a package that is not there: {error}.") from error
-    except ValueError as error:
-        raise ConfigError(f"output: {place} cannot be used: {error}.") from error
-    return Files(fs, root.rstrip("/"), str(place))
+    shown = _LOGIN.sub("", str(place))
+    with reaching(shown):
+        try:
+            fs, root = fsspec.core.url_to_fs(str(place))
+        except ImportError as error:
+            # fsspec knows the package of every protocol: "Install s3fs to access S3"
+            raise ConfigError(
+                f"output: {shown} needs a package that is not there: {error}."
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"output: {shown} cannot be used: {error}.") from error
+    return Files(fs, root.rstrip("/"), shown)
 
 
 @contextmanager
@@ -67,12 +75,8 @@ def reaching(place: str) -> Iterator[None]:
     """Turn a driver's error into RunError; each driver has errors of its own, of any kind."""
     try:
         yield
-    except RunError:
+    except CahError:
         raise
     except Exception as error:
-        raise RunError(f"{place} cannot be reached: {_said(error)}.") from error
-
-
-def _said(error: Exception) -> str:
-    """What an error says, in one line."""
-    return f"{' '.join(str(error).split())} ({type(error).__name__})".rstrip(".")
+        said = " ".join(str(error).split()).rstrip(".")
+        raise RunError(f"{place} cannot be reached: {said} ({type(error).__name__}).") from error

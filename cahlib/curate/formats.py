@@ -114,12 +114,15 @@ class Sink:
         self._at.unlink(missing_ok=True)
 
 
-def replaced(path: Path, text: str) -> None:
-    """Write a whole text file, or leave the old one."""
-    sink = Sink(path)
-    sink.write(text.encode("utf-8", "replace"))
-    sink.close()
-    sink.publish()
+def replace(path: Path, data: bytes) -> None:
+    """Write a whole file, or leave the old one."""
+    with ExitStack() as undo:
+        sink = Sink(path)
+        undo.callback(sink.discard)
+        sink.write(data)
+        sink.close()
+        sink.publish()
+        undo.pop_all()
 
 
 class Writer(Protocol):
@@ -158,7 +161,7 @@ class Tar:
 
 
 class Table:
-    """The metadata as parquet; compressed, it waits in memory for its end: 300 bytes a pair."""
+    """The metadata as parquet; compressed, it waits in memory: some 200 bytes a pair."""
 
     def __init__(self, sink: Sink, schema: pa.Schema) -> None:
         self._sink, self._schema = sink, schema

@@ -14,11 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 from string import Template
 from typing import Any
-from urllib.parse import urlsplit
 
 from cahlib.curate import charts
-from cahlib.curate.formats import replaced
+from cahlib.curate.formats import replace
 from cahlib.curate.gallery import Shown
+from cahlib.curate.rows import host
 from cahlib.curate.summary import Summary, decisive, plural, share, summary
 from cahlib.records import Stage
 
@@ -36,7 +36,8 @@ _STAGES = {
 def write(folder: Path, job_values: Mapping[str, Any]) -> Path:
     """Make the report of the dataset in a folder; ``job_values`` are those of `Job.values`."""
     path = folder / "report.html"
-    replaced(path, html(summary(folder), folder.name, job_values))
+    page = html(summary(folder), folder.name, job_values)
+    replace(path, page.encode("utf-8", "replace"))
     return path
 
 
@@ -51,7 +52,9 @@ def html(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
         funnel=charts.bars(_funnel(found), log=True, kind="funnel kept"),
         stages="".join(_stage(found, stage) for stage in Stage),
         similarity=f"The kept pairs have {found.similarity:.3f} on average.",
-        histogram=charts.histogram(found.kept, found.dropped, [t for _, t in found.models]),
+        histogram=charts.histogram(
+            found.kept, found.dropped, thresholds=[threshold for _, threshold in found.models]
+        ),
         images_over_time=charts.timeline(found.work, what="images"),
         pairs_over_time=charts.timeline(found.work, what="pairs"),
         domains=charts.bars(
@@ -114,14 +117,13 @@ def _figure(shown: Shown) -> str:
     """A pair; its caption and its address are as strange as the web."""
     blurred = "" if shown.nsfw == "UNLIKELY" else f'<span class="tag">{shown.nsfw}, blurred</span>'
     text = shown.text if len(shown.text) <= _CAPTION else shown.text[:_CAPTION] + "…"
-    host = urlsplit(shown.url).hostname or ""
     return (
         f'<figure class="card"><img src="data:image/jpeg;base64,{shown.jpeg}" alt="" '
         f'width="{shown.width}" height="{shown.height}" loading="lazy">'
         f"<figcaption><strong>{shown.similarity:.3f}</strong>{blurred}"
         f'<q dir="auto">{escape(text)}</q>'
         f'<a href="{escape(shown.url)}" rel="noopener noreferrer nofollow">'
-        f"<bdi>{escape(host)}</bdi></a></figcaption></figure>"
+        f"<bdi>{escape(host(shown.url))}</bdi></a></figcaption></figure>"
     )
 
 

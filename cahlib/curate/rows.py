@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -50,7 +51,7 @@ def schema(scores: Sequence[str]) -> pa.Schema:
     return pa.schema(_COLUMNS + [(name, pa.float32()) for name in scores])
 
 
-def row(judged: Judged, model: str, scores: Sequence[str]) -> Row:
+def row(judged: Judged, *, model: str, scores: Sequence[str]) -> Row:
     """The metadata of a judged image. Raises KeyError for a score that has no column."""
     image, candidate = judged.image, judged.image.candidate
     given = dict(judged.scores)
@@ -92,7 +93,16 @@ def sample_id(uid: str) -> int:
 
 def as_json(values: Any) -> bytes:
     """JSON in UTF-8 with its keys in order: the same values give the same bytes."""
-    return json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
+
+
+def host(url: str) -> str:
+    """The host that a URL names, "" if it names none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _whole(text: str) -> str:

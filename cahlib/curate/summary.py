@@ -164,6 +164,8 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(_text(each) for each in value)
+    if isinstance(value, int):
+        return f"{value:,}"
     text = "" if value is None else str(value)
     return PurePath(text).name if text.startswith(("/", "~", "./", "../")) else text
 

@@ -10,12 +10,12 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-from cahlib.curate import seal
+from cahlib.curate import formats, seal
 from cahlib.curate.files import Files, files, reaching
-from cahlib.curate.formats import Sink, disk
 from cahlib.curate.seal import Sealed
 from cahlib.errors import ConfigError, RunError
 
@@ -25,15 +25,16 @@ _PAUSES = (1, 4, 16, 64)
 #: Stores without folders, where "making" the topmost would create and own a bucket.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
 
+T = TypeVar("T")
 Sleep = Callable[[float], None]
 
 
 def check(url: str) -> None:
     """See whether a URL can be written to, before work is done for it. Raises ConfigError."""
-    there = files(url)
     trial = f"{seal.FOLDER}/.trial"
     try:
-        with reaching(url):
+        there = files(url)
+        with reaching(there.place):
             _make_folder(there, trial)
             there.fs.pipe_file(there.path(trial), b"trial")
             there.fs.rm_file(there.path(trial))
@@ -51,10 +52,10 @@ def upload(
     """
     if sealed.place:
         return
-    there, name = files(url), seal.name(sealed.shard.id)
-    if not (there.exists(name) and there.read(name) == (folder / name).read_bytes()):
+    name = seal.name(sealed.shard.id)
+    if not _tried(partial(_is_there, folder, url, name), sleep):
         for path in (*sealed.files, name):
-            _bring(folder / path, there, path, sleep)
+            _tried(partial(_bring, folder, url, path), sleep)
     if not keep_local:
         _let_go(replace(sealed, place=url), folder)
 
@@ -62,22 +63,31 @@ def upload(
 def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
     """Bring what is made anew at the end of a run, the report and the card, to a URL."""
     for path in ("report.html", "README.md"):
-        _bring(folder / path, files(url), path, sleep)
+        _tried(partial(_bring, folder, url, path), sleep)
 
 
-def _bring(source: Path, there: Files, path: str, sleep: Sleep) -> None:
-    """Put a file there until it is there as it is here; raises RunError when all tries failed."""
-    for pause in (*_PAUSES, None):
+def _tried(action: Callable[[], T], sleep: Sleep) -> T:
+    """What an action answers at last; raises RunError when it failed every time."""
+    for pause in _PAUSES:
         try:
-            with reaching(there.place):
-                _make_folder(there, path)
-                there.fs.put_file(str(source), there.path(path))
-                _compare(source, there, path)
-            return
+            return action()
         except RunError:
-            if pause is None:
-                raise
             sleep(pause)
+    return action()
+
+
+def _is_there(folder: Path, url: str, path: str) -> bool:
+    there = files(url)
+    return there.exists(path) and there.read(path) == (folder / path).read_bytes()
+
+
+def _bring(folder: Path, url: str, path: str) -> None:
+    """Put a file there, and see whether it is there as it is here."""
+    there = files(url)
+    with reaching(there.place):
+        _make_folder(there, path)
+        there.fs.put_file(str(folder / path), there.path(path))
+        _compare(folder / path, there, path)
 
 
 def _make_folder(there: Files, path: str) -> None:
@@ -112,10 +122,7 @@ def _md5(file: BinaryIO) -> str:
 
 def _let_go(sealed: Sealed, folder: Path) -> None:
     """Remove a shard's files here; its seal first says where they are now."""
-    sink = Sink(folder / seal.name(sealed.shard.id))
-    sink.write(seal.packed(sealed))
-    sink.close()
-    sink.publish()
+    formats.replace(folder / seal.name(sealed.shard.id), seal.packed(sealed))
     for path in sealed.files:
-        with disk(folder / path):
+        with formats.disk(folder / path):
             (folder / path).unlink(missing_ok=True)

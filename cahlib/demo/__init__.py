@@ -4,6 +4,7 @@ The tiny CLIP can tell whether a drawing of a common thing belongs to an English
 it. It has seen emoji only: it cannot judge photos, and its word on safety means nothing.
 """
 
+import json
 from pathlib import Path
 
 from cahlib.config import Crawl, Download, Job, Judge, Output
@@ -18,6 +19,15 @@ THRESHOLD = 0.30
 WAT_PATH = "/crawl/demo.warc.wat.gz"
 #: The largest file that the demo takes; one of its traps is larger.
 MOST_BYTES = 1_000_000
+
+
+def port(output: str) -> int:
+    """The port that an earlier demo in this folder used, so that its run can go on; else 0."""
+    try:
+        before = json.loads((Path(output) / "run" / "job.json").read_text(encoding="utf-8"))
+        return int(before["replay"].rpartition(":")[2])
+    except (OSError, ValueError, KeyError, AttributeError):
+        return 0
 
 
 def job(output: str, web: Web) -> Job:

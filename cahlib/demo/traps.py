@@ -153,7 +153,7 @@ def _files(samples: Iterator[Sample], random: Random) -> Iterator[Exhibit]:
         ("old", Reason.NOT_AN_IMAGE, _noise(random, 100, 100, "BMP")),
         ("huge-file", Reason.TOO_MANY_BYTES, random.randbytes(MOST_BYTES + 1)),
         ("tiny-file", Reason.TOO_FEW_BYTES, _noise(random, 8, 8, "PNG")),
-        ("empty-file", Reason.TOO_FEW_BYTES, b""),
+        ("empty-file", Reason.NOT_AN_IMAGE, b""),
         ("low", Reason.SMALL_SIDE, _noise(random, 300, 48, "PNG")),
         ("narrow", Reason.SMALL_SIDE, _noise(random, 40, 300, "PNG")),
         ("banner", Reason.ASPECT, _noise(random, 720, 70, "PNG")),
@@ -163,8 +163,8 @@ def _files(samples: Iterator[Sample], random: Random) -> Iterator[Exhibit]:
         yield _trap(next(samples), name, reason, Answer(body=data, type="image/jpeg"))
     for n in range(8):
         sample = next(samples)
-        half = replace(sample.answer, body=sample.data[: len(sample.data) // 2])
-        yield _trap(sample, f"half-{n}", Reason.BROKEN_IMAGE, half)
+        short = replace(sample.answer, body=sample.data[: len(sample.data) * 2 // 3])
+        yield _trap(sample, f"cut-short-{n}", Reason.BROKEN_IMAGE, short)
 
 
 def _harmless(samples: Iterator[Sample]) -> Iterator[Exhibit]:

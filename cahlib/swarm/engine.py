@@ -38,6 +38,8 @@ _SETTINGS = {
     "distributed.worker.memory.terminate": False,
     "distributed.worker.daemon": True,
     "distributed.admin.system-monitor.gil.enabled": False,
+    # Dask's log tells of its inner life; what matters to us comes back as results.
+    "logging": {"distributed": "critical"},
 }
 
 Report = Callable[[Any], None]
@@ -59,7 +61,7 @@ class Engine:
         return len(self._futures)
 
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
-        """Start ``function(*arguments, report=…)``, which may take ``limit`` seconds."""
+        """Start ``function(*arguments, limit=…, report=…)``, which may take ``limit`` seconds."""
         future = self._client.submit(_guarded, key, function, arguments, limit, key=key, pure=False)
         self._futures[key] = future
         future.add_done_callback(lambda _: self._finished.put(key))
@@ -96,9 +98,6 @@ class Engine:
 @contextmanager
 def local(workers: int) -> Iterator[Engine]:
     """An engine of this many processes on this machine; they end with it, or with this process."""
-    # Dask's own log lines tell of its inner life; what matters comes back as results.
-    for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     with (
         dask.config.set(_SETTINGS),
         LocalCluster(
@@ -108,7 +107,7 @@ def local(workers: int) -> Iterator[Engine]:
             host="127.0.0.1",
             dashboard_address=None,
             memory_limit=0,
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -127,6 +126,6 @@ def _guarded(
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=nowhere)
         try:
-            return function(*arguments, report=report)
+            return function(*arguments, limit=limit, report=report)
         finally:
             faulthandler.cancel_dump_traceback_later()

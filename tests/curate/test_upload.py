@@ -136,9 +136,13 @@ def test_report_and_card_follow(tmp_path, memory):
     ("url", "sentence"),
     [
         ("gopher://a/b", "output: gopher://a/b cannot be used: Protocol not known: gopher."),
+        (
+            "ftp://u:secret@127.0.0.1:1/d",
+            "^output: ftp://127.0.0.1:1/d cannot be reached: .*refused",
+        ),
         ("oci://a/b", "output: oci://a/b needs a package that is not there: .*ocifs"),
     ],
 )
-def test_a_url_that_cannot_be_served_says_what_is_missing(url, sentence):
+def test_a_url_that_cannot_be_served_says_why(url, sentence):
     with pytest.raises(ConfigError, match=sentence):
         upload.check(url)

@@ -22,15 +22,15 @@ def wait_for(path: Path) -> int:
     return int(path.read_text())
 
 
-def double(number: int, *, report: Callable[[object], None]) -> int:
+def double(number: int, *, limit: float, report: Callable[[object], None]) -> int:
     return 2 * number
 
 
-def fail(message: str, *, report: Callable[[object], None]) -> None:
+def fail(message: str, *, limit: float, report: Callable[[object], None]) -> None:
     raise ShardError(message)
 
 
-def note_and_wait(folder: Path, *, report: Callable[[object], None]) -> str:
+def note_and_wait(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
     """Write this process's id into the file 1, or 2 …, then wait for the file "go"."""
     start = next(n for n in range(1, 9) if not (folder / str(n)).exists())
     (folder / str(start)).write_text(str(os.getpid()))
@@ -38,7 +38,7 @@ def note_and_wait(folder: Path, *, report: Callable[[object], None]) -> str:
     return "done"
 
 
-def tell_and_wait(folder: Path, *, report: Callable[[object], None]) -> str:
+def tell_and_wait(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
     report({"images": 7})
     until((folder / "go").exists)
     return "done"

@@ -1,0 +1,209 @@
+"""The command `cah`: a Job from options and environment, its run shown, an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cahlib import __version__
+from cahlib.config import Job, settings
+from cahlib.errors import CahError
+
+if TYPE_CHECKING:
+    from cahlib.run import Outcome
+
+_GROUPS = {
+    "": "you",
+    "crawl": "what is read",
+    "download": "which images are fetched",
+    "judge": "what belongs together",
+    "output": "where the dataset goes",
+    "place": "where and how long",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, 1 for a run that failed, 2 for a mistake of the user's."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    if not hasattr(chosen, "act"):
+        parser.print_help()
+        return 2
+    try:
+        return int(chosen.act(chosen))
+    except CahError as error:
+        print(f"cah: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("cah: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
+    """A Job from options; what they leave open comes from CAH_* variables."""
+    names = {setting.name for setting in settings()}
+    inherited = {
+        name: environment[variable]
+        for name in names
+        if (variable := f"CAH_{name.upper()}") in environment
+    }
+    return Job.from_values({**inherited, **options})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cah", description="Common Crawl into image–text datasets."
+    )
+    parser.add_argument("--version", action="version", version=f"cah {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="")
+    run = commands.add_parser(
+        "run",
+        usage="cah run [options]",
+        help="turn shards of a crawl into a dataset; run it again to go on",
+        description="Turn shards of a crawl into a dataset. The same command again goes on where "
+        "it was. Every option can also be set as CAH_<OPTION> in the environment or in .env.",
+    )
+    _add_settings(run)
+    run.set_defaults(act=_run)
+    demo = commands.add_parser(
+        "demo", help="a whole run on an embedded web with an embedded model, offline"
+    )
+    demo.add_argument("--output", default="demo-dataset", help="folder of the demo's dataset")
+    demo.add_argument("--open", action="store_true", help="open the report in a browser")
+    demo.set_defaults(act=_demo)
+    inspect = commands.add_parser("inspect", help="print what a dataset holds")
+    inspect.add_argument("dataset", help="folder or URL of a dataset")
+    inspect.set_defaults(act=_inspect)
+    verify = commands.add_parser("verify", help="check every file of a dataset")
+    verify.add_argument("dataset", help="folder or URL of a dataset")
+    verify.set_defaults(act=_verify)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
+    for setting in settings():
+        flag = "--" + setting.name.replace("_", "-")
+        default = setting.default
+        if isinstance(default, tuple):
+            default = ",".join(default)
+        name = "N" if setting.type in (int, float) else setting.name.upper().split("_")[-1]
+        extra: dict[str, Any] = {"metavar": name}
+        if setting.type is bool:
+            # yes and no as texts, so that a bad value gets the same sentence at every door
+            extra |= {"nargs": "?", "const": "yes", "metavar": "yes|no"}
+            default = "yes" if default else "no"
+        elif setting.option.choices:
+            extra["metavar"] = "|".join(setting.option.choices)
+        shown = f" [{default}]" if default not in ("", None) else ""
+        groups[setting.group].add_argument(
+            flag,
+            dest=setting.name,
+            default=argparse.SUPPRESS,
+            help=(setting.option.help + shown).replace("%", "%%"),
+            **extra,
+        )
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from dotenv import dotenv_values
+
+    given = {s.name: getattr(chosen, s.name) for s in settings() if hasattr(chosen, s.name)}
+    environment = {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
+    return _follow(job_from(given, environment))
+
+
+def _follow(job: Job) -> int:
+    """Run a job under the eyes of the user."""
+    from cahlib.console import view
+    from cahlib.run import run
+
+    with _stoppable() as stop, view() as listener:
+        outcome = run(job, listener, stop=stop)
+    _tell(outcome)
+    return 1 if outcome.shards.failed else 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C (or SIGTERM) sets; the second one interrupts."""
+    stop = threading.Event()
+
+    def heard(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print(
+            "\ncah: finishing the shard that is being judged; Ctrl-C again leaves at once "
+            "(nothing that is done gets lost).",
+            file=sys.stderr,
+        )
+
+    before = {n: signal.signal(n, heard) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(outcome: Outcome) -> None:
+    from cahlib.records import Stage
+
+    shards, tally = outcome.shards, outcome.tally
+    print(
+        f"{tally.left[Stage.JUDGE]:,} pairs from {tally.entered[Stage.CHOOSE]:,} links in "
+        f"{shards.done} shards: {outcome.folder}"
+    )
+    print(f"report: {outcome.folder / 'report.html'}")
+    for shard, error in outcome.errors:
+        print(f"cah: shard {shard} failed: {error}", file=sys.stderr)
+    if outcome.errors:
+        print("cah: the same command tries them again.", file=sys.stderr)
+    elif shards.open or shards.sealed:
+        print(f"{shards.open + shards.sealed} shards are left; the same command goes on with them.")
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from cahlib import demo
+    from cahlib.demo import world
+
+    print("The demo's web and its crawl are on loopback; nothing leaves this machine.")
+    with world.build().serve(demo.port(chosen.output)) as web:
+        code = _follow(demo.job(chosen.output, web))
+    print(f"cah inspect {chosen.output}, cah verify {chosen.output} tell more of it.")
+    if chosen.open:
+        import webbrowser
+
+        webbrowser.open((Path(chosen.output) / "report.html").absolute().as_uri())
+    return code
+
+
+def _inspect(chosen: argparse.Namespace) -> int:
+    from cahlib.curate import summary
+
+    for line in summary.lines(chosen.dataset):
+        print(line)
+    return 0
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    from cahlib.curate.verify import verify
+
+    problems = 0
+    for problem in verify(chosen.dataset):
+        problems += 1
+        print(problem)
+    print(f"{problems} problems." if problems else "Every file is whole, and all rows agree.")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,345 @@
+"""One run, from a Job to its dataset; the only file that knows scrape, curate, swarm and tracker.
+
+    shards ─► scraped ─► judged ─► written ─► finished
+              engine     model     disk       upload, ledger
+
+Each arrow is a bounded line between two threads (`cahlib.flow`), so the stages overlap. A shard
+counts once it is sealed in the dataset and in the ledger; whatever a crash leaves before that is
+done again from its parcel or from its WAT, with the same result.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from cahlib import __version__
+from cahlib.config import Job
+from cahlib.curate import card, clip, dataset, report, seal, upload
+from cahlib.curate.pairs import pairs, scores
+from cahlib.curate.safety import Safety
+from cahlib.curate.seal import Sealed
+from cahlib.errors import CahError, ConfigError, RunError, ShardError
+from cahlib.flow import Flow, Line
+from cahlib.progress import Listener, Snapshot, Speedometer, nobody
+from cahlib.records import Judged, Parcel, Shard, Stage, Tally
+from cahlib.scrape import parcel as parcels
+from cahlib.scrape import scrape
+from cahlib.scrape.shards import shards
+from cahlib.swarm import engine
+from cahlib.tracker.store import Counts, Ledger
+
+T = TypeVar("T")
+
+#: How many items may wait between two stages: parcels on disk, judged images in memory, seals.
+_PARCELS, _JUDGED, _SEALED = 2, 256, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path  #: of the dataset on this machine
+    shards: Counts
+    tally: Tally  #: of all shards in the dataset
+    errors: tuple[tuple[str, str], ...]  #: of shards that were given up: id and last error
+
+
+def run(
+    job: Job,
+    listener: Listener = nobody,
+    *,
+    stop: threading.Event | None = None,
+    tick: float = 1.0,
+) -> Outcome:
+    """Work through the job's shards, those of earlier launches excepted.
+
+    ``stop`` ends the run early and cleanly: what is being judged is finished, parcels stay for the
+    next launch. ``listener`` hears a Snapshot every ``tick`` seconds, and one at the end. Raises
+    ConfigError before anything was started, RunError when it cannot go on; shards that failed for
+    good are in the outcome.
+    """
+    folder = job.output.folder
+    if job.output.url:
+        upload.check(job.output.url)
+    with _home(job) as ledger:
+        ledger.add(shards(job.crawl, contact=job.download.contact))
+        counts = ledger.counts()
+        if counts.open or counts.sealed:
+            work = _Work(job, ledger, stop or threading.Event())
+            with work.watched(listener, tick):
+                work.through()
+        report.write(folder, job.values())
+        card.write(folder, job.values())
+        if job.output.url:
+            upload.pages(folder, job.output.url)
+        return Outcome(
+            folder=folder,
+            shards=ledger.counts(),
+            tally=ledger.tally(),
+            errors=tuple(ledger.errors()),
+        )
+
+
+@contextmanager
+def _home(job: Job) -> Iterator[Ledger]:
+    """The run's own folder beside the dataset, held by this process alone, and its ledger."""
+    home = job.output.folder / "run"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock = open(home / "lock", "w")
+    except OSError as error:
+        raise ConfigError(
+            f"output: {job.output.folder} cannot be written ({error.strerror}); "
+            "choose another folder."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"output: another run is writing to {job.output.folder}; "
+                "wait for it, or choose another folder."
+            ) from error
+        _remember(job, home / "job.json")
+        ledger = Ledger(home / "ledger.sqlite")
+        try:
+            ledger.recover()
+            yield ledger
+        finally:
+            ledger.close()
+
+
+def _remember(job: Job, path: Path) -> None:
+    """Store the job beside its dataset; another job's dataset is refused."""
+    if path.exists():
+        before = Job.from_values(json.loads(path.read_text(encoding="utf-8")))
+        if differences := job.differences(before):
+            raise ConfigError(
+                f"output: {job.output.folder} holds the dataset of a job with another "
+                f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
+            )
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(job.values(), indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # each attempt is one of its own
+class _InWork:
+    """A parcel on its way through the judging stages."""
+
+    parcel: Parcel
+    tally: Tally = field(default_factory=Tally)  #: stage JUDGE
+
+
+#: A judged image, the error that ends its shard, or None at the shard's end.
+_Step: TypeAlias = tuple[_InWork, Judged | Exception | None]
+
+
+class _Work:
+    """The stages of one launch, and what they count."""
+
+    def __init__(self, job: Job, ledger: Ledger, stop: threading.Event) -> None:
+        self._job, self._ledger, self._stop = job, ledger, stop
+        self._folder = job.output.folder
+        self._parcels = self._folder / "run" / "parcels"
+        self._clip = clip.load(job.judge)
+        self._safety = Safety.load(job.judge.safety, self._clip)
+        self._recipe = dataset.Recipe(
+            model=self._clip.name,
+            threshold=job.judge.chosen()[2],
+            scores=scores(self._clip, self._safety),
+            forms=job.output.forms,
+            versions={"cahlib": __version__},
+        )
+        self._sealed = ledger.tally()  #: of the shards in the dataset
+        self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to seal
+        self._told: Callable[[], list[Any]] = list  #: what running scrapers report
+        self._lines: dict[str, Line[Any]] = {}
+
+    def through(self) -> None:
+        """Do all there is to do, or what can be done before the stop."""
+        self._parcels.mkdir(exist_ok=True)
+        dataset.sweep(self._folder)
+        for shard in self._ledger.in_state("sealed"):
+            if left := seal.sealed(self._folder, shard.id):
+                self._finish(left)
+        workers = self._job.place.workers or max((os.cpu_count() or 2) - 1, 1)
+        with engine.local(workers) as scrapers, Flow() as flow:
+            self._told = scrapers.told
+            scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
+            judged = self._line("judged", flow.ahead(self._judge(scraped), _JUDGED))
+            for sealed in self._line("sealed", flow.ahead(self._write(judged), _SEALED)):
+                self._finish(sealed)
+
+    def _line(self, name: str, line: Line[T]) -> Line[T]:
+        self._lines[name] = line
+        return line
+
+    def _scrape(self, scrapers: engine.Engine, flow: Flow) -> Iterator[_InWork]:
+        """Lease shards, have them scraped, yield their parcels as they come."""
+        leased: dict[str, Shard] = {}
+        while not (self._stop.is_set() or flow.closed):
+            # Twice the slots: no scraper waits for us, and no more parcels than that pile up.
+            while len(scrapers) < 2 * scrapers.slots and (shard := self._ledger.lease()):
+                leased[shard.id] = shard
+                self._submit(scrapers, shard)
+            if not scrapers and not self._ledger.counts().open:
+                return
+            if finished := scrapers.take(timeout=0.2):
+                shard, result = leased.pop(finished[0]), finished[1]
+                if isinstance(result, Parcel):
+                    yield self._in_work.setdefault(shard.id, _InWork(parcel=result))
+                elif isinstance(result, RunError | ConfigError):
+                    raise result
+                else:
+                    self._fail(shard, result)
+
+    def _submit(self, scrapers: engine.Engine, shard: Shard) -> None:
+        seconds = self._job.place.shard_minutes * 60
+        settings = (self._job.crawl, self._job.download, self._parcels)
+        scrapers.submit(shard.id, scrape, shard, *settings, limit=seconds)
+
+    def _judge(self, scraped: Iterable[_InWork]) -> Iterator[_Step]:
+        """Judge the images of each parcel, in the order of the pages."""
+        for work in scraped:
+            if self._stop.is_set():
+                return  # the parcel stays for the next launch
+            try:
+                for judged in self._judged(work):
+                    yield work, judged
+                yield work, None
+            except (RunError, ConfigError):
+                raise
+            except ShardError as error:  # the parcel is damaged: the shard is scraped again
+                parcels.discard(self._parcels, work.parcel.shard)
+                yield work, error
+            except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
+                yield work, error
+
+    def _judged(self, work: _InWork) -> Iterator[Judged]:
+        parcels.check(work.parcel)
+        images = parcels.read(work.parcel)
+        return pairs(images, self._clip, self._safety, judge=self._job.judge, tally=work.tally)
+
+    def _write(self, steps: Iterable[_Step]) -> Iterator[Sealed]:
+        """Write each shard's pairs into the dataset, and its account into the ledger."""
+        for work, of_shard in groupby(steps, key=itemgetter(0)):
+            shard = work.parcel.shard
+            try:
+                sealed = dataset.write(
+                    self._folder,
+                    _items(item for _, item in of_shard),
+                    parcel=work.parcel,
+                    recipe=self._recipe,
+                    tally=work.tally,
+                    seen=self._ledger.seen,
+                )
+            except _Failed as failed:
+                del self._in_work[shard.id]
+                self._fail(shard, failed.cause)
+                continue
+            self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
+            del self._in_work[shard.id]
+            self._sealed += sealed.tally
+            yield sealed
+
+    def _finish(self, sealed: Sealed) -> None:
+        """Bring a sealed shard where it shall be; its parcel has served."""
+        output = self._job.output
+        if output.url:
+            upload.upload(sealed, self._folder, output.url, keep_local=output.keep_local)
+        self._ledger.done(sealed.shard)
+        parcels.discard(self._parcels, sealed.shard)
+
+    def _fail(self, shard: Shard, error: Exception) -> None:
+        """Note a failed attempt; a bug is noted with its traceback."""
+        known = isinstance(error, CahError)
+        text = str(error) if known else "".join(traceback.format_exception(error))
+        self._ledger.fail(shard, text, attempts=self._job.place.attempts)
+
+    @contextmanager
+    def watched(self, listener: Listener, tick: float) -> Iterator[None]:
+        """Tell the listener every ``tick`` seconds how far the work is, and stop it in time."""
+        started, speed, ended = time.monotonic(), Speedometer(), threading.Event()
+        limit = self._job.place.hours * 3600 or float("inf")
+
+        def watch() -> None:
+            while not ended.wait(tick):
+                elapsed = time.monotonic() - started
+                listener(self._snapshot(elapsed, speed))
+                if elapsed > limit:
+                    self._stop.set()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+            listener(self._snapshot(time.monotonic() - started, speed, finished=True))
+
+    def _snapshot(self, elapsed: float, speed: Speedometer, finished: bool = False) -> Snapshot:
+        tally = self._tally()
+        lost = sum(n for reason, n in tally.lost.items() if reason.stage is Stage.FETCH)
+        rates = speed.rates(
+            {
+                "links": tally.left[Stage.FETCH] + lost,
+                "images": tally.left[Stage.FETCH],
+                "judged": tally.entered[Stage.JUDGE],
+                "pairs": tally.left[Stage.JUDGE],
+                "busy": self._clip.worked(),
+            }
+        )
+        shards = self._ledger.counts()
+        return Snapshot(
+            elapsed=elapsed,
+            shards=shards.total,
+            done=shards.done,
+            failed=shards.failed,
+            tally=tally,
+            busy=min(rates.pop("busy"), 1.0),
+            rates=rates,
+            queues={name: (len(line), line.limit) for name, line in self._lines.items()},
+            finished=finished,
+        )
+
+    def _tally(self) -> Tally:
+        """Of all shards, those in work included; other threads count on meanwhile."""
+        told = (Tally.from_dict(values) for values in self._told())
+        # through a dict: adding two Counters fails if another thread puts a new key into one
+        in_work = (
+            work.parcel.tally + Tally.from_dict(work.tally.as_dict())
+            for work in list(self._in_work.values())
+        )
+        return sum((*told, *in_work), self._sealed)
+
+
+class _Failed(Exception):
+    """Carries the error that ends a shard through the writing of its pairs."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _items(steps: Iterable[Judged | Exception | None]) -> Iterator[Judged]:
+    """A shard's judged images up to its end; raises _Failed where its error stands."""
+    for item in steps:
+        if item is None:
+            return  # not later: what follows may be minutes away
+        if isinstance(item, Exception):
+            raise _Failed(item)
+        yield item

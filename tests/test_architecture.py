@@ -1,0 +1,91 @@
+"""Imports point down: doors → run → {scrape, curate, swarm, tracker} → ground."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "cahlib"
+FILES = sorted(PACKAGE.rglob("*.py"))
+GROUND = {"config", "errors", "flow", "progress", "records"}
+ROOMS = {"scrape", "curate", "swarm", "tracker"}
+DOORS = {"cli", "console"}
+
+#: Libraries that are slow or large to import, and where each may be.
+HOMES = {
+    "torch": {"curate/clip.py"},
+    "open_clip": {"curate/clip.py"},
+    "distributed": {"swarm/engine.py"},
+    "dask": {"swarm/engine.py"},
+    "sqlalchemy": {"tracker/store.py"},
+    "aiohttp": {"scrape/images.py", "scrape/addresses.py"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports anywhere in it, by its full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def inner(path: Path) -> set[str]:
+    """The parts of cahlib that a file imports: the second word of their names."""
+    named = (name.split(".") for name in imports(path) if name.startswith("cahlib."))
+    return {words[1] for words in named} - {"__version__"}
+
+
+def part(path: Path) -> str:
+    """Which part of cahlib a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = part(path)
+    if own in GROUND:
+        assert inner(path) <= GROUND
+        assert {name.split(".")[0] for name in imports(path)} <= sys.stdlib_module_names | {
+            "cahlib",
+            "numpy",
+        }
+    elif own in ROOMS:
+        assert inner(path) <= GROUND | {own}
+    elif own == "run":
+        assert inner(path) <= GROUND | ROOMS
+    elif own not in DOORS:
+        assert not inner(path) & DOORS
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_large_libraries_have_one_home(path):
+    here = str(path.relative_to(PACKAGE))
+    tops = {name.split(".")[0] for name in imports(path)}
+    if part(path) != "demo":  # the demo's training is a program of its own
+        assert {name for name in tops & HOMES.keys() if here not in HOMES[name]} == set()
+
+
+@pytest.mark.parametrize("module", ["cahlib", "cahlib.cli", "cahlib.config"])
+def test_an_import_loads_nothing_heavy(module):
+    script = f"import sys, {module}; print(*(name for name in sys.modules if '.' not in name))"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {*HOMES, "numpy", "pyarrow", "PIL", "fsspec", "ftfy", "msgspec", "tqdm"}
+    assert not heavy & set(ran.stdout.split())
+
+
+def test_scraping_loads_no_torch():
+    script = (
+        "import sys, cahlib.scrape; assert not {'torch', 'numpy', 'distributed'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_file_can_be_known_whole():
+    long = {path.name: n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
+    assert not long

@@ -1,0 +1,35 @@
+"""What the README shows is what is there."""
+
+import re
+import subprocess
+import sys
+
+import cahlib
+from tests import tree
+
+README = tree.README.read_text(encoding="utf-8")
+
+
+def test_the_tree_equals_the_files():
+    assert tree.block("tree", tree.tree()) in README, "run: make readme"
+
+
+def test_every_command_is_shown():
+    ran = subprocess.run(
+        [sys.executable, "-m", "cahlib.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    commands = re.findall(r"^    (\w+) ", ran.stdout, flags=re.MULTILINE)
+    assert len(commands) >= 4
+    assert [command for command in commands if f"cah {command}" not in README] == []
+
+
+def test_every_option_that_is_shown_exists():
+    shown = set(re.findall(r"cah run[^`]*?(--[a-z-]+)", README))
+    ran = subprocess.run(
+        [sys.executable, "-m", "cahlib.cli", "run", "--help"], capture_output=True, text=True
+    )
+    assert shown and {option for option in shown if option not in ran.stdout} == set()
+
+
+def test_the_latest_changes_are_those_of_this_version():
+    assert re.search(r"## Changes\s+### (\S+)", README)[1] == cahlib.__version__

@@ -1,0 +1,56 @@
+"""The command `cah` as a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from cahlib.config import Job, settings
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def cah(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        _line(*arguments), cwd=cwd, env=_environment(), capture_output=True, text=True
+    )
+
+
+def started(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, as a terminal does."""
+    return subprocess.Popen(
+        _line(*arguments),
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def press_ctrl_c(process: subprocess.Popen[str]) -> None:
+    """What a terminal does at Ctrl-C: the signal goes to the whole group."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def options(job: Job) -> list[str]:
+    """The options of `cah run` that make this job."""
+    given = []
+    for setting in settings():
+        value = setting.of(job)
+        if value != setting.default:
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            given += [f"--{setting.name.replace('_', '-')}", text]
+    return given
+
+
+def _line(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "cahlib.cli", *map(str, arguments)]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
