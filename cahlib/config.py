@@ -220,6 +220,10 @@ class Place(_Checked):
     shard_minutes: float = option(
         120, "minutes after which a shard's scraping is given up", least=0.1, most=1440, free=True
     )
+    tracker: str = option(
+        "", "work for the tracker at this URL, which says what is read, together with others",
+        free=True,
+    )  # fmt: skip
     hours: float = option(
         0, "stop cleanly after so many hours; 0 = when all is done", least=0, most=10_000, free=True
     )

@@ -8,17 +8,17 @@ shard holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ScalarSelect, case, func, select, update
+from sqlalchemy import ScalarSelect, case, delete, func, select, update
 from sqlalchemy.exc import DatabaseError
 
 from cahlib.errors import ConfigError
-from cahlib.records import Shard, Tally
+from cahlib.records import Judged, Shard, Tally
 from cahlib.tracker.database import Database
 from cahlib.tracker.schema import pairs as _pairs
 from cahlib.tracker.schema import schema
@@ -144,6 +144,31 @@ class Ledger:
         query = select(_pairs.c.uid).where(_pairs.c.uid == bytes.fromhex(uid))
         with self._database.read() as connection:
             return connection.execute(query).first() is not None
+
+    def more(self) -> bool:
+        """Whether there may be shards to lease yet."""
+        return self.counts().open > 0
+
+    def parcel(self, shard: Shard) -> dict[str, Any] | None:
+        """Where a shard's parcel is, if somebody else has scraped it: never, in a run alone."""
+        return None
+
+    def ours(self, shard: Shard, judged: Iterator[Judged]) -> Iterator[Judged]:
+        """A shard's judged images; nobody else could have them."""
+        return judged
+
+    def forget(self, shard: Shard) -> None:
+        """A shard that is not done is not this run's any more."""
+        with self._database.write() as connection:
+            given = _shards.c.state.in_(["todo", "leased"])
+            connection.execute(delete(_shards).where(_shards.c.id == shard.id, given))
+
+    def account(self, id: str) -> tuple[int, Tally]:
+        """A sealed shard's pairs and tally."""
+        query = select(_shards.c.pairs, _shards.c.tally).where(_shards.c.id == id)
+        with self._database.read() as connection:
+            row = connection.execute(query).one()
+        return row.pairs, Tally.from_dict(row.tally)
 
     def counts(self) -> Counts:
         """How many shards are in which state."""
