@@ -22,6 +22,7 @@ from sqlalchemy import Connection, and_, case, func, or_, select, update
 
 from cahlib.records import Shard
 from cahlib.tracker import names
+from cahlib.tracker.claims import BY_SECRET, COUNTED, GROWING, claiming, completing
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import (
     Invalid,
@@ -36,7 +37,6 @@ from cahlib.tracker.rules import (
     Worker,
 )
 from cahlib.tracker.schema import failures, pairs, people, shards, workers
-from cahlib.tracker.store import following
 
 #: A sign of life is written down when the last one is older than this, in seconds.
 _SEEN = 10
@@ -77,7 +77,7 @@ class Crowd:
     def known(self, secret: str) -> Worker:
         """The worker of this secret."""
         with self._database.read() as connection:
-            return _worker(connection.execute(_by_secret(secret)).first())
+            return _worker(connection.execute(BY_SECRET, {"hash": _hash(secret)}).first())
 
     def lease(self, secret: str, *, old: bool = False) -> Lease | None:
         """The next shard for this worker, if any.
@@ -95,29 +95,12 @@ class Crowd:
 
     def _claim(self, connection: Connection, worker: Worker, *, old: bool) -> Lease | None:
         lane = 1 if old and worker.kind is Kind.GPU else 0
-        mine = failures.c.worker == worker.id
-        failed = select(1).where(failures.c.shard == shards.c.number, mine).exists()
-        other = shards.alias()
-        held = (
-            select(func.count())
-            .where(other.c.worker == worker.id, other.c.state.in_(["leased", "judging"]))
-            .scalar_subquery()
-        )
-        row = connection.execute(
-            update(shards)
-            .where(shards.c.number == following(worker.kind.takes, ~failed, lane=lane))
-            .where(held < self.rules.most_held)
-            .values(
-                state=worker.kind.holds,
-                attempts=shards.c.attempts + 1,
-                worker=worker.id,
-                expires=self._clock() + (self.rules.old_lease if old else self.rules.lease),
-            )
-            .returning(
-                shards.c.number, shards.c.id, shards.c.url, shards.c.half,
-                shards.c.expires, shards.c.parcel,
-            )
-        ).first()  # fmt: skip
+        values = {
+            "me": worker.id,
+            "until": self._clock() + (self.rules.old_lease if old else self.rules.lease),
+            "most": self.rules.most_held,
+        }
+        row = connection.execute(claiming(worker.kind, lane), values).first()
         if row is None:
             return None
         shard = Shard(id=row.id, url=row.url, half=row.half)
@@ -152,12 +135,11 @@ class Crowd:
         with self._as(secret) as (connection, worker):
             if worker.kind is Kind.CPU:
                 raise Invalid("A CPU worker brings a parcel; it has no pairs to count.")
-            closed = self._change(
-                connection, worker, number,
-                state="done", pairs=result.pairs, output=result.output, error=None,
-                tally=None if result.tally is None else result.tally.as_dict(),
-                finished=self._clock(),
-            )  # fmt: skip
+            values = {
+                "number_": number, "me": worker.id, "pairs_": result.pairs, "now": self._clock(),
+                "output_": result.output, "tally_": result.tally and result.tally.as_dict(),
+            }  # fmt: skip
+            closed = connection.execute(completing(worker.kind), values).scalar()
             if closed is None:
                 done = (shards.c.state == "done") & (shards.c.worker == worker.id)
                 self._must(connection, number, done)
@@ -295,7 +277,7 @@ class Crowd:
     def _as(self, secret: str, progress: str = "") -> Iterator[tuple[Connection, Worker]]:
         """A transaction in a worker's name, which is seen to be alive."""
         with self._database.write() as connection:
-            row = connection.execute(_by_secret(secret)).first()
+            row = connection.execute(BY_SECRET, {"hash": _hash(secret)}).first()
             worker, now = _worker(row), self._clock()
             if row is None or progress or now - row.last_seen > _SEEN:
                 values: dict[str, Any] = {"progress": progress} if progress else {}
@@ -353,13 +335,14 @@ class Crowd:
 
     def _count(self, connection: Connection, worker: Worker, **more: int) -> None:
         """Add to what a worker and the person behind it have done."""
+        values = {"id_": worker.id, "scraped": 0, "done": 0, "pairs": 0} | more
         # First the worker, then the person, as everywhere: two transactions never wait in a ring.
-        grown = {name: workers.c[name] + n for name, n in more.items()}
-        connection.execute(update(workers).where(workers.c.id == worker.id).values(**grown))
-        new = {"scraped": 0, "done": 0, "pairs": 0} | more
-        upsert = self._database.insert(people).values(nickname=worker.nickname, **new)
-        grown = {name: people.c[name] + n for name, n in more.items()}
-        connection.execute(upsert.on_conflict_do_update(index_elements=["nickname"], set_=grown))
+        connection.execute(GROWING, values)
+        person = {"nickname": worker.nickname} | {name: values[name] for name in COUNTED}
+        upsert = self._database.insert(people)
+        grown = {name: people.c[name] + upsert.excluded[name] for name in COUNTED}
+        keys = ["nickname"]
+        connection.execute(upsert.on_conflict_do_update(index_elements=keys, set_=grown), person)
 
     def _uncount(self, connection: Connection, scraper: int | None) -> None:
         """Take back that a parcel was counted which could not be fetched."""
@@ -372,10 +355,6 @@ def _mine(worker: Worker) -> tuple[Any, ...]:
     """What is true of the shards that a worker holds, or held and nobody has taken since."""
     states = shards.c.state.in_([worker.kind.holds, worker.kind.takes])
     return shards.c.worker == worker.id, states
-
-
-def _by_secret(secret: str) -> Any:
-    return select(workers).where(workers.c.secret == _hash(secret), ~workers.c.gone)
 
 
 def _worker(row: Any) -> Worker:
