@@ -144,10 +144,10 @@ def _page(template: str, request: Request, **values: Any) -> HTMLResponse:
 
 
 def _rates(history: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    """What a count grew by an hour, between each two points."""
+    """What a count grew by an hour, at each point over the half hour before it."""
     return [
         (after["time"], (after[name] - before[name]) * 3600 / (after["time"] - before["time"]))
-        for before, after in zip(history, history[1:], strict=False)
+        for before, after in zip(history, history[6:], strict=False)
     ]
 
 
