@@ -48,6 +48,7 @@ dev = [
     "pytest-randomly>=3.15",  # random order
     "pytest-timeout>=2.3",  # no test hangs
     "hypothesis>=6.100",  # garbage for the parsers
+    "trustme>=1.1",  # certificates for the tests' web
     "ruff>=0.9",
     "mypy>=1.14",
     "types-tqdm",

@@ -51,7 +51,7 @@ class Reason(Enum):
     JUNK_TEXT = "junk_text", Stage.CHOOSE, "has a text without words"
     LANGUAGE = "language", Stage.CHOOSE, "is in a language that is not wanted"
     NOT_A_PICTURE_URL = "not_a_picture_url", Stage.CHOOSE, "cannot be a photo (svg, gif, data: …)"
-    BAD_URL = "bad_url", Stage.CHOOSE, "has an address that cannot be parsed"
+    BAD_URL = "bad_url", Stage.CHOOSE, "has an address that cannot be asked for"
     LONG_URL = "long_url", Stage.CHOOSE, "has too long an address"
     PRIVATE_HOST = "private_host", Stage.CHOOSE, "names a host that is not public"
     BLOCKED_DOMAIN = "blocked_domain", Stage.CHOOSE, "is on a blocked domain"

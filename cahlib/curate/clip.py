@@ -65,13 +65,13 @@ class Clip:
         """``model``, ``transform`` (of inference) and ``tokenizer`` are open_clip's."""
         self.name = name  #: model and weights: "ViT-B-32/openai"
         self.devices = tuple(devices)  #: "cpu", "mps", "cuda:0" …
-        on_gpu = self.devices[0] != "cpu"
-        self.batch = sys.maxsize if on_gpu else _CPU_BATCH  #: images at once that still pay
+        on_cpu, on_cuda = (self.devices[0].startswith(kind) for kind in ("cpu", "cuda"))
+        self.batch = _CPU_BATCH if on_cpu else sys.maxsize  #: images at once that still pay
         # Two calls at a time keep a GPU busy: one is prepared while the other is computed.
-        self.slots = len(self.devices) * (2 if on_gpu else 1)  #: calls of `embed` that overlap
+        self.slots = len(self.devices) * (2 if on_cuda else 1)  #: calls of `embed` that overlap
         # The last two steps turn an image into floats, which is faster for a batch on its device.
         self._steps = transform.transforms[:-2]
-        self._tokens = Tokens(tokenizer, padding=_padding(model), size=64 if on_gpu else 16)
+        self._tokens = Tokens(tokenizer, padding=_padding(model), size=16 if on_cpu else 64)
         models = [model, *(copy.deepcopy(model) for _ in self.devices[1:])]
         self._replicas = [Replica(*each) for each in zip(models, self.devices, strict=True)]
         self._free: queue.SimpleQueue[Replica] = queue.SimpleQueue()
@@ -326,7 +326,7 @@ def _open(source: _Source) -> tuple[Any, Any, Any]:
 
 def _why(source: _Source, error: Exception) -> str:
     text = str(error).rpartition("Last error: ")[2]
-    cause = text.strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+    cause = text.strip().partition("\n")[0].partition(". ")[0].rstrip(".:")
     if isinstance(error, ImportError) or "pip install" in text:
         return f"model: {source.name} needs one more package; type: pip install transformers"
     if any(sign in str(error) for sign in ("download", "connect", "offline")):

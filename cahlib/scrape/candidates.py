@@ -7,25 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
-from urllib.parse import urljoin
 
 from cahlib.config import Crawl
 from cahlib.records import Candidate, Reason, Stage, Tally
 from cahlib.scrape import links, texts
 from cahlib.scrape.blocklists import Blocklists
-from cahlib.scrape.wat import Page
+from cahlib.scrape.wat import Link, Page
+
+#: The path by which an og:image with its og:description goes among the links.
+_OPEN_GRAPH = "og:image"
 
 _LICENCE = re.compile(r"https?://(?:www\.)?creativecommons\.org/(?:licenses|publicdomain)/", re.I)
-
-
-class _Found(NamedTuple):
-    """A link that may be a candidate."""
-
-    url: str
-    text: str
-    source: str
 
 
 def candidates(
@@ -35,81 +29,83 @@ def candidates(
     choose = _Choice(options, blocked)
     position = 0
     for page in pages:
-        base, licence = _base(page), "?"
-        for n, found in enumerate(_found(page, options)):
-            if n == 0:
-                licence = _licence(page)
-            tally.entered[Stage.CHOOSE] += 1
-            chosen = choose(found, base)
-            if isinstance(chosen, Reason):
-                tally.lost[chosen] += 1
+        shown = _shown(page, options)
+        base = links.Base.of(page.url, page.base)
+        answers = [choose(link, base) for link in shown]
+        _count(answers, tally)
+        licence = ""
+        for link, answer in zip(shown, answers, strict=True):
+            if isinstance(answer, Reason):
                 continue
-            tally.left[Stage.CHOOSE] += 1
-            url, text, uid = chosen
+            licence = licence or _licence(page)
             yield Candidate(
-                uid=uid,
+                uid=answer.uid,
                 position=position,
-                url=url,
-                text=text.text,
-                raw_text=text.raw,
+                url=answer.url,
+                text=answer.text.text,
+                raw_text=answer.text.raw,
                 page=page.url,
                 licence=licence,
-                language=text.language,
-                reliable=text.reliable,
-                source=found.source,
+                language=answer.text.language,
+                reliable=answer.text.reliable,
+                source="og" if link.path == _OPEN_GRAPH else "alt",
             )
             position += 1
+
+
+class _Chosen(NamedTuple):
+    """What there is to say of a link that is a candidate."""
+
+    url: str
+    text: texts.Text
+    uid: str
 
 
 class _Choice:
     """Decides on links, and remembers which pairs the shard has had."""
 
     def __init__(self, options: Crawl, blocked: Blocklists) -> None:
-        self._options, self._blocked = options, blocked
-        self._judge: Callable[[str], texts.Text | Reason] = texts.judge(options)
-        self._seen: set[bytes] = set()
+        self._most, self._blocked = options.max_url, blocked
+        self._judge = texts.judge(options)
+        self._seen: set[str] = set()
 
-    def __call__(self, found: _Found, base: str) -> tuple[str, texts.Text, str] | Reason:
-        """Address, text and uid of a candidate, or why a link is none."""
-        if not found.text:
+    def __call__(self, link: Link, base: links.Base) -> _Chosen | Reason:
+        """A candidate, or why a link is none; cheap questions come before dear ones."""
+        if not link.alt:
             return Reason.NO_TEXT
-        if len(found.text) > 10 * self._options.max_text:
-            return Reason.LONG_TEXT  # before a megabyte is repaired
-        if reason := links.refuse(found.url):
+        if reason := links.refuse(link.url):
             return reason
-        text = self._judge(found.text)
+        text = self._judge(link.alt)
         if isinstance(text, Reason):
             return text
-        url = links.absolute(found.url, base, self._options.max_url)
+        url = links.absolute(link.url, base, self._most)
         if isinstance(url, Reason):
             return url
         if self._blocked.domain(url):
             return Reason.BLOCKED_DOMAIN
-        digest = hashlib.md5((url + text.text).encode("utf-8", "replace"))
-        if digest.digest() in self._seen:
-            return Reason.DUPLICATE
-        self._seen.add(digest.digest())
+        digest = hashlib.md5((url + text.text).encode("utf-8", "replace"), usedforsecurity=False)
         uid = digest.hexdigest()
-        return Reason.BLOCKED_PAIR if self._blocked.pair(uid) else (url, text, uid)
+        if uid in self._seen:
+            return Reason.DUPLICATE
+        self._seen.add(uid)
+        return Reason.BLOCKED_PAIR if self._blocked.pair(uid) else _Chosen(url, text, uid)
 
 
-def _found(page: Page, options: Crawl) -> Iterator[_Found]:
+def _shown(page: Page, options: Crawl) -> list[Link]:
     """The links of a page that show an image."""
-    for link in page.links:
-        if link.path == "IMG@/src":
-            yield _Found(link.url, link.alt, "alt")
+    shown = [link for link in page.links if link.path == "IMG@/src"]
     if options.og_images:
-        said = {(meta.property or meta.name).lower(): meta.content for meta in page.metas}
+        said = {(meta.property or meta.name).lower(): meta.content for meta in page.metas[::-1]}
         if image := said.get("og:image"):
-            yield _Found(image, said.get("og:description", ""), "og")
+            shown.append(Link(_OPEN_GRAPH, image, said.get("og:description", "")))
+    return shown
 
 
-def _base(page: Page) -> str:
-    """What a page's relative addresses are relative to."""
-    try:
-        return urljoin(page.url, page.base.strip()) if page.base else page.url
-    except ValueError:
-        return page.url
+def _count(answers: Sequence[_Chosen | Reason], tally: Tally) -> None:
+    lost = [answer for answer in answers if isinstance(answer, Reason)]
+    tally.entered[Stage.CHOOSE] += len(answers)
+    tally.left[Stage.CHOOSE] += len(answers) - len(lost)
+    tally.lost.update(lost)
 
 
 def _licence(page: Page) -> str:

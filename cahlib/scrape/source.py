@@ -1,31 +1,34 @@
 """Bytes of a file of the crawl, on disk or behind HTTP; it does not know what they mean.
 
-Common Crawl asks for no more than one retry a second, bans with 403, and asks to slow down with
-503: a fetch that breaks off goes on where it was, each time after a longer pause, and a 403 ends
-the run.
+Common Crawl asks for no more than one try a second, bans with 403, and asks to slow down with 503:
+a fetch that breaks off goes on where it was, each time after a longer pause, and a 403 ends the
+run.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import TypeVar
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from cahlib import __version__
 from cahlib.errors import RunError, ShardError
 
-#: Seconds before each new try; a try that brings bytes starts them anew.
+#: Seconds before each new try; after a try that brought bytes they begin anew.
 PAUSES = (1, 2, 4, 8, 16, 32, 60)
 
 _TIMEOUT = 60
 _PIECE = 1 << 18
+_BEGINNING = 16
 
 Sleep = Callable[[float], None]
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Missing(ShardError):
@@ -39,24 +42,26 @@ class Source:
     if the server bans us.
     """
 
-    def __init__(self, url: str, *, contact: str = "", sleep: Sleep = time.sleep) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        contact: str = "",
+        pauses: Sequence[float] = PAUSES,
+        sleep: Sleep = time.sleep,
+    ) -> None:
         self.url = url
         self._remote = url.startswith(("http://", "https://"))
-        self._agent = f"cahlib/{__version__}" + (f" (+{contact})" if contact else "")
-        self._sleep = sleep
+        told = contact and contact.isascii() and contact.isprintable()
+        self._agent = f"cahlib/{__version__}" + (f" (+{contact})" if told else "")
+        self._pauses, self._sleep = pauses, sleep
 
-    def size(self) -> int:
-        """Its length in bytes."""
-        if not self._remote:
-            try:
-                return Path(self.url).stat().st_size
-            except OSError as error:
-                raise _unreadable(self.url, error) from error
-        with self._patiently(lambda: self._ask("HEAD")) as answer:
-            length = answer.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            raise ShardError(f"{self.url} does not tell its length; download it and name the file.")
-        return int(length)
+    def beginning(self) -> tuple[bytes, int]:
+        """Its first 16 bytes, and its length in bytes."""
+        if self._remote:
+            return self._patiently(self._ask_beginning)
+        first = b"".join(self._read(0, _BEGINNING))
+        return first, Path(self.url).stat().st_size
 
     def pieces(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from ``start`` up to ``end``, in pieces of at most 256 KiB."""
@@ -69,24 +74,36 @@ class Source:
                 while piece := file.read(min(_PIECE, end - file.tell())):
                     yield piece
         except OSError as error:
-            raise _unreadable(self.url, error) from error
+            kind = Missing if isinstance(error, FileNotFoundError) else ShardError
+            raise kind(f"{self.url} cannot be read: {error.strerror}.") from error
 
     def _fetched(self, start: int, end: int) -> Iterator[bytes]:
-        pauses = iter(PAUSES)
+        pauses = iter(self._pauses)
         while start < end:
             try:
-                with self._ask("GET", start, end) as answer:
+                with self._ask(start, end) as answer:
                     while piece := answer.read(min(_PIECE, end - start)):
                         start += len(piece)
-                        pauses = iter(PAUSES)
+                        pauses = iter(self._pauses)
                         yield piece
                     if start < end:
                         raise ConnectionError("the connection broke off")
             except (OSError, HTTPException) as error:
                 self._pause(pauses, error)
 
+    def _ask_beginning(self) -> tuple[bytes, int]:
+        with self._ask(0, _BEGINNING) as answer:
+            length = answer.headers.get("Content-Length", "")
+            if answer.status == 206:
+                length = answer.headers.get("Content-Range", "").rpartition("/")[2]
+            if not length.isdecimal():
+                raise ShardError(
+                    f"{self.url} does not tell its length; download it and name the file."
+                )
+            return answer.read(_BEGINNING), int(length)
+
     def _patiently(self, act: Callable[[], T]) -> T:
-        pauses = iter(PAUSES)
+        pauses = iter(self._pauses)
         while True:
             try:
                 return act()
@@ -97,34 +114,42 @@ class Source:
         """Wait before the next try; raises ShardError if there shall be none."""
         pause = next(pauses, None)
         if pause is None:
-            raise ShardError(f"{self.url} cannot be fetched ({error}); try again later.") from error
+            raise ShardError(f"{self.url} cannot be fetched: {_cause(error)}.") from error
+        log.warning("%s: %s; trying again in %g s", self.url, _cause(error), pause)
         self._sleep(pause)
 
-    def _ask(self, method: str, start: int = 0, end: int = 0) -> HTTPResponse:
+    def _ask(self, start: int, end: int) -> HTTPResponse:
         """One request. What may pass raises OSError or HTTPException, what will not a CahError."""
-        request = Request(self.url, method=method, headers={"User-Agent": self._agent})
-        if method == "GET":
-            request.add_header("Range", f"bytes={start}-{end - 1}")
+        headers = {"User-Agent": self._agent, "Range": f"bytes={start}-{end - 1}"}
         try:
-            answer: HTTPResponse = urlopen(request, timeout=_TIMEOUT)
+            answer: HTTPResponse = urlopen(Request(self.url, headers=headers), timeout=_TIMEOUT)
         except HTTPError as error:
             error.close()
-            if error.code == 403:
-                raise RunError(
-                    f"{self.url} answers 403: this address is banned or the file is private; "
-                    "stop for a day, then go on with fewer scrapers."
-                ) from error
-            if error.code in (404, 410):
-                raise Missing(f"{self.url} does not exist.") from error
-            if error.code != 429 and error.code < 500:
-                raise ShardError(f"{self.url} answers {error.code}.") from error
+            if lasting := self._lasting(error.code):
+                raise lasting from error
             raise
-        if method == "GET" and start and answer.status != 206:
+        if start and answer.status != 206:
             answer.close()
             raise ShardError(f"{self.url} cannot be read in parts; download it and name the file.")
         return answer
 
+    def _lasting(self, status: int) -> ShardError | RunError | None:
+        """What a status means that another try would not change."""
+        if status == 403:
+            return RunError(
+                f"{self.url} answers 403: the server has banned this address, or the file is "
+                "private; stop for a day, then go on with fewer scrapers."
+            )
+        if status in (404, 410):
+            return Missing(f"{self.url} does not exist.")
+        if status == 416:
+            return ShardError(f"{self.url} is empty.")
+        return None if status == 429 or status >= 500 else ShardError(f"{self.url}: {status}.")
 
-def _unreadable(path: str, error: OSError) -> ShardError:
-    kind = Missing if isinstance(error, FileNotFoundError) else ShardError
-    return kind(f"{path} cannot be read: {error.strerror}.")
+
+def _cause(error: Exception) -> str:
+    """What went wrong, for people."""
+    reason = error.reason if isinstance(error, URLError) else error
+    if isinstance(error, HTTPError):
+        return f"the server answers {error.code}"
+    return (isinstance(reason, OSError) and reason.strerror) or str(reason) or type(reason).__name__

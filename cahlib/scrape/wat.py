@@ -8,7 +8,6 @@ record once. It does not know which links are worth anything.
 from __future__ import annotations
 
 import json
-import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,22 +15,31 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-from isal import igzip_lib, isal_zlib
+from isal import isal_zlib
 
 from cahlib.errors import ShardError
 from cahlib.records import Reason, Shard, Stage, Tally
 from cahlib.scrape.source import Sleep, Source
 
 _MAGIC = b"\x1f\x8b\x08"
-#: The end of a record's head; files that passed through other hands have bare line feeds.
-_BLANK = re.compile(rb"\r\n\r\n|\n\n")
-
 #: A member begins within so many bytes of any place; a file of one huge member is all first half.
 _WINDOW = 16 << 20
 #: Enough of a member to inflate its first letters.
 _BEGINNING = 4096
 #: The most that a member may hold, packed and inflated: real ones hold less than a tenth of it.
 _MOST = 32 << 20
+
+
+#: What files are by their first bytes that somebody may take for WAT files.
+_KINDS = {
+    b"\x28\xb5\x2f\xfd": "packed with zstd, which cahlib does not read; pack it with gzip",
+    b"WARC/": "not packed; pack each of its records with gzip",
+    b"<": "a web page, not a WAT file",
+}
+
+
+class NoWat(ShardError):
+    """The file is something else than a WAT file."""
 
 
 class Link(msgspec.Struct, gc=False):
@@ -94,7 +102,7 @@ def pages(
     """The pages of a shard; those without an image are counted, but not given.
 
     What cannot be read costs no more than itself. Raises ShardError if the file is none or no WAT
-    file, and RunError if the server bans us.
+    file or cannot be fetched, and RunError if the server bans us. ``tally`` is the shard's own.
     """
     source = Source(shard.url, contact=contact, sleep=sleep)
     start, end = _extent(source, shard.half)
@@ -102,29 +110,26 @@ def pages(
         for address, body in _records(member, tally):
             if page := _page(address, body, tally):
                 yield page
+    broken = tally.lost[Reason.BROKEN_MEMBER] + tally.lost[Reason.BROKEN_RECORD]
+    if shard.half == 0 and 0 < tally.entered[Stage.READ] == broken:
+        raise NoWat(f"{shard.url} holds no whole record; it is damaged, or no WAT file.")
+
+
+def check(source: Source) -> int:
+    """The length of a file, which by its beginning is a WAT file; raises NoWat if it is not."""
+    head, size = source.beginning()
+    if not head.startswith(_MAGIC):
+        kinds = ((word, each) for word, each in _KINDS.items() if head.lstrip().startswith(word))
+        _, kind = next(kinds, (b"", "not a gzip file, so no WAT file" if head else "empty"))
+        raise NoWat(f"{source.url} is {kind}.")
+    return size
 
 
 def _extent(source: Source, half: int) -> tuple[int, int]:
     """Where a half begins and ends."""
-    size = source.size()
-    if size == 0:
-        raise ShardError(f"{source.url} is empty.")
-    _check_kind(source.url, b"".join(source.pieces(0, min(size, 16))))
+    size = check(source)
     border = _border(source, size // 2, size)
     return (0, border) if half == 0 else (border, size)
-
-
-def _check_kind(url: str, head: bytes) -> None:
-    """Say by its first bytes what a file is that is no WAT file."""
-    kinds = {
-        b"\x28\xb5\x2f\xfd": "packed with zstd, which cahlib does not read; pack it with gzip",
-        b"WARC/": "not packed; pack it with gzip, a member a record",
-        b"<": "a web page, not a WAT file",
-    }
-    if head.startswith(_MAGIC):
-        return
-    kind = next((words for start, words in kinds.items() if head.lstrip().startswith(start)), None)
-    raise ShardError(f"{url} is {kind or 'not a gzip file, so no WAT file'}.")
 
 
 def _border(source: Source, middle: int, size: int) -> int:
@@ -186,7 +191,7 @@ def _member(data: bytes, at: int, *, whole: bool) -> tuple[bytes | None, int]:
         inflate = isal_zlib.decompressobj(wbits=31)
         try:
             member = inflate.decompress(memoryview(data)[at:end], _MOST)
-        except igzip_lib.IsalError:  # type: ignore[misc] # its stub does not say so
+        except isal_zlib.error:  # type: ignore[misc] # its stub takes it for an instance
             break
         if inflate.eof:
             return member, end
@@ -196,25 +201,34 @@ def _member(data: bytes, at: int, *, whole: bool) -> tuple[bytes | None, int]:
     return None, following if following >= 0 else len(data)
 
 
-def _records(data: bytes, tally: Tally) -> Iterator[tuple[str, memoryview]]:
+def _records(data: bytes, tally: Tally) -> Iterator[tuple[str, bytes]]:
     """Target and contents of each record of a member that tells of a page."""
     at = 0
     while at < len(data):
         tally.entered[Stage.READ] += 1
-        head = _BLANK.search(data, at)
-        length = _header(data, b"Content-Length:", at, head.start()) if head else b""
-        if not head or not data.startswith(b"WARC/", at) or not length.isdigit():
+        begin = _head_end(data, at)
+        length = _header(data, b"Content-Length:", at, begin)
+        if not data.startswith(b"WARC/", at) or not length.isdigit():
             tally.lost[Reason.BROKEN_RECORD] += 1
             return
-        begin = head.end()
-        address = _header(data, b"WARC-Target-URI:", at, begin).decode("utf-8", "replace")
-        fields = data[at:begin]
-        end, at = _end(data, begin + int(length))
-        if data.find(b'"HTML-Metadata"', begin, end) < 0:
-            broken = b"/json" in fields and not data[begin:end].rstrip().endswith(b"}")
-            tally.lost[Reason.BROKEN_RECORD if broken else Reason.NOT_A_PAGE] += 1
+        end, following = _end(data, begin + int(length))
+        if data.find(b'"HTML-Metadata"', begin, end) >= 0:
+            address = _header(data, b"WARC-Target-URI:", at, begin).strip(b"<>")
+            yield address.decode("utf-8", "replace"), data[begin:end]
         else:
-            yield address, memoryview(data)[begin:end]
+            whole = data[max(begin, end - 9) : end].rstrip().endswith(b"}")
+            broken = not whole and data.find(b"/json", at, begin) >= 0
+            tally.lost[Reason.BROKEN_RECORD if broken else Reason.NOT_A_PAGE] += 1
+        at = following
+
+
+def _head_end(data: bytes, at: int) -> int:
+    """Where the contents of a record begin; files from other hands have bare line feeds."""
+    for blank in (b"\r\n\r\n", b"\n\n"):
+        end = data.find(blank, at)
+        if end >= 0:
+            return end + len(blank)
+    return at
 
 
 def _end(data: bytes, end: int) -> tuple[int, int]:
@@ -222,8 +236,8 @@ def _end(data: bytes, end: int) -> tuple[int, int]:
 
     A length that leads to no record is not believed: the record then takes all of its member.
     """
-    following = end
-    while data[following : following + 1] in (b"\r", b"\n"):
+    following = end + 4 if data.startswith(b"\r\n\r\n", end) else end
+    while data.startswith((b"\r", b"\n"), following):
         following += 1
     if following < len(data) and not data.startswith(b"WARC/", following):
         return len(data), len(data)
@@ -239,9 +253,8 @@ def _header(data: bytes, name: bytes, start: int, end: int) -> bytes:
     return data[at + len(name) : end if stop < 0 else stop].strip()
 
 
-def _page(address: str, body: memoryview, tally: Tally) -> Page | None:
+def _page(address: str, raw: bytes, tally: Tally) -> Page | None:
     """A page, or None if it shows no image or cannot be read."""
-    raw = bytes(body)
     if b"IMG@" not in raw and b"og:image" not in raw:
         tally.left[Stage.READ] += 1
         return None

@@ -1,5 +1,6 @@
 """Models load by every name they can have, and say the same as open_clip alone."""
 
+import io
 import json
 import re
 import shutil
@@ -7,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image as Picture
 
 torch = pytest.importorskip("torch", reason="judging needs: pip install 'cahlib[gpu]'")
 open_clip = pytest.importorskip("open_clip", reason="judging needs: pip install 'cahlib[gpu]'")
@@ -192,6 +195,17 @@ def test_it_knows_how_long_it_worked(folder):
     embed(model, pictures()[:3], TEXTS[:3])
     assert 0 < model.worked() - before <= time.monotonic() - began
     assert model.worked() == model.worked()
+
+
+def test_a_transparent_palette_is_read_without_a_warning(folder, tiny):
+    file = io.BytesIO()
+    drawn = Picture.open(io.BytesIO(models.picture(1, mode="P")))
+    drawn.save(file, "PNG", transparency=bytes(range(0, 250, 10)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # open_clip alone would warn
+        expected, _ = models.plain_embeddings(models.plain(folder), [file.getvalue()], ["a"])
+    found, _ = embed(tiny, [file.getvalue()], ["a"])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @given(st.data())

@@ -1,12 +1,15 @@
 """A link becomes a candidate, or is refused for a reason."""
 
 import json
+import re
+from collections import Counter
 from hashlib import md5
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import ftfy
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cahlib.config import Crawl
@@ -16,6 +19,7 @@ from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
 from cahlib.scrape.shards import shards
 from cahlib.scrape.wat import Link, Meta, Page, pages
+from tests.world import crawl
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "real"
 GOOD = "A red fox jumps over the old garden fence"
@@ -152,10 +156,30 @@ def test_blocked_domains_and_pairs_are_left_out():
     assert lost == {Reason.BLOCKED_DOMAIN: 3, Reason.BLOCKED_PAIR: 1}
 
 
-@given(st.text(max_size=200))
-def test_plain_texts_need_no_repair(text):
-    if texts._PLAIN.fullmatch(text):
-        assert ftfy.fix_text(text) == text
+SIGNS = "éÀ ß¼–’”…©°ÂÃâ€™Рёю桜、한\xa0\x85\n\t&;#39amp<?! xyZ"
+
+
+@given(st.text(st.sampled_from(SIGNS), max_size=12) | st.text(max_size=50))
+@example("AT&amp;T it\u2019s")
+@example("&amp;lt;b&amp;gt;")
+def test_texts_are_repaired_as_ftfy_does(text):
+    """Also those that it is not asked about, because it would change nothing in them."""
+    whole = ftfy.fix_text(re.sub(r"[\t\n\v\f\r]+", " ", text))
+    assert texts.repaired(text) == " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", whole).split())
+
+
+HOST = st.sampled_from(["a.com", "img.b-c.co.uk", "A.com", "a.com:80", "1.2.3.4", "x"])
+PATH = st.text(st.sampled_from("ab/.?=&%+~@:!$()[]\\é "), max_size=8)
+
+
+@given(HOST, PATH, st.sampled_from(["", "/", "//", "http://", "https://", "?", "../"]), PATH)
+def test_addresses_are_joined_as_the_standard_library_does(host, path, start, rest):
+    page = f"http://{host}/{path.replace(' ', '')}"
+    url = f"{start}{host}/{rest}" if start.endswith("//") else start + rest
+    answer = links.absolute(url, links.Base.of(page, ""), 2000)
+    if isinstance(answer, str):
+        expected = urljoin(page, url.strip().replace(" ", "%20"))
+        assert urlsplit(answer).geturl() == urlsplit(expected).geturl()  # without an empty "?"
 
 
 @given(st.text(), st.text(), st.text(max_size=100))
@@ -164,23 +188,39 @@ def test_any_link_is_chosen_or_refused(url, alt, base):
     assert len(found) + sum(lost.values()) == 1
     for each in found:
         each.text.encode()
-        assert links.absolute(each.url, "", 2000) == each.url
+        assert links.absolute(each.url, links.Base.of(url, base), 2000) == each.url
+
+
+def test_each_oddity_becomes_what_the_list_says(tmp_path):
+    path = tmp_path / "odd.warc.wat.gz"
+    path.write_bytes(b"".join(record.member() for record in crawl.oddities()))
+    options, tally = Crawl(crawl=str(path)), Tally()
+    found = []
+    for shard in shards(options):
+        seen = Tally()
+        found += candidates(pages(shard, seen), options, Blocklists(), seen)
+        tally += seen
+    answers = [answer for record in crawl.oddities() for answer in record.answers]
+    assert [each.url for each in found] == [each for each in answers if ":" in each]
+    lost = Counter({reason.value: n for reason, n in tally.lost.items()})
+    assert lost == Counter(each for each in answers if ":" not in each)
+    assert tally.unaccounted(Stage.READ) == tally.unaccounted(Stage.CHOOSE) == 0
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
 def test_every_link_that_an_html_parser_finds_is_accounted_for():
     """The links of 37 real pages, against an independent reading of their HTML."""
-    crawl = Crawl(crawl=str(REAL / "pages.warc.wat.gz"), languages=("all",))
+    options = Crawl(crawl=str(REAL / "pages.warc.wat.gz"), languages=("all",))
     tally, found = Tally(), []
-    for shard in shards(crawl):
-        found += candidates(pages(shard, tally), crawl, Blocklists(), tally)
+    for shard in shards(options):
+        found += candidates(pages(shard, tally), options, Blocklists(), tally)
     truth = json.loads((REAL / "truth.json").read_text())
     chosen = {(each.url, each.text) for each in found}
     unexplained = []
     for _, url, alt in truth:
         text = texts.repaired(alt)
-        why = links.refuse(url) or texts.refuse(text, crawl)
-        clean = links.absolute(url, "", crawl.max_url)
+        why = links.refuse(url) or texts.refuse(text, options)
+        clean = links.absolute(url, links.Base.of(url, ""), options.max_url)
         if why is None and (clean, text) not in chosen:
             unexplained.append((url, alt))
     assert unexplained == []
@@ -190,8 +230,8 @@ def test_every_link_that_an_html_parser_finds_is_accounted_for():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
 def test_files_as_common_crawl_made_them_are_read():
-    crawl, tally = Crawl(crawl=str(REAL / "commoncrawl" / "*.gz")), Tally()
-    for shard in shards(crawl):
-        list(candidates(pages(shard, tally), crawl, Blocklists(), tally))
+    options, tally = Crawl(crawl=str(REAL / "commoncrawl" / "*.gz")), Tally()
+    for shard in shards(options):
+        list(candidates(pages(shard, tally), options, Blocklists(), tally))
     assert (tally.left[Stage.READ], tally.entered[Stage.CHOOSE]) == (4, 108)
     assert tally.lost[Reason.BROKEN_RECORD] == 0

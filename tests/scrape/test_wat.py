@@ -2,15 +2,24 @@
 
 import gzip
 import json
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cahlib.config import Crawl
+from cahlib.demo.web import Answer
 from cahlib.errors import ShardError
 from cahlib.records import Reason, Shard, Stage, Tally
+from cahlib.scrape.blocklists import Blocklists
+from cahlib.scrape.candidates import candidates
+from cahlib.scrape.shards import shards
 from cahlib.scrape.wat import pages
+from tests.world.crawl import NAME, serve
 
 
 def member(url: str, metadata: object, *, kind: str = "metadata") -> bytes:
@@ -93,6 +102,25 @@ def test_a_file_of_one_member_is_all_in_its_first_half(wat):
     assert read(path, 1)[0] == []
 
 
+def test_a_crawl_is_read_over_a_bad_line_as_from_disk(wat):
+    """Its server hangs up in the middle, is busy, and fails; what arrived is not fetched again."""
+    texts = [f"{n} " + Random(n).randbytes(3000).hex() for n in range(200)]
+    path = wat(*(page(f"http://a.com/{n}", text) for n, text in enumerate(texts)))
+    file = Answer(body=path.read_bytes())
+    cut = replace(file, cut=len(file.body) // 3)
+    troubles = [Answer(status=503), file, file, cut, Answer(status=500), cut, file]
+    waited: list[float] = []
+    with serve({path.name: troubles}) as web:
+        crawl = Crawl(crawl=NAME, base_url=f"http://{web.address}")
+        found = [
+            each.links[0].alt
+            for shard in shards(crawl)
+            for each in pages(shard, Tally(), contact="me@site.com", sleep=waited.append)
+        ]
+    assert found == texts
+    assert min(waited) >= 1
+
+
 @pytest.mark.parametrize(
     ("metadata", "images"),
     [
@@ -124,8 +152,9 @@ def test_a_lone_surrogate_becomes_a_question_mark(wat):
 
 @pytest.mark.parametrize("body", [b'{"HTML-Metadata": IMG@', b'{"Envelope":{"Pay', b"[" * 99_999])
 def test_what_is_no_json_is_counted(wat, body):
-    found, tally = read(wat(member("http://a.com", body + b'"HTML-Metadata" IMG@')))
-    assert found == []
+    good, bad = page("http://a.com"), member("http://b.com", body + b'"HTML-Metadata" IMG@')
+    found, tally = read(wat(good, bad, good))
+    assert len(found) == 2
     assert tally.lost == {Reason.BROKEN_RECORD: 1}
 
 
@@ -151,13 +180,49 @@ def test_a_file_that_is_no_wat_file_is_named_as_what_it_is(wat, content, sentenc
         read(wat(content))
 
 
+def test_a_packed_file_without_a_record_is_no_wat_file(wat):
+    for content in (gzip.compress(b"<html>" * 99), gzip.compress(bytes(99))[:-9]):
+        with pytest.raises(ShardError, match="holds no whole record"):
+            read(wat(content))
+
+
 def test_a_file_that_is_gone_is_a_lost_shard(tmp_path):
     with pytest.raises(ShardError, match="No such file"):
         read(tmp_path / "none.wat.gz")
+
+
+NAMES = (
+    "Envelope Payload-Metadata HTTP-Response-Metadata HTML-Metadata Head Links Metas Base path url"
+)
+KEYS = st.sampled_from([*NAMES.split(), "alt", "name", "property", "content"])
+TEXTS = st.text(max_size=9) | st.sampled_from(
+    ["IMG@/src", "\ud800", "og:image", "http://a.com/b.jpg"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+)
+
+
+@given(JSON, JSON, JSON)
+def test_no_metadata_is_so_odd_that_it_is_lost_without_a_reason(tmp_path_factory, head, link, any):
+    path = tmp_path_factory.mktemp("wat") / "a.wat.gz"
+    metadata = html([link, {"path": "IMG@/src", "url": link, "alt": any}], Base=any, Metas=head)
+    odd = [member("http://a.com", each) for each in (metadata, html(any), {**html(), "Head": any})]
+    path.write_bytes(b"".join(odd))
+    found, tally = read(path)
+    options = Crawl(languages=("all",), og_images=True)
+    assert all(
+        each.url.startswith("http") and each.text.isprintable()
+        for each in candidates(found, options, Blocklists(), tally)
+    )
+    assert tally.left[Stage.READ] == tally.entered[Stage.READ]
+    assert tally.unaccounted(Stage.CHOOSE) == 0
 
 
 @given(st.binary(max_size=600))
 def test_garbage_never_crashes(tmp_path_factory, garbage):
     path = tmp_path_factory.mktemp("wat") / "a.wat.gz"
     path.write_bytes(b"\x1f\x8b\x08" + garbage)
-    read(path)
+    with suppress(ShardError):  # holds no whole record
+        read(path)

@@ -1,0 +1,154 @@
+"""What the bytes of an image file are: the format by content, the size, and what a decoder needs.
+
+Text, EXIF, colour profiles and further frames are left out of what is decoded: they are where
+hostile files hide, and what decoders warn about. It decodes nothing itself, so it cannot tell
+whether the pixels are sound.
+
+Layouts: ITU-T T.81 annex B (JPEG), W3C PNG 3rd edition §5, RFC 9649 (WebP), Exif 2.32 §4.6.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cahlib.records import Reason
+
+#: No camera or editor writes more; each scan of a hostile file costs a pass over all its pixels.
+_MOST_SCANS = 64
+
+_PNG_PARTS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """An image file taken apart."""
+
+    format: str  #: "jpg", "png" or "webp"
+    width: int  #: pixels, as the file's head says
+    height: int
+    essence: bytes  #: a file of that format without what a decoder does not need
+    orientation: int = 1  #: by EXIF, 1 … 8
+
+
+def format_of(start: bytes) -> str | None:
+    """The format that the first 12 bytes of a file show, None for anything else."""
+    if start.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
+def dissect(data: bytes) -> Anatomy | Reason:
+    """Take a file apart; NOT_AN_IMAGE for other formats, BROKEN_IMAGE for what is not whole."""
+    format = format_of(data)
+    if format is None:
+        return Reason.NOT_AN_IMAGE
+    try:
+        found = {"jpg": _jpeg, "png": _png, "webp": _webp}[format](data)
+    except (struct.error, IndexError):  # the file ends where more was announced
+        return Reason.BROKEN_IMAGE
+    return found or Reason.BROKEN_IMAGE
+
+
+def _jpeg(data: bytes) -> Anatomy | None:
+    size, orientation, kept = None, 1, [b"\xff\xd8"]
+    for marker, start, end in _segments(data):
+        if marker == 0xDA:  # the first scan: from here on pixels
+            if size is None or data.rfind(b"\xff\xd9") < start:
+                return None
+            if data.count(b"\xff\xda", start) > _MOST_SCANS:
+                return None
+            kept.append(data[start:])
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            size = struct.unpack_from(">HH", data, start + 5)
+        if marker == 0xE1 and data.startswith(b"Exif\0\0", start + 4):
+            orientation = _orientation(data[start + 10 : end])
+        # APP0 and APP14 (Adobe) say how colours are stored; the others and comments do not.
+        if marker != 0xFE and (not 0xE1 <= marker <= 0xEF or marker == 0xEE):
+            kept.append(data[start:end])
+    else:
+        return None
+    return Anatomy(
+        format="jpg",
+        width=size[1],
+        height=size[0],
+        essence=b"".join(kept),
+        orientation=orientation,
+    )
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment of a JPEG; what lies between them is skipped."""
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # stands alone
+            at += 2
+        elif marker == 0xD9:
+            return
+        else:
+            (length,) = struct.unpack_from(">H", data, at + 2)
+            end = at + 2 + length
+            if length < 2 or end > len(data):
+                return
+            yield marker, at, end
+            at = end
+
+
+def _orientation(tiff: bytes) -> int:
+    """Tag 0x0112 of the first directory, 1 where it is absent or nonsense."""
+    order = "<" if tiff.startswith(b"II") else ">"
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, directory)
+        for entry in range(min(entries, 500)):
+            tag, kind, count, value = struct.unpack_from(
+                order + "HHIH", tiff, directory + 2 + 12 * entry
+            )
+            if tag == 0x0112:
+                return value if (kind, count) == (3, 1) and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _png(data: bytes) -> Anatomy | None:
+    kept, at, name = [data[:8]], 8, b""
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            return None
+        if name in _PNG_PARTS:
+            kept.append(data[at:end])
+        at = end
+    if kept[1][4:8] != b"IHDR":
+        return None
+    width, height = struct.unpack_from(">II", kept[1], 8)
+    return Anatomy(format="png", width=width, height=height, essence=b"".join(kept))
+
+
+def _webp(data: bytes) -> Anatomy | None:
+    (length,) = struct.unpack_from("<I", data, 4)
+    if length + 8 > len(data):
+        return None
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width = 1 + int.from_bytes(data[24:27], "little")
+        height = 1 + int.from_bytes(data[27:30], "little")
+    elif kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif kind == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    else:
+        return None
+    return Anatomy(format="webp", width=width, height=height, essence=data)

@@ -1,0 +1,293 @@
+"""One address becomes the bytes it serves, or the reason why there are none.
+
+Deadlines, sizes, redirects, owners' refusals and forbidden places are held here, for one answer
+at a time. It does not look at the bytes beyond the first few, and knows no candidates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import quote, urljoin, urlsplit
+
+import aiohttp
+from yarl import URL
+
+from cahlib import __version__
+from cahlib.config import Download
+from cahlib.errors import ConfigError, RunError
+from cahlib.records import OptOut, Reason
+from cahlib.scrape import addresses, optout
+from cahlib.scrape.addresses import Net
+from cahlib.scrape.anatomy import format_of
+
+_MOST_BYTES = 128 << 20  # of all answers that are being read or used
+_IDLE = 3.0  # seconds that a connection is kept for its host's next image
+
+_HEADERS = {
+    "Accept": "image/jpeg,image/png,image/webp;q=0.9,image/*;q=0.5",
+    "Accept-Encoding": "identity",
+}
+
+#: What a path or a query may hold without being escaped, "%" for what is escaped already.
+_AS_IS = "%/?:@!$&'()*+,;=[]|\\^~"
+
+#: A second try is worth it after these; what a dead host or a refusal says, it says twice.
+_TRANSIENT = frozenset({Reason.DISCONNECTED, Reason.HTTP_5XX})
+
+#: What aiohttp raises and what it means; the first that fits counts.
+_CAUSES: tuple[tuple[type[Exception], Reason], ...] = (
+    (asyncio.TimeoutError, Reason.TIMEOUT),
+    (aiohttp.ClientConnectorDNSError, Reason.DNS),
+    (aiohttp.ClientSSLError, Reason.TLS),
+    (ssl.SSLError, Reason.TLS),
+    (aiohttp.ClientConnectorError, Reason.REFUSED),
+    (aiohttp.ClientResponseError, Reason.BAD_HTTP),
+    (aiohttp.InvalidURL, Reason.UNFETCHABLE),
+    (aiohttp.ClientError, Reason.DISCONNECTED),
+    (OSError, Reason.DISCONNECTED),
+    (ValueError, Reason.UNFETCHABLE),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A whole answer with status 200 that begins like an image."""
+
+    body: bytes
+    robots: str  #: its X-Robots-Tag headers, joined by newlines
+
+
+class Memory:
+    """The bytes that all answers together may hold; must be made in a running loop."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._beyond: Share | None = None
+        self._freed = asyncio.Event()
+
+    async def hold(self, share: Share, size: int) -> None:
+        """Count some bytes in, as soon as there is room.
+
+        One share may go beyond the limit, or else all of them could wait for each other.
+        """
+        while self._free < size and self._beyond not in (None, share):
+            self._freed.clear()
+            await self._freed.wait()
+        if self._free < size:
+            self._beyond = share
+        self._free -= size
+        share.size += size
+
+    def release(self, share: Share) -> None:
+        """Count a share out."""
+        self._free += share.size
+        share.size = 0
+        if self._beyond is share:
+            self._beyond = None
+        self._freed.set()
+
+
+class Share:
+    """What one answer holds of the memory."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 0
+
+
+def agent(options: Download) -> str:
+    """The user agent: who we are, and where site owners reach us."""
+    if not options.contact:
+        return f"cahlib/{__version__}"
+    if not (options.contact.isascii() and options.contact.isprintable()):
+        raise ConfigError("contact: only plain ASCII letters can be sent in a user agent.")
+    return f"cahlib/{__version__} (+{options.contact})"
+
+
+@asynccontextmanager
+async def session(options: Download, net: Net) -> AsyncGenerator[aiohttp.ClientSession, None]:
+    """The connections of a stream of images, and what they have in common."""
+    resolver = addresses.Resolver(net)
+    connector = aiohttp.TCPConnector(
+        resolver=resolver,
+        socket_factory=addresses.socket_factory(net),
+        use_dns_cache=False,  # the resolver has its own, which knows failures too
+        ssl=net.tls or True,
+        limit=0,  # who fetches is counted
+        limit_per_host=options.per_host,  # for redirects, which have no turn of their own
+        keepalive_timeout=_IDLE,
+    )
+    try:
+        async with aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={**_HEADERS, "User-Agent": agent(options)},
+            auto_decompress=False,  # no bombs; and images come as they are
+        ) as opened:
+            yield opened
+    finally:
+        await resolver.close()
+
+
+class Fetcher:
+    """Fetches addresses through a session."""
+
+    def __init__(self, client: aiohttp.ClientSession, options: Download, net: Net) -> None:
+        self._client, self._options, self._net = client, options, net
+        self._memory = Memory(_MOST_BYTES)
+
+    @asynccontextmanager
+    async def fetch(self, address: str) -> AsyncIterator[Served | OptOut | Reason]:
+        """What an address serves, within the deadline; its bytes count as held until the exit."""
+        share = Share()
+        try:
+            yield await self._try(address, share)
+        finally:
+            self._memory.release(share)
+
+    async def _try(self, address: str, share: Share) -> Served | OptOut | Reason:
+        """Ask once, and a second time if the first failure may pass."""
+        deadline = time.monotonic() + self._options.total_timeout
+        result = await self._follow(address, share, deadline)
+        if result in _TRANSIENT and time.monotonic() + self._net.pause < deadline:
+            self._memory.release(share)
+            await asyncio.sleep(self._net.pause)
+            result = await self._follow(address, share, deadline)
+        return result
+
+    async def _follow(
+        self, address: str, share: Share, deadline: float
+    ) -> Served | OptOut | Reason:
+        """Go along redirects, each of which is checked like the first address."""
+        place = address
+        for hop in range(self._options.max_redirects + 1):
+            result = await self._ask(place, address, share, deadline)
+            if not isinstance(result, str):
+                astray = hop > 0 and result in (Reason.PRIVATE_ADDRESS, Reason.UNFETCHABLE)
+                return Reason.BAD_REDIRECT if astray else result
+            try:
+                place = urljoin(place, result)
+            except ValueError:
+                break
+        return Reason.BAD_REDIRECT
+
+    async def _ask(
+        self, place: str, address: str, share: Share, deadline: float
+    ) -> Served | OptOut | str | Reason:
+        """One request: the answer's bytes, where it points to, or why there is nothing."""
+        url = parse(place)
+        if isinstance(url, Reason):
+            return url
+        timeout = aiohttp.ClientTimeout(
+            total=max(0.001, deadline - time.monotonic()),
+            sock_connect=self._options.connect_timeout,
+            sock_read=self._options.read_timeout,
+        )
+        target, host = self._target(url)
+        try:
+            async with self._client.get(
+                target, headers=host, timeout=timeout, allow_redirects=False
+            ) as answer:
+                tags = [readable(tag) for tag in answer.headers.getall("X-Robots-Tag", ())]
+                if answer.status < 400 and (evidence := self._refusal(tags, address, url)):
+                    return evidence
+                if reason := refuse_status(answer.status):
+                    return reason
+                if answer.status != 200:
+                    return answer.headers.get("Location", "#")
+                body = await self._body(answer, share)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            return cause(error)
+        return body if isinstance(body, Reason) else Served(body=body, robots="\n".join(tags))
+
+    def _target(self, url: URL) -> tuple[URL, dict[str, str]]:
+        """What is asked for; on a replayed web, where all lies in one place, with the true host."""
+        if self._net.tls is False:
+            url = url.with_scheme("http")
+        if not self._net.only or not addresses.literal(url.raw_host or ""):
+            return url, {}
+        # A host that is an address would not be resolved, so it is asked for by another name.
+        return url.with_host("address.replay"), {"Host": url.raw_authority}
+
+    def _refusal(self, tags: list[str], address: str, url: URL) -> OptOut | None:
+        if not self._options.honour_optouts or not (tag := optout.refusal(tags)):
+            return None
+        return OptOut(
+            url=address, where=str(url), signal="x-robots-tag", value=tag, time=time.time()
+        )
+
+    async def _body(self, answer: aiohttp.ClientResponse, share: Share) -> bytes | Reason:
+        """The bytes, given up as soon as they are too many or begin like no image."""
+        most = self._options.max_bytes
+        if (answer.content_length or 0) > most:
+            return Reason.TOO_MANY_BYTES
+        start, chunks, size = b"", [], 0
+        async for chunk in answer.content.iter_any():
+            size += len(chunk)
+            if size > most:
+                return Reason.TOO_MANY_BYTES
+            await self._memory.hold(share, len(chunk))
+            chunks.append(chunk)
+            if len(start) < 12:
+                start += chunk[:12]
+                if len(start) >= 12 and not format_of(start):
+                    return Reason.NOT_AN_IMAGE
+        return b"".join(chunks)
+
+
+def parse(address: str) -> URL | Reason:
+    """What is asked for: without credentials and fragment, its escapes left as they are.
+
+    yarl alone would undo some escapes, and there are servers that sign the exact address.
+    """
+    try:
+        parts = urlsplit(address)
+        place = URL(f"http://{parts.netloc.rpartition('@')[2]}")
+        path, query = (quote(text, _AS_IS, errors="surrogateescape") for text in parts[2:4])
+    except ValueError:
+        return Reason.UNFETCHABLE
+    if parts.scheme not in ("http", "https") or not place.raw_host:
+        return Reason.UNFETCHABLE
+    literal = addresses.literal(place.raw_host)
+    if literal and not addresses.public(str(literal)):
+        return Reason.PRIVATE_ADDRESS
+    return URL.build(
+        scheme=parts.scheme,
+        host=place.host_subcomponent or "",
+        port=place.explicit_port,
+        path=path or "/",
+        query_string=query,
+        encoded=True,
+    )
+
+
+def refuse_status(status: int) -> Reason | None:
+    """Why an answer of this status holds neither an image nor another address."""
+    if status == 200 or status in (301, 302, 303, 307, 308):
+        return None
+    return {4: Reason.HTTP_4XX, 5: Reason.HTTP_5XX}.get(status // 100, Reason.HTTP_OTHER)
+
+
+def cause(error: Exception) -> Reason:
+    """The reason that stands behind an exception; RunError where it is this machine's fault."""
+    inner = getattr(error, "os_error", error)
+    if isinstance(inner, addresses.NotPublic):
+        return Reason.PRIVATE_ADDRESS
+    if isinstance(inner, OSError) and inner.errno in (errno.EMFILE, errno.ENFILE):
+        raise RunError(
+            "This process has no more open files; give fewer connections, or raise the limit "
+            "(ulimit -n)."
+        ) from error
+    return next(reason for kind, reason in _CAUSES if isinstance(error, kind))
+
+
+def readable(header: str) -> str:
+    """A header's text, which aiohttp gives with surrogates for what is not UTF-8."""
+    return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,162 @@
+"""The gate: bytes become a picture that is proven by decoding it, or a reason why not.
+
+Nothing that the server said counts here. It does not know where the bytes come from.
+"""
+
+from __future__ import annotations
+
+import struct
+from hashlib import md5, sha256
+from io import BytesIO
+from typing import TypedDict
+
+from PIL import Image as Pillow
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from cahlib.config import Download
+from cahlib.records import Reason
+from cahlib.scrape.anatomy import Anatomy, dissect
+
+#: The readers are called directly: `PIL.Image.open` would look for further formats, read
+#: multi-picture JPEGs, and warn by a pixel limit of its own.
+_READERS: dict[str, type[ImageFile]] = {
+    "jpg": JpegImageFile,
+    "png": PngImageFile,
+    "webp": WebPImageFile,
+}
+
+#: What Pillow raises about bytes that it cannot read.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    MemoryError,
+    struct.error,
+    Pillow.DecompressionBombError,
+)
+
+_QUALITY = 95  # as img2dataset; losses add up when training crops and encodes again
+
+#: EXIF's orientation: what turns the picture upright.
+_UPRIGHT = {
+    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
+    3: Pillow.Transpose.ROTATE_180,
+    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
+    5: Pillow.Transpose.TRANSPOSE,
+    6: Pillow.Transpose.ROTATE_270,
+    7: Pillow.Transpose.TRANSVERSE,
+    8: Pillow.Transpose.ROTATE_90,
+}
+
+
+class Picture(TypedDict):
+    """The fields of `cahlib.records.Image` that come from the bytes."""
+
+    data: bytes
+    format: str
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+    md5: str
+    sha256: str
+
+
+def prove(data: bytes, options: Download) -> Picture | Reason:
+    """Check a file by format, size and decoding; keep its bytes, or a smaller JPEG of it."""
+    anatomy = dissect(data)
+    if anatomy is Reason.NOT_AN_IMAGE:
+        return anatomy
+    if reason := refuse_length(len(data), options):
+        return reason
+    if isinstance(anatomy, Reason):
+        return anatomy
+    if reason := refuse_size(anatomy.width, anatomy.height, options):
+        return reason
+    try:
+        kept, format, size = _small(anatomy, options.resize) if options.resize else _whole(anatomy)
+    except _BROKEN:
+        return Reason.BROKEN_IMAGE
+    return Picture(
+        data=kept or data,
+        format=format,
+        width=size[0],
+        height=size[1],
+        original_width=anatomy.width,
+        original_height=anatomy.height,
+        md5=md5(data, usedforsecurity=False).hexdigest(),
+        sha256=sha256(data).hexdigest(),
+    )
+
+
+def refuse_length(length: int, options: Download) -> Reason | None:
+    """Why a file of this many bytes is not wanted."""
+    if length < options.min_bytes:
+        return Reason.TOO_FEW_BYTES
+    return Reason.TOO_MANY_BYTES if length > options.max_bytes else None
+
+
+def refuse_size(width: int, height: int, options: Download) -> Reason | None:
+    """Why a picture of this many pixels is not wanted."""
+    short, long = sorted((width, height))
+    if short < options.min_side:
+        return Reason.SMALL_SIDE
+    if width * height > options.max_pixels:
+        return Reason.TOO_MANY_PIXELS
+    return Reason.ASPECT if long > short * options.max_aspect else None
+
+
+def _open(anatomy: Anatomy) -> ImageFile:
+    image = _READERS[anatomy.format](BytesIO(anatomy.essence))
+    if image.size != (anatomy.width, anatomy.height):
+        raise ValueError("the file names two sizes")
+    return image
+
+
+def _whole(anatomy: Anatomy) -> tuple[bytes, str, tuple[int, int]]:
+    """Decode for the proof alone; the bytes stay as they are."""
+    with _open(anatomy) as image:
+        # A JPEG is read to its last bit in any case; an eighth of its lightness is half the work.
+        image.draft("L", (1, 1))
+        image.load()
+    return b"", anatomy.format, (anatomy.width, anatomy.height)
+
+
+def _small(anatomy: Anatomy, side: int) -> tuple[bytes, str, tuple[int, int]]:
+    """An upright RGB JPEG whose shorter side is at most ``side``, without any metadata."""
+    scale = min(1.0, side / min(anatomy.width, anatomy.height))
+    size = max(1, round(anatomy.width * scale)), max(1, round(anatomy.height * scale))
+    with _open(anatomy) as image:
+        image.draft("RGB", size)
+        image.load()
+        # HAMMING is as sharp as BICUBIC here for two thirds of its time (1.4 against 2.2 ms).
+        small = _plain(image).resize(size, Pillow.Resampling.HAMMING, reducing_gap=2.0)
+    small = _flat(small)
+    if anatomy.orientation in _UPRIGHT:
+        small = small.transpose(_UPRIGHT[anatomy.orientation])
+    out = BytesIO()
+    small.save(out, "JPEG", quality=_QUALITY)
+    return out.getvalue(), "jpg", small.size
+
+
+def _plain(image: Pillow.Image) -> Pillow.Image:
+    """The picture in a mode that can be scaled: L, RGB, or RGBA where it has transparency."""
+    if "transparency" in image.info or image.mode in ("LA", "PA"):
+        return image.convert("RGBA")
+    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
+        return image.convert("I").point([i >> 8 for i in range(65_536)], "L")
+    return image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
+
+
+def _flat(image: Pillow.Image) -> Pillow.Image:
+    """In RGB, on white where it is transparent."""
+    if image.mode != "RGBA":
+        return image.convert("RGB") if image.mode != "RGB" else image
+    paper = Pillow.new("RGB", image.size, "white")
+    paper.paste(image, mask=image.getchannel("A"))
+    return paper

@@ -1,0 +1,180 @@
+"""From candidates to images: hundreds of connections on one event loop, offered as a generator.
+
+    candidates ─► turns ─► fetch ─► prove ─► images
+      a thread   by host   loop    threads
+
+Reading candidates and decoding happen on other threads, so neither stalls the sockets. All async
+code is here, in `fetch`, `addresses` and `bridge`. It does not know shards or parcels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from cahlib.config import Download
+from cahlib.errors import ConfigError
+from cahlib.records import Candidate, Image, OptOut, Reason, Stage, Tally
+from cahlib.scrape import addresses, bridge
+from cahlib.scrape.addresses import Net
+from cahlib.scrape.fetch import Fetcher, agent, session
+from cahlib.scrape.gate import prove
+from cahlib.scrape.turns import Turns
+
+_CHUNK = 64  # candidates read at once
+_MOST_WAITING = 20_000  # candidates behind busy hosts: a whole shard's, about 25 MB
+_DECODERS = 2  # threads
+_AHEAD = 8  # images that wait for the consumer
+
+
+def images(
+    candidates: Iterable[Candidate],
+    options: Download,
+    tally: Tally,
+    *,
+    optouts: list[OptOut],
+    tick: Callable[[], None] = bridge.nothing,
+    net: Net | None = None,
+) -> Iterator[Image]:
+    """Fetch and prove what the candidates point at; images come in the order of their arrival.
+
+    Fills the FETCH stage of ``tally``, and ``optouts`` with the evidence of refusals. ``tick`` is
+    called about once a second while the consumer waits or takes; what it raises ends the work.
+    Raises ConfigError for settings that cannot be, RunError if this machine runs out of sockets.
+    """
+    net = net or addresses.net(options)
+    agent(options)
+    _allow_sockets(options.connections)
+    return bridge.iterate(
+        lambda: stream(candidates, options, tally, optouts=optouts, net=net),
+        ahead=_AHEAD,
+        tick=tick,
+    )
+
+
+def _allow_sockets(connections: int) -> None:
+    """Let this process open as many files as the connections need, idle ones included."""
+    needed = 4 * connections + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if most < connections + 64:
+        raise ConfigError(
+            f"connections: this machine allows a process {most} open files; "
+            "give fewer connections, or raise that limit (ulimit -Hn)."
+        )
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+async def stream(
+    candidates: Iterable[Candidate],
+    options: Download,
+    tally: Tally,
+    *,
+    optouts: list[OptOut],
+    net: Net,
+) -> AsyncGenerator[Image, None]:
+    """`images` for a loop that is there already."""
+    async with session(options, net) as client:
+        crew = _Crew(Fetcher(client, options, net), options, tally, optouts)
+        tasks = [asyncio.create_task(crew.read(iter(candidates)))]
+        tasks += [asyncio.create_task(crew.work()) for _ in range(options.connections)]
+        whole = asyncio.create_task(crew.end(tasks))
+        try:
+            while image := await crew.finished.get():
+                yield image
+            await whole
+        finally:
+            for task in (whole, *tasks):
+                task.cancel()
+            await asyncio.gather(whole, *tasks, return_exceptions=True)
+            crew.close()
+            if close := getattr(candidates, "close", None):
+                close()
+
+
+class _Crew:
+    """The tasks of one stream: one reads candidates, the others take them in turn."""
+
+    def __init__(
+        self, fetcher: Fetcher, options: Download, tally: Tally, optouts: list[OptOut]
+    ) -> None:
+        self._fetcher, self._options = fetcher, options
+        self._tally, self._optouts = tally, optouts
+        self._turns: Turns[Candidate] = Turns(options.per_host)
+        self._ready: asyncio.Queue[Candidate | None] = asyncio.Queue()
+        self._moved = asyncio.Event()  # something in the two above has changed
+        self._reader = ThreadPoolExecutor(1, "cahlib-candidates")
+        self._decoders = ThreadPoolExecutor(_DECODERS, "cahlib-decoder")
+        self.finished: asyncio.Queue[Image | None] = asyncio.Queue(_AHEAD)
+
+    async def read(self, candidates: Iterator[Candidate]) -> None:
+        """Bring candidates in as they are needed; ends when all of them are done."""
+        loop = asyncio.get_running_loop()
+        while chunk := await loop.run_in_executor(self._reader, _some, candidates):
+            self._tally.entered[Stage.FETCH] += len(chunk)
+            for candidate in chunk:
+                if self._turns.arrive(_host(candidate), candidate):
+                    self._ready.put_nowait(candidate)
+            await self._until(self._hungry)
+        await self._until(lambda: self._turns.idle)
+        for _ in range(self._options.connections):
+            self._ready.put_nowait(None)
+
+    async def work(self) -> None:
+        """Turn candidates into images, one after the other."""
+        while candidate := await self._ready.get():
+            result = await self._image(candidate)
+            if isinstance(result, Image):
+                await self.finished.put(result)
+                self._tally.left[Stage.FETCH] += 1
+            else:
+                self._tally.lost[result] += 1
+            if following := self._turns.leave(_host(candidate)):
+                self._ready.put_nowait(following)
+            self._moved.set()
+
+    async def end(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Wait for the other tasks, and put an end behind the images; raises what a task raises."""
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            await self.finished.put(None)
+
+    def close(self) -> None:
+        """End the threads; each finishes what it has in hand."""
+        self._reader.shutdown(cancel_futures=True)
+        self._decoders.shutdown(cancel_futures=True)
+
+    async def _image(self, candidate: Candidate) -> Image | Reason:
+        async with self._fetcher.fetch(candidate.url) as served:
+            if isinstance(served, Reason):
+                return served
+            if isinstance(served, OptOut):
+                self._optouts.append(served)
+                return Reason.OPTED_OUT
+            loop = asyncio.get_running_loop()
+            picture = await loop.run_in_executor(self._decoders, prove, served.body, self._options)
+            if isinstance(picture, Reason):
+                return picture
+            return Image(candidate=candidate, robots=served.robots, **picture)
+
+    def _hungry(self) -> bool:
+        enough = self._ready.qsize() >= self._options.connections
+        return not enough and len(self._turns) < _MOST_WAITING
+
+    async def _until(self, true: Callable[[], bool]) -> None:
+        while not true():
+            self._moved.clear()
+            await self._moved.wait()
+
+
+def _some(candidates: Iterator[Candidate]) -> list[Candidate]:
+    return list(islice(candidates, _CHUNK))
+
+
+def _host(candidate: Candidate) -> str:
+    return candidate.url.split("/", 3)[2].lower()

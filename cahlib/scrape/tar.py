@@ -1,0 +1,114 @@
+"""Plain tars: written with a checksum on the way, read by strangers' rules.
+
+Only regular files, in the old USTAR form, one after the other, padded, with two empty blocks at
+the end: what `TarWriter` writes, and all that `members` accepts. It does not know what they hold.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple
+
+from cahlib.errors import RunError, ShardError
+
+_BLOCK = tarfile.BLOCKSIZE
+_END = bytes(2 * _BLOCK)
+
+
+class BadTar(Exception):
+    """The file is not such a tar; the text says what is wrong with it."""
+
+
+class Member(NamedTuple):
+    """A file in a tar."""
+
+    name: str
+    offset: int  #: of its bytes
+    size: int
+
+
+class TarWriter:
+    """A new tar, hashed while it grows; whole and on the disk when its ``with`` is left."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._digest, self.size = path, sha256(), 0
+
+    def __enter__(self) -> TarWriter:
+        with disk(self._path.parent):
+            self._file = self._path.open("xb")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with disk(self._path.parent), self._file:
+            if error is None:
+                self._put(_END)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+    @property
+    def sha256(self) -> str:
+        """Of all that was written, hex."""
+        return self._digest.hexdigest()
+
+    def add(self, name: str, data: bytes) -> None:
+        """Append a file; its header is the same on every machine and day."""
+        info = tarfile.TarInfo(name)  # mode 644, time 0, no owner
+        info.size = len(data)
+        with disk(self._path.parent):
+            self._put(info.tobuf(tarfile.USTAR_FORMAT))
+            self._put(data)
+            self._put(bytes(-len(data) % _BLOCK))
+
+    def _put(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+
+@contextmanager
+def disk(folder: Path) -> Iterator[None]:
+    """Say what trouble with the disk means: RunError where it is full, ShardError for the rest."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"No space is left for {folder}: make some, then give the same command again."
+            ) from error
+        raise ShardError(f"No parcel can be written to {folder}: {error.strerror}.") from error
+
+
+def members(file: BinaryIO) -> Iterator[Member]:
+    """The files in a tar, none of whose names is used for anything; raises BadTar."""
+    size = file.seek(0, os.SEEK_END)
+    at = 0
+    while size - at > len(_END):
+        file.seek(at)
+        member = _member(file.read(_BLOCK), at + _BLOCK)
+        at = member.offset + member.size + -member.size % _BLOCK
+        yield member
+    file.seek(at)
+    if size - at != len(_END) or file.read() != _END:
+        raise BadTar("does not end like a tar")
+
+
+def _member(header: bytes, offset: int) -> Member:
+    try:
+        info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+    except (tarfile.HeaderError, ValueError) as error:
+        raise BadTar("has a broken header") from error
+    if info.type != tarfile.REGTYPE or info.size < 0:
+        raise BadTar("holds something else than files")
+    return Member(info.name, offset, info.size)

@@ -1,0 +1,263 @@
+"""A WAT file to candidates on one core, against cc2dataset's extraction of the same file.
+
+    python tests/benchmarks/bench_wat.py [--rounds 5] [--no-peer]
+
+The WAT is made from a seed in Common Crawl's layout: 8,000 pages with a request, a response and a
+metadata record each, 100 MB inflated, 50,861 images with an alt text. 45 % of the texts are
+English, the rest is of six languages, file names and the words that every page has. The peer
+neither detects languages nor repairs texts; ours does all its work. Both run in processes of their
+own, bound to one core; the table shows the median CPU seconds and the highest memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+BENCH = ROOT / ".bench"
+PAGES, TEXTS = 8000, 50_861
+PEER = ["cc2dataset==1.5.0", "fastwarc", "pysimdjson", "fsspec", "loguru"]
+
+VOCABULARIES = {
+    "en": "a the of in on with and for red blue old new small large wooden bright cold summer "
+    "winter garden house kitchen river mountain dog cat woman man child players team city street "
+    "bridge window table chair cup coffee bread cake flower tree forest beach sea boat train car "
+    "bicycle road market shop dress shoes jacket watch ring camera phone book map poster painting "
+    "portrait view sunset morning night light photo playing standing walking holding sitting "
+    "looking made from by near under over between first last best free set pack design style "
+    "modern vintage classic handmade leather cotton steel glass stone water snow rain green white "
+    "black brown yellow golden silver little great young happy quiet busy empty open front back",
+    "de": "der die das ein eine und mit auf im vor dem alten neuen kleine große Haus Garten Stadt "
+    "Straße Frau Mann Kinder Hund Katze Küche Tisch Stuhl Brücke Fluss Berge Wald Blick Sonne "
+    "Winter Sommer steht sitzt läuft schöne grüne weiße für über unter zwischen",
+    "fr": "le la les un une des et avec sur dans devant petite grande vieux nouveau maison jardin "
+    "ville rue femme homme enfants chien chat cuisine table chaise pont rivière montagne forêt "
+    "été hiver soleil près pour belle verte rouge château église été déjà",
+    "es": "el la los un una y con en sobre para pequeña grande viejo nuevo casa jardín ciudad "
+    "calle mujer hombre niños perro gato cocina mesa silla puente río montaña bosque verano "
+    "invierno sol cerca hermosa verde roja castillo iglesia año",
+    "ru": "и в на с под над около старый новый маленький большой дом сад город улица женщина "
+    "мужчина дети собака кошка кухня стол стул мост река гора лес лето зима солнце красивый "
+    "зелёный красный белый чёрный стоит сидит",
+    "ja": "桜の花が 公園で 子供たちが 遊んでいる 古い家の 庭に 赤い自転車が ある 海の 見える "
+    "窓から 朝の光が 入る 山の上の 小さな神社 美味しい 料理の 写真です 新しい 駅前の 通り",
+    "zh": "红色的 小房子 在河边 老城区 的街道 一只猫 坐在 窗台上 孩子们 在公园 里玩耍 "
+    "冬天的 雪山 美丽的 日落 海边 新鲜的 水果 市场 木桌上 的咖啡",
+}
+LANGUAGES = random.Random(0).choices(list(VOCABULARIES), [50, 8, 8, 8, 10, 8, 8], k=997)
+COMMON = (
+    "logo Logo Home Search Facebook Twitter Instagram Menu image Image icon avatar thumbnail "
+    "placeholder banner"
+).split() + ["Close menu", "Share on Facebook", "Site logo", "Previous slide", "User avatar"]
+
+
+def text(rng: random.Random) -> str:
+    """An alt text of the kinds that pages have."""
+    kind = rng.random()
+    if kind < 0.16:
+        return rng.choice(COMMON)
+    if kind < 0.22:
+        return f"{rng.choice(('IMG', 'DSC', 'banner', 'photo'))}_{rng.randrange(10**4)}.jpg"
+    words = VOCABULARIES[rng.choice(LANGUAGES)].split()
+    made = " ".join(rng.choices(words, k=rng.randint(2, 14)))
+    if kind < 0.27:
+        made += rng.choice(
+            (" \u2013 2024", " &amp; more", " it\u00e2\u0080\u0099s here", " \u00a9")
+        )
+    return made[:1].upper() + made[1:]
+
+
+def page(rng: random.Random, number: int, texts: int) -> Iterator[bytes]:
+    """The three members about a page."""
+    host = f"www.site{rng.randrange(6000)}.{rng.choice(('com', 'org', 'de', 'ru', 'co.uk'))}"
+    url = f"https://{host}/{rng.choice(VOCABULARIES['en'].split())}/{number}.html"
+    links: list[dict[str, str]] = []
+    for n in range(texts + rng.randrange(11)):
+        path = f"/wp-content/uploads/2024/{rng.randrange(1, 13):02}/{rng.getrandbits(40):x}.jpg"
+        start = rng.choice(("", f"https://{host}", f"https://cdn.{host}", f"//img.{host}"))
+        link = {"path": "IMG@/src", "url": start + path}
+        links.append(link | {"alt": text(rng)} if n < texts else link)
+    for _ in range(rng.randrange(28, 70)):
+        words = rng.choices(VOCABULARIES["en"].split(), k=rng.randint(2, 9))
+        href = "/".join(("", *words[:2], f"{rng.getrandbits(32):x}"))
+        link = {"path": "A@/href", "url": f"https://{host}{href}", "text": " ".join(words)}
+        links.append(link)
+    rng.shuffle(links)
+    metas = [
+        {"name": "viewport", "content": "width=device-width, initial-scale=1"},
+        {"property": "og:image", "content": f"https://{host}/og/{number}.jpg"},
+        {"property": "og:description", "content": text(rng)},
+        {"name": "description", "content": " ".join(text(rng) for _ in range(3))},
+    ]
+    head = {
+        "Title": text(rng),
+        "Metas": metas,
+        "Link": [
+            {"path": "LINK@/href", "url": f"/assets/{n}.css", "rel": "stylesheet"} for n in range(5)
+        ],
+        "Scripts": [{"path": "SCRIPT@/src", "url": f"/assets/{n}.js"} for n in range(8)],
+    }
+    fields = {f"X-Header-{n}": f"{rng.getrandbits(128):032x}" for n in range(12)}
+    request = {"Request-Message": {"Method": "GET", "Path": url}, "Headers": fields}
+    response = {
+        "Response-Message": {"Status": "200", "Version": "HTTP/1.1", "Reason": "OK"},
+        "Headers": fields | {"Set-Cookie": [f"{rng.getrandbits(256):x}" for _ in range(2)]},
+        "HTML-Metadata": {"Head": head, "Links": links},
+    }
+    notes = [{"Name": name, "Value": str(rng.randrange(999))} for name in ("fetchTimeMs", "lang")]
+    yield record(rng, url, "request", {"HTTP-Request-Metadata": request})
+    yield record(rng, url, "response", {"HTTP-Response-Metadata": response})
+    yield record(rng, url, "metadata", {"WARC-Metadata-Metadata": {"Metadata-Records": notes}})
+
+
+def record(rng: random.Random, url: str, kind: str, payload: dict[str, object]) -> bytes:
+    """One inflated record."""
+    name = f"<urn:uuid:{rng.getrandbits(128):032x}>"
+    header = {"WARC-Type": kind, "WARC-Record-ID": name, "WARC-Target-URI": url}
+    content = {
+        "Container": {
+            "Filename": "CC-MAIN-20240517233122-20240518023122-00000.warc.gz",
+            "Compressed": True,
+            "Offset": str(rng.randrange(10**9)),
+            "Gzip-Metadata": {"Deflate-Length": "423", "Inflated-CRC": "1106529533"},
+        },
+        "Envelope": {
+            "Payload-Metadata": {
+                "Actual-Content-Type": f"application/http; msgtype={kind}",
+                **payload,
+                "Block-Digest": "sha1:IE7NEN3QEJHUCYRRGVMHDDW3BEHFRQ6V",
+            },
+            "Format": "WARC/1.0",
+            "WARC-Header-Metadata": header,
+        },
+    }
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    fields = {
+        "WARC-Type": "metadata",
+        "WARC-Target-URI": url,
+        "WARC-Date": "2024-05-31T01:17:49Z",
+        "WARC-Record-ID": name,
+        "WARC-Refers-To": name,
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "WARC-Block-Digest": "sha1:4RUZFQLEBLD46HZUN3VDGDW5FRMAHDDM",
+    }
+    lines = "".join(f"{key}: {value}\r\n" for key, value in fields.items())
+    return f"WARC/1.0\r\n{lines}\r\n".encode() + body + b"\r\n\r\n"
+
+
+def make(path: Path) -> None:
+    """Write the WAT file."""
+    rng, size, texts = random.Random(2024), 0, 0
+    with open(path.with_suffix(".part"), "wb") as file:
+        for number in range(1, PAGES + 1):
+            most = min(40, TEXTS - texts)
+            shown = round(rng.expovariate(1) * (TEXTS - texts) / (PAGES - number + 1))
+            shown = most if number == PAGES else min(most, shown)
+            texts += shown
+            for member in page(rng, number, shown):
+                size += len(member)
+                file.write(gzip.compress(member, 6, mtime=0))
+    print(f"{PAGES} pages, {texts} texts, {size / 1e6:.1f} MB inflated", file=sys.stderr)
+    path.with_suffix(".part").rename(path)
+
+
+def ours(path: Path) -> Callable[[], int]:
+    from cahlib.config import Crawl
+    from cahlib.records import Tally
+    from cahlib.scrape.blocklists import Blocklists
+    from cahlib.scrape.candidates import candidates
+    from cahlib.scrape.shards import shards
+    from cahlib.scrape.wat import pages
+
+    crawl, tally = Crawl(crawl=str(path)), Tally()
+
+    def read() -> int:
+        every = (
+            candidate
+            for shard in shards(crawl)
+            for candidate in candidates(pages(shard, tally), crawl, Blocklists(), tally)
+        )
+        return sum(1 for _ in every)
+
+    return read
+
+
+def peer(path: Path) -> Callable[[], int]:
+    from unittest.mock import MagicMock
+
+    # what it reads WATs with does not need Spark, 400 MB, but its file imports it
+    for name in ("pyspark", "pyspark.sql", "pyspark.sql.functions", "pandas"):
+        sys.modules[name] = MagicMock()
+    from cc2dataset.main import process_wat
+    from loguru import logger
+
+    logger.remove()
+    return lambda: sum(1 for _ in process_wat(str(path), "image"))
+
+
+def measure(read: Callable[[], int]) -> None:
+    """In a process of its own: read the file, and print what that took, imports apart."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    before = time.process_time()
+    count = read()
+    spent = time.process_time() - before
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"candidates": count, "seconds": spent, "memory": memory}))
+
+
+def installed() -> Path:
+    """The peer's Python, in an environment of its own."""
+    home = BENCH / "cc2dataset"
+    python = home / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", "--no-deps", *PEER]
+        subprocess.run(install, check=True)
+    return python
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--measure", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    path = BENCH / "bench.warc.wat.gz"
+    if options.measure:
+        return measure({"ours": ours, "peer": peer}[options.measure](path))
+    if not path.exists():
+        BENCH.mkdir(exist_ok=True)
+        make(path)
+    sides = {"ours": sys.executable}
+    if not options.no_peer:
+        sides["peer"] = str(installed())
+    taken: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(options.rounds):
+        for side, python in sides.items():
+            command = [python, __file__, "--measure", side]
+            ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+            taken[side].append(json.loads(ran.stdout))
+    print(f"{'':6}{'CPU s':>8}{'least':>8}{'MiB':>8}{'candidates':>12}")
+    for side, rounds in taken.items():
+        seconds = [each["seconds"] for each in rounds]
+        memory = max(each["memory"] for each in rounds)
+        print(
+            f"{side:6}{statistics.median(seconds):8.2f}{min(seconds):8.2f}{memory:8.0f}"
+            f"{rounds[0]['candidates']:12.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
