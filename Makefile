@@ -29,5 +29,5 @@ readme: .venv/dev
 	touch $@
 
 .venv/dev: .venv/demo
-	$(bin)/pip install --quiet --editable '.[gpu,dev]'
+	$(bin)/pip install --quiet --editable '.[gpu,tracker,dev]'
 	touch $@

@@ -54,6 +54,9 @@ dev = [
     "types-tqdm",
     "webdataset>=0.2.100",  # reads our tars
     "embedding-reader>=1.8",  # reads our embeddings, as autofaiss and clip-retrieval do
+    "schemathesis>=4",  # sends the tracker what nobody thought of
+    "playwright>=1.50",  # drives the system's Chromium through the tracker's pages
+    "rbloom>=1.5",  # reads our Bloom filters
     "s3fs>=2024.2",  # the driver of s3://
     # reads our TFRecords; 275 MB to download, 1.4 GB on disk, and only one test needs it
     "tensorflow-cpu>=2.18; platform_machine == 'x86_64'",

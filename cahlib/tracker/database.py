@@ -81,6 +81,8 @@ def _engine(url: str) -> Engine:
             "postgresql+psycopg://USER:PASSWORD@HOST/NAME."
         ) from None
     if parsed.get_backend_name() == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise ConfigError("database: a tracker needs a file; write sqlite:///FILE.")
         return _sqlite(url)
     if parsed.drivername != "postgresql+psycopg":
         raise ConfigError(

@@ -51,16 +51,21 @@ def test_a_crawl_is_added_once_counted_and_exported(url, crawl, capsys, tmp_path
     [
         (["stats", "--database", "nonsense"], "no database URL"),
         (["stats", "--database", "mysql://x/y"], "mysql is not known"),
-        (["add", "--crawl", "nowhere.wat.gz", "--database", "sqlite://"], "there is no file"),
-        (["add", "--crawl", "x", "--wats", "-1", "--database", "sqlite://"], "wats"),
-        (["serve", "--processes", "2", "--database", "sqlite://"], "need PostgreSQL"),
-        (["serve", "--most-pairs", "0", "--database", "sqlite://"], "most_pairs"),
-        (["serve", "--filters", "/nowhere", "--database", "sqlite://"], "no folder"),
+        (["stats", "--database", "sqlite://"], "needs a file"),
+        (
+            ["add", "--crawl", "nowhere.wat.gz", "--database", "sqlite:///t.sqlite"],
+            "there is no file",
+        ),
+        (["add", "--crawl", "x", "--wats", "-1", "--database", "sqlite:///t.sqlite"], "wats"),
+        (["serve", "--processes", "2", "--database", "sqlite:///t.sqlite"], "need PostgreSQL"),
+        (["serve", "--most-pairs", "0", "--database", "sqlite:///t.sqlite"], "most_pairs"),
+        (["serve", "--filters", "/nowhere", "--database", "sqlite:///t.sqlite"], "no folder"),
         (["filter", "/nowhere/a.bloom"], "cannot be written"),
         (["filter", "a.bloom", "--error", "2"], "between 0 and 1"),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence(arguments, says, capsys):
+def test_a_mistake_is_told_in_one_sentence(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(["tracker", *arguments]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1

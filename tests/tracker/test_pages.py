@@ -35,14 +35,7 @@ def tracker(database, url, crowd, fill, clock):
     with database.write() as connection:
         same = {"scraped": 0, "workers": 1}
         rows = [
-            {
-                "time": int(clock.now) - 300 * n,
-                "done": 20 - n,
-                "scraped": 0,
-                "pairs": 0,
-                "workers": 1,
-            }
-            for n in range(20)
+            {"time": int(clock.now) - 300 * n, "done": 20 - n, "pairs": 0} | same for n in range(20)
         ]
         connection.execute(history.insert(), rows)
     with serving(create(Settings(database=url, limits=ANY, fresh=0), clock=clock)) as address:
