@@ -28,6 +28,11 @@ readme: .venv/dev
 	$(bin)/pip install --quiet --editable '.[gpu]'
 	touch $@
 
+# The tracker's tests run on a real PostgreSQL and in a real browser: installed where they are
+# absent and may be; else those tests are skipped and say so.
 .venv/dev: .venv/demo
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v chromium >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update --quiet=2 \
+	&& DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 postgresql chromium; } || true
 	$(bin)/pip install --quiet --editable '.[gpu,tracker,dev]'
 	touch $@

@@ -34,7 +34,7 @@ HOMES = {
             "migrations/versions/0001_first",
         )
     },  # fmt: skip
-    "fastapi": {"tracker/app.py", "tracker/legacy.py", "tracker/pages.py"},
+    "fastapi": {"commands/tracker.py", "tracker/app.py", "tracker/legacy.py", "tracker/pages.py"},
     "alembic": {
         f"tracker/{name}.py"
         for name in ("migrate", "migrations/env", "migrations/versions/0001_first")

@@ -91,9 +91,17 @@ def filled(url: str, size: int) -> Database:
 
 def claims(database: Database, size: int, seconds: float) -> None:
     """One worker's claims, ours and the old server's, on the same table."""
-    crowd = Crowd(database, Rules(most_held=10**9))
+    crowd = Crowd(database, Rules())
     secret = crowd.register("bench", Kind.HYBRID)[1]
-    ours = timed(lambda: crowd.lease(secret), seconds / 2)
+    ours: list[float] = []
+    until = time.perf_counter() + seconds / 2
+    while time.perf_counter() < until and len(ours) < size // 4:
+        started = time.perf_counter()
+        lease = crowd.lease(secret)
+        ours.append(time.perf_counter() - started)
+        assert lease is not None
+        crowd.complete(secret, lease.number, Result(pairs=1))
+    ours.sort()
 
     def old() -> None:
         with database.write() as connection:

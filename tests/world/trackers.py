@@ -59,9 +59,9 @@ def ask(
 
 
 @contextmanager
-def serving(app: Any, **options: Any) -> Iterator[str]:
+def serving(app: Any, *, port: int = 0, **options: Any) -> Iterator[str]:
     """An application on a port of its own; its URL."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    listener = socket.create_server(("127.0.0.1", port), backlog=512)
     options = {"log_level": "warning", "proxy_headers": False} | options
     server = uvicorn.Server(uvicorn.Config(app, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
