@@ -30,7 +30,7 @@ def bring(
     parcel = scrape(shard, *settings, folder, limit=limit, report=report)
     url = f"{upload.rstrip('/')}/{shard.id}.tar"
     with _storage(url) as (files, place):
-        files.makedirs(files._parent(place), exist_ok=True)
+        files.makedirs(place.rpartition("/")[0], exist_ok=True)
         files.put_file(str(parcel.path), place)
         # Last, as on disk: without its manifest a tar is rubbish.
         files.put_file(str(parcel.path.with_suffix(".json")), _manifest(place))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 
 from cahlib import relay
 from cahlib.config import Job
@@ -55,7 +54,7 @@ class _Scraping:
         with engine.local(workers) as scrapers:
             while not self._stop.is_set():
                 while len(scrapers) < scrapers.slots and (shard := self._shared.lease()):
-                    self._submit(scrapers, shard, self._folder)
+                    self._submit(scrapers, shard)
                 if not scrapers and not self._shared.more():
                     break
                 if finished := scrapers.take(timeout=tick):
@@ -63,12 +62,12 @@ class _Scraping:
                 listener(self._snapshot(scrapers, speed))
         return self._brought
 
-    def _submit(self, scrapers: engine.Engine, shard: Shard, folder: Path) -> None:
+    def _submit(self, scrapers: engine.Engine, shard: Shard) -> None:
         self._leased[shard.id] = shard
         seconds = self._job.place.shard_minutes * 60
         settings = (self._job.crawl, self._job.download)
-        upload = self._shared.upload
-        scrapers.submit(shard.id, relay.bring, shard, settings, folder, upload, limit=seconds)
+        places = (self._folder, self._shared.upload)
+        scrapers.submit(shard.id, relay.bring, shard, settings, *places, limit=seconds)
 
     def _take(self, id: str, result: object) -> None:
         shard = self._leased.pop(id)

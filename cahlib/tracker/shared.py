@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 #: Judged images whose uids are asked for in one call; they wait in memory meanwhile.
 _AHEAD = 64
+#: Seconds that the end of a run waits for a tracker that is away.
+_GOODBYE = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class Shared:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give back what is not done, and tell what is, if the tracker answers within a minute."""
+        """Give back what is not done, and tell what is, if the tracker answers in time."""
         with self._lock:
             sealed = {shard.id for shard in self._ledger.in_state("sealed")}
             for id, debt in list(self._debts.items()):
@@ -86,9 +88,9 @@ class Shared:
         self._ended.set()
         self._owing.set()
         self._messenger.join()
-        deadline = time.monotonic() + 60
-        while not self._tell(patience=5) and time.monotonic() < deadline:
-            pass
+        deadline = time.monotonic() + _GOODBYE
+        while not self._tell() and time.monotonic() < deadline:
+            time.sleep(0.5)  # if it stays away, the leases run out, and the rest is told next time
 
     def lease(self) -> Shard | None:
         """A shard of an earlier launch that is still ours, or the tracker's next, if any."""
@@ -236,13 +238,13 @@ class Shared:
         if lost:
             _log.warning("The tracker gave shards %s to others; we were silent too long.", lost)
 
-    def _tell(self, *, patience: float = 0) -> bool:
+    def _tell(self) -> bool:
         """Settle every debt that is due; False if the tracker is away."""
         with self._lock:
             due = [(id, debt) for id, debt in self._debts.items() if debt.act]
         for id, debt in due:
             try:
-                self._settle_one(id, debt, patience)
+                self._settle_one(id, debt)
             except TrackerAway as error:
                 _log.warning("%s It is told later.", error)
                 return False
@@ -253,19 +255,19 @@ class Shared:
                 self._remember()
         return True
 
-    def _settle_one(self, id: str, debt: _Debt, patience: float) -> None:
+    def _settle_one(self, id: str, debt: _Debt) -> None:
         if debt.act == "complete":
             pairs, tally = self._ledger.account(id)
-            self._tracker.complete(debt.number, pairs=pairs, tally=tally, patience=patience)
+            self._tracker.complete(debt.number, pairs=pairs, tally=tally)
         elif debt.act == "deliver" and debt.parcel:
             tally = self._ledger.account(id)[1]
-            self._tracker.deliver(debt.number, debt.parcel, tally, patience=patience)
+            self._tracker.deliver(debt.number, debt.parcel, tally)
         elif debt.act == "release":
-            self._tracker.release(debt.number, patience=patience)
+            self._tracker.release(debt.number)
         elif debt.act == "refetch":
-            self._tracker.refetch(debt.number, debt.reason, patience=patience)
+            self._tracker.refetch(debt.number, debt.reason)
         else:
-            self._tracker.fail(debt.number, debt.reason, patience=patience)
+            self._tracker.fail(debt.number, debt.reason)
 
     def _recall(self) -> None:
         try:
