@@ -62,7 +62,12 @@ setup(
     include_package_data=False,
     package_data={
         "cahlib": [
-            "py.typed", "**/*.json", "**/*.html", "**/*.gz", "**/*.safetensors", "**/*.tar",
+            "py.typed",
+            "**/*.json",
+            "**/*.html",
+            "**/*.gz",
+            "**/*.safetensors",
+            "**/*.tar",
         ]
     },
     python_requires=">=3.10",

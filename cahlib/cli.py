@@ -28,6 +28,9 @@ _GROUPS = {
     "place": "where and how long",
 }
 
+#: Which extra brings a library that not every place needs.
+_EXTRAS = dict.fromkeys(("torch", "torchvision", "open_clip", "numpy", "pyarrow"), "gpu")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 for a run that failed, 2 for a mistake of the user's."""
@@ -41,6 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CahError as error:
         print(f"cah: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(
+            f"cah: {error.name} is not installed; type: pip install 'cahlib[{extra}]' "
+            f"(where cahlib's source lies: pip install '.[{extra}]')",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("cah: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130

@@ -36,6 +36,7 @@ from cahlib.progress import Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Judged, Parcel, Shard, Stage, Tally
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
+from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.shards import shards
 from cahlib.swarm import engine
 from cahlib.tracker.store import Counts, Ledger
@@ -73,6 +74,7 @@ def run(
     folder = job.output.folder
     if job.output.url:
         upload.check(job.output.url)
+    Blocklists.load(job.crawl)  # a list that cannot be read is the user's to mend, before the start
     with _home(job) as ledger:
         ledger.add(shards(job.crawl, contact=job.download.contact))
         counts = ledger.counts()

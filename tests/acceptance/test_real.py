@@ -37,7 +37,7 @@ def run(recorded, folder: Path, crawl: Path) -> Tally:
             *("run", "--crawl", crawl, "--output", folder, "--replay", web.address),
             *("--languages", "all", "--min-bytes", LEAST_BYTES, "--min-side", LEAST_SIDE),
             # the tiny model knows no photos: everything that arrives is kept
-            *("--model", demo.MODEL, "--threshold", -1, "--safety", ""),
+            *("--model", demo.MODEL, "--threshold", -1, "--safety", demo.SAFETY),
         )
     assert ran.returncode == 0, ran.stderr
     assert list(verify(folder)) == []
