@@ -12,8 +12,8 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "cahlib/__init__.py").read_text()).group(1)
 
 base = [
-    "aiohttp>=3.12",  # fetches images: hundreds of connections on one thread, socket_factory
-    "aiodns>=4",  # resolves names without threads: a dead name blocks no other
+    "aiohttp>=3.12.15",  # fetches images: hundreds of connections on one thread, socket_factory
+    "aiodns>=4.0.4",  # resolves names without threads: a dead name blocks no other
     "pillow>=10.1",  # decodes images; the one decoder that notebooks already have
     "isal>=1.7",  # inflates WATs three times as fast as zlib; plain wheels
     "msgspec>=0.19",  # reads only the wanted fields of a WAT record's JSON
@@ -81,7 +81,7 @@ setup(
             "**/*.tar",
         ],
         "cahlib.tracker": ["migrations/*.py", "migrations/versions/*.py", "site/*"],
-    },  # fmt: skip
+    },
     python_requires=">=3.10",
     install_requires=base,
     extras_require={"gpu": gpu, "tracker": tracker, "dev": dev},

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cahlib import __version__
 from cahlib.commands import tracker, worker
 from cahlib.config import Job, settings
-from cahlib.errors import CahError
+from cahlib.errors import CahError, missing
 
 if TYPE_CHECKING:
     from cahlib.run import Outcome
@@ -40,13 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return int(chosen.act(chosen))
+        return _act(chosen)
     except CahError as error:
         print(f"cah: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("cah: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def _act(chosen: argparse.Namespace) -> int:
+    try:
+        return int(chosen.act(chosen))
+    except ModuleNotFoundError as error:
+        raise missing(error) from error
 
 
 def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:

@@ -37,6 +37,7 @@ from cahlib.records import Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
+from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.shards import shards
 from cahlib.swarm import engine
 from cahlib.tracker.client import Tracker, TrackerAway
@@ -77,6 +78,7 @@ def run(
     folder = job.output.folder
     if job.output.url:
         upload.check(job.output.url)
+    Blocklists.load(job.crawl)  # a list that cannot be read is the user's to mend, before the start
     stop = stop or threading.Event()
     with home(job, role=role, stop=stop) as ledger:
         if isinstance(ledger, Ledger):

@@ -1,4 +1,4 @@
-"""The README's file tree and commands, made from the files; ``python -m tests.tree`` rewrites them."""
+"""The README's file tree, made from the files; ``python -m tests.tree`` renews it there."""
 
 import ast
 import re

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from cahlib.tracker.database import Database
     from cahlib.tracker.service import Settings
 
-_INSTALL = "The tracker needs more packages; type: pip install 'cahlib[tracker]'"
-
 
 def add(commands: Any) -> None:
     """Add the command and its own commands."""
@@ -92,10 +90,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(chosen: argparse.Namespace) -> int:
-    with _extra():
-        import uvicorn
+    import uvicorn
 
-        from cahlib.tracker.app import create
+    from cahlib.tracker.app import create
+
     settings = _settings(vars(chosen))
     with _database(settings.database) as database:
         if chosen.processes > 1 and database.is_sqlite:
@@ -215,19 +213,11 @@ def _filter(chosen: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(_INSTALL) from error
-
-
-@contextmanager
 def _database(url: str) -> Iterator[Database]:
     """A tracker's database, with the tables that this version needs."""
-    with _extra():
-        from cahlib.tracker.database import Database
-        from cahlib.tracker.migrate import migrate
+    from cahlib.tracker.database import Database
+    from cahlib.tracker.migrate import migrate
+
     database = Database(url)
     try:
         migrate(database)

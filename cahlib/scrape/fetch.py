@@ -26,7 +26,7 @@ from cahlib.scrape import addresses, optout
 from cahlib.scrape.addresses import Net
 from cahlib.scrape.anatomy import format_of
 
-_MOST_BYTES = 128 << 20  # of all answers that are being read or used
+_MOST_BYTES = 64 << 20  # of all answers that are being read or used
 _IDLE = 3.0  # seconds that a connection is kept for its host's next image
 
 _HEADERS = {

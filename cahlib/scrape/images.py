@@ -139,10 +139,10 @@ class _Crew:
 
     async def end(self, tasks: list[asyncio.Task[None]]) -> None:
         """Wait for the other tasks, and put an end behind the images; raises what a task raises."""
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            await self.finished.put(None)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        await self.finished.put(None)
+        for task in done:
+            task.result()
 
     def close(self) -> None:
         """End the threads; each finishes what it has in hand."""
@@ -177,4 +177,4 @@ def _some(candidates: Iterator[Candidate]) -> list[Candidate]:
 
 
 def _host(candidate: Candidate) -> str:
-    return candidate.url.split("/", 3)[2].lower()
+    return candidate.url.partition("://")[2].partition("/")[0].lower()

@@ -97,8 +97,8 @@ def _look(source: Source) -> None:
         wat.check(source)
     except (Missing, wat.NoWat) as error:
         raise ConfigError(f"crawl: {error}") from error
-    except ShardError:
-        pass  # that may pass: the shard is tried again, and reported
+    except ShardError as error:
+        raise _offline(error) from error
 
 
 def _listed(name: str, base_url: str, contact: str, sleep: Sleep) -> list[str]:
@@ -114,7 +114,7 @@ def _listed(name: str, base_url: str, contact: str, sleep: Sleep) -> list[str]:
             f"crawl: there is no crawl {name}; https://index.commoncrawl.org lists those there are."
         ) from error
     except ShardError as error:
-        raise RunError(f"{error} Check this machine's network, or try again later.") from error
+        raise _offline(error) from error
     try:
         lines = gzip.decompress(packed).decode("ascii").split()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError):
@@ -122,3 +122,7 @@ def _listed(name: str, base_url: str, contact: str, sleep: Sleep) -> list[str]:
     if not lines or not all(line.endswith(".gz") for line in lines):
         raise ConfigError(f"crawl: {url} is not a list of WAT files; check base_url.")
     return [base + line for line in lines]
+
+
+def _offline(error: ShardError) -> RunError:
+    return RunError(f"{error} Check this machine's network, or try again later.")

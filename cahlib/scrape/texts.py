@@ -14,7 +14,7 @@ from ftfy import fixes
 from cahlib.config import Crawl
 from cahlib.records import Reason
 
-#: Judgements that are remembered, of texts up to this length: at most 10 MiB.
+#: So many judgements are remembered, of texts up to this length: 8 MiB, or 30 if all are emoji.
 _REMEMBERED, _LENGTH = 20_000, 200
 
 #: Texts in which ftfy changes quotes at most (checked by test), so that it need not look: that

@@ -37,6 +37,8 @@ _SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.daemon": True,
+    # A terminal's Ctrl-C goes to all processes: it is for the run to say when a worker ends.
+    "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
     "distributed.admin.system-monitor.gil.enabled": False,
     # Dask's log tells of its inner life; what matters to us comes back as results.
     "logging": {"distributed": "critical"},

@@ -88,18 +88,13 @@ def _engine(url: str) -> Engine:
         raise ConfigError(
             f"database: {parsed.drivername} is not known; use sqlite or postgresql+psycopg."
         )
-    try:
-        return create_engine(
-            parsed,
-            pool_size=8,  # more at once only wait for each other's locks
-            max_overflow=8,
-            pool_timeout=10,
-            connect_args={"connect_timeout": 5, "options": "-c statement_timeout=30000"},
-        )
-    except ImportError:
-        raise ConfigError(
-            "PostgreSQL needs its driver; type: pip install 'cahlib[tracker]'"
-        ) from None
+    return create_engine(
+        parsed,
+        pool_size=8,  # more at once only wait for each other's locks
+        max_overflow=8,
+        pool_timeout=10,
+        connect_args={"connect_timeout": 5, "options": "-c statement_timeout=30000"},
+    )
 
 
 def _sqlite(url: str) -> Engine:

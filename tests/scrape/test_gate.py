@@ -219,7 +219,7 @@ def test_a_size_that_is_only_claimed_is_not_believed(format):
 
 
 def test_a_text_chunk_that_swells_is_never_inflated():
-    swelling = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000)))
+    swelling = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(20_000_000)))
     data = png(100, 100, data=(b"\0" + bytes(300)) * 100, extra=swelling)
     kept = prove(data, SMALL)
     assert (kept["width"], kept["height"]) == (64, 64)

@@ -153,6 +153,8 @@ def test_the_troubles_of_all_do_not_touch_each_other():
         ("http:///a.jpg", Reason.UNFETCHABLE),
         ("ftp://a.example/a.jpg", Reason.UNFETCHABLE),
         ("file:///a.jpg", Reason.UNFETCHABLE),
+        ("mailto:a@a.example", Reason.UNFETCHABLE),
+        ("", Reason.UNFETCHABLE),
         ("http://" + "a" * 64 + ".example/a.jpg", None),
     ],
 )
@@ -482,3 +484,18 @@ def test_every_image_of_the_recorded_web_arrives_or_has_its_reason():
     assert {image.candidate.url for image in arrived} == pictures
     assert all(image.data == files[image.candidate.url] for image in arrived)
     assert tally.lost == {Reason.NOT_AN_IMAGE: len(files) - len(pictures)}
+
+
+def test_leaving_ends_also_when_more_images_wait_than_are_taken():
+    """As when the consumer's disk is full: it must not wait for room that nobody makes."""
+    with w.Web({"/a.jpg": w.body(JPEG)}) as web:
+        urls = (f"http://h{n}.example/a.jpg" for n in range(200))
+        options = Download(replay=web.address)
+        net = Net(only=("127.0.0.1", web.port), tls=False, pause=0)
+        wanted = (candidate(url, n) for n, url in enumerate(urls))
+        tally = Tally()
+        found = images(wanted, options, tally, optouts=[], net=net)
+        next(found)
+        until(lambda: tally.left[Stage.FETCH] >= 16)
+        found.close()
+    assert not [each for each in threading.enumerate() if each.name.startswith("cahlib")]

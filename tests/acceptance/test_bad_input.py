@@ -1,0 +1,107 @@
+"""A mistake gets one sentence that says what to do, and nothing is left half-written."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cahlib import demo
+from cahlib.demo.web import Answer, Web
+from tests.world import command
+
+MODEL = ["--model", str(demo.MODEL), "--threshold", "0.3"]
+
+
+def refused(*arguments, code: int, sentence: str, cwd=None) -> None:
+    ran = command.cah(*arguments, cwd=cwd)
+    assert (ran.returncode, sentence in ran.stderr) == (code, True), ran.stderr
+    assert "Traceback" not in ran.stderr
+    complaints = [line for line in ran.stderr.splitlines() if line.startswith("cah: ")]
+    assert 1 <= len(complaints) <= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--shards", "ten"], 2, "shards: 'ten' is not a whole number"),
+        (["--preset", "best"], 2, "preset: 'best' is not known; choose from laion400m"),
+        ([], 2, "crawl: say what to read"),
+        (["--crawl", "nothing.wat.gz"], 2, "there is no file nothing.wat.gz"),
+        (["--crawl", "CC-MAIN-2024-10", "--base-url", "http://127.0.0.1:9/"], 1, "network"),
+        (["--crawl", "a.wat.gz", "--model", "ViT-Z-99", "--threshold", "0.3"], 2, "ViT-Z-99"),
+        (["--crawl", "a.wat.gz", "--model", "no/folder", "--threshold", "0.3"], 2, "no/folder"),
+        (["--crawl", "a.wat.gz", *MODEL, "--output", "/proc/x"], 2, "cannot be written"),
+        (["--crawl", "a.wat.gz", *MODEL, "--output", "nope://x/y"], 2, "nope"),
+        (["--crawl", "a.wat.gz", *MODEL, "--replay", "somewhere"], 2, "replay"),
+        (["--crawl", "a.wat.gz", *MODEL, "--blocked-pairs", "none"], 2, "none"),
+        (["--crawl", "empty.wat.gz", *MODEL], 2, "is empty"),
+        (["--crawl", "page.wat.gz", *MODEL], 2, "is a web page, not a WAT file"),
+        (["--crawl", "plain.wat.gz", *MODEL], 2, "is not packed"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_a_mistake_gets_a_sentence(tmp_path, arguments, code, sentence):
+    (tmp_path / "a.wat.gz").write_bytes(bytes.fromhex("1f8b0800"))
+    (tmp_path / "empty.wat.gz").touch()
+    (tmp_path / "page.wat.gz").write_text("<!doctype html><title>Not found</title>")
+    (tmp_path / "plain.wat.gz").write_text("WARC/1.0\r\nWARC-Type: warcinfo\r\n\r\n")
+    refused("run", *arguments, code=code, sentence=sentence, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("library", "extra", "arguments"),
+    [
+        ("torch", "gpu", ["run", "--crawl", "a.wat.gz"]),
+        ("fastapi", "tracker", ["tracker", "serve"]),
+    ],
+)
+def test_a_missing_extra_is_named(tmp_path, library, extra, arguments):
+    script = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        "from cahlib.cli import main; sys.exit(main())"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=tmp_path,
+        env=command.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert f"{library} is not installed; type: pip install 'cahlib[{extra}]'" in ran.stderr
+
+
+def test_an_unknown_command_or_option_is_the_users_mistake():
+    assert command.cah("fly").returncode == command.cah("run", "--colour", "red").returncode == 2
+
+
+def test_a_folder_that_holds_no_dataset_is_named(tmp_path):
+    for act in ("inspect", "verify"):
+        refused(act, tmp_path, code=2, sentence="holds no dataset")
+
+
+def test_a_ban_stops_the_run(tmp_path):
+    with Web({"/a.wat.gz": Answer(status=403)}) as web:
+        crawl = f"http://{web.address}/a.wat.gz"
+        output = tmp_path / "dataset"
+        refused("run", "--crawl", crawl, *MODEL, "--output", output, code=1, sentence="banned")
+        assert len(web.requests) <= 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path):
+    from cahlib.demo import world
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk])
+    if mounted.returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        with world.build().serve() as web:
+            options = command.options(demo.job(str(disk / "dataset"), web))
+            refused("run", *options, code=1, sentence="disk")
+            assert not list(disk.glob("**/*.part"))
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)

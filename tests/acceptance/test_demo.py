@@ -1,0 +1,223 @@
+"""The whole way, as a user goes it: the demo's crawl becomes a dataset, whatever is killed.
+
+These tests earn their seconds: they start the command as a process, and kill it.
+"""
+
+import fcntl
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from cahlib import demo
+from cahlib.config import replace
+from cahlib.curate.seal import seals
+from cahlib.curate.verify import verify
+from cahlib.demo import world
+from cahlib.records import Reason, Stage, Tally
+from tests.world import command
+from tests.world.jobs import until
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return world.build()
+
+
+@pytest.fixture(scope="module")
+def web(shown):
+    with shown.serve() as web:
+        yield web
+
+
+@pytest.fixture(scope="module")
+def undisturbed(web, tmp_path_factory):
+    """The dataset of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "dataset"
+    ran = command.cah("run", *run_options(web, folder))
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+def run_options(web, folder: Path, **more) -> list[str]:
+    return command.options(replace(demo.job(str(folder), web), **more))
+
+
+def rows(folder: Path) -> dict[str, list]:
+    """The pairs of a dataset: what a second run must bring again, by uid.
+
+    Floats are near enough: in the last place a processor need not repeat itself.
+    """
+    table = pq.read_table(folder / "metadata").to_pylist()
+    assert len({row["uid"] for row in table}) == len(table)
+    return {
+        row["uid"]: {
+            name: pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+            for name, value in row.items()
+        }
+        for row in table
+    }
+
+
+def tally(folder: Path) -> Tally:
+    return sum((sealed.tally for sealed in seals(folder)), Tally())
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    assert rows(folder) == rows(other)
+    assert list(verify(folder)) == []
+    assert not list((folder / "run" / "parcels").iterdir())
+
+
+def test_every_link_meets_the_fate_that_the_world_foresaw(shown, undisturbed):
+    found = tally(undisturbed)
+    for stage in Stage:
+        assert found.unaccounted(stage) == 0
+    foreseen = Counter(each.reason for each in shown.exhibits if each.reason) + shown.unread
+    for reason in Reason:
+        if reason.stage is not Stage.JUDGE:
+            assert (reason, found.lost[reason]) == (reason, foreseen[reason])
+    kept, right = found.left[Stage.JUDGE], sum(each.reason is None for each in shown.exhibits)
+    assert 0.8 * right <= kept <= 1.1 * right  # the tiny model errs, but not much
+
+
+def test_the_same_command_again_does_nothing_twice(web, undisturbed):
+    before, asked = rows(undisturbed), len(web.requests)
+    ran = command.cah("run", *run_options(web, undisturbed))
+    assert ran.returncode == 0
+    assert rows(undisturbed) == before
+    again = {urlsplit(request.url).path for request in web.requests[asked:]}
+    assert again <= {demo.WAT_PATH}  # a look whether it is still there
+
+
+def workers(process) -> list[psutil.Process]:
+    """The scraping processes of a run."""
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [each for each in children if "spawn_main" in " ".join(each.cmdline())]
+    return []
+
+
+def parcels(folder: Path) -> list[Path]:
+    return list(folder.glob("run/parcels/*"))
+
+
+def leased(folder: Path) -> bool:
+    """Whether a shard of a run is being scraped or judged."""
+    with suppress(sqlite3.Error):
+        ledger = sqlite3.connect(f"file:{folder}/run/ledger.sqlite?mode=ro", uri=True)
+        return bool(ledger.execute("SELECT 1 FROM shards WHERE state = 'leased'").fetchall())
+    return False
+
+
+#: Moments of a run at which it is killed.
+MOMENTS = {
+    "when it has just begun": leased,
+    "while images arrive": parcels,
+    "when a parcel is sealed": lambda folder: list(folder.glob("run/parcels/*-?.json")),
+    "while pairs are written": lambda folder: list(folder.glob("metadata/*")),
+    "when a shard is in the dataset": lambda folder: list(folder.glob("shards/*.json")),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
+def test_a_run_that_is_killed_goes_on_to_the_same_dataset(web, undisturbed, tmp_path, moment):
+    folder = tmp_path / "dataset"
+    process = command.started("run", *run_options(web, folder))
+    until(lambda: moment(folder) or process.poll() is not None, seconds=60)
+    scrapers = workers(process)
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(scrapers, timeout=30)
+    assert not any(each.is_running() for each in scrapers), "scrapers end with their run"
+    ran = command.cah("run", *run_options(web, folder))
+    assert ran.returncode == 0, ran.stderr
+    assert_same(folder, undisturbed)
+
+
+def test_a_scraper_that_is_killed_costs_nothing(web, undisturbed, tmp_path):
+    folder = tmp_path / "dataset"
+    process = command.started("run", *run_options(web, folder))
+    until(lambda: parcels(folder), seconds=60)
+    for each in workers(process):
+        each.kill()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert_same(folder, undisturbed)
+
+
+def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(web, undisturbed, tmp_path):
+    folder = tmp_path / "dataset"
+    process = command.started("run", *run_options(web, folder))
+    until(lambda: parcels(folder), seconds=60)
+    command.press_ctrl_c(process)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "finishing the shard" in said and "Traceback" not in said
+    assert not list(folder.glob("**/*.part"))
+    ran = command.cah("run", *run_options(web, folder))
+    assert ran.returncode == 0, ran.stderr
+    assert_same(folder, undisturbed)
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(web, undisturbed, tmp_path):
+    folder = tmp_path / "dataset"
+    process = command.started("run", *run_options(web, folder))
+    until(lambda: parcels(folder), seconds=60)
+    command.press_ctrl_c(process)
+    assert any("finishing the shard" in line for line in process.stdout)
+    command.press_ctrl_c(process)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)  # it may have been ready
+    assert "Traceback" not in said
+    assert command.cah("run", *run_options(web, folder)).returncode == 0
+    assert_same(folder, undisturbed)
+
+
+def test_a_time_limit_ends_a_run_in_time(web, tmp_path):
+    folder = tmp_path / "dataset"
+    ran = command.cah("run", *run_options(web, folder, hours=2 / 3600))
+    assert ran.returncode == 0, ran.stderr
+    assert "the same command goes on" in ran.stdout
+    assert not list(folder.glob("**/*.part"))
+
+
+def test_two_runs_do_not_write_to_one_folder(web, tmp_path):
+    folder = tmp_path / "dataset"
+    (folder / "run").mkdir(parents=True)
+    with open(folder / "run" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a run does
+        ran = command.cah("run", *run_options(web, folder))
+    assert (ran.returncode, ran.stderr.count("another run is writing")) == (2, 1)
+
+
+def test_the_folder_of_another_job_is_refused(web, undisturbed):
+    ran = command.cah("run", *run_options(web, undisturbed, threshold=0.1, languages="de"))
+    assert ran.returncode == 2
+    assert "a job with another languages, threshold" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_dataset_tells_of_itself(undisturbed):
+    inspected = command.cah("inspect", undisturbed)
+    assert inspected.returncode == 0 and "pairs" in inspected.stdout
+    assert command.cah("verify", undisturbed).returncode == 0
+    assert "<svg" in (undisturbed / "report.html").read_text()
+    assert json.loads((undisturbed / "run" / "job.json").read_text())["threshold"] == demo.THRESHOLD
+
+
+def test_a_damaged_dataset_is_found_out(undisturbed, tmp_path):
+    copy = shutil.copytree(undisturbed, tmp_path / "copy")
+    victim = next(copy.glob("images/*.tar"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    ran = command.cah("verify", copy)
+    assert ran.returncode == 1 and victim.name in ran.stdout

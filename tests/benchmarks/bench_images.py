@@ -1,0 +1,274 @@
+"""Candidates to a parcel against img2dataset 1.47: the same URLs from the same loopback web.
+
+    python tests/benchmarks/bench_images.py [--rounds 3] [--images 2000] [--mix web] [--no-peer]
+
+The web is 2,000 images of 10 to 300 kB on 200 hosts, made from a seed: baseline JPEGs, or (mix
+"web") 85 % JPEG, a fifth of them progressive, 10 % PNG, 5 % WebP. Both sides keep all of them in
+tars, as 256 px JPEGs or as they are. CPU seconds are those of the client and its children, less
+those of a run with a single image; the server is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import io
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFilter
+
+from cahlib.config import Download
+from cahlib.records import Candidate, Shard, Tally
+from cahlib.scrape import addresses
+from cahlib.scrape.images import images as fetch
+from cahlib.scrape.images import stream
+from cahlib.scrape.parcel import seal
+
+BENCH = Path(__file__).parent.parent.parent / ".bench"
+HOSTS = 200
+PEER = ["img2dataset==1.47.0", "setuptools<81"]
+
+
+def make(folder: Path, count: int, mix: str) -> None:
+    """Cut pictures out of a few canvases that compress like photos, each near a size of its own."""
+    folder.mkdir(parents=True)
+    canvases = [canvas(random.Random(seed)) for seed in range(8)]
+    for number in range(count):
+        rng = random.Random(number)
+        wanted = rng.uniform(12_000, 300_000)
+        shares = [85, 10, 5] if mix == "web" else [1, 0, 0]
+        kind, bits = rng.choices([("jpg", 2.2), ("png", 14), ("webp", 1.3)], shares)[0]
+        height = int((wanted * 8 / bits / 1.3) ** 0.5)
+        width = int(height * 1.3)
+        x, y = rng.randrange(1800 - width), rng.randrange(1400 - height)
+        image = rng.choice(canvases).crop((x, y, x + width, y + height))
+        out = io.BytesIO()
+        if kind == "jpg":
+            progressive = mix == "web" and rng.random() < 0.2
+            image.save(out, "JPEG", quality=rng.randrange(75, 90), progressive=progressive)
+        else:
+            image.save(out, kind.upper(), quality=75)
+        (folder / f"{number}.{kind}").write_bytes(out.getvalue())
+
+
+def canvas(rng: random.Random) -> Image.Image:
+    """Clouds of several scales, things with edges, and grain."""
+    size = (1800, 1400)
+    image = Image.new("RGB", size)
+    for cells, strength in ((4, 1.0), (16, 0.4), (64, 0.2), (300, 0.12)):
+        noise = Image.frombytes("RGB", (cells, cells), rng.randbytes(3 * cells * cells))
+        image = Image.blend(image, noise.resize(size, Image.Resampling.BICUBIC), strength)
+    draw = ImageDraw.Draw(image)
+    for _ in range(200):
+        x, y = rng.randrange(size[0]), rng.randrange(size[1])
+        box = (x, y, x + rng.randrange(10, 200), y + rng.randrange(10, 200))
+        draw.ellipse(box, fill=tuple(rng.randrange(256) for _ in range(3)))
+    grain = Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
+    return Image.blend(image.filter(ImageFilter.GaussianBlur(1)), grain, 0.11)
+
+
+def serve(folder: Path) -> None:
+    """Answer ``/<number>`` with that image for ever; print the port first."""
+    answers = {}
+    types = {".jpg": "jpeg", ".png": "png", ".webp": "webp"}
+    for path in folder.iterdir():
+        body = path.read_bytes()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: image/{types[path.suffix]}\r\n"
+        answers[path.stem] = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    class Connection(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport, self.seen = transport, b""
+
+        def data_received(self, data: bytes) -> None:
+            self.seen += data
+            while b"\r\n\r\n" in self.seen:
+                request, self.seen = self.seen.split(b"\r\n\r\n", 1)
+                self.transport.write(answers[request.split(b" ", 2)[1].decode().strip("/")])
+
+    async def listen() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Connection, "127.0.0.1", 0, backlog=1024)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await server.serve_forever()
+
+    asyncio.run(listen())
+
+
+@contextmanager
+def web(folder: Path) -> Iterator[int]:
+    """The server in a process of its own; its port."""
+    command = [sys.executable, __file__, "--serve", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield int(server.stdout.readline())
+        finally:
+            server.terminate()
+
+
+def candidates(count: int) -> Iterator[Candidate]:
+    return (
+        Candidate(
+            uid=hashlib.md5(str(number).encode()).hexdigest(),
+            position=number,
+            url=f"http://host{number % HOSTS}.example/{number}",
+            text=f"Image number {number}",
+            raw_text=None,
+            page="http://host.example/",
+            licence="?",
+            language="en",
+            reliable=True,
+            source="alt",
+        )
+        for number in range(count)
+    )
+
+
+def download(port: int, side: int) -> Download:
+    return Download(replay=f"127.0.0.1:{port}", resize=side, min_bytes=0)
+
+
+def ours(port: int, images: int, side: int, *, folder: Path) -> dict[str, float]:
+    """Seal a parcel of all images."""
+    tally = Tally()
+    fetched = fetch(candidates(images), download(port, side), tally, optouts=[])
+    parcel = seal(fetched, Shard(id="bench", url="/", half=0), folder, tally=tally)
+    return {"kept": parcel.images}
+
+
+async def lag(port: int, images: int, side: int) -> dict[str, float]:
+    """How late the loop is while images are fetched and decoded: 99 of 100 times less than this."""
+    options, late = download(port, side), []
+    net = addresses.net(options)
+
+    async def watch() -> None:
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.005)
+            late.append(time.perf_counter() - start - 0.005)
+
+    watching = asyncio.create_task(watch())
+    arriving = stream(candidates(images), options, Tally(), optouts=[], net=net)
+    kept = [1 async for _ in arriving]
+    watching.cancel()
+    return {"kept": len(kept), "lag": statistics.quantiles(late, n=100)[98] * 1000}
+
+
+def measured(command: list[str]) -> dict[str, float]:
+    """Run a client: what it says in its last line, and what it and its children used."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as errors:
+        client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        said = client.stdout.read()
+        _, status, used = os.wait4(client.pid, 0)
+        if status:
+            errors.seek(0)
+            raise SystemExit(errors.read().decode())
+    told = json.loads(said.splitlines()[-1]) if said.strip().endswith(b"}") else {}
+    return {
+        "wall": time.perf_counter() - start,
+        "cpu": used.ru_utime + used.ru_stime,
+        "rss": used.ru_maxrss / 1024,
+        **told,
+    }
+
+
+def own(port: int, images: int, side: int) -> dict[str, float]:
+    return measured([sys.executable, __file__, "--client", f"{port},{images},{side}"])
+
+
+def peer(port: int, images: int, side: int) -> dict[str, float]:
+    """img2dataset at its best setting: 256 threads in each of two processes."""
+    resized = ["--image_size", str(side), "--resize_mode", "keep_ratio"]
+    resized += ["--resize_only_if_bigger", "True"]
+    with tempfile.TemporaryDirectory() as folder:
+        urls = Path(folder) / "urls.txt"
+        urls.write_text("".join(f"http://127.0.0.1:{port}/{n}\n" for n in range(images)))
+        used = measured(
+            [
+                *(str(venv() / "bin" / name) for name in ("python", "img2dataset")),
+                *("--url_list", str(urls), "--output_folder", f"{folder}/out"),
+                *("--output_format", "webdataset", "--enable_wandb", "False"),
+                *("--processes_count", "2", "--thread_count", "256"),
+                *("--number_sample_per_shard", str(max(1, images // 2))),
+                *(resized if side else ["--resize_mode", "no", "--skip_reencode", "True"]),
+            ]
+        )
+        stats = [json.loads(path.read_text()) for path in Path(folder).glob("out/*_stats.json")]
+        return {**used, "kept": sum(each["successes"] for each in stats)}
+
+
+def venv() -> Path:
+    """The peer's own environment, made when it is first needed."""
+    folder = BENCH / "img2dataset"
+    if not (folder / "bin" / "img2dataset").exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([folder / "bin" / "pip", "install", "-q", *PEER], check=True)
+    return folder
+
+
+def compare(port: int, options: argparse.Namespace) -> None:
+    sides = {"cahlib": own} if options.no_peer else {"cahlib": own, "img2dataset": peer}
+    count = options.images
+    print(f"{'':24}{'CPU s/1,000':>12}{'images/s':>10}{'RSS MiB':>9}{'kept':>7}")
+    for side in (256, 0):
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        for _ in range(options.rounds):
+            for name, run in sides.items():
+                start = run(port, 1, side)["cpu"]
+                used = run(port, count, side)
+                used["cpu"] = (used["cpu"] - start) / count * 1000
+                used["rate"] = count / used["wall"]
+                runs[name].append(used)
+        for name, each in runs.items():
+            cpu, rate, rss, kept = (
+                statistics.median(used[what] for used in each)
+                for what in ("cpu", "rate", "rss", "kept")
+            )
+            label = f"{name}, {f'{side} px' if side else 'originals'}"
+            print(f"{label:24}{cpu:12.2f}{rate:10.0f}{rss:9.0f}{kept:7.0f}")
+        if not options.no_peer:
+            pairs = zip(runs["img2dataset"], runs["cahlib"], strict=True)
+            ratios = sorted(theirs["cpu"] / ours["cpu"] for theirs, ours in pairs)
+            print(f"  per CPU second, {' … '.join(f'{ratio:.2f}' for ratio in ratios)} times")
+    late = measured([sys.executable, __file__, "--lag", f"{port},{count},256"])
+    print(f"loop lag while decoding, 99th of 100: {late['lag']:.1f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--mix", choices=["jpeg", "web"], default="jpeg")
+    parser.add_argument("--no-peer", action="store_true")
+    for hidden in ("--serve", "--client", "--lag"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(Path(options.serve))
+    elif options.client:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(ours(*map(int, options.client.split(",")), folder=Path(folder))))
+    elif options.lag:
+        print(json.dumps(asyncio.run(lag(*map(int, options.lag.split(","))))))
+    else:
+        folder = BENCH / f"images-{options.mix}-{options.images}"
+        if not folder.exists():
+            make(folder, options.images, options.mix)
+        with web(folder) as port:
+            compare(port, options)
+
+
+if __name__ == "__main__":
+    main()
