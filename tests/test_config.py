@@ -1,10 +1,10 @@
 """A Job is the same whichever door it comes through, and refuses what it cannot be."""
 
 import pytest
-from cahlib.cli import job_from
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cahlib.cli import job_from
 from cahlib.config import PRESETS, Job, replace, settings
 from cahlib.errors import ConfigError
 
