@@ -17,7 +17,8 @@ test: .venv/dev
 	$(bin)/pytest
 
 bench: .venv/dev
-	for each in tests/benchmarks/bench_*.py; do $(bin)/python $$each || exit 1; done
+	for each in tests/benchmarks/bench_*.py; do \
+	$(bin)/python -m $$(echo $${each%.py} | tr / .) || exit 1; done
 
 # the README's file tree, made from the files
 readme: .venv/dev

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url
@@ -29,10 +30,9 @@ class Database:
         self.engine = _engine(url)
         self.shown = self.engine.url.render_as_string(hide_password=True)
         self._writing = self.engine.execution_options(writes=True)
-        # SQLite lets one writer in, and others sleep and poll: a lock of ours is fair and faster.
-        self._turn: AbstractContextManager[Any] = (
-            threading.Lock() if self.is_sqlite else nullcontext()
-        )
+        # SQLite lets one writer in, and others sleep and poll. PostgreSQL's writers only wait for
+        # each other's locks if there are more, and some connections stay free for readers.
+        self._turns = _Turns(1 if self.is_sqlite else 12)
 
     @property
     def is_sqlite(self) -> bool:
@@ -42,7 +42,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that changes something; all of it or nothing."""
-        with _reached(), self._turn, self._writing.begin() as connection:
+        with _reached(), self._turns.next(), self._writing.begin() as connection:
             yield connection
 
     @contextmanager
@@ -58,6 +58,42 @@ class Database:
     def close(self) -> None:
         """Let go of all connections."""
         self.engine.dispose()
+
+
+class _Turns:
+    """So many at once, first come first served.
+
+    SQLAlchemy's pool gives a free connection to whoever comes by while another is being woken for
+    it: of 64 busy threads some came away empty-handed after 10 s.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: deque[threading.Event] = deque()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def next(self) -> Iterator[None]:
+        """A place, when it is our turn."""
+        turn = threading.Event()
+        with self._lock:
+            self._waiting.append(turn)
+            self._call()
+        try:
+            turn.wait()
+            yield
+        finally:
+            with self._lock:
+                if turn.is_set():
+                    self._free += 1
+                else:  # interrupted while waiting
+                    self._waiting.remove(turn)
+                self._call()
+
+    def _call(self) -> None:
+        while self._free and self._waiting:
+            self._free -= 1
+            self._waiting.popleft().set()
 
 
 @contextmanager
@@ -90,8 +126,8 @@ def _engine(url: str) -> Engine:
         )
     return create_engine(
         parsed,
-        pool_size=8,  # more at once only wait for each other's locks
-        max_overflow=8,
+        pool_size=16,
+        max_overflow=0,
         pool_timeout=10,
         connect_args={"connect_timeout": 5, "options": "-c statement_timeout=30000"},
     )

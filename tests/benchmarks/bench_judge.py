@@ -1,6 +1,6 @@
 """Images and texts to judged pairs against clip-retrieval 2.45: the same tar, the same weights.
 
-    python tests/benchmarks/bench_judge.py [--samples 512] [--rounds 2] [--no-peer]
+    python -m tests.benchmarks.bench_judge [--samples 512] [--rounds 2] [--no-peer]
 
 ViT-B/32 with random weights on the CPU, float32 on both sides. The pictures are JPEGs of 300 to
 900 pixels; the texts have as many words as alt texts have, most of them 4 to 15, a few 60. The peer

@@ -1,6 +1,6 @@
 """The memory of a whole `cah run` on a shard, and on one that is ten times larger.
 
-    python tests/benchmarks/bench_memory.py [--images 1000]
+    python -m tests.benchmarks.bench_memory [--images 1000]
 
 Both shards lead to the images of `bench_images`, one of its own for each link; the tiny CLIP keeps
 them all, so every stage has all the work there can be. Sampled five times a second, of the judging
@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import psutil
-from bench_images import BENCH, make, web
 
 from cahlib import demo
 from cahlib.demo import wat
+from tests.benchmarks.bench_images import BENCH, make, web
 
 A_PAGE = 20  #: links on each page
 DIFFERENT = 1000  #: images; links beyond that come to the same bytes on other hosts

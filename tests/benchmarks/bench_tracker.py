@@ -1,6 +1,6 @@
 """How many shards a tracker hands out and takes back, beside the claim query of the old server.
 
-python -m tests.benchmarks.bench_tracker [--shards N] [--seconds S]
+    python -m tests.benchmarks.bench_tracker [--shards N] [--seconds S]
 
 PostgreSQL with fsync on, on this machine, which the clients share. A cycle is a lease and a
 completion. The old server's claim is measured on the same table with the same driver.
