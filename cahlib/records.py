@@ -92,6 +92,9 @@ class Reason(Enum):
     stage: Stage
     phrase: str
 
+    # a member is one object: it need not be hashed by its name, in Python, for each link
+    __hash__ = object.__hash__
+
     def __new__(cls, value: str, stage: Stage, phrase: str) -> Reason:
         member = object.__new__(cls)
         member._value_ = value
