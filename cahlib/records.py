@@ -55,6 +55,7 @@ class Reason(Enum):
     LONG_URL = "long_url", Stage.CHOOSE, "has too long an address"
     PRIVATE_HOST = "private_host", Stage.CHOOSE, "names a host that is not public"
     BLOCKED_DOMAIN = "blocked_domain", Stage.CHOOSE, "is on a blocked domain"
+    BLOCKED_URL = "blocked_url", Stage.CHOOSE, "is on a list of addresses to leave out"
     BLOCKED_PAIR = "blocked_pair", Stage.CHOOSE, "is on a list of pairs to leave out"
     DUPLICATE = "duplicate", Stage.CHOOSE, "was seen before in this shard"
 
@@ -75,6 +76,7 @@ class Reason(Enum):
     HTTP_5XX = "http_5xx", Stage.FETCH, "server failed (5xx)"
     HTTP_OTHER = "http_other", Stage.FETCH, "another status than 200"
     OPTED_OUT = "opted_out", Stage.FETCH, "owner opted out (X-Robots-Tag)"
+    KNOWN_HARM = "known_harm", Stage.FETCH, "is on a list of known harm"
     TOO_MANY_BYTES = "too_many_bytes", Stage.FETCH, "file is too large"
     TOO_FEW_BYTES = "too_few_bytes", Stage.FETCH, "file is too small"
     NOT_AN_IMAGE = "not_an_image", Stage.FETCH, "not a JPEG, PNG or WebP"
@@ -87,6 +89,7 @@ class Reason(Enum):
     DISSIMILAR = "dissimilar", Stage.JUDGE, "text and image do not belong together"
     MINOR = "minor", Stage.JUDGE, "possibly a minor in unsafe content"
     ANIMAL = "animal", Stage.JUDGE, "possibly an animal in unsafe content"
+    PURGED = "purged", Stage.JUDGE, "was purged from the finished dataset"
     PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"
 
     stage: Stage
@@ -182,6 +185,7 @@ class Image:
     original_width: int  #: as served, pixels
     original_height: int
     md5: str  #: hex, of the bytes as served
+    sha1: str  #: hex, of the bytes as served
     sha256: str  #: hex, of the bytes as served
     robots: str  #: the X-Robots-Tag headers of the answer joined by newlines, "" if none
 

@@ -79,8 +79,8 @@ class _Choice:
         url = links.absolute(link.url, base, self._most)
         if isinstance(url, Reason):
             return url
-        if self._blocked.domain(url):
-            return Reason.BLOCKED_DOMAIN
+        if reason := self._blocked.address(url):
+            return reason
         digest = hashlib.md5((url + text.text).encode("utf-8", "replace"), usedforsecurity=False)
         uid = digest.hexdigest()
         if uid in self._seen:
