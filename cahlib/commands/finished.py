@@ -1,12 +1,16 @@
-"""`cah purge`: changes a dataset that is finished."""
+"""`cah purge` and `cah dedup`: change a dataset that is finished."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cahlib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cahlib.curate.rewrite import Change
 
 
 def add(commands: Any) -> None:
@@ -27,6 +31,18 @@ def add(commands: Any) -> None:
             f"--{name}", action="append", default=[], metavar="FILE", help=f"a list of {what}"
         )
     purge.set_defaults(act=_purge)
+    dedup = commands.add_parser(
+        "dedup",
+        help="find images that a dataset has more than once",
+        description="Find images that look alike, by the perceptual hashes in the metadata. Of "
+        "each the largest stays, when --apply is given.",
+    )
+    dedup.add_argument("dataset", help="folder of a dataset")
+    dedup.add_argument(
+        "--distance", type=int, default=4, metavar="N", help="bits of 64 that may differ [4]"
+    )
+    dedup.add_argument("--apply", action="store_true", help="take the others out")
+    dedup.set_defaults(act=_dedup)
 
 
 def _purge(chosen: argparse.Namespace) -> int:
@@ -35,11 +51,32 @@ def _purge(chosen: argparse.Namespace) -> int:
     lists = Lists(hashes=chosen.hashes, urls=chosen.urls, uids=chosen.uids)
     if lists == Lists(hashes=[], urls=[], uids=[]):
         raise ConfigError("purge: name a list with --hashes, --urls or --uids.")
-    if not Path(chosen.dataset).is_dir():
-        raise ConfigError(f"{chosen.dataset} is no folder; a dataset at a URL is purged locally.")
+    _follow(purge(_folder(chosen.dataset), lists))
+    return 0
+
+
+def _dedup(chosen: argparse.Namespace) -> int:
+    from cahlib.curate.dedup import dedup, find
+
+    folder = _folder(chosen.dataset)
+    found = find(folder, chosen.distance)
+    print(f"{len(found.extra):,} of {found.images:,} images look like another of the dataset.")
+    if chosen.apply:
+        _follow(dedup(folder, found))
+    elif len(found.extra):
+        print("With --apply they are taken out; the largest of each stays.")
+    return 0
+
+
+def _folder(dataset: str) -> Path:
+    if not Path(dataset).is_dir():
+        raise ConfigError(f"{dataset} is no folder; bring the dataset here to change it.")
+    return Path(dataset)
+
+
+def _follow(changes: Iterable[Change]) -> None:
     pairs = shards = 0
-    for change in purge(Path(chosen.dataset), lists):
+    for change in changes:
         pairs, shards = pairs + sum(change.lost.values()), shards + 1
         print(f"{change.shard}: {sum(change.lost.values())} pairs out, {change.left} left")
     print(f"{pairs} pairs were taken out of {shards} shards.")
-    return 0

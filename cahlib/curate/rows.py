@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
+from cahlib.curate.perceptual import phash
 from cahlib.records import Judged
 
 #: The metadata of one pair, by column.
@@ -39,6 +40,7 @@ _COLUMNS = [
     ("md5", pa.string()),
     ("sha1", pa.string()),
     ("sha256", pa.string()),
+    ("phash", pa.string()),
     ("format", pa.string()),
     ("robots", pa.string()),
     ("model", pa.string()),
@@ -77,6 +79,7 @@ def row(judged: Judged, *, model: str, scores: Sequence[str]) -> Row:
         "md5": image.md5,
         "sha1": image.sha1,
         "sha256": image.sha256,
+        "phash": phash(image.data),
         "format": image.format,
         "robots": image.robots,
         "model": model,
