@@ -259,7 +259,7 @@ def fleet(
 
 
 def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[Server], list[str]]:
-    """Ask every account to delete what carries the labels: what was still there, what went wrong."""
+    """Ask every account to delete what carries the labels: what was there, what went wrong."""
     left, trouble = list[Server](), list[str]()
     for account in accounts:
         try:
