@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,16 +127,34 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    return _follow(_job(chosen))
+    job = _job(chosen)
+    tokens = _environment().get("HCLOUD_TOKEN", "")
+    if job.place.swarm and not _agreed(job, tokens):
+        return 2
+    return _follow(job, tokens)
+
+
+def _agreed(job: Job, tokens: str) -> bool:
+    """Whether the user wants the servers that the job asks for; asked in a terminal alone."""
+    from cahlib.scrapers import planned
+
+    print(planned(job, tokens))
+    if not sys.stdin.isatty():
+        return True
+    return input("Make these servers? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _environment() -> dict[str, str]:
+    """The environment, with what .env adds."""
+    from dotenv import dotenv_values
+
+    return {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
 
 
 def _job(chosen: argparse.Namespace) -> Job:
     """The Job that was typed, with what the environment and .env add."""
-    from dotenv import dotenv_values
-
     given = {s.name: getattr(chosen, s.name) for s in settings() if hasattr(chosen, s.name)}
-    environment = {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
-    return job_from(given, environment)
+    return job_from(given, _environment())
 
 
 def _watched(job: Job, work: Callable[..., T]) -> T:
@@ -146,10 +165,12 @@ def _watched(job: Job, work: Callable[..., T]) -> T:
         return work(job, listener, stop=stop)
 
 
-def _follow(job: Job) -> int:
+def _follow(job: Job, tokens: str = "") -> int:
     from cahlib.run import run
+    from cahlib.scrapers import scrapers
 
-    outcome = _watched(job, run)
+    scraping = partial(scrapers, tokens=tokens, tell=_say)
+    outcome = _watched(job, partial(run, scraping=scraping))
     _tell(outcome)
     return 1 if outcome.shards.failed else 0
 
@@ -175,6 +196,12 @@ def _stoppable() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say(sentence: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(sentence, file=sys.stderr)  # above the live lines
 
 
 def _tell(outcome: Outcome) -> None:

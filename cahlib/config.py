@@ -234,6 +234,23 @@ class Place(_Checked):
         "", "work for the tracker at this URL, which says what is read, together with others",
         free=True,
     )  # fmt: skip
+    swarm: int = option(
+        0, "servers at Hetzner Cloud that scrape; 0 = this machine", least=0, most=1000, free=True
+    )
+    location: str = option("", "where servers are made; all places if not given", free=True)
+    server_type: str = option("", "which servers; the cheapest cores if not given", free=True)
+    max_cost: float = option(
+        0, "euros that servers may cost; 0 = no ceiling", least=0, most=100_000, free=True
+    )
+    wheelhouse: str = option(
+        "", "a folder of wheels for the servers, which else ask their registry", free=True
+    )
+    engine: str = option(
+        "", "scrape on the Dask cluster at this address (tls://…, tcp://…)", free=True
+    )
+    staging: str = option(
+        "", "a URL (s3://…) that the cluster's workers and this machine share", free=True
+    )
     hours: float = option(
         0, "stop cleanly after so many hours; 0 = when all is done", least=0, most=10_000, free=True
     )

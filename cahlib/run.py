@@ -11,7 +11,6 @@ done again from its parcel or from its WAT, with the same result.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import traceback
@@ -39,7 +38,7 @@ from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.shards import shards
-from cahlib.swarm import engine
+from cahlib.scrapers import Engine, Scraping, scrapers
 from cahlib.tracker.client import Tracker, TrackerAway
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Counts, Ledger
@@ -67,13 +66,15 @@ def run(
     stop: threading.Event | None = None,
     tick: float = 1.0,
     role: str = "hybrid",
+    scraping: Scraping = scrapers,
 ) -> Outcome:
     """Work through the job's shards, those of earlier launches excepted.
 
     ``stop`` ends the run early and cleanly: what is being judged is finished, parcels stay for the
     next launch. ``listener`` hears a Snapshot every ``tick`` seconds, and one at the end. With a
-    tracker, ``role`` "gpu" judges what others scraped. Raises ConfigError before anything was
-    started, RunError when it cannot go on; shards that failed for good are in the outcome.
+    tracker, ``role`` "gpu" judges what others scraped. ``scraping`` opens the engine. Raises
+    ConfigError before anything was started, RunError when it cannot go on; shards that failed for
+    good are in the outcome.
     """
     folder = job.output.folder
     if job.output.url:
@@ -86,7 +87,7 @@ def run(
         if isinstance(ledger, Ledger):
             ledger.add(shards(job.crawl, contact=job.download.contact))
         if ledger.more() or ledger.in_state("sealed"):
-            work = _Work(job, ledger, stop)
+            work = _Work(job, ledger, stop, scraping)
             with work.watched(listener, tick):
                 work.through()
         report.write(folder, job.values())
@@ -164,10 +165,13 @@ _Step: TypeAlias = tuple[_InWork, Judged | Exception | None]
 class _Work:
     """The stages of one launch, and what they count."""
 
-    def __init__(self, job: Job, ledger: Ledger | Shared, stop: threading.Event) -> None:
-        self._job, self._ledger, self._stop = job, ledger, stop
+    def __init__(
+        self, job: Job, ledger: Ledger | Shared, stop: threading.Event, scraping: Scraping
+    ) -> None:
+        self._job, self._ledger, self._stop, self._scraping = job, ledger, stop, scraping
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
+        self._away = self._parcels  #: where the scrapers write them
         self._clip = clip.load(job.judge)
         self._safety = Safety.load(job.judge.safety, self._clip)
         self._recipe = dataset.Recipe(
@@ -189,8 +193,8 @@ class _Work:
         for shard in self._ledger.in_state("sealed"):
             if left := seal.sealed(self._folder, shard.id):
                 self._finish(left)
-        workers = self._job.place.workers or max((os.cpu_count() or 2) - 1, 1)
-        with engine.local(workers) as scrapers, Flow() as flow:
+        place = self._scraping(self._job, stop=self._stop.set)
+        with place as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
             scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
             judged = self._line("judged", flow.ahead(self._judge(scraped), _JUDGED))
@@ -201,7 +205,7 @@ class _Work:
         self._lines[name] = line
         return line
 
-    def _scrape(self, scrapers: engine.Engine, flow: Flow) -> Iterator[_InWork]:
+    def _scrape(self, scrapers: Engine, flow: Flow) -> Iterator[_InWork]:
         """Lease shards, have them scraped, yield their parcels as they come."""
         leased: dict[str, Shard] = {}
         while not (self._stop.is_set() or flow.closed):
@@ -220,12 +224,12 @@ class _Work:
                 else:
                     self._fail(shard, result)
 
-    def _submit(self, scrapers: engine.Engine, shard: Shard) -> None:
+    def _submit(self, scrapers: Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
         if brought := self._ledger.parcel(shard):
-            scrapers.submit(shard.id, fetch, shard, brought, self._parcels, limit=seconds)
+            scrapers.submit(shard.id, fetch, shard, brought, self._away, limit=seconds)
             return
-        settings = (self._job.crawl, self._job.download, self._parcels)
+        settings = (self._job.crawl, self._job.download, self._away)
         scrapers.submit(shard.id, scrape, shard, *settings, limit=seconds)
 
     def _judge(self, scraped: Iterable[_InWork]) -> Iterator[_Step]:

@@ -63,7 +63,9 @@ def test_imports_point_down(path):
     elif own in ROOMS:
         assert inner(path) <= GROUND | {own}
     elif own == "run":
-        assert inner(path) <= GROUND | ROOMS | {"relay"}
+        assert inner(path) <= GROUND | ROOMS | {"relay", "scrapers"}
+    elif own == "scrapers":
+        assert inner(path) <= GROUND | {"swarm"}
     elif own == "relay":
         assert inner(path) <= GROUND | {"scrape"}
     elif own not in DOORS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 _DAYS = 30
+
+_MAKING = threading.Lock()
 
 #: Clocks of laptops and fresh servers are off by hours now and then.
 _SLACK = datetime.timedelta(days=1)
@@ -68,10 +71,11 @@ class Keys:
     def _made(self, name: str, kind: str, make: Callable[[], tuple[bytes, bytes]]) -> Pair:
         """The pair of a name; its public half is written last and says that both are whole."""
         pair = Pair(private=self.folder / f"{name}.key", public=self.folder / f"{name}.{kind}")
-        if not pair.public.exists():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path, data in zip((pair.private, pair.public), make(), strict=True):
-                _write(path, data)
+        with _MAKING:  # many nodes are set up at once, and ask for the same
+            if not pair.public.exists():
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for path, data in zip((pair.private, pair.public), make(), strict=True):
+                    _write(path, data)
         return pair
 
 

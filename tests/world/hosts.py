@@ -132,7 +132,9 @@ class Hosts:
         _ip("link", "delete", self.bridge)
 
     def start(self, server: dict, user_data: str) -> str:
-        """Boot a server; gives its address."""
+        """Boot a server; gives its address. A stranger's is only listed."""
+        if not user_data:
+            return "192.0.2.1"
         return self.boot(server["name"], user_data).address
 
     def stop(self, server: dict) -> None:

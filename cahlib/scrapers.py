@@ -1,0 +1,121 @@
+"""Where a run's scraping happens: processes here, a Dask cluster, or servers of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from cahlib.config import Job
+from cahlib.errors import ConfigError
+from cahlib.swarm.engine import local
+
+
+class Engine(Protocol):
+    """Runs jobs by their keys; see `cahlib.swarm.engine.Engine`."""
+
+    slots: int
+
+    def __len__(self) -> int: ...
+
+    def submit(
+        self, key: str, function: Callable[..., Any], *arguments: Any, limit: float
+    ) -> None: ...
+
+    def take(self, *, timeout: float) -> tuple[str, Any] | None: ...
+
+    def told(self) -> list[Any]: ...
+
+
+#: An engine, and the folder in which its jobs shall write their parcels.
+Opened: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
+
+
+class Scraping(Protocol):
+    """Opens the engine of a job; ``stop`` is called when its servers become too dear."""
+
+    def __call__(self, job: Job, *, stop: Callable[[], None]) -> Opened: ...
+
+
+@contextmanager
+def scrapers(
+    job: Job,
+    *,
+    stop: Callable[[], None],
+    tokens: str = "",
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[Engine, Path]]:
+    """The engine of a run, and the folder in which its jobs shall write their parcels.
+
+    ``tokens`` of the cloud are in no job; ``tell`` hears of servers, ``stop`` is called when they
+    become too dear. Raises ConfigError for a job that cannot run there.
+    """
+    place, home = job.place, job.output.folder / "run" / "parcels"
+    if not (place.swarm or place.engine):
+        with local(place.workers or max((os.cpu_count() or 2) - 1, 1)) as engine:
+            yield engine, home
+        return
+    _check(job)
+    if place.engine:
+        from cahlib.swarm.cluster import Reach
+        from cahlib.swarm.remote import remote
+
+        reach = Reach(address=place.engine, staging=place.staging)
+        with remote(reach, home) as cluster:
+            yield cluster, cluster.folder
+        return
+    from cahlib.swarm.crew import Orders, crew
+
+    orders = Orders(
+        limits=_limits(job),
+        state=job.output.folder / "run" / "swarm",
+        wheelhouse=Path(place.wheelhouse) if place.wheelhouse else None,
+    )
+    with crew(_clouds(tokens), orders, home, tell=tell, stop=stop) as swarm:
+        yield swarm, swarm.folder
+
+
+def planned(job: Job, tokens: str) -> str:
+    """What servers will be made for a job and what they cost, for people; makes nothing."""
+    from cahlib.swarm.fleet import plan
+
+    _check(job)
+    return plan(_clouds(tokens), _limits(job)).table()
+
+
+def _limits(job: Job) -> Any:
+    from cahlib.swarm.fleet import Limits
+
+    place = job.place
+    return Limits(
+        nodes=place.swarm,
+        location=place.location,
+        server_type=place.server_type,
+        max_cost=place.max_cost,
+        hours=place.hours,
+    )
+
+
+def _clouds(tokens: str) -> Any:
+    """The accounts of the tokens, at Hetzner or where HCLOUD_ENDPOINT says (as its own command)."""
+    from cahlib.swarm import hetzner
+
+    endpoint = os.environ.get("HCLOUD_ENDPOINT", "") or hetzner.ENDPOINT
+    return hetzner.accounts(tokens, endpoint=endpoint)
+
+
+def _check(job: Job) -> None:
+    """What other machines can do with a job."""
+    if job.place.engine and job.place.swarm:
+        raise ConfigError("engine: give either an engine or a swarm, not both.")
+    if not job.place.tracker and not job.crawl.crawl.startswith(("http://", "https://", "CC-")):
+        raise ConfigError(
+            "crawl: other machines cannot read this one's files; give a URL or a crawl's name."
+        )
+    for name in ("blocked_domains", "blocked_urls", "blocked_pairs"):
+        if getattr(job.crawl, name):
+            raise ConfigError(f"{name}: lists are not brought to other machines yet.")
+    if job.download.known_harm:
+        raise ConfigError("known_harm: lists are not brought to other machines yet.")

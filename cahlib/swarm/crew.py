@@ -1,0 +1,143 @@
+"""A swarm for one run: servers are made, become nodes, scrape, and are gone afterwards.
+
+Its state lies in one folder (keys, and the run's name by which the clouds know its servers), so a
+command that is started again takes over the nodes that are there. No token is in it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cahlib.errors import RunError
+from cahlib.swarm import install, ssh
+from cahlib.swarm.cluster import Reach
+from cahlib.swarm.fleet import Fleet, Limits, fleet, plan
+from cahlib.swarm.keys import Keys
+from cahlib.swarm.node import HOME, user_data
+from cahlib.swarm.provider import Account, Server
+from cahlib.swarm.remote import Remote, remote
+
+#: How often servers that do not become nodes are replaced.
+_ROUNDS = 3
+
+#: Seconds in which workers must have joined, and in which finished parcels are brought at the end.
+_JOIN, _DRAIN = 60, 120
+
+#: Seconds between two looks at the cost.
+_LOOK = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What a swarm is told to be."""
+
+    limits: Limits
+    state: Path  #: folder of keys and the run's name
+    wheelhouse: Path | None = None  #: wheels for the nodes; None: they ask their registry
+    late: float = 10  #: seconds in which a request that was never answered may make a server
+
+
+@contextmanager
+def crew(
+    accounts: Sequence[Account],
+    orders: Orders,
+    home: Path,
+    *,
+    tell: Callable[[str], None],
+    stop: Callable[[], None],
+) -> Iterator[Remote]:
+    """An engine on servers made for it; parcels end up in ``home``.
+
+    ``tell`` hears what happens, a sentence each; ``stop`` is called when the ceiling of the cost
+    is near. Raises ConfigError before anything is made, RunError if no node comes up, or if
+    servers could not be deleted.
+    """
+    keys = Keys(orders.state / "keys")
+    planned = plan(accounts, orders.limits)
+    goods = install.package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
+    made = Fleet(accounts, _run(orders.state), planned, lambda name: user_data(keys, name), tell)
+    public = keys.ssh().public.read_text().strip()
+    with fleet(made, public_key=public, late=orders.late):
+        logins = _brought_up(made, keys, goods, tell)
+        reach = Reach(
+            address=f"tls://{logins[0].address}:{install.PORT}", keys=keys, away=f"{HOME}/parcels"
+        )
+        with remote(reach, home) as engine, _metered(made, orders.limits, stop, tell):
+            if missing := engine.gather([each.name for each in logins], timeout=_JOIN):
+                tell(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")
+            if not engine.slots:
+                raise RunError("no worker joined the swarm; the logs are in its folder.")
+            try:
+                yield engine
+            finally:
+                engine.drain(timeout=_DRAIN)
+                _keep_logs(logins, orders.state / "logs")
+
+
+def _run(state: Path) -> str:
+    """The run's name: the same as long as its folder is there."""
+    path = state / "run"
+    if not path.exists():
+        state.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(4))
+    return path.read_text()
+
+
+def _brought_up(
+    made: Fleet, keys: Keys, goods: install.Package, tell: Callable[[str], None]
+) -> list[ssh.Login]:
+    """Make servers and nodes of them, the head first; those that do not come up are replaced."""
+    for _ in range(_ROUNDS):
+        made.fill()
+        servers = sorted(made.servers(), key=lambda each: each.labels.get("role") != "head")
+        logins = [_login(each, keys) for each in servers]
+        failed = install.bring_up_all(logins, goods, head=logins[0])
+        for server in servers:
+            if error := failed.get(server.name):
+                tell(str(error))
+                made.remove(server)
+        up = [login for login in logins if login.name not in failed]
+        if up and up[0] == logins[0] and not failed:
+            return up
+    if up and up[0] == logins[0]:
+        return up
+    raise RunError("no head came up; see the reasons above.")
+
+
+def _login(server: Server, keys: Keys) -> ssh.Login:
+    return ssh.Login(name=server.name, address=server.address, keys=keys)
+
+
+@contextmanager
+def _metered(
+    made: Fleet, limits: Limits, stop: Callable[[], None], tell: Callable[[str], None]
+) -> Iterator[None]:
+    """Call ``stop`` before the next started hour would cost more than allowed."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_LOOK):
+            if limits.max_cost and made.spent(ahead=_DRAIN) > limits.max_cost:
+                tell(f"the ceiling of EUR {limits.max_cost:.2f} is near; finishing.")
+                stop()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _keep_logs(logins: Sequence[ssh.Login], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for login in logins:
+        with suppress(ssh.Failed, ssh.Unreachable):
+            install.fetch_log(login, folder / f"{login.name}.log")
