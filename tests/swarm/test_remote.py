@@ -272,6 +272,7 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
             head=swarm.logins[0],
             patience=install.Patience(install=20),
         )
+    install.bring_up(swarm.logins[1], swarm.goods, head=swarm.logins[0])
 
 
 @pytest.mark.parametrize("staging", [False, True])
