@@ -227,7 +227,7 @@ def test_a_shard_made_again_replaces_itself_and_survives_a_failure(tmp_path):
 
 @contextmanager
 def small_disk():
-    """No file may become larger than 20 kB, as on a disk that is full; nor may a log of the tests."""
+    """No file may become larger than 20 kB, as on a full disk (nor may a log of the tests)."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
