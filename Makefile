@@ -23,7 +23,8 @@ test-nodes: .venv/dev
 	$(bin)/pytest tests/swarm/test_machines.py
 
 bench: .venv/dev
-	for each in tests/benchmarks/bench_*.py; do $(bin)/python $$each || exit 1; done
+	for each in tests/benchmarks/bench_*.py; do \
+	$(bin)/python -m $$(echo $${each%.py} | tr / .) || exit 1; done
 
 # the README's file tree, made from the files
 readme: .venv/dev
@@ -34,6 +35,11 @@ readme: .venv/dev
 	$(bin)/pip install --quiet --editable '.[gpu]'
 	touch $@
 
+# The tracker's tests run on a real PostgreSQL and in a real browser: installed where they are
+# absent and may be; else those tests are skipped and say so.
 .venv/dev: .venv/demo
-	$(bin)/pip install --quiet --editable '.[gpu,swarm,dev]'
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v chromium >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update --quiet=2 \
+	&& DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 postgresql chromium; } || true
+	$(bin)/pip install --quiet --editable '.[gpu,swarm,tracker,dev]'
 	touch $@

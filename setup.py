@@ -39,6 +39,14 @@ gpu = [
     "pyarrow>=15",  # the metadata tables
     "google-crc32c>=1.6",  # the checksums of TFRecord; notebooks already have it
 ]
+tracker = [
+    "fastapi>=0.115",  # routes, validation and OpenAPI
+    "uvicorn>=0.30",  # serves them
+    "jinja2>=3.1",  # the pages; escapes what is other people's text
+    "python-multipart>=0.0.18",  # the Bloom calls' forms
+    "alembic>=1.14",  # upgrades a running community's database
+    "psycopg[binary]>=3.2",  # PostgreSQL; SQLite comes with Python
+]
 dev = [
     "pytest>=8.3",
     "pytest-randomly>=3.15",  # random order
@@ -50,6 +58,9 @@ dev = [
     "types-tqdm",
     "webdataset>=0.2.100",  # reads our tars
     "embedding-reader>=1.8",  # reads our embeddings, as autofaiss and clip-retrieval do
+    "schemathesis>=4",  # sends the tracker what nobody thought of
+    "playwright>=1.50",  # drives the system's Chromium through the tracker's pages
+    "rbloom>=1.5",  # reads our Bloom filters
     "s3fs>=2024.2",  # the driver of s3://
     # reads our TFRecords; 275 MB to download, 1.4 GB on disk, and only one test needs it
     "tensorflow-cpu>=2.18; platform_machine == 'x86_64'",
@@ -66,12 +77,18 @@ setup(
     include_package_data=False,
     package_data={
         "cahlib": [
-            "py.typed", "**/*.json", "**/*.html", "**/*.gz", "**/*.safetensors", "**/*.tar",
+            "py.typed",
+            "**/*.json",
+            "**/*.html",
+            "**/*.gz",
+            "**/*.safetensors",
+            "**/*.tar",
             "swarm/node/*",
-        ]
+        ],
+        "cahlib.tracker": ["migrations/*.py", "migrations/versions/*.py", "site/*"],
     },
     python_requires=">=3.10",
     install_requires=base,
-    extras_require={"swarm": swarm, "gpu": gpu, "dev": dev},
+    extras_require={"swarm": swarm, "gpu": gpu, "tracker": tracker, "dev": dev},
     entry_points={"console_scripts": ["cah = cahlib.cli:main"]},
 )

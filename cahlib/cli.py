@@ -7,17 +7,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cahlib import __version__
+from cahlib.commands import finished, tracker, worker
 from cahlib.config import Job, settings
-from cahlib.errors import CahError
+from cahlib.errors import CahError, missing
 
 if TYPE_CHECKING:
     from cahlib.run import Outcome
+
+T = TypeVar("T")
 
 _GROUPS = {
     "": "you",
@@ -37,13 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return int(chosen.act(chosen))
+        return _act(chosen)
     except CahError as error:
         print(f"cah: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("cah: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def _act(chosen: argparse.Namespace) -> int:
+    try:
+        return int(chosen.act(chosen))
+    except ModuleNotFoundError as error:
+        raise missing(error) from error
 
 
 def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
@@ -78,12 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", default="demo-dataset", help="folder of the demo's dataset")
     demo.add_argument("--open", action="store_true", help="open the report in a browser")
     demo.set_defaults(act=_demo)
+    worker.add(commands, _add_settings, lambda chosen, work: _watched(_job(chosen), work))
+    tracker.add(commands)
     inspect = commands.add_parser("inspect", help="print what a dataset holds")
     inspect.add_argument("dataset", help="folder or URL of a dataset")
     inspect.set_defaults(act=_inspect)
     verify = commands.add_parser("verify", help="check every file of a dataset")
     verify.add_argument("dataset", help="folder or URL of a dataset")
     verify.set_defaults(act=_verify)
+    finished.add(commands)
     return parser
 
 
@@ -113,20 +126,30 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    return _follow(_job(chosen))
+
+
+def _job(chosen: argparse.Namespace) -> Job:
+    """The Job that was typed, with what the environment and .env add."""
     from dotenv import dotenv_values
 
     given = {s.name: getattr(chosen, s.name) for s in settings() if hasattr(chosen, s.name)}
     environment = {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
-    return _follow(job_from(given, environment))
+    return job_from(given, environment)
+
+
+def _watched(job: Job, work: Callable[..., T]) -> T:
+    """Do a job's work under the eyes of the user, who may stop it."""
+    from cahlib.console import view
+
+    with _stoppable() as stop, view() as listener:
+        return work(job, listener, stop=stop)
 
 
 def _follow(job: Job) -> int:
-    """Run a job under the eyes of the user."""
-    from cahlib.console import view
     from cahlib.run import run
 
-    with _stoppable() as stop, view() as listener:
-        outcome = run(job, listener, stop=stop)
+    outcome = _watched(job, run)
     _tell(outcome)
     return 1 if outcome.shards.failed else 0
 

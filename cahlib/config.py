@@ -99,12 +99,19 @@ class Crawl(_Checked):
     languages: tuple[str, ...] = option(
         ("en",), "languages to keep, as ISO 639 codes separated by commas; all = any"
     )
+    personal: str = option(
+        "drop", "texts with an e-mail address, a phone, card or passport number",
+        choices=("drop", "mask"),
+    )  # fmt: skip
     min_text: int = option(5, "least characters of a text", least=1, most=1000)
     max_text: int = option(1000, "most characters of a text", least=1, most=100_000)
     max_url: int = option(2000, "most characters of an address", least=10, most=100_000)
     og_images: bool = option(False, "also take pages' og:image with its og:description")
     blocked_domains: tuple[str, ...] = option(
         (), "files of domains to leave out, one a line, separated by commas"
+    )
+    blocked_urls: tuple[str, ...] = option(
+        (), "files of image addresses to leave out, one a line, separated by commas"
     )
     blocked_pairs: tuple[str, ...] = option(
         (), "files of pair hashes (hex md5 of url + text) to leave out: text, or .bloom filters"
@@ -137,6 +144,9 @@ class Download(_Checked):
         0, "re-encode with the shorter side at most this many pixels; 0 = originals", least=0,
         most=4096,
     )  # fmt: skip
+    known_harm: tuple[str, ...] = option(
+        (), "files of hashes (hex md5, sha1 or sha256) of images that must be nowhere"
+    )
     honour_optouts: bool = option(True, "leave out images whose owner refuses by X-Robots-Tag")
     replay: str = option(
         "", "fetch every image from this HOST:PORT instead of the web: replays a recorded web"
@@ -220,6 +230,10 @@ class Place(_Checked):
     shard_minutes: float = option(
         120, "minutes after which a shard's scraping is given up", least=0.1, most=1440, free=True
     )
+    tracker: str = option(
+        "", "work for the tracker at this URL, which says what is read, together with others",
+        free=True,
+    )  # fmt: skip
     hours: float = option(
         0, "stop cleanly after so many hours; 0 = when all is done", least=0, most=10_000, free=True
     )

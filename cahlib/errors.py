@@ -29,3 +29,30 @@ class ShardError(CahError):
 
 class RunError(CahError):
     """The run cannot go on."""
+
+
+#: Libraries that not every place needs, by the extra that brings them.
+_EXTRAS = {
+    "gpu": {
+        "torch",
+        "torchvision",
+        "open_clip",
+        "safetensors",
+        "numpy",
+        "pyarrow",
+        "google_crc32c",
+    },
+    "tracker": {"fastapi", "uvicorn", "jinja2", "multipart", "alembic", "psycopg"},
+}
+
+
+def missing(error: ModuleNotFoundError) -> ConfigError:
+    """What to type for a library that is not installed; a module that no extra brings is a bug."""
+    library = (error.name or "").partition(".")[0]
+    for extra, libraries in _EXTRAS.items():
+        if library in libraries:
+            return ConfigError(
+                f"{library} is not installed; type: pip install 'cahlib[{extra}]' "
+                f"(or, where its source lies, pip install '.[{extra}]')."
+            )
+    raise error

@@ -49,12 +49,14 @@ class Reason(Enum):
     LONG_TEXT = "long_text", Stage.CHOOSE, "has too long a text"
     FILENAME_TEXT = "filename_text", Stage.CHOOSE, "has a file's name for a text"
     JUNK_TEXT = "junk_text", Stage.CHOOSE, "has a text without words"
+    PERSONAL_TEXT = "personal_text", Stage.CHOOSE, "has personal data in its text"
     LANGUAGE = "language", Stage.CHOOSE, "is in a language that is not wanted"
     NOT_A_PICTURE_URL = "not_a_picture_url", Stage.CHOOSE, "cannot be a photo (svg, gif, data: …)"
     BAD_URL = "bad_url", Stage.CHOOSE, "has an address that cannot be asked for"
     LONG_URL = "long_url", Stage.CHOOSE, "has too long an address"
     PRIVATE_HOST = "private_host", Stage.CHOOSE, "names a host that is not public"
     BLOCKED_DOMAIN = "blocked_domain", Stage.CHOOSE, "is on a blocked domain"
+    BLOCKED_URL = "blocked_url", Stage.CHOOSE, "is on a list of addresses to leave out"
     BLOCKED_PAIR = "blocked_pair", Stage.CHOOSE, "is on a list of pairs to leave out"
     DUPLICATE = "duplicate", Stage.CHOOSE, "was seen before in this shard"
 
@@ -75,6 +77,7 @@ class Reason(Enum):
     HTTP_5XX = "http_5xx", Stage.FETCH, "server failed (5xx)"
     HTTP_OTHER = "http_other", Stage.FETCH, "another status than 200"
     OPTED_OUT = "opted_out", Stage.FETCH, "owner opted out (X-Robots-Tag)"
+    KNOWN_HARM = "known_harm", Stage.FETCH, "is on a list of known harm"
     TOO_MANY_BYTES = "too_many_bytes", Stage.FETCH, "file is too large"
     TOO_FEW_BYTES = "too_few_bytes", Stage.FETCH, "file is too small"
     NOT_AN_IMAGE = "not_an_image", Stage.FETCH, "not a JPEG, PNG or WebP"
@@ -87,10 +90,15 @@ class Reason(Enum):
     DISSIMILAR = "dissimilar", Stage.JUDGE, "text and image do not belong together"
     MINOR = "minor", Stage.JUDGE, "possibly a minor in unsafe content"
     ANIMAL = "animal", Stage.JUDGE, "possibly an animal in unsafe content"
+    NEAR_DUPLICATE = "near_duplicate", Stage.JUDGE, "looks like another image of the dataset"
+    PURGED = "purged", Stage.JUDGE, "was purged from the finished dataset"
     PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"
 
     stage: Stage
     phrase: str
+
+    # a member is one object: it need not be hashed by its name, in Python, for each link
+    __hash__ = object.__hash__
 
     def __new__(cls, value: str, stage: Stage, phrase: str) -> Reason:
         member = object.__new__(cls)
@@ -179,6 +187,7 @@ class Image:
     original_width: int  #: as served, pixels
     original_height: int
     md5: str  #: hex, of the bytes as served
+    sha1: str  #: hex, of the bytes as served
     sha256: str  #: hex, of the bytes as served
     robots: str  #: the X-Robots-Tag headers of the answer joined by newlines, "" if none
 

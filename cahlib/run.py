@@ -10,7 +10,6 @@ done again from its parcel or from its WAT, with the same result.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
@@ -32,12 +31,17 @@ from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
 from cahlib.errors import CahError, ConfigError, RunError, ShardError
 from cahlib.flow import Flow, Line
+from cahlib.lists import hashes
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Judged, Parcel, Shard, Stage, Tally
+from cahlib.relay import drop, fetch
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
+from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.shards import shards
 from cahlib.swarm import engine
+from cahlib.tracker.client import Tracker, TrackerAway
+from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Counts, Ledger
 
 T = TypeVar("T")
@@ -62,22 +66,27 @@ def run(
     *,
     stop: threading.Event | None = None,
     tick: float = 1.0,
+    role: str = "hybrid",
 ) -> Outcome:
     """Work through the job's shards, those of earlier launches excepted.
 
     ``stop`` ends the run early and cleanly: what is being judged is finished, parcels stay for the
-    next launch. ``listener`` hears a Snapshot every ``tick`` seconds, and one at the end. Raises
-    ConfigError before anything was started, RunError when it cannot go on; shards that failed for
-    good are in the outcome.
+    next launch. ``listener`` hears a Snapshot every ``tick`` seconds, and one at the end. With a
+    tracker, ``role`` "gpu" judges what others scraped. Raises ConfigError before anything was
+    started, RunError when it cannot go on; shards that failed for good are in the outcome.
     """
     folder = job.output.folder
     if job.output.url:
         upload.check(job.output.url)
-    with _home(job) as ledger:
-        ledger.add(shards(job.crawl, contact=job.download.contact))
-        counts = ledger.counts()
-        if counts.open or counts.sealed:
-            work = _Work(job, ledger, stop or threading.Event())
+    # a list that cannot be read is the user's to mend, before the start
+    Blocklists.load(job.crawl)
+    hashes(job.download.known_harm, "known_harm")
+    stop = stop or threading.Event()
+    with home(job, role=role, stop=stop) as ledger:
+        if isinstance(ledger, Ledger):
+            ledger.add(shards(job.crawl, contact=job.download.contact))
+        if ledger.more() or ledger.in_state("sealed"):
+            work = _Work(job, ledger, stop)
             with work.watched(listener, tick):
                 work.through()
         report.write(folder, job.values())
@@ -93,32 +102,37 @@ def run(
 
 
 @contextmanager
-def _home(job: Job) -> Iterator[Ledger]:
-    """The run's own folder beside the dataset, held by this process alone, and its ledger."""
+def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Shared]:
+    """The run's own folder beside the dataset, held by this process alone, and its ledger.
+
+    With a tracker it is one that takes its shards from there, as a worker of this role.
+    """
     home = job.output.folder / "run"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        lock = open(home / "lock", "w")
-    except OSError as error:
-        raise ConfigError(
-            f"output: {job.output.folder} cannot be written ({error.strerror}); "
-            "choose another folder."
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"output: another run is writing to {job.output.folder}; "
-                "wait for it, or choose another folder."
-            ) from error
+    with dataset.held(job.output.folder):
         _remember(job, home / "job.json")
         ledger = Ledger(home / "ledger.sqlite")
         try:
             ledger.recover()
-            yield ledger
+            if job.place.tracker:
+                with _shared(job, ledger, role, stop) as shared:
+                    yield shared
+            else:
+                yield ledger
         finally:
             ledger.close()
+
+
+def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
+    """The ledger of a run that takes part in a tracker's crawl."""
+    if not job.nickname:
+        raise ConfigError("nickname: choose one; the tracker's leaderboard shows it.")
+
+    def pause(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise TrackerAway("Stopped while the tracker did not answer; the next launch goes on.")
+
+    tracker = Tracker(job.place.tracker, sleep=pause)
+    return Shared(ledger, tracker, job.output.folder / "run/tracker.json", who=(job.nickname, role))
 
 
 def _remember(job: Job, path: Path) -> None:
@@ -150,7 +164,7 @@ _Step: TypeAlias = tuple[_InWork, Judged | Exception | None]
 class _Work:
     """The stages of one launch, and what they count."""
 
-    def __init__(self, job: Job, ledger: Ledger, stop: threading.Event) -> None:
+    def __init__(self, job: Job, ledger: Ledger | Shared, stop: threading.Event) -> None:
         self._job, self._ledger, self._stop = job, ledger, stop
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
@@ -195,7 +209,7 @@ class _Work:
             while len(scrapers) < 2 * scrapers.slots and (shard := self._ledger.lease()):
                 leased[shard.id] = shard
                 self._submit(scrapers, shard)
-            if not scrapers and not self._ledger.counts().open:
+            if not scrapers and not self._ledger.more():
                 return
             if finished := scrapers.take(timeout=0.2):
                 shard, result = leased.pop(finished[0]), finished[1]
@@ -208,6 +222,9 @@ class _Work:
 
     def _submit(self, scrapers: engine.Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
+        if brought := self._ledger.parcel(shard):
+            scrapers.submit(shard.id, fetch, shard, brought, self._parcels, limit=seconds)
+            return
         settings = (self._job.crawl, self._job.download, self._parcels)
         scrapers.submit(shard.id, scrape, shard, *settings, limit=seconds)
 
@@ -231,7 +248,8 @@ class _Work:
     def _judged(self, work: _InWork) -> Iterator[Judged]:
         parcels.check(work.parcel)
         images = parcels.read(work.parcel)
-        return pairs(images, self._clip, self._safety, judge=self._job.judge, tally=work.tally)
+        judged = pairs(images, self._clip, self._safety, judge=self._job.judge, tally=work.tally)
+        return self._ledger.ours(work.parcel.shard, judged)
 
     def _write(self, steps: Iterable[_Step]) -> Iterator[Sealed]:
         """Write each shard's pairs into the dataset, and its account into the ledger."""
@@ -260,7 +278,10 @@ class _Work:
         output = self._job.output
         if output.url:
             upload.upload(sealed, self._folder, output.url, keep_local=output.keep_local)
+        brought = self._ledger.parcel(sealed.shard)
         self._ledger.done(sealed.shard)
+        if brought:
+            drop(brought)
         parcels.discard(self._parcels, sealed.shard)
 
     def _fail(self, shard: Shard, error: Exception) -> None:

@@ -129,8 +129,8 @@ def _rights(found: Summary, contact: str) -> Iterator[str]:
     )
     yield (
         f"Left out, because their owners refuse such a use by X-Robots-Tag: "
-        f"{plural(found.optouts, 'image')}; the evidence is in optouts/. The columns md5 and "
-        "sha256 are those of the images as they were served, for lists of what must go.\n"
+        f"{plural(found.optouts, 'image')}; the evidence is in optouts/. The columns md5, "
+        "sha1 and sha256 are those of the images as they were served, for lists of what must go.\n"
     )
     where = f"Write to {_cell(contact)}" if contact else "Write to whoever gave you this dataset"
     yield f"{where} to have something taken down, with its URL or uid.\n"

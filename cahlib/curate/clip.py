@@ -26,22 +26,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from cahlib.errors import ConfigError, RunError
-
-try:
-    import numpy as np
-    import open_clip
-    import torch
-    from numpy.typing import NDArray
-    from safetensors import SafetensorError
-except ModuleNotFoundError as error:
-    raise ConfigError(
-        f"judging needs {error.name}, which is not installed; type: pip install 'cahlib[gpu]'"
-    ) from error
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from cahlib.config import Judge
 from cahlib.curate import local
 from cahlib.curate.inputs import Group, Pixels, Tokens, prepare
+from cahlib.errors import ConfigError, RunError
 
 #: Embeddings of length 1: (how many, width of the model).
 Vectors: TypeAlias = NDArray[np.float32]

@@ -1,7 +1,7 @@
 """The embedded default: a small web on loopback, a crawl of it, and a tiny CLIP.
 
 The tiny CLIP can tell whether a drawing of a common thing belongs to an English caption that names
-it. It has seen emoji only: it cannot judge photos, and its word on safety means nothing.
+it. It has seen emoji only: it cannot judge photos, and of safety it is not even asked.
 """
 
 import json
@@ -13,8 +13,10 @@ from cahlib.demo.web import Web
 #: The tiny model's folder: open_clip's config, the weights and the words.
 MODEL = Path(__file__).parent / "model"
 NAME = "cah-tiny"
+#: Safety categories that find nothing: the model cannot tell them.
+SAFETY = MODEL / "safety.json"
 #: Least cosine of a pair by the tiny model; see `cahlib.demo.evaluate` for what it lets through.
-THRESHOLD = 0.30
+THRESHOLD = 0.22
 #: Where the crawl lies on the demo's web, whatever the host.
 WAT_PATH = "/crawl/demo.warc.wat.gz"
 #: The largest file that the demo takes; one of its traps is larger.
@@ -43,6 +45,6 @@ def job(output: str, web: Web) -> Job:
             total_timeout=4,
             max_bytes=MOST_BYTES,
         ),
-        judge=Judge(model=str(MODEL), threshold=THRESHOLD),
+        judge=Judge(model=str(MODEL), threshold=THRESHOLD, safety=str(SAFETY)),
         output=Output(output=output),
     )

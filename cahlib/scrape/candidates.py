@@ -31,7 +31,7 @@ def candidates(
     for page in pages:
         shown = _shown(page, options)
         base = links.Base.of(page.url, page.base)
-        answers = [choose(link, base) for link in shown]
+        answers = [choose(link, base) if link.alt else Reason.NO_TEXT for link in shown]
         _count(answers, tally)
         licence = ""
         for link, answer in zip(shown, answers, strict=True):
@@ -71,8 +71,6 @@ class _Choice:
 
     def __call__(self, link: Link, base: links.Base) -> _Chosen | Reason:
         """A candidate, or why a link is none; cheap questions come before dear ones."""
-        if not link.alt:
-            return Reason.NO_TEXT
         if reason := links.refuse(link.url):
             return reason
         text = self._judge(link.alt)
@@ -81,8 +79,8 @@ class _Choice:
         url = links.absolute(link.url, base, self._most)
         if isinstance(url, Reason):
             return url
-        if self._blocked.domain(url):
-            return Reason.BLOCKED_DOMAIN
+        if reason := self._blocked.address(url):
+            return reason
         digest = hashlib.md5((url + text.text).encode("utf-8", "replace"), usedforsecurity=False)
         uid = digest.hexdigest()
         if uid in self._seen:

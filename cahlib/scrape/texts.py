@@ -13,6 +13,7 @@ from ftfy import fixes
 
 from cahlib.config import Crawl
 from cahlib.records import Reason
+from cahlib.scrape.personal import masked
 
 #: So many judgements are remembered, of texts up to this length: 8 MiB, or 30 if all are emoji.
 _REMEMBERED, _LENGTH = 20_000, 200
@@ -63,6 +64,10 @@ def judge(options: Crawl) -> Callable[[str], Text | Reason]:
         reason = refuse(text, options)
         if reason is not None:
             return reason
+        if (clean := masked(text)) != text:
+            if options.personal == "drop":
+                return Reason.PERSONAL_TEXT
+            text = raw = clean
         language, reliable = detect(text)
         if wanted is not None and language not in wanted:
             return Reason.LANGUAGE

@@ -1,4 +1,4 @@
-"""The ledger: which shards are to do, leased, sealed, done, with what result; all SQL is here.
+"""The ledger: which shards are to do, leased, sealed, done, with what result; of one run.
 
 A shard goes ``todo → leased → sealed → done``: sealed when its files are in the dataset on this
 machine and its pairs are known, done when they are where they shall be (uploaded). A failure takes
@@ -8,60 +8,37 @@ shard holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    Column,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    case,
-    create_engine,
-    event,
-    func,
-    select,
-    update,
-)
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import ScalarSelect, case, delete, func, select, update
 from sqlalchemy.exc import DatabaseError
 
 from cahlib.errors import ConfigError
-from cahlib.records import Shard, Tally
+from cahlib.records import Judged, Shard, Tally
+from cahlib.tracker.database import Database
+from cahlib.tracker.schema import pairs as _pairs
+from cahlib.tracker.schema import schema
+from cahlib.tracker.schema import shards as _shards
 
-_schema = MetaData()
 
-_shards = Table(
-    "shards",
-    _schema,
-    Column("number", Integer, primary_key=True),  # the order in which they are worked through
-    Column("id", String(200), unique=True, nullable=False),
-    Column("url", String, nullable=False),
-    Column("half", Integer, nullable=False),
-    Column("state", String(10), nullable=False, default="todo"),
-    Column("attempts", Integer, nullable=False, default=0),
-    Column("error", String),
-    Column("pairs", Integer, nullable=False, default=0),
-    Column("tally", JSON),
-    # what `lease` asks for: the first row of this index, however many shards there are
-    Index("following", "state", "attempts", "number"),
-)
+def following(state: str, *conditions: Any, lane: int = 0) -> ScalarSelect[int]:
+    """The number of the next shard in a state; those that failed come after the others.
 
-_pairs = Table(
-    "pairs",
-    _schema,
-    Column("uid", LargeBinary(16), primary_key=True),
-    Column("shard", ForeignKey("shards.number"), nullable=False, index=True),
-    sqlite_with_rowid=False,  # the key is the row: half the file
-)
+    Locked for who asks, and those that others have locked are passed over, so that claiming it is
+    one statement. SQLite has no such locks and needs none: it lets one writer in at a time.
+    """
+    return (
+        select(_shards.c.number)
+        .where(_shards.c.state == state, _shards.c.lane == lane, *conditions)
+        .order_by(_shards.c.attempts, _shards.c.number)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +65,9 @@ class Ledger:
     """The shards of one run in an SQLite file; safe for several threads of one process."""
 
     def __init__(self, path: Path) -> None:
-        self._engine = create_engine(f"sqlite:///{path}")
-        event.listen(self._engine, "connect", _prepare)
+        self._database = Database(f"sqlite:///{path}")
         try:
-            _schema.create_all(self._engine)
+            schema.create_all(self._database.engine, [_shards, _pairs])
         except DatabaseError as error:
             raise ConfigError(
                 f"{path} is not a ledger of cahlib that can be used ({error.orig}); "
@@ -101,14 +77,14 @@ class Ledger:
     def add(self, shards: Iterable[Shard]) -> None:
         """Put shards at the end of the list; those that are in it already stay as they are."""
         every = iter(shards)
-        with self._engine.begin() as connection:
+        with self._database.write() as connection:
             while batch := list(islice(every, 5000)):
                 rows = [{"id": s.id, "url": s.url, "half": s.half} for s in batch]
-                connection.execute(insert(_shards).on_conflict_do_nothing(), rows)
+                connection.execute(self._database.insert(_shards).on_conflict_do_nothing(), rows)
 
     def recover(self) -> None:
         """Take back what an earlier launch left unfinished; only one process may hold a ledger."""
-        with self._engine.begin() as connection:
+        with self._database.write() as connection:
             connection.execute(
                 update(_shards)
                 .where(_shards.c.state.in_(["leased", "failed"]))
@@ -117,17 +93,10 @@ class Ledger:
 
     def lease(self) -> Shard | None:
         """The next shard to do, if any; those that failed come after the others."""
-        following = (
-            select(_shards.c.number)
-            .where(_shards.c.state == "todo")
-            .order_by(_shards.c.attempts, _shards.c.number)
-            .limit(1)
-            .scalar_subquery()
-        )
-        with self._engine.begin() as connection:
+        with self._database.write() as connection:
             row = connection.execute(
                 update(_shards)
-                .where(_shards.c.number == following)
+                .where(_shards.c.number == following("todo"))
                 .values(state="leased", attempts=_shards.c.attempts + 1)
                 .returning(_shards.c.id, _shards.c.url, _shards.c.half)
             ).first()
@@ -139,7 +108,7 @@ class Ledger:
 
     def fail(self, shard: Shard, error: str, *, attempts: int) -> bool:
         """Note a failed attempt; True if that was the last one."""
-        with self._engine.begin() as connection:
+        with self._database.write() as connection:
             state = connection.execute(
                 update(_shards)
                 .where(_shards.c.id == shard.id)
@@ -154,7 +123,7 @@ class Ledger:
     def seal(self, shard: Shard, uids: Iterable[str], tally: Tally) -> None:
         """A shard's files are in the dataset: keep its pairs' uids and its tally."""
         keys = [bytes.fromhex(uid) for uid in uids]
-        with self._engine.begin() as connection:
+        with self._database.write() as connection:
             number = connection.execute(
                 update(_shards)
                 .where(_shards.c.id == shard.id)
@@ -162,7 +131,9 @@ class Ledger:
                 .returning(_shards.c.number)
             ).scalar_one()
             if keys:
-                connection.execute(insert(_pairs), [{"uid": key, "shard": number} for key in keys])
+                connection.execute(
+                    self._database.insert(_pairs), [{"uid": key, "shard": number} for key in keys]
+                )
 
     def done(self, shard: Shard) -> None:
         """A sealed shard is where it shall be."""
@@ -171,13 +142,38 @@ class Ledger:
     def seen(self, uid: str) -> bool:
         """Whether a sealed shard brought this pair."""
         query = select(_pairs.c.uid).where(_pairs.c.uid == bytes.fromhex(uid))
-        with self._engine.connect() as connection:
+        with self._database.read() as connection:
             return connection.execute(query).first() is not None
+
+    def more(self) -> bool:
+        """Whether there may be shards to lease yet."""
+        return self.counts().open > 0
+
+    def parcel(self, shard: Shard) -> dict[str, Any] | None:
+        """Where a shard's parcel is, if somebody else has scraped it: never, in a run alone."""
+        return None
+
+    def ours(self, shard: Shard, judged: Iterator[Judged]) -> Iterator[Judged]:
+        """A shard's judged images; nobody else could have them."""
+        return judged
+
+    def forget(self, shard: Shard) -> None:
+        """A shard that is not done is not this run's any more."""
+        with self._database.write() as connection:
+            given = _shards.c.state.in_(["todo", "leased"])
+            connection.execute(delete(_shards).where(_shards.c.id == shard.id, given))
+
+    def account(self, id: str) -> tuple[int, Tally]:
+        """A sealed shard's pairs and tally."""
+        query = select(_shards.c.pairs, _shards.c.tally).where(_shards.c.id == id)
+        with self._database.read() as connection:
+            row = connection.execute(query).one()
+        return row.pairs, Tally.from_dict(row.tally)
 
     def counts(self) -> Counts:
         """How many shards are in which state."""
         query = select(_shards.c.state, func.count()).group_by(_shards.c.state)
-        with self._engine.connect() as connection:
+        with self._database.read() as connection:
             found = {row[0]: row[1] for row in connection.execute(query)}
         return Counts(
             **{s: found.get(s, 0) for s in ("todo", "leased", "sealed", "done", "failed")}
@@ -186,7 +182,7 @@ class Ledger:
     def tally(self) -> Tally:
         """What became of everything in the sealed shards."""
         query = select(_shards.c.tally).where(_shards.c.tally.is_not(None))
-        with self._engine.connect() as connection:
+        with self._database.read() as connection:
             each = (Tally.from_dict(row.tally) for row in connection.execute(query))
             return sum(each, Tally())
 
@@ -197,26 +193,19 @@ class Ledger:
             .where(_shards.c.state.in_(states))
             .order_by(_shards.c.number)
         )
-        with self._engine.connect() as connection:
+        with self._database.read() as connection:
             return [Shard(id=r.id, url=r.url, half=r.half) for r in connection.execute(query)]
 
     def errors(self) -> list[tuple[str, str]]:
         """Id and last error of each shard that was given up."""
         query = select(_shards.c.id, _shards.c.error).where(_shards.c.state == "failed")
-        with self._engine.connect() as connection:
+        with self._database.read() as connection:
             return [(row.id, row.error) for row in connection.execute(query)]
 
     def close(self) -> None:
         """Let go of the file."""
-        self._engine.dispose()
+        self._database.close()
 
     def _change(self, shard: Shard, **values: Any) -> None:
-        with self._engine.begin() as connection:
+        with self._database.write() as connection:
             connection.execute(update(_shards).where(_shards.c.id == shard.id).values(**values))
-
-
-def _prepare(connection: Any, record: object) -> None:
-    # WAL: readers never wait for the writer. The timeout: two threads may write at once.
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA busy_timeout=30000")
-    connection.execute("PRAGMA synchronous=FULL")  # a shard that is done stays done at a power cut

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -46,6 +47,29 @@ def test_a_mistake_gets_a_sentence(tmp_path, arguments, code, sentence):
     (tmp_path / "page.wat.gz").write_text("<!doctype html><title>Not found</title>")
     (tmp_path / "plain.wat.gz").write_text("WARC/1.0\r\nWARC-Type: warcinfo\r\n\r\n")
     refused("run", *arguments, code=code, sentence=sentence, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("library", "extra", "arguments"),
+    [
+        ("torch", "gpu", ["run", "--crawl", "a.wat.gz"]),
+        ("fastapi", "tracker", ["tracker", "serve"]),
+    ],
+)
+def test_a_missing_extra_is_named(tmp_path, library, extra, arguments):
+    script = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        "from cahlib.cli import main; sys.exit(main())"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=tmp_path,
+        env=command.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert f"{library} is not installed; type: pip install 'cahlib[{extra}]'" in ran.stderr
 
 
 def test_an_unknown_command_or_option_is_the_users_mistake():

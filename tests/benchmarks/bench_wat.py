@@ -1,6 +1,6 @@
 """A WAT file to candidates on one core, against cc2dataset's extraction of the same file.
 
-    python tests/benchmarks/bench_wat.py [--rounds 5] [--no-peer]
+    python -m tests.benchmarks.bench_wat [--rounds 5] [--no-peer]
 
 The WAT is made from a seed in Common Crawl's layout: 8,000 pages with a request, a response and a
 metadata record each, 100 MB inflated, 50,861 images with an alt text. 45 % of the texts are

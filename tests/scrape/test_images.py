@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hashlib
 import itertools
 import json
 import ssl
@@ -293,6 +294,19 @@ def test_an_owner_who_opts_out_is_heard():
         (image,), _ = fetched(web, "http://a.example/b.jpg", optouts=optouts, honour_optouts=False)
     assert image.robots == "otherbot: noindex\nnoai, noimageai"
     assert len(optouts) == 1
+
+
+@pytest.mark.parametrize("kind", ["md5", "sha1", "sha256"])
+def test_known_harm_is_only_counted(tmp_path, kind):
+    (tmp_path / "list").write_text(hashlib.new(kind, JPEG).hexdigest().upper())
+    other = picture(size=(161, 120))
+    with w.Web({"/a.jpg": w.body(JPEG), "/b.jpg": w.body(other)}) as web:
+        urls = ["http://a.example/a.jpg", "http://a.example/b.jpg"]
+        for resize in (0, 64):  # it is the bytes as served that count
+            harm = (str(tmp_path / "list"),)
+            (image,), tally = fetched(web, *urls, known_harm=harm, resize=resize)
+            assert image.candidate.url == urls[1]
+            assert tally.lost == {Reason.KNOWN_HARM: 1}
 
 
 def test_a_header_in_no_encoding_is_recorded_readably():

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 def cah(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
-        _line(*arguments), cwd=cwd, env=_environment(), capture_output=True, text=True
+        _line(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True
     )
 
 
@@ -24,7 +24,7 @@ def started(*arguments: str | Path) -> subprocess.Popen[str]:
     """Start a command in a process group of its own, as a terminal does."""
     return subprocess.Popen(
         _line(*arguments),
-        env=_environment(),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -52,5 +52,6 @@ def _line(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "cahlib.cli", *map(str, arguments)]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Of a process that shall find this tree's cahlib."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}

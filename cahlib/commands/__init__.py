@@ -1,0 +1,1 @@
+"""The commands of `cah` beside a run, each in a file of its own."""

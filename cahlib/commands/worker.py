@@ -1,0 +1,53 @@
+"""`cah worker` and `cah gpu`: one half of the work of a tracker's shards each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from cahlib.config import Job
+from cahlib.errors import ConfigError
+
+#: Makes a Job of what was typed, and runs a function of it under the eyes of the user: the CLI's.
+Follow = Callable[[argparse.Namespace, Callable[..., Any]], Any]
+
+
+def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], follow: Follow) -> None:
+    """Add both commands; they take the settings of a run."""
+    worker = commands.add_parser(
+        "worker",
+        help="scrape for a tracker; others judge",
+        description="Scrape shards of a tracker's crawl and bring them to where it says.",
+    )
+    settings(worker)
+    worker.set_defaults(act=lambda chosen: _worker(chosen, follow))
+    gpu = commands.add_parser(
+        "gpu",
+        help="judge for a tracker what others scraped",
+        description="Fetch what others scraped for a tracker's crawl, judge it, make the dataset.",
+    )
+    settings(gpu)
+    gpu.set_defaults(act=lambda chosen: _gpu(chosen, follow))
+
+
+def _worker(chosen: argparse.Namespace, follow: Follow) -> int:
+    from cahlib.volunteer import volunteer
+
+    brought = follow(chosen, lambda job, *a, **k: volunteer(_with_tracker(job), *a, **k))
+    print(f"{brought} parcels brought.")
+    return 0
+
+
+def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:
+    from cahlib.run import run
+
+    outcome = follow(chosen, lambda job, *a, **k: run(_with_tracker(job), *a, role="gpu", **k))
+    print(f"{outcome.shards.done} shards judged; the dataset is in {outcome.folder}.")
+    return 0
+
+
+def _with_tracker(job: Job) -> Job:
+    if not job.place.tracker:
+        raise ConfigError("tracker: say for which tracker, by its URL.")
+    return job

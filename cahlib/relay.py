@@ -1,0 +1,83 @@
+"""Parcels by way of storage that both sides reach (fsspec): CPU workers bring, GPU workers fetch.
+
+These are jobs for the engine; they know nothing of trackers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from cahlib.config import Crawl, Download
+from cahlib.errors import ShardError
+from cahlib.records import Parcel, Shard
+from cahlib.scrape import parcel as parcels
+from cahlib.scrape import scrape
+
+
+def bring(
+    shard: Shard,
+    settings: tuple[Crawl, Download],
+    folder: Path,
+    upload: str,
+    *,
+    limit: float,
+    report: Callable[[Any], None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scrape a shard and bring its parcel to ``upload``; where it is, and its tally."""
+    parcel = scrape(shard, *settings, folder, limit=limit, report=report)
+    url = f"{upload.rstrip('/')}/{shard.id}.tar"
+    with _storage(url) as (files, place):
+        files.makedirs(place.rpartition("/")[0], exist_ok=True)
+        files.put_file(str(parcel.path), place)
+        # Last, as on disk: without its manifest a tar is rubbish.
+        files.put_file(str(parcel.path.with_suffix(".json")), _manifest(place))
+    parcels.discard(folder, shard)
+    return {"url": url, "sha256": parcel.sha256, "size": parcel.size}, parcel.tally.as_dict()
+
+
+def fetch(
+    shard: Shard,
+    brought: dict[str, Any],
+    folder: Path,
+    *,
+    limit: float,
+    report: Callable[[Any], None],
+) -> Parcel:
+    """A parcel that somebody brought; it is checked when it is read. Raises ShardError."""
+    path = folder / f"{shard.id}.tar"
+    if not parcels.sealed(folder, shard):
+        with _storage(brought["url"]) as (files, place):
+            if files.size(place) != brought["size"]:
+                raise ShardError(f"{brought['url']} is not as long as it was said to be.")
+            files.get_file(place, str(path))
+            files.get_file(_manifest(place), str(path.with_suffix(".json")))
+    found = parcels.sealed(folder, shard)
+    if found is None or found.sha256 != brought["sha256"]:
+        parcels.discard(folder, shard)
+        raise ShardError(f"{brought['url']} is not the parcel of {shard.id}.")
+    report(found.tally.as_dict())
+    return found
+
+
+def drop(brought: dict[str, Any]) -> None:
+    """Remove a parcel that has served; where that is not allowed, it stays."""
+    with suppress(ShardError), _storage(brought["url"]) as (files, place):
+        files.rm_file(place)
+        files.rm_file(_manifest(place))
+
+
+def _manifest(place: str) -> str:
+    return f"{place.removesuffix('.tar')}.json"
+
+
+@contextmanager
+def _storage(url: str) -> Iterator[tuple[Any, str]]:
+    from fsspec.core import url_to_fs
+
+    try:
+        yield url_to_fs(url)
+    except (OSError, ImportError, ValueError) as error:
+        raise ShardError(f"{url} cannot be reached ({error}).") from error

@@ -1,0 +1,306 @@
+"""The tracker as a web service: its own API under /v1, and how refusals are answered."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, FastAPI, Path, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+import cahlib
+from cahlib.tracker import bloom, board, intake, legacy, pages, rules
+from cahlib.tracker.database import DatabaseAway
+from cahlib.tracker.limits import Gate
+from cahlib.tracker.rules import IDS, Kind, Lease, Refusal, Result, Unknown
+from cahlib.tracker.service import Service, Settings, of
+
+_log = logging.getLogger(__name__)
+_v1 = APIRouter(prefix="/v1", tags=["workers"])
+_admin = APIRouter(prefix="/v1/admin", tags=["administrator"])
+
+Number = Annotated[int, Path(ge=0, le=2**31 - 1, description="the shard's number")]
+Key = Annotated[HTTPAuthorizationCredentials, Security(HTTPBearer())]
+Url = Annotated[str, Field(max_length=2000, pattern=r"^[a-z][a-z0-9+.-]*://[!-~]+$")]
+
+
+def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> FastAPI:
+    """The application; its database must have been migrated."""
+    service = Service(settings) if clock is None else Service(settings, clock=clock)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        app.state.filters = bloom.open_all(FilePath(settings.filters)) if settings.filters else {}
+        service.start()
+        yield
+        service.close()
+        for each in app.state.filters.values():
+            each.close()
+
+    app = FastAPI(
+        title="cahlib tracker",
+        version=cahlib.__version__,
+        description="Hands out the shards of a crawl, and counts what comes of them.",
+        lifespan=life,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+    )
+    app.state.service = service
+    app.include_router(_v1)
+    app.include_router(legacy.router)
+    if settings.filters:
+        app.include_router(legacy.filters)
+    app.include_router(pages.router)
+    if settings.admin:
+        app.include_router(_admin)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(DatabaseAway, _away)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _plain)
+    app.add_middleware(Gate, limits=settings.limits)
+    return app
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Newcomer(_Body):
+    """Who wants to work."""
+
+    nickname: str = Field(max_length=200, description="shown on the leaderboard")
+    kind: Literal["hybrid", "cpu", "gpu"]
+
+
+class Beat(_Body):
+    """A sign of life."""
+
+    shards: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(max_length=1000)
+    progress: str = Field("", max_length=2000, description="in a few words")
+
+
+class Done(_Body):
+    """A shard whose pairs are made."""
+
+    pairs: int = Field(ge=0, le=2**31 - 1)
+    tally: dict[str, Any] | None = Field(None, description="{stage: {in, out, lost: {reason: n}}}")
+    output: str = Field("", max_length=2000, description="where the pairs are")
+
+
+class Delivery(_Body):
+    """A parcel that waits where a GPU worker can fetch it."""
+
+    url: Url
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size: int = Field(ge=0, le=2**50)
+    tally: dict[str, Any] | None = None
+
+
+class Failure(_Body):
+    """Why it did not work."""
+
+    reason: str = Field(max_length=20_000)
+
+
+class Uids(_Body):
+    """Pairs, by their hex md5 of url + text."""
+
+    uids: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(max_length=20_000)
+
+
+class Numbers(_Body):
+    """Shards by their numbers; none = all that apply."""
+
+    shards: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] | None = Field(None, max_length=1000)
+
+
+@_v1.post("/workers", status_code=201)
+def register(request: Request, body: Newcomer) -> dict[str, Any]:
+    """Join: the secret is shown this once, and goes into `Authorization: Bearer` from now on."""
+    service = of(request)
+    worker, secret = service.crowd.register(rules.nickname(body.nickname), Kind(body.kind))
+    return {
+        "name": worker.name,
+        "secret": secret,
+        "lease_seconds": service.settings.rules.lease,
+        "upload": service.settings.rules.upload,
+    }
+
+
+@_v1.post("/lease")
+def lease(request: Request, key: Key) -> dict[str, Any]:
+    """A shard to work on, or null; `finished` when there will be none any more."""
+    service = of(request)
+    found = service.crowd.lease(key.credentials)
+    finished = found is None and not _open(board.counts(service.database))
+    return {"shard": found and _shown(found), "finished": finished}
+
+
+@_v1.post("/heartbeat")
+def heartbeat(request: Request, key: Key, body: Beat) -> dict[str, Any]:
+    """A sign of life: which of the shards you hold are still yours, for a lease from now on."""
+    progress = rules.sentence(body.progress, 200)
+    return {"shards": of(request).crowd.beat(key.credentials, body.shards, progress)}
+
+
+@_v1.post("/shards/{number}/complete")
+def complete(request: Request, key: Key, number: Number, body: Done) -> dict[str, bool]:
+    """A shard's pairs are made; sent again it counts once."""
+    service = of(request)
+    result = Result(
+        pairs=rules.pairs(body.pairs, service.settings.rules),
+        tally=None if body.tally is None else rules.tally(body.tally, pairs=body.pairs),
+        output=rules.sentence(body.output, 2000),
+    )
+    return {"counted": service.crowd.complete(key.credentials, number, result)}
+
+
+@_v1.post("/shards/{number}/parcel")
+def parcel(request: Request, key: Key, number: Number, body: Delivery) -> dict[str, bool]:
+    """A CPU worker's parcel is uploaded: now it is a job for a GPU."""
+    if body.tally is not None:
+        rules.tally(body.tally)
+    brought = {"url": body.url, "sha256": body.sha256, "size": body.size}
+    return {"counted": of(request).crowd.deliver(key.credentials, number, brought)}
+
+
+@_v1.post("/shards/{number}/release")
+def release(request: Request, key: Key, number: Number) -> dict[str, bool]:
+    """Give a shard back; nothing is held against anybody."""
+    of(request).crowd.give_back(key.credentials, number)
+    return {"released": True}
+
+
+@_v1.post("/shards/{number}/fail")
+def fail(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
+    """It did not work: somebody else tries, until several have failed."""
+    reason = rules.sentence(body.reason, 1000)
+    return {"set_aside": of(request).crowd.fail(key.credentials, number, reason)}
+
+
+@_v1.post("/shards/{number}/refetch")
+def refetch(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
+    """A GPU worker could not fetch the parcel: it is scraped anew."""
+    reason = rules.sentence(body.reason, 1000)
+    return {"set_aside": of(request).crowd.refetch(key.credentials, number, reason)}
+
+
+@_v1.post("/shards/{number}/pairs")
+def pairs(request: Request, key: Key, number: Number, body: Uids) -> dict[str, list[str]]:
+    """Which of a shard's pairs another shard has already; the others are now this shard's."""
+    return {"taken": of(request).crowd.claim_pairs(key.credentials, number, body.uids)}
+
+
+@_v1.post("/leave")
+def leave(request: Request, key: Key) -> dict[str, bool]:
+    """Go; what you held is free again, and the secret is worth nothing from now on."""
+    of(request).crowd.leave(key.credentials)
+    return {"left": True}
+
+
+@_v1.get("/state", tags=["public"])
+def state(request: Request) -> dict[str, Any]:
+    """How far the crawl is."""
+    now = of(request).state()
+    counts = now.counts
+    return {
+        "shards": counts.total, "todo": counts.todo, "leased": counts.leased,
+        "scraped": counts.scraped, "judging": counts.judging, "done": counts.done,
+        "failed": counts.failed, "pairs": counts.pairs, "share": counts.share,
+        "workers": now.workers, "shards_per_hour": now.per_hour, "eta_seconds": now.eta,
+    }  # fmt: skip
+
+
+@_v1.get("/leaderboard", tags=["public"])
+def leaderboard(request: Request) -> dict[str, Any]:
+    """Who made most pairs, and who brought most parcels."""
+    service = of(request)
+    return {"pairs": service.pairs_board(), "parcels": service.parcel_board()}
+
+
+@_v1.get("/stuck", tags=["public"])
+def stuck(request: Request) -> list[dict[str, Any]]:
+    """The shards that failed for several workers."""
+    return of(request).stuck()
+
+
+@_admin.post("/retry")
+def retry(request: Request, key: Key, body: Numbers) -> dict[str, int]:
+    """Put shards that were set aside back on the list."""
+    return {"shards": intake.retry(_administrator(request, key), body.shards)}
+
+
+@_admin.post("/workers/{name}/expel")
+def expel(
+    request: Request, key: Key, name: Annotated[str, Path(pattern="^[a-z0-9-]{1,60}$")]
+) -> dict[str, bool]:
+    """Send a worker away: what it held is free again, and its secret is worth nothing."""
+    database = _administrator(request, key)
+    of(request).crowd.expel(board.worker(database, name)["id"])
+    return {"expelled": True}
+
+
+def _administrator(request: Request, key: HTTPAuthorizationCredentials) -> Any:
+    service = of(request)
+    given, secret = key.credentials.encode(), service.settings.admin.encode()
+    if not secrets.compare_digest(given, secret):
+        raise Unknown("This is not the administrator's secret.")
+    return service.database
+
+
+def _open(counts: board.Counts) -> int:
+    return counts.total - counts.done - counts.failed
+
+
+def _shown(lease: Lease) -> dict[str, Any]:
+    first = lease.number // 2 * IDS
+    return {
+        "number": lease.number, "id": lease.shard.id, "url": lease.shard.url,
+        "half": lease.shard.half, "start_id": first, "end_id": first + IDS - 1,
+        "parcel": lease.parcel,
+    }  # fmt: skip
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    status = error.status if _is_ours(request) else error.old_status
+    return _answer(request, status, str(error))
+
+
+def _away(request: Request, error: Exception) -> Response:
+    _log.warning("%s: %r", error, error.__cause__)
+    return _answer(request, 503, str(error), {"Retry-After": "10"})
+
+
+def _malformed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _answer(request, 400, "The body is not JSON.")
+    where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    text = f"{rules.sentence(where, 100)}: {rules.sentence(first['msg'], 300)}."
+    return _answer(request, 422 if _is_ours(request) else 400, text)
+
+
+def _plain(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _answer(request, error.status_code, str(error.detail), error.headers)
+
+
+def _answer(request: Request, status: int, text: str, headers: Any = None) -> Response:
+    if _is_ours(request):
+        return JSONResponse({"detail": text}, status, headers)
+    return PlainTextResponse(text, status, headers)
+
+
+def _is_ours(request: Request) -> bool:
+    return request.url.path.startswith("/v1/")

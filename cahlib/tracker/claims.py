@@ -1,0 +1,70 @@
+"""The statements that a lease and a completion are, put together once.
+
+Building a statement in Python costs more than running it: 1.2 of 4.8 ms of a cycle.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from sqlalchemy import Update, bindparam, func, select, update
+
+from cahlib.tracker.rules import Kind
+from cahlib.tracker.schema import failures, shards, workers
+from cahlib.tracker.store import following
+
+BY_SECRET = select(
+    workers.c.id, workers.c.name, workers.c.nickname, workers.c.kind, workers.c.last_seen
+).where(workers.c.secret == bindparam("hash"), ~workers.c.gone)
+
+COUNTED = ("scraped", "done", "pairs")
+GROWING = (
+    update(workers)
+    .where(workers.c.id == bindparam("id_"))
+    .values({name: workers.c[name] + bindparam(name) for name in COUNTED})
+)
+
+
+@cache
+def claiming(kind: Kind, lane: int) -> Update:
+    """Take the next shard with which this worker has not failed, if it holds few enough."""
+    mine = failures.c.worker == bindparam("me")
+    failed = select(1).where(failures.c.shard == shards.c.number, mine).exists()
+    other = shards.alias()
+    held = (
+        select(func.count())
+        .where(other.c.worker == bindparam("me"), other.c.state.in_(["leased", "judging"]))
+        .scalar_subquery()
+    )
+    shown = (shards.c[name] for name in ("number", "id", "url", "half", "expires", "parcel"))
+    return (
+        update(shards)
+        .where(shards.c.number == following(kind.takes, ~failed, lane=lane))
+        .where(held < bindparam("most"))
+        .values(
+            state=kind.holds,
+            attempts=shards.c.attempts + 1,
+            worker=bindparam("me"),
+            expires=bindparam("until"),
+        )
+        .returning(*shown)
+    )
+
+
+@cache
+def completing(kind: Kind) -> Update:
+    """Close a shard that this worker holds."""
+    return (
+        update(shards)
+        .where(shards.c.number == bindparam("number_"), shards.c.worker == bindparam("me"))
+        .where(shards.c.state.in_([kind.holds, kind.takes]))
+        .values(
+            state="done",
+            error=None,
+            pairs=bindparam("pairs_"),
+            tally=bindparam("tally_"),
+            output=bindparam("output_"),
+            finished=bindparam("now"),
+        )
+        .returning(shards.c.attempts)
+    )

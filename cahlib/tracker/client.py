@@ -1,0 +1,146 @@
+"""What a worker says to a tracker: its API as methods, with patience; standard library only."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.records import Shard, Tally
+
+
+class TrackerAway(RunError):
+    """The tracker does not answer, or cannot now; the same may be asked again."""
+
+
+class Refused(CahError):
+    """The tracker will not do it, and says why."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leased:
+    """A shard that the tracker gave us."""
+
+    number: int
+    shard: Shard
+    parcel: dict[str, Any] | None  #: for a GPU worker: url, sha256 and size
+
+
+class Tracker:
+    """A tracker by its URL; safe for several threads.
+
+    Each call raises Refused, or TrackerAway once it has tried for ``patience`` seconds.
+    """
+
+    def __init__(
+        self, url: str, *, secret: str = "", sleep: Callable[[float], object] = time.sleep
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"tracker: {url} is no http(s) URL.")
+        self.url, self.secret, self._sleep = url.rstrip("/"), secret, sleep
+
+    def join(self, nickname: str, kind: str, *, patience: float = 0) -> dict[str, Any]:
+        """Register as a "hybrid", "cpu" or "gpu" worker; the answer says name, lease, upload."""
+        body = {"nickname": nickname, "kind": kind}
+        answer = self._ask("/v1/workers", body, patience=patience)
+        self.secret = answer["secret"]
+        return answer
+
+    def lease(self, *, patience: float = 0) -> tuple[Leased | None, bool]:
+        """The next shard, or None; and whether there will be none any more."""
+        answer = self._ask("/v1/lease", {}, patience=patience)
+        given = answer["shard"]
+        if given is None:
+            return None, bool(answer["finished"])
+        shard = Shard(id=given["id"], url=given["url"], half=given["half"])
+        return Leased(number=given["number"], shard=shard, parcel=given["parcel"]), False
+
+    def beat(self, numbers: Iterable[int], progress: str = "", *, patience: float = 0) -> set[int]:
+        """Say that we live; which of these shards are still ours."""
+        body = {"shards": sorted(numbers), "progress": progress}
+        return set(self._ask("/v1/heartbeat", body, patience=patience)["shards"])
+
+    def complete(
+        self, number: int, *, pairs: int, tally: Tally, output: str = "", patience: float = 0
+    ) -> bool:
+        """A shard's pairs are made; False if the tracker knew."""
+        body = {"pairs": pairs, "tally": tally.as_dict(), "output": output}
+        return bool(self._on(number, "complete", body, patience)["counted"])
+
+    def deliver(
+        self, number: int, parcel: dict[str, Any], tally: Tally, *, patience: float = 0
+    ) -> bool:
+        """A parcel (url, sha256, size) is uploaded; False if the tracker knew."""
+        account = {k: v for k, v in tally.as_dict().items() if k != "judge"}
+        body = parcel | {"tally": account}
+        return bool(self._on(number, "parcel", body, patience)["counted"])
+
+    def release(self, number: int, *, patience: float = 0) -> None:
+        """Give a shard back."""
+        self._on(number, "release", {}, patience)
+
+    def fail(self, number: int, reason: str, *, patience: float = 0) -> None:
+        """It did not work."""
+        self._on(number, "fail", {"reason": reason[:20_000]}, patience)
+
+    def refetch(self, number: int, reason: str, *, patience: float = 0) -> None:
+        """The parcel could not be fetched."""
+        self._on(number, "refetch", {"reason": reason[:20_000]}, patience)
+
+    def claim(self, number: int, uids: Iterable[str], *, patience: float = 0) -> set[str]:
+        """Make pairs this shard's; which of them are another's already."""
+        return set(self._on(number, "pairs", {"uids": sorted(set(uids))}, patience)["taken"])
+
+    def _on(self, number: int, what: str, body: Any, patience: float) -> dict[str, Any]:
+        return self._ask(f"/v1/shards/{number}/{what}", body, patience=patience)
+
+    def _ask(self, path: str, body: Any, *, patience: float) -> dict[str, Any]:
+        deadline, pause = time.monotonic() + patience, 0.25
+        while True:
+            try:
+                return self._post(path, body)
+            except TrackerAway:
+                if time.monotonic() + pause > deadline:
+                    raise
+            # Not all at once, when the tracker comes back to a thousand workers.
+            self._sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, 30)
+
+    def _post(self, path: str, body: Any) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json", "User-Agent": "cahlib"}
+        if self.secret:
+            headers["Authorization"] = f"Bearer {self.secret}"
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                found = json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _translated(self.url, error) from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise TrackerAway(f"The tracker {self.url} does not answer ({error}).") from error
+        if not isinstance(found, dict):
+            raise TrackerAway(f"{self.url} does not answer as a tracker does.")
+        return found
+
+
+def _translated(url: str, error: urllib.error.HTTPError) -> CahError:
+    """What an HTTP error means; what is not a tracker's word may be a proxy's, and pass."""
+    try:
+        text = str(json.loads(error.read(100_000))["detail"])
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        text = f"{url} answers {error.code}."
+    if error.code == 429 or error.code >= 500:
+        return TrackerAway(text)
+    return Refused(error.code, text)

@@ -1,0 +1,368 @@
+"""The ledger made to serve many: workers, and their leases on shards.
+
+    todo ──► leased ──────────────────────────► done      a worker that scrapes and judges
+      ▲        └──► scraped ──► judging ──────────┘        a CPU worker, then a GPU worker
+      └─ given back, run out, failed; and failed for several workers: set aside
+
+Every change is one transaction in which the first statement claims the row it is about, so two
+workers never hold one shard, and an answer that got lost can be asked for again. A lease that ran
+out is still its worker's until somebody else takes the shard: late work is not lost work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, and_, case, func, or_, select, update
+
+from cahlib.records import Shard
+from cahlib.tracker import names
+from cahlib.tracker.claims import BY_SECRET, COUNTED, GROWING, claiming, completing
+from cahlib.tracker.database import Database
+from cahlib.tracker.rules import (
+    Invalid,
+    Kind,
+    Lease,
+    Missing,
+    NotHeld,
+    Refusal,
+    Result,
+    Rules,
+    Unknown,
+    Worker,
+)
+from cahlib.tracker.schema import failures, pairs, people, shards, workers
+
+#: A sign of life is written down when the last one is older than this, in seconds.
+_SEEN = 10
+
+_HELD = shards.c.state.in_(["leased", "judging"])
+#: The state of a shard that is free again.
+_FREE = case((shards.c.state == "leased", "todo"), else_="scraped")
+
+
+class Crowd:
+    """Who does which shard, in a database that several server processes may share.
+
+    Each call names the worker by its secret; raises Unknown for one that is none, NotHeld for a
+    shard that is another's, Missing for one that does not exist, DatabaseAway.
+    """
+
+    def __init__(
+        self, database: Database, rules: Rules, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._database, self._clock, self.rules = database, clock, rules
+
+    def register(self, nickname: str, kind: Kind) -> tuple[Worker, str]:
+        """A new worker, and its secret, of which only a hash is stored."""
+        secret, now = secrets.token_urlsafe(32), self._clock()
+        values = {
+            "nickname": nickname, "kind": kind.value, "secret": _hash(secret), "first_seen": now,
+            "last_seen": now, "gone": False, "progress": "", "scraped": 0, "done": 0, "pairs": 0,
+        }  # fmt: skip
+        with self._database.write() as connection:
+            while True:
+                name = names.draw()
+                fresh = self._database.insert(workers).values(name=name, **values)
+                free = fresh.on_conflict_do_nothing(index_elements=["name"])
+                number = connection.execute(free.returning(workers.c.id)).scalar()
+                if number is not None:
+                    return Worker(id=number, name=name, nickname=nickname, kind=kind), secret
+
+    def known(self, secret: str) -> Worker:
+        """The worker of this secret."""
+        with self._database.read() as connection:
+            return _worker(connection.execute(BY_SECRET, {"hash": _hash(secret)}).first())
+
+    def lease(self, secret: str, *, old: bool = False) -> Lease | None:
+        """The next shard for this worker, if any.
+
+        ``old``: by the old protocol, whose workers hold one shard at most and give it back by
+        asking for another.
+        """
+        with self._as(secret) as (connection, worker):
+            if old:
+                self._release(connection, worker, _HELD)
+            lease = self._claim(connection, worker, old=old)
+            if lease is None and self._expire(connection):
+                lease = self._claim(connection, worker, old=old)
+            return lease
+
+    def _claim(self, connection: Connection, worker: Worker, *, old: bool) -> Lease | None:
+        lane = 1 if old and worker.kind is Kind.GPU else 0
+        values = {
+            "me": worker.id,
+            "until": self._clock() + (self.rules.old_lease if old else self.rules.lease),
+            "most": self.rules.most_held,
+        }
+        row = connection.execute(claiming(worker.kind, lane), values).first()
+        if row is None:
+            return None
+        shard = Shard(id=row.id, url=row.url, half=row.half)
+        return Lease(number=row.number, shard=shard, expires=row.expires, parcel=row.parcel)
+
+    def beat(
+        self, secret: str, numbers: Sequence[int], progress: str = "", *, old: bool = False
+    ) -> list[int]:
+        """A sign of life: which of these shards the worker still holds, for a lease from now on.
+
+        ``old``: whatever it holds, by the old protocol.
+        """
+        with self._as(secret, progress) as (connection, worker):
+            which = _HELD if old else shards.c.number.in_(numbers)
+            lease = self.rules.old_lease if old else self.rules.lease
+            renewed = (
+                update(shards)
+                .where(which, *_mine(worker))
+                .values(state=worker.kind.holds, expires=self._clock() + lease)
+                .returning(shards.c.number)
+            )
+            return sorted(connection.execute(renewed).scalars())
+
+    def held(self, secret: str) -> list[int]:
+        """The shards whose leases a worker has."""
+        with self._as(secret) as (connection, worker):
+            query = select(shards.c.number).where(shards.c.worker == worker.id, _HELD)
+            return sorted(connection.execute(query).scalars())
+
+    def complete(self, secret: str, number: int, result: Result) -> bool:
+        """A shard's pairs are made; False if that was known already."""
+        with self._as(secret) as (connection, worker):
+            if worker.kind is Kind.CPU:
+                raise Invalid("A CPU worker brings a parcel; it has no pairs to count.")
+            values = {
+                "number_": number, "me": worker.id, "pairs_": result.pairs, "now": self._clock(),
+                "output_": result.output, "tally_": result.tally and result.tally.as_dict(),
+            }  # fmt: skip
+            closed = connection.execute(completing(worker.kind), values).scalar()
+            if closed is None:
+                done = (shards.c.state == "done") & (shards.c.worker == worker.id)
+                self._must(connection, number, done)
+                return False
+            self._count(connection, worker, done=1, pairs=result.pairs)
+            return True
+
+    def deliver(
+        self, secret: str, number: int, parcel: dict[str, Any], *, old: bool = False
+    ) -> bool:
+        """A CPU worker's parcel is there: work for a GPU; False if that was known already."""
+        with self._as(secret) as (connection, worker):
+            if worker.kind is not Kind.CPU:
+                raise Invalid("Only a CPU worker brings a parcel.")
+            brought = {"state": "scraped", "lane": int(old), "attempts": 0, "parcel": parcel}
+            changed = self._change(
+                connection, worker, number, worker=None, scraper=worker.id, **brought
+            )
+            if changed is None:
+                states = shards.c.state.in_(["scraped", "judging", "done"])
+                self._must(connection, number, states & (shards.c.scraper == worker.id))
+                return False
+            self._count(connection, worker, scraped=1)
+            return True
+
+    def give_back(self, secret: str, number: int) -> None:
+        """A leased shard is free again, and the attempt does not count."""
+        with self._as(secret) as (connection, worker):
+            if not self._release(connection, worker, shards.c.number == number):
+                raise self._refusal(connection, number)
+
+    def leave(self, secret: str) -> None:
+        """The worker goes; what it held is free again."""
+        with self._as(secret) as (connection, worker):
+            self._dismiss(connection, worker)
+
+    def fail(self, secret: str, number: int, error: str) -> bool:
+        """A worker failed with a shard; True if it is set aside, having failed for several."""
+        with self._as(secret) as (connection, worker):
+            free = worker.kind.takes
+            attempts = self._change(
+                connection, worker, number, state=free, worker=None, error=error
+            )
+            if attempts is None:
+                raise self._refusal(connection, number)
+            return self._blame(connection, worker.id, number, attempts, error)
+
+    def refetch(self, secret: str, number: int, error: str) -> bool:
+        """A GPU worker cannot fetch a parcel: it is to be scraped anew, by somebody else."""
+        with self._as(secret) as (connection, worker):
+            if worker.kind is not Kind.GPU:
+                raise Invalid("Only a GPU worker fetches parcels.")
+            scraper = connection.execute(
+                select(shards.c.scraper).where(shards.c.number == number)
+            ).scalar()
+            attempts = self._change(
+                connection, worker, number,
+                state="todo", lane=0, worker=None, scraper=None, parcel=None, error=error,
+            )  # fmt: skip
+            if attempts is None:
+                raise self._refusal(connection, number)
+            self._uncount(connection, scraper)
+            return self._blame(connection, scraper, number, attempts, error)
+
+    def claim_pairs(self, secret: str, number: int, uids: Sequence[str]) -> list[str]:
+        """Which of these pairs another shard has already; the others are this shard's from now on.
+
+        So the datasets of all workers together hold each pair once.
+        """
+        keys = sorted(bytes.fromhex(uid) for uid in set(uids))  # sorted: no two wait for each other
+        with self._as(secret) as (connection, worker):
+            self._must(connection, number, and_(*_mine(worker)))
+            taken: list[bytes] = []
+            for start in range(0, len(keys), 1000):
+                batch = keys[start : start + 1000]
+                rows = [{"uid": key, "shard": number} for key in batch]
+                fresh = self._database.insert(pairs).values(rows).on_conflict_do_nothing()
+                connection.execute(fresh)
+                query = select(pairs.c.uid).where(pairs.c.uid.in_(batch), pairs.c.shard != number)
+                taken += connection.execute(query).scalars()
+            return [key.hex() for key in taken]
+
+    def bring(self, secret: str, urls: Mapping[int, str]) -> int:
+        """Take parcels of shards that are free or the worker's, whole WAT files; how many."""
+        with self._as(secret) as (connection, worker):
+            mine = (shards.c.state == "leased") & (shards.c.worker == worker.id)
+            brought = 0
+            for number, url in sorted(urls.items()):
+                delivered = (
+                    update(shards)
+                    .where(shards.c.number == number, or_(shards.c.state == "todo", mine))
+                    .values(
+                        state="scraped", lane=1, attempts=0, worker=None, scraper=worker.id,
+                        parcel={"url": url},
+                    )
+                )  # fmt: skip
+                brought += int(connection.execute(delivered).rowcount)
+            if brought:
+                self._count(connection, worker, scraped=brought)
+            return brought
+
+    def expel(self, number: int) -> None:
+        """Send a worker away by its id: what it held is free again."""
+        with self._database.write() as connection:
+            row = connection.execute(select(workers).where(workers.c.id == number)).first()
+            self._dismiss(connection, _worker(row))
+
+    def _dismiss(self, connection: Connection, worker: Worker) -> None:
+        self._release(connection, worker, _HELD)
+        connection.execute(update(workers).where(workers.c.id == worker.id).values(gone=True))
+
+    def expire(self) -> int:
+        """Free the shards whose workers gave no sign of life; how many."""
+        with self._database.write() as connection:
+            return self._expire(connection)
+
+    def _expire(self, connection: Connection) -> int:
+        late = (  # passing over what others have locked: it is being renewed, or expired already
+            select(shards.c.number)
+            .where(_HELD, shards.c.expires <= self._clock())
+            .with_for_update(skip_locked=True)
+        )
+        used = shards.c.attempts >= self.rules.attempts
+        freed = (
+            update(shards)
+            .where(shards.c.number.in_(late))
+            .values(
+                state=case((used, "failed"), else_=_FREE),
+                error=case((used, "Every worker that had it went silent."), else_=shards.c.error),
+            )
+        )
+        return int(connection.execute(freed).rowcount)
+
+    @contextmanager
+    def _as(self, secret: str, progress: str = "") -> Iterator[tuple[Connection, Worker]]:
+        """A transaction in a worker's name, which is seen to be alive."""
+        with self._database.write() as connection:
+            row = connection.execute(BY_SECRET, {"hash": _hash(secret)}).first()
+            worker, now = _worker(row), self._clock()
+            if row is None or progress or now - row.last_seen > _SEEN:
+                values: dict[str, Any] = {"progress": progress} if progress else {}
+                connection.execute(
+                    update(workers).where(workers.c.id == worker.id).values(last_seen=now, **values)
+                )
+            yield connection, worker
+
+    def _change(
+        self, connection: Connection, worker: Worker, number: int, /, **values: Any
+    ) -> int | None:
+        """Change a shard that the worker holds; its attempts, or None if it does not hold it."""
+        changed = (
+            update(shards)
+            .where(shards.c.number == number, *_mine(worker))
+            .values(**values)
+            .returning(shards.c.attempts)
+        )
+        return connection.execute(changed).scalar()
+
+    def _release(self, connection: Connection, worker: Worker, which: Any) -> int:
+        freed = (
+            update(shards)
+            .where(which, *_mine(worker))
+            .values(state=worker.kind.takes, worker=None, attempts=shards.c.attempts - 1)
+        )
+        return int(connection.execute(freed).rowcount)
+
+    def _must(self, connection: Connection, number: int, condition: Any) -> None:
+        """Raise the reason why a worker cannot change this shard, unless the condition holds."""
+        query = select(shards.c.number).where(shards.c.number == number, condition)
+        if connection.execute(query).first() is None:
+            raise self._refusal(connection, number)
+
+    def _refusal(self, connection: Connection, number: int) -> Refusal:
+        query = select(shards.c.number).where(shards.c.number == number)
+        if connection.execute(query).first() is None:
+            return Missing(f"There is no shard {number}.")
+        return NotHeld(f"Shard {number} is not yours; it was given to another, or is closed.")
+
+    def _blame(
+        self, connection: Connection, worker: int | None, number: int, attempts: int, error: str
+    ) -> bool:
+        if worker is not None:
+            values = {"time": self._clock(), "error": error}
+            noted = self._database.insert(failures).values(shard=number, worker=worker, **values)
+            keys = ["shard", "worker"]
+            connection.execute(noted.on_conflict_do_update(index_elements=keys, set_=values))
+        several = select(func.count()).where(failures.c.shard == number)
+        failed: int = connection.execute(several).scalar_one()
+        if failed < self.rules.failures and attempts < self.rules.attempts:
+            return False
+        connection.execute(update(shards).where(shards.c.number == number).values(state="failed"))
+        return True
+
+    def _count(self, connection: Connection, worker: Worker, **more: int) -> None:
+        """Add to what a worker and the person behind it have done."""
+        values = {"id_": worker.id, "scraped": 0, "done": 0, "pairs": 0} | more
+        # First the worker, then the person, as everywhere: two transactions never wait in a ring.
+        connection.execute(GROWING, values)
+        person = {"nickname": worker.nickname} | {name: values[name] for name in COUNTED}
+        upsert = self._database.insert(people)
+        grown = {name: people.c[name] + upsert.excluded[name] for name in COUNTED}
+        keys = ["nickname"]
+        connection.execute(upsert.on_conflict_do_update(index_elements=keys, set_=grown), person)
+
+    def _uncount(self, connection: Connection, scraper: int | None) -> None:
+        """Take back that a parcel was counted which could not be fetched."""
+        row = connection.execute(select(workers).where(workers.c.id == scraper)).first()
+        if row is not None:
+            self._count(connection, _worker(row), scraped=-1)
+
+
+def _mine(worker: Worker) -> tuple[Any, ...]:
+    """What is true of the shards that a worker holds, or held and nobody has taken since."""
+    states = shards.c.state.in_([worker.kind.holds, worker.kind.takes])
+    return shards.c.worker == worker.id, states
+
+
+def _worker(row: Any) -> Worker:
+    if row is None:
+        raise Unknown("This tracker does not know you; register anew.")
+    return Worker(id=row.id, name=row.name, nickname=row.nickname, kind=Kind(row.kind))
+
+
+def _hash(secret: str) -> bytes:
+    # The secrets are 256 random bits, so a plain hash of one gives nothing away.
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

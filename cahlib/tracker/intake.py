@@ -1,0 +1,58 @@
+"""What the administrator does to the shards of a tracker: add WAT files, try shards again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby, islice
+
+from sqlalchemy import Connection, delete, func, select, update
+
+from cahlib.records import Shard
+from cahlib.tracker.database import Database
+from cahlib.tracker.schema import failures, shards, wats
+
+
+def add(database: Database, every: Iterable[Shard]) -> int:
+    """Put WAT files at the end of the list, both halves of each; those known already stay.
+
+    The number of WAT files added: all, or none when it fails.
+    """
+    whole = (list(halves) for _, halves in groupby(every, key=lambda shard: shard.url))
+    with database.write() as connection:
+        if not database.is_sqlite:  # there, no two write at once anyway
+            connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
+        last = connection.execute(select(func.max(wats.c.number))).scalar()
+        first = number = 0 if last is None else last + 1
+        while batch := {halves[0].url: halves for halves in islice(whole, 5000)}:
+            number += _add(database, connection, batch, number)
+    return number - first
+
+
+def _add(
+    database: Database, connection: Connection, batch: dict[str, list[Shard]], number: int
+) -> int:
+    known = select(wats.c.url).where(wats.c.url.in_(batch))
+    for url in connection.execute(known).scalars():
+        del batch[url]
+    if batch:
+        rows = [{"number": number + n, "url": url} for n, url in enumerate(batch)]
+        connection.execute(database.insert(wats), rows)
+        halves = [
+            {"number": 2 * (number + n) + s.half, "id": s.id, "url": s.url, "half": s.half}
+            for n, of_wat in enumerate(batch.values())
+            for s in of_wat
+        ]
+        connection.execute(database.insert(shards), halves)
+    return len(batch)
+
+
+def retry(database: Database, numbers: Sequence[int] | None = None) -> int:
+    """Put shards that were set aside back on the list (all, or these); how many."""
+    aside = shards.c.state == "failed"
+    if numbers is not None:
+        aside &= shards.c.number.in_(numbers)
+    with database.write() as connection:
+        again = select(shards.c.number).where(aside)
+        connection.execute(delete(failures).where(failures.c.shard.in_(again)))
+        fresh = {"state": "todo", "lane": 0, "attempts": 0, "worker": None, "parcel": None}
+        return int(connection.execute(update(shards).where(aside).values(**fresh)).rowcount)

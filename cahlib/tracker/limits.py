@@ -1,0 +1,137 @@
+"""The gate before every route: how often, how much, and of which kind; it reads no body itself."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+_Scope: TypeAlias = MutableMapping[str, Any]
+_Message: TypeAlias = MutableMapping[str, Any]
+_Receive: TypeAlias = Callable[[], Awaitable[_Message]]
+_Send: TypeAlias = Callable[[_Message], Awaitable[None]]
+_App: TypeAlias = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
+
+#: Most bytes of a body: 20,000 uids fit; and of a Bloom call, which brings a whole list.
+BODY, FILTER_BODY = 1 << 20, 32 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Requests a second that each server process allows in the long run; 0 = any number."""
+
+    address: float = 50
+    worker: float = 10
+    newcomers: float = 0.5  #: registrations from one address
+
+
+class Rate:
+    """Buckets of tokens by key: so many a second, and `burst` at once. Forgets the idlest."""
+
+    def __init__(
+        self, rate: float, burst: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._buckets: OrderedDict[object, tuple[float, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def wait(self, key: object) -> float:
+        """Take a token; 0, or the seconds until there is one."""
+        if not self._rate:
+            return 0
+        with self._lock:
+            now = self._clock()
+            tokens, then = self._buckets.pop(key, (self._burst, now))
+            tokens = min(tokens + (now - then) * self._rate, self._burst)
+            enough = tokens >= 1
+            self._buckets[key] = (tokens - 1 if enough else tokens, now)
+            if len(self._buckets) > 100_000:
+                self._buckets.popitem(last=False)
+            return 0 if enough else (1 - tokens) / self._rate
+
+
+class Gate:
+    """ASGI middleware that turns away what no route should see."""
+
+    def __init__(self, app: _App, *, limits: Limits) -> None:
+        self._app = app
+        self._addresses = Rate(limits.address, 8 * limits.address)
+        self._workers = Rate(limits.worker, 8 * limits.worker)
+        self._newcomers = Rate(limits.newcomers, 200 * limits.newcomers)
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = {name: value for name, value in scope["headers"]}
+        seconds = self._wait(scope, headers)
+        if seconds:
+            text = "You ask too often; wait a little."
+            return await _refuse(scope, send, 429, text, wait=seconds)
+        most = FILTER_BODY if scope["path"] in ("/add/", "/deduplicate/") else BODY
+        length = headers.get(b"content-length", b"0")
+        too_large = f"The body is larger than {most >> 20} MiB."
+        if not length.isdigit() or int(length) > most:
+            await _drain(receive)
+            return await _refuse(scope, send, 413, too_large)
+        if _is_wrong_kind(scope, headers):
+            return await _refuse(scope, send, 415, "Send application/json.")
+        taken = 0
+
+        async def counted() -> _Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            return {"type": "http.disconnect"} if taken > most else message
+
+        async def unless_too_large(message: _Message) -> None:
+            if taken <= most:
+                await send(message)
+
+        await self._app(scope, counted, unless_too_large)
+        if taken > most:
+            await _drain(receive)
+            await _refuse(scope, send, 413, too_large)
+
+    def _wait(self, scope: _Scope, headers: dict[bytes, bytes]) -> float:
+        address = scope["client"][0] if scope.get("client") else ""
+        if scope["path"] == "/healthz":
+            return 0
+        if scope["path"] in ("/v1/workers", "/api/new") and (wait := self._newcomers.wait(address)):
+            return wait
+        secret = headers.get(b"authorization")
+        if secret and (wait := self._workers.wait(hash(secret))):
+            return wait
+        return self._addresses.wait(address)
+
+
+async def _drain(receive: _Receive) -> None:
+    """Let a client say all, within reason: one that is cut off does not hear the answer."""
+    left = FILTER_BODY
+    while left > 0:
+        message = await receive()
+        if not message.get("more_body"):
+            return
+        left -= len(message["body"])
+
+
+def _is_wrong_kind(scope: _Scope, headers: dict[bytes, bytes]) -> bool:
+    if scope["method"] != "POST" or not scope["path"].startswith("/v1/"):
+        return False
+    kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    return kind != b"application/json"
+
+
+async def _refuse(scope: _Scope, send: _Send, status: int, text: str, *, wait: float = 0) -> None:
+    of_ours = scope["path"].startswith("/v1/")
+    body = json.dumps({"detail": text}).encode() if of_ours else text.encode()
+    kind = b"application/json" if of_ours else b"text/plain; charset=utf-8"
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+    headers.append((b"connection", b"close"))  # the rest of its body is not read
+    if wait:
+        headers.append((b"retry-after", str(int(wait) + 1).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,28 @@
+"""Brings a tracker's database to the tables that this version needs; it keeps what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import DatabaseError
+
+from cahlib.errors import ConfigError
+from cahlib.tracker.database import Database
+
+
+def migrate(database: Database, revision: str = "head") -> None:
+    """Upgrade the database; two processes that do so at once wait for each other."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    try:
+        with database.write() as connection:
+            if not database.is_sqlite:
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7319044)")
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+    except DatabaseError as error:
+        raise ConfigError(
+            f"database: {database.shown} cannot be used as a tracker's ({error.orig})."
+        ) from error

@@ -1,0 +1,117 @@
+"""The tables of the ledger and of the tracker; a single run uses the first two of them.
+
+Times are seconds since 1970. Changes of these tables need a step in `migrations`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
+
+schema = MetaData()
+
+shards = Table(
+    "shards",
+    schema,
+    # The order in which they are worked through. In a tracker: twice the WAT's number, plus half.
+    Column("number", Integer, primary_key=True),
+    Column("id", String(200), unique=True, nullable=False),
+    Column("url", String, nullable=False),
+    Column("half", Integer, nullable=False),
+    Column("state", String(10), nullable=False, default="todo", server_default="todo"),
+    # 0; 1 for parcels that came by the old protocol, whose format is another
+    Column("lane", Integer, nullable=False, default=0, server_default="0"),
+    Column("attempts", Integer, nullable=False, default=0, server_default="0"),
+    Column("error", String),
+    Column("pairs", Integer, nullable=False, default=0, server_default="0"),
+    Column("tally", JSON(none_as_null=True)),
+    Column("worker", Integer),  # who holds it, or held it when its lease ran out
+    Column("expires", Float, nullable=False, default=0, server_default="0"),
+    Column("scraper", Integer),  # who brought the parcel
+    Column("parcel", JSON(none_as_null=True)),  # url, and for ours sha256 and size
+    Column("output", String),  # where its pairs are, as the worker says
+    Column("finished", Float),
+    # What a lease asks for: the first row of this index, however many shards there are.
+    Index("following", "state", "lane", "attempts", "number"),
+)
+# What a worker holds, and what has run out: as many rows as there are leases.
+Index(
+    "held",
+    shards.c.worker,
+    sqlite_where=shards.c.state.in_(["leased", "judging"]),
+    postgresql_where=shards.c.state.in_(["leased", "judging"]),
+)
+
+pairs = Table(
+    "pairs",
+    schema,
+    Column("uid", LargeBinary(16), primary_key=True),
+    Column("shard", ForeignKey("shards.number"), nullable=False, index=True),
+    sqlite_with_rowid=False,  # the key is the row: half the file
+)
+
+wats = Table(
+    "wats",
+    schema,
+    Column("number", Integer, primary_key=True),
+    Column("url", String, unique=True, nullable=False),
+)
+
+workers = Table(
+    "workers",
+    schema,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(60), unique=True, nullable=False),
+    Column("nickname", String(40), nullable=False),
+    Column("kind", String(6), nullable=False),
+    Column("secret", LargeBinary(32), unique=True, nullable=False),  # its sha256
+    Column("first_seen", Float, nullable=False),
+    Column("last_seen", Float, nullable=False),
+    Column("gone", Boolean, nullable=False),
+    Column("progress", String(200), nullable=False),
+    Column("scraped", Integer, nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("pairs", BigInteger, nullable=False),
+)
+
+# The leaderboard, and the sums of everything: each completion changes one row of it, so that
+# nothing is counted by looking at all shards, and no row is one that everybody waits for.
+people = Table(
+    "people",
+    schema,
+    Column("nickname", String(40), primary_key=True),
+    Column("scraped", Integer, nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("pairs", BigInteger, nullable=False),
+)
+
+failures = Table(
+    "failures",
+    schema,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("worker", Integer, primary_key=True, autoincrement=False),
+    Column("time", Float, nullable=False),
+    Column("error", String, nullable=False),
+)
+
+history = Table(
+    "history",
+    schema,
+    Column("time", Integer, primary_key=True, autoincrement=False),  # the start of five minutes
+    Column("done", Integer, nullable=False),
+    Column("scraped", Integer, nullable=False),
+    Column("pairs", BigInteger, nullable=False),
+    Column("workers", Integer, nullable=False),
+)

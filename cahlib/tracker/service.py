@@ -1,0 +1,154 @@
+"""What the routes work with: the crowd, the numbers that are shown, and the clockwork."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from starlette.requests import Request
+
+from cahlib.tracker import board
+from cahlib.tracker.crowd import Crowd
+from cahlib.tracker.database import Database, DatabaseAway
+from cahlib.tracker.limits import Limits
+from cahlib.tracker.rules import Rules
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a tracker is served."""
+
+    database: str  #: URL
+    rules: Rules = Rules()
+    limits: Limits = Limits()
+    filters: str = ""  #: the folder of the Bloom filters, "" for none
+    admin: str = field(default="", repr=False)  #: the administrator's secret, "" for none
+    tick: float = 15  #: seconds between two looks for leases that ran out
+    fresh: float = 2  #: seconds for which numbers are shown again before they are asked for anew
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The crawl at one moment, as it is shown."""
+
+    counts: board.Counts
+    workers: dict[str, int]  #: at work, by kind
+    per_hour: float  #: shards, over the last hours
+    day: list[dict[str, Any]]  #: the history of the last day
+    ever: list[dict[str, Any]]  #: the history of all time
+    time: float
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds until all is done, at the pace of the last hours."""
+        left = self.counts.total - self.counts.done - self.counts.failed
+        return left / self.per_hour * 3600 if self.per_hour else None
+
+
+class Cached(Generic[T]):
+    """A value that is made anew when it is old; while one thread does, the others get the last."""
+
+    def __init__(self, make: Callable[[], T], seconds: float) -> None:
+        self._make, self._seconds = make, seconds
+        self._lock = threading.Lock()
+        self._value: tuple[float, T] | None = None
+
+    def __call__(self) -> T:
+        value = self._value
+        if value and time.monotonic() - value[0] < self._seconds:
+            return value[1]
+        if value and not self._lock.acquire(blocking=False):
+            return value[1]
+        if not value:
+            self._lock.acquire()
+        try:
+            self._value = (time.monotonic(), self._make())
+            return self._value[1]
+        finally:
+            self._lock.release()
+
+
+class Service:
+    """A tracker behind its routes; one in each server process."""
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
+        self.settings, self.clock = settings, clock
+        self.database = Database(settings.database)
+        self.crowd = Crowd(self.database, settings.rules, clock=clock)
+        self.state = Cached(self._state, settings.fresh)
+        self.pairs_board = Cached(lambda: board.leaders(self.database), settings.fresh)
+        self.parcel_board = Cached(
+            lambda: board.leaders(self.database, by="scraped"), settings.fresh
+        )
+        self.active = Cached(lambda: board.active(self.database, clock()), settings.fresh)
+        self.stuck = Cached(lambda: board.stuck(self.database), settings.fresh)
+        self._past = Cached(lambda: board.past(self.database, 0), 60)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._clockwork, daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for leases that ran out, and to write the history."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, and let go of the database."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.database.close()
+
+    def _state(self) -> State:
+        now, ever = self.clock(), self._past()
+        counts = board.counts(self.database)
+        return State(
+            counts=counts,
+            workers=board.at_work(self.database, now),
+            per_hour=_pace(ever, counts.done, now),
+            day=[row for row in ever if row["time"] >= now - 86400],
+            ever=ever,
+            time=now,
+        )
+
+    def _clockwork(self) -> None:
+        # At first nothing runs out: after a restart workers need a while to say that they live.
+        grace = time.monotonic() + min(self.settings.rules.lease / 3, 120)
+        while True:
+            try:
+                if time.monotonic() > grace:
+                    self.crowd.expire()
+                board.record(self.database, self.clock())
+            except DatabaseAway as error:
+                _log.warning("%s", error)
+            if self._stop.wait(self.settings.tick):
+                return
+
+
+def of(request: Request) -> Service:
+    """The service that a request is for."""
+    service: Service = request.app.state.service
+    return service
+
+
+def shown_time(seconds: float | None) -> str:
+    """A length of time for people, in its two largest units."""
+    if seconds is None:
+        return "unknown"
+    minutes = int(seconds // 60)
+    if minutes >= 2 * 1440:
+        return f"{minutes // 1440} days {minutes % 1440 // 60} h"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _pace(history: list[dict[str, Any]], done: int, now: float) -> float:
+    """Shards an hour: since the first point of the last six hours."""
+    recent = [row for row in history if row["time"] >= now - 6 * 3600]
+    if not recent or now - recent[0]["time"] < 1:
+        return 0.0
+    return float(max(done - recent[0]["done"], 0) / (now - recent[0]["time"]) * 3600)

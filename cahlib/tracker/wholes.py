@@ -1,0 +1,36 @@
+"""Whole WAT files, for workers of the old protocol that scrape both halves at once; no leases."""
+
+from __future__ import annotations
+
+from sqlalchemy import select, update
+
+from cahlib.tracker.database import Database
+from cahlib.tracker.schema import shards, wats
+
+
+def offer(database: Database, now: float, seconds: float) -> str | None:
+    """The URL of a WAT file with both halves free, not offered to another for some seconds.
+
+    From the far end of the list, where a lease comes last: so the two ways seldom meet.
+    """
+    other = shards.alias()
+    free = select(1).where(other.c.number == shards.c.number + 1, other.c.state == "todo").exists()
+    whole = (
+        select(shards.c.number)
+        .where(shards.c.state == "todo", shards.c.lane == 0, shards.c.attempts == 0)
+        .where(shards.c.half == 0, shards.c.expires <= now, free)
+        .order_by(shards.c.number.desc())
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    offered = update(shards).where(shards.c.number == whole).values(expires=now + seconds)
+    with database.write() as connection:
+        return connection.execute(offered.returning(shards.c.url)).scalar()
+
+
+def find(database: Database, url: str) -> list[int]:
+    """The numbers of a WAT file's shards; none for a file of another crawl."""
+    with database.read() as connection:
+        number = connection.execute(select(wats.c.number).where(wats.c.url == url)).scalar()
+    return [] if number is None else [2 * number, 2 * number + 1]

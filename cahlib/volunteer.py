@@ -1,0 +1,98 @@
+"""A CPU volunteer: scrapes a tracker's shards and brings the parcels where the tracker says."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from cahlib import relay
+from cahlib.config import Job
+from cahlib.errors import CahError, ConfigError
+from cahlib.progress import Listener, Snapshot, Speedometer, nobody
+from cahlib.records import Shard, Stage, Tally
+from cahlib.run import home
+from cahlib.swarm import engine
+from cahlib.tracker.shared import Shared
+
+
+def volunteer(
+    job: Job,
+    listener: Listener = nobody,
+    *,
+    stop: threading.Event | None = None,
+    tick: float = 1.0,
+) -> int:
+    """Scrape until the tracker has no more, or ``stop``; how many parcels were brought.
+
+    Raises ConfigError if there is no tracker, or it names no place for parcels.
+    """
+    stop = stop or threading.Event()
+    with home(job, role="cpu", stop=stop) as shared:
+        assert isinstance(shared, Shared)
+        if "://" not in shared.upload:
+            raise ConfigError(
+                f"tracker: {job.place.tracker} names no place for parcels; its administrator sets "
+                "one with --upload."
+            )
+        return _Scraping(job, shared, stop).through(listener, tick)
+
+
+class _Scraping:
+    """The shards in work."""
+
+    def __init__(self, job: Job, shared: Shared, stop: threading.Event) -> None:
+        self._job, self._shared, self._stop = job, shared, stop
+        self._folder = job.output.folder / "run" / "parcels"
+        self._leased: dict[str, Shard] = {}
+        self._brought = 0
+        self._tally = shared.tally()
+
+    def through(self, listener: Listener, tick: float) -> int:
+        self._folder.mkdir(exist_ok=True)
+        workers = self._job.place.workers or max((os.cpu_count() or 2) - 1, 1)
+        speed = Speedometer()
+        with engine.local(workers) as scrapers:
+            while not self._stop.is_set():
+                while len(scrapers) < scrapers.slots and (shard := self._shared.lease()):
+                    self._submit(scrapers, shard)
+                if not scrapers and not self._shared.more():
+                    break
+                if finished := scrapers.take(timeout=tick):
+                    self._take(*finished)
+                listener(self._snapshot(scrapers, speed))
+        return self._brought
+
+    def _submit(self, scrapers: engine.Engine, shard: Shard) -> None:
+        self._leased[shard.id] = shard
+        seconds = self._job.place.shard_minutes * 60
+        settings = (self._job.crawl, self._job.download)
+        places = (self._folder, self._shared.upload)
+        scrapers.submit(shard.id, relay.bring, shard, settings, *places, limit=seconds)
+
+    def _take(self, id: str, result: object) -> None:
+        shard = self._leased.pop(id)
+        if isinstance(result, tuple):
+            tally = Tally.from_dict(result[1])
+            self._shared.deliver(shard, result[0], tally)
+            self._tally += tally
+            self._brought += 1
+        elif isinstance(result, CahError):
+            self._shared.fail(shard, str(result), attempts=1)
+        else:
+            self._shared.fail(shard, repr(result), attempts=1)
+
+    def _snapshot(self, scrapers: engine.Engine, speed: Speedometer) -> Snapshot:
+        tally = sum((Tally.from_dict(told) for told in scrapers.told()), self._tally)
+        lost = sum(n for reason, n in tally.lost.items() if reason.stage is Stage.FETCH)
+        images = tally.left[Stage.FETCH]
+        return Snapshot(
+            elapsed=0,
+            shards=self._brought + len(self._leased),
+            done=self._brought,
+            failed=0,
+            tally=tally,
+            rates=speed.rates({"links": images + lost, "images": images, "judged": 0, "pairs": 0}),
+            queues={},
+            busy=0,
+            finished=False,
+        )

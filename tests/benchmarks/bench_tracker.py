@@ -1,0 +1,269 @@
+"""How many shards a tracker hands out and takes back, beside the claim query of the old server.
+
+    python -m tests.benchmarks.bench_tracker [--shards N] [--seconds S]
+
+PostgreSQL with fsync on, on this machine, which the clients share. A cycle is a lease and a
+completion. The old server's claim is measured on the same table with the same driver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from cahlib.records import Shard
+from cahlib.tracker import board, intake
+from cahlib.tracker.crowd import Crowd
+from cahlib.tracker.database import Database
+from cahlib.tracker.migrate import migrate
+from cahlib.tracker.rules import Kind, Result, Rules
+from tests.world.postgres import postgres
+
+ROOT = Path(__file__).parent.parent.parent
+
+#: The old server's, with our names.
+OLD = text("""
+    UPDATE shards SET state = 'leased', worker = :worker WHERE number IN
+    (SELECT number FROM shards WHERE state = 'todo' ORDER BY RANDOM() LIMIT 1
+     FOR UPDATE SKIP LOCKED) RETURNING number, url, half
+""")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shards", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=10)
+    chosen = parser.parse_args()
+    with postgres(durable=True) as server, tempfile.TemporaryDirectory() as folder:
+        sizes = [n for n in (10_000, 100_000, 1_000_000) if n <= chosen.shards]
+        for size in sizes:
+            url = server.create(f"bench{size}")
+            database = filled(url, size)
+            claims(database, size, chosen.seconds)
+            if size == sizes[-1]:
+                through_store(database, "PostgreSQL", 64, chosen.seconds)
+                for processes in (1, 2):
+                    through_http(url, "PostgreSQL", processes, 64, chosen.seconds)
+                overview(url)
+                exactly_once(database)
+            database.close()
+        url = f"sqlite:///{folder}/tracker.sqlite"
+        database = filled(url, min(chosen.shards, 100_000))
+        through_store(database, "SQLite", 16, chosen.seconds)
+        through_http(url, "SQLite", 1, 16, chosen.seconds)
+        exactly_once(database)
+        database.close()
+
+
+def filled(url: str, size: int) -> Database:
+    database = Database(url)
+    migrate(database)
+    started = time.perf_counter()
+    intake.add(
+        database,
+        (
+            Shard(id=f"CC-MAIN-{n:07}-{h}", url=f"https://data.example.org/{n:07}.wat.gz", half=h)
+            for n in range(size // 2)
+            for h in (0, 1)
+        ),
+    )
+    print(f"{size:>9,} shards added in {time.perf_counter() - started:.1f} s")
+    if not database.is_sqlite:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
+            c.exec_driver_sql("VACUUM ANALYZE shards")
+    return database
+
+
+def claims(database: Database, size: int, seconds: float) -> None:
+    """One worker's claims, ours and the old server's, on the same table."""
+    crowd = Crowd(database, Rules())
+    secret = crowd.register("bench", Kind.HYBRID)[1]
+    ours: list[float] = []
+    until = time.perf_counter() + seconds / 2
+    while time.perf_counter() < until and len(ours) < size // 4:
+        started = time.perf_counter()
+        lease = crowd.lease(secret)
+        ours.append(time.perf_counter() - started)
+        assert lease is not None
+        crowd.complete(secret, lease.number, Result(pairs=1))
+    ours.sort()
+
+    def old() -> None:
+        with database.write() as connection:
+            connection.execute(OLD, {"worker": -1}).one()
+
+    theirs = timed(old, seconds / 2)
+    p50, old50 = ours[len(ours) // 2], theirs[len(theirs) // 2]
+    print(
+        f"{size:>9,} shards: a lease takes {1000 * p50:.2f} ms, the old query "
+        f"{1000 * old50:.2f} ms: {old50 / p50:.1f} times as long"
+    )
+    with database.write() as connection:
+        connection.execute(text("UPDATE shards SET state = 'todo' WHERE worker = -1"))
+
+
+def timed(act: Callable[[], Any], seconds: float) -> list[float]:
+    """How long each call took, sorted; at least three calls."""
+    each, until = [], time.perf_counter() + seconds
+    while time.perf_counter() < until or len(each) < 3:
+        started = time.perf_counter()
+        act()
+        each.append(time.perf_counter() - started)
+    return sorted(each)
+
+
+def through_store(database: Database, name: str, workers: int, seconds: float) -> None:
+    """Cycles of threads of one process, without HTTP."""
+    crowd = Crowd(database, Rules())
+    secrets = [crowd.register(f"person{n}", Kind.HYBRID)[1] for n in range(workers)]
+    waits, lock, until = [], threading.Lock(), time.perf_counter() + seconds
+
+    def work(secret: str) -> None:
+        while time.perf_counter() < until:
+            started = time.perf_counter()
+            lease = crowd.lease(secret)
+            waited = time.perf_counter() - started
+            assert lease is not None
+            crowd.complete(secret, lease.number, Result(pairs=1))
+            with lock:
+                waits.append(waited)
+
+    threads = [threading.Thread(target=work, args=(secret,)) for secret in secrets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tell(f"{name}, store alone", workers, len(waits) / seconds, sorted(waits))
+
+
+def through_http(url: str, name: str, processes: int, workers: int, seconds: float) -> None:
+    """Cycles over HTTP, the clients in two processes on the same machine."""
+    with served(url, processes) as port, multiprocessing.get_context("spawn").Pool(2) as pool:
+        each = pool.starmap(clients, [(port, workers // 2, seconds)] * 2)
+    waits = sorted(wait for some in each for wait in some)
+    tell(f"{name}, HTTP, {processes} processes", workers, len(waits) / seconds, waits)
+
+
+def clients(port: int, workers: int, seconds: float) -> list[float]:
+    """Workers that do nothing but lease and complete; how long each lease took."""
+    waits: list[float] = []
+    lock, ready = threading.Lock(), threading.Barrier(workers)
+
+    def work(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+
+        def ask(path: str, body: str, secret: str = "") -> Any:
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {secret}"}
+            connection.request("POST", path, body, headers)
+            with connection.getresponse() as answer:
+                found = json.load(answer)
+                assert answer.status < 300, found
+                return found
+
+        kind = {"nickname": f"p{os.getpid()}-{number}", "kind": "hybrid"}
+        secret = ask("/v1/workers", json.dumps(kind))["secret"]
+        ready.wait()
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            started = time.perf_counter()
+            shard = ask("/v1/lease", "{}", secret)["shard"]
+            waited = time.perf_counter() - started
+            ask(f"/v1/shards/{shard['number']}/complete", '{"pairs": 1}', secret)
+            with lock:
+                waits.append(waited)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return waits
+
+
+@contextmanager
+def served(url: str, processes: int) -> Iterator[int]:
+    """The command ``cah tracker serve`` on a port of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "import sys; from cahlib.cli import main; sys.exit(main(sys.argv[1:]))"
+    options = ["--port", str(port), "--rate", "0", "--processes", str(processes)]
+    environment = os.environ | {"CAH_TRACKER_DATABASE": url, "PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, "tracker", "serve", *options],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def overview(url: str) -> None:
+    """The overview page, with the numbers made anew and from the cache."""
+    database = Database(url)
+    crowd = Crowd(database, Rules())
+    for n in range(1000):
+        crowd.register(f"watcher{n}", Kind.HYBRID)
+    board.record(database, time.time() - 7200)
+    with served(url, 1) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+
+        def look() -> None:
+            connection.request("GET", "/")
+            with connection.getresponse() as answer:
+                assert answer.status == 200 and answer.read()
+
+        look()  # the templates are read once
+        cached = timed(look, 3)
+        fresh = []
+        for _ in range(5):
+            time.sleep(2.1)  # the cache is old now
+            fresh += timed(look, 0)[-1:]
+    print(
+        f"overview: {1000 * cached[len(cached) // 2]:.1f} ms (p99 "
+        f"{1000 * cached[int(len(cached) * 0.99)]:.1f} ms), made anew {1000 * max(fresh):.1f} ms"
+    )
+    database.close()
+
+
+def exactly_once(database: Database) -> None:
+    """Every shard that is done was counted once, so none was leased twice."""
+    counts = board.counts(database)
+    done = sum(row["state"] == "done" for row in board.export(database))
+    assert done == counts.done == counts.pairs, (done, counts)
+    print(f"{done:,} shards done, each counted once")
+
+
+def tell(what: str, workers: int, rate: float, waits: list[float]) -> None:
+    p50, p99 = (1000 * waits[int(len(waits) * share)] for share in (0.5, 0.99))
+    print(
+        f"{what}, {workers} workers: {rate:.0f} cycles/s, lease p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""A real scraper meets the demo's world: every link ends as the world says that it must."""
+
+from collections import Counter
+
+import pytest
+
+from cahlib.demo import job, world
+from cahlib.records import Reason, Stage, Tally
+from cahlib.scrape import scrape
+from cahlib.scrape.parcel import read
+from cahlib.scrape.shards import shards
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return world.build()
+
+
+@pytest.fixture(scope="module")
+def scraped(demo, tmp_path_factory):
+    """The tally of both halves, and the pairs of their images, with how often each came."""
+    folder = tmp_path_factory.mktemp("parcels")
+    with demo.serve() as web:
+        asked = job("demo-dataset", web)
+        parcels = [
+            scrape(shard, asked.crawl, asked.download, folder, limit=60, report=lambda _: None)
+            for shard in shards(asked.crawl)
+        ]
+    pairs = Counter((i.candidate.url, i.candidate.text) for each in parcels for i in read(each))
+    return sum((parcel.tally for parcel in parcels), Tally()), pairs
+
+
+def test_every_trap_is_caught_for_its_reason(demo, scraped):
+    expected = demo.unread + Counter(each.reason for each in demo.exhibits if each.reason)
+    scraping = {reason: expected[reason] for reason in Reason if reason.stage is not Stage.JUDGE}
+    assert {reason: scraped[0].lost[reason] for reason in scraping} == scraping
+
+
+def test_every_good_picture_arrives(demo, scraped):
+    """Those that only the model can refuse arrive as well; some are shown in both halves."""
+    assert scraped[1] == Counter(
+        (each.url, each.text or each.alt)
+        for each in demo.exhibits
+        if each.reason is None or each.reason.stage is Stage.JUDGE
+    )
+
+
+def test_nothing_disappears(demo, scraped):
+    tally = scraped[0]
+    assert [tally.unaccounted(stage) for stage in Stage] == [0, 0, 0, 0]
+    assert tally.entered[Stage.CHOOSE] == len(demo.exhibits)

@@ -1,0 +1,189 @@
+"""The tracker's own API over real HTTP: what it does, and what it refuses with which sentence."""
+
+import pytest
+
+from cahlib.tracker.app import create
+from cahlib.tracker.limits import Limits
+from cahlib.tracker.rules import Rules
+from cahlib.tracker.service import Settings
+from tests.world.trackers import ask, serving
+
+ANY = Limits(address=0, worker=0, newcomers=0)
+TALLY = {
+    "read": {"in": 10, "out": 8, "lost": {"not_a_page": 2}},
+    "choose": {"in": 50, "out": 20, "lost": {"no_text": 30}},
+    "fetch": {"in": 20, "out": 15, "lost": {"timeout": 5}},
+    "judge": {"in": 15, "out": 4, "lost": {"dissimilar": 11}},
+}
+
+
+@pytest.fixture
+def settings(url, database):
+    rules = Rules(upload="s3://parcels", old_upload="rsync://host/parcels")
+    return Settings(database=url, rules=rules, limits=ANY, admin="let me in", fresh=0)
+
+
+@pytest.fixture
+def tracker(settings, fill, clock):
+    fill(3)
+    with serving(create(settings, clock=clock)) as url:
+        yield url
+
+
+def join(tracker, kind="hybrid", nickname="ann"):
+    answer = ask(tracker, "/v1/workers", {"nickname": nickname, "kind": kind})
+    assert answer.status == 201
+    return answer.json["secret"]
+
+
+def test_a_shard_from_lease_to_leaderboard(tracker):
+    secret = join(tracker)
+    lease = ask(tracker, "/v1/lease", {}, secret=secret).json
+    shard = lease["shard"]
+    assert not lease["finished"]
+    assert (shard["number"], shard["half"], shard["start_id"], shard["end_id"]) == (
+        0,
+        0,
+        0,
+        999_999,
+    )
+    beat = ask(tracker, "/v1/heartbeat", {"shards": [0, 1], "progress": "half"}, secret=secret)
+    assert beat.json == {"shards": [0]}
+    done = {"pairs": 4, "tally": TALLY, "output": "s3://there"}
+    assert ask(tracker, "/v1/shards/0/complete", done, secret=secret).json == {"counted": True}
+    assert ask(tracker, "/v1/shards/0/complete", done, secret=secret).json == {"counted": False}
+    assert ask(tracker, "/v1/leaderboard").json["pairs"] == [
+        {"nickname": "ann", "scraped": 0, "done": 1, "pairs": 4}
+    ]
+    state = ask(tracker, "/v1/state").json
+    assert (state["shards"], state["done"], state["pairs"]) == (6, 1, 4)
+    assert state["workers"] == {"hybrid": 1, "cpu": 0, "gpu": 0}
+
+
+def test_a_parcel_passes_from_cpu_to_gpu_and_back_when_it_cannot_be_fetched(tracker):
+    cpu, gpu = join(tracker, "cpu"), join(tracker, "gpu")
+    assert ask(tracker, "/v1/lease", {}, secret=cpu).json["shard"]["number"] == 0
+    parcel = {"url": "s3://parcels/a.tar", "sha256": "ab" * 32, "size": 12}
+    sent = parcel | {"tally": {k: v for k, v in TALLY.items() if k != "judge"}}
+    assert ask(tracker, "/v1/shards/0/parcel", sent, secret=cpu).json == {"counted": True}
+    assert ask(tracker, "/v1/lease", {}, secret=gpu).json["shard"]["parcel"] == parcel
+    gone = ask(tracker, "/v1/shards/0/refetch", {"reason": "404"}, secret=gpu)
+    assert gone.json == {"set_aside": False}
+    assert ask(tracker, "/v1/lease", {}, secret=gpu).json == {"shard": None, "finished": False}
+
+
+def test_giving_back_failing_and_leaving(tracker):
+    secret = join(tracker)
+    for number in range(3):
+        assert ask(tracker, "/v1/lease", {}, secret=secret).json["shard"]["number"] == number
+    assert ask(tracker, "/v1/shards/0/release", {}, secret=secret).status == 200
+    failed = ask(tracker, "/v1/shards/1/fail", {"reason": "broken\x00"}, secret=secret)
+    assert failed.json == {"set_aside": False}
+    assert ask(tracker, "/v1/leave", {}, secret=secret).status == 200
+    assert ask(tracker, "/v1/lease", {}, secret=secret).status == 401
+    assert ask(tracker, "/v1/state").json["todo"] == 6
+
+
+def test_each_pair_is_given_to_one_shard(tracker):
+    ann, bob = join(tracker), join(tracker)
+    for secret in (ann, bob):
+        ask(tracker, "/v1/lease", {}, secret=secret)
+    uids = {"uids": ["ab" * 16, "cd" * 16]}
+    assert ask(tracker, "/v1/shards/0/pairs", uids, secret=ann).json == {"taken": []}
+    assert ask(tracker, "/v1/shards/1/pairs", uids, secret=bob).json == {"taken": uids["uids"]}
+
+
+REFUSED = [
+    ("/v1/shards/5/complete", {"pairs": 1}, 409, "not yours"),
+    ("/v1/shards/99/complete", {"pairs": 1}, 404, "no shard 99"),
+    ("/v1/shards/0/complete", {"pairs": -1}, 422, "pairs"),
+    ("/v1/shards/0/complete", {"pairs": 10**9}, 422, "20,000"),
+    ("/v1/shards/0/complete", {"pairs": 10**30}, 422, "pairs"),
+    ("/v1/shards/0/complete", {"pairs": "7"}, 422, "integer"),
+    ("/v1/shards/0/complete", {"pairs": 1, "extra": 1}, 422, "extra"),
+    ("/v1/shards/0/complete", {"pairs": 4, "tally": {"read": 3}}, 422, "tally"),
+    ("/v1/shards/0/complete", {"pairs": 5, "tally": TALLY}, 422, "tally"),
+    ("/v1/shards/99999999999/complete", {"pairs": 1}, 422, "number"),
+    ("/v1/shards/0/parcel", {"url": "x", "sha256": "", "size": 1}, 422, "url"),
+    ("/v1/heartbeat", {"shards": "all"}, 422, "shards"),
+    ("/v1/heartbeat", b"{", 400, "not JSON"),
+    ("/v1/shards/0/fail", {"reason": "\ud800"}, 422, "reason"),
+    ("/v1/workers", {"nickname": "a\u202eb", "kind": "cpu"}, 422, "invisible"),
+    ("/v1/workers", {"nickname": " ", "kind": "cpu"}, 422, "1 to 40"),
+    ("/v1/workers", {"nickname": "ann", "kind": "tpu"}, 422, "kind"),
+    ("/v1/workers", {"nickname": "x" * 10_000_000, "kind": "cpu"}, 413, "larger"),
+    ("/v1/nothing", {}, 404, "Not Found"),
+]
+
+
+def test_what_cannot_be_is_refused_with_a_sentence(tracker):
+    secret = join(tracker)
+    assert ask(tracker, "/v1/lease", {}, secret=secret).json["shard"]["number"] == 0
+    headers = {"Content-Type": "application/json"}
+    for path, body, status, says in REFUSED:
+        answer = ask(tracker, path, body, secret=secret, headers=headers)
+        assert (path, answer.status) == (path, status)
+        assert says in answer.json["detail"] and "\n" not in answer.json["detail"]
+
+
+def test_only_json_and_only_known_workers(tracker):
+    wrong = ask(tracker, "/v1/lease", b"{}", headers={"Content-Type": "text/plain"}, secret="x")
+    assert wrong.status == 415
+    assert ask(tracker, "/v1/lease", {}, secret="x").status == 401
+    assert ask(tracker, "/v1/lease", {}).status in (401, 403)
+
+
+def test_a_body_without_a_length_is_measured_as_it_comes(tracker):
+    def endless():
+        for _ in range(64):
+            yield b" " * 65536
+
+    import http.client
+    from urllib.parse import urlsplit
+
+    connection = http.client.HTTPConnection(urlsplit(tracker).netloc, timeout=10)
+    headers = {"Content-Type": "application/json"}
+    try:
+        connection.request("POST", "/v1/workers", endless(), headers, encode_chunked=True)
+        assert connection.getresponse().status == 413
+    except BrokenPipeError:  # it answered and closed before we had said all
+        assert connection.getresponse().status == 413
+    finally:
+        connection.close()
+
+
+def test_the_administrator_needs_the_secret(tracker, settings):
+    assert ask(tracker, "/v1/admin/retry", {}, secret="wrong").status == 401
+    assert ask(tracker, "/v1/admin/retry", {}, secret="let me in").json == {"shards": 0}
+    worker = ask(tracker, "/v1/workers", {"nickname": "eve", "kind": "cpu"}).json
+    expel = f"/v1/admin/workers/{worker['name']}/expel"
+    assert ask(tracker, expel, {}, secret="let me in").status == 200
+    assert ask(tracker, "/v1/lease", {}, secret=worker["secret"]).status == 401
+    assert ask(tracker, "/v1/admin/workers/no-body/expel", {}, secret="let me in").status == 404
+
+
+def test_without_a_secret_there_are_no_administrators_calls(url, database):
+    with serving(create(Settings(database=url, limits=ANY))) as tracker:
+        assert ask(tracker, "/v1/admin/retry", {}, secret="").status == 404
+        assert "/v1/admin/retry" not in ask(tracker, "/v1/openapi.json").text
+
+
+def test_who_asks_too_often_waits(url, database):
+    limits = Limits(address=1, worker=1, newcomers=0.01)
+    with serving(create(Settings(database=url, limits=limits))) as tracker:
+        newcomer = {"nickname": "ann", "kind": "cpu"}
+        answers = [ask(tracker, "/v1/workers", newcomer) for _ in range(4)]
+        assert [answer.status for answer in answers] == [201, 201, 429, 429]
+        assert int(answers[-1].headers["retry-after"]) > 10
+        # a forwarded address is not believed
+        forged = ask(tracker, "/v1/workers", newcomer, headers={"X-Forwarded-For": "9.9.9.9"})
+        assert forged.status == 429
+        assert ask(tracker, "/healthz").text == "ok"
+    with serving(
+        create(Settings(database=url, limits=limits)),
+        proxy_headers=True,
+        forwarded_allow_ips="127.0.0.1",
+    ) as tracker:
+        for n in range(4):
+            headers = {"X-Forwarded-For": f"9.9.9.{n}"}
+            assert ask(tracker, "/v1/workers", newcomer, headers=headers).status == 201

@@ -1,0 +1,88 @@
+"""`cah tracker` as people type it, and what it says to wrong input."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from cahlib.cli import main
+from cahlib.tracker.crowd import Crowd
+from cahlib.tracker.database import Database
+from cahlib.tracker.rules import Kind, Result, Rules
+
+
+@pytest.fixture
+def crawl(tmp_path):
+    for n in range(3):
+        (tmp_path / f"{n}.warc.wat.gz").write_bytes(b"x")
+    return str(tmp_path / "*.wat.gz")
+
+
+def test_a_crawl_is_added_once_counted_and_exported(url, crawl, capsys, tmp_path):
+    assert main(["tracker", "add", "--database", url, "--crawl", crawl, "--wats", "2"]) == 0
+    assert "Added 2 WAT files: 4 shards." in capsys.readouterr().out
+    assert main(["tracker", "add", "--database", url, "--crawl", crawl]) == 0
+    assert "Added 1 WAT files: 2 shards." in capsys.readouterr().out
+    database = Database(url)
+    crowd = Crowd(database, Rules())
+    secret = crowd.register("=1+1", Kind.HYBRID)[1]
+    crowd.complete(secret, crowd.lease(secret).number, Result(pairs=12))
+    crowd.fail(secret, crowd.lease(secret).number, "broken")
+    database.close()
+    assert main(["tracker", "stats", "--database", url]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 6 shards are done (16.67%)" in said and "12 pairs" in said
+
+    assert main(["tracker", "export", "leaderboard", "--database", url]) == 0
+    assert list(csv.DictReader(io.StringIO(capsys.readouterr().out))) == [
+        {"nickname": "'=1+1", "scraped": "0", "done": "1", "pairs": "12"}
+    ]
+    out = tmp_path / "shards.json"
+    command = ["tracker", "export", "shards", "--form", "json", "--output", str(out)]
+    assert main([*command, "--database", url]) == 0
+    rows = json.loads(out.read_text())
+    assert [row["state"] for row in rows] == ["done", *["todo"] * 5]
+    assert main(["tracker", "retry", "--database", url]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["stats", "--database", "nonsense"], "no database URL"),
+        (["stats", "--database", "mysql://x/y"], "mysql is not known"),
+        (["stats", "--database", "sqlite://"], "needs a file"),
+        (
+            ["add", "--crawl", "nowhere.wat.gz", "--database", "sqlite:///t.sqlite"],
+            "there is no file",
+        ),
+        (["add", "--crawl", "x", "--wats", "-1", "--database", "sqlite:///t.sqlite"], "wats"),
+        (["serve", "--processes", "2", "--database", "sqlite:///t.sqlite"], "need PostgreSQL"),
+        (["serve", "--most-pairs", "0", "--database", "sqlite:///t.sqlite"], "most_pairs"),
+        (["serve", "--filters", "/nowhere", "--database", "sqlite:///t.sqlite"], "no folder"),
+        (["filter", "/nowhere/a.bloom"], "cannot be written"),
+        (["filter", "a.bloom", "--error", "2"], "between 0 and 1"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["tracker", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
+def test_a_database_that_is_away_is_said_so(capsys):
+    url = "postgresql+psycopg://ann:secret@127.0.0.1:9/x"
+    assert main(["tracker", "stats", "--database", url]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be reached" in said and "secret" not in said
+
+
+def test_a_tracker_that_is_none_is_said_so_before_anything_starts(tmp_path, capsys):
+    options = ["--nickname", "ann", "--output", str(tmp_path / "out")]
+    assert main(["worker", "--tracker", "http://127.0.0.1:9", *options]) == 2
+    assert "does not answer" in capsys.readouterr().err
+    assert main(["gpu", *options]) == 2
+    assert "say for which tracker" in capsys.readouterr().err
+    assert main(["run", "--tracker", "nowhere", *options]) == 2
+    assert "is no http(s) URL" in capsys.readouterr().err

@@ -1,0 +1,241 @@
+"""Many workers, one list of shards: nobody gets another's, nothing is lost or counted twice."""
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cahlib.records import Tally
+from cahlib.tracker import board, intake
+from cahlib.tracker.crowd import Crowd
+from cahlib.tracker.rules import Invalid, Kind, Missing, NotHeld, Result, Rules, Unknown
+
+from .conftest import wats
+
+PARCEL = {"url": "s3://somewhere/a.tar", "sha256": "0" * 64, "size": 5}
+
+
+def join(crowd, kind=Kind.HYBRID, nickname="ann"):
+    return crowd.register(nickname, kind)[1]
+
+
+def test_twenty_threads_lease_each_shard_once(crowd, fill, database):
+    fill(100)
+    every = [join(crowd, nickname=f"n{n % 7}") for n in range(20)]
+    taken = []
+
+    def work(secret):
+        while lease := crowd.lease(secret):
+            taken.append(lease.number)
+            assert crowd.complete(secret, lease.number, Result(pairs=3))
+
+    with ThreadPoolExecutor(20) as threads:
+        list(threads.map(work, every))
+    assert sorted(taken) == list(range(200))
+    counts = board.counts(database)
+    assert (counts.done, counts.pairs, counts.todo, counts.leased) == (200, 600, 0, 0)
+
+
+def test_leases_under_fire_from_workers_that_give_up_fail_and_go_silent(crowd, fill, clock):
+    fill(60)
+    done, lock = [], threading.Lock()
+
+    def work(n):
+        secret, mood = join(crowd), random.Random(n)
+        while lease := crowd.lease(secret):
+            act = mood.randrange(5)
+            if act == 0:
+                crowd.give_back(secret, lease.number)
+            elif act == 1:
+                crowd.leave(secret)
+                secret = join(crowd)
+            elif crowd.complete(secret, lease.number, Result(pairs=1)):
+                with lock:
+                    done.append(lease.number)
+
+    with ThreadPoolExecutor(20) as threads:
+        list(threads.map(work, range(20)))
+    assert sorted(done) == list(range(120))
+
+
+def test_the_shard_of_a_silent_worker_is_given_to_another(crowd, fill, clock):
+    fill(1)
+    silent, other = join(crowd), join(crowd)
+    first, second = crowd.lease(silent), crowd.lease(silent)
+    assert crowd.lease(other) is None
+    clock.now += 899
+    assert crowd.beat(silent, [second.number]) == [second.number]
+    clock.now += 2
+    assert crowd.lease(other).number == first.number
+    assert crowd.lease(other) is None
+    with pytest.raises(NotHeld):
+        crowd.complete(silent, first.number, Result(pairs=1))
+    assert crowd.beat(silent, [first.number, second.number]) == [second.number]
+
+
+def test_late_work_counts_while_nobody_else_has_the_shard(crowd, fill, clock):
+    fill(1)
+    late = join(crowd)
+    first, second = crowd.lease(late), crowd.lease(late)
+    clock.now += 10_000
+    assert crowd.expire() == 2
+    assert crowd.complete(late, first.number, Result(pairs=1))
+    assert crowd.beat(late, [second.number]) == [second.number]
+    assert crowd.lease(join(crowd)) is None
+
+
+def test_a_completion_that_is_sent_again_counts_once(crowd, fill, database):
+    fill(1)
+    secret = join(crowd)
+    number = crowd.lease(secret).number
+    assert crowd.complete(secret, number, Result(pairs=7, tally=Tally(), output="s3://a"))
+    assert not crowd.complete(secret, number, Result(pairs=7))
+    assert board.leaders(database) == [{"nickname": "ann", "scraped": 0, "done": 1, "pairs": 7}]
+
+
+def test_a_foreign_shard_an_unknown_one_and_an_unknown_worker_are_refused(crowd, fill):
+    fill(1)
+    holder, other = join(crowd), join(crowd)
+    number = crowd.lease(holder).number
+    for act in (crowd.give_back, lambda s, n: crowd.complete(s, n, Result(pairs=1))):
+        with pytest.raises(NotHeld):
+            act(other, number)
+        with pytest.raises(Missing):
+            act(holder, 99)
+        with pytest.raises(Unknown):
+            act("nobody", number)
+    with pytest.raises(NotHeld):
+        crowd.fail(other, number, "no")
+    crowd.leave(holder)
+    with pytest.raises(Unknown):
+        crowd.lease(holder)
+    assert crowd.lease(other).number == number
+
+
+def test_a_shard_that_fails_for_several_workers_is_set_aside(crowd, fill, database):
+    fill(1)
+    for n in range(3):
+        secret = join(crowd)
+        leases = [crowd.lease(secret), crowd.lease(secret)]
+        assert sorted(lease.number for lease in leases) == [0, 1]
+        crowd.give_back(secret, 1)
+        assert crowd.fail(secret, 0, f"broken {n}") == (n == 2)
+        # who failed with a shard does not get it again
+        assert [crowd.lease(secret).number, crowd.lease(secret)] == [1, None]
+        crowd.give_back(secret, 1)
+    (stuck,) = board.stuck(database)
+    assert (stuck["number"], stuck["error"], stuck["workers"]) == (0, "broken 2", 3)
+    assert intake.retry(database) == 1
+    assert board.stuck(database) == []
+    assert crowd.lease(secret).number == 0
+
+
+def test_a_shard_that_silences_every_worker_is_set_aside(crowd, fill, database, clock):
+    fill(1)
+    secret = join(crowd)
+    for _ in range(5):
+        numbers = {crowd.lease(secret).number, crowd.lease(secret).number}
+        assert numbers == {0, 1}
+        clock.now += 1000
+        crowd.expire()
+    assert crowd.lease(secret) is None
+    assert len(board.stuck(database)) == 2
+
+
+def test_a_parcel_goes_from_a_cpu_worker_to_a_gpu_worker(crowd, fill, database):
+    fill(1)
+    cpu, gpu = join(crowd, Kind.CPU, "carl"), join(crowd, Kind.GPU, "gus")
+    assert crowd.lease(gpu) is None
+    number = crowd.lease(cpu).number
+    with pytest.raises(Invalid):
+        crowd.complete(cpu, number, Result(pairs=1))
+    assert crowd.deliver(cpu, number, PARCEL)
+    assert not crowd.deliver(cpu, number, PARCEL)
+    assert board.counts(database).scraped == 1
+    lease = crowd.lease(gpu)
+    assert (lease.number, lease.parcel) == (number, PARCEL)
+    assert not crowd.deliver(cpu, number, PARCEL)
+    assert crowd.complete(gpu, number, Result(pairs=4))
+    assert board.leaders(database, by="scraped")[0]["nickname"] == "carl"
+    assert (
+        board.leaders(database)[0] | {"nickname": "gus", "done": 1, "pairs": 4}
+        == board.leaders(database)[0]
+    )
+
+
+def test_a_parcel_that_cannot_be_fetched_is_scraped_by_somebody_else(crowd, fill, database):
+    fill(1)
+    cpu, gpu, second = join(crowd, Kind.CPU), join(crowd, Kind.GPU), join(crowd, Kind.CPU)
+    number = crowd.lease(cpu).number
+    crowd.deliver(cpu, number, PARCEL)
+    crowd.lease(gpu)
+    assert not crowd.refetch(gpu, number, "404")
+    assert board.counts(database).parcels == 0
+    with pytest.raises(NotHeld):
+        crowd.deliver(cpu, number, PARCEL)
+    assert crowd.lease(cpu).number != number
+    assert crowd.lease(second).number == number
+
+
+def test_the_parcel_of_a_silent_gpu_worker_stays_a_parcel(crowd, fill, clock):
+    fill(1)
+    cpu, silent, gpu = join(crowd, Kind.CPU), join(crowd, Kind.GPU), join(crowd, Kind.GPU)
+    number = crowd.lease(cpu).number
+    crowd.deliver(cpu, number, PARCEL)
+    crowd.lease(silent)
+    clock.now += 1000
+    assert crowd.lease(gpu).parcel == PARCEL
+
+
+def test_parcels_of_the_old_protocol_are_for_its_own_workers(crowd, fill):
+    fill(1)
+    cpu, gpu = join(crowd, Kind.CPU), join(crowd, Kind.GPU)
+    number = crowd.lease(cpu, old=True).number
+    crowd.deliver(cpu, number, {"url": "rsync a"}, old=True)
+    assert crowd.lease(gpu) is None
+    assert crowd.lease(gpu, old=True).parcel == {"url": "rsync a"}
+
+
+def test_a_worker_of_the_old_protocol_gives_back_by_asking(crowd, fill):
+    fill(1)
+    secret = join(crowd)
+    assert [crowd.lease(secret, old=True).number for _ in range(3)] == [0, 0, 0]
+    assert crowd.held(secret) == [0]
+
+
+def test_nobody_hoards_shards(database, clock, fill):
+    fill(10)
+    crowd = Crowd(database, Rules(most_held=4), clock=clock)
+    secret = join(crowd)
+    assert [bool(crowd.lease(secret)) for _ in range(6)] == [True] * 4 + [False] * 2
+
+
+def test_each_pair_belongs_to_one_shard(crowd, fill):
+    fill(1)
+    ann, bob = join(crowd), join(crowd)
+    first, second = crowd.lease(ann).number, crowd.lease(bob).number
+    assert crowd.claim_pairs(ann, first, ["aa" * 16, "bb" * 16]) == []
+    assert crowd.claim_pairs(ann, first, ["aa" * 16]) == []
+    assert crowd.claim_pairs(bob, second, ["bb" * 16, "cc" * 16, "bb" * 16]) == ["bb" * 16]
+    with pytest.raises(NotHeld):
+        crowd.claim_pairs(bob, first, ["dd" * 16])
+
+
+def test_wats_are_added_once_and_numbered_in_pairs(database, crowd):
+    assert intake.add(database, wats(3)) == 3
+    assert intake.add(database, wats(5)) == 2
+    rows = list(board.export(database))
+    assert [(row["number"], row["half"]) for row in rows] == [(n, n % 2) for n in range(10)]
+    assert board.counts(database).todo == 10
+
+
+def test_the_secret_is_not_stored(crowd, database):
+    worker, secret = crowd.register("ann", Kind.HYBRID)
+    assert crowd.known(secret) == worker
+    assert secret not in str(board.worker(database, worker.name))
+    with database.read() as connection:
+        assert (
+            secret.encode()
+            not in str(connection.exec_driver_sql("SELECT * FROM workers").all()).encode()
+        )

@@ -1,0 +1,151 @@
+"""A run's ledger that takes its shards from a tracker: nothing is lost when one goes away."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from cahlib.errors import ConfigError
+from cahlib.records import Stage, Tally
+from cahlib.tracker import board
+from cahlib.tracker.app import create
+from cahlib.tracker.client import Tracker
+from cahlib.tracker.limits import Limits
+from cahlib.tracker.rules import Rules
+from cahlib.tracker.service import Settings
+from cahlib.tracker.shared import Shared
+from cahlib.tracker.store import Ledger
+from tests.world.jobs import until
+from tests.world.trackers import serving
+
+ANY = Limits(address=0, worker=0, newcomers=0)
+
+
+@pytest.fixture
+def app(url, database, fill):
+    fill(3)
+    return create(Settings(database=url, rules=Rules(lease=60), limits=ANY, fresh=0))
+
+
+def one_pair():
+    tally = Tally()
+    tally.entered[Stage.JUDGE] = tally.left[Stage.JUDGE] = 1
+    tally.entered[Stage.FETCH] = tally.left[Stage.FETCH] = tally.left[Stage.CHOOSE] = 1
+    tally.entered[Stage.CHOOSE] = 1
+    return tally
+
+
+class Run:
+    """A run's folder, and its launches."""
+
+    def __init__(self, folder, address):
+        self.folder, self.address = folder, address
+        folder.mkdir()
+
+    def launch(self, **options):
+        ledger = Ledger(self.folder / "ledger.sqlite")
+        ledger.recover()
+        quick = {"every": 0.05, "poll": 0.05} | options
+        tracker = Tracker(self.address)
+        path = self.folder / "tracker.json"
+        return ledger, Shared(ledger, tracker, path, who=("ann", "hybrid"), **quick)
+
+
+def test_what_is_done_is_told_and_what_is_not_is_given_back(app, database, tmp_path):
+    with serving(app) as address:
+        ledger, shared = Run(tmp_path / "a", address).launch()
+        with shared:
+            first, second, third = (shared.lease() for _ in range(3))
+            shared.seal(first, ["ab" * 16], one_pair())
+            shared.done(first)
+            shared.fail(second, "broken", attempts=3)
+            until(lambda: board.counts(database).done == 1)
+            assert shared.more() and third
+        assert ledger.counts().done == ledger.counts().total == 1
+        ledger.close()
+        counts = board.counts(database)
+        assert (counts.done, counts.pairs, counts.leased, counts.todo) == (1, 1, 0, 5)
+        assert board.leaders(database)[0]["nickname"] == "ann"
+
+
+def test_a_killed_run_goes_on_with_its_leases_and_tells_what_it_had_not_told(
+    app, database, tmp_path
+):
+    with serving(app) as address:
+        run = Run(tmp_path / "a", address)
+        ledger, shared = run.launch()
+        shared.__enter__()
+        first, second = shared.lease(), shared.lease()
+        shared.seal(first, ["ab" * 16], one_pair())
+        # Killed between seal and done: the messenger stops, nothing is given back.
+        shared._ended.set()
+        ledger.close()
+        ledger, again = run.launch()
+        with again:
+            assert again.in_state("sealed") == [first]
+            assert again.lease() == second
+            again.done(first)
+            until(lambda: board.counts(database).done == 1)
+            assert board.counts(database).leased == 1
+        ledger.close()
+
+
+def test_work_goes_on_while_the_tracker_is_away(url, database, fill, tmp_path):
+    fill(3)
+    settings = Settings(database=url, limits=ANY, fresh=0)
+    with serving(create(settings)) as address:
+        ledger, shared = Run(tmp_path / "a", address).launch()
+        shared.__enter__()
+        first = shared.lease()
+    assert shared.lease() is None and shared.more()
+    shared.seal(first, ["ab" * 16], one_pair())
+    shared.done(first)
+    port = int(address.rpartition(":")[2])
+    with serving(create(settings), port=port) as address:
+        until(lambda: board.counts(database).done == 1)
+        shared.__exit__()
+    ledger.close()
+
+
+def test_two_runs_never_keep_the_same_pair(app, tmp_path):
+    class Judged:
+        reason = None
+
+        def __init__(self, uid):
+            self.uid = uid
+            self.image = self.candidate = self
+
+    with serving(app) as address:
+        ledgers = []
+        kept = []
+        for name in ("a", "b"):
+            ledger, shared = Run(tmp_path / name, address).launch()
+            ledgers.append(ledger)
+            with shared:
+                shard = shared.lease()
+                every = [Judged(f"{n:032x}") for n in range(200)]
+                kept += [j.uid for j in shared.ours(shard, iter(every)) if not shared.seen(j.uid)]
+                shared.seal(shard, [], Tally())
+                shared.done(shard)
+        assert len(kept) == len(set(kept)) == 200
+        for ledger in ledgers:
+            ledger.close()
+
+
+def test_the_folder_of_another_tracker_is_refused(app, tmp_path):
+    with serving(app) as address:
+        run = Run(tmp_path / "a", address)
+        ledger, shared = run.launch()
+        with shared:
+            pass
+        told = json.loads((run.folder / "tracker.json").read_text())
+        assert told["secret"] and (run.folder / "tracker.json").stat().st_mode & 0o077 == 0
+        ledger.close()
+        run.address = "http://127.0.0.1:9"
+        ledger, shared = run.launch()
+        with pytest.raises(ConfigError, match="choose another"), shared:
+            pass
+        ledger.close()
+    assert threading.active_count() < 30
