@@ -28,6 +28,7 @@ base = [
     "python-dotenv>=1.0",  # reads .env
 ]
 swarm = [
+    "hcloud>=2.18,<3",  # Hetzner's own client; since 2.18 places are locations
     "paramiko>=3.4",  # SSH to the nodes
     "cryptography>=42",  # keys and certificates; paramiko stands on it
 ]

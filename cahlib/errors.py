@@ -42,6 +42,7 @@ _EXTRAS = {
         "pyarrow",
         "google_crc32c",
     },
+    "swarm": {"hcloud", "paramiko", "cryptography"},
     "tracker": {"fastapi", "uvicorn", "jinja2", "multipart", "alembic", "psycopg"},
 }
 

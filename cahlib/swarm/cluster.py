@@ -36,7 +36,7 @@ def connected(reach: Reach, timeout: float) -> Client:
         with warnings.catch_warnings():
             # that Python is another there: what crosses is records and names of functions
             warnings.simplefilter("ignore", VersionMismatchWarning)
-            client = Client(
+            return Client(
                 reach.address,
                 security=_security(reach.keys) if reach.keys else None,
                 timeout=timeout,
@@ -48,8 +48,6 @@ def connected(reach: Reach, timeout: float) -> Client:
             f"no Dask cluster answers at {reach.address} ({error}); is it running, and do the "
             "certificates belong to it?"
         ) from error
-    client.register_plugin(Slot())
-    return client
 
 
 def slots(client: Client, reach: Reach) -> int:
@@ -60,6 +58,8 @@ def slots(client: Client, reach: Reach) -> int:
             f"{reach.address} has workers with one thread only; start them with "
             "`--nthreads 2` (the second one serves files), or give --staging."
         )
+    if any("slot" not in worker["resources"] for worker in workers):
+        client.register_plugin(Slot())  # asks every worker, so not where one may stand still
     return sum(int(worker["resources"].get("slot", 0)) for worker in workers)
 
 

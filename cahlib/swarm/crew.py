@@ -68,11 +68,13 @@ def crew(
             address=f"tls://{logins[0].address}:{install.PORT}", keys=keys, away=f"{HOME}/parcels"
         )
         with remote(reach, home) as engine, _metered(made, orders.limits, stop, tell):
-            if missing := engine.gather([each.name for each in logins], timeout=_JOIN):
-                tell(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")
-            if not engine.slots:
-                raise RunError("no worker joined the swarm; the logs are in its folder.")
             try:
+                names = [each.name for each in logins]
+                missing = engine.gather(names, timeout=_JOIN)
+                if len(missing) == len(names):
+                    raise RunError("no worker joined the swarm; its logs are in run/swarm/logs.")
+                if missing:
+                    tell(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")
                 yield engine
             finally:
                 engine.drain(timeout=_DRAIN)

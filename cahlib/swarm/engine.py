@@ -92,8 +92,8 @@ class Engine:
         """What each running job reported last."""
         return list(self._told.values())
 
-    def _hear(self, event: tuple[float, tuple[str, Any, Any]]) -> None:
-        key, message, _ = event[1]
+    def _hear(self, event: tuple[float, tuple[str, Any]]) -> None:
+        key, message = event[1]
         if key in self._futures:
             self._told[key] = message
 
@@ -125,7 +125,7 @@ def guarded(
     worker = get_worker()
 
     def report(message: Any) -> None:
-        worker.log_event(TOPIC, (key, message, str(worker.name)))
+        worker.log_event(TOPIC, (key, message))
 
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=nowhere)

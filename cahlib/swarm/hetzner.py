@@ -95,14 +95,11 @@ class Hetzner:
         name = "-".join(labels.values())
         keys = self._client.ssh_keys
         if not self._patiently(lambda: keys.get_by_name(name)):
-            create_key = keys.create  # its type says that labels are a text
-            self._patiently(
-                lambda: create_key(name, public_key, labels=dict(labels)),  # type: ignore[arg-type]
-                unless=_EXISTS,
-            )
+            create_key: Any = keys.create  # its type says that labels are a text
+            self._patiently(lambda: create_key(name, public_key, dict(labels)), unless=_EXISTS)
         if not self._firewall(name):
             rules = [_inward(port) for port in _PORTS]
-            create = self._client.firewalls.create
+            create: Any = self._client.firewalls.create
             self._patiently(lambda: create(name, rules, dict(labels)), unless=_EXISTS)
 
     def create(self, offer: Offer, wish: Wish) -> Server:

@@ -51,7 +51,7 @@ class Node:
     slots: int
     seen: float  #: seconds since its last sign of life
     memory: int  #: bytes of its process
-    jobs: tuple[str, ...]  #: keys of what it runs
+    jobs: tuple[str, ...]  #: keys of what it runs, and of what waits for it
     still: float  #: seconds since its jobs last reported something new; 0 without jobs
 
 
@@ -66,7 +66,6 @@ class _Job:
     ended: bool = False
     tries: int = 0
     told: Any = None
-    worker: str = ""
     changed: float = field(default_factory=time.monotonic)
 
 
@@ -125,12 +124,14 @@ class Remote:
 
     def nodes(self) -> list[Node]:
         """The workers that the scheduler knows; raises RunError if it does not answer."""
-        now = time.monotonic()
         try:
             workers = self._client.scheduler_info(n_workers=-1)["workers"]
+            # not by what they report: one that stands still says nothing
+            assigned = self._client.processing()
         except _TROUBLE as error:
             raise RunError(f"{self._reach.address} does not answer ({error}).") from error
-        jobs = [(key, job) for key, job in list(self._jobs.items()) if job.worker]
+        now, known = time.monotonic(), dict(self._jobs)
+        jobs = {each: tuple(key for key in keys if key in known) for each, keys in assigned.items()}
         return [
             Node(
                 name=str(worker["name"]),
@@ -138,12 +139,10 @@ class Remote:
                 slots=int(worker["resources"].get("slot", 0)),
                 seen=max(time.time() - worker["last_seen"], 0),
                 memory=worker["metrics"].get("memory", 0),
-                jobs=(mine := tuple(k for k, j in jobs if j.worker == str(worker["name"]))),
-                still=min(
-                    (now - self._jobs[k].changed for k in mine if k in self._jobs), default=0
-                ),
+                jobs=jobs.get(address, ()),
+                still=min((now - known[key].changed for key in jobs.get(address, ())), default=0),
             )
-            for worker in workers.values()
+            for address, worker in workers.items()
         ]
 
     def versions(self) -> dict[str, str]:
@@ -253,12 +252,10 @@ class Remote:
             resources={"slot": 1},
         )
 
-    def _hear(self, event: tuple[float, tuple[str, Any, str]]) -> None:
-        key, message, worker = event[1]
-        if job := self._jobs.get(key):
-            job.worker = worker
-            if message != job.told:
-                job.told, job.changed = message, time.monotonic()
+    def _hear(self, event: tuple[float, tuple[str, Any]]) -> None:
+        key, message = event[1]
+        if (job := self._jobs.get(key)) and message != job.told:
+            job.told, job.changed = message, time.monotonic()
 
     # parcels
 
@@ -300,7 +297,7 @@ class Remote:
                 forget(self._client, sent, patience=self._reach.patience)
 
     def _end(self, key: str, job: _Job, result: Any) -> None:
-        job.ended, job.told, job.worker = True, None, ""
+        job.ended, job.told = True, None
         with suppress(*_TROUBLE):
             if job.published:
                 self._client.unpublish_dataset([_name(key)])

@@ -87,9 +87,13 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
         job = demo.job(str(tmp_path / "out"), web)
         todo = list(shards(job.crawl, contact="demo@example.com"))
         settings = (job.crawl, job.download)
+        with session(logins[0]) as node:
+            node.run("sudo systemctl stop crawl")  # so that beta has all the work
+        jobs.until(lambda: {n.host for n in scrapers.nodes()} == {logins[1].address})
         for shard in todo:
             scrapers.submit(shard.id, scrape, shard, *settings, scrapers.folder, limit=60)
-        jobs.until(lambda: any(n.jobs and n.host == logins[1].address for n in scrapers.nodes()))
+        jobs.until(scrapers.told)
+        install.restart(logins[0])
         running.all["beta"].off()
         far = dict(scrapers.take(timeout=120) for _ in todo)
         with engine.local(1) as here:
