@@ -38,6 +38,7 @@ from cahlib.relay import drop, fetch
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.blocklists import Blocklists
+from cahlib.scrape.hashes import Hashes
 from cahlib.scrape.shards import shards
 from cahlib.swarm import engine
 from cahlib.tracker.client import Tracker, TrackerAway
@@ -78,7 +79,9 @@ def run(
     folder = job.output.folder
     if job.output.url:
         upload.check(job.output.url)
+    introduced(job)
     Blocklists.load(job.crawl)  # a list that cannot be read is the user's to mend, before the start
+    Hashes.load(job.download)
     stop = stop or threading.Event()
     with home(job, role=role, stop=stop) as ledger:
         if isinstance(ledger, Ledger):
@@ -96,6 +99,15 @@ def run(
             shards=ledger.counts(),
             tally=ledger.tally(),
             errors=tuple(ledger.errors()),
+        )
+
+
+def introduced(job: Job) -> None:
+    """Refuse to ask the web for anything without a word on who asks."""
+    if not (job.download.contact or job.download.replay):
+        raise ConfigError(
+            "contact: give a web page or an e-mail address where site owners reach you; images "
+            "are asked for with it, and not without."
         )
 
 

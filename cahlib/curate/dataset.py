@@ -252,4 +252,6 @@ def _sealed(
         threshold=recipe.threshold,
         forms=recipe.forms,
         versions={**parcel.versions, **recipe.versions},
+        silent=parcel.silent,
+        matched=parcel.matched,
     )

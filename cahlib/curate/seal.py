@@ -47,6 +47,8 @@ class Sealed:
     threshold: float
     forms: tuple[str, ...]
     versions: Mapping[str, str]
+    silent: tuple[str, ...] = ()  #: domains that never answered
+    matched: tuple[str, ...] = ()  #: hashes of files that were on a list and were not kept
 
     @property
     def tally(self) -> Tally:

@@ -106,23 +106,24 @@ def _bloom_hash(uid: str) -> int:
 @lru_cache(maxsize=1)
 def _loaded(domains: tuple[str, ...], pairs: tuple[str, ...]) -> Blocklists:
     return Blocklists(
-        domains=(each for path in domains for each in _entries(path, "blocked_domains", _DOMAIN)),
+        domains=(
+            each for path in domains for each in entries(path, "blocked_domains", _DOMAIN, "domain")
+        ),
         pairs=(
             each
             for path in pairs
             if not path.endswith(".bloom")
-            for each in _entries(path, "blocked_pairs", _MD5)
+            for each in entries(path, "blocked_pairs", _MD5, "md5")
         ),
         filters=[_filter(path) for path in pairs if path.endswith(".bloom")],
     )
 
 
-def _entries(path: str, setting: str, form: re.Pattern[str]) -> Iterator[str]:
+def entries(path: str, setting: str, form: re.Pattern[str], kind: str) -> Iterator[str]:
     """What a list holds, without comments; a line of another form shows that it is no such list."""
     for number, line in enumerate(_lines(path, setting), 1):
         match = form.fullmatch(line)
         if not match:
-            kind = "md5" if form is _MD5 else "domain"
             raise ConfigError(
                 f"{setting}: line {number} of {path} is not one {kind}: {line.strip():.60}"
             )

@@ -29,7 +29,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
 
 from cahlib.config import Download
-from cahlib.records import Candidate, Shard, Tally
+from cahlib.records import Candidate, Evidence, Shard, Tally
 from cahlib.scrape import addresses
 from cahlib.scrape.images import images as fetch
 from cahlib.scrape.images import stream
@@ -142,7 +142,7 @@ def download(port: int, side: int) -> Download:
 def ours(port: int, images: int, side: int, *, folder: Path) -> dict[str, float]:
     """Seal a parcel of all images."""
     tally = Tally()
-    fetched = fetch(candidates(images), download(port, side), tally, optouts=[])
+    fetched = fetch(candidates(images), download(port, side), tally, evidence=Evidence())
     parcel = seal(fetched, Shard(id="bench", url="/", half=0), folder, tally=tally)
     return {"kept": parcel.images}
 
@@ -159,7 +159,7 @@ async def lag(port: int, images: int, side: int) -> dict[str, float]:
             late.append(time.perf_counter() - start - 0.005)
 
     watching = asyncio.create_task(watch())
-    arriving = stream(candidates(images), options, Tally(), optouts=[], net=net)
+    arriving = stream(candidates(images), options, Tally(), evidence=Evidence(), net=net)
     kept = [1 async for _ in arriving]
     watching.cancel()
     return {"kept": len(kept), "lag": statistics.quantiles(late, n=100)[98] * 1000}
