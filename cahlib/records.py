@@ -92,6 +92,7 @@ class Reason(Enum):
     DISSIMILAR = "dissimilar", Stage.JUDGE, "text and image do not belong together"
     MINOR = "minor", Stage.JUDGE, "possibly a minor in unsafe content"
     ANIMAL = "animal", Stage.JUDGE, "possibly an animal in unsafe content"
+    PURGED = "purged", Stage.JUDGE, "taken out of the dataset later"
     PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"
 
     stage: Stage

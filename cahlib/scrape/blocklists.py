@@ -119,6 +119,11 @@ def _loaded(domains: tuple[str, ...], pairs: tuple[str, ...]) -> Blocklists:
     )
 
 
+def domains(path: str) -> set[str]:
+    """The domains of one list; raises ConfigError for another file."""
+    return set(entries(path, "blocked_domains", _DOMAIN, "domain"))
+
+
 def entries(path: str, setting: str, form: re.Pattern[str], kind: str) -> Iterator[str]:
     """What a list holds, without comments; a line of another form shows that it is no such list."""
     for number, line in enumerate(_lines(path, setting), 1):

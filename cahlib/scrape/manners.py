@@ -21,6 +21,9 @@ from cahlib.records import Reason
 #: Seconds that are waited when a server asks for them; who asks for more is left alone.
 _MOST_PAUSE = 60.0
 
+#: Failures that tell a domain that never answers from one that had a bad moment.
+_SURE = 3
+
 #: What a domain says or does that counts against it, if nothing else comes between.
 FAILURES = frozenset(
     {
@@ -49,7 +52,6 @@ class _Domain:
     due: float = 0.0  #: when it may be asked next
     failures: int = 0  #: one after the other
     silent: bool = True  #: whether it never answered
-    asked: bool = False
     closed: bool = False
 
 
@@ -83,7 +85,6 @@ class Manners:
     def note(self, domain: str, result: object, status: int = 0) -> None:
         """Count what came of a request."""
         known = self._of(domain)
-        known.asked = True
         known.silent = known.silent and result in _SILENCE
         if result not in FAILURES and status not in GO_AWAY:
             known.failures = 0
@@ -93,12 +94,12 @@ class Manners:
             known.closed = True
 
     def silent(self) -> tuple[str, ...]:
-        """The domains that were asked until they were left alone, and never answered."""
+        """The domains that failed at least three times, and never answered."""
         return tuple(
             sorted(
                 name
                 for name, known in self._domains.items()
-                if name and known.asked and known.silent and known.closed
+                if name and known.silent and known.failures >= _SURE
             )
         )
 
