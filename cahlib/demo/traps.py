@@ -70,6 +70,10 @@ def _texts() -> Iterator[Exhibit]:
         Reason.LONG_TEXT: (long,),
         Reason.FILENAME_TEXT: ("DSC_0042.JPG", "banner-final-2.png", "IMG_20210304_120000.jpeg"),
         Reason.JUNK_TEXT: ("*** ~~~ --- ***", "1234 5678 9012", "|||||||||||"),
+        Reason.PERSONAL_TEXT: (
+            "A red bicycle for sale, write to jane.doe@mail.example.com",
+            "My cat ran away, please call +44 20 7946 0123",
+        ),
         Reason.LANGUAGE: (
             "Un petit chat noir dort tranquillement sur le canapé de ma grand-mère",
             "Ein altes Fahrrad lehnt an der Mauer hinter unserem kleinen Garten",
