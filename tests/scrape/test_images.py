@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import hashlib
+import io
 import itertools
 import json
 import ssl
@@ -12,6 +14,7 @@ import pytest
 import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as Picture
 
 from cahlib import __version__
 from cahlib.config import Download
@@ -486,7 +489,13 @@ def test_every_image_of_the_recorded_web_arrives_or_has_its_reason():
         arrived, tally = fetched(web, *files, **settings)
     pictures = {url for url, kind in types.items() if kind in ("image/png", "image/jpeg")}
     assert {image.candidate.url for image in arrived} == pictures
-    assert all(image.data == files[image.candidate.url] for image in arrived)
+    for image in arrived:
+        served = files[image.candidate.url]
+        assert image.sha256 == hashlib.sha256(served).hexdigest()
+        assert len(image.data) <= len(served)
+        with Picture.open(io.BytesIO(image.data)) as kept, Picture.open(io.BytesIO(served)) as all_:
+            assert kept.convert("RGBA").tobytes() == all_.convert("RGBA").tobytes()
+            assert not {*kept.getexif()} - {0x0112}
     assert tally.lost == {Reason.NOT_AN_IMAGE: len(files) - len(pictures)}
 
 
