@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cahlib import __version__
-from cahlib.commands import blocklist, purge, tracker, worker
+from cahlib.commands import blocklist, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.errors import CahError, missing
 
@@ -91,7 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     worker.add(commands, _add_settings, lambda chosen, work: _watched(_job(chosen), work))
     tracker.add(commands)
     blocklist.add(commands)
-    purge.add(commands)
     inspect = commands.add_parser("inspect", help="print what a dataset holds")
     inspect.add_argument("dataset", help="folder or URL of a dataset")
     inspect.set_defaults(act=_inspect)

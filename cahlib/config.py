@@ -127,11 +127,6 @@ class Download(_Checked):
         "alone; the others are recorded",
         choices=("strict", "headers", "research"),
     )
-    blocked_hashes: tuple[str, ...] = option(
-        (),
-        "files of hashes of image files (hex md5, sha1 or sha256, one a line) that must not be "
-        "kept, separated by commas",
-    )
     replay: str = option(
         "", "fetch every image from this HOST:PORT instead of the web: replays a recorded web"
     )

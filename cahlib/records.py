@@ -87,13 +87,11 @@ class Reason(Enum):
     SMALL_SIDE = "small_side", Stage.FETCH, "a side is too short"
     TOO_MANY_PIXELS = "too_many_pixels", Stage.FETCH, "too many pixels"
     ASPECT = "aspect", Stage.FETCH, "too long and thin"
-    BLOCKED_HASH = "blocked_hash", Stage.FETCH, "file is on a list of hashes that must not be kept"
 
     UNREADABLE = "unreadable", Stage.JUDGE, "could not be prepared for the model"
     DISSIMILAR = "dissimilar", Stage.JUDGE, "text and image do not belong together"
     MINOR = "minor", Stage.JUDGE, "possibly a minor in unsafe content"
     ANIMAL = "animal", Stage.JUDGE, "possibly an animal in unsafe content"
-    PURGED = "purged", Stage.JUDGE, "taken out of the dataset later"
     PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"
 
     stage: Stage
@@ -209,8 +207,6 @@ class Evidence:
 
     optouts: list[OptOut] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)  #: domains that never answered
-    #: hashes of files that were on a list: all that is kept of them
-    matched: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +224,6 @@ class Parcel:
     finished: float
     versions: Mapping[str, str]  #: of cahlib, Python and what touched the images
     silent: tuple[str, ...] = ()  #: domains that never answered
-    matched: tuple[str, ...] = ()  #: hashes of files that were on a list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,6 @@ from cahlib.relay import drop, fetch
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.blocklists import Blocklists
-from cahlib.scrape.hashes import Hashes
 from cahlib.scrape.shards import shards
 from cahlib.swarm import engine
 from cahlib.tracker.client import Tracker, TrackerAway
@@ -81,7 +80,6 @@ def run(
         upload.check(job.output.url)
     introduced(job)
     Blocklists.load(job.crawl)  # a list that cannot be read is the user's to mend, before the start
-    Hashes.load(job.download)
     stop = stop or threading.Event()
     with home(job, role=role, stop=stop) as ledger:
         if isinstance(ledger, Ledger):

@@ -253,5 +253,4 @@ def _sealed(
         forms=recipe.forms,
         versions={**parcel.versions, **recipe.versions},
         silent=parcel.silent,
-        matched=parcel.matched,
     )

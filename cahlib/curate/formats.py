@@ -143,16 +143,15 @@ class Tar:
 
     def add(self, pair: Judged, row: Row) -> None:
         image = pair.image
-        self.member(f"{row['uid']}.{image.format}", image.data)
-        self.member(f"{row['uid']}.json", as_json(row))
-        self.member(f"{row['uid']}.txt", row["TEXT"].encode())
+        self._member(f"{row['uid']}.{image.format}", image.data)
+        self._member(f"{row['uid']}.json", as_json(row))
+        self._member(f"{row['uid']}.txt", row["TEXT"].encode())
 
     def close(self) -> None:
         self._sink.write(bytes(2 * tarfile.BLOCKSIZE))
         self._sink.write(bytes(-self._sink.tell() % tarfile.RECORDSIZE))
 
-    def member(self, name: str, data: bytes) -> None:
-        """Append one file."""
+    def _member(self, name: str, data: bytes) -> None:
         # No times and no owners: the same pairs give the same file.
         info = tarfile.TarInfo(name)
         info.size, info.mode = len(data), 0o444

@@ -48,7 +48,6 @@ class Sealed:
     forms: tuple[str, ...]
     versions: Mapping[str, str]
     silent: tuple[str, ...] = ()  #: domains that never answered
-    matched: tuple[str, ...] = ()  #: hashes of files that were on a list and were not kept
 
     @property
     def tally(self) -> Tally:

@@ -23,7 +23,6 @@ from cahlib.scrape import addresses, bridge
 from cahlib.scrape.addresses import Net
 from cahlib.scrape.fetch import Fetcher, agent, domain_of, session
 from cahlib.scrape.gate import prove
-from cahlib.scrape.hashes import Hashes
 from cahlib.scrape.turns import Turns
 
 _CHUNK = 64  # candidates read at once
@@ -106,7 +105,6 @@ class _Crew:
     ) -> None:
         self._fetcher, self._options = fetcher, options
         self._tally, self._evidence = tally, evidence
-        self._hashes = Hashes.load(options)
         self._links: Counter[str] = Counter()  # of each domain
         self._turns: Turns[Candidate] = Turns(options.per_host)
         self._ready: asyncio.Queue[Candidate | None] = asyncio.Queue()
@@ -185,9 +183,6 @@ class _Crew:
             picture = await loop.run_in_executor(self._decoders, prove, served.body, self._options)
             if isinstance(picture, Reason):
                 return picture
-            if self._hashes and (known := self._hashes.match(served.body, picture)):
-                self._evidence.matched.append(known)
-                return Reason.BLOCKED_HASH
             return Image(candidate=candidate, robots=served.robots, **picture)
 
     def _hungry(self) -> bool:

@@ -66,7 +66,6 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
     finished: float
     versions: dict[str, str]
     silent: tuple[str, ...] = ()
-    matched: tuple[str, ...] = ()
 
 
 class _Place(NamedTuple):
@@ -108,7 +107,6 @@ def seal(
             tally=tally,
             optouts=tuple(evidence.optouts),
             silent=tuple(evidence.silent),
-            matched=tuple(evidence.matched),
             started=started,
             finished=clock(),
             versions=_versions(),
@@ -151,7 +149,6 @@ def sealed(folder: Path, shard: Shard) -> Parcel | None:
         finished=told.finished,
         versions=told.versions,
         silent=told.silent,
-        matched=told.matched,
     )
 
 
@@ -224,7 +221,6 @@ def _told(parcel: Parcel) -> bytes:
         finished=parcel.finished,
         versions=dict(parcel.versions),
         silent=parcel.silent,
-        matched=parcel.matched,
     )
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 

@@ -1,14 +1,12 @@
 """What owners refuse is not fetched, or not kept; whoever is asked too often is left alone."""
 
 import gzip
-import hashlib
 import json
 
 import pytest
 
 from cahlib.config import Crawl, Download
 from cahlib.demo.web import Answer, Web
-from cahlib.errors import ConfigError
 from cahlib.records import Evidence, Reason, Stage, Tally
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
@@ -195,21 +193,3 @@ def test_one_domain_has_its_share_of_a_shard_only():
     paths = [f"/{n}.jpg" for n in range(30)]
     kept, lost, _, _ = fetch({}, *paths, per_domain=10, per_second=0)
     assert (len(kept), dict(lost)) == (10, {Reason.TOO_MANY_LINKS: 20})
-
-
-@pytest.mark.parametrize("kind", ["md5", "sha1", "sha256"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_file_on_a_list_leaves_its_hash_alone(tmp_path, kind, packed):
-    digest = hashlib.new(kind, JPEG, usedforsecurity=False).hexdigest()
-    text = f"# from somebody\n{'0' * 32}\n{digest.upper()}  # this one\n".encode()
-    (tmp_path / "list").write_bytes(gzip.compress(text) if packed else text)
-    kept, lost, evidence, _ = fetch({}, "/a.jpg", blocked_hashes=(str(tmp_path / "list"),))
-    assert (kept, dict(lost)) == ([], {Reason.BLOCKED_HASH: 1})
-    assert evidence.matched == [f"{kind}:{digest}"]
-
-
-@pytest.mark.parametrize("line", ["abc", "g" * 32, "a.example", "d41d8cd9 8f00b204"])
-def test_a_list_of_something_else_is_refused(tmp_path, line):
-    (tmp_path / "list").write_text(line + "\n")
-    with pytest.raises(ConfigError, match=r"blocked_hashes: line 1 of .*list is not one md5"):
-        fetch({}, "/a.jpg", blocked_hashes=(str(tmp_path / "list"),))
