@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cahlib import __version__
-from cahlib.commands import blocklist, tracker, worker
+from cahlib.commands import blocklist, finished, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.errors import CahError, missing
 
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check every file of a dataset")
     verify.add_argument("dataset", help="folder or URL of a dataset")
     verify.set_defaults(act=_verify)
+    finished.add(commands)
     return parser
 
 

@@ -75,6 +75,9 @@ class Crawl(_Checked):
     blocked_domains: tuple[str, ...] = option(
         (), "files of domains to leave out, one a line, separated by commas"
     )
+    blocked_urls: tuple[str, ...] = option(
+        (), "files of image addresses to leave out, one a line, separated by commas"
+    )
     blocked_pairs: tuple[str, ...] = option(
         (), "files of pair hashes (hex md5 of url + text) to leave out: text, or .bloom filters"
     )
@@ -120,6 +123,9 @@ class Download(_Checked):
         0, "re-encode with the shorter side at most this many pixels; 0 = originals", least=0,
         most=4096,
     )  # fmt: skip
+    known_harm: tuple[str, ...] = option(
+        (), "files of hashes (hex md5, sha1 or sha256) of images that must be nowhere"
+    )
     consent: str = option(
         "strict",
         "which refusals of owners are honoured; strict: all that machines can read, robots.txt and "

@@ -56,6 +56,7 @@ class Reason(Enum):
     LONG_URL = "long_url", Stage.CHOOSE, "has too long an address"
     PRIVATE_HOST = "private_host", Stage.CHOOSE, "names a host that is not public"
     BLOCKED_DOMAIN = "blocked_domain", Stage.CHOOSE, "is on a blocked domain"
+    BLOCKED_URL = "blocked_url", Stage.CHOOSE, "is on a list of addresses to leave out"
     BLOCKED_PAIR = "blocked_pair", Stage.CHOOSE, "is on a list of pairs to leave out"
     PAGE_OPTED_OUT = "page_opted_out", Stage.CHOOSE, "is on a page whose owner opted out"
     DUPLICATE = "duplicate", Stage.CHOOSE, "was seen before in this shard"
@@ -80,6 +81,7 @@ class Reason(Enum):
     NO_ROBOTS = "no_robots", Stage.FETCH, "robots.txt failed, so nothing may be fetched"
     TOO_MANY_LINKS = "too_many_links", Stage.FETCH, "domain has had its share of this shard"
     LEFT_ALONE = "left_alone", Stage.FETCH, "domain failed or refused too often, or asked to wait"
+    KNOWN_HARM = "known_harm", Stage.FETCH, "is on a list of known harm"
     TOO_MANY_BYTES = "too_many_bytes", Stage.FETCH, "file is too large"
     TOO_FEW_BYTES = "too_few_bytes", Stage.FETCH, "file is too small"
     NOT_AN_IMAGE = "not_an_image", Stage.FETCH, "not a JPEG, PNG or WebP"
@@ -92,10 +94,15 @@ class Reason(Enum):
     DISSIMILAR = "dissimilar", Stage.JUDGE, "text and image do not belong together"
     MINOR = "minor", Stage.JUDGE, "possibly a minor in unsafe content"
     ANIMAL = "animal", Stage.JUDGE, "possibly an animal in unsafe content"
+    NEAR_DUPLICATE = "near_duplicate", Stage.JUDGE, "looks like another image of the dataset"
+    PURGED = "purged", Stage.JUDGE, "was purged from the finished dataset"
     PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"
 
     stage: Stage
     phrase: str
+
+    # a member is one object: it need not be hashed by its name, in Python, for each link
+    __hash__ = object.__hash__
 
     def __new__(cls, value: str, stage: Stage, phrase: str) -> Reason:
         member = object.__new__(cls)
@@ -184,6 +191,7 @@ class Image:
     original_width: int  #: as served, pixels
     original_height: int
     md5: str  #: hex, of the bytes as served
+    sha1: str  #: hex, of the bytes as served
     sha256: str  #: hex, of the bytes as served
     #: what its owner said by headers, a line each, "" if nothing: X-Robots-Tag as it was served,
     #: others behind their names

@@ -10,7 +10,6 @@ done again from its parcel or from its WAT, with the same result.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
@@ -32,6 +31,7 @@ from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
 from cahlib.errors import CahError, ConfigError, RunError, ShardError
 from cahlib.flow import Flow, Line
+from cahlib.lists import hashes
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
@@ -79,7 +79,9 @@ def run(
     if job.output.url:
         upload.check(job.output.url)
     introduced(job)
-    Blocklists.load(job.crawl)  # a list that cannot be read is the user's to mend, before the start
+    # a list that cannot be read is the user's to mend, before the start
+    Blocklists.load(job.crawl)
+    hashes(job.download.known_harm, "known_harm")
     stop = stop or threading.Event()
     with home(job, role=role, stop=stop) as ledger:
         if isinstance(ledger, Ledger):
@@ -116,22 +118,7 @@ def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Sha
     With a tracker it is one that takes its shards from there, as a worker of this role.
     """
     home = job.output.folder / "run"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        lock = open(home / "lock", "w")
-    except OSError as error:
-        raise ConfigError(
-            f"output: {job.output.folder} cannot be written ({error.strerror}); "
-            "choose another folder."
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"output: another run is writing to {job.output.folder}; "
-                "wait for it, or choose another folder."
-            ) from error
+    with dataset.held(job.output.folder):
         _remember(job, home / "job.json")
         ledger = Ledger(home / "ledger.sqlite")
         try:

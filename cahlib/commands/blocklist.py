@@ -63,9 +63,9 @@ def _among(domain: str, hosts: set[str]) -> bool:
 
 
 def _show(chosen: argparse.Namespace) -> int:
-    from cahlib.scrape.blocklists import domains
+    from cahlib.lists import DOMAIN, entries
 
-    found = sorted(domains(chosen.list))
+    found = sorted(set(entries(chosen.list, "list", DOMAIN)))
     for domain in found:
         print(domain)
     print(f"# {len(found):,} domains")

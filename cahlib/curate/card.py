@@ -143,8 +143,8 @@ def _rights(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:
         f"Left out, because their owners refuse such a use in a form that machines read: "
         f"{plural(found.optouts, 'image')}; the evidence is in optouts/. "
         f"{_CONSENT.get(str(job_values.get('consent')), '')}"
-        "The columns md5 and sha256 are those of the images as they were served, for lists of "
-        "what must go (`cah purge`).\n"
+        "The columns md5, sha1 and sha256 are those of the images as they were served, for lists "
+        "of what must go; what is stored has no EXIF or other metadata.\n"
     )
     where = f"Write to {_cell(contact)}" if contact else "Write to whoever gave you this dataset"
     yield f"{where} to have something taken down, with its URL or uid.\n"

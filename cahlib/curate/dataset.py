@@ -20,10 +20,11 @@ It does not know where images come from, nor what the model thinks of them.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -35,6 +36,7 @@ from cahlib.curate.gallery import Gallery
 from cahlib.curate.rows import as_json, host, row, schema
 from cahlib.curate.seal import Sealed
 from cahlib.curate.tfrecord import Records
+from cahlib.errors import ConfigError
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
 
 #: Where the parts of a dataset lie, by form; the metadata and the evidence are always there.
@@ -80,10 +82,10 @@ def write(
     from the kept to the lost. What ``judged`` raises goes through, and nothing is left on disk.
     Raises ConfigError if the folder cannot be written, RunError if the disk fails.
     """
-    account, shard = _Account(), parcel.shard.id
+    account, shard = Account(), parcel.shard.id
     with ExitStack() as undo:
-        shelf = _Shelf(folder, undo)
-        writers = list(_writers(shelf, shard, recipe))
+        shelf = Shelf(folder, undo)
+        writers = list(each_form(shelf, shard, recipe))
         for each in _unseen(judged, seen):
             account.count(each)
             if each.reason is None:
@@ -99,7 +101,7 @@ def write(
         else:
             shelf.clear()
         if parcel.optouts:
-            _testify(shelf.sink(_path("optouts", shard)), parcel.optouts)
+            _testify(shelf.sink(located("optouts", shard)), parcel.optouts)
         stored = shelf.close()
         sealed = _sealed(account, parcel, recipe=recipe, tally=parcel.tally + tally, stored=stored)
         shelf.publish(sealed)
@@ -107,13 +109,34 @@ def write(
     return sealed
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Nobody else writes to the dataset meanwhile. Raises ConfigError if that cannot be."""
+    try:
+        (folder / "run").mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "run" / "lock", "w")
+    except OSError as error:
+        raise ConfigError(
+            f"output: {folder} cannot be written ({error.strerror}); choose another folder."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"output: another run is writing to {folder}; "
+                "wait for it, or choose another folder."
+            ) from error
+        yield
+
+
 def sweep(folder: Path) -> None:
-    """Remove what an interrupted run left: temporary files, and files that got no seal."""
+    """Undo the making of a shard that was interrupted, and finish the exchange of one."""
     with disk(folder):
         for path in sorted((folder / seal.FOLDER).glob(f"*.json{PART}")):
-            if not path.with_name(path.name.removesuffix(PART)).exists():
-                for name in _unnamed(path):
-                    (folder / name).unlink(missing_ok=True)
+            if fresh := _read(path):
+                before = _read(path.with_name(path.name.removesuffix(PART)))
+                _exchange(folder, fresh, before) if before else _unmake(folder, fresh)
         for each in FOLDERS:
             for path in (folder / each).glob(f"*{PART}"):
                 path.unlink()
@@ -121,19 +144,36 @@ def sweep(folder: Path) -> None:
 
 def uids(place: str | Path, sealed: Sealed) -> list[str]:
     """The keys of a shard's pairs, in their order in every file."""
-    path = _path("metadata", sealed.shard.id)
+    path = located("metadata", sealed.shard.id)
     if path not in sealed.files:
         return []
     with files(sealed.place or place).open(path) as file:
         return list(pq.read_table(file, columns=["uid"])["uid"].to_pylist())
 
 
-def _unnamed(path: Path) -> Iterable[str]:
-    """The files that a seal names which was written but did not get its own name."""
+def _read(path: Path) -> Sealed | None:
+    """A seal on this machine, or None if there is no whole one."""
     try:
-        return seal.unpacked(path.read_bytes()).files
-    except ValueError:
-        return ()  # a seal is whole before the first file gets its name
+        return seal.unpacked(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _unmake(folder: Path, fresh: Sealed) -> None:
+    for name in fresh.files:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _exchange(folder: Path, fresh: Sealed, before: Sealed) -> None:
+    """Give the files of a sealed shard's successor their names; may be done again after a crash."""
+    for name in fresh.files:
+        part = folder / (name + PART)
+        if part.exists():  # what did not change has none
+            part.replace(folder / name)
+    for name in before.files.keys() - fresh.files.keys():
+        (folder / name).unlink(missing_ok=True)
+    last = folder / seal.name(fresh.shard.id)
+    last.with_name(last.name + PART).replace(last)
 
 
 def _unseen(judged: Iterable[Judged], seen: Callable[[str], bool]) -> Iterator[Judged]:
@@ -148,7 +188,7 @@ def _unseen(judged: Iterable[Judged], seen: Callable[[str], bool]) -> Iterator[J
         yield each
 
 
-class _Account:
+class Account:
     """What a seal tells about the pairs beside their number."""
 
     def __init__(self) -> None:
@@ -170,8 +210,12 @@ class _Account:
         self.sum += judged.similarity
         self.domains[host(judged.image.candidate.url)] += 1
 
+    def most(self) -> dict[str, int]:
+        """The hosts that gave the most pairs."""
+        return dict(self.domains.most_common(_DOMAINS))
 
-class _Shelf:
+
+class Shelf:
     """The files of a shard in the making; ``undo`` is told how to unmake each of them."""
 
     def __init__(self, folder: Path, undo: ExitStack) -> None:
@@ -196,31 +240,37 @@ class _Shelf:
     def publish(self, sealed: Sealed) -> None:
         """Give the files their names and the shard its seal.
 
-        The seal is on disk before any name is given: so a sweep knows what a crash left without it.
+        The seal is on disk before any name is given, so that a `sweep` knows what a crash left:
+        it unmakes a shard that had no seal, and finishes one that had.
         """
-        files = list(self._sinks.values())
+        sinks = list(self._sinks.values())
         last = self.sink(seal.name(sealed.shard.id))
         last.write(seal.packed(sealed))
         last.close()
         with disk(last.path):
-            last.path.unlink(missing_ok=True)
-        for sink in (*files, last):
+            if before := _read(last.path):
+                self._undo.pop_all()
+                _exchange(self._folder, sealed, before)
+                return
+            last.path.unlink(missing_ok=True)  # a damaged one
+        for sink in (*sinks, last):
             sink.publish()
 
 
-def _writers(shelf: _Shelf, shard: str, recipe: Recipe) -> Iterator[Writer]:
+def each_form(shelf: Shelf, shard: str, recipe: Recipe) -> Iterator[Writer]:
     """A writer for each form that the recipe asks for."""
-    yield Table(shelf.sink(_path("metadata", shard)), schema(recipe.scores))
+    yield Table(shelf.sink(located("metadata", shard)), schema(recipe.scores))
     if "images" in recipe.forms:
-        yield Tar(shelf.sink(_path("images", shard)))
+        yield Tar(shelf.sink(located("images", shard)))
     if "embeddings" in recipe.forms:
-        yield Matrix(shelf.sink(_path("img_emb", shard)), "image_embedding")
-        yield Matrix(shelf.sink(_path("text_emb", shard)), "text_embedding")
+        yield Matrix(shelf.sink(located("img_emb", shard)), "image_embedding")
+        yield Matrix(shelf.sink(located("text_emb", shard)), "text_embedding")
     if "tfrecords" in recipe.forms:
-        yield Records(shelf.sink(_path("tfrecords", shard)))
+        yield Records(shelf.sink(located("tfrecords", shard)))
 
 
-def _path(form: str, shard: str) -> str:
+def located(form: str, shard: str) -> str:
+    """Where a shard's part lies in the dataset."""
     return LAYOUT[form].format(shard)
 
 
@@ -231,7 +281,7 @@ def _testify(sink: Sink, optouts: Iterable[OptOut]) -> None:
 
 
 def _sealed(
-    account: _Account, parcel: Parcel, *, recipe: Recipe, tally: Tally, stored: Mapping[str, Stored]
+    account: Account, parcel: Parcel, *, recipe: Recipe, tally: Tally, stored: Mapping[str, Stored]
 ) -> Sealed:
     return Sealed(
         shard=parcel.shard,
@@ -242,7 +292,7 @@ def _sealed(
         kept=account.kept,
         dropped=account.dropped,
         similarity=account.sum / max(account.rows, 1),
-        domains=dict(account.domains.most_common(_DOMAINS)),
+        domains=account.most(),
         gallery=account.gallery.shown(),
         optouts=len(parcel.optouts),
         started=parcel.started,

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 
+from cahlib.curate.perceptual import phash
 from cahlib.records import Judged
 
 #: The metadata of one pair, by column.
@@ -36,7 +38,9 @@ _COLUMNS = [
     ("original_height", pa.int32()),
     ("original_width", pa.int32()),
     ("md5", pa.string()),
+    ("sha1", pa.string()),
     ("sha256", pa.string()),
+    ("phash", pa.string()),
     ("format", pa.string()),
     ("robots", pa.string()),
     ("model", pa.string()),
@@ -73,11 +77,14 @@ def row(judged: Judged, *, model: str, scores: Sequence[str]) -> Row:
         "original_height": image.original_height,
         "original_width": image.original_width,
         "md5": image.md5,
+        "sha1": image.sha1,
         "sha256": image.sha256,
+        "phash": phash(image.data),
         "format": image.format,
         "robots": image.robots,
         "model": model,
-        **{name: given.pop(name, None) for name in scores},
+        # as precise as its column, so that it is the same in all files
+        **{name: float(np.float32(given.pop(name))) if name in given else None for name in scores},
     }
     if given:
         raise KeyError(f"scores without a column: {', '.join(given)}")

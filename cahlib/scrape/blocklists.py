@@ -1,55 +1,23 @@
-"""Lists of what to leave out: domains, and pairs by their hashes.
+"""What a crawl leaves out: domains, addresses, and pairs by their hashes.
 
-A list of domains is text, one a line; it holds for their subdomains too. A list of pairs is text
-with a hex md5 of url + text a line. Both may be packed with gzip, and ``#`` begins a comment. For
-hundreds of millions of pairs there are Bloom filters, in files that end in ``.bloom``: `save_bloom`
-makes them.
+The files are those of `cahlib.lists`. A domain holds for its subdomains too; a pair is given by the
+hex md5 of url + text. For hundreds of millions of pairs there are Bloom filters, in files that end
+in ``.bloom``: `save_bloom` makes them.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import re
-import zlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, cast
 from urllib.parse import urlsplit
 
 import rbloom
 
 from cahlib.config import Crawl
 from cahlib.errors import ConfigError
-
-# a line of a list, with what it holds as its first group; "*.bad.com" and ".bad.com" are usual too
-_MD5 = re.compile(r"\s*([0-9a-fA-F]{32})?\s*(?:#.*)?\n?")
-_DOMAIN = re.compile(r"\s*(?:\*?\.?([^\s/:@*#]+))?\s*(?:#.*)?\n?")
-
-
-class Digests:
-    """An exact set of md5 digests: 5 million take 50 MB, a tenth of what Python's own set does.
-
-    Of each it keeps 10 bytes, two of them as the name of its bucket; one in 10^17 of other pairs is
-    taken for one of 5 million.
-    """
-
-    def __init__(self, digests: Iterable[bytes] = ()) -> None:
-        self._buckets: defaultdict[bytes, bytearray] = defaultdict(bytearray)
-        for digest in digests:
-            self._buckets[digest[:2]] += digest[2:10]
-
-    def __bool__(self) -> bool:
-        return bool(self._buckets)
-
-    def __contains__(self, digest: bytes) -> bool:
-        bucket, key, at = self._buckets.get(digest[:2], b""), digest[2:10], -1
-        while (at := bucket.find(key, at + 1)) >= 0:
-            if at % 8 == 0:
-                return True
-        return False
+from cahlib.lists import DOMAIN, MD5, URL, Digests, entries, md5
+from cahlib.records import Reason
 
 
 class Blocklists:
@@ -58,25 +26,32 @@ class Blocklists:
     def __init__(
         self,
         domains: Iterable[str] = (),
+        urls: Iterable[str] = (),
         pairs: Iterable[str] = (),
         filters: Iterable[rbloom.Bloom] = (),
     ) -> None:
-        self._domains = Digests(_md5(_ascii(domain)) for domain in domains)
+        self._domains = Digests(md5(_ascii(domain)) for domain in domains)
+        self._urls = Digests(md5(url.partition("#")[0]) for url in urls)
         self._pairs = Digests(bytes.fromhex(pair) for pair in pairs)
         self._filters = tuple(filters)
 
     @classmethod
     def load(cls, options: Crawl) -> Blocklists:
         """The lists that a crawl names. Raises ConfigError for a file that is no such list."""
-        return _loaded(options.blocked_domains, options.blocked_pairs)
+        return _loaded(options.blocked_domains, options.blocked_urls, options.blocked_pairs)
 
-    def domain(self, url: str) -> bool:
-        """Whether the host of an address, or a domain above it, is blocked."""
+    def address(self, url: str) -> Reason | None:
+        """Why an address is left out, by itself or by its host's domains."""
+        if self._urls and md5(url) in self._urls:
+            return Reason.BLOCKED_URL
+        return Reason.BLOCKED_DOMAIN if self._domain(url) else None
+
+    def _domain(self, url: str) -> bool:
         if not self._domains:
             return False
         host = _ascii(urlsplit(url).hostname or "")
         while host:
-            if _md5(host) in self._domains:
+            if md5(host) in self._domains:
                 return True
             host = host.partition(".")[2]
         return False
@@ -104,46 +79,18 @@ def _bloom_hash(uid: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def _loaded(domains: tuple[str, ...], pairs: tuple[str, ...]) -> Blocklists:
+def _loaded(domains: tuple[str, ...], urls: tuple[str, ...], pairs: tuple[str, ...]) -> Blocklists:
     return Blocklists(
-        domains=(
-            each for path in domains for each in entries(path, "blocked_domains", _DOMAIN, "domain")
-        ),
+        domains=(each for path in domains for each in entries(path, "blocked_domains", DOMAIN)),
+        urls=(each for path in urls for each in entries(path, "blocked_urls", URL)),
         pairs=(
             each
             for path in pairs
             if not path.endswith(".bloom")
-            for each in entries(path, "blocked_pairs", _MD5, "md5")
+            for each in entries(path, "blocked_pairs", MD5)
         ),
         filters=[_filter(path) for path in pairs if path.endswith(".bloom")],
     )
-
-
-def domains(path: str) -> set[str]:
-    """The domains of one list; raises ConfigError for another file."""
-    return set(entries(path, "blocked_domains", _DOMAIN, "domain"))
-
-
-def entries(path: str, setting: str, form: re.Pattern[str], kind: str) -> Iterator[str]:
-    """What a list holds, without comments; a line of another form shows that it is no such list."""
-    for number, line in enumerate(_lines(path, setting), 1):
-        match = form.fullmatch(line)
-        if not match:
-            raise ConfigError(
-                f"{setting}: line {number} of {path} is not one {kind}: {line.strip():.60}"
-            )
-        if entry := match[1]:
-            yield entry
-
-
-def _lines(path: str, setting: str) -> Iterator[str]:
-    try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with cast(IO[str], (gzip.open if packed else open)(path, "rt", encoding="utf-8")) as lines:
-            yield from lines
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise ConfigError(f"{setting}: {path} cannot be read as a list: {error}.") from error
 
 
 def _filter(path: str) -> rbloom.Bloom:
@@ -162,7 +109,3 @@ def _ascii(host: str) -> str:
         return host.encode("idna").decode("ascii")
     except UnicodeError:
         return host
-
-
-def _md5(text: str) -> bytes:
-    return hashlib.md5(text.encode("utf-8", "replace"), usedforsecurity=False).digest()

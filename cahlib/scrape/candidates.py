@@ -41,7 +41,7 @@ def candidates(
     for page in pages:
         shown = _shown(page, options)
         base = links.Base.of(page.url, page.base)
-        answers = [choose(link, base) for link in shown]
+        answers = [choose(link, base) if link.alt else Reason.NO_TEXT for link in shown]
         if refused := optout.in_page(page.metas, consent) if page.metas else None:
             answers = list(_refused(answers, page, refused, [] if optouts is None else optouts))
         _count(answers, tally)
@@ -83,8 +83,6 @@ class _Choice:
 
     def __call__(self, link: Link, base: links.Base) -> _Chosen | Reason:
         """A candidate, or why a link is none; cheap questions come before dear ones."""
-        if not link.alt:
-            return Reason.NO_TEXT
         if reason := links.refuse(link.url):
             return reason
         text = self._judge(link.alt)
@@ -93,8 +91,8 @@ class _Choice:
         url = links.absolute(link.url, base, self._most)
         if isinstance(url, Reason):
             return url
-        if self._blocked.domain(url):
-            return Reason.BLOCKED_DOMAIN
+        if reason := self._blocked.address(url):
+            return reason
         digest = hashlib.md5((url + text.text).encode("utf-8", "replace"), usedforsecurity=False)
         uid = digest.hexdigest()
         if uid in self._seen:

@@ -6,7 +6,7 @@ Nothing that the server said counts here. It does not know where the bytes come 
 from __future__ import annotations
 
 import struct
-from hashlib import md5, sha256
+from hashlib import md5, sha1, sha256
 from io import BytesIO
 from typing import TypedDict
 
@@ -65,6 +65,7 @@ class Picture(TypedDict):
     original_width: int
     original_height: int
     md5: str
+    sha1: str
     sha256: str
 
 
@@ -94,6 +95,7 @@ def prove(data: bytes, options: Download) -> Picture | Reason:
         original_width=anatomy.width,
         original_height=anatomy.height,
         md5=md5(data, usedforsecurity=False).hexdigest(),
+        sha1=sha1(data, usedforsecurity=False).hexdigest(),
         sha256=sha256(data).hexdigest(),
     )
 

@@ -18,6 +18,7 @@ from itertools import islice
 
 from cahlib.config import Download
 from cahlib.errors import ConfigError
+from cahlib.lists import hashes
 from cahlib.records import Candidate, Evidence, Image, OptOut, Reason, Stage, Tally
 from cahlib.scrape import addresses, bridge
 from cahlib.scrape.addresses import Net
@@ -105,6 +106,7 @@ class _Crew:
     ) -> None:
         self._fetcher, self._options = fetcher, options
         self._tally, self._evidence = tally, evidence
+        self._harm = hashes(options.known_harm, "known_harm")
         self._links: Counter[str] = Counter()  # of each domain
         self._turns: Turns[Candidate] = Turns(options.per_host)
         self._ready: asyncio.Queue[Candidate | None] = asyncio.Queue()
@@ -183,6 +185,8 @@ class _Crew:
             picture = await loop.run_in_executor(self._decoders, prove, served.body, self._options)
             if isinstance(picture, Reason):
                 return picture
+            if self._harm.name(picture["md5"], picture["sha1"], picture["sha256"]):
+                return Reason.KNOWN_HARM
             return Image(candidate=candidate, robots=served.robots, **picture)
 
     def _hungry(self) -> bool:

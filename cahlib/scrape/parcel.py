@@ -47,6 +47,7 @@ class _Sample(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     original_width: int
     original_height: int
     md5: str
+    sha1: str
     sha256: str
     robots: str
     stored: str  #: sha256 of the bytes in the tar, hex
@@ -201,6 +202,7 @@ def _text(image: Image) -> bytes:
             original_width=image.original_width,
             original_height=image.original_height,
             md5=image.md5,
+            sha1=image.sha1,
             sha256=image.sha256,
             robots=image.robots,
             stored=sha256(image.data).hexdigest(),
@@ -310,6 +312,7 @@ def _image(parcel: Parcel, file: BinaryIO, place: _Place) -> Image:
         original_width=sample.original_width,
         original_height=sample.original_height,
         md5=sample.md5,
+        sha1=sample.sha1,
         sha256=sample.sha256,
         robots=sample.robots,
     )

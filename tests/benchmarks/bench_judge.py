@@ -114,7 +114,7 @@ def read(tar: Path) -> Iterator[Any]:
             )  # fmt: skip
             yield Image(
                 candidate=candidate, data=data, format="jpg", width=0, height=0, robots="",
-                original_width=0, original_height=0, md5="", sha256="",
+                original_width=0, original_height=0, md5="", sha1="", sha256="",
             )  # fmt: skip
 
 

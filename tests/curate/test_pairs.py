@@ -62,6 +62,7 @@ def image(number, *, data=None, text=None):
         original_width=90,
         original_height=70,
         md5=hashlib.md5(data[:5000]).hexdigest(),
+        sha1=hashlib.sha1(data[:5000]).hexdigest(),
         sha256=hashlib.sha256(data[:5000]).hexdigest(),
         robots="",
     )

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from cahlib.config import Crawl
 from cahlib.errors import ConfigError
-from cahlib.scrape.blocklists import Blocklists, Digests, save_bloom
+from cahlib.lists import Digests
+from cahlib.lists import hashes as hash_lists
+from cahlib.records import Reason
+from cahlib.scrape.blocklists import Blocklists, save_bloom
 
 
 def load(**lists) -> Blocklists:
@@ -23,9 +26,30 @@ def hashes(count: int) -> list[str]:
 def test_domains_are_read_with_comments_and_capitals(tmp_path):
     (tmp_path / "domains").write_text("# spam\nBad.COM  # since May\n\n.worse.org.\nbücher.de\n")
     lists = load(blocked_domains=tmp_path / "domains")
-    assert lists.domain("http://img.bad.com/a.jpg") and lists.domain("https://worse.org/")
-    assert lists.domain("http://xn--bcher-kva.de/") and lists.domain("http://BÜCHER.de/")
-    assert not lists.domain("http://good.com/bad.com")
+    for url in ("http://img.bad.com/a.jpg", "https://worse.org/", "http://xn--bcher-kva.de/"):
+        assert lists.address(url) is Reason.BLOCKED_DOMAIN
+    assert lists.address("http://BÜCHER.de/") is Reason.BLOCKED_DOMAIN
+    assert lists.address("http://good.com/bad.com") is None
+
+
+def test_addresses_are_left_out_one_by_one(tmp_path):
+    (tmp_path / "urls").write_text("https://a.com/1.jpg\n  http://b.org/x?y=#z # asked for\n")
+    lists = load(blocked_urls=tmp_path / "urls")
+    assert lists.address("https://a.com/1.jpg") is Reason.BLOCKED_URL
+    assert lists.address("http://b.org/x?y=") is Reason.BLOCKED_URL  # links have no fragments
+    assert lists.address("https://a.com/2.jpg") is None
+
+
+def test_files_are_known_by_any_of_their_hashes(tmp_path):
+    (tmp_path / "a").write_text(f"{'AB' * 16}\n{'12' * 20}  # since May\n\n{'cd' * 32}\n")
+    found = hash_lists((str(tmp_path / "a"),), "known_harm")
+    assert found.name("ab" * 16, "00" * 20, "00" * 32) and found.name("00" * 16, "12" * 20)
+    assert not found.name("ef" * 20, "ef" * 16)
+    (tmp_path / "b").write_text("0" * 33)
+    with pytest.raises(
+        ConfigError, match="known_harm: line 1 of .* is not one md5, sha1 or sha256"
+    ):
+        hash_lists((str(tmp_path / "b"),), "known_harm")
 
 
 def test_hashes_are_found_plain_and_packed(tmp_path):

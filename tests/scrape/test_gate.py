@@ -49,6 +49,7 @@ def test_originals_stay_as_they_are(format):
         "original_width": 160,
         "original_height": 120,
         "md5": hashlib.md5(data).hexdigest(),
+        "sha1": hashlib.sha1(data).hexdigest(),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
 

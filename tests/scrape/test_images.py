@@ -302,6 +302,19 @@ def test_an_owner_who_opts_out_is_heard():
     assert len(heard.optouts) == 1
 
 
+@pytest.mark.parametrize("kind", ["md5", "sha1", "sha256"])
+def test_known_harm_is_only_counted(tmp_path, kind):
+    (tmp_path / "list").write_text(hashlib.new(kind, JPEG).hexdigest().upper())
+    other = picture(size=(161, 120))
+    with w.Web({"/a.jpg": w.body(JPEG), "/b.jpg": w.body(other)}) as web:
+        urls = ["http://a.example/a.jpg", "http://a.example/b.jpg"]
+        for resize in (0, 64):  # it is the bytes as served that count
+            harm = (str(tmp_path / "list"),)
+            (image,), tally = fetched(web, *urls, known_harm=harm, resize=resize)
+            assert image.candidate.url == urls[1]
+            assert tally.lost == {Reason.KNOWN_HARM: 1}
+
+
 def test_a_header_in_no_encoding_is_recorded_readably():
     answer = b"HTTP/1.1 200 OK\r\nX-Robots-Tag: \xff\xfe\r\nContent-Length: %d\r\n\r\n" % len(JPEG)
     with w.Web({"/a.jpg": w.raw(answer + JPEG)}) as web:

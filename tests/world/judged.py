@@ -55,6 +55,7 @@ def judged(number, *, similarity=None, reason=None, nsfw="UNLIKELY", format=None
         original_width=width,
         original_height=height,
         md5=hashlib.md5(data).hexdigest(),
+        sha1=hashlib.sha1(data).hexdigest(),
         sha256=hashlib.sha256(data).hexdigest(),
         robots=texts.get("robots", ""),
     )
@@ -158,6 +159,16 @@ def with_forms(*forms):
 
 def write(folder, count=30, *, first=0, shard="s-0", seen=lambda uid: False, recipe=RECIPE):
     """A shard of such images, put into the dataset of a folder."""
-    made, tally = some(count, first=first)
-    account = parcel(shard, images=count)
-    return dataset.write(folder, made, parcel=account, recipe=recipe, tally=tally, seen=seen)
+    return write_these(folder, some(count, first=first)[0], shard=shard, seen=seen, recipe=recipe)
+
+
+def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, recipe=RECIPE):
+    """The same of certain images."""
+    return dataset.write(
+        folder,
+        made,
+        parcel=parcel(shard, images=len(made)),
+        recipe=recipe,
+        tally=tally_of(made),
+        seen=seen,
+    )

@@ -46,6 +46,7 @@ def image(position: int, data: bytes | None = None) -> Image:
         original_width=160,
         original_height=120,
         md5=hashlib.md5(data).hexdigest(),
+        sha1=hashlib.sha1(data).hexdigest(),
         sha256=hashlib.sha256(data).hexdigest(),
         robots="",
     )

@@ -1,0 +1,82 @@
+"""`cah purge` and `cah dedup`: change a dataset that is finished."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cahlib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cahlib.curate.rewrite import Change
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    purge = commands.add_parser(
+        "purge",
+        help="take listed images out of a dataset",
+        description="Take images out of a finished dataset, from all of its files. It may be "
+        "interrupted, and given again. Lists have an entry a line, and may be packed with gzip.",
+    )
+    purge.add_argument("dataset", help="folder of a dataset")
+    for name, what in (
+        ("hashes", "md5, sha1 or sha256 in hex of images as they were served"),
+        ("urls", "addresses of images"),
+        ("uids", "uids of pairs"),
+    ):
+        purge.add_argument(
+            f"--{name}", action="append", default=[], metavar="FILE", help=f"a list of {what}"
+        )
+    purge.set_defaults(act=_purge)
+    dedup = commands.add_parser(
+        "dedup",
+        help="find images that a dataset has more than once",
+        description="Find images that look alike, by the perceptual hashes in the metadata. Of "
+        "each the largest stays, when --apply is given.",
+    )
+    dedup.add_argument("dataset", help="folder of a dataset")
+    dedup.add_argument(
+        "--distance", type=int, default=4, metavar="N", help="bits of 64 that may differ [4]"
+    )
+    dedup.add_argument("--apply", action="store_true", help="take the others out")
+    dedup.set_defaults(act=_dedup)
+
+
+def _purge(chosen: argparse.Namespace) -> int:
+    from cahlib.curate.purge import Lists, purge
+
+    lists = Lists(hashes=chosen.hashes, urls=chosen.urls, uids=chosen.uids)
+    if lists == Lists(hashes=[], urls=[], uids=[]):
+        raise ConfigError("purge: name a list with --hashes, --urls or --uids.")
+    _follow(purge(_folder(chosen.dataset), lists))
+    return 0
+
+
+def _dedup(chosen: argparse.Namespace) -> int:
+    from cahlib.curate.dedup import dedup, find
+
+    folder = _folder(chosen.dataset)
+    found = find(folder, chosen.distance)
+    print(f"{len(found.extra):,} of {found.images:,} images look like another of the dataset.")
+    if chosen.apply:
+        _follow(dedup(folder, found))
+    elif len(found.extra):
+        print("With --apply they are taken out; the largest of each stays.")
+    return 0
+
+
+def _folder(dataset: str) -> Path:
+    if not Path(dataset).is_dir():
+        raise ConfigError(f"{dataset} is no folder; bring the dataset here to change it.")
+    return Path(dataset)
+
+
+def _follow(changes: Iterable[Change]) -> None:
+    pairs = shards = 0
+    for change in changes:
+        pairs, shards = pairs + sum(change.lost.values()), shards + 1
+        print(f"{change.shard}: {sum(change.lost.values())} pairs out, {change.left} left")
+    print(f"{pairs} pairs were taken out of {shards} shards.")

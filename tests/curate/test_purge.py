@@ -1,0 +1,183 @@
+"""What is purged is gone from every file, and what is left is as if it had never been there."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from itertools import combinations
+
+import pytest
+
+from cahlib.cli import main
+from cahlib.curate import dataset, seal
+from cahlib.curate.purge import CHANGES, Lists, purge
+from cahlib.curate.verify import verify
+from cahlib.errors import ConfigError, RunError
+from cahlib.records import Reason, Stage
+from tests.world import judged as world
+from tests.world.judged import with_forms, write, write_these
+
+FORMS = ("images", "embeddings", "tfrecords")
+SOME = [forms for count in range(4) for forms in combinations(FORMS, count)]
+
+
+def kept(count=30):
+    return [each for each in world.some(count)[0] if each.reason is None]
+
+
+def listed(path, *entries):
+    path.write_text("".join(f"{each}\n" for each in entries))
+    return [str(path)]
+
+
+def files(folder):
+    """What tells nothing of when it was made."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for each in set(dataset.FOLDERS) - {seal.FOLDER}
+        for path in folder.glob(f"{each}/*")
+    }
+
+
+def lists(tmp_path, gone):
+    """Lists that name these pairs, each by something else."""
+    names = [
+        ("hashes", lambda image: image.md5.upper()),
+        ("hashes", lambda image: image.sha1),
+        ("hashes", lambda image: image.sha256),
+        ("urls", lambda image: image.candidate.url),
+        ("uids", lambda image: image.candidate.uid),
+    ]
+    found = {"hashes": [], "urls": [], "uids": []}
+    for (kind, name), pair in zip(names, gone, strict=True):
+        found[kind].append(name(pair.image))
+    return Lists(**{kind: listed(tmp_path / kind, *each) for kind, each in found.items()})
+
+
+@pytest.mark.parametrize("forms", SOME, ids="-".join)
+def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
+    recipe = with_forms(*forms)
+    gone = kept()[1:11:2]
+    write(tmp_path / "purged", recipe=recipe)
+    write(tmp_path / "purged", first=1000, shard="s-1", recipe=recipe)
+    untouched = {p: p.stat().st_ino for p in (tmp_path / "purged").rglob("*s-1*")}
+    (change,) = purge(tmp_path / "purged", lists(tmp_path, gone))
+    assert (change.shard, change.lost, change.left) == ("s-0", {Reason.PURGED: 5}, 10)
+    assert {p: p.stat().st_ino for p in untouched} == untouched
+
+    uids = {each.image.candidate.uid for each in gone}
+    never = [each for each in world.some(30)[0] if each.image.candidate.uid not in uids]
+    write_these(tmp_path / "never", never, recipe=recipe)
+    write(tmp_path / "never", first=1000, shard="s-1", recipe=recipe)
+    assert files(tmp_path / "purged") == files(tmp_path / "never")
+    assert list(verify(tmp_path / "purged")) == []
+    mine, other = (seal.sealed(tmp_path / name, "s-0") for name in ("purged", "never"))
+    assert mine.domains == other.domains and mine.rows == other.rows == 10
+    assert mine.tally.lost[Reason.PURGED] == 5 and mine.tally.unaccounted(Stage.JUDGE) == 0
+    assert mine.similarity == pytest.approx(other.similarity)
+    assert sum(mine.kept.values()) == 10 and mine.dropped == other.dropped
+
+
+def test_what_was_changed_is_told_but_not_what_it_was(tmp_path):
+    write(tmp_path)
+    shown = seal.sealed(tmp_path, "s-0").gallery
+    pair = next(each for each in shown if each.kept)
+    assert len(list(purge(tmp_path, Lists(uids=listed(tmp_path / "uids", pair.uid))))) == 1
+    assert seal.sealed(tmp_path, "s-0").gallery == tuple(each for each in shown if each != pair)
+    (line,) = (tmp_path / CHANGES).read_text().splitlines()
+    told = json.loads(line)
+    assert (told["what"], told["shards"]) == ("purge", {"s-0": {"purged": 1}})
+    for name in ("report.html", "README.md", CHANGES):
+        text = (tmp_path / name).read_text()
+        assert "purged" in text and pair.url not in text and pair.uid not in text
+
+
+def test_a_second_time_nothing_is_left_to_do(tmp_path):
+    write(tmp_path)
+    uids = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()[:3]))
+    assert len(list(purge(tmp_path, Lists(uids=uids)))) == 1
+    before = files(tmp_path)
+    assert list(purge(tmp_path, Lists(uids=uids))) == []
+    assert files(tmp_path) == before
+    assert len((tmp_path / CHANGES).read_text().splitlines()) == 1
+
+
+def test_everything_can_be_purged(tmp_path):
+    write(tmp_path)
+    packed = tmp_path / "all.gz"
+    packed.write_bytes(gzip.compress("\n".join(e.image.sha256 for e in kept()).encode()))
+    (change,) = purge(tmp_path, Lists(hashes=[str(packed)]))
+    assert change.left == 0
+    assert {path.parts[0] for path in files(tmp_path)} == {"optouts"}
+    assert list(verify(tmp_path)) == []
+
+
+def test_a_purge_that_is_killed_is_finished_by_the_next(tmp_path):
+    """Killed before each renaming and removal of an exchange; needs processes that die."""
+    uids = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()[:3]))
+    folders = [tmp_path / str(steps) for steps in range(8)]
+    for folder in folders:
+        write(folder)
+    script = """
+import os, sys
+from pathlib import Path
+from cahlib.curate.purge import Lists, purge
+
+def die(event, args):
+    global steps
+    if event == "os.rename":
+        steps -= 1
+        if steps < 0:
+            os._exit(9)
+
+uids, *folders = sys.argv[1:]
+for steps, folder in enumerate(folders):
+    if os.fork() == 0:
+        sys.addaudithook(die)
+        list(purge(Path(folder), Lists(uids=[uids])))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    command = [sys.executable, "-c", script, *uids, *map(str, folders)]
+    ran = subprocess.run(command, cwd=world.ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["9"] * 8  # five files, the seal, the report, the card
+    list(purge(tmp_path / "7", Lists(uids=uids)))
+    for folder in folders:
+        list(purge(folder, Lists(uids=uids)))
+        assert list(verify(folder)) == []
+        assert files(folder) == files(tmp_path / "7")
+
+
+def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
+    write(tmp_path / "dataset")
+    (tmp_path / "garbage").write_text(f"{'0' * 32}\nhello\n")
+    for arguments, sentence in (
+        (["dataset"], "name a list with --hashes"),
+        (["dataset", "--hashes", "garbage"], "hashes: line 2 of .*garbage is not one md5, sha1"),
+        (["dataset", "--urls", "none"], "urls: .*none cannot be read"),
+        (["elsewhere", "--uids", "garbage"], "is no folder"),
+        ([".", "--urls", "empty"], "holds no dataset"),
+    ):
+        (tmp_path / "empty").touch()
+        paths = [str(tmp_path / each) if each[0] != "-" else each for each in arguments]
+        assert main(["purge", *paths]) == 2
+        assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_nobody_else_may_be_writing(tmp_path):
+    write(tmp_path)
+    uids = listed(tmp_path / "uids", kept()[0].image.candidate.uid)
+    with dataset.held(tmp_path), pytest.raises(ConfigError, match="another run is writing"):
+        list(purge(tmp_path, Lists(uids=uids)))
+
+
+def test_a_damaged_shard_stays_as_it_is(tmp_path):
+    write(tmp_path)
+    tar = tmp_path / "images/s-0.tar"
+    tar.write_bytes(tar.read_bytes()[:3000])
+    before = files(tmp_path)
+    uids = listed(tmp_path / "uids", kept()[0].image.candidate.uid)
+    with pytest.raises(RunError, match="s-0 is damaged"):
+        list(purge(tmp_path, Lists(uids=uids)))
+    assert files(tmp_path) == before
