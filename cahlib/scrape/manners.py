@@ -24,6 +24,9 @@ _MOST_PAUSE = 60.0
 #: Failures that tell a domain that never answers from one that had a bad moment.
 _SURE = 3
 
+#: Domains that a process remembers as dead: about 10 MB.
+_MOST_GIVEN_UP = 100_000
+
 #: What a domain says or does that counts against it, if nothing else comes between.
 FAILURES = frozenset(
     {
@@ -62,11 +65,12 @@ class Manners:
         self._patience, self._clock = options.patience, clock
         self._gap = 1 / options.per_second if options.per_second else 0.0
         self._domains: dict[str, _Domain] = {}
+        self._given_up = _given_up(options.replay) if options.patience else set()
 
     def closed(self, domain: str) -> bool:
         """Whether a domain is left alone."""
         known = self._domains.get(domain)
-        return known is not None and known.closed
+        return domain in self._given_up if known is None else known.closed
 
     def wait(self, domain: str) -> float:
         """Seconds until a further request may be sent, which is counted as sent then."""
@@ -92,6 +96,8 @@ class Manners:
         known.failures += 1
         if self._patience and known.failures >= self._patience:
             known.closed = True
+            if known.silent and len(self._given_up) < _MOST_GIVEN_UP:
+                self._given_up.add(domain)
 
     def silent(self) -> tuple[str, ...]:
         """The domains that failed at least three times, and never answered."""
@@ -115,6 +121,12 @@ def retry_after(header: str) -> float:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, OverflowError):
         return 0.0
+
+
+@cache
+def _given_up(web: str) -> set[str]:
+    """The domains of a web that never answered, for the later shards of this process too."""
+    return set()
 
 
 @lru_cache(maxsize=50_000)

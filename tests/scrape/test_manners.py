@@ -55,6 +55,18 @@ def test_who_fails_again_and_again_is_left_alone():
     assert manners.silent() == ("b",)
 
 
+def test_a_domain_that_never_answered_is_left_alone_by_later_shards_too():
+    options = Download(patience=2, replay="127.0.0.1:1")
+    first = Manners(options)
+    for _ in range(2):
+        first.note("dead", Reason.DNS)
+        first.note("forbidden", Reason.HTTP_4XX, 403)
+    later = Manners(options)
+    assert later.closed("dead")
+    assert not later.closed("forbidden")
+    assert not Manners(Download(patience=2, replay="127.0.0.1:2")).closed("dead")
+
+
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [("", 0), ("7", 7), (" 7 ", 7), ("-1", 0), ("soon", 0), ("9" * 4000, 999_999_999_999)],
