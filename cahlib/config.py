@@ -63,13 +63,12 @@ class Crawl(_Checked):
     languages: tuple[str, ...] = option(
         ("en",), "languages to keep, as ISO 639 codes separated by commas; all = any"
     )
+    personal: str = option(
+        "drop", "texts with an e-mail address, a phone, card or passport number",
+        choices=("drop", "mask"),
+    )  # fmt: skip
     min_text: int = option(5, "least characters of a text", least=1, most=1000)
     max_text: int = option(1000, "most characters of a text", least=1, most=100_000)
-    personal: str = option(
-        "drop",
-        "texts with e-mail addresses, telephone, card or passport numbers",
-        choices=("drop", "mask", "keep"),
-    )
     max_url: int = option(2000, "most characters of an address", least=10, most=100_000)
     og_images: bool = option(False, "also take pages' og:image with its og:description")
     blocked_domains: tuple[str, ...] = option(

@@ -49,7 +49,7 @@ class Reason(Enum):
     LONG_TEXT = "long_text", Stage.CHOOSE, "has too long a text"
     FILENAME_TEXT = "filename_text", Stage.CHOOSE, "has a file's name for a text"
     JUNK_TEXT = "junk_text", Stage.CHOOSE, "has a text without words"
-    PERSONAL_TEXT = "personal_text", Stage.CHOOSE, "has a text with personal data"
+    PERSONAL_TEXT = "personal_text", Stage.CHOOSE, "has personal data in its text"
     LANGUAGE = "language", Stage.CHOOSE, "is in a language that is not wanted"
     NOT_A_PICTURE_URL = "not_a_picture_url", Stage.CHOOSE, "cannot be a photo (svg, gif, data: …)"
     BAD_URL = "bad_url", Stage.CHOOSE, "has an address that cannot be asked for"

@@ -71,8 +71,8 @@ def _texts() -> Iterator[Exhibit]:
         Reason.FILENAME_TEXT: ("DSC_0042.JPG", "banner-final-2.png", "IMG_20210304_120000.jpeg"),
         Reason.JUNK_TEXT: ("*** ~~~ --- ***", "1234 5678 9012", "|||||||||||"),
         Reason.PERSONAL_TEXT: (
-            "A red bicycle for sale, write to jane.doe@mail.example.com",
-            "My cat ran away, please call +44 20 7946 0123",
+            "Write to jane.doe@mail.example.org about the red bicycle",
+            "Call +1 212 555 0123 for a fresh chocolate cake",
         ),
         Reason.LANGUAGE: (
             "Un petit chat noir dort tranquillement sur le canapé de ma grand-mère",

@@ -13,7 +13,7 @@ from ftfy import fixes
 
 from cahlib.config import Crawl
 from cahlib.records import Reason
-from cahlib.scrape.privacy import masked
+from cahlib.scrape.personal import masked
 
 #: So many judgements are remembered, of texts up to this length: 8 MiB, or 30 if all are emoji.
 _REMEMBERED, _LENGTH = 20_000, 200
@@ -50,7 +50,7 @@ class Text(NamedTuple):
     """A text that may be a caption."""
 
     text: str  #: repaired, white space normalised
-    raw: str | None  #: as it stood there, if that differs and may be kept
+    raw: str | None  #: as it stood there, if that differs
     language: str
     reliable: bool
 
@@ -64,15 +64,14 @@ def judge(options: Crawl) -> Callable[[str], Text | Reason]:
         reason = refuse(text, options)
         if reason is not None:
             return reason
-        raw_text = raw if raw != text else None
-        if options.personal != "keep" and (clean := masked(text)) != text:
+        if (clean := masked(text)) != text:
             if options.personal == "drop":
                 return Reason.PERSONAL_TEXT
-            text, raw_text = clean, None
+            text = raw = clean
         language, reliable = detect(text)
         if wanted is not None and language not in wanted:
             return Reason.LANGUAGE
-        return Text(text, raw_text, language, reliable)
+        return Text(text, raw if raw != text else None, language, reliable)
 
     remembered = lru_cache(_REMEMBERED)(judged)
 

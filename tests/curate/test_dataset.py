@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import md5
 
@@ -224,17 +225,19 @@ def test_a_shard_made_again_replaces_itself_and_survives_a_failure(tmp_path):
     assert set(everything(tmp_path)) == set(before)
 
 
-@pytest.fixture
+@contextmanager
 def small_disk():
-    """No file may become larger than 20 kB, as on a disk that is full."""
+    """No file may become larger than 20 kB, as on a full disk (nor may a log of the tests)."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, small_disk):
-    with pytest.raises(RunError, match="make room"):
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    with small_disk(), pytest.raises(RunError, match="make room"):
         write(tmp_path)
     assert everything(tmp_path) == {}
 

@@ -74,13 +74,13 @@ def test_every_reason_that_a_replayed_web_can_give_has_its_trap(demo):
         # no name is resolved and nothing is encrypted when a web is replayed
         Reason.DNS, Reason.PRIVATE_ADDRESS, Reason.REFUSED, Reason.TLS,
         # these wait for lists that the user brings, or for a model of photos
-        Reason.BLOCKED_DOMAIN, Reason.BLOCKED_PAIR, Reason.MINOR, Reason.ANIMAL,
-        Reason.BLOCKED_URL, Reason.KNOWN_HARM,
-        # these happen to datasets that are finished
+        Reason.BLOCKED_DOMAIN, Reason.BLOCKED_URL, Reason.BLOCKED_PAIR, Reason.KNOWN_HARM,
+        Reason.MINOR, Reason.ANIMAL,
+        # these are for datasets that are finished
         Reason.PURGED, Reason.NEAR_DUPLICATE,
         # the demo's web is ours: it is asked as fast as it answers
         Reason.LEFT_ALONE, Reason.TOO_MANY_LINKS,
-            # what an earlier stage let through by mistake
+        # what an earlier stage let through by mistake
             Reason.UNFETCHABLE, Reason.UNREADABLE,
     }  # fmt: skip
     trapped = {each.reason for each in demo.exhibits if each.reason} | demo.unread.keys()
