@@ -20,6 +20,7 @@ base = [
     # tells languages, as LAION did; the only kept binding with wheels (x86-64; arm64 compiles it)
     "pycld2>=0.42",
     "rbloom>=1.5",  # lists of pairs as Bloom filters
+    "publicsuffixlist>=1.0",  # whose domain a host is; the list is in the package
     "ftfy>=6.2",  # repairs mojibake in alt texts, as LAION did
     "fsspec>=2024.2",  # outputs may be s3://, gdrive:// …
     "distributed>=2025.1",  # runs the scraping, here or anywhere

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cahlib import __version__
-from cahlib.commands import finished, tracker, worker
+from cahlib.commands import blocklist, finished, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.errors import CahError, missing
 
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(act=_demo)
     worker.add(commands, _add_settings, lambda chosen, work: _watched(_job(chosen), work))
     tracker.add(commands)
+    blocklist.add(commands)
     inspect = commands.add_parser("inspect", help="print what a dataset holds")
     inspect.add_argument("dataset", help="folder or URL of a dataset")
     inspect.set_defaults(act=_inspect)

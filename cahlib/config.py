@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
 from cahlib.errors import ConfigError
+from cahlib.presets import PRESETS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,43 +32,6 @@ class Option:
 def option(default: Any, help: str, **limits: Any) -> Any:
     """A dataclass field that carries an `Option`."""
     return field(default=default, metadata={"option": Option(help=help, **limits)})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
-    """A model and the threshold that belongs to it."""
-
-    model: str  #: open_clip's name
-    pretrained: str  #: open_clip's name of the weights
-    threshold: float  #: least cosine of image and text
-    why: str
-
-
-#: Thresholds: LAION-400M (Schuhmann et al. 2021, arXiv:2111.02114) and LAION-5B (2022,
-#: arXiv:2210.08402). The other two models have no published one: theirs is a starting point.
-PRESETS: Mapping[str, Preset] = {
-    "laion400m": Preset(
-        model="ViT-B-32", pretrained="openai", threshold=0.30, why="the rule that built LAION-400M"
-    ),
-    "laion5b": Preset(
-        model="ViT-B-32", pretrained="openai", threshold=0.28, why="LAION-5B's rule for English"
-    ),
-    "laion5b-multi": Preset(
-        model="xlm-roberta-base-ViT-B-32",
-        pretrained="laion5b_s13b_b90k",
-        threshold=0.26,
-        why="any language, with LAION-5B's multilingual threshold",
-    ),
-    "datacomp": Preset(
-        model="ViT-B-32-256",
-        pretrained="datacomp_s34b_b86k",
-        threshold=0.28,
-        why="a better model, as fast",
-    ),
-    "quality": Preset(
-        model="ViT-L-14-quickgelu", pretrained="dfn2b", threshold=0.28, why="the best and slowest"
-    ),
-}
 
 
 class _Checked:
@@ -128,7 +92,21 @@ class Download(_Checked):
     connections: int = option(
         256, "connections at once in each scraper", least=1, most=4096, free=True
     )
-    per_host: int = option(8, "connections at once to one host", least=1, most=256, free=True)
+    per_host: int = option(
+        8, "connections at once to one registered domain (example.co.uk)", least=1, most=256,
+        free=True,
+    )  # fmt: skip
+    per_second: float = option(
+        20, "requests a second to one registered domain; 0 = as fast as it answers", least=0,
+        most=10_000, free=True,
+    )  # fmt: skip
+    per_domain: int = option(
+        10_000, "most links of one registered domain in a shard; 0 = all", least=0, most=10_000_000
+    )
+    patience: int = option(
+        10, "failures one after the other after which a domain is left alone; 0 = never", least=0,
+        most=10_000, free=True,
+    )  # fmt: skip
     connect_timeout: float = option(10, "seconds to connect", least=0.1, most=600, free=True)
     read_timeout: float = option(10, "seconds without a byte", least=0.1, most=600, free=True)
     total_timeout: float = option(30, "seconds for one image", least=0.1, most=3600, free=True)
@@ -147,7 +125,13 @@ class Download(_Checked):
     known_harm: tuple[str, ...] = option(
         (), "files of hashes (hex md5, sha1 or sha256) of images that must be nowhere"
     )
-    honour_optouts: bool = option(True, "leave out images whose owner refuses by X-Robots-Tag")
+    consent: str = option(
+        "strict",
+        "which refusals of owners are honoured; strict: all that machines can read, robots.txt and "
+        "tdmrep.json included; headers: what comes with a page or an image; research: robots.txt "
+        "alone; the others are recorded",
+        choices=("strict", "headers", "research"),
+    )
     replay: str = option(
         "", "fetch every image from this HOST:PORT instead of the web: replays a recorded web"
     )

@@ -58,6 +58,7 @@ class Reason(Enum):
     BLOCKED_DOMAIN = "blocked_domain", Stage.CHOOSE, "is on a blocked domain"
     BLOCKED_URL = "blocked_url", Stage.CHOOSE, "is on a list of addresses to leave out"
     BLOCKED_PAIR = "blocked_pair", Stage.CHOOSE, "is on a list of pairs to leave out"
+    PAGE_OPTED_OUT = "page_opted_out", Stage.CHOOSE, "is on a page whose owner opted out"
     DUPLICATE = "duplicate", Stage.CHOOSE, "was seen before in this shard"
 
     UNFETCHABLE = "unfetchable", Stage.FETCH, "address cannot be asked for"
@@ -76,7 +77,10 @@ class Reason(Enum):
     HTTP_4XX = "http_4xx", Stage.FETCH, "not there or not for us (4xx)"
     HTTP_5XX = "http_5xx", Stage.FETCH, "server failed (5xx)"
     HTTP_OTHER = "http_other", Stage.FETCH, "another status than 200"
-    OPTED_OUT = "opted_out", Stage.FETCH, "owner opted out (X-Robots-Tag)"
+    OPTED_OUT = "opted_out", Stage.FETCH, "owner opted out, in a form that machines read"
+    NO_ROBOTS = "no_robots", Stage.FETCH, "robots.txt failed, so nothing may be fetched"
+    TOO_MANY_LINKS = "too_many_links", Stage.FETCH, "domain has had its share of this shard"
+    LEFT_ALONE = "left_alone", Stage.FETCH, "domain failed or refused too often, or asked to wait"
     KNOWN_HARM = "known_harm", Stage.FETCH, "is on a list of known harm"
     TOO_MANY_BYTES = "too_many_bytes", Stage.FETCH, "file is too large"
     TOO_FEW_BYTES = "too_few_bytes", Stage.FETCH, "file is too small"
@@ -189,7 +193,9 @@ class Image:
     md5: str  #: hex, of the bytes as served
     sha1: str  #: hex, of the bytes as served
     sha256: str  #: hex, of the bytes as served
-    robots: str  #: the X-Robots-Tag headers of the answer joined by newlines, "" if none
+    #: what its owner said by headers, a line each, "" if nothing: X-Robots-Tag as it was served,
+    #: others behind their names
+    robots: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +204,17 @@ class OptOut:
 
     url: str  #: the image's
     where: str  #: the URL that said so (after redirects)
-    signal: str  #: "x-robots-tag"
+    signal: str  #: as in `cahlib.scrape.optout.HONOURED`
     value: str  #: as it was served
     time: float  #: when, seconds since 1970 (UTC)
+
+
+@dataclass(slots=True, kw_only=True)
+class Evidence:
+    """What is found out about owners and domains while a shard is scraped; it fills up."""
+
+    optouts: list[OptOut] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)  #: domains that never answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +231,7 @@ class Parcel:
     started: float  #: seconds since 1970
     finished: float
     versions: Mapping[str, str]  #: of cahlib, Python and what touched the images
+    silent: tuple[str, ...] = ()  #: domains that never answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

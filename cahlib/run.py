@@ -79,6 +79,7 @@ def run(
     folder = job.output.folder
     if job.output.url:
         upload.check(job.output.url)
+    introduced(job)
     # a list that cannot be read is the user's to mend, before the start
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
@@ -99,6 +100,15 @@ def run(
             shards=ledger.counts(),
             tally=ledger.tally(),
             errors=tuple(ledger.errors()),
+        )
+
+
+def introduced(job: Job) -> None:
+    """Refuse to ask the web for anything without a word on who asks."""
+    if not (job.download.contact or job.download.replay):
+        raise ConfigError(
+            "contact: give a web page or an e-mail address where site owners reach you; images "
+            "are asked for with it, and not without."
         )
 
 

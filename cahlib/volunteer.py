@@ -10,7 +10,7 @@ from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Shard, Stage, Tally
-from cahlib.run import home
+from cahlib.run import home, introduced
 from cahlib.swarm import engine
 from cahlib.tracker.shared import Shared
 
@@ -26,6 +26,7 @@ def volunteer(
 
     Raises ConfigError if there is no tracker, or it names no place for parcels.
     """
+    introduced(job)
     stop = stop or threading.Event()
     with home(job, role="cpu", stop=stop) as shared:
         assert isinstance(shared, Shared)

@@ -18,6 +18,17 @@ from cahlib.records import Stage
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
           (10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B")]  # fmt: skip
 
+#: What the profiles of consent honour, for readers of a card.
+_CONSENT = {
+    "strict": "Honoured were (profile strict): robots.txt with its Content-Usage, tdmrep.json, the "
+    "headers X-Robots-Tag, tdm-reservation and Content-Usage, and what pages say in their meta "
+    "elements. ",
+    "headers": "Honoured were (profile headers): X-Robots-Tag, tdm-reservation, Content-Usage, and "
+    "what pages say in their meta elements; robots.txt and tdmrep.json were not asked for. ",
+    "research": "Honoured was (profile research) robots.txt alone; what owners said by headers is "
+    "in the column robots, and was not obeyed. ",
+}
+
 _LOADING = {
     "metadata": """\
 ```python
@@ -96,7 +107,7 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
     yield "## Settings\n"
     yield _table(("setting", "value"), decisive(job_values))
     yield _table(("software", "version"), sorted(found.versions.items()))
-    yield from _rights(found, str(job_values.get("contact") or ""))
+    yield from _rights(found, job_values)
 
 
 def _front(found: Summary, name: str, languages: list[str]) -> str:
@@ -119,7 +130,8 @@ def _lost(found: Summary) -> Iterator[tuple[str, ...]]:
             yield stage.value, f"{number:,}", share(number, entered), reason.phrase
 
 
-def _rights(found: Summary, contact: str) -> Iterator[str]:
+def _rights(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:
+    contact = str(job_values.get("contact") or "")
     yield "## Rights and care\n"
     yield (
         "The images and texts belong to their owners; the column LICENSE names the licence that a "
@@ -128,9 +140,11 @@ def _rights(found: Summary, contact: str) -> Iterator[str]:
         "model's guess, and what is wrong or harmful may be among it.\n"
     )
     yield (
-        f"Left out, because their owners refuse such a use by X-Robots-Tag: "
-        f"{plural(found.optouts, 'image')}; the evidence is in optouts/. The columns md5, "
-        "sha1 and sha256 are those of the images as they were served, for lists of what must go.\n"
+        f"Left out, because their owners refuse such a use in a form that machines read: "
+        f"{plural(found.optouts, 'image')}; the evidence is in optouts/. "
+        f"{_CONSENT.get(str(job_values.get('consent')), '')}"
+        "The columns md5, sha1 and sha256 are those of the images as they were served, for lists "
+        "of what must go; what is stored has no EXIF or other metadata.\n"
     )
     where = f"Write to {_cell(contact)}" if contact else "Write to whoever gave you this dataset"
     yield f"{where} to have something taken down, with its URL or uid.\n"

@@ -302,4 +302,5 @@ def _sealed(
         threshold=recipe.threshold,
         forms=recipe.forms,
         versions={**parcel.versions, **recipe.versions},
+        silent=parcel.silent,
     )

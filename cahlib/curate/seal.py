@@ -47,6 +47,7 @@ class Sealed:
     threshold: float
     forms: tuple[str, ...]
     versions: Mapping[str, str]
+    silent: tuple[str, ...] = ()  #: domains that never answered
 
     @property
     def tally(self) -> Tally:

@@ -22,6 +22,8 @@ from cahlib.records import Reason
 TRAPS = "traps.example.net"
 _FOR_EVER = 3600.0  #: seconds
 
+_KEEP_OUT = b"User-agent: *\nDisallow: /pictures/\n"
+
 _TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 
@@ -137,6 +139,8 @@ def _servers(samples: Iterator[Sample]) -> Iterator[Exhibit]:
         sample = next(samples)
         says_no = replace(sample.answer, headers=(("X-Robots-Tag", value),))
         yield _trap(sample, f"owner-says-no-{n}", Reason.OPTED_OUT, says_no)
+    yield from _closed(next(samples), "closed", Reason.OPTED_OUT, Answer(body=_KEEP_OUT))
+    yield from _closed(next(samples), "stumbling", Reason.NO_ROBOTS, Answer(status=503))
     round_trip = f"http://{TRAPS}/pictures/round-trip.jpg"
     for name, target in (
         ("round-trip", round_trip),
@@ -144,6 +148,14 @@ def _servers(samples: Iterator[Sample]) -> Iterator[Exhibit]:
     ):
         moved = Answer(status=302, headers=(("Location", target),))
         yield _trap(next(samples), name, Reason.BAD_REDIRECT, moved)
+
+
+def _closed(sample: Sample, name: str, reason: Reason, robots: Answer) -> Iterator[Exhibit]:
+    """A picture of a host whose robots.txt keeps us out."""
+    host = f"http://{name}.example.net"
+    url = f"{host}/pictures/treasure.jpg"
+    answers = {f"{host}/robots.txt": robots, url: sample.answer}
+    yield Exhibit(url=url, alt=sample.caption, reason=reason, answers=answers)
 
 
 def _files(samples: Iterator[Sample], random: Random) -> Iterator[Exhibit]:

@@ -76,6 +76,7 @@ def build() -> World:
         shelves[n % len(shelves)].exhibits.append(trap)
     random.shuffle(shelves)
     _repeat(shelves)
+    shelves.insert(3, _refused(shown))
     exhibits = [exhibit for shelf in shelves for exhibit in shelf.exhibits]
     crawl, unread = _wat(shelves)
     answers = {url: answer for each in exhibits for url, answer in each.answers.items()}
@@ -89,6 +90,7 @@ class _Shelf:
     url: str
     base: str
     exhibits: list[Exhibit]
+    robots: str = ""  #: its meta robots
 
 
 def _shelves(shown: Sequence[Scene]) -> Iterator[_Shelf]:
@@ -103,6 +105,17 @@ def _shelves(shown: Sequence[Scene]) -> Iterator[_Shelf]:
                 base="/pictures/" if number else "",
                 exhibits=own[start : start + _PER_PAGE],
             )
+
+
+def _refused(shown: Sequence[Scene]) -> _Shelf:
+    """A page whose owner refuses for all its pictures."""
+    host = "private.example.org"
+    exhibits = [
+        replace(each, url=(url := f"http://{host}/{n}.jpg"), reason=Reason.PAGE_OPTED_OUT,
+                answers={url: next(iter(each.answers.values()))})
+        for n, each in enumerate(_exhibit(n, shown) for n in (0, 2, 3))
+    ]  # fmt: skip
+    return _Shelf(url=f"http://{host}/", base="", exhibits=exhibits, robots="noai, noimageai")
 
 
 def _exhibit(n: int, shown: Sequence[Scene]) -> Exhibit:
@@ -169,6 +182,8 @@ def _page(shelf: _Shelf) -> wat.Page:
         {"property": "og:image", "content": f"http://{_host(0)}/pictures/000.jpg"},
         {"property": "og:description", "content": "All the stories that our editors like best"},
     ]
+    if shelf.robots:
+        metas.append({"name": "robots", "content": shelf.robots})
     cookies = {"Set-Cookie": ["a=1", "b=2"], "Content-Type": ["text/html", "text/html"]}
     return wat.Page(
         url=shelf.url,

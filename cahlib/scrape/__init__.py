@@ -9,7 +9,7 @@ from typing import Any
 
 from cahlib.config import Crawl, Download
 from cahlib.errors import ShardError
-from cahlib.records import OptOut, Parcel, Shard, Tally
+from cahlib.records import Evidence, Parcel, Shard, Tally
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
 from cahlib.scrape.images import images
@@ -34,7 +34,7 @@ def scrape(
     """
     if ready := sealed(folder, shard):
         return ready
-    tally, optouts = Tally(), list[OptOut]()
+    tally, evidence = Tally(), Evidence()
     deadline = time.monotonic() + limit
 
     def tick() -> None:
@@ -43,7 +43,12 @@ def scrape(
             raise ShardError(f"{shard.id} took longer than {limit / 60:g} minutes.")
 
     found = candidates(
-        pages(shard, tally, contact=download.contact), crawl, Blocklists.load(crawl), tally
+        pages(shard, tally, contact=download.contact),
+        crawl,
+        Blocklists.load(crawl),
+        tally,
+        consent=download.consent,
+        optouts=evidence.optouts,
     )
-    fetched = images(found, download, tally, optouts=optouts, tick=tick)
-    return seal(fetched, shard, folder, tally=tally, optouts=optouts)
+    fetched = images(found, download, tally, evidence=evidence, tick=tick)
+    return seal(fetched, shard, folder, tally=tally, evidence=evidence)

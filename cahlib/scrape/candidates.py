@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from cahlib.config import Crawl
-from cahlib.records import Candidate, Reason, Stage, Tally
-from cahlib.scrape import links, texts
+from cahlib.records import Candidate, OptOut, Reason, Stage, Tally
+from cahlib.scrape import links, optout, texts
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.wat import Link, Page
 
@@ -23,15 +24,26 @@ _LICENCE = re.compile(r"https?://(?:www\.)?creativecommons\.org/(?:licenses|publ
 
 
 def candidates(
-    pages: Iterable[Page], options: Crawl, blocked: Blocklists, tally: Tally
+    pages: Iterable[Page],
+    options: Crawl,
+    blocked: Blocklists,
+    tally: Tally,
+    *,
+    consent: str = "strict",
+    optouts: list[OptOut] | None = None,
 ) -> Iterator[Candidate]:
-    """The candidates of a shard's pages, in their order; the rest is counted by reason."""
+    """The candidates of a shard's pages, in their order; the rest is counted by reason.
+
+    ``optouts`` takes the evidence of pages whose owners refuse, by the profile ``consent``.
+    """
     choose = _Choice(options, blocked)
     position = 0
     for page in pages:
         shown = _shown(page, options)
         base = links.Base.of(page.url, page.base)
         answers = [choose(link, base) if link.alt else Reason.NO_TEXT for link in shown]
+        if refused := optout.in_page(page.metas, consent) if page.metas else None:
+            answers = list(_refused(answers, page, refused, [] if optouts is None else optouts))
         _count(answers, tally)
         licence = ""
         for link, answer in zip(shown, answers, strict=True):
@@ -104,6 +116,19 @@ def _count(answers: Sequence[_Chosen | Reason], tally: Tally) -> None:
     tally.entered[Stage.CHOOSE] += len(answers)
     tally.left[Stage.CHOOSE] += len(answers) - len(lost)
     tally.lost.update(lost)
+
+
+def _refused(
+    answers: Iterable[_Chosen | Reason], page: Page, said: optout.Said, optouts: list[OptOut]
+) -> Iterator[Reason]:
+    """The answers for a page whose owner refuses, with the evidence for each candidate."""
+    for answer in answers:
+        if isinstance(answer, Reason):
+            yield answer
+            continue
+        now = time.time()
+        optouts.append(OptOut(url=answer.url, where=page.url, time=now, **said._asdict()))
+        yield Reason.PAGE_OPTED_OUT
 
 
 def _licence(page: Page) -> str:

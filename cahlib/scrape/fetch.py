@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
 import aiohttp
+from aiohttp.client import _RequestContextManager
 from yarl import URL
 
 from cahlib import __version__
@@ -25,9 +26,15 @@ from cahlib.records import OptOut, Reason
 from cahlib.scrape import addresses, optout
 from cahlib.scrape.addresses import Net
 from cahlib.scrape.anatomy import format_of
+from cahlib.scrape.manners import Manners, registered
+from cahlib.scrape.owners import Owners, Text
 
 _MOST_BYTES = 64 << 20  # of all answers that are being read or used
+_MOST_TEXT_SECONDS = 10.0  # for a small file such as robots.txt
 _IDLE = 3.0  # seconds that a connection is kept for its host's next image
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MOST_TEXT_HOPS = 5  # RFC 9309, 2.3.1.2
 
 _HEADERS = {
     "Accept": "image/jpeg,image/png,image/webp;q=0.9,image/*;q=0.5",
@@ -60,7 +67,7 @@ class Served:
     """A whole answer with status 200 that begins like an image."""
 
     body: bytes
-    robots: str  #: its X-Robots-Tag headers, joined by newlines
+    robots: str  #: what its owner said by headers, as in `cahlib.records.Image`
 
 
 class Memory:
@@ -105,10 +112,10 @@ class Share:
 def agent(options: Download) -> str:
     """The user agent: who we are, and where site owners reach us."""
     if not options.contact:
-        return f"cahlib/{__version__}"
+        return f"{optout.AGENT}/{__version__}"
     if not (options.contact.isascii() and options.contact.isprintable()):
         raise ConfigError("contact: only plain ASCII letters can be sent in a user agent.")
-    return f"cahlib/{__version__} (+{options.contact})"
+    return f"{optout.AGENT}/{__version__} (+{options.contact})"
 
 
 @asynccontextmanager
@@ -142,6 +149,8 @@ class Fetcher:
     def __init__(self, client: aiohttp.ClientSession, options: Download, net: Net) -> None:
         self._client, self._options, self._net = client, options, net
         self._memory = Memory(_MOST_BYTES)
+        self.owners = Owners(self.text, options.consent)
+        self.manners = Manners(options)
 
     @asynccontextmanager
     async def fetch(self, address: str) -> AsyncIterator[Served | OptOut | Reason]:
@@ -156,10 +165,12 @@ class Fetcher:
         """Ask once, and a second time if the first failure may pass."""
         deadline = time.monotonic() + self._options.total_timeout
         result = await self._follow(address, share, deadline)
-        if result in _TRANSIENT and time.monotonic() + self._net.pause < deadline:
-            self._memory.release(share)
-            await asyncio.sleep(self._net.pause)
-            result = await self._follow(address, share, deadline)
+        if result in _TRANSIENT and not self.manners.closed(domain := domain_of(address)):
+            pause = max(self._net.pause, self.manners.wait(domain))
+            if time.monotonic() + pause < deadline:
+                self._memory.release(share)
+                await asyncio.sleep(pause)
+                result = await self._follow(address, share, deadline)
         return result
 
     async def _follow(
@@ -168,6 +179,8 @@ class Fetcher:
         """Go along redirects, each of which is checked like the first address."""
         place = address
         for hop in range(self._options.max_redirects + 1):
+            if hop and (reason := await self._polite(domain_of(place), deadline)):
+                return reason
             result = await self._ask(place, address, share, deadline)
             if not isinstance(result, str):
                 astray = hop > 0 and result in (Reason.PRIVATE_ADDRESS, Reason.UNFETCHABLE)
@@ -185,27 +198,77 @@ class Fetcher:
         url = parse(place)
         if isinstance(url, Reason):
             return url
+        domain, status = registered(url.raw_host or ""), 0
+        if refused := await self.owners.refusal(url, address):
+            self.manners.note(domain, refused)
+            return refused
+        result: Served | OptOut | str | Reason
+        try:
+            async with self._get(url, deadline) as answer:
+                status = answer.status
+                if status in (429, 503):
+                    self.manners.pause(domain, answer.headers.get("Retry-After", ""))
+                result = await self._read(answer, address, url, share)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            result = cause(error)
+        self.manners.note(domain, result, status)
+        return result
+
+    async def text(self, address: str, most: int) -> Text | Reason:
+        """A small file such as robots.txt, of which the first bytes are enough."""
+        deadline = time.monotonic() + min(_MOST_TEXT_SECONDS, self._options.total_timeout)
+        place = address
+        for _ in range(_MOST_TEXT_HOPS + 1):
+            url = parse(place)
+            if isinstance(url, Reason):
+                return Reason.BAD_REDIRECT
+            try:
+                async with self._get(url, deadline) as answer:
+                    if answer.status not in _REDIRECTS:
+                        body = await _beginning(answer, most) if answer.status == 200 else b""
+                        return Text(answer.status, body)
+                    place = urljoin(place, answer.headers.get("Location", "#"))
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+                return cause(error)
+        return Reason.BAD_REDIRECT
+
+    def _get(self, url: URL, deadline: float) -> _RequestContextManager:
         timeout = aiohttp.ClientTimeout(
             total=max(0.001, deadline - time.monotonic()),
             sock_connect=self._options.connect_timeout,
             sock_read=self._options.read_timeout,
         )
         target, host = self._target(url)
-        try:
-            async with self._client.get(
-                target, headers=host, timeout=timeout, allow_redirects=False
-            ) as answer:
-                tags = [readable(tag) for tag in answer.headers.getall("X-Robots-Tag", ())]
-                if answer.status < 400 and (evidence := self._refusal(tags, address, url)):
-                    return evidence
-                if reason := refuse_status(answer.status):
-                    return reason
-                if answer.status != 200:
-                    return answer.headers.get("Location", "#")
-                body = await self._body(answer, share)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            return cause(error)
-        return body if isinstance(body, Reason) else Served(body=body, robots="\n".join(tags))
+        return self._client.get(target, headers=host, timeout=timeout, allow_redirects=False)
+
+    async def _read(
+        self, answer: aiohttp.ClientResponse, address: str, url: URL, share: Share
+    ) -> Served | OptOut | str | Reason:
+        """What an answer holds, or where it points to."""
+        said = [
+            (name, readable(value))
+            for name in optout.HEADERS
+            for value in answer.headers.getall(name, ())
+        ]
+        if answer.status < 400 and (refused := optout.spoken(said, self._options.consent)):
+            return OptOut(url=address, where=str(url), time=time.time(), **refused._asdict())
+        if reason := refuse_status(answer.status):
+            return reason
+        if answer.status != 200:
+            return answer.headers.get("Location", "#")
+        body = await self._body(answer, share)
+        return body if isinstance(body, Reason) else Served(body=body, robots=_noted(said))
+
+    async def _polite(self, domain: str, deadline: float) -> Reason | None:
+        """Wait until a domain may be asked, or say why it may not."""
+        if self.manners.closed(domain):
+            return Reason.LEFT_ALONE
+        wait = self.manners.wait(domain)
+        if time.monotonic() + wait > deadline:
+            return Reason.TIMEOUT
+        if wait:
+            await asyncio.sleep(wait)
+        return None
 
     def _target(self, url: URL) -> tuple[URL, dict[str, str]]:
         """What is asked for; on a replayed web, where all lies in one place, with the true host."""
@@ -215,13 +278,6 @@ class Fetcher:
             return url, {}
         # A host that is an address would not be resolved, so it is asked for by another name.
         return url.with_host("address.replay"), {"Host": url.raw_authority}
-
-    def _refusal(self, tags: list[str], address: str, url: URL) -> OptOut | None:
-        if not self._options.honour_optouts or not (tag := optout.refusal(tags)):
-            return None
-        return OptOut(
-            url=address, where=str(url), signal="x-robots-tag", value=tag, time=time.time()
-        )
 
     async def _body(self, answer: aiohttp.ClientResponse, share: Share) -> bytes | Reason:
         """The bytes, given up as soon as they are too many or begin like no image."""
@@ -240,6 +296,29 @@ class Fetcher:
                 if len(start) >= 12 and not format_of(start):
                     return Reason.NOT_AN_IMAGE
         return b"".join(chunks)
+
+
+async def _beginning(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    """The first bytes of an answer; the rest is not waited for."""
+    body = b""
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) >= most:
+            break
+    return body[:most]
+
+
+def _noted(said: list[tuple[str, str]]) -> str:
+    """What an owner said by headers, a line each."""
+    return "\n".join(
+        value if name == optout.HEADERS[0] else f"{name.lower()}: {value}" for name, value in said
+    )
+
+
+def domain_of(address: str) -> str:
+    """The registered domain of an address, "" if it has none."""
+    host = address.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    return registered(host.partition("]")[0] if host.startswith("[") else host.partition(":")[0])
 
 
 def parse(address: str) -> URL | Reason:
@@ -270,7 +349,7 @@ def parse(address: str) -> URL | Reason:
 
 def refuse_status(status: int) -> Reason | None:
     """Why an answer of this status holds neither an image nor another address."""
-    if status == 200 or status in (301, 302, 303, 307, 308):
+    if status == 200 or status in _REDIRECTS:
         return None
     return {4: Reason.HTTP_4XX, 5: Reason.HTTP_5XX}.get(status // 100, Reason.HTTP_OTHER)
 

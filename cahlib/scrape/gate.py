@@ -19,6 +19,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from cahlib.config import Download
 from cahlib.records import Reason
 from cahlib.scrape.anatomy import Anatomy, dissect
+from cahlib.scrape.strip import stripped
 
 #: The readers are called directly: `PIL.Image.open` would look for further formats, read
 #: multi-picture JPEGs, and warn by a pixel limit of its own.
@@ -80,11 +81,14 @@ def prove(data: bytes, options: Download) -> Picture | Reason:
     if reason := refuse_size(anatomy.width, anatomy.height, options):
         return reason
     try:
-        kept, format, size = _small(anatomy, options.resize) if options.resize else _whole(anatomy)
+        if options.resize:
+            kept, format, size = _small(anatomy, options.resize)
+        else:
+            kept, format, size = _whole(data, anatomy)
     except _BROKEN:
         return Reason.BROKEN_IMAGE
     return Picture(
-        data=kept or data,
+        data=kept,
         format=format,
         width=size[0],
         height=size[1],
@@ -120,13 +124,14 @@ def _open(anatomy: Anatomy) -> ImageFile:
     return image
 
 
-def _whole(anatomy: Anatomy) -> tuple[bytes, str, tuple[int, int]]:
-    """Decode for the proof alone; the bytes stay as they are."""
+def _whole(data: bytes, anatomy: Anatomy) -> tuple[bytes, str, tuple[int, int]]:
+    """Decode for the proof alone; the bytes stay as they are, but for the metadata."""
     with _open(anatomy) as image:
         # A JPEG is read to its last bit in any case; an eighth of its lightness is half the work.
         image.draft("L", (1, 1))
         image.load()
-    return b"", anatomy.format, (anatomy.width, anatomy.height)
+    kept = stripped(data, anatomy.format, anatomy.orientation)
+    return kept, anatomy.format, (anatomy.width, anatomy.height)
 
 
 def _small(anatomy: Anatomy, side: int) -> tuple[bytes, str, tuple[int, int]]:

@@ -1,7 +1,7 @@
 """From candidates to images: hundreds of connections on one event loop, offered as a generator.
 
-    candidates ─► turns ─► fetch ─► prove ─► images
-      a thread   by host   loop    threads
+    candidates ─► turns ──► fetch ─► prove ─► images
+      a thread  by domain   loop    threads
 
 Reading candidates and decoding happen on other threads, so neither stalls the sockets. All async
 code is here, in `fetch`, `addresses` and `bridge`. It does not know shards or parcels.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -18,10 +19,10 @@ from itertools import islice
 from cahlib.config import Download
 from cahlib.errors import ConfigError
 from cahlib.lists import hashes
-from cahlib.records import Candidate, Image, OptOut, Reason, Stage, Tally
+from cahlib.records import Candidate, Evidence, Image, OptOut, Reason, Stage, Tally
 from cahlib.scrape import addresses, bridge
 from cahlib.scrape.addresses import Net
-from cahlib.scrape.fetch import Fetcher, agent, session
+from cahlib.scrape.fetch import Fetcher, agent, domain_of, session
 from cahlib.scrape.gate import prove
 from cahlib.scrape.turns import Turns
 
@@ -36,13 +37,13 @@ def images(
     options: Download,
     tally: Tally,
     *,
-    optouts: list[OptOut],
+    evidence: Evidence,
     tick: Callable[[], None] = bridge.nothing,
     net: Net | None = None,
 ) -> Iterator[Image]:
     """Fetch and prove what the candidates point at; images come in the order of their arrival.
 
-    Fills the FETCH stage of ``tally``, and ``optouts`` with the evidence of refusals. ``tick`` is
+    Fills the FETCH stage of ``tally``, and ``evidence`` with what was found out. ``tick`` is
     called about once a second while the consumer waits or takes; what it raises ends the work.
     Raises ConfigError for settings that cannot be, RunError if this machine runs out of sockets.
     """
@@ -50,7 +51,7 @@ def images(
     agent(options)
     _allow_sockets(options.connections)
     return bridge.iterate(
-        lambda: stream(candidates, options, tally, optouts=optouts, net=net),
+        lambda: stream(candidates, options, tally, evidence=evidence, net=net),
         ahead=_AHEAD,
         tick=tick,
     )
@@ -75,12 +76,12 @@ async def stream(
     options: Download,
     tally: Tally,
     *,
-    optouts: list[OptOut],
+    evidence: Evidence,
     net: Net,
 ) -> AsyncGenerator[Image, None]:
     """`images` for a loop that is there already."""
     async with session(options, net) as client:
-        crew = _Crew(Fetcher(client, options, net), options, tally, optouts)
+        crew = _Crew(Fetcher(client, options, net), options, tally, evidence)
         tasks = [asyncio.create_task(crew.read(iter(candidates)))]
         tasks += [asyncio.create_task(crew.work()) for _ in range(options.connections)]
         whole = asyncio.create_task(crew.end(tasks))
@@ -92,7 +93,7 @@ async def stream(
             for task in (whole, *tasks):
                 task.cancel()
             await asyncio.gather(whole, *tasks, return_exceptions=True)
-            crew.close()
+            await crew.close()
             if close := getattr(candidates, "close", None):
                 close()
 
@@ -101,11 +102,12 @@ class _Crew:
     """The tasks of one stream: one reads candidates, the others take them in turn."""
 
     def __init__(
-        self, fetcher: Fetcher, options: Download, tally: Tally, optouts: list[OptOut]
+        self, fetcher: Fetcher, options: Download, tally: Tally, evidence: Evidence
     ) -> None:
         self._fetcher, self._options = fetcher, options
-        self._tally, self._optouts = tally, optouts
+        self._tally, self._evidence = tally, evidence
         self._harm = hashes(options.known_harm, "known_harm")
+        self._links: Counter[str] = Counter()  # of each domain
         self._turns: Turns[Candidate] = Turns(options.per_host)
         self._ready: asyncio.Queue[Candidate | None] = asyncio.Queue()
         self._moved = asyncio.Event()  # something in the two above has changed
@@ -119,8 +121,7 @@ class _Crew:
         while chunk := await loop.run_in_executor(self._reader, _some, candidates):
             self._tally.entered[Stage.FETCH] += len(chunk)
             for candidate in chunk:
-                if self._turns.arrive(_host(candidate), candidate):
-                    self._ready.put_nowait(candidate)
+                self._arrive(candidate)
             await self._until(self._hungry)
         await self._until(lambda: self._turns.idle)
         for _ in range(self._options.connections):
@@ -135,8 +136,9 @@ class _Crew:
                 self._tally.left[Stage.FETCH] += 1
             else:
                 self._tally.lost[result] += 1
-            if following := self._turns.leave(_host(candidate)):
-                self._ready.put_nowait(following)
+            domain = domain_of(candidate.url)
+            if following := self._turns.leave(domain):
+                self._start(domain, following)
             self._moved.set()
 
     async def end(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -146,17 +148,38 @@ class _Crew:
         for task in done:
             task.result()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the threads; each finishes what it has in hand."""
+        self._evidence.silent.extend(self._fetcher.manners.silent())
+        await self._fetcher.owners.close()
         self._reader.shutdown(cancel_futures=True)
         self._decoders.shutdown(cancel_futures=True)
 
+    def _arrive(self, candidate: Candidate) -> None:
+        domain, most = domain_of(candidate.url), self._options.per_domain
+        self._links[domain] += 1
+        if most and self._links[domain] > most:
+            self._tally.lost[Reason.TOO_MANY_LINKS] += 1
+        elif self._turns.arrive(domain, candidate):
+            self._start(domain, candidate)
+
+    def _start(self, domain: str, candidate: Candidate) -> None:
+        """Hand a candidate to the workers as soon as its domain may be asked again."""
+        manners = self._fetcher.manners
+        wait = 0.0 if manners.closed(domain) else manners.wait(domain)
+        if wait:
+            asyncio.get_running_loop().call_later(wait, self._ready.put_nowait, candidate)
+        else:
+            self._ready.put_nowait(candidate)
+
     async def _image(self, candidate: Candidate) -> Image | Reason:
+        if self._fetcher.manners.closed(domain_of(candidate.url)):
+            return Reason.LEFT_ALONE
         async with self._fetcher.fetch(candidate.url) as served:
             if isinstance(served, Reason):
                 return served
             if isinstance(served, OptOut):
-                self._optouts.append(served)
+                self._evidence.optouts.append(served)
                 return Reason.OPTED_OUT
             loop = asyncio.get_running_loop()
             picture = await loop.run_in_executor(self._decoders, prove, served.body, self._options)
@@ -178,7 +201,3 @@ class _Crew:
 
 def _some(candidates: Iterator[Candidate]) -> list[Candidate]:
     return list(islice(candidates, _CHUNK))
-
-
-def _host(candidate: Candidate) -> str:
-    return candidate.url.partition("://")[2].partition("/")[0].lower()

@@ -1,22 +1,95 @@
-"""What an owner says about the use of an image: X-Robots-Tag, read by a table.
+"""What an owner says about the use of an image or a page, read by tables.
 
-The header's form is Google's ("Robots meta tag … specifications"): directives separated by commas,
-behind an optional user agent and a colon that scope what follows in that header. It does not
-fetch, and it does not know robots.txt.
+Sources: Google's "Robots meta tag … specifications" (directives separated by commas, behind an
+optional user agent and a colon that scope what follows in that header), the W3C's TDM Reservation
+Protocol, and the IETF's AIPREF drafts (Content-Usage). It does not fetch; robots.txt itself is
+read by `cahlib.scrape.robots`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from cahlib.scrape.wat import Meta
+
+#: What we call ourselves, in the user agent and where an owner speaks to us.
+AGENT = "cahlib"
 
 #: Each of these refuses the use that we make of an image; "none" is noindex with nofollow.
 REFUSALS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
+
+#: The signals that each profile honours; every other signal is only recorded with the sample.
+HONOURED: Mapping[str, frozenset[str]] = {
+    "strict": frozenset(
+        {
+            "robots.txt",
+            "robots.txt content-usage",
+            "tdmrep.json",
+            "x-robots-tag",
+            "tdm-reservation",
+            "content-usage",
+            "meta robots",
+            "meta tdm-reservation",
+        }
+    ),
+    "headers": frozenset(
+        {
+            "x-robots-tag",
+            "tdm-reservation",
+            "content-usage",
+            "meta robots",
+            "meta tdm-reservation",
+        }
+    ),
+    "research": frozenset({"robots.txt"}),
+}
+
+#: Headers by which owners speak.
+HEADERS = ("X-Robots-Tag", "TDM-Reservation", "Content-Usage")
 
 #: Directives that have a value of their own behind a colon, which is no scope.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
 #: Whose directives bind us: what we call ourselves, and everybody.
-_OURS = frozenset({"", "*", "cahlib"})
+_OURS = frozenset({"", "*", AGENT})
+
+_MOST_RULES = 1000  # of a tdmrep.json
+
+
+class Said(NamedTuple):
+    """A refusal: by which signal, and in which words."""
+
+    signal: str
+    value: str
+
+
+def spoken(headers: Iterable[tuple[str, str]], consent: str) -> Said | None:
+    """The first of an answer's headers that refuses us, in a profile that honours it."""
+    for name, value in headers:
+        signal = name.lower()
+        refuses = {
+            "x-robots-tag": lambda value: refusal([value]) is not None,
+            "tdm-reservation": lambda value: value.strip() == "1",
+            "content-usage": no_training,
+        }[signal]
+        if signal in HONOURED[consent] and refuses(value):
+            return Said(signal, value)
+    return None
+
+
+def in_page(metas: Iterable[Meta], consent: str) -> Said | None:
+    """The meta element of a page that refuses us, in a profile that honours it."""
+    for meta in metas:
+        name = meta.name.strip().lower()
+        if name in ("robots", AGENT) and "meta robots" in HONOURED[consent]:
+            if any(word in REFUSALS for _, word in directives(meta.content)):
+                return Said("meta robots", meta.content)
+        reserved = name == "tdm-reservation" and meta.content.strip() == "1"
+        if reserved and "meta tdm-reservation" in HONOURED[consent]:
+            return Said("meta tdm-reservation", meta.content)
+    return None
 
 
 def refusal(headers: Iterable[str]) -> str | None:
@@ -35,3 +108,26 @@ def directives(header: str) -> Iterator[tuple[str, str]]:
         if colon and head not in _VALUED:
             agent, head = head, tail
         yield agent, head
+
+
+def no_training(value: str) -> bool:
+    """Whether a Content-Usage refuses the training of models: ``train-ai=n``."""
+    pairs = (part.partition(";")[0].partition("=") for part in value.lower().split(","))
+    return any((key.strip(), said.strip()) == ("train-ai", "n") for key, _, said in pairs)
+
+
+def reservations(text: bytes) -> list[tuple[str, bool]]:
+    """The places of a tdmrep.json, in its order, with whether their rights are reserved.
+
+    What is no such file says nothing.
+    """
+    try:
+        rules = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    rules = rules if isinstance(rules, list) else []
+    return [
+        (rule["location"], rule.get("tdm-reservation") in (1, "1"))
+        for rule in rules[:_MOST_RULES]
+        if isinstance(rule, dict) and isinstance(rule.get("location"), str)
+    ]

@@ -13,7 +13,7 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 
 from cahlib.errors import ShardError
-from cahlib.records import Candidate, Image, OptOut, Parcel, Shard, Tally
+from cahlib.records import Candidate, Evidence, Image, OptOut, Parcel, Shard, Tally
 from cahlib.scrape.tar import BadTar, Member, TarWriter, disk, members
 
 #: What is written and read; another layout gets another number.
@@ -66,6 +66,7 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
     started: float
     finished: float
     versions: dict[str, str]
+    silent: tuple[str, ...] = ()
 
 
 class _Place(NamedTuple):
@@ -82,15 +83,16 @@ def seal(
     folder: Path,
     *,
     tally: Tally,
-    optouts: Sequence[OptOut] = (),
+    evidence: Evidence | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Parcel:
-    """Write images into a parcel as they come; ``tally`` and ``optouts`` fill up meanwhile.
+    """Write images into a parcel as they come; ``tally`` and ``evidence`` fill up meanwhile.
 
     What lay there for this shard is replaced. If ``images`` raises, or the writing fails, nothing
     is left: RunError where the disk is full, ShardError for other trouble with it.
     """
     discard(folder, shard)
+    evidence = evidence or Evidence()
     started = clock()
     mark = secrets.token_hex(4)  # a lost worker may still be writing the same shard
     tar, manifest = (folder / f"{shard.id}.{mark}{kind}.part" for kind in ("", ".json"))
@@ -104,7 +106,8 @@ def seal(
             size=writer.size,
             images=count,
             tally=tally,
-            optouts=tuple(optouts),
+            optouts=tuple(evidence.optouts),
+            silent=tuple(evidence.silent),
             started=started,
             finished=clock(),
             versions=_versions(),
@@ -146,6 +149,7 @@ def sealed(folder: Path, shard: Shard) -> Parcel | None:
         started=told.started,
         finished=told.finished,
         versions=told.versions,
+        silent=told.silent,
     )
 
 
@@ -218,6 +222,7 @@ def _told(parcel: Parcel) -> bytes:
         started=parcel.started,
         finished=parcel.finished,
         versions=dict(parcel.versions),
+        silent=parcel.silent,
     )
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 

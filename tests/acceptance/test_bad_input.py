@@ -27,6 +27,7 @@ def refused(*arguments, code: int, sentence: str, cwd=None) -> None:
         (["--shards", "ten"], 2, "shards: 'ten' is not a whole number"),
         (["--preset", "best"], 2, "preset: 'best' is not known; choose from laion400m"),
         ([], 2, "crawl: say what to read"),
+        (["--crawl", "a.wat.gz", "--contact", ""], 2, "contact: give a web page or an e-mail"),
         (["--crawl", "nothing.wat.gz"], 2, "there is no file nothing.wat.gz"),
         (["--crawl", "CC-MAIN-2024-10", "--base-url", "http://127.0.0.1:9/"], 1, "network"),
         (["--crawl", "a.wat.gz", "--model", "ViT-Z-99", "--threshold", "0.3"], 2, "ViT-Z-99"),

@@ -29,7 +29,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
 
 from cahlib.config import Download
-from cahlib.records import Candidate, Shard, Tally
+from cahlib.records import Candidate, Evidence, Shard, Tally
 from cahlib.scrape import addresses
 from cahlib.scrape.images import images as fetch
 from cahlib.scrape.images import stream
@@ -37,6 +37,8 @@ from cahlib.scrape.parcel import seal
 
 BENCH = Path(__file__).parent.parent.parent / ".bench"
 HOSTS = 200
+#: headers: no host is asked for its robots.txt and tdmrep.json first.
+CONSENT = os.environ.get("CAH_CONSENT", "strict")
 PEER = ["img2dataset==1.47.0", "setuptools<81"]
 
 
@@ -80,7 +82,7 @@ def canvas(rng: random.Random) -> Image.Image:
 
 def serve(folder: Path) -> None:
     """Answer ``/<number>`` with that image for ever; print the port first."""
-    answers = {}
+    answers, absent = {}, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
     types = {".jpg": "jpeg", ".png": "png", ".webp": "webp"}
     for path in folder.iterdir():
         body = path.read_bytes()
@@ -95,7 +97,8 @@ def serve(folder: Path) -> None:
             self.seen += data
             while b"\r\n\r\n" in self.seen:
                 request, self.seen = self.seen.split(b"\r\n\r\n", 1)
-                self.transport.write(answers[request.split(b" ", 2)[1].decode().strip("/")])
+                wanted = request.split(b" ", 2)[1].decode().strip("/")
+                self.transport.write(answers.get(wanted, absent))
 
     async def listen() -> None:
         loop = asyncio.get_running_loop()
@@ -136,13 +139,19 @@ def candidates(count: int) -> Iterator[Candidate]:
 
 
 def download(port: int, side: int) -> Download:
-    return Download(replay=f"127.0.0.1:{port}", resize=side, min_bytes=0)
+    return Download(
+        replay=f"127.0.0.1:{port}",
+        resize=side,
+        min_bytes=0,
+        per_second=0,
+        consent=CONSENT,
+    )
 
 
 def ours(port: int, images: int, side: int, *, folder: Path) -> dict[str, float]:
     """Seal a parcel of all images."""
     tally = Tally()
-    fetched = fetch(candidates(images), download(port, side), tally, optouts=[])
+    fetched = fetch(candidates(images), download(port, side), tally, evidence=Evidence())
     parcel = seal(fetched, Shard(id="bench", url="/", half=0), folder, tally=tally)
     return {"kept": parcel.images}
 
@@ -159,7 +168,7 @@ async def lag(port: int, images: int, side: int) -> dict[str, float]:
             late.append(time.perf_counter() - start - 0.005)
 
     watching = asyncio.create_task(watch())
-    arriving = stream(candidates(images), options, Tally(), optouts=[], net=net)
+    arriving = stream(candidates(images), options, Tally(), evidence=Evidence(), net=net)
     kept = [1 async for _ in arriving]
     watching.cancel()
     return {"kept": len(kept), "lag": statistics.quantiles(late, n=100)[98] * 1000}

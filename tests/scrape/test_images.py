@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import hashlib
+import io
 import itertools
 import json
 import ssl
@@ -13,11 +14,12 @@ import pytest
 import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as Picture
 
 from cahlib import __version__
 from cahlib.config import Download
 from cahlib.errors import ConfigError, ShardError
-from cahlib.records import Reason, Stage, Tally
+from cahlib.records import Evidence, Reason, Stage, Tally
 from cahlib.scrape.addresses import Net, NoAddress
 from cahlib.scrape.fetch import Memory, Share
 from cahlib.scrape.images import images
@@ -29,13 +31,17 @@ JPEG = picture()
 REAL = Path(__file__).parent.parent.parent.parent / "shared/data/real"
 
 
-def fetched(web, *urls, optouts=None, net=None, **settings):
-    """The images behind some URLs on a web, the tally, and nothing left over."""
+def fetched(web, *urls, evidence=None, net=None, **settings):
+    """The images behind some URLs on a web, the tally, and nothing left over.
+
+    Hosts are asked for no robots.txt where a test says nothing else: what is counted is images.
+    """
     tally = Tally()
-    options = Download(**{"replay": web.address, "read_timeout": 0.3, **settings})
+    calm = {"consent": "headers", "per_second": 0, "patience": 0}
+    options = Download(**{"replay": web.address, "read_timeout": 0.3, **calm, **settings})
     net = net or Net(only=("127.0.0.1", web.port), tls=False, pause=0)
     candidates = (candidate(url, position) for position, url in enumerate(urls))
-    found = images(candidates, options, tally, optouts=[] if optouts is None else optouts, net=net)
+    found = images(candidates, options, tally, evidence=evidence or Evidence(), net=net)
     arrived = list(found)
     assert tally.entered[Stage.FETCH] == len(urls)
     assert tally.left[Stage.FETCH] == len(arrived)
@@ -282,18 +288,18 @@ def test_an_owner_who_opts_out_is_heard():
     tags = [("X-Robots-Tag", "otherbot: noindex"), ("X-Robots-Tag", "noai, noimageai")]
     paths = {"/a.jpg": w.body(JPEG, *tags), "/b.jpg": w.redirect("http://b.example/a.jpg")}
     with w.Web(paths) as web:
-        optouts = []
-        assert lost(web, "http://a.example/b.jpg", optouts=optouts) is Reason.OPTED_OUT
-        (evidence,) = optouts
+        heard = Evidence()
+        assert lost(web, "http://a.example/b.jpg", evidence=heard) is Reason.OPTED_OUT
+        (evidence,) = heard.optouts
         assert (evidence.url, evidence.where) == (
             "http://a.example/b.jpg",
             "http://b.example/a.jpg",
         )
         assert (evidence.signal, evidence.value) == ("x-robots-tag", "noai, noimageai")
         assert evidence.time > 1.7e9
-        (image,), _ = fetched(web, "http://a.example/b.jpg", optouts=optouts, honour_optouts=False)
+        (image,), _ = fetched(web, "http://a.example/b.jpg", evidence=heard, consent="research")
     assert image.robots == "otherbot: noindex\nnoai, noimageai"
-    assert len(optouts) == 1
+    assert len(heard.optouts) == 1
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha1", "sha256"])
@@ -326,7 +332,7 @@ def test_one_slow_host_holds_up_nobody_else_and_no_host_gets_a_burst():
         tally = Tally()
         options = Download(connections=8, per_host=2, replay=web.address)
         urls = enumerate([*slow, *quick])
-        found = images((candidate(url, n) for n, url in urls), options, tally, optouts=[])
+        found = images((candidate(url, n) for n, url in urls), options, tally, evidence=Evidence())
         first = list(itertools.islice(found, 40))
         assert {image.candidate.url for image in first} == set(quick)
         gate.set()
@@ -359,7 +365,7 @@ def test_leaving_early_leaves_nothing_behind():
 
     with w.Web({"/ok": w.body(JPEG), "/silent": w.silent}) as web:
         options = Download(connections=20, replay=web.address)
-        found = images(candidates(), options, Tally(), optouts=[])
+        found = images(candidates(), options, Tally(), evidence=Evidence())
         for _ in range(3):
             next(found)
         assert threads()
@@ -378,7 +384,7 @@ def test_an_error_of_the_candidates_comes_out_and_ends_all():
         raise ShardError("The WAT cannot be read.")
 
     with w.Web({"/ok": w.body(JPEG)}) as web:
-        found = images(candidates(), Download(replay=web.address), Tally(), optouts=[])
+        found = images(candidates(), Download(replay=web.address), Tally(), evidence=Evidence())
         with pytest.raises(ShardError, match="cannot be read"):
             list(found)
     assert not threads()
@@ -391,7 +397,7 @@ def test_a_tick_can_end_the_work():
     with w.Web({"/silent": w.silent}) as web:
         options = Download(replay=web.address)
         found = images(
-            [candidate("http://a.example/silent")], options, Tally(), optouts=[], tick=tick
+            [candidate("http://a.example/silent")], options, Tally(), evidence=Evidence(), tick=tick
         )
         with pytest.raises(ShardError, match="too long"):
             next(found)
@@ -408,7 +414,7 @@ def test_candidates_are_read_no_faster_than_they_are_needed():
 
     with w.Web({"/ok": w.body(JPEG)}) as web:
         options = Download(connections=4, replay=web.address)
-        found = images(candidates(), options, Tally(), optouts=[])
+        found = images(candidates(), options, Tally(), evidence=Evidence())
         taken = list(itertools.islice(found, 10))
         assert len(taken) == 10
         assert len(read) < 300
@@ -438,7 +444,7 @@ def test_no_candidates_give_no_images():
 )
 def test_settings_that_cannot_be_are_refused_at_once(settings, message):
     with pytest.raises(ConfigError, match=message):
-        images([], Download(**settings), Tally(), optouts=[])
+        images([], Download(**settings), Tally(), evidence=Evidence())
 
 
 def test_memory_is_bounded_and_never_deadlocks():
@@ -496,7 +502,13 @@ def test_every_image_of_the_recorded_web_arrives_or_has_its_reason():
         arrived, tally = fetched(web, *files, **settings)
     pictures = {url for url, kind in types.items() if kind in ("image/png", "image/jpeg")}
     assert {image.candidate.url for image in arrived} == pictures
-    assert all(image.data == files[image.candidate.url] for image in arrived)
+    for image in arrived:
+        served = files[image.candidate.url]
+        assert image.sha256 == hashlib.sha256(served).hexdigest()
+        assert len(image.data) <= len(served)
+        with Picture.open(io.BytesIO(image.data)) as kept, Picture.open(io.BytesIO(served)) as all_:
+            assert kept.convert("RGBA").tobytes() == all_.convert("RGBA").tobytes()
+            assert not {*kept.getexif()} - {0x0112}
     assert tally.lost == {Reason.NOT_AN_IMAGE: len(files) - len(pictures)}
 
 
@@ -508,7 +520,7 @@ def test_leaving_ends_also_when_more_images_wait_than_are_taken():
         net = Net(only=("127.0.0.1", web.port), tls=False, pause=0)
         wanted = (candidate(url, n) for n, url in enumerate(urls))
         tally = Tally()
-        found = images(wanted, options, tally, optouts=[], net=net)
+        found = images(wanted, options, tally, evidence=Evidence(), net=net)
         next(found)
         until(lambda: tally.left[Stage.FETCH] >= 16)
         found.close()

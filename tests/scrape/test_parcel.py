@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cahlib import __version__
 from cahlib.errors import RunError, ShardError
-from cahlib.records import OptOut, Reason, Shard, Stage, Tally
+from cahlib.records import Evidence, OptOut, Reason, Shard, Stage, Tally
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape.tar import disk
 from tests.world.pictures import image
@@ -56,21 +56,21 @@ def test_everything_that_is_known_about_an_image_comes_back(tmp_path):
 
 
 def test_a_sealed_parcel_is_recognised_with_all_it_says(tmp_path):
-    def arriving(tally, optouts):
+    def arriving(tally, evidence):
         for number in range(3):
             tally.entered[Stage.FETCH] += 2
             tally.left[Stage.FETCH] += 1
             tally.lost[Reason.OPTED_OUT] += 1
-            optouts.append(OPTOUT)
+            evidence.optouts.append(OPTOUT)
             yield image(number)
 
-    tally, optouts, clock = Tally(), [], iter([10.0, 20.0])
+    tally, evidence, clock = Tally(), Evidence(), iter([10.0, 20.0])
     parcel = parcels.seal(
-        arriving(tally, optouts),
+        arriving(tally, evidence),
         SHARD,
         tmp_path,
         tally=tally,
-        optouts=optouts,
+        evidence=evidence,
         clock=lambda: next(clock),
     )
     assert parcel == parcels.sealed(tmp_path, SHARD)

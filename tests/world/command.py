@@ -54,4 +54,4 @@ def _line(*arguments: str | Path) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Of a process that shall find this tree's cahlib."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    return {"CAH_CONTACT": "tests@example.org", **os.environ, "PYTHONPATH": str(ROOT)}

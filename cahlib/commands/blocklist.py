@@ -1,0 +1,72 @@
+"""`cah blocklist`: lists of domains that never answered, made from past runs."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cahlib.errors import ConfigError
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "blocklist",
+        help="make a list of domains that never answered, from past runs; show a list",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="", required=True)
+    build = actions.add_parser("build", help="from the shards of datasets")
+    build.add_argument("datasets", nargs="+", help="folders or URLs of datasets")
+    build.add_argument("--output", default="failed-domains.txt", help="the list to write")
+    build.add_argument(
+        "--least", type=int, default=1, metavar="N", help="shards that must agree on a domain [1]"
+    )
+    build.set_defaults(act=_build)
+    show = actions.add_parser("show", help="what a list of domains holds")
+    show.add_argument("list", help="file of a list")
+    show.set_defaults(act=_show)
+
+
+def _build(chosen: argparse.Namespace) -> int:
+    from cahlib.curate.seal import seals
+
+    silent, answered, shards = Counter[str](), set[str](), 0
+    for dataset in chosen.datasets:
+        for sealed in seals(dataset):
+            shards += 1
+            silent.update(sealed.silent)
+            answered.update(sealed.domains)
+    if not shards:
+        raise ConfigError(f"{', '.join(chosen.datasets)}: there is no shard's seal.")
+    listed = sorted(
+        domain
+        for domain, number in silent.items()
+        if number >= chosen.least and not _among(domain, answered)
+    )
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    text = f"# domains that never answered, in {shards} shards; {day}\n"
+    try:
+        Path(chosen.output).write_text(text + "".join(f"{d}\n" for d in listed), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{chosen.output} cannot be written ({error.strerror}).") from error
+    print(f"{len(listed):,} domains: {chosen.output}")
+    print(f"cah run --blocked-domains {chosen.output} leaves them out.")
+    return 0
+
+
+def _among(domain: str, hosts: set[str]) -> bool:
+    """Whether some shard has an image from a domain."""
+    return any(host == domain or host.endswith(f".{domain}") for host in hosts)
+
+
+def _show(chosen: argparse.Namespace) -> int:
+    from cahlib.lists import DOMAIN, entries
+
+    found = sorted(set(entries(chosen.list, "list", DOMAIN)))
+    for domain in found:
+        print(domain)
+    print(f"# {len(found):,} domains")
+    return 0

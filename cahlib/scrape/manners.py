@@ -1,0 +1,144 @@
+"""How often a domain may be asked, and when it is left alone.
+
+By registered domain (example.co.uk, by the Public Suffix List): requests a second, pauses that a
+server asks for, and an end to asking those that fail or refuse again and again. It knows neither
+requests nor queues; it is used by one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import cache, lru_cache
+
+from publicsuffixlist import PublicSuffixList
+
+from cahlib.config import Download
+from cahlib.records import Reason
+
+#: Seconds that are waited when a server asks for them; who asks for more is left alone.
+_MOST_PAUSE = 60.0
+
+#: Failures that tell a domain that never answers from one that had a bad moment.
+_SURE = 3
+
+#: Domains that a process remembers as dead: about 10 MB.
+_MOST_GIVEN_UP = 100_000
+
+#: What a domain says or does that counts against it, if nothing else comes between.
+FAILURES = frozenset(
+    {
+        Reason.DNS,
+        Reason.REFUSED,
+        Reason.TIMEOUT,
+        Reason.TLS,
+        Reason.DISCONNECTED,
+        Reason.BAD_HTTP,
+        Reason.HTTP_5XX,
+        Reason.NO_ROBOTS,
+    }
+)
+
+#: Failures after which it is not even sure that there is a server.
+_SILENCE = frozenset({Reason.DNS, Reason.REFUSED, Reason.TIMEOUT, Reason.NO_ROBOTS})
+
+#: Statuses that tell us to go: forbidden, and too many requests.
+GO_AWAY = frozenset({403, 429})
+
+
+@dataclass(slots=True)
+class _Domain:
+    """What is known of a domain."""
+
+    due: float = 0.0  #: when it may be asked next
+    failures: int = 0  #: one after the other
+    silent: bool = True  #: whether it never answered
+    closed: bool = False
+
+
+class Manners:
+    """The state of all domains of a shard, some 200 bytes each."""
+
+    def __init__(self, options: Download, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._patience, self._clock = options.patience, clock
+        self._gap = 1 / options.per_second if options.per_second else 0.0
+        self._domains: dict[str, _Domain] = {}
+        self._given_up = _given_up(options.replay) if options.patience else set()
+
+    def closed(self, domain: str) -> bool:
+        """Whether a domain is left alone."""
+        known = self._domains.get(domain)
+        return domain in self._given_up if known is None else known.closed
+
+    def wait(self, domain: str) -> float:
+        """Seconds until a further request may be sent, which is counted as sent then."""
+        known, now = self._of(domain), self._clock()
+        start = max(known.due, now)
+        known.due = start + self._gap
+        return start - now
+
+    def pause(self, domain: str, header: str) -> None:
+        """Obey a Retry-After."""
+        known, seconds = self._of(domain), retry_after(header)
+        if seconds > _MOST_PAUSE:
+            known.closed = True
+        known.due = max(known.due, self._clock() + seconds)
+
+    def note(self, domain: str, result: object, status: int = 0) -> None:
+        """Count what came of a request."""
+        known = self._of(domain)
+        known.silent = known.silent and result in _SILENCE
+        if result not in FAILURES and status not in GO_AWAY:
+            known.failures = 0
+            return
+        known.failures += 1
+        if self._patience and known.failures >= self._patience:
+            known.closed = True
+            if known.silent and len(self._given_up) < _MOST_GIVEN_UP:
+                self._given_up.add(domain)
+
+    def silent(self) -> tuple[str, ...]:
+        """The domains that failed at least three times, and never answered."""
+        return tuple(
+            sorted(
+                name
+                for name, known in self._domains.items()
+                if name and known.silent and known.failures >= _SURE
+            )
+        )
+
+    def _of(self, domain: str) -> _Domain:
+        return self._domains.setdefault(domain, _Domain())
+
+
+def retry_after(header: str) -> float:
+    """Seconds that a Retry-After asks for, as a number or a date (RFC 9110, 10.2.3); 0: none."""
+    if header.strip().isdecimal():
+        return float(header[:12])
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+@cache
+def _given_up(web: str) -> set[str]:
+    """The domains of a web that never answered, for the later shards of this process too."""
+    return set()
+
+
+@lru_cache(maxsize=50_000)
+def registered(host: str) -> str:
+    """The domain that somebody registered: a.b.example.co.uk is example.co.uk's."""
+    host = host.rstrip(".").lower()
+    if host.replace(".", "").isdecimal() or ":" in host:
+        return host
+    return _suffixes().privatesuffix(host) or host
+
+
+@cache
+def _suffixes() -> PublicSuffixList:
+    """The list in its package, private sections (blogspot.com, s3.amazonaws.com …) included."""
+    return PublicSuffixList()

@@ -1,0 +1,160 @@
+"""What the owners of hosts refuse before anything is fetched: robots.txt and tdmrep.json, cached.
+
+Each host is asked once for either file, however many of its images wait. It does not know what
+stands in the header of an image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from yarl import URL
+
+from cahlib.records import OptOut, Reason
+from cahlib.scrape import optout
+from cahlib.scrape.robots import MOST_BYTES, Robots, matches, normal
+
+#: A host is remembered so long (RFC 9309, 2.4), and a failure of its robots.txt.
+_KNOWN, _FAILED = 24 * 3600, 300
+
+#: Remembered: more hosts than a shard has. What they say may take so many bytes together.
+_MOST_HOSTS, _MOST_KEPT = 50_000, 64 << 20
+
+
+class Text(NamedTuple):
+    """An answer to the question for a small file."""
+
+    status: int
+    body: bytes
+
+
+#: Asks for a small file, of which at most so many bytes matter; follows redirects.
+Ask = Callable[[str, int], Awaitable[Text | Reason]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rules:
+    """What the owner of a host said, or the reason why nothing may be fetched from it."""
+
+    robots: Robots | Reason
+    reserved: list[tuple[str, bool]]
+    size: int  #: bytes of both
+
+
+class Owners:
+    """Says what owners refuse, by consent's profile; used by one event loop."""
+
+    def __init__(
+        self, ask: Ask, consent: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._ask, self._clock = ask, clock
+        self._honoured = optout.HONOURED[consent]
+        self._known: dict[str, tuple[float, asyncio.Task[_Rules]]] = {}
+        self._kept = 0
+
+    async def refusal(self, url: URL, address: str) -> OptOut | Reason | None:
+        """Why an URL must not be fetched, with the evidence; ``address``: the image's first URL."""
+        if "robots.txt" not in self._honoured:
+            return None
+        origin = f"{url.scheme}://{url.raw_authority}"
+        rules = await asyncio.shield(self._rules(origin))
+        if isinstance(rules.robots, Reason):
+            return rules.robots
+        said = self._said(rules, url.raw_path_qs)
+        if said is None:
+            return None
+        file = "/.well-known/tdmrep.json" if said.signal == "tdmrep.json" else "/robots.txt"
+        return OptOut(
+            url=address, where=origin + file, signal=said.signal, value=said.value, time=time.time()
+        )
+
+    async def close(self) -> None:
+        """End what is being asked."""
+        tasks = [task for _, task in self._known.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _said(self, rules: _Rules, target: str) -> optout.Said | None:
+        assert isinstance(rules.robots, Robots)
+        if line := rules.robots.refusal(target):
+            return optout.Said("robots.txt", line)
+        usage = "robots.txt content-usage"
+        if usage in self._honoured and (line := rules.robots.no_training(target)):
+            return optout.Said(usage, line)
+        for location, reserved in rules.reserved:
+            if matches(normal(location), normal(target)):
+                return optout.Said("tdmrep.json", location) if reserved else None
+        return None
+
+    def _rules(self, origin: str) -> asyncio.Task[_Rules]:
+        now = self._clock()
+        since, task = self._known.get(origin, (0.0, None))
+        if task and (not task.done() or now - since < _lasts(task)):
+            return task
+        if len(self._known) >= _MOST_HOSTS or self._kept > _MOST_KEPT:
+            self._forget()
+        task = asyncio.create_task(self._learn(origin))
+        self._known[origin] = now, task
+        return task
+
+    async def _learn(self, origin: str) -> _Rules:
+        reserved: Text | Reason = Reason.HTTP_4XX
+        if "tdmrep.json" in self._honoured:
+            robots, reserved = await asyncio.gather(
+                self._ask(f"{origin}/robots.txt", MOST_BYTES),
+                self._ask(f"{origin}/.well-known/tdmrep.json", MOST_BYTES),
+            )
+        else:
+            robots = await self._ask(f"{origin}/robots.txt", MOST_BYTES)
+        size = sum(len(text.body) for text in (robots, reserved) if isinstance(text, Text))
+        self._kept += size
+        there = isinstance(reserved, Text) and reserved.status == 200
+        return _Rules(
+            robots=read(robots),
+            reserved=optout.reservations(plain(reserved.body)) if there else [],  # type: ignore[union-attr]
+            size=size,
+        )
+
+    def _forget(self) -> None:
+        """Drop the older half of what is known."""
+        for origin, (_, task) in list(self._known.items())[: len(self._known) // 2 + 1]:
+            if task.done():
+                self._kept -= task.result().size
+                del self._known[origin]
+
+
+def read(answer: Text | Reason) -> Robots | Reason:
+    """The rules in an answer, by RFC 9309, 2.3.1: without a file all is allowed, but what fails
+    (5xx, no answer in time) allows nothing.
+
+    A host that cannot be reached at all has the reason why its images will not be either.
+    """
+    if answer in (Reason.DNS, Reason.REFUSED, Reason.PRIVATE_ADDRESS, Reason.TLS):
+        assert isinstance(answer, Reason)
+        return answer
+    if answer is Reason.BAD_REDIRECT:
+        return Robots("")
+    if isinstance(answer, Reason) or answer.status >= 500 or answer.status == 429:
+        return Reason.NO_ROBOTS
+    text = plain(answer.body) if answer.status == 200 else b""
+    return Robots(text.decode("utf-8", "replace"))
+
+
+def plain(body: bytes) -> bytes:
+    """A small file, unpacked if a server packed it although it was not asked to."""
+    if not body.startswith(b"\x1f\x8b"):
+        return body
+    try:
+        return zlib.decompressobj(31).decompress(body, MOST_BYTES)
+    except zlib.error:
+        return b""
+
+
+def _lasts(task: asyncio.Task[_Rules]) -> float:
+    return _FAILED if isinstance(task.result().robots, Reason) else _KNOWN

@@ -1,0 +1,145 @@
+"""What a robots.txt allows us: RFC 9309, and the Content-Usage lines that the AI era added.
+
+Rules: the groups that name us, else those for everybody; of the rules that match a path the
+longest counts, and of two as long the one that allows. It does not fetch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import quote
+
+from cahlib.scrape.optout import AGENT, no_training
+
+#: RFC 9309, 2.5: at least so much has to be read; what stands behind it is not.
+MOST_BYTES = 500 * 1024
+#: Rules with wild cards are tried one by one, about 1 µs each: no file is worth more than this.
+_MOST_WILD = 2000
+
+_ESCAPE = re.compile(r"%([0-9a-fA-F]{2})")
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
+
+
+class Rule(NamedTuple):
+    """A line of a robots.txt that allows or refuses."""
+
+    allows: bool
+    line: str  #: as it was served
+
+
+class Robots:
+    """The rules of one robots.txt that bind us."""
+
+    __slots__ = ("_plain", "_usages", "_wild")
+
+    def __init__(self, text: str) -> None:
+        self._plain: dict[str, Rule] = {}
+        self._wild: list[tuple[str, Rule]] = []
+        self._usages: list[tuple[str, str]] = []
+        for key, value in _binding(text):
+            if key == "content-usage":
+                self._usages.append(_usage(value))
+            elif value:
+                self._add(normal(value), Rule(key == "allow", f"{key}: {value}"))
+        self._wild.sort(key=lambda each: (-len(each[0]), not each[1].allows))
+
+    def refusal(self, target: str) -> str | None:
+        """The line that refuses the fetch of a path with its query, or None."""
+        if target == "/robots.txt":
+            return None
+        target = normal(target)
+        found = [self._longest_plain(target), self._longest_wild(target)]
+        _, _, rule = max((each for each in found if each), default=(0, True, None))
+        return None if rule is None or rule.allows else rule.line
+
+    def no_training(self, target: str) -> str | None:
+        """The Content-Usage line that refuses the training of models on a path, or None."""
+        target = normal(target)
+        fitting = [(len(path), value) for path, value in self._usages if matches(path, target)]
+        value = max(fitting, default=(0, ""))[1]
+        return f"content-usage: {value}" if no_training(value) else None
+
+    def _add(self, path: str, rule: Rule) -> None:
+        if "*" in path or path.endswith("$"):
+            if len(self._wild) < _MOST_WILD:
+                self._wild.append((path, rule))
+        elif path not in self._plain or rule.allows:
+            self._plain[path] = rule
+
+    def _longest_plain(self, target: str) -> tuple[int, bool, Rule] | None:
+        for end in range(len(target), 0, -1) if self._plain else ():
+            if rule := self._plain.get(target[:end]):
+                return end, rule.allows, rule
+        return None
+
+    def _longest_wild(self, target: str) -> tuple[int, bool, Rule] | None:
+        for path, rule in self._wild:
+            if matches(path, target):
+                return len(path), rule.allows, rule
+        return None
+
+
+def _binding(text: str) -> Iterator[tuple[str, str]]:
+    """The rules of the groups that name us, or if there are none, of those for everybody."""
+    groups: dict[str, list[tuple[str, str]]] = {AGENT: [], "*": []}
+    named = False
+    current: set[str] = set()
+    heading = False
+    for key, value in _lines(text):
+        if key == "user-agent":
+            current = current if heading else set()
+            agent = (re.match(r"[a-z_-]+|\*", value.lower()) or [""])[0]
+            current.add(agent)
+            named |= agent == AGENT
+            heading = True
+        elif key in ("allow", "disallow", "content-usage"):
+            heading = False
+            for agent in current & groups.keys():
+                groups[agent].append((key, value))
+    yield from groups[AGENT if named else "*"]
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    for line in re.split(r"[\r\n]+", text.removeprefix("\ufeff")):
+        key, colon, value = line.partition("#")[0].partition(":")
+        if colon:
+            yield key.strip().lower(), value.strip()
+
+
+def _usage(value: str) -> tuple[str, str]:
+    """Path and preference of a Content-Usage line, whose path may be left out."""
+    path, space, rest = value.partition(" ")
+    return (normal(path), rest.strip()) if path.startswith("/") and space else ("/", value)
+
+
+def matches(pattern: str, target: str) -> bool:
+    """Whether a path begins as a pattern says; ``*`` is anything, ``$`` at the end the end."""
+    anchored = pattern.endswith("$")
+    first, *others = pattern.removesuffix("$").split("*")
+    if not target.startswith(first):
+        return False
+    at = len(first)
+    if anchored and others:
+        last = others.pop()
+    elif anchored:
+        return at == len(target)
+    else:
+        last = ""
+    for part in others:
+        found = target.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return not last or (len(target) - len(last) >= at and target.endswith(last))
+
+
+def normal(path: str) -> str:
+    """A path in one spelling: escapes only where they are needed (RFC 9309, 2.2.2)."""
+
+    def undo(match: re.Match[str]) -> str:
+        letter = chr(int(match[1], 16))
+        return letter if _UNRESERVED.fullmatch(letter) else match[0].upper()
+
+    return quote(_ESCAPE.sub(undo, path), "%/?:@!$&'()*+,;=[]|\\^~<>{}\"`", errors="replace")

@@ -1,0 +1,107 @@
+"""Takes out of an image file what its pixels do not need: EXIF, XMP, IPTC, comments, thumbnails.
+
+Nothing is encoded again. What says how colours are shown stays (ICC profile, gamma, Adobe's
+marker), and so does the orientation, alone. What stands behind the end of the image goes too.
+It takes files that `cahlib.scrape.gate` has proven; others raise ValueError, or come out anyhow.
+
+Layouts: ITU-T T.81 annex B (JPEG), W3C PNG 3rd edition §5 and §11, RFC 9649 (WebP).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+_PNG_KEPT = frozenset(
+    {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+    | {b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"sBIT", b"bKGD", b"pHYs"}
+)
+_WEBP_KEPT = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF"})
+
+#: VP8X's flags for EXIF and XMP (RFC 9649, 2.7.1).
+_EXIF_AND_XMP = 0x08 | 0x04
+
+
+def stripped(data: bytes, format: str, orientation: int) -> bytes:
+    """The file without its metadata; ``format``: "jpg", "png" or "webp"."""
+    try:
+        if format == "jpg":
+            return b"".join(_jpeg(data, orientation))
+        return b"".join(_png(data)) if format == "png" else _webp(data)
+    except (struct.error, IndexError) as error:
+        raise ValueError("the file is not whole") from error
+
+
+def _jpeg(data: bytes, orientation: int) -> Iterator[bytes]:
+    yield data[:2]
+    at, turned = 2, orientation == 1
+    while (at := data.index(b"\xff", at)) >= 0:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker == 0xD9:
+            yield data[at : at + 2]
+            return
+        if marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # stands alone
+            at += 2
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if not turned and marker != 0xE0:
+            yield _turned(orientation)
+            turned = True
+        if _needed(marker, data[at + 4 : at + 16]):
+            yield data[at:end]
+        if marker == 0xDA:
+            start, end = end, _scan_end(data, end)
+            yield data[start:end]
+        at = end
+
+
+def _needed(marker: int, start: bytes) -> bool:
+    """Whether a segment of a JPEG has to do with its pixels or colours."""
+    if marker == 0xE2:
+        return start.startswith(b"ICC_PROFILE\0")
+    return marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE)
+
+
+def _scan_end(data: bytes, at: int) -> int:
+    """Where the coded pixels that begin at a place end: at the next marker of another kind."""
+    while True:
+        at = data.index(b"\xff", at)
+        following = data[at + 1]
+        if following and following != 0xFF and not 0xD0 <= following <= 0xD7:
+            return at
+        at += 1 if following == 0xFF else 2
+
+
+def _turned(orientation: int) -> bytes:
+    """An EXIF segment that says how the picture is turned, and nothing else."""
+    tiff = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    return b"\xff\xe1" + struct.pack(">H", 2 + 6 + len(tiff)) + b"Exif\0\0" + tiff
+
+
+def _png(data: bytes) -> Iterator[bytes]:
+    yield data[:8]
+    at, name = 8, b""
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, at)
+        if name in _PNG_KEPT:
+            yield data[at : at + 12 + length]
+        at += 12 + length
+
+
+def _webp(data: bytes) -> bytes:
+    end = 8 + int(struct.unpack_from("<I", data, 4)[0])
+    kept, at = [b"WEBP"], 12
+    while at + 8 <= end:
+        name, length = struct.unpack_from("<4sI", data, at)
+        following = at + 8 + length + length % 2
+        chunk = data[at : min(following, end)]
+        if name == b"VP8X":
+            chunk = chunk[:8] + bytes([chunk[8] & ~_EXIF_AND_XMP]) + chunk[9:]
+        if name in _WEBP_KEPT:
+            kept.append(chunk + bytes(len(chunk) % 2))
+        at = following
+    body = b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(body)) + body

@@ -1,0 +1,29 @@
+"""Lists of domains that never answered are made from finished datasets."""
+
+from dataclasses import replace
+
+from cahlib.cli import main
+from cahlib.curate import seal
+from tests.world import judged as world
+
+
+def test_a_list_of_domains_is_built_from_datasets(tmp_path, capsys):
+    folder, out = tmp_path / "set", str(tmp_path / "failed.txt")
+    sealed = world.write(folder, shard="s-0")
+    known = replace(sealed, silent=("dead.example", "gone.example", "host1.example"))
+    (folder / seal.name("s-0")).write_bytes(seal.packed(known))
+    assert main(["blocklist", "build", str(folder), "--output", out]) == 0
+    capsys.readouterr()
+    assert main(["blocklist", "show", out]) == 0
+    # an image of host1.example is in the dataset
+    assert capsys.readouterr().out == "dead.example\ngone.example\n# 2 domains\n"
+    assert main(["blocklist", "build", str(folder), "--output", out, "--least", "2"]) == 0
+    assert main(["blocklist", "show", out]) == 0
+    assert capsys.readouterr().out.endswith("\n# 0 domains\n")
+
+
+def test_a_mistake_is_said(tmp_path, capsys):
+    assert main(["blocklist", "build", str(tmp_path / "absent")]) == 2
+    (tmp_path / "list").write_text("http://a.example/b.jpg\n")
+    assert main(["blocklist", "show", str(tmp_path / "list")]) == 2
+    assert "is not one domain" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""What the question for robots.txt and tdmrep.json costs, and what is wasted on hosts that refuse.
+
+    python -m tests.benchmarks.bench_owners [--hosts 1000]
+
+A loopback web of hosts with two images each: a third has no robots.txt, a third allows all, a third
+refuses all. Given are seconds, requests and bytes of bodies by profile of consent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from cahlib.config import Download
+from cahlib.demo.web import Answer, Web
+from cahlib.records import Evidence, Reason, Tally
+from cahlib.scrape.images import images
+from tests.world.pictures import candidate, picture
+
+RULES = (None, b"User-agent: *\nAllow: /\n", b"User-agent: *\nDisallow: /\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hosts", type=int, default=1000)
+    hosts = parser.parse_args().hosts
+    jpeg = picture()
+    answers = {f"/{n}.jpg": Answer(body=jpeg) for n in range(2)}
+    for host in range(hosts):
+        if rules := RULES[host % 3]:
+            answers[f"http://h{host}.example/robots.txt"] = Answer(body=rules)
+    print(
+        f"{'consent':10}{'seconds':>9}{'requests':>10}{'images':>8}{'refused':>9}{'wasted kB':>11}"
+    )
+    for consent in ("headers", "research", "strict"):
+        with Web(answers) as web:
+            tally, start = Tally(), time.perf_counter()
+            options = Download(replay=web.address, consent=consent, min_bytes=0, per_second=0)
+            urls = (f"http://h{n // 2}.example/{n % 2}.jpg" for n in range(2 * hosts))
+            found = images(
+                (candidate(url, n) for n, url in enumerate(urls)),
+                options,
+                tally,
+                evidence=Evidence(),
+            )
+            kept = sum(1 for _ in found)
+            seconds = time.perf_counter() - start
+            refused = [r for r in web.requests if int(r.url[8 : r.url.index(".")]) % 3 == 2]
+            wasted = sum(
+                len(jpeg) if request.url.endswith(".jpg") else len(RULES[2])
+                for request in refused
+                if not request.url.endswith("tdmrep.json")
+            )
+            print(
+                f"{consent:10}{seconds:9.2f}{len(web.requests):10,}{kept:8,}"
+                f"{tally.lost[Reason.OPTED_OUT]:9,}{wasted / 1000:11,.0f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

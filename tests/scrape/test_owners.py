@@ -1,0 +1,195 @@
+"""What owners refuse is not fetched, or not kept; whoever is asked too often is left alone."""
+
+import gzip
+import json
+
+import pytest
+
+from cahlib.config import Crawl, Download
+from cahlib.demo.web import Answer, Web
+from cahlib.records import Evidence, Reason, Stage, Tally
+from cahlib.scrape.blocklists import Blocklists
+from cahlib.scrape.candidates import candidates
+from cahlib.scrape.images import images
+from cahlib.scrape.wat import Link, Meta, Page
+from tests.world.pictures import candidate, picture
+
+JPEG = picture()
+HOST = "http://a.example"
+REFUSE = b"User-agent: *\nDisallow: /no/\nContent-Usage: /train/ train-ai=n\n"
+
+
+def fetch(answers, *paths, **settings):
+    """What becomes of some images of one host: their paths, the tally, evidence, what was asked."""
+    pictures = {f"{HOST}{path}": Answer(body=JPEG) for path in paths}
+    tally, evidence = Tally(), Evidence()
+    with Web({**pictures, **{f"{HOST}{path}": each for path, each in answers.items()}}) as web:
+        options = Download(**{"replay": web.address, "read_timeout": 0.3, **settings})
+        found = images(
+            [candidate(f"{HOST}{path}", n) for n, path in enumerate(paths)],
+            options,
+            tally,
+            evidence=evidence,
+        )
+        kept = sorted(image.candidate.url.removeprefix(HOST) for image in found)
+    assert tally.unaccounted(Stage.FETCH) == 0
+    return kept, tally.lost, evidence, [each.url.removeprefix(HOST) for each in web.requests]
+
+
+def test_robots_is_asked_once_and_before_anything_else():
+    paths = [f"/{'no' if n % 2 else 'ok'}/{n}.jpg" for n in range(20)]
+    kept, lost, evidence, asked = fetch({"/robots.txt": Answer(body=REFUSE)}, *paths)
+    assert kept == sorted(paths[::2])
+    assert lost == {Reason.OPTED_OUT: 10}
+    assert asked.count("/robots.txt") == asked.count("/.well-known/tdmrep.json") == 1
+    assert not [path for path in asked if path.startswith("/no/")]
+    said = evidence.optouts[0]
+    assert (said.signal, said.value) == ("robots.txt", "disallow: /no/")
+    assert said.where == f"{HOST}/robots.txt"
+    assert said.time > 1.7e9
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Answer(status=404), None),
+        (Answer(status=401), None),
+        (Answer(body=b"<h1>Hello</h1>"), None),
+        (Answer(body=b""), None),
+        (Answer(body=b"\xff\xfe\x00" * 99), None),
+        (Answer(status=302, headers=[("Location", "/robots.txt")]), None),  # for ever: unavailable
+        (Answer(status=503), Reason.NO_ROBOTS),
+        (Answer(status=429), Reason.NO_ROBOTS),
+        (Answer(delay=5), Reason.NO_ROBOTS),
+        (Answer(body=REFUSE, cut=5), Reason.NO_ROBOTS),
+        (Answer(raw=True, body=b"220 mail\r\n"), Reason.NO_ROBOTS),
+        (Answer(body=b"User-agent: *\nDisallow: /"), Reason.OPTED_OUT),
+        (Answer(body=gzip.compress(b"User-agent: *\nDisallow: /")), Reason.OPTED_OUT),
+        (Answer(body=b"User-agent: *\nDisallow: /\n" + b"#" * 2_000_000), Reason.OPTED_OUT),
+        (Answer(body=b"#" * 600_000 + b"\nUser-agent: *\nDisallow: /"), None),
+        (Answer(status=301, headers=[("Location", "/rules")]), Reason.OPTED_OUT),
+    ],
+)
+def test_every_answer_to_the_question_for_robots_means_something(answer, reason):
+    answers = {"/robots.txt": answer, "/rules": Answer(body=b"User-agent: *\nDisallow: /")}
+    kept, lost, _, _ = fetch(answers, "/a.jpg")
+    assert (kept, dict(lost)) == (["/a.jpg"], {}) if reason is None else ([], {reason: 1})
+
+
+SIGNALS = {
+    "robots.txt": ({"/robots.txt": Answer(body=REFUSE)}, "/no/a.jpg", "strict research"),
+    "robots.txt content-usage": ({"/robots.txt": Answer(body=REFUSE)}, "/train/a.jpg", "strict"),
+    "tdmrep.json": (
+        {
+            "/.well-known/tdmrep.json": Answer(
+                body=json.dumps(
+                    [
+                        {"location": "/open/*", "tdm-reservation": 0},
+                        {"location": "/*", "tdm-reservation": 1},
+                    ]
+                ).encode()
+            )
+        },
+        "/a.jpg",
+        "strict",
+    ),
+    "x-robots-tag": (
+        {"/a.jpg": Answer(body=JPEG, headers=[("X-Robots-Tag", "noai")])},
+        "/a.jpg",
+        "strict headers",
+    ),
+    "tdm-reservation": (
+        {"/a.jpg": Answer(body=JPEG, headers=[("tdm-reservation", "1")])},
+        "/a.jpg",
+        "strict headers",
+    ),
+    "content-usage": (
+        {"/a.jpg": Answer(body=JPEG, headers=[("Content-Usage", "train-ai=n")])},
+        "/a.jpg",
+        "strict headers",
+    ),
+}
+
+
+@pytest.mark.parametrize("consent", ["strict", "headers", "research"])
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_the_profile_says_what_is_honoured(signal, consent):
+    answers, path, honoured = SIGNALS[signal]
+    kept, lost, evidence, _ = fetch(answers, path, consent=consent)
+    if consent in honoured.split():
+        assert lost == {Reason.OPTED_OUT: 1}
+        assert [each.signal for each in evidence.optouts] == [signal]
+    else:
+        assert (kept, evidence.optouts) == ([path], [])
+
+
+def test_a_place_that_is_not_reserved_is_fetched():
+    answers, _, _ = SIGNALS["tdmrep.json"]
+    assert fetch(answers, "/open/a.jpg")[0] == ["/open/a.jpg"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'[{"location": 3}]', b"[" * 100_000])
+def test_a_broken_reservation_reserves_nothing(body):
+    assert fetch({"/.well-known/tdmrep.json": Answer(body=body)}, "/a.jpg")[0] == ["/a.jpg"]
+
+
+def test_a_redirect_does_not_lead_around_robots():
+    answers = {
+        "/robots.txt": Answer(body=REFUSE),
+        "/go.jpg": Answer(status=302, headers=[("Location", "/no/a.jpg")]),
+    }
+    kept, lost, _, asked = fetch(answers, "/go.jpg")
+    assert (kept, dict(lost)) == ([], {Reason.OPTED_OUT: 1})
+    assert "/no/a.jpg" not in asked
+
+
+@pytest.mark.parametrize(
+    ("meta", "refused"),
+    [
+        (Meta("robots", "", "noindex, follow"), True),
+        (Meta("Robots", "", "NOAI"), True),
+        (Meta("cahlib", "", "noimageai"), True),
+        (Meta("tdm-reservation", "", "1"), True),
+        (Meta("googlebot", "", "noindex"), False),
+        (Meta("robots", "", "max-image-preview:large"), False),
+        (Meta("description", "", "noai"), False),
+    ],
+)
+def test_a_page_speaks_for_its_images(meta, refused):
+    link = Link("IMG@/src", "/a.jpg", "A red bicycle leans on an old garden wall")
+    page = Page(url="http://a.example.com/", base="", links=[link, link], metas=[meta])
+    tally, optouts = Tally(), []
+    found = list(candidates([page], Crawl(), Blocklists(), tally, optouts=optouts))
+    assert tally.unaccounted(Stage.CHOOSE) == 0
+    assert bool(found) is not refused
+    assert tally.lost[Reason.PAGE_OPTED_OUT] == len(optouts) == refused
+    open_to_all = list(candidates([page], Crawl(), Blocklists(), Tally(), consent="research"))
+    assert len(open_to_all) == 1
+    if refused:
+        assert (optouts[0].url, optouts[0].value) == ("http://a.example.com/a.jpg", meta.content)
+
+
+def test_a_domain_that_says_go_away_is_asked_no_more():
+    paths = [f"/{n}.jpg" for n in range(60)]
+    answers = {path: Answer(status=403) for path in paths}
+    _, lost, evidence, asked = fetch(answers, *paths, patience=5, per_host=2, per_second=0)
+    assert lost[Reason.HTTP_4XX] + lost[Reason.LEFT_ALONE] == 60
+    assert lost[Reason.HTTP_4XX] <= 7
+    assert len(asked) <= 9
+    assert evidence.silent == []
+
+
+def test_a_server_that_asks_for_a_pause_gets_it():
+    tired = [Answer(status=503, headers=[("Retry-After", "1")]), Answer(body=JPEG)]
+    kept, _, _, _ = fetch({"/a.jpg": tired}, "/a.jpg")
+    assert kept == ["/a.jpg"]
+    gone = Answer(status=429, headers=[("Retry-After", "100000")])
+    paths = [f"/{n}.jpg" for n in range(30)]
+    _, lost, _, _ = fetch(dict.fromkeys(paths, gone), *paths, per_host=1, per_second=0)
+    assert lost == {Reason.HTTP_4XX: 1, Reason.LEFT_ALONE: 29}
+
+
+def test_one_domain_has_its_share_of_a_shard_only():
+    paths = [f"/{n}.jpg" for n in range(30)]
+    kept, lost, _, _ = fetch({}, *paths, per_domain=10, per_second=0)
+    assert (len(kept), dict(lost)) == (10, {Reason.TOO_MANY_LINKS: 20})

@@ -1,0 +1,109 @@
+"""robots.txt, by the letters of RFC 9309."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cahlib.scrape.robots import Robots
+
+EVERYBODY = "User-agent: *\n"
+
+
+@pytest.mark.parametrize(
+    ("rules", "target", "allowed"),
+    [
+        ("", "/a.jpg", True),
+        ("Disallow:", "/a.jpg", True),
+        ("Disallow: /", "/a.jpg", False),
+        ("Disallow: /", "/robots.txt", True),
+        ("disallow : /a", "/a.jpg", False),
+        ("Disallow: /A", "/a.jpg", True),  # paths tell letters apart
+        ("Disallow: /a # not this", "/a.jpg", False),
+        ("Disallow: /\nAllow: /img/", "/img/a.jpg", True),  # the longest counts, in any order
+        ("Allow: /img/\nDisallow: /", "/img/a.jpg", True),
+        ("Allow: /a\nDisallow: /a", "/a", True),  # of two as long the one that allows
+        ("Disallow: /*.jpg$", "/b/a.jpg", False),
+        ("Disallow: /*.jpg$", "/b/a.jpg?x", True),
+        ("Disallow: /*/private/*", "/a/private/b.jpg", False),
+        ("Disallow: *.jpg", "/a.jpg", False),
+        ("Disallow: /a$", "/a", False),
+        ("Disallow: /a$", "/ab", True),
+        ("Disallow: /a*b*c$", "/abc", False),
+        ("Disallow: /a*bc$", "/abcd", True),
+        ("Disallow: /?id=", "/?id=3", False),
+        ("Disallow: /%7Ejoe/", "/~joe/a.jpg", False),
+        ("Disallow: /caf%C3%A9", "/caf%c3%a9.jpg", False),
+        ("Disallow: /café", "/caf%C3%A9.jpg", False),
+        ("Disallow: /a%2Fb", "/a/b", True),
+        ("Crawl-delay: 5\nDisallow: /a", "/a.jpg", False),
+    ],
+)
+def test_rules_for_everybody(rules, target, allowed):
+    assert (Robots(EVERYBODY + rules).refusal(target) is None) is allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("User-agent: cahlib\nDisallow: /\n", False),
+        ("User-agent: CAHLIB/9.9\nDisallow: /\n", False),
+        ("User-agent: otherbot\nDisallow: /\n", True),
+        ("User-agent: cahlibx\nDisallow: /\n", True),
+        # a group that names us is the only one that counts
+        ("User-agent: *\nDisallow: /\n\nUser-agent: cahlib\nAllow: /\n", True),
+        ("User-agent: *\nAllow: /\n\nUser-agent: cahlib\nDisallow: /\n", False),
+        # groups of one agent are one, and a group may have several agents
+        (
+            "User-agent: cahlib\nAllow: /b\n\nUser-agent: x\n\nUser-agent: cahlib\nDisallow: /",
+            False,
+        ),
+        ("User-agent: x\nUser-agent: cahlib\nDisallow: /\n", False),
+        ("User-agent: cahlib\nAllow: /b\nUser-agent: x\nDisallow: /\n", True),
+        ("\ufeffUser-agent: *\r\nDisallow: /\r\n", False),
+        ("User-agent: *\rDisallow: /\r", False),
+        ("Disallow: /\n", True),  # rules of no group
+        ("<html><body>Not found</body></html>", True),
+    ],
+)
+def test_groups(text, allowed):
+    assert (Robots(text).refusal("/a.jpg") is None) is allowed
+
+
+def test_the_line_is_the_evidence():
+    assert Robots(EVERYBODY + "Disallow: /img/ # ours").refusal("/img/a") == "disallow: /img/"
+
+
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        ("Content-Usage: train-ai=n", True),
+        ("Content-Usage: search=y, train-ai=n", True),
+        ("content-usage: train-ai=y", False),
+        ("Content-Usage: /img/ train-ai=n", True),
+        ("Content-Usage: /other/ train-ai=n", False),
+        ("Content-Usage: train-ai=n\nContent-Usage: /img/ train-ai=y", False),
+        ("Content-Usage: something-new=n", False),
+    ],
+)
+def test_content_usage(line, refused):
+    robots = Robots(EVERYBODY + line + "\nAllow: /")
+    assert (robots.no_training("/img/a.jpg") is not None) is refused
+
+
+def test_hostile_rules_cost_little():
+    wild = "".join(f"Disallow: /{'*a' * 100}{n}$\n" for n in range(20_000))
+    plain = "".join(f"Disallow: /x{n}\n" for n in range(20_000))
+    robots = Robots(EVERYBODY + wild + plain)
+    start = time.perf_counter()
+    for n in range(5):
+        assert robots.refusal("/" + "a" * 1900 + str(n) + "b") is None
+    assert time.perf_counter() - start < 2
+
+
+@given(st.text(), st.text())
+def test_no_file_is_too_strange(text, target):
+    for robots in (Robots(text), Robots(EVERYBODY + f"disallow: {text}")):
+        robots.refusal("/" + target)
+        robots.no_training("/" + target)

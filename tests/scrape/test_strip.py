@@ -1,0 +1,85 @@
+"""Metadata goes, pixels stay."""
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+
+from cahlib.config import Download
+from cahlib.scrape.gate import prove
+from cahlib.scrape.strip import stripped
+
+SECRET = b"52.5163N 13.3777E by Jane Doe"
+KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+
+
+def told(format, *, mode="RGB", orientation=6, **how):
+    """A picture that tells a lot: EXIF, XMP, comments, a colour profile, something behind it."""
+    image = Image.effect_noise((160, 120), 80).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = orientation, SECRET.decode()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    more = {"icc_profile": profile, "exif": exif.tobytes(), **how}
+    if format == "jpg":
+        more["comment"] = SECRET
+    if format == "png":
+        more["pnginfo"] = PngImagePlugin.PngInfo()
+        more["pnginfo"].add_text("Author", SECRET.decode())
+        more["pnginfo"].add_itxt("XML:com.adobe.xmp", SECRET.decode())
+    if format == "webp":
+        more["xmp"] = SECRET
+    out = io.BytesIO()
+    image.save(out, KINDS[format], **more)
+    return out.getvalue() + SECRET
+
+
+def shown(data):
+    with Image.open(io.BytesIO(data)) as image:
+        return ImageOps.exif_transpose(image).convert("RGBA").tobytes(), image.info
+
+
+@pytest.mark.parametrize(
+    ("format", "how"),
+    [
+        ("jpg", {}),
+        ("jpg", {"orientation": 1}),
+        ("jpg", {"progressive": True}),
+        ("jpg", {"mode": "CMYK"}),
+        ("jpg", {"mode": "L", "restart_marker_blocks": 2}),
+        ("png", {}),
+        ("png", {"mode": "P"}),
+        ("png", {"mode": "LA"}),
+        ("webp", {"orientation": 1}),
+        ("webp", {"mode": "RGBA", "lossless": True, "orientation": 1}),
+    ],
+)
+def test_originals_are_kept_without_what_they_tell(format, how):
+    data = told(format, **how)
+    kept = prove(data, Download(min_bytes=0))
+    assert SECRET in data
+    assert SECRET not in kept["data"]
+    assert kept["md5"] == prove(data, Download(min_bytes=0, resize=64))["md5"]
+    if format == "jpg" or how.get("orientation") == 1:
+        assert shown(kept["data"])[0] == shown(data)[0]
+    with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(kept["data"])) as after:
+        assert before.convert("RGBA").tobytes() == after.convert("RGBA").tobytes()
+        assert before.info["icc_profile"] == after.info["icc_profile"]
+        assert {key for key in after.getexif() if key != 0x0112} == set()
+    assert stripped(kept["data"], format, how.get("orientation", 6)) == kept["data"]
+
+
+WHOLE = {format: told(format) for format in KINDS}
+
+
+@pytest.mark.parametrize("format", KINDS)
+@given(data=st.data())
+def test_damage_is_a_value_error_or_nothing(format, data):
+    whole = WHOLE[format]
+    at = data.draw(st.integers(12, len(whole) - 1))
+    broken = whole[:at] + data.draw(st.binary(max_size=8))
+    try:
+        stripped(broken, format, 1)
+    except ValueError:
+        pass
