@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cahlib import __version__
-from cahlib.commands import blocklist, finished, tracker, worker
+from cahlib.commands import blocklist, finished, swarm, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.errors import CahError, missing
 
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(act=_demo)
     worker.add(commands, _add_settings, lambda chosen, work: _watched(_job(chosen), work))
     tracker.add(commands)
+    swarm.add(commands, _add_settings, lambda chosen: (_job(chosen), _environment()))
     blocklist.add(commands)
     inspect = commands.add_parser("inspect", help="print what a dataset holds")
     inspect.add_argument("dataset", help="folder or URL of a dataset")
@@ -140,9 +141,7 @@ def _agreed(job: Job, tokens: str) -> bool:
     from cahlib.scrapers import planned
 
     print(planned(job, tokens))
-    if not sys.stdin.isatty():
-        return True
-    return input("Make these servers? [y/N] ").strip().lower() in ("y", "yes")
+    return swarm.agreed("Make these servers?")
 
 
 def _environment() -> dict[str, str]:

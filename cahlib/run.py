@@ -210,6 +210,7 @@ class _Work:
             judged = self._line("judged", flow.ahead(self._judge(scraped), _JUDGED))
             for sealed in self._line("sealed", flow.ahead(self._write(judged), _SEALED)):
                 self._finish(sealed)
+        parcels.sweep(self._parcels)  # of scrapers that were ended in their work
 
     def _line(self, name: str, line: Line[T]) -> Line[T]:
         self._lines[name] = line

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from cahlib.config import Job
 from cahlib.errors import ConfigError
 from cahlib.swarm.engine import local
+
+if TYPE_CHECKING:
+    from cahlib.swarm.crew import Orders
+    from cahlib.swarm.hetzner import Hetzner
 
 
 class Engine(Protocol):
@@ -66,39 +70,43 @@ def scrapers(
         with remote(reach, home) as cluster:
             yield cluster, cluster.folder
         return
-    from cahlib.swarm.crew import Orders, crew
+    from cahlib.swarm.crew import crew
 
-    orders = Orders(
-        limits=_limits(job),
-        state=job.output.folder / "run" / "swarm",
-        wheelhouse=Path(place.wheelhouse) if place.wheelhouse else None,
-    )
-    with crew(_clouds(tokens), orders, home, tell=tell, stop=stop) as swarm:
+    with crew(clouds(tokens), orders(job), home, tell=tell, stop=stop) as swarm:
         yield swarm, swarm.folder
 
 
 def planned(job: Job, tokens: str) -> str:
     """What servers will be made for a job and what they cost, for people; makes nothing."""
-    from cahlib.swarm.fleet import plan
+    from cahlib.swarm import crew
 
     _check(job)
-    return plan(_clouds(tokens), _limits(job)).table()
+    return crew.planned(clouds(tokens), orders(job))
 
 
-def _limits(job: Job) -> Any:
+def orders(job: Job) -> Orders:
+    """What a job's swarm shall be."""
+    from cahlib.swarm.crew import Orders
     from cahlib.swarm.fleet import Limits
 
     place = job.place
-    return Limits(
+    limits = Limits(
         nodes=place.swarm,
         location=place.location,
         server_type=place.server_type,
         max_cost=place.max_cost,
         hours=place.hours,
     )
+    wheelhouse = Path(place.wheelhouse).expanduser() if place.wheelhouse else None
+    return Orders(limits=limits, state=state(job), wheelhouse=wheelhouse)
 
 
-def _clouds(tokens: str) -> Any:
+def state(job: Job) -> Path:
+    """Where the keys of a job's swarm lie, and its name."""
+    return job.output.folder / "run" / "swarm"
+
+
+def clouds(tokens: str) -> Sequence[Hetzner]:
     """The accounts of the tokens, at Hetzner or where HCLOUD_ENDPOINT says (as its own command)."""
     from cahlib.swarm import hetzner
 

@@ -164,6 +164,13 @@ def discard(folder: Path, shard: Shard) -> None:
                 path.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what was never sealed; nobody may be writing there."""
+    with disk(folder):
+        for path in folder.glob("*.part"):
+            path.unlink(missing_ok=True)
+
+
 def check(parcel: Parcel) -> None:
     """Compare the tar with its checksum; raises ShardError if they differ."""
     digest = sha256()

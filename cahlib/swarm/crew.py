@@ -6,9 +6,11 @@ command that is started again takes over the nodes that are there. No token is i
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,10 @@ from pathlib import Path
 from cahlib.errors import RunError
 from cahlib.swarm import install, ssh
 from cahlib.swarm.cluster import Reach
-from cahlib.swarm.fleet import Fleet, Limits, fleet, plan
+from cahlib.swarm.fleet import Fleet, Limits, fleet, plan, remains, sweep
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HOME, user_data
-from cahlib.swarm.provider import Account, Server
+from cahlib.swarm.provider import PROJECT, Account, Server
 from cahlib.swarm.remote import Remote, remote
 
 #: How often servers that do not become nodes are replaced.
@@ -57,17 +59,13 @@ def crew(
     is near. Raises ConfigError before anything is made, RunError if no node comes up, or if
     servers could not be deleted.
     """
-    keys = Keys(orders.state / "keys")
-    planned = plan(accounts, orders.limits)
-    goods = install.package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
-    made = Fleet(accounts, _run(orders.state), planned, lambda name: user_data(keys, name), tell)
-    public = keys.ssh().public.read_text().strip()
-    with fleet(made, public_key=public, late=orders.late):
+    made, goods, keys = _prepared(accounts, orders, tell)
+    with fleet(made, public_key=_public(keys), late=orders.late):
         logins = _brought_up(made, keys, goods, tell)
-        reach = Reach(
-            address=f"tls://{logins[0].address}:{install.PORT}", keys=keys, away=f"{HOME}/parcels"
-        )
-        with remote(reach, home) as engine, _metered(made, orders.limits, stop, tell):
+        with (
+            remote(_reach(logins[0], keys), home) as engine,
+            _metered(made, orders.limits, stop, tell),
+        ):
             try:
                 names = [each.name for each in logins]
                 missing = engine.gather(names, timeout=_JOIN)
@@ -79,6 +77,107 @@ def crew(
             finally:
                 engine.drain(timeout=_DRAIN)
                 _keep_logs(logins, orders.state / "logs")
+
+
+def planned(accounts: Sequence[Account], orders: Orders) -> str:
+    """What would be made, and what it costs, for people. Raises as `crew` does."""
+    return plan(accounts, orders.limits).table()
+
+
+def up(
+    accounts: Sequence[Account], orders: Orders, *, tell: Callable[[str], None]
+) -> list[ssh.Login]:
+    """Make servers and nodes of them, and leave them to a `crew` with the same state."""
+    made, goods, keys = _prepared(accounts, orders, tell)
+    made.prepare(_public(keys))
+    return _brought_up(made, keys, goods, tell)
+
+
+def down(
+    accounts: Sequence[Account],
+    labels: Mapping[str, str],
+    *,
+    patience: float = 120,
+    pause: float = 1,
+) -> None:
+    """Delete what carries the labels, until the clouds say that nothing is left; else RunError."""
+    deadline = time.monotonic() + patience
+    while True:
+        left, trouble = sweep(accounts, labels)
+        if not left and not trouble:
+            return
+        if time.monotonic() > deadline:
+            raise RunError(remains(left, trouble, labels.get("run", "any"), 0))
+        time.sleep(pause)
+
+
+def labels(state: Path, *, all_runs: bool = False) -> dict[str, str]:
+    """What the servers of a run carry, or those of all runs; nothing else is ever touched."""
+    ours = {PROJECT[0]: PROJECT[1]}
+    return ours if all_runs else {**ours, "run": _run(state)}
+
+
+def servers(accounts: Sequence[Account], state: Path) -> list[Server]:
+    """The servers of a run, the head first."""
+    found = [each for account in accounts for each in account.servers(labels(state))]
+    return sorted(found, key=lambda each: (each.labels.get("role") != "head", each.name))
+
+
+def logins(servers: Sequence[Server], state: Path) -> list[ssh.Login]:
+    """How servers of a run are reached."""
+    return [_login(each, Keys(state / "keys")) for each in servers]
+
+
+def status(accounts: Sequence[Account], state: Path) -> Iterator[str]:
+    """The servers of a run for people: what they are, do, and have cost so far."""
+    found = servers(accounts, state)
+    if not found:
+        yield "There are no servers of this run."
+        return
+    prices = {(o.type, o.location): o.hourly for account in accounts for o in account.offers()}
+    workers = _workers(found[0], state)
+    total = 0.0
+    yield f"{'server':<28} {'type':<7} {'place':<5} {'state':<9} {'EUR':>7}  work"
+    for server in found:
+        hours = max(1, math.ceil((time.time() - server.created) / 3600))
+        cost = hours * prices.get((server.type, server.location), 0)
+        total += cost
+        yield (
+            f"{server.name:<28} {server.type:<7} {server.location:<5} {server.status:<9} "
+            f"{cost:>7.4f}  {workers.get(server.name, 'no worker answers')}"
+        )
+    yield f"EUR {total:.4f} so far, with IPv4 and tax."
+
+
+def _workers(head: Server, state: Path) -> dict[str, str]:
+    """What each node's worker does, by the node's name; nothing if the head does not answer."""
+    keys = Keys(state / "keys")
+    said: dict[str, str] = {}
+    with suppress(RunError), remote(_reach(_login(head, keys), keys), state, timeout=5) as engine:
+        for each in engine.nodes():
+            jobs = ", ".join(each.jobs) or "idle"
+            said[each.name.rpartition("-")[0]] = said[each.name] = (
+                f"{jobs}, {each.memory >> 20} MiB, seen {each.seen:.0f} s ago"
+            )
+    return said
+
+
+def _prepared(
+    accounts: Sequence[Account], orders: Orders, tell: Callable[[str], None]
+) -> tuple[Fleet, install.Package, Keys]:
+    keys = Keys(orders.state / "keys")
+    planned = plan(accounts, orders.limits)
+    goods = install.package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
+    made = Fleet(accounts, _run(orders.state), planned, lambda name: user_data(keys, name), tell)
+    return made, goods, keys
+
+
+def _public(keys: Keys) -> str:
+    return keys.ssh().public.read_text().strip()
+
+
+def _reach(head: ssh.Login, keys: Keys) -> Reach:
+    return Reach(address=f"tls://{head.address}:{install.PORT}", keys=keys, away=f"{HOME}/parcels")
 
 
 def _run(state: Path) -> str:

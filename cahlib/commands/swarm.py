@@ -1,0 +1,148 @@
+"""`cah swarm`: servers for a run, brought up before it, looked at, and taken down."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cahlib.config import Job
+from cahlib.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from cahlib.swarm.hetzner import Hetzner
+    from cahlib.swarm.provider import Server
+    from cahlib.swarm.ssh import Login
+
+#: Makes a Job of what was typed, and the environment with what .env adds: the CLI's.
+Given = Callable[[argparse.Namespace], tuple[Job, Mapping[str, str]]]
+
+
+def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], given: Given) -> None:
+    """Add the command and its own commands; each takes the settings of a run, for its output."""
+    swarm = commands.add_parser("swarm", help="bring servers up, look at them, take them down")
+    own = swarm.add_subparsers(title="commands", metavar="", required=True)
+
+    def command(name: str, help: str, act: Callable[..., int]) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = own.add_parser(name, help=help, description=help)
+        settings(parser)
+        parser.set_defaults(act=lambda chosen: act(chosen, *given(chosen)))
+        return parser
+
+    up = command("up", "make the servers of a run, which then finds them", _up)
+    up.add_argument("nodes", type=int, help="how many")
+    up.add_argument("--yes", action="store_true", help="do not ask")
+    down = command("down", "delete the servers of a run, and see that they are gone", _down)
+    down.add_argument("--all-runs", action="store_true", help="those of all runs")
+    down.add_argument("--yes", action="store_true", help="do not ask")
+    command("status", "show the servers of a run, what they do and cost", _status)
+    logs = command("logs", "print the ends of the nodes' logs", _logs)
+    logs.add_argument("node", nargs="?", help="of one node")
+    logs.add_argument("--lines", type=int, default=20, metavar="N", help="how many [20]")
+    command("ssh", "log in to a node, or print how", _ssh).add_argument("node")
+    command("restart", "restart a node's service", _restart).add_argument("node")
+
+
+def agreed(question: str, *, yes: bool = False) -> bool:
+    """Whether the user wants it; asked in a terminal alone."""
+    if yes or not sys.stdin.isatty():
+        return True
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
+    from cahlib.config import replace
+    from cahlib.scrapers import orders
+    from cahlib.swarm import crew
+
+    wanted = orders(replace(job, swarm=chosen.nodes))
+    clouds = _accounts(environment)
+    print(crew.planned(clouds, wanted))
+    if not agreed("Make these servers?", yes=chosen.yes):
+        return 2
+    for login in crew.up(clouds, wanted, tell=print):
+        print(f"{login.name} at {login.address} is up")
+    print("They cost money until `cah swarm down`; `cah run --swarm` with this output uses them.")
+    return 0
+
+
+def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
+    from cahlib.swarm import crew
+
+    clouds = _accounts(environment)
+    labels = crew.labels(_state(job), all_runs=chosen.all_runs)
+    servers = [each for account in clouds for each in account.servers(labels)]
+    for each in servers:
+        print(f"{each.name}  {each.type}  {each.location}  {each.address}")
+    if servers and not agreed("Delete these servers?", yes=chosen.yes):
+        return 2
+    crew.down(clouds, labels)
+    print(f"{len(servers)} servers were deleted; the cloud says that nothing is left.")
+    return 0
+
+
+def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
+    from cahlib.swarm import crew
+
+    for line in crew.status(_accounts(environment), _state(job)):
+        print(line)
+    return 0
+
+
+def _logs(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
+    from cahlib.swarm import install
+
+    for login in _logins(job, environment, chosen.node):
+        print(f"--- {login.name}")
+        try:
+            print(install.log(login, lines=chosen.lines))
+        except RunError as error:  # the others may answer
+            print(error)
+    return 0
+
+
+def _ssh(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
+    import shlex
+
+    (login,) = _logins(job, environment, chosen.node)
+    line = login.command(_state(job) / f"known-{login.name}")
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        os.execvp(line[0], line)
+    print(shlex.join(line))
+    return 0
+
+
+def _restart(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
+    from cahlib.swarm import install
+
+    (login,) = _logins(job, environment, chosen.node)
+    install.restart(login)
+    print(f"{login.name}: its service was restarted.")
+    return 0
+
+
+def _logins(job: Job, environment: Mapping[str, str], node: str | None) -> Sequence[Login]:
+    """How the servers of a run are reached; all, or the one that is named."""
+    from cahlib.swarm import crew
+
+    servers: list[Server] = crew.servers(_accounts(environment), _state(job))
+    chosen = [each for each in servers if node in (None, each.name)]
+    if not chosen:
+        names = ", ".join(each.name for each in servers) or "none"
+        raise ConfigError(f"node: {node or 'there'} is no server of this run; there are: {names}.")
+    return crew.logins(chosen, _state(job))
+
+
+def _accounts(environment: Mapping[str, str]) -> Sequence[Hetzner]:
+    from cahlib.scrapers import clouds
+
+    return clouds(environment.get("HCLOUD_TOKEN", ""))
+
+
+def _state(job: Job) -> Path:
+    from cahlib.scrapers import state
+
+    return state(job)
