@@ -70,6 +70,7 @@ class Gate:
         seconds = self._wait(scope, headers)
         if seconds:
             text = "You ask too often; wait a little."
+            await _drain(receive)
             return await _refuse(scope, send, 429, text, wait=seconds)
         most = FILTER_BODY if scope["path"] in ("/add/", "/deduplicate/") else BODY
         length = headers.get(b"content-length", b"0")
@@ -78,6 +79,7 @@ class Gate:
             await _drain(receive)
             return await _refuse(scope, send, 413, too_large)
         if _is_wrong_kind(scope, headers):
+            await _drain(receive)
             return await _refuse(scope, send, 415, "Send application/json.")
         taken = 0
 
@@ -130,7 +132,7 @@ async def _refuse(scope: _Scope, send: _Send, status: int, text: str, *, wait: f
     body = json.dumps({"detail": text}).encode() if of_ours else text.encode()
     kind = b"application/json" if of_ours else b"text/plain; charset=utf-8"
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-    headers.append((b"connection", b"close"))  # the rest of its body is not read
+    headers.append((b"connection", b"close"))  # it may have more to say than we listened to
     if wait:
         headers.append((b"retry-after", str(int(wait) + 1).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
