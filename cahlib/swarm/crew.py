@@ -67,12 +67,7 @@ def crew(
             _metered(made, orders.limits, stop, tell),
         ):
             try:
-                names = [each.name for each in logins]
-                missing = engine.gather(names, timeout=_JOIN)
-                if len(missing) == len(names):
-                    raise RunError("no worker joined the swarm; its logs are in run/swarm/logs.")
-                if missing:
-                    tell(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")
+                _joined(engine, logins, tell)
                 yield engine
             finally:
                 engine.drain(timeout=_DRAIN)
@@ -90,7 +85,10 @@ def up(
     """Make servers and nodes of them, and leave them to a `crew` with the same state."""
     made, goods, keys = _prepared(accounts, orders, tell)
     made.prepare(_public(keys))
-    return _brought_up(made, keys, goods, tell)
+    found = _brought_up(made, keys, goods, tell)
+    with remote(_reach(found[0], keys), orders.state) as engine:
+        _joined(engine, found, tell)
+    return found
 
 
 def down(
@@ -208,6 +206,15 @@ def _brought_up(
     if up and up[0] == logins[0]:
         return up
     raise RunError("no head came up; see the reasons above.")
+
+
+def _joined(engine: Remote, logins: Sequence[ssh.Login], tell: Callable[[str], None]) -> None:
+    """Wait for the workers; raises RunError if not even one comes."""
+    missing = engine.gather([each.name for each in logins], timeout=_JOIN)
+    if len(missing) == len(logins):
+        raise RunError("no worker joined the swarm; see `cah swarm logs`, or run/swarm/logs.")
+    if missing:
+        tell(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")
 
 
 def _login(server: Server, keys: Keys) -> ssh.Login:

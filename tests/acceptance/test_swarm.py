@@ -1,5 +1,6 @@
 """`cah run --swarm` against a stand-in for the cloud; its servers are hosts with an sshd."""
 
+import shlex
 import subprocess
 import sys
 
@@ -18,39 +19,104 @@ TOKENS = "token-one", "token-two"
 pytestmark = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 
 
-def cah(cloud, job):
-    return subprocess.run(
-        [sys.executable, "-m", "cahlib.cli", "run", *command.options(job)],
-        env={
-            **command.environment(),
-            "HCLOUD_TOKEN": ",".join(TOKENS),
-            "HCLOUD_ENDPOINT": cloud.url,
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-
-
-@pytest.mark.timeout(240)
-def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(tmp_path):
+@pytest.fixture
+def cloud(tmp_path):
+    """Two accounts with limits of their own, whose servers are hosts; one of them is not ours."""
     with hosts.Hosts(tmp_path / "hosts") as machines:
         accounts = {token: clouds.Account(limit=2) for token in TOKENS}
         with clouds.serve(clouds.Cloud(accounts, hosts=machines)) as cloud:
             cloud.stranger(TOKENS[0])
-            with world.build().serve(host=machines.address) as web:
-                job = demo.job(str(tmp_path / "swarm"), web)
-                ran = cah(cloud, replace(job, swarm=2, max_cost=1))
-                assert ran.returncode == 0, ran.stderr
-                alone = command.cah(
-                    "run", *command.options(replace(job, output=str(tmp_path / "alone")))
-                )
-                assert alone.returncode == 0, alone.stderr
-            assert [server["name"] for server in cloud.servers()] == ["stranger"]
+            yield cloud
+
+
+def cah(cloud, *arguments):
+    own = {"HCLOUD_TOKEN": ",".join(TOKENS), "HCLOUD_ENDPOINT": cloud.url}
+    ran = subprocess.run(
+        [sys.executable, "-m", "cahlib.cli", *map(str, arguments)],
+        env={**command.environment(), **own},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert not any(token in ran.stdout + ran.stderr for token in TOKENS)
+    return ran
+
+
+def names(cloud):
+    return [server["name"] for server in cloud.servers()]
+
+
+@pytest.mark.timeout(240)
+def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_path):
+    with world.build().serve(host=cloud.hosts.address) as web:
+        job = demo.job(str(tmp_path / "swarm"), web)
+        ran = cah(cloud, "run", *command.options(replace(job, swarm=2, max_cost=1)))
+        assert ran.returncode == 0, ran.stderr
+        job = replace(job, output=str(tmp_path / "alone"))
+        alone = command.cah("run", *command.options(job))
+        assert alone.returncode == 0, alone.stderr
+    assert names(cloud) == ["stranger"]
     assert rows(tmp_path / "swarm") == rows(tmp_path / "alone")
     assert list(verify(tmp_path / "swarm")) == []
     assert len(list((tmp_path / "swarm/run/swarm/logs").glob("*.log"))) == 2
     for path in (tmp_path / "swarm").rglob("*"):
         if path.is_file():
             assert not any(token.encode() in path.read_bytes() for token in TOKENS), path
-    assert not any(token in ran.stdout + ran.stderr for token in TOKENS)
+
+
+@pytest.mark.timeout(240)
+def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp_path):
+    output = ("--output", tmp_path / "dataset")
+    assert cah(cloud, "swarm", "up", 2, *output).returncode == 0
+    first, second = (name for name in names(cloud) if name != "stranger")
+    shown = cah(cloud, "swarm", "status", *output).stdout
+    assert all(f"{name} " in shown for name in (first, second)) and "idle" in shown
+    assert "Register worker" in cah(cloud, "swarm", "logs", *output).stdout
+    line = cah(cloud, "swarm", "ssh", second, *output).stdout
+    said = subprocess.run(
+        [*shlex.split(line), "echo", "hello"], capture_output=True, text=True, timeout=30
+    )
+    assert said.stdout == "hello\n", said.stderr
+    assert cah(cloud, "swarm", "restart", second, *output).returncode == 0
+    wrong = cah(cloud, "swarm", "ssh", "nobody", *output)
+    assert wrong.returncode == 2 and first in wrong.stderr
+    with world.build().serve(host=cloud.hosts.address) as web:
+        job = demo.job(str(tmp_path / "dataset"), web)
+        ran = cah(cloud, "run", *command.options(replace(job, swarm=2)))
+    assert ran.returncode == 0, ran.stderr
+    made = [call for call in cloud.calls if call == "POST /servers"]
+    assert len(made) == 3  # one of them was refused by the limit of an account
+    assert names(cloud) == ["stranger"]
+
+
+@pytest.mark.timeout(240)
+def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
+    output = ("--output", tmp_path / "dataset")
+    assert cah(cloud, "swarm", "up", 1, *output).returncode == 0
+    assert len(names(cloud)) == 2
+    elsewhere = cah(cloud, "swarm", "down", "--output", tmp_path / "another")
+    assert "0 servers were deleted" in elsewhere.stdout and len(names(cloud)) == 2
+    assert "1 servers were deleted" in cah(cloud, "swarm", "down", "--all-runs").stdout
+    assert names(cloud) == ["stranger"]
+    things = [t for each in cloud.accounts.values() for t in each.things.values()]
+    assert sum(map(len, things)) == 1  # keys and firewalls are gone as well
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["--swarm", "2", "--location", "moon"], 2, "location: 'moon'"),
+        (["--swarm", "2", "--max-cost", "0.001"], 2, "more than the ceiling"),
+        (["--swarm", "1001"], 2, "swarm"),
+        (["--swarm", "2", "--engine", "tcp://127.0.0.1:1"], 2, "not both"),
+        (["--swarm", "2", "--known-harm", "list"], 2, "lists are not brought"),
+        (["--engine", "tcp://127.0.0.1:9"], 1, "no Dask cluster answers"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_made(cloud, tmp_path, options, code, sentence):
+    model = ("--model", demo.MODEL, "--threshold", "0.3", "--output", tmp_path / "dataset")
+    with world.build().serve(host=cloud.hosts.address) as web:
+        crawl = ("--crawl", f"http://{web.address}{demo.WAT_PATH}")
+        ran = cah(cloud, "run", *crawl, *model, *options)
+    assert (ran.returncode, sentence in ran.stderr) == (code, True), ran.stderr
+    assert "POST /servers" not in cloud.calls
