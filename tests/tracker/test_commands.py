@@ -79,7 +79,8 @@ def test_a_database_that_is_away_is_said_so(capsys):
 
 
 def test_a_tracker_that_is_none_is_said_so_before_anything_starts(tmp_path, capsys):
-    options = ["--nickname", "ann", "--output", str(tmp_path / "out")]
+    options = ["--nickname", "ann", "--contact", "ann@example.org"]
+    options += ["--output", str(tmp_path / "out")]
     assert main(["worker", "--tracker", "http://127.0.0.1:9", *options]) == 2
     assert "does not answer" in capsys.readouterr().err
     assert main(["gpu", *options]) == 2
