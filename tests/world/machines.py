@@ -24,6 +24,9 @@ TREE = Path(os.environ.get("CAHLIB_TEST_TREE", "/var/tmp/cahnode/base"))
 #: What a node needs beside cahlib's own wheel, for the Python of the tree.
 WHEELS = TREE.parent / "wheels"
 
+#: What they were fetched for.
+_NEEDS = WHEELS / "needs.txt"
+
 _MIRROR = "http://deb.debian.org/debian"
 _FIRST = (
     "systemd,systemd-sysv,dbus,openssh-server,python3-venv,python3-pip,iproute2,sudo,locales,"
@@ -46,21 +49,23 @@ def lacking() -> str:
         return "real machines need systemd-nspawn (apt-get install systemd-container)."
     if not (TREE / ".done").exists():
         return f"there is no tree of Debian at {TREE}; `make test-nodes` makes it."
+    if not _NEEDS.exists() or _NEEDS.read_text() != _needs():
+        return f"the wheels at {WHEELS} are not what cahlib needs; `make test-nodes` renews them."
     return ""
 
 
 def make() -> None:
-    """Make the tree that all machines are overlays of, if it is not there."""
+    """Make the tree that all machines are overlays of, and the wheels, if they are not there."""
+    WHEELS.mkdir(parents=True, exist_ok=True)
+    if not _NEEDS.exists() or _NEEDS.read_text() != _needs():
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--dest", WHEELS,
+             "--python-version", "3.11", "--only-binary=:all:", *_needs().splitlines()],
+            check=True,
+        )  # fmt: skip
+        _NEEDS.write_text(_needs())
     if (TREE / ".done").exists():
         return
-    TREE.parent.mkdir(parents=True, exist_ok=True)
-    needs = [line.split(";")[0] for line in distribution("cahlib").requires or ()
-             if "extra ==" not in line]  # fmt: skip
-    subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--dest", WHEELS,
-         "--python-version", "3.11", "--only-binary=:all:", *needs],
-        check=True,
-    )  # fmt: skip
     subprocess.run(
         ["debootstrap", "--variant=minbase", f"--include={_FIRST}", "bookworm", TREE, _MIRROR],
         check=True,
@@ -75,6 +80,12 @@ def make() -> None:
     ):
         subprocess.run(["chroot", TREE, "apt-get", *words], check=True, env=quiet)
     (TREE / ".done").touch()
+
+
+def _needs() -> str:
+    """What cahlib itself needs, a line each."""
+    lines = distribution("cahlib").requires or ()
+    return "\n".join(sorted(line.split(";")[0] for line in lines if "extra ==" not in line))
 
 
 @dataclass(eq=False)
