@@ -26,9 +26,9 @@ _ASCII = " -:<-~"
 _SCRIPTS = "ЁёА-я\u3001\u3002\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3"
 _SIGNS = "ÀÁÄ-ÖØ-öø-ÿ–—‘’“”…•·©®™°£€"
 _PLAIN = re.compile(
-    f"[{_ASCII}{_SCRIPTS}]*"
-    f"(?:(?<![{_SCRIPTS}])[{_SIGNS}](?=[{_ASCII}]|\\Z)[{_ASCII}{_SCRIPTS}]*)*"
+    f"[{_ASCII}{_SCRIPTS}]*(?:(?<![{_SCRIPTS}])[{_SIGNS}](?=[{_ASCII}]|\\Z)[{_ASCII}{_SCRIPTS}]*)*"
 )
+_CURLED = re.compile(f"{fixes.SINGLE_QUOTE_RE.pattern}|{fixes.DOUBLE_QUOTE_RE.pattern}")
 _BLANKS = re.compile(r"[\t\n\v\f\r]+")
 #: What CLD2 refuses to look at, beside invalid UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -40,7 +40,7 @@ _FILE_NAME = re.compile(
 )
 _WORD = re.compile(r"[^\W\d_]{2}")
 _ENGLISH, _LATIN = frozenset({"en"}), re.compile("[A-Za-z]")
-_URL = re.compile(r"(?:https?://|www\.)\S+\Z", re.IGNORECASE)
+_URL = re.compile(r"(?:https?://|www\.).+", re.IGNORECASE)
 #: Texts that stand for any image; compared in small letters.
 _EMPTY_WORDS = frozenset(
     "image images img photo photos picture pictures pic icon logo banner avatar placeholder "
@@ -98,7 +98,9 @@ def repaired(raw: str) -> str:
             raw = fixes.unescape_html(raw)
         if not _PLAIN.fullmatch(raw):
             raw = _CONTROL.sub(" ", ftfy.fix_text(raw))
-    return " ".join((raw if raw.isascii() else fixes.uncurl_quotes(raw)).split())
+    if _CURLED.search(raw):
+        raw = fixes.uncurl_quotes(raw)
+    return " ".join(raw.split())
 
 
 def refuse(text: str, options: Crawl) -> Reason | None:
@@ -109,13 +111,15 @@ def refuse(text: str, options: Crawl) -> Reason | None:
         return Reason.SHORT_TEXT
     if len(text) > options.max_text:
         return Reason.LONG_TEXT
-    # no file name ends in a letter behind a blank, unless its ending's dot is near
-    named = " " not in text or not text[-1].isalpha() or "." in text[-5:]
-    if named and _FILE_NAME.fullmatch(text):
-        return Reason.FILENAME_TEXT
-    if text.lower() in _EMPTY_WORDS or not _WORD.search(text) or _URL.match(text):
+    alone = " " not in text
+    # behind a blank, no file name ends in a letter, unless its ending's dot is near
+    if alone or not text[-1].isalpha() or "." in text[-5:]:
+        if _FILE_NAME.fullmatch(text):
+            return Reason.FILENAME_TEXT
+    if alone and (text.lower() in _EMPTY_WORDS or _URL.fullmatch(text)):
         return Reason.JUNK_TEXT
-    return None
+    worded = len(text) > 1 and text[:2].isalpha()
+    return None if worded or _WORD.search(text) else Reason.JUNK_TEXT
 
 
 def detect(text: str) -> tuple[str, bool]:
