@@ -28,7 +28,7 @@ _SIGNS = "ÀÁÄ-ÖØ-öø-ÿ–—‘’“”…•·©®™°£€"
 _PLAIN = re.compile(
     f"[{_ASCII}{_SCRIPTS}]*(?:(?<![{_SCRIPTS}])[{_SIGNS}](?=[{_ASCII}]|\\Z)[{_ASCII}{_SCRIPTS}]*)*"
 )
-_CURLED = re.compile(f"{fixes.SINGLE_QUOTE_RE.pattern}|{fixes.DOUBLE_QUOTE_RE.pattern}")
+_CURLED = re.compile("[\u02bc\u2018-\u201f]")  # what ftfy straightens
 _BLANKS = re.compile(r"[\t\n\v\f\r]+")
 #: What CLD2 refuses to look at, beside invalid UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
