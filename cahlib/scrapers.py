@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from cahlib.config import Job
 from cahlib.errors import ConfigError
+from cahlib.progress import Board
 from cahlib.swarm.engine import local
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ Opened: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
 class Scraping(Protocol):
     """Opens the engine of a job; ``stop`` is called when its servers become too dear."""
 
-    def __call__(self, job: Job, *, stop: Callable[[], None]) -> Opened: ...
+    def __call__(self, job: Job, *, stop: Callable[[], None], board: Board) -> Opened: ...
 
 
 @contextmanager
@@ -48,13 +49,14 @@ def scrapers(
     job: Job,
     *,
     stop: Callable[[], None],
+    board: Board | None = None,
     tokens: str = "",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[Engine, Path]]:
     """The engine of a run, and the folder in which its jobs shall write their parcels.
 
-    ``tokens`` of the cloud are in no job; ``tell`` hears of servers, ``stop`` is called when they
-    become too dear. Raises ConfigError for a job that cannot run there.
+    ``tokens`` of the cloud are in no job; ``tell`` hears of servers, which ``board`` then shows;
+    ``stop`` is called when they become too dear. Raises ConfigError for what cannot run there.
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
     if not (place.swarm or place.engine):
@@ -72,7 +74,8 @@ def scrapers(
         return
     from cahlib.swarm.crew import crew
 
-    with crew(clouds(tokens), orders(job), home, tell=tell, stop=stop) as swarm:
+    shown = board or Board()
+    with crew(clouds(tokens), orders(job), home, tell=tell, stop=stop, board=shown) as swarm:
         yield swarm, swarm.folder
 
 

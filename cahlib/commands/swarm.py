@@ -85,10 +85,18 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
 
 
 def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
+    from cahlib.console import node_lines
     from cahlib.swarm import crew
 
-    for line in crew.status(_accounts(environment), _state(job)):
+    nodes = crew.nodes(_accounts(environment), _state(job))
+    if not nodes:
+        print("There are no servers of this run.")
+        return 0
+    for line in node_lines(nodes):
         print(line)
+    for each in nodes:
+        print(f"{each.name}  cahlib {each.version or 'does not answer'}: {each.line or 'no log'}")
+    print(f"EUR {sum(each.cost for each in nodes):.4f} so far, with IPv4 and tax.")
     return 0
 
 

@@ -42,6 +42,8 @@ class Plan:
 
     limits: Limits
     choices: Mapping[str, tuple[Offer, ...]]  #: by account's name, the best first
+    #: euros an hour by type and location, of what is sold out too
+    prices: Mapping[tuple[str, str], float]
 
     def first(self) -> list[Offer]:
         """The offer each node is hoped to get."""
@@ -78,9 +80,10 @@ def plan(accounts: Sequence[Account], limits: Limits) -> Plan:
     """What can be made now; raises ConfigError before anything is, RunError if it cannot be."""
     if not 1 <= limits.nodes <= 1000:
         raise ConfigError(f"swarm: {limits.nodes} nodes is not possible; give 1 to 1000.")
-    choices = {}
+    choices, prices = {}, dict[tuple[str, str], float]()
     for account in accounts:
         offers = account.offers()
+        prices |= account.prices()
         _known(offers, limits)
         fit = ranked(offers, location=limits.location, server_type=limits.server_type)
         choices[account.name] = tuple(fit)
@@ -89,7 +92,7 @@ def plan(accounts: Sequence[Account], limits: Limits) -> Plan:
             "no server that fits is available now; leave location and server_type open, "
             "or try again later."
         )
-    made = Plan(limits=limits, choices=choices)
+    made = Plan(limits=limits, choices=choices, prices=prices)
     if limits.max_cost and made.hourly() > limits.max_cost:
         raise ConfigError(
             f"max_cost: one hour of {limits.nodes} nodes costs EUR {made.hourly():.4f}, more than "
@@ -110,12 +113,15 @@ def _known(offers: Sequence[Offer], limits: Limits) -> None:
 
 
 @dataclass(slots=True)
-class _Bill:
+class Bill:
+    """What one server costs."""
+
     hourly: float
     since: float
-    until: float | None = None
+    until: float | None = None  #: None: it still runs
 
     def euros(self, now: float) -> float:
+        """Euros until now; a started hour counts whole."""
         hours = ((self.until or now) - self.since) / 3600
         return self.hourly * max(1, math.ceil(hours))
 
@@ -130,10 +136,11 @@ class Fleet:
     user_data: Callable[[str], str]  #: of a server, by its name
     tell: Callable[[str], None]
     clock: Callable[[], float] = time.time
+    listed: Mapping[str, Server] = field(default_factory=dict)  #: by name, as last heard
     _full: set[str] = field(default_factory=set)  #: accounts at their limit
     _gone: set[tuple[str, str, str]] = field(default_factory=set)  #: account, type, place: no stock
     _unsure: set[str] = field(default_factory=set)  #: asked for, without an answer
-    _bills: dict[str, _Bill] = field(default_factory=dict)  #: by server's name
+    _bills: dict[str, Bill] = field(default_factory=dict)  #: by server's name
     _made: int = 0
 
     @property
@@ -162,20 +169,34 @@ class Fleet:
             raise RunError("no account took a single server; see the reasons above.")
 
     def servers(self) -> list[Server]:
-        """The run's servers at all accounts."""
-        return [server for account in self.accounts for server in account.servers(self.labels)]
+        """The run's servers at all accounts; those that it finds made are billed from then on."""
+        found = [server for account in self.accounts for server in account.servers(self.labels)]
+        for server in found:
+            price = self.plan.prices.get((server.type, server.location), 0)
+            self._bills.setdefault(server.name, Bill(price, server.created))
+        self.listed = {server.name: server for server in found}
+        return found
 
     def remove(self, server: Server) -> None:
         """Delete one server."""
         for account in self.accounts:
             if any(each.id == server.id for each in account.servers(self.labels)):
                 account.delete(server)
+        self.listed = {name: each for name, each in self.listed.items() if name != server.name}
         if server.name in self._bills:
             self._bills[server.name].until = self.clock()
 
+    def cost(self, name: str) -> float:
+        """Euros that a server has cost so far."""
+        return self._bills[name].euros(self.clock()) if name in self._bills else 0
+
+    def hourly(self) -> float:
+        """Euros an hour that all cost now."""
+        return sum(bill.hourly for bill in list(self._bills.values()) if bill.until is None)
+
     def spent(self, *, ahead: float = 0) -> float:
         """Euros that will have been spent in ``ahead`` seconds."""
-        return sum(bill.euros(self.clock() + ahead) for bill in self._bills.values())
+        return sum(bill.euros(self.clock() + ahead) for bill in list(self._bills.values()))
 
     def down(self, *, pause: float = 1, late: float = _LATE, patience: float = _PATIENCE) -> None:
         """Delete all that carries the run's label, and ask the clouds whether it is gone.
@@ -217,7 +238,8 @@ class Fleet:
                     raise
                 continue
             self._unsure.discard(name)
-            self._bills[name] = _Bill(offer.hourly, self.clock())
+            self._bills[name] = Bill(offer.hourly, self.clock())
+            self.listed = {**self.listed, name: server}
             self.tell(f"{name}: {server.type or offer.type} at {offer.location}, {account.name}")
             return server
         return None

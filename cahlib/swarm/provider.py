@@ -81,6 +81,9 @@ class Account(Protocol):
     def offers(self) -> Sequence[Offer]:
         """What can be ordered now."""
 
+    def prices(self) -> Mapping[tuple[str, str], float]:
+        """Euros an hour by type and location, of what is sold out too; with IPv4 and tax."""
+
     def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
         """Make what servers of a run share, its key and firewall; those already there are kept."""
 

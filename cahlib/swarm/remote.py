@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -37,7 +37,7 @@ _PULLS = 2
 _TRIES = 5
 
 #: What a broken connection raises in Dask's client.
-_TROUBLE = (OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError)
+TROUBLE = (OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError)
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Node:
     memory: int  #: bytes of its process
     jobs: tuple[str, ...]  #: keys of what it runs, and of what waits for it
     still: float  #: seconds since its jobs last reported something new; 0 without jobs
+    version: str  #: of cahlib, "" if it does not say
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +121,12 @@ class Remote:
 
     def told(self) -> list[Any]:
         """What each running job reported last."""
-        return [job.told for job in list(self._jobs.values()) if job.told is not None]
+        return list(self.reports().values())
+
+    def reports(self) -> dict[str, Any]:
+        """The same, by the jobs' keys."""
+        jobs = list(self._jobs.items())
+        return {key: job.told for key, job in jobs if job.told is not None}
 
     def nodes(self) -> list[Node]:
         """The workers that the scheduler knows; raises RunError if it does not answer."""
@@ -128,21 +134,13 @@ class Remote:
             workers = self._client.scheduler_info(n_workers=-1)["workers"]
             # not by what they report: one that stands still says nothing
             assigned = self._client.processing()
-        except _TROUBLE as error:
+        except TROUBLE as error:
             raise RunError(f"{self._reach.address} does not answer ({error}).") from error
         now, known = time.monotonic(), dict(self._jobs)
         jobs = {each: tuple(key for key in keys if key in known) for each, keys in assigned.items()}
+        still = {key: now - job.changed for key, job in known.items()}
         return [
-            Node(
-                name=str(worker["name"]),
-                host=worker["host"],
-                slots=int(worker["resources"].get("slot", 0)),
-                seen=max(time.time() - worker["last_seen"], 0),
-                memory=worker["metrics"].get("memory", 0),
-                jobs=jobs.get(address, ()),
-                still=min((now - known[key].changed for key in jobs.get(address, ())), default=0),
-            )
-            for address, worker in workers.items()
+            node(worker, jobs.get(address, ()), still=still) for address, worker in workers.items()
         ]
 
     def versions(self) -> dict[str, str]:
@@ -156,7 +154,7 @@ class Remote:
         while True:
             with suppress(RunError):
                 names = [each.name for each in self.nodes()]
-                missing = {n for n in nodes if not any(_of(name, n) for name in names)}
+                missing = {n for n in nodes if not any(of(name, n) for name in names)}
                 if not missing:
                     return missing
             if time.monotonic() > deadline:
@@ -177,7 +175,7 @@ class Remote:
         self._ending.set()
         self._keeper.join()
         self._pulls.shutdown(wait=True, cancel_futures=True)
-        with suppress(*_TROUBLE):
+        with suppress(*TROUBLE):
             running = [job.future for job in self._jobs.values() if job.future]
             names: list[Any] = [_name(key) for key, job in self._jobs.items() if job.published]
             if self._client.status == "running" and running:
@@ -206,7 +204,7 @@ class Remote:
                         counted = time.monotonic()
                     self._look()
                     last = time.monotonic()
-            except (*_TROUBLE, RunError) as error:
+            except (*TROUBLE, RunError) as error:
                 _log.warning("%s: %s", self._reach.address, error)
             if time.monotonic() > last + self._reach.limit and not self._lost:
                 self._lost = RunError(
@@ -265,7 +263,7 @@ class Remote:
         try:
             cargo = job.future.result(timeout=self._reach.patience)
             result = self._pulled(cargo)
-        except (*_TROUBLE, Damaged) as error:
+        except (*TROUBLE, Damaged) as error:
             job.tries += 1
             if job.tries < _TRIES:
                 _log.warning("%s, try %d: %s", key, job.tries, error)
@@ -293,12 +291,12 @@ class Remote:
 
     def _forget(self, files: Sequence[Sent]) -> None:
         for sent in files:
-            with suppress(*_TROUBLE):  # the machine's disk is a little fuller
+            with suppress(*TROUBLE):  # the machine's disk is a little fuller
                 forget(self._client, sent, patience=self._reach.patience)
 
     def _end(self, key: str, job: _Job, result: Any) -> None:
         job.ended, job.told = True, None
-        with suppress(*_TROUBLE):
+        with suppress(*TROUBLE):
             if job.published:
                 self._client.unpublish_dataset([_name(key)])
         if job.future:
@@ -329,6 +327,20 @@ def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]
             logger.setLevel(level)
 
 
+def node(worker: Mapping[str, Any], jobs: Sequence[str], *, still: Mapping[str, float]) -> Node:
+    """A worker as the scheduler describes it; ``still``: seconds by job without a new report."""
+    return Node(
+        name=str(worker["name"]),
+        host=worker["host"],
+        slots=int(worker["resources"].get("slot", 0)),
+        seen=max(time.time() - worker["last_seen"], 0),
+        memory=worker["metrics"].get("memory", 0),
+        jobs=tuple(jobs),
+        still=min((still.get(key, 0) for key in jobs), default=0),
+        version=worker["metrics"].get("cahlib", ""),
+    )
+
+
 def _translated(error: BaseException | None) -> BaseException | None:
     if isinstance(error, KilledWorker):
         return ShardError("the scraper's process died on it again and again.")
@@ -339,6 +351,6 @@ def _name(key: str) -> str:
     return f"cahlib-{key}"
 
 
-def _of(worker: str, node: str) -> bool:
+def of(worker: str, node: str) -> bool:
     """Whether a worker's name is a node's: Dask adds -0, -1 … to it."""
     return worker == node or worker.rpartition("-")[0] == node

@@ -24,6 +24,9 @@ from cahlib.swarm.worker import Sent, read, remove
 #: Bytes of a piece, and how many are on their way at once.
 _PIECE, _AHEAD = 16 << 20, 4
 
+#: Marks the tasks that move pieces.
+PIECE = "cahlib-piece-"
+
 
 class Damaged(ShardError):
     """What arrived is not what was sent."""
@@ -80,7 +83,7 @@ def _on(client: Client, sent: Sent, function: Any, *arguments: Any) -> Future[An
     return client.submit(
         function,
         *arguments,
-        key=f"cahlib-piece-{uuid.uuid4().hex}",
+        key=f"{PIECE}{uuid.uuid4().hex}",
         workers=[sent.host],
         pure=False,
         priority=10,  # a job that waits for a slot does not come before it

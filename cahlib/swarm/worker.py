@@ -69,6 +69,11 @@ class Slot(WorkerPlugin):
             await worker.set_resources(slot=1)
 
 
+def dask_setup(worker: Any) -> None:
+    """Called by Dask as nodes start: the scheduler knows of each which cahlib it runs."""
+    worker.metrics["cahlib"] = lambda _: version("cahlib")
+
+
 def read(path: str, start: int, length: int) -> bytes:
     """A piece of a file."""
     with open(path, "rb") as file:

@@ -1,5 +1,6 @@
 """`cah run --swarm` against a stand-in for the cloud; its servers are hosts with an sshd."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -52,6 +53,8 @@ def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_
         job = demo.job(str(tmp_path / "swarm"), web)
         ran = cah(cloud, "run", *command.options(replace(job, swarm=2, max_cost=1)))
         assert ran.returncode == 0, ran.stderr
+        assert re.search("(boot|install|start): cah-", ran.stderr), ran.stderr
+        assert "swarm no servers, EUR 0.0140 so far, 0.0000 an hour" in ran.stderr
         job = replace(job, output=str(tmp_path / "alone"))
         alone = command.cah("run", *command.options(job))
         assert alone.returncode == 0, alone.stderr
@@ -70,7 +73,10 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
     assert cah(cloud, "swarm", "up", 2, *output).returncode == 0
     first, second = (name for name in names(cloud) if name != "stranger")
     shown = cah(cloud, "swarm", "status", *output).stdout
-    assert all(f"{name} " in shown for name in (first, second)) and "idle" in shown
+    wheel = next((tmp_path / "dataset/run/swarm/wheel").glob("*.whl")).name.split("-")[1]
+    for name in (first, second):
+        assert re.search(rf"{name} .* idle .* 0\.0070\n", shown), shown
+        assert re.search(rf"{name}  cahlib {re.escape(wheel)}: .*distributed", shown), shown
     assert "Register worker" in cah(cloud, "swarm", "logs", *output).stdout
     line = cah(cloud, "swarm", "ssh", second, *output).stdout
     said = subprocess.run(
