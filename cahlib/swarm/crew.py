@@ -167,7 +167,12 @@ def _public(keys: Keys) -> str:
 
 
 def _reach(head: ssh.Login, keys: Keys) -> Reach:
-    return Reach(address=f"tls://{head.address}:{install.PORT}", keys=keys, away=f"{HOME}/parcels")
+    return Reach(
+        address=f"tls://{head.address}:{install.PORT}",
+        keys=keys,
+        away=f"{HOME}/parcels",
+        files=f"{HOME}/files",
+    )
 
 
 def _run(state: Path) -> str:

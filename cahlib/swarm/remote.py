@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,10 +25,11 @@ import dask
 from distributed import Client, Future, KilledWorker
 
 from cahlib.errors import RunError, ShardError
-from cahlib.swarm.cluster import Reach, connected, slots
+from cahlib.swarm.cluster import Node, Reach, connected, node, of, slots
 from cahlib.swarm.engine import TOPIC
+from cahlib.swarm.supply import Supplies, needed
 from cahlib.swarm.transfer import Damaged, fetch, forget
-from cahlib.swarm.worker import Cargo, Sent, about, carried
+from cahlib.swarm.worker import Cargo, Means, Needed, Sent, about, carried
 
 #: Parcels that are brought here at the same time.
 _PULLS = 2
@@ -42,25 +43,12 @@ TROUBLE = (OSError, asyncio.TimeoutError, futures.TimeoutError, futures.Cancelle
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """A worker process as the scheduler knows it."""
-
-    name: str  #: the node's, with -0, -1 … where it runs several
-    host: str
-    slots: int
-    seen: float  #: seconds since its last sign of life
-    memory: int  #: bytes of its process
-    jobs: tuple[str, ...]  #: keys of what it runs, and of what waits for it
-    still: float  #: seconds since its jobs last reported something new; 0 without jobs
-    version: str  #: of cahlib, "" if it does not say
-
-
 @dataclass(slots=True, eq=False)
 class _Job:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     limit: float
+    files: tuple[Needed, ...] = ()
     future: Future[Any] | None = None
     published: bool = False
     coming: bool = False  #: its parcel is on its way
@@ -82,6 +70,7 @@ class Remote:
         self._lost: RunError | None = None
         self._lock = threading.RLock()
         self._ending = threading.Event()
+        self._supplies = Supplies(reach, self._ending.is_set)
         self._pulls = ThreadPoolExecutor(_PULLS, thread_name_prefix="pull")
         self._client = connect()
         try:
@@ -96,9 +85,20 @@ class Remote:
         """Jobs submitted and not taken back by `take`."""
         return len(self._jobs)
 
-    def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
-        """Start ``function(*arguments, limit=…, report=…)``, or find it where it already runs."""
-        job = _Job(function, arguments, limit)
+    def submit(
+        self,
+        key: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        limit: float,
+        files: Sequence[str] = (),
+    ) -> None:
+        """Start ``function(*arguments, limit=…, report=…)``, or find it where it already runs.
+
+        It finds ``files`` of this machine with `cahlib.places.here`; they are brought to each
+        machine that lacks them, once.
+        """
+        job = _Job(function, arguments, limit, tuple(map(needed, files)))
         with self._lock:
             self._jobs[key] = job
             self._send(key, job)
@@ -181,6 +181,8 @@ class Remote:
             if self._client.status == "running" and running:
                 self._client.unpublish_dataset(names)
                 self._client.cancel(running, force=True)
+            if self._client.status == "running":
+                self._supplies.forget(self._client)
         self._client.close(timeout=5)
 
     # the connection
@@ -244,7 +246,7 @@ class Remote:
         job.future = self._client.submit(
             carried,
             (key, job.function, job.arguments, job.limit),
-            self._reach.staging,
+            Means(files=job.files, folder=self._reach.files, staging=self._reach.staging),
             key=key,
             pure=False,
             resources={"slot": 1},
@@ -262,6 +264,13 @@ class Remote:
         assert job.future
         try:
             cargo = job.future.result(timeout=self._reach.patience)
+            if cargo.lacks:
+                self._supplies.bring(self._client, cargo)
+                with self._lock:
+                    self._release(key, job)
+                    self._send(key, job)
+                    job.coming = False
+                return
             result = self._pulled(cargo)
         except (*TROUBLE, Damaged) as error:
             job.tries += 1
@@ -296,13 +305,17 @@ class Remote:
 
     def _end(self, key: str, job: _Job, result: Any) -> None:
         job.ended, job.told = True, None
+        self._release(key, job)
+        self._finished.put((key, result))
+
+    def _release(self, key: str, job: _Job) -> None:
+        """Let the scheduler forget a job."""
         with suppress(*TROUBLE):
             if job.published:
                 self._client.unpublish_dataset([_name(key)])
         if job.future:
             job.future.release()
             job.future = None
-        self._finished.put((key, result))
 
 
 @contextmanager
@@ -327,20 +340,6 @@ def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]
             logger.setLevel(level)
 
 
-def node(worker: Mapping[str, Any], jobs: Sequence[str], *, still: Mapping[str, float]) -> Node:
-    """A worker as the scheduler describes it; ``still``: seconds by job without a new report."""
-    return Node(
-        name=str(worker["name"]),
-        host=worker["host"],
-        slots=int(worker["resources"].get("slot", 0)),
-        seen=max(time.time() - worker["last_seen"], 0),
-        memory=worker["metrics"].get("memory", 0),
-        jobs=tuple(jobs),
-        still=min((still.get(key, 0) for key in jobs), default=0),
-        version=worker["metrics"].get("cahlib", ""),
-    )
-
-
 def _translated(error: BaseException | None) -> BaseException | None:
     if isinstance(error, KilledWorker):
         return ShardError("the scraper's process died on it again and again.")
@@ -349,8 +348,3 @@ def _translated(error: BaseException | None) -> BaseException | None:
 
 def _name(key: str) -> str:
     return f"cahlib-{key}"
-
-
-def of(worker: str, node: str) -> bool:
-    """Whether a worker's name is a node's: Dask adds -0, -1 … to it."""
-    return worker == node or worker.rpartition("-")[0] == node

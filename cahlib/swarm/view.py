@@ -17,8 +17,7 @@ from typing import Any, TypeAlias
 from cahlib.errors import RunError
 from cahlib.progress import Board, Node, Speedometer
 from cahlib.records import Stage, Tally
-from cahlib.swarm import install, remote, ssh
-from cahlib.swarm.cluster import Reach, connected
+from cahlib.swarm import cluster, install, remote, ssh
 from cahlib.swarm.engine import TOPIC
 from cahlib.swarm.fleet import Fleet
 from cahlib.swarm.keys import Keys
@@ -38,7 +37,7 @@ _WINDOW = 15.0
 _LOG = 5.0
 
 #: Workers by what they are, and the links a second of each job by its key.
-Work: TypeAlias = tuple[Sequence[remote.Node], Mapping[str, float]]
+Work: TypeAlias = tuple[Sequence[cluster.Node], Mapping[str, float]]
 
 
 def described(
@@ -46,7 +45,7 @@ def described(
 ) -> Node:
     """One server's record; ``step`` is how far its bring-up is."""
     workers, rates = work
-    own = [each for each in workers if remote.of(each.name, server.name)]
+    own = [each for each in workers if cluster.of(each.name, server.name)]
     jobs = [key for each in own for key in each.jobs]
     seen = min((each.seen for each in own), default=None)
     return Node(
@@ -73,13 +72,13 @@ def _state(cloud: str, step: str, seen: float | None, works: bool) -> str:
     return "works" if works else "idle"
 
 
-def overheard(reach: Reach) -> Work:
+def overheard(reach: cluster.Reach) -> Work:
     """What a cluster's workers do, whoever gave it to them; nothing if it does not answer."""
-    with suppress(RunError, *remote.TROUBLE), closing(connected(reach, 5)) as client:
+    with suppress(RunError, *remote.TROUBLE), closing(cluster.connected(reach, 5)) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         assigned = client.processing()
         nodes = [
-            remote.node(each, [k for k in assigned.get(address, ()) if PIECE not in k], still={})
+            cluster.node(each, [k for k in assigned.get(address, ()) if PIECE not in k], still={})
             for address, each in workers.items()
         ]
         clock = max((each["last_seen"] for each in workers.values()), default=0)

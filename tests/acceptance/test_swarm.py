@@ -1,5 +1,7 @@
 """`cah run --swarm` against a stand-in for the cloud; its servers are hosts with an sshd."""
 
+import gzip
+import hashlib
 import re
 import shlex
 import subprocess
@@ -11,7 +13,8 @@ from cahlib import demo
 from cahlib.config import replace
 from cahlib.curate.verify import verify
 from cahlib.demo import world
-from tests.acceptance.test_demo import rows
+from cahlib.records import Reason
+from tests.acceptance.test_demo import rows, tally
 from tests.world import cloud as clouds
 from tests.world import command, hosts
 
@@ -43,14 +46,27 @@ def cah(cloud, *arguments):
     return ran
 
 
+def files_of_this_machine(shown, folder):
+    """A WAT file and lists of what to leave out, which lie nowhere else."""
+    wat, harm, domains = (folder / name for name in ("demo.warc.wat.gz", "harm", "domains.gz"))
+    wat.write_bytes(shown.wat)
+    picture = next(each for each in shown.exhibits if each.reason is None)
+    [answer] = picture.answers.values()
+    harm.write_text(hashlib.sha256(answer.body).hexdigest())
+    domains.write_bytes(gzip.compress(b"museum.example.net\natlas.example.net\n"))
+    return {"crawl": str(wat), "known_harm": str(harm), "blocked_domains": str(domains)}
+
+
 def names(cloud):
     return [server["name"] for server in cloud.servers()]
 
 
 @pytest.mark.timeout(240)
 def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_path):
-    with world.build().serve(host=cloud.hosts.address) as web:
-        job = demo.job(str(tmp_path / "swarm"), web)
+    shown = world.build()
+    files = files_of_this_machine(shown, tmp_path)
+    with shown.serve(host=cloud.hosts.address) as web:
+        job = replace(demo.job(str(tmp_path / "swarm"), web), **files)
         ran = cah(cloud, "run", *command.options(replace(job, swarm=2, max_cost=1)))
         assert ran.returncode == 0, ran.stderr
         assert re.search("(boot|install|start): cah-", ran.stderr), ran.stderr
@@ -60,6 +76,9 @@ def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_
         assert alone.returncode == 0, alone.stderr
     assert names(cloud) == ["stranger"]
     assert rows(tmp_path / "swarm") == rows(tmp_path / "alone")
+    here, there = tally(tmp_path / "alone").lost, tally(tmp_path / "swarm").lost
+    assert here[Reason.KNOWN_HARM] and here[Reason.BLOCKED_DOMAIN]
+    assert here == there
     assert list(verify(tmp_path / "swarm")) == []
     assert len(list((tmp_path / "swarm/run/swarm/logs").glob("*.log"))) == 2
     for path in (tmp_path / "swarm").rglob("*"):
@@ -115,7 +134,7 @@ def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
         (["--swarm", "2", "--max-cost", "0.001"], 2, "more than the ceiling"),
         (["--swarm", "1001"], 2, "swarm"),
         (["--swarm", "2", "--engine", "tcp://127.0.0.1:1"], 2, "not both"),
-        (["--swarm", "2", "--known-harm", "list"], 2, "lists are not brought"),
+        (["--swarm", "2", "--known-harm", "nowhere"], 2, "known_harm: nowhere cannot be read"),
         (["--engine", "tcp://127.0.0.1:9"], 1, "no Dask cluster answers"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from cahlib import console
 from cahlib.progress import Node, Snapshot
 from cahlib.records import Reason, Stage, Tally
-from cahlib.swarm import remote, view
+from cahlib.swarm import cluster, view
 from cahlib.swarm.provider import Server
 
 SERVER = Server(
@@ -25,7 +25,7 @@ SERVER = Server(
 
 
 def worker(name="cah-1-0", seen=1.0, jobs=("a-0",)):
-    return remote.Node(
+    return cluster.Node(
         name=name, host="", slots=1, seen=seen, memory=0, jobs=jobs, still=0, version="0.1.0+g1"
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cahlib
 from cahlib.errors import ShardError
+from cahlib.places import here
 from cahlib.records import Parcel, Shard, Tally
 
 
@@ -83,6 +84,11 @@ def hang(folder: Path, *, limit: float, report: Callable[[object], None]) -> str
     (folder / "hung").touch()
     ctypes.PyDLL(None).sleep(1000)
     return "never"
+
+
+def read_file(path: str, *, limit: float, report: Callable[[object], None]) -> tuple[str, bytes]:
+    """Where a file of the driver's lies on this machine, and what is in it."""
+    return here(path), Path(here(path)).read_bytes()
 
 
 def code(*, limit: float, report: Callable[[object], None]) -> str:
