@@ -115,10 +115,10 @@ def down(
         time.sleep(pause)
 
 
-def labels(state: Path, *, all_runs: bool = False) -> dict[str, str]:
+def labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, str]:
     """What the servers of a run carry, or those of all runs; nothing else is ever touched."""
     ours = {PROJECT[0]: PROJECT[1]}
-    return ours if all_runs else {**ours, "run": _run(state)}
+    return ours if all_runs else {**ours, "run": run or _run(state)}
 
 
 def servers(accounts: Sequence[Account], state: Path) -> list[Server]:

@@ -11,15 +11,29 @@ import secrets
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cahlib.errors import ConfigError, RunError
-from cahlib.swarm.provider import PROJECT, Account, Denial, Denied, Offer, Server, Wish, ranked
+from cahlib.swarm.provider import (
+    ALIVE,
+    PROJECT,
+    Account,
+    Denial,
+    Denied,
+    Offer,
+    Server,
+    Wish,
+    ranked,
+)
 
 #: Seconds in which a request that was never answered may still make a server.
 _LATE = 10.0
+
+#: Seconds without a mark after which nobody works with servers any more.
+_OVER = 300.0
 
 #: Seconds for which deleting is tried again before what remains is reported.
 _PATIENCE = 120.0
@@ -177,6 +191,12 @@ class Fleet:
         self.listed = {server.name: server for server in found}
         return found
 
+    def mark(self) -> None:
+        """Note at the cloud that somebody works with these servers; see `forsaken`."""
+        for account in self.accounts:
+            for server in account.servers(self.labels)[:1]:
+                account.mark(server, {ALIVE: str(int(self.clock()))})
+
     def remove(self, server: Server) -> None:
         """Delete one server."""
         for account in self.accounts:
@@ -294,6 +314,34 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
         except Denied as denied:
             trouble.append(str(denied))
     return left, trouble
+
+
+def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = None) -> list[str]:
+    """Sentences on servers of runs that are over, that of the run ``but`` excepted."""
+    now, runs = now or time.time(), defaultdict[str, list[Server]](list)
+    for account in accounts:
+        for server in account.servers(dict([PROJECT])):
+            runs[server.labels.get("run", "")].append(server)
+    over = {
+        run: servers
+        for run, servers in runs.items()
+        if run != but and max(map(_worked, servers)) < now - _OVER
+    }
+    prices = (
+        {kind: euro for each in accounts for kind, euro in each.prices().items()} if over else {}
+    )
+    return [
+        f"{len(servers)} servers of run {run} are still there, and nobody works with them: EUR "
+        f"{sum(prices.get((s.type, s.location), 0) for s in servers):.4f} an hour, until you type "
+        f"`cah swarm down --run {run}`."
+        for run, servers in over.items()
+    ]
+
+
+def _worked(server: Server) -> float:
+    """When somebody last worked with a server, as far as it tells."""
+    alive = server.labels.get(ALIVE, "")
+    return max(server.created, float(alive) if alive.isdecimal() else 0)
 
 
 def remains(left: Sequence[Server], trouble: Sequence[str], run: str, hourly: float) -> str:

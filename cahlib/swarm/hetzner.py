@@ -136,6 +136,12 @@ class Hetzner:
         get = self._client.servers.get_all
         return [_server(each) for each in self._patiently(lambda: get(label_selector=selector))]
 
+    def mark(self, server: Server, labels: Mapping[str, str]) -> None:
+        """Give a server these labels beside those that it has."""
+        bound, every = BoundServer(self._client.servers, {"id": server.id}), dict(server.labels)
+        update: Any = self._client.servers.update  # its type says that labels are a text
+        self._patiently(lambda: update(bound, labels=every | dict(labels)), unless={"not_found"})
+
     def delete(self, server: Server) -> None:
         """Delete a server; one that is gone already is fine."""
         bound = BoundServer(self._client.servers, {"id": server.id})

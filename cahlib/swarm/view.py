@@ -1,6 +1,7 @@
 """What each node of a swarm is and does, as plain records: for terminals, notebooks and whoever.
 
-It looks from a thread of its own, with patience for what does not answer, and changes nothing.
+It looks from a thread of its own, with patience for what does not answer. All that it changes is
+the mark at the cloud that somebody works with the servers.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from cahlib.swarm.keys import Keys
 from cahlib.swarm.provider import Server
 from cahlib.swarm.transfer import PIECE
 
-#: Seconds between two looks, and between two questions to the cloud.
-_LOOK, _ASK = 2.0, 30.0
+#: Seconds between two looks, two questions to the cloud, and two marks that somebody is there.
+_LOOK, _ASK, _MARK = 2.0, 30.0, 100.0
 
 #: Seconds without a sign of life after which a node counts as silent.
 _SILENT = 20.0
@@ -156,12 +157,15 @@ class View:
 
     def look(self, tell: Callable[[str], None]) -> None:
         """Look until the end; ``tell`` hears how far the bring-up is."""
-        asked, before = time.monotonic(), ""
+        asked, marked, before = time.monotonic(), time.monotonic(), ""
         while not self._ended.wait(_LOOK):
-            if time.monotonic() > asked + _ASK:
-                with suppress(RunError):  # the cloud is away; its last word counts on
+            with suppress(RunError):  # the cloud is away; its last word counts on
+                if time.monotonic() > asked + _ASK:
+                    asked = time.monotonic()
                     self._made.servers()
-                asked = time.monotonic()
+                if time.monotonic() > marked + _MARK:
+                    marked = time.monotonic()
+                    self._made.mark()
             self.write()
             if not self._engine and (now := progress(self._board.nodes)) != before:
                 before = now

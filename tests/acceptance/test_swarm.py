@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -17,6 +18,7 @@ from cahlib.records import Reason
 from tests.acceptance.test_demo import rows, tally
 from tests.world import cloud as clouds
 from tests.world import command, hosts
+from tests.world.jobs import until
 
 TOKENS = "token-one", "token-two"
 
@@ -55,6 +57,14 @@ def files_of_this_machine(shown, folder):
     harm.write_text(hashlib.sha256(answer.body).hexdigest())
     domains.write_bytes(gzip.compress(b"museum.example.net\natlas.example.net\n"))
     return {"crawl": str(wat), "known_harm": str(harm), "blocked_domains": str(domains)}
+
+
+def page(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.read().decode()
+    except OSError:
+        return ""
 
 
 def names(cloud):
@@ -102,6 +112,10 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
         [*shlex.split(line), "echo", "hello"], capture_output=True, text=True, timeout=30
     )
     assert said.stdout == "hello\n", said.stderr
+    forward = cah(cloud, "swarm", "ssh", first, "--dashboard", *output).stdout
+    with subprocess.Popen(shlex.split(forward), stderr=subprocess.DEVNULL) as tunnel:
+        until(lambda: second in page("http://127.0.0.1:8787/info/main/workers.html"))
+        tunnel.terminate()
     assert cah(cloud, "swarm", "restart", second, *output).returncode == 0
     wrong = cah(cloud, "swarm", "ssh", "nobody", *output)
     assert wrong.returncode == 2 and first in wrong.stderr
@@ -119,6 +133,12 @@ def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     output = ("--output", tmp_path / "dataset")
     assert cah(cloud, "swarm", "up", 1, *output).returncode == 0
     assert len(names(cloud)) == 2
+    for server in cloud.servers():
+        server["created"] = "2026-01-01T00:00:00+00:00"
+    told = cah(cloud, "tracker", "stats", "--database", f"sqlite:///{tmp_path}/tracker.sqlite")
+    name = (tmp_path / "dataset/run/swarm/run").read_text()
+    assert f"EUR 0.0070 an hour, until you type `cah swarm down --run {name}`" in told.stderr
+    assert "still there" not in cah(cloud, "swarm", "logs", *output).stderr
     elsewhere = cah(cloud, "swarm", "down", "--output", tmp_path / "another")
     assert "0 servers were deleted" in elsewhere.stdout and len(names(cloud)) == 2
     assert "1 servers were deleted" in cah(cloud, "swarm", "down", "--all-runs").stdout
