@@ -57,7 +57,7 @@ def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], give
     ssh.add_argument(
         "--dashboard",
         action="store_true",
-        help=f"show the scheduler's pages at http://127.0.0.1:{_DASHBOARD}/info instead (the head's)",
+        help=f"of the head: show the scheduler's pages at http://127.0.0.1:{_DASHBOARD}/info",
     )
     command("restart", "restart a node's service", _restart).add_argument("node")
 
