@@ -10,7 +10,7 @@ from pathlib import Path
 import cahlib
 from cahlib.errors import ShardError
 from cahlib.places import here
-from cahlib.records import Parcel, Shard, Tally
+from cahlib.records import Parcel, Shard, Stage, Tally
 
 
 def until(true: Callable[[], bool], *, seconds: float = 20) -> None:
@@ -46,6 +46,16 @@ def note_and_wait(folder: Path, *, limit: float, report: Callable[[object], None
 def tell_and_wait(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
     report({"images": 7})
     until((folder / "go").exists)
+    return "done"
+
+
+def count_and_wait(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
+    """Try ten links a tenth of a second, until the file "go" is there."""
+    tally = Tally()
+    while not (folder / "go").exists():
+        tally.left[Stage.FETCH] += 10
+        report(tally.as_dict())
+        time.sleep(0.1)
     return "done"
 
 
