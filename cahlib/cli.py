@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return _act(chosen)
+        with swarm.reminded(_environment(), _looked_after(chosen)):
+            return _act(chosen)
     except CahError as error:
         print(f"cah: {error}", file=sys.stderr)
         return error.exit_code
@@ -55,6 +56,14 @@ def _act(chosen: argparse.Namespace) -> int:
         return int(chosen.act(chosen))
     except ModuleNotFoundError as error:
         raise missing(error) from error
+
+
+def _looked_after(chosen: argparse.Namespace) -> Path | None:
+    """The state of the swarm that the command itself looks after."""
+    if not hasattr(chosen, "looks_after"):
+        return None
+    given = {"output": chosen.output} if hasattr(chosen, "output") else {}
+    return job_from(given, _environment()).output.folder / "run" / "swarm"
 
 
 def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
@@ -82,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "it was. Every option can also be set as CAH_<OPTION> in the environment or in .env.",
     )
     _add_settings(run)
-    run.set_defaults(act=_run)
+    run.set_defaults(act=_run, looks_after=True)
     demo = commands.add_parser(
         "demo", help="a whole run on an embedded web with an embedded model, offline"
     )
@@ -169,7 +178,7 @@ def _follow(job: Job, tokens: str = "") -> int:
     from cahlib.run import run
     from cahlib.scrapers import scrapers
 
-    scraping = partial(scrapers, tokens=tokens, tell=_say)
+    scraping = partial(scrapers, tokens=tokens, tell=swarm.say)
     outcome = _watched(job, partial(run, scraping=scraping))
     _tell(outcome)
     return 1 if outcome.shards.failed else 0
@@ -196,12 +205,6 @@ def _stoppable() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _say(sentence: str) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(sentence, file=sys.stderr)  # above the live lines
 
 
 def _tell(outcome: Outcome) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from cahlib.progress import Listener, Snapshot
+from cahlib.progress import Listener, Node, Snapshot
 from cahlib.records import Reason, Stage, Tally
 
 #: Seconds between two plain lines.
 _PAUSE = 15
+
+#: Lines of nodes at most, and seconds after which others have their turn; likewise of logs.
+_NODES, _TURN = 10, 4
 
 
 @contextmanager
@@ -43,6 +48,40 @@ def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
     )
 
 
+def node_lines(nodes: Sequence[Node]) -> list[str]:
+    """What each node is and does, a line each under a line of headings."""
+    name, job = (max([8, *(len(getattr(n, what)) for n in nodes)]) for what in ("name", "job"))
+    lines = [
+        f"{'node':<{name}}  {'type':<6} {'place':<5} {'state':<8} {'shard':<{job}} "
+        f"{'links/s':>7} {'seen':>6} {'EUR':>7}"
+    ]
+    for each in nodes:
+        seen = "-" if each.seen is None else f"{each.seen:.0f} s"
+        lines.append(
+            f"{each.name:<{name}}  {each.type:<6} {each.location:<5} {each.state:<8} "
+            f"{each.job or '-':<{job}} {each.rate:>7.0f} {seen:>6} {each.cost:>7.4f}"
+        )
+    return lines
+
+
+def swarm_line(snapshot: Snapshot) -> str:
+    """What all nodes together do and cost; "" without any, now and before."""
+    if not (snapshot.nodes or snapshot.spent):
+        return ""
+    states = Counter(each.state for each in snapshot.nodes)
+    told = ", ".join(f"{number} {state}" for state, number in states.items()) or "no servers"
+    return f"swarm   {told}, EUR {snapshot.spent:.4f} so far, {snapshot.hourly:.4f} an hour"
+
+
+def log_line(snapshot: Snapshot) -> str:
+    """The end of one node's log; each has its turn."""
+    said = [each for each in snapshot.nodes if each.line]
+    if not said:
+        return ""
+    each = said[int(snapshot.elapsed / _TURN) % len(said)]
+    return f"log     {each.name}: {each.line}"
+
+
 def _queue(snapshot: Snapshot, name: str) -> str:
     waiting, limit = snapshot.queues.get(name, (0, 0))
     return f"{waiting}/{limit}"
@@ -64,19 +103,36 @@ def _bars(stream: TextIO) -> Iterator[Listener]:
         position=0,
         bar_format="{desc}  {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
     )
-    stages = [tqdm(file=stream, position=i, bar_format="{desc}") for i in (1, 2, 3)]
+    bars = list[Any]()
 
     def show(snapshot: Snapshot) -> None:
         shards.total, shards.n = snapshot.shards, snapshot.done
         shards.set_postfix_str(f"{snapshot.failed} failed" if snapshot.failed else "", refresh=True)
-        for bar, line in zip(stages, stage_lines(snapshot), strict=True):
-            bar.set_description_str(line)
+        size = shutil.get_terminal_size()
+        lines = [*stage_lines(snapshot), *_swarm(snapshot, room=size.lines - 9)]
+        while len(bars) < len(lines):
+            bars.append(tqdm(file=stream, position=len(bars) + 1, bar_format="{desc}"))
+        for number, bar in enumerate(bars):
+            line = lines[number] if number < len(lines) else ""
+            bar.set_description_str(line[: size.columns - 1])
 
     try:
         yield show
     finally:
-        for bar in (shards, *stages):
+        for bar in (shards, *bars):
             bar.close()
+
+
+def _swarm(snapshot: Snapshot, *, room: int) -> list[str]:
+    """The nodes, as many as there is room for; the others have their turn."""
+    if not (snapshot.nodes or snapshot.spent):
+        return []
+    heading, *nodes = node_lines(snapshot.nodes)
+    room = min(max(room, 1), _NODES)
+    pages = max(-(-len(nodes) // room), 1)
+    first = int(snapshot.elapsed / _TURN) % pages * room
+    shown = nodes[first : first + room]
+    return [swarm_line(snapshot), heading, *shown, log_line(snapshot)]
 
 
 def _plain(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Listener:
@@ -88,7 +144,8 @@ def _plain(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Liste
             last = clock()
             head = f"{snapshot.elapsed:.0f} s, shards {snapshot.done}/{snapshot.shards}"
             failed = f", {snapshot.failed} failed" if snapshot.failed else ""
-            body = "; ".join(" ".join(line.split()) for line in stage_lines(snapshot))
+            lines = [*stage_lines(snapshot), *filter(None, [swarm_line(snapshot)])]
+            body = "; ".join(" ".join(line.split()) for line in lines)
             print(f"{head}{failed}; {body}", file=stream, flush=True)
 
     return show

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import IO, cast
 
 from cahlib.errors import ConfigError
+from cahlib.places import here
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,11 @@ class Hashes:
         return bool(self._digests) and any(bytes.fromhex(h) in self._digests for h in hashes)
 
 
-@lru_cache(maxsize=1)
 def hashes(paths: tuple[str, ...], setting: str) -> Hashes:
     """The hashes of some lists; loaded once a process. Raises ConfigError for what is no list."""
+    return _hashes(tuple(map(here, paths)), setting)
+
+
+@lru_cache(maxsize=1)
+def _hashes(paths: tuple[str, ...], setting: str) -> Hashes:
     return Hashes(each for path in paths for each in entries(path, setting, HASH))

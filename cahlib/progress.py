@@ -11,6 +11,33 @@ from cahlib.records import Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A server that scrapes, at one moment; every value fits into JSON."""
+
+    name: str
+    location: str
+    type: str
+    #: "made", "ssh", "boot", "install", "start" and "up" on its way; then "idle", "works", "silent"
+    #: (no sign of life for a while), "absent" (no worker answers), or the cloud's word: "off"
+    state: str
+    job: str  #: ids of the shards that it has, "" without
+    rate: float  #: links a second
+    seen: float | None  #: seconds since its last sign of life; None before the first
+    cost: float  #: euros so far, with IPv4 and tax; a started hour counts whole
+    version: str  #: of the cahlib that runs there, "" if unknown
+    line: str  #: the last one of its log
+
+
+@dataclass(slots=True)
+class Board:
+    """Where a swarm writes, from a thread of its own, what a run's snapshots tell of it."""
+
+    nodes: tuple[Node, ...] = ()
+    spent: float = 0
+    hourly: float = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The state of a run at one moment."""
 
@@ -24,6 +51,9 @@ class Snapshot:
     queues: Mapping[str, tuple[int, int]]  #: by name: how many wait, and how many may
     busy: float  #: share of the last seconds in which the model worked, 0 … 1
     finished: bool  #: the last snapshot of a run
+    nodes: tuple[Node, ...] = ()  #: of the run's swarm
+    spent: float = 0  #: euros that its servers have cost, those that are gone included
+    hourly: float = 0  #: euros an hour that they cost now
 
 
 Listener = Callable[[Snapshot], None]

@@ -123,10 +123,13 @@ class Tally:
     def __add__(self, other: Tally) -> Tally:
         return Tally(self.entered + other.entered, self.left + other.left, self.lost + other.lost)
 
+    def done(self, stage: Stage) -> int:
+        """What left a stage or was lost there."""
+        return self.left[stage] + sum(n for r, n in self.lost.items() if r.stage is stage)
+
     def unaccounted(self, stage: Stage) -> int:
         """What entered a stage and neither left it nor was lost: in flight, and 0 at the end."""
-        lost = sum(n for reason, n in self.lost.items() if reason.stage is stage)
-        return self.entered[stage] - self.left[stage] - lost
+        return self.entered[stage] - self.done(stage)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: ``{stage: {"in": n, "out": n, "lost": {reason: n}}}``."""

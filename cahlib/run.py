@@ -31,7 +31,7 @@ from cahlib.curate.seal import Sealed
 from cahlib.errors import CahError, ConfigError, RunError, ShardError
 from cahlib.flow import Flow, Line
 from cahlib.lists import hashes
-from cahlib.progress import Listener, Snapshot, Speedometer, nobody
+from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
 from cahlib.scrape import parcel as parcels
@@ -195,6 +195,7 @@ class _Work:
         self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to seal
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._lines: dict[str, Line[Any]] = {}
+        self._board = Board()
 
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
@@ -203,7 +204,7 @@ class _Work:
         for shard in self._ledger.in_state("sealed"):
             if left := seal.sealed(self._folder, shard.id):
                 self._finish(left)
-        place = self._scraping(self._job, stop=self._stop.set)
+        place = self._scraping(self._job, stop=self._stop.set, board=self._board)
         with place as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
             scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
@@ -329,10 +330,9 @@ class _Work:
 
     def _snapshot(self, elapsed: float, speed: Speedometer, finished: bool = False) -> Snapshot:
         tally = self._tally()
-        lost = sum(n for reason, n in tally.lost.items() if reason.stage is Stage.FETCH)
         rates = speed.rates(
             {
-                "links": tally.left[Stage.FETCH] + lost,
+                "links": tally.done(Stage.FETCH),
                 "images": tally.left[Stage.FETCH],
                 "judged": tally.entered[Stage.JUDGE],
                 "pairs": tally.left[Stage.JUDGE],
@@ -350,6 +350,9 @@ class _Work:
             rates=rates,
             queues={name: (len(line), line.limit) for name, line in self._lines.items()},
             finished=finished,
+            nodes=self._board.nodes,
+            spent=self._board.spent,
+            hourly=self._board.hourly,
         )
 
     def _tally(self) -> Tally:

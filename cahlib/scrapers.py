@@ -8,19 +8,23 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from cahlib.config import Job
+from cahlib.config import Crawl, Download, Job
 from cahlib.errors import ConfigError
+from cahlib.progress import Board
+from cahlib.records import Shard
 from cahlib.swarm.engine import local
 
 if TYPE_CHECKING:
     from cahlib.swarm.crew import Orders
     from cahlib.swarm.hetzner import Hetzner
+    from cahlib.swarm.remote import Remote
 
 
 class Engine(Protocol):
     """Runs jobs by their keys; see `cahlib.swarm.engine.Engine`."""
 
-    slots: int
+    @property
+    def slots(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -40,7 +44,7 @@ Opened: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
 class Scraping(Protocol):
     """Opens the engine of a job; ``stop`` is called when its servers become too dear."""
 
-    def __call__(self, job: Job, *, stop: Callable[[], None]) -> Opened: ...
+    def __call__(self, job: Job, *, stop: Callable[[], None], board: Board) -> Opened: ...
 
 
 @contextmanager
@@ -48,13 +52,14 @@ def scrapers(
     job: Job,
     *,
     stop: Callable[[], None],
+    board: Board | None = None,
     tokens: str = "",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[Engine, Path]]:
     """The engine of a run, and the folder in which its jobs shall write their parcels.
 
-    ``tokens`` of the cloud are in no job; ``tell`` hears of servers, ``stop`` is called when they
-    become too dear. Raises ConfigError for a job that cannot run there.
+    ``tokens`` of the cloud are in no job; ``tell`` hears of servers, which ``board`` then shows;
+    ``stop`` is called when they become too dear. Raises ConfigError for what cannot run there.
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
     if not (place.swarm or place.engine):
@@ -68,12 +73,13 @@ def scrapers(
 
         reach = Reach(address=place.engine, staging=place.staging)
         with remote(reach, home) as cluster:
-            yield cluster, cluster.folder
+            yield _Supplied(cluster), cluster.folder
         return
     from cahlib.swarm.crew import crew
 
-    with crew(clouds(tokens), orders(job), home, tell=tell, stop=stop) as swarm:
-        yield swarm, swarm.folder
+    shown = board or Board()
+    with crew(clouds(tokens), orders(job), home, tell=tell, stop=stop, board=shown) as swarm:
+        yield _Supplied(swarm), swarm.folder
 
 
 def planned(job: Job, tokens: str) -> str:
@@ -118,12 +124,35 @@ def _check(job: Job) -> None:
     """What other machines can do with a job."""
     if job.place.engine and job.place.swarm:
         raise ConfigError("engine: give either an engine or a swarm, not both.")
-    if not job.place.tracker and not job.crawl.crawl.startswith(("http://", "https://", "CC-")):
-        raise ConfigError(
-            "crawl: other machines cannot read this one's files; give a URL or a crawl's name."
-        )
-    for name in ("blocked_domains", "blocked_urls", "blocked_pairs"):
-        if getattr(job.crawl, name):
-            raise ConfigError(f"{name}: lists are not brought to other machines yet.")
-    if job.download.known_harm:
-        raise ConfigError("known_harm: lists are not brought to other machines yet.")
+
+
+class _Supplied:
+    """An engine elsewhere whose jobs find the files of this machine that they name."""
+
+    def __init__(self, engine: Remote) -> None:
+        self._engine = engine
+        self.take, self.told = engine.take, engine.told
+
+    @property
+    def slots(self) -> int:
+        """Jobs that can run at the same time, as of now."""
+        return self._engine.slots
+
+    def __len__(self) -> int:
+        return len(self._engine)
+
+    def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
+        """Start a job, with its files."""
+        files = list(_files(arguments))
+        self._engine.submit(key, function, *arguments, limit=limit, files=files)
+
+
+def _files(arguments: Sequence[Any]) -> Iterator[str]:
+    """The files of this machine that a job names: lists, and a WAT file."""
+    for each in arguments:
+        if isinstance(each, Crawl):
+            yield from (*each.blocked_domains, *each.blocked_urls, *each.blocked_pairs)
+        elif isinstance(each, Download):
+            yield from each.known_harm
+        elif isinstance(each, Shard) and "://" not in each.url:
+            yield each.url

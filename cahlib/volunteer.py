@@ -84,15 +84,14 @@ class _Scraping:
 
     def _snapshot(self, scrapers: engine.Engine, speed: Speedometer) -> Snapshot:
         tally = sum((Tally.from_dict(told) for told in scrapers.told()), self._tally)
-        lost = sum(n for reason, n in tally.lost.items() if reason.stage is Stage.FETCH)
-        images = tally.left[Stage.FETCH]
+        links, images = tally.done(Stage.FETCH), tally.left[Stage.FETCH]
         return Snapshot(
             elapsed=0,
             shards=self._brought + len(self._leased),
             done=self._brought,
             failed=0,
             tally=tally,
-            rates=speed.rates({"links": images + lost, "images": images, "judged": 0, "pairs": 0}),
+            rates=speed.rates({"links": links, "images": images, "judged": 0, "pairs": 0}),
             queues={},
             busy=0,
             finished=False,

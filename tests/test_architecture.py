@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
-GROUND = {"config", "errors", "flow", "lists", "presets", "progress", "records"}
+GROUND = {"config", "errors", "flow", "lists", "places", "presets", "progress", "records"}
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
 DOORS = {"cli", "commands", "console"}
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cahlib.config import Job
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import CahError, ConfigError, RunError
 
 if TYPE_CHECKING:
     from cahlib.swarm.hetzner import Hetzner
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 
 #: Makes a Job of what was typed, and the environment with what .env adds: the CLI's.
 Given = Callable[[argparse.Namespace], tuple[Job, Mapping[str, str]]]
+
+#: The port of the scheduler's pages, on the head's loopback.
+_DASHBOARD = 8787
+
+#: Seconds that a command may be delayed by the look for forgotten servers.
+_REMINDER = 4.0
 
 
 def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], given: Given) -> None:
@@ -29,20 +38,27 @@ def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], give
     def command(name: str, help: str, act: Callable[..., int]) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = own.add_parser(name, help=help, description=help)
         settings(parser)
-        parser.set_defaults(act=lambda chosen: act(chosen, *given(chosen)))
+        parser.set_defaults(act=lambda chosen: act(chosen, *given(chosen)), looks_after=True)
         return parser
 
     up = command("up", "make the servers of a run, which then finds them", _up)
     up.add_argument("nodes", type=int, help="how many")
     up.add_argument("--yes", action="store_true", help="do not ask")
     down = command("down", "delete the servers of a run, and see that they are gone", _down)
+    down.add_argument("--run", default="", metavar="NAME", help="those of another run, by its name")
     down.add_argument("--all-runs", action="store_true", help="those of all runs")
     down.add_argument("--yes", action="store_true", help="do not ask")
     command("status", "show the servers of a run, what they do and cost", _status)
     logs = command("logs", "print the ends of the nodes' logs", _logs)
     logs.add_argument("node", nargs="?", help="of one node")
     logs.add_argument("--lines", type=int, default=20, metavar="N", help="how many [20]")
-    command("ssh", "log in to a node, or print how", _ssh).add_argument("node")
+    ssh = command("ssh", "log in to a node, or print how", _ssh)
+    ssh.add_argument("node")
+    ssh.add_argument(
+        "--dashboard",
+        action="store_true",
+        help=f"of the head: show the scheduler's pages at http://127.0.0.1:{_DASHBOARD}/info",
+    )
     command("restart", "restart a node's service", _restart).add_argument("node")
 
 
@@ -51,6 +67,41 @@ def agreed(question: str, *, yes: bool = False) -> bool:
     if yes or not sys.stdin.isatty():
         return True
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def reminded(environment: Mapping[str, str], own: Path | None) -> Iterator[None]:
+    """Tell of servers that nobody works with any more, while a command does something else.
+
+    The command is delayed by no more than a few seconds, and never fails of it. Those of the run
+    whose state is ``own`` are the command's to look after.
+    """
+    if not environment.get("HCLOUD_TOKEN"):
+        yield
+        return
+    deadline = time.monotonic() + _REMINDER
+    thread = threading.Thread(target=_remind, args=(environment, own), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(max(deadline - time.monotonic(), 0))
+
+
+def _remind(environment: Mapping[str, str], own: Path | None) -> None:
+    with suppress(CahError, ModuleNotFoundError, OSError):
+        from cahlib.swarm.fleet import forsaken
+
+        name = (own / "run").read_text() if own and (own / "run").exists() else ""
+        for sentence in forsaken(_accounts(environment), but=name):
+            say(f"cah: {sentence}")
+
+
+def say(sentence: str) -> None:
+    """Print above the live lines, if there are any."""
+    from tqdm import tqdm
+
+    tqdm.write(sentence, file=sys.stderr)
 
 
 def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
@@ -73,7 +124,7 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     from cahlib.swarm import crew
 
     clouds = _accounts(environment)
-    labels = crew.labels(_state(job), all_runs=chosen.all_runs)
+    labels = crew.labels(_state(job), run=chosen.run, all_runs=chosen.all_runs)
     servers = [each for account in clouds for each in account.servers(labels)]
     for each in servers:
         print(f"{each.name}  {each.type}  {each.location}  {each.address}")
@@ -85,10 +136,18 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
 
 
 def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
+    from cahlib.console import node_lines
     from cahlib.swarm import crew
 
-    for line in crew.status(_accounts(environment), _state(job)):
+    nodes = crew.nodes(_accounts(environment), _state(job))
+    if not nodes:
+        print("There are no servers of this run.")
+        return 0
+    for line in node_lines(nodes):
         print(line)
+    for each in nodes:
+        print(f"{each.name}  cahlib {each.version or 'does not answer'}: {each.line or 'no log'}")
+    print(f"EUR {sum(each.cost for each in nodes):.4f} so far, with IPv4 and tax.")
     return 0
 
 
@@ -109,6 +168,9 @@ def _ssh(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -
 
     (login,) = _logins(job, environment, chosen.node)
     line = login.command(_state(job) / f"known-{login.name}")
+    if chosen.dashboard:
+        line[1:1] = ["-N", "-L", f"{_DASHBOARD}:127.0.0.1:{_DASHBOARD}"]
+        print(f"http://127.0.0.1:{_DASHBOARD}/info, until Ctrl-C", file=sys.stderr)
     if sys.stdin.isatty() and sys.stdout.isatty():
         os.execvp(line[0], line)
     print(shlex.join(line))

@@ -17,6 +17,7 @@ import rbloom
 from cahlib.config import Crawl
 from cahlib.errors import ConfigError
 from cahlib.lists import DOMAIN, MD5, URL, Digests, entries, md5
+from cahlib.places import here
 from cahlib.records import Reason
 
 
@@ -38,7 +39,8 @@ class Blocklists:
     @classmethod
     def load(cls, options: Crawl) -> Blocklists:
         """The lists that a crawl names. Raises ConfigError for a file that is no such list."""
-        return _loaded(options.blocked_domains, options.blocked_urls, options.blocked_pairs)
+        lists = (options.blocked_domains, options.blocked_urls, options.blocked_pairs)
+        return _loaded(*(tuple(map(here, paths)) for paths in lists))
 
     def address(self, url: str) -> Reason | None:
         """Why an address is left out, by itself or by its host's domains."""

@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 
 from cahlib import __version__
 from cahlib.errors import RunError, ShardError
+from cahlib.places import here
 
 #: Seconds before each new try; after a try that brought bytes they begin anew.
 PAUSES = (1, 2, 4, 8, 16, 32, 60)
@@ -61,7 +62,7 @@ class Source:
         if self._remote:
             return self._patiently(self._ask_beginning)
         first = b"".join(self._read(0, _BEGINNING))
-        return first, Path(self.url).stat().st_size
+        return first, Path(here(self.url)).stat().st_size
 
     def pieces(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from ``start`` up to ``end``, in pieces of at most 256 KiB."""
@@ -69,7 +70,7 @@ class Source:
 
     def _read(self, start: int, end: int) -> Iterator[bytes]:
         try:
-            with open(self.url, "rb") as file:
+            with open(here(self.url), "rb") as file:
                 file.seek(start)
                 while piece := file.read(min(_PIECE, end - file.tell())):
                     yield piece

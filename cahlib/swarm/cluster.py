@@ -1,4 +1,4 @@
-"""A Dask cluster by address: who may join it, and whether its workers are fit for our jobs.
+"""A Dask cluster by address: who may join it, and what its workers are and do.
 
 It does not know what is run there.
 """
@@ -6,8 +6,11 @@ It does not know what is run there.
 from __future__ import annotations
 
 import ssl
+import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from distributed import Client, Security
 from distributed.versions import VersionMismatchWarning
@@ -24,10 +27,25 @@ class Reach:
     address: str  #: tls://HOST:PORT or tcp://HOST:PORT
     keys: Keys | None = None  #: of the swarm; None: what Dask's own configuration says
     away: str = "/tmp/cahlib-parcels"  #: where jobs write parcels on the machines of the cluster
+    files: str = "/tmp/cahlib-files"  #: where files of this machine lie on those of the cluster
     staging: str = ""  #: a URL that its machines and this one share; "" = from machine to machine
     patience: float = 60  #: seconds for a piece of a parcel
     silence: float = 120  #: seconds after which the connection counts as broken
     limit: float = 900  #: seconds that the cluster may be away
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A worker process as the scheduler knows it."""
+
+    name: str  #: the node's, with -0, -1 … where it runs several
+    host: str
+    slots: int
+    seen: float  #: seconds since its last sign of life
+    memory: int  #: bytes of its process
+    jobs: tuple[str, ...]  #: keys of what it runs, and of what waits for it
+    still: float  #: seconds since its jobs last reported something new; 0 without jobs
+    version: str  #: of cahlib, "" if it does not say
 
 
 def connected(reach: Reach, timeout: float) -> Client:
@@ -61,6 +79,25 @@ def slots(client: Client, reach: Reach) -> int:
     if any("slot" not in worker["resources"] for worker in workers):
         client.register_plugin(Slot())  # asks every worker, so not where one may stand still
     return sum(int(worker["resources"].get("slot", 0)) for worker in workers)
+
+
+def node(worker: Mapping[str, Any], jobs: Sequence[str], *, still: Mapping[str, float]) -> Node:
+    """A worker as the scheduler describes it; ``still``: seconds by job without a new report."""
+    return Node(
+        name=str(worker["name"]),
+        host=worker["host"],
+        slots=int(worker["resources"].get("slot", 0)),
+        seen=max(time.time() - worker["last_seen"], 0),
+        memory=worker["metrics"].get("memory", 0),
+        jobs=tuple(jobs),
+        still=min((still.get(key, 0) for key in jobs), default=0),
+        version=worker["metrics"].get("cahlib", ""),
+    )
+
+
+def of(worker: str, node: str) -> bool:
+    """Whether a worker's name is a node's: Dask adds -0, -1 … to it."""
+    return worker == node or worker.rpartition("-")[0] == node
 
 
 def _security(keys: Keys) -> Security:

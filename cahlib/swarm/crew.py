@@ -6,7 +6,6 @@ command that is started again takes over the nodes that are there. No token is i
 
 from __future__ import annotations
 
-import math
 import secrets
 import threading
 import time
@@ -16,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cahlib.errors import RunError
-from cahlib.swarm import install, ssh
+from cahlib.progress import Board, Node
+from cahlib.swarm import install, ssh, view
 from cahlib.swarm.cluster import Reach
-from cahlib.swarm.fleet import Fleet, Limits, fleet, plan, remains, sweep
+from cahlib.swarm.fleet import Bill, Fleet, Limits, fleet, plan, remains, sweep
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HOME, user_data
 from cahlib.swarm.provider import PROJECT, Account, Server
@@ -52,22 +52,27 @@ def crew(
     *,
     tell: Callable[[str], None],
     stop: Callable[[], None],
+    board: Board,
 ) -> Iterator[Remote]:
     """An engine on servers made for it; parcels end up in ``home``.
 
-    ``tell`` hears what happens, a sentence each; ``stop`` is called when the ceiling of the cost
-    is near. Raises ConfigError before anything is made, RunError if no node comes up, or if
-    servers could not be deleted.
+    ``tell`` hears what happens, a sentence each, ``board`` shows the nodes; ``stop`` is called
+    when the ceiling of the cost is near. Raises ConfigError before anything is made, RunError if
+    no node comes up, or if servers could not be deleted.
     """
     made, goods, keys = _prepared(accounts, orders, tell)
-    with fleet(made, public_key=_public(keys), late=orders.late):
-        logins = _brought_up(made, keys, goods, tell)
+    with (
+        view.viewed(made, keys, board, tell) as seen,
+        fleet(made, public_key=_public(keys), late=orders.late),
+    ):
+        logins = _brought_up(made, keys, goods, tell, seen.step)
         with (
             remote(_reach(logins[0], keys), home) as engine,
             _metered(made, orders.limits, stop, tell),
         ):
             try:
                 _joined(engine, logins, tell)
+                seen.works(engine)
                 yield engine
             finally:
                 engine.drain(timeout=_DRAIN)
@@ -85,7 +90,8 @@ def up(
     """Make servers and nodes of them, and leave them to a `crew` with the same state."""
     made, goods, keys = _prepared(accounts, orders, tell)
     made.prepare(_public(keys))
-    found = _brought_up(made, keys, goods, tell)
+    with view.viewed(made, keys, Board(), tell) as seen:
+        found = _brought_up(made, keys, goods, tell, seen.step)
     with remote(_reach(found[0], keys), orders.state) as engine:
         _joined(engine, found, tell)
     return found
@@ -109,10 +115,10 @@ def down(
         time.sleep(pause)
 
 
-def labels(state: Path, *, all_runs: bool = False) -> dict[str, str]:
+def labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, str]:
     """What the servers of a run carry, or those of all runs; nothing else is ever touched."""
     ours = {PROJECT[0]: PROJECT[1]}
-    return ours if all_runs else {**ours, "run": _run(state)}
+    return ours if all_runs else {**ours, "run": run or _run(state)}
 
 
 def servers(accounts: Sequence[Account], state: Path) -> list[Server]:
@@ -126,38 +132,24 @@ def logins(servers: Sequence[Server], state: Path) -> list[ssh.Login]:
     return [_login(each, Keys(state / "keys")) for each in servers]
 
 
-def status(accounts: Sequence[Account], state: Path) -> Iterator[str]:
-    """The servers of a run for people: what they are, do, and have cost so far."""
+def nodes(accounts: Sequence[Account], state: Path) -> list[Node]:
+    """What each server of a run is, does and has cost so far, the head first."""
     found = servers(accounts, state)
     if not found:
-        yield "There are no servers of this run."
-        return
-    prices = {(o.type, o.location): o.hourly for account in accounts for o in account.offers()}
-    workers = _workers(found[0], state)
-    total = 0.0
-    yield f"{'server':<28} {'type':<7} {'place':<5} {'state':<9} {'EUR':>7}  work"
-    for server in found:
-        hours = max(1, math.ceil((time.time() - server.created) / 3600))
-        cost = hours * prices.get((server.type, server.location), 0)
-        total += cost
-        yield (
-            f"{server.name:<28} {server.type:<7} {server.location:<5} {server.status:<9} "
-            f"{cost:>7.4f}  {workers.get(server.name, 'no worker answers')}"
+        return []
+    prices = {kind: euros for each in accounts for kind, euros in each.prices().items()}
+    reached = logins(found, state)
+    work, ends = view.overheard(_reach(reached[0], reached[0].keys)), view.lines(reached)
+    return [
+        view.described(
+            each,
+            work,
+            cost=Bill(prices.get((each.type, each.location), 0), each.created).euros(time.time()),
+            step="absent",
+            line=ends[each.name],
         )
-    yield f"EUR {total:.4f} so far, with IPv4 and tax."
-
-
-def _workers(head: Server, state: Path) -> dict[str, str]:
-    """What each node's worker does, by the node's name; nothing if the head does not answer."""
-    keys = Keys(state / "keys")
-    said: dict[str, str] = {}
-    with suppress(RunError), remote(_reach(_login(head, keys), keys), state, timeout=5) as engine:
-        for each in engine.nodes():
-            jobs = ", ".join(each.jobs) or "idle"
-            said[each.name.rpartition("-")[0]] = said[each.name] = (
-                f"{jobs}, {each.memory >> 20} MiB, seen {each.seen:.0f} s ago"
-            )
-    return said
+        for each in found
+    ]
 
 
 def _prepared(
@@ -175,7 +167,12 @@ def _public(keys: Keys) -> str:
 
 
 def _reach(head: ssh.Login, keys: Keys) -> Reach:
-    return Reach(address=f"tls://{head.address}:{install.PORT}", keys=keys, away=f"{HOME}/parcels")
+    return Reach(
+        address=f"tls://{head.address}:{install.PORT}",
+        keys=keys,
+        away=f"{HOME}/parcels",
+        files=f"{HOME}/files",
+    )
 
 
 def _run(state: Path) -> str:
@@ -188,14 +185,18 @@ def _run(state: Path) -> str:
 
 
 def _brought_up(
-    made: Fleet, keys: Keys, goods: install.Package, tell: Callable[[str], None]
+    made: Fleet,
+    keys: Keys,
+    goods: install.Package,
+    tell: Callable[[str], None],
+    step: install.Step,
 ) -> list[ssh.Login]:
     """Make servers and nodes of them, the head first; those that do not come up are replaced."""
     for _ in range(_ROUNDS):
         made.fill()
         servers = sorted(made.servers(), key=lambda each: each.labels.get("role") != "head")
         logins = [_login(each, keys) for each in servers]
-        failed = install.bring_up_all(logins, goods, head=logins[0])
+        failed = install.bring_up_all(logins, goods, head=logins[0], step=step)
         for server in servers:
             if error := failed.get(server.name):
                 tell(str(error))

@@ -11,15 +11,29 @@ import secrets
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cahlib.errors import ConfigError, RunError
-from cahlib.swarm.provider import PROJECT, Account, Denial, Denied, Offer, Server, Wish, ranked
+from cahlib.swarm.provider import (
+    ALIVE,
+    PROJECT,
+    Account,
+    Denial,
+    Denied,
+    Offer,
+    Server,
+    Wish,
+    ranked,
+)
 
 #: Seconds in which a request that was never answered may still make a server.
 _LATE = 10.0
+
+#: Seconds without a mark after which nobody works with servers any more.
+_OVER = 300.0
 
 #: Seconds for which deleting is tried again before what remains is reported.
 _PATIENCE = 120.0
@@ -42,6 +56,8 @@ class Plan:
 
     limits: Limits
     choices: Mapping[str, tuple[Offer, ...]]  #: by account's name, the best first
+    #: euros an hour by type and location, of what is sold out too
+    prices: Mapping[tuple[str, str], float]
 
     def first(self) -> list[Offer]:
         """The offer each node is hoped to get."""
@@ -78,9 +94,10 @@ def plan(accounts: Sequence[Account], limits: Limits) -> Plan:
     """What can be made now; raises ConfigError before anything is, RunError if it cannot be."""
     if not 1 <= limits.nodes <= 1000:
         raise ConfigError(f"swarm: {limits.nodes} nodes is not possible; give 1 to 1000.")
-    choices = {}
+    choices, prices = {}, dict[tuple[str, str], float]()
     for account in accounts:
         offers = account.offers()
+        prices |= account.prices()
         _known(offers, limits)
         fit = ranked(offers, location=limits.location, server_type=limits.server_type)
         choices[account.name] = tuple(fit)
@@ -89,7 +106,7 @@ def plan(accounts: Sequence[Account], limits: Limits) -> Plan:
             "no server that fits is available now; leave location and server_type open, "
             "or try again later."
         )
-    made = Plan(limits=limits, choices=choices)
+    made = Plan(limits=limits, choices=choices, prices=prices)
     if limits.max_cost and made.hourly() > limits.max_cost:
         raise ConfigError(
             f"max_cost: one hour of {limits.nodes} nodes costs EUR {made.hourly():.4f}, more than "
@@ -110,12 +127,15 @@ def _known(offers: Sequence[Offer], limits: Limits) -> None:
 
 
 @dataclass(slots=True)
-class _Bill:
+class Bill:
+    """What one server costs."""
+
     hourly: float
     since: float
-    until: float | None = None
+    until: float | None = None  #: None: it still runs
 
     def euros(self, now: float) -> float:
+        """Euros until now; a started hour counts whole."""
         hours = ((self.until or now) - self.since) / 3600
         return self.hourly * max(1, math.ceil(hours))
 
@@ -130,10 +150,11 @@ class Fleet:
     user_data: Callable[[str], str]  #: of a server, by its name
     tell: Callable[[str], None]
     clock: Callable[[], float] = time.time
+    listed: Mapping[str, Server] = field(default_factory=dict)  #: by name, as last heard
     _full: set[str] = field(default_factory=set)  #: accounts at their limit
     _gone: set[tuple[str, str, str]] = field(default_factory=set)  #: account, type, place: no stock
     _unsure: set[str] = field(default_factory=set)  #: asked for, without an answer
-    _bills: dict[str, _Bill] = field(default_factory=dict)  #: by server's name
+    _bills: dict[str, Bill] = field(default_factory=dict)  #: by server's name
     _made: int = 0
 
     @property
@@ -162,20 +183,40 @@ class Fleet:
             raise RunError("no account took a single server; see the reasons above.")
 
     def servers(self) -> list[Server]:
-        """The run's servers at all accounts."""
-        return [server for account in self.accounts for server in account.servers(self.labels)]
+        """The run's servers at all accounts; those that it finds made are billed from then on."""
+        found = [server for account in self.accounts for server in account.servers(self.labels)]
+        for server in found:
+            price = self.plan.prices.get((server.type, server.location), 0)
+            self._bills.setdefault(server.name, Bill(price, server.created))
+        self.listed = {server.name: server for server in found}
+        return found
+
+    def mark(self) -> None:
+        """Note at the cloud that somebody works with these servers; see `forsaken`."""
+        for account in self.accounts:
+            for server in account.servers(self.labels)[:1]:
+                account.mark(server, {ALIVE: str(int(self.clock()))})
 
     def remove(self, server: Server) -> None:
         """Delete one server."""
         for account in self.accounts:
             if any(each.id == server.id for each in account.servers(self.labels)):
                 account.delete(server)
+        self.listed = {name: each for name, each in self.listed.items() if name != server.name}
         if server.name in self._bills:
             self._bills[server.name].until = self.clock()
 
+    def cost(self, name: str) -> float:
+        """Euros that a server has cost so far."""
+        return self._bills[name].euros(self.clock()) if name in self._bills else 0
+
+    def hourly(self) -> float:
+        """Euros an hour that all cost now."""
+        return sum(bill.hourly for bill in list(self._bills.values()) if bill.until is None)
+
     def spent(self, *, ahead: float = 0) -> float:
         """Euros that will have been spent in ``ahead`` seconds."""
-        return sum(bill.euros(self.clock() + ahead) for bill in self._bills.values())
+        return sum(bill.euros(self.clock() + ahead) for bill in list(self._bills.values()))
 
     def down(self, *, pause: float = 1, late: float = _LATE, patience: float = _PATIENCE) -> None:
         """Delete all that carries the run's label, and ask the clouds whether it is gone.
@@ -217,7 +258,8 @@ class Fleet:
                     raise
                 continue
             self._unsure.discard(name)
-            self._bills[name] = _Bill(offer.hourly, self.clock())
+            self._bills[name] = Bill(offer.hourly, self.clock())
+            self.listed = {**self.listed, name: server}
             self.tell(f"{name}: {server.type or offer.type} at {offer.location}, {account.name}")
             return server
         return None
@@ -272,6 +314,34 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
         except Denied as denied:
             trouble.append(str(denied))
     return left, trouble
+
+
+def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = None) -> list[str]:
+    """Sentences on servers of runs that are over, that of the run ``but`` excepted."""
+    now, runs = now or time.time(), defaultdict[str, list[Server]](list)
+    for account in accounts:
+        for server in account.servers(dict([PROJECT])):
+            runs[server.labels.get("run", "")].append(server)
+    over = {
+        run: servers
+        for run, servers in runs.items()
+        if run != but and max(map(_worked, servers)) < now - _OVER
+    }
+    prices = (
+        {kind: euro for each in accounts for kind, euro in each.prices().items()} if over else {}
+    )
+    return [
+        f"{len(servers)} servers of run {run} are still there, and nobody works with them: EUR "
+        f"{sum(prices.get((s.type, s.location), 0) for s in servers):.4f} an hour, until you type "
+        f"`cah swarm down --run {run}`."
+        for run, servers in over.items()
+    ]
+
+
+def _worked(server: Server) -> float:
+    """When somebody last worked with a server, as far as it tells."""
+    alive = server.labels.get(ALIVE, "")
+    return max(server.created, float(alive) if alive.isdecimal() else 0)
 
 
 def remains(left: Sequence[Server], trouble: Sequence[str], run: str, hourly: float) -> str:

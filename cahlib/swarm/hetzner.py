@@ -90,6 +90,16 @@ class Hetzner:
         types = self._patiently(self._client.server_types.get_all)
         return [offer for each in types for offer in _offers(each, ipv4)]
 
+    def prices(self) -> dict[tuple[str, str], float]:
+        """Euros an hour by type and location, of what is sold out too; with IPv4 and tax."""
+        ipv4 = self._ipv4()
+        types = self._patiently(self._client.server_types.get_all)
+        return {
+            (str(each.name), place): price + ipv4.get(place, 0)
+            for each in types
+            for place, price in _prices(each).items()
+        }
+
     def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
         """Make the run's key and firewall; those already there are kept."""
         name = "-".join(labels.values())
@@ -125,6 +135,12 @@ class Hetzner:
         selector = ",".join(f"{key}=={value}" for key, value in labels.items())
         get = self._client.servers.get_all
         return [_server(each) for each in self._patiently(lambda: get(label_selector=selector))]
+
+    def mark(self, server: Server, labels: Mapping[str, str]) -> None:
+        """Give a server these labels beside those that it has."""
+        bound, every = BoundServer(self._client.servers, {"id": server.id}), dict(server.labels)
+        update: Any = self._client.servers.update  # its type says that labels are a text
+        self._patiently(lambda: update(bound, labels=every | dict(labels)), unless={"not_found"})
 
     def delete(self, server: Server) -> None:
         """Delete a server; one that is gone already is fine."""
@@ -230,7 +246,7 @@ def accounts(tokens: str, *, endpoint: str = ENDPOINT, **options: Any) -> list[H
 
 
 def _offers(kind: BoundServerType, ipv4: Mapping[str, float]) -> list[Offer]:
-    prices = {each["location"]: each["price_hourly"]["gross"] for each in kind.prices or ()}
+    prices = _prices(kind)
     return [
         Offer(
             type=str(kind.name),
@@ -238,11 +254,18 @@ def _offers(kind: BoundServerType, ipv4: Mapping[str, float]) -> list[Offer]:
             cores=int(kind.cores or 0),
             memory=float(kind.memory or 0),
             architecture=str(kind.architecture),
-            hourly=float(prices[place.location.name]) + ipv4.get(str(place.location.name), 0),
+            hourly=prices[str(place.location.name)] + ipv4.get(str(place.location.name), 0),
         )
         for place in kind.locations or ()
         if place.available and place.location.name in prices and place.deprecation is None
     ]
+
+
+def _prices(kind: BoundServerType) -> dict[str, float]:
+    """Euros an hour by location, without IPv4."""
+    return {
+        str(each["location"]): float(each["price_hourly"]["gross"]) for each in kind.prices or ()
+    }
 
 
 def _server(bound: BoundServer) -> Server:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeAlias
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import wheel
@@ -70,36 +71,58 @@ def package(folder: Path, *, wheelhouse: Path | None = None) -> Package:
     return Package(wheel=wheel.build(folder), pins=wheel.pins(), wheelhouse=wheels)
 
 
+#: Hears the name of a node and the step that it begins: ssh, boot, install, start, up.
+Step: TypeAlias = Callable[[str, str], None]
+
+
 def bring_up(
-    login: Login, goods: Package, *, head: Login, patience: Patience | None = None
+    login: Login,
+    goods: Package,
+    *,
+    head: Login,
+    patience: Patience | None = None,
+    step: Step = lambda name, step: None,
 ) -> dict[str, float]:
     """Make a server a node of the swarm with this head; done again, it changes nothing.
 
     Tells the seconds that each step took. Raises NotReady with the ends of the node's logs.
     """
     limits, took = patience or Patience(), dict[str, float]()
+
+    def timed(name: str, act: Callable[[], None]) -> None:
+        step(login.name, name)
+        started = time.monotonic()
+        act()
+        took[name] = time.monotonic() - started
+
     try:
-        _timed(took, "ssh", lambda: awaited(login, timeout=limits.ssh))
-        _timed(took, "boot", lambda: _booted(login, limits.boot))
+        timed("ssh", lambda: awaited(login, timeout=limits.ssh))
+        timed("boot", lambda: _booted(login, limits.boot))
         with session(login) as node:
             stamp = _stamp(login, goods, head)
             if node.tail(_STAMP, lines=1) != stamp:
-                _timed(took, "install", lambda: _installed(node, login, goods, limits.install))
-                _timed(took, "start", lambda: _started(node, login, head, limits.start))
+                timed("install", lambda: _installed(node, login, goods, limits.install))
+                timed("start", lambda: _started(node, login, head, limits.start))
                 node.put([(stamp.encode(), _STAMP)])
     except (Failed, Unreachable) as error:
         raise NotReady(f"{login.name} did not come up: {error}{_logs(login)}") from error
+    step(login.name, "up")
     return took
 
 
 def bring_up_all(
-    logins: Sequence[Login], goods: Package, *, head: Login, patience: Patience | None = None
+    logins: Sequence[Login],
+    goods: Package,
+    *,
+    head: Login,
+    patience: Patience | None = None,
+    step: Step = lambda name, step: None,
 ) -> dict[str, NotReady]:
     """Make servers nodes, many at a time; gives those that failed, by name."""
 
     def one(login: Login) -> NotReady | None:
         try:
-            bring_up(login, goods, head=head, patience=patience)
+            bring_up(login, goods, head=head, patience=patience, step=step)
         except NotReady as error:
             return error
         return None
@@ -125,12 +148,6 @@ def fetch_log(login: Login, target: Path, *, timeout: float = 60) -> None:
     """Copy a node's whole log."""
     with session(login, timeout=timeout) as node:
         node.get(LOG, target, timeout=timeout)
-
-
-def _timed(took: dict[str, float], name: str, step: Callable[[], None]) -> None:
-    started = time.monotonic()
-    step()
-    took[name] = time.monotonic() - started
 
 
 def _booted(login: Login, timeout: float) -> None:

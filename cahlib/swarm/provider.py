@@ -15,6 +15,9 @@ from cahlib.errors import RunError
 #: Every server, key and firewall of ours carries this label; nothing without it is ever touched.
 PROJECT = ("project", "cahlib")
 
+#: The label that says when somebody worked with a run's servers: seconds since 1970.
+ALIVE = "alive"
+
 
 class Denial(Enum):
     """Why a cloud did not do what was asked: decides what is tried next."""
@@ -81,6 +84,9 @@ class Account(Protocol):
     def offers(self) -> Sequence[Offer]:
         """What can be ordered now."""
 
+    def prices(self) -> Mapping[tuple[str, str], float]:
+        """Euros an hour by type and location, of what is sold out too; with IPv4 and tax."""
+
     def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
         """Make what servers of a run share, its key and firewall; those already there are kept."""
 
@@ -89,6 +95,9 @@ class Account(Protocol):
 
     def servers(self, labels: Mapping[str, str]) -> list[Server]:
         """All servers that carry these labels."""
+
+    def mark(self, server: Server, labels: Mapping[str, str]) -> None:
+        """Give a server these labels beside those that it has."""
 
     def delete(self, server: Server) -> None:
         """Delete a server; one that is gone already is fine."""

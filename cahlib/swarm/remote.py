@@ -25,10 +25,11 @@ import dask
 from distributed import Client, Future, KilledWorker
 
 from cahlib.errors import RunError, ShardError
-from cahlib.swarm.cluster import Reach, connected, slots
+from cahlib.swarm.cluster import Node, Reach, connected, node, of, slots
 from cahlib.swarm.engine import TOPIC
+from cahlib.swarm.supply import Supplies, needed
 from cahlib.swarm.transfer import Damaged, fetch, forget
-from cahlib.swarm.worker import Cargo, Sent, about, carried
+from cahlib.swarm.worker import Cargo, Means, Needed, Sent, about, carried
 
 #: Parcels that are brought here at the same time.
 _PULLS = 2
@@ -37,22 +38,9 @@ _PULLS = 2
 _TRIES = 5
 
 #: What a broken connection raises in Dask's client.
-_TROUBLE = (OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError)
+TROUBLE = (OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """A worker process as the scheduler knows it."""
-
-    name: str  #: the node's, with -0, -1 … where it runs several
-    host: str
-    slots: int
-    seen: float  #: seconds since its last sign of life
-    memory: int  #: bytes of its process
-    jobs: tuple[str, ...]  #: keys of what it runs, and of what waits for it
-    still: float  #: seconds since its jobs last reported something new; 0 without jobs
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +48,7 @@ class _Job:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     limit: float
+    files: tuple[Needed, ...] = ()
     future: Future[Any] | None = None
     published: bool = False
     coming: bool = False  #: its parcel is on its way
@@ -81,6 +70,7 @@ class Remote:
         self._lost: RunError | None = None
         self._lock = threading.RLock()
         self._ending = threading.Event()
+        self._supplies = Supplies(reach, self._ending.is_set)
         self._pulls = ThreadPoolExecutor(_PULLS, thread_name_prefix="pull")
         self._client = connect()
         try:
@@ -95,9 +85,20 @@ class Remote:
         """Jobs submitted and not taken back by `take`."""
         return len(self._jobs)
 
-    def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
-        """Start ``function(*arguments, limit=…, report=…)``, or find it where it already runs."""
-        job = _Job(function, arguments, limit)
+    def submit(
+        self,
+        key: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        limit: float,
+        files: Sequence[str] = (),
+    ) -> None:
+        """Start ``function(*arguments, limit=…, report=…)``, or find it where it already runs.
+
+        It finds ``files`` of this machine with `cahlib.places.here`; they are brought to each
+        machine that lacks them, once.
+        """
+        job = _Job(function, arguments, limit, tuple(map(needed, files)))
         with self._lock:
             self._jobs[key] = job
             self._send(key, job)
@@ -120,7 +121,12 @@ class Remote:
 
     def told(self) -> list[Any]:
         """What each running job reported last."""
-        return [job.told for job in list(self._jobs.values()) if job.told is not None]
+        return list(self.reports().values())
+
+    def reports(self) -> dict[str, Any]:
+        """The same, by the jobs' keys."""
+        jobs = list(self._jobs.items())
+        return {key: job.told for key, job in jobs if job.told is not None}
 
     def nodes(self) -> list[Node]:
         """The workers that the scheduler knows; raises RunError if it does not answer."""
@@ -128,21 +134,13 @@ class Remote:
             workers = self._client.scheduler_info(n_workers=-1)["workers"]
             # not by what they report: one that stands still says nothing
             assigned = self._client.processing()
-        except _TROUBLE as error:
+        except TROUBLE as error:
             raise RunError(f"{self._reach.address} does not answer ({error}).") from error
         now, known = time.monotonic(), dict(self._jobs)
         jobs = {each: tuple(key for key in keys if key in known) for each, keys in assigned.items()}
+        still = {key: now - job.changed for key, job in known.items()}
         return [
-            Node(
-                name=str(worker["name"]),
-                host=worker["host"],
-                slots=int(worker["resources"].get("slot", 0)),
-                seen=max(time.time() - worker["last_seen"], 0),
-                memory=worker["metrics"].get("memory", 0),
-                jobs=jobs.get(address, ()),
-                still=min((now - known[key].changed for key in jobs.get(address, ())), default=0),
-            )
-            for address, worker in workers.items()
+            node(worker, jobs.get(address, ()), still=still) for address, worker in workers.items()
         ]
 
     def versions(self) -> dict[str, str]:
@@ -156,7 +154,7 @@ class Remote:
         while True:
             with suppress(RunError):
                 names = [each.name for each in self.nodes()]
-                missing = {n for n in nodes if not any(_of(name, n) for name in names)}
+                missing = {n for n in nodes if not any(of(name, n) for name in names)}
                 if not missing:
                     return missing
             if time.monotonic() > deadline:
@@ -177,12 +175,14 @@ class Remote:
         self._ending.set()
         self._keeper.join()
         self._pulls.shutdown(wait=True, cancel_futures=True)
-        with suppress(*_TROUBLE):
+        with suppress(*TROUBLE):
             running = [job.future for job in self._jobs.values() if job.future]
             names: list[Any] = [_name(key) for key, job in self._jobs.items() if job.published]
             if self._client.status == "running" and running:
                 self._client.unpublish_dataset(names)
                 self._client.cancel(running, force=True)
+            if self._client.status == "running":
+                self._supplies.forget(self._client)
         self._client.close(timeout=5)
 
     # the connection
@@ -206,7 +206,7 @@ class Remote:
                         counted = time.monotonic()
                     self._look()
                     last = time.monotonic()
-            except (*_TROUBLE, RunError) as error:
+            except (*TROUBLE, RunError) as error:
                 _log.warning("%s: %s", self._reach.address, error)
             if time.monotonic() > last + self._reach.limit and not self._lost:
                 self._lost = RunError(
@@ -246,7 +246,7 @@ class Remote:
         job.future = self._client.submit(
             carried,
             (key, job.function, job.arguments, job.limit),
-            self._reach.staging,
+            Means(files=job.files, folder=self._reach.files, staging=self._reach.staging),
             key=key,
             pure=False,
             resources={"slot": 1},
@@ -264,8 +264,15 @@ class Remote:
         assert job.future
         try:
             cargo = job.future.result(timeout=self._reach.patience)
+            if cargo.lacks:
+                self._supplies.bring(self._client, cargo)
+                with self._lock:
+                    self._release(key, job)
+                    self._send(key, job)
+                    job.coming = False
+                return
             result = self._pulled(cargo)
-        except (*_TROUBLE, Damaged) as error:
+        except (*TROUBLE, Damaged) as error:
             job.tries += 1
             if job.tries < _TRIES:
                 _log.warning("%s, try %d: %s", key, job.tries, error)
@@ -293,18 +300,22 @@ class Remote:
 
     def _forget(self, files: Sequence[Sent]) -> None:
         for sent in files:
-            with suppress(*_TROUBLE):  # the machine's disk is a little fuller
+            with suppress(*TROUBLE):  # the machine's disk is a little fuller
                 forget(self._client, sent, patience=self._reach.patience)
 
     def _end(self, key: str, job: _Job, result: Any) -> None:
         job.ended, job.told = True, None
-        with suppress(*_TROUBLE):
+        self._release(key, job)
+        self._finished.put((key, result))
+
+    def _release(self, key: str, job: _Job) -> None:
+        """Let the scheduler forget a job."""
+        with suppress(*TROUBLE):
             if job.published:
                 self._client.unpublish_dataset([_name(key)])
         if job.future:
             job.future.release()
             job.future = None
-        self._finished.put((key, result))
 
 
 @contextmanager
@@ -337,8 +348,3 @@ def _translated(error: BaseException | None) -> BaseException | None:
 
 def _name(key: str) -> str:
     return f"cahlib-{key}"
-
-
-def _of(worker: str, node: str) -> bool:
-    """Whether a worker's name is a node's: Dask adds -0, -1 … to it."""
-    return worker == node or worker.rpartition("-")[0] == node

@@ -24,6 +24,9 @@ from cahlib.swarm.worker import Sent, read, remove
 #: Bytes of a piece, and how many are on their way at once.
 _PIECE, _AHEAD = 16 << 20, 4
 
+#: Marks the tasks that move pieces.
+PIECE = "cahlib-piece-"
+
 
 class Damaged(ShardError):
     """What arrived is not what was sent."""
@@ -55,7 +58,7 @@ def fetch(client: Client, sent: Sent, target: Path, *, patience: float) -> None:
 def forget(client: Client, sent: Sent, *, patience: float) -> None:
     """Delete a file where it was sent from."""
     if sent.host:
-        _on(client, sent, remove, sent.place).result(timeout=patience)
+        on(client, sent.host, remove, sent.place).result(timeout=patience)
         return
     system, path = fsspec.url_to_fs(sent.place)
     system.rm(path)
@@ -70,18 +73,19 @@ def _pieces(client: Client, sent: Sent, patience: float) -> Iterator[bytes]:
     starts, coming = iter(range(0, sent.size, _PIECE)), deque[Future[Any]]()
     while True:
         while len(coming) < _AHEAD and (start := next(starts, None)) is not None:
-            coming.append(_on(client, sent, read, sent.place, start, _PIECE))
+            coming.append(on(client, sent.host, read, sent.place, start, _PIECE))
         if not coming:
             return
         yield coming.popleft().result(timeout=patience)
 
 
-def _on(client: Client, sent: Sent, function: Any, *arguments: Any) -> Future[Any]:
+def on(client: Client, host: str, function: Any, *arguments: Any) -> Future[Any]:
+    """Have a function run on a machine, beside its jobs."""
     return client.submit(
         function,
         *arguments,
-        key=f"cahlib-piece-{uuid.uuid4().hex}",
-        workers=[sent.host],
+        key=f"{PIECE}{uuid.uuid4().hex}",
+        workers=[host],
         pure=False,
         priority=10,  # a job that waits for a slot does not come before it
     )

@@ -6,9 +6,12 @@ A worker loads nothing of the swarm but this and `engine`: no SSH, no keys, no c
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +23,7 @@ from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from cahlib.errors import RunError, ShardError
+from cahlib.places import bring
 from cahlib.records import Parcel
 from cahlib.swarm.engine import guarded
 
@@ -37,15 +41,44 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Needed:
+    """A file of the driver's machine that a job names."""
+
+    path: str  #: by which the job names it
+    size: int
+    sha256: str  #: hex
+
+    def place(self, folder: str) -> str:
+        """Where it lies on other machines: a change makes it another file; its ending tells."""
+        return f"{folder.rstrip('/')}/{self.sha256[:32]}-{Path(self.path).name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cargo:
     """What a job gave, and the files that belong to it."""
 
     result: Any
     files: tuple[Sent, ...]
+    lacks: tuple[Needed, ...] = ()  #: what it cannot begin without
+    host: str = ""  #: the machine that lacks it
 
 
-def carried(job: tuple[str, Callable[..., Any], tuple[Any, ...], float], staging: str) -> Cargo:
-    """Do a job, and say where its files are; with ``staging``, bring them there."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What a job works with, and the way its files go."""
+
+    files: tuple[Needed, ...]
+    folder: str  #: where they lie
+    staging: str  #: a shared place by which files come and go, "" = from machine to machine
+
+
+def carried(job: tuple[str, Callable[..., Any], tuple[Any, ...], float], means: Means) -> Cargo:
+    """Do a job, and say where its files are, or which it lacks; with staging, by way of that."""
+    staging = means.staging
+    if lacks := tuple(each for each in means.files if not _there(each, means)):
+        host = get_address_host(get_worker().address)
+        return Cargo(result=None, files=(), lacks=lacks, host=host)
+    bring({each.path: each.place(means.folder) for each in means.files})
     try:
         result = guarded(*job)
     except RunError as error:
@@ -69,11 +102,42 @@ class Slot(WorkerPlugin):
             await worker.set_resources(slot=1)
 
 
+def dask_setup(worker: Any) -> None:
+    """Called by Dask as nodes start: the scheduler knows of each which cahlib it runs."""
+    worker.metrics["cahlib"] = lambda _: version("cahlib")
+
+
 def read(path: str, start: int, length: int) -> bytes:
     """A piece of a file."""
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(length)
+
+
+def write(path: str, start: int, piece: bytes) -> None:
+    """Write a piece of a file; its folder is made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.pwrite(file, piece, start)
+    finally:
+        os.close(file)
+
+
+def settle(part: str, path: str, digest: str) -> bool:
+    """Give a file that was written in pieces its name, if it is what it shall be."""
+    if whole(part, digest):
+        os.replace(part, path)
+    return whole(path, digest)
+
+
+def whole(path: str, digest: str) -> bool:
+    """Whether a file is there and has this sha256; read once a process."""
+    try:
+        known = os.stat(path)
+    except OSError:
+        return False
+    return _digest(path, known.st_mtime_ns, known.st_size) == digest
 
 
 def remove(path: str) -> None:
@@ -84,6 +148,35 @@ def remove(path: str) -> None:
 def about(dask_worker: Any) -> tuple[str, str]:
     """A worker's name, and the version of cahlib that it runs."""
     return str(dask_worker.name), version("cahlib")
+
+
+def _there(needed: Needed, means: Means) -> bool:
+    """Whether a file is on this machine, if need be fetched from the shared place."""
+    path = needed.place(means.folder)
+    if whole(path, needed.sha256):
+        return True
+    if not means.staging:
+        return False
+    part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        with fsspec.open(needed.place(means.staging), "rb") as source:
+            write(part, 0, b"")
+            with open(part, "wb") as target:
+                shutil.copyfileobj(source, target, 16 << 20)
+        return settle(part, path, needed.sha256)
+    except FileNotFoundError:  # it was not brought there yet
+        return False
+    finally:
+        remove(part)
+
+
+@lru_cache(maxsize=64)
+def _digest(path: str, changed: int, size: int) -> str:
+    digest = sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _offer(path: Path, digest: str, staging: str) -> Sent:

@@ -1,8 +1,12 @@
 """`cah run --swarm` against a stand-in for the cloud; its servers are hosts with an sshd."""
 
+import gzip
+import hashlib
+import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -10,9 +14,11 @@ from cahlib import demo
 from cahlib.config import replace
 from cahlib.curate.verify import verify
 from cahlib.demo import world
-from tests.acceptance.test_demo import rows
+from cahlib.records import Reason
+from tests.acceptance.test_demo import rows, tally
 from tests.world import cloud as clouds
 from tests.world import command, hosts
+from tests.world.jobs import until
 
 TOKENS = "token-one", "token-two"
 
@@ -42,21 +48,47 @@ def cah(cloud, *arguments):
     return ran
 
 
+def files_of_this_machine(shown, folder):
+    """A WAT file and lists of what to leave out, which lie nowhere else."""
+    wat, harm, domains = (folder / name for name in ("demo.warc.wat.gz", "harm", "domains.gz"))
+    wat.write_bytes(shown.wat)
+    picture = next(each for each in shown.exhibits if each.reason is None)
+    [answer] = picture.answers.values()
+    harm.write_text(hashlib.sha256(answer.body).hexdigest())
+    domains.write_bytes(gzip.compress(b"museum.example.net\natlas.example.net\n"))
+    return {"crawl": str(wat), "known_harm": str(harm), "blocked_domains": str(domains)}
+
+
+def page(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.read().decode()
+    except OSError:
+        return ""
+
+
 def names(cloud):
     return [server["name"] for server in cloud.servers()]
 
 
 @pytest.mark.timeout(240)
 def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_path):
-    with world.build().serve(host=cloud.hosts.address) as web:
-        job = demo.job(str(tmp_path / "swarm"), web)
+    shown = world.build()
+    files = files_of_this_machine(shown, tmp_path)
+    with shown.serve(host=cloud.hosts.address) as web:
+        job = replace(demo.job(str(tmp_path / "swarm"), web), **files)
         ran = cah(cloud, "run", *command.options(replace(job, swarm=2, max_cost=1)))
         assert ran.returncode == 0, ran.stderr
+        assert re.search("(boot|install|start): cah-", ran.stderr), ran.stderr
+        assert "swarm no servers, EUR 0.0140 so far, 0.0000 an hour" in ran.stderr
         job = replace(job, output=str(tmp_path / "alone"))
         alone = command.cah("run", *command.options(job))
         assert alone.returncode == 0, alone.stderr
     assert names(cloud) == ["stranger"]
     assert rows(tmp_path / "swarm") == rows(tmp_path / "alone")
+    here, there = tally(tmp_path / "alone").lost, tally(tmp_path / "swarm").lost
+    assert here[Reason.KNOWN_HARM] and here[Reason.BLOCKED_DOMAIN]
+    assert here == there
     assert list(verify(tmp_path / "swarm")) == []
     assert len(list((tmp_path / "swarm/run/swarm/logs").glob("*.log"))) == 2
     for path in (tmp_path / "swarm").rglob("*"):
@@ -70,13 +102,20 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
     assert cah(cloud, "swarm", "up", 2, *output).returncode == 0
     first, second = (name for name in names(cloud) if name != "stranger")
     shown = cah(cloud, "swarm", "status", *output).stdout
-    assert all(f"{name} " in shown for name in (first, second)) and "idle" in shown
+    wheel = next((tmp_path / "dataset/run/swarm/wheel").glob("*.whl")).name.split("-")[1]
+    for name in (first, second):
+        assert re.search(rf"{name} .* idle .* 0\.0070\n", shown), shown
+        assert re.search(rf"{name}  cahlib {re.escape(wheel)}: .*distributed", shown), shown
     assert "Register worker" in cah(cloud, "swarm", "logs", *output).stdout
     line = cah(cloud, "swarm", "ssh", second, *output).stdout
     said = subprocess.run(
         [*shlex.split(line), "echo", "hello"], capture_output=True, text=True, timeout=30
     )
     assert said.stdout == "hello\n", said.stderr
+    forward = cah(cloud, "swarm", "ssh", first, "--dashboard", *output).stdout
+    with subprocess.Popen(shlex.split(forward), stderr=subprocess.DEVNULL) as tunnel:
+        until(lambda: second in page("http://127.0.0.1:8787/info/main/workers.html"))
+        tunnel.terminate()
     assert cah(cloud, "swarm", "restart", second, *output).returncode == 0
     wrong = cah(cloud, "swarm", "ssh", "nobody", *output)
     assert wrong.returncode == 2 and first in wrong.stderr
@@ -94,6 +133,12 @@ def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     output = ("--output", tmp_path / "dataset")
     assert cah(cloud, "swarm", "up", 1, *output).returncode == 0
     assert len(names(cloud)) == 2
+    for server in cloud.servers():
+        server["created"] = "2026-01-01T00:00:00+00:00"
+    told = cah(cloud, "tracker", "stats", "--database", f"sqlite:///{tmp_path}/tracker.sqlite")
+    name = (tmp_path / "dataset/run/swarm/run").read_text()
+    assert f"EUR 0.0070 an hour, until you type `cah swarm down --run {name}`" in told.stderr
+    assert "still there" not in cah(cloud, "swarm", "logs", *output).stderr
     elsewhere = cah(cloud, "swarm", "down", "--output", tmp_path / "another")
     assert "0 servers were deleted" in elsewhere.stdout and len(names(cloud)) == 2
     assert "1 servers were deleted" in cah(cloud, "swarm", "down", "--all-runs").stdout
@@ -109,7 +154,7 @@ def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
         (["--swarm", "2", "--max-cost", "0.001"], 2, "more than the ceiling"),
         (["--swarm", "1001"], 2, "swarm"),
         (["--swarm", "2", "--engine", "tcp://127.0.0.1:1"], 2, "not both"),
-        (["--swarm", "2", "--known-harm", "list"], 2, "lists are not brought"),
+        (["--swarm", "2", "--known-harm", "nowhere"], 2, "known_harm: nowhere cannot be read"),
         (["--engine", "tcp://127.0.0.1:9"], 1, "no Dask cluster answers"),
     ],
 )

@@ -1,16 +1,25 @@
-"""How fast parcels come from a node, over TLS, beside SFTP.
+"""How fast parcels come from a node, over TLS, beside SFTP; and what the driver needs for it.
 
-The node is a light host: its network is this machine's memory. Needs root.
+    python -m tests.benchmarks.bench_pull
+
+The node is a light host: its network is this machine's memory. For a round trip of 30 ms a relay
+of a few lines stands between, which holds back what passes; no more than 6 MiB are on their way in
+a connection, as Debian's TCP allows by default. Needs root.
 """
 
 from __future__ import annotations
 
-import resource
+import asyncio
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+
+import psutil
 
 from cahlib.swarm import install
 from cahlib.swarm.cluster import Reach
@@ -23,8 +32,16 @@ from tests.world import hosts, jobs
 _SIZE = 256 << 20
 _ROUNDS = 4
 
+#: Milliseconds of a round trip, and bytes on their way in a connection.
+_DELAY, _WINDOW = 30, 6 << 20
+
+#: Bytes that the relay passes on at once.
+_CHUNK = 1 << 16
+
 
 def main() -> None:
+    if sys.argv[1:2] == ["relay"]:
+        asyncio.run(_relay(*sys.argv[2:4], float(sys.argv[4])))
     if reason := hosts.lacking():
         sys.exit(reason)
     with tempfile.TemporaryDirectory() as folder, hosts.Hosts(Path(folder)) as machines:
@@ -32,24 +49,31 @@ def main() -> None:
         host = machines.boot("node", user_data(keys, "node"))
         login = Login(name="node", address=host.address, keys=keys)
         install.bring_up(login, install.package(Path(folder) / "wheel"), head=login)
-        before = _memory()
-        for delay in (0, 30):
-            if delay and not _delayed(host, delay):
-                print(f"{delay} ms: this kernel has no netem, so it was not measured")
-                continue
-            print(f"{delay} ms: {_pulled(login, Path(folder)):.0f} MiB/s in pieces")
-            print(f"{delay} ms: {_sftp(login, Path(folder)):.0f} MiB/s by SFTP")
-        print(f"the driver's memory: {_memory()} MiB at most, {before} MiB before")
+        print(f"the driver's memory: {_memory()} MiB before")
+        _told(0, _pulled(login, f"{login.address}:{install.PORT}", Path(folder)))
+        print(f"0 ms: {_sftp(login, login.port, login.address, Path(folder)):.0f} MiB/s by SFTP")
+        with ExitStack() as stack:
+            scheduler, worker, ssh = (
+                stack.enter_context(_relayed(machines.address, f"{host.address}:{port}", _DELAY))
+                for port in (install.PORT, 9000, 22)
+            )
+            _by_relay(host, login, worker)
+            _told(_DELAY, _pulled(login, scheduler, Path(folder)))
+            place, port = ssh.split(":")
+            print(f"{_DELAY} ms: {_sftp(login, int(port), place, Path(folder)):.0f} MiB/s by SFTP")
 
 
-def _pulled(login: Login, folder: Path) -> float:
+def _told(delay: int, pulled: tuple[float, list[int]]) -> None:
+    speed, memory = pulled
+    print(f"{delay} ms: {speed:.0f} MiB/s in pieces; the driver's memory after each: {memory} MiB")
+
+
+def _pulled(login: Login, scheduler: str, folder: Path) -> tuple[float, list[int]]:
     """MiB a second, from the first piece to the parcel's name, its checksum included."""
-    reach = Reach(
-        address=f"tls://{login.address}:{install.PORT}", keys=login.keys, away=str(folder / "away")
-    )
+    reach = Reach(address=f"tls://{scheduler}", keys=login.keys, away=str(folder / "away"))
     with remote(reach, folder / "home") as scrapers:
         scrapers.gather([login.name], timeout=30)
-        spent = 0.0
+        spent, memory = 0.0, []
         for n in range(_ROUNDS):
             scrapers.submit(
                 f"parcel{n}", jobs.write_parcel, _SIZE + n, "", scrapers.folder, limit=60
@@ -58,24 +82,83 @@ def _pulled(login: Login, folder: Path) -> float:
             started = time.monotonic()
             scrapers.take(timeout=120)
             spent += time.monotonic() - started
-    return _ROUNDS * _SIZE / spent / (1 << 20)
+            memory.append(_memory())
+    return _ROUNDS * _SIZE / spent / (1 << 20), memory
 
 
-def _sftp(login: Login, folder: Path) -> float:
-    with session(login) as node:
+def _sftp(login: Login, port: int, address: str, folder: Path) -> float:
+    with session(replace(login, address=address, port=port)) as node:
         node.run(f"head -c {_SIZE} /dev/urandom > /home/crawl/big")
         started = time.monotonic()
         node.get("/home/crawl/big", folder / "big")
         return _SIZE / (time.monotonic() - started) / (1 << 20)
 
 
-def _delayed(host: hosts.Host, milliseconds: int) -> bool:
-    line = ["tc", "qdisc", "add", "dev", host.space, "root", "netem", "delay", f"{milliseconds}ms"]
-    return subprocess.run(line, capture_output=True).returncode == 0
+def _by_relay(host: hosts.Host, login: Login, contact: str) -> None:
+    """Start the node's worker so that others reach it through a relay."""
+    unit = host.base / "etc/crawl.service"
+    ports = "--worker-port 9000:9049 --nanny-port 9050:9099"
+    own = f"--listen-address tls://{host.address}:9000 --contact-address tls://{contact}"
+    text = unit.read_text().replace("--host ${ADDRESS} ", "").replace(ports, own)
+    unit.write_text(text)
+    install.restart(login)
+
+
+@contextmanager
+def _relayed(address: str, target: str, delay: int) -> Iterator[str]:
+    """A relay to a target, in a process of its own; its HOST:PORT."""
+    line = [sys.executable, "-m", "tests.benchmarks.bench_pull", "relay"]
+    line += [address, target, str(delay / 2000)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=hosts.ROOT) as relay:
+        try:
+            yield f"{address}:{relay.stdout.readline().strip()}"
+        finally:
+            relay.terminate()
+
+
+async def _relay(address: str, target: str, delay: float) -> None:
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward = await asyncio.open_connection(*target.split(":"), limit=_WINDOW)
+        await asyncio.gather(_held(reader, onward[1], delay), _held(onward[0], writer, delay))
+
+    server = await asyncio.start_server(connected, address, 0, limit=_WINDOW)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+async def _held(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
+    """Pass on what comes, later; half a window is on its way in half a round trip."""
+    clock, going = asyncio.get_running_loop().time, asyncio.Queue()
+    room, held = asyncio.Event(), 0
+
+    async def send() -> None:
+        nonlocal held
+        while True:
+            due, data = await going.get()
+            await asyncio.sleep(due - clock())
+            held -= len(data)
+            room.set()
+            if not data:
+                writer.close()
+                return
+            writer.write(data)
+            await writer.drain()
+
+    sending = asyncio.create_task(send())
+    with suppress(OSError):
+        while data := await reader.read(_CHUNK):
+            while held > _WINDOW // 2:
+                room.clear()
+                await room.wait()
+            held += len(data)
+            going.put_nowait((clock() + delay, data))
+    going.put_nowait((clock() + delay, b""))
+    with suppress(OSError):
+        await sending
 
 
 def _memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return psutil.Process().memory_info().rss >> 20
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Servers come up where there is stock and room, and none of them outlives what happens."""
 
 import signal
+import time
 
 import pytest
 
 from cahlib.errors import ConfigError, RunError
-from cahlib.swarm.fleet import Fleet, Limits, fleet, plan
+from cahlib.swarm.fleet import Fleet, Limits, fleet, forsaken, plan
 from cahlib.swarm.hetzner import accounts
 from tests.world.cloud import PLACES, Account, Cloud, No, serve
 
@@ -147,4 +148,32 @@ def test_whichever_call_fails_no_server_is_left(cloud, nth, fault):
     assert len(cloud.calls) - before >= nth
     assert signal.getsignal(signal.SIGINT) is handler
     cloud.faults = lambda number, what: None
+    assert nothing_is_left(cloud)
+
+
+def test_servers_of_runs_that_are_over_are_told_of_with_price_and_command(cloud):
+    swarm, _ = made(cloud, nodes=2)
+    with hold(swarm):
+        soon, later = time.time() + 100, time.time() + 1000
+        assert forsaken(swarm.accounts, now=soon) == []
+        assert forsaken(swarm.accounts, but="r1", now=later) == []
+        [sentence] = forsaken(swarm.accounts, now=later)
+        assert sentence.startswith("2 servers of run r1 are still there") and "0.0140" in sentence
+        assert sentence.endswith("`cah swarm down --run r1`.")
+        swarm.clock = lambda: later
+        swarm.mark()
+        assert forsaken(swarm.accounts, now=later + 200) == []
+        assert len(swarm.servers()) == 2  # a mark takes no other label away
+
+
+def test_a_run_that_finds_its_servers_counts_what_they_have_cost(cloud):
+    before, _ = made(cloud, nodes=2)
+    before.prepare("ssh-ed25519 AAAA")
+    before.fill()
+    cloud.closed = {("cx23", place) for place in PLACES}  # sold out meanwhile
+    swarm, _ = made(cloud, nodes=2)
+    swarm.clock = lambda: time.time() + 3600
+    with hold(swarm):
+        assert swarm.spent() == pytest.approx(2 * 2 * 0.007)
+        assert swarm.hourly() == pytest.approx(2 * 0.007)
     assert nothing_is_left(cloud)

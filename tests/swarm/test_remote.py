@@ -15,13 +15,15 @@ from distributed import LocalCluster
 from cahlib import demo
 from cahlib.demo import world
 from cahlib.errors import ConfigError, RunError, ShardError
+from cahlib.progress import Board
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.shards import shards
-from cahlib.swarm import engine, install
+from cahlib.swarm import engine, install, view
 from cahlib.swarm.cluster import Reach
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
+from cahlib.swarm.provider import Server
 from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Login
 from tests.world import hosts, jobs
@@ -246,6 +248,50 @@ def test_a_parcel_that_stays_damaged_is_given_up_and_deleted(swarm, scrapers):
     assert isinstance(error, ShardError) and "damaged" in str(error)
     for host in swarm.machines.all.values():
         assert not list((host.home / "parcels").glob("parcel2000*"))
+
+
+@needs_hosts
+def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scrapers, tmp_path):
+    fleet = FleetOf(swarm.logins)
+    scrapers.submit("counting", jobs.count_and_wait, tmp_path, limit=60)
+    with view.viewed(fleet, swarm.keys, board := Board(), lambda _: None) as seen:
+        for login in swarm.logins:
+            seen.step(login.name, "up")
+        seen.works(scrapers)
+        jobs.until(lambda: any(each.rate > 50 for each in board.nodes))
+        jobs.until(lambda: all(each.line for each in board.nodes))
+        told = {each.state: each for each in board.nodes}
+    assert set(told) == {"works", "idle"} and told["works"].job == "counting"
+    assert 50 < told["works"].rate < 150 and told["works"].seen < 10
+    assert told["idle"].version == swarm.goods.wheel.name.split("-")[1]
+    assert (board.nodes, board.spent) == ((), 0.5)  # nothing is left
+    workers, speeds = view.overheard(swarm.reach())
+    assert [each.jobs for each in workers if each.jobs] == [("counting",)]
+    assert 50 < speeds["counting"] < 150
+    (tmp_path / "go").touch()
+    assert take(scrapers, 1) == {"counting": "done"}
+
+
+class FleetOf:
+    """As much of a fleet as a view looks at."""
+
+    def __init__(self, logins):
+        self.listed = {
+            each.name: Server(
+                id=n, name=each.name, address=each.address, type="cx23", location="fsn1",
+                status="running", labels={}, created=0,
+            )
+            for n, each in enumerate(logins)
+        }  # fmt: skip
+
+    def cost(self, name):
+        return 0.25
+
+    def spent(self):
+        return 0.5
+
+    def hourly(self):
+        return 0.014
 
 
 @needs_hosts

@@ -109,6 +109,8 @@ class Cloud:
             raise No(404, "not_found", "not found")
         if method == "DELETE":
             return self._delete(account, kind, number)
+        if method == "PUT":
+            things[number] |= body
         return {kind[:-1]: things[number]}
 
     def _make(self, account, kind, body):
@@ -215,7 +217,7 @@ def serve(cloud: Cloud) -> Iterator[Cloud]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_DELETE = _any
+        do_GET = do_POST = do_PUT = do_DELETE = _any
 
         def log_message(self, *arguments):
             pass

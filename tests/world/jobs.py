@@ -9,7 +9,8 @@ from pathlib import Path
 
 import cahlib
 from cahlib.errors import ShardError
-from cahlib.records import Parcel, Shard, Tally
+from cahlib.places import here
+from cahlib.records import Parcel, Shard, Stage, Tally
 
 
 def until(true: Callable[[], bool], *, seconds: float = 20) -> None:
@@ -48,6 +49,16 @@ def tell_and_wait(folder: Path, *, limit: float, report: Callable[[object], None
     return "done"
 
 
+def count_and_wait(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
+    """Try ten links a tenth of a second, until the file "go" is there."""
+    tally = Tally()
+    while not (folder / "go").exists():
+        tally.left[Stage.FETCH] += 10
+        report(tally.as_dict())
+        time.sleep(0.1)
+    return "done"
+
+
 def write_parcel(
     size: int,
     damage: str,
@@ -83,6 +94,11 @@ def hang(folder: Path, *, limit: float, report: Callable[[object], None]) -> str
     (folder / "hung").touch()
     ctypes.PyDLL(None).sleep(1000)
     return "never"
+
+
+def read_file(path: str, *, limit: float, report: Callable[[object], None]) -> tuple[str, bytes]:
+    """Where a file of the driver's lies on this machine, and what is in it."""
+    return here(path), Path(here(path)).read_bytes()
 
 
 def code(*, limit: float, report: Callable[[object], None]) -> str:
