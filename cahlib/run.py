@@ -31,6 +31,7 @@ from cahlib.curate.seal import Sealed
 from cahlib.errors import CahError, ConfigError, RunError, ShardError
 from cahlib.flow import Flow, Line
 from cahlib.lists import hashes
+from cahlib.needs import introduced, named
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
@@ -103,15 +104,6 @@ def run(
         )
 
 
-def introduced(job: Job) -> None:
-    """Refuse to ask the web for anything without a word on who asks."""
-    if not (job.download.contact or job.download.replay):
-        raise ConfigError(
-            "contact: give a web page or an e-mail address where site owners reach you; images "
-            "are asked for with it, and not without."
-        )
-
-
 @contextmanager
 def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Shared]:
     """The run's own folder beside the dataset, held by this process alone, and its ledger.
@@ -135,8 +127,7 @@ def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Sha
 
 def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
     """The ledger of a run that takes part in a tracker's crawl."""
-    if not job.nickname:
-        raise ConfigError("nickname: choose one; the tracker's leaderboard shows it.")
+    named(job)
 
     def pause(seconds: float) -> None:
         if stop.wait(seconds):
