@@ -88,6 +88,7 @@ setup(
             "py.typed",
             "**/*.json",
             "**/*.html",
+            "**/*.css",
             "**/*.gz",
             "**/*.safetensors",
             "**/*.tar",

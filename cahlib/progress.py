@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cahlib.records import Tally
 
@@ -24,6 +25,8 @@ class Snapshot:
     queues: Mapping[str, tuple[int, int]]  #: by name: how many wait, and how many may
     busy: float  #: share of the last seconds in which the model worked, 0 … 1
     finished: bool  #: the last snapshot of a run
+    #: pairs that were judged last, the newest first, as `cahlib.curate.gallery.Latest` shows them
+    latest: Sequence[Mapping[str, Any]] = ()
 
 
 Listener = Callable[[Snapshot], None]

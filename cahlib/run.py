@@ -22,9 +22,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from cahlib import __version__
+from cahlib import __version__, live
 from cahlib.config import Job
 from cahlib.curate import card, clip, dataset, report, seal, upload
+from cahlib.curate.gallery import Latest
 from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
@@ -85,7 +86,11 @@ def run(
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
     stop = stop or threading.Event()
-    with home(job, role=role, stop=stop) as ledger:
+    own = folder / "run"
+    with (
+        home(job, role=role, stop=stop) as ledger,
+        live.recorded(own, listener, stopping=stop.is_set) as listener,
+    ):
         if isinstance(ledger, Ledger):
             ledger.add(shards(job.crawl, contact=job.download.contact))
         if ledger.more() or ledger.in_state("sealed"):
@@ -186,6 +191,7 @@ class _Work:
         self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to seal
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._lines: dict[str, Line[Any]] = {}
+        self._latest = Latest()
 
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
@@ -241,6 +247,7 @@ class _Work:
                 return  # the parcel stays for the next launch
             try:
                 for judged in self._judged(work):
+                    self._latest.offer(judged)
                     yield work, judged
                 yield work, None
             except (RunError, ConfigError):
@@ -341,6 +348,7 @@ class _Work:
             rates=rates,
             queues={name: (len(line), line.limit) for name, line in self._lines.items()},
             finished=finished,
+            latest=self._latest.shown(),
         )
 
     def _tally(self) -> Tally:

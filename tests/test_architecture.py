@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
-GROUND = {"config", "errors", "flow", "lists", "needs", "presets", "progress", "records"}
+GROUND = {"config", "errors", "flow", "lists", "live", "needs", "presets", "progress", "records"}
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
 DOORS = {"cli", "commands", "console", "notebook"}
 

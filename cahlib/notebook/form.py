@@ -131,17 +131,14 @@ class Form:
         self._quiet = False
         self._check()
 
-    def blame(self, error: CahError) -> bool:
-        """Show an error beside the field that it names; False if it names none."""
+    def blame(self, error: CahError) -> None:
+        """Show an error beside the field that it names, if it names one."""
         text = str(error)
         name = text.partition(":")[0]
-        if name == "token" or ("token" in text and name not in self.fields):
-            self._show_token(text)
-        elif name in self.fields:
+        if name in self.fields:
             self.fields[name].say(text)
-        else:
-            return False
-        return True
+        elif "token" in text:
+            self._show_token(text)
 
     def freeze(self, frozen: bool) -> None:
         """Let nothing be changed while a run is going on, or let it."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 from typing import Any
+
+from cahlib.errors import ConfigError
 
 #: The name of Hetzner's token, in the environment and among a notebook's secrets.
 TOKEN = "HCLOUD_TOKEN"
@@ -116,3 +119,16 @@ def _kept(module: str) -> str:
         return str(found.get(TOKEN) or "")
     except Exception:  # noqa: BLE001 - each has errors of its own; all mean that there is none
         return ""
+
+
+def online(place: Place, *, host: str = "data.commoncrawl.org") -> None:
+    """Raise ConfigError where a Kaggle notebook has no internet, which is off at first."""
+    if place.name != "Kaggle":
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as error:
+        raise ConfigError(
+            "crawl: this notebook has no internet; switch it on (Settings → Internet; Kaggle asks "
+            "for a verified phone), then run all cells again."
+        ) from error
