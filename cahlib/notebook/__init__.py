@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cahlib.notebook.desk import Desk
-    from cahlib.notebook.results import Results
+    from cahlib.notebook.outcome import Results
 
 #: The desk of the last call: its thread ends when there is another.
 _desks: list[Desk] = []
@@ -42,7 +42,7 @@ def form(settings: Mapping[str, Any] | None = None) -> Desk:
 
 def results(desk: Desk) -> Results:
     """Show what came out: now, or as soon as the run has ended."""
-    from cahlib.notebook.results import Results
+    from cahlib.notebook.outcome import Results
 
     return Results(desk)
 

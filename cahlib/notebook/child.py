@@ -21,7 +21,7 @@ from typing import Any
 from cahlib import live
 from cahlib.config import Job, settings
 from cahlib.errors import ConfigError, RunError
-from cahlib.notebook.form import written
+from cahlib.notebook.fields import written
 from cahlib.notebook.place import TOKEN
 
 _NOTE, _LOG = "child.json", "console.log"

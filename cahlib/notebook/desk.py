@@ -20,7 +20,7 @@ from cahlib.config import Job, Output, settings
 from cahlib.errors import CahError, RunError, missing
 from cahlib.notebook import expect, view
 from cahlib.notebook.child import Child
-from cahlib.notebook.form import Form
+from cahlib.notebook.fields import Form
 from cahlib.notebook.memory import remember, remembered
 from cahlib.notebook.place import Place, online, secret
 
@@ -68,16 +68,15 @@ class Desk:
     def plan(self) -> None:
         """Show what the job will make, cost and bring; makes nothing."""
         job = self.form.job()
-        said = [expect.expected(job), self.place.advice]
+        servers = ""
         if job.place.swarm:
             from cahlib.scrapers import planned
 
             self._say("Asking the cloud for offers and prices …")
-            said.insert(0, planned(job, self.form.token))
+            servers = planned(job, self.form.token)
+            self._say("")
         self._planned = job
-        self._say("")
-        text = escape("\n".join(filter(None, said)))
-        self.plan_shown.value = f'<div class="cah"><h4>Plan</h4><pre>{text}</pre></div>'
+        self.plan_shown.value = view.plan(servers, expect.expected(job))
 
     def start(self) -> None:
         """Start the run; servers are made only after their plan was shown."""

@@ -30,6 +30,12 @@ _STATES = {
 }
 
 
+def plan(servers: str, expected: str) -> str:
+    """What will be made, as a table for people, and what to expect."""
+    table = f"<pre>{escape(servers)}</pre>" if servers else ""
+    return _cah(f"<h4>Plan</h4>{table}<div>{escape(expected)}</div>")
+
+
 def head(live: Mapping[str, Any], *, running: bool) -> str:
     """Where the run stands: its state, shards, the slowest step, and what it costs."""
     lines = [f"<b>{escape(state(live, running=running))}</b>"]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cahlib import demo
+from cahlib import demo, notebook
 from cahlib.config import replace
 from cahlib.curate.verify import verify
 from cahlib.demo import world
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import ConfigError
 from cahlib.notebook.desk import Desk
+from cahlib.notebook.outcome import Results
 from cahlib.notebook.place import Place, here, online
-from cahlib.notebook.results import Results
 from tests.world.jobs import until
 
 
@@ -86,41 +86,33 @@ def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, c
 
 
 @pytest.mark.timeout(120)
-def test_a_run_is_killed_started_again_stopped_and_torn_down(desks, place, values):
-    desk = desks(place, {}, values)
+def test_a_run_gets_what_the_form_says_is_killed_and_torn_down(desks, place, values):
+    """What CAH_* says may have been changed in the form."""
+    Path(".env").write_text("CAH_NICKNAME=eve\nCAH_THRESHOLD=0.9\n")
+    desk = desks(place, {"CAH_SHARDS": "7", "CAH_NICKNAME": "bob"}, values)
+    assert desk.form.fields["nickname"].text == "ada"
+    desk.form.fields["shards"].write("0")
     desk.buttons["start"].click()
     until(lambda: desk.child.live().get("state") == "starting")
+    stored = json.loads((desk.child.home / "job.json").read_text())
+    assert (stored["nickname"], stored["shards"]) == ("ada", 0)
+    assert stored["threshold"] == values["threshold"]
     os.kill(desk.child.live()["pid"], signal.SIGKILL)
     until(lambda: not desk.child.running())
     desk.draw()
     assert "Start goes on with it" in desk.parts["head"].value
     desk.buttons["start"].click()
     until(lambda: desk.child.live().get("state") == "running")
-    desk.buttons["stop"].click()
-    until(lambda: desk.child.live().get("state") == "stopping")
     desk.draw()
-    assert "is stopping" in desk.parts["head"].value and desk.buttons["stop"].disabled
     desk.buttons["down"].click()
     until(lambda: "nothing of it is left" in desk.message.value)
     desk.draw()
     assert not desk.buttons["start"].disabled and desk.buttons["down"].disabled
 
 
-def test_the_run_gets_what_the_form_says_and_what_it_refuses_is_shown(desks, place, values):
-    """What CAH_* says may have been changed in the form."""
-    Path(".env").write_text("CAH_NICKNAME=eve\nCAH_THRESHOLD=0.9\n")
-    given = {"CAH_SHARDS": "7", "CAH_NICKNAME": "bob"}
-    desk = desks(place, given, values | {"crawl": "no-such-file"})
-    assert desk.form.fields["nickname"].text == "ada"
-    desk.form.fields["shards"].write("0")
-    desk.buttons["start"].click()
-    with pytest.raises(RunError, match="no-such-file"):
-        desk.follow(lambda line: None)
-    desk.draw()
-    assert "no-such-file" in desk.parts["log"].value
-    stored = json.loads((desk.child.home / "job.json").read_text())
-    assert (stored["nickname"], stored["shards"]) == ("ada", 0)
-    assert stored["threshold"] == values["threshold"]
+def test_functions_and_files_of_the_notebook_share_no_name():
+    names = {path.stem for path in Path(notebook.__file__).parent.glob("*.py")}
+    assert callable(notebook.form) and not {"form", "results"} & names
 
 
 def test_a_click_shows_what_is_wrong(desks, place, values):

@@ -8,7 +8,7 @@ import pytest
 from cahlib import cli
 from cahlib.config import Job, settings
 from cahlib.errors import ConfigError
-from cahlib.notebook.form import Form, written
+from cahlib.notebook.fields import Form, written
 from tests.world.command import environment
 
 GIVEN = {"nickname": "ada", "contact": "https://example.org/crawl", "crawl": "CC-MAIN-2024-10"}

@@ -73,9 +73,10 @@ def test_an_unattended_run_leaves_a_dataset_and_a_page(tmp_path):
 
 @pytest.mark.timeout(120)
 def test_an_unattended_run_that_cannot_be_fails_with_a_sentence(tmp_path):
-    path = notebooks.copy(tmp_path, {"nickname": "ada", "contact": "a@example.org"})
-    ran = execute(path)
-    assert ran.returncode != 0 and "crawl: say what to read" in ran.stderr
+    given = {"nickname": "ada", "contact": "a@example.org", "crawl": "no-such-file"}
+    ran = execute(notebooks.copy(tmp_path, given))
+    assert ran.returncode != 0
+    assert "RunError" in ran.stderr and "crawl: there is no file no-such-file" in ran.stderr
 
 
 @pytest.mark.timeout(60)
