@@ -49,6 +49,10 @@ tracker = [
     "alembic>=1.14",  # upgrades a running community's database
     "psycopg[binary]>=3.2",  # PostgreSQL; SQLite comes with Python
 ]
+# Colab and Kaggle bring theirs, which must stay as it is: no lower bound above Colab's
+notebook = [
+    "ipywidgets>=7.7.1",  # the form and the live view
+]
 dev = [
     "pytest>=8.3",
     "pytest-randomly>=3.15",  # random order
@@ -62,6 +66,8 @@ dev = [
     "embedding-reader>=1.8",  # reads our embeddings, as autofaiss and clip-retrieval do
     "schemathesis>=4",  # sends the tracker what nobody thought of
     "playwright>=1.50",  # drives the system's Chromium through the tracker's pages
+    "jupyterlab>=4.2",  # gpucah.ipynb as a user opens it
+    "nbconvert>=7.16",  # and as batch runs execute it
     "rbloom>=1.5",  # reads our Bloom filters
     "s3fs>=2024.2",  # the driver of s3://
     # reads our TFRecords; 275 MB to download, 1.4 GB on disk, and only one test needs it
@@ -82,6 +88,7 @@ setup(
             "py.typed",
             "**/*.json",
             "**/*.html",
+            "**/*.css",
             "**/*.gz",
             "**/*.safetensors",
             "**/*.tar",
@@ -91,6 +98,12 @@ setup(
     },
     python_requires=">=3.10",
     install_requires=base,
-    extras_require={"gpu": gpu, "swarm": swarm, "tracker": tracker, "dev": dev},
+    extras_require={
+        "gpu": gpu,
+        "swarm": swarm,
+        "tracker": tracker,
+        "notebook": notebook,
+        "dev": dev,
+    },
     entry_points={"console_scripts": ["cah = cahlib.cli:main"]},
 )

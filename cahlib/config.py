@@ -313,6 +313,8 @@ class Setting:
                 return False
             raise ConfigError(f"{self.name}: {text!r} is neither yes nor no.")
         if self.type in (int, float):
+            if not text and self.default is None:
+                return None
             try:
                 return self.type(text)
             except ValueError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cahlib.records import Tally
 
@@ -54,6 +55,8 @@ class Snapshot:
     nodes: tuple[Node, ...] = ()  #: of the run's swarm
     spent: float = 0  #: euros that its servers have cost, those that are gone included
     hourly: float = 0  #: euros an hour that they cost now
+    #: pairs that were judged last, the newest first, as `cahlib.curate.gallery.Latest` shows them
+    latest: Sequence[Mapping[str, Any]] = ()
 
 
 Listener = Callable[[Snapshot], None]

@@ -22,15 +22,17 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from cahlib import __version__
+from cahlib import __version__, live
 from cahlib.config import Job
 from cahlib.curate import card, clip, dataset, report, seal, upload
+from cahlib.curate.gallery import Latest
 from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
 from cahlib.errors import CahError, ConfigError, RunError, ShardError
 from cahlib.flow import Flow, Line
 from cahlib.lists import hashes
+from cahlib.needs import introduced, named
 from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
@@ -84,7 +86,11 @@ def run(
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
     stop = stop or threading.Event()
-    with home(job, role=role, stop=stop) as ledger:
+    own = folder / "run"
+    with (
+        home(job, role=role, stop=stop) as ledger,
+        live.recorded(own, listener, stopping=stop.is_set) as listener,
+    ):
         if isinstance(ledger, Ledger):
             ledger.add(shards(job.crawl, contact=job.download.contact))
         if ledger.more() or ledger.in_state("sealed"):
@@ -100,15 +106,6 @@ def run(
             shards=ledger.counts(),
             tally=ledger.tally(),
             errors=tuple(ledger.errors()),
-        )
-
-
-def introduced(job: Job) -> None:
-    """Refuse to ask the web for anything without a word on who asks."""
-    if not (job.download.contact or job.download.replay):
-        raise ConfigError(
-            "contact: give a web page or an e-mail address where site owners reach you; images "
-            "are asked for with it, and not without."
         )
 
 
@@ -135,8 +132,7 @@ def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Sha
 
 def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
     """The ledger of a run that takes part in a tracker's crawl."""
-    if not job.nickname:
-        raise ConfigError("nickname: choose one; the tracker's leaderboard shows it.")
+    named(job)
 
     def pause(seconds: float) -> None:
         if stop.wait(seconds):
@@ -196,6 +192,7 @@ class _Work:
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._lines: dict[str, Line[Any]] = {}
         self._board = Board()
+        self._latest = Latest()
 
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
@@ -251,6 +248,7 @@ class _Work:
                 return  # the parcel stays for the next launch
             try:
                 for judged in self._judged(work):
+                    self._latest.offer(judged)
                     yield work, judged
                 yield work, None
             except (RunError, ConfigError):
@@ -353,6 +351,7 @@ class _Work:
             nodes=self._board.nodes,
             spent=self._board.spent,
             hourly=self._board.hourly,
+            latest=self._latest.shown(),
         )
 
     def _tally(self) -> Tally:

@@ -9,9 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
-GROUND = {"config", "errors", "flow", "lists", "places", "presets", "progress", "records"}
+GROUND = {
+    "config", "errors", "flow", "lists", "live", "needs", "places", "presets", "progress",
+    "records",
+}  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
-DOORS = {"cli", "commands", "console"}
+DOORS = {"cli", "commands", "console", "notebook"}
 
 #: Libraries that are slow or large to import, and the files or folders where each may be.
 HOMES = {
@@ -25,6 +28,8 @@ HOMES = {
     "sqlalchemy": {"tracker/"},
     "alembic": {"tracker/"},
     "fastapi": {"tracker/", "commands/tracker.py"},
+    "ipywidgets": {"notebook/"},
+    "IPython": {"notebook/"},
     "aiohttp": {"scrape/fetch.py", "scrape/addresses.py"},
 }
 

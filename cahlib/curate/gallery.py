@@ -1,7 +1,7 @@
 """Chooses a few pairs of a shard to show in the report, as small pictures.
 
 The choice is a fair draw that is the same every time: the pairs with the least keys, which are
-hashes. What is not UNLIKELY is reduced to a few blots of colour before it is stored anywhere. Pairs
+hashes. What is not UNLIKELY is reduced to a few blots of colour before a dataset has it. Pairs
 dropped as possibly showing minors or animals in unsafe content are never shown, not even so.
 """
 
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import base64
 from bisect import insort
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from io import BytesIO
+from typing import Any
 
 from PIL import Image as Picture
 
@@ -47,13 +50,10 @@ class Gallery:
 
     def offer(self, judged: Judged) -> None:
         """Let a judged image take part in the draw."""
-        image = judged.image
-        if judged.reason not in (None, Reason.DISSIMILAR) or len(image.data) > _MOST_BYTES:
-            return
-        if image.width * image.height > _MOST_PIXELS:
+        if not _presentable(judged):
             return
         drawn = self._drawn[judged.reason is None]
-        insort(drawn, (image.candidate.uid, judged), key=lambda entry: entry[0])
+        insort(drawn, (judged.image.candidate.uid, judged), key=lambda entry: entry[0])
         del drawn[_EACH:]
 
     def shown(self) -> tuple[Shown, ...]:
@@ -61,10 +61,50 @@ class Gallery:
         return tuple(_show(judged) for drawn in self._drawn.values() for _, judged in drawn)
 
 
-def _show(judged: Judged) -> Shown:
+class Latest:
+    """The pairs that were judged last, for those who watch a run; offered and asked by threads."""
+
+    def __init__(self) -> None:
+        # so few that making them small costs no more than some hundredths of a second
+        self._new: dict[bool, deque[Judged]] = {kept: deque(maxlen=3) for kept in (True, False)}
+        self._shown: dict[bool, deque[Mapping[str, Any]]] = {
+            kept: deque(maxlen=8) for kept in (True, False)
+        }
+
+    def offer(self, judged: Judged) -> None:
+        """Take note of a judged image."""
+        if _presentable(judged):
+            self._new[judged.reason is None].append(judged)
+
+    def shown(self) -> tuple[Mapping[str, Any], ...]:
+        """Eight of each kind, kept pairs first: `Shown` as values, and ``clear``.
+
+        That is the picture of an unsafe pair as it is, base64, for who asks to see it.
+        """
+        for kept, new in self._new.items():
+            while new:
+                judged = new.popleft()
+                unsafe = judged.nsfw != "UNLIKELY"
+                clear = _show(judged, blur=False).jpeg if unsafe else ""
+                self._shown[kept].appendleft(asdict(_show(judged)) | {"clear": clear})
+        return (*self._shown[True], *self._shown[False])
+
+
+def _presentable(judged: Judged) -> bool:
+    """Whether a pair may be shown, and costs little to make small."""
+    image = judged.image
+    return (
+        judged.reason in (None, Reason.DISSIMILAR)
+        and len(image.data) <= _MOST_BYTES
+        and image.width * image.height <= _MOST_PIXELS
+    )
+
+
+def _show(judged: Judged, *, blur: bool = True) -> Shown:
+    """A pair made small; if it is unsafe, and ``blur``, a few blots of colour are left of it."""
     candidate = judged.image.candidate
     with Picture.open(BytesIO(judged.image.data)) as picture:
-        small = _small(picture, blur=judged.nsfw != "UNLIKELY")
+        small = _small(picture, blur=blur and judged.nsfw != "UNLIKELY")
     out = BytesIO()
     small.save(out, "JPEG", quality=70)
     return Shown(

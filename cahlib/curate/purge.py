@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cahlib import live
 from cahlib.curate import card, dataset, report
 from cahlib.curate.formats import disk
 from cahlib.curate.rewrite import Change, Why, rewrite
@@ -59,6 +60,7 @@ def purge(folder: Path, lists: Lists) -> Iterator[Change]:
 def changed(folder: Path, what: str, why: Why) -> Iterator[Change]:
     """Rewrite a dataset, and tell of it in the files that tell of the dataset."""
     with dataset.held(folder):
+        (folder / "run" / live.FILE).unlink(missing_ok=True)  # a killed run left pictures in it
         shards: dict[str, Any] = {}
         try:
             for change in rewrite(folder, why):

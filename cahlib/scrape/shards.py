@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from cahlib.config import Crawl
 from cahlib.errors import ConfigError, RunError, ShardError
+from cahlib.needs import reading
 from cahlib.records import Shard
 from cahlib.scrape import wat
 from cahlib.scrape.source import PAUSES, Missing, Sleep, Source
@@ -50,12 +51,8 @@ def shard(url: str, half: int) -> Shard:
 
 def _wats(crawl: Crawl, contact: str, sleep: Sleep) -> list[str]:
     """The WAT files that a setting means."""
+    reading(crawl)
     what = crawl.crawl
-    if not what:
-        raise ConfigError(
-            "crawl: say what to read: a crawl's name (CC-MAIN-2024-10), or a WAT file by path, "
-            "glob or URL."
-        )
     if _CRAWL.fullmatch(what):
         return _listed(what, crawl.base_url, contact, sleep)
     if "://" in what:

@@ -1,0 +1,30 @@
+"""What a run needs beyond settings that are well-formed: the same sentences at every door."""
+
+from __future__ import annotations
+
+from cahlib.config import Crawl, Job
+from cahlib.errors import ConfigError
+
+
+def introduced(job: Job) -> None:
+    """Refuse to ask the web for anything without a word on who asks."""
+    if not (job.download.contact or job.download.replay):
+        raise ConfigError(
+            "contact: give a web page or an e-mail address where site owners reach you; images "
+            "are asked for with it, and not without."
+        )
+
+
+def named(job: Job) -> None:
+    """Refuse work in a nickname's name without one."""
+    if not job.nickname.strip():
+        raise ConfigError("nickname: choose one; leaderboards and the dataset's card show it.")
+
+
+def reading(crawl: Crawl) -> None:
+    """Refuse a crawl that names nothing."""
+    if not crawl.crawl:
+        raise ConfigError(
+            "crawl: say what to read: a crawl's name (CC-MAIN-2024-10), or a WAT file by path, "
+            "glob or URL."
+        )

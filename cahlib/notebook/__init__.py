@@ -1,0 +1,62 @@
+"""The notebook: a form, a live view of the run, and its results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cahlib.notebook.desk import Desk
+    from cahlib.notebook.outcome import Results
+
+#: The desk of the last call: its thread ends when there is another.
+_desks: list[Desk] = []
+
+
+def form(settings: Mapping[str, Any] | None = None) -> Desk:
+    """Show the form; with ``settings``, values of a Job's fields, the run is started unasked.
+
+    A run that is going on is found. Where nobody sees widgets, it is followed in lines to its end;
+    then ConfigError and RunError are raised, as nobody could read them beside a field.
+    """
+    from IPython.display import display
+
+    from cahlib.notebook.desk import Desk
+    from cahlib.notebook.place import here
+
+    while _desks:
+        _desks.pop().close()
+    place = here()
+    desk = Desk(place, _environment(), settings or {})
+    _desks.append(desk)
+    if place.widgets:
+        display(desk.box)  # type: ignore[no-untyped-call]
+        desk.watch()
+    if settings and not desk.child.running():
+        desk.begin(desk.form.job())
+    if not place.widgets:
+        _followed(desk)
+    return desk
+
+
+def results(desk: Desk) -> Results:
+    """Show what came out: now, or as soon as the run has ended."""
+    from cahlib.notebook.outcome import Results
+
+    return Results(desk)
+
+
+def _followed(desk: Desk) -> None:
+    if not desk.child.running():
+        print("Nobody is here to fill in the form, and no settings are given: nothing was started.")
+        return
+    print(desk.place.terms)
+    desk.follow(lambda line: print(line, flush=True))
+
+
+def _environment() -> dict[str, str]:
+    """The environment, with what .env adds."""
+    from dotenv import dotenv_values
+
+    return {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ

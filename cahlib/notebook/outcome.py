@@ -1,0 +1,162 @@
+"""What came out of a run: its report, where the dataset is, how to load and how to copy it.
+
+It waits for the run's end, and also says whether the cloud has none of its servers left.
+"""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+from IPython.display import HTML, display
+
+from cahlib.errors import CahError, RunError
+from cahlib.notebook.desk import Desk
+
+#: A larger report is only linked: each saved notebook would carry it.
+_MOST = 5_000_000
+
+_LOAD = """import pandas as pd
+table = pd.read_parquet("{folder}/metadata")
+
+import webdataset as wds  # pip install webdataset
+import glob
+pairs = wds.WebDataset(sorted(glob.glob("{folder}/images/*.tar")), shardshuffle=False)
+pairs = pairs.decode("pil").to_tuple("jpg;png;webp", "txt")"""
+
+
+class Results:
+    """What the last cell shows: a word that it waits, then the results."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._was_running = desk, True
+        self.about, self.report, self.servers = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.message = widgets.HTML()
+        self.url = widgets.Text(
+            placeholder="s3://…, gdrive://…, file:///content/drive/MyDrive/…",
+            layout=widgets.Layout(width="26em"),
+        )
+        self.pack = widgets.Button(description="Make a zip")
+        self.copy = widgets.Button(description="Copy to this URL")
+        self.pack.on_click(lambda _: self._beside(self._zip))
+        self.copy.on_click(lambda _: self._beside(self._upload))
+        self._taking = widgets.HBox(
+            [self.pack, self.url, self.copy], layout=widgets.Layout(flex_flow="row wrap")
+        )
+        self.box = widgets.VBox([self.servers, self.about, self._taking, self.message, self.report])
+        if desk.place.widgets:
+            desk.on_drawing(self._drawn)
+            self._drawn(desk.child.running())
+            display(self.box)  # type: ignore[no-untyped-call]
+        else:
+            self._print()
+
+    @property
+    def folder(self) -> Path:
+        return self._desk.child.home.parent
+
+    def _drawn(self, running: bool) -> None:
+        """Show the results once, when the run has come to its end."""
+        if running == self._was_running and self.about.value:
+            return
+        self._was_running = running
+        there = not running and (self.folder / "report.html").exists()
+        self._taking.layout.display = None if there else "none"
+        if not there:
+            self.about.value = "The results are shown here as soon as the run has ended."
+            self.report.value = self.servers.value = ""
+            return
+        self.about.value = self._about()
+        self.report.value = _framed(self.folder / "report.html")
+        if self._desk.child.has_servers:
+            self._beside(self._ask)
+
+    def _about(self) -> str:
+        folder = escape(str(self.folder))
+        return (
+            f'<div class="cah"><h4>The dataset</h4>It is in <b>{folder}</b>. To load it:'
+            f"<pre>{_LOAD.format(folder=folder)}</pre></div>"
+        )
+
+    def _print(self) -> None:
+        """The same for where there are no widgets."""
+        if not (self.folder / "report.html").exists():
+            print("There are no results.")
+            return
+        print(f"The dataset is in {self.folder}. To load it:\n\n{_LOAD.format(folder=self.folder)}")
+        if self._desk.child.has_servers:
+            print(self._remaining())
+        display(HTML(_framed(self.folder / "report.html")))  # type: ignore[no-untyped-call]
+
+    def _ask(self) -> None:
+        self.servers.value = f'<div class="cah">{escape(self._remaining())}</div>'
+
+    def _remaining(self) -> str:
+        """Whether the cloud has servers of the run left, by its own word."""
+        from cahlib.scrapers import clouds
+        from cahlib.swarm import crew
+
+        try:
+            left = crew.servers(clouds(self._desk.form.token), self._desk.child.home / "swarm")
+        except RunError as error:
+            return f"Whether every server is gone could not be asked: {error}"
+        if not left:
+            return "Every server of this run is gone: the cloud lists none."
+        names = ", ".join(each.name for each in left)
+        return f"These servers are still there and cost money: {names}. Press “Tear down now”."
+
+    def _zip(self) -> None:
+        path = self.folder.with_name(f"{self.folder.name}.zip")
+        self._say(f"Writing {path} …")
+        fresh = path.with_suffix(".part")
+        with zipfile.ZipFile(fresh, "w", zipfile.ZIP_STORED) as archive:
+            for each in sorted(self.folder.rglob("*")):
+                within = each.relative_to(self.folder)
+                if each.is_file() and within.parts[0] != "run":
+                    archive.write(each, Path(self.folder.name) / within)
+        fresh.replace(path)
+        self._say(f"{path}: {path.stat().st_size / 1e6:,.1f} MB.")
+
+    def _upload(self) -> None:
+        from cahlib.curate import seal, upload
+
+        url = self.url.value.strip()
+        if "://" not in url:
+            raise RunError("Give a URL, as s3://bucket/name or file:///folder.")
+        upload.check(url)
+        for number, sealed in enumerate(seal.seals(self.folder), 1):
+            self._say(f"Shard {number} …")
+            upload.upload(sealed, self.folder, url)
+        upload.pages(self.folder, url)
+        self._say(f"The dataset is at {url}, and was checked there.")
+
+    def _beside(self, action: Callable[[], None]) -> None:
+        """Do something in a thread, and show what is wrong."""
+
+        def work() -> None:
+            try:
+                action()
+            except (CahError, OSError) as error:
+                self._say(str(error), bad=True)
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def _say(self, sentence: str, *, bad: bool = False) -> None:
+        look = " bad" if bad else ""
+        self.message.value = f'<div class="cah"><div class="{look}">{escape(sentence)}</div></div>'
+
+
+def _framed(path: Path) -> Any:
+    """A report in a frame of its own, which runs nothing."""
+    if path.stat().st_size > _MOST:
+        return f"<p>The report is in {escape(str(path))}.</p>"
+    page = escape(path.read_text(encoding="utf-8"))
+    return (
+        f'<iframe title="report" sandbox="" srcdoc="{page}" '
+        'style="width:100%;height:640px;border:1px solid rgba(128,128,128,.35)"></iframe>'
+    )

@@ -1,0 +1,222 @@
+"""A run as HTML, drawn from what it wrote of itself: for a light page and a dark one, any width.
+
+Every word that comes from outside is escaped here. It does not know how the HTML reaches the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from cahlib import live as lives
+from cahlib.notebook import expect
+from cahlib.records import Reason, Stage
+
+#: Nodes that are shown at once; if there are more, they take turns.
+_NODES = 8
+#: Characters of a caption that are shown.
+_CAPTION = 90
+
+STYLE = f"<style>{Path(__file__).with_name('view.css').read_text(encoding='utf-8')}</style>"
+
+_STATES = {
+    "starting": "The run starts: lists and the model are loaded.",
+    "running": "The run is going on.",
+    "stopping": "The run is stopping: what is being judged is finished, servers are deleted.",
+    "ended": "The run has ended.",
+    "failed": "The run failed",
+}
+
+
+def plan(servers: str, expected: str) -> str:
+    """What will be made, as a table for people, and what to expect."""
+    table = f"<pre>{escape(servers)}</pre>" if servers else ""
+    return _cah(f"<h4>Plan</h4>{table}<div>{escape(expected)}</div>")
+
+
+def head(live: Mapping[str, Any], *, running: bool) -> str:
+    """Where the run stands: its state, shards, the slowest step, and what it costs."""
+    lines = [f"<b>{escape(state(live, running=running))}</b>"]
+    if shards := live.get("shards"):
+        done = live["done"]
+        left = expect.remaining(live) if running else None
+        ends = f" · about {expect.duration(left)} to go" if left else ""
+        failed = f' · <span class="bad">{live["failed"]:,} failed</span>' if live["failed"] else ""
+        lines += [
+            f'<div class="bar"><i style="width:{100 * done / shards:.1f}%"></i></div>',
+            f"{done:,} of {shards:,} shards{failed}{ends}",
+        ]
+    if running and live.get("state") == "running":
+        lines.append(f'<div class="dim">{expect.bottleneck(live)}; {_queues(live)}</div>')
+    if hint := expect.advice(live):
+        lines.append(f'<div class="hint">{escape(hint)}</div>')
+    if live.get("spent") or live.get("hourly"):
+        whole = expect.projected(live)
+        total = f", about EUR {whole:.2f} in all" if whole else ""
+        lines.append(
+            f"<div>EUR {live['spent']:.2f} so far{total}; EUR {live['hourly']:.4f} an hour.</div>"
+        )
+    return _cah("".join(lines))
+
+
+def state(live: Mapping[str, Any], *, running: bool) -> str:
+    """How it goes, in a sentence."""
+    known = str(live.get("state", "starting"))
+    if known == "failed":
+        return f"The run failed: {live.get('sentence', '')}"
+    if not running and known != "ended":
+        return "The run is not going on; Start goes on with it." if live else "No run yet."
+    if known == "ended" and live.get("shards", 0) > live.get("done", 0) + live.get("failed", 0):
+        return "The run was stopped; Start goes on with it."
+    return _STATES[known]
+
+
+def charts(live: Mapping[str, Any]) -> str:
+    """The rates over time, a small chart each."""
+    points = live.get("history", ())
+    if not points:
+        return ""
+    titles = ("links/s", "images/s", "kept pairs/s", "GPU busy")
+    cards = [_chart(title, points, at) for at, title in enumerate(titles, 1)]
+    return _cah(f'<div class="row">{"".join(cards)}</div>')
+
+
+def nodes(live: Mapping[str, Any], turn: int) -> str:
+    """The table of nodes; of many, those whose turn it is."""
+    every = live.get("nodes") or ()
+    if not every:
+        return ""
+    pages = -(-len(every) // _NODES)
+    first = turn % pages * _NODES
+    title = f"Nodes {first + 1} to {min(first + _NODES, len(every))} of {len(every)}"
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("node", "place", "type", "state", "job", "links/s", "seen", "EUR", "log")
+    )
+    rows = "".join(f"<tr>{_node(each)}</tr>" for each in every[first : first + _NODES])
+    return _cah(
+        f'<h4>{title}</h4><div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def losses(live: Mapping[str, Any]) -> str:
+    """Why candidates did not become images, the most frequent causes first."""
+    lost = lives.tally(live).lost
+    causes = sorted(
+        (r for r in Reason if r.stage is Stage.FETCH and lost[r]), key=lambda r: -lost[r]
+    )
+    if not causes:
+        return ""
+    most = lost[causes[0]]
+    rows = "".join(
+        f"<span>{escape(each.phrase)}</span><span>{lost[each]:,}</span>"
+        f'<div class="bar"><i style="width:{100 * lost[each] / most:.1f}%"></i></div>'
+        for each in causes[:8]
+    )
+    return _cah(f'<h4>Failures by cause</h4><div class="losses">{rows}</div>')
+
+
+def gallery(live: Mapping[str, Any], *, clear: bool) -> str:
+    """The pairs that were judged last; unsafe ones are blots of colour unless asked for."""
+    latest = live.get("latest") or ()
+    parts = []
+    for title, kept in (("Kept last", True), ("Dropped last", False)):
+        if figures := "".join(_figure(each, clear) for each in latest if each["kept"] is kept):
+            parts.append(f'<h4>{title}</h4><div class="pairs">{figures}</div>')
+    return _cah("".join(parts)) if parts else ""
+
+
+def log(lines: Sequence[str]) -> str:
+    """The ends of what the run says."""
+    if not lines:
+        return ""
+    return _cah(f"<h4>Log</h4><pre>{escape(chr(10).join(lines))}</pre>")
+
+
+def text(live: Mapping[str, Any], *, running: bool) -> str:
+    """The run in one line, for where no HTML is shown."""
+    words = [state(live, running=running)]
+    if shards := live.get("shards"):
+        rates, kept = live["rates"], lives.tally(live).left[Stage.JUDGE]
+        words += [
+            f"{live['elapsed']:.0f} s",
+            f"shards {live['done']}/{shards}"
+            + (f", {live['failed']} failed" * bool(live["failed"])),
+            f"{rates['links']:.0f} links/s, {rates['images']:.0f} images/s, {kept:,} pairs",
+            f"GPU busy {live['busy']:.0%}",
+        ]
+        if running and live["state"] == "running":
+            words.append(expect.bottleneck(live))
+        if live.get("nodes"):
+            words.append(f"{len(live['nodes'])} nodes, EUR {live['spent']:.2f}")
+    return " · ".join(words)
+
+
+def _cah(inner: str) -> str:
+    return f'<div class="cah">{inner}</div>'
+
+
+def _queues(live: Mapping[str, Any]) -> str:
+    names = {"parcels": "parcels", "judged": "judged images", "sealed": "sealed shards"}
+    waiting = (
+        f"{live['queues'][name][0]}/{live['queues'][name][1]} {what}"
+        for name, what in names.items()
+        if name in live.get("queues", {})
+    )
+    return f"waiting: {', '.join(waiting)}"
+
+
+def _chart(title: str, points: Sequence[Sequence[float]], at: int) -> str:
+    """One curve of the rates; the points' first number is the time."""
+    now, most = points[-1][at], max(max(point[at] for point in points), 1e-9)
+    share = title == "GPU busy"
+    most = 1.0 if share else most
+    start, end = points[0][0], max(points[-1][0], points[0][0] + 1)
+    line = " ".join(
+        f"{200 * (point[0] - start) / (end - start):.1f} {40 - 40 * min(point[at] / most, 1):.1f}"
+        for point in points
+    )
+    last = f"{200 * (points[-1][0] - start) / (end - start):.1f}"
+    shown = f"{now:.0%}" if share else _number(now)
+    top = "" if share else f' <span class="dim">top {_number(most)}</span>'
+    return (
+        f'<div class="card"><div>{title}{top}</div><b>{shown}</b>'
+        f'<svg viewBox="0 0 200 40" preserveAspectRatio="none" role="img" aria-label="{title} over '
+        f'time"><path class="area" d="M0 40 L{line} L{last} 40Z"/><path class="line" d="M{line}"/>'
+        "</svg></div>"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _node(node: Mapping[str, Any]) -> str:
+    seen = node.get("seen")
+    cells = (
+        node.get("name", ""),
+        node.get("location", ""),
+        node.get("type", ""),
+        node.get("state", ""),
+        node.get("job", ""),
+        _number(node.get("rate") or 0),
+        "" if seen is None else f"{seen:.0f} s ago",
+        f"{node.get('cost') or 0:.2f}",
+    )
+    short = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+    return f'{short}<td class="line">{escape(str(node.get("line", "")))}</td>'
+
+
+def _figure(pair: Mapping[str, Any], clear: bool) -> str:
+    unsafe = pair["nsfw"] != "UNLIKELY"
+    jpeg = pair["clear"] if unsafe and clear else pair["jpeg"]
+    tag = f" {escape(pair['nsfw'])}{'' if clear else ', blurred'}" if unsafe else ""
+    caption = pair["text"] if len(pair["text"]) <= _CAPTION else pair["text"][:_CAPTION] + "…"
+    return (
+        f'<figure><img src="data:image/jpeg;base64,{escape(jpeg)}" alt=""><figcaption>'
+        f'<strong>{pair["similarity"]:.3f}</strong>{tag}<br><span dir="auto">{escape(caption)}'
+        "</span></figcaption></figure>"
+    )

@@ -1,0 +1,145 @@
+"""The desk with real runs of the demo's web: started, found again, stopped, torn down, failed."""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from cahlib import demo, notebook
+from cahlib.config import replace
+from cahlib.curate.verify import verify
+from cahlib.demo import world
+from cahlib.errors import ConfigError
+from cahlib.notebook.desk import Desk
+from cahlib.notebook.outcome import Results
+from cahlib.notebook.place import Place, here, online
+from tests.world.jobs import until
+
+
+@pytest.fixture(scope="module")
+def web():
+    with world.build().serve() as web:
+        yield web
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Place(name="Jupyter", gpu=False, widgets=True, output=str(tmp_path / "dataset"))
+
+
+@pytest.fixture
+def values(web, tmp_path):
+    job = demo.job(str(tmp_path / "dataset"), web)
+    return replace(job, nickname="ada").values()
+
+
+@pytest.fixture
+def desks():
+    """Makes desks; whatever runs in the end is ended."""
+    made = []
+
+    def make(place, environment, given):
+        made.append(Desk(place, environment | dict(os.environ), given))
+        return made[-1]
+
+    yield make
+    for desk in made:
+        desk.close()
+        while desk.child.running():
+            desk.child.stop()
+            until(lambda: True)
+
+
+@pytest.mark.timeout(120)
+def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, capsys):
+    desk = desks(place, {"HCLOUD_TOKEN": "hetzner-secret"}, values)
+    desk.buttons["plan"].click()
+    assert "links" in desk.plan_shown.value and not desk.child.running()
+    waiting = Results(desk)
+    assert "as soon as" in waiting.about.value
+    desk.buttons["start"].click()
+    assert desk.child.running() and desk.buttons["start"].disabled
+    assert desk.form.fields["crawl"].widget.disabled
+    again = desks(place, {}, {})  # a second "Run all": without being told, it finds the run
+    assert again.child.running() and again.form.job() == desk.form.job()
+    again.buttons["start"].click()
+    lines = []
+    desk.follow(lines.append, pause=0.3)
+    assert "starts" in lines[0] and "shards 2/2" in lines[-1] and len(set(lines)) > 3
+    again.draw(turned=True)
+    assert again.parts["charts"].value.count("<svg") == 4 and "ended" in again.parts["head"].value
+    desk.draw(turned=True)
+    assert str(place.output) in waiting.about.value and "sandbox" in waiting.report.value
+    assert list(verify(place.output)) == []
+    found = b"".join(p.read_bytes() for p in desk.child.home.parent.rglob("*") if p.is_file())
+    assert b"hetzner-secret" not in found
+    waiting.pack.click()
+    until(lambda: "MB" in waiting.message.value)
+    waiting.url.value = f"file://{place.output}-copy"
+    waiting.copy.click()
+    until(lambda: "was checked there" in waiting.message.value)
+    assert list(verify(f"{place.output}-copy")) == []
+
+
+@pytest.mark.timeout(120)
+def test_a_run_gets_what_the_form_says_is_killed_and_torn_down(desks, place, values):
+    """What CAH_* says may have been changed in the form."""
+    Path(".env").write_text("CAH_NICKNAME=eve\nCAH_THRESHOLD=0.9\n")
+    desk = desks(place, {"CAH_SHARDS": "7", "CAH_NICKNAME": "bob"}, values)
+    assert desk.form.fields["nickname"].text == "ada"
+    desk.form.fields["shards"].write("0")
+    desk.buttons["start"].click()
+    until(lambda: desk.child.live().get("state") == "starting")
+    stored = json.loads((desk.child.home / "job.json").read_text())
+    assert (stored["nickname"], stored["shards"]) == ("ada", 0)
+    assert stored["threshold"] == values["threshold"]
+    os.kill(desk.child.live()["pid"], signal.SIGKILL)
+    until(lambda: not desk.child.running())
+    desk.draw()
+    assert "Start goes on with it" in desk.parts["head"].value
+    desk.buttons["start"].click()
+    until(lambda: desk.child.live().get("state") == "running")
+    desk.draw()
+    desk.buttons["down"].click()
+    until(lambda: "nothing of it is left" in desk.message.value)
+    desk.draw()
+    assert not desk.buttons["start"].disabled and desk.buttons["down"].disabled
+
+
+def test_functions_and_files_of_the_notebook_share_no_name():
+    names = {path.stem for path in Path(notebook.__file__).parent.glob("*.py")}
+    assert callable(notebook.form) and not {"form", "results"} & names
+
+
+def test_a_click_shows_what_is_wrong(desks, place, values):
+    desk = desks(place, {}, values | {"nickname": "", "swarm": 2})
+    for name in ("plan", "start"):
+        desk.buttons[name].click()
+        assert "nickname: choose one" in desk.message.value
+    desk.form.fields["nickname"].widget.value = "ada"
+    desk.buttons["start"].click()
+    assert "token: servers need" in desk.message.value
+    desk.form.password.value = "tökén"
+    desk.buttons["start"].click()
+    assert "characters that no token has" in desk.message.value
+    assert "characters that no token has" in desk.form.token_note.value
+    assert not desk.child.running() and not desk.child.home.exists()
+
+
+def test_places_are_told_by_their_environment(tmp_path):
+    kaggle = here({"KAGGLE_KERNEL_RUN_TYPE": "Batch"})
+    assert (kaggle.name, kaggle.widgets) == ("Kaggle", False) and "verified phone" in kaggle.terms
+    assert here({"COLAB_RELEASE_TAG": "x"}).name == "Colab"
+    jupyter = here({})
+    assert jupyter.name == "Jupyter" and not jupyter.widgets
+    assert jupyter.gpu or re.search("There is no GPU", jupyter.advice)
+    assert "T4" in here({"COLAB_RELEASE_TAG": "x"}).advice or jupyter.gpu
+
+
+def test_a_kaggle_notebook_without_internet_is_told_so():
+    with pytest.raises(ConfigError, match="Settings → Internet"):
+        online(Place(name="Kaggle", gpu=True, widgets=True, output="x"), host="nowhere.invalid")

@@ -1,0 +1,177 @@
+"""gpucah.ipynb in JupyterLab in a real browser, as a user clicks through it.
+
+It earns its seconds: only here a chart is seen to move, a page is reloaded, and a console speaks.
+With PICTURES=1 in the environment the README's pictures of the notebook are made anew.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cahlib import demo
+from cahlib.config import replace, settings
+from cahlib.curate.verify import verify
+from cahlib.demo import world
+from cahlib.notebook.child import Child
+from cahlib.notebook.fields import written
+from tests.world import lab as labs
+from tests.world import notebooks
+
+PICTURES = Path(__file__).parent.parent / "pictures"
+TOKEN = "hetzner-secret-token"
+TYPED = ("nickname", "contact")
+BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>'
+SECOND = 1000
+
+
+class Page:
+    """A notebook's page in the browser."""
+
+    def __init__(self, page, lab):
+        self.page, self.lab, self.wrong = page, lab, []
+        page.set_default_timeout(40 * SECOND)
+        page.on("console", lambda m: m.type == "error" and self.wrong.append(m.text))
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.route(re.compile(r"^https://"), self._badge)
+
+    def _badge(self, route):
+        route.fulfill(body=BADGE, content_type="image/svg+xml")
+
+    def open(self):
+        self.page.goto(f"{self.lab.url}/lab/tree/{notebooks.NOTEBOOK.name}")
+        self.page.wait_for_selector(".jp-Notebook")
+        self.page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+
+    def run_all(self):
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_text("Run All Cells", exact=True).click()
+
+    def save(self):
+        self.page.keyboard.press("Control+s")
+        self.page.wait_for_selector(".jp-mod-dirty", state="detached")
+
+    def field(self, label):
+        words = re.compile(f"^{label}$")
+        box = self.page.locator(".widget-hbox", has=self.page.locator("label", has_text=words))
+        return box.last
+
+    def type(self, label, text):
+        given = self.field(label).locator("input")
+        given.fill(text)
+        given.press("Tab")
+
+    def button(self, name):
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def sees(self, text):
+        self.page.get_by_text(text).first.wait_for()
+
+    def moves(self):
+        """Wait until a chart is another than now."""
+        line = ".cah path.line >> nth=0"
+        before = self.page.locator(line).get_attribute("d")
+        self.page.wait_for_function(
+            "before => document.querySelector('.cah path.line')?.getAttribute('d') !== before",
+            arg=before,
+        )
+
+    def shots(self, name, at):
+        """Take pictures of the page with something at its top: wide and narrow."""
+        to = PICTURES if os.environ.get("PICTURES") else self.lab.folder
+        for width in (800, 1280):
+            self.page.set_viewport_size({"width": width, "height": 1000})
+            self._scroll(at)
+            wide = self.page.evaluate(
+                "[...document.querySelectorAll('.jp-OutputArea-output')]"
+                ".map(each => each.scrollWidth - each.clientWidth)"
+            )
+            assert max(wide) <= 1, (name, width, wide)
+            self.page.screenshot(path=to / f"notebook-{name}-{width}.png")
+
+    def _scroll(self, at):
+        at.evaluate(
+            "element => { const page = element.closest('.jp-WindowedPanel-outer');"
+            "const top = each => each.getBoundingClientRect().top;"
+            "page.scrollTop += top(element) - top(page) - 8 }"
+        )
+
+
+@pytest.fixture
+def page(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is not installed; type: apt-get install chromium")
+    with world.build().serve() as web, playwright.sync_playwright() as play:
+        with labs.serve(tmp_path, **variables(tmp_path, web)) as lab:
+            browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            yield Page(browser.new_page(viewport={"width": 1280, "height": 1000}), lab)
+            browser.contexts[0].pages[0].screenshot(path=tmp_path / "last.png")
+            browser.close()
+    child = Child(tmp_path / "dataset" / "run")
+    while child.running():
+        child.stop()
+
+
+def variables(folder, web):
+    """The environment that fills the form for the demo's web; slowly, so that there is a view."""
+    job = replace(demo.job("dataset", web), connections=1, workers=1)
+    return {
+        f"CAH_{each.name.upper()}": written(each, job.values())
+        for each in settings()
+        if each.of(job) != each.default and each.name not in TYPED
+    }
+
+
+@pytest.mark.timeout(240)
+def test_a_user_clicks_through_a_run(page):
+    book = page.lab.folder / notebooks.NOTEBOOK.name
+    notebooks.copy(page.lab.folder, {})
+    page.open()
+    page.run_all()
+    page.sees("nickname: choose one")
+    page.type("nickname", "ada")
+    page.type("contact", "https://example.org/crawl")
+    page.type("swarm", "ten")
+    page.sees("swarm: 'ten' is not a whole number")
+    page.type("swarm", "0")
+    page.type("Hetzner token", TOKEN)
+    page.sees("found in this field; stored nowhere")
+    assert page.field("Hetzner token").locator("input").input_value() == ""
+    page.button("Plan").click()
+    page.sees("are to be expected")
+    page.shots("form", page.field("nickname"))
+    page.button("Start").click()
+    page.page.locator(".cah path.line").first.wait_for()
+    page.moves()
+
+    page.run_all()  # the second time: the run is found
+    page.sees("of 2 shards")
+    assert page.button("Start").is_disabled()
+    page.moves()
+    page.page.locator(".cah figure img").first.wait_for()
+    page.shots("run", page.button("Start"))
+    page.save()
+    page.lab.prefer("apputils-extension/themes", theme="JupyterLab Dark")
+    page.page.reload()
+    page.sees("of 2 shards")
+    page.moves()
+    page.shots("dark", page.button("Start"))
+    page.button("Stop").click()
+    page.sees("was stopped")
+    page.button("Start").click()
+    page.sees("The run has ended.")
+    page.sees("To load it")
+    page.page.frame_locator("iframe[title=report]").locator("h1").wait_for()
+    page.shots("results", page.page.get_by_text("To load it").first)
+    page.save()
+    saved = book.read_text()
+    assert TOKEN not in saved and "Traceback" not in saved and "not found" not in saved
+    outputs = [o for c in json.loads(saved)["cells"] for o in c.get("outputs", ())]
+    assert len(outputs) == 2 and all(o["output_type"] == "display_data" for o in outputs)
+    assert list(verify(page.lab.folder / "dataset")) == []
+    assert page.wrong == []

@@ -1,0 +1,107 @@
+"""gpucah.ipynb: its cells are thin, and it makes a dataset where nobody is there to click."""
+
+import ast
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+import cahlib
+from cahlib import demo
+from cahlib.config import replace
+from cahlib.curate.verify import verify
+from cahlib.demo import world
+from tests.world import cloud as clouds
+from tests.world import hosts, notebooks
+
+#: What belongs into cahlib, not into a cell.
+LOGIC = (
+    ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While, ast.If,
+    ast.Try, ast.With, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp,
+)  # fmt: skip
+
+
+def execute(path, **more):
+    """Execute a notebook in a real kernel, in place."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "nbconvert",
+            "--execute",
+            "--inplace",
+            "--to",
+            "notebook",
+            path.name,
+        ],
+        cwd=path.parent,
+        env=notebooks.surroundings(path.parent, **more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_cells_are_thin():
+    book = nbformat.read(notebooks.NOTEBOOK, as_version=4)
+    nbformat.validate(book)
+    sources = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    for source in sources:
+        tree = ast.parse(TransformerManager().transform_cell(source))
+        assert not [node for node in ast.walk(tree) if isinstance(node, LOGIC)]
+        assert len(source.splitlines()) <= 14
+    assert sources[1].endswith("settings = {}")
+    assert f"@v{cahlib.__version__}" in sources[0] and f"'{cahlib.__version__}'" in sources[0]
+    assert all(not cell.get("outputs") for cell in book.cells)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not hosts.lacking(), reason="the run with servers shows all of this too.")
+def test_an_unattended_run_leaves_a_dataset_and_a_page(tmp_path):
+    with world.build().serve() as web:
+        job = replace(demo.job("dataset", web), nickname="ada")
+        path = notebooks.copy(tmp_path, job.values())
+        ran = execute(path)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    shown = notebooks.texts(path)
+    assert "shards 2/2" in shown and "pd.read_parquet" in shown and "<iframe" in shown
+    assert "Traceback" not in shown
+    assert list(verify(tmp_path / "dataset")) == []
+
+
+@pytest.mark.timeout(120)
+def test_an_unattended_run_that_cannot_be_fails_with_a_sentence(tmp_path):
+    given = {"nickname": "ada", "contact": "a@example.org", "crawl": "no-such-file"}
+    ran = execute(notebooks.copy(tmp_path, given))
+    assert ran.returncode != 0
+    assert "RunError" in ran.stderr and "crawl: there is no file no-such-file" in ran.stderr
+
+
+@pytest.mark.timeout(60)
+def test_without_settings_and_without_a_person_nothing_is_started(tmp_path):
+    path = notebooks.copy(tmp_path, {})
+    ran = execute(path)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "nothing was started" in notebooks.texts(path)
+    assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
+def test_an_unattended_run_with_servers_leaves_none_of_them(tmp_path):
+    token = "token-of-a-notebook"
+    with hosts.Hosts(tmp_path / "hosts") as machines:
+        cloud = clouds.Cloud({token: clouds.Account(limit=3)}, hosts=machines)
+        with clouds.serve(cloud), world.build().serve(host=machines.address) as web:
+            job = replace(demo.job("dataset", web), nickname="ada", swarm=2, max_cost=1)
+            path = notebooks.copy(tmp_path, job.values())
+            ran = execute(path, HCLOUD_TOKEN=token, HCLOUD_ENDPOINT=cloud.url)
+            assert ran.returncode == 0, ran.stderr[-3000:]
+            assert cloud.servers() == [] and "POST /servers" in cloud.calls
+    shown = notebooks.texts(path)
+    assert "the cloud lists none" in shown and "shards 2/2" in shown and "<iframe" in shown
+    assert "pd.read_parquet" in shown and "Traceback" not in shown
+    assert token not in path.read_text()
+    assert list(verify(tmp_path / "dataset")) == []

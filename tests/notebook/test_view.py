@@ -1,0 +1,126 @@
+"""What the cell shows of a run, by what the run wrote of itself."""
+
+import re
+
+import pytest
+
+from cahlib.config import Job, replace
+from cahlib.notebook import expect, view
+
+EVIL = "<img src=x onerror=a>\"'"
+PAIR = {"nsfw": "UNLIKELY", "jpeg": "blots", "clear": "", "text": EVIL, "similarity": 0.3}
+NODE = {
+    "name": "cah-1", "location": "fsn1", "type": "cx23", "state": "works", "job": EVIL,
+    "rate": 12.5, "seen": 3.0, "cost": 0.01, "line": EVIL,
+}  # fmt: skip
+
+
+def live(**values):
+    lost = {"in": 9, "out": 2, "lost": {"timeout": 6, "dns": 1}}
+    return {
+        "state": "running", "sentence": "", "elapsed": 600.0, "shards": 8, "done": 3, "before": 1,
+        "failed": 0, "busy": 0.5,
+        "rates": {"links": 20.0, "images": 9.0, "judged": 9.0, "pairs": 1.0},
+        "queues": {"parcels": [0, 2], "judged": [0, 256], "sealed": [0, 2]},
+        "tally": {"fetch": lost},
+        "history": [[0, 1, 1, 0, 0.1], [600, 20, 9, 1, 0.5]],
+    } | values  # fmt: skip
+
+
+def words(html):
+    return re.sub(r"<[^>]+>", " ", html)
+
+
+def test_the_state_in_words():
+    assert "about 25 minutes to go" in view.head(live(), running=True)
+    assert "3 of 8 shards" in view.head(live(), running=True)
+    ended = live(state="ended", done=8)
+    assert "The run has ended." in view.head(ended, running=False)
+    assert "was stopped" in view.head(live(state="ended"), running=False)
+    assert "is not going on" in view.head(live(), running=False)  # it was killed
+    failed = view.head(live(state="failed", sentence=EVIL), running=False)
+    assert "The run failed" in failed and EVIL not in failed
+    assert "No run yet" in view.head({}, running=False)
+    assert "starts" in view.head({}, running=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("parcels", "judging"), ("judged", "writing"), ("sealed", "uploading"), ("", "scraping")],
+)
+def test_the_slowest_step_is_named(name, sentence):
+    queues = live()["queues"]
+    if name:
+        queues[name] = [queues[name][1]] * 2
+    assert f"{sentence} is the slowest step" in view.head(live(queues=queues), running=True)
+
+
+@pytest.mark.parametrize(
+    ("busy", "parcels", "nodes", "hint"),
+    [
+        (0.5, 0, 3, "GPU waits: add 3 nodes"),
+        (0.8, 0, 4, "GPU waits: add 1 node"),
+        (0.01, 0, 4, "GPU waits: add 20 nodes"),
+        (0.5, 1, 3, ""),
+        (0.95, 0, 3, ""),
+        (1.0, 2, 3, "The nodes wait for the GPU: fewer would do"),
+        (0.5, 0, 0, ""),
+    ],
+)
+def test_how_many_nodes_would_feed_the_gpu(busy, parcels, nodes, hint):
+    queues = {"parcels": [parcels, 2]}
+    assert expect.advice(live(busy=busy, queues=queues, nodes=[NODE] * nodes)) == hint
+
+
+def test_costs_so_far_and_to_come():
+    html = view.head(live(spent=0.5, hourly=0.6), running=True)
+    assert "EUR 0.50 so far, about EUR 0.75 in all; EUR 0.6000 an hour" in html
+
+
+def test_many_nodes_take_turns():
+    nodes = [NODE | {"name": f"cah-{n}"} for n in range(20)]
+    shown = [view.nodes(live(nodes=nodes), turn) for turn in range(4)]
+    assert "Nodes 1 to 8 of 20" in shown[0] and "Nodes 17 to 20 of 20" in shown[2]
+    assert shown[3] == shown[0] and "cah-8<" in shown[1] and "cah-8<" not in shown[0]
+    assert view.nodes(live(), 0) == "" and "None" not in view.nodes(live(nodes=[{}]), 0)
+
+
+def test_strange_words_stay_words():
+    pairs = [PAIR | {"kept": True}]
+    parts = (
+        view.nodes(live(nodes=[NODE]), 0),
+        view.gallery(live(latest=pairs), clear=False),
+        view.log([EVIL]),
+    )
+    for part in parts:
+        assert "<img src=x" not in part and "onerror=a" in words(part)
+
+
+def test_unsafe_pictures_are_blots_until_they_are_asked_for():
+    pair = PAIR | {"kept": False, "nsfw": "NSFW", "clear": "picture"}
+    hidden = view.gallery(live(latest=[pair]), clear=False)
+    assert "picture" not in hidden and "blots" in hidden and "NSFW, blurred" in hidden
+    assert "base64,picture" in view.gallery(live(latest=[pair]), clear=True)
+
+
+def test_charts_and_failures():
+    html = view.charts(live())
+    assert html.count("<svg") == 4 and "50%" in html and "nan" not in html
+    assert view.charts(live(history=[[0, 0, 0, 0, 0]])).count("<svg") == 4
+    assert view.charts({}) == "" and view.losses({}) == ""
+    assert re.search(r"took too long.*6.*did not resolve.*1", words(view.losses(live())), re.DOTALL)
+
+
+def test_the_same_as_one_line():
+    line = view.text(live(failed=1, nodes=[NODE], spent=0.25), running=True)
+    assert "shards 3/8, 1 failed" in line and "1 nodes, EUR 0.25" in line and "\n" not in line
+    assert view.text({}, running=True).startswith("The run starts")
+
+
+def test_a_plan_tells_what_to_expect():
+    job = replace(Job(), shards=20, swarm=4, hours=8)
+    assert expect.expected(job).startswith(
+        "20 shards bring some 170,000 links and 10,000 to 15,000"
+    )
+    assert "after 8 hours" in expect.expected(job)
+    assert "reads all there is" in expect.expected(replace(job, shards=0))

@@ -1,0 +1,98 @@
+"""A run's state in a file: whole at all times, small, and without pictures at the end."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cahlib import live
+from cahlib.curate.gallery import Latest
+from cahlib.errors import RunError
+from cahlib.progress import Snapshot, nobody
+from cahlib.records import Reason, Stage, Tally
+from tests.world.judged import judged
+
+
+def snapshot(elapsed=1.0, **values):
+    tally = Tally()
+    tally.left[Stage.JUDGE], tally.lost[Reason.TIMEOUT] = 7, 3
+    rates = {"links": elapsed, "images": 2.0, "judged": 2.0, "pairs": 0.5}
+    given = {"shards": 4, "done": 1, "failed": 0, "finished": False, "busy": 0.25}
+    return Snapshot(
+        elapsed=elapsed, tally=tally, rates=rates, queues={"parcels": (1, 2)}, **given | values
+    )
+
+
+def test_what_a_run_tells_can_be_read_from_elsewhere(tmp_path):
+    with live.recorded(tmp_path, nobody) as listener:
+        assert live.read(tmp_path)["state"] == "starting"
+        listener(snapshot(latest=({"jpeg": "picture"},)))
+        found = live.read(tmp_path)
+        assert (found["state"], found["done"], found["queues"]) == (
+            "running",
+            1,
+            {"parcels": [1, 2]},
+        )
+        assert live.tally(found).lost == {Reason.TIMEOUT: 3} and live.alive(found)
+        assert "picture" in str(found)
+    found = live.read(tmp_path)
+    assert found["state"] == "ended" and "picture" not in str(found)
+
+
+def test_how_a_run_failed_is_told(tmp_path):
+    with pytest.raises(RunError), live.recorded(tmp_path, nobody):
+        raise RunError("the disk is full; make room.")
+    assert live.read(tmp_path)["sentence"] == "the disk is full; make room."
+    with pytest.raises(ZeroDivisionError), live.recorded(tmp_path, nobody):
+        _ = 1 / 0
+    assert "ZeroDivisionError" in live.read(tmp_path)["sentence"]
+
+
+def test_the_file_stays_small_and_keeps_the_whole_time(tmp_path):
+    with live.recorded(tmp_path, nobody) as listener:
+        for second in range(2000):
+            listener(snapshot(elapsed=float(second)))
+    points = live.read(tmp_path)["history"]
+    assert 100 < len(points) <= 240 and points[0][0] == 0 and points[-1][0] > 1950
+    steps = [later[0] - sooner[0] for sooner, later in zip(points, points[1:], strict=False)]
+    assert max(steps) <= 3 * min(steps)
+
+
+def test_a_stop_is_told_and_a_full_disk_ends_nothing(tmp_path):
+    with live.recorded(tmp_path, nobody, stopping=lambda: True) as listener:
+        listener(snapshot())
+        assert live.read(tmp_path)["state"] == "stopping"
+        (tmp_path / "live.new").mkdir()  # nothing can be written any more
+        listener(snapshot())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"'])
+def test_what_is_no_such_file_is_as_none(tmp_path, text):
+    (tmp_path / live.FILE).write_text(text)
+    assert live.read(tmp_path) == {} and not live.alive(live.read(tmp_path))
+
+
+def test_a_process_is_known_even_if_its_number_is_used_again():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    known = live.process(process.pid)
+    assert live.alive(json.loads(json.dumps(known)))
+    assert not live.alive(known | {"pid": os.getpid()})
+    process.communicate(b"\n")
+    assert not live.alive(known)
+
+
+def test_the_latest_pairs_are_small_and_unsafe_ones_are_clear_only_apart():
+    latest = Latest()
+    for number in range(30):
+        latest.offer(judged(number))
+        latest.offer(judged(100 + number, reason=Reason.DISSIMILAR, nsfw="NSFW"))
+        latest.offer(judged(200 + number, reason=Reason.MINOR, nsfw="NSFW"))
+        shown = latest.shown()
+    assert [each["kept"] for each in shown] == [True] * 8 + [False] * 8
+    assert shown[0]["uid"] == judged(29).image.candidate.uid
+    for each in shown:
+        assert (each["clear"] != "") == (each["nsfw"] == "NSFW")
+        assert each["clear"] != each["jpeg"] and len(each["jpeg"]) < 20_000
+    json.dumps(shown)

@@ -1,0 +1,70 @@
+"""A JupyterLab on loopback, with a home and settings of its own."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+from tests.world import notebooks
+from tests.world.jobs import until
+
+_LINE = (
+    "-m jupyterlab --no-browser --ip=127.0.0.1 --allow-root --IdentityProvider.token= "
+    "--ServerApp.password= --LabApp.news_url= "
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
+).split()
+
+
+class Lab:
+    """A running JupyterLab."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.url = folder, f"http://127.0.0.1:{port}"
+        self.settings = folder / "settings"
+        self.prefer("apputils-extension/notification", fetchNews="false", checkForUpdates=False)
+        # all cells stay in the page, also those that cannot be seen
+        self.prefer("notebook-extension/tracker", windowingMode="none")
+
+    def prefer(self, plugin: str, **values: object) -> None:
+        """Set what a user can set; a page that is loaded later has it."""
+        path = self.settings / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+
+
+@contextmanager
+def serve(folder: Path, **environment: str) -> Iterator[Lab]:
+    """JupyterLab in a folder; at the end its kernels end with it."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    lab = Lab(folder, port)
+    own = {"JUPYTERLAB_SETTINGS_DIR": str(lab.settings), **environment}
+    with open(folder / "lab.log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *_LINE, f"--port={port}", f"--ServerApp.root_dir={folder}"],
+            cwd=folder,
+            env=notebooks.surroundings(folder, **own),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        until(lambda: _answers(lab.url), seconds=60)
+        yield lab
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/api", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
