@@ -229,8 +229,8 @@ class Remote:
                     self._send(key, job)
                 elif status == "error":
                     self._end(key, job, _translated(job.future.exception(timeout=10)))
-                elif status == "finished" and not job.coming:
-                    job.coming = True
+                elif status == "finished" and job.published and not job.coming:
+                    job.coming = True  # not before: what is released must not be published then
                     self._pulls.submit(self._bring, key, job)
                 if not (job.published or job.ended) and job.future:
                     fresh[key] = job

@@ -39,16 +39,16 @@ def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, stagin
         for name in contents:
             for n in range(3):
                 path = str(tmp_path / name)
-                scrapers.submit(f"{name}{n}", jobs.read_file, path, limit=60, files=[path])
+                scrapers.submit(f"{staging}-{name}-{n}", jobs.read_file, path, limit=60, files=[path])
         taken = dict(scrapers.take(timeout=60) for _ in range(9))
         for key, (place, content) in taken.items():
-            name = key[:-1]
+            name = key.split("-")[1]
             assert content == contents[name]
             assert place.startswith(str(tmp_path / "there")) and place.endswith(name)
         assert len(os.listdir(tmp_path / "there")) == 3
         (tmp_path / "one").write_bytes(b"2")  # it is another file now
         path = str(tmp_path / "one")
-        scrapers.submit("changed", jobs.read_file, path, limit=60, files=[path])
+        scrapers.submit(f"{staging}-changed", jobs.read_file, path, limit=60, files=[path])
         assert scrapers.take(timeout=60)[1][1] == b"2"
     assert not os.listdir(tmp_path / "shared")
     left = os.listdir(tmp_path / "there")
