@@ -69,7 +69,7 @@ def swarm_line(snapshot: Snapshot) -> str:
     if not (snapshot.nodes or snapshot.spent):
         return ""
     states = Counter(each.state for each in snapshot.nodes)
-    told = ", ".join(f"{number} {state}" for state, number in states.items()) or "no servers"
+    told = ", ".join(f"{state} {number}" for state, number in states.items()) or "no servers"
     return f"swarm   {told}, EUR {snapshot.spent:.4f} so far, {snapshot.hourly:.4f} an hour"
 
 
@@ -125,11 +125,11 @@ def _bars(stream: TextIO) -> Iterator[Listener]:
 
 def _swarm(snapshot: Snapshot, *, room: int) -> list[str]:
     """The nodes, as many as there is room for; the others have their turn."""
-    if not (snapshot.nodes or snapshot.spent):
-        return []
+    if not snapshot.nodes:
+        return [each for each in [swarm_line(snapshot)] if each]
     heading, *nodes = node_lines(snapshot.nodes)
     room = min(max(room, 1), _NODES)
-    pages = max(-(-len(nodes) // room), 1)
+    pages = -(-len(nodes) // room)
     first = int(snapshot.elapsed / _TURN) % pages * room
     shown = nodes[first : first + room]
     return [swarm_line(snapshot), heading, *shown, log_line(snapshot)]

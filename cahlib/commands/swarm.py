@@ -51,6 +51,7 @@ def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], give
     command("status", "show the servers of a run, what they do and cost", _status)
     logs = command("logs", "print the ends of the nodes' logs", _logs)
     logs.add_argument("node", nargs="?", help="of one node")
+    logs.add_argument("--boot", action="store_true", help="what cloud-init said at the boot")
     logs.add_argument("--lines", type=int, default=20, metavar="N", help="how many [20]")
     ssh = command("ssh", "log in to a node, or print how", _ssh)
     ssh.add_argument("node")
@@ -157,7 +158,7 @@ def _logs(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     for login in _logins(job, environment, chosen.node):
         print(f"--- {login.name}")
         try:
-            print(install.log(login, lines=chosen.lines))
+            print(install.log(login, lines=chosen.lines, boot=chosen.boot))
         except RunError as error:  # the others may answer
             print(error)
     return 0

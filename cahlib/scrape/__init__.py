@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import Any
 
 from cahlib.config import Crawl, Download
 from cahlib.errors import ShardError
-from cahlib.records import Evidence, Parcel, Shard, Tally
+from cahlib.records import Evidence, Parcel, Shard, Stage, Tally
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
 from cahlib.scrape.images import images
 from cahlib.scrape.parcel import seal, sealed
 from cahlib.scrape.wat import pages
+
+#: Seconds between two lines of the log: what `tail -f crawl.log` shows on a node.
+_TELL = 15.0
+
+log = logging.getLogger(__name__)
 
 
 def scrape(
@@ -35,11 +41,19 @@ def scrape(
     if ready := sealed(folder, shard):
         return ready
     tally, evidence = Tally(), Evidence()
-    deadline = time.monotonic() + limit
+    started = told = time.monotonic()
+
+    def tell(how: str) -> None:
+        nonlocal told
+        told = time.monotonic()
+        seen, got = tally.done(Stage.FETCH), tally.left[Stage.FETCH]
+        log.info("%s %s: %d links, %d images, %.0f s", shard.id, how, seen, got, told - started)
 
     def tick() -> None:
         report(tally.as_dict())
-        if time.monotonic() > deadline:
+        if time.monotonic() > told + _TELL:
+            tell("goes on")
+        if time.monotonic() > started + limit:
             raise ShardError(f"{shard.id} took longer than {limit / 60:g} minutes.")
 
     found = candidates(
@@ -51,4 +65,7 @@ def scrape(
         optouts=evidence.optouts,
     )
     fetched = images(found, download, tally, evidence=evidence, tick=tick)
-    return seal(fetched, shard, folder, tally=tally, evidence=evidence)
+    tell("begins")
+    parcel = seal(fetched, shard, folder, tally=tally, evidence=evidence)
+    tell("is done")
+    return parcel

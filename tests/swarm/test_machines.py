@@ -6,7 +6,9 @@ These tests earn their minute: nothing else tells whether a server would underst
 import pytest
 
 from cahlib import demo
+from cahlib.config import replace
 from cahlib.demo import world
+from cahlib.records import Reason
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.shards import shards
@@ -83,15 +85,20 @@ def test_a_restarted_service_is_back(logins, scrapers):
 
 
 def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers, tmp_path):
-    with world.build().serve(host=running.address) as web:
-        job = demo.job(str(tmp_path / "out"), web)
+    crawl, domains = tmp_path / "demo.warc.wat.gz", tmp_path / "domains"
+    crawl.write_bytes((shown := world.build()).wat)
+    domains.write_text("atlas.example.net\n")
+    files = {"crawl": str(crawl), "blocked_domains": str(domains)}  # no machine has them
+    with shown.serve(host=running.address) as web:
+        job = replace(demo.job(str(tmp_path / "out"), web), **files)
         todo = list(shards(job.crawl, contact="demo@example.com"))
         settings = (job.crawl, job.download)
         with session(logins[0]) as node:
             node.run("sudo systemctl stop crawl")  # so that beta has all the work
         jobs.until(lambda: {n.host for n in scrapers.nodes()} == {logins[1].address})
         for shard in todo:
-            scrapers.submit(shard.id, scrape, shard, *settings, scrapers.folder, limit=60)
+            given = (shard.id, scrape, shard, *settings, scrapers.folder)
+            scrapers.submit(*given, limit=60, files=files.values())
         jobs.until(scrapers.told)
         install.restart(logins[0])
         running.all["beta"].off()
@@ -100,6 +107,7 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
             for shard in todo:
                 here.submit(shard.id, scrape, shard, *settings, tmp_path / "near", limit=60)
             near = dict(here.take(timeout=60) for _ in todo)
+    assert any(parcel.tally.lost[Reason.BLOCKED_DOMAIN] for parcel in far.values())
     for shard in todo:
         parcels.check(far[shard.id])
         assert far[shard.id].tally.as_dict() == near[shard.id].tally.as_dict()

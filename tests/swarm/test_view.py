@@ -114,7 +114,7 @@ def test_a_terminal_shows_every_node_and_the_ends_of_their_logs_in_turn():
     shown = terminal.getvalue()
     for n in range(25):
         assert f"cah-{n} " in shown and f"cah-{n}: line {n}" in shown
-    assert "25 works, EUR 0.5000 so far, 0.1000 an hour" in shown
+    assert "works 25, EUR 0.5000 so far, 0.1000 an hour" in shown
 
 
 def test_no_swarm_takes_no_lines():
