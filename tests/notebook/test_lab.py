@@ -23,6 +23,8 @@ from tests.world import notebooks
 
 PICTURES = Path(__file__).parent.parent / "pictures"
 TOKEN = "hetzner-secret-token"
+#: What the README shows.
+WANTED = ("form", "run")
 TYPED = ("nickname", "contact")
 BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>'
 SECOND = 1000
@@ -80,8 +82,8 @@ class Page:
         )
 
     def shots(self, name, at):
-        """Take pictures of the page with something at its top: wide and narrow."""
-        to = PICTURES if os.environ.get("PICTURES") else self.lab.folder
+        """Take pictures of the notebook with something at its top: narrow and wide."""
+        to = PICTURES if name in WANTED and os.environ.get("PICTURES") else self.lab.folder
         for width in (800, 1280):
             self.page.set_viewport_size({"width": width, "height": 1000})
             self._scroll(at)
@@ -90,7 +92,8 @@ class Page:
                 ".map(each => each.scrollWidth - each.clientWidth)"
             )
             assert max(wide) <= 1, (name, width, wide)
-            self.page.screenshot(path=to / f"notebook-{name}-{width}.png")
+            self.page.screenshot(path=self.lab.folder / f"notebook-{name}-{width}.png")
+        self.page.locator(".jp-WindowedPanel-outer").screenshot(path=to / f"notebook-{name}.png")
 
     def _scroll(self, at):
         at.evaluate(
