@@ -80,7 +80,7 @@ def charts(live: Mapping[str, Any]) -> str:
         return ""
     titles = ("links/s", "images/s", "kept pairs/s", "GPU busy")
     cards = [_chart(title, points, at) for at, title in enumerate(titles, 1)]
-    return _cah(f'<div class="row">{"".join(cards)}</div>')
+    return _cah(f'<div class="cah-row">{"".join(cards)}</div>')
 
 
 def nodes(live: Mapping[str, Any], turn: int) -> str:
@@ -183,7 +183,7 @@ def _chart(title: str, points: Sequence[Sequence[float]], at: int) -> str:
     shown = f"{now:.0%}" if share else _number(now)
     top = "" if share else f' <span class="dim">top {_number(most)}</span>'
     return (
-        f'<div class="card"><div>{title}{top}</div><b>{shown}</b>'
+        f'<div class="cah-card"><div>{title}{top}</div><b>{shown}</b>'
         f'<svg viewBox="0 0 200 40" preserveAspectRatio="none" role="img" aria-label="{title} over '
         f'time"><path class="area" d="M0 40 L{line} L{last} 40Z"/><path class="line" d="M{line}"/>'
         "</svg></div>"
