@@ -157,6 +157,6 @@ def _framed(path: Path) -> Any:
         return f"<p>The report is in {escape(str(path))}.</p>"
     page = escape(path.read_text(encoding="utf-8"))
     return (
-        f'<iframe title="report" sandbox="" srcdoc="{page}" '
-        'style="width:100%;height:640px;border:1px solid rgba(128,128,128,.35)"></iframe>'
+        f'<div><iframe title="report" sandbox="" srcdoc="{page}" '
+        'style="width:100%;height:640px;border:1px solid rgba(128,128,128,.35)"></iframe></div>'
     )

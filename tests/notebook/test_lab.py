@@ -28,6 +28,8 @@ WANTED = ("form", "run")
 TYPED = ("nickname", "contact")
 BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>'
 SECOND = 1000
+#: Keeps the kernel busy while a run goes on.
+BUSY = "import time\ntime.sleep(5 * desk.child.running())"
 
 
 class Page:
@@ -51,6 +53,11 @@ class Page:
     def run_all(self):
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_text("Run All Cells", exact=True).click()
+
+    def restart_and_run_all(self):
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_text("Restart Kernel and Run All Cells…", exact=True).click()
+        self.page.locator(".jp-Dialog-button.jp-mod-accept").click()
 
     def save(self):
         self.page.keyboard.press("Control+s")
@@ -133,7 +140,7 @@ def variables(folder, web):
 @pytest.mark.timeout(240)
 def test_a_user_clicks_through_a_run(page):
     book = page.lab.folder / notebooks.NOTEBOOK.name
-    notebooks.copy(page.lab.folder, {})
+    notebooks.copy(page.lab.folder, {}, last=BUSY)
     page.open()
     page.run_all()
     page.sees("nickname: choose one")
@@ -152,10 +159,12 @@ def test_a_user_clicks_through_a_run(page):
     page.page.locator(".cah path.line").first.wait_for()
     page.moves()
 
-    page.run_all()  # the second time: the run is found
+    page.restart_and_run_all()  # the run goes on without its kernel, and a new one finds it
     page.sees("of 2 shards")
     assert page.button("Start").is_disabled()
+    page.sees("Python 3 (ipykernel) | Busy")
     page.moves()
+    assert page.page.get_by_text("Python 3 (ipykernel) | Busy").count() == 1
     page.sees("1 of 2 shards")
     page.page.locator(".cah figure img").first.wait_for()
     page.shots("run", page.button("Start"))
