@@ -16,6 +16,7 @@ from cahlib.errors import ConfigError
 from cahlib.notebook.desk import Desk
 from cahlib.notebook.outcome import Results
 from cahlib.notebook.place import Place, here, online
+from tests.world import cloud as clouds
 from tests.world.jobs import until
 
 
@@ -108,6 +109,26 @@ def test_a_run_gets_what_the_form_says_is_killed_and_torn_down(desks, place, val
     until(lambda: "nothing of it is left" in desk.message.value)
     desk.draw()
     assert not desk.buttons["start"].disabled and desk.buttons["down"].disabled
+
+
+def test_servers_are_planned_and_priced_before_any_is_made(desks, place, values, monkeypatch):
+    with clouds.serve(clouds.Cloud({"right-token": clouds.Account()})) as cloud:
+        monkeypatch.setenv("HCLOUD_ENDPOINT", cloud.url)
+        desk = desks(place, {}, values | {"swarm": 2, "hours": 8, "location": "moon"})
+        desk.form.password.value = "wrong-token"
+        desk.buttons["plan"].click()
+        assert "token" in desk.message.value and "token" in desk.form.token_note.value
+        desk.form.password.value = "right-token"
+        desk.buttons["plan"].click()
+        assert "location: &#x27;moon&#x27; is not offered" in desk.message.value
+        assert "moon" in desk.form.fields["location"].note.value
+        desk.form.fields["location"].write("")
+        desk.buttons["start"].click()
+        assert "EUR" in desk.plan_shown.value and "8 hours" in desk.plan_shown.value
+        assert desk.buttons["start"].description == "Start at this price"
+        desk.form.fields["swarm"].write("3")  # another job, another price
+        assert desk.buttons["start"].description == "Start" and desk.plan_shown.value == ""
+    assert "POST /servers" not in cloud.calls and not desk.child.running()
 
 
 def test_functions_and_files_of_the_notebook_share_no_name():
