@@ -1,10 +1,12 @@
 # make demo   a shard of the embedded web becomes a dataset, on this machine, offline
 # make test   lint, types and all tests
 # make test-nodes  the swarm's nodes as real machines, booted by systemd-nspawn
+# make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
+# make pictures  the README's pictures of the notebook, made by its test
 # make bench  the benchmarks, each beside its peer
 # All set themselves up in .venv.
 
-.PHONY: demo test test-nodes bench readme
+.PHONY: demo test test-nodes test-classic pictures bench readme
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -21,6 +23,12 @@ test: .venv/dev
 test-nodes: .venv/dev
 	$(bin)/python -m tests.world.machines
 	$(bin)/pytest tests/swarm/test_machines.py
+
+test-classic: .venv/dev
+	CLASSIC=1 $(bin)/pytest tests/notebook/test_classic.py
+
+pictures: .venv/dev
+	PICTURES=1 $(bin)/pytest tests/notebook/test_lab.py
 
 bench: .venv/dev
 	for each in tests/benchmarks/bench_*.py; do \

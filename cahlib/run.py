@@ -41,6 +41,7 @@ from cahlib.scrape import scrape
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.shards import shards
 from cahlib.scrapers import Engine, Scraping, scrapers
+from cahlib.takeover import take_over
 from cahlib.tracker.client import Tracker, TrackerAway
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Counts, Ledger
@@ -93,6 +94,7 @@ def run(
     ):
         if isinstance(ledger, Ledger):
             ledger.add(shards(job.crawl, contact=job.download.contact))
+            take_over(job, ledger)
         if ledger.more() or ledger.in_state("sealed"):
             work = _Work(job, ledger, stop, scraping)
             with work.watched(listener, tick):

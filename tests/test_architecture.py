@@ -68,9 +68,11 @@ def test_imports_point_down(path):
     elif own in ROOMS:
         assert inner(path) <= GROUND | {own}
     elif own == "run":
-        assert inner(path) <= GROUND | ROOMS | {"relay", "scrapers"}
+        assert inner(path) <= GROUND | ROOMS | {"relay", "scrapers", "takeover"}
     elif own == "scrapers":
         assert inner(path) <= GROUND | {"swarm"}
+    elif own == "takeover":
+        assert inner(path) <= GROUND | {"curate", "tracker"}
     elif own == "relay":
         assert inner(path) <= GROUND | {"scrape"}
     elif own not in DOORS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,14 @@ def upload(
             _tried(partial(_bring, folder, url, path), sleep)
     if not keep_local:
         _let_go(replace(sealed, place=url), folder)
+
+
+def elsewhere(url: str, known: Collection[str]) -> Iterator[Sealed]:
+    """The shards at a URL, those of ``known`` ids excepted; each says where its files are."""
+    for path in files(url).names(seal.FOLDER):
+        shard = path.rpartition("/")[2].removesuffix(".json")
+        if path.endswith(".json") and shard not in known and (found := seal.sealed(url, shard)):
+            yield replace(found, place=url)
 
 
 def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:

@@ -48,6 +48,7 @@ class Desk:
         self.child = Child(self._home())
         self._planned: Job | None = None
         self._closed, self._drawing = threading.Event(), threading.Lock()
+        self._was_running = False
         self._watchers: list[Callable[[bool], None]] = []
         self.message, self.plan_shown = widgets.HTML(), widgets.HTML()
         self.parts = {name: widgets.HTML() for name in _PARTS}
@@ -141,11 +142,12 @@ class Desk:
             self._put("charts", view.charts(live))
             self._put("losses", view.losses(live))
             self._put("log", view.log(self.child.said()))
-            if turned:
+            if turned or running != self._was_running:
                 self._put("nodes", view.nodes(live, int(time.time() / _TURN)))
                 self._put("gallery", view.gallery(live, clear=self._unsafe.value))
             unsafe = any(pair["clear"] for pair in live.get("latest") or ())
             self._unsafe.layout.display = None if unsafe else "none"
+            self._was_running = running
             self._allow(running, stopping=live.get("state") == "stopping")
         for each in self._watchers:
             each(running)

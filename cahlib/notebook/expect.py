@@ -87,7 +87,7 @@ def duration(seconds: float) -> str:
     """Seconds in the units that people use."""
     minutes = math.ceil(seconds / 60)
     if minutes < 100:
-        return f"{minutes} minutes"
+        return f"{minutes} minute{'s' * (minutes != 1)}"
     hours = minutes / 60
     return f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"
 

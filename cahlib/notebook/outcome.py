@@ -79,16 +79,20 @@ class Results:
     def _about(self) -> str:
         folder = escape(str(self.folder))
         return (
-            f'<div class="cah"><h4>The dataset</h4>It is in <b>{folder}</b>. To load it:'
+            f'<div class="cah"><h4>The dataset</h4>{escape(self._where())} To load it:'
             f"<pre>{_LOAD.format(folder=folder)}</pre></div>"
         )
+
+    def _where(self) -> str:
+        output = self._desk.form.fields["output"].text
+        return f"It is in {self.folder}" + (f", and at {output}." if "://" in output else ".")
 
     def _print(self) -> None:
         """The same for where there are no widgets."""
         if not (self.folder / "report.html").exists():
             print("There are no results.")
             return
-        print(f"The dataset is in {self.folder}. To load it:\n\n{_LOAD.format(folder=self.folder)}")
+        print(f"{self._where()} To load it:\n\n{_LOAD.format(folder=self.folder)}")
         if self._desk.child.has_servers:
             print(self._remaining())
         display(HTML(_framed(self.folder / "report.html")))  # type: ignore[no-untyped-call]
@@ -157,6 +161,6 @@ def _framed(path: Path) -> Any:
         return f"<p>The report is in {escape(str(path))}.</p>"
     page = escape(path.read_text(encoding="utf-8"))
     return (
-        f'<iframe title="report" sandbox="" srcdoc="{page}" '
-        'style="width:100%;height:640px;border:1px solid rgba(128,128,128,.35)"></iframe>'
+        f'<div><iframe title="report" sandbox="" srcdoc="{page}" '
+        'style="width:100%;height:640px;border:1px solid rgba(128,128,128,.35)"></iframe></div>'
     )

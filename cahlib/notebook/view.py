@@ -16,6 +16,7 @@ from cahlib.records import Reason, Stage
 
 #: Nodes that are shown at once; if there are more, they take turns.
 _NODES = 8
+_COLUMNS = "node", "place", "type", "state", "job", "links/s", "seen", "EUR"
 #: Characters of a caption that are shown.
 _CAPTION = 90
 
@@ -56,7 +57,7 @@ def head(live: Mapping[str, Any], *, running: bool) -> str:
         whole = expect.projected(live)
         total = f", about EUR {whole:.2f} in all" if whole else ""
         lines.append(
-            f"<div>EUR {live['spent']:.2f} so far{total}; EUR {live['hourly']:.4f} an hour.</div>"
+            f"<div>EUR {live['spent']:.2f} so far{total}; EUR {live['hourly']:.3f} an hour.</div>"
         )
     return _cah("".join(lines))
 
@@ -80,7 +81,7 @@ def charts(live: Mapping[str, Any]) -> str:
         return ""
     titles = ("links/s", "images/s", "kept pairs/s", "GPU busy")
     cards = [_chart(title, points, at) for at, title in enumerate(titles, 1)]
-    return _cah(f'<div class="row">{"".join(cards)}</div>')
+    return _cah(f'<div class="cah-row">{"".join(cards)}</div>')
 
 
 def nodes(live: Mapping[str, Any], turn: int) -> str:
@@ -91,11 +92,8 @@ def nodes(live: Mapping[str, Any], turn: int) -> str:
     pages = -(-len(every) // _NODES)
     first = turn % pages * _NODES
     title = f"Nodes {first + 1} to {min(first + _NODES, len(every))} of {len(every)}"
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("node", "place", "type", "state", "job", "links/s", "seen", "EUR", "log")
-    )
-    rows = "".join(f"<tr>{_node(each)}</tr>" for each in every[first : first + _NODES])
+    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+    rows = "".join(map(_node, every[first : first + _NODES]))
     return _cah(
         f'<h4>{title}</h4><div class="wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
@@ -183,7 +181,7 @@ def _chart(title: str, points: Sequence[Sequence[float]], at: int) -> str:
     shown = f"{now:.0%}" if share else _number(now)
     top = "" if share else f' <span class="dim">top {_number(most)}</span>'
     return (
-        f'<div class="card"><div>{title}{top}</div><b>{shown}</b>'
+        f'<div class="cah-card"><div>{title}{top}</div><b>{shown}</b>'
         f'<svg viewBox="0 0 200 40" preserveAspectRatio="none" role="img" aria-label="{title} over '
         f'time"><path class="area" d="M0 40 L{line} L{last} 40Z"/><path class="line" d="M{line}"/>'
         "</svg></div>"
@@ -195,19 +193,21 @@ def _number(value: float) -> str:
 
 
 def _node(node: Mapping[str, Any]) -> str:
-    seen = node.get("seen")
+    """A node's row, and below it the last line of its log."""
+    seen, job = node.get("seen"), str(node.get("job", ""))
     cells = (
         node.get("name", ""),
         node.get("location", ""),
         node.get("type", ""),
         node.get("state", ""),
-        node.get("job", ""),
+        f"…{job[-18:]}" if len(job) > 18 else job,  # the end tells shards apart
         _number(node.get("rate") or 0),
         "" if seen is None else f"{seen:.0f} s ago",
         f"{node.get('cost') or 0:.2f}",
     )
     short = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
-    return f'{short}<td class="line">{escape(str(node.get("line", "")))}</td>'
+    line = escape(str(node.get("line", "")))
+    return f'<tr>{short}</tr><tr><td class="line" colspan="{len(_COLUMNS)}">{line}</td></tr>'
 
 
 def _figure(pair: Mapping[str, Any], clear: bool) -> str:

@@ -74,7 +74,7 @@ def test_how_many_nodes_would_feed_the_gpu(busy, parcels, nodes, hint):
 
 def test_costs_so_far_and_to_come():
     html = view.head(live(spent=0.5, hourly=0.6), running=True)
-    assert "EUR 0.50 so far, about EUR 0.75 in all; EUR 0.6000 an hour" in html
+    assert "EUR 0.50 so far, about EUR 0.75 in all; EUR 0.600 an hour" in html
 
 
 def test_many_nodes_take_turns():

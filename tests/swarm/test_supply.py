@@ -39,7 +39,8 @@ def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, stagin
         for name in contents:
             for n in range(3):
                 path = str(tmp_path / name)
-                scrapers.submit(f"{staging}-{name}-{n}", jobs.read_file, path, limit=60, files=[path])
+                key = f"{staging}-{name}-{n}"
+                scrapers.submit(key, jobs.read_file, path, limit=60, files=[path])
         taken = dict(scrapers.take(timeout=60) for _ in range(9))
         for key, (place, content) in taken.items():
             name = key.split("-")[1]

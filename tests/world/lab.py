@@ -1,4 +1,4 @@
-"""A JupyterLab on loopback, with a home and settings of its own."""
+"""A Jupyter on loopback, JupyterLab or the classic notebook, with a home of its own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from urllib.request import urlopen
 from tests.world import notebooks
 from tests.world.jobs import until
 
-_LINE = (
-    "-m jupyterlab --no-browser --ip=127.0.0.1 --allow-root --IdentityProvider.token= "
-    "--ServerApp.password= --LabApp.news_url= "
+_COMMON = "--no-browser --ip=127.0.0.1 --allow-root"
+_LAB = (
+    "-m jupyterlab --IdentityProvider.token= --ServerApp.password= --LabApp.news_url= "
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
-).split()
+)
+_CLASSIC = "-m notebook --NotebookApp.token= --NotebookApp.password="
 
 
 class Lab:
@@ -39,8 +40,8 @@ class Lab:
 
 
 @contextmanager
-def serve(folder: Path, **environment: str) -> Iterator[Lab]:
-    """JupyterLab in a folder; at the end its kernels end with it."""
+def serve(folder: Path, *, classic: Path | None = None, **environment: str) -> Iterator[Lab]:
+    """JupyterLab in a folder, or the classic notebook of another Python; kernels end with it."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,7 +49,12 @@ def serve(folder: Path, **environment: str) -> Iterator[Lab]:
     own = {"JUPYTERLAB_SETTINGS_DIR": str(lab.settings), **environment}
     with open(folder / "lab.log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, *_LINE, f"--port={port}", f"--ServerApp.root_dir={folder}"],
+            [
+                classic or sys.executable,
+                *(_CLASSIC if classic else _LAB).split(),
+                *_COMMON.split(),
+                f"--port={port}",
+            ],
             cwd=folder,
             env=notebooks.surroundings(folder, **own),
             stdout=log,

@@ -10,11 +10,13 @@ from tests.world.command import ROOT, environment
 NOTEBOOK = ROOT / "gpucah.ipynb"
 
 
-def copy(folder: Path, settings: dict) -> Path:
-    """The notebook in a folder, with settings in the cell that is for them."""
+def copy(folder: Path, settings: dict, *, last: str = "") -> Path:
+    """The notebook in a folder, with settings in the cell that is for them, and one more cell."""
     book = nbformat.read(NOTEBOOK, as_version=4)
     (cell,) = (c for c in book.cells if "parameters" in c.metadata.get("tags", ()))
     cell.source = f"settings = {json.loads(json.dumps(settings))!r}"
+    if last:
+        book.cells.append(nbformat.v4.new_code_cell(last))
     nbformat.write(book, folder / NOTEBOOK.name)
     return folder / NOTEBOOK.name
 
