@@ -37,6 +37,7 @@ gpu = [
     "torch>=2.4",  # runs CLIP
     "torchvision>=0.19",  # open_clip needs it
     "open_clip_torch>=3.0",  # the models and their weights
+    "safetensors>=0.4",  # heads; open_clip reads its weights with it
     "numpy>=1.26",  # embeddings
     "pyarrow>=15",  # the metadata tables
     "google-crc32c>=1.6",  # the checksums of TFRecord; notebooks already have it

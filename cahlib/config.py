@@ -152,6 +152,10 @@ class Judge(_Checked):
         None, "least similarity of a pair, -1 … 1; the preset's if not given", least=-1, most=1
     )
     safety: str = option("", "a file of safety categories that replaces the built-in one")
+    heads: tuple[str, ...] = option(
+        (), "files of heads (JSON, with a safetensors file beside it) that score the embeddings, "
+        "separated by commas",
+    )  # fmt: skip
     batch: int = option(256, "images judged at once", least=1, most=65_536, free=True)
     device: str = option(
         "auto", "where the model runs", choices=("auto", "cpu", "cuda", "mps"), free=True

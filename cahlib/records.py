@@ -94,6 +94,7 @@ class Reason(Enum):
     DISSIMILAR = "dissimilar", Stage.JUDGE, "text and image do not belong together"
     MINOR = "minor", Stage.JUDGE, "possibly a minor in unsafe content"
     ANIMAL = "animal", Stage.JUDGE, "possibly an animal in unsafe content"
+    HEAD_SCORE = "head_score", Stage.JUDGE, "has a score beyond the threshold of a head"
     NEAR_DUPLICATE = "near_duplicate", Stage.JUDGE, "looks like another image of the dataset"
     PURGED = "purged", Stage.JUDGE, "was purged from the finished dataset"
     PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"

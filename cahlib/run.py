@@ -24,7 +24,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__
 from cahlib.config import Job
-from cahlib.curate import card, clip, dataset, report, seal, upload
+from cahlib.curate import card, clip, dataset, heads, report, seal, upload
 from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
@@ -83,6 +83,7 @@ def run(
     # a list that cannot be read is the user's to mend, before the start
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
+    heads.check(job.judge.heads)
     stop = stop or threading.Event()
     with home(job, role=role, stop=stop) as ledger:
         if isinstance(ledger, Ledger):
@@ -184,10 +185,11 @@ class _Work:
         self._away = self._parcels  #: where the scrapers write them
         self._clip = clip.load(job.judge)
         self._safety = Safety.load(job.judge.safety, self._clip)
+        self._heads = heads.load(job.judge.heads, self._clip)
         self._recipe = dataset.Recipe(
             model=self._clip.name,
             threshold=job.judge.chosen()[2],
-            scores=scores(self._clip, self._safety),
+            scores=scores(self._clip, self._safety, self._heads),
             forms=job.output.forms,
             versions={"cahlib": __version__},
         )
@@ -263,7 +265,14 @@ class _Work:
     def _judged(self, work: _InWork) -> Iterator[Judged]:
         parcels.check(work.parcel)
         images = parcels.read(work.parcel)
-        judged = pairs(images, self._clip, self._safety, judge=self._job.judge, tally=work.tally)
+        judged = pairs(
+            images,
+            self._clip,
+            self._safety,
+            judge=self._job.judge,
+            tally=work.tally,
+            heads=self._heads,
+        )
         return self._ledger.ours(work.parcel.shard, judged)
 
     def _write(self, steps: Iterable[_Step]) -> Iterator[Sealed]:
