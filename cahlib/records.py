@@ -95,6 +95,7 @@ class Reason(Enum):
     MINOR = "minor", Stage.JUDGE, "possibly a minor in unsafe content"
     ANIMAL = "animal", Stage.JUDGE, "possibly an animal in unsafe content"
     HEAD_SCORE = "head_score", Stage.JUDGE, "has a score beyond the threshold of a head"
+    SAME_IMAGE = "same_image", Stage.JUDGE, "has the very image of another pair"
     NEAR_DUPLICATE = "near_duplicate", Stage.JUDGE, "looks like another image of the dataset"
     PURGED = "purged", Stage.JUDGE, "was purged from the finished dataset"
     PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"

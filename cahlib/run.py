@@ -24,7 +24,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__
 from cahlib.config import Job
-from cahlib.curate import card, clip, dataset, heads, report, seal, upload
+from cahlib.curate import alike, card, clip, dataset, heads, report, seal, upload
 from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
@@ -205,6 +205,8 @@ class _Work:
         for shard in self._ledger.in_state("sealed"):
             if left := seal.sealed(self._folder, shard.id):
                 self._finish(left)
+        whole = self._ledger.in_state("sealed", "done")
+        self._known = alike.load(self._job.output, whole, seen=self._ledger.seen)
         place = self._scraping(self._job, stop=self._stop.set)
         with place as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
@@ -279,6 +281,7 @@ class _Work:
         """Write each shard's pairs into the dataset, and its account into the ledger."""
         for work, of_shard in groupby(steps, key=itemgetter(0)):
             shard = work.parcel.shard
+            self._known.begin()
             try:
                 sealed = dataset.write(
                     self._folder,
@@ -286,13 +289,14 @@ class _Work:
                     parcel=work.parcel,
                     recipe=self._recipe,
                     tally=work.tally,
-                    seen=self._ledger.seen,
+                    again=self._known.again,
                 )
             except _Failed as failed:
                 del self._in_work[shard.id]
                 self._fail(shard, failed.cause)
                 continue
             self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
+            self._known.keep()
             del self._in_work[shard.id]
             self._sealed += sealed.tally
             yield sealed

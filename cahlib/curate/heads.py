@@ -176,7 +176,7 @@ def _in_order(name: str) -> list[tuple[int, str]]:
 def _gelu(values: Floats) -> Floats:
     """By its tanh form (Hendrycks and Gimpel 2016), within 0.001 of the exact one."""
     inner = math.sqrt(2 / math.pi) * (values + 0.044715 * values**3)
-    share: Floats = (1 + np.tanh(inner)) / 2
+    share: Floats = np.asarray((1 + np.tanh(inner)) / 2, np.float32)
     return values * share
 
 

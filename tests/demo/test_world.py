@@ -76,8 +76,8 @@ def test_every_reason_that_a_replayed_web_can_give_has_its_trap(demo):
         # these wait for lists that the user brings, or for a model of photos
         Reason.BLOCKED_DOMAIN, Reason.BLOCKED_URL, Reason.BLOCKED_PAIR, Reason.KNOWN_HARM,
         Reason.MINOR, Reason.ANIMAL, Reason.HEAD_SCORE,
-        # these are for datasets that are finished
-        Reason.PURGED, Reason.NEAR_DUPLICATE,
+        # these are for datasets that are finished, or for runs that are told to
+        Reason.PURGED, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE,
         # the demo's web is ours: it is asked as fast as it answers
         Reason.LEFT_ALONE, Reason.TOO_MANY_LINKS,
         # what an earlier stage let through by mistake
