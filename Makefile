@@ -2,9 +2,10 @@
 # make test   lint, types and all tests
 # make test-nodes  the swarm's nodes as real machines, booted by systemd-nspawn
 # make bench  the benchmarks, each beside its peer
+# make fuzz   the readers of strangers' bytes, fuzzed for FUZZ seconds each (300)
 # All set themselves up in .venv.
 
-.PHONY: demo test test-nodes bench readme
+.PHONY: demo test test-nodes bench fuzz readme
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -25,6 +26,10 @@ test-nodes: .venv/dev
 bench: .venv/dev
 	for each in tests/benchmarks/bench_*.py; do \
 	$(bin)/python -m $$(echo $${each%.py} | tr / .) || exit 1; done
+
+FUZZ ?= 300
+fuzz: .venv/dev
+	$(bin)/python -m tests.fuzz --seconds $(FUZZ)
 
 # the README's file tree, made from the files
 readme: .venv/dev

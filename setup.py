@@ -55,6 +55,8 @@ dev = [
     "pytest-randomly>=3.15",  # random order
     "pytest-timeout>=2.3",  # no test hangs
     "hypothesis>=6.100",  # garbage for the parsers
+    # guides `make fuzz` by what inputs do; without it they are chosen by chance
+    "atheris>=2.3; platform_machine == 'x86_64' and python_version < '3.14'",
     "trustme>=1.1",  # certificates for the tests' web
     "ruff>=0.9",
     "mypy>=1.14",

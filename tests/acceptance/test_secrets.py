@@ -1,4 +1,4 @@
-"""Secrets are used and never told: not in files, nor on the screen, nor in the list of processes."""
+"""Secrets are used and never told: not in files, on the screen, nor in the list of processes."""
 
 import subprocess
 import sys

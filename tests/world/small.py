@@ -13,23 +13,27 @@ from tests.world.pictures import picture
 CAPTION = "A photo of the old harbour with boats, number {} of them all"
 
 
+def file(name: int, links: int) -> bytes:
+    """A WAT file with so many links in each of its halves, all different from another file's."""
+    parts = [wat.warcinfo("small")]
+    for half in range(2):
+        shown = [
+            {
+                "path": "IMG@/src",
+                "url": f"http://host{number % 7}.example.com/{name}-{half}-{number}.jpg",
+                "alt": CAPTION.format(f"{name} {half} {number}"),
+            }
+            for number in range(links)
+        ]
+        parts += wat.members(wat.Page(url=f"http://page{half}.example.com/{name}", links=shown))
+    return b"".join(parts)
+
+
 def write(folder: Path, files: int, links: int) -> Path:
-    """WAT files with so many links in each of their halves; says which they are, as a glob."""
+    """Such files in a folder; says which they are, as a glob."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in range(files):
-        parts = [wat.warcinfo("small")]
-        for half in range(2):
-            shown = [
-                {
-                    "path": "IMG@/src",
-                    "url": f"http://host{number % 7}.example.com/{file}-{half}-{number}.jpg",
-                    "alt": CAPTION.format(f"{file} {half} {number}"),
-                }
-                for number in range(links)
-            ]
-            page = wat.Page(url=f"http://page{half}.example.com/{file}", links=shown)
-            parts += wat.members(page)
-        (folder / f"{file:05}.warc.wat.gz").write_bytes(b"".join(parts))
+    for name in range(files):
+        (folder / f"{name:05}.warc.wat.gz").write_bytes(file(name, links))
     return folder / "*.warc.wat.gz"
 
 
