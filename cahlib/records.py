@@ -29,6 +29,8 @@ class Stage(Enum):
     takes: str
     gives: str
 
+    __hash__ = object.__hash__  # a member is one object; by its name it is hashed in Python
+
     def __new__(cls, value: str, takes: str, gives: str) -> Stage:
         member = object.__new__(cls)
         member._value_ = value
@@ -103,8 +105,7 @@ class Reason(Enum):
     stage: Stage
     phrase: str
 
-    # a member is one object: it need not be hashed by its name, in Python, for each link
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # as a stage
 
     def __new__(cls, value: str, stage: Stage, phrase: str) -> Reason:
         member = object.__new__(cls)

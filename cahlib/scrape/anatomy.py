@@ -18,6 +18,8 @@ from cahlib.records import Reason
 #: No camera or editor writes more; each scan of a hostile file costs a pass over all its pixels.
 _MOST_SCANS = 64
 
+_SEQUENTIAL = (0xC0, 0xC1)  # frames that one scan can hold whole
+
 _PNG_PARTS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 
@@ -56,17 +58,19 @@ def dissect(data: bytes) -> Anatomy | Reason:
 
 
 def _jpeg(data: bytes) -> Anatomy | None:
-    size, orientation, kept = None, 1, [b"\xff\xd8"]
+    size, parts, orientation, kept = None, 0, 1, [b"\xff\xd8"]
     for marker, start, end in _segments(data):
         if marker == 0xDA:  # the first scan: from here on pixels
             if size is None or data.rfind(b"\xff\xd9") < start:
                 return None
-            if data.count(b"\xff\xda", start) > _MOST_SCANS:
+            # if the first holds all parts of the colours, a decoder takes no other
+            if data[start + 4] != parts and data.count(b"\xff\xda", start) > _MOST_SCANS:
                 return None
             kept.append(data[start:])
             break
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             size = struct.unpack_from(">HH", data, start + 5)
+            parts = data[start + 9] if marker in _SEQUENTIAL else 0
         if marker == 0xE1 and data.startswith(b"Exif\0\0", start + 4):
             orientation = _orientation(data[start + 10 : end])
         # APP0 and APP14 (Adobe) say how colours are stored; the others and comments do not.

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 from cahlib.config import Crawl
 from cahlib.records import Candidate, OptOut, Reason, Stage, Tally
@@ -41,36 +40,36 @@ def candidates(
     for page in pages:
         shown = _shown(page, options)
         base = links.Base.of(page.url, page.base)
-        answers = [choose(link, base) if link.alt else Reason.NO_TEXT for link in shown]
-        if refused := optout.in_page(page.metas, consent) if page.metas else None:
-            answers = list(_refused(answers, page, refused, [] if optouts is None else optouts))
-        _count(answers, tally)
+        refused = optout.in_page(page.metas, consent) if page.metas else None
         licence = ""
-        for link, answer in zip(shown, answers, strict=True):
-            if isinstance(answer, Reason):
+        tally.entered[Stage.CHOOSE] += len(shown)
+        for link in shown:
+            answer = choose(link, base)
+            if not isinstance(answer, tuple):
+                tally.lost[answer] += 1
+                continue
+            url, text, uid = answer
+            if refused:
+                tally.lost[Reason.PAGE_OPTED_OUT] += 1
+                if optouts is not None:
+                    said = refused._asdict()
+                    optouts.append(OptOut(url=url, where=page.url, time=time.time(), **said))
                 continue
             licence = licence or _licence(page)
+            tally.left[Stage.CHOOSE] += 1
             yield Candidate(
-                uid=answer.uid,
+                uid=uid,
                 position=position,
-                url=answer.url,
-                text=answer.text.text,
-                raw_text=answer.text.raw,
+                url=url,
+                text=text.text,
+                raw_text=text.raw,
                 page=page.url,
                 licence=licence,
-                language=answer.text.language,
-                reliable=answer.text.reliable,
+                language=text.language,
+                reliable=text.reliable,
                 source="og" if link.path == _OPEN_GRAPH else "alt",
             )
             position += 1
-
-
-class _Chosen(NamedTuple):
-    """What there is to say of a link that is a candidate."""
-
-    url: str
-    text: texts.Text
-    uid: str
 
 
 class _Choice:
@@ -81,15 +80,17 @@ class _Choice:
         self._judge = texts.judge(options)
         self._seen: set[str] = set()
 
-    def __call__(self, link: Link, base: links.Base) -> _Chosen | Reason:
-        """A candidate, or why a link is none; cheap questions come before dear ones."""
+    def __call__(self, link: Link, base: links.Base) -> tuple[str, texts.Text, str] | Reason:
+        """A candidate's address, text and uid, or why a link is none; cheap questions first."""
+        if not link.alt:
+            return Reason.NO_TEXT
         if reason := links.refuse(link.url):
             return reason
         text = self._judge(link.alt)
-        if isinstance(text, Reason):
+        if not isinstance(text, texts.Text):
             return text
         url = links.absolute(link.url, base, self._most)
-        if isinstance(url, Reason):
+        if not isinstance(url, str):
             return url
         if reason := self._blocked.address(url):
             return reason
@@ -98,7 +99,7 @@ class _Choice:
         if uid in self._seen:
             return Reason.DUPLICATE
         self._seen.add(uid)
-        return Reason.BLOCKED_PAIR if self._blocked.pair(uid) else _Chosen(url, text, uid)
+        return Reason.BLOCKED_PAIR if self._blocked.pair(uid) else (url, text, uid)
 
 
 def _shown(page: Page, options: Crawl) -> list[Link]:
@@ -109,26 +110,6 @@ def _shown(page: Page, options: Crawl) -> list[Link]:
         if image := said.get("og:image"):
             shown.append(Link(_OPEN_GRAPH, image, said.get("og:description", "")))
     return shown
-
-
-def _count(answers: Sequence[_Chosen | Reason], tally: Tally) -> None:
-    lost = [answer for answer in answers if isinstance(answer, Reason)]
-    tally.entered[Stage.CHOOSE] += len(answers)
-    tally.left[Stage.CHOOSE] += len(answers) - len(lost)
-    tally.lost.update(lost)
-
-
-def _refused(
-    answers: Iterable[_Chosen | Reason], page: Page, said: optout.Said, optouts: list[OptOut]
-) -> Iterator[Reason]:
-    """The answers for a page whose owner refuses, with the evidence for each candidate."""
-    for answer in answers:
-        if isinstance(answer, Reason):
-            yield answer
-            continue
-        now = time.time()
-        optouts.append(OptOut(url=answer.url, where=page.url, time=now, **said._asdict()))
-        yield Reason.PAGE_OPTED_OUT
 
 
 def _licence(page: Page) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import ssl
 import time
+from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from cahlib.scrape.owners import Owners, Text
 
 _MOST_BYTES = 64 << 20  # of all answers that are being read or used
 _MOST_TEXT_SECONDS = 10.0  # for a small file such as robots.txt
+#: Each TLS connection reads through a buffer of its own, asyncio's of 256 KiB: with this one, 256
+#: connections need 65 MiB less, and no more CPU.
+_TLS_BUFFER = 64 << 10
 _IDLE = 3.0  # seconds that a connection is kept for its host's next image
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -121,6 +125,7 @@ def agent(options: Download) -> str:
 @asynccontextmanager
 async def session(options: Download, net: Net) -> AsyncGenerator[aiohttp.ClientSession, None]:
     """The connections of a stream of images, and what they have in common."""
+    SSLProtocol.max_size = _TLS_BUFFER  # type: ignore[attr-defined]
     resolver = addresses.Resolver(net)
     connector = aiohttp.TCPConnector(
         resolver=resolver,

@@ -59,8 +59,10 @@ def refuse(url: str) -> Reason | None:
         scheme = _SCHEME.match(url)
         if scheme and scheme[1].lower() not in _WEB:
             return Reason.NOT_A_PICTURE_URL
-    path = url.partition("?")[0].partition("#")[0].rstrip()
-    return Reason.NOT_A_PICTURE_URL if path[-5:].lower().endswith(_NO_PICTURE) else None
+    path = url
+    if "?" in url or "#" in url:
+        path = url.partition("?")[0].partition("#")[0]
+    return Reason.NOT_A_PICTURE_URL if path.rstrip()[-5:].lower().endswith(_NO_PICTURE) else None
 
 
 def absolute(url: str, base: Base, most: int) -> str | Reason:
@@ -100,7 +102,7 @@ def _checked(url: str) -> str | Reason:
     return _host(parts.hostname) or url
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=20_000)
 def _host(host: str) -> Reason | None:
     """Why a host is none of the public web's, by its name alone."""
     if host[:1].isdigit() or ":" in host:

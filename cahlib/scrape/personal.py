@@ -46,7 +46,7 @@ _FORMS = (
     ),
 )
 #: A text without these holds none of them: most need no further look.
-_HINT = re.compile(r"@|\d(?:\D{0,3}\d){5}")
+_HINT = re.compile(r"[@\d](?:(?<=@)|(?:\D{0,3}\d){5})")
 
 
 def masked(text: str) -> str:

@@ -58,33 +58,33 @@ class Meta(msgspec.Struct, gc=False):
     content: str = ""
 
 
-class _Head(msgspec.Struct):
+class _Head(msgspec.Struct, gc=False):
     base: str = msgspec.field(name="Base", default="")
     metas: list[Meta] = msgspec.field(name="Metas", default_factory=list)
 
 
-class _Html(msgspec.Struct):
+class _Html(msgspec.Struct, gc=False):
     head: _Head = msgspec.field(name="Head", default_factory=_Head)
     links: list[Link] = msgspec.field(name="Links", default_factory=list)
 
 
-class _Response(msgspec.Struct):
+class _Response(msgspec.Struct, gc=False):
     html: _Html = msgspec.field(name="HTML-Metadata", default_factory=_Html)
 
 
-class _Payload(msgspec.Struct):
+class _Payload(msgspec.Struct, gc=False):
     response: _Response = msgspec.field(name="HTTP-Response-Metadata", default_factory=_Response)
 
 
-class _Envelope(msgspec.Struct):
+class _Envelope(msgspec.Struct, gc=False):
     payload: _Payload = msgspec.field(name="Payload-Metadata", default_factory=_Payload)
 
 
-class _Record(msgspec.Struct):
+class _Record(msgspec.Struct, gc=False):
     envelope: _Envelope = msgspec.field(name="Envelope", default_factory=_Envelope)
 
 
-class Page(msgspec.Struct):
+class Page(msgspec.Struct, gc=False):
     """A page that may show images."""
 
     url: str
@@ -208,7 +208,7 @@ def _records(data: bytes, tally: Tally) -> Iterator[tuple[str, bytes]]:
         tally.entered[Stage.READ] += 1
         begin = _head_end(data, at)
         length = _header(data, b"Content-Length:", at, begin)
-        if not data.startswith(b"WARC/", at) or not length.isdigit():
+        if not length.isdigit() or not data.startswith(b"WARC/", at):
             tally.lost[Reason.BROKEN_RECORD] += 1
             return
         end, following = _end(data, begin + int(length))

@@ -1,10 +1,12 @@
 """Candidates to a parcel against img2dataset 1.47: the same URLs from the same loopback web.
 
-    python -m tests.benchmarks.bench_images [--rounds 3] [--images 2000] [--mix web] [--no-peer]
+    python -m tests.benchmarks.bench_images [--rounds 3] [--images 2000] [--mix web] [--https]
+                                            [--connections 256] [--no-peer]
 
 The web is 2,000 images of 10 to 300 kB on 200 hosts, made from a seed: baseline JPEGs, or (mix
 "web") 85 % JPEG, a fifth of them progressive, 10 % PNG, 5 % WebP. Both sides keep all of them in
-tars, as 256 px JPEGs or as they are. CPU seconds are those of the client and its children, less
+tars, as 256 px JPEGs or as they are. With --https each host has a certificate by an authority made
+for this run, which both sides trust. CPU seconds are those of the client and its children, less
 those of a run with a single image; the server is a process of its own.
 """
 
@@ -17,6 +19,7 @@ import io
 import json
 import os
 import random
+import ssl
 import statistics
 import subprocess
 import sys
@@ -24,8 +27,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import trustme
 from PIL import Image, ImageDraw, ImageFilter
 
 from cahlib.config import Download
@@ -80,7 +86,7 @@ def canvas(rng: random.Random) -> Image.Image:
     return Image.blend(image.filter(ImageFilter.GaussianBlur(1)), grain, 0.11)
 
 
-def serve(folder: Path) -> None:
+def serve(folder: Path, certificate: str) -> None:
     """Answer ``/<number>`` with that image for ever; print the port first."""
     answers, absent = {}, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
     types = {".jpg": "jpeg", ".png": "png", ".webp": "webp"}
@@ -102,7 +108,11 @@ def serve(folder: Path) -> None:
 
     async def listen() -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Connection, "127.0.0.1", 0, backlog=1024)
+        tls = None
+        if certificate:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(certificate)
+        server = await loop.create_server(Connection, "127.0.0.1", 0, backlog=1024, ssl=tls)
         print(server.sockets[0].getsockname()[1], flush=True)
         await server.serve_forever()
 
@@ -110,9 +120,25 @@ def serve(folder: Path) -> None:
 
 
 @contextmanager
-def web(folder: Path) -> Iterator[int]:
+def trusted(https: bool) -> Iterator[str]:
+    """A certificate's file for all hosts, whose authority every client trusts; "" for http."""
+    if not https:
+        yield ""
+        return
+    authority = trustme.CA()
+    names = ["127.0.0.1", *(f"host{number}.example" for number in range(HOSTS))]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "server.pem"
+        authority.issue_cert(*names).private_key_and_cert_chain_pem.write_to_path(str(file))
+        authority.cert_pem.write_to_path(f"{folder}/authority.pem")
+        os.environ["SSL_CERT_FILE"] = f"{folder}/authority.pem"
+        yield str(file)
+
+
+@contextmanager
+def web(folder: Path, certificate: str = "") -> Iterator[int]:
     """The server in a process of its own; its port."""
-    command = [sys.executable, __file__, "--serve", str(folder)]
+    command = [sys.executable, __file__, "--serve", str(folder), "--certificate", certificate]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             yield int(server.stdout.readline())
@@ -120,12 +146,12 @@ def web(folder: Path) -> Iterator[int]:
             server.terminate()
 
 
-def candidates(count: int) -> Iterator[Candidate]:
+def candidates(count: int, scheme: str = "http") -> Iterator[Candidate]:
     return (
         Candidate(
             uid=hashlib.md5(str(number).encode()).hexdigest(),
             position=number,
-            url=f"http://host{number % HOSTS}.example/{number}",
+            url=f"{scheme}://host{number % HOSTS}.example/{number}",
             text=f"Image number {number}",
             raw_text=None,
             page="http://host.example/",
@@ -138,28 +164,44 @@ def candidates(count: int) -> Iterator[Candidate]:
     )
 
 
-def download(port: int, side: int) -> Download:
-    return Download(
-        replay=f"127.0.0.1:{port}",
-        resize=side,
-        min_bytes=0,
-        per_second=0,
-        consent=CONSENT,
-    )
+class Work(NamedTuple):
+    """What a client is to do."""
+
+    port: int
+    images: int
+    side: int  #: pixels, 0 for originals
+    connections: int
+    https: bool
+
+    def fetched(self) -> tuple[Iterator[Candidate], Download, addresses.Net]:
+        """Links, settings and network of ours; the name servers are left out, TLS is not."""
+        options = Download(
+            replay=f"127.0.0.1:{self.port}",
+            resize=self.side,
+            min_bytes=0,
+            per_second=0,
+            connections=self.connections,
+            consent=CONSENT,
+        )
+        net = addresses.net(options)
+        if self.https:
+            net = replace(net, tls=True)
+        return candidates(self.images, "https" if self.https else "http"), options, net
 
 
-def ours(port: int, images: int, side: int, *, folder: Path) -> dict[str, float]:
+def ours(work: Work, folder: Path) -> dict[str, float]:
     """Seal a parcel of all images."""
     tally = Tally()
-    fetched = fetch(candidates(images), download(port, side), tally, evidence=Evidence())
+    links, options, net = work.fetched()
+    fetched = fetch(links, options, tally, evidence=Evidence(), net=net)
     parcel = seal(fetched, Shard(id="bench", url="/", half=0), folder, tally=tally)
     return {"kept": parcel.images}
 
 
-async def lag(port: int, images: int, side: int) -> dict[str, float]:
+async def lag(work: Work) -> dict[str, float]:
     """How late the loop is while images are fetched and decoded: 99 of 100 times less than this."""
-    options, late = download(port, side), []
-    net = addresses.net(options)
+    late: list[float] = []
+    links, options, net = work.fetched()
 
     async def watch() -> None:
         while True:
@@ -168,7 +210,7 @@ async def lag(port: int, images: int, side: int) -> dict[str, float]:
             late.append(time.perf_counter() - start - 0.005)
 
     watching = asyncio.create_task(watch())
-    arriving = stream(candidates(images), options, Tally(), evidence=Evidence(), net=net)
+    arriving = stream(links, options, Tally(), evidence=Evidence(), net=net)
     kept = [1 async for _ in arriving]
     watching.cancel()
     return {"kept": len(kept), "lag": statistics.quantiles(late, n=100)[98] * 1000}
@@ -193,25 +235,26 @@ def measured(command: list[str]) -> dict[str, float]:
     }
 
 
-def own(port: int, images: int, side: int) -> dict[str, float]:
-    return measured([sys.executable, __file__, "--client", f"{port},{images},{side}"])
+def own(work: Work, does: str = "--client") -> dict[str, float]:
+    return measured([sys.executable, __file__, does, json.dumps(work)])
 
 
-def peer(port: int, images: int, side: int) -> dict[str, float]:
+def peer(work: Work) -> dict[str, float]:
     """img2dataset at its best setting: 256 threads in each of two processes."""
-    resized = ["--image_size", str(side), "--resize_mode", "keep_ratio"]
+    resized = ["--image_size", str(work.side), "--resize_mode", "keep_ratio"]
     resized += ["--resize_only_if_bigger", "True"]
+    place = f"{'https' if work.https else 'http'}://127.0.0.1:{work.port}"
     with tempfile.TemporaryDirectory() as folder:
         urls = Path(folder) / "urls.txt"
-        urls.write_text("".join(f"http://127.0.0.1:{port}/{n}\n" for n in range(images)))
+        urls.write_text("".join(f"{place}/{number}\n" for number in range(work.images)))
         used = measured(
             [
                 *(str(venv() / "bin" / name) for name in ("python", "img2dataset")),
                 *("--url_list", str(urls), "--output_folder", f"{folder}/out"),
                 *("--output_format", "webdataset", "--enable_wandb", "False"),
                 *("--processes_count", "2", "--thread_count", "256"),
-                *("--number_sample_per_shard", str(max(1, images // 2))),
-                *(resized if side else ["--resize_mode", "no", "--skip_reencode", "True"]),
+                *("--number_sample_per_shard", str(max(1, work.images // 2))),
+                *(resized if work.side else ["--resize_mode", "no", "--skip_reencode", "True"]),
             ]
         )
         stats = [json.loads(path.read_text()) for path in Path(folder).glob("out/*_stats.json")]
@@ -230,13 +273,14 @@ def venv() -> Path:
 def compare(port: int, options: argparse.Namespace) -> None:
     sides = {"cahlib": own} if options.no_peer else {"cahlib": own, "img2dataset": peer}
     count = options.images
+    work = Work(port, count, 256, options.connections, options.https)
     print(f"{'':24}{'CPU s/1,000':>12}{'images/s':>10}{'RSS MiB':>9}{'kept':>7}")
     for side in (256, 0):
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         for _ in range(options.rounds):
             for name, run in sides.items():
-                start = run(port, 1, side)["cpu"]
-                used = run(port, count, side)
+                start = run(work._replace(side=side, images=1))["cpu"]
+                used = run(work._replace(side=side))
                 used["cpu"] = (used["cpu"] - start) / count * 1000
                 used["rate"] = count / used["wall"]
                 runs[name].append(used)
@@ -251,7 +295,7 @@ def compare(port: int, options: argparse.Namespace) -> None:
             pairs = zip(runs["img2dataset"], runs["cahlib"], strict=True)
             ratios = sorted(theirs["cpu"] / ours["cpu"] for theirs, ours in pairs)
             print(f"  per CPU second, {' … '.join(f'{ratio:.2f}' for ratio in ratios)} times")
-    late = measured([sys.executable, __file__, "--lag", f"{port},{count},256"])
+    late = own(work, "--lag")
     print(f"loop lag while decoding, 99th of 100: {late['lag']:.1f} ms")
 
 
@@ -260,22 +304,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--mix", choices=["jpeg", "web"], default="jpeg")
+    parser.add_argument("--https", action="store_true")
+    parser.add_argument("--connections", type=int, default=256)
     parser.add_argument("--no-peer", action="store_true")
-    for hidden in ("--serve", "--client", "--lag"):
+    for hidden in ("--serve", "--certificate", "--client", "--lag"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(Path(options.serve))
+        serve(Path(options.serve), options.certificate)
     elif options.client:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(ours(*map(int, options.client.split(",")), folder=Path(folder))))
+            print(json.dumps(ours(Work(*json.loads(options.client)), Path(folder))))
     elif options.lag:
-        print(json.dumps(asyncio.run(lag(*map(int, options.lag.split(","))))))
+        print(json.dumps(asyncio.run(lag(Work(*json.loads(options.lag))))))
     else:
         folder = BENCH / f"images-{options.mix}-{options.images}"
         if not folder.exists():
             make(folder, options.images, options.mix)
-        with web(folder) as port:
+        with trusted(options.https) as certificate, web(folder, certificate) as port:
             compare(port, options)
 
 

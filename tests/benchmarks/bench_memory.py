@@ -33,13 +33,13 @@ def crawl(path: Path, links: int) -> Path:
             shown = [
                 {
                     "path": "IMG@/src",
-                    "url": f"http://host{number // DIFFERENT}-{number % 200}.example.com"
+                    "url": f"http://host{number // DIFFERENT}-{number % 200}.com"
                     f"/{number % DIFFERENT}",
                     "alt": f"A picture of the house with number {number} in our street",
                 }
                 for number in range(page * A_PAGE, (page + 1) * A_PAGE)
             ]
-            url = f"http://page{page}.example.com/"
+            url = f"http://page{page}.com/"
             file.writelines(wat.members(wat.Page(url=url, title="Houses", links=shown)))
     return path
 

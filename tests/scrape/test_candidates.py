@@ -66,10 +66,12 @@ def test_a_candidate_tells_all_that_is_known_of_it():
         ("IMG_2041.JPG", Reason.FILENAME_TEXT),
         ("the old garden.jpeg", Reason.FILENAME_TEXT),
         ("DSC 00041", Reason.FILENAME_TEXT),
+        ("scan 12 (3)", Reason.FILENAME_TEXT),
         ("0123456789abcdef0123", Reason.FILENAME_TEXT),
         ("placeholder", Reason.JUNK_TEXT),
         ("12,345.67 - 89", Reason.JUNK_TEXT),
         ("https://site.com/fox", Reason.JUNK_TEXT),
+        ("Быстрая лиса прыгает через забор сада 2024", Reason.LANGUAGE),
         ("Der schnelle Fuchs springt über den Zaun des Gartens", Reason.LANGUAGE),
     ],
 )
@@ -166,6 +168,12 @@ def test_texts_are_repaired_as_ftfy_does(text):
     """Also those that it is not asked about, because it would change nothing in them."""
     whole = ftfy.fix_text(re.sub(r"[\t\n\v\f\r]+", " ", text))
     assert texts.repaired(text) == " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", whole).split())
+
+
+@given(st.text(st.sampled_from("ёЖяñéßø桜の花園公가나 12,–’ش"), max_size=40))
+def test_a_text_without_a_latin_letter_is_never_english(text):
+    """So the language need not be detected where only English is wanted."""
+    assert texts.detect(text)[0] != "en"
 
 
 HOST = st.sampled_from(["a.com", "img.b-c.co.uk", "A.com", "a.com:80", "1.2.3.4", "x"])
