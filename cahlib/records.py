@@ -77,6 +77,7 @@ class Reason(Enum):
     BAD_REDIRECT = "bad_redirect", Stage.FETCH, "redirected too often or to a forbidden place"
     BAD_HTTP = "bad_http", Stage.FETCH, "answer is not HTTP"
     HTTP_4XX = "http_4xx", Stage.FETCH, "not there or not for us (4xx)"
+    TOO_OFTEN = "too_often", Stage.FETCH, "server was asked too often (429), after a pause too"
     HTTP_5XX = "http_5xx", Stage.FETCH, "server failed (5xx)"
     HTTP_OTHER = "http_other", Stage.FETCH, "another status than 200"
     OPTED_OUT = "opted_out", Stage.FETCH, "owner opted out, in a form that machines read"
