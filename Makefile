@@ -4,9 +4,10 @@
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
 # make pictures  the README's pictures of the notebook, made by its test
 # make bench  the benchmarks, each beside its peer
+# make fuzz   the readers of strangers' bytes, fuzzed for FUZZ seconds each (300)
 # All set themselves up in .venv.
 
-.PHONY: demo test test-nodes test-classic pictures bench readme
+.PHONY: demo test test-nodes test-classic pictures bench fuzz readme
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -33,6 +34,10 @@ pictures: .venv/dev
 bench: .venv/dev
 	for each in tests/benchmarks/bench_*.py; do \
 	$(bin)/python -m $$(echo $${each%.py} | tr / .) || exit 1; done
+
+FUZZ ?= 300
+fuzz: .venv/dev
+	$(bin)/python -m tests.fuzz --seconds $(FUZZ)
 
 # the README's file tree, made from the files
 readme: .venv/dev

@@ -37,6 +37,7 @@ gpu = [
     "torch>=2.4",  # runs CLIP
     "torchvision>=0.19",  # open_clip needs it
     "open_clip_torch>=3.0",  # the models and their weights
+    "safetensors>=0.4",  # heads; open_clip reads its weights with it
     "numpy>=1.26",  # embeddings
     "pyarrow>=15",  # the metadata tables
     "google-crc32c>=1.6",  # the checksums of TFRecord; notebooks already have it
@@ -58,6 +59,8 @@ dev = [
     "pytest-randomly>=3.15",  # random order
     "pytest-timeout>=2.3",  # no test hangs
     "hypothesis>=6.100",  # garbage for the parsers
+    # guides `make fuzz` by what inputs do; without it they are chosen by chance
+    "atheris>=2.3; platform_machine == 'x86_64' and python_version < '3.14'",
     "trustme>=1.1",  # certificates for the tests' web
     "ruff>=0.9",
     "mypy>=1.14",

@@ -152,6 +152,10 @@ class Judge(_Checked):
         None, "least similarity of a pair, -1 … 1; the preset's if not given", least=-1, most=1
     )
     safety: str = option("", "a file of safety categories that replaces the built-in one")
+    heads: tuple[str, ...] = option(
+        (), "files of heads (JSON, with a safetensors file beside it) that score the embeddings, "
+        "separated by commas",
+    )  # fmt: skip
     batch: int = option(256, "images judged at once", least=1, most=65_536, free=True)
     device: str = option(
         "auto", "where the model runs", choices=("auto", "cpu", "cuda", "mps"), free=True
@@ -177,7 +181,7 @@ class Judge(_Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output(_Checked):
-    """Where the dataset goes, and in which forms."""
+    """Where the dataset goes, in which forms, and what it must not hold twice."""
 
     output: str = option(
         "dataset", "folder of the dataset, or a URL that fsspec knows (s3://…, gdrive://…)"
@@ -187,6 +191,13 @@ class Output(_Checked):
         "what to write beside the metadata, separated by commas",
         choices=("images", "embeddings", "tfrecords"),
     )
+    duplicates: str = option(
+        "keep",
+        "images that the run has already: keep them (as LAION-400M did), or leave out those of the "
+        "same bytes, or those that look near the same",
+        choices=("keep", "same", "near"),
+    )
+    distance: int = option(4, "for near: bits of 64 that may differ", least=0, most=8)
     keep_local: bool = option(
         True, "with a URL: keep the local copy of what was uploaded and verified", free=True
     )

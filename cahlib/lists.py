@@ -71,7 +71,11 @@ class Digests:
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
         self._buckets: defaultdict[bytes, bytearray] = defaultdict(bytearray)
         for digest in digests:
-            self._buckets[digest[:2]] += digest[2:10]
+            self.add(digest)
+
+    def add(self, digest: bytes) -> None:
+        """Put one more in."""
+        self._buckets[digest[:2]] += digest[2:10]
 
     def __bool__(self) -> bool:
         return bool(self._buckets)

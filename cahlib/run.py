@@ -24,7 +24,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__, live
 from cahlib.config import Job
-from cahlib.curate import card, clip, dataset, report, seal, upload
+from cahlib.curate import alike, card, clip, dataset, heads, report, seal, upload
 from cahlib.curate.gallery import Latest
 from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.safety import Safety
@@ -86,6 +86,7 @@ def run(
     # a list that cannot be read is the user's to mend, before the start
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
+    heads.check(job.judge.heads)
     stop = stop or threading.Event()
     own = folder / "run"
     with (
@@ -182,10 +183,11 @@ class _Work:
         self._away = self._parcels  #: where the scrapers write them
         self._clip = clip.load(job.judge)
         self._safety = Safety.load(job.judge.safety, self._clip)
+        self._heads = heads.load(job.judge.heads, self._clip)
         self._recipe = dataset.Recipe(
             model=self._clip.name,
             threshold=job.judge.chosen()[2],
-            scores=scores(self._clip, self._safety),
+            scores=scores(self._clip, self._safety, self._heads),
             forms=job.output.forms,
             versions={"cahlib": __version__},
         )
@@ -203,6 +205,8 @@ class _Work:
         for shard in self._ledger.in_state("sealed"):
             if left := seal.sealed(self._folder, shard.id):
                 self._finish(left)
+        whole = self._ledger.in_state("sealed", "done")
+        self._known = alike.load(self._job.output, whole, seen=self._ledger.seen)
         place = self._scraping(self._job, stop=self._stop.set, board=self._board)
         with place as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
@@ -264,13 +268,21 @@ class _Work:
     def _judged(self, work: _InWork) -> Iterator[Judged]:
         parcels.check(work.parcel)
         images = parcels.read(work.parcel)
-        judged = pairs(images, self._clip, self._safety, judge=self._job.judge, tally=work.tally)
+        judged = pairs(
+            images,
+            self._clip,
+            self._safety,
+            judge=self._job.judge,
+            tally=work.tally,
+            heads=self._heads,
+        )
         return self._ledger.ours(work.parcel.shard, judged)
 
     def _write(self, steps: Iterable[_Step]) -> Iterator[Sealed]:
         """Write each shard's pairs into the dataset, and its account into the ledger."""
         for work, of_shard in groupby(steps, key=itemgetter(0)):
             shard = work.parcel.shard
+            self._known.begin()
             try:
                 sealed = dataset.write(
                     self._folder,
@@ -278,13 +290,14 @@ class _Work:
                     parcel=work.parcel,
                     recipe=self._recipe,
                     tally=work.tally,
-                    seen=self._ledger.seen,
+                    again=self._known.again,
                 )
             except _Failed as failed:
                 del self._in_work[shard.id]
                 self._fail(shard, failed.cause)
                 continue
             self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
+            self._known.keep()
             del self._in_work[shard.id]
             self._sealed += sealed.tally
             yield sealed

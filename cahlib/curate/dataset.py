@@ -52,6 +52,9 @@ LAYOUT: Mapping[str, str] = {
 #: The folders of a dataset.
 FOLDERS = (*(path.split("/")[0] for path in LAYOUT.values()), seal.FOLDER)
 
+#: Why a pair is in the dataset already.
+_AGAIN = (Reason.PAIR_SEEN, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE)
+
 #: Hosts that a seal names.
 _DOMAINS = 100
 
@@ -74,27 +77,27 @@ def write(
     parcel: Parcel,
     recipe: Recipe,
     tally: Tally,
-    seen: Callable[[str], bool],
+    again: Callable[[Judged], Reason | None],
 ) -> Sealed:
     """Put a parcel's judged images into the dataset, sealed; in memory is one image at a time.
 
-    ``tally`` is that of the judging: a pair whose uid was ``seen`` in another shard is moved in it
-    from the kept to the lost. What ``judged`` raises goes through, and nothing is left on disk.
+    ``tally`` is that of the judging: a pair that the dataset has ``again`` is moved in it from the
+    kept to the lost. What ``judged`` raises goes through, and nothing is left on disk.
     Raises ConfigError if the folder cannot be written, RunError if the disk fails.
     """
     account, shard = Account(), parcel.shard.id
     with ExitStack() as undo:
         shelf = Shelf(folder, undo)
         writers = list(each_form(shelf, shard, recipe))
-        for each in _unseen(judged, seen):
+        for each in _unseen(judged, again):
             account.count(each)
             if each.reason is None:
                 values = row(each, model=recipe.model, scores=recipe.scores)
                 for writer in writers:
                     writer.add(each, values)
         # Not before its stage has ended: that counts in the same tally, on another thread.
-        tally.left[Stage.JUDGE] -= account.again
-        tally.lost[Reason.PAIR_SEEN] += account.again
+        tally.left[Stage.JUDGE] -= account.again.total()
+        tally.lost.update(account.again)
         if account.rows:
             for writer in writers:
                 writer.close()
@@ -176,14 +179,14 @@ def _exchange(folder: Path, fresh: Sealed, before: Sealed) -> None:
     last.with_name(last.name + PART).replace(last)
 
 
-def _unseen(judged: Iterable[Judged], seen: Callable[[str], bool]) -> Iterator[Judged]:
-    """The same images, but pairs that the dataset has already are dropped."""
+def _unseen(judged: Iterable[Judged], again: Callable[[Judged], Reason | None]) -> Iterator[Judged]:
+    """The same images, but what the dataset has already is dropped."""
     own: set[str] = set()
     for each in judged:
         if each.reason is None:
             uid = each.image.candidate.uid
-            if uid in own or seen(uid):
-                each = dataclasses.replace(each, reason=Reason.PAIR_SEEN)
+            reason = Reason.PAIR_SEEN if uid in own else again(each)
+            each = dataclasses.replace(each, reason=reason)
             own.add(uid)
         yield each
 
@@ -192,13 +195,15 @@ class Account:
     """What a seal tells about the pairs beside their number."""
 
     def __init__(self) -> None:
-        self.rows, self.again, self.sum = 0, 0, 0.0
+        self.rows, self.sum = 0, 0.0
+        self.again = Counter[Reason]()  # pairs that the dataset has already
         self.kept, self.dropped = Counter[int](), Counter[int]()
         self.domains = Counter[str]()
         self.gallery = Gallery()
 
     def count(self, judged: Judged) -> None:
-        self.again += judged.reason is Reason.PAIR_SEEN
+        if judged.reason in _AGAIN:
+            self.again[judged.reason] += 1
         self.gallery.offer(judged)
         # 0.29 * 100 is 28.999…: without the nudge the bins' edges would be off by one.
         bin = int((judged.similarity + 1) * 100 + 1e-6) - 100

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeAlias, TypeVar
 
 from cahlib.config import Judge
 from cahlib.curate.clip import Clip, Vectors
+from cahlib.curate.heads import Head
 from cahlib.curate.inputs import Pixels
 from cahlib.curate.safety import Safety
 from cahlib.records import Image, Judged, Reason, Stage, Tally
@@ -33,7 +34,13 @@ _Embedded: TypeAlias = tuple[list[_Prepared], tuple[Vectors, Vectors]]
 
 
 def pairs(
-    images: Iterable[Image], clip: Clip, safety: Safety, *, judge: Judge, tally: Tally
+    images: Iterable[Image],
+    clip: Clip,
+    safety: Safety,
+    *,
+    judge: Judge,
+    tally: Tally,
+    heads: Sequence[Head] = (),
 ) -> Iterator[Judged]:
     """Every image that can be read, with its scores and, if it is dropped, the reason.
 
@@ -45,9 +52,13 @@ def pairs(
     for batch, (of_images, of_texts) in _embedded(images, clip, judge.batch, tally):
         similarities = (of_images * of_texts).sum(axis=1).tolist()
         verdicts = safety.judge(of_images, [image.candidate.text for image, _ in batch])
-        rows = zip(batch, similarities, verdicts, of_images, of_texts, strict=True)
-        for (image, _), similarity, verdict, of_image, of_text in rows:
+        stored = of_images.astype("float16"), of_texts.astype("float16")
+        scored = {head: head.scores(stored[0]).tolist() for head in heads}
+        rows = zip(batch, similarities, verdicts, *stored, strict=True)
+        for row, ((image, _), similarity, verdict, of_image, of_text) in enumerate(rows):
+            by_head = {head: found[row] for head, found in scored.items()}
             reason = verdict.reason if similarity >= threshold else Reason.DISSIMILAR
+            reason = reason or _by_heads(by_head)
             if reason is None:
                 tally.left[Stage.JUDGE] += 1
             else:
@@ -56,16 +67,24 @@ def pairs(
                 image=image,
                 similarity=similarity,
                 nsfw=verdict.nsfw,
-                scores={own: similarity, **verdict.scores},
-                image_embedding=of_image.astype("float16"),
-                text_embedding=of_text.astype("float16"),
+                scores={own: similarity, **verdict.scores, **_named(by_head)},
+                image_embedding=of_image,
+                text_embedding=of_text,
                 reason=reason,
             )
 
 
-def scores(clip: Clip, safety: Safety) -> tuple[str, ...]:
-    """The names of the scores that every judged image has: "<model> similarity" and the rules'."""
-    return f"{clip.name} similarity", *safety.scores
+def scores(clip: Clip, safety: Safety, heads: Sequence[Head] = ()) -> tuple[str, ...]:
+    """The names of an image's scores: "<model> similarity", the rules' and the heads'."""
+    return f"{clip.name} similarity", *safety.scores, *(head.score for head in heads)
+
+
+def _by_heads(scored: Mapping[Head, float]) -> Reason | None:
+    return Reason.HEAD_SCORE if any(head.drops(score) for head, score in scored.items()) else None
+
+
+def _named(scored: Mapping[Head, float]) -> dict[str, float]:
+    return {head.score: score for head, score in scored.items()}
 
 
 def _embedded(images: Iterable[Image], clip: Clip, size: int, tally: Tally) -> Iterator[_Embedded]:

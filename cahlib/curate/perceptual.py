@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -20,6 +21,7 @@ _SIDE, _LOW = 32, 8
 _COSINES = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * np.arange(_LOW)[:, None])
 
 
+@lru_cache(maxsize=1)  # whoever compares an image asks shortly before its row is written
 def phash(data: bytes) -> str:
     """The perceptual hash of an image file that can be decoded, 64 bits in hex."""
     with Picture.open(io.BytesIO(data)) as picture:
@@ -45,7 +47,7 @@ def near(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.int64
             step += 1  # compare each with the one that many places further on, in the same bucket
             at = at[at + step < len(hashes)]
             at = at[keys[at] == keys[at + step]]
-            close = at[_bits(sorted_[at] ^ sorted_[at + step]) <= distance]
+            close = at[bits(sorted_[at] ^ sorted_[at + step]) <= distance]
             if len(close):
                 yield np.stack([order[close], order[close + step]], axis=1)
 
@@ -57,7 +59,7 @@ def _masks(bands: int) -> Iterator[np.uint64]:
     yield from (np.uint64(one | other) for one, other in combinations(each, 2))
 
 
-def _bits(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def bits(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """How many bits are set (numpy has a function for it from 2.0 on)."""
     m1, m2, m4 = (
         np.uint64(m) for m in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F)

@@ -49,7 +49,7 @@ _HEADERS = {
 _AS_IS = "%/?:@!$&'()*+,;=[]|\\^~"
 
 #: A second try is worth it after these; what a dead host or a refusal says, it says twice.
-_TRANSIENT = frozenset({Reason.DISCONNECTED, Reason.HTTP_5XX})
+_TRANSIENT = frozenset({Reason.DISCONNECTED, Reason.HTTP_5XX, Reason.TOO_OFTEN})
 
 #: What aiohttp raises and what it means; the first that fits counts.
 _CAUSES: tuple[tuple[type[Exception], Reason], ...] = (
@@ -172,6 +172,8 @@ class Fetcher:
         result = await self._follow(address, share, deadline)
         if result in _TRANSIENT and not self.manners.closed(domain := domain_of(address)):
             pause = max(self._net.pause, self.manners.wait(domain))
+            if result is Reason.TOO_OFTEN:  # it answered in time, and wants us later
+                deadline += pause
             if time.monotonic() + pause < deadline:
                 self._memory.release(share)
                 await asyncio.sleep(pause)
@@ -356,6 +358,8 @@ def refuse_status(status: int) -> Reason | None:
     """Why an answer of this status holds neither an image nor another address."""
     if status == 200 or status in _REDIRECTS:
         return None
+    if status == 429:
+        return Reason.TOO_OFTEN
     return {4: Reason.HTTP_4XX, 5: Reason.HTTP_5XX}.get(status // 100, Reason.HTTP_OTHER)
 
 

@@ -115,8 +115,8 @@ class Manners:
 
 def retry_after(header: str) -> float:
     """Seconds that a Retry-After asks for, as a number or a date (RFC 9110, 10.2.3); 0: none."""
-    if header.strip().isdecimal():
-        return float(header[:12])
+    if (seconds := header.strip()).isdecimal():
+        return float(seconds[:12])
     try:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, OverflowError):

@@ -87,6 +87,7 @@ class Owners:
         usage = "robots.txt content-usage"
         if usage in self._honoured and (line := rules.robots.no_training(target)):
             return optout.Said(usage, line)
+        # TDMRep: "The most specific match is the first in sequence."
         for location, reserved in rules.reserved:
             if matches(normal(location), normal(target)):
                 return optout.Said("tdmrep.json", location) if reserved else None

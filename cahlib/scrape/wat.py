@@ -260,7 +260,7 @@ def _page(address: str, raw: bytes, tally: Tally) -> Page | None:
         return None
     try:
         html = _decode(raw).envelope.payload.response.html
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         try:
             html = _tolerant(json.loads(raw.decode("utf-8", "replace")))
         except (ValueError, RecursionError):

@@ -96,7 +96,7 @@ def test_embedding_reader_joins_metadata_and_embeddings_over_shards_without_pair
         parcel=world.parcel("s-1", images=1, refused=0),
         recipe=world.RECIPE,
         tally=world.tally_of([world.judged(900, reason=Reason.DISSIMILAR)]),
-        seen=lambda uid: False,
+        again=lambda judged: None,
     )
     write(tmp_path, first=100, shard="s-2")
     assert empty.rows == 0 and empty.files == {}
@@ -168,7 +168,7 @@ def test_a_pair_that_comes_twice_in_a_shard_is_kept_once(tmp_path):
         parcel=world.parcel("s-0", images=2),
         recipe=world.RECIPE,
         tally=tally,
-        seen=lambda uid: False,
+        again=lambda judged: None,
     )
     assert sealed.rows == 1 == tally.left[Stage.JUDGE]
     assert tally.unaccounted(Stage.JUDGE) == 0
@@ -190,7 +190,7 @@ def test_no_text_of_the_web_stops_a_shard(tmp_path_factory, url, text, other):
         parcel=world.parcel("s-0", images=1),
         recipe=world.RECIPE,
         tally=world.tally_of([pair]),
-        seen=lambda uid: False,
+        again=lambda judged: None,
     )
     row = pd.read_parquet(folder / "metadata").iloc[0]
     assert (row["URL"], row["TEXT"]) == (url, text)
@@ -210,7 +210,7 @@ def test_an_error_of_the_judging_goes_through_and_leaves_nothing(tmp_path):
             parcel=world.parcel(images=10),
             recipe=world.RECIPE,
             tally=world.some(10)[1],
-            seen=lambda uid: False,
+            again=lambda judged: None,
         )
     assert everything(tmp_path) == {}
 

@@ -56,7 +56,7 @@ def put(folder, pairs, shard="s-0"):
         parcel=world.parcel(shard, images=len(pairs)),
         recipe=world.RECIPE,
         tally=world.tally_of(pairs),
-        seen=lambda uid: False,
+        again=lambda judged: None,
     )
 
 

@@ -75,11 +75,11 @@ def test_every_reason_that_a_replayed_web_can_give_has_its_trap(demo):
         Reason.DNS, Reason.PRIVATE_ADDRESS, Reason.REFUSED, Reason.TLS,
         # these wait for lists that the user brings, or for a model of photos
         Reason.BLOCKED_DOMAIN, Reason.BLOCKED_URL, Reason.BLOCKED_PAIR, Reason.KNOWN_HARM,
-        Reason.MINOR, Reason.ANIMAL,
-        # these are for datasets that are finished
-        Reason.PURGED, Reason.NEAR_DUPLICATE,
+        Reason.MINOR, Reason.ANIMAL, Reason.HEAD_SCORE,
+        # these are for datasets that are finished, or for runs that are told to
+        Reason.PURGED, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE,
         # the demo's web is ours: it is asked as fast as it answers
-        Reason.LEFT_ALONE, Reason.TOO_MANY_LINKS,
+        Reason.LEFT_ALONE, Reason.TOO_MANY_LINKS, Reason.TOO_OFTEN,
         # what an earlier stage let through by mistake
             Reason.UNFETCHABLE, Reason.UNREADABLE,
     }  # fmt: skip

@@ -2,9 +2,6 @@
 
 import asyncio
 import socket
-import struct
-import threading
-from contextlib import contextmanager
 
 import pytest
 
@@ -12,6 +9,7 @@ from cahlib.config import Download
 from cahlib.errors import ConfigError
 from cahlib.scrape import addresses
 from cahlib.scrape.addresses import NameServers, Net, NoAddress, NotPublic, Resolver
+from tests.world.names import name_server
 
 PRIVATE = """
 0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 100.64.0.1 100.127.255.255 127.0.0.1 127.255.255.255
@@ -166,39 +164,6 @@ def test_an_asker_who_leaves_does_not_end_the_others_question():
         return found
 
     assert asyncio.run(main())[0]["host"] == "8.8.8.8"
-
-
-@contextmanager
-def name_server(table):
-    """A name server on loopback: names with their (kind, address); others do not exist."""
-    kinds = {1: socket.AF_INET, 28: socket.AF_INET6}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind(("127.0.0.1", 0))
-
-        def serve():
-            while len(query := (received := server.recvfrom(512))[0]) > 12:
-                labels, at = [], 12
-                while query[at]:
-                    labels.append(query[at + 1 : at + 1 + query[at]].decode())
-                    at += query[at] + 1
-                (kind,) = struct.unpack(">H", query[at + 1 : at + 3])
-                known = table.get(".".join(labels).lower())
-                given = [address for family, address in known or () if family == kinds.get(kind)]
-                flags = 0x8180 if known is not None else 0x8183
-                answer = query[:2] + struct.pack(">5H", flags, 1, len(given), 0, 0)
-                answer += query[12 : at + 5]
-                for address in given:
-                    packed = socket.inet_pton(kinds[kind], address)
-                    answer += struct.pack(">3HIH", 0xC00C, kind, 1, 60, len(packed)) + packed
-                server.sendto(answer, received[1])
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.getsockname()[1]}"
-        finally:
-            server.sendto(b"", server.getsockname())
-            thread.join()
 
 
 def test_the_real_lookup_asks_name_servers():

@@ -183,10 +183,13 @@ def test_a_server_that_asks_for_a_pause_gets_it():
     tired = [Answer(status=503, headers=[("Retry-After", "1")]), Answer(body=JPEG)]
     kept, _, _, _ = fetch({"/a.jpg": tired}, "/a.jpg")
     assert kept == ["/a.jpg"]
+    busy = [Answer(status=429, headers=[("Retry-After", "1")]), Answer(body=JPEG)]
+    kept, _, _, _ = fetch({"/a.jpg": busy}, "/a.jpg", total_timeout=0.9)
+    assert kept == ["/a.jpg"], "the pause that a server asks for is not its slowness"
     gone = Answer(status=429, headers=[("Retry-After", "100000")])
     paths = [f"/{n}.jpg" for n in range(30)]
     _, lost, _, _ = fetch(dict.fromkeys(paths, gone), *paths, per_host=1, per_second=0)
-    assert lost == {Reason.HTTP_4XX: 1, Reason.LEFT_ALONE: 29}
+    assert lost == {Reason.TOO_OFTEN: 1, Reason.LEFT_ALONE: 29}
 
 
 def test_one_domain_has_its_share_of_a_shard_only():

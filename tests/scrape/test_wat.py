@@ -150,7 +150,10 @@ def test_a_lone_surrogate_becomes_a_question_mark(wat):
     assert found[0].links[0].alt == "a ? b"
 
 
-@pytest.mark.parametrize("body", [b'{"HTML-Metadata": IMG@', b'{"Envelope":{"Pay', b"[" * 99_999])
+@pytest.mark.parametrize(
+    "body",
+    [b'{"HTML-Metadata": IMG@', b'{"Envelope":{"Pay', b"[" * 99_999, b'{"a":' + b"[" * 99_999],
+)
 def test_what_is_no_json_is_counted(wat, body):
     good, bad = page("http://a.com"), member("http://b.com", body + b'"HTML-Metadata" IMG@')
     found, tally = read(wat(good, bad, good))

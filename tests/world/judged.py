@@ -170,5 +170,5 @@ def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, recipe=REC
         parcel=parcel(shard, images=len(made)),
         recipe=recipe,
         tally=tally_of(made),
-        seen=seen,
+        again=lambda each: Reason.PAIR_SEEN if seen(each.image.candidate.uid) else None,
     )

@@ -1,5 +1,7 @@
 """A small hostile web on loopback: each path has a behaviour, a function that talks to the client.
 
+A path may have its host before it, and then holds for that host alone.
+
     with Web({"/a.jpg": body(JPEG), "/b.jpg": drip(b"HTTP/1.1 200 OK\r\n", b"x")}) as web: ...
 
 All hosts are the same place. With an SSL context it speaks TLS.
@@ -24,10 +26,12 @@ class Talk:
     closing: threading.Event
     path: str
     headers: Mapping[str, str]  #: names in small letters
+    sent: Counter[str]  #: bytes by host
     keep: bool = field(default=True)  #: whether another request may follow
 
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
+        self.sent[self.headers.get("host", "")] += len(data)
 
     def wait(self, seconds: float = 60) -> bool:
         """Let time pass; true if the web closes meanwhile."""
@@ -47,20 +51,26 @@ class Web:
     """Serves while it is entered. `address` is "127.0.0.1:PORT", `asked` what was asked for."""
 
     def __init__(
-        self, paths: Mapping[str, Behaviour], *, tls: ssl.SSLContext | None = None
+        self,
+        paths: Mapping[str, Behaviour],
+        *,
+        tls: ssl.SSLContext | None = None,
+        place: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
-        self.paths, self._tls = dict(paths), tls
+        self.paths, self._tls, self._place = dict(paths), tls, place
         self.asked: list[tuple[str, Mapping[str, str]]] = []
         self.busy: Counter[str] = Counter()  #: requests in work by host
         self.busiest: Counter[str] = Counter()  #: the most of them at one time
         self.open = 0  #: connections
+        self.reached: Counter[str] = Counter()  #: connections by the address that was asked
+        self.sent: Counter[str] = Counter()  #: bytes by host
         self._lock = threading.Lock()
         self._closing = threading.Event()
 
     def __enter__(self) -> "Web":
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener = socket.create_server(self._place, backlog=1024)
         self.port = self._listener.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{self._place[0]}:{self.port}"
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
         return self
@@ -84,6 +94,7 @@ class Web:
         connection.settimeout(20)
         with self._lock:
             self.open += 1
+            self.reached[connection.getsockname()[0]] += 1
         try:
             with suppress(OSError), connection:  # clients leave as they like
                 if self._tls:
@@ -102,7 +113,7 @@ class Web:
                     name, _, value = header.partition(":")
                     headers[name.lower()] = value.strip()
                 path = line.decode("latin-1").split()[1]
-                talk = Talk(connection, self._closing, path, headers)
+                talk = Talk(connection, self._closing, path, headers, self.sent)
                 self._talk(talk)
                 keep = talk.keep and not self._closing.is_set()
 
@@ -113,7 +124,9 @@ class Web:
             self.busy[host] += 1
             self.busiest[host] = max(self.busiest[host], self.busy[host])
         try:
-            self.paths.get(talk.path, body(b"", status=404))(talk)
+            path = talk.path if talk.path in self.paths else talk.path.partition("?")[0]
+            everywhere = self.paths.get(path, body(b"", status=404))
+            self.paths.get(host + path, everywhere)(talk)
         finally:
             with self._lock:
                 self.busy[host] -= 1

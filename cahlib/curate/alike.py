@@ -1,0 +1,150 @@
+"""Which images a run has already: by their bytes, and by what they look like.
+
+Of images that are the same the first that is sealed stays. What is known is made again from the
+sealed shards at the start of each launch, so nothing of it is kept in a file of its own. For 10
+million images that takes 100 MB of memory; where looks count, with the distance 4, 770 MB, two
+minutes at the start, and 0.3 ms an image.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cahlib.config import Output
+from cahlib.curate import seal
+from cahlib.curate.dataset import located
+from cahlib.curate.files import files
+from cahlib.curate.perceptual import bits, phash
+from cahlib.curate.seal import Sealed
+from cahlib.lists import Digests
+from cahlib.records import Judged, Reason, Shard
+
+#: Bits of a band that name its bucket; more would be more buckets than images.
+_MOST_KEY = 16
+
+
+class Seen(NamedTuple):
+    """What an image is known by."""
+
+    sha256: bytes  #: of the bytes as served
+    looks: int  #: its perceptual hash
+
+
+def load(options: Output, shards: Iterable[Shard], *, seen: Callable[[str], bool]) -> Known:
+    """What a run has in these shards; ``seen`` says of a uid whether it has that pair."""
+    sealed = filter(None, (seal.sealed(options.folder, shard.id) for shard in shards))
+    return Known(options, _stored(options.folder, sealed), seen=seen)
+
+
+class Near:
+    """Perceptual hashes, and whether another is near one of them.
+
+    If 64 bits are cut into one more band than bits may differ, at least one band is the same in two
+    such hashes: so a hash is compared with those only that share a band with it.
+    """
+
+    def __init__(self, distance: int) -> None:
+        """``distance``: bits that may differ, 0 to 8."""
+        self._distance = distance
+        edges = np.linspace(0, 64, distance + 2).astype(int).tolist()
+        self._bands = [
+            (low, (1 << min(high - low, _MOST_KEY)) - 1)
+            for low, high in zip(edges, edges[1:], strict=False)
+        ]
+        self._buckets: list[defaultdict[int, array[int]]] = [
+            defaultdict(lambda: array("Q")) for _ in self._bands
+        ]
+
+    def __contains__(self, looks: int) -> bool:
+        return any(self._close(bucket, looks) for bucket in self._mine(looks))
+
+    def add(self, looks: int) -> None:
+        """Know one hash more."""
+        for bucket in self._mine(looks):
+            bucket.append(looks)
+
+    def _mine(self, looks: int) -> Iterator[array[int]]:
+        """The buckets of a hash, one of each band."""
+        for (low, mask), buckets in zip(self._bands, self._buckets, strict=True):
+            yield buckets[looks >> low & mask]
+
+    def _close(self, bucket: array[int], looks: int) -> bool:
+        different = np.frombuffer(bucket, np.uint64) ^ np.uint64(looks)
+        return bool((bits(different) <= self._distance).any())
+
+
+class _Images:
+    """Some images, and whether another is one of them."""
+
+    def __init__(self, distance: int | None) -> None:
+        self._bytes, self._near = Digests(), None if distance is None else Near(distance)
+
+    def why(self, seen: Seen) -> Reason | None:
+        if seen.sha256 in self._bytes:
+            return Reason.SAME_IMAGE
+        near = self._near is not None and seen.looks in self._near
+        return Reason.NEAR_DUPLICATE if near else None
+
+    def add(self, seen: Seen) -> None:
+        self._bytes.add(seen.sha256)
+        if self._near is not None:
+            self._near.add(seen.looks)
+
+
+class Known:
+    """The images of a run, those of the shard in the making apart; of one thread."""
+
+    def __init__(
+        self, options: Output, images: Iterable[Seen], *, seen: Callable[[str], bool]
+    ) -> None:
+        """``images`` of the run so far, and whether it has ``seen`` the uid of a pair."""
+        self._kind, self._seen = options.duplicates, seen
+        self._distance = options.distance if self._kind == "near" else None
+        self._sealed = _Images(self._distance)
+        for each in images if self._kind != "keep" else ():
+            self._sealed.add(each)
+        self.begin()
+
+    def begin(self) -> None:
+        """A shard begins; what was not kept is forgotten."""
+        self._own, self._fresh = _Images(self._distance), list[Seen]()
+
+    def again(self, judged: Judged) -> Reason | None:
+        """Why a pair is not needed; if it is, its image belongs to the shard in the making."""
+        image = judged.image
+        if self._seen(image.candidate.uid):
+            return Reason.PAIR_SEEN
+        if self._kind == "keep":
+            return None
+        looks = int(phash(image.data), 16) if self._kind == "near" else 0
+        seen = Seen(bytes.fromhex(image.sha256), looks)
+        reason = self._sealed.why(seen) or self._own.why(seen)
+        if reason is None:
+            self._own.add(seen)
+            self._fresh.append(seen)
+        return reason
+
+    def keep(self) -> None:
+        """The shard in the making is sealed."""
+        for each in self._fresh:
+            self._sealed.add(each)
+        self.begin()
+
+
+def _stored(folder: Path, sealed: Iterable[Sealed]) -> Iterator[Seen]:
+    """The images of sealed shards, from their metadata."""
+    for each in sealed:
+        path = located("metadata", each.shard.id)
+        if path not in each.files:
+            continue
+        with files(each.place or folder).open(path) as file:
+            table = pq.read_table(file, columns=["sha256", "phash"])
+        for sha256, looks in zip(*(table[n].to_pylist() for n in ("sha256", "phash")), strict=True):
+            yield Seen(bytes.fromhex(sha256), int(looks, 16))

@@ -1,0 +1,44 @@
+"""A scraper comes through a web that lies, stalls and attacks, and does no harm on its way."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.benchmarks import bench_adversary
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What became of the attacks of `tests.world.adversary`, all in one shard."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("a network namespace needs root and iproute2")
+    if subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("this machine allows no network namespaces")
+    return bench_adversary.run()
+
+
+@pytest.mark.timeout(300)
+def test_every_attack_ends_for_its_reason(found):
+    assert found["attacks"] > 100
+    assert (found["wrong"], found["differences"]) == ([], {})
+    assert found["unaccounted"] == [0, 0, 0]
+
+
+def test_the_rest_of_the_shard_is_whole(found):
+    assert found["good"] == bench_adversary.GOOD
+
+
+def test_nothing_inside_is_reached_and_nothing_is_given_away(found):
+    assert (found["inside"], found["passwords"], found["cookies"]) == (0, 0, 0)
+    assert found["markup"] == 0, "what stood beside the pixels was stored"
+
+
+def test_it_takes_bounded_time_and_memory(found):
+    assert found["seconds"] < 90
+    assert found["memory"] < 400
+
+
+def test_owners_who_refuse_by_a_file_of_their_host_send_nearly_nothing(found):
+    assert found["wasted where asked first"] < 2000 * found["refusing"]

@@ -1,0 +1,173 @@
+"""What is fuzzed: readers of strangers' bytes, each a function that raises nothing of its own.
+
+Each has beginnings, from which a fuzzer goes on: what is garbage from its first byte on would be
+refused at once, and prove little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cahlib.config import Crawl, Download
+from cahlib.demo import wat as wats
+from cahlib.errors import ConfigError, ShardError
+from cahlib.lists import DOMAIN, HASH, MD5, URL, entries
+from cahlib.records import Evidence, Shard, Stage, Tally
+from cahlib.scrape import optout, parcel
+from cahlib.scrape.blocklists import Blocklists
+from cahlib.scrape.candidates import candidates
+from cahlib.scrape.gate import prove
+from cahlib.scrape.manners import retry_after
+from cahlib.scrape.robots import Robots
+from cahlib.scrape.strip import stripped
+from cahlib.scrape.wat import pages
+from tests.world.pictures import image, picture
+
+_SMALL = Download(max_pixels=100_000, min_bytes=0, min_side=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A reader, and what it is used to reading."""
+
+    read: Callable[[bytes], None]
+    beginnings: Sequence[bytes]
+
+
+def _wat(data: bytes) -> None:
+    """All records, packed one by one or as they are; nothing is lost without a reason."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.warc.wat.gz"
+        for content in (data, gzip.compress(data, 1)):
+            path.write_bytes(content)
+            for half in range(2):
+                tally = Tally()
+                shard = Shard(id="x", url=str(path), half=half)
+                with contextlib.suppress(ShardError):
+                    found = pages(shard, tally)
+                    for each in candidates(found, Crawl(og_images=True), Blocklists(), tally):
+                        each.text.encode(), each.url.encode()
+                assert tally.unaccounted(Stage.CHOOSE) == 0
+
+
+def _robots(data: bytes) -> None:
+    rules = Robots(data.decode("utf-8", "replace"))
+    for path in ("/", "/a/b.jpg?c=%20d", "/robots.txt", data[-40:].decode("latin-1")):
+        rules.refusal(path)
+        rules.no_training(path)
+
+
+def _headers(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    for consent in optout.HONOURED:
+        optout.spoken([(name, text) for name in optout.HEADERS], consent)
+    optout.reservations(data)
+    assert retry_after(text) >= 0
+
+
+def _strip(data: bytes) -> None:
+    """What is proven is proven again when it has been stripped."""
+    for options in (_SMALL, Download(max_pixels=100_000, min_bytes=0, min_side=1, resize=16)):
+        kept = prove(data, options)
+        if isinstance(kept, dict):
+            assert isinstance(prove(kept["data"], _SMALL), dict)
+    for format in ("jpg", "png", "webp"):
+        with contextlib.suppress(ValueError):
+            stripped(data, format, 6)
+
+
+def _parcel() -> tuple[bytes, bytes]:
+    """The tar and the manifest of a parcel."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = parcel.seal([image(0), image(1)], _SHARD, Path(folder), tally=Tally())
+        return made.path.read_bytes(), made.path.with_suffix(".json").read_bytes()
+
+
+_SHARD = Shard(id="s-0", url="http://crawl.example/a.warc.wat.gz", half=0)
+_TAR, _MANIFEST = _parcel()
+
+
+def _tar(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        parcel.seal([image(0), image(1)], _SHARD, Path(folder), tally=Tally(), evidence=Evidence())
+        (Path(folder) / "s-0.tar").write_bytes(data)
+        known = parcel.sealed(Path(folder), _SHARD)
+        if known is None:  # of another size
+            return
+        with contextlib.suppress(ShardError):
+            parcel.check(known)
+        with contextlib.suppress(ShardError):
+            for each in parcel.read(known):
+                assert each.data
+        assert len(list(Path(folder).iterdir())) == 2
+
+
+def _manifest(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "s-0.tar").write_bytes(_TAR)
+        (Path(folder) / "s-0.json").write_bytes(data)
+        known = parcel.sealed(Path(folder), _SHARD)
+        assert known is None or known.shard == _SHARD
+
+
+def _lists(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "list"
+        path.write_bytes(data)
+        for kind in (DOMAIN, URL, MD5, HASH):
+            try:
+                for entry in entries(str(path), "list", kind):
+                    assert entry and "\n" not in entry
+            except ConfigError as error:
+                assert "\n" not in str(error)
+
+
+def _page(**html: Any) -> bytes:
+    record = {"HTTP-Response-Metadata": {"HTML-Metadata": html}}
+    body = json.dumps({"Envelope": {"Payload-Metadata": record}}).encode()
+    return gzip.decompress(wats.member("metadata", "http://a.com/", "application/json", body))
+
+
+_LINK = {"path": "IMG@/src", "url": "a.jpg", "alt": "A photo of an old harbour"}
+_METAS = [{"name": "robots", "content": "noai"}, {"property": "og:image", "content": "b.jpg"}]
+
+TARGETS: Mapping[str, Target] = {
+    "wat": Target(
+        read=_wat,
+        beginnings=(
+            _page(Links=[_LINK], Head={"Base": "/x/", "Metas": _METAS}),
+            gzip.compress(_page(Links=[_LINK]), mtime=0),
+        ),
+    ),
+    "robots": Target(
+        read=_robots,
+        beginnings=(b"User-agent: cahlib\nDisallow: /a*b$\nAllow: /\nContent-Usage: train-ai=n\n",),
+    ),
+    "headers": Target(
+        read=_headers,
+        beginnings=(
+            b"otherbot: noai, noindex, unavailable_after: 1 Jan 2030",
+            b"train-ai=n;x, bots=y",
+            b'[{"location": "/*.jpg$", "tdm-reservation": 1}]',
+            b"Wed, 21 Oct 2015 07:28:00 GMT",
+        ),
+    ),
+    "strip": Target(
+        read=_strip,
+        beginnings=tuple(picture(kind, (40, 30)) for kind in ("JPEG", "PNG", "WEBP")),
+    ),
+    "tar": Target(read=_tar, beginnings=(_TAR,)),
+    "manifest": Target(read=_manifest, beginnings=(_MANIFEST,)),
+    "lists": Target(
+        read=_lists,
+        beginnings=(b"*.bad.com # evil\nhttp://a.com/b.jpg\n" + b"ab" * 16 + b"\n",
+                    gzip.compress(b"bad.com\n", mtime=0)),
+    ),
+}  # fmt: skip

@@ -1,0 +1,261 @@
+"""A run that lasts, and one that is disturbed: what it costs in time, and whether anything is lost.
+
+    python -m tests.soak [--minutes 60] [--seed 1]
+
+Half of the time a run of synthetic shards is left alone, and the memory and the open files of each
+of its processes are looked at every second. In the other half something happens every few seconds:
+a scraper or the whole run is killed, Ctrl-C is pressed, the network is cut, the disk is full (root
+only: the dataset lies on a small disk of its own); the same command is given again until all is
+done. At the end each shard has to be in the dataset exactly once, and `cah verify` clean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+
+from cahlib.config import Job, replace
+from cahlib.curate.seal import seals
+from cahlib.curate.verify import verify
+from cahlib.demo.web import Answer, Request
+from cahlib.records import Reason, Stage
+from tests.world import command, small
+
+NAME = "CC-MAIN-2024-10"
+LINKS = 40  #: in a shard
+_LISTED = 100_000  # WAT files that the crawl has
+_WARM = 15  # seconds after which a process has loaded what it needs
+
+
+class Crawl(small.Pictures):
+    """Common Crawl's server and the web that it is of; both can be cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = False
+        names = (f"crawl-data/{NAME}/segments/1/wat/{n:05}.warc.wat.gz" for n in range(_LISTED))
+        self._list = gzip.compress("".join(f"{name}\n" for name in names).encode())
+
+    def answer(self, request: Request) -> Answer:  # type: ignore[override]
+        if self.cut:
+            return Answer(raw=True)
+        if request.url.endswith("wat.paths.gz"):
+            return Answer(body=self._list)
+        if request.url.endswith(".wat.gz"):
+            return Answer(body=small.file(int(request.url[-17:-12]), LINKS))
+        return super().answer(request)
+
+
+@dataclass
+class Watch:
+    """Looks at the processes of a run every second."""
+
+    seen: dict[tuple[str, int], list[tuple[float, float, int]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  #: by kind and id: seconds, MiB, open files
+
+    def look(self, process: subprocess.Popen[str]) -> None:
+        with suppress(psutil.Error):
+            judge = psutil.Process(process.pid)
+            for each in [judge, *judge.children(recursive=True)]:
+                with suppress(psutil.Error):
+                    kind = "judge" if each == judge else _kind(each)
+                    now = (time.monotonic(), each.memory_info().rss / 2**20, each.num_fds())
+                    self.seen[kind, each.pid].append(now)
+
+    def told(self) -> Iterator[str]:
+        """A line a process that lived long enough."""
+        for (kind, pid), looks in sorted(self.seen.items()):
+            at, memory, files = (np.array(each) for each in zip(*looks, strict=True))
+            warm = at > at[0] + _WARM
+            if warm.sum() < 10:
+                continue
+            slope = np.polyfit(at[warm] / 3600, memory[warm], 1)[0]
+            yield (
+                f"  {kind:8} {pid:8}  {at[-1] - at[0]:6.0f} s  {memory.max():7.1f} MiB at most, "
+                f"{slope * (at[warm][-1] - at[warm][0]) / 3600:+6.1f} MiB in that time "
+                f"({slope:+.0f} an hour), files {files[warm][0]} to {files[-1]}"
+            )
+
+
+def _kind(process: psutil.Process) -> str:
+    return "scraper" if "spawn_main" in " ".join(process.cmdline()) else "helper"
+
+
+def soak(seconds: float, seed: int) -> bool:
+    """Whether all went well; prints what was seen."""
+    with _disk() as (folder, fill), Crawl() as web:
+        job = small.job(Path(), folder / "dataset", web, attempts=100)
+        job = replace(job, crawl=NAME, base_url=f"http://{web.address}/", forms=("embeddings",))
+        rate = _calibrated(job)
+        calm = max(8, round(rate * seconds / 2))
+        watch, started = Watch(), time.monotonic()
+        code = _launched(replace(job, shards=calm), watch)
+        took = time.monotonic() - started
+        print(f"calm: {calm} shards in {took:.0f} s, exit {code}", *watch.told(), sep="\n")
+        every = calm + max(8, round(rate * seconds / 4))
+        events, launches = _chaos(replace(job, shards=every), web, fill, random.Random(seed))
+        print(f"disturbed: {every - calm} shards in {launches} launches; {dict(events)}")
+        return _whole(folder / "dataset", every) and code == 0
+
+
+def _calibrated(job: Job) -> float:
+    """Shards a second, of a run that has begun."""
+    _launched(replace(job, shards=2), Watch())
+    started = time.monotonic()
+    _launched(replace(job, shards=2), Watch())
+    idle = time.monotonic() - started  # what a launch takes that finds nothing to do
+    started = time.monotonic()
+    _launched(replace(job, shards=12), Watch())
+    return 10 / max(time.monotonic() - started - idle, 1.0)
+
+
+def _launched(job: Job, watch: Watch) -> int:
+    """The exit code of a launch that is left alone."""
+    process = command.started("run", *command.options(job))
+    reader = threading.Thread(target=process.stdout.read)  # type: ignore[union-attr]
+    reader.start()
+    while process.poll() is None:
+        watch.look(process)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+    reader.join()
+    return process.returncode
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(psutil.Error):
+        left = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        psutil.wait_procs(left, timeout=60)
+
+
+def _chaos(
+    job: Job, web: Crawl, fill: Callable[[bool], bool], chance: random.Random
+) -> tuple[Counter[str], int]:
+    """Disturb launch after launch until all is done; what happened how often."""
+    events, launches = Counter[str](), 0
+    while True:
+        launches += 1
+        process = command.started("run", *command.options(job))
+        reader = threading.Thread(target=process.stdout.read)  # type: ignore[union-attr]
+        reader.start()
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(chance.uniform(4, 16))
+                break
+            event = chance.choice(("scraper", "run", "ctrl-c", "network", "disk"))
+            events[event] += _happens(event, process, web, fill)
+        reader.join()
+        if process.returncode == 0 and not _left(job):
+            return events, launches
+
+
+def _happens(
+    event: str, process: subprocess.Popen[str], web: Crawl, fill: Callable[[bool], bool]
+) -> bool:
+    """One disturbance; whether it could be."""
+    if event == "scraper":
+        with suppress(psutil.Error):
+            below = psutil.Process(process.pid).children(recursive=True)
+            victims = [each for each in below if _kind(each) == "scraper"]
+            for victim in victims[:1]:
+                victim.kill()
+            return bool(victims)
+    elif event == "run":
+        _kill(process)
+    elif event == "ctrl-c":
+        command.press_ctrl_c(process)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+    elif event == "network":
+        web.cut = True
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        web.cut = False
+    elif fill(True):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        return fill(False)
+    else:
+        return False
+    return True
+
+
+def _left(job: Job) -> int:
+    """Shards that are not in the dataset yet."""
+    return job.crawl.shards - sum(1 for _ in seals(job.output.folder))
+
+
+def _whole(folder: Path, shards: int) -> bool:
+    """Whether each shard is there once, with all that its links came to; prints what is not so."""
+    sealed = list(seals(folder))
+    uids = Counter(pq.read_table(folder / "metadata", columns=["uid"])["uid"].to_pylist())
+    lost = sum((each.tally.lost for each in sealed), Counter[Reason]())
+    cut = {reason.value: n for reason, n in lost.items() if reason.stage is not Stage.READ}
+    faults = list(verify(folder))
+    if len(sealed) != shards or len({each.shard.id for each in sealed}) != shards:
+        faults.append(f"{len(sealed)} shards of {shards}")
+    faults += [f"{uid} {n} times" for uid, n in uids.items() if n > 1]
+    for each in sealed:
+        if each.tally.entered[Stage.CHOOSE] != LINKS or any(map(each.tally.unaccounted, Stage)):
+            faults.append(f"{each.shard.id} has not the links that it should")
+    faults += [str(path) for path in folder.rglob("*.part")]
+    print(
+        f"{len(sealed)} shards once each, {len(uids):,} pairs of {shards * LINKS:,} links, "
+        f"lost to the cuts {cut}; faults: {faults[:9] or 'none'}"
+    )
+    return not faults
+
+
+@contextmanager
+def _disk() -> Iterator[tuple[Path, Callable[[bool], bool]]]:
+    """A folder, and what fills its disk up and makes room again, if that is a disk of its own."""
+    with tempfile.TemporaryDirectory() as work:
+        line = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", work]
+        own = os.geteuid() == 0 and not subprocess.run(line, capture_output=True).returncode
+
+        def fill(full: bool) -> bool:
+            ballast = Path(work) / "ballast"
+            if full and own:
+                with suppress(OSError), ballast.open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(1 << 16))
+            elif own:
+                ballast.unlink()
+            return own
+
+        try:
+            yield Path(work), fill
+        finally:
+            if own:
+                subprocess.run(["umount", "--lazy", work], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    chosen = parser.parse_args()
+    sys.exit(0 if soak(60 * chosen.minutes, chosen.seed) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Small crawls of a web whose pictures cost nothing: for runs in which something else counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cahlib import demo
+from cahlib.config import Crawl, Download, Job, Judge, Output, Place
+from cahlib.demo import wat
+from cahlib.demo.web import Answer, Web
+from tests.world.pictures import picture
+
+CAPTION = "A photo of the old harbour with boats, number {} of them all"
+
+
+def file(name: int, links: int) -> bytes:
+    """A WAT file with so many links in each of its halves, all different from another file's."""
+    parts = [wat.warcinfo("small")]
+    for half in range(2):
+        shown = [
+            {
+                "path": "IMG@/src",
+                "url": f"http://host{number % 7}.example.com/{name}-{half}-{number}.jpg",
+                "alt": CAPTION.format(f"{name} {half} {number}"),
+            }
+            for number in range(links)
+        ]
+        parts += wat.members(wat.Page(url=f"http://page{half}.example.com/{name}", links=shown))
+    return b"".join(parts)
+
+
+def write(folder: Path, files: int, links: int) -> Path:
+    """Such files in a folder; says which they are, as a glob."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in range(files):
+        (folder / f"{name:05}.warc.wat.gz").write_bytes(file(name, links))
+    return folder / "*.warc.wat.gz"
+
+
+class Pictures(Web):
+    """A web on which every address ending in .jpg is one picture."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self._picture = Answer(body=picture(), type="image/jpeg")
+        self._nothing = Answer(status=404)
+
+    def answer(self, request: object) -> Answer:
+        return self._picture if str(getattr(request, "url", "")).endswith(".jpg") else self._nothing
+
+
+def job(crawl: Path, folder: Path, web: Web, **place: float) -> Job:
+    """A run of such a crawl that keeps every picture."""
+    return Job(
+        crawl=Crawl(crawl=str(crawl)),
+        download=Download(
+            contact="tests@example.org", replay=web.address, per_second=0, patience=0,
+            connect_timeout=1, read_timeout=1, total_timeout=3,
+        ),
+        judge=Judge(model=str(demo.MODEL), threshold=-1, safety=str(demo.SAFETY)),
+        output=Output(output=str(folder)),
+        place=Place(workers=1, **place),  # type: ignore[arg-type]
+    )  # fmt: skip
