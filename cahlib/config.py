@@ -6,46 +6,19 @@ that names the field. A Job is stored beside its dataset, so no secret belongs i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
 from cahlib.errors import ConfigError
 from cahlib.presets import PRESETS
+from cahlib.settings import Checked, Setting, held, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """What a field of `Job` allows, and how it is explained."""
-
-    help: str
-    least: float | None = None
-    most: float | None = None
-    choices: tuple[str, ...] = ()
-    #: may be changed between two launches of one run without changing what the dataset means
-    free: bool = False
-
-
-def option(default: Any, help: str, **limits: Any) -> Any:
-    """A dataclass field that carries an `Option`."""
-    return field(default=default, metadata={"option": Option(help=help, **limits)})
-
-
-class _Checked:
-    """Holds the fields of a dataclass to their options when a value is made."""
-
-    __slots__ = ()
-
-    def __post_init__(self) -> None:
-        for setting in _settings(type(self), ""):
-            setting.check(getattr(self, setting.name))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crawl(_Checked):
+class Crawl(Checked):
     """What is read, and which links in it become candidates."""
 
     crawl: str = option(
@@ -83,7 +56,7 @@ class Crawl(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Download(_Checked):
+class Download(Checked):
     """How images are fetched, and which are good enough."""
 
     contact: str = option(
@@ -138,7 +111,7 @@ class Download(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judge(_Checked):
+class Judge(Checked):
     """Which model decides, and how strictly."""
 
     preset: str = option("laion400m", "model and threshold together", choices=tuple(PRESETS))
@@ -162,7 +135,7 @@ class Judge(_Checked):
     )
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
+        Checked.__post_init__(self)
         if self.model and self.threshold is None:
             raise ConfigError(
                 "threshold: a model of your own needs a threshold of its own, for example 0.28."
@@ -180,7 +153,7 @@ class Judge(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Output(_Checked):
+class Output(Checked):
     """Where the dataset goes, in which forms, and what it must not hold twice."""
 
     output: str = option(
@@ -214,7 +187,7 @@ class Output(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place(_Checked):
+class Place(Checked):
     """Where the scraping runs, and for how long."""
 
     workers: int = option(
@@ -252,7 +225,7 @@ class Place(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(_Checked):
+class Job(Checked):
     """One run: everything that decides what its dataset will hold, and how it is made."""
 
     nickname: str = option("", "your name on leaderboards and in the dataset's card", free=True)
@@ -300,101 +273,12 @@ class Job(_Checked):
         ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One field of a Job, wherever it lies in it."""
-
-    group: str  #: the Job's part that holds it, "" for the Job itself
-    name: str
-    type: Any
-    default: Any
-    option: Option
-
-    def of(self, job: Job) -> Any:
-        """This setting's value in a Job."""
-        return getattr(getattr(job, self.group) if self.group else job, self.name)
-
-    def parse(self, text: str) -> Any:
-        """The value that a person wrote; raises ConfigError with a sentence for people."""
-        text = text.strip()
-        if self.type is bool:
-            if text.lower() in ("1", "true", "yes", "on"):
-                return True
-            if text.lower() in ("0", "false", "no", "off", ""):
-                return False
-            raise ConfigError(f"{self.name}: {text!r} is neither yes nor no.")
-        if self.type in (int, float):
-            if not text and self.default is None:
-                return None
-            try:
-                return self.type(text)
-            except ValueError:
-                raise self._not_a_kind(repr(text)) from None
-        if self.type is str:
-            return text
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-
-    def check(self, value: Any) -> None:
-        """Hold a value to its type, bounds and choices; raises ConfigError."""
-        if value is None and self.default is None:
-            return
-        if not self._is_of_type(value):
-            raise self._not_a_kind(str(value))
-        least, most, choices = self.option.least, self.option.most, self.option.choices
-        if (least is not None and value < least) or (most is not None and value > most):
-            raise ConfigError(
-                f"{self.name}: {value:g} is not allowed; give a number{self._bounds()}."
-            )
-        for each in value if isinstance(value, tuple) else (value,):
-            if choices and each not in choices:
-                raise ConfigError(
-                    f"{self.name}: {each!r} is not known; choose from {', '.join(choices)}."
-                )
-
-    def _is_of_type(self, value: Any) -> bool:
-        if self.type is float:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            return number and math.isfinite(value)
-        if self.type in (bool, int, str):
-            return type(value) is self.type
-        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
-
-    def _not_a_kind(self, shown: str) -> ConfigError:
-        kinds = {int: "whole number", float: "number", str: "text", bool: "yes or no"}
-        kind = kinds.get(self.type, "list of texts")
-        return ConfigError(f"{self.name}: {shown} is not a {kind}{self._bounds()}.")
-
-    def _bounds(self) -> str:
-        least, most = self.option.least, self.option.most
-        if least is not None and most is not None:
-            return f" from {least:g} to {most:g}"
-        return "" if least is None else f" of at least {least:g}"
-
-
 @cache
 def settings() -> tuple[Setting, ...]:
     """Every setting of a Job, in the order of the fields."""
     parts = get_type_hints(Job)
-    own = _settings(Job, "")
-    return own + tuple(s for name, part in parts.items() for s in _settings(part, name))
-
-
-def _settings(owner: Any, group: str) -> tuple[Setting, ...]:
-    """The settings that a dataclass itself holds."""
-    if not is_dataclass(owner):
-        return ()
-    types = get_type_hints(owner)
-    return tuple(
-        Setting(
-            group=group,
-            name=each.name,
-            type=float if types[each.name] == float | None else types[each.name],
-            default=each.default,
-            option=each.metadata["option"],
-        )
-        for each in fields(owner)
-        if "option" in each.metadata
-    )
+    own = held(Job, "")
+    return own + tuple(s for name, part in parts.items() for s in held(part, name))
 
 
 def replace(job: Job, **values: Any) -> Job:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
     "config", "errors", "flow", "lists", "live", "needs", "places", "presets", "progress",
-    "records",
+    "records", "settings",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
 DOORS = {"cli", "commands", "console", "notebook"}

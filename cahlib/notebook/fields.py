@@ -14,8 +14,9 @@ import ipywidgets as widgets
 
 from cahlib import needs
 from cahlib.cli import job_from
-from cahlib.config import Job, Setting, settings
+from cahlib.config import Job, settings
 from cahlib.errors import CahError, ConfigError
+from cahlib.settings import Setting
 
 #: What every run asks for; the rest is folded away.
 _FIRST = (

@@ -1,0 +1,128 @@
+"""What a setting is: its help, its type and its bounds, and the sentences that refuse a value.
+
+It does not know which settings there are: that is `cahlib.config`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from cahlib.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """What a field of `Job` allows, and how it is explained."""
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    #: may be changed between two launches of one run without changing what the dataset means
+    free: bool = False
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A dataclass field that carries an `Option`."""
+    return field(default=default, metadata={"option": Option(help=help, **limits)})
+
+
+class Checked:
+    """Holds the fields of a dataclass to their options when a value is made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for setting in held(type(self), ""):
+            setting.check(getattr(self, setting.name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One field of a Job, wherever it lies in it."""
+
+    group: str  #: the Job's part that holds it, "" for the Job itself
+    name: str
+    type: Any
+    default: Any
+    option: Option
+
+    def of(self, job: Any) -> Any:
+        """This setting's value in a Job."""
+        return getattr(getattr(job, self.group) if self.group else job, self.name)
+
+    def parse(self, text: str) -> Any:
+        """The value that a person wrote; raises ConfigError with a sentence for people."""
+        text = text.strip()
+        if self.type is bool:
+            if text.lower() in ("1", "true", "yes", "on"):
+                return True
+            if text.lower() in ("0", "false", "no", "off", ""):
+                return False
+            raise ConfigError(f"{self.name}: {text!r} is neither yes nor no.")
+        if self.type in (int, float):
+            if not text and self.default is None:
+                return None
+            try:
+                return self.type(text)
+            except ValueError:
+                raise self._not_a_kind(repr(text)) from None
+        if self.type is str:
+            return text
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    def check(self, value: Any) -> None:
+        """Hold a value to its type, bounds and choices; raises ConfigError."""
+        if value is None and self.default is None:
+            return
+        if not self._is_of_type(value):
+            raise self._not_a_kind(str(value))
+        least, most, choices = self.option.least, self.option.most, self.option.choices
+        if (least is not None and value < least) or (most is not None and value > most):
+            raise ConfigError(
+                f"{self.name}: {value:g} is not allowed; give a number{self._bounds()}."
+            )
+        for each in value if isinstance(value, tuple) else (value,):
+            if choices and each not in choices:
+                raise ConfigError(
+                    f"{self.name}: {each!r} is not known; choose from {', '.join(choices)}."
+                )
+
+    def _is_of_type(self, value: Any) -> bool:
+        if self.type is float:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return number and math.isfinite(value)
+        if self.type in (bool, int, str):
+            return type(value) is self.type
+        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+
+    def _not_a_kind(self, shown: str) -> ConfigError:
+        kinds = {int: "whole number", float: "number", str: "text", bool: "yes or no"}
+        kind = kinds.get(self.type, "list of texts")
+        return ConfigError(f"{self.name}: {shown} is not a {kind}{self._bounds()}.")
+
+    def _bounds(self) -> str:
+        least, most = self.option.least, self.option.most
+        if least is not None and most is not None:
+            return f" from {least:g} to {most:g}"
+        return "" if least is None else f" of at least {least:g}"
+
+
+def held(owner: Any, group: str) -> tuple[Setting, ...]:
+    """The settings that a dataclass itself holds."""
+    if not is_dataclass(owner):
+        return ()
+    types = get_type_hints(owner)
+    return tuple(
+        Setting(
+            group=group,
+            name=each.name,
+            type=float if types[each.name] == float | None else types[each.name],
+            default=each.default,
+            option=each.metadata["option"],
+        )
+        for each in fields(owner)
+        if "option" in each.metadata
+    )
