@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import threading
 import time
@@ -58,7 +59,7 @@ def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], give
     ssh.add_argument(
         "--dashboard",
         action="store_true",
-        help=f"of the head: show the scheduler's pages at http://127.0.0.1:{_DASHBOARD}/info",
+        help="of the head: bring the scheduler's pages here, for a browser",
     )
     command("restart", "restart a node's service", _restart).add_argument("node")
 
@@ -170,12 +171,22 @@ def _ssh(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -
     (login,) = _logins(job, environment, chosen.node)
     line = login.command(_state(job) / f"known-{login.name}")
     if chosen.dashboard:
-        line[1:1] = ["-N", "-L", f"{_DASHBOARD}:127.0.0.1:{_DASHBOARD}"]
-        print(f"http://127.0.0.1:{_DASHBOARD}/info, until Ctrl-C", file=sys.stderr)
+        port = _free(_DASHBOARD)
+        line[1:1] = ["-N", "-L", f"{port}:127.0.0.1:{_DASHBOARD}"]
+        print(f"http://127.0.0.1:{port}/info shows it until Ctrl-C", file=sys.stderr)
     if sys.stdin.isatty() and sys.stdout.isatty():
         os.execvp(line[0], line)
     print(shlex.join(line))
     return 0
+
+
+def _free(port: int) -> int:
+    """This port of loopback, or another one if somebody has it."""
+    for wanted in (port, 0):
+        with socket.socket() as own, suppress(OSError):
+            own.bind(("127.0.0.1", wanted))
+            return int(own.getsockname()[1])
+    return port
 
 
 def _restart(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:

@@ -81,7 +81,9 @@ def crew(
 
 def planned(accounts: Sequence[Account], orders: Orders) -> str:
     """What would be made, and what it costs, for people. Raises as `crew` does."""
-    return plan(accounts, orders.limits).table()
+    table = plan(accounts, orders.limits).table()
+    there = len(servers(accounts, orders.state)) if (orders.state / "run").exists() else 0
+    return f"{table}\n{there} of them are there already." if there else table
 
 
 def up(

@@ -113,10 +113,13 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
         [*shlex.split(line), "echo", "hello"], capture_output=True, text=True, timeout=30
     )
     assert said.stdout == "hello\n", said.stderr
-    forward = cah(cloud, "swarm", "ssh", first, "--dashboard", *output).stdout
-    with subprocess.Popen(shlex.split(forward), stderr=subprocess.DEVNULL) as tunnel:
-        until(lambda: second in page("http://127.0.0.1:8787/info/main/workers.html"))
-        tunnel.terminate()
+    forward = cah(cloud, "swarm", "ssh", first, "--dashboard", *output)
+    [url] = re.findall(r"http://\S+", forward.stderr)
+    with subprocess.Popen(shlex.split(forward.stdout), stderr=subprocess.DEVNULL) as tunnel:
+        try:
+            until(lambda: second in page(f"{url}/main/workers.html"))
+        finally:
+            tunnel.terminate()
     assert cah(cloud, "swarm", "restart", second, *output).returncode == 0
     wrong = cah(cloud, "swarm", "ssh", "nobody", *output)
     assert wrong.returncode == 2 and first in wrong.stderr
@@ -124,6 +127,7 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
         job = demo.job(str(tmp_path / "dataset"), web)
         ran = cah(cloud, "run", *command.options(replace(job, swarm=2)))
     assert ran.returncode == 0, ran.stderr
+    assert "2 of them are there already" in ran.stdout
     made = [call for call in cloud.calls if call == "POST /servers"]
     assert len(made) == 3  # one of them was refused by the limit of an account
     assert names(cloud) == ["stranger"]

@@ -3,6 +3,8 @@
 These tests earn their minute: nothing else tells whether a server would understand us.
 """
 
+import dataclasses
+
 import pytest
 
 from cahlib import demo
@@ -82,6 +84,18 @@ def test_a_restarted_service_is_back(logins, scrapers):
         node.run(f"kill -9 {process(node)}")
         jobs.until(lambda: process(node) not in ("0", before))
     assert not scrapers.gather(["beta"], timeout=30)
+
+
+def test_a_machine_that_does_not_come_up_shows_what_cloud_init_said(logins, tmp_path):
+    goods = install.package(tmp_path / "wheel", wheelhouse=machines.WHEELS)
+    broken = dataclasses.replace(goods, pins=f"{goods.pins}aiohttp==0\n")
+    steps = []
+    with pytest.raises(install.NotReady) as caught:
+        install.bring_up(logins[1], broken, head=logins[0], step=lambda *s: steps.append(s))
+    said = str(caught.value).partition("cloud-init-output.log on beta:")[2]
+    assert "Cloud-init" in said and len(said.splitlines()) < 20
+    assert steps == [("beta", step) for step in ("ssh", "boot", "install")]
+    install.bring_up(logins[1], goods, head=logins[0])
 
 
 def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers, tmp_path):
