@@ -41,9 +41,10 @@ class Desk:
     def __init__(
         self, place: Place, environment: Mapping[str, str], given: Mapping[str, Any]
     ) -> None:
-        """``given`` are values of a Job's fields; after them come those of the last start."""
+        """``given`` are values of a Job's fields; without any, those of the last start."""
         self.place, self._environment = place, environment
-        values = {"output": place.output, **_inherited(environment), **remembered(), **given}
+        chosen = given or remembered()
+        values = {"output": place.output, **_inherited(environment), **chosen}
         self.form = Form(values, token=secret(environment), changed=self._changed)
         self.child = Child(self._home())
         self._planned: Job | None = None
@@ -175,7 +176,10 @@ class Desk:
         while not self._closed.wait(_TICK):
             turn = time.monotonic() - turned >= _TURN
             turned = time.monotonic() if turn else turned
-            self.draw(turned=turn)
+            try:
+                self.draw(turned=turn)
+            except Exception as error:  # noqa: BLE001 - the next drawing may be right again
+                self._fault(error)
 
     def _laid_out(self) -> widgets.VBox:
         terms = " ".join(filter(None, (self.place.terms, self.place.advice)))
@@ -225,10 +229,13 @@ class Desk:
                 self.form.blame(error)
                 self._say(str(error), bad=True)  # too: the field may be folded away
             except Exception as error:  # noqa: BLE001 - a click's fault must be seen, not lost
-                _LOG.exception("a click failed")
-                self._say(f"A fault of cahlib's: {type(error).__name__}: {error}", bad=True)
+                self._fault(error)
 
         return clicked
+
+    def _fault(self, error: Exception) -> None:
+        _LOG.error("a fault in the notebook", exc_info=error)
+        self._say(f"A fault of cahlib's: {type(error).__name__}: {error}", bad=True)
 
 
 def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
