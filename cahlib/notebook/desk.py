@@ -7,6 +7,7 @@ busy kernel hides nothing. The run itself is a process of its own: closing the d
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,9 @@ _LOG = logging.getLogger(__name__)
 _TICK, _TURN = 1.0, 5.0
 #: Seconds between two lines where no widgets are shown.
 _HEARTBEAT = 60.0
+
+#: What the log says now and then of how the run stands.
+_PLAIN = re.compile(r"\d+ s, shards ")
 
 #: The parts of the view, from top to bottom.
 _PARTS = ("head", "charts", "nodes", "losses", "gallery", "log")
@@ -124,16 +128,25 @@ class Desk:
 
     def follow(self, say: Callable[[str], None], *, pause: float = _HEARTBEAT) -> None:
         """Tell of the run in lines until it has ended; raises RunError if it failed."""
+        told: set[str] = set()
         next_line = 0.0
         while self.child.running():
             if time.monotonic() >= next_line:
-                say(view.text(self.child.live(), running=True))
+                self._tell(say, told, running=True)
                 next_line = time.monotonic() + pause
             time.sleep(0.2)
         live = self.child.live()
         if live.get("state") != "ended":
             raise RunError(live.get("sentence") or " ".join(self.child.said(lines=1)))
-        say(view.text(live, running=False))
+        self._tell(say, told, running=False)
+
+    def _tell(self, say: Callable[[str], None], told: set[str], *, running: bool) -> None:
+        """Say how the run stands, and what is new in its log beside that."""
+        said = self.child.said(lines=20)
+        for line in [each for each in said if each not in told and not _PLAIN.match(each)]:
+            told.add(line)
+            say(line)
+        say(view.text(self.child.live(), running=running))
 
     def draw(self, *, turned: bool = False) -> None:
         """Draw the run as it is now; its pairs and nodes only if ``turned``."""
