@@ -66,7 +66,7 @@ class Latest:
 
     def __init__(self) -> None:
         # so few that making them small costs no more than some hundredths of a second
-        self._new: dict[bool, deque[Judged]] = {kept: deque(maxlen=3) for kept in (True, False)}
+        self._new: dict[bool, deque[Judged]] = {kept: deque(maxlen=2) for kept in (True, False)}
         self._shown: dict[bool, deque[Mapping[str, Any]]] = {
             kept: deque(maxlen=8) for kept in (True, False)
         }

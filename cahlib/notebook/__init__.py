@@ -52,7 +52,11 @@ def _followed(desk: Desk) -> None:
         print("Nobody is here to fill in the form, and no settings are given: nothing was started.")
         return
     print(desk.place.terms)
-    desk.follow(lambda line: print(line, flush=True))
+    try:
+        desk.follow(lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        desk.child.stop()  # nobody could press Stop later, and servers cost money
+        raise
 
 
 def _environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ busy kernel hides nothing. The run itself is a process of its own: closing the d
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,9 @@ _TICK, _TURN = 1.0, 5.0
 #: Seconds between two lines where no widgets are shown.
 _HEARTBEAT = 60.0
 
+#: What the log says now and then of how the run stands.
+_PLAIN = re.compile(r"\d+ s, shards ")
+
 #: The parts of the view, from top to bottom.
 _PARTS = ("head", "charts", "nodes", "losses", "gallery", "log")
 
@@ -41,9 +45,10 @@ class Desk:
     def __init__(
         self, place: Place, environment: Mapping[str, str], given: Mapping[str, Any]
     ) -> None:
-        """``given`` are values of a Job's fields; after them come those of the last start."""
+        """``given`` are values of a Job's fields; without any, those of the last start."""
         self.place, self._environment = place, environment
-        values = {"output": place.output, **_inherited(environment), **remembered(), **given}
+        chosen = given or remembered()
+        values = {"output": place.output, **_inherited(environment), **chosen}
         self.form = Form(values, token=secret(environment), changed=self._changed)
         self.child = Child(self._home())
         self._planned: Job | None = None
@@ -123,16 +128,25 @@ class Desk:
 
     def follow(self, say: Callable[[str], None], *, pause: float = _HEARTBEAT) -> None:
         """Tell of the run in lines until it has ended; raises RunError if it failed."""
+        told: set[str] = set()
         next_line = 0.0
         while self.child.running():
             if time.monotonic() >= next_line:
-                say(view.text(self.child.live(), running=True))
+                self._tell(say, told, running=True)
                 next_line = time.monotonic() + pause
             time.sleep(0.2)
         live = self.child.live()
         if live.get("state") != "ended":
             raise RunError(live.get("sentence") or " ".join(self.child.said(lines=1)))
-        say(view.text(live, running=False))
+        self._tell(say, told, running=False)
+
+    def _tell(self, say: Callable[[str], None], told: set[str], *, running: bool) -> None:
+        """Say how the run stands, and what is new in its log beside that."""
+        said = self.child.said(lines=20)
+        for line in [each for each in said if each not in told and not _PLAIN.match(each)]:
+            told.add(line)
+            say(line)
+        say(view.text(self.child.live(), running=running))
 
     def draw(self, *, turned: bool = False) -> None:
         """Draw the run as it is now; its pairs and nodes only if ``turned``."""
@@ -175,7 +189,10 @@ class Desk:
         while not self._closed.wait(_TICK):
             turn = time.monotonic() - turned >= _TURN
             turned = time.monotonic() if turn else turned
-            self.draw(turned=turn)
+            try:
+                self.draw(turned=turn)
+            except Exception as error:  # noqa: BLE001 - the next drawing may be right again
+                self._fault(error)
 
     def _laid_out(self) -> widgets.VBox:
         terms = " ".join(filter(None, (self.place.terms, self.place.advice)))
@@ -225,10 +242,13 @@ class Desk:
                 self.form.blame(error)
                 self._say(str(error), bad=True)  # too: the field may be folded away
             except Exception as error:  # noqa: BLE001 - a click's fault must be seen, not lost
-                _LOG.exception("a click failed")
-                self._say(f"A fault of cahlib's: {type(error).__name__}: {error}", bad=True)
+                self._fault(error)
 
         return clicked
+
+    def _fault(self, error: Exception) -> None:
+        _LOG.error("a fault in the notebook", exc_info=error)
+        self._say(f"A fault of cahlib's: {type(error).__name__}: {error}", bad=True)
 
 
 def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
