@@ -13,6 +13,7 @@ from cahlib.errors import ConfigError
 from cahlib.swarm.engine import local
 
 if TYPE_CHECKING:
+    from cahlib.swarm.cluster import Reach
     from cahlib.swarm.crew import Orders
     from cahlib.swarm.hetzner import Hetzner
 
@@ -63,11 +64,9 @@ def scrapers(
         return
     _check(job)
     if place.engine:
-        from cahlib.swarm.cluster import Reach
         from cahlib.swarm.remote import remote
 
-        reach = Reach(address=place.engine, staging=place.staging)
-        with remote(reach, home) as cluster:
+        with remote(_reach(job), home) as cluster:
             yield cluster, cluster.folder
         return
     from cahlib.swarm.crew import crew
@@ -112,6 +111,17 @@ def clouds(tokens: str) -> Sequence[Hetzner]:
 
     endpoint = os.environ.get("HCLOUD_ENDPOINT", "") or hetzner.ENDPOINT
     return hetzner.accounts(tokens, endpoint=endpoint)
+
+
+def _reach(job: Job) -> Reach:
+    """The cluster that a job names, by its address or by a ticket."""
+    from cahlib.swarm import ticket
+    from cahlib.swarm.cluster import Reach
+
+    place = job.place
+    if "://" in place.engine:
+        return Reach(address=place.engine, staging=place.staging)
+    return ticket.read(Path(place.engine).expanduser(), job.output.folder / "run" / "ticket")
 
 
 def _check(job: Job) -> None:
