@@ -62,7 +62,7 @@ def scrapers(
         with local(place.workers or max((os.cpu_count() or 2) - 1, 1)) as engine:
             yield engine, home
         return
-    _check(job)
+    check(job)
     if place.engine:
         from cahlib.swarm.remote import remote
 
@@ -79,7 +79,7 @@ def planned(job: Job, tokens: str) -> str:
     """What servers will be made for a job and what they cost, for people; makes nothing."""
     from cahlib.swarm import crew
 
-    _check(job)
+    check(job)
     return crew.planned(clouds(tokens), orders(job))
 
 
@@ -124,7 +124,7 @@ def _reach(job: Job) -> Reach:
     return ticket.read(Path(place.engine).expanduser(), job.output.folder / "run" / "ticket")
 
 
-def _check(job: Job) -> None:
+def check(job: Job) -> None:
     """What other machines can do with a job."""
     if job.place.engine and job.place.swarm:
         raise ConfigError("engine: give either an engine or a swarm, not both.")

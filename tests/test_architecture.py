@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {"config", "errors", "flow", "lists", "presets", "progress", "records"}
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
-DOORS = {"cli", "commands", "console"}
+DOORS = {"cli", "commands", "console", "kaggle"}
 
 #: Libraries that are slow or large to import, and the files or folders where each may be.
 HOMES = {
@@ -22,6 +22,7 @@ HOMES = {
     "paramiko": {"swarm/ssh.py"},
     "cryptography": {"swarm/keys.py"},
     "hcloud": {"swarm/hetzner.py"},
+    "kaggle": {"kaggle/service.py"},
     "sqlalchemy": {"tracker/"},
     "alembic": {"tracker/"},
     "fastapi": {"tracker/", "commands/tracker.py"},

@@ -18,6 +18,9 @@ from cahlib.swarm.keys import Keys
 #: The files of `Keys` that a driver needs.
 _FILES = ("authority.crt", "driver.key", "driver.crt")
 
+#: Seconds without the swarm after which it counts as taken down: a GPU's hours are counted.
+_LIMIT = 300
+
 
 def issued(reach: Reach, *, hours: float) -> bytes:
     """A ticket to a swarm whose keys are here."""
@@ -44,4 +47,4 @@ def read(path: Path, folder: Path) -> Reach:
         target.unlink(missing_ok=True)
         with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
-    return Reach(address=address, keys=Keys(folder), away=away)
+    return Reach(address=address, keys=Keys(folder), away=away, limit=_LIMIT)
