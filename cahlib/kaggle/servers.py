@@ -18,7 +18,15 @@ from cahlib.swarm.hetzner import Hetzner
 class Swarm:
     """The servers that a job asks for, as long as the kernel needs them."""
 
-    def __init__(self, job: Job, accounts: Sequence[Hetzner], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        accounts: Sequence[Hetzner],
+        tell: Callable[[str], None],
+        *,
+        pause: float = 1,
+    ) -> None:
+        self._pause = pause  #: seconds between two looks at what is left
         self._accounts, self._tell = accounts, tell
         self._orders, self._labels = orders(job), crew.labels(state(job))
         self._settled = True  #: no request for a server may be unanswered
@@ -45,7 +53,7 @@ class Swarm:
     def down(self) -> None:
         """Delete them, until the cloud says that nothing is left; Ctrl-C waits."""
         with undisturbed():
-            crew.down(self._accounts, self._labels)
+            crew.down(self._accounts, self._labels, pause=self._pause)
             if not self._settled:
                 time.sleep(self._orders.late)  # what was asked for may be made only now
-                crew.down(self._accounts, self._labels)
+                crew.down(self._accounts, self._labels, pause=self._pause)

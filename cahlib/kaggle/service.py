@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -192,12 +193,12 @@ def _why(refusal: str) -> str:
 
 
 def _authenticated() -> Any:
-    """An API object with credentials; what the package prints on its way is left unsaid."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    """An API object with credentials; what the package prints on its way is unsaid."""
+    with _secluded():
         from kaggle.api.kaggle_api_extended import KaggleApi
         from kagglesdk import kaggle_client, kaggle_env
 
-        class Api(KaggleApi):
+        class Api(KaggleApi):  # type: ignore[misc]
             """Asks where KAGGLE_API_ENVIRONMENT says, as the SDK does; its caller (2.2) forgets."""
 
             def build_kaggle_client(self) -> Any:
@@ -215,6 +216,17 @@ def _authenticated() -> Any:
         except SystemExit as error:
             raise ConfigError(_LOGIN) from error
     return api
+
+
+@contextlib.contextmanager
+def _secluded() -> Iterator[None]:
+    """Nothing is printed, and the terminal stays open, which the package's exit() would close."""
+    before, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        sys.stdin = before
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:

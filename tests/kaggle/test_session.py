@@ -77,7 +77,7 @@ class Launch:
         values = {**SETTINGS, "swarm": 2, "output": str(self.folder / "dataset"), **settings}
         job = Job.from_values(values)
         accounts = hetzner.accounts(HCLOUD, endpoint=self.cloud.url)
-        servers = Listed(job, accounts, self.said.append) if job.place.swarm else None
+        servers = Listed(job, accounts, self.said.append, pause=0.01) if job.place.swarm else None
         session = Session(
             job=job, hours=9, source=self.source, pause=0.01, secrets=[HCLOUD, kaggle.TOKEN]
         )

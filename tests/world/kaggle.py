@@ -152,6 +152,8 @@ def serve(service: Service) -> Iterator[Service]:
 
 def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        wbufsize = -1  # head and body in one packet
+
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             service.received.append(body)
