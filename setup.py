@@ -25,6 +25,7 @@ base = [
     "fsspec>=2024.2",  # outputs may be s3://, gdrive:// …
     "distributed>=2025.1",  # runs the scraping, here or anywhere
     "sqlalchemy>=2.0.30",  # the ledger; the same code serves the tracker on PostgreSQL
+    "psutil>=5.9",  # how long a session has run already; distributed needs it too
     "tqdm>=4.66",  # the live lines in terminals and notebooks
     "python-dotenv>=1.0",  # reads .env
 ]
@@ -41,6 +42,9 @@ gpu = [
     "numpy>=1.26",  # embeddings
     "pyarrow>=15",  # the metadata tables
     "google-crc32c>=1.6",  # the checksums of TFRecord; notebooks already have it
+]
+kaggle = [
+    "kaggle>=2.2",  # Kaggle's own client: pushes the kernel, fetches its output
 ]
 tracker = [
     "fastapi>=0.115",  # routes, validation and OpenAPI
@@ -106,6 +110,7 @@ setup(
         "swarm": swarm,
         "tracker": tracker,
         "notebook": notebook,
+        "kaggle": kaggle,
         "dev": dev,
     },
     entry_points={"console_scripts": ["cah = cahlib.cli:main"]},

@@ -214,8 +214,9 @@ class Place(Checked):
         "", "a folder of wheels for the servers, which else ask their registry", free=True
     )
     engine: str = option(
-        "", "scrape on the Dask cluster at this address (tls://…, tcp://…)", free=True
-    )
+        "", "scrape on the Dask cluster at this address (tls://…, tcp://…) or of this ticket (a "
+        "file)", free=True,
+    )  # fmt: skip
     staging: str = option(
         "", "a URL (s3://…) that the cluster's workers and this machine share", free=True
     )

@@ -43,6 +43,7 @@ _EXTRAS = {
         "google_crc32c",
     },
     "swarm": {"hcloud", "paramiko", "cryptography"},
+    "kaggle": {"kaggle", "kagglesdk", "requests"},
     "tracker": {"fastapi", "uvicorn", "jinja2", "multipart", "alembic", "psycopg"},
 }
 

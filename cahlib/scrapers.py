@@ -15,6 +15,7 @@ from cahlib.records import Shard
 from cahlib.swarm.engine import local
 
 if TYPE_CHECKING:
+    from cahlib.swarm.cluster import Reach
     from cahlib.swarm.crew import Orders
     from cahlib.swarm.hetzner import Hetzner
     from cahlib.swarm.remote import Remote
@@ -66,13 +67,11 @@ def scrapers(
         with local(place.workers or max((os.cpu_count() or 2) - 1, 1)) as engine:
             yield engine, home
         return
-    _check(job)
+    check(job)
     if place.engine:
-        from cahlib.swarm.cluster import Reach
         from cahlib.swarm.remote import remote
 
-        reach = Reach(address=place.engine, staging=place.staging)
-        with remote(reach, home) as cluster:
+        with remote(_reach(job), home) as cluster:
             yield _Supplied(cluster), cluster.folder
         return
     from cahlib.swarm.crew import crew
@@ -86,7 +85,7 @@ def planned(job: Job, tokens: str) -> str:
     """What servers will be made for a job and what they cost, for people; makes nothing."""
     from cahlib.swarm import crew
 
-    _check(job)
+    check(job)
     return crew.planned(clouds(tokens), orders(job))
 
 
@@ -120,7 +119,18 @@ def clouds(tokens: str) -> Sequence[Hetzner]:
     return hetzner.accounts(tokens, endpoint=endpoint)
 
 
-def _check(job: Job) -> None:
+def _reach(job: Job) -> Reach:
+    """The cluster that a job names, by its address or by a ticket."""
+    from cahlib.swarm import ticket
+    from cahlib.swarm.cluster import Reach
+
+    place = job.place
+    if "://" in place.engine:
+        return Reach(address=place.engine, staging=place.staging)
+    return ticket.read(Path(place.engine).expanduser(), job.output.folder / "run" / "ticket")
+
+
+def check(job: Job) -> None:
     """What other machines can do with a job."""
     if job.place.engine and job.place.swarm:
         raise ConfigError("engine: give either an engine or a swarm, not both.")

@@ -14,7 +14,7 @@ GROUND = {
     "records", "settings",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
-DOORS = {"cli", "commands", "console", "notebook"}
+DOORS = {"cli", "commands", "console", "kaggle", "notebook"}
 
 #: Libraries that are slow or large to import, and the files or folders where each may be.
 HOMES = {
@@ -25,6 +25,7 @@ HOMES = {
     "paramiko": {"swarm/ssh.py"},
     "cryptography": {"swarm/keys.py"},
     "hcloud": {"swarm/hetzner.py"},
+    "kaggle": {"kaggle/service.py"},
     "sqlalchemy": {"tracker/"},
     "alembic": {"tracker/"},
     "fastapi": {"tracker/", "commands/tracker.py"},

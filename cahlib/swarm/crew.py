@@ -23,6 +23,7 @@ from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HOME, user_data
 from cahlib.swarm.provider import PROJECT, Account, Server
 from cahlib.swarm.remote import Remote, remote
+from cahlib.swarm.ticket import issued
 
 #: How often servers that do not become nodes are replaced.
 _ROUNDS = 3
@@ -97,6 +98,11 @@ def up(
     with remote(_reach(found[0], keys), orders.state) as engine:
         _joined(engine, found, tell)
     return found
+
+
+def ticket(head: ssh.Login, *, hours: float) -> bytes:
+    """What another machine needs to drive a swarm with this head, for so many hours."""
+    return issued(_reach(head, head.keys), hours=hours)
 
 
 def down(

@@ -296,7 +296,7 @@ def fleet(
         made.fill()
         yield made
     finally:
-        with _undisturbed():
+        with undisturbed():
             made.down(pause=pause, late=late)
 
 
@@ -356,7 +356,7 @@ def remains(left: Sequence[Server], trouble: Sequence[str], run: str, hourly: fl
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait: leaving now would leave servers that cost money."""
     if threading.current_thread() is not threading.main_thread():
         yield

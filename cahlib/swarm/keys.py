@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-_DAYS = 30
+_LIFETIME = datetime.timedelta(days=30)
 
 _MAKING = threading.Lock()
 
@@ -65,6 +65,10 @@ class Keys:
         authority = self.authority()
         return self._made(role, "crt", lambda: _certified(role, authority))
 
+    def guest(self, hours: float) -> tuple[bytes, bytes]:
+        """Key and certificate of a driver on another machine, for so many hours; kept nowhere."""
+        return _certified("guest", self.authority(), datetime.timedelta(hours=hours))
+
     def _openssh(self, name: str) -> Pair:
         return self._made(name, "pub", _ed25519)
 
@@ -95,7 +99,9 @@ def _ed25519() -> tuple[bytes, bytes]:
     )
 
 
-def _certified(name: str, authority: Pair | None) -> tuple[bytes, bytes]:
+def _certified(
+    name: str, authority: Pair | None, lifetime: datetime.timedelta = _LIFETIME
+) -> tuple[bytes, bytes]:
     """A key and its certificate, signed by the authority; without one it becomes one."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -113,7 +119,7 @@ def _certified(name: str, authority: Pair | None) -> tuple[bytes, bytes]:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _SLACK)
-        .not_valid_after(now + datetime.timedelta(days=_DAYS))
+        .not_valid_after(now + lifetime)
         .add_extension(x509.BasicConstraints(ca=not authority, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(

@@ -1,0 +1,188 @@
+"""The door of `kaggle.sh`: asks what the environment does not say, then attends a session."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from getpass import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cahlib.cli import job_from
+from cahlib.config import Job
+from cahlib.errors import CahError, ConfigError, missing
+
+if TYPE_CHECKING:
+    from cahlib.kaggle.pack import Source
+    from cahlib.kaggle.servers import Swarm
+    from cahlib.kaggle.service import Kaggle
+
+#: What is asked for in a terminal, if the environment has it not: variable, question, default.
+_QUESTIONS = (
+    ("CAH_NICKNAME", "Your nickname, for the dataset's card", ""),
+    ("CAH_CONTACT", "A page or e-mail address where site owners reach you", ""),
+    ("CAH_CRAWL", "Which crawl", "CC-MAIN-2024-10"),
+    ("CAH_SWARM", "How many servers (0: Kaggle's machine alone)", "5"),
+)
+_CLOUD = "Hetzner API token (not shown, and not stored)"
+_KAGGLE = "Kaggle API token, from https://www.kaggle.com/settings (not shown, and not stored)"
+
+#: Hours of a session at Kaggle, at most.
+_HOURS = 9.0
+
+#: Where Kaggle's package looks for credentials.
+_CREDENTIALS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
+
+
+def main() -> int:
+    """Attend a session; returns 0, 1 for one that failed, 2 for a mistake, 130 after Ctrl-C."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
+    try:
+        return _attended(_answered(_environment()))
+    except ModuleNotFoundError as error:
+        _say(str(missing(error)))
+        return 2
+    except CahError as error:
+        _say(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say(
+            "interrupted. A kernel that was started ends by itself within minutes of losing its "
+            "servers; the same command fetches what it sealed, and goes on."
+        )
+        return 130
+
+
+def _attended(told: Mapping[str, str]) -> int:
+    from cahlib.kaggle.session import Session, attend
+
+    job = _job(told)
+    own = bool(job.place.swarm) and told.get("CAH_KAGGLE_SECRET", "no") not in ("", "0", "no")
+    tokens = "" if own else told.get("HCLOUD_TOKEN", "")
+    kaggle = _account(told)
+    _say(f"Kaggle account: {kaggle.user}")
+    session = Session(
+        job=job,
+        hours=job.place.hours or _HOURS,
+        source=_source(told),
+        own_swarm=own,
+        name=told.get("CAH_KAGGLE_NAME") or "cahlib",
+        pause=_pause(told),
+        secrets=[
+            each
+            for name in ("HCLOUD_TOKEN", "KAGGLE_API_TOKEN", "KAGGLE_KEY")
+            for each in told.get(name, "").split(",")
+        ],
+    )
+    servers = None if own or not job.place.swarm else _swarm(job, tokens, session.hours)
+    if sys.stdin.isatty() and input("Start? [y/N] ").strip().lower() not in ("y", "yes"):
+        return 2
+    folder = attend(session, kaggle, servers, tell=_say)
+    _say(f"the dataset is in {folder}; the same command goes on with it in another session.")
+    return 0
+
+
+def _answered(told: dict[str, str]) -> dict[str, str]:
+    """What was told, with the answers of who sits at the terminal."""
+    if not sys.stdin.isatty():
+        return told
+    for variable, question, default in _QUESTIONS:
+        if variable not in told and not (variable == "CAH_CRAWL" and "CAH_TRACKER" in told):
+            shown = f" [{default}]" if default else ""
+            told[variable] = input(f"{question}{shown}: ").strip() or default
+    needed = told.get("CAH_SWARM", "0") != "0" and "CAH_KAGGLE_SECRET" not in told
+    if needed and not told.get("HCLOUD_TOKEN"):
+        told["HCLOUD_TOKEN"] = getpass(f"{_CLOUD}: ").strip()
+    return told
+
+
+def _job(told: Mapping[str, str]) -> Job:
+    """The job; what would be refused in the kernel is refused here."""
+    from cahlib.scrapers import check
+
+    job = job_from({}, told)
+    for name, value, advice in (
+        ("nickname", job.nickname, "choose one; it is shown in the dataset's card."),
+        ("contact", job.download.contact or job.download.replay, "give a web page or an e-mail "
+         "address where site owners reach you; images are not asked for without."),
+        ("crawl", job.crawl.crawl or job.place.tracker, "say what to read: a crawl's name, such as "
+         "CC-MAIN-2024-10."),
+    ):  # fmt: skip
+        if not value:
+            raise ConfigError(f"{name}: {advice} Set CAH_{name.upper()}, or start in a terminal.")
+    if job.place.engine:
+        raise ConfigError("engine: Kaggle's kernel scrapes by itself, or with servers (swarm).")
+    if job.output.url:
+        raise ConfigError("output: give a folder of this machine; the kernel's output comes there.")
+    check(job)
+    return job
+
+
+def _account(told: Mapping[str, str]) -> Kaggle:
+    """The account; without credentials that count, its token is asked for in a terminal."""
+    from cahlib.kaggle.service import Kaggle
+
+    for name in _CREDENTIALS:
+        if told.get(name):
+            os.environ[name] = told[name]
+    try:
+        return Kaggle()
+    except ConfigError:
+        if not sys.stdin.isatty():
+            raise
+    os.environ["KAGGLE_API_TOKEN"] = getpass(f"{_KAGGLE}: ").strip()
+    return Kaggle()
+
+
+def _swarm(job: Job, tokens: str, hours: float) -> Swarm:
+    """The servers to be made, whose cost is told."""
+    from cahlib.kaggle.servers import Swarm
+    from cahlib.scrapers import clouds
+
+    servers = Swarm(job, clouds(tokens), _say)
+    print(servers.planned(hours), flush=True)
+    return servers
+
+
+def _source(told: Mapping[str, str]) -> Source:
+    from cahlib.kaggle.pack import Source
+
+    root = Path(__file__).parent.parent.parent
+    found = Source(
+        notebook=Path(told.get("CAH_KAGGLE_NOTEBOOK") or root / "gpucah.ipynb"),
+        metadata=Path(told.get("CAH_KAGGLE_METADATA") or root / "kaggle-kernel-metadata.json"),
+    )
+    for path in (found.notebook, found.metadata):
+        if not path.exists():
+            raise ConfigError(f"{path} is not there; kaggle.sh runs from a checkout of cahlib.")
+    return found
+
+
+def _pause(told: Mapping[str, str]) -> float:
+    try:
+        return max(float(told.get("CAH_KAGGLE_PAUSE") or 20), 0.01)
+    except ValueError:
+        raise ConfigError("CAH_KAGGLE_PAUSE: give the seconds between two looks.") from None
+
+
+def _environment() -> dict[str, str]:
+    """The environment, with what .env adds."""
+    from dotenv import dotenv_values
+
+    return {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
+
+
+def _interrupted(number: int, frame: object) -> None:
+    """A closed terminal and a shutdown are Ctrl-C: servers must not be left behind."""
+    raise KeyboardInterrupt
+
+
+def _say(sentence: str) -> None:
+    print(f"kaggle: {sentence}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

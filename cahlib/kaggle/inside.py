@@ -1,0 +1,63 @@
+"""What runs in the kernel: the settings of its run, and what its machine brought it.
+
+It does not know who pushed it, and needs nothing of Kaggle but its folders.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cahlib.errors import ConfigError
+
+#: Names of the files in the kernel's private input.
+TICKET, STATE = "ticket.json", "state.pack"
+
+#: The share of a short session, and the hours of a long one, that are kept for the end.
+_SHARE, _MOST = 0.25, 0.25
+
+
+def received(
+    values: Mapping[str, Any], *, hours: float, inputs: Path = Path("/kaggle/input")
+) -> dict[str, Any]:
+    """The settings of a run that ends within a session of so many hours.
+
+    The state of the dataset's earlier sessions is put in its place. Raises ConfigError if the
+    ticket that the settings speak of did not come.
+    """
+    settings = dict(values)
+    settings["hours"] = round(max(working(hours) - _elapsed(), 0.001), 4)
+    if settings.get("engine"):
+        settings["engine"] = str(_found(inputs, TICKET))
+    for state in sorted(inputs.rglob(STATE)):
+        home = Path(settings["output"])
+        if not (home / "run" / "ledger.sqlite").exists():  # else the cell is run once more
+            home.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(state) as pack:
+                pack.extractall(home, filter="data")
+    return settings
+
+
+def working(hours: float) -> float:
+    """The hours of a session after which its run begins to end: 15 minutes before, at most."""
+    return hours - min(_SHARE * hours, _MOST)
+
+
+def _elapsed() -> float:
+    """Hours since this process was started, which is when the session began."""
+    return (time.time() - float(psutil.Process().create_time())) / 3600
+
+
+def _found(inputs: Path, name: str) -> Path:
+    """Where an input lies; Kaggle has changed the folders above it before."""
+    for path in sorted(inputs.rglob(name)):
+        return path
+    raise ConfigError(
+        f"engine: {name} is not among the inputs of this notebook; it is made by kaggle.sh for one "
+        "session, so run kaggle.sh again."
+    )

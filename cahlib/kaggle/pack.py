@@ -1,0 +1,159 @@
+"""What is pushed: a notebook with its settings, and a private input with ticket, wheel and state.
+
+Nothing is pushed in which a secret is found. It does not know the service.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cahlib.config import Job, replace
+from cahlib.errors import ConfigError
+from cahlib.kaggle.inside import STATE, TICKET
+from cahlib.swarm import wheel
+
+#: Where a kernel's dataset lies; what is below /kaggle/working is its output.
+OUTPUT = "/kaggle/working/dataset"
+
+#: Where the seals of a dataset lie in it.
+_SEALS = "shards"
+
+#: A cell before all others: the very cahlib of this machine, and the Dask that its nodes speak.
+_INSTALL = """\
+# cahlib as it is on the machine of kaggle.sh; what Kaggle brings along stays as it is
+import glob, os, sys
+
+(wheel,) = glob.glob("/kaggle/input/**/cahlib-*.whl", recursive=True)
+kept = "^(torch|torchvision|numpy|pillow|ipywidgets)=="
+!{sys.executable} -m pip list --format=freeze | grep -iE "{kept}" > /tmp/kept.txt
+!cat "{os.path.dirname(wheel)}/pins.txt" >> /tmp/kept.txt
+!{sys.executable} -m pip install --quiet --constraint /tmp/kept.txt \\
+    "cahlib[gpu,swarm,notebook] @ file://{wheel}"
+"""
+
+_SETTINGS = """\
+# written by kaggle.sh
+from cahlib.kaggle.inside import received
+
+settings = received(
+    {values},
+    hours={hours},
+)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The files that a kernel is made from."""
+
+    notebook: Path
+    metadata: Path
+
+
+def kernel(
+    folder: Path, source: Source, values: Mapping[str, Any], about: Mapping[str, Any]
+) -> None:
+    """Make a kernel's folder; ``about`` replaces entries of the metadata."""
+    told = json.loads(source.metadata.read_text(encoding="utf-8")) | dict(about)
+    (folder / "kernel-metadata.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
+    (folder / told["code_file"]).write_text(
+        json.dumps(notebook(source.notebook, values, hours=values["hours"])), encoding="utf-8"
+    )
+
+
+def notebook(path: Path, values: Mapping[str, Any], *, hours: float) -> dict[str, Any]:
+    """The notebook with the settings in its cell that is tagged "parameters"."""
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    tagged = [
+        cell
+        for cell in told["cells"]
+        if "parameters" in cell.get("metadata", {}).get("tags", ()) and cell["cell_type"] == "code"
+    ]
+    if len(tagged) != 1:
+        raise ConfigError(f"{path} has {len(tagged)} cells tagged 'parameters'; it must have one.")
+    lines = "".join(f"        {name!r}: {value!r},\n" for name, value in values.items())
+    tagged[0]["source"] = _SETTINGS.format(values=f"{{\n{lines}    }}", hours=hours)
+    told["cells"].insert(
+        0,
+        {
+            "cell_type": "code",
+            "id": "brought",
+            "metadata": {"tags": ["install"]},
+            "execution_count": None,
+            "outputs": [],
+            "source": _INSTALL,
+        },
+    )
+    return told
+
+
+def settings(job: Job, *, hours: float, swarm: int, ticket: bool) -> dict[str, Any]:
+    """A job's settings in the kernel, those that are as everywhere left out."""
+    there = replace(
+        job,
+        output=OUTPUT,
+        engine=TICKET if ticket else "",
+        swarm=swarm,
+        wheelhouse="",
+        hours=hours,
+    )
+    plain = Job().values()
+    return {n: v for n, v in there.values().items() if v != plain.get(n)} | {"output": OUTPUT}
+
+
+def inputs(folder: Path, dataset: Path, ticket: bytes | None) -> None:
+    """Make the folder of the private input: ticket, wheel, and the state of the dataset here."""
+    wheel.build(folder)
+    pins = re.findall(r"^(?:dask|distributed)==.*\n", wheel.pins(), flags=re.MULTILINE)
+    (folder / "pins.txt").write_text("".join(pins))
+    if ticket:
+        (folder / TICKET).write_bytes(ticket)
+    if (dataset / "run" / "ledger.sqlite").exists():
+        _state(folder / STATE, dataset)
+
+
+def checked(folder: Path, secrets: Sequence[str]) -> None:
+    """Refuse to push what holds a secret, be it within an archive; raises ConfigError."""
+    for path in sorted(folder.rglob("*")):
+        for name, data in _contents(path) if path.is_file() else ():
+            for secret in filter(None, secrets):
+                if secret.encode() in data or json.dumps(secret)[1:-1].encode() in data:
+                    raise ConfigError(
+                        f"nothing was pushed: {name} would hold one of your tokens; see that it is "
+                        "in no other setting than HCLOUD_TOKEN."
+                    )
+
+
+def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
+    yield path.name, path.read_bytes()
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                yield f"{path.name}: {name}", archive.read(name)
+
+
+def _state(target: Path, dataset: Path) -> None:
+    """What a launch must know of those before it: the ledger and the seals, not the pairs.
+
+    A tar by another name: Kaggle unpacks what is called one.
+    """
+    copy = target.with_suffix(".sqlite")
+    with (
+        closing(sqlite3.connect(dataset / "run" / "ledger.sqlite")) as ledger,
+        closing(sqlite3.connect(copy)) as other,
+    ):
+        ledger.backup(other)  # whole, even if its last writer was killed
+    with tarfile.open(target, "w") as pack:
+        pack.add(copy, "run/ledger.sqlite")
+        for path in sorted((dataset / _SEALS).glob("*.json")):
+            pack.add(path, f"{_SEALS}/{path.name}")
+    copy.unlink()

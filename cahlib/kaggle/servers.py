@@ -1,0 +1,59 @@
+"""The swarm of a session on Kaggle, made and deleted by this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from cahlib.config import Job
+from cahlib.errors import ConfigError
+from cahlib.scrapers import orders, state
+from cahlib.swarm import crew
+from cahlib.swarm.fleet import plan, undisturbed
+from cahlib.swarm.hetzner import Hetzner
+
+
+class Swarm:
+    """The servers that a job asks for, as long as the kernel needs them."""
+
+    def __init__(
+        self,
+        job: Job,
+        accounts: Sequence[Hetzner],
+        tell: Callable[[str], None],
+        *,
+        pause: float = 1,
+    ) -> None:
+        self._pause = pause  #: seconds between two looks at what is left
+        self._accounts, self._tell = accounts, tell
+        self._orders, self._labels = orders(job), crew.labels(state(job))
+        self._settled = True  #: no request for a server may be unanswered
+
+    def planned(self, hours: float) -> str:
+        """What will be made and costs, for people; raises ConfigError if it is too dear."""
+        limits = replace(self._orders.limits, hours=hours)
+        wanted = plan(self._accounts, limits)
+        cost = wanted.hourly() * math.ceil(hours)
+        if limits.max_cost and cost > limits.max_cost:
+            raise ConfigError(
+                f"max_cost: {limits.nodes} nodes cost EUR {cost:.2f} in {hours:g} hours, more than "
+                f"the ceiling of EUR {limits.max_cost:.2f}; raise it, or ask for fewer."
+            )
+        return wanted.table()
+
+    def up(self, hours: float) -> bytes:
+        """Make the servers; gives a ticket for so many hours."""
+        self._settled = False
+        head, *_ = crew.up(self._accounts, self._orders, tell=self._tell)
+        self._settled = True
+        return crew.ticket(head, hours=hours)
+
+    def down(self) -> None:
+        """Delete them, until the cloud says that nothing is left; Ctrl-C waits."""
+        with undisturbed():
+            crew.down(self._accounts, self._labels, pause=self._pause)
+            if not self._settled:
+                time.sleep(self._orders.late)  # what was asked for may be made only now
+                crew.down(self._accounts, self._labels, pause=self._pause)

@@ -1,0 +1,271 @@
+"""Kaggle through its own package: what an account may do, and its kernels and private inputs.
+
+The package prints, exits, and says of an error that all is well; here a trouble is a `CahError`,
+and no call takes longer than it may. It does not know what a kernel does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cahlib.errors import ConfigError, RunError
+
+T = TypeVar("T")
+
+#: Seconds for a question, and for what brings files.
+_ASK, _BRING = 60, 1800
+
+#: How a kernel has ended, as Kaggle says it.
+ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
+
+_LOGIN = (
+    "Kaggle does not know you: make an API token at https://www.kaggle.com/settings and give it as "
+    "KAGGLE_API_TOKEN, or as KAGGLE_USERNAME with KAGGLE_KEY."
+)
+
+
+class Away(RunError):
+    """Kaggle cannot be reached now."""
+
+
+class Refused(RunError):
+    """Kaggle does not take a kernel; none was started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """A kernel's latest session."""
+
+    name: str  #: QUEUED, RUNNING, COMPLETE, ERROR …; "" if there is none
+    why: str = ""  #: it failed
+
+    @property
+    def over(self) -> bool:
+        return self.name in ENDED or not self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What is left of a week's GPU hours."""
+
+    hours: float
+    renewed: datetime | None
+
+
+class Kaggle:
+    """One account. Raises ConfigError without credentials that count, Away without a network."""
+
+    def __init__(self) -> None:
+        self._api = _within(_ASK, _authenticated)
+        self.user: str = self._api.config_values.get(self._api.CONFIG_NAME_USER) or ""
+
+    def quota(self) -> Quota | None:
+        """The GPU hours that are left, as far as Kaggle tells."""
+        try:
+            told = self._ask(self._api.quota_view)
+        except _Unknown:
+            return None
+        gpu = told.gpu_quota
+        if gpu is None or gpu.total_time_allowed is None:
+            return None
+        used = [each.total_seconds() for each in (gpu.time_used, gpu.time_reserved) if each]
+        left = gpu.total_time_allowed.total_seconds() - sum(used)
+        return Quota(hours=max(left, 0) / 3600, renewed=told.quota_refresh_time)
+
+    def bring(self, folder: Path, slug: str, *, patience: float = 600, pause: float = 5) -> None:
+        """Make a private dataset of a folder's files, and wait until kernels can read it."""
+        name = f"{self.user}/{slug}"
+        about = {"id": name, "title": slug, "licenses": [{"name": "other"}]}
+        (folder / "dataset-metadata.json").write_text(json.dumps(about))
+        made = self._ask(
+            lambda: self._api.dataset_create_new(str(folder), public=False, quiet=True), _BRING
+        )
+        if made.error or (made.status or "ok").lower() == "error":
+            raise RunError(f"Kaggle did not take the kernel's private input: {made.error}")
+        deadline = time.monotonic() + patience
+        while (status := self._status(name)) != "ready":
+            if status in ("failed", "deleted") or time.monotonic() > deadline:
+                raise RunError(f"the kernel's private input {name} is {status}, not ready.")
+            time.sleep(pause)
+
+    def remove(self, slug: str) -> None:
+        """Delete a dataset."""
+        self._ask(lambda: self._api.dataset_delete(self.user, slug, no_confirm=True))
+
+    def push(self, folder: Path, *, seconds: float) -> str:
+        """Start a kernel from a folder; gives its page."""
+        try:
+            told = self._ask(lambda: self._api.kernels_push(str(folder), str(max(int(seconds), 1))))
+        except _Unknown as error:
+            raise Refused(_why(str(error.__cause__ or error))) from error
+        wrong = [*(told.invalid_dataset_sources or ()), *(told.invalid_kernel_sources or ())]
+        if told.error or wrong:
+            raise Refused(_why(told.error or f"it does not find {', '.join(wrong)}"))
+        return str(told.url)
+
+    def state(self, kernel: str) -> State:
+        """How a kernel's latest session stands."""
+        try:
+            told = self._ask(lambda: self._api.kernels_status(kernel))
+        except _Unknown:
+            return State(name="")
+        return State(name=told.status.name, why=told.failure_message or "")
+
+    def log(self, kernel: str) -> Iterator[str]:
+        """The kernel's output so far, then as it comes; ends with the session or the network."""
+        with contextlib.suppress(Exception):  # told for comfort alone; the state is what counts
+            for event in self._api.kernels_logs_stream(kernel):
+                yield str(event.get("data", ""))
+
+    def outputs(self, kernel: str) -> Iterator[tuple[str, str]]:
+        """The files that a kernel left: name and URL."""
+        from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest
+
+        request = ApiListKernelSessionOutputRequest()
+        request.user_name, request.kernel_slug = kernel.split("/")
+        request.page_size = 100
+        while True:
+            page = self._ask(lambda: self._listed(request))
+            yield from ((each.file_name, each.url) for each in page.files or ())
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def download(self, url: str, target: Path) -> None:
+        """A file, whole or not at all."""
+        import requests
+
+        part = target.with_name(f"{target.name}.part")
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        def fetch() -> None:
+            with requests.get(url, stream=True, timeout=_ASK) as answer, part.open("wb") as file:
+                answer.raise_for_status()
+                for chunk in answer.iter_content(1 << 20):
+                    file.write(chunk)
+
+        try:
+            self._ask(fetch, _BRING)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _listed(self, request: Any) -> Any:
+        with self._api.build_kaggle_client() as client:
+            return client.kernels.kernels_api_client.list_kernel_session_output(request)
+
+    def _status(self, name: str) -> str:
+        try:
+            return str(self._ask(lambda: self._api.dataset_status(name)))
+        except _Unknown:  # it is made in the background
+            return "coming"
+
+    def _ask(self, call: Callable[[], T], seconds: float = _ASK) -> T:
+        return _within(seconds, call)
+
+
+class _Unknown(RunError):
+    """Kaggle has no such thing, or not for us."""
+
+
+def _why(refusal: str) -> str:
+    """What a push that was refused means for people."""
+    said, low = f"Kaggle refused the kernel: {refusal.rstrip('.')}.", refusal.lower()
+    if "phone" in low or "verif" in low:
+        return (
+            f"{said} GPU and internet need a verified phone number; verify yours at "
+            "https://www.kaggle.com/settings, then start again."
+        )
+    if "quota" in low:
+        return f"{said} The week's GPU hours are used up; try again when they are renewed."
+    return f"{said} Nothing is running there."
+
+
+def _authenticated() -> Any:
+    """An API object with credentials; what the package prints on its way is unsaid."""
+    with _secluded():
+        from kaggle.api.kaggle_api_extended import KaggleApi
+        from kagglesdk import kaggle_client, kaggle_env
+
+        class Api(KaggleApi):  # type: ignore[misc]
+            """Asks where KAGGLE_API_ENVIRONMENT says, as the SDK does; its caller (2.2) forgets."""
+
+            def build_kaggle_client(self) -> Any:
+                told = self.config_values
+                return kaggle_client.KaggleClient(
+                    env=kaggle_env.get_env(),
+                    username=told.get(self.CONFIG_NAME_USER),
+                    password=told.get(self.CONFIG_NAME_KEY),
+                    api_token=told.get(self.CONFIG_NAME_TOKEN),
+                )
+
+        api = Api()
+        try:
+            api.authenticate()
+        except SystemExit as error:
+            raise ConfigError(_LOGIN) from error
+    return api
+
+
+@contextlib.contextmanager
+def _secluded() -> Iterator[None]:
+    """Nothing is printed, and the terminal stays open, which the package's exit() would close."""
+    before, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        sys.stdin = before
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """The result of a call that may hang, which is then left behind on its thread."""
+    done: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            done.put((True, call()))
+        except BaseException as error:  # noqa: BLE001 - it belongs to who called, on his thread
+            done.put((False, error))
+
+    threading.Thread(target=work, daemon=True, name="kaggle").start()
+    try:
+        good, result = done.get(timeout=seconds)
+    except queue.Empty:
+        raise Away(f"Kaggle did not answer within {seconds:.0f} seconds.") from None
+    if good:
+        return result  # type: ignore[no-any-return]
+    if (known := _translated(result)) is result:
+        raise result
+    raise known from result
+
+
+def _translated(error: BaseException) -> BaseException:
+    """What the package raises, as one of ours; a bug stays what it is."""
+    import requests
+
+    if isinstance(error, requests.HTTPError):
+        status = error.response.status_code if error.response is not None else 0
+        if status == 401:
+            return ConfigError(_LOGIN)
+        if status in (403, 404):
+            return _Unknown(f"Kaggle has no such thing, or not for you ({error}).")
+        if status == 429 or status >= 500:
+            return Away(f"Kaggle answers {status}; it may be overloaded ({error}).")
+        return RunError(f"Kaggle refuses: {error}")
+    if isinstance(error, (requests.RequestException, OSError)):
+        return Away(f"Kaggle cannot be reached ({error}).")
+    if isinstance(error, ValueError) and "denied" in str(error):
+        return _Unknown(f"Kaggle has no such thing, or not for you ({error}).")
+    return error

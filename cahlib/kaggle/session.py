@@ -1,0 +1,289 @@
+"""One session on Kaggle: servers up, kernel pushed and followed, servers gone, outputs fetched.
+
+The token of the cloud stays here. Whatever ends a session, the servers are deleted; what a crash of
+this machine left behind is found again by the next launch with the same output.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cahlib.config import Job
+from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.kaggle import pack
+from cahlib.kaggle.service import Away, Kaggle, Quota, Refused, State
+
+#: The least hours that are worth a session.
+_LEAST = 0.5
+
+#: Hours that a kernel may wait for a GPU, and that it may be late at its end.
+_QUEUE, _LATE = 1.0, 0.1
+
+#: What of a kernel's output belongs to the dataset, and what of that is of no use elsewhere.
+_BELOW, _NOT = "dataset/", ("dataset/run/parcels/", "dataset/run/ticket/", "dataset/run/job.json")
+
+
+class Servers(Protocol):
+    """The swarm of a session; none of its methods leaves anything behind that `down` misses."""
+
+    def up(self, hours: float) -> bytes: ...
+
+    def down(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What is wanted."""
+
+    job: Job
+    hours: float  #: of the kernel's session
+    source: pack.Source
+    own_swarm: bool = False  #: the kernel makes the servers, with a token among Kaggle's secrets
+    name: str = "cahlib"  #: the kernel's
+    pause: float = 20  #: seconds between two looks at the kernel
+    secrets: Sequence[str] = ()  #: must not be in what is pushed
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What this machine knows of a session that it has not seen end; lies beside the dataset."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, job: Job) -> Note:
+        return cls(job.output.folder / "run" / "kaggle.json")
+
+    @property
+    def inputs(self) -> str:
+        """The name of the kernel's private input; "" if there is none."""
+        return str(self._read().get("inputs", ""))
+
+    @property
+    def pushed(self) -> bool:
+        """Whether a kernel may have been started whose output is not here yet."""
+        return bool(self._read().get("pushed"))
+
+    def write(self, *, inputs: str, pushed: bool) -> None:
+        self.path.write_text(json.dumps({"inputs": inputs, "pushed": pushed}), encoding="utf-8")
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            told = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return told if isinstance(told, dict) else {}
+
+
+def attend(
+    session: Session, kaggle: Kaggle, servers: Servers | None, *, tell: Callable[[str], None]
+) -> Path:
+    """A session from its beginning, or from where an earlier launch lost sight of it, to its end.
+
+    Gives the folder of the dataset. Raises ConfigError before anything was started, RunError if
+    the kernel failed; the servers are gone in every case.
+    """
+    kernel, folder = f"{kaggle.user}/{session.name}", session.job.output.folder
+    note = Note.of(session.job)
+    _same(session.job, folder / "run" / "job.json")
+    going = not kaggle.state(kernel).over
+    if note.pushed and not going:
+        tell("fetching what an earlier session left.")
+        fetch(kaggle, kernel, folder)
+        note.forget()
+    if going and not note.pushed:
+        raise ConfigError(
+            f"the kernel {kernel} is running, and not for {folder}; wait for its end, or give "
+            "another CAH_KAGGLE_NAME."
+        )
+    hours = session.hours if going else affordable(session.hours, kaggle.quota())
+    with _gone_after(servers, kaggle, note, tell):
+        if going:
+            tell(f"{kernel} is running; following it.")
+        else:
+            _launch(session, kaggle, servers, hours, tell)
+        state = follow(kaggle, kernel, hours, pause=session.pause, tell=tell)
+    fetched = fetch(kaggle, kernel, folder)
+    note.forget()
+    tell(f"{fetched} files were fetched.")
+    if state.name != "COMPLETE":
+        why = state.why or "its log tells why"
+        raise RunError(
+            f"the kernel ended with {state.name} ({why}); what it sealed is in {folder}."
+        )
+    return folder
+
+
+def affordable(hours: float, quota: Quota | None) -> float:
+    """The hours of a session that the account's quota allows; raises ConfigError for too few."""
+    if quota is None or quota.hours >= hours:
+        return hours
+    if quota.hours < min(_LEAST, hours):
+        again = f" on {quota.renewed:%A, %d %B, %H:%M} UTC" if quota.renewed else " next week"
+        raise ConfigError(
+            f"Kaggle's GPU quota is used up ({quota.hours:.1f} hours are left); it is renewed"
+            f"{again}."
+        )
+    return quota.hours
+
+
+def follow(
+    kaggle: Kaggle, kernel: str, hours: float, *, pause: float, tell: Callable[[str], None]
+) -> State:
+    """Wait for a kernel's end and tell its log; a network that is away is waited for.
+
+    Raises RunError for a kernel that gets no GPU, or does not end in time.
+    """
+    pushed, began, away, ended = time.monotonic(), 0.0, False, threading.Event()
+    threading.Thread(target=_listen, args=(kaggle, kernel, ended, tell, pause), daemon=True).start()
+    seen = ""
+    try:
+        while True:
+            try:
+                state = kaggle.state(kernel)
+                away = False
+            except Away as error:
+                state = State(name=seen or "QUEUED")
+                if not away:
+                    tell(f"{error} Asking again; the kernel works on.")
+                away = True
+            if state.name != seen:
+                tell(f"{kernel}: {state.name.lower() or 'not there'}")
+                seen = state.name
+            if state.over:
+                return state
+            now = time.monotonic()
+            began = began or (now if state.name == "RUNNING" else 0.0)
+            if began and now - began > (hours + _LATE) * 3600:
+                raise RunError(f"{kernel} has not ended within {hours:g} hours.")
+            if not began and now - pushed > _QUEUE * 3600:
+                raise RunError(f"{kernel} got no GPU within {_QUEUE:g} hours; try again later.")
+            time.sleep(pause)
+    finally:
+        ended.set()
+
+
+def fetch(kaggle: Kaggle, kernel: str, folder: Path) -> int:
+    """Bring a kernel's dataset here, beside what is here; gives the number of files.
+
+    Seals come last, so that what is interrupted is no part of the dataset yet.
+    """
+    wanted = {
+        name: url
+        for name, url in kaggle.outputs(kernel)
+        if name.startswith(_BELOW) and not name.startswith(_NOT) and ".." not in Path(name).parts
+    }
+    order = sorted(wanted, key=lambda name: name.startswith((f"{_BELOW}shards/", f"{_BELOW}run/")))
+    for name in order:
+        if name == f"{_BELOW}run/ledger.sqlite":
+            for kind in ("-wal", "-shm"):  # of the ledger that it replaces
+                (folder / "run" / f"ledger.sqlite{kind}").unlink(missing_ok=True)
+        target = folder / name.removeprefix(_BELOW)
+        for final in (False, False, True):
+            try:
+                kaggle.download(wanted[name], target)
+                break
+            except Away:
+                if final:
+                    raise
+    return len(order)
+
+
+def _launch(
+    session: Session,
+    kaggle: Kaggle,
+    servers: Servers | None,
+    hours: float,
+    tell: Callable[[str], None],
+) -> None:
+    """Servers up, what the kernel needs brought, the kernel started."""
+    job, slug = session.job, f"{session.name}-inputs-{secrets.token_hex(4)}"
+    note = Note.of(job)
+    about: dict[str, Any] = {
+        "id": f"{kaggle.user}/{session.name}",
+        "title": session.name,
+        "is_private": True,
+        "dataset_sources": [f"{kaggle.user}/{slug}"],
+    }
+    swarm = job.place.swarm if session.own_swarm else 0
+    values = pack.settings(job, hours=hours, swarm=swarm, ticket=servers is not None)
+    with tempfile.TemporaryDirectory(prefix="cahlib-kaggle-") as made:
+        kernel, inputs = Path(made, "kernel"), Path(made, "inputs")
+        kernel.mkdir()
+        inputs.mkdir()
+        pack.kernel(kernel, session.source, values, about)
+        pack.checked(kernel, session.secrets)
+        _remember(job, note.path.parent / "job.json")
+        ticket = servers.up(hours + _QUEUE + _LATE) if servers else None
+        pack.inputs(inputs, job.output.folder, ticket)
+        pack.checked(inputs, session.secrets)
+        tell("bringing the kernel's private input to Kaggle.")
+        note.write(inputs=slug, pushed=False)
+        kaggle.bring(inputs, slug, pause=min(session.pause, 5))
+        note.write(inputs=slug, pushed=True)
+        try:
+            url = kaggle.push(kernel, seconds=hours * 3600)
+        except Refused:
+            note.write(inputs=slug, pushed=False)
+            raise
+    tell(f"the kernel was started for {hours:g} hours: {url}")
+
+
+@contextmanager
+def _gone_after(
+    servers: Servers | None, kaggle: Kaggle, note: Note, tell: Callable[[str], None]
+) -> Iterator[None]:
+    """Delete the servers whatever ends the block, and the ticket's dataset as far as possible."""
+    try:
+        yield
+    finally:
+        if servers:
+            servers.down()
+            tell("the cloud says that none of the servers is left.")
+        if note.inputs:
+            with suppress(CahError):  # it is private, and its ticket opens nothing any more
+                kaggle.remove(note.inputs)
+
+
+def _listen(
+    kaggle: Kaggle, kernel: str, ended: threading.Event, tell: Callable[[str], None], pause: float
+) -> None:
+    """Tell the kernel's log, line by line; a stream that breaks begins anew from its start."""
+    told = 0
+    while not ended.is_set():
+        for number, line in enumerate(kaggle.log(kernel)):
+            if ended.is_set():
+                return
+            if number >= told:
+                told += 1
+                tell(f"| {line.rstrip()}")
+        ended.wait(pause)
+
+
+def _same(job: Job, path: Path) -> None:
+    """Refuse another job's dataset; the kernel could only do so when servers cost money already."""
+    if not path.exists():
+        return
+    before = Job.from_values(json.loads(path.read_text(encoding="utf-8")))
+    if differences := job.differences(before):
+        raise ConfigError(
+            f"output: {job.output.folder} holds the dataset of a job with another "
+            f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
+        )
+
+
+def _remember(job: Job, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(job.values(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,280 @@
+"""A session's ways to end, each with the real `kaggle` package and servers at a stand-in cloud.
+
+The servers are only listed, for nothing runs on them here; tests/acceptance has the whole way.
+"""
+
+import json
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from cahlib.config import Job
+from cahlib.errors import ConfigError, RunError
+from cahlib.kaggle import pack
+from cahlib.kaggle.servers import Swarm
+from cahlib.kaggle.service import Kaggle, Quota
+from cahlib.kaggle.session import Session, affordable, attend
+from cahlib.swarm import hetzner, ticket
+from cahlib.swarm.cluster import Reach
+from cahlib.swarm.fleet import Fleet, plan
+from cahlib.swarm.install import PORT
+from cahlib.swarm.keys import Keys
+from tests.world import cloud as clouds
+from tests.world import kaggle
+
+HCLOUD = "hcloud-token-of-ada"
+SETTINGS = {"nickname": "ada", "contact": "ada@example.org", "crawl": "CC-MAIN-2024-10"}
+
+
+class Listed(Swarm):
+    """Servers that are made and deleted as in earnest, but never become nodes."""
+
+    def up(self, hours):
+        wanted = self._orders
+        run = self._labels["run"]
+        fleet = Fleet(
+            self._accounts, run, plan(self._accounts, wanted.limits), lambda name: "", self._tell
+        )
+        fleet.prepare("ssh-ed25519 AAAA")
+        fleet.fill()
+        reach = Reach(address=f"tls://192.0.2.1:{PORT}", keys=Keys(wanted.state / "keys"))
+        return ticket.issued(reach, hours=hours)
+
+
+@pytest.fixture
+def service(monkeypatch):
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", kaggle.TOKEN)
+    with kaggle.serve(kaggle.Service()) as service:
+        yield service
+
+
+@pytest.fixture
+def cloud():
+    with clouds.serve(clouds.Cloud({HCLOUD: clouds.Account()})) as cloud:
+        cloud.stranger(HCLOUD)
+        yield cloud
+
+
+class Launch:
+    """A launch of kaggle.sh: what it says, and how it ends."""
+
+    def __init__(self, cloud, folder: Path) -> None:
+        self.cloud, self.folder, self.said = cloud, folder, []
+        notebook = folder / "gpucah.ipynb"
+        cell = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+        tagged = cell | {"metadata": {"tags": ["parameters"]}, "source": ["settings = {}"]}
+        cells = [cell | {"source": ["import cahlib"]}, tagged]
+        notebook.write_text(
+            json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+        )
+        root = Path(__file__).parent.parent.parent
+        self.source = pack.Source(notebook=notebook, metadata=root / "kaggle-kernel-metadata.json")
+
+    def __call__(self, **settings) -> Path:
+        values = {**SETTINGS, "swarm": 2, "output": str(self.folder / "dataset"), **settings}
+        job = Job.from_values(values)
+        accounts = hetzner.accounts(HCLOUD, endpoint=self.cloud.url)
+        servers = Listed(job, accounts, self.said.append, pause=0.01) if job.place.swarm else None
+        session = Session(
+            job=job, hours=9, source=self.source, pause=0.01, secrets=[HCLOUD, kaggle.TOKEN]
+        )
+        return attend(session, Kaggle(), servers, tell=self.said.append)
+
+    @property
+    def servers(self) -> list[str]:
+        return [server["name"] for server in self.cloud.servers()]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.said)
+
+
+@pytest.fixture
+def launch(cloud, tmp_path):
+    launch = Launch(cloud, tmp_path)
+    yield launch
+    assert launch.servers == ["stranger"]
+
+
+OUTPUTS = {f"dataset/metadata/metadata_{n}.parquet": b"%d" % n for n in range(9)} | {
+    "dataset/shards/0.json": b"{}",
+    "dataset/run/ledger.sqlite": b"",
+    "dataset/run/parcels/big.tar": b"big",
+    "__notebook__.ipynb": b"{}",
+    "dataset/../../outside": b"no",
+}
+
+
+def completes(request):
+    states = ["QUEUED", "RUNNING", "COMPLETE"]
+    return kaggle.Kernel(request, states, log=["shards 1/2\n"], outputs=dict(OUTPUTS))
+
+
+def test_a_kernel_is_pushed_followed_and_fetched(service, launch):
+    service.run = completes
+    made = []
+    service.before = lambda name: name == "SaveKernel" and made.append(launch.servers)
+    folder = launch()
+    assert len(made[0]) == 3  # two are ours
+    (request,) = service.pushed
+    assert (request["slug"], request["isPrivate"]) == ("ada/cahlib", True)
+    assert (request["enableGpu"], request["enableInternet"]) == (True, True)
+    assert (request["machineShape"], request["sessionTimeoutSeconds"]) == ("NvidiaTeslaT4", 32400)
+    ((name, files),) = service.datasets.items()
+    assert request["datasetDataSources"] == [name] == service.removed
+    assert service.private[name] is True
+    assert {"ticket.json", "pins.txt"} < set(files) and len(files) == 3
+    assert (folder / "metadata/metadata_8.parquet").read_bytes() == b"8"
+    assert not (folder / "run/parcels").exists() and not (folder.parent / "outside").exists()
+    for word in ("queued", "running", "complete", "| shards 1/2", "11 files", "none of the serv"):
+        assert word in launch.text
+
+
+def test_what_is_pushed_holds_no_token(service, launch):
+    service.run = completes
+    launch()
+    sent = b"".join(body for body in service.received if b"IntrospectToken" not in body)
+    assert HCLOUD.encode() not in sent
+    pushed = json.dumps(service.pushed).encode()
+    files = b"".join(data for each in service.datasets.values() for data in each.values())
+    for secret in (HCLOUD, kaggle.TOKEN):
+        assert secret.encode() not in pushed + files
+    assert b"PRIVATE KEY" in files  # the ticket's own
+
+
+def test_a_token_in_a_setting_is_not_pushed(service, launch):
+    with pytest.raises(ConfigError, match="nothing was pushed: gpucah.ipynb would hold"):
+        launch(nickname=f"ada {HCLOUD}")
+    assert not service.pushed and not service.datasets
+    assert not any(HCLOUD.encode() in body for body in service.received)
+    assert "POST /servers" not in launch.cloud.calls
+
+
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [
+        ("Maximum batch GPU session count of 2 reached.", "Kaggle refused the kernel: Maximum"),
+        ("Please verify your phone number to use GPU", "verified phone number; verify yours at"),
+        ("You have exhausted your weekly GPU quota", "GPU hours are used up"),
+    ],
+)
+def test_a_push_that_is_refused_says_why(service, launch, refusal, sentence):
+    service.refusal = refusal
+    with pytest.raises(RunError, match=sentence):
+        launch()
+    assert len(service.removed) == 1 and "none of the servers" in launch.text
+    service.refusal, service.run = "", completes
+    launch()  # nothing is left to fetch from the one that was refused
+
+
+def test_a_quota_that_is_used_up_is_seen_before_anything_is_made(service, launch):
+    service.hours = (30, 29.9)
+    with pytest.raises(ConfigError, match="used up .* renewed on Saturday, 28 November"):
+        launch()
+    assert "POST /servers" not in launch.cloud.calls and not service.datasets
+
+
+@pytest.mark.parametrize("left", [(30, 26), None])
+def test_the_session_fits_the_quota(service, launch, left):
+    service.run, service.hours = completes, left
+    launch()
+    expected = 4 if left else 9
+    assert service.pushed[0]["sessionTimeoutSeconds"] == expected * 3600
+    assert f"hours={expected}" in service.pushed[0]["text"]
+
+
+def test_hours_that_a_quota_allows():
+    assert affordable(9, Quota(hours=30, renewed=None)) == 9
+    assert affordable(9, Quota(hours=2.5, renewed=None)) == 2.5
+    assert affordable(0.02, Quota(hours=0.1, renewed=None)) == 0.02
+
+
+@pytest.mark.parametrize("token", ["", "another"])
+def test_without_credentials_one_sentence_says_what_to_do(service, monkeypatch, token):
+    monkeypatch.delenv("KAGGLE_API_TOKEN") if not token else monkeypatch.setenv(
+        "KAGGLE_API_TOKEN", token
+    )
+    with pytest.raises(ConfigError, match="make an API token at https://www.kaggle.com/settings"):
+        Kaggle()
+
+
+def test_a_kernel_that_fails_is_told_and_its_shards_are_fetched(service, launch):
+    def fails(request):
+        return kaggle.Kernel(request, ["RUNNING", "ERROR"], outputs=dict(OUTPUTS), why="no GPU")
+
+    service.run = fails
+    with pytest.raises(RunError, match=r"the kernel ended with ERROR \(no GPU\)"):
+        launch()
+    assert (launch.folder / "dataset/shards/0.json").exists()
+
+
+def test_a_network_that_goes_away_is_waited_for(service, launch):
+    service.run = completes
+    looks = []
+
+    def cut(name):
+        looks.append(name)
+        service.lost = looks.count("GetKernelSessionStatus") in (3, 4, 5)
+
+    service.before = cut
+    launch()
+    assert launch.text.count("Asking again") == 1 and "11 files were fetched" in launch.text
+
+
+def test_a_network_that_is_lost_for_good_leaves_no_server_and_the_next_launch_fetches(
+    service, launch
+):
+    service.run = completes
+    service.before = lambda name: setattr(service, "lost", name == "ListKernelSessionOutput")
+    with pytest.raises(RunError, match="cannot be reached"):
+        launch()
+    assert launch.servers == ["stranger"]
+    service.before = lambda name: None
+    service.lost = False
+    launch()
+    assert "fetching what an earlier session left" in launch.text
+
+
+@pytest.mark.parametrize("call", ["CreateDataset", "SaveKernel", "GetKernelSessionStatus"])
+def test_ctrl_c_at_any_time_leaves_no_server(service, launch, call):
+    service.run = lambda request: kaggle.Kernel(request, ["RUNNING"])
+
+    def press(name):
+        if name == call and len(launch.servers) == 3:
+            signal.raise_signal(signal.SIGINT) if _main() else _interrupt()
+
+    service.before = press
+    with pytest.raises(KeyboardInterrupt):
+        launch()
+    assert launch.servers == ["stranger"] and "none of the servers" in launch.text
+
+
+def _main():
+    return threading.current_thread() is threading.main_thread()
+
+
+def _interrupt():
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+def test_a_kernel_that_runs_is_followed_by_the_next_launch(service, launch):
+    service.run = completes
+    launch()
+    note = launch.folder / "dataset/run/kaggle.json"
+    note.write_text(json.dumps({"inputs": "cahlib-inputs-0", "pushed": True}))
+    service.kernel.states[:] = ["RUNNING", "RUNNING", "COMPLETE"]
+    launch()
+    assert len(service.pushed) == 1 and "is running; following it" in launch.text
+    service.kernel.states[:] = ["RUNNING"]
+    with pytest.raises(ConfigError, match="is running, and not for"):
+        launch()
+
+
+def test_another_jobs_dataset_is_refused(service, launch):
+    service.run = completes
+    launch()
+    with pytest.raises(ConfigError, match="a job with another min_side"):
+        launch(min_side=100)

@@ -1,0 +1,170 @@
+"""kaggle.sh in bash and zsh, sourced and executed; it leaves its user's shell as it was."""
+
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.world import kaggle
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = ROOT / "kaggle.sh"
+SHELLS = [
+    pytest.param(
+        shell,
+        marks=pytest.mark.skipif(not shutil.which(shell), reason=f"{shell} is not installed."),
+    )
+    for shell in ("bash", "zsh")
+]
+NOTEBOOK = """{"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "outputs": [],
+"execution_count": null, "source": ["settings = {}"]}], "metadata": {}, "nbformat": 4,
+"nbformat_minor": 5}"""
+
+#: All that a shell knows of itself: options, variables, functions, aliases, traps, folder.
+STATE = {
+    "bash": "set +o; shopt -p; declare -p; declare -f; alias; trap; pwd",
+    "zsh": "set -o; typeset -p; functions; alias; trap; pwd",
+}
+#: What changes from one line to the next.
+FLEETING = ("BASH_LINENO", "LINENO", "RANDOM", "SECONDS", "EPOCH", "_=", "PIPESTATUS", "pipestatus",
+            "SRANDOM", "BASHPID", "BASH_ARG", "TTYIDLE", "BASH_COMMAND", "status", "EXIT", "ERRNO",
+            "errnos", "epochtime")  # fmt: skip
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """Of a user who has told all, and whose work is in a folder of its own."""
+    notebook = tmp_path / "gpucah.ipynb"
+    notebook.write_text(NOTEBOOK)
+    monkeypatch.chdir(tmp_path)
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "CAH_PYTHON": sys.executable,
+        "KAGGLE_API_ENVIRONMENT": "TEST",
+        "KAGGLE_API_TOKEN": kaggle.TOKEN,
+        "CAH_NICKNAME": "ada",
+        "CAH_CONTACT": "ada@example.org",
+        "CAH_CRAWL": "CC-MAIN-2024-10",
+        "CAH_SWARM": "0",
+        "CAH_OUTPUT": "dataset",
+        "CAH_KAGGLE_NOTEBOOK": str(notebook),
+        "CAH_KAGGLE_PAUSE": "0.01",
+    }
+
+
+def run(shell, script, environment, **more):
+    return subprocess.run(
+        [shell, "-c", script], env=environment, capture_output=True, text=True, timeout=50,
+        stdin=subprocess.DEVNULL, **more,
+    )  # fmt: skip
+
+
+def completes(request):
+    return kaggle.Kernel(request, ["RUNNING", "COMPLETE"], outputs={"dataset/report.html": b"x"})
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_executed_it_runs_a_session_in_the_users_folder(shell, environment, tmp_path):
+    with kaggle.serve(kaggle.Service(run=completes)) as service:
+        ran = subprocess.run(
+            [shell, SCRIPT], env=environment, capture_output=True, text=True, timeout=50,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Kaggle account: ada" in ran.stdout and len(service.pushed) == 1
+    assert (tmp_path / "dataset/report.html").read_text() == "x"
+    assert "engine" not in service.pushed[0]["text"]
+
+
+@pytest.mark.parametrize("options", ["", "set -eu", "set -x"])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_sourced_it_leaves_the_shell_as_it_was(shell, options, environment):
+    environment["CAH_SWARM"] = "ten"  # ends at once, and badly
+    script = f"""
+{options}
+here() {{ {STATE[shell]}; }}
+here > before
+. {SCRIPT} > said 2>&1
+here > after
+echo alive in $PWD
+"""
+    ran = run(shell, script, environment)
+    assert f"alive in {os.getcwd()}" in ran.stdout, ran.stderr
+    before, after = (_steady(Path(name)) for name in ("before", "after"))
+    assert after == before
+    assert "swarm: 'ten' is not a whole number from 0 to 1000" in Path("said").read_text()
+
+
+def _steady(path):
+    lines = path.read_text(errors="replace").splitlines()
+    return [line for line in lines if not any(word in line for word in FLEETING)]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_sourced_its_status_is_that_of_the_session(shell, environment):
+    environment["CAH_NICKNAME"] = ""
+    ran = run(shell, f". {SCRIPT}; echo status $?", environment)
+    assert "status 2" in ran.stdout and "nickname: choose one" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "sentence"),
+    [
+        ({"CAH_NICKNAME": ""}, 2, "nickname: choose one"),
+        ({"CAH_CONTACT": ""}, 2, "contact: give a web page or an e-mail address"),
+        ({"CAH_CRAWL": ""}, 2, "crawl: say what to read"),
+        ({"CAH_CRAWL": "my.wat.gz"}, 2, "cannot read this one's files"),
+        ({"CAH_HOURS": "long"}, 2, "hours: 'long' is not a number"),
+        ({"CAH_SWARM": "2"}, 1, "no Hetzner token is given; put HCLOUD_TOKEN"),
+        ({"CAH_SWARM": "2", "HCLOUD_TOKEN": "ünicode"}, 1, "token 1 holds characters"),
+        ({"KAGGLE_API_TOKEN": "wrong"}, 2, "make an API token at https://www.kaggle.com/settings"),
+        ({"CAH_OUTPUT": "s3://bucket/x"}, 2, "output: give a folder"),
+        ({"CAH_KAGGLE_NOTEBOOK": "/nowhere"}, 2, "/nowhere is not there"),
+    ],
+)
+def test_a_mistake_gets_a_sentence(told, code, sentence, environment):
+    with kaggle.serve(kaggle.Service()) as service:
+        ran = run("bash", f". {SCRIPT}", environment | told)
+    assert (ran.returncode, sentence in ran.stdout) == (code, True), ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stdout + ran.stderr and not service.pushed
+
+
+def test_what_is_not_told_is_asked_for_in_a_terminal(environment):
+    for name in ("CAH_NICKNAME", "CAH_CONTACT", "CAH_SWARM", "KAGGLE_API_TOKEN"):
+        del environment[name]
+    answers = ["ada", "ada@example.org", "0", kaggle.TOKEN, "y"]
+    with kaggle.serve(kaggle.Service(run=completes)) as service:
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            ["bash", SCRIPT], env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
+            start_new_session=True, close_fds=True,
+        )  # fmt: skip
+        os.close(theirs)
+        shown = _talked(ours, answers)
+        assert process.wait(timeout=30) == 0, shown
+    assert kaggle.TOKEN not in shown
+    assert len(service.pushed) == 1 and "'nickname': 'ada'" in service.pushed[0]["text"]
+
+
+def _talked(terminal, answers):
+    """Answer each question when it is asked; gives all that was shown."""
+    shown, seen = "", 0
+    while True:
+        try:
+            shown += os.read(terminal, 4096).decode()
+        except OSError:  # the other side is gone
+            return shown
+        if answers and shown[seen:].rstrip(" ").endswith((":", "[y/N]")):
+            os.write(terminal, f"{answers.pop(0)}\n".encode())
+            seen = len(shown)
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed.")
+def test_shellcheck_finds_nothing():
+    ran = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True)
+    assert ran.stdout == ""
