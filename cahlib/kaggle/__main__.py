@@ -98,11 +98,12 @@ def _answered(told: dict[str, str]) -> dict[str, str]:
         told["HCLOUD_TOKEN"] = getpass(f"{_CLOUD}: ").strip()
     return told
 
+#: Settings that name files of this machine.
+_LISTS = ("blocked_domains", "blocked_urls", "blocked_pairs", "known_harm", "heads", "safety")
+
 
 def _job(told: Mapping[str, str]) -> Job:
     """The job; what would be refused in the kernel is refused here."""
-    from cahlib.scrapers import check
-
     job = job_from({}, told)
     for name, value, advice in (
         ("nickname", job.nickname, "choose one; it is shown in the dataset's card."),
@@ -117,7 +118,14 @@ def _job(told: Mapping[str, str]) -> Job:
         raise ConfigError("engine: Kaggle's kernel scrapes by itself, or with servers (swarm).")
     if job.output.url:
         raise ConfigError("output: give a folder of this machine; the kernel's output comes there.")
-    check(job)
+    if not job.place.tracker and not job.crawl.crawl.startswith(("http://", "https://", "CC-")):
+        raise ConfigError(
+            "crawl: Kaggle cannot read this machine's files; give a URL or a crawl's name."
+        )
+    for part in (job.crawl, job.download, job.judge):
+        for name in _LISTS:
+            if getattr(part, name, ()):
+                raise ConfigError(f"{name}: files of this machine are not brought to Kaggle.")
     return job
 
 

@@ -4,6 +4,7 @@ The stack is installed apart, which takes a minute: ``make test-classic``.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,9 +51,10 @@ def test_the_classic_stack(python, tmp_path):
             )
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
             page.set_default_timeout(60_000)
+            page.route(re.compile("^https://"), lambda route: route.abort())
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.goto(f"{lab.url}/notebooks/{book.name}")
-            page.wait_for_selector(".kernel_idle_icon")
+            page.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()")
             page.evaluate("Jupyter.notebook.execute_all_cells()")
             nickname = page.locator(".widget-text", has_text="nickname").locator("input")
             nickname.fill("ada")
