@@ -41,5 +41,5 @@ readme: .venv/dev
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v chromium >/dev/null \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update --quiet=2 \
 	&& DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 postgresql chromium; } || true
-	$(bin)/pip install --quiet --editable '.[gpu,swarm,tracker,dev]'
+	$(bin)/pip install --quiet --editable '.[gpu,swarm,tracker,kaggle,dev]'
 	touch $@
