@@ -1,0 +1,209 @@
+"""The whole way of kaggle.sh: a kernel that works, stops in time, and goes on another day.
+
+The stand-in for Kaggle runs what is pushed to it: the notebook's cells, in a process of their own.
+These tests earn their seconds: scraping, models and servers are real.
+"""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cahlib import demo
+from cahlib.config import Job, Output, replace, settings
+from cahlib.curate.seal import seals
+from cahlib.curate.verify import verify
+from cahlib.demo import world
+from cahlib.demo.web import Answer, Web
+from tests.acceptance.test_demo import rows
+from tests.world import cloud as clouds
+from tests.world import command, hosts, jobs, kaggle
+from tests.world.crawl import NAME
+
+TOKEN = "hcloud-token-of-ada"
+
+#: What the real notebook does in its cells: a run of the settings.
+_RUN = """
+from cahlib.config import Job
+from cahlib.run import run
+from cahlib.scrapers import scrapers
+
+run(Job.from_values(settings), print, scraping=scrapers)
+"""
+
+
+class Machine:
+    """Kaggle's machine: runs a kernel's cells, and keeps its output."""
+
+    def __init__(self, folder: Path, service: kaggle.Service) -> None:
+        self.folder, self.service, self.process = folder, service, None
+        service.run, service.before = self.start, self.look
+
+    def start(self, request: dict) -> kaggle.Kernel:
+        inputs, working = self.folder / "input", self.folder / "working"
+        for name in request["datasetDataSources"]:
+            (inputs / name).mkdir(parents=True)
+            for each, data in self.service.datasets[name].items():
+                (inputs / name / each).write_bytes(data)
+        working.mkdir(parents=True)
+        cells = json.loads(request["text"])["cells"]
+        code = [c["source"] for c in cells if "install" not in c["metadata"].get("tags", ())]
+        script = "\n".join(code).replace("/kaggle/working", str(working))
+        where = f"    inputs=__import__('pathlib').Path({str(inputs)!r}),\n    hours="
+        script = script.replace("    hours=", where)
+        with (self.folder / "log").open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", script], cwd=working, stdout=log, stderr=log,
+                env=command.environment() | {"HCLOUD_TOKEN": ""}, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        return kaggle.Kernel(request, ["RUNNING"])
+
+    def look(self, name: str) -> None:
+        """Before each answer: how the process stands."""
+        kernel = self.service.kernel
+        if kernel and self.process and self.process.poll() is not None and not kernel.outputs:
+            working = self.folder / "working"
+            kernel.outputs = {
+                str(path.relative_to(working)): path.read_bytes()
+                for path in working.rglob("*")
+                if path.is_file()
+            }
+            kernel.states = ["ERROR" if self.process.returncode else "COMPLETE"]
+            kernel.log = [(self.folder / "log").read_text()]
+
+    def off(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def launched(tmp_path, job, **more) -> subprocess.Popen:
+    """kaggle.sh as a process, for a job."""
+    notebook = tmp_path / "gpucah.ipynb"
+    cell = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    tagged = cell | {"metadata": {"tags": ["parameters"]}, "source": "settings = {}"}
+    notebook.write_text(json.dumps({"cells": [tagged, cell | {"source": _RUN}], "metadata": {}}))
+    told = {
+        f"CAH_{setting.name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
+        for setting in settings()
+        if (value := setting.of(job)) != setting.default
+    }
+    return subprocess.Popen(
+        ["bash", command.ROOT / "kaggle.sh"],
+        env={
+            **os.environ, "PYTHONPATH": str(command.ROOT), "CAH_PYTHON": sys.executable,
+            "KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLE_API_TOKEN": kaggle.TOKEN,
+            "CAH_KAGGLE_NOTEBOOK": str(notebook), "CAH_KAGGLE_PAUSE": "0.1", **told, **more,
+        },
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def crawled(shown: world.World, number: int) -> Web:
+    """The demo's web with a crawl of many WAT files, which are all the same."""
+    names = [f"crawl-data/{NAME}/{n}.warc.wat.gz" for n in range(number)]
+    listed = gzip.compress("".join(f"{name}\n" for name in names).encode())
+    crawl = {f"/{name}": Answer(body=shown.wat, type="application/gzip") for name in names}
+    return Web({f"/crawl-data/{NAME}/wat.paths.gz": Answer(body=listed), **crawl, **shown.answers})
+
+
+@pytest.mark.timeout(240)
+def test_a_session_ends_within_its_limit_and_the_next_one_goes_on(tmp_path):
+    with crawled(world.build(), 20) as web, kaggle.serve(kaggle.Service()) as service:
+        job = demo.job(str(tmp_path / "dataset"), web)
+        job = replace(
+            job, crawl=NAME, base_url=f"http://{web.address}/", nickname="ada", hours=0.008,
+            workers=1,
+        )  # fmt: skip
+        first = Machine(tmp_path / "one", service)
+        started = time.monotonic()
+        process = launched(tmp_path, job)
+        said = process.communicate(timeout=100)[0]
+        took = time.monotonic() - started
+        assert process.returncode == 0, said + (first.folder / "log").read_text()
+        assert took < 0.008 * 3600 + 8, said
+        done = {each.shard.id for each in seals(tmp_path / "dataset")}
+        assert 1 <= len(done) < 40, said
+        assert list(verify(tmp_path / "dataset")) == []
+        pairs = rows(tmp_path / "dataset")
+
+        Machine(tmp_path / "two", service)
+        process = launched(tmp_path, replace(job, hours=0.005))
+        said = process.communicate(timeout=100)[0]
+        assert process.returncode == 0, said + (tmp_path / "two/log").read_text()
+    again = {each.shard.id for each in seals(tmp_path / "dataset")}
+    assert again > done
+    fresh = {path.stem for path in (tmp_path / "two/working/dataset/metadata").glob("*")}
+    assert not {f"metadata_{shard}" for shard in done} & fresh  # not carried to and fro
+    assert list(verify(tmp_path / "dataset")) == []
+    assert rows(tmp_path / "dataset").items() >= pairs.items()
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """An account whose servers are hosts; one of them is not ours."""
+    if hosts.lacking():
+        pytest.skip(hosts.lacking())
+    with hosts.Hosts(tmp_path / "hosts") as machines:
+        with clouds.serve(clouds.Cloud({TOKEN: clouds.Account()}, hosts=machines)) as cloud:
+            cloud.stranger(TOKEN)
+            yield cloud
+            assert [server["name"] for server in cloud.servers()] == ["stranger"]
+
+
+@pytest.mark.timeout(240)
+def test_the_kernel_drives_the_swarm_of_this_machine_by_a_ticket(cloud, tmp_path):
+    own = {"HCLOUD_TOKEN": TOKEN, "HCLOUD_ENDPOINT": cloud.url}
+    with (
+        world.build().serve(host=cloud.hosts.address) as web,
+        kaggle.serve(kaggle.Service()) as service,
+    ):
+        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1, nickname="ada", hours=1)
+        machine = Machine(tmp_path / "kaggle", service)
+        process = launched(tmp_path, job, **own)
+        said = process.communicate(timeout=150)[0]
+        machine.off()
+    assert process.returncode == 0, said + (machine.folder / "log").read_text()
+    assert len([call for call in cloud.calls if call == "POST /servers"]) == 1
+    assert list(verify(tmp_path / "dataset")) == [] and rows(tmp_path / "dataset")
+    assert any("tls://" in data.decode() for data in _tickets(service))
+    assert not any(TOKEN.encode() in body for body in service.received) and TOKEN not in said
+    for path in (tmp_path / "kaggle").rglob("*"):
+        assert not (path.is_file() and TOKEN.encode() in path.read_bytes()), path
+
+
+def _tickets(service):
+    return [files["ticket.json"] for files in service.datasets.values()]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_who_leaves_leaves_no_server(cloud, tmp_path, how):
+    def runs(request):
+        return kaggle.Kernel(request, ["RUNNING"])
+
+    own = {"HCLOUD_TOKEN": TOKEN, "HCLOUD_ENDPOINT": cloud.url}
+    own |= {"CAH_CRAWL": "CC-MAIN-2024-10", "CAH_CONTACT": "ada@example.org"}
+    job = replace(demo_job(tmp_path), swarm=1, nickname="ada")
+    with kaggle.serve(kaggle.Service(run=runs)) as service:
+        process = launched(tmp_path, job, **own)
+        # SIGTERM comes while servers are being made, Ctrl-C when the kernel has begun
+        awaited = "POST /servers" if how is signal.SIGTERM else "SaveKernel"
+        jobs.until(lambda: awaited in cloud.calls + service.calls, seconds=60)
+        os.killpg(process.pid, how)  # as a terminal does
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode in (130, -how), said  # bash itself may die of it
+    assert "none of the servers is left" in said and "interrupted" in said
+    assert len(service.removed) == len(service.datasets)
+
+
+def demo_job(tmp_path):
+    """A job whose kernel is never run."""
+    return Job(output=Output(output=str(tmp_path / "dataset")))
