@@ -5,9 +5,10 @@
 # make pictures  the README's pictures of the notebook, made by its test
 # make bench  the benchmarks, each beside its peer
 # make fuzz   the readers of strangers' bytes, fuzzed for FUZZ seconds each (300)
+# make soak   a run for MINUTES (60), half of it left alone and half of it disturbed
 # All set themselves up in .venv.
 
-.PHONY: demo test test-nodes test-classic pictures bench fuzz readme
+.PHONY: demo test test-nodes test-classic pictures bench fuzz soak readme
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -38,6 +39,10 @@ bench: .venv/dev
 FUZZ ?= 300
 fuzz: .venv/dev
 	$(bin)/python -m tests.fuzz --seconds $(FUZZ)
+
+MINUTES ?= 60
+soak: .venv/dev
+	$(bin)/python -m tests.soak --minutes $(MINUTES)
 
 # the README's file tree, made from the files
 readme: .venv/dev

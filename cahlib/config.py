@@ -37,9 +37,8 @@ class Crawl(Checked):
         ("en",), "languages to keep, as ISO 639 codes separated by commas; all = any"
     )
     personal: str = option(
-        "drop", "texts with an e-mail address, a phone, card or passport number",
-        choices=("drop", "mask"),
-    )  # fmt: skip
+        "drop", "texts with e-mail, phone, card or passport numbers", choices=("drop", "mask")
+    )
     min_text: int = option(5, "least characters of a text", least=1, most=1000)
     max_text: int = option(1000, "most characters of a text", least=1, most=100_000)
     max_url: int = option(2000, "most characters of an address", least=10, most=100_000)
@@ -80,6 +79,9 @@ class Download(Checked):
         10, "failures one after the other after which a domain is left alone; 0 = never", least=0,
         most=10_000, free=True,
     )  # fmt: skip
+    left_alone: tuple[str, ...] = option(
+        (), "domains that are not asked; a run adds those that never answered", free=True
+    )
     connect_timeout: float = option(10, "seconds to connect", least=0.1, most=600, free=True)
     read_timeout: float = option(10, "seconds without a byte", least=0.1, most=600, free=True)
     total_timeout: float = option(30, "seconds for one image", least=0.1, most=3600, free=True)
@@ -126,9 +128,8 @@ class Judge(Checked):
     )
     safety: str = option("", "a file of safety categories that replaces the built-in one")
     heads: tuple[str, ...] = option(
-        (), "files of heads (JSON, with a safetensors file beside it) that score the embeddings, "
-        "separated by commas",
-    )  # fmt: skip
+        (), "JSON files of heads that score embeddings, a safetensors file beside each"
+    )
     batch: int = option(256, "images judged at once", least=1, most=65_536, free=True)
     device: str = option(
         "auto", "where the model runs", choices=("auto", "cpu", "cuda", "mps"), free=True
@@ -171,9 +172,7 @@ class Output(Checked):
         choices=("keep", "same", "near"),
     )
     distance: int = option(4, "for near: bits of 64 that may differ", least=0, most=8)
-    keep_local: bool = option(
-        True, "with a URL: keep the local copy of what was uploaded and verified", free=True
-    )
+    keep_local: bool = option(True, "with a URL: keep the local copy as well", free=True)
 
     @property
     def url(self) -> str | None:

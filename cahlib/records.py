@@ -207,13 +207,14 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptOut:
-    """The evidence that an owner refused the use of an image."""
+    """The evidence that an owner refuses the use of an image."""
 
     url: str  #: the image's
     where: str  #: the URL that said so (after redirects)
     signal: str  #: as in `cahlib.scrape.optout.HONOURED`
     value: str  #: as it was served
     time: float  #: when, seconds since 1970 (UTC)
+    obeyed: bool = True  #: False: the run's profile of consent does not honour the signal
 
 
 @dataclass(slots=True, kw_only=True)

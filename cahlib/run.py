@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -40,6 +40,7 @@ from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.shards import shards
+from cahlib.scrape.silence import Silence
 from cahlib.scrapers import Engine, Scraping, scrapers
 from cahlib.takeover import take_over
 from cahlib.tracker.client import Tracker, TrackerAway
@@ -207,6 +208,7 @@ class _Work:
                 self._finish(left)
         whole = self._ledger.in_state("sealed", "done")
         self._known = alike.load(self._job.output, whole, seen=self._ledger.seen)
+        self._silence = Silence(each.silent for each in seal.seals(self._folder))
         place = self._scraping(self._job, stop=self._stop.set, board=self._board)
         with place as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
@@ -244,7 +246,9 @@ class _Work:
         if brought := self._ledger.parcel(shard):
             scrapers.submit(shard.id, fetch, shard, brought, self._away, limit=seconds)
             return
-        settings = (self._job.crawl, self._job.download, self._away)
+        download = self._job.download
+        download = replace(download, left_alone=self._silence.added(download.left_alone))
+        settings = (self._job.crawl, download, self._away)
         scrapers.submit(shard.id, scrape, shard, *settings, limit=seconds)
 
     def _judge(self, scraped: Iterable[_InWork]) -> Iterator[_Step]:
@@ -298,6 +302,7 @@ class _Work:
                 continue
             self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
             self._known.keep()
+            self._silence.learn(sealed.silent)
             del self._in_work[shard.id]
             self._sealed += sealed.tally
             yield sealed

@@ -40,7 +40,6 @@ from tests.world import command, small
 NAME = "CC-MAIN-2024-10"
 LINKS = 40  #: in a shard
 _LISTED = 100_000  # WAT files that the crawl has
-_WARM = 15  # seconds after which a process has loaded what it needs
 
 
 class Crawl(small.Pictures):
@@ -83,14 +82,15 @@ class Watch:
         """A line a process that lived long enough."""
         for (kind, pid), looks in sorted(self.seen.items()):
             at, memory, files = (np.array(each) for each in zip(*looks, strict=True))
-            warm = at > at[0] + _WARM
-            if warm.sum() < 10:
+            # the second half of its life, when all is loaded, and not its end
+            late = (at > (at[0] + at[-1]) / 2) & (at < at[-1] - 3)
+            if late.sum() < 10:
                 continue
-            slope = np.polyfit(at[warm] / 3600, memory[warm], 1)[0]
+            slope = np.polyfit(at[late] / 60, memory[late], 1)[0]
             yield (
-                f"  {kind:8} {pid:8}  {at[-1] - at[0]:6.0f} s  {memory.max():7.1f} MiB at most, "
-                f"{slope * (at[warm][-1] - at[warm][0]) / 3600:+6.1f} MiB in that time "
-                f"({slope:+.0f} an hour), files {files[warm][0]} to {files[-1]}"
+                f"  {kind:8} {pid:8}  {at[-1] - at[0]:5.0f} s, {memory.max():7.1f} MiB at most, in "
+                f"the second half {slope:+.2f} MiB a minute, files {files[late][0]} to "
+                f"{files[late][-1]}, {files.max()} at most"
             )
 
 

@@ -142,12 +142,22 @@ def _rights(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Left out, because their owners refuse such a use in a form that machines read: "
         f"{plural(found.optouts, 'image')}; the evidence is in optouts/. "
-        f"{_CONSENT.get(str(job_values.get('consent')), '')}"
+        f"{_CONSENT.get(str(job_values.get('consent')), '')}{_overruled(found)}"
         "The columns md5, sha1 and sha256 are those of the images as they were served, for lists "
         "of what must go; what is stored has no EXIF or other metadata.\n"
     )
     where = f"Write to {_cell(contact)}" if contact else "Write to whoever gave you this dataset"
     yield f"{where} to have something taken down, with its URL or uid.\n"
+
+
+def _overruled(found: Summary) -> str:
+    """What was heard and not obeyed, said aloud."""
+    if not found.overruled:
+        return ""
+    return (
+        f"Of {plural(found.overruled, 'candidate')} the owners refuse in a form that this profile "
+        "does not honour; that stands in optouts/ as well, with obeyed: false. "
+    )
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -48,6 +48,7 @@ class Sealed:
     forms: tuple[str, ...]
     versions: Mapping[str, str]
     silent: tuple[str, ...] = ()  #: domains that never answered
+    overruled: int = 0  #: refusals that the profile of consent does not honour; evidence as well
 
     @property
     def tally(self) -> Tally:

@@ -46,6 +46,7 @@ class Summary:
     domains: Mapping[str, int]  #: the hosts that gave the most pairs, and how many
     gallery: tuple[Shown, ...]
     optouts: int
+    overruled: int  #: refusals that were recorded and not obeyed
     work: tuple[Work, ...]
     models: tuple[tuple[str, float], ...]  #: with their thresholds; one, unless folders were mixed
     forms: tuple[str, ...]
@@ -81,7 +82,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
     shown: list[Shown] = []
     work: list[Work] = []
     models, forms, versions = dict[tuple[str, float], None](), dict[str, None](), dict[str, str]()
-    size = optouts = 0
+    size = optouts = overruled = 0
     similarity = 0.0
     for each in seals:
         tally += each.tally
@@ -95,6 +96,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
         versions |= each.versions
         size += sum(stored.size for stored in each.files.values())
         optouts += each.optouts
+        overruled += each.overruled
         similarity += each.similarity * each.rows
     return Summary(
         shards=len(work),
@@ -107,6 +109,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
         domains=dict(domains.most_common(_DOMAINS)),
         gallery=tuple(shown),
         optouts=optouts,
+        overruled=overruled,
         work=tuple(work),
         models=tuple(models),
         forms=tuple(forms),

@@ -163,7 +163,7 @@ class _Shard:
 
     def _evidence(self, path: str, file: BinaryIO) -> Iterator[str]:
         lines = [json.loads(line) for line in file.read().splitlines()]
-        yield from _numbers(path, len(lines), wanted=self._sealed.optouts)
+        yield from _numbers(path, len(lines), wanted=self._sealed.optouts + self._sealed.overruled)
 
     def _cosines(self) -> Iterator[str]:
         """Whether the two embeddings of each row lie as far apart as its similarity says."""

@@ -98,6 +98,7 @@ def _answered(told: dict[str, str]) -> dict[str, str]:
         told["HCLOUD_TOKEN"] = getpass(f"{_CLOUD}: ").strip()
     return told
 
+
 #: Settings that name files of this machine.
 _LISTS = ("blocked_domains", "blocked_urls", "blocked_pairs", "known_harm", "heads", "safety")
 

@@ -33,14 +33,16 @@ def candidates(
 ) -> Iterator[Candidate]:
     """The candidates of a shard's pages, in their order; the rest is counted by reason.
 
-    ``optouts`` takes the evidence of pages whose owners refuse, by the profile ``consent``.
+    ``optouts`` takes the evidence of pages whose owners refuse, be it that the
+    profile ``consent`` honours that or not.
     """
     choose = _Choice(options, blocked)
     position = 0
     for page in pages:
         shown = _shown(page, options)
         base = links.Base.of(page.url, page.base)
-        refused = optout.in_page(page.metas, consent) if page.metas else None
+        refused = optout.in_page(page.metas) if page.metas else None
+        obeyed = refused is not None and refused.signal in optout.HONOURED[consent]
         licence = ""
         tally.entered[Stage.CHOOSE] += len(shown)
         for link in shown:
@@ -49,11 +51,11 @@ def candidates(
                 tally.lost[answer] += 1
                 continue
             url, text, uid = answer
-            if refused:
+            if refused and optouts is not None:
+                said = {**refused._asdict(), "obeyed": obeyed}
+                optouts.append(OptOut(url=url, where=page.url, time=time.time(), **said))
+            if obeyed:
                 tally.lost[Reason.PAGE_OPTED_OUT] += 1
-                if optouts is not None:
-                    said = refused._asdict()
-                    optouts.append(OptOut(url=url, where=page.url, time=time.time(), **said))
                 continue
             licence = licence or _licence(page)
             tally.left[Stage.CHOOSE] += 1

@@ -151,6 +151,7 @@ class _Crew:
     async def close(self) -> None:
         """End the threads; each finishes what it has in hand."""
         self._evidence.silent.extend(self._fetcher.manners.silent())
+        self._evidence.optouts.extend(self._fetcher.owners.noted)
         await self._fetcher.owners.close()
         self._reader.shutdown(cancel_futures=True)
         self._decoders.shutdown(cancel_futures=True)

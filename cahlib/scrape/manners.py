@@ -66,11 +66,14 @@ class Manners:
         self._gap = 1 / options.per_second if options.per_second else 0.0
         self._domains: dict[str, _Domain] = {}
         self._given_up = _given_up(options.replay) if options.patience else set()
+        self._left_alone = frozenset(options.left_alone)
 
     def closed(self, domain: str) -> bool:
         """Whether a domain is left alone."""
         known = self._domains.get(domain)
-        return domain in self._given_up if known is None else known.closed
+        if known is None:
+            return domain in self._given_up or domain in self._left_alone
+        return known.closed
 
     def wait(self, domain: str) -> float:
         """Seconds until a further request may be sent, which is counted as sent then."""

@@ -79,15 +79,14 @@ def spoken(headers: Iterable[tuple[str, str]], consent: str) -> Said | None:
     return None
 
 
-def in_page(metas: Iterable[Meta], consent: str) -> Said | None:
-    """The meta element of a page that refuses us, in a profile that honours it."""
+def in_page(metas: Iterable[Meta]) -> Said | None:
+    """The meta element of a page that refuses us."""
     for meta in metas:
         name = meta.name.strip().lower()
-        if name in ("robots", AGENT) and "meta robots" in HONOURED[consent]:
+        if name in ("robots", AGENT):
             if any(word in REFUSALS for _, word in directives(meta.content)):
                 return Said("meta robots", meta.content)
-        reserved = name == "tdm-reservation" and meta.content.strip() == "1"
-        if reserved and "meta tdm-reservation" in HONOURED[consent]:
+        if name == "tdm-reservation" and meta.content.strip() == "1":
             return Said("meta tdm-reservation", meta.content)
     return None
 

@@ -56,6 +56,7 @@ class Owners:
         self._honoured = optout.HONOURED[consent]
         self._known: dict[str, tuple[float, asyncio.Task[_Rules]]] = {}
         self._kept = 0
+        self.noted: list[OptOut] = []  #: what owners refuse in a way that is not honoured
 
     async def refusal(self, url: URL, address: str) -> OptOut | Reason | None:
         """Why an URL must not be fetched, with the evidence; ``address``: the image's first URL."""
@@ -69,9 +70,12 @@ class Owners:
         if said is None:
             return None
         file = "/.well-known/tdmrep.json" if said.signal == "tdmrep.json" else "/robots.txt"
-        return OptOut(
-            url=address, where=origin + file, signal=said.signal, value=said.value, time=time.time()
-        )
+        obeyed, now = said.signal in self._honoured, time.time()
+        told = OptOut(url=address, where=origin + file, time=now, obeyed=obeyed, **said._asdict())
+        if obeyed:
+            return told
+        self.noted.append(told)
+        return None
 
     async def close(self) -> None:
         """End what is being asked."""
@@ -84,9 +88,8 @@ class Owners:
         assert isinstance(rules.robots, Robots)
         if line := rules.robots.refusal(target):
             return optout.Said("robots.txt", line)
-        usage = "robots.txt content-usage"
-        if usage in self._honoured and (line := rules.robots.no_training(target)):
-            return optout.Said(usage, line)
+        if line := rules.robots.no_training(target):
+            return optout.Said("robots.txt content-usage", line)
         # TDMRep: "The most specific match is the first in sequence."
         for location, reserved in rules.reserved:
             if matches(normal(location), normal(target)):

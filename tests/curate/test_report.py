@@ -14,6 +14,7 @@ from PIL import Image as Picture
 
 from cahlib.config import Job
 from cahlib.curate import card, dataset, report, seal, summary
+from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
 from tests.world import judged as world
@@ -209,3 +210,22 @@ def test_the_cards_code_runs(tmp_path, monkeypatch, capsys):
     assert len(blocks) == 4 and len(names["table"]) == 15
     shown = capsys.readouterr().out
     assert "(15, 32)" in shown and names["table"]["uid"][14] in shown
+
+
+def test_what_was_heard_and_not_obeyed_is_named_in_the_card(tmp_path):
+    made, _ = world.some(6)
+    parcel = world.parcel("s-0", images=6)
+    (refused,) = parcel.optouts
+    parcel = replace(parcel, optouts=(refused, *[replace(refused, obeyed=False)] * 3))
+    dataset.write(
+        tmp_path,
+        made,
+        parcel=parcel,
+        recipe=world.RECIPE,
+        tally=world.tally_of(made),
+        again=lambda judged: None,
+    )
+    text = card.write(tmp_path, {**JOB, "consent": "research"}).read_text()
+    assert "(profile research)" in text and "machines read: 1 image;" in text
+    assert "Of 3 candidates the owners refuse in a form that this profile does not" in text
+    assert list(verify(tmp_path)) == []

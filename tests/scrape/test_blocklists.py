@@ -107,3 +107,21 @@ def test_a_missing_or_broken_filter_is_refused(tmp_path):
     (tmp_path / "x.bloom").write_bytes(b"x")
     with pytest.raises(ConfigError, match="is not a Bloom filter"):
         load(blocked_pairs=tmp_path / "x.bloom")
+
+
+def test_a_long_list_is_read_and_half_a_list_of_garbage_is_refused_by_its_first_line(tmp_path):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_text("".join(f"bad{n}.com\n# {n}\n" for n in range(500_000)))
+    bad.write_text("".join(f"bad{n}.com\n\x00<html> {n}\n" for n in range(500_000)))
+    blocked = Blocklists.load(Crawl(blocked_domains=(str(good),)))
+    assert blocked.address("http://www.bad499999.com/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert blocked.address("http://bad500000.com/a.jpg") is None
+    with pytest.raises(ConfigError, match="line 2 of .*bad is not one domain"):
+        Blocklists.load(Crawl(blocked_domains=(str(bad),)))
+
+
+@pytest.mark.parametrize("entry", ["0" * 128, "0" * 31, "g" * 32, "sha256:" + "0" * 64])
+def test_hashes_of_another_kind_are_refused_by_their_line(tmp_path, entry):
+    (tmp_path / "list").write_text(f"# known\n{'0' * 64}\n{entry}\n")
+    with pytest.raises(ConfigError, match="known_harm: line 3 of .* is not one md5, sha1 or sha"):
+        hash_lists((str(tmp_path / "list"),), "known_harm")

@@ -120,7 +120,12 @@ def test_the_profile_says_what_is_honoured(signal, consent):
         assert lost == {Reason.OPTED_OUT: 1}
         assert [each.signal for each in evidence.optouts] == [signal]
     else:
-        assert (kept, evidence.optouts) == ([path], [])
+        assert kept == [path]
+        # what is heard without being honoured is recorded; headers are with the sample itself
+        heard = signal == "robots.txt content-usage" and consent == "research"
+        assert [(each.signal, each.obeyed) for each in evidence.optouts] == [
+            (signal, False)
+        ] * heard
 
 
 def test_a_place_that_is_not_reserved_is_fetched():
@@ -163,10 +168,14 @@ def test_a_page_speaks_for_its_images(meta, refused):
     assert tally.unaccounted(Stage.CHOOSE) == 0
     assert bool(found) is not refused
     assert tally.lost[Reason.PAGE_OPTED_OUT] == len(optouts) == refused
-    open_to_all = list(candidates([page], Crawl(), Blocklists(), Tally(), consent="research"))
-    assert len(open_to_all) == 1
-    if refused:
-        assert (optouts[0].url, optouts[0].value) == ("http://a.example.com/a.jpg", meta.content)
+    overruled = []
+    open_to_all = candidates(
+        [page], Crawl(), Blocklists(), Tally(), consent="research", optouts=overruled
+    )
+    assert len(list(open_to_all)) == 1
+    assert [each.obeyed for each in optouts + overruled] == [True, False][: 2 * refused]
+    for each in optouts + overruled:
+        assert (each.url, each.value) == ("http://a.example.com/a.jpg", meta.content)
 
 
 def test_a_domain_that_says_go_away_is_asked_no_more():

@@ -13,14 +13,18 @@ from tests.world.pictures import picture
 CAPTION = "A photo of the old harbour with boats, number {} of them all"
 
 
-def file(name: int, links: int) -> bytes:
-    """A WAT file with so many links in each of its halves, all different from another file's."""
+def file(name: int, links: int, dead: str = "example.com") -> bytes:
+    """A WAT file with so many links in each of its halves, all different from another file's.
+
+    Every seventh link is on the domain ``dead``.
+    """
     parts = [wat.warcinfo("small")]
     for half in range(2):
         shown = [
             {
                 "path": "IMG@/src",
-                "url": f"http://host{number % 7}.example.com/{name}-{half}-{number}.jpg",
+                "url": f"http://host{number % 7}.{'example.com' if number % 7 else dead}"
+                f"/{name}-{half}-{number}.jpg",
                 "alt": CAPTION.format(f"{name} {half} {number}"),
             }
             for number in range(links)
@@ -29,11 +33,11 @@ def file(name: int, links: int) -> bytes:
     return b"".join(parts)
 
 
-def write(folder: Path, files: int, links: int) -> Path:
+def write(folder: Path, files: int, links: int, dead: str = "example.com") -> Path:
     """Such files in a folder; says which they are, as a glob."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in range(files):
-        (folder / f"{name:05}.warc.wat.gz").write_bytes(file(name, links))
+        (folder / f"{name:05}.warc.wat.gz").write_bytes(file(name, links, dead))
     return folder / "*.warc.wat.gz"
 
 
