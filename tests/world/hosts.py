@@ -177,9 +177,11 @@ class Hosts:
             f"mount --bind {host.base}/passwd /etc/passwd && mkdir -p /run/sshd && "
             f"{units} exec {_SSHD} -D -e -f {host.base}/sshd_config"
         )
+        # what is installed there counts, not the tree that the tests run in
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         with open(host.base / "sshd.log", "ab") as log:
             host.sshd = subprocess.Popen(
-                ["ip", "netns", "exec", host.space, "sh", "-c", script],
+                ["ip", "netns", "exec", host.space, "sh", "-c", script], env=own,
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
 
