@@ -10,7 +10,6 @@ done again from its parcel or from its WAT, with the same result.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import traceback
@@ -31,8 +30,9 @@ from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
 from cahlib.errors import CahError, ConfigError, RunError, ShardError
 from cahlib.flow import Flow, Line
+from cahlib.home import home
 from cahlib.lists import hashes
-from cahlib.needs import introduced, named
+from cahlib.needs import introduced
 from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
@@ -43,7 +43,6 @@ from cahlib.scrape.shards import shards
 from cahlib.scrape.silence import Silence
 from cahlib.scrapers import Engine, Scraping, scrapers
 from cahlib.takeover import take_over
-from cahlib.tracker.client import Tracker, TrackerAway
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Counts, Ledger
 
@@ -111,53 +110,6 @@ def run(
             tally=ledger.tally(),
             errors=tuple(ledger.errors()),
         )
-
-
-@contextmanager
-def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Shared]:
-    """The run's own folder beside the dataset, held by this process alone, and its ledger.
-
-    With a tracker it is one that takes its shards from there, as a worker of this role.
-    """
-    home = job.output.folder / "run"
-    with dataset.held(job.output.folder):
-        _remember(job, home / "job.json")
-        ledger = Ledger(home / "ledger.sqlite")
-        try:
-            ledger.recover()
-            if job.place.tracker:
-                with _shared(job, ledger, role, stop) as shared:
-                    yield shared
-            else:
-                yield ledger
-        finally:
-            ledger.close()
-
-
-def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
-    """The ledger of a run that takes part in a tracker's crawl."""
-    named(job)
-
-    def pause(seconds: float) -> None:
-        if stop.wait(seconds):
-            raise TrackerAway("Stopped while the tracker did not answer; the next launch goes on.")
-
-    tracker = Tracker(job.place.tracker, sleep=pause)
-    return Shared(ledger, tracker, job.output.folder / "run/tracker.json", who=(job.nickname, role))
-
-
-def _remember(job: Job, path: Path) -> None:
-    """Store the job beside its dataset; another job's dataset is refused."""
-    if path.exists():
-        before = Job.from_values(json.loads(path.read_text(encoding="utf-8")))
-        if differences := job.differences(before):
-            raise ConfigError(
-                f"output: {job.output.folder} holds the dataset of a job with another "
-                f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
-            )
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(job.values(), indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # each attempt is one of its own

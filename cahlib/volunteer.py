@@ -11,7 +11,7 @@ from cahlib.errors import CahError, ConfigError
 from cahlib.needs import introduced
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Shard, Stage, Tally
-from cahlib.run import home
+from cahlib.home import home
 from cahlib.swarm import engine
 from cahlib.tracker.shared import Shared
 

@@ -1,0 +1,67 @@
+"""A run's own folder beside its dataset: its lock, its job, its ledger.
+
+It does not know what is done with the shards that the ledger gives.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cahlib.config import Job
+from cahlib.curate import dataset
+from cahlib.errors import ConfigError
+from cahlib.needs import named
+from cahlib.tracker.client import Tracker, TrackerAway
+from cahlib.tracker.shared import Shared
+from cahlib.tracker.store import Ledger
+
+
+@contextmanager
+def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Shared]:
+    """The run's own folder beside the dataset, held by this process alone, and its ledger.
+
+    With a tracker it is one that takes its shards from there, as a worker of this role.
+    """
+    home = job.output.folder / "run"
+    with dataset.held(job.output.folder):
+        _remember(job, home / "job.json")
+        ledger = Ledger(home / "ledger.sqlite")
+        try:
+            ledger.recover()
+            if job.place.tracker:
+                with _shared(job, ledger, role, stop) as shared:
+                    yield shared
+            else:
+                yield ledger
+        finally:
+            ledger.close()
+
+
+def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
+    """The ledger of a run that takes part in a tracker's crawl."""
+    named(job)
+
+    def pause(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise TrackerAway("Stopped while the tracker did not answer; the next launch goes on.")
+
+    tracker = Tracker(job.place.tracker, sleep=pause)
+    return Shared(ledger, tracker, job.output.folder / "run/tracker.json", who=(job.nickname, role))
+
+
+def _remember(job: Job, path: Path) -> None:
+    """Store the job beside its dataset; another job's dataset is refused."""
+    if path.exists():
+        before = Job.from_values(json.loads(path.read_text(encoding="utf-8")))
+        if differences := job.differences(before):
+            raise ConfigError(
+                f"output: {job.output.folder} holds the dataset of a job with another "
+                f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
+            )
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(job.values(), indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
