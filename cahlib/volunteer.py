@@ -8,10 +8,10 @@ import threading
 from cahlib import relay
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError
+from cahlib.home import home
 from cahlib.needs import introduced
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Shard, Stage, Tally
-from cahlib.home import home
 from cahlib.swarm import engine
 from cahlib.tracker.shared import Shared
 

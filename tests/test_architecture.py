@@ -69,10 +69,10 @@ def test_imports_point_down(path):
     elif own in ROOMS:
         assert inner(path) <= GROUND | {own}
     elif own == "run":
-        assert inner(path) <= GROUND | ROOMS | {"relay", "scrapers", "takeover"}
+        assert inner(path) <= GROUND | ROOMS | {"home", "relay", "scrapers", "takeover"}
     elif own == "scrapers":
         assert inner(path) <= GROUND | {"swarm"}
-    elif own == "takeover":
+    elif own in ("home", "takeover"):
         assert inner(path) <= GROUND | {"curate", "tracker"}
     elif own == "relay":
         assert inner(path) <= GROUND | {"scrape"}
