@@ -194,11 +194,15 @@ def test_who_leaves_leaves_no_server(cloud, tmp_path, how):
     job = replace(demo_job(tmp_path), swarm=1, nickname="ada")
     with kaggle.serve(kaggle.Service(run=runs)) as service:
         process = launched(tmp_path, job, **own)
-        # SIGTERM comes while servers are being made, Ctrl-C when the kernel has begun
-        awaited = "POST /servers" if how is signal.SIGTERM else "SaveKernel"
-        jobs.until(lambda: awaited in cloud.calls + service.calls, seconds=60)
-        os.killpg(process.pid, how)  # as a terminal does
-        said = process.communicate(timeout=60)[0]
+        try:
+            # SIGTERM comes while servers are being made, Ctrl-C when the kernel has begun
+            awaited = "POST /servers" if how is signal.SIGTERM else "SaveKernel"
+            jobs.until(lambda: awaited in cloud.calls + service.calls, seconds=60)
+            os.killpg(process.pid, how)  # as a terminal does
+            said = process.communicate(timeout=60)[0]
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode in (130, -how), said  # bash itself may die of it
     assert "none of the servers is left" in said and "interrupted" in said
     assert len(service.removed) == len(service.datasets)

@@ -1,0 +1,54 @@
+"""What is pushed: the notebook that cahlib ships, and what comes with it."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from cahlib.config import Job
+from cahlib.errors import ConfigError
+from cahlib.kaggle import pack
+from cahlib.kaggle.inside import received, working
+
+NOTEBOOK = Path(__file__).parent.parent.parent / "gpucah.ipynb"
+JOB = Job.from_values({"nickname": "ada's", "crawl": "CC-MAIN-2024-10", "languages": "de,fr"})
+
+
+@pytest.mark.skipif(not NOTEBOOK.exists(), reason="gpucah.ipynb is not there yet.")
+def test_the_shipped_notebook_takes_the_settings():
+    values = pack.settings(JOB, hours=9, swarm=0, ticket=True)
+    told = pack.notebook(NOTEBOOK, values, hours=9)
+    before = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    changed = [cell for cell in told["cells"] if cell not in before]
+    assert [cell["metadata"]["tags"] for cell in changed] == [["install"], ["parameters"]]
+    ast.parse(changed[1]["source"])
+
+
+def test_settings_come_to_the_kernel_as_they_are(tmp_path):
+    values = pack.settings(JOB, hours=9, swarm=0, ticket=False)
+    assert values["nickname"] == "ada's" and values["output"] == pack.OUTPUT
+    settings = received(values, hours=9, inputs=tmp_path)
+    job = Job.from_values(settings)
+    assert (job.crawl, job.nickname) == (JOB.crawl, JOB.nickname)
+    assert 8.5 < job.place.hours <= 8.75 and not job.place.engine
+
+
+def test_a_ticket_that_did_not_come_is_named(tmp_path):
+    values = pack.settings(JOB, hours=9, swarm=0, ticket=True)
+    with pytest.raises(ConfigError, match="ticket.json is not among the inputs"):
+        received(values, hours=9, inputs=tmp_path)
+
+
+def test_a_session_ends_a_quarter_of_an_hour_early_or_less():
+    assert working(9) == 8.75
+    assert working(0.04) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("cells", [[], [["parameters"], ["parameters"]]])
+def test_a_notebook_without_its_place_for_settings_is_refused(tmp_path, cells):
+    path = tmp_path / "any.ipynb"
+    made = [{"cell_type": "code", "metadata": {"tags": tags}, "source": ""} for tags in cells]
+    path.write_text(json.dumps({"cells": made}))
+    with pytest.raises(ConfigError, match="tagged 'parameters'; it must have one"):
+        pack.notebook(path, {}, hours=9)
