@@ -15,6 +15,7 @@ import argparse
 import gzip
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -128,15 +129,25 @@ def _calibrated(job: Job) -> float:
 
 def _launched(job: Job, watch: Watch) -> int:
     """The exit code of a launch that is left alone."""
+    with _started(job) as process:
+        while process.poll() is None:
+            watch.look(process)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+    return process.returncode
+
+
+@contextmanager
+def _started(job: Job) -> Iterator[subprocess.Popen[str]]:
+    """A launch, which does not outlive this."""
     process = command.started("run", *command.options(job))
     reader = threading.Thread(target=process.stdout.read)  # type: ignore[union-attr]
     reader.start()
-    while process.poll() is None:
-        watch.look(process)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(1)
-    reader.join()
-    return process.returncode
+    try:
+        yield process
+    finally:
+        _kill(process)
+        reader.join()
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
@@ -154,16 +165,13 @@ def _chaos(
     events, launches = Counter[str](), 0
     while True:
         launches += 1
-        process = command.started("run", *command.options(job))
-        reader = threading.Thread(target=process.stdout.read)  # type: ignore[union-attr]
-        reader.start()
-        while process.poll() is None:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(chance.uniform(4, 16))
-                break
-            event = chance.choice(("scraper", "run", "ctrl-c", "network", "disk"))
-            events[event] += _happens(event, process, web, fill)
-        reader.join()
+        with _started(job) as process:
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(chance.uniform(4, 16))
+                    break
+                event = chance.choice(("scraper", "run", "ctrl-c", "network", "disk"))
+                events[event] += _happens(event, process, web, fill)
         if process.returncode == 0 and not _left(job):
             return events, launches
 
@@ -254,6 +262,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left behind
     sys.exit(0 if soak(60 * chosen.minutes, chosen.seed) else 1)
 
 
