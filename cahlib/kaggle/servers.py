@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from cahlib.config import Job
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, RunError
 from cahlib.scrapers import orders, state
 from cahlib.swarm import crew
-from cahlib.swarm.fleet import plan, undisturbed
+from cahlib.swarm.fleet import mark, plan, undisturbed
 from cahlib.swarm.hetzner import Hetzner
+
+_MARK = 100.0  # seconds between two notes that the servers are in use
 
 
 class Swarm:
@@ -30,6 +33,7 @@ class Swarm:
         self._accounts, self._tell = accounts, tell
         self._orders, self._labels = orders(job), crew.labels(state(job))
         self._settled = True  #: no request for a server may be unanswered
+        self._marked = 0.0
 
     def planned(self, hours: float) -> str:
         """What will be made and costs, for people; raises ConfigError if it is too dear."""
@@ -49,6 +53,13 @@ class Swarm:
         head, *_ = crew.up(self._accounts, self._orders, tell=self._tell)
         self._settled = True
         return crew.ticket(head, hours=hours)
+
+    def tend(self) -> None:
+        """Note at the cloud, now and then, that somebody works with them."""
+        if time.monotonic() > self._marked + _MARK:
+            self._marked = time.monotonic()
+            with suppress(RunError):  # the cloud is away, not the servers
+                mark(self._accounts, self._labels, time.time())
 
     def down(self) -> None:
         """Delete them, until the cloud says that nothing is left; Ctrl-C waits."""

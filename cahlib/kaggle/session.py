@@ -37,6 +37,8 @@ class Servers(Protocol):
 
     def up(self, hours: float) -> bytes: ...
 
+    def tend(self) -> None: ...
+
     def down(self) -> None: ...
 
 
@@ -114,7 +116,8 @@ def attend(
             tell(f"{kernel} is running; following it.")
         else:
             _launch(session, kaggle, servers, hours, tell)
-        state = follow(kaggle, kernel, hours, pause=session.pause, tell=tell)
+        tend = servers.tend if servers else lambda: None
+        state = follow(kaggle, kernel, hours, pause=session.pause, tell=tell, tend=tend)
     fetched = fetch(kaggle, kernel, folder)
     note.forget()
     tell(f"{fetched} files were fetched.")
@@ -140,11 +143,18 @@ def affordable(hours: float, quota: Quota | None) -> float:
 
 
 def follow(
-    kaggle: Kaggle, kernel: str, hours: float, *, pause: float, tell: Callable[[str], None]
+    kaggle: Kaggle,
+    kernel: str,
+    hours: float,
+    *,
+    pause: float,
+    tell: Callable[[str], None],
+    tend: Callable[[], None],
 ) -> State:
     """Wait for a kernel's end and tell its log; a network that is away is waited for.
 
-    Raises RunError for a kernel that gets no GPU, or does not end in time.
+    ``tend`` is called at each look. Raises RunError for a kernel that gets no GPU, or does not end
+    in time.
     """
     pushed, began, away, ended = time.monotonic(), 0.0, False, threading.Event()
     threading.Thread(target=_listen, args=(kaggle, kernel, ended, tell, pause), daemon=True).start()
@@ -170,6 +180,7 @@ def follow(
                 raise RunError(f"{kernel} has not ended within {hours:g} hours.")
             if not began and now - pushed > _QUEUE * 3600:
                 raise RunError(f"{kernel} got no GPU within {_QUEUE:g} hours; try again later.")
+            tend()
             time.sleep(pause)
     finally:
         ended.set()

@@ -193,9 +193,7 @@ class Fleet:
 
     def mark(self) -> None:
         """Note at the cloud that somebody works with these servers; see `forsaken`."""
-        for account in self.accounts:
-            for server in account.servers(self.labels)[:1]:
-                account.mark(server, {ALIVE: str(int(self.clock()))})
+        mark(self.accounts, self.labels, self.clock())
 
     def remove(self, server: Server) -> None:
         """Delete one server."""
@@ -314,6 +312,13 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
         except Denied as denied:
             trouble.append(str(denied))
     return left, trouble
+
+
+def mark(accounts: Sequence[Account], labels: Mapping[str, str], now: float) -> None:
+    """Note at the clouds, on one server of each, that somebody works with those of a run."""
+    for account in accounts:
+        for server in account.servers(labels)[:1]:
+            account.mark(server, {ALIVE: str(int(now))})
 
 
 def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = None) -> list[str]:

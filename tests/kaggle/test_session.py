@@ -119,6 +119,10 @@ def test_a_kernel_is_pushed_followed_and_fetched(service, launch):
     service.before = lambda name: name == "SaveKernel" and made.append(launch.servers)
     folder = launch()
     assert len(made[0]) == 3  # two are ours
+    # noted as in use, or else every command would call them forgotten
+    assert [call.split("/")[1] for call in launch.cloud.calls if call.startswith("PUT")] == [
+        "servers"
+    ]
     (request,) = service.pushed
     assert (request["slug"], request["isPrivate"]) == ("ada/cahlib", True)
     assert (request["enableGpu"], request["enableInternet"]) == (True, True)
