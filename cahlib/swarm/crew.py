@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cahlib.errors import RunError
@@ -24,6 +24,7 @@ from cahlib.swarm.node import HOME, user_data
 from cahlib.swarm.provider import PROJECT, Account, Server
 from cahlib.swarm.remote import Remote, remote
 from cahlib.swarm.ticket import issued
+from cahlib.swarm.watch import Rules, Watch, watched
 
 #: How often servers that do not become nodes are replaced.
 _ROUNDS = 3
@@ -43,6 +44,7 @@ class Orders:
     state: Path  #: folder of keys and the run's name
     wheelhouse: Path | None = None  #: wheels for the nodes; None: they ask their registry
     late: float = 10  #: seconds in which a request that was never answered may make a server
+    rules: Rules = field(default_factory=Rules)  #: by which nodes are looked after
 
 
 @contextmanager
@@ -74,9 +76,21 @@ def crew(
             try:
                 _joined(engine, logins, tell)
                 seen.works(engine)
-                yield engine
+                watch = Watch(
+                    made,
+                    engine,
+                    lambda server: _login(server, keys),
+                    lambda fresh, head: install.bring_up_all(
+                        fresh, goods, head=head, step=seen.step
+                    ),
+                    tell=tell,
+                    rules=orders.rules,
+                )
+                with watched(watch):
+                    yield engine
             finally:
                 engine.drain(timeout=_DRAIN)
+                logins = [_login(each, keys) for each in made.listed.values()]
                 _keep_logs(logins, orders.state / "logs")
 
 

@@ -61,7 +61,7 @@ class _Job:
 class Remote:
     """Jobs by key on the workers of a cluster by address."""
 
-    def __init__(self, reach: Reach, home: Path, connect: Callable[[], Client]) -> None:
+    def __init__(self, reach: Reach, home: Path, connect: Callable[[Reach], Client]) -> None:
         self.slots = 0  #: jobs that can run at the same time, as of now
         self.folder = Path(reach.away)  #: where jobs write their parcels
         self._reach, self._home, self._connect = reach, home, connect
@@ -72,7 +72,7 @@ class Remote:
         self._ending = threading.Event()
         self._supplies = Supplies(reach, self._ending.is_set)
         self._pulls = ThreadPoolExecutor(_PULLS, thread_name_prefix="pull")
-        self._client = connect()
+        self._client = connect(reach)
         try:
             self._begin()
         except BaseException:
@@ -130,6 +130,8 @@ class Remote:
 
     def nodes(self) -> list[Node]:
         """The workers that the scheduler knows; raises RunError if it does not answer."""
+        if self._client.status != "running":
+            raise RunError(f"{self._reach.address} does not answer.")
         try:
             workers = self._client.scheduler_info(n_workers=-1)["workers"]
             # not by what they report: one that stands still says nothing
@@ -160,6 +162,11 @@ class Remote:
             if time.monotonic() > deadline:
                 return missing if names else set(nodes)
             time.sleep(0.2)
+
+    def move(self, address: str) -> None:
+        """Go on with the scheduler at another address; what is not finished is done again there."""
+        self._reach = replace(self._reach, address=address)
+        self._client.close(timeout=5)  # so that it is connected anew
 
     def drain(self, *, timeout: float) -> None:
         """Bring here what is finished now; running jobs are not waited for."""
@@ -198,7 +205,7 @@ class Remote:
         while not self._ending.wait(0.1):
             try:
                 if self._client.status in ("closed", "closing"):
-                    self._client = self._connect()
+                    self._client = self._connect(self._reach)
                     self._begin()
                 if self._client.status == "running":
                     if time.monotonic() > counted + 1:
@@ -332,7 +339,7 @@ def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]
         "distributed.comm.timeouts.tcp": f"{reach.silence}s",  # for the nodes' side see dask.yaml
     }
     with dask.config.set(settings):
-        engine = Remote(reach, home, lambda: connected(reach, timeout))
+        engine = Remote(reach, home, lambda reach: connected(reach, timeout))
         try:
             yield engine
         finally:

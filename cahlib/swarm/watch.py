@@ -1,0 +1,201 @@
+"""Looks after the nodes of a swarm while they work.
+
+    well ──► ill ──► its services restarted over SSH ──► another server in its place
+
+A node is ill when the scheduler does not hear of its worker, or hears nothing new of its jobs. A
+head whose scheduler is lost is treated in the same way; the others are then told of the new one,
+and the engine sends its jobs there. It does not know what jobs do.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from cahlib.errors import RunError
+from cahlib.swarm import install, ssh
+from cahlib.swarm.cluster import Node, of
+from cahlib.swarm.fleet import Fleet
+from cahlib.swarm.provider import Server
+from cahlib.swarm.remote import TROUBLE, Remote
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How long to wait, in seconds, and how often to replace."""
+
+    look: float = 5  #: between two looks
+    silent: float = 60  #: without a sign of a worker's life; the scheduler then gives up as well
+    still: float = 600  #: without anything new of a worker's jobs
+    sure: float = 20  #: that a node has been ill, before anything is done
+    lost: float = 120  #: the same of a head whose scheduler does not answer: perhaps we are away
+    again: float = 120  #: for a node whose services were restarted to be well
+    drain: float = 30  #: to bring finished parcels here before a node is deleted
+    least: int = 3  #: replacements in a run; or as many as there are nodes, if these are more
+
+
+class Act(Enum):
+    """What is to be done with a node."""
+
+    LEAVE = auto()
+    RESTART = auto()
+    REPLACE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A node's history."""
+
+    ill: float | None = None  #: since when
+    restarted: bool = False  #: and has not been well since
+
+
+def treat(case: Case, *, well: bool, gone: bool, now: float, rules: Rules) -> tuple[Case, Act]:
+    """What to do with a node, and its history from then on; ``gone``: no machine runs there."""
+    if well:
+        return Case(), Act.LEAVE
+    ill = now if case.ill is None else case.ill
+    if now < ill + (rules.again if case.restarted and not gone else rules.sure):
+        return Case(ill, case.restarted), Act.LEAVE
+    if gone or case.restarted:
+        return Case(), Act.REPLACE
+    return Case(now, restarted=True), Act.RESTART
+
+
+class Watch:
+    """The hands that do it; each look is one call."""
+
+    def __init__(
+        self,
+        made: Fleet,
+        engine: Remote,
+        reached: Callable[[Server], ssh.Login],
+        brought_up: Callable[[Sequence[ssh.Login], ssh.Login], dict[str, install.NotReady]],
+        *,
+        tell: Callable[[str], None],
+        rules: Rules,
+    ) -> None:
+        self._made, self._engine, self._rules, self._tell = made, engine, rules, tell
+        self._reached, self._brought_up = reached, brought_up
+        self._cases: dict[str, Case] = {}
+        self._nodes: dict[str, Server] = dict(made.listed)  #: that shall be there
+        self._said = ""
+        self._left = max(rules.least, made.plan.limits.nodes)
+        self._making = threading.Lock()  #: held while a server is asked for
+        self._ended = threading.Event()
+
+    def work(self) -> None:
+        """Look until the end."""
+        while not self._ended.wait(self._rules.look):
+            try:
+                self.look()
+            except (*TROUBLE, RunError) as error:  # the cloud is away: perhaps we are
+                if str(error) != self._said:
+                    self._said = str(error)
+                    self._tell(self._said)
+
+    def end(self) -> None:
+        """Make no server any more; does not wait for those that are being set up."""
+        self._ended.set()
+        with self._making:
+            pass
+
+    def look(self) -> None:
+        """Look once at every node. Raises RunError if the cloud does not answer."""
+        workers = self._workers()
+        ill = [each for each in self._nodes.values() if not self._well(each, workers)]
+        for name in self._cases.keys() - {each.name for each in ill}:
+            self._cases[name] = Case()
+        if not ill:
+            return
+        there = {server.name: server for server in self._made.servers()}
+        lost = [each for each in ill if self._treated(each, there, head=workers is None)]
+        if lost:
+            self._replace(lost)
+
+    def _treated(self, node: Server, there: Mapping[str, Server], *, head: bool) -> bool:
+        """Do for an ill node what can be done; whether it is to be replaced."""
+        server = there.get(node.name)
+        self._cases[node.name], act = treat(
+            self._cases.get(node.name, Case()),
+            well=False,
+            gone=server is None or server.status == "off",
+            now=time.monotonic(),
+            rules=replace(self._rules, sure=self._rules.lost) if head else self._rules,
+        )
+        if act is Act.RESTART:
+            self._tell(f"{node.name} does not work; restarting its service.")
+            with suppress(ssh.Failed, ssh.Unreachable):  # then it will be replaced
+                for unit in ("crawl-head", "crawl") if head else ("crawl",):
+                    install.restart(self._reached(node), unit=unit, timeout=self._rules.sure)
+        return act is Act.REPLACE
+
+    def _workers(self) -> list[Node] | None:
+        """The workers that the scheduler knows; None if there is no scheduler."""
+        try:
+            return self._engine.nodes()
+        except RunError:
+            return None
+
+    def _well(self, server: Server, workers: Sequence[Node] | None) -> bool:
+        if workers is None:  # then only the head can be blamed
+            return server.labels.get("role") != "head"
+        own = [each for each in workers if of(each.name, server.name)]
+        return any(each.seen < self._rules.silent for each in own) and all(
+            each.still < self._rules.still for each in own
+        )
+
+    def _replace(self, lost: Sequence[Server]) -> None:
+        """Put other servers in the place of those that are lost, as long as that may be."""
+        names = ", ".join(each.name for each in lost)
+        if self._left < len(lost):
+            self._tell(f"{names}: lost, and no more servers will be made for them.")
+            self._drop(lost)
+            return
+        self._left -= len(lost)
+        self._tell(f"{names}: lost; making others.")
+        self._engine.drain(timeout=self._rules.drain)
+        for each in lost:
+            self._made.remove(each)
+        with self._making:
+            if self._ended.is_set():
+                return
+            self._made.fill()
+        self._drop(lost)
+        self._join()
+
+    def _drop(self, lost: Sequence[Server]) -> None:
+        for each in lost:
+            self._nodes.pop(each.name, None)
+            self._cases.pop(each.name, None)
+
+    def _join(self) -> None:
+        """Make nodes of the servers that are new; of all, if the head is."""
+        servers = self._made.servers()
+        head = next(each for each in servers if each.labels.get("role") == "head")
+        moved = head.name not in self._nodes
+        fresh = [each for each in servers if moved or each.name not in self._nodes]
+        fresh.sort(key=lambda each: each.name != head.name)
+        self._nodes |= {each.name: each for each in fresh}
+        failed = self._brought_up([self._reached(each) for each in fresh], self._reached(head))
+        for each in fresh:
+            if (error := failed.get(each.name)) and not self._ended.is_set():
+                self._tell(str(error))
+                self._made.remove(each)  # and will be replaced, as one that is gone
+        if moved and head.name not in failed:
+            self._engine.move(f"tls://{head.address}:{install.PORT}")
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Watch for as long as the block runs."""
+    thread = threading.Thread(target=watch.work, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        watch.end()

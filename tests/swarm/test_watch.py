@@ -1,0 +1,134 @@
+"""Nodes that die or stand still during a run, and the head: replaced, and nothing is lost."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from cahlib.progress import Board
+from cahlib.swarm import crew, hetzner
+from cahlib.swarm.fleet import Limits
+from cahlib.swarm.watch import Act, Case, Rules, treat
+from tests.world import cloud as clouds
+from tests.world import hosts, jobs
+
+TOKEN = "token-of-ada"
+RULES = Rules()
+SOON = Rules(look=0.3, silent=5, still=600, sure=1, lost=2, again=4, drain=2)
+
+needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
+
+
+def acts(*looks):
+    """What is done at each look: (seconds, well, gone)."""
+    case, done = Case(), []
+    for now, well, gone in looks:
+        case, act = treat(case, well=well, gone=gone, now=now, rules=RULES)
+        done.append(act)
+    return done
+
+
+def test_an_ill_node_is_restarted_and_then_replaced():
+    sure, again = RULES.sure, RULES.again
+    looks = [(0, False, False), (sure - 1, False, False), (sure, False, False)]
+    assert acts(*looks) == [Act.LEAVE, Act.LEAVE, Act.RESTART]
+    later = [(sure + again - 1, False, False), (sure + again, False, False)]
+    assert acts(*looks, *later)[-2:] == [Act.LEAVE, Act.REPLACE]
+
+
+def test_a_node_that_is_well_again_starts_anew():
+    looks = [(0, False, False), (RULES.sure, False, False), (RULES.sure + 9, True, False)]
+    ill = [(500, False, False), (500 + RULES.sure, False, False)]
+    assert acts(*looks, *ill)[-3:] == [Act.LEAVE, Act.LEAVE, Act.RESTART]
+
+
+def test_a_machine_that_is_gone_is_not_restarted():
+    looks = [(0, False, True), (RULES.sure - 1, False, True), (RULES.sure, False, True)]
+    assert acts(*looks) == [Act.LEAVE, Act.LEAVE, Act.REPLACE]
+    restarted = [(0, False, False), (RULES.sure, False, False), (RULES.sure + 1, False, True)]
+    assert acts(*restarted, (2 * RULES.sure, False, True))[-1] is Act.REPLACE
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    with hosts.Hosts(tmp_path / "hosts") as machines:
+        accounts = {TOKEN: clouds.Account(limit=4)}
+        with clouds.serve(clouds.Cloud(accounts, hosts=machines)) as cloud:
+            cloud.stranger(TOKEN)
+            yield cloud
+
+
+@contextmanager
+def scraping(cloud, folder, said, rules):
+    """An engine on two nodes that are looked after."""
+    orders = crew.Orders(limits=Limits(nodes=2), state=folder / "swarm", rules=rules)
+    accounts = hetzner.accounts(TOKEN, endpoint=cloud.url)
+    with crew.crew(
+        accounts, orders, folder / "parcels", tell=said.append, stop=lambda: None, board=Board()
+    ) as engine:
+        yield engine
+    assert [server["name"] for server in cloud.servers()] == ["stranger"]
+
+
+def ours(cloud, role):
+    return [server["name"] for server in cloud.servers() if server["labels"].get("role") == role]
+
+
+def running(engine, folder, count):
+    """Jobs that wait for a file "go", each begun."""
+    for n in range(count):
+        (folder / str(n)).mkdir()
+        engine.submit(f"job{n}", jobs.note_and_wait, folder / str(n), limit=200)
+        jobs.wait_for(folder / str(n) / "1")
+
+
+def done(engine, folder, count):
+    for n in range(count):
+        (folder / str(n) / "go").touch()
+    return {key: result for key, result in (engine.take(timeout=60) for _ in range(count))}
+
+
+@needs_hosts
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_node_that_dies_is_replaced(cloud, tmp_path, deleted):
+    said = []
+    with scraping(cloud, tmp_path, said, SOON) as engine:
+        running(engine, tmp_path, 2)
+        [victim] = ours(cloud, "node")
+        if deleted:  # by somebody at the cloud's console
+            [account] = hetzner.accounts(TOKEN, endpoint=cloud.url)
+            account.delete(next(s for s in account.servers({}) if s.name == victim))
+        else:
+            cloud.hosts.all[victim].off()
+        jobs.until(lambda: ours(cloud, "node") not in ([victim], []), seconds=60)
+        [fresh] = ours(cloud, "node")
+        assert not engine.gather([fresh], timeout=60)
+        assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
+    assert f"{victim}: lost; making others." in said
+
+
+@needs_hosts
+@pytest.mark.timeout(200)
+def test_a_node_that_stands_still_is_restarted(cloud, tmp_path):
+    said, rules = [], Rules(look=0.3, silent=600, still=3, sure=1, again=60)
+    with scraping(cloud, tmp_path, said, rules) as engine:
+        before = ours(cloud, "node")
+        engine.submit("still", jobs.hang, tmp_path, limit=600)
+        assert engine.take(timeout=90) == ("still", "done")
+        assert ours(cloud, "node") == before
+    assert any("restarting its service" in sentence for sentence in said)
+
+
+@needs_hosts
+@pytest.mark.timeout(200)
+def test_a_head_that_is_lost_is_replaced_and_its_jobs_are_done_again(cloud, tmp_path):
+    said = []
+    with scraping(cloud, tmp_path, said, SOON) as engine:
+        running(engine, tmp_path, 2)
+        [victim] = ours(cloud, "head")
+        cloud.hosts.all[victim].off()
+        jobs.until(lambda: ours(cloud, "head") not in ([victim], []), seconds=90)
+        assert not engine.gather(ours(cloud, "head") + ours(cloud, "node"), timeout=90)
+        assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
+        engine.submit("more", jobs.double, 21, limit=60)
+        assert engine.take(timeout=60) == ("more", 42)
