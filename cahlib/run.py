@@ -180,6 +180,9 @@ class _Work:
         while not (self._stop.is_set() or flow.closed):
             # Twice the slots: no scraper waits for us, and no more parcels than that pile up.
             while len(scrapers) < 2 * scrapers.slots and (shard := self._ledger.lease()):
+                if left := parcels.sealed(self._parcels, shard):  # by an earlier launch
+                    yield self._in_work.setdefault(shard.id, _InWork(parcel=left))
+                    continue
                 leased[shard.id] = shard
                 self._submit(scrapers, shard)
             if not scrapers and not self._ledger.more():
