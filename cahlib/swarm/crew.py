@@ -73,25 +73,18 @@ def crew(
             remote(_reach(logins[0], keys), home) as engine,
             _metered(made, orders.limits, stop, tell),
         ):
-            try:
-                _joined(engine, logins, tell)
-                seen.works(engine)
-                watch = Watch(
-                    made,
-                    engine,
-                    lambda server: _login(server, keys),
-                    lambda fresh, head: install.bring_up_all(
-                        fresh, goods, head=head, step=seen.step
-                    ),
-                    tell=tell,
-                    rules=orders.rules,
-                )
-                with watched(watch):
-                    yield engine
-            finally:
-                engine.drain(timeout=_DRAIN)
-                logins = [_login(each, keys) for each in made.listed.values()]
-                _keep_logs(logins, orders.state / "logs")
+            _joined(engine, logins, tell)
+            seen.works(engine)
+            watch = Watch(
+                made,
+                engine,
+                lambda server: _login(server, keys),
+                lambda fresh, head: install.bring_up_all(fresh, goods, head=head, step=seen.step),
+                tell=tell,
+                rules=orders.rules,
+            )
+            with _wound_up(made, engine, keys, orders), watched(watch):
+                yield engine
 
 
 def planned(accounts: Sequence[Account], orders: Orders) -> str:
@@ -265,6 +258,24 @@ def _metered(
     finally:
         ended.set()
         watcher.join()
+
+
+@contextmanager
+def _wound_up(made: Fleet, engine: Remote, keys: Keys, orders: Orders) -> Iterator[None]:
+    """Bring finished parcels and all logs here at the end, but not at the second Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        _wind_up(made, engine, keys, orders)
+        raise
+    _wind_up(made, engine, keys, orders)
+
+
+def _wind_up(made: Fleet, engine: Remote, keys: Keys, orders: Orders) -> None:
+    engine.drain(timeout=_DRAIN)
+    _keep_logs([_login(each, keys) for each in made.listed.values()], orders.state / "logs")
 
 
 def _keep_logs(logins: Sequence[ssh.Login], folder: Path) -> None:

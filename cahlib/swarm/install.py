@@ -30,6 +30,9 @@ _STAMP = f"{HOME}/stamp"
 #: The scheduler's port on the head.
 PORT = 8786
 
+#: Seconds that a node's clock may be wrong: certificates hold from a day before they are made.
+_APART = 6 * 3600
+
 #: Nodes that are set up at the same time.
 _AT_ONCE = 16
 
@@ -99,6 +102,7 @@ def bring_up(
         timed("ssh", lambda: awaited(login, timeout=limits.ssh))
         timed("boot", lambda: _booted(login, limits.boot))
         with session(login) as node:
+            _same_time(node)
             stamp = _stamp(login, goods, head)
             if node.tail(_STAMP, lines=1) != stamp:
                 timed("install", lambda: _installed(node, login, goods, limits.install))
@@ -164,6 +168,15 @@ def _booted(login: Login, timeout: float) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
+
+
+def _same_time(node: Session) -> None:
+    apart = abs(float(node.run(["date", "+%s"])) - time.time())
+    if apart > _APART:
+        raise Failed(
+            f"its clock and this machine's are {apart / 3600:,.0f} hours apart, and certificates "
+            "go by the clock; see which one is wrong (`timedatectl`)."
+        )
 
 
 def _installed(node: Session, login: Login, goods: Package, timeout: float) -> None:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -134,6 +135,25 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.timeout(120)
+def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_path):
+    own = {"HCLOUD_TOKEN": ",".join(TOKENS), "HCLOUD_ENDPOINT": cloud.url}
+    with world.build().serve(host=cloud.hosts.address) as web:
+        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
+        line = [sys.executable, "-m", "cahlib.cli", "run", *command.options(job)]
+        with open(tmp_path / "said", "w+") as said:
+            run = subprocess.Popen(
+                [str(word) for word in line], env={**command.environment(), **own},
+                stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            )  # fmt: skip
+            until(lambda: "scrape " in (tmp_path / "said").read_text(), seconds=60)
+            run.send_signal(signal.SIGINT)
+            until(lambda: "Ctrl-C again" in (tmp_path / "said").read_text())
+            run.send_signal(signal.SIGINT)
+            assert run.wait(timeout=40) == 130, (tmp_path / "said").read_text()
+    assert names(cloud) == ["stranger"]
+
+
 def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     output = ("--output", tmp_path / "dataset")
     assert cah(cloud, "swarm", "up", 1, *output).returncode == 0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from distributed import LocalCluster
@@ -25,7 +26,7 @@ from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.provider import Server
 from cahlib.swarm.remote import remote
-from cahlib.swarm.ssh import Login
+from cahlib.swarm.ssh import Login, session
 from tests.world import hosts, jobs
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
@@ -320,6 +321,39 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
             patience=install.Patience(install=20),
         )
     install.bring_up(swarm.logins[1], swarm.goods, head=swarm.logins[0])
+
+
+@needs_hosts
+def test_a_node_whose_clock_is_wrong_is_told_of(swarm):
+    beta, clock = swarm.logins[1], swarm.host("beta").base / "bin" / "date"
+    clock.write_text("#!/bin/sh\necho 1000000000\n")
+    clock.chmod(0o755)
+    try:
+        with pytest.raises(install.NotReady, match="clock and this machine's are .* hours apart"):
+            install.bring_up(beta, swarm.goods, head=swarm.logins[0])
+    finally:
+        clock.unlink()
+
+
+@needs_hosts
+def test_a_full_disk_costs_a_shard_one_try_on_that_node(swarm, scrapers):
+    """Another try, elsewhere or later, is the run's to make; what is brought home is deleted."""
+    folder = Path("/home/crawl/parcels")
+    for login in swarm.logins:
+        with session(login) as node:
+            node.run(f"mkdir -p {folder} && mount -t tmpfs -o size=1m none {folder}")
+    try:
+        scrapers.submit("full", jobs.fill_disk, folder, limit=60)
+        [error] = take(scrapers, 1).values()
+        assert isinstance(error, ShardError)
+        assert "No space is left" in str(error) and str(error).startswith("198.18.")
+        scrapers.submit("small", jobs.write_parcel, 1000, "", folder, limit=60)
+        [parcel] = take(scrapers, 1).values()
+        assert parcel.size == 1000
+    finally:
+        for login in swarm.logins:
+            with session(login) as node:
+                node.run(["umount", str(folder)])
 
 
 @pytest.mark.parametrize("staging", [False, True])

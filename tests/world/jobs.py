@@ -11,6 +11,7 @@ import cahlib
 from cahlib.errors import ShardError
 from cahlib.places import here
 from cahlib.records import Parcel, Shard, Stage, Tally
+from cahlib.scrape.tar import TarWriter
 
 
 def until(true: Callable[[], bool], *, seconds: float = 20) -> None:
@@ -84,6 +85,17 @@ def write_parcel(
         finished=0.0,
         versions={"first": data[:1].hex()},
     )
+
+
+def fill_disk(folder: Path, *, limit: float, report: Callable[[object], None]) -> None:
+    """Write a parcel that is larger than the disk; nothing of it stays."""
+    path = folder / "large.part"
+    try:
+        with TarWriter(path) as tar:
+            for number in range(4):
+                tar.add(f"{number}.jpg", bytes(1 << 20))
+    finally:
+        path.unlink()
 
 
 def hang(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
