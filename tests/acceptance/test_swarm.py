@@ -134,7 +134,6 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
     assert names(cloud) == ["stranger"]
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.timeout(120)
 def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_path):
     own = {"HCLOUD_TOKEN": ",".join(TOKENS), "HCLOUD_ENDPOINT": cloud.url}
@@ -154,6 +153,7 @@ def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_pa
     assert names(cloud) == ["stranger"]
 
 
+@pytest.mark.timeout(240)
 def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     output = ("--output", tmp_path / "dataset")
     assert cah(cloud, "swarm", "up", 1, *output).returncode == 0
