@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -129,9 +129,12 @@ class Watch:
         )
         if act is Act.RESTART:
             self._tell(f"{node.name} does not work; restarting its service.")
-            with suppress(ssh.Failed, ssh.Unreachable):  # then it will be replaced
+            try:
                 for unit in ("crawl-head", "crawl") if head else ("crawl",):
                     install.restart(self._reached(node), unit=unit, timeout=self._rules.sure)
+            except (ssh.Failed, ssh.Unreachable):  # no use in waiting for it to be well again
+                ill = time.monotonic() - self._rules.again + self._rules.sure
+                self._cases[node.name] = Case(ill, restarted=True)
         return act is Act.REPLACE
 
     def _workers(self) -> list[Node] | None:
