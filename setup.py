@@ -62,6 +62,7 @@ dev = [
     "pytest>=8.3",
     "pytest-randomly>=3.15",  # random order
     "pytest-timeout>=2.3",  # no test hangs
+    "pytest-xdist>=3.7",  # side by side: many tests wait more than they compute
     "hypothesis>=6.100",  # garbage for the parsers
     # guides `make fuzz` by what inputs do; without it they are chosen by chance
     "atheris>=2.3; platform_machine == 'x86_64' and python_version < '3.14'",

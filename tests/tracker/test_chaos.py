@@ -30,7 +30,7 @@ from tests.world.jobs import until
 from .conftest import wats
 
 ROOT = Path(__file__).parent.parent.parent
-SHARDS, THREADS = 2000, 64
+SHARDS, THREADS = 1000, 64
 
 
 class Server:

@@ -63,6 +63,7 @@ def test_prometheus_can_read_the_numbers(tracker):
     assert 'cah_shards{state="failed"} 1\n' in text
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)  # the pages are the same on both
 def test_the_pages_in_a_browser(tracker, crowd):
     """Earns its seconds: console errors and requests to other hosts are seen only here."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -77,17 +78,19 @@ def test_the_pages_in_a_browser(tracker, crowd):
                 color_scheme=scheme, viewport={"width": width, "height": 800}
             )
             page = context.new_page()
+            page.clock.install()
             page.on("console", lambda message: wrong.append(message.text))
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.on("request", lambda r: r.url.startswith(tracker) or wrong.append(r.url))
             for path in ("/leaderboard", "/workers", "/stuck", "/"):
-                page.goto(tracker + path, wait_until="networkidle")
+                page.goto(tracker + path, wait_until="load")
                 wide = page.evaluate("document.documentElement.scrollWidth")
                 assert wide <= width, (path, wide)
             assert page.locator("polyline.line").count() == 2
             before = page.locator(".tiles b").first.inner_text()
             worker = crowd.register("bob", Kind.HYBRID)[1]
             crowd.complete(worker, crowd.lease(worker).number, Result(pairs=11))
+            page.clock.run_for(5000)
             page.locator(".tiles b", has_text=before).wait_for(state="detached", timeout=15_000)
             context.close()
         browser.close()

@@ -15,10 +15,12 @@ import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 SUBNET = "198.18"  # RFC 2544: for tests of devices, never on the internet
+_BRIDGE = "cahbr"
 _SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin") or ""
 
 _SYSTEMCTL = r"""#!/bin/bash
@@ -38,14 +40,16 @@ echo $! > $pid
 """
 
 
+@cache
 def lacking() -> str:
     """Why there can be no light hosts here, as a sentence; "" if there can."""
     if os.geteuid() != 0:
         return "light hosts need root for their network namespaces."
     if not _SSHD or not shutil.which("ip"):
         return "light hosts need openssh-server and iproute2 (apt-get install)."
-    made = subprocess.run(["ip", "netns", "add", "cah-try"], capture_output=True, text=True)
-    subprocess.run(["ip", "netns", "delete", "cah-try"], capture_output=True)
+    name = f"cah-try{os.getpid()}"  # other tests may be trying at the same time
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "delete", name], capture_output=True)
     return "" if made.returncode == 0 else f"no network namespaces here: {made.stderr.strip()}."
 
 
@@ -107,7 +111,7 @@ class Hosts:
     """All light hosts of a test, on one bridge; ``start`` and ``stop`` fit `tests.world.cloud`."""
 
     folder: Path
-    net: int = field(default_factory=lambda: os.getpid() % 250 + 1)
+    net: int = 0  #: which of the subnets, the first one that no other test has
     all: dict[str, Host] = field(default_factory=dict)
     _count: int = 0
 
@@ -118,10 +122,10 @@ class Hosts:
 
     @property
     def bridge(self) -> str:
-        return f"cahbr{self.net}"
+        return f"{_BRIDGE}{self.net}"
 
     def __enter__(self) -> Hosts:
-        _ip("link", "add", self.bridge, "type", "bridge")
+        self.net = next(net for net in range(1, 51) if _bridged(f"{_BRIDGE}{net}"))
         _ip("addr", "add", f"{self.address}/24", "dev", self.bridge)
         _ip("link", "set", self.bridge, "up")
         return self
@@ -236,6 +240,12 @@ def _venv(folder: Path) -> None:
     own = next((folder / "lib").glob("python*")) / "site-packages"
 
     (own / "tests.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
+
+
+def _bridged(name: str) -> bool:
+    """Make a bridge; whether nobody else had one of its name."""
+    line = ["ip", "link", "add", name, "type", "bridge"]
+    return subprocess.run(line, capture_output=True).returncode == 0
 
 
 def _ip(*words: str) -> None:

@@ -139,7 +139,7 @@ class Machines:
     """All real machines of a test, on one bridge; they fit `tests.world.cloud`."""
 
     folder: Path
-    net: int = field(default_factory=lambda: os.getpid() % 250 + 1)
+    net: int = field(default_factory=lambda: os.getpid() % 200 + 51)
     all: dict[str, Machine] = field(default_factory=dict)
     _count: int = 0
 
