@@ -12,7 +12,6 @@ import faulthandler
 import logging
 import os
 import queue
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -102,18 +101,16 @@ class Engine:
 def local(workers: int) -> Iterator[Engine]:
     """An engine of this many processes on this machine; they end with it, or with this process."""
     with dask.config.set(_SETTINGS):
-        with warnings.catch_warnings():
-            # of a port for a dashboard that is not there
-            warnings.filterwarnings("ignore", message="(?s).*already in use")
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                memory_limit=0,
-                silence_logs=logging.CRITICAL,
-            )
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            # Its pages are off, but their server stays: not on 8787, where another one's may be.
+            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        )
         with cluster, Client(cluster, set_as_default=False) as client:
             yield Engine(client, slots=workers)
 
