@@ -119,7 +119,7 @@ def leased(folder: Path) -> bool:
     return False
 
 
-#: Moments of a run at which it is killed.
+#: Moments of a run at which it is killed, each further on than those before.
 MOMENTS = {
     "when it has just begun": leased,
     "while images arrive": parcels,
@@ -129,21 +129,36 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
-def test_a_run_that_is_killed_goes_on_to_the_same_dataset(web, undisturbed, tmp_path, moment):
-    folder = tmp_path / "dataset"
+def killed_at(moment, web, folder: Path) -> list[psutil.Process]:
+    """Start a run and kill it; gives the scrapers that survive it."""
     process = command.started("run", *run_options(web, folder))
     until(lambda: moment(folder) or process.poll() is not None, seconds=60)
     scrapers = workers(process)
     process.kill()
     process.communicate()
     psutil.wait_procs(scrapers, timeout=30)
-    assert not any(each.is_running() for each in scrapers), "scrapers end with their run"
+    return [each for each in scrapers if each.is_running()]
+
+
+#: In a process of their own: together these tests take too long.
+killed = pytest.mark.xdist_group("killed runs")
+
+
+@killed
+@pytest.mark.timeout(240)
+def test_a_run_that_is_killed_again_and_again_goes_on_to_the_same_dataset(
+    web, undisturbed, tmp_path
+):
+    folder = tmp_path / "dataset"
+    for name, moment in MOMENTS.items():
+        left = killed_at(moment, web, folder)
+        assert not left, f"{name}: scrapers end with their run"
     ran = command.cah("run", *run_options(web, folder))
     assert ran.returncode == 0, ran.stderr
     assert_same(folder, undisturbed)
 
 
+@killed
 def test_a_scraper_that_is_killed_costs_nothing(web, undisturbed, tmp_path):
     folder = tmp_path / "dataset"
     process = command.started("run", *run_options(web, folder))
@@ -191,17 +206,18 @@ def test_a_time_limit_ends_a_run_in_time(web, tmp_path):
     assert not list(folder.glob("**/*.part"))
 
 
-def test_two_runs_do_not_write_to_one_folder(web, tmp_path):
+def test_two_runs_do_not_write_to_one_folder(web, tmp_path, capsys):
     folder = tmp_path / "dataset"
     (folder / "run").mkdir(parents=True)
     with open(folder / "run" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as a run does
-        ran = command.cah("run", *run_options(web, folder))
+        ran = command.said(capsys, "run", *run_options(web, folder))
     assert (ran.returncode, ran.stderr.count("another run is writing")) == (2, 1)
 
 
-def test_the_folder_of_another_job_is_refused(web, undisturbed):
-    ran = command.cah("run", *run_options(web, undisturbed, threshold=0.1, languages="de"))
+def test_the_folder_of_another_job_is_refused(web, undisturbed, capsys):
+    options = run_options(web, undisturbed, threshold=0.1, languages="de")
+    ran = command.said(capsys, "run", *options)
     assert ran.returncode == 2
     assert "a job with another languages, threshold" in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -1,4 +1,7 @@
-"""The command `cah` as a process of its own, as a user starts it."""
+"""The command `cah` as a process of its own, as a user starts it, or within the tests' own.
+
+A process costs the seconds in which it imports torch; what is only said needs none.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cahlib.cli import main
 from cahlib.config import Job, settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -18,6 +24,19 @@ def cah(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Completed
     return subprocess.run(
         _line(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True
     )
+
+
+def said(
+    capsys: pytest.CaptureFixture[str], *arguments: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """The same in the process of the tests, for commands that end before they do anything."""
+    line = [*map(str, arguments)]
+    try:
+        code = main(line)
+    except SystemExit as ended:  # argparse's own way to refuse
+        code = int(ended.code or 0)
+    shown = capsys.readouterr()
+    return subprocess.CompletedProcess(line, code, shown.out, shown.err)
 
 
 def started(*arguments: str | Path) -> subprocess.Popen[str]:
