@@ -1,5 +1,5 @@
 # make demo   a shard of the embedded web becomes a dataset, on this machine, offline
-# make test   lint, types and all tests, by TESTERS (4) processes
+# make test   lint, types and all tests, by TESTERS (3) processes
 # make test-nodes  the swarm's nodes as real machines, booted by systemd-nspawn
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
 # make pictures  the README's pictures of the notebook, made by its test
@@ -15,12 +15,12 @@ bin := .venv/bin
 demo: .venv/demo
 	$(bin)/cah demo
 
-TESTERS ?= 4
+TESTERS ?= 3
 test: .venv/dev
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
-	$(bin)/pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
+	$(bin)/pytest -n $(TESTERS) --no-loadscope-reorder
 
 # as root, with debootstrap and systemd-container installed
 test-nodes: .venv/dev

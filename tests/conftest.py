@@ -5,11 +5,18 @@
 
 import os
 import socket
+from collections import Counter
 
+import hypothesis
 import pytest
 
 # Side by side, or in processes of their own, models would wait for each other's threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says nothing of it while other tests run beside it.
+slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=slow)
+hypothesis.settings.load_profile("tests")
 
 _connect = socket.socket.connect
 
@@ -34,16 +41,33 @@ def _closed_world(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def pytest_itemcollected(item):
-    """Tests that share what their file made once stay in one process; all others go anywhere."""
-    shared = item._fixtureinfo.name2fixturedefs.values()
-    told = item.get_closest_marker("xdist_group")
-    if not told and any(made[-1].scope == "module" for made in shared):
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+#: Tests of one file share what it made once, and stay in one process; these share nothing.
+_APART = (
+    "acceptance/test_swarm.py", "notebook/test_notebook.py", "swarm/test_fleet.py",
+    "swarm/test_watch.py", "tracker/test_chaos.py", "tracker/test_schema.py",
+)  # fmt: skip
+#: Kaggle's package knows this port only.
+_PORT_7777 = ("acceptance/test_kaggle.py", "kaggle/test_session.py", "kaggle/test_shell.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Which tests go to the same process: ``make test`` has several of them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0].removeprefix("tests/")
+            return nodeid if path in _APART else "7777" if path in _PORT_7777 else path
+
+    return Scheduler(config, log)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Begin with what takes long, for the other processes not to wait for it at the end."""
+    """In several processes, begin with what may take longest: none shall wait for it at the end."""
     if hasattr(config, "workerinput"):
-        long = ("timeout", "xdist_group")
-        items.sort(key=lambda item: not any(map(item.get_closest_marker, long)))
+        limits = Counter()
+        for item in items:
+            for mark in item.iter_markers("timeout"):
+                limits[item.path] += mark.args[0]
+        items.sort(key=lambda item: -limits[item.path])

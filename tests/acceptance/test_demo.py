@@ -25,6 +25,8 @@ from cahlib.records import Reason, Stage, Tally
 from tests.world import command
 from tests.world.jobs import until
 
+pytestmark = pytest.mark.timeout(120)
+
 
 @pytest.fixture(scope="module")
 def shown():
@@ -140,11 +142,6 @@ def killed_at(moment, web, folder: Path) -> list[psutil.Process]:
     return [each for each in scrapers if each.is_running()]
 
 
-#: In a process of their own: together these tests take too long.
-killed = pytest.mark.xdist_group("killed runs")
-
-
-@killed
 @pytest.mark.timeout(240)
 def test_a_run_that_is_killed_again_and_again_goes_on_to_the_same_dataset(
     web, undisturbed, tmp_path
@@ -158,7 +155,6 @@ def test_a_run_that_is_killed_again_and_again_goes_on_to_the_same_dataset(
     assert_same(folder, undisturbed)
 
 
-@killed
 def test_a_scraper_that_is_killed_costs_nothing(web, undisturbed, tmp_path):
     folder = tmp_path / "dataset"
     process = command.started("run", *run_options(web, folder))

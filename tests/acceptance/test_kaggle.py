@@ -28,8 +28,6 @@ from tests.world.crawl import NAME
 
 TOKEN = "hcloud-token-of-ada"
 
-pytestmark = pytest.mark.xdist_group("port 7777")  # only one may have it at a time
-
 #: What the real notebook does in its cells: a run of the settings.
 _RUN = """
 from cahlib.config import Job

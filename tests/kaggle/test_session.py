@@ -27,8 +27,6 @@ from tests.world import kaggle
 HCLOUD = "hcloud-token-of-ada"
 SETTINGS = {"nickname": "ada", "contact": "ada@example.org", "crawl": "CC-MAIN-2024-10"}
 
-pytestmark = pytest.mark.xdist_group("port 7777")  # only one may have it at a time
-
 
 class Listed(Swarm):
     """Servers that are made and deleted as in earnest, but never become nodes."""

@@ -34,8 +34,6 @@ FLEETING = ("BASH_LINENO", "LINENO", "RANDOM", "SECONDS", "EPOCH", "_=", "PIPEST
             "SRANDOM", "BASHPID", "BASH_ARG", "TTYIDLE", "BASH_COMMAND", "status", "EXIT", "ERRNO",
             "errnos", "epochtime")  # fmt: skip
 
-pytestmark = pytest.mark.xdist_group("port 7777")  # only one may have it at a time
-
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,7 @@ from cahlib.notebook.desk import Desk
 from cahlib.notebook.outcome import Results
 from cahlib.notebook.place import Place
 from tests.world import cloud as clouds
-from tests.world import jobs
-
-#: A run imports torch before it says anything; many tests at once make that slow.
-until = partial(jobs.until, seconds=60)
+from tests.world.jobs import until
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from tests.world import hosts, jobs
 
 TOKEN = "token-of-ada"
 RULES = Rules()
-SOON = Rules(look=0.3, silent=5, still=600, sure=1, lost=2, again=4, drain=2)
+#: Soon, but not sooner than a busy machine brings a service up.
+SOON = Rules(look=0.3, silent=15, still=600, sure=1, lost=6, again=20, drain=2)
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 

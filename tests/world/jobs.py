@@ -14,8 +14,8 @@ from cahlib.records import Parcel, Shard, Stage, Tally
 from cahlib.scrape.tar import TarWriter
 
 
-def until(true: Callable[[], bool], *, seconds: float = 20) -> None:
-    """Wait for a condition; the only waiting that tests do."""
+def until(true: Callable[[], bool], *, seconds: float = 60) -> None:
+    """Wait for a condition; the only waiting that tests do, on machines that may be busy."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "waited in vain"
