@@ -1,4 +1,4 @@
-"""How fast parcels come from a node, over TLS, beside SFTP; and what the driver needs for it.
+"""How fast parcels come from a node over TLS, beside SFTP and TCP alone; and the driver's memory.
 
     python -m tests.benchmarks.bench_pull
 
@@ -10,6 +10,7 @@ a connection, as Debian's TCP allows by default. Needs root.
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,13 @@ _DELAY, _WINDOW = 30, 6 << 20
 #: Bytes that the relay passes on at once.
 _CHUNK = 1 << 16
 
+#: Where the node offers the file of `_sftp` once, and how; the shell waits until it does.
+_PORT = 9900
+_SERVE = f"""import os, socket
+listening = socket.create_server(("", {_PORT}))
+os.fork() and os._exit(0)
+listening.accept()[0].sendfile(open("/home/crawl/big", "rb"))"""
+
 
 def main() -> None:
     if sys.argv[1:2] == ["relay"]:
@@ -52,15 +60,17 @@ def main() -> None:
         print(f"the driver's memory: {_memory()} MiB before")
         _told(0, _pulled(login, f"{login.address}:{install.PORT}", Path(folder)))
         print(f"0 ms: {_sftp(login, login.port, login.address, Path(folder)):.0f} MiB/s by SFTP")
+        print(f"0 ms: {_bare(login, f'{login.address}:{_PORT}'):.0f} MiB/s by TCP alone")
         with ExitStack() as stack:
-            scheduler, worker, ssh = (
+            scheduler, worker, ssh, bare = (
                 stack.enter_context(_relayed(machines.address, f"{host.address}:{port}", _DELAY))
-                for port in (install.PORT, 9000, 22)
+                for port in (install.PORT, 9000, 22, _PORT)
             )
             _by_relay(host, login, worker)
             _told(_DELAY, _pulled(login, scheduler, Path(folder)))
             place, port = ssh.split(":")
             print(f"{_DELAY} ms: {_sftp(login, int(port), place, Path(folder)):.0f} MiB/s by SFTP")
+            print(f"{_DELAY} ms: {_bare(login, bare):.0f} MiB/s by TCP alone")
 
 
 def _told(delay: int, pulled: tuple[float, list[int]]) -> None:
@@ -92,6 +102,19 @@ def _sftp(login: Login, port: int, address: str, folder: Path) -> float:
         started = time.monotonic()
         node.get("/home/crawl/big", folder / "big")
         return _SIZE / (time.monotonic() - started) / (1 << 20)
+
+
+def _bare(login: Login, place: str) -> float:
+    """What the way itself can do: a file's bytes, neither encrypted nor checked."""
+    with session(login) as node:
+        node.run(f"python3 -c '{_SERVE}' > /dev/null 2>&1")
+    host, port = place.split(":")
+    got, room, started = 0, bytearray(1 << 20), time.monotonic()
+    with socket.create_connection((host, int(port))) as stream:
+        while more := stream.recv_into(room):
+            got += more
+    assert got == _SIZE
+    return got / (time.monotonic() - started) / (1 << 20)
 
 
 def _by_relay(host: hosts.Host, login: Login, contact: str) -> None:
