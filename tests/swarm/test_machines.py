@@ -22,7 +22,10 @@ from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Failed, Login, session
 from tests.world import jobs, machines
 
-pytestmark = pytest.mark.skipif(bool(machines.lacking()), reason=machines.lacking())
+pytestmark = [
+    pytest.mark.skipif(bool(machines.lacking()), reason=machines.lacking()),
+    pytest.mark.timeout(300),
+]
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Login, session
 from tests.world import hosts, jobs
 
+pytestmark = pytest.mark.timeout(120)
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 
 
