@@ -241,10 +241,13 @@ class Remote:
                     self._pulls.submit(self._bring, key, job)
                 if not (job.published or job.ended) and job.future:
                     fresh[key] = job
-        if fresh:  # together: each call asks every worker, 0.1 to 1 s
-            self._client.publish_dataset(
-                {_name(key): job.future for key, job in fresh.items()}, override=True
-            )
+        if fresh:
+            # What is published still, since before the connection broke, is left alone: to publish
+            # it anew is to release it first, and its job would be ended that runs on.
+            there = set(self._client.list_datasets())
+            named: dict[Any, Any] = {_name(key): job.future for key, job in fresh.items()}
+            if new := {name: future for name, future in named.items() if name not in there}:
+                self._client.publish_dataset(new)  # together: each asks every worker, 0.1 to 1 s
             for job in fresh.values():
                 job.published = True
 

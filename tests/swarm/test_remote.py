@@ -167,7 +167,7 @@ def test_a_node_that_stands_still_is_seen_and_restarted_over_ssh(swarm, scrapers
 @needs_hosts
 def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
     with remote(swarm.reach(silence=11), tmp_path) as scrapers:
-        scrapers.gather(["alpha", "beta"], timeout=30)
+        assert not scrapers.gather(["alpha", "beta"], timeout=30)
         scrapers.submit("cut", jobs.note_and_wait, tmp_path, limit=60)
         jobs.wait_for(tmp_path / "1")
         first = scrapers._jobs["cut"].future
