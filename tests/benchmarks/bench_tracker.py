@@ -13,15 +13,10 @@ import http.client
 import json
 import multiprocessing
 import os
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import text
@@ -33,8 +28,7 @@ from cahlib.tracker.database import Database
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.rules import Kind, Result, Rules
 from tests.world.postgres import postgres
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.world.trackers import commanded
 
 #: The old server's, with our names.
 OLD = text("""
@@ -153,7 +147,8 @@ def through_store(database: Database, name: str, workers: int, seconds: float) -
 
 def through_http(url: str, name: str, processes: int, workers: int, seconds: float) -> None:
     """Cycles over HTTP, the clients in two processes on the same machine."""
-    with served(url, processes) as port, multiprocessing.get_context("spawn").Pool(2) as pool:
+    server = commanded(url, "--processes", str(processes))
+    with server as port, multiprocessing.get_context("spawn").Pool(2) as pool:
         each = pool.starmap(clients, [(port, workers // 2, seconds)] * 2)
     waits = sorted(wait for some in each for wait in some)
     tell(f"{name}, HTTP, {processes} processes", workers, len(waits) / seconds, waits)
@@ -195,33 +190,6 @@ def clients(port: int, workers: int, seconds: float) -> list[float]:
     return waits
 
 
-@contextmanager
-def served(url: str, processes: int) -> Iterator[int]:
-    """The command ``cah tracker serve`` on a port of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = "import sys; from cahlib.cli import main; sys.exit(main(sys.argv[1:]))"
-    options = ["--port", str(port), "--rate", "0", "--processes", str(processes)]
-    environment = os.environ | {"CAH_TRACKER_DATABASE": url, "PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen(
-        [sys.executable, "-c", code, "tracker", "serve", *options],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield port
-    finally:
-        server.terminate()
-        server.wait()
-
-
 def overview(url: str) -> None:
     """The overview page, with the numbers made anew and from the cache."""
     database = Database(url)
@@ -229,7 +197,7 @@ def overview(url: str) -> None:
     for n in range(1000):
         crowd.register(f"watcher{n}", Kind.HYBRID)
     board.record(database, time.time() - 7200)
-    with served(url, 1) as port:
+    with commanded(url) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port)
 
         def look() -> None:

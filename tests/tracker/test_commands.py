@@ -1,8 +1,11 @@
 """`cah tracker` as people type it, and what it says to wrong input."""
 
 import csv
+import http.client
 import io
 import json
+import time
+from statistics import median
 
 import pytest
 
@@ -10,6 +13,7 @@ from cahlib.cli import main
 from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import Kind, Result, Rules
+from tests.world.trackers import commanded
 
 
 @pytest.fixture
@@ -87,3 +91,16 @@ def test_a_tracker_that_is_none_is_said_so_before_anything_starts(tmp_path, caps
     assert "say for which tracker" in capsys.readouterr().err
     assert main(["run", "--tracker", "nowhere", *options]) == 2
     assert "is no http(s) URL" in capsys.readouterr().err
+
+
+def test_several_server_processes_answer_without_waiting_for_acknowledgements(postgres):
+    with commanded(postgres.create("several"), "--processes", "2") as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        taken = []
+        for _ in range(60):  # the first dozen are acknowledged at once anyway
+            started = time.monotonic()
+            connection.request("GET", "/v1/state")
+            assert connection.getresponse().read()
+            taken.append(time.monotonic() - started)
+        connection.close()
+    assert median(taken) < 0.03, taken  # else a packet waits 40 ms for the last one's receipt

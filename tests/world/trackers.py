@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
+from tests.world.command import started
 from tests.world.jobs import until
 
 
@@ -76,3 +77,27 @@ def serving(app: Any, *, port: int = 0, **options: Any) -> Iterator[str]:
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+@contextmanager
+def commanded(database: str, *options: str) -> Iterator[int]:
+    """The command ``cah tracker serve`` on a port of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = ["tracker", "serve", "--database", database, "--port", str(port), "--rate", "0"]
+    server = started(*line, *options)
+    try:
+        until(lambda: _answers(port) or server.poll() is not None, seconds=30)
+        assert server.poll() is None
+        yield port
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
