@@ -11,12 +11,14 @@ import os
 import uuid
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import distributed
 import fsspec
-from distributed import Client, Future
+from distributed import Client
 
 from cahlib.errors import ShardError
 from cahlib.swarm.worker import Sent, read, remove
@@ -70,16 +72,23 @@ def _pieces(client: Client, sent: Sent, patience: float) -> Iterator[bytes]:
             while piece := file.read(_PIECE):
                 yield piece
         return
-    starts, coming = iter(range(0, sent.size, _PIECE)), deque[Future[Any]]()
-    while True:
-        while len(coming) < _AHEAD and (start := next(starts, None)) is not None:
-            coming.append(on(client, sent.host, read, sent.place, start, _PIECE))
-        if not coming:
-            return
-        yield coming.popleft().result(timeout=patience)
+
+    def bring(start: int) -> bytes:
+        piece: bytes = on(client, sent.host, read, sent.place, start, _PIECE).result(patience)
+        return piece
+
+    # A piece sets out when its result is asked for, and not before: so several threads ask.
+    coming: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as threads:
+        for start in range(0, sent.size, _PIECE):
+            if len(coming) == _AHEAD:
+                yield coming.popleft().result()
+            coming.append(threads.submit(bring, start))
+        while coming:
+            yield coming.popleft().result()
 
 
-def on(client: Client, host: str, function: Any, *arguments: Any) -> Future[Any]:
+def on(client: Client, host: str, function: Any, *arguments: Any) -> distributed.Future[Any]:
     """Have a function run on a machine, beside its jobs."""
     return client.submit(
         function,
