@@ -49,7 +49,7 @@ def images(
     """
     net = net or addresses.net(options)
     agent(options)
-    _allow_sockets(options.connections)
+    allow_sockets(options.connections)
     return bridge.iterate(
         lambda: stream(candidates, options, tally, evidence=evidence, net=net),
         ahead=_AHEAD,
@@ -57,7 +57,7 @@ def images(
     )
 
 
-def _allow_sockets(connections: int) -> None:
+def allow_sockets(connections: int) -> None:
     """Let this process open as many files as the connections need, idle ones included."""
     needed = 4 * connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
