@@ -4,11 +4,12 @@
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
 # make pictures  the README's pictures of the notebook, made by its test
 # make bench  the benchmarks, each beside its peer
+# make bench-gpu  judging on a GPU beside the model alone and clip-retrieval
 # make fuzz   the readers of strangers' bytes, fuzzed for FUZZ seconds each (300)
 # make soak   a run for MINUTES (60), half of it left alone and half of it disturbed
 # All set themselves up in .venv.
 
-.PHONY: demo test test-nodes test-classic pictures bench fuzz soak readme
+.PHONY: demo test test-nodes test-classic pictures bench bench-gpu fuzz soak readme
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -36,6 +37,9 @@ pictures: .venv/dev
 bench: .venv/dev
 	for each in tests/benchmarks/bench_*.py; do \
 	$(bin)/python -m $$(echo $${each%.py} | tr / .) || exit 1; done
+
+bench-gpu: .venv/dev
+	$(bin)/python -m tests.benchmarks.bench_gpu
 
 FUZZ ?= 300
 fuzz: .venv/dev

@@ -77,6 +77,7 @@ dev = [
     "jupyterlab>=4.2",  # gpucah.ipynb as a user opens it
     "nbconvert>=7.16",  # and as batch runs execute it
     "rbloom>=1.5",  # reads our Bloom filters
+    "nvidia-ml-py>=12",  # what the driver says of a GPU; pure Python
     "s3fs>=2024.2",  # the driver of s3://
     # reads our TFRecords; 275 MB to download, 1.4 GB on disk, and only one test needs it
     "tensorflow-cpu>=2.18; platform_machine == 'x86_64'",

@@ -39,6 +39,8 @@ from cahlib.errors import ConfigError, RunError
 
 #: Embeddings of length 1: (how many, width of the model).
 Vectors: TypeAlias = NDArray[np.float32]
+#: Images, if there are any, and groups of tokens, on a device.
+Sent: TypeAlias = tuple[torch.Tensor | None, list[torch.Tensor]]
 
 #: More images at once are no faster on a CPU (17 a second with ViT-B/32, from 4 at once on).
 _CPU_BATCH = 32
@@ -156,12 +158,27 @@ class Replica:
     def embed(self, pixels: Sequence[Pixels], groups: Sequence[Group]) -> Vectors:
         """The embeddings of the images, then those of the groups of tokens, in float32."""
         with self.clock, torch.inference_mode():
-            images = self._images(pixels) if len(pixels) else None
-            both = self._run(images, groups, half=self._half)
+            sent = self.sent(pixels, groups)
+            both = self.compute(sent, half=self._half)
             # float16 is eight times as exact as bfloat16, and as fast, but it can overflow.
             if self._half and not np.isfinite(both).all():
-                both = self._run(images, groups, half=False)
+                both = self.compute(sent, half=False)
             return both
+
+    def sent(self, pixels: Sequence[Pixels], groups: Sequence[Group]) -> Sent:
+        """The model's input, on its device."""
+        images = self._images(pixels) if len(pixels) else None
+        return images, [self._there(torch.from_numpy(tokens)) for tokens in groups]
+
+    def compute(self, sent: Sent, *, half: bool) -> Vectors:
+        """The embeddings of what was sent, images first."""
+        images, texts = sent
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, dtype=torch.float16) if half else nullcontext():
+            found = [] if images is None else [self._model.encode_image(images)]
+            found += [self._texts(tokens) for tokens in texts]
+        vectors = torch.cat([each.float() for each in found])
+        return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
 
     def shrink(self, limit: int) -> None:
         """Take at most so many images at once from now on."""
@@ -173,17 +190,14 @@ class Replica:
         """The model's input: to the device as bytes, to floats there, as torchvision would."""
         raw = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=self._cuda)
         np.stack(pixels, out=raw.numpy())
-        images = raw.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        images = self._there(raw).permute(0, 3, 1, 2)
         floats = images.to(torch.float32, memory_format=self._layout).div_(255)
         return floats.sub_(self._mean).div_(self._std)
 
-    def _run(self, images: torch.Tensor | None, groups: Sequence[Group], *, half: bool) -> Vectors:
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, dtype=torch.float16) if half else nullcontext():
-            found = [] if images is None else [self._model.encode_image(images)]
-            found += [self._texts(torch.from_numpy(tokens).to(self.device)) for tokens in groups]
-        vectors = torch.cat([each.float() for each in found])
-        return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
+    def _there(self, tensor: torch.Tensor) -> torch.Tensor:
+        # From other than pinned memory, a copy waits until the GPU has done all it has to do.
+        pinned = tensor.pin_memory() if self._cuda else tensor
+        return pinned.to(self.device, non_blocking=self._cuda)
 
     def _texts(self, tokens: torch.Tensor) -> Any:
         """What the model's own text tower does, but for texts shorter than its context too."""

@@ -37,49 +37,61 @@ WORDS = (
 ).split()
 
 #: What the peer's process runs. Its model is loaded before, and its own logger measures the time;
-#: the CPU seconds leave out its process that decodes.
+#: the CPU seconds leave out its processes that decode.
 SCRIPT = """
-import json, sys, time
+import json, resource, sys, time
+import torch
 from all_clip import load_clip
 from clip_retrieval import clip_inference
-model = dict(clip_model="open_clip:ViT-B-32/" + sys.argv[2], use_jit=False, clip_cache_path=None)
-load_clip(warmup_batch_size=32, **model)
+tars, weights, out, name, batch, workers = sys.argv[1:]
+model = dict(clip_model=f"open_clip:{name}/{weights}", use_jit=False, clip_cache_path=None)
+load_clip(warmup_batch_size=int(batch), **model)
 start = time.process_time()
-clip_inference(sys.argv[1], sys.argv[3], input_format="webdataset", num_prepro_workers=1,
-               batch_size=32, wds_number_file_per_input_file=10, **model)
-said = json.load(open(sys.argv[3] + "/stats/0.json"))
+clip_inference(tars, out, input_format="webdataset", num_prepro_workers=int(workers),
+               batch_size=int(batch), wds_number_file_per_input_file=10, **model)
+said = json.load(open(out + "/stats/0.json"))
 said["cpu"] = time.process_time() - start
+said["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+said["gpu"] = torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else 0
 print("\\n" + json.dumps(said))
 """
 
 
 def make(tar: Path, count: int) -> None:
     """The samples, as a WebDataset tar of ``<number>.jpg`` and ``<number>.txt``."""
-    chance = random.Random(0)
     with tarfile.open(tar, "w") as out:
-        for number in range(count):
-            width, height = chance.randrange(300, 900), chance.randrange(300, 900)
-            rough = Picture.frombytes("RGB", (24, 24), chance.randbytes(24 * 24 * 3))
-            grain = Picture.frombytes("RGB", (150, 150), chance.randbytes(150 * 150 * 3))
-            size = (width, height)
-            picture = Picture.blend(rough.resize(size), grain.resize(size), 0.2)
-            file = io.BytesIO()
-            picture.save(file, "JPEG", quality=85)
-            words = 60 if number % 40 == 0 else min(2 + int(chance.expovariate(1 / 8)), 40)
-            text = " ".join(chance.choices(WORDS, k=words))
-            for suffix, data in (("jpg", file.getvalue()), ("txt", text.encode())):
-                info = tarfile.TarInfo(f"{number:05}.{suffix}")
-                info.size = len(data)
-                out.addfile(info, io.BytesIO(data))
+        for number, (data, text) in enumerate(samples(count)):
+            add(out, f"{number:05}.jpg", data)
+            add(out, f"{number:05}.txt", text.encode())
 
 
-def weights(path: Path) -> None:
-    """ViT-B/32 as it is before training, always the same."""
+def samples(count: int, least: int = 300, most: int = 900) -> Iterator[tuple[bytes, str]]:
+    """JPEGs with sides of so many pixels, and their texts."""
+    chance = random.Random(0)
+    for number in range(count):
+        size = chance.randrange(least, most), chance.randrange(least, most)
+        rough = Picture.frombytes("RGB", (24, 24), chance.randbytes(24 * 24 * 3))
+        grain = Picture.frombytes("RGB", (150, 150), chance.randbytes(150 * 150 * 3))
+        picture = Picture.blend(rough.resize(size), grain.resize(size), 0.2)
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=85)
+        words = 60 if number % 40 == 0 else min(2 + int(chance.expovariate(1 / 8)), 40)
+        yield file.getvalue(), " ".join(chance.choices(WORDS, k=words))
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def weights(path: Path, name: str = "ViT-B-32") -> None:
+    """A model as it is before training, always the same."""
     import open_clip
     import torch
 
     torch.manual_seed(0)
-    torch.save(open_clip.create_model("ViT-B-32").state_dict(), path)
+    torch.save(open_clip.create_model(name).state_dict(), path)
 
 
 def ours(tar: Path, weights: Path) -> None:
@@ -102,20 +114,24 @@ def ours(tar: Path, weights: Path) -> None:
 
 def read(tar: Path) -> Iterator[Any]:
     """The samples as records."""
-    from cahlib.records import Candidate, Image
-
     with tarfile.open(tar) as samples:
         while (picture := samples.next()) is not None:
             data = samples.extractfile(picture).read()
-            text = samples.extractfile(samples.next()).read().decode()
-            candidate = Candidate(
-                uid=hashlib.md5(text.encode()).hexdigest(), position=0, url="", text=text,
-                raw_text=None, page="", licence="?", language="en", reliable=True, source="alt",
-            )  # fmt: skip
-            yield Image(
-                candidate=candidate, data=data, format="jpg", width=0, height=0, robots="",
-                original_width=0, original_height=0, md5="", sha1="", sha256="",
-            )  # fmt: skip
+            yield record(0, data, samples.extractfile(samples.next()).read().decode())
+
+
+def record(position: int, data: bytes, text: str) -> Any:
+    """A sample as the scraper would hand it on."""
+    from cahlib.records import Candidate, Image
+
+    candidate = Candidate(
+        uid=hashlib.md5(text.encode()).hexdigest(), position=position, url="", text=text,
+        raw_text=None, page="", licence="?", language="en", reliable=True, source="alt",
+    )  # fmt: skip
+    return Image(
+        candidate=candidate, data=data, format="jpg", width=0, height=0, robots="",
+        original_width=0, original_height=0, md5="", sha1="", sha256="",
+    )  # fmt: skip
 
 
 def peer() -> Path:
@@ -164,7 +180,8 @@ def main() -> None:
     for _ in range(options.rounds):
         sides = {"cahlib": [sys.executable, __file__, "--ours", tar, file]}
         if not options.no_peer:
-            sides["clip-retrieval"] = [peer(), "-c", SCRIPT, tar, file, tempfile.mkdtemp()]
+            place = tempfile.mkdtemp()
+            sides["clip-retrieval"] = [peer(), "-c", SCRIPT, tar, file, place, "ViT-B-32", 32, 1]
         for side, command in sides.items():
             found = measured(command)
             print(
