@@ -208,7 +208,8 @@ def lag(work: Work, folder: Path) -> dict[str, float]:
         due = time.perf_counter()
         while True:  # by a timetable: what stalls the loop for 100 ms makes ten of them late
             due += 0.01
-            await asyncio.sleep(due - time.perf_counter())
+            if (early := due - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
             late.append(time.perf_counter() - due)
 
     async def watched() -> AsyncGenerator[Fetched, None]:
