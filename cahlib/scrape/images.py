@@ -27,6 +27,7 @@ from cahlib.scrape.gate import prove
 from cahlib.scrape.turns import Turns
 
 _CHUNK = 64  # candidates read at once
+_PACE = 0.002  # seconds between the first requests of two connections, see `_Crew.work`
 _MOST_WAITING = 20_000  # candidates behind busy hosts: a whole shard's, about 25 MB
 _DECODERS = 2  # threads
 _AHEAD = 8  # images that wait for the consumer
@@ -83,7 +84,7 @@ async def stream(
     async with session(options, net) as client:
         crew = _Crew(Fetcher(client, options, net), options, tally, evidence)
         tasks = [asyncio.create_task(crew.read(iter(candidates)))]
-        tasks += [asyncio.create_task(crew.work()) for _ in range(options.connections)]
+        tasks += [asyncio.create_task(crew.work(n * _PACE)) for n in range(options.connections)]
         whole = asyncio.create_task(crew.end(tasks))
         try:
             while image := await crew.finished.get():
@@ -120,16 +121,23 @@ class _Crew:
         loop = asyncio.get_running_loop()
         while chunk := await loop.run_in_executor(self._reader, _some, candidates):
             self._tally.entered[Stage.FETCH] += len(chunk)
-            for candidate in chunk:
-                self._arrive(candidate)
+            for domain, candidate in chunk:
+                self._arrive(domain, candidate)
             await self._until(self._hungry)
         await self._until(lambda: self._turns.idle)
         for _ in range(self._options.connections):
             self._ready.put_nowait(None)
 
-    async def work(self) -> None:
-        """Turn candidates into images, one after the other."""
+    async def work(self, pause: float) -> None:
+        """Turn candidates into images, one after the other, ``pause`` seconds after the first came.
+
+        Side by side, the first requests of 512 connections hold up the loop: it was late by up to
+        116 ms (99 of 100 times by less than 74), and by 50 (33) with 2 ms between them.
+        """
         while candidate := await self._ready.get():
+            if pause:
+                await asyncio.sleep(pause)
+                pause = 0.0
             result = await self._image(candidate)
             if isinstance(result, Image):
                 await self.finished.put(result)
@@ -156,8 +164,8 @@ class _Crew:
         self._reader.shutdown(cancel_futures=True)
         self._decoders.shutdown(cancel_futures=True)
 
-    def _arrive(self, candidate: Candidate) -> None:
-        domain, most = domain_of(candidate.url), self._options.per_domain
+    def _arrive(self, domain: str, candidate: Candidate) -> None:
+        most = self._options.per_domain
         self._links[domain] += 1
         if most and self._links[domain] > most:
             self._tally.lost[Reason.TOO_MANY_LINKS] += 1
@@ -200,5 +208,6 @@ class _Crew:
             await self._moved.wait()
 
 
-def _some(candidates: Iterator[Candidate]) -> list[Candidate]:
-    return list(islice(candidates, _CHUNK))
+def _some(candidates: Iterator[Candidate]) -> list[tuple[str, Candidate]]:
+    """The next candidates, each behind its domain, whose first look-up loads a list (0.1 s)."""
+    return [(domain_of(each.url), each) for each in islice(candidates, _CHUNK)]
