@@ -130,6 +130,10 @@ class Judge(Checked):
     heads: tuple[str, ...] = option(
         (), "JSON files of heads that score embeddings, a safetensors file beside each"
     )
+    harm_looks: tuple[str, ...] = option(
+        (), "files of perceptual hashes (16 hex digits) of images that nothing may look like"
+    )
+    harm_distance: int = option(4, "for harm_looks: bits of 64 that may differ", least=0, most=8)
     batch: int = option(256, "images judged at once", least=1, most=65_536, free=True)
     device: str = option(
         "auto", "where the model runs", choices=("auto", "cpu", "cuda", "mps"), free=True

@@ -37,6 +37,8 @@ DOMAIN = _kind("domain", r"\*?\.?([^\s/:@*#]+)")
 URL = _kind("http or https address", r"(https?://\S+)")
 MD5 = _kind("md5", r"([0-9a-fA-F]{32})")
 HASH = _kind("md5, sha1 or sha256 in hex", r"([0-9a-fA-F]{32}|[0-9a-fA-F]{40}|[0-9a-fA-F]{64})")
+#: 64 bits, as datasets have them in the column phash.
+LOOKS = _kind("perceptual hash of 64 bits in hex", r"([0-9a-fA-F]{16})")
 
 
 def entries(path: str, setting: str, kind: Kind) -> Iterator[str]:

@@ -94,6 +94,7 @@ class Reason(Enum):
     ASPECT = "aspect", Stage.FETCH, "too long and thin"
 
     UNREADABLE = "unreadable", Stage.JUDGE, "could not be prepared for the model"
+    HARM_LOOKS = "harm_looks", Stage.JUDGE, "looks like an image on a list of known harm"
     DISSIMILAR = "dissimilar", Stage.JUDGE, "text and image do not belong together"
     MINOR = "minor", Stage.JUDGE, "possibly a minor in unsafe content"
     ANIMAL = "animal", Stage.JUDGE, "possibly an animal in unsafe content"

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__, live
 from cahlib.config import Job
-from cahlib.curate import alike, card, clip, dataset, heads, report, seal, upload
+from cahlib.curate import alike, card, clip, dataset, harm, heads, report, seal, upload
 from cahlib.curate.gallery import Latest
 from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.safety import Safety
@@ -86,6 +86,7 @@ def run(
     # a list that cannot be read is the user's to mend, before the start
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
+    harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
     heads.check(job.judge.heads)
     stop = stop or threading.Event()
     own = folder / "run"
@@ -137,6 +138,7 @@ class _Work:
         self._clip = clip.load(job.judge)
         self._safety = Safety.load(job.judge.safety, self._clip)
         self._heads = heads.load(job.judge.heads, self._clip)
+        self._harm = harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
         self._recipe = dataset.Recipe(
             model=self._clip.name,
             threshold=job.judge.chosen()[2],
@@ -226,7 +228,7 @@ class _Work:
 
     def _judged(self, work: _InWork) -> Iterator[Judged]:
         parcels.check(work.parcel)
-        images = parcels.read(work.parcel)
+        images = harm.harmless(parcels.read(work.parcel), self._harm, work.tally)
         judged = pairs(
             images,
             self._clip,

@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import socket
 from collections import Counter
 
@@ -12,6 +13,9 @@ import pytest
 
 # Side by side, or in processes of their own, models would wait for each other's threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell ignores Ctrl-C for what it starts in the background, and that is handed down.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing of it while other tests run beside it.
 slow = [hypothesis.HealthCheck.too_slow]

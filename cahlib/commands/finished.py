@@ -24,12 +24,17 @@ def add(commands: Any) -> None:
     purge.add_argument("dataset", help="folder of a dataset")
     for name, what in (
         ("hashes", "md5, sha1 or sha256 in hex of images as they were served"),
+        ("looks", "perceptual hashes, 16 hex digits, of images that nothing may look like"),
         ("urls", "addresses of images"),
         ("uids", "uids of pairs"),
     ):
         purge.add_argument(
             f"--{name}", action="append", default=[], metavar="FILE", help=f"a list of {what}"
         )
+    purge.add_argument(
+        "--distance", type=int, default=4, choices=range(9), metavar="N",
+        help="for looks: bits of 64 that may differ, 0 to 8 [4]",
+    )  # fmt: skip
     purge.set_defaults(act=_purge)
     dedup = commands.add_parser(
         "dedup",
@@ -48,9 +53,12 @@ def add(commands: Any) -> None:
 def _purge(chosen: argparse.Namespace) -> int:
     from cahlib.curate.purge import Lists, purge
 
-    lists = Lists(hashes=chosen.hashes, urls=chosen.urls, uids=chosen.uids)
-    if lists == Lists(hashes=[], urls=[], uids=[]):
-        raise ConfigError("purge: name a list with --hashes, --urls or --uids.")
+    lists = Lists(
+        hashes=chosen.hashes, looks=chosen.looks, distance=chosen.distance, urls=chosen.urls,
+        uids=chosen.uids,
+    )  # fmt: skip
+    if not (lists.hashes or lists.looks or lists.urls or lists.uids):
+        raise ConfigError("purge: name a list with --hashes, --looks, --urls or --uids.")
     _follow(purge(_folder(chosen.dataset), lists))
     return 0
 

@@ -8,26 +8,20 @@ minutes at the start, and 0.3 ms an image.
 
 from __future__ import annotations
 
-from array import array
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from cahlib.config import Output
 from cahlib.curate import seal
 from cahlib.curate.dataset import located
 from cahlib.curate.files import files
-from cahlib.curate.perceptual import bits, phash
+from cahlib.curate.perceptual import Near, phash
 from cahlib.curate.seal import Sealed
 from cahlib.lists import Digests
 from cahlib.records import Judged, Reason, Shard
-
-#: Bits of a band that name its bucket; more would be more buckets than images.
-_MOST_KEY = 16
 
 
 class Seen(NamedTuple):
@@ -41,43 +35,6 @@ def load(options: Output, shards: Iterable[Shard], *, seen: Callable[[str], bool
     """What a run has in these shards; ``seen`` says of a uid whether it has that pair."""
     sealed = filter(None, (seal.sealed(options.folder, shard.id) for shard in shards))
     return Known(options, _stored(options.folder, sealed), seen=seen)
-
-
-class Near:
-    """Perceptual hashes, and whether another is near one of them.
-
-    If 64 bits are cut into one more band than bits may differ, at least one band is the same in two
-    such hashes: so a hash is compared with those only that share a band with it.
-    """
-
-    def __init__(self, distance: int) -> None:
-        """``distance``: bits that may differ, 0 to 8."""
-        self._distance = distance
-        edges = np.linspace(0, 64, distance + 2).astype(int).tolist()
-        self._bands = [
-            (low, (1 << min(high - low, _MOST_KEY)) - 1)
-            for low, high in zip(edges, edges[1:], strict=False)
-        ]
-        self._buckets: list[defaultdict[int, array[int]]] = [
-            defaultdict(lambda: array("Q")) for _ in self._bands
-        ]
-
-    def __contains__(self, looks: int) -> bool:
-        return any(self._close(bucket, looks) for bucket in self._mine(looks))
-
-    def add(self, looks: int) -> None:
-        """Know one hash more."""
-        for bucket in self._mine(looks):
-            bucket.append(looks)
-
-    def _mine(self, looks: int) -> Iterator[array[int]]:
-        """The buckets of a hash, one of each band."""
-        for (low, mask), buckets in zip(self._bands, self._buckets, strict=True):
-            yield buckets[looks >> low & mask]
-
-    def _close(self, bucket: array[int], looks: int) -> bool:
-        different = np.frombuffer(bucket, np.uint64) ^ np.uint64(looks)
-        return bool((bits(different) <= self._distance).any())
 
 
 class _Images:

@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image as Picture
 
+from cahlib.curate.perceptual import phash
 from cahlib.records import Judged, Reason
 
 #: Pairs kept for show, of each kind: 1,000 shards offer enough, and their seals stay small.
@@ -40,6 +41,11 @@ class Shown:
     jpeg: str  #: base64
     width: int  #: of the small picture
     height: int
+    # what lists may name it by, for a dataset does not hold the rows of what was dropped
+    md5: str
+    sha1: str
+    sha256: str
+    phash: str
 
 
 class Gallery:
@@ -117,6 +123,10 @@ def _show(judged: Judged, *, blur: bool = True) -> Shown:
         jpeg=base64.b64encode(out.getvalue()).decode(),
         width=small.width,
         height=small.height,
+        md5=judged.image.md5,
+        sha1=judged.image.sha1,
+        sha256=judged.image.sha256,
+        phash=phash(judged.image.data),
     )
 
 

@@ -2,13 +2,16 @@
 
 The hash is pHash: the signs of an image's lowest frequencies against their median (C. Zauner,
 "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, 3.2.1). Scaling, another
-compression and slight changes of colour leave it within a few of its 64 bits.
+compression and slight changes of colour leave it within a few of its 64 bits. So does another
+program's way to shrink an image: the package ImageHash's phash differs by 0 to 6 bits.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import combinations
 
@@ -17,6 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 _SIDE, _LOW = 32, 8
+#: Bits of a band that name its bucket; more would be more buckets than images.
+_MOST_KEY = 16
 #: The cosines of a DCT-II, as many as are wanted: (8, 32).
 _COSINES = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * np.arange(_LOW)[:, None])
 
@@ -29,6 +34,45 @@ def phash(data: bytes) -> str:
         small = picture.convert("L").resize((_SIDE, _SIDE), Picture.Resampling.BOX)
     low = _COSINES @ np.asarray(small, np.float64) @ _COSINES.T
     return np.packbits(low > np.median(low)).tobytes().hex()
+
+
+class Near:
+    """Perceptual hashes, and whether another is near one of them.
+
+    If 64 bits are cut into one more band than bits may differ, at least one band is the same in two
+    such hashes: so a hash is compared with those only that share a band with it.
+    """
+
+    def __init__(self, distance: int, hashes: Iterable[int] = ()) -> None:
+        """``distance``: bits that may differ, 0 to 8."""
+        self._distance = distance
+        edges = np.linspace(0, 64, distance + 2).astype(int).tolist()
+        self._bands = [
+            (low, (1 << min(high - low, _MOST_KEY)) - 1)
+            for low, high in zip(edges, edges[1:], strict=False)
+        ]
+        self._buckets: list[defaultdict[int, array[int]]] = [
+            defaultdict(lambda: array("Q")) for _ in self._bands
+        ]
+        for each in hashes:
+            self.add(each)
+
+    def __contains__(self, looks: int) -> bool:
+        return any(self._close(bucket, looks) for bucket in self._mine(looks))
+
+    def add(self, looks: int) -> None:
+        """Know one hash more."""
+        for bucket in self._mine(looks):
+            bucket.append(looks)
+
+    def _mine(self, looks: int) -> Iterator[array[int]]:
+        """The buckets of a hash, one of each band."""
+        for (low, mask), buckets in zip(self._bands, self._buckets, strict=True):
+            yield buckets[looks >> low & mask]
+
+    def _close(self, bucket: array[int], looks: int) -> bool:
+        different = np.frombuffer(bucket, np.uint64) ^ np.uint64(looks)
+        return bool((bits(different) <= self._distance).any())
 
 
 def near(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.int64]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib import live
-from cahlib.curate import card, dataset, report
+from cahlib.curate import card, dataset, harm, report
 from cahlib.curate.formats import disk
 from cahlib.curate.rewrite import Change, Why, rewrite
 from cahlib.curate.rows import Row, as_json
@@ -26,12 +26,15 @@ class Lists:
     """Files that name what has to go, as `cahlib.lists` reads them."""
 
     hashes: Sequence[str] = ()  #: of images as they were served: md5, sha1, sha256
+    looks: Sequence[str] = ()  #: perceptual hashes of images
+    distance: int = 4  #: bits of 64 in which an image may differ from those
     urls: Sequence[str] = ()  #: of images
     uids: Sequence[str] = ()  #: of pairs
 
     def why(self) -> Why:
         """Read the lists. Raises ConfigError for a file that is no such list."""
         hashes = Hashes(each for path in self.hashes for each in entries(path, "hashes", HASH))
+        looks = harm.listed(self.looks, "looks", self.distance)
         urls = Digests(md5(each) for path in self.urls for each in entries(path, "urls", URL))
         uids = Digests(
             bytes.fromhex(each) for path in self.uids for each in entries(path, "uids", MD5)
@@ -40,6 +43,7 @@ class Lists:
         def why(row: Row) -> Reason | None:
             listed = (
                 hashes.name(row["md5"], row["sha1"], row["sha256"])
+                or (looks is not None and int(row["phash"], 16) in looks)
                 or md5(row["URL"]) in urls
                 or bytes.fromhex(row["uid"]) in uids
             )

@@ -7,21 +7,22 @@ the next `cahlib.curate.dataset.sweep`. It does not know why a pair has to go.
 
 from __future__ import annotations
 
-import dataclasses
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cahlib.curate import dataset, seal
 from cahlib.curate.dataset import Account, Recipe, Shelf, located
+from cahlib.curate.gallery import Shown
 from cahlib.curate.rows import COLUMNS, Row
 from cahlib.curate.seal import Sealed
 from cahlib.curate.tfrecord import records
@@ -66,13 +67,14 @@ def rewrite(folder: Path, why: Why) -> Iterator[Change]:
 
 def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
     path = folder / located("metadata", sealed.shard.id)
-    if not sealed.rows:
-        return None
-    table = pq.read_table(path)
+    table = pq.read_table(path) if sealed.rows else pa.table({})
     rows = table.to_pylist()
     reasons = [why(row) for row in rows]
     lost = Counter(reason for reason in reasons if reason)
-    if not lost:
+    gallery = tuple(
+        shown for shown in sealed.gallery if not why({**asdict(shown), "URL": shown.url})
+    )
+    if not lost and gallery == sealed.gallery:
         return None
     recipe = Recipe(
         model=sealed.model,
@@ -95,12 +97,17 @@ def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
                 writer.close()
         else:
             shelf.clear()
-        shelf.publish(_without(sealed, account, lost, why, stored=shelf.close()))
+        shelf.publish(_without(sealed, account, lost, gallery, stored=shelf.close()))
     return Change(shard=sealed.shard.id, lost=lost, left=account.rows)
 
 
 def _without(
-    sealed: Sealed, account: Account, lost: Mapping[Reason, int], why: Why, *, stored: Any
+    sealed: Sealed,
+    account: Account,
+    lost: Mapping[Reason, int],
+    gallery: tuple[Shown, ...],
+    *,
+    stored: Any,
 ) -> Sealed:
     """The seal of a shard that lost some of its pairs."""
     tally = sealed.tally
@@ -108,7 +115,7 @@ def _without(
     tally.lost.update(lost)
     evidence = located("optouts", sealed.shard.id)
     kept = {evidence: sealed.files[evidence]} if evidence in sealed.files else {}
-    return dataclasses.replace(
+    return replace(
         sealed,
         rows=account.rows,
         files={**stored, **kept},
@@ -116,11 +123,7 @@ def _without(
         kept=account.kept,
         similarity=account.sum / max(account.rows, 1),
         domains=account.most(),
-        gallery=tuple(
-            shown
-            for shown in sealed.gallery
-            if not why({"uid": shown.uid, "URL": shown.url, "md5": "", "sha1": "", "sha256": ""})
-        ),
+        gallery=gallery,
     )
 
 

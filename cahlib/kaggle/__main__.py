@@ -100,7 +100,9 @@ def _answered(told: dict[str, str]) -> dict[str, str]:
 
 
 #: Settings that name files of this machine.
-_LISTS = ("blocked_domains", "blocked_urls", "blocked_pairs", "known_harm", "heads")
+_LISTS = (
+    "blocked_domains", "blocked_urls", "blocked_pairs", "known_harm", "harm_looks", "heads",
+)  # fmt: skip
 
 
 def _job(told: Mapping[str, str]) -> Job:

@@ -11,6 +11,7 @@ import pytest
 
 from cahlib.cli import main
 from cahlib.curate import dataset, seal
+from cahlib.curate.perceptual import phash
 from cahlib.curate.purge import CHANGES, Lists, purge
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError, RunError
@@ -46,24 +47,26 @@ def lists(tmp_path, gone):
         ("hashes", lambda image: image.md5.upper()),
         ("hashes", lambda image: image.sha1),
         ("hashes", lambda image: image.sha256),
+        ("looks", lambda image: phash(image.data)),
         ("urls", lambda image: image.candidate.url),
         ("uids", lambda image: image.candidate.uid),
     ]
-    found = {"hashes": [], "urls": [], "uids": []}
+    found = {"hashes": [], "looks": [], "urls": [], "uids": []}
     for (kind, name), pair in zip(names, gone, strict=True):
         found[kind].append(name(pair.image))
-    return Lists(**{kind: listed(tmp_path / kind, *each) for kind, each in found.items()})
+    named = {kind: listed(tmp_path / kind, *each) for kind, each in found.items()}
+    return Lists(**named, distance=0)
 
 
 @pytest.mark.parametrize("forms", SOME, ids="-".join)
 def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
     recipe = with_forms(*forms)
-    gone = kept()[1:11:2]
+    gone = kept()[1:13:2]
     write(tmp_path / "purged", recipe=recipe)
     write(tmp_path / "purged", first=1000, shard="s-1", recipe=recipe)
     untouched = {p: p.stat().st_ino for p in (tmp_path / "purged").rglob("*s-1*")}
     (change,) = purge(tmp_path / "purged", lists(tmp_path, gone))
-    assert (change.shard, change.lost, change.left) == ("s-0", {Reason.PURGED: 5}, 10)
+    assert (change.shard, change.lost, change.left) == ("s-0", {Reason.PURGED: 6}, 9)
     assert {p: p.stat().st_ino for p in untouched} == untouched
 
     uids = {each.image.candidate.uid for each in gone}
@@ -73,10 +76,27 @@ def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
     assert files(tmp_path / "purged") == files(tmp_path / "never")
     assert list(verify(tmp_path / "purged")) == []
     mine, other = (seal.sealed(tmp_path / name, "s-0") for name in ("purged", "never"))
-    assert mine.domains == other.domains and mine.rows == other.rows == 10
-    assert mine.tally.lost[Reason.PURGED] == 5 and mine.tally.unaccounted(Stage.JUDGE) == 0
+    assert mine.domains == other.domains and mine.rows == other.rows == 9
+    assert mine.tally.lost[Reason.PURGED] == 6 and mine.tally.unaccounted(Stage.JUDGE) == 0
     assert mine.similarity == pytest.approx(other.similarity)
-    assert sum(mine.kept.values()) == 10 and mine.dropped == other.dropped
+    assert sum(mine.kept.values()) == 9 and mine.dropped == other.dropped
+
+
+def test_no_picture_of_what_is_purged_is_shown(tmp_path):
+    write(tmp_path)
+    shown = seal.sealed(tmp_path, "s-0").gallery
+    kept, dropped = ([each for each in shown if each.kept is want] for want in (True, False))
+    by_uid = {each.image.candidate.uid: each.image for each in world.some(30)[0]}
+    hashes = listed(tmp_path / "hashes", by_uid[kept[0].uid].sha256)
+    looks = listed(tmp_path / "looks", phash(by_uid[dropped[0].uid].data))
+    urls = listed(tmp_path / "urls", dropped[1].url)
+    (change,) = purge(tmp_path, Lists(hashes=hashes))
+    assert change.lost == {Reason.PURGED: 1}
+    (change,) = purge(tmp_path, Lists(looks=looks, distance=2, urls=urls))
+    assert change.lost == {}  # they had not been kept
+    left = seal.sealed(tmp_path, "s-0").gallery
+    assert left == tuple(each for each in shown if each not in (kept[0], *dropped[:2]))
+    assert list(verify(tmp_path)) == []
 
 
 def test_what_was_changed_is_told_but_not_what_it_was(tmp_path):
@@ -122,6 +142,7 @@ def test_a_purge_that_is_killed_is_finished_by_the_next(tmp_path):
     script = """
 import os, sys
 from pathlib import Path
+from cahlib.curate.perceptual import phash
 from cahlib.curate.purge import Lists, purge
 
 def die(event, args):
