@@ -47,8 +47,8 @@ MODELS = ("ViT-B-32", "ViT-L-14")
 SHARD = Shard(id="bench", url="/", half=0)
 TOLERANCE = 1e-3
 CORES = len(os.sched_getaffinity(0))
-#: What the issue of speed wants: of clip-retrieval's rate, of the model alone's, and of the time.
-WANTED = "wanted: 3 times clip-retrieval, 60 % of the model alone, busy for 90 % of the time"
+#: What is aimed at: of clip-retrieval's rate, of the model alone's, and of the time.
+WANTED = "aim: 3 times clip-retrieval, 60 % of the model alone, busy for 90 % of the time"
 
 Found = dict[str, Any]
 
