@@ -75,6 +75,7 @@ def test_every_reason_that_a_replayed_web_can_give_has_its_trap(demo):
         Reason.DNS, Reason.PRIVATE_ADDRESS, Reason.REFUSED, Reason.TLS,
         # these wait for lists that the user brings, or for a model of photos
         Reason.BLOCKED_DOMAIN, Reason.BLOCKED_URL, Reason.BLOCKED_PAIR, Reason.KNOWN_HARM,
+        Reason.HARM_LOOKS,
         Reason.MINOR, Reason.ANIMAL, Reason.HEAD_SCORE,
         # these are for datasets that are finished, or for runs that are told to
         Reason.PURGED, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE,
