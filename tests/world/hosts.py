@@ -96,10 +96,11 @@ class Host:
 
     def off(self) -> None:
         """Cut its power, as far as processes go."""
+        if self.sshd:
+            self.sshd.kill()  # it may not have come into its namespace yet
+            self.sshd.wait()
         while self.kill():  # a restart loop may be between two processes
             pass
-        if self.sshd:
-            self.sshd.wait()
 
     @property
     def space(self) -> str:
