@@ -1,7 +1,7 @@
 """One run, from a Job to its dataset; the only file that knows scrape, curate, swarm and tracker.
 
-    shards ─► scraped ─► judged ─► written ─► finished
-              engine     model     disk       upload, ledger
+    shards ─► scraped ─► opened ─► judged ─► written ─► finished
+              engine     disk      model     disk       upload, ledger
 
 Each arrow is a bounded line between two threads (`cahlib.flow`), so the stages overlap. A shard
 counts once it is sealed in the dataset and in the ledger; whatever a crash leaves before that is
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -26,6 +26,7 @@ from cahlib.config import Job
 from cahlib.curate import alike, card, clip, dataset, harm, heads, report, seal, upload
 from cahlib.curate.gallery import Latest
 from cahlib.curate.pairs import pairs, scores
+from cahlib.curate.perceptual import Near
 from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
 from cahlib.errors import CahError, ConfigError, RunError, ShardError
@@ -34,7 +35,7 @@ from cahlib.home import home
 from cahlib.lists import hashes
 from cahlib.needs import introduced
 from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody
-from cahlib.records import Judged, Parcel, Shard, Stage, Tally
+from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
@@ -86,7 +87,7 @@ def run(
     # a list that cannot be read is the user's to mend, before the start
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
-    harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
+    harmful = harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
     heads.check(job.judge.heads)
     stop = stop or threading.Event()
     own = folder / "run"
@@ -98,7 +99,7 @@ def run(
             ledger.add(shards(job.crawl, contact=job.download.contact))
             take_over(job, ledger)
         if ledger.more() or ledger.in_state("sealed"):
-            work = _Work(job, ledger, stop, scraping)
+            work = _Work(job, ledger, stop, scraping, harmful)
             with work.watched(listener, tick):
                 work.through()
         report.write(folder, job.values())
@@ -121,6 +122,9 @@ class _InWork:
     tally: Tally = field(default_factory=Tally)  #: stage JUDGE
 
 
+#: The images of a parcel, or why it has none.
+_Opened: TypeAlias = tuple[_InWork, Iterable[Image] | Exception]
+
 #: A judged image, the error that ends its shard, or None at the shard's end.
 _Step: TypeAlias = tuple[_InWork, Judged | Exception | None]
 
@@ -129,16 +133,21 @@ class _Work:
     """The stages of one launch, and what they count."""
 
     def __init__(
-        self, job: Job, ledger: Ledger | Shared, stop: threading.Event, scraping: Scraping
+        self,
+        job: Job,
+        ledger: Ledger | Shared,
+        stop: threading.Event,
+        scraping: Scraping,
+        harmful: Near | None,
     ) -> None:
         self._job, self._ledger, self._stop, self._scraping = job, ledger, stop, scraping
+        self._harmful = harmful
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
         self._away = self._parcels  #: where the scrapers write them
         self._clip = clip.load(job.judge)
         self._safety = Safety.load(job.judge.safety, self._clip)
         self._heads = heads.load(job.judge.heads, self._clip)
-        self._harm = harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
         self._recipe = dataset.Recipe(
             model=self._clip.name,
             threshold=job.judge.chosen()[2],
@@ -167,7 +176,8 @@ class _Work:
         with place as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
             scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
-            judged = self._line("judged", flow.ahead(self._judge(scraped), _JUDGED))
+            opened = flow.ahead(self._open(scraped), 1)
+            judged = self._line("judged", flow.ahead(self._judge(opened), _JUDGED))
             for sealed in self._line("sealed", flow.ahead(self._write(judged), _SEALED)):
                 self._finish(sealed)
         parcels.sweep(self._parcels)  # of scrapers that were ended in their work
@@ -208,13 +218,25 @@ class _Work:
         settings = (self._job.crawl, download, self._away)
         scrapers.submit(shard.id, scrape, shard, *settings, limit=seconds)
 
-    def _judge(self, scraped: Iterable[_InWork]) -> Iterator[_Step]:
-        """Judge the images of each parcel, in the order of the pages."""
+    def _open(self, scraped: Iterable[_InWork]) -> Iterator[_Opened]:
+        """Check a parcel and find its images while the model is busy with the one before it."""
         for work in scraped:
+            try:
+                parcels.check(work.parcel)
+                images = parcels.read(work.parcel)
+                yield work, chain(list(islice(images, 1)), images)
+            except Exception as error:  # noqa: BLE001 - told where the shard's turn comes
+                yield work, error
+
+    def _judge(self, opened: Iterable[_Opened]) -> Iterator[_Step]:
+        """Judge the images of each parcel, in the order of the pages."""
+        for work, images in opened:
             if self._stop.is_set():
                 return  # the parcel stays for the next launch
             try:
-                for judged in self._judged(work):
+                if isinstance(images, Exception):
+                    raise images
+                for judged in self._judged(work, images):
                     self._latest.offer(judged)
                     yield work, judged
                 yield work, None
@@ -226,11 +248,9 @@ class _Work:
             except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
                 yield work, error
 
-    def _judged(self, work: _InWork) -> Iterator[Judged]:
-        parcels.check(work.parcel)
-        images = harm.harmless(parcels.read(work.parcel), self._harm, work.tally)
+    def _judged(self, work: _InWork, images: Iterable[Image]) -> Iterator[Judged]:
         judged = pairs(
-            images,
+            harm.harmless(images, self._harmful, work.tally),
             self._clip,
             self._safety,
             judge=self._job.judge,
