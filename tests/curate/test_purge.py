@@ -142,7 +142,6 @@ def test_a_purge_that_is_killed_is_finished_by_the_next(tmp_path):
     script = """
 import os, sys
 from pathlib import Path
-from cahlib.curate.perceptual import phash
 from cahlib.curate.purge import Lists, purge
 
 def die(event, args):

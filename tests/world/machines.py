@@ -27,7 +27,6 @@ WHEELS = TREE.parent / "wheels"
 #: What they were fetched for.
 _NEEDS = WHEELS / "needs.txt"
 
-_MIRROR = "http://deb.debian.org/debian"
 _FIRST = (
     "systemd,systemd-sysv,dbus,openssh-server,python3-venv,python3-pip,iproute2,sudo,locales,"
     "netbase,ca-certificates"
@@ -67,7 +66,7 @@ def make() -> None:
     if (TREE / ".done").exists():
         return
     subprocess.run(
-        ["debootstrap", "--variant=minbase", f"--include={_FIRST}", "bookworm", TREE, _MIRROR],
+        ["debootstrap", "--variant=minbase", f"--include={_FIRST}", "bookworm", TREE],
         check=True,
     )
     for path in Path("/etc/apt/apt.conf.d").iterdir():  # proxies of this machine
