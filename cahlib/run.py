@@ -172,7 +172,7 @@ class _Work:
         whole = self._ledger.in_state("sealed", "done")
         self._known = alike.load(self._job.output, whole, seen=self._ledger.seen)
         self._silence = Silence(each.silent for each in seal.seals(self._folder))
-        place = self._scraping(self._job, stop=self._stop.set, board=self._board)
+        place = self._scraping(self._job, stop=self._stop, board=self._board)
         with place as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
             scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))

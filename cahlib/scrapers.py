@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -43,16 +44,16 @@ Opened: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
 
 
 class Scraping(Protocol):
-    """Opens the engine of a job; ``stop`` is called when its servers become too dear."""
+    """Opens the engine of a job; ``stop`` is set when its servers become too dear."""
 
-    def __call__(self, job: Job, *, stop: Callable[[], None], board: Board) -> Opened: ...
+    def __call__(self, job: Job, *, stop: threading.Event, board: Board) -> Opened: ...
 
 
 @contextmanager
 def scrapers(
     job: Job,
     *,
-    stop: Callable[[], None],
+    stop: threading.Event,
     board: Board | None = None,
     tokens: str = "",
     tell: Callable[[str], None] = lambda _: None,
@@ -60,7 +61,8 @@ def scrapers(
     """The engine of a run, and the folder in which its jobs shall write their parcels.
 
     ``tokens`` of the cloud are in no job; ``tell`` hears of servers, which ``board`` then shows;
-    ``stop`` is called when they become too dear. Raises ConfigError for what cannot run there.
+    ``stop`` is set when they become too dear, and ends their making. Raises ConfigError for what
+    cannot run there.
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
     if not (place.swarm or place.engine):

@@ -116,9 +116,11 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     print(crew.planned(clouds, wanted))
     if not agreed("Make these servers?", yes=chosen.yes):
         return 2
-    for login in crew.up(clouds, wanted, tell=print):
-        print(f"{login.name} at {login.address} is up")
-    print("They cost money until `cah swarm down`; `cah run --swarm` with this output uses them.")
+    try:
+        for login in crew.up(clouds, wanted, tell=print):
+            print(f"{login.name} at {login.address} is up")
+    finally:
+        print("What was made costs money until `cah swarm down`; `cah run --swarm` uses it.")
     return 0
 
 

@@ -54,16 +54,16 @@ def crew(
     home: Path,
     *,
     tell: Callable[[str], None],
-    stop: Callable[[], None],
+    stop: threading.Event,
     board: Board,
 ) -> Iterator[Remote]:
     """An engine on servers made for it; parcels end up in ``home``.
 
-    ``tell`` hears what happens, a sentence each, ``board`` shows the nodes; ``stop`` is called
-    when the ceiling of the cost is near. Raises ConfigError before anything is made, RunError if
-    no node comes up, or if servers could not be deleted.
+    ``tell`` hears what happens, a sentence each, ``board`` shows the nodes; ``stop`` is set when
+    the ceiling of the cost is near, and ends the bringing up. Raises ConfigError before anything is
+    made, RunError if no node comes up, or if servers could not be deleted.
     """
-    made, goods, keys = _prepared(accounts, orders, tell)
+    made, goods, keys = _prepared(accounts, orders, tell, stop)
     with (
         view.viewed(made, keys, board, tell) as seen,
         fleet(made, public_key=_public(keys), late=orders.late),
@@ -71,7 +71,7 @@ def crew(
         logins = _brought_up(made, keys, goods, tell, seen.step)
         with (
             remote(_reach(logins[0], keys), home) as engine,
-            _metered(made, orders.limits, stop, tell),
+            _metered(made, orders.limits, tell),
         ):
             _joined(engine, logins, tell)
             seen.works(engine)
@@ -98,7 +98,7 @@ def up(
     accounts: Sequence[Account], orders: Orders, *, tell: Callable[[str], None]
 ) -> list[ssh.Login]:
     """Make servers and nodes of them, and leave them to a `crew` with the same state."""
-    made, goods, keys = _prepared(accounts, orders, tell)
+    made, goods, keys = _prepared(accounts, orders, tell, threading.Event())
     made.prepare(_public(keys))
     with view.viewed(made, keys, Board(), tell) as seen:
         found = _brought_up(made, keys, goods, tell, seen.step)
@@ -168,12 +168,16 @@ def nodes(accounts: Sequence[Account], state: Path) -> list[Node]:
 
 
 def _prepared(
-    accounts: Sequence[Account], orders: Orders, tell: Callable[[str], None]
+    accounts: Sequence[Account],
+    orders: Orders,
+    tell: Callable[[str], None],
+    stop: threading.Event,
 ) -> tuple[Fleet, install.Package, Keys]:
     keys = Keys(orders.state / "keys")
     planned = plan(accounts, orders.limits)
     goods = install.package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
-    made = Fleet(accounts, _run(orders.state), planned, lambda name: user_data(keys, name), tell)
+    run = _run(orders.state)
+    made = Fleet(accounts, run, planned, lambda name: user_data(keys, name), tell, stop=stop)
     return made, goods, keys
 
 
@@ -211,7 +215,7 @@ def _brought_up(
         made.fill()
         servers = sorted(made.servers(), key=lambda each: each.labels.get("role") != "head")
         logins = [_login(each, keys) for each in servers]
-        failed = install.bring_up_all(logins, goods, head=logins[0], step=step)
+        failed = install.bring_up_all(logins, goods, head=logins[0], step=step, stop=made.stop)
         for server in servers:
             if error := failed.get(server.name):
                 tell(str(error))
@@ -238,17 +242,15 @@ def _login(server: Server, keys: Keys) -> ssh.Login:
 
 
 @contextmanager
-def _metered(
-    made: Fleet, limits: Limits, stop: Callable[[], None], tell: Callable[[str], None]
-) -> Iterator[None]:
-    """Call ``stop`` before the next started hour would cost more than allowed."""
+def _metered(made: Fleet, limits: Limits, tell: Callable[[str], None]) -> Iterator[None]:
+    """Set the fleet's ``stop`` before the next started hour would cost more than allowed."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(_LOOK):
             if limits.max_cost and made.spent(ahead=_DRAIN) > limits.max_cost:
                 tell(f"the ceiling of EUR {limits.max_cost:.2f} is near; finishing.")
-                stop()
+                made.stop.set()
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -150,6 +150,7 @@ class Fleet:
     user_data: Callable[[str], str]  #: of a server, by its name
     tell: Callable[[str], None]
     clock: Callable[[], float] = time.time
+    stop: threading.Event = field(default_factory=threading.Event)  #: set: no more are wanted
     listed: Mapping[str, Server] = field(default_factory=dict)  #: by name, as last heard
     _full: set[str] = field(default_factory=set)  #: accounts at their limit
     _gone: set[tuple[str, str, str]] = field(default_factory=set)  #: account, type, place: no stock
@@ -170,10 +171,12 @@ class Fleet:
     def fill(self) -> None:
         """Make servers until there are as many as planned, or no account takes more.
 
-        Raises RunError if not even one came up.
+        Raises RunError if not even one came up, or if no more are wanted.
         """
         have = self.servers()
         while len(have) < self.plan.limits.nodes:
+            if self.stop.is_set():
+                raise RunError("stopped while servers were being made.")
             role = "node" if any(s.labels.get("role") == "head" for s in have) else "head"
             server = self._add(role)
             if server is None:

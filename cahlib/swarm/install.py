@@ -7,9 +7,10 @@ servers come from, nor what becomes of one that does not come up.
 from __future__ import annotations
 
 import shlex
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -33,8 +34,8 @@ PORT = 8786
 #: Seconds that a node's clock may be wrong: certificates hold from a day before they are made.
 _APART = 6 * 3600
 
-#: Nodes that are set up at the same time.
-_AT_ONCE = 16
+#: Nodes that are set up at the same time, and seconds until a stop is heard meanwhile.
+_AT_ONCE, _LOOK = 16, 0.2
 
 
 class NotReady(RunError):
@@ -121,19 +122,35 @@ def bring_up_all(
     head: Login,
     patience: Patience | None = None,
     step: Step = lambda name, step: None,
+    stop: threading.Event | None = None,
 ) -> dict[str, NotReady]:
-    """Make servers nodes, many at a time; gives those that failed, by name."""
+    """Make servers nodes, many at a time; gives those that failed, by name.
 
-    def one(login: Login) -> NotReady | None:
-        try:
-            bring_up(login, goods, head=head, patience=patience, step=step)
-        except NotReady as error:
-            return error
-        return None
+    Whoever sets ``stop`` or presses Ctrl-C waits for none of them; raises RunError for the former.
+    """
+    stop = stop or threading.Event()
+    futures = {login.name: Future[None]() for login in logins}
+    todo = iter(list(logins))  # shared: each login is one thread's
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        ended = zip(logins, pool.map(one, logins), strict=True)
-        return {login.name: error for login, error in ended if error}
+    def work() -> None:
+        for login in todo:
+            try:
+                bring_up(login, goods, head=head, patience=patience, step=step)
+                futures[login.name].set_result(None)
+            except Exception as error:  # noqa: BLE001 - it is looked at below
+                futures[login.name].set_exception(error)
+
+    for _ in logins[:_AT_ONCE]:
+        # a pool's threads would be waited for when the interpreter ends
+        threading.Thread(target=work, daemon=True).start()
+    while wait(futures.values(), timeout=_LOOK).not_done:
+        if stop.is_set():
+            raise RunError("stopped while servers were being set up.")
+    errors = {name: future.exception() for name, future in futures.items()}
+    for error in errors.values():
+        if error and not isinstance(error, NotReady):
+            raise error
+    return {name: error for name, error in errors.items() if isinstance(error, NotReady)}
 
 
 def restart(login: Login, *, unit: str = "crawl", timeout: float = 60) -> None:

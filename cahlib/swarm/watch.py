@@ -4,14 +4,15 @@
 
 A node is ill when the scheduler does not hear of its worker, or hears nothing new of its jobs. A
 head whose scheduler is lost is treated in the same way; the others are then told of the new one,
-and the engine sends its jobs there. It does not know what jobs do.
+and the engine sends its jobs there. A server becomes a node beside the looking, unless it is the
+head, without which there is nothing to see. It does not know what jobs do.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -83,6 +84,8 @@ class Watch:
         self._reached, self._brought_up = reached, brought_up
         self._cases: dict[str, Case] = {}
         self._nodes: dict[str, Server] = dict(made.listed)  #: that shall be there
+        self._coming: dict[str, threading.Thread] = {}  #: those not up yet, and who sets them up
+        self._failed: dict[str, install.NotReady] = {}  #: those that did not come up, and why
         self._said = ""
         self._left = max(rules.least, made.plan.limits.nodes)
         self._making = threading.Lock()  #: held while a server is asked for
@@ -106,20 +109,22 @@ class Watch:
 
     def look(self) -> None:
         """Look once at every node. Raises RunError if the cloud does not answer."""
+        self._come([name for name, thread in self._coming.items() if not thread.is_alive()])
         workers = self._workers()
-        ill = [each for each in self._nodes.values() if not self._well(each, workers)]
+        there = [each for name, each in self._nodes.items() if name not in self._coming]
+        ill = [each for each in there if not self._well(each, workers)]
         for name in self._cases.keys() - {each.name for each in ill}:
             self._cases[name] = Case()
-        if not ill:
+        if not ill or self._made.stop.is_set():  # what is stopped needs none of them any more
             return
-        there = {server.name: server for server in self._made.servers()}
-        lost = [each for each in ill if self._treated(each, there, head=workers is None)]
+        listed = {server.name: server for server in self._made.servers()}
+        lost = [each for each in ill if self._treated(each, listed, head=workers is None)]
         if lost:
             self._replace(lost)
 
-    def _treated(self, node: Server, there: Mapping[str, Server], *, head: bool) -> bool:
+    def _treated(self, node: Server, listed: Mapping[str, Server], *, head: bool) -> bool:
         """Do for an ill node what can be done; whether it is to be replaced."""
-        server = there.get(node.name)
+        server = listed.get(node.name)
         self._cases[node.name], act = treat(
             self._cases.get(node.name, Case()),
             well=False,
@@ -181,16 +186,36 @@ class Watch:
         servers = self._made.servers()
         head = next(each for each in servers if each.labels.get("role") == "head")
         moved = head.name not in self._nodes
+        if moved:
+            self._wait()  # or two would set up the same node, for different heads
         fresh = [each for each in servers if moved or each.name not in self._nodes]
         fresh.sort(key=lambda each: each.name != head.name)
+        thread = threading.Thread(target=self._bring_up, args=(fresh, head), daemon=True)
         self._nodes |= {each.name: each for each in fresh}
-        failed = self._brought_up([self._reached(each) for each in fresh], self._reached(head))
-        for each in fresh:
-            if (error := failed.get(each.name)) and not self._ended.is_set():
+        self._coming |= {each.name: thread for each in fresh}
+        thread.start()
+        if moved:
+            self._wait()
+            if head.name not in self._failed:
+                self._engine.move(f"tls://{head.address}:{install.PORT}")
+
+    def _bring_up(self, fresh: Sequence[Server], head: Server) -> None:
+        self._failed |= self._brought_up(
+            [self._reached(each) for each in fresh], self._reached(head)
+        )
+
+    def _wait(self) -> None:
+        """Wait for all that are coming."""
+        for thread in set(self._coming.values()):
+            thread.join()
+
+    def _come(self, names: Iterable[str]) -> None:
+        """Note that some are up, or remove them: they will be replaced, as what is gone."""
+        for name in names:
+            del self._coming[name]
+            if (error := self._failed.pop(name, None)) and not self._ended.is_set():
                 self._tell(str(error))
-                self._made.remove(each)  # and will be replaced, as one that is gone
-        if moved and head.name not in failed:
-            self._engine.move(f"tls://{head.address}:{install.PORT}")
+                self._made.remove(self._nodes[name])
 
 
 @contextmanager

@@ -157,6 +157,30 @@ def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_pa
     assert names(cloud) == ["stranger"]
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("verb", "code"), [("run", 1), ("up", 130)])
+def test_ctrl_c_does_not_wait_for_servers_that_are_being_set_up(cloud, tmp_path, verb, code):
+    cloud.hosts.dark = True  # none of them will ever answer
+    with world.build().serve(host=cloud.hosts.address) as web:
+        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
+        line = ["run", *command.options(job)]
+        if verb == "up":
+            line = ["swarm", "up", 1, "--output", tmp_path / "dataset"]
+        process = command.started(*line, **own(cloud))
+        try:
+            until(lambda: len(cloud.servers()) > 1, seconds=60)
+            command.press_ctrl_c(process)
+            said = process.communicate(timeout=40)[0]
+        finally:
+            process.kill()
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    if verb == "run":
+        assert "stopped while servers were being" in said and names(cloud) == ["stranger"]
+    else:
+        assert "costs money until `cah swarm down`" in said and len(names(cloud)) == 2
+
+
 @pytest.mark.timeout(240)
 def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     output = ("--output", tmp_path / "dataset")

@@ -1,6 +1,7 @@
 """Nodes that die or stand still during a run, and the head: replaced, and nothing is lost."""
 
 from contextlib import contextmanager
+from threading import Event
 
 import pytest
 
@@ -59,12 +60,12 @@ def cloud(tmp_path):
 
 
 @contextmanager
-def scraping(cloud, folder, said, rules):
-    """An engine on two nodes that are looked after."""
-    orders = crew.Orders(limits=Limits(nodes=2), state=folder / "swarm", rules=rules)
+def scraping(cloud, folder, said, rules, nodes=2):
+    """An engine on nodes that are looked after."""
+    orders = crew.Orders(limits=Limits(nodes=nodes), state=folder / "swarm", rules=rules)
     accounts = hetzner.accounts(TOKEN, endpoint=cloud.url)
     with crew.crew(
-        accounts, orders, folder / "parcels", tell=said.append, stop=lambda: None, board=Board()
+        accounts, orders, folder / "parcels", tell=said.append, stop=Event(), board=Board()
     ) as engine:
         yield engine
     assert [server["name"] for server in cloud.servers()] == ["stranger"]
@@ -106,6 +107,27 @@ def test_a_node_that_dies_is_replaced(cloud, tmp_path, deleted):
         assert not engine.gather([fresh], timeout=60)
         assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
     assert f"{victim}: lost; making others." in said
+
+
+@needs_hosts
+@pytest.mark.timeout(200)
+def test_a_server_that_does_not_come_up_keeps_no_other_waiting(cloud, tmp_path):
+    said, [account] = [], cloud.accounts.values()
+    account.limit = 5
+    with scraping(cloud, tmp_path, said, SOON, nodes=3) as engine:
+        one, other = ours(cloud, "node")
+        cloud.hosts.dark = True
+        cloud.hosts.all[one].off()
+        jobs.until(lambda: {*ours(cloud, "node")} - {one, other})
+        [late] = {*ours(cloud, "node")} - {one, other}
+        cloud.hosts.dark = False
+        cloud.hosts.all[other].off()
+        jobs.until(lambda: f"{other}: lost; making others." in said)
+        jobs.until(lambda: {*ours(cloud, "node")} - {other, late})
+        [fresh] = {*ours(cloud, "node")} - {other, late}
+        assert not engine.gather([fresh], timeout=60)
+        cloud.hosts.all[late].cable(plugged=True)
+        assert not engine.gather([late], timeout=60)
 
 
 @needs_hosts

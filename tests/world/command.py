@@ -39,11 +39,11 @@ def said(
     return subprocess.CompletedProcess(line, code, shown.out, shown.err)
 
 
-def started(*arguments: str | Path) -> subprocess.Popen[str]:
+def started(*arguments: str | Path | int, **more: str) -> subprocess.Popen[str]:
     """Start a command in a process group of its own, as a terminal does."""
     return subprocess.Popen(
         _line(*arguments),
-        env=environment(),
+        env=environment() | more,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -67,7 +67,7 @@ def options(job: Job) -> list[str]:
     return given
 
 
-def _line(*arguments: str | Path) -> list[str]:
+def _line(*arguments: str | Path | int) -> list[str]:
     return [sys.executable, "-m", "cahlib.cli", *map(str, arguments)]
 
 

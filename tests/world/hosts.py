@@ -113,6 +113,7 @@ class Hosts:
 
     folder: Path
     net: int = 0  #: which of the subnets, the first one that no other test has
+    dark: bool = False  #: whether machines come without a cable from now on
     all: dict[str, Host] = field(default_factory=dict)
     _count: int = 0
 
@@ -160,13 +161,14 @@ class Hosts:
         _prepare(host, json.loads(user_data.partition("\n")[2]))
         _ip("netns", "add", host.space)
         _ip("link", "add", f"cah{number}", "type", "veth", "peer", "eth0", "netns", host.space)
-        _ip("link", "set", f"cah{number}", "master", self.bridge, "up")
+        _ip("link", "set", f"cah{number}", "master", self.bridge)
         for words in (
             ("addr", "add", f"{host.address}/24", "dev", "eth0"),
             ("link", "set", "eth0", "up"),
             ("link", "set", "lo", "up"),
         ):
             _ip("-n", host.space, *words)
+        host.cable(plugged=not self.dark)
         self.power(host)
         return host
 
