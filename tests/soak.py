@@ -49,8 +49,9 @@ class Crawl(small.Pictures):
     def __init__(self) -> None:
         super().__init__()
         self.cut = False
-        names = (f"crawl-data/{NAME}/segments/1/wat/{n:05}.warc.wat.gz" for n in range(_LISTED))
-        self._list = gzip.compress("".join(f"{name}\n" for name in names).encode())
+        folder = f"crawl-data/{NAME}/segments/1/wat"
+        names = (f"{folder}/CC-MAIN-2024-{n:05}.warc.wat.gz\n" for n in range(_LISTED))
+        self._list = gzip.compress("".join(names).encode())
 
     def answer(self, request: Request) -> Answer:  # type: ignore[override]
         if self.cut:

@@ -39,6 +39,11 @@ _SETTINGS = {
     "distributed.worker.daemon": True,
     # A terminal's Ctrl-C goes to all processes: it is for the run to say when a worker ends.
     "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
+    # What Dask notes of itself for its pages and its developers grows for 1,000 jobs and an hour,
+    # and looking at the stacks of every thread each 10 ms costs time.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.low-level-log-length": 50,
+    "distributed.admin.system-monitor.log-length": 50,
     "distributed.admin.system-monitor.gil.enabled": False,
     # Dask's log tells of its inner life; what matters to us comes back as results.
     "logging": {"distributed": "critical"},
