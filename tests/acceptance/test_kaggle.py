@@ -38,11 +38,28 @@ run(Job.from_values(settings), print, scraping=scrapers)
 """
 
 
+_CELLS = """
+from cahlib import notebook
+
+desk = notebook.form(settings)
+results = notebook.results(desk)
+"""
+
+#: Kaggle's module, as far as it is used.
+_SECRETS = """
+class UserSecretsClient:
+    def get_secret(self, label):
+        open({asked!r}, "w").write(label)
+        return {token!r}
+"""
+
+
 class Machine:
     """Kaggle's machine: runs a kernel's cells, and keeps its output."""
 
-    def __init__(self, folder: Path, service: kaggle.Service) -> None:
+    def __init__(self, folder: Path, service: kaggle.Service, **more: str) -> None:
         self.folder, self.service, self.process = folder, service, None
+        self.environment = command.environment() | {"HCLOUD_TOKEN": ""} | more
         service.run, service.before = self.start, self.look
 
     def start(self, request: dict) -> kaggle.Kernel:
@@ -60,7 +77,7 @@ class Machine:
         with (self.folder / "log").open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", script], cwd=working, stdout=log, stderr=log,
-                env=command.environment() | {"HCLOUD_TOKEN": ""}, stdin=subprocess.DEVNULL,
+                env=self.environment, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         return kaggle.Kernel(request, ["RUNNING"])
 
@@ -83,12 +100,12 @@ class Machine:
             self.process.wait()
 
 
-def launched(tmp_path, job, **more) -> subprocess.Popen:
-    """kaggle.sh as a process, for a job."""
+def launched(tmp_path, job, *, cell=_RUN, **more) -> subprocess.Popen:
+    """kaggle.sh as a process, for a job; the notebook that it pushes has this cell."""
     notebook = tmp_path / "gpucah.ipynb"
-    cell = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
-    tagged = cell | {"metadata": {"tags": ["parameters"]}, "source": "settings = {}"}
-    notebook.write_text(json.dumps({"cells": [tagged, cell | {"source": _RUN}], "metadata": {}}))
+    code = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    tagged = code | {"metadata": {"tags": ["parameters"]}, "source": "settings = {}"}
+    notebook.write_text(json.dumps({"cells": [tagged, code | {"source": cell}], "metadata": {}}))
     told = {
         f"CAH_{setting.name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
         for setting in settings()
@@ -175,6 +192,33 @@ def test_the_kernel_drives_the_swarm_of_this_machine_by_a_ticket(cloud, tmp_path
     assert list(verify(tmp_path / "dataset")) == [] and rows(tmp_path / "dataset")
     assert any("tls://" in data.decode() for data in _tickets(service))
     assert not any(TOKEN.encode() in body for body in service.received) and TOKEN not in said
+    for path in (tmp_path / "kaggle").rglob("*"):
+        assert not (path.is_file() and TOKEN.encode() in path.read_bytes()), path
+
+
+@pytest.mark.timeout(240)
+def test_a_kernel_with_the_token_among_its_secrets_has_servers_of_its_own(cloud, tmp_path):
+    """The token is at Kaggle only; the kernel runs the notebook's own cells."""
+    modules, asked = tmp_path / "modules", tmp_path / "asked"
+    modules.mkdir()
+    (modules / "kaggle_secrets.py").write_text(_SECRETS.format(asked=str(asked), token=TOKEN))
+    own = {
+        "PYTHONPATH": f"{modules}{os.pathsep}{command.ROOT}", "HCLOUD_ENDPOINT": cloud.url,
+    }  # fmt: skip
+    with (
+        world.build().serve(host=cloud.hosts.address) as web,
+        kaggle.serve(kaggle.Service()) as service,
+    ):
+        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1, nickname="ada", hours=1)
+        machine = Machine(tmp_path / "kaggle", service, **own)
+        process = launched(tmp_path, job, cell=_CELLS, CAH_KAGGLE_SECRET="yes")
+        said = process.communicate(timeout=150)[0]
+        machine.off()
+    log = (machine.folder / "log").read_text()
+    assert process.returncode == 0, said + log
+    assert asked.read_text() == "HCLOUD_TOKEN" and "POST /servers" in cloud.calls
+    assert list(verify(tmp_path / "dataset")) == [] and rows(tmp_path / "dataset")
+    assert TOKEN not in said + log and not any(TOKEN.encode() in b for b in service.received)
     for path in (tmp_path / "kaggle").rglob("*"):
         assert not (path.is_file() and TOKEN.encode() in path.read_bytes()), path
 

@@ -79,7 +79,7 @@ def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
     )
     sealed = replace(parcel([], folder), images=len(every))
     dataset.write(
-        folder, judged(every), parcel=sealed, recipe=recipe, tally=Tally(), seen=lambda uid: False
+        folder, judged(every), parcel=sealed, recipe=recipe, tally=Tally(), again=lambda _: None
     )
 
 
