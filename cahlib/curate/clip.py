@@ -20,7 +20,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,6 +30,7 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError
 
 from cahlib.config import Judge
@@ -44,6 +45,12 @@ Sent: TypeAlias = tuple[torch.Tensor | None, list[torch.Tensor]]
 
 #: More images at once are no faster on a CPU (17 a second with ViT-B/32, from 4 at once on).
 _CPU_BATCH = 32
+
+#: From this width of the embeddings on, rounding cancels out, and a CPU gains by smaller numbers.
+_LARGE = 512
+
+#: The factor in QuickGELU: x sigmoid(1.702 x).
+_QUICK = 1.702
 
 #: What open_clip, torch and safetensors raise for files that are no model of theirs.
 _UNFIT = (
@@ -139,16 +146,16 @@ class Clip:
 class Replica:
     """A model on one device."""
 
-    def __init__(self, model: Any, device: str, *, half: bool | None = None) -> None:
-        """``half``: compute in float16 where that is safe; by default on CUDA."""
+    def __init__(self, model: Any, device: str, *, dtype: torch.dtype | None = None) -> None:
+        """``dtype`` of the numbers that are multiplied; by default the fastest that is safe."""
         self.device = device
         self.limit = sys.maxsize  #: most images at once that the memory is known to hold
         self.clock = _Clock()
         self._cuda = device.startswith("cuda")
-        self._half = self._cuda if half is None else half
+        self._dtype = dtype or _fastest(model, device)
         # Convolutions on tensor cores want channels last; a ViT does not mind.
         self._layout = torch.channels_last if self._cuda else torch.contiguous_format
-        self._model = model.to(device, memory_format=self._layout).eval()
+        self._model = _folded(model.to(device, memory_format=self._layout).eval())
         self._tower = _left_to_right(model)
         config = model.visual.preprocess_cfg
         self._mean, self._std = (
@@ -159,10 +166,10 @@ class Replica:
         """The embeddings of the images, then those of the groups of tokens, in float32."""
         with self.clock, torch.inference_mode():
             sent = self.sent(pixels, groups)
-            both = self.compute(sent, half=self._half)
+            both = self.compute(sent, self._dtype)
             # float16 is eight times as exact as bfloat16, and as fast, but it can overflow.
-            if self._half and not np.isfinite(both).all():
-                both = self.compute(sent, half=False)
+            if self._dtype == torch.float16 and not np.isfinite(both).all():
+                both = self.compute(sent, torch.float32)
             return both
 
     def sent(self, pixels: Sequence[Pixels], groups: Sequence[Group]) -> Sent:
@@ -170,11 +177,10 @@ class Replica:
         images = self._images(pixels) if len(pixels) else None
         return images, [self._there(torch.from_numpy(tokens)) for tokens in groups]
 
-    def compute(self, sent: Sent, *, half: bool) -> Vectors:
+    def compute(self, sent: Sent, dtype: torch.dtype) -> Vectors:
         """The embeddings of what was sent, images first."""
         images, texts = sent
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, dtype=torch.float16) if half else nullcontext():
+        with _multiplying(dtype, torch.device(self.device).type):
             found = [] if images is None else [self._model.encode_image(images)]
             found += [self._texts(tokens) for tokens in texts]
         vectors = torch.cat([each.float() for each in found])
@@ -212,6 +218,50 @@ class Replica:
         if project is None:
             return x
         return project(x) if isinstance(project, torch.nn.Linear) else x @ project
+
+
+def _fastest(model: Any, device: str) -> torch.dtype:
+    if device.startswith("cuda"):
+        return torch.float16
+    large = model.visual.output_dim >= _LARGE
+    return torch.bfloat16 if device == "cpu" and large else torch.float32
+
+
+def _multiplying(dtype: torch.dtype, kind: str) -> AbstractContextManager[None]:
+    """Lets a kind of device multiply matrices of these numbers."""
+    if dtype == torch.float16:
+        return torch.autocast(kind, dtype)
+    return _bfloat16() if dtype == torch.bfloat16 else nullcontext()
+
+
+@contextmanager
+def _bfloat16() -> Iterator[None]:
+    """On a CPU that has instructions for it, matrices are rounded on their way to a product.
+
+    All between the products stays float32. ViT-B/32 is 1.6 times as fast, and similarities differ
+    by less than 0.001.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _folded(model: Any) -> Any:
+    """The model, with each QuickGELU as a SiLU between scaled weights: one step instead of three.
+
+    x sigmoid(a x) = silu(a x) / a; the three took a third of the time on a CPU.
+    """
+    for block in model.modules():
+        if isinstance(getattr(block, "gelu", None), QuickGELU):
+            with torch.no_grad():
+                block.c_fc.weight *= _QUICK
+                block.c_fc.bias *= _QUICK
+                block.c_proj.weight /= _QUICK
+            block.gelu = torch.nn.SiLU(inplace=True)
+    return model
 
 
 class _Clock:

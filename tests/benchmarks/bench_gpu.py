@@ -147,12 +147,12 @@ def plain(
     """Images a second of the model alone, on a batch that is there; its scores in float32."""
     loaded = open_clip.create_model(work.model, pretrained=work.weights)
     groups, rows = inputs.Tokens(open_clip.get_tokenizer(work.model), padding=0, size=64)(texts)
-    half = work.device == "cuda"
-    replica = clip.Replica(loaded, device, half=half)
+    dtype = torch.float16 if work.device == "cuda" else torch.float32
+    replica = clip.Replica(loaded, device, dtype=dtype)
     with torch.inference_mode():
         sent = replica.sent(pixels, groups)
-        compute = seconds(lambda: replica.compute(sent, half=half), time.perf_counter)
-        both = replica.compute(sent, half=False)
+        compute = seconds(lambda: replica.compute(sent, dtype), time.perf_counter)
+        both = replica.compute(sent, torch.float32)
     of_images, of_texts = both[: len(pixels)], both[len(pixels) :][rows]
     scores = (of_images * of_texts).sum(axis=1).tolist()
     return len(pixels) / compute, dict(zip(texts, scores, strict=True))

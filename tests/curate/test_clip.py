@@ -157,11 +157,29 @@ def test_what_overflows_in_half_precision_is_computed_again(folder):
     pixels = [clip.prepare(each, transform.transforms[:-2]) for each in pictures()[:3]]
     tokens = [tokenizer(TEXTS[:3]).numpy()]
     expected = clip.Replica(model, "cpu").embed(pixels, tokens)
-    half = clip.Replica(model, "cpu", half=True)
+    half = clip.Replica(model, "cpu", dtype=torch.float16)
     close = half.embed(pixels, tokens)
     assert 0 < np.abs(close - expected).max() < 1e-2
     model.visual.register_forward_hook(lambda _, inputs, out: out * 1e6)
     np.testing.assert_allclose(half.embed(pixels, tokens), expected, atol=1e-6)
+
+
+def test_a_large_model_rounds_on_a_cpu_as_little_as_promised():
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-B-32-quickgelu", load_weights=False)
+    chance = np.random.default_rng(0)
+    pixels = list(chance.integers(0, 256, (6, 224, 224, 3), dtype=np.uint8))
+    tokens = [chance.integers(1, 49000, (6, 9))]
+    with torch.inference_mode():  # before the weights are folded
+        normed = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+        mean, std = (model.visual.preprocess_cfg[name] for name in ("mean", "std"))
+        normed = (normed - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        images = model.encode_image(normed, normalize=True).numpy()
+    exact = clip.Replica(model, "cpu", dtype=torch.float32).embed(pixels, tokens)
+    np.testing.assert_allclose(exact[:6], images, atol=1e-6)
+    found = clip.Replica(model, "cpu").embed(pixels, tokens)
+    np.testing.assert_allclose(found[:6] @ found[6:].T, exact[:6] @ exact[6:].T, atol=1e-3)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_every_device_works_at_the_same_time(folder, tiny):
