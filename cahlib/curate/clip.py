@@ -20,7 +20,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -180,8 +180,10 @@ class Replica:
     def compute(self, sent: Sent, dtype: torch.dtype) -> Vectors:
         """The embeddings of what was sent, images first."""
         images, texts = sent
-        with _multiplying(dtype, torch.device(self.device).type):
-            found = [] if images is None else [self._model.encode_image(images)]
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, dtype) if dtype == torch.float16 else nullcontext():
+            with _bfloat16() if dtype == torch.bfloat16 else nullcontext():
+                found = [] if images is None else [self._model.encode_image(images)]
             found += [self._texts(tokens) for tokens in texts]
         vectors = torch.cat([each.float() for each in found])
         return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
@@ -227,19 +229,13 @@ def _fastest(model: Any, device: str) -> torch.dtype:
     return torch.bfloat16 if device == "cpu" and large else torch.float32
 
 
-def _multiplying(dtype: torch.dtype, kind: str) -> AbstractContextManager[None]:
-    """Lets a kind of device multiply matrices of these numbers."""
-    if dtype == torch.float16:
-        return torch.autocast(kind, dtype)
-    return _bfloat16() if dtype == torch.bfloat16 else nullcontext()
-
-
 @contextmanager
 def _bfloat16() -> Iterator[None]:
     """On a CPU that has instructions for it, matrices are rounded on their way to a product.
 
-    All between the products stays float32. ViT-B/32 is 1.6 times as fast, and similarities differ
-    by less than 0.001.
+    All between the products stays float32. ViT-B/32 takes images 1.7 times as fast so, and
+    similarities differ by less than 0.001. Texts are too short to gain by it, and would add most of
+    the difference.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")

@@ -59,7 +59,7 @@ import sys
 from clip_retrieval import clip_inference
 clip_inference(sys.argv[1], sys.argv[3], input_format="webdataset", num_prepro_workers=1,
                batch_size=32, wds_number_file_per_input_file=1000, use_jit=False,
-               clip_cache_path=None, clip_model="open_clip:ViT-B-32/" + sys.argv[2])
+               clip_cache_path=None, clip_model="open_clip:ViT-B-32-quickgelu/" + sys.argv[2])
 """
 
 Found = dict[str, Any]
@@ -72,7 +72,7 @@ def ours(port: int, wat: Path, weights: Path, folder: Path) -> Found:
         "output": folder / "out",
         "replay": f"127.0.0.1:{port}",
         "consent": "headers",
-        "model": "ViT-B-32",
+        "model": "ViT-B-32-quickgelu",
         "pretrained": weights,
         "threshold": -1,
         "safety": demo.SAFETY,
