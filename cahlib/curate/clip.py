@@ -1,4 +1,4 @@
-"""The model: images and texts in, embeddings out; the only file that imports torch and open_clip.
+"""The model: images and texts in, embeddings out, by open_clip.
 
     judge = Judge(preset="laion400m")
     clip = load(judge)
@@ -6,7 +6,8 @@
     of_images, of_texts = clip.embed([pixels], ["a photo of a cat"])
 
 Nothing here knows what a pair is, which similarity is enough, or where images come from. One `Clip`
-may be used from several threads; it holds a copy of the model on each device.
+may be used from several threads; it holds a copy of the model on each device. Nothing but this
+file and `cahlib.curate.replica` imports torch and open_clip.
 """
 
 from __future__ import annotations
@@ -16,41 +17,27 @@ import logging
 import pickle
 import queue
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-from numpy.typing import NDArray
-from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError
 
 from cahlib.config import Judge
 from cahlib.curate import local
-from cahlib.curate.inputs import Group, Pixels, Tokens, prepare
+from cahlib.curate.inputs import Pixels, Tokens, prepare
+from cahlib.curate.replica import Replica, Vectors, left_to_right
 from cahlib.errors import ConfigError, RunError
 
-#: Embeddings of length 1: (how many, width of the model).
-Vectors: TypeAlias = NDArray[np.float32]
-#: Images, if there are any, and groups of tokens, on a device.
-Sent: TypeAlias = tuple[torch.Tensor | None, list[torch.Tensor]]
-
-#: More images at once are no faster on a CPU (17 a second with ViT-B/32, from 4 at once on).
+#: More images at once are no faster on a CPU (with ViT-B/32, from 4 at once on).
 _CPU_BATCH = 32
-
-#: From this width of the embeddings on, rounding cancels out, and a CPU gains by smaller numbers.
-_LARGE = 512
-
-#: The factor in QuickGELU: x sigmoid(1.702 x).
-_QUICK = 1.702
 
 #: What open_clip, torch and safetensors raise for files that are no model of theirs.
 _UNFIT = (
@@ -141,147 +128,6 @@ class Clip:
                 continue
             yield both[: end - start], both[end - start :][rows]
             start = end
-
-
-class Replica:
-    """A model on one device."""
-
-    def __init__(self, model: Any, device: str, *, dtype: torch.dtype | None = None) -> None:
-        """``dtype`` of the numbers that are multiplied; by default the fastest that is safe."""
-        self.device = device
-        self.limit = sys.maxsize  #: most images at once that the memory is known to hold
-        self.clock = _Clock()
-        self._cuda = device.startswith("cuda")
-        self._dtype = dtype or _fastest(model, device)
-        # Convolutions on tensor cores want channels last; a ViT does not mind.
-        self._layout = torch.channels_last if self._cuda else torch.contiguous_format
-        self._model = _folded(model.to(device, memory_format=self._layout).eval())
-        self._tower = _left_to_right(model)
-        config = model.visual.preprocess_cfg
-        self._mean, self._std = (
-            torch.tensor(config[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std")
-        )
-
-    def embed(self, pixels: Sequence[Pixels], groups: Sequence[Group]) -> Vectors:
-        """The embeddings of the images, then those of the groups of tokens, in float32."""
-        with self.clock, torch.inference_mode():
-            sent = self.sent(pixels, groups)
-            both = self.compute(sent, self._dtype)
-            # float16 is eight times as exact as bfloat16, and as fast, but it can overflow.
-            if self._dtype == torch.float16 and not np.isfinite(both).all():
-                both = self.compute(sent, torch.float32)
-            return both
-
-    def sent(self, pixels: Sequence[Pixels], groups: Sequence[Group]) -> Sent:
-        """The model's input, on its device."""
-        images = self._images(pixels) if len(pixels) else None
-        return images, [self._there(torch.from_numpy(tokens)) for tokens in groups]
-
-    def compute(self, sent: Sent, dtype: torch.dtype) -> Vectors:
-        """The embeddings of what was sent, images first."""
-        images, texts = sent
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, dtype) if dtype == torch.float16 else nullcontext():
-            with _bfloat16() if dtype == torch.bfloat16 else nullcontext():
-                found = [] if images is None else [self._model.encode_image(images)]
-            found += [self._texts(tokens) for tokens in texts]
-        vectors = torch.cat([each.float() for each in found])
-        return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
-
-    def shrink(self, limit: int) -> None:
-        """Take at most so many images at once from now on."""
-        self.limit = min(self.limit, limit)
-        if self._cuda:
-            torch.cuda.empty_cache()
-
-    def _images(self, pixels: Sequence[Pixels]) -> torch.Tensor:
-        """The model's input: to the device as bytes, to floats there, as torchvision would."""
-        raw = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=self._cuda)
-        np.stack(pixels, out=raw.numpy())
-        images = self._there(raw).permute(0, 3, 1, 2)
-        floats = images.to(torch.float32, memory_format=self._layout).div_(255)
-        return floats.sub_(self._mean).div_(self._std)
-
-    def _there(self, tensor: torch.Tensor) -> torch.Tensor:
-        # From other than pinned memory, a copy waits until the GPU has done all it has to do.
-        pinned = tensor.pin_memory() if self._cuda else tensor
-        return pinned.to(self.device, non_blocking=self._cuda)
-
-    def _texts(self, tokens: torch.Tensor) -> Any:
-        """What the model's own text tower does, but for texts shorter than its context too."""
-        tower, length = self._tower, tokens.shape[1]
-        if tower is None:
-            return self._model.encode_text(tokens)
-        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        # Only the end of a text is looked at: it has the highest number of all tokens.
-        x = tower.ln_final(x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)])
-        project = tower.text_projection
-        if project is None:
-            return x
-        return project(x) if isinstance(project, torch.nn.Linear) else x @ project
-
-
-def _fastest(model: Any, device: str) -> torch.dtype:
-    if device.startswith("cuda"):
-        return torch.float16
-    large = model.visual.output_dim >= _LARGE
-    return torch.bfloat16 if device == "cpu" and large else torch.float32
-
-
-@contextmanager
-def _bfloat16() -> Iterator[None]:
-    """On a CPU that has instructions for it, matrices are rounded on their way to a product.
-
-    All between the products stays float32. ViT-B/32 takes images 1.7 times as fast so, and
-    similarities differ by less than 0.001. Texts are too short to gain by it, and would add most of
-    the difference.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _folded(model: Any) -> Any:
-    """The model, with each QuickGELU as a SiLU between scaled weights: one step instead of three.
-
-    x sigmoid(a x) = silu(a x) / a; the three took a third of the time on a CPU.
-    """
-    for block in model.modules():
-        if isinstance(getattr(block, "gelu", None), QuickGELU):
-            with torch.no_grad():
-                block.c_fc.weight *= _QUICK
-                block.c_fc.bias *= _QUICK
-                block.c_proj.weight /= _QUICK
-            block.gelu = torch.nn.SiLU(inplace=True)
-    return model
-
-
-class _Clock:
-    """Adds up the time in which at least one thread is inside its ``with``."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside, self._since, self._before = 0, 0.0, 0.0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._since = time.monotonic()
-            self._inside += 1
-
-    def __exit__(self, *exc: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._before += time.monotonic() - self._since
-
-    def seconds(self) -> float:
-        with self._lock:
-            return self._before + (time.monotonic() - self._since if self._inside else 0)
 
 
 def load(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
@@ -420,18 +266,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _left_to_right(model: Any) -> Any:
-    """The text tower, if what follows a text's end has no say in its embedding; else None."""
-    tower = getattr(model, "text", model)
-    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    causal = getattr(tower, "attn_mask", None) is not None
-    appended = getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False)
-    return tower if causal and pool == "argmax" and not appended else None
-
-
 def _padding(model: Any) -> int | None:
     """The token after a text's end that may be left away, or None if it may not."""
-    if _left_to_right(model) is not None:
+    if left_to_right(model) is not None:
         return 0
     # A Hugging Face tower masks its padding, so that it has no say either.
     config = getattr(getattr(model, "text", None), "config", None)

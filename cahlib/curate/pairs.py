@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from typing import TypeAlias, TypeVar
 
 from cahlib.config import Judge
-from cahlib.curate.clip import Clip, Vectors
+from cahlib.curate.clip import Clip
 from cahlib.curate.heads import Head
 from cahlib.curate.inputs import Pixels
+from cahlib.curate.replica import Vectors
 from cahlib.curate.safety import Safety
 from cahlib.records import Image, Judged, Reason, Stage, Tally
 

@@ -37,6 +37,7 @@ import torch
 
 from cahlib.config import Judge
 from cahlib.curate import clip, inputs, pairs
+from cahlib.curate.replica import Replica
 from cahlib.curate.safety import Safety
 from cahlib.records import Image, Shard, Tally
 from cahlib.scrape import parcel
@@ -148,7 +149,7 @@ def plain(
     loaded = open_clip.create_model(work.model, pretrained=work.weights)
     groups, rows = inputs.Tokens(open_clip.get_tokenizer(work.model), padding=0, size=64)(texts)
     dtype = torch.float16 if work.device == "cuda" else torch.float32
-    replica = clip.Replica(loaded, device, dtype=dtype)
+    replica = Replica(loaded, device, dtype=dtype)
     with torch.inference_mode():
         sent = replica.sent(pixels, groups)
         compute = seconds(lambda: replica.compute(sent, dtype), time.perf_counter)

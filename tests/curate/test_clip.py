@@ -19,6 +19,7 @@ open_clip = pytest.importorskip("open_clip", reason="judging needs: pip install 
 
 from cahlib.config import Judge  # noqa: E402
 from cahlib.curate import clip  # noqa: E402
+from cahlib.curate.replica import Replica  # noqa: E402
 from cahlib.errors import ConfigError, RunError  # noqa: E402
 from tests.world import models  # noqa: E402
 
@@ -156,8 +157,8 @@ def test_what_overflows_in_half_precision_is_computed_again(folder):
     model, transform, tokenizer = models.plain(folder)
     pixels = [clip.prepare(each, transform.transforms[:-2]) for each in pictures()[:3]]
     tokens = [tokenizer(TEXTS[:3]).numpy()]
-    expected = clip.Replica(model, "cpu").embed(pixels, tokens)
-    half = clip.Replica(model, "cpu", dtype=torch.float16)
+    expected = Replica(model, "cpu").embed(pixels, tokens)
+    half = Replica(model, "cpu", dtype=torch.float16)
     close = half.embed(pixels, tokens)
     assert 0 < np.abs(close - expected).max() < 1e-2
     model.visual.register_forward_hook(lambda _, inputs, out: out * 1e6)
@@ -175,9 +176,9 @@ def test_a_large_model_rounds_on_a_cpu_as_little_as_promised():
         mean, std = (model.visual.preprocess_cfg[name] for name in ("mean", "std"))
         normed = (normed - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
         images = model.encode_image(normed, normalize=True).numpy()
-    exact = clip.Replica(model, "cpu", dtype=torch.float32).embed(pixels, tokens)
+    exact = Replica(model, "cpu", dtype=torch.float32).embed(pixels, tokens)
     np.testing.assert_allclose(exact[:6], images, atol=1e-6)
-    found = clip.Replica(model, "cpu").embed(pixels, tokens)
+    found = Replica(model, "cpu").embed(pixels, tokens)
     np.testing.assert_allclose(found[:6] @ found[6:].T, exact[:6] @ exact[6:].T, atol=1e-3)
     assert torch.get_float32_matmul_precision() == "highest"
 
