@@ -114,7 +114,7 @@ class Replica:
 def _fastest(model: Any, device: str) -> torch.dtype:
     if device.startswith("cuda"):
         return torch.float16
-    large = model.visual.output_dim >= _LARGE
+    large = getattr(model.visual, "output_dim", 0) >= _LARGE  # timm's towers do not say
     return torch.bfloat16 if device == "cpu" and large else torch.float32
 
 

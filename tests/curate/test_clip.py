@@ -76,8 +76,9 @@ def test_numbers_equal_a_plain_computation(folder, tiny):
     np.testing.assert_allclose(similarity, (expected[0] * expected[1]).sum(axis=1), atol=1e-6)
 
 
-def test_a_vision_transformer_too(tmp_path):
-    config = {**models.CONFIG, "vision_cfg": models.VIT}
+@pytest.mark.parametrize("tower", [models.VIT, models.TIMM])
+def test_other_towers_too(tmp_path, tower):
+    config = {**models.CONFIG, "vision_cfg": tower}
     models.write(tmp_path, name="tiny-vit", config=config)
     data = pictures()[: len(TEXTS)]
     expected = models.plain_embeddings(models.plain(tmp_path, name="tiny-vit"), data, TEXTS)

@@ -30,6 +30,10 @@ CONFIG = {
     },
 }
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+TIMM = {
+    "image_size": 32, "timm_model_name": "resnet10t", "timm_model_pretrained": False,
+    "timm_pool": "avg", "timm_proj": "linear",
+}  # fmt: skip
 
 
 def write(folder: Path, *, name="tiny", config=CONFIG, seed=0) -> Path:
