@@ -186,8 +186,10 @@ class Watch:
         servers = self._made.servers()
         head = next(each for each in servers if each.labels.get("role") == "head")
         moved = head.name not in self._nodes
-        if moved:
-            self._wait()  # or two would set up the same node, for different heads
+        if moved:  # those that are coming have come for nothing: they came to the lost head
+            self._wait()
+            self._coming.clear()
+            self._failed.clear()
         fresh = [each for each in servers if moved or each.name not in self._nodes]
         fresh.sort(key=lambda each: each.name != head.name)
         thread = threading.Thread(target=self._bring_up, args=(fresh, head), daemon=True)
@@ -200,9 +202,8 @@ class Watch:
                 self._engine.move(f"tls://{head.address}:{install.PORT}")
 
     def _bring_up(self, fresh: Sequence[Server], head: Server) -> None:
-        self._failed |= self._brought_up(
-            [self._reached(each) for each in fresh], self._reached(head)
-        )
+        logins = [self._reached(each) for each in fresh]
+        self._failed.update(self._brought_up(logins, self._reached(head)))
 
     def _wait(self) -> None:
         """Wait for all that are coming."""
