@@ -105,29 +105,31 @@ def _serve(chosen: argparse.Namespace) -> int:
         "proxy_headers": bool(chosen.behind_proxy), "forwarded_allow_ips": chosen.behind_proxy,
         "server_header": False, "timeout_keep_alive": 60, "timeout_graceful_shutdown": 10,
     }  # fmt: skip
-    if chosen.processes == 1:
-        uvicorn.run(create(settings), host=chosen.host, port=chosen.port, **options)
-        return 0
-    given = {k: v for k, v in vars(chosen).items() if isinstance(v, int | float | str)}
-    os.environ[_HANDED_ON] = json.dumps(given)
-    here = "cahlib.commands.tracker:application"
     with _listening(chosen.host, chosen.port) as listener:
-        listed = {"workers": chosen.processes, "fd": listener.fileno()}
-        uvicorn.run(here, factory=True, **listed, **options)
+        options["fd"] = listener.fileno()
+        if chosen.processes == 1:
+            uvicorn.run(create(settings), **options)
+            return 0
+        given = {k: v for k, v in vars(chosen).items() if isinstance(v, int | float | str)}
+        os.environ[_HANDED_ON] = json.dumps(given)
+        here = "cahlib.commands.tracker:application"
+        uvicorn.run(here, factory=True, workers=chosen.processes, **options)
     return 0
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A port for several processes that answer at once.
+    """The port; raises ConfigError if it cannot be had.
 
-    The one that uvicorn makes for them lacks TCP_NODELAY: an answer's second packet then waits
-    until the first one is acknowledged, 44 ms where a request took 1 ms.
+    What uvicorn makes for several processes lacks TCP_NODELAY: an answer's second packet then
+    waits until the first one is acknowledged, 44 ms where a request took 1 ms.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(f"{host}:{port} cannot be served at: {error}.") from error
+        raise ConfigError(
+            f"{host}:{port} cannot be served at: {error.strerror or error}."
+        ) from error
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

@@ -4,6 +4,7 @@ import csv
 import http.client
 import io
 import json
+import socket
 import time
 from statistics import median
 
@@ -73,6 +74,15 @@ def test_a_mistake_is_told_in_one_sentence(arguments, says, capsys, tmp_path, mo
     assert main(["tracker", *arguments]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_said_so(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = ["tracker", "serve", "--database", f"sqlite:///{tmp_path}/t.sqlite", "--port", port]
+        assert main(line) == 2
+    said = capsys.readouterr().err
+    assert "cannot be served at" in said and said.count("\n") == 1
 
 
 def test_a_database_that_is_away_is_said_so(capsys):
