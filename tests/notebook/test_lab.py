@@ -42,13 +42,17 @@ class Page:
         self.page, self.lab, self.wrong = page, lab, []
         page.set_default_timeout(40 * SECOND)
         page.on("console", self._console)
-        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("pageerror", lambda error: self._wrong(str(error)))
         page.route(re.compile(r"^https://"), self._badge)
 
     def _console(self, message):
+        if message.type == "error":
+            self._wrong(message.text)
+
+    def _wrong(self, text):
         # other tests plug and pull cables meanwhile; the page asks again
-        if message.type == "error" and "ERR_NETWORK_CHANGED" not in message.text:
-            self.wrong.append(message.text)
+        if "ERR_NETWORK_CHANGED" not in text and text != "Failed to fetch":
+            self.wrong.append(text)
 
     def _badge(self, route):
         route.fulfill(body=BADGE, content_type="image/svg+xml")
