@@ -6,7 +6,7 @@ ViT-B/32 as OpenAI trained it (QuickGELU), with random weights, on the CPU. The 
 of 300 to 900 pixels; the texts have as many words as alt texts have, most of them 4 to 15, a few
 60. The peer makes embeddings; ours also compares them, applies the safety rules and makes records.
 Loading the model is not counted. The peer borrows this environment's torch, so that both compute
-alike, but for the bfloat16 of `cahlib.curate.clip`.
+alike, but for the bfloat16 of `cahlib.curate.replica`.
 """
 
 from __future__ import annotations
@@ -103,9 +103,7 @@ def ours(tar: Path, weights: Path) -> None:
     from cahlib.curate.safety import Safety
     from cahlib.records import Tally
 
-    options = Judge(
-        model="ViT-B-32-quickgelu", pretrained=str(weights), threshold=0.3, device="cpu"
-    )
+    options = Judge(model=MODEL, pretrained=str(weights), threshold=0.3, device="cpu")
     model = clip.load(options)
     safety = Safety.load("", model)
     start, cpu, worked = time.perf_counter(), time.process_time(), model.worked()
@@ -185,17 +183,7 @@ def main() -> None:
         sides = {"cahlib": [sys.executable, __file__, "--ours", tar, file]}
         if not options.no_peer:
             place = tempfile.mkdtemp()
-            sides["clip-retrieval"] = [
-                peer(),
-                "-c",
-                SCRIPT,
-                tar,
-                file,
-                place,
-                "ViT-B-32-quickgelu",
-                32,
-                1,
-            ]
+            sides["clip-retrieval"] = [peer(), "-c", SCRIPT, tar, file, place, MODEL, 32, 1]
         for side, command in sides.items():
             found = measured(command)
             print(

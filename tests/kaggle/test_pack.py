@@ -15,7 +15,6 @@ NOTEBOOK = Path(__file__).parent.parent.parent / "gpucah.ipynb"
 JOB = Job.from_values({"nickname": "ada's", "crawl": "CC-MAIN-2024-10", "languages": "de,fr"})
 
 
-@pytest.mark.skipif(not NOTEBOOK.exists(), reason="gpucah.ipynb is not there yet.")
 def test_the_shipped_notebook_takes_the_settings():
     values = pack.settings(JOB, hours=9, swarm=0, ticket=True)
     told = pack.notebook(NOTEBOOK, values, hours=9)

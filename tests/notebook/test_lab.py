@@ -39,20 +39,18 @@ class Page:
     """A notebook's page in the browser."""
 
     def __init__(self, page, lab):
-        self.page, self.lab, self.wrong = page, lab, []
+        self.page, self.lab, self.said = page, lab, []
         page.set_default_timeout(40 * SECOND)
-        page.on("console", self._console)
-        page.on("pageerror", lambda error: self._wrong(str(error)))
+        page.on("console", lambda m: m.type == "error" and self.said.append(m.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
         page.route(re.compile(r"^https://"), self._badge)
 
-    def _console(self, message):
-        if message.type == "error":
-            self._wrong(message.text)
-
-    def _wrong(self, text):
-        # other tests plug and pull cables meanwhile; the page asks again
-        if "ERR_NETWORK_CHANGED" not in text and text != "Failed to fetch":
-            self.wrong.append(text)
+    @property
+    def wrong(self):
+        """What went wrong, but for cables that other tests plug and pull; the page asks again."""
+        rest = [text for text in self.said if "ERR_NETWORK_CHANGED" not in text]
+        pulled = len(rest) < len(self.said)
+        return [text for text in rest if not (pulled and text == "Failed to fetch")]
 
     def _badge(self, route):
         route.fulfill(body=BADGE, content_type="image/svg+xml")
