@@ -15,6 +15,7 @@ import argparse
 import gzip
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from tests.world import command, small
 NAME = "CC-MAIN-2024-10"
 LINKS = 40  #: in a shard
 _LISTED = 100_000  # WAT files that the crawl has
+_DISK = 8 << 30  # bytes; an hour fills some 3 GiB of it
 
 
 class Crawl(small.Pictures):
@@ -124,8 +126,8 @@ def _calibrated(job: Job) -> float:
     _launched(replace(job, shards=2), Watch())
     idle = time.monotonic() - started  # what a launch takes that finds nothing to do
     started = time.monotonic()
-    _launched(replace(job, shards=12), Watch())
-    return 10 / max(time.monotonic() - started - idle, 1.0)
+    _launched(replace(job, shards=62), Watch())
+    return 60 / max(time.monotonic() - started - idle, 1.0)
 
 
 def _launched(job: Job, watch: Watch) -> int:
@@ -236,20 +238,19 @@ def _whole(folder: Path, shards: int) -> bool:
 
 @contextmanager
 def _disk() -> Iterator[tuple[Path, Callable[[bool], bool]]]:
-    """A folder, and what fills its disk up and makes room again, if that is a disk of its own."""
+    """A folder, and what makes its disk full or not, if that is a disk of its own."""
     with tempfile.TemporaryDirectory() as work:
-        line = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", work]
-        own = os.geteuid() == 0 and not subprocess.run(line, capture_output=True).returncode
+
+        def mounted(options: str) -> bool:
+            line = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", work]
+            return os.geteuid() == 0 and not subprocess.run(line, capture_output=True).returncode
+
+        own = mounted(f"size={_DISK}")
 
         def fill(full: bool) -> bool:
-            ballast = Path(work) / "ballast"
-            if full and own:
-                with suppress(OSError), ballast.open("wb", buffering=0) as file:
-                    while True:
-                        file.write(bytes(1 << 16))
-            elif own:
-                ballast.unlink()
-            return own
+            # No larger than what is in it: fails if that has grown meanwhile.
+            size = shutil.disk_usage(work).used if full else _DISK
+            return own and mounted(f"remount,size={size}")
 
         try:
             yield Path(work), fill
