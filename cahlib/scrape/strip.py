@@ -9,6 +9,7 @@ Layouts: ITU-T T.81 annex B (JPEG), W3C PNG 3rd edition §5 and §11, RFC 9649 (
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 
@@ -17,6 +18,9 @@ _PNG_KEPT = frozenset(
     | {b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"sBIT", b"bKGD", b"pHYs"}
 )
 _WEBP_KEPT = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF"})
+
+#: A marker that is none of a scan's own, which are stuffed zeros and restarts.
+_AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 #: VP8X's flags for EXIF and XMP (RFC 9649, 2.7.1).
 _EXIF_AND_XMP = 0x08 | 0x04
@@ -67,12 +71,9 @@ def _needed(marker: int, start: bytes) -> bool:
 
 def _scan_end(data: bytes, at: int) -> int:
     """Where the coded pixels that begin at a place end: at the next marker of another kind."""
-    while True:
-        at = data.index(b"\xff", at)
-        following = data[at + 1]
-        if following and following != 0xFF and not 0xD0 <= following <= 0xD7:
-            return at
-        at += 1 if following == 0xFF else 2
+    if end := _AFTER_SCAN.search(data, at):
+        return end.start()
+    raise ValueError("the pixels have no end")
 
 
 def _turned(orientation: int) -> bytes:

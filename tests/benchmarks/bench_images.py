@@ -8,6 +8,10 @@ The web is 2,000 images of 10 to 300 kB on 200 hosts, made from a seed: baseline
 tars, as 256 px JPEGs or as they are. With --https each host has a certificate by an authority made
 for this run, which both sides trust. CPU seconds are those of the client and its children, less
 those of a run with a single image; the server is a process of its own.
+
+Below both stands what no client that proves its images by decoding can go below: the decoding
+alone, at the scale that is needed, by the library that both use (libjpeg-turbo for JPEG); and the
+whole gate without any network: decoding, shrinking, encoding and three hashes.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from cahlib.config import Download
 from cahlib.records import Candidate, Evidence, Shard, Tally
 from cahlib.records import Image as Fetched
 from cahlib.scrape import addresses, bridge
+from cahlib.scrape.gate import prove
 from cahlib.scrape.images import allow_sockets, stream
 from cahlib.scrape.images import images as fetch
 from cahlib.scrape.parcel import seal
@@ -230,6 +235,24 @@ def lag(work: Work, folder: Path) -> dict[str, float]:
     }
 
 
+def floor(work: Work, folder: Path) -> None:
+    """Print what decoding takes by itself, and with all that the gate does."""
+    options = Download(resize=work.side, min_bytes=0)
+    files = [path.read_bytes() for path in sorted(folder.iterdir())]
+
+    def decode(data: bytes) -> None:
+        with Image.open(io.BytesIO(data)) as image:
+            scale = min(1.0, work.side / min(image.size))
+            image.draft("RGB" if work.side else "L", [max(1, round(n * scale)) for n in image.size])
+            image.load()
+
+    for name, does in (("decoding alone", decode), ("the gate", lambda data: prove(data, options))):
+        start = time.process_time()
+        for data in files:
+            does(data)
+        print(f"  {name:22}{(time.process_time() - start) / len(files) * 1000:12.2f}")
+
+
 def measured(command: list[str]) -> dict[str, float]:
     """Run a client: what it says in its last line, and what it and its children used."""
     start = time.perf_counter()
@@ -284,7 +307,7 @@ def venv() -> Path:
     return folder
 
 
-def compare(port: int, options: argparse.Namespace) -> None:
+def compare(port: int, folder: Path, options: argparse.Namespace) -> None:
     sides = {"cahlib": own} if options.no_peer else {"cahlib": own, "img2dataset": peer}
     count = options.images
     work = Work(port, count, 256, options.connections, options.https)
@@ -309,6 +332,7 @@ def compare(port: int, options: argparse.Namespace) -> None:
             pairs = zip(runs["img2dataset"], runs["cahlib"], strict=True)
             ratios = sorted(theirs["cpu"] / ours["cpu"] for theirs, ours in pairs)
             print(f"  per CPU second, {' … '.join(f'{ratio:.2f}' for ratio in ratios)} times")
+        floor(work._replace(side=side), folder)
     print(
         f"\n{'':32}{'lag of the loop, ms: p50':>24}{'p99':>7}{'p99.9':>7}{'RSS MiB':>9}{'kept':>7}"
     )
@@ -349,7 +373,7 @@ def main() -> None:
         if not folder.exists():
             make(folder, options.images, options.mix)
         with trusted(options.https) as certificate, web(folder, certificate) as port:
-            compare(port, options)
+            compare(port, folder, options)
 
 
 if __name__ == "__main__":
