@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
-    "config", "errors", "flow", "lists", "live", "needs", "places", "presets", "progress",
-    "records", "settings",
+    "config", "errors", "flow", "lists", "live", "needs", "pixels", "places", "presets",
+    "progress", "records", "settings",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
 DOORS = {"cli", "commands", "console", "kaggle", "notebook"}
@@ -65,6 +65,7 @@ def test_imports_point_down(path):
         assert {name.split(".")[0] for name in imports(path)} <= sys.stdlib_module_names | {
             "cahlib",
             "numpy",
+            "PIL",
         }
     elif own in ROOMS:
         assert inner(path) <= GROUND | {own}

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image as Picture
 
 from cahlib.curate.perceptual import phash
+from cahlib.pixels import opaque, plain
 from cahlib.records import Judged, Reason
 
 #: Pairs kept for show, of each kind: 1,000 shards offer enough, and their seals stay small.
@@ -133,9 +134,7 @@ def _show(judged: Judged, *, blur: bool = True) -> Shown:
 def _small(picture: Picture.Image, *, blur: bool) -> Picture.Image:
     """The picture on white, with its longer side at most 160 pixels."""
     picture.draft("RGB", (_SIDE, _SIDE))
-    solid = Picture.new("RGBA", picture.size, "white")
-    solid.alpha_composite(picture.convert("RGBA"))
-    small = solid.convert("RGB")
+    small = opaque(plain(picture)).copy()
     small.thumbnail((_SIDE, _SIDE))
     if not blur:
         return small

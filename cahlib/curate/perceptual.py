@@ -3,7 +3,8 @@
 The hash is pHash: the signs of an image's lowest frequencies against their median (C. Zauner,
 "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, 3.2.1). Scaling, another
 compression and slight changes of colour leave it within a few of its 64 bits. So does another
-program's way to shrink an image: the package ImageHash's phash differs by 0 to 6 bits.
+program's way to shrink an image: the package ImageHash's phash differs by 0 to 6 bits, but for
+transparent pictures and 16 bits of grey: it sees no shape that is drawn by transparency alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
+from cahlib.pixels import opaque, plain
+
 _SIDE, _LOW = 32, 8
 #: Bits of a band that name its bucket; more would be more buckets than images.
 _MOST_KEY = 16
@@ -31,7 +34,8 @@ def phash(data: bytes) -> str:
     """The perceptual hash of an image file that can be decoded, 64 bits in hex."""
     with Picture.open(io.BytesIO(data)) as picture:
         picture.draft("L", (_SIDE, _SIDE))
-        small = picture.convert("L").resize((_SIDE, _SIDE), Picture.Resampling.BOX)
+        grey = opaque(plain(picture)).convert("L")
+        small = grey.resize((_SIDE, _SIDE), Picture.Resampling.BOX)
     low = _COSINES @ np.asarray(small, np.float64) @ _COSINES.T
     return np.packbits(low > np.median(low)).tobytes().hex()
 

@@ -57,6 +57,18 @@ def test_a_picture_keeps_its_hash_through_what_happens_to_pictures_on_the_web():
     assert len(set(different)) == 60
 
 
+def test_pictures_that_differ_in_transparency_or_in_their_16_bits_alone_do_not_look_alike():
+    shapes = [drawn(number).convert("L") for number in range(9)]
+    logos = [Picture.new("LA", shape.size) for shape in shapes]
+    for logo, shape in zip(logos, shapes, strict=True):
+        logo.putalpha(shape)  # black all over
+    greys = [shape.convert("I;16").point(lambda value: value * 256) for shape in shapes]
+    for pictures in (logos, greys):
+        hashes = [phash(saved(each, "PNG")) for each in pictures]
+        assert min(bits(a, b) for a in hashes for b in hashes if a != b) > 4
+        assert len(set(hashes)) == 9
+
+
 @given(
     st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4),
     st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, 63), max_size=7)), max_size=30),
