@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cahlib import __version__
 from cahlib.commands import blocklist, finished, swarm, tracker, worker
 from cahlib.config import Job, settings
-from cahlib.errors import CahError, missing
+from cahlib.errors import CahError, ConfigError, missing
 
 if TYPE_CHECKING:
     from cahlib.run import Outcome
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cah: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `cah inspect DATASET | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor what is left to say
+        return 1
 
 
 def _act(chosen: argparse.Namespace) -> int:
@@ -157,7 +160,10 @@ def _environment() -> dict[str, str]:
     """The environment, with what .env adds."""
     from dotenv import dotenv_values
 
-    return {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
+    try:
+        return {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
+    except UnicodeDecodeError as error:
+        raise ConfigError(".env is not a text in UTF-8; store it as one.") from error
 
 
 def _job(chosen: argparse.Namespace) -> Job:

@@ -6,6 +6,7 @@ that names the field. A Job is stored beside its dataset, so no secret belongs i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -161,9 +162,11 @@ class Judge(Checked):
 class Output(Checked):
     """Where the dataset goes, in which forms, and what it must not hold twice."""
 
+    # One folder has many names, and its dataset lies in it under any of them; a URL is compared.
     output: str = option(
-        "dataset", "folder of the dataset, or a URL that fsspec knows (s3://…, gdrive://…)"
-    )
+        "dataset", "folder of the dataset, or a URL that fsspec knows (s3://…, gdrive://…)",
+        free=True,
+    )  # fmt: skip
     forms: tuple[str, ...] = option(
         ("images", "embeddings"),
         "what to write beside the metadata, separated by commas",
@@ -260,6 +263,21 @@ class Job(Checked):
         own = groups.pop("", {})
         return cls(**own, **{group: types[group](**given) for group, given in groups.items()})
 
+    @classmethod
+    def stored(cls, path: Path) -> Job | None:
+        """The Job whose `values` a JSON file holds, or None without one.
+
+        Raises ConfigError for a damaged file.
+        """
+        try:
+            return cls.from_values(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is damaged; delete it, and give the settings that its run had."
+            ) from error
+
     def values(self) -> dict[str, Any]:
         """All settings, flat, in JSON's types; the inverse of `from_values`."""
         return {
@@ -274,7 +292,7 @@ class Job(Checked):
             setting.name
             for setting in settings()
             if not setting.option.free and setting.of(self) != setting.of(other)
-        ]
+        ] + ["output"] * (self.output.url != other.output.url)
 
 
 @cache

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cahlib.config import Job
-from cahlib.curate import dataset
+from cahlib.curate import dataset, seal
+from cahlib.curate.upload import PAGES
 from cahlib.errors import ConfigError
 from cahlib.needs import named
 from cahlib.tracker.client import Tracker, TrackerAway
@@ -55,13 +56,19 @@ def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Share
 
 def _remember(job: Job, path: Path) -> None:
     """Store the job beside its dataset; another job's dataset is refused."""
-    if path.exists():
-        before = Job.from_values(json.loads(path.read_text(encoding="utf-8")))
-        if differences := job.differences(before):
+    folder, before = job.output.folder, Job.stored(path)
+    if before is None:
+        strange = [name for name in PAGES if (folder / name).exists()]
+        if strange and not (folder / seal.FOLDER).exists():
             raise ConfigError(
-                f"output: {job.output.folder} holds the dataset of a job with another "
-                f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
+                f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
+                "dataset's would replace; choose another folder."
             )
+    elif differences := job.differences(before):
+        raise ConfigError(
+            f"output: {folder} holds the dataset of a job with another "
+            f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
+        )
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(job.values(), indent=2) + "\n", encoding="utf-8")
     fresh.replace(path)

@@ -10,6 +10,7 @@ done again from its parcel or from its WAT, with the same result.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import traceback
@@ -48,6 +49,8 @@ from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Counts, Ledger
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 #: How many items may wait between two stages: parcels on disk, judged images in memory, seals.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
@@ -310,9 +313,9 @@ class _Work:
         def watch() -> None:
             while not ended.wait(tick):
                 elapsed = time.monotonic() - started
-                listener(self._snapshot(elapsed, speed))
                 if elapsed > limit:
                     self._stop.set()
+                self._tell(listener, elapsed, speed)
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -321,7 +324,16 @@ class _Work:
         finally:
             ended.set()
             watcher.join()
-            listener(self._snapshot(time.monotonic() - started, speed, finished=True))
+            self._tell(listener, time.monotonic() - started, speed, finished=True)
+
+    def _tell(
+        self, listener: Listener, elapsed: float, speed: Speedometer, finished: bool = False
+    ) -> None:
+        """Tell the listener; what goes wrong with it, as a closed terminal, ends nothing."""
+        try:
+            listener(self._snapshot(elapsed, speed, finished))
+        except Exception:  # noqa: BLE001 - a run is worth more than the news of it
+            _log.exception("The state of the run could not be told.")
 
     def _snapshot(self, elapsed: float, speed: Speedometer, finished: bool = False) -> Snapshot:
         tally = self._tally()

@@ -6,7 +6,7 @@ So a new notebook runtime, whose disk is empty, goes on where the last one was l
 from __future__ import annotations
 
 from cahlib.config import Job
-from cahlib.curate import dataset, formats, seal, upload
+from cahlib.curate import clip, dataset, formats, seal, upload
 from cahlib.curate.seal import Sealed
 from cahlib.errors import ConfigError
 from cahlib.tracker.store import Ledger
@@ -19,10 +19,10 @@ def take_over(job: Job, ledger: Ledger) -> int:
     """
     if not job.output.url:
         return 0
-    folder, number = job.output.folder, 0
+    folder, model, number = job.output.folder, clip.name(job.judge), 0
     known = {shard.id for shard in ledger.in_state("sealed", "done")}
     for sealed in upload.elsewhere(job.output.url, known):
-        _same(job, sealed)
+        _same(job, model, sealed)
         (folder / seal.FOLDER).mkdir(parents=True, exist_ok=True)
         formats.replace(folder / seal.name(sealed.shard.id), seal.packed(sealed))
         ledger.add([sealed.shard])
@@ -33,10 +33,11 @@ def take_over(job: Job, ledger: Ledger) -> int:
     return number
 
 
-def _same(job: Job, sealed: Sealed) -> None:
+def _same(job: Job, model: str, sealed: Sealed) -> None:
     """Refuse what a job with other settings made, as far as a seal tells them."""
-    if (sealed.threshold, sealed.forms) != (job.judge.chosen()[2], job.output.forms):
+    made = (sealed.model, sealed.threshold, sealed.forms)
+    if made != (model, job.judge.chosen()[2], job.output.forms):
         raise ConfigError(
-            f"output: {sealed.place} holds the dataset of a job with another threshold or other "
+            f"output: {sealed.place} holds the dataset of a job with another model, threshold or "
             "forms; choose another URL, or repeat that job's settings."
         )

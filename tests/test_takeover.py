@@ -1,5 +1,6 @@
 """A machine that is gone left finished shards at a URL: another one goes on after them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cahlib.errors import ConfigError
 from cahlib.takeover import take_over
 from cahlib.tracker.store import Ledger
 from tests.world import judged as world
+from tests.world import models
 
 
 @pytest.fixture
@@ -28,8 +30,20 @@ def job(lost, tmp_path, monkeypatch):
     (tmp_path / "new").mkdir()
     monkeypatch.chdir(tmp_path / "new")
     return replace(
-        Job(), output=lost, threshold=world.RECIPE.threshold, forms=",".join(world.RECIPE.forms)
+        Job(),
+        output=lost,
+        model=model(tmp_path / "model", *world.RECIPE.model.split("/")),
+        threshold=world.RECIPE.threshold,
+        forms=",".join(world.RECIPE.forms),
     )
+
+
+def model(folder, name, weights):
+    """The folder of a model that nobody loads."""
+    folder.mkdir()
+    (folder / f"{name}.json").write_text(json.dumps(models.CONFIG))
+    (folder / f"{weights}.safetensors").touch()
+    return str(folder)
 
 
 def test_what_is_at_the_url_is_done_and_not_done_again(job, lost):
@@ -48,10 +62,12 @@ def test_what_is_at_the_url_is_done_and_not_done_again(job, lost):
     ledger.close()
 
 
-def test_another_jobs_dataset_is_refused(job):
+def test_another_jobs_dataset_is_refused(job, tmp_path):
     ledger = Ledger(Path("ledger.sqlite"))
-    with pytest.raises(ConfigError, match="another threshold or other forms"):
-        take_over(replace(job, threshold=0.9), ledger)
+    other = model(tmp_path / "other", "ViT-small", "none")
+    for setting in ({"threshold": 0.9}, {"forms": "images"}, {"model": other}):
+        with pytest.raises(ConfigError, match="another model, threshold or forms"):
+            take_over(replace(job, **setting), ledger)
     assert ledger.counts().total == 0
     assert take_over(replace(job, output="dataset"), ledger) == 0
     ledger.close()

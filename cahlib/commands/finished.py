@@ -64,9 +64,13 @@ def _purge(chosen: argparse.Namespace) -> int:
 
 
 def _dedup(chosen: argparse.Namespace) -> int:
+    from cahlib.curate import dataset
     from cahlib.curate.dedup import dedup, find
 
     folder = _folder(chosen.dataset)
+    if chosen.apply:
+        with dataset.held(folder):
+            dataset.sweep(folder)  # what an interrupted change left cannot be read
     found = find(folder, chosen.distance)
     print(f"{len(found.extra):,} of {found.images:,} images look like another of the dataset.")
     if chosen.apply:

@@ -113,7 +113,8 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
 def _front(found: Summary, name: str, languages: list[str]) -> str:
     """What a hub reads."""
     size = next((label for bound, label in _SIZES if found.pairs < bound), "n>1B")
-    codes = "".join(f"\n- {code}" for code in languages if code.isalpha() and len(code) < 4)
+    # quoted: Norwegian's "no" means false in YAML
+    codes = "".join(f'\n- "{code}"' for code in languages if code.isalpha() and len(code) < 4)
     language = f"language:{codes}\n" if codes and languages != ["all"] else ""
     return (
         f"---\npretty_name: {json.dumps(name)}\nlicense: other\n{language}"

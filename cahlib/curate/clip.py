@@ -138,15 +138,16 @@ def load(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
     its own, ``bpe.txt.gz``; or one as the Hugging Face hub keeps it. Raises ConfigError for what
     does not exist, cannot be downloaded or does not fit together.
     """
-    name, pretrained, _ = judge.chosen()
     devices = devices or _devices(judge.device)
-    folder = Path(name).expanduser()
-    if folder.is_dir() and pretrained:
-        raise ConfigError(f"pretrained: the folder {name} brings its own weights; leave it empty.")
-    source = _local(folder) if folder.is_dir() else _named(name, pretrained)
+    source = _source(judge)
     with _quiet():
         model, transform, tokenizer = _open(source)
     return Clip(source.name, model, transform=transform, tokenizer=tokenizer, devices=devices)
+
+
+def name(judge: Judge) -> str:
+    """The name of the model that the settings name, as in scores; nothing is loaded for it."""
+    return _source(judge).name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +159,14 @@ class _Source:
     pretrained: str | None
     quick_gelu: bool = False
     bpe: Path | None = None
+
+
+def _source(judge: Judge) -> _Source:
+    name, pretrained, _ = judge.chosen()
+    folder = Path(name).expanduser()
+    if folder.is_dir() and pretrained:
+        raise ConfigError(f"pretrained: the folder {name} brings its own weights; leave it empty.")
+    return _local(folder) if folder.is_dir() else _named(name, pretrained)
 
 
 def _named(model: str, pretrained: str) -> _Source:

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from cahlib.curate import seal
 from cahlib.curate.files import files
-from cahlib.curate.formats import PART, Matrix, Sink, Stored, Table, Tar, Writer, disk
+from cahlib.curate.formats import PART, Matrix, Sink, Stored, Table, Tar, Writer, disk, part
 from cahlib.curate.gallery import Gallery
 from cahlib.curate.rows import as_json, host, row, schema
 from cahlib.curate.seal import Sealed
@@ -136,12 +136,12 @@ def held(folder: Path) -> Iterator[None]:
 def sweep(folder: Path) -> None:
     """Undo the making of a shard that was interrupted, and finish the exchange of one."""
     with disk(folder):
-        for path in sorted((folder / seal.FOLDER).glob(f"*.json{PART}")):
+        for path in sorted((folder / seal.FOLDER).glob(f".*.json{PART}")):
             if fresh := _read(path):
-                before = _read(path.with_name(path.name.removesuffix(PART)))
+                before = _read(folder / seal.name(fresh.shard.id))
                 _exchange(folder, fresh, before) if before else _unmake(folder, fresh)
         for each in FOLDERS:
-            for path in (folder / each).glob(f"*{PART}"):
+            for path in (folder / each).glob(f".*{PART}"):
                 path.unlink()
 
 
@@ -170,13 +170,13 @@ def _unmake(folder: Path, fresh: Sealed) -> None:
 def _exchange(folder: Path, fresh: Sealed, before: Sealed) -> None:
     """Give the files of a sealed shard's successor their names; may be done again after a crash."""
     for name in fresh.files:
-        part = folder / (name + PART)
-        if part.exists():  # what did not change has none
-            part.replace(folder / name)
+        made = part(folder / name)
+        if made.exists():  # what did not change has none
+            made.replace(folder / name)
     for name in before.files.keys() - fresh.files.keys():
         (folder / name).unlink(missing_ok=True)
     last = folder / seal.name(fresh.shard.id)
-    last.with_name(last.name + PART).replace(last)
+    part(last).replace(last)
 
 
 def _unseen(judged: Iterable[Judged], again: Callable[[Judged], Reason | None]) -> Iterator[Judged]:

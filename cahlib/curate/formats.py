@@ -28,7 +28,7 @@ from cahlib.curate.rows import Row, as_json
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Judged
 
-#: What a temporary file's name ends with: readers look for other endings, and a sweep for this one.
+#: What a temporary file's name ends with; see `part`.
 PART = ".part"
 
 #: Rows that are put into parquet together: some MiB of memory, and large enough to compress well.
@@ -65,12 +65,17 @@ def disk(path: Path) -> Iterator[None]:
         ) from error
 
 
+def part(path: Path) -> Path:
+    """Where a file is while it is made: hidden, for pandas reads all else in a folder."""
+    return path.with_name(f".{path.name}{PART}")
+
+
 class Sink:
     """A file in the making: hashed while it is written, published under its name at the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._at = path.with_name(path.name + PART)
+        self._at = part(path)
         self._hash, self._size = hashlib.sha256(), 0
         with disk(path), ExitStack() as opened:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cahlib import live
-from cahlib.curate import card, dataset, harm, report
+from cahlib.config import Job
+from cahlib.curate import card, dataset, harm, report, seal, upload
 from cahlib.curate.formats import disk
 from cahlib.curate.rewrite import Change, Why, rewrite
 from cahlib.curate.rows import Row, as_json
+from cahlib.errors import RunError
 from cahlib.lists import HASH, MD5, URL, Digests, Hashes, entries, md5
 from cahlib.records import Reason
 
-#: What was changed in a finished dataset, a line each time: when, why, and how much of which shard.
+#: What was changed in a finished dataset, a line a shard: when, by what, and how much of it.
 CHANGES = "changes.jsonl"
 
 
@@ -53,10 +53,10 @@ class Lists:
 
 
 def purge(folder: Path, lists: Lists) -> Iterator[Change]:
-    """Take the listed pairs out, shard by shard; may be interrupted and given again.
+    """Take the listed pairs out, shard by shard, here and at the URL that the run brought them to.
 
-    What was changed is written down at the end, in the report and the card too. Raises as
-    `cahlib.curate.rewrite.rewrite` does.
+    May be interrupted and given again. What was changed is written down, in the report and the
+    card too. Raises as `cahlib.curate.rewrite.rewrite` does, and RunError if the URL is away.
     """
     yield from changed(folder, "purge", lists.why())
 
@@ -64,21 +64,35 @@ def purge(folder: Path, lists: Lists) -> Iterator[Change]:
 def changed(folder: Path, what: str, why: Why) -> Iterator[Change]:
     """Rewrite a dataset, and tell of it in the files that tell of the dataset."""
     with dataset.held(folder):
+        job = Job.stored(folder / "run" / "job.json")
         (folder / "run" / live.FILE).unlink(missing_ok=True)  # a killed run left pictures in it
-        shards: dict[str, Any] = {}
+        changes = rewrite(folder, why)
         try:
-            for change in rewrite(folder, why):
-                shards[change.shard] = {reason.value: n for reason, n in change.lost.items()}
+            for change in changes:
+                _note(folder, what, change)
                 yield change
-        finally:
-            if shards:
-                _tell(folder, {"time": time.time(), "what": what, "shards": shards})
+        finally:  # also if nothing was changed: an earlier launch may have been killed before this
+            values = job.values() if job else {}
+            report.write(folder, values)
+            card.write(folder, values)
+        if job and job.output.url:
+            _bring(folder, job.output.url)
 
 
-def _tell(folder: Path, line: dict[str, Any]) -> None:
+def _note(folder: Path, what: str, change: Change) -> None:
+    lost = {reason.value: n for reason, n in change.lost.items()}
+    line = {"time": time.time(), "what": what, "shard": change.shard, "lost": lost}
     with disk(folder), open(folder / CHANGES, "ab") as file:
         file.write(as_json(line) + b"\n")
-    job = folder / "run" / "job.json"
-    values = json.loads(job.read_text(encoding="utf-8")) if job.exists() else {}
-    report.write(folder, values)
-    card.write(folder, values)
+
+
+def _bring(folder: Path, url: str) -> None:
+    """Have the URL hold what is here: shards that are the same there are not sent."""
+    try:
+        for sealed in seal.seals(folder):
+            upload.upload(sealed, folder, url)
+        upload.pages(folder, url)
+    except RunError as error:
+        raise RunError(
+            f"{error} What was taken out here may still be there; give the same command again."
+        ) from error

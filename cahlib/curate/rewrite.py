@@ -46,8 +46,8 @@ def rewrite(folder: Path, why: Why) -> Iterator[Change]:
     """Take the pairs for which there is a reason out of the dataset in a folder, shard by shard.
 
     Yields one Change a shard that had such pairs, when it is exchanged. Nobody else may write to
-    the folder meanwhile (`dataset.held`). Raises ConfigError if there is no dataset or its files
-    are elsewhere, RunError if one is damaged.
+    the folder meanwhile (`dataset.held`). Raises ConfigError at once if there is no dataset or its
+    files are elsewhere, and RunError later if one is damaged.
     """
     dataset.sweep(folder)
     every = list(seal.seals(folder))
@@ -55,14 +55,16 @@ def rewrite(folder: Path, why: Why) -> Iterator[Change]:
         raise ConfigError(f"{folder} holds no dataset: there is no shard's seal in {seal.FOLDER}/.")
     if away := next((sealed.place for sealed in every if sealed.place), None):
         raise ConfigError(f"{folder}: the files are at {away}; bring them here first.")
-    for sealed in every:
-        try:
-            if change := _exchange(folder, sealed, why):
-                yield change
-        except (tarfile.TarError, ValueError, KeyError, StopIteration, FileNotFoundError) as error:
-            raise RunError(
-                f"shard {sealed.shard.id} is damaged ({error}); `cah verify` tells more."
-            ) from error
+    return filter(None, (_tried(folder, sealed, why) for sealed in every))
+
+
+def _tried(folder: Path, sealed: Sealed, why: Why) -> Change | None:
+    try:
+        return _exchange(folder, sealed, why)
+    except (tarfile.TarError, ValueError, KeyError, StopIteration, FileNotFoundError) as error:
+        raise RunError(
+            f"shard {sealed.shard.id} is damaged ({error}); `cah verify` tells more."
+        ) from error
 
 
 def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:

@@ -1,7 +1,8 @@
 """Brings a sealed shard to a URL: its files first, its seal last, each one checked there.
 
 A shard at the URL is in the dataset when its seal is, as on this machine. What an interrupted
-upload left is overwritten by the next. It does not know where a run stands.
+upload left is overwritten by the next, and a shard that was changed here replaces the one that is
+there. It does not know where a run stands.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from cahlib.curate import formats, seal
 from cahlib.curate.files import Files, files, reaching
 from cahlib.curate.seal import Sealed
 from cahlib.errors import ConfigError, RunError
+
+#: What tells of the whole dataset, and is made anew each time.
+PAGES = ("report.html", "README.md")
 
 #: Seconds before each new try.
 _PAUSES = (1, 4, 16, 64)
@@ -50,14 +54,14 @@ def upload(
     Without ``keep_local`` its files are removed here once they are there; its seal stays, and says
     where they are. Raises RunError when all tries failed.
     """
-    if sealed.place:
-        return
     name = seal.name(sealed.shard.id)
-    if not _tried(partial(_is_there, folder, url, name), sleep):
-        for path in (*sealed.files, name):
+    if not sealed.place and not _tried(partial(_is_there, folder, url, name), sleep):
+        for path in sealed.files:
             _tried(partial(_bring, folder, url, path), sleep)
+        _tried(partial(_remove_others, sealed, url), sleep)
+        _tried(partial(_bring, folder, url, name), sleep)
     if not keep_local:
-        _let_go(replace(sealed, place=url), folder)
+        _let_go(replace(sealed, place=sealed.place or url), folder)
 
 
 def elsewhere(url: str, known: Collection[str]) -> Iterator[Sealed]:
@@ -70,7 +74,7 @@ def elsewhere(url: str, known: Collection[str]) -> Iterator[Sealed]:
 
 def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
     """Bring what is made anew at the end of a run, the report and the card, to a URL."""
-    for path in ("report.html", "README.md"):
+    for path in PAGES:
         _tried(partial(_bring, folder, url, path), sleep)
 
 
@@ -87,6 +91,19 @@ def _tried(action: Callable[[], T], sleep: Sleep) -> T:
 def _is_there(folder: Path, url: str, path: str) -> bool:
     there = files(url)
     return there.exists(path) and there.read(path) == (folder / path).read_bytes()
+
+
+def _remove_others(sealed: Sealed, url: str) -> None:
+    """Remove what a shard had at the URL before it was changed, and has no more."""
+    there, name = files(url), seal.name(sealed.shard.id)
+    try:
+        before = seal.unpacked(there.read(name)) if there.exists(name) else sealed
+    except ValueError:  # an upload was cut off in the seal, behind which there is nothing old
+        return
+    with reaching(there.place):
+        for path in before.files.keys() - sealed.files.keys():
+            if there.exists(path):
+                there.fs.rm_file(there.path(path))
 
 
 def _bring(folder: Path, url: str, path: str) -> None:

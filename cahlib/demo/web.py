@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import IO
 from urllib.parse import unquote
 
+from cahlib.errors import ConfigError
+
 _LONGEST_LINE = 65_536
 _CHUNK = 1000
 
@@ -71,7 +73,12 @@ class Web:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Web:
-        self._server = _Server(self, self._place)
+        try:
+            self._server = _Server(self, self._place)
+        except OSError as error:
+            raise ConfigError(
+                f"port {self._place[1]} is not to be had ({error.strerror}); end what uses it."
+            ) from error
         self.address = f"{self._place[0]}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()

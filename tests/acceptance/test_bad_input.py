@@ -1,5 +1,6 @@
 """A mistake gets one sentence that says what to do, and nothing is left half-written."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 from cahlib import demo
 from cahlib.demo.web import Answer, Web
-from tests.world import command
+from tests.world import command, judged
 
 MODEL = ["--model", str(demo.MODEL), "--threshold", "0.3"]
 
@@ -34,6 +35,7 @@ def refused(ran: subprocess.CompletedProcess[str], *, code: int, sentence: str) 
         (["--crawl", "a.wat.gz", *MODEL, "--output", "nope://x/y"], 2, "nope"),
         (["--crawl", "a.wat.gz", *MODEL, "--replay", "somewhere"], 2, "replay"),
         (["--crawl", "a.wat.gz", *MODEL, "--blocked-pairs", "none"], 2, "none"),
+        (["--crawl", "a.wat.gz", *MODEL, "--output", "mine"], 2, "README.md of somebody else's"),
         (["--crawl", "empty.wat.gz", *MODEL], 2, "is empty"),
         (["--crawl", "page.wat.gz", *MODEL], 2, "is a web page, not a WAT file"),
         (["--crawl", "plain.wat.gz", *MODEL], 2, "is not packed"),
@@ -44,6 +46,8 @@ def test_a_mistake_gets_a_sentence(tmp_path, monkeypatch, capsys, arguments, cod
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CAH_CONTACT", "tests@example.org")
     (tmp_path / "a.wat.gz").write_bytes(bytes.fromhex("1f8b0800"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("My thesis")
     (tmp_path / "empty.wat.gz").touch()
     (tmp_path / "page.wat.gz").write_text("<!doctype html><title>Not found</title>")
     (tmp_path / "plain.wat.gz").write_text("WARC/1.0\r\nWARC-Type: warcinfo\r\n\r\n")
@@ -80,6 +84,31 @@ def test_an_unknown_command_or_option_is_the_users_mistake():
 def test_a_folder_that_holds_no_dataset_is_named(tmp_path, capsys):
     for act in ("inspect", "verify"):
         refused(command.said(capsys, act, tmp_path), code=2, sentence="holds no dataset")
+
+
+def test_settings_in_no_text_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes("CAH_NICKNAME=Ägidius".encode("latin-1"))
+    refused(command.said(capsys, "verify", "."), code=2, sentence=".env is not a text in UTF-8")
+
+
+def test_a_demo_whose_port_is_taken_says_so(tmp_path, capsys):
+    with Web({}) as web:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "job.json").write_text(json.dumps({"replay": web.address}))
+        port = web.address.rpartition(":")[2]
+        ran = command.said(capsys, "demo", "--output", tmp_path)
+        refused(ran, code=2, sentence=f"port {port} is not to be had")
+
+
+def test_nobody_who_reads_on_is_no_fault(tmp_path):
+    judged.write(tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        line = [sys.executable, "-m", "cahlib.cli", "inspect", tmp_path]
+        ran = subprocess.run(line, cwd=command.ROOT, stdout=closed, stderr=subprocess.PIPE)
+    assert (ran.returncode, ran.stderr) == (1, b"")
 
 
 def test_a_ban_stops_the_run(tmp_path):

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cahlib.curate import dataset, seal
+from cahlib.curate.formats import Sink
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
 from tests.world import judged as world
@@ -283,3 +284,10 @@ for steps, folder in enumerate(sys.argv[1:]):
         dataset.sweep(folder)
         assert everything(folder).keys() == before.keys()
     assert seal.sealed(folders[7], "s-1")
+
+
+def test_who_reads_the_folder_of_a_running_run_sees_sealed_shards_alone(tmp_path):
+    sealed = world.write(tmp_path)
+    making = Sink(tmp_path / "metadata" / "metadata_s-1.parquet")
+    assert pq.read_table(tmp_path / "metadata").num_rows == sealed.rows
+    making.discard()

@@ -10,9 +10,11 @@ from itertools import combinations
 import pytest
 
 from cahlib.cli import main
-from cahlib.curate import dataset, seal
+from cahlib.config import Job, replace
+from cahlib.curate import dataset, report, seal, upload
 from cahlib.curate.perceptual import phash
 from cahlib.curate.purge import CHANGES, Lists, purge
+from cahlib.curate.rewrite import rewrite
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
@@ -107,7 +109,7 @@ def test_what_was_changed_is_told_but_not_what_it_was(tmp_path):
     assert seal.sealed(tmp_path, "s-0").gallery == tuple(each for each in shown if each != pair)
     (line,) = (tmp_path / CHANGES).read_text().splitlines()
     told = json.loads(line)
-    assert (told["what"], told["shards"]) == ("purge", {"s-0": {"purged": 1}})
+    assert (told["what"], told["shard"], told["lost"]) == ("purge", "s-0", {"purged": 1})
     for name in ("report.html", "README.md", CHANGES):
         text = (tmp_path / name).read_text()
         assert "purged" in text and pair.url not in text and pair.uid not in text
@@ -121,6 +123,57 @@ def test_a_second_time_nothing_is_left_to_do(tmp_path):
     assert list(purge(tmp_path, Lists(uids=uids))) == []
     assert files(tmp_path) == before
     assert len((tmp_path / CHANGES).read_text().splitlines()) == 1
+
+
+def test_pages_that_an_earlier_launch_did_not_come_to_are_made(tmp_path):
+    write(tmp_path)
+    shown = seal.sealed(tmp_path, "s-0").gallery
+    pair = next(each for each in shown if each.kept)
+    report.write(tmp_path, {})
+    assert pair.jpeg in (tmp_path / "report.html").read_text()
+    lists = Lists(uids=listed(tmp_path / "uids", pair.uid))
+    assert len(list(rewrite(tmp_path, lists.why()))) == 1  # and is killed then
+    assert list(purge(tmp_path, lists)) == []
+    assert pair.jpeg not in (tmp_path / "report.html").read_text()
+    assert "purged" in (tmp_path / "README.md").read_text()
+
+
+def test_what_the_run_brought_to_a_url_is_purged_there_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(upload, "_PAUSES", ())
+    here, there = tmp_path / "here", tmp_path / "there"
+    write(here)
+    write(here, first=1000, shard="s-1")
+    remembered(here, there.as_uri())
+    for sealed in seal.seals(here):
+        upload.upload(sealed, here, there.as_uri())
+    gone = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()))
+    there.rename(tmp_path / "away")
+    there.touch()  # nothing can be brought below a file
+    with pytest.raises(RunError, match="give the same command again"):
+        list(purge(here, Lists(uids=gone)))
+    there.unlink()
+    (tmp_path / "away").rename(there)
+    assert list(purge(here, Lists(uids=gone))) == []
+    assert list(verify(there)) == list(verify(here)) == []
+    assert files(there) == files(here)
+    assert (there / "report.html").read_bytes() == (here / "report.html").read_bytes()
+    assert sorted(path.name for path in (there / "images").iterdir()) == ["s-1.tar"]
+
+
+def remembered(folder, url):
+    """Have the dataset's job say that it was brought to a URL."""
+    (folder / "run").mkdir()
+    (folder / "run" / "job.json").write_text(json.dumps(replace(Job(), output=url).values()))
+
+
+def test_a_damaged_job_is_said_before_anything_is_changed(tmp_path):
+    write(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "job.json").write_text("{")
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match="job.json is damaged"):
+        list(purge(tmp_path, Lists(uids=listed(tmp_path / "uids", kept()[0].image.candidate.uid))))
+    assert files(tmp_path) == before
 
 
 def test_everything_can_be_purged(tmp_path):

@@ -100,8 +100,8 @@ def test_files_of_a_shard_without_a_seal_are_found(folder):
 
 
 def test_what_an_interrupted_run_left_is_found(folder):
-    (folder / "images/s-7.tar.part").write_bytes(b"half")
-    assert list(verify(folder)) == ["images/s-7.tar.part is left of an interrupted run."]
+    (folder / "images/.s-7.tar.part").write_bytes(b"half")
+    assert list(verify(folder)) == ["images/.s-7.tar.part is left of an interrupted run."]
 
 
 def test_a_pair_in_two_shards_is_found(folder):

@@ -1,0 +1,23 @@
+"""A run goes on whatever becomes of those who watch it."""
+
+from cahlib.config import replace
+from cahlib.curate.verify import verify
+from cahlib.run import run
+from tests.world import small
+
+
+def test_a_listener_that_fails_ends_nothing_and_the_time_limit_is_kept(tmp_path):
+    crawl = small.write(tmp_path / "crawl", files=300, links=40)
+    told = []
+
+    def closed_terminal(snapshot):
+        told.append(snapshot.finished)
+        raise BrokenPipeError
+
+    with small.Pictures() as web:
+        job = replace(small.job(crawl, tmp_path / "set", web), hours=3 / 3600)
+        outcome = run(job, closed_terminal, tick=0.1)
+    assert len(told) > 10 and told[-1]
+    assert outcome.shards.open and not outcome.shards.failed
+    assert (tmp_path / "set" / "report.html").exists()
+    assert outcome.shards.done == 0 or list(verify(tmp_path / "set")) == []
