@@ -28,6 +28,7 @@ def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Sha
     With a tracker it is one that takes its shards from there, as a worker of this role.
     """
     home = job.output.folder / "run"
+    _unclaimed(job.output.folder)
     with dataset.held(job.output.folder):
         _remember(job, home / "job.json")
         ledger = Ledger(home / "ledger.sqlite")
@@ -54,19 +55,22 @@ def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Share
     return Shared(ledger, tracker, job.output.folder / "run/tracker.json", who=(job.nickname, role))
 
 
+def _unclaimed(folder: Path) -> None:
+    """Refuse a folder whose pages are somebody else's: a dataset's would replace them."""
+    strange = [name for name in PAGES if (folder / name).exists()]
+    if strange and not any((folder / own).exists() for own in (seal.FOLDER, "run")):
+        raise ConfigError(
+            f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
+            "dataset's would replace; choose another folder."
+        )
+
+
 def _remember(job: Job, path: Path) -> None:
     """Store the job beside its dataset; another job's dataset is refused."""
-    folder, before = job.output.folder, Job.stored(path)
-    if before is None:
-        strange = [name for name in PAGES if (folder / name).exists()]
-        if strange and not (folder / seal.FOLDER).exists():
-            raise ConfigError(
-                f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
-                "dataset's would replace; choose another folder."
-            )
-    elif differences := job.differences(before):
+    before = Job.stored(path)
+    if before and (differences := job.differences(before)):
         raise ConfigError(
-            f"output: {folder} holds the dataset of a job with another "
+            f"output: {job.output.folder} holds the dataset of a job with another "
             f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
         )
     fresh = path.with_suffix(".new")
