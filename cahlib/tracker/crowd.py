@@ -223,14 +223,17 @@ class Crowd:
             return [key.hex() for key in taken]
 
     def bring(self, secret: str, urls: Mapping[int, str]) -> int:
-        """Take parcels of shards that are free or the worker's, whole WAT files; how many."""
+        """Take parcels of whole WAT files; how many were offered and are free yet, or his."""
         with self._as(secret) as (connection, worker):
+            if worker.kind is not Kind.CPU:
+                raise Invalid("Only a CPU worker brings a parcel.")
+            offered = (shards.c.state == "todo") & (shards.c.expires > 0)
             mine = (shards.c.state == "leased") & (shards.c.worker == worker.id)
             brought = 0
             for number, url in sorted(urls.items()):
                 delivered = (
                     update(shards)
-                    .where(shards.c.number == number, or_(shards.c.state == "todo", mine))
+                    .where(shards.c.number == number, or_(offered, mine))
                     .values(
                         state="scraped", lane=1, attempts=0, worker=None, scraper=worker.id,
                         parcel={"url": url},
