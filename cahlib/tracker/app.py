@@ -191,7 +191,7 @@ def fail(request: Request, key: Key, number: Number, body: Failure) -> dict[str,
 
 @_v1.post("/shards/{number}/refetch")
 def refetch(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
-    """A GPU worker could not fetch the parcel: it is scraped anew."""
+    """A GPU worker could not fetch the parcel: another tries, before it is scraped anew."""
     reason = rules.sentence(body.reason, 1000)
     return {"set_aside": of(request).crowd.refetch(key.credentials, number, reason)}
 

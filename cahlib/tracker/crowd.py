@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 
 from cahlib.records import Shard
 from cahlib.tracker import names
@@ -40,6 +40,8 @@ from cahlib.tracker.schema import failures, pairs, people, shards, workers
 
 #: A sign of life is written down when the last one is older than this, in seconds.
 _SEEN = 10
+#: GPU workers that must fail with a parcel before it is dropped: one of them may lie.
+_DOUBTS = 2
 
 _HELD = shards.c.state.in_(["leased", "judging"])
 #: The state of a shard that is free again.
@@ -188,21 +190,32 @@ class Crowd:
             return self._blame(connection, worker.id, number, attempts, error)
 
     def refetch(self, secret: str, number: int, error: str) -> bool:
-        """A GPU worker cannot fetch a parcel: it is to be scraped anew, by somebody else."""
+        """A GPU worker cannot fetch a parcel; if two cannot, somebody else scrapes it anew."""
         with self._as(secret) as (connection, worker):
             if worker.kind is not Kind.GPU:
                 raise Invalid("Only a GPU worker fetches parcels.")
-            scraper = connection.execute(
-                select(shards.c.scraper).where(shards.c.number == number)
-            ).scalar()
             attempts = self._change(
-                connection, worker, number,
-                state="todo", lane=0, worker=None, scraper=None, parcel=None, error=error,
-            )  # fmt: skip
+                connection, worker, number, state="scraped", worker=None, error=error
+            )
             if attempts is None:
                 raise self._refusal(connection, number)
-            self._uncount(connection, scraper)
-            return self._blame(connection, scraper, number, attempts, error)
+            self._note(connection, worker.id, number, error)
+            gpus = select(workers.c.id).where(workers.c.kind == Kind.GPU.value)
+            doubts = (failures.c.shard == number) & failures.c.worker.in_(gpus)
+            said = connection.execute(select(func.count()).where(doubts)).scalar_one()
+            return said >= _DOUBTS and self._drop(connection, number, attempts, error, doubts)
+
+    def _drop(
+        self, connection: Connection, number: int, attempts: int, error: str, doubts: Any
+    ) -> bool:
+        """Remove a parcel, and with it what was said of it; who brought it has failed."""
+        query = select(shards.c.scraper).where(shards.c.number == number)
+        scraper = connection.execute(query).scalar()
+        connection.execute(delete(failures).where(doubts))
+        values = {"state": "todo", "lane": 0, "scraper": None, "parcel": None}
+        connection.execute(update(shards).where(shards.c.number == number).values(**values))
+        self._uncount(connection, scraper)
+        return self._blame(connection, scraper, number, attempts, error)
 
     def claim_pairs(self, secret: str, number: int, uids: Sequence[str]) -> list[str]:
         """Which of these pairs another shard has already; the others are this shard's from now on.
@@ -325,16 +338,20 @@ class Crowd:
         self, connection: Connection, worker: int | None, number: int, attempts: int, error: str
     ) -> bool:
         if worker is not None:
-            values = {"time": self._clock(), "error": error}
-            noted = self._database.insert(failures).values(shard=number, worker=worker, **values)
-            keys = ["shard", "worker"]
-            connection.execute(noted.on_conflict_do_update(index_elements=keys, set_=values))
+            self._note(connection, worker, number, error)
         several = select(func.count()).where(failures.c.shard == number)
         failed: int = connection.execute(several).scalar_one()
         if failed < self.rules.failures and attempts < self.rules.attempts:
             return False
         connection.execute(update(shards).where(shards.c.number == number).values(state="failed"))
         return True
+
+    def _note(self, connection: Connection, worker: int, number: int, error: str) -> None:
+        """Write down that a worker failed with a shard; it does not get it again."""
+        values = {"time": self._clock(), "error": error}
+        noted = self._database.insert(failures).values(shard=number, worker=worker, **values)
+        keys = ["shard", "worker"]
+        connection.execute(noted.on_conflict_do_update(index_elements=keys, set_=values))
 
     def _count(self, connection: Connection, worker: Worker, **more: int) -> None:
         """Add to what a worker and the person behind it have done."""

@@ -166,16 +166,36 @@ def test_a_parcel_goes_from_a_cpu_worker_to_a_gpu_worker(crowd, fill, database):
 
 def test_a_parcel_that_cannot_be_fetched_is_scraped_by_somebody_else(crowd, fill, database):
     fill(1)
-    cpu, gpu, second = join(crowd, Kind.CPU), join(crowd, Kind.GPU), join(crowd, Kind.CPU)
+    cpu, second = join(crowd, Kind.CPU), join(crowd, Kind.CPU)
     number = crowd.lease(cpu).number
     crowd.deliver(cpu, number, PARCEL)
-    crowd.lease(gpu)
-    assert not crowd.refetch(gpu, number, "404")
-    assert board.counts(database).parcels == 0
+    for parcels in (1, 0):
+        assert board.counts(database).parcels == 1
+        gpu = join(crowd, Kind.GPU)
+        assert crowd.lease(gpu).parcel == PARCEL
+        assert not crowd.refetch(gpu, number, "404")
+        assert board.counts(database).parcels == parcels
     with pytest.raises(NotHeld):
         crowd.deliver(cpu, number, PARCEL)
     assert crowd.lease(cpu).number != number
     assert crowd.lease(second).number == number
+    fresh = PARCEL | {"url": "s3://somewhere/b.tar"}  # what was said of the first is forgotten
+    crowd.deliver(second, number, fresh)
+    assert crowd.lease(gpu).parcel == fresh
+
+
+def test_one_gpu_worker_alone_drops_no_parcel(crowd, fill, database):
+    fill(3)
+    cpu, liar, honest = join(crowd, Kind.CPU), join(crowd, Kind.GPU), join(crowd, Kind.GPU)
+    for _ in range(6):
+        crowd.deliver(cpu, crowd.lease(cpu).number, PARCEL)
+    refused = 0
+    while lease := crowd.lease(liar):
+        crowd.refetch(liar, lease.number, "404")
+        refused += 1
+    counts = board.counts(database)
+    assert (refused, counts.scraped, counts.parcels) == (6, 6, 6)
+    assert crowd.lease(honest).parcel == PARCEL
 
 
 def test_the_parcel_of_a_silent_gpu_worker_stays_a_parcel(crowd, fill, clock):

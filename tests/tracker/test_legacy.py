@@ -132,7 +132,9 @@ def test_a_cpu_and_a_gpu_worker_share_a_job(tracker):
     job = json.loads(gpu.say("api/newJob"))
     assert (job["url"], job["number"]) == ("rsync carl-0", first["number"])
     assert job["start_id"] == first["start_id"]
-    assert gpu.say("api/gpuInvalidDownload") == "success"
+    for one in (gpu, Client(tracker, "gil", "GPU")):
+        assert json.loads(one.say("api/newJob"))["number"] == first["number"]
+        assert one.say("api/gpuInvalidDownload") == "success"
     with pytest.raises(ZeroJobError):
         gpu.say("api/gpuInvalidDownload")
     assert int(cpu.get("api/jobCount?type=CPU")) == 6
