@@ -36,7 +36,8 @@ def claiming(kind: Kind, lane: int) -> Update:
         .where(other.c.worker == bindparam("me"), other.c.state.in_(["leased", "judging"]))
         .scalar_subquery()
     )
-    shown = (shards.c[name] for name in ("number", "id", "url", "half", "expires", "parcel"))
+    names = ("number", "id", "url", "half", "expires", "parcel", "attempts")
+    shown = (shards.c[name] for name in names)
     return (
         update(shards)
         .where(shards.c.number == following(kind.takes, ~failed, lane=lane))

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 
 from cahlib.records import Shard
-from cahlib.tracker import names
+from cahlib.tracker import names, uids
 from cahlib.tracker.claims import BY_SECRET, COUNTED, GROWING, claiming, completing
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import (
@@ -36,7 +36,7 @@ from cahlib.tracker.rules import (
     Unknown,
     Worker,
 )
-from cahlib.tracker.schema import failures, pairs, people, shards, workers
+from cahlib.tracker.schema import failures, people, shards, workers
 
 #: A sign of life is written down when the last one is older than this, in seconds.
 _SEEN = 10
@@ -105,6 +105,8 @@ class Crowd:
         row = connection.execute(claiming(worker.kind, lane), values).first()
         if row is None:
             return None
+        if row.attempts > 1:  # until now, who had fallen silent could have come back to it
+            uids.free(connection, [row.number])
         shard = Shard(id=row.id, url=row.url, half=row.half)
         return Lease(number=row.number, shard=shard, expires=row.expires, parcel=row.parcel)
 
@@ -181,12 +183,7 @@ class Crowd:
     def fail(self, secret: str, number: int, error: str) -> bool:
         """A worker failed with a shard; True if it is set aside, having failed for several."""
         with self._as(secret) as (connection, worker):
-            free = worker.kind.takes
-            attempts = self._change(
-                connection, worker, number, state=free, worker=None, error=error
-            )
-            if attempts is None:
-                raise self._refusal(connection, number)
+            attempts = self._part(connection, worker, number, error)
             return self._blame(connection, worker.id, number, attempts, error)
 
     def refetch(self, secret: str, number: int, error: str) -> bool:
@@ -194,16 +191,21 @@ class Crowd:
         with self._as(secret) as (connection, worker):
             if worker.kind is not Kind.GPU:
                 raise Invalid("Only a GPU worker fetches parcels.")
-            attempts = self._change(
-                connection, worker, number, state="scraped", worker=None, error=error
-            )
-            if attempts is None:
-                raise self._refusal(connection, number)
+            attempts = self._part(connection, worker, number, error)
             self._note(connection, worker.id, number, error)
             gpus = select(workers.c.id).where(workers.c.kind == Kind.GPU.value)
             doubts = (failures.c.shard == number) & failures.c.worker.in_(gpus)
             said = connection.execute(select(func.count()).where(doubts)).scalar_one()
             return said >= _DOUBTS and self._drop(connection, number, attempts, error, doubts)
+
+    def _part(self, connection: Connection, worker: Worker, number: int, error: str) -> int:
+        """Take a shard from a worker that failed with it; the shard's attempts."""
+        free = {"state": worker.kind.takes, "worker": None, "error": error}
+        attempts = self._change(connection, worker, number, **free)
+        if attempts is None:
+            raise self._refusal(connection, number)
+        uids.free(connection, [number])
+        return attempts
 
     def _drop(
         self, connection: Connection, number: int, attempts: int, error: str, doubts: Any
@@ -217,23 +219,17 @@ class Crowd:
         self._uncount(connection, scraper)
         return self._blame(connection, scraper, number, attempts, error)
 
-    def claim_pairs(self, secret: str, number: int, uids: Sequence[str]) -> list[str]:
-        """Which of these pairs another shard has already; the others are this shard's from now on.
+    def claim_pairs(self, secret: str, number: int, keys: Sequence[str]) -> list[str]:
+        """Which of these pairs another shard has already; the others are this shard's.
 
-        So the datasets of all workers together hold each pair once.
+        They stay so when it is completed, and are free when it is given back or another's.
         """
-        keys = sorted(bytes.fromhex(uid) for uid in set(uids))  # sorted: no two wait for each other
         with self._as(secret) as (connection, worker):
+            if worker.kind is Kind.CPU:
+                raise Invalid("A CPU worker brings a parcel; it has no pairs to claim.")
             self._must(connection, number, and_(*_mine(worker)))
-            taken: list[bytes] = []
-            for start in range(0, len(keys), 1000):
-                batch = keys[start : start + 1000]
-                rows = [{"uid": key, "shard": number} for key in batch]
-                fresh = self._database.insert(pairs).values(rows).on_conflict_do_nothing()
-                connection.execute(fresh)
-                query = select(pairs.c.uid).where(pairs.c.uid.in_(batch), pairs.c.shard != number)
-                taken += connection.execute(query).scalars()
-            return [key.hex() for key in taken]
+            most = self.rules.most_pairs
+            return uids.claim(self._database, connection, number, keys, most=most)
 
     def bring(self, secret: str, urls: Mapping[int, str]) -> int:
         """Take parcels of whole WAT files; how many were offered and are free yet, or his."""
@@ -286,8 +282,11 @@ class Crowd:
                 state=case((used, "failed"), else_=_FREE),
                 error=case((used, "Every worker that had it went silent."), else_=shards.c.error),
             )
+            .returning(shards.c.number, shards.c.state)
         )
-        return int(connection.execute(freed).rowcount)
+        rows = connection.execute(freed).all()
+        uids.free(connection, [row.number for row in rows if row.state == "failed"])
+        return len(rows)
 
     @contextmanager
     def _as(self, secret: str, progress: str = "") -> Iterator[tuple[Connection, Worker]]:
@@ -319,8 +318,11 @@ class Crowd:
             update(shards)
             .where(which, *_mine(worker))
             .values(state=worker.kind.takes, worker=None, attempts=shards.c.attempts - 1)
+            .returning(shards.c.number)
         )
-        return int(connection.execute(freed).rowcount)
+        numbers = connection.execute(freed).scalars().all()
+        uids.free(connection, numbers)
+        return len(numbers)
 
     def _must(self, connection: Connection, number: int, condition: Any) -> None:
         """Raise the reason why a worker cannot change this shard, unless the condition holds."""

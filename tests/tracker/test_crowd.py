@@ -240,6 +240,61 @@ def test_each_pair_belongs_to_one_shard(crowd, fill):
     assert crowd.claim_pairs(bob, second, ["bb" * 16, "cc" * 16, "bb" * 16]) == ["bb" * 16]
     with pytest.raises(NotHeld):
         crowd.claim_pairs(bob, first, ["dd" * 16])
+    with pytest.raises(Invalid, match="CPU"):
+        crowd.claim_pairs(join(crowd, Kind.CPU), first, ["dd" * 16])
+
+
+def test_a_shard_claims_no_more_pairs_than_it_may_have(database, clock, fill):
+    fill(1)
+    crowd = Crowd(database, Rules(most_pairs=1200), clock=clock)
+    eve, bob = join(crowd), join(crowd)
+    first, second = crowd.lease(eve).number, crowd.lease(bob).number
+    every = [f"{n:032x}" for n in range(1300)]
+    assert crowd.claim_pairs(eve, first, every[:1200]) == []
+    with pytest.raises(Invalid, match="at most 1,200"):
+        crowd.claim_pairs(eve, first, every[1200:])
+    assert crowd.claim_pairs(bob, second, every[1100:]) == every[1100:1200]
+
+
+def released(crowd, clock, secret, number):
+    crowd.give_back(secret, number)
+
+
+def failed(crowd, clock, secret, number):
+    crowd.fail(secret, number, "broken")
+
+
+def left(crowd, clock, secret, number):
+    crowd.leave(secret)
+
+
+def silent(crowd, clock, secret, number):
+    clock.now += 1000
+    assert crowd.claim_pairs(secret, number, ["bb" * 16]) == []  # may still come back
+    assert crowd.lease(join(crowd)).number == number
+
+
+@pytest.mark.parametrize("ended", [released, failed, left, silent])
+def test_claims_end_with_a_lease_that_ends_without_completion(crowd, fill, clock, ended):
+    fill(1)
+    ann, bob = join(crowd), join(crowd)
+    first, second = crowd.lease(ann).number, crowd.lease(bob).number
+    assert crowd.claim_pairs(ann, first, ["aa" * 16]) == []
+    assert crowd.claim_pairs(bob, second, ["aa" * 16]) == ["aa" * 16]
+    clock.now += 500
+    crowd.beat(bob, [second])
+    ended(crowd, clock, ann, first)
+    assert crowd.claim_pairs(bob, second, ["aa" * 16]) == []
+
+
+def test_claims_stay_with_a_completed_shard(crowd, fill):
+    fill(1)
+    ann, bob = join(crowd), join(crowd)
+    first, second = crowd.lease(ann).number, crowd.lease(bob).number
+    crowd.claim_pairs(ann, first, ["aa" * 16])
+    crowd.complete(ann, first, Result(pairs=1))
+    crowd.leave(ann)
+    assert crowd.claim_pairs(bob, second, ["aa" * 16]) == ["aa" * 16]
 
 
 def test_wats_are_added_once_and_numbered_in_pairs(database, crowd):
