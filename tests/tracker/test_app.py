@@ -105,7 +105,8 @@ REFUSED = [
     ("/v1/shards/0/complete", {"pairs": 4, "tally": {"read": 3}}, 422, "tally"),
     ("/v1/shards/0/complete", {"pairs": 5, "tally": TALLY}, 422, "tally"),
     ("/v1/shards/99999999999/complete", {"pairs": 1}, 422, "number"),
-    ("/v1/shards/0/parcel", {"url": "x", "sha256": "", "size": 1}, 422, "url"),
+    ("/v1/shards/0/parcel", {"url": "x", "sha256": "", "size": 1}, 422, "sha256"),
+    ("/v1/shards/0/parcel", {"url": 1, "sha256": "", "size": 1}, 422, "url"),
     ("/v1/heartbeat", {"shards": "all"}, 422, "shards"),
     ("/v1/heartbeat", b"{", 400, "not JSON"),
     ("/v1/shards/0/fail", {"reason": "\ud800"}, 422, "reason"),
@@ -125,6 +126,30 @@ def test_what_cannot_be_is_refused_with_a_sentence(tracker):
         answer = ask(tracker, path, body, secret=secret, headers=headers)
         assert (path, answer.status) == (path, status)
         assert says in answer.json["detail"] and "\n" not in answer.json["detail"]
+
+
+ELSEWHERE = [
+    "file:///home/ann/x.tar",
+    "http://169.254.169.254/latest/x.tar",
+    "s3://parcels-of-others/x.tar",
+    "s3://parcels/../others/x.tar",
+    "s3://parcels/%2e%2e/others/x.tar",
+    "s3://parcels/a::http://127.0.0.1/x.tar",
+    "s3://parcels/",
+    "s3://parcels/x.tar\n",
+    "",
+]
+
+
+def test_a_parcel_lies_where_the_tracker_says(tracker):
+    cpu, gpu = join(tracker, "cpu"), join(tracker, "gpu")
+    assert ask(tracker, "/v1/lease", {}, secret=cpu).json["shard"]["number"] == 0
+    for where in ELSEWHERE:
+        brought = {"url": where, "sha256": "ab" * 32, "size": 12}
+        answer = ask(tracker, "/v1/shards/0/parcel", brought, secret=cpu)
+        assert (where, answer.status) == (where, 422)
+        assert answer.json["detail"].endswith("is brought to s3://parcels/, and nowhere else.")
+    assert ask(tracker, "/v1/lease", {}, secret=gpu).json["shard"] is None
 
 
 def test_only_json_and_only_known_workers(tracker):
