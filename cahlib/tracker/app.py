@@ -139,10 +139,10 @@ def register(request: Request, body: Newcomer) -> dict[str, Any]:
 
 @_v1.post("/lease")
 def lease(request: Request, key: Key) -> dict[str, Any]:
-    """A shard to work on, or null; `finished` when there will be none any more."""
+    """A shard to work on, or null; `finished` when you will be given none any more."""
     service = of(request)
     found = service.crowd.lease(key.credentials)
-    finished = found is None and not _open(board.counts(service.database))
+    finished = found is None and service.crowd.finished(key.credentials)
     return {"shard": found and _shown(found), "finished": finished}
 
 
@@ -258,10 +258,6 @@ def _administrator(request: Request, key: HTTPAuthorizationCredentials) -> Any:
     if not secrets.compare_digest(given, secret):
         raise Unknown("This is not the administrator's secret.")
     return service.database
-
-
-def _open(counts: board.Counts) -> int:
-    return counts.total - counts.done - counts.failed
 
 
 def _shown(lease: Lease) -> dict[str, Any]:

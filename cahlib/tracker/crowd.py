@@ -22,7 +22,7 @@ from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 
 from cahlib.records import Shard
 from cahlib.tracker import names, uids
-from cahlib.tracker.claims import BY_SECRET, COUNTED, GROWING, claiming, completing
+from cahlib.tracker.claims import BY_SECRET, COUNTED, GROWING, claiming, coming, completing
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import (
     Invalid,
@@ -94,6 +94,12 @@ class Crowd:
             if lease is None and self._expire(connection):
                 lease = self._claim(connection, worker, old=old)
             return lease
+
+    def finished(self, secret: str) -> bool:
+        """Whether this worker will be given no shard any more, whatever the others do."""
+        with self._database.read() as connection:
+            worker = _worker(connection.execute(BY_SECRET, {"hash": _hash(secret)}).first())
+            return connection.execute(coming(worker.kind), {"me": worker.id}).first() is None
 
     def _claim(self, connection: Connection, worker: Worker, *, old: bool) -> Lease | None:
         lane = 1 if old and worker.kind is Kind.GPU else 0

@@ -73,6 +73,30 @@ def test_a_parcel_passes_from_cpu_to_gpu_and_back_when_it_cannot_be_fetched(trac
     assert ask(tracker, "/v1/lease", {}, secret=gpu).json == {"shard": None, "finished": False}
 
 
+def test_a_worker_is_finished_when_only_others_could_be_given_more(tracker):
+    def asked(secret):
+        return ask(tracker, "/v1/lease", {}, secret=secret).json
+
+    none_yet, no_more = ({"shard": None, "finished": finished} for finished in (False, True))
+    ann, cpu, gpu = join(tracker), join(tracker, "cpu"), join(tracker, "gpu")
+    for number in range(6):
+        assert asked(ann)["shard"]["number"] == number
+    for number in range(1, 5):
+        ask(tracker, f"/v1/shards/{number}/complete", {"pairs": 0}, secret=ann)
+    ask(tracker, "/v1/shards/0/fail", {"reason": "broken"}, secret=ann)
+    assert asked(cpu)["shard"]["number"] == 0
+    # 0 is the CPU worker's, and may come to the GPU worker; 5 is ann's, and may come back
+    assert (asked(ann), asked(cpu), asked(gpu)) == (none_yet,) * 3
+    ask(tracker, "/v1/shards/5/complete", {"pairs": 0}, secret=ann)
+    assert (asked(ann), asked(cpu), asked(gpu)) == (no_more, none_yet, none_yet)
+    parcel = {"url": "s3://parcels/a.tar", "sha256": "ab" * 32, "size": 12}
+    ask(tracker, "/v1/shards/0/parcel", parcel, secret=cpu)
+    assert (asked(ann), asked(cpu)) == (no_more, no_more)
+    assert asked(gpu)["shard"]["number"] == 0
+    ask(tracker, "/v1/shards/0/refetch", {"reason": "404"}, secret=gpu)
+    assert asked(gpu) == no_more
+
+
 def test_giving_back_failing_and_leaving(tracker):
     secret = join(tracker)
     for number in range(3):
