@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.config import Crawl, Download
-from cahlib.errors import ShardError
+from cahlib.errors import CahError, ShardError
 from cahlib.records import Parcel, Shard
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
@@ -75,9 +75,13 @@ def _manifest(place: str) -> str:
 
 @contextmanager
 def _storage(url: str) -> Iterator[tuple[Any, str]]:
+    """The driver for a URL; each has errors of its own, of any kind, which become ShardError."""
     from fsspec.core import url_to_fs
 
     try:
         yield url_to_fs(url)
-    except (OSError, ImportError, ValueError) as error:
-        raise ShardError(f"{url} cannot be reached ({error}).") from error
+    except CahError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise ShardError(f"{url} cannot be reached: {said} ({type(error).__name__}).") from error

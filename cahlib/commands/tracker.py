@@ -47,6 +47,11 @@ def add(commands: Any) -> None:
     export.set_defaults(act=_export)
     retry = own.add_parser("retry", help="put shards that were set aside back on the list")
     retry.add_argument("shards", nargs="*", type=int, help="their numbers; none = all")
+    retry.add_argument(
+        "--old-parcels",
+        action="store_true",
+        help="also those whose parcels of old clients no GPU worker has taken",
+    )
     retry.set_defaults(act=_retry)
     for parser in (intake, stats, export, retry):
         _add_database(parser)
@@ -218,7 +223,7 @@ def _retry(chosen: argparse.Namespace) -> int:
     with _database(chosen.database) as database:
         from cahlib.tracker import intake
 
-        again = intake.retry(database, chosen.shards or None)
+        again = intake.retry(database, chosen.shards or None, old_parcels=chosen.old_parcels)
     print(f"{again:,} shards are to do again.")
     return 0
 

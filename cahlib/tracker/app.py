@@ -29,7 +29,6 @@ _admin = APIRouter(prefix="/v1/admin", tags=["administrator"])
 
 Number = Annotated[int, Path(ge=0, le=2**31 - 1, description="the shard's number")]
 Key = Annotated[HTTPAuthorizationCredentials, Security(HTTPBearer())]
-Url = Annotated[str, Field(max_length=2000, pattern=r"^[a-z][a-z0-9+.-]*://[!-~]+$")]
 
 
 def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> FastAPI:
@@ -57,6 +56,8 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
     app.state.service = service
     app.include_router(_v1)
     app.include_router(legacy.router)
+    if settings.rules.old_upload:
+        app.include_router(legacy.files)
     if settings.filters:
         app.include_router(legacy.filters)
     app.include_router(pages.router)
@@ -99,7 +100,7 @@ class Done(_Body):
 class Delivery(_Body):
     """A parcel that waits where a GPU worker can fetch it."""
 
-    url: Url
+    url: str = Field(max_length=2000, description="below the place named when you joined")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size: int = Field(ge=0, le=2**50)
     tally: dict[str, Any] | None = None
@@ -138,10 +139,10 @@ def register(request: Request, body: Newcomer) -> dict[str, Any]:
 
 @_v1.post("/lease")
 def lease(request: Request, key: Key) -> dict[str, Any]:
-    """A shard to work on, or null; `finished` when there will be none any more."""
+    """A shard to work on, or null; `finished` when you will be given none any more."""
     service = of(request)
     found = service.crowd.lease(key.credentials)
-    finished = found is None and not _open(board.counts(service.database))
+    finished = found is None and service.crowd.finished(key.credentials)
     return {"shard": found and _shown(found), "finished": finished}
 
 
@@ -169,8 +170,10 @@ def parcel(request: Request, key: Key, number: Number, body: Delivery) -> dict[s
     """A CPU worker's parcel is uploaded: now it is a job for a GPU."""
     if body.tally is not None:
         rules.tally(body.tally)
-    brought = {"url": body.url, "sha256": body.sha256, "size": body.size}
-    return {"counted": of(request).crowd.deliver(key.credentials, number, brought)}
+    service = of(request)
+    place = rules.place(body.url, service.settings.rules)
+    brought = {"url": place, "sha256": body.sha256, "size": body.size}
+    return {"counted": service.crowd.deliver(key.credentials, number, brought)}
 
 
 @_v1.post("/shards/{number}/release")
@@ -189,7 +192,7 @@ def fail(request: Request, key: Key, number: Number, body: Failure) -> dict[str,
 
 @_v1.post("/shards/{number}/refetch")
 def refetch(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
-    """A GPU worker could not fetch the parcel: it is scraped anew."""
+    """A GPU worker could not fetch the parcel: another tries, before it is scraped anew."""
     reason = rules.sentence(body.reason, 1000)
     return {"set_aside": of(request).crowd.refetch(key.credentials, number, reason)}
 
@@ -255,10 +258,6 @@ def _administrator(request: Request, key: HTTPAuthorizationCredentials) -> Any:
     if not secrets.compare_digest(given, secret):
         raise Unknown("This is not the administrator's secret.")
     return service.database
-
-
-def _open(counts: board.Counts) -> int:
-    return counts.total - counts.done - counts.failed
 
 
 def _shown(lease: Lease) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 
 from cahlib.records import Shard
-from cahlib.tracker import names
-from cahlib.tracker.claims import BY_SECRET, COUNTED, GROWING, claiming, completing
+from cahlib.tracker import names, uids
+from cahlib.tracker.claims import BY_SECRET, COUNTED, GROWING, claiming, coming, completing
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import (
     Invalid,
@@ -36,10 +36,12 @@ from cahlib.tracker.rules import (
     Unknown,
     Worker,
 )
-from cahlib.tracker.schema import failures, pairs, people, shards, workers
+from cahlib.tracker.schema import failures, people, shards, workers
 
 #: A sign of life is written down when the last one is older than this, in seconds.
 _SEEN = 10
+#: GPU workers that must fail with a parcel before it is dropped: one of them may lie.
+_DOUBTS = 2
 
 _HELD = shards.c.state.in_(["leased", "judging"])
 #: The state of a shard that is free again.
@@ -93,6 +95,12 @@ class Crowd:
                 lease = self._claim(connection, worker, old=old)
             return lease
 
+    def finished(self, secret: str) -> bool:
+        """Whether this worker will be given no shard any more, whatever the others do."""
+        with self._database.read() as connection:
+            worker = _worker(connection.execute(BY_SECRET, {"hash": _hash(secret)}).first())
+            return connection.execute(coming(worker.kind), {"me": worker.id}).first() is None
+
     def _claim(self, connection: Connection, worker: Worker, *, old: bool) -> Lease | None:
         lane = 1 if old and worker.kind is Kind.GPU else 0
         values = {
@@ -103,6 +111,8 @@ class Crowd:
         row = connection.execute(claiming(worker.kind, lane), values).first()
         if row is None:
             return None
+        if row.attempts > 1:  # until now, who had fallen silent could have come back to it
+            uids.free(connection, [row.number])
         shard = Shard(id=row.id, url=row.url, half=row.half)
         return Lease(number=row.number, shard=shard, expires=row.expires, parcel=row.parcel)
 
@@ -179,58 +189,66 @@ class Crowd:
     def fail(self, secret: str, number: int, error: str) -> bool:
         """A worker failed with a shard; True if it is set aside, having failed for several."""
         with self._as(secret) as (connection, worker):
-            free = worker.kind.takes
-            attempts = self._change(
-                connection, worker, number, state=free, worker=None, error=error
-            )
-            if attempts is None:
-                raise self._refusal(connection, number)
+            attempts = self._part(connection, worker, number, error)
             return self._blame(connection, worker.id, number, attempts, error)
 
     def refetch(self, secret: str, number: int, error: str) -> bool:
-        """A GPU worker cannot fetch a parcel: it is to be scraped anew, by somebody else."""
+        """A GPU worker cannot fetch a parcel; if two cannot, somebody else scrapes it anew."""
         with self._as(secret) as (connection, worker):
             if worker.kind is not Kind.GPU:
                 raise Invalid("Only a GPU worker fetches parcels.")
-            scraper = connection.execute(
-                select(shards.c.scraper).where(shards.c.number == number)
-            ).scalar()
-            attempts = self._change(
-                connection, worker, number,
-                state="todo", lane=0, worker=None, scraper=None, parcel=None, error=error,
-            )  # fmt: skip
-            if attempts is None:
-                raise self._refusal(connection, number)
-            self._uncount(connection, scraper)
-            return self._blame(connection, scraper, number, attempts, error)
+            attempts = self._part(connection, worker, number, error)
+            self._note(connection, worker.id, number, error)
+            gpus = select(workers.c.id).where(workers.c.kind == Kind.GPU.value)
+            doubts = (failures.c.shard == number) & failures.c.worker.in_(gpus)
+            said = connection.execute(select(func.count()).where(doubts)).scalar_one()
+            return said >= _DOUBTS and self._drop(connection, number, attempts, error, doubts)
 
-    def claim_pairs(self, secret: str, number: int, uids: Sequence[str]) -> list[str]:
-        """Which of these pairs another shard has already; the others are this shard's from now on.
+    def _part(self, connection: Connection, worker: Worker, number: int, error: str) -> int:
+        """Take a shard from a worker that failed with it; the shard's attempts."""
+        free = {"state": worker.kind.takes, "worker": None, "error": error}
+        attempts = self._change(connection, worker, number, **free)
+        if attempts is None:
+            raise self._refusal(connection, number)
+        uids.free(connection, [number])
+        return attempts
 
-        So the datasets of all workers together hold each pair once.
+    def _drop(
+        self, connection: Connection, number: int, attempts: int, error: str, doubts: Any
+    ) -> bool:
+        """Remove a parcel, and with it what was said of it; who brought it has failed."""
+        query = select(shards.c.scraper).where(shards.c.number == number)
+        scraper = connection.execute(query).scalar()
+        connection.execute(delete(failures).where(doubts))
+        values = {"state": "todo", "lane": 0, "scraper": None, "parcel": None}
+        connection.execute(update(shards).where(shards.c.number == number).values(**values))
+        self._uncount(connection, scraper)
+        return self._blame(connection, scraper, number, attempts, error)
+
+    def claim_pairs(self, secret: str, number: int, keys: Sequence[str]) -> list[str]:
+        """Which of these pairs another shard has already; the others are this shard's.
+
+        They stay so when it is completed, and are free when it is given back or another's.
         """
-        keys = sorted(bytes.fromhex(uid) for uid in set(uids))  # sorted: no two wait for each other
         with self._as(secret) as (connection, worker):
+            if worker.kind is Kind.CPU:
+                raise Invalid("A CPU worker brings a parcel; it has no pairs to claim.")
             self._must(connection, number, and_(*_mine(worker)))
-            taken: list[bytes] = []
-            for start in range(0, len(keys), 1000):
-                batch = keys[start : start + 1000]
-                rows = [{"uid": key, "shard": number} for key in batch]
-                fresh = self._database.insert(pairs).values(rows).on_conflict_do_nothing()
-                connection.execute(fresh)
-                query = select(pairs.c.uid).where(pairs.c.uid.in_(batch), pairs.c.shard != number)
-                taken += connection.execute(query).scalars()
-            return [key.hex() for key in taken]
+            most = self.rules.most_pairs
+            return uids.claim(self._database, connection, number, keys, most=most)
 
     def bring(self, secret: str, urls: Mapping[int, str]) -> int:
-        """Take parcels of shards that are free or the worker's, whole WAT files; how many."""
+        """Take parcels of whole WAT files; how many were offered and are free yet, or his."""
         with self._as(secret) as (connection, worker):
+            if worker.kind is not Kind.CPU:
+                raise Invalid("Only a CPU worker brings a parcel.")
+            offered = (shards.c.state == "todo") & (shards.c.expires > 0)
             mine = (shards.c.state == "leased") & (shards.c.worker == worker.id)
             brought = 0
             for number, url in sorted(urls.items()):
                 delivered = (
                     update(shards)
-                    .where(shards.c.number == number, or_(shards.c.state == "todo", mine))
+                    .where(shards.c.number == number, or_(offered, mine))
                     .values(
                         state="scraped", lane=1, attempts=0, worker=None, scraper=worker.id,
                         parcel={"url": url},
@@ -270,8 +288,11 @@ class Crowd:
                 state=case((used, "failed"), else_=_FREE),
                 error=case((used, "Every worker that had it went silent."), else_=shards.c.error),
             )
+            .returning(shards.c.number, shards.c.state)
         )
-        return int(connection.execute(freed).rowcount)
+        rows = connection.execute(freed).all()
+        uids.free(connection, [row.number for row in rows if row.state == "failed"])
+        return len(rows)
 
     @contextmanager
     def _as(self, secret: str, progress: str = "") -> Iterator[tuple[Connection, Worker]]:
@@ -303,8 +324,11 @@ class Crowd:
             update(shards)
             .where(which, *_mine(worker))
             .values(state=worker.kind.takes, worker=None, attempts=shards.c.attempts - 1)
+            .returning(shards.c.number)
         )
-        return int(connection.execute(freed).rowcount)
+        numbers = connection.execute(freed).scalars().all()
+        uids.free(connection, numbers)
+        return len(numbers)
 
     def _must(self, connection: Connection, number: int, condition: Any) -> None:
         """Raise the reason why a worker cannot change this shard, unless the condition holds."""
@@ -322,16 +346,20 @@ class Crowd:
         self, connection: Connection, worker: int | None, number: int, attempts: int, error: str
     ) -> bool:
         if worker is not None:
-            values = {"time": self._clock(), "error": error}
-            noted = self._database.insert(failures).values(shard=number, worker=worker, **values)
-            keys = ["shard", "worker"]
-            connection.execute(noted.on_conflict_do_update(index_elements=keys, set_=values))
+            self._note(connection, worker, number, error)
         several = select(func.count()).where(failures.c.shard == number)
         failed: int = connection.execute(several).scalar_one()
         if failed < self.rules.failures and attempts < self.rules.attempts:
             return False
         connection.execute(update(shards).where(shards.c.number == number).values(state="failed"))
         return True
+
+    def _note(self, connection: Connection, worker: int, number: int, error: str) -> None:
+        """Write down that a worker failed with a shard; it does not get it again."""
+        values = {"time": self._clock(), "error": error}
+        noted = self._database.insert(failures).values(shard=number, worker=worker, **values)
+        keys = ["shard", "worker"]
+        connection.execute(noted.on_conflict_do_update(index_elements=keys, set_=values))
 
     def _count(self, connection: Connection, worker: Worker, **more: int) -> None:
         """Add to what a worker and the person behind it have done."""

@@ -46,13 +46,23 @@ def _add(
     return len(batch)
 
 
-def retry(database: Database, numbers: Sequence[int] | None = None) -> int:
-    """Put shards that were set aside back on the list (all, or these); how many."""
+def retry(
+    database: Database, numbers: Sequence[int] | None = None, *, old_parcels: bool = False
+) -> int:
+    """Put shards that were set aside back on the list (all, or these); how many.
+
+    ``old_parcels``: also those whose parcels of the old protocol no GPU worker has taken.
+    """
     aside = shards.c.state == "failed"
+    if old_parcels:
+        aside |= (shards.c.state == "scraped") & (shards.c.lane == 1)
     if numbers is not None:
         aside &= shards.c.number.in_(numbers)
     with database.write() as connection:
         again = select(shards.c.number).where(aside)
         connection.execute(delete(failures).where(failures.c.shard.in_(again)))
-        fresh = {"state": "todo", "lane": 0, "attempts": 0, "worker": None, "parcel": None}
+        fresh = {
+            "state": "todo", "lane": 0, "attempts": 0, "worker": None, "expires": 0,
+            "scraper": None, "parcel": None,
+        }  # fmt: skip
         return int(connection.execute(update(shards).where(aside).values(**fresh)).rowcount)

@@ -19,6 +19,7 @@ from cahlib.tracker.rules import IDS, Invalid, Kind, Missing, NotHeld, Refusal, 
 from cahlib.tracker.service import of, shown_time
 
 router = APIRouter(tags=["Crawling@Home, 2021"])
+files = APIRouter(prefix="/custom", tags=["Crawling@Home, whole WAT files"])
 filters = APIRouter(tags=["Bloom filters"])
 
 Type = Annotated[str, Query(max_length=20)]
@@ -64,7 +65,7 @@ def new(
     request: Request, nickname: Annotated[str, Query(max_length=200)], type: Type
 ) -> dict[str, str]:
     """Register."""
-    service, kind = of(request), _kind(type)
+    service, kind = of(request), _invited(request, type)
     worker, secret = service.crowd.register(rules.nickname(nickname), kind)
     upload = service.settings.rules.old_upload
     return {"display_name": worker.name, "token": secret, "upload_address": upload}
@@ -141,7 +142,7 @@ def bye(request: Request, said: Said) -> str:
     return "success"
 
 
-@router.get("/custom/get-cpu-wat", response_class=PlainTextResponse)
+@files.get("/get-cpu-wat", response_class=PlainTextResponse)
 def get_cpu_wat(request: Request) -> str:
     """A WAT file none of whose shards is taken."""
     service = of(request)
@@ -151,7 +152,7 @@ def get_cpu_wat(request: Request) -> str:
     return url
 
 
-@router.post("/custom/lookup-wat")
+@files.post("/lookup-wat")
 def lookup_wat(request: Request, wat: Wat) -> dict[str, Any]:
     """The two shards of a WAT file."""
     numbers = wholes.find(of(request).database, rules.sentence(wat.url, 2000))
@@ -161,7 +162,7 @@ def lookup_wat(request: Request, wat: Wat) -> dict[str, Any]:
     return {"status": "success", "shards": shards}
 
 
-@router.post("/custom/markasdone-cpu")
+@files.post("/markasdone-cpu")
 def markasdone_cpu(request: Request, whole: Whole) -> dict[str, Any]:
     """The results of both shards of WAT files that the worker took as a whole."""
     try:
@@ -174,7 +175,8 @@ def markasdone_cpu(request: Request, whole: Whole) -> dict[str, Any]:
     except Refusal as refusal:
         return {"status": "failed", "detail": str(refusal)}
     if not completed:
-        return {"status": "failed", "detail": "None of these shards was free, or yours."}
+        detail = "None of these shards was given out and is free still, or yours."
+        return {"status": "failed", "detail": detail}
     return {"status": "success", "completed": completed}
 
 
@@ -244,9 +246,17 @@ def _kind(type: str) -> Kind:
         raise Invalid("type: it is HYBRID, CPU or GPU.") from None
 
 
+def _invited(request: Request, type: str) -> Kind:
+    """The kind of worker, if there is work for it: what CPU workers bring must be asked for."""
+    kind = _kind(type)
+    if kind is Kind.CPU and not of(request).settings.rules.old_upload:
+        raise Invalid("type: this tracker names no place for the results of old CPU workers.")
+    return kind
+
+
 def _crowd(request: Request, said: Said) -> Crowd:
     """The crowd, if the worker is of the type it says; each type has workers of its own."""
-    service, kind = of(request), _kind(said.type)
+    service, kind = of(request), _invited(request, said.type)
     if service.crowd.known(said.token).kind is not kind:
         raise Unknown(f"This tracker knows no such {kind.name} worker; register anew.")
     return service.crowd

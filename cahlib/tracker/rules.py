@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,6 +131,20 @@ def pairs(count: int, rules: Rules) -> int:
     if not 0 <= count <= rules.most_pairs:
         raise Invalid(f"pairs: a shard holds 0 to {rules.most_pairs:,} of them, not {count:,}.")
     return count
+
+
+#: What a parcel may be called below the place of parcels: no way up, and nothing to interpret.
+_NAME = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+def place(url: str, rules: Rules) -> str:
+    """Where a parcel is: GPU workers open it, and remove it, so nowhere else; raises Invalid."""
+    if not rules.upload:
+        raise Invalid("url: this tracker names no place for parcels.")
+    below = rules.upload.rstrip("/") + "/"
+    if not url.startswith(below) or not _NAME.fullmatch(url, len(below)):
+        raise Invalid(f"url: a parcel is brought to {below}, and nowhere else.")
+    return url
 
 
 def tally(values: Mapping[str, Any], *, pairs: int | None = None) -> Tally:

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, RunError
 from cahlib.records import Judged, Shard, Tally
 from cahlib.tracker.client import Refused, Tracker, TrackerAway
 from cahlib.tracker.store import Counts, Ledger
@@ -93,7 +93,10 @@ class Shared:
             time.sleep(0.5)  # if it stays away, the leases run out, and the rest is told next time
 
     def lease(self) -> Shard | None:
-        """A shard of an earlier launch that is still ours, or the tracker's next, if any."""
+        """A shard of an earlier launch that is still ours, or the tracker's next, if any.
+
+        Raises RunError when the tracker does not know us any more.
+        """
         if shard := self._ledger.lease():
             return shard
         if time.monotonic() < self._ask_again:
@@ -101,6 +104,12 @@ class Shared:
         try:
             leased, self._finished = self._tracker.lease()
         except (TrackerAway, Refused) as error:
+            if isinstance(error, Refused) and error.status == 401:
+                raise RunError(
+                    f"The tracker {self._tracker.url} does not know this worker any more (it was "
+                    "sent away, or the tracker lost its database); what is done stays, and who "
+                    "starts again joins anew."
+                ) from error
             _log.warning("%s", error)
             leased = None
         if leased is None:

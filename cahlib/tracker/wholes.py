@@ -22,11 +22,15 @@ def offer(database: Database, now: float, seconds: float) -> str | None:
         .order_by(shards.c.number.desc())
         .limit(1)
         .with_for_update(skip_locked=True)
-        .scalar_subquery()
     )
-    offered = update(shards).where(shards.c.number == whole).values(expires=now + seconds)
     with database.write() as connection:
-        return connection.execute(offered.returning(shards.c.url)).scalar()
+        first = connection.execute(whole).scalar()
+        if first is None:
+            return None
+        # Both halves: what was never offered is not taken back.
+        halves = shards.c.number.in_([first, first + 1]) & (shards.c.state == "todo")
+        offered = update(shards).where(halves).values(expires=now + seconds)
+        return connection.execute(offered.returning(shards.c.url)).scalars().first()
 
 
 def find(database: Database, url: str) -> list[int]:

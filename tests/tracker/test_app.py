@@ -61,15 +61,40 @@ def test_a_shard_from_lease_to_leaderboard(tracker):
 
 
 def test_a_parcel_passes_from_cpu_to_gpu_and_back_when_it_cannot_be_fetched(tracker):
-    cpu, gpu = join(tracker, "cpu"), join(tracker, "gpu")
+    cpu, gpu, other = join(tracker, "cpu"), join(tracker, "gpu"), join(tracker, "gpu")
     assert ask(tracker, "/v1/lease", {}, secret=cpu).json["shard"]["number"] == 0
     parcel = {"url": "s3://parcels/a.tar", "sha256": "ab" * 32, "size": 12}
     sent = parcel | {"tally": {k: v for k, v in TALLY.items() if k != "judge"}}
     assert ask(tracker, "/v1/shards/0/parcel", sent, secret=cpu).json == {"counted": True}
-    assert ask(tracker, "/v1/lease", {}, secret=gpu).json["shard"]["parcel"] == parcel
-    gone = ask(tracker, "/v1/shards/0/refetch", {"reason": "404"}, secret=gpu)
-    assert gone.json == {"set_aside": False}
+    for secret in (gpu, other):
+        assert ask(tracker, "/v1/lease", {}, secret=secret).json["shard"]["parcel"] == parcel
+        gone = ask(tracker, "/v1/shards/0/refetch", {"reason": "404"}, secret=secret)
+        assert gone.json == {"set_aside": False}
     assert ask(tracker, "/v1/lease", {}, secret=gpu).json == {"shard": None, "finished": False}
+
+
+def test_a_worker_is_finished_when_only_others_could_be_given_more(tracker):
+    def asked(secret):
+        return ask(tracker, "/v1/lease", {}, secret=secret).json
+
+    none_yet, no_more = ({"shard": None, "finished": finished} for finished in (False, True))
+    ann, cpu, gpu = join(tracker), join(tracker, "cpu"), join(tracker, "gpu")
+    for number in range(6):
+        assert asked(ann)["shard"]["number"] == number
+    for number in range(1, 5):
+        ask(tracker, f"/v1/shards/{number}/complete", {"pairs": 0}, secret=ann)
+    ask(tracker, "/v1/shards/0/fail", {"reason": "broken"}, secret=ann)
+    assert asked(cpu)["shard"]["number"] == 0
+    # 0 is the CPU worker's, and may come to the GPU worker; 5 is ann's, and may come back
+    assert (asked(ann), asked(cpu), asked(gpu)) == (none_yet,) * 3
+    ask(tracker, "/v1/shards/5/complete", {"pairs": 0}, secret=ann)
+    assert (asked(ann), asked(cpu), asked(gpu)) == (no_more, none_yet, none_yet)
+    parcel = {"url": "s3://parcels/a.tar", "sha256": "ab" * 32, "size": 12}
+    ask(tracker, "/v1/shards/0/parcel", parcel, secret=cpu)
+    assert (asked(ann), asked(cpu)) == (no_more, no_more)
+    assert asked(gpu)["shard"]["number"] == 0
+    ask(tracker, "/v1/shards/0/refetch", {"reason": "404"}, secret=gpu)
+    assert asked(gpu) == no_more
 
 
 def test_giving_back_failing_and_leaving(tracker):
@@ -104,7 +129,8 @@ REFUSED = [
     ("/v1/shards/0/complete", {"pairs": 4, "tally": {"read": 3}}, 422, "tally"),
     ("/v1/shards/0/complete", {"pairs": 5, "tally": TALLY}, 422, "tally"),
     ("/v1/shards/99999999999/complete", {"pairs": 1}, 422, "number"),
-    ("/v1/shards/0/parcel", {"url": "x", "sha256": "", "size": 1}, 422, "url"),
+    ("/v1/shards/0/parcel", {"url": "x", "sha256": "", "size": 1}, 422, "sha256"),
+    ("/v1/shards/0/parcel", {"url": 1, "sha256": "", "size": 1}, 422, "url"),
     ("/v1/heartbeat", {"shards": "all"}, 422, "shards"),
     ("/v1/heartbeat", b"{", 400, "not JSON"),
     ("/v1/shards/0/fail", {"reason": "\ud800"}, 422, "reason"),
@@ -124,6 +150,30 @@ def test_what_cannot_be_is_refused_with_a_sentence(tracker):
         answer = ask(tracker, path, body, secret=secret, headers=headers)
         assert (path, answer.status) == (path, status)
         assert says in answer.json["detail"] and "\n" not in answer.json["detail"]
+
+
+ELSEWHERE = [
+    "file:///home/ann/x.tar",
+    "http://169.254.169.254/latest/x.tar",
+    "s3://parcels-of-others/x.tar",
+    "s3://parcels/../others/x.tar",
+    "s3://parcels/%2e%2e/others/x.tar",
+    "s3://parcels/a::http://127.0.0.1/x.tar",
+    "s3://parcels/",
+    "s3://parcels/x.tar\n",
+    "",
+]
+
+
+def test_a_parcel_lies_where_the_tracker_says(tracker):
+    cpu, gpu = join(tracker, "cpu"), join(tracker, "gpu")
+    assert ask(tracker, "/v1/lease", {}, secret=cpu).json["shard"]["number"] == 0
+    for where in ELSEWHERE:
+        brought = {"url": where, "sha256": "ab" * 32, "size": 12}
+        answer = ask(tracker, "/v1/shards/0/parcel", brought, secret=cpu)
+        assert (where, answer.status) == (where, 422)
+        assert answer.json["detail"].endswith("is brought to s3://parcels/, and nowhere else.")
+    assert ask(tracker, "/v1/lease", {}, secret=gpu).json["shard"] is None
 
 
 def test_only_json_and_only_known_workers(tracker):

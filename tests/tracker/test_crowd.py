@@ -166,16 +166,36 @@ def test_a_parcel_goes_from_a_cpu_worker_to_a_gpu_worker(crowd, fill, database):
 
 def test_a_parcel_that_cannot_be_fetched_is_scraped_by_somebody_else(crowd, fill, database):
     fill(1)
-    cpu, gpu, second = join(crowd, Kind.CPU), join(crowd, Kind.GPU), join(crowd, Kind.CPU)
+    cpu, second = join(crowd, Kind.CPU), join(crowd, Kind.CPU)
     number = crowd.lease(cpu).number
     crowd.deliver(cpu, number, PARCEL)
-    crowd.lease(gpu)
-    assert not crowd.refetch(gpu, number, "404")
-    assert board.counts(database).parcels == 0
+    for parcels in (1, 0):
+        assert board.counts(database).parcels == 1
+        gpu = join(crowd, Kind.GPU)
+        assert crowd.lease(gpu).parcel == PARCEL
+        assert not crowd.refetch(gpu, number, "404")
+        assert board.counts(database).parcels == parcels
     with pytest.raises(NotHeld):
         crowd.deliver(cpu, number, PARCEL)
     assert crowd.lease(cpu).number != number
     assert crowd.lease(second).number == number
+    fresh = PARCEL | {"url": "s3://somewhere/b.tar"}  # what was said of the first is forgotten
+    crowd.deliver(second, number, fresh)
+    assert crowd.lease(gpu).parcel == fresh
+
+
+def test_one_gpu_worker_alone_drops_no_parcel(crowd, fill, database):
+    fill(3)
+    cpu, liar, honest = join(crowd, Kind.CPU), join(crowd, Kind.GPU), join(crowd, Kind.GPU)
+    for _ in range(6):
+        crowd.deliver(cpu, crowd.lease(cpu).number, PARCEL)
+    refused = 0
+    while lease := crowd.lease(liar):
+        crowd.refetch(liar, lease.number, "404")
+        refused += 1
+    counts = board.counts(database)
+    assert (refused, counts.scraped, counts.parcels) == (6, 6, 6)
+    assert crowd.lease(honest).parcel == PARCEL
 
 
 def test_the_parcel_of_a_silent_gpu_worker_stays_a_parcel(crowd, fill, clock):
@@ -220,6 +240,61 @@ def test_each_pair_belongs_to_one_shard(crowd, fill):
     assert crowd.claim_pairs(bob, second, ["bb" * 16, "cc" * 16, "bb" * 16]) == ["bb" * 16]
     with pytest.raises(NotHeld):
         crowd.claim_pairs(bob, first, ["dd" * 16])
+    with pytest.raises(Invalid, match="CPU"):
+        crowd.claim_pairs(join(crowd, Kind.CPU), first, ["dd" * 16])
+
+
+def test_a_shard_claims_no_more_pairs_than_it_may_have(database, clock, fill):
+    fill(1)
+    crowd = Crowd(database, Rules(most_pairs=1200), clock=clock)
+    eve, bob = join(crowd), join(crowd)
+    first, second = crowd.lease(eve).number, crowd.lease(bob).number
+    every = [f"{n:032x}" for n in range(1300)]
+    assert crowd.claim_pairs(eve, first, every[:1200]) == []
+    with pytest.raises(Invalid, match="at most 1,200"):
+        crowd.claim_pairs(eve, first, every[1200:])
+    assert crowd.claim_pairs(bob, second, every[1100:]) == every[1100:1200]
+
+
+def released(crowd, clock, secret, number):
+    crowd.give_back(secret, number)
+
+
+def failed(crowd, clock, secret, number):
+    crowd.fail(secret, number, "broken")
+
+
+def left(crowd, clock, secret, number):
+    crowd.leave(secret)
+
+
+def silent(crowd, clock, secret, number):
+    clock.now += 1000
+    assert crowd.claim_pairs(secret, number, ["bb" * 16]) == []  # may still come back
+    assert crowd.lease(join(crowd)).number == number
+
+
+@pytest.mark.parametrize("ended", [released, failed, left, silent])
+def test_claims_end_with_a_lease_that_ends_without_completion(crowd, fill, clock, ended):
+    fill(1)
+    ann, bob = join(crowd), join(crowd)
+    first, second = crowd.lease(ann).number, crowd.lease(bob).number
+    assert crowd.claim_pairs(ann, first, ["aa" * 16]) == []
+    assert crowd.claim_pairs(bob, second, ["aa" * 16]) == ["aa" * 16]
+    clock.now += 500
+    crowd.beat(bob, [second])
+    ended(crowd, clock, ann, first)
+    assert crowd.claim_pairs(bob, second, ["aa" * 16]) == []
+
+
+def test_claims_stay_with_a_completed_shard(crowd, fill):
+    fill(1)
+    ann, bob = join(crowd), join(crowd)
+    first, second = crowd.lease(ann).number, crowd.lease(bob).number
+    crowd.claim_pairs(ann, first, ["aa" * 16])
+    crowd.complete(ann, first, Result(pairs=1))
+    crowd.leave(ann)
+    assert crowd.claim_pairs(bob, second, ["aa" * 16]) == ["aa" * 16]
 
 
 def test_wats_are_added_once_and_numbered_in_pairs(database, crowd):

@@ -7,12 +7,12 @@ import urllib.request
 
 import pytest
 
-from cahlib.tracker import bloom
+from cahlib.tracker import bloom, intake
 from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.rules import Rules
 from cahlib.tracker.service import Settings
-from tests.world.trackers import serving
+from tests.world.trackers import ask, serving
 
 ANY = Limits(address=0, worker=0, newcomers=0)
 
@@ -132,7 +132,9 @@ def test_a_cpu_and_a_gpu_worker_share_a_job(tracker):
     job = json.loads(gpu.say("api/newJob"))
     assert (job["url"], job["number"]) == ("rsync carl-0", first["number"])
     assert job["start_id"] == first["start_id"]
-    assert gpu.say("api/gpuInvalidDownload") == "success"
+    for one in (gpu, Client(tracker, "gil", "GPU")):
+        assert json.loads(one.say("api/newJob"))["number"] == first["number"]
+        assert one.say("api/gpuInvalidDownload") == "success"
     with pytest.raises(ZeroJobError):
         gpu.say("api/gpuInvalidDownload")
     assert int(cpu.get("api/jobCount?type=CPU")) == 6
@@ -169,6 +171,51 @@ def test_a_whole_wat_file(tracker):
     assert int(cpu.get("api/jobCount?type=GPU")) == 2
     gone = json.loads(cpu.post("custom/lookup-wat", url="https://other.example/x.wat.gz"))
     assert gone["status"] == "failed" and gone["detail"]
+
+
+def bring(worker, numbers):
+    urls = {str(number): f"rsync {number}" for number in numbers}
+    whole = {"urls": urls, "shards": list(numbers), "nickname": "x", "token": worker.token}
+    return json.loads(worker.post("custom/markasdone-cpu", **whole))
+
+
+def test_nobody_brings_what_was_never_offered(tracker):
+    hybrid, cpu = Client(tracker, "eve", "HYBRID"), Client(tracker, "carl", "CPU")
+    url = cpu.get("custom/get-cpu-wat")
+    offered = json.loads(cpu.post("custom/lookup-wat", url=url))["shards"]
+    numbers = [number for number, _ in offered]
+    refused = bring(hybrid, numbers)
+    assert refused["status"] == "failed" and "CPU" in refused["detail"]
+    assert bring(cpu, range(6)) == {"status": "success", "completed": 2}
+    assert int(cpu.get("api/jobCount?type=CPU")) == 4
+
+
+def test_parcels_that_no_old_gpu_worker_takes_can_be_scraped_anew(tracker, database):
+    cpu = Client(tracker, "carl", "CPU")
+    for _ in range(3):
+        cpu.get("custom/get-cpu-wat")
+    assert bring(cpu, range(6))["completed"] == 6
+    hybrid = Client(tracker, "ann", "HYBRID")
+    with pytest.raises(ZeroJobError):
+        hybrid.say("api/newJob")
+    assert intake.retry(database) == 0
+    assert intake.retry(database, old_parcels=True) == 6
+    assert bring(cpu, range(6))["status"] == "failed"
+    assert json.loads(hybrid.say("api/newJob"))["number"] == 0
+
+
+def test_results_of_old_cpu_workers_must_be_asked_for(url, database, fill):
+    fill(1)
+    with serving(create(Settings(database=url, limits=ANY, fresh=0))) as address:
+        with pytest.raises(ValueError, match="names no place"):
+            Client(address, "carl", "CPU")
+        client = Client(address)
+        with pytest.raises(WorkerTimedOutError):
+            client.get("custom/get-cpu-wat")
+        secret = ask(address, "/v1/workers", {"nickname": "carl", "kind": "cpu"}).json["secret"]
+        assert ask(address, "/v1/lease", {}, secret=secret).json["shard"]
+        with pytest.raises(ValueError, match="names no place"):
+            client.post("api/markAsDone", token=secret, type="CPU", url="rsync x")
 
 
 def test_a_vanished_worker_loses_its_job(tracker, clock):

@@ -11,6 +11,7 @@ import pytest
 from cahlib.tracker import bloom
 from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
+from cahlib.tracker.rules import Rules
 from cahlib.tracker.service import Settings
 from tests.world.trackers import ask, serving
 
@@ -25,7 +26,9 @@ def test_nothing_that_can_be_sent_breaks_the_service(url, database, fill, tmp_pa
         pytest.skip("schemathesis is not installed; type: pip install schemathesis")
     fill(50)
     bloom.create(tmp_path / "main.bloom", items=1000, error=0.01)
-    settings = Settings(database=url, limits=ANY, filters=str(tmp_path), admin="s", fresh=0)
+    rules = Rules(old_upload="rsync://host/parcels")
+    options = {"limits": ANY, "filters": str(tmp_path), "admin": "s", "fresh": 0}
+    settings = Settings(database=url, rules=rules, **options)
     with serving(create(settings)) as tracker:
         secret = ask(tracker, "/v1/workers", {"nickname": "ann", "kind": "hybrid"}).json["secret"]
         ask(tracker, "/v1/lease", {}, secret=secret)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, RunError
 from cahlib.records import Stage, Tally
 from cahlib.tracker import board
 from cahlib.tracker.app import create
@@ -107,6 +107,26 @@ def test_work_goes_on_while_the_tracker_is_away(url, database, fill, tmp_path):
         until(lambda: board.counts(database).done == 1)
         shared.__exit__()
     ledger.close()
+
+
+def test_a_run_that_the_tracker_does_not_know_any_more_ends(app, database, tmp_path):
+    with serving(app) as address:
+        run = Run(tmp_path / "a", address)
+        ledger, shared = run.launch()
+        with pytest.raises(RunError, match="does not know this worker any more"), shared:
+            first = shared.lease()
+            shared.seal(first, ["ab" * 16], one_pair())
+            shared.done(first)
+            until(lambda: board.counts(database).done == 1)
+            app.state.service.crowd.expel(1)
+            while shared.more():
+                shared.lease()
+        assert ledger.counts().done == ledger.counts().total == 1
+        ledger.close()
+        ledger, again = run.launch()
+        with again:
+            assert again.lease()
+        ledger.close()
 
 
 def test_two_runs_never_keep_the_same_pair(app, tmp_path):
