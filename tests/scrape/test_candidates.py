@@ -126,6 +126,17 @@ def test_an_address_is_made_absolute(url, base, absolute):
     assert found.url == absolute
 
 
+def test_addresses_that_are_kept_with_each_sample_are_not_endless():
+    start = "https://creativecommons.org/licenses/by/4.0/"
+    licences = Link("A@/href", start + "x" * 1_000_000), Link("A@/href", start)
+    (found,), _ = choose(page(*licences, image()))
+    assert found.licence == start
+    (found,), _ = choose(page(licences[0], image()))
+    assert found.licence == "?"
+    endless = page(image("http://a.com/fox.jpg"), url="http://site.com/" + "x" * 1_000_000)
+    assert choose(endless) == ([], {Reason.LONG_URL: 1})
+
+
 def test_the_same_pair_counts_once_but_another_text_is_another_pair():
     found, lost = choose(page(image(), image()), page(image(), image(alt=GOOD + " again")))
     assert [each.position for each in found] == [0, 1]
