@@ -318,7 +318,8 @@ async def _beginning(answer: aiohttp.ClientResponse, most: int) -> bytes:
 def _noted(said: list[tuple[str, str]]) -> str:
     """What an owner said by headers, a line each."""
     return "\n".join(
-        value if name == optout.HEADERS[0] else f"{name.lower()}: {value}" for name, value in said
+        optout.quoted(value if name == optout.HEADERS[0] else f"{name.lower()}: {value}")
+        for name, value in said
     )
 
 

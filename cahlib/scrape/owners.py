@@ -87,13 +87,13 @@ class Owners:
     def _said(self, rules: _Rules, target: str) -> optout.Said | None:
         assert isinstance(rules.robots, Robots)
         if line := rules.robots.refusal(target):
-            return optout.Said("robots.txt", line)
+            return optout.heard("robots.txt", line)
         if line := rules.robots.no_training(target):
-            return optout.Said("robots.txt content-usage", line)
+            return optout.heard("robots.txt content-usage", line)
         # TDMRep: "The most specific match is the first in sequence."
         for location, reserved in rules.reserved:
             if matches(normal(location), normal(target)):
-                return optout.Said("tdmrep.json", location) if reserved else None
+                return optout.heard("tdmrep.json", location) if reserved else None
         return None
 
     def _rules(self, origin: str) -> asyncio.Task[_Rules]:

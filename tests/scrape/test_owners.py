@@ -138,6 +138,41 @@ def test_a_broken_reservation_reserves_nothing(body):
     assert fetch({"/.well-known/tdmrep.json": Answer(body=body)}, "/a.jpg")[0] == ["/a.jpg"]
 
 
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("place", "answer", "begins"),
+    [
+        ("/robots.txt", Answer(body=b"User-agent: *\nDisallow: /" + b"*" * 5000), "disallow: /***"),
+        (
+            "/.well-known/tdmrep.json",
+            Answer(body=b'[{"location": "/a.jpg?\\ud800", "tdm-reservation": 1}]'),
+            "/a.jpg??",
+        ),
+        ("/a.jpg??", Answer(body=JPEG, headers=[("X-Robots-Tag", f"noai, {LONG}")]), "noai, xxx"),
+    ],
+)
+def test_evidence_can_be_written_and_has_an_end(place, answer, begins):
+    _, lost, evidence, _ = fetch({place: answer}, "/a.jpg??")
+    assert lost == {Reason.OPTED_OUT: 1}
+    (value,) = (each.value for each in evidence.optouts)
+    assert value.encode().startswith(begins.encode())
+    assert len(value) <= 1000
+
+
+def test_what_pages_and_headers_say_has_an_end_too():
+    link = Link("IMG@/src", "/a.jpg", "A red bicycle leans on an old garden wall")
+    meta = Meta("robots", "", f"noai, {LONG}")
+    page, optouts = Page(url=f"{HOST}.com/", base="", links=[link], metas=[meta]), []
+    assert not list(candidates([page], Crawl(), Blocklists(), Tally(), optouts=optouts))
+    assert optouts[0].value == meta.content[:1000]
+    with Web({f"{HOST}/a.jpg": Answer(body=JPEG, headers=[("X-Robots-Tag", LONG)])}) as web:
+        options = Download(replay=web.address, consent="headers")
+        (image,) = images([candidate(f"{HOST}/a.jpg")], options, Tally(), evidence=Evidence())
+    assert image.robots == LONG[:1000]
+
+
 def test_a_redirect_does_not_lead_around_robots():
     answers = {
         "/robots.txt": Answer(body=REFUSE),
