@@ -54,19 +54,25 @@ def _jpeg(data: bytes, orientation: int) -> Iterator[bytes]:
         if not turned and marker != 0xE0:
             yield _turned(orientation)
             turned = True
-        if _needed(marker, data[at + 4 : at + 16]):
-            yield data[at:end]
+        yield _kept(marker, data[at:end])
         if marker == 0xDA:
             start, end = end, _scan_end(data, end)
             yield data[start:end]
         at = end
 
 
-def _needed(marker: int, start: bytes) -> bool:
-    """Whether a segment of a JPEG has to do with its pixels or colours."""
+def _kept(marker: int, segment: bytes) -> bytes:
+    """What of a segment of a JPEG has to do with its pixels or colours."""
+    name = segment[4:]
+    if marker == 0xE0:  # JFIF, whose thumbnail stands behind the density; others have nothing else
+        whole = name.startswith(b"JFIF\0") and len(segment) >= 18
+        return b"\xff\xe0\0\x10" + segment[4:16] + b"\0\0" if whole else b""
+    if marker == 0xEE:
+        whole = name.startswith(b"Adobe") and len(segment) >= 16
+        return b"\xff\xee\0\x0e" + segment[4:16] if whole else b""
     if marker == 0xE2:
-        return start.startswith(b"ICC_PROFILE\0")
-    return marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE)
+        return segment if name.startswith(b"ICC_PROFILE\0") else b""
+    return b"" if 0xE0 <= marker <= 0xEF or marker == 0xFE else segment
 
 
 def _scan_end(data: bytes, at: int) -> int:
