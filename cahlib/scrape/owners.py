@@ -42,7 +42,7 @@ class _Rules:
     """What the owner of a host said, or the reason why nothing may be fetched from it."""
 
     robots: Robots | Reason
-    reserved: list[tuple[str, bool]]
+    reserved: list[tuple[str, str, bool]]  #: a place in one spelling, as served, and whether
     size: int  #: bytes of both
 
 
@@ -91,8 +91,9 @@ class Owners:
         if line := rules.robots.no_training(target):
             return optout.heard("robots.txt content-usage", line)
         # TDMRep: "The most specific match is the first in sequence."
-        for location, reserved in rules.reserved:
-            if matches(normal(location), normal(target)):
+        target = normal(target)
+        for pattern, location, reserved in rules.reserved:
+            if matches(pattern, target):
                 return optout.heard("tdmrep.json", location) if reserved else None
         return None
 
@@ -119,9 +120,10 @@ class Owners:
         size = sum(len(text.body) for text in (robots, reserved) if isinstance(text, Text))
         self._kept += size
         there = isinstance(reserved, Text) and reserved.status == 200
+        places = optout.reservations(plain(reserved.body)) if there else []  # type: ignore[union-attr]
         return _Rules(
             robots=read(robots),
-            reserved=optout.reservations(plain(reserved.body)) if there else [],  # type: ignore[union-attr]
+            reserved=[(normal(location), location, which) for location, which in places],
             size=size,
         )
 

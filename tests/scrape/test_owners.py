@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 
 import pytest
 
@@ -171,6 +172,16 @@ def test_what_pages_and_headers_say_has_an_end_too():
         options = Download(replay=web.address, consent="headers")
         (image,) = images([candidate(f"{HOST}/a.jpg")], options, Tally(), evidence=Evidence())
     assert image.robots == LONG[:1000]
+
+
+def test_hostile_reservations_cost_little():
+    rule = {"location": "/b" + "%C3%A9" * 80, "tdm-reservation": 1}
+    body = json.dumps([rule] * 900).encode()
+    paths = [f"/a{n}.jpg?{'%C3%A9' * 300}" for n in range(10)]
+    start = time.process_time()
+    kept, *_ = fetch({"/.well-known/tdmrep.json": Answer(body=body)}, *paths)
+    assert len(kept) == 10
+    assert time.process_time() - start < 1
 
 
 def test_a_redirect_does_not_lead_around_robots():
