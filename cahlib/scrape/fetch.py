@@ -14,7 +14,7 @@ from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.client import _RequestContextManager
@@ -29,6 +29,7 @@ from cahlib.scrape.addresses import Net
 from cahlib.scrape.anatomy import format_of
 from cahlib.scrape.manners import Manners, registered
 from cahlib.scrape.owners import Owners, Text
+from cahlib.scrape.urls import domain_of, parse
 
 _MOST_BYTES = 64 << 20  # of all answers that are being read or used
 _MOST_TEXT_SECONDS = 10.0  # for a small file such as robots.txt
@@ -44,9 +45,6 @@ _HEADERS = {
     "Accept": "image/jpeg,image/png,image/webp;q=0.9,image/*;q=0.5",
     "Accept-Encoding": "identity",
 }
-
-#: What a path or a query may hold without being escaped, "%" for what is escaped already.
-_AS_IS = "%/?:@!$&'()*+,;=[]|\\^~"
 
 #: A second try is worth it after these; what a dead host or a refusal says, it says twice.
 _TRANSIENT = frozenset({Reason.DISCONNECTED, Reason.HTTP_5XX, Reason.TOO_OFTEN})
@@ -320,38 +318,6 @@ def _noted(said: list[tuple[str, str]]) -> str:
     return "\n".join(
         optout.quoted(value if name == optout.HEADERS[0] else f"{name.lower()}: {value}")
         for name, value in said
-    )
-
-
-def domain_of(address: str) -> str:
-    """The registered domain of an address, "" if it has none."""
-    host = address.partition("://")[2].partition("/")[0].rpartition("@")[2]
-    return registered(host.partition("]")[0] if host.startswith("[") else host.partition(":")[0])
-
-
-def parse(address: str) -> URL | Reason:
-    """What is asked for: without credentials and fragment, its escapes left as they are.
-
-    yarl alone would undo some escapes, and there are servers that sign the exact address.
-    """
-    try:
-        parts = urlsplit(address)
-        place = URL(f"http://{parts.netloc.rpartition('@')[2]}")
-        path, query = (quote(text, _AS_IS, errors="surrogateescape") for text in parts[2:4])
-    except ValueError:
-        return Reason.UNFETCHABLE
-    if parts.scheme not in ("http", "https") or not place.raw_host:
-        return Reason.UNFETCHABLE
-    literal = addresses.literal(place.raw_host)
-    if literal and not addresses.public(str(literal)):
-        return Reason.PRIVATE_ADDRESS
-    return URL.build(
-        scheme=parts.scheme,
-        host=place.host_subcomponent or "",
-        port=place.explicit_port,
-        path=path or "/",
-        query_string=query,
-        encoded=True,
     )
 
 
