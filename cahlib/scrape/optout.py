@@ -117,7 +117,7 @@ def directives(header: str) -> Iterator[tuple[str, str]]:
     agent = ""
     for part in header.lower().split(","):
         head, colon, tail = (piece.strip() for piece in part.partition(":"))
-        if colon and head not in _VALUED:
+        if colon and head not in _VALUED and len(head.split()) < 2:  # dates have colons too
             agent, head = head, tail
         yield agent, head
 
