@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import ssl
 import time
 from asyncio.sslproto import SSLProtocol
@@ -27,7 +28,7 @@ from cahlib.records import OptOut, Reason
 from cahlib.scrape import addresses, optout
 from cahlib.scrape.addresses import Net
 from cahlib.scrape.anatomy import format_of
-from cahlib.scrape.manners import Manners, registered
+from cahlib.scrape.manners import Manners
 from cahlib.scrape.owners import Owners, Text
 from cahlib.scrape.urls import domain_of, parse
 
@@ -169,8 +170,10 @@ class Fetcher:
         deadline = time.monotonic() + self._options.total_timeout
         result = await self._follow(address, share, deadline)
         if result in _TRANSIENT and not self.manners.closed(domain := domain_of(address)):
-            pause = max(self._net.pause, self.manners.wait(domain))
-            if result is Reason.TOO_OFTEN:  # it answered in time, and wants us later
+            late = result is Reason.TOO_OFTEN  # it answered in time, and wants us later
+            left = math.inf if late else deadline - time.monotonic()
+            pause = max(self._net.pause, self.manners.wait(domain, left))
+            if late:
                 deadline += pause
             if time.monotonic() + pause < deadline:
                 self._memory.release(share)
@@ -184,9 +187,18 @@ class Fetcher:
         """Go along redirects, each of which is checked like the first address."""
         place = address
         for hop in range(self._options.max_redirects + 1):
-            if hop and (reason := await self._polite(domain_of(place), deadline)):
+            url = parse(place)
+            if isinstance(url, Reason):
+                return Reason.BAD_REDIRECT if hop else url
+            domain = domain_of(place)
+            if hop and (reason := await self._polite(domain, deadline)):
                 return reason
-            result = await self._ask(place, address, share, deadline)
+            since = time.monotonic()
+            refused = await self.owners.refusal(url, address)
+            deadline += time.monotonic() - since  # who waits for an owner's answer is not late
+            if refused not in (None, Reason.LEFT_ALONE):
+                self.manners.note(domain, refused)
+            result = refused or await self._ask(url, domain, address, share, deadline)
             if not isinstance(result, str):
                 astray = hop > 0 and result in (Reason.PRIVATE_ADDRESS, Reason.UNFETCHABLE)
                 return Reason.BAD_REDIRECT if astray else result
@@ -197,16 +209,10 @@ class Fetcher:
         return Reason.BAD_REDIRECT
 
     async def _ask(
-        self, place: str, address: str, share: Share, deadline: float
+        self, url: URL, domain: str, address: str, share: Share, deadline: float
     ) -> Served | OptOut | str | Reason:
         """One request: the answer's bytes, where it points to, or why there is nothing."""
-        url = parse(place)
-        if isinstance(url, Reason):
-            return url
-        domain, status = registered(url.raw_host or ""), 0
-        if refused := await self.owners.refusal(url, address):
-            self.manners.note(domain, refused)
-            return refused
+        status = 0
         result: Served | OptOut | str | Reason
         try:
             async with self._get(url, deadline) as answer:
@@ -221,20 +227,30 @@ class Fetcher:
 
     async def text(self, address: str, most: int) -> Text | Reason:
         """A small file such as robots.txt, of which the first bytes are enough."""
-        deadline = time.monotonic() + min(_MOST_TEXT_SECONDS, self._options.total_timeout)
+        left = min(_MOST_TEXT_SECONDS, self._options.total_timeout)
         place = address
         for _ in range(_MOST_TEXT_HOPS + 1):
             url = parse(place)
             if isinstance(url, Reason):
                 return Reason.BAD_REDIRECT
+            domain = domain_of(place)
+            if reason := await self._polite(domain, math.inf):
+                return reason
+            deadline = time.monotonic() + left
+            result: Text | str | Reason
             try:
                 async with self._get(url, deadline) as answer:
-                    if answer.status not in _REDIRECTS:
+                    if answer.status in _REDIRECTS:
+                        result = place = urljoin(place, answer.headers.get("Location", "#"))
+                    else:
                         body = await _beginning(answer, most) if answer.status == 200 else b""
-                        return Text(answer.status, body)
-                    place = urljoin(place, answer.headers.get("Location", "#"))
+                        result = Text(answer.status, body)
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-                return cause(error)
+                result = cause(error)
+            self.manners.hear(domain, result)
+            if not isinstance(result, str):
+                return result
+            left = deadline - time.monotonic()
         return Reason.BAD_REDIRECT
 
     def _get(self, url: URL, deadline: float) -> _RequestContextManager:
@@ -268,8 +284,9 @@ class Fetcher:
         """Wait until a domain may be asked, or say why it may not."""
         if self.manners.closed(domain):
             return Reason.LEFT_ALONE
-        wait = self.manners.wait(domain)
-        if time.monotonic() + wait > deadline:
+        left = deadline - time.monotonic()
+        wait = self.manners.wait(domain, left)
+        if wait > left:
             return Reason.TIMEOUT
         if wait:
             await asyncio.sleep(wait)

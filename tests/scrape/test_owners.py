@@ -13,6 +13,8 @@ from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
 from cahlib.scrape.images import images
 from cahlib.scrape.wat import Link, Meta, Page
+from tests.world import web as w
+from tests.world.fetched import fetched
 from tests.world.pictures import candidate, picture
 
 JPEG = picture()
@@ -182,6 +184,33 @@ def test_hostile_reservations_cost_little():
     kept, *_ = fetch({"/.well-known/tdmrep.json": Answer(body=body)}, *paths)
     assert len(kept) == 10
     assert time.process_time() - start < 1
+
+
+def test_owners_are_asked_as_politely_as_for_images():
+    def slowly(talk):
+        talk.wait(0.05)
+        w.body(b"", status=404)(talk)
+
+    paths = {"/robots.txt": slowly, "/.well-known/tdmrep.json": slowly, "/a.jpg": w.body(JPEG)}
+    with w.Web(paths) as web:
+        urls = [f"http://host{n}.example.com/a.jpg" for n in range(5)]
+        start = time.monotonic()
+        arrived, _ = fetched(web, *urls, consent="strict", per_second=20, total_timeout=0.3)
+        assert time.monotonic() - start > 14 / 20
+        assert len(arrived) == 5
+        assert len(web.asked) == 15
+        fetched(web, "http://a.example.com/a.jpg", consent="strict", per_host=1)
+    assert set(web.busiest.values()) == {1}
+
+
+@pytest.mark.parametrize("answer", [w.body(b"", status=503), w.raw(b"220 mail\r\n")])
+def test_a_server_that_answers_is_not_silent_for_its_broken_robots(answer):
+    evidence = Evidence()
+    with w.Web({"/robots.txt": answer}) as web:
+        urls = [f"http://a.example/{n}.jpg" for n in range(5)]
+        _, tally = fetched(web, *urls, consent="strict", evidence=evidence)
+    assert tally.lost == {Reason.NO_ROBOTS: 5}
+    assert evidence.silent == []
 
 
 def test_a_redirect_does_not_lead_around_robots():
