@@ -32,8 +32,8 @@ def _kind(name: str, form: str) -> Kind:
     return Kind(name, re.compile(rf"\s*(?:{form})?\s*(?:#.*)?\n?"))
 
 
-#: "*.bad.com" and ".bad.com" are usual too
-DOMAIN = _kind("domain", r"\*?\.?([^\s/:@*#]+)")
+#: "*.bad.com" and ".bad.com" are usual too; and a host may be an IPv6 address.
+DOMAIN = _kind("domain", r"\*?\.?([^\s/:@*#]+|[0-9a-fA-F]*:[0-9a-fA-F]*:[0-9a-fA-F:.]*)")
 URL = _kind("http or https address", r"(https?://\S+)")
 MD5 = _kind("md5", r"([0-9a-fA-F]{32})")
 HASH = _kind("md5, sha1 or sha256 in hex", r"([0-9a-fA-F]{32}|[0-9a-fA-F]{40}|[0-9a-fA-F]{64})")

@@ -20,6 +20,9 @@ _MOST_SCANS = 64
 
 _SEQUENTIAL = (0xC0, 0xC1)  # frames that one scan can hold whole
 
+#: VP8X's flag for EXIF (RFC 9649, 2.7.1).
+EXIF = 0x08
+
 _PNG_PARTS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 
@@ -72,7 +75,7 @@ def _jpeg(data: bytes) -> Anatomy | None:
             size = struct.unpack_from(">HH", data, start + 5)
             parts = data[start + 9] if marker in _SEQUENTIAL else 0
         if marker == 0xE1 and data.startswith(b"Exif\0\0", start + 4):
-            orientation = _orientation(data[start + 10 : end])
+            orientation = _orientation(data[start + 4 : end])
         # APP0 and APP14 (Adobe) say how colours are stored; the others and comments do not.
         if marker != 0xFE and (not 0xE1 <= marker <= 0xEF or marker == 0xEE):
             kept.append(data[start:end])
@@ -107,8 +110,9 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             at = end
 
 
-def _orientation(tiff: bytes) -> int:
+def _orientation(exif: bytes) -> int:
     """Tag 0x0112 of the first directory, 1 where it is absent or nonsense."""
+    tiff = exif.removeprefix(b"Exif\0\0")  # which belongs to JPEG, and stands elsewhere too
     order = "<" if tiff.startswith(b"II") else ">"
     try:
         (directory,) = struct.unpack_from(order + "I", tiff, 4)
@@ -125,7 +129,7 @@ def _orientation(tiff: bytes) -> int:
 
 
 def _png(data: bytes) -> Anatomy | None:
-    kept, at, name = [data[:8]], 8, b""
+    kept, at, name, orientation = [data[:8]], 8, b"", 1
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
@@ -133,21 +137,31 @@ def _png(data: bytes) -> Anatomy | None:
             return None
         if name in _PNG_PARTS:
             kept.append(data[at:end])
+        if name == b"eXIf":
+            orientation = _orientation(data[at + 8 : end - 4])
         at = end
     if kept[1][4:8] != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", kept[1], 8)
-    return Anatomy(format="png", width=width, height=height, essence=b"".join(kept))
+    return Anatomy(
+        format="png",
+        width=width,
+        height=height,
+        essence=b"".join(kept),
+        orientation=orientation,
+    )
 
 
 def _webp(data: bytes) -> Anatomy | None:
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
         return None
-    kind = data[12:16]
+    kind, orientation = data[12:16], 1
     if kind == b"VP8X":
         width = 1 + int.from_bytes(data[24:27], "little")
         height = 1 + int.from_bytes(data[27:30], "little")
+        if data[20] & EXIF:
+            orientation = _orientation(_chunk(data, b"EXIF", 8 + length))
     elif kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
@@ -155,4 +169,15 @@ def _webp(data: bytes) -> Anatomy | None:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     else:
         return None
-    return Anatomy(format="webp", width=width, height=height, essence=data)
+    return Anatomy(format="webp", width=width, height=height, essence=data, orientation=orientation)
+
+
+def _chunk(data: bytes, wanted: bytes, end: int) -> bytes:
+    """What the first chunk of a name in a WebP holds, b"" if there is none."""
+    at = 12
+    while at + 8 <= end:
+        name, length = struct.unpack_from("<4sI", data, at)
+        if name == wanted:
+            return data[at + 8 : min(at + 8 + length, end)]
+        at += 8 + length + length % 2
+    return b""

@@ -19,6 +19,9 @@ from cahlib.scrape.wat import Link, Page
 #: The path by which an og:image with its og:description goes among the links.
 _OPEN_GRAPH = "og:image"
 
+#: Characters of an address that is kept with each sample of a page: the page's own, its licence's.
+_MOST_KEPT = 2000
+
 _LICENCE = re.compile(r"https?://(?:www\.)?creativecommons\.org/(?:licenses|publicdomain)/", re.I)
 
 
@@ -45,6 +48,9 @@ def candidates(
         obeyed = refused is not None and refused.signal in optout.HONOURED[consent]
         licence = ""
         tally.entered[Stage.CHOOSE] += len(shown)
+        if len(page.url) > _MOST_KEPT:
+            tally.lost[Reason.LONG_URL] += len(shown)
+            continue
         for link in shown:
             answer = choose(link, base)
             if not isinstance(answer, tuple):
@@ -116,8 +122,9 @@ def _shown(page: Page, options: Crawl) -> list[Link]:
 
 def _licence(page: Page) -> str:
     """The page's first link to a Creative Commons licence, else "?"."""
-    licences = (link.url for link in page.links if "reativecommons.org" in link.url)
-    return next(filter(_LICENCE.match, map(_schemed, licences)), "?")
+    linked = (link.url for link in page.links if "reativecommons.org" in link.url)
+    licences = (url for url in map(_schemed, linked) if len(url) <= _MOST_KEPT)
+    return next(filter(_LICENCE.match, licences), "?")
 
 
 def _schemed(url: str) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import ssl
 import time
 from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.client import _RequestContextManager
@@ -27,8 +28,9 @@ from cahlib.records import OptOut, Reason
 from cahlib.scrape import addresses, optout
 from cahlib.scrape.addresses import Net
 from cahlib.scrape.anatomy import format_of
-from cahlib.scrape.manners import Manners, registered
+from cahlib.scrape.manners import Manners
 from cahlib.scrape.owners import Owners, Text
+from cahlib.scrape.urls import domain_of, parse
 
 _MOST_BYTES = 64 << 20  # of all answers that are being read or used
 _MOST_TEXT_SECONDS = 10.0  # for a small file such as robots.txt
@@ -44,9 +46,6 @@ _HEADERS = {
     "Accept": "image/jpeg,image/png,image/webp;q=0.9,image/*;q=0.5",
     "Accept-Encoding": "identity",
 }
-
-#: What a path or a query may hold without being escaped, "%" for what is escaped already.
-_AS_IS = "%/?:@!$&'()*+,;=[]|\\^~"
 
 #: A second try is worth it after these; what a dead host or a refusal says, it says twice.
 _TRANSIENT = frozenset({Reason.DISCONNECTED, Reason.HTTP_5XX, Reason.TOO_OFTEN})
@@ -171,8 +170,10 @@ class Fetcher:
         deadline = time.monotonic() + self._options.total_timeout
         result = await self._follow(address, share, deadline)
         if result in _TRANSIENT and not self.manners.closed(domain := domain_of(address)):
-            pause = max(self._net.pause, self.manners.wait(domain))
-            if result is Reason.TOO_OFTEN:  # it answered in time, and wants us later
+            late = result is Reason.TOO_OFTEN  # it answered in time, and wants us later
+            left = math.inf if late else deadline - time.monotonic()
+            pause = max(self._net.pause, self.manners.wait(domain, left))
+            if late:
                 deadline += pause
             if time.monotonic() + pause < deadline:
                 self._memory.release(share)
@@ -186,9 +187,18 @@ class Fetcher:
         """Go along redirects, each of which is checked like the first address."""
         place = address
         for hop in range(self._options.max_redirects + 1):
-            if hop and (reason := await self._polite(domain_of(place), deadline)):
+            url = parse(place)
+            if isinstance(url, Reason):
+                return Reason.BAD_REDIRECT if hop else url
+            domain = domain_of(place)
+            if hop and (reason := await self._polite(domain, deadline)):
                 return reason
-            result = await self._ask(place, address, share, deadline)
+            since = time.monotonic()
+            refused = await self.owners.refusal(url, address)
+            deadline += time.monotonic() - since  # who waits for an owner's answer is not late
+            if refused not in (None, Reason.LEFT_ALONE):
+                self.manners.note(domain, refused)
+            result = refused or await self._ask(url, domain, address, share, deadline)
             if not isinstance(result, str):
                 astray = hop > 0 and result in (Reason.PRIVATE_ADDRESS, Reason.UNFETCHABLE)
                 return Reason.BAD_REDIRECT if astray else result
@@ -199,16 +209,10 @@ class Fetcher:
         return Reason.BAD_REDIRECT
 
     async def _ask(
-        self, place: str, address: str, share: Share, deadline: float
+        self, url: URL, domain: str, address: str, share: Share, deadline: float
     ) -> Served | OptOut | str | Reason:
         """One request: the answer's bytes, where it points to, or why there is nothing."""
-        url = parse(place)
-        if isinstance(url, Reason):
-            return url
-        domain, status = registered(url.raw_host or ""), 0
-        if refused := await self.owners.refusal(url, address):
-            self.manners.note(domain, refused)
-            return refused
+        status = 0
         result: Served | OptOut | str | Reason
         try:
             async with self._get(url, deadline) as answer:
@@ -223,20 +227,30 @@ class Fetcher:
 
     async def text(self, address: str, most: int) -> Text | Reason:
         """A small file such as robots.txt, of which the first bytes are enough."""
-        deadline = time.monotonic() + min(_MOST_TEXT_SECONDS, self._options.total_timeout)
+        left = min(_MOST_TEXT_SECONDS, self._options.total_timeout)
         place = address
         for _ in range(_MOST_TEXT_HOPS + 1):
             url = parse(place)
             if isinstance(url, Reason):
                 return Reason.BAD_REDIRECT
+            domain = domain_of(place)
+            if reason := await self._polite(domain, math.inf):
+                return reason
+            deadline = time.monotonic() + left
+            result: Text | str | Reason
             try:
                 async with self._get(url, deadline) as answer:
-                    if answer.status not in _REDIRECTS:
+                    if answer.status in _REDIRECTS:
+                        result = place = urljoin(place, answer.headers.get("Location", "#"))
+                    else:
                         body = await _beginning(answer, most) if answer.status == 200 else b""
-                        return Text(answer.status, body)
-                    place = urljoin(place, answer.headers.get("Location", "#"))
+                        result = Text(answer.status, body)
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-                return cause(error)
+                result = cause(error)
+            self.manners.hear(domain, result)
+            if not isinstance(result, str):
+                return result
+            left = deadline - time.monotonic()
         return Reason.BAD_REDIRECT
 
     def _get(self, url: URL, deadline: float) -> _RequestContextManager:
@@ -270,8 +284,9 @@ class Fetcher:
         """Wait until a domain may be asked, or say why it may not."""
         if self.manners.closed(domain):
             return Reason.LEFT_ALONE
-        wait = self.manners.wait(domain)
-        if time.monotonic() + wait > deadline:
+        left = deadline - time.monotonic()
+        wait = self.manners.wait(domain, left)
+        if wait > left:
             return Reason.TIMEOUT
         if wait:
             await asyncio.sleep(wait)
@@ -318,39 +333,8 @@ async def _beginning(answer: aiohttp.ClientResponse, most: int) -> bytes:
 def _noted(said: list[tuple[str, str]]) -> str:
     """What an owner said by headers, a line each."""
     return "\n".join(
-        value if name == optout.HEADERS[0] else f"{name.lower()}: {value}" for name, value in said
-    )
-
-
-def domain_of(address: str) -> str:
-    """The registered domain of an address, "" if it has none."""
-    host = address.partition("://")[2].partition("/")[0].rpartition("@")[2]
-    return registered(host.partition("]")[0] if host.startswith("[") else host.partition(":")[0])
-
-
-def parse(address: str) -> URL | Reason:
-    """What is asked for: without credentials and fragment, its escapes left as they are.
-
-    yarl alone would undo some escapes, and there are servers that sign the exact address.
-    """
-    try:
-        parts = urlsplit(address)
-        place = URL(f"http://{parts.netloc.rpartition('@')[2]}")
-        path, query = (quote(text, _AS_IS, errors="surrogateescape") for text in parts[2:4])
-    except ValueError:
-        return Reason.UNFETCHABLE
-    if parts.scheme not in ("http", "https") or not place.raw_host:
-        return Reason.UNFETCHABLE
-    literal = addresses.literal(place.raw_host)
-    if literal and not addresses.public(str(literal)):
-        return Reason.PRIVATE_ADDRESS
-    return URL.build(
-        scheme=parts.scheme,
-        host=place.host_subcomponent or "",
-        port=place.explicit_port,
-        path=path or "/",
-        query_string=query,
-        encoded=True,
+        optout.quoted(value if name == optout.HEADERS[0] else f"{name.lower()}: {value}")
+        for name, value in said
     )
 
 

@@ -22,9 +22,10 @@ from cahlib.lists import hashes
 from cahlib.records import Candidate, Evidence, Image, OptOut, Reason, Stage, Tally
 from cahlib.scrape import addresses, bridge
 from cahlib.scrape.addresses import Net
-from cahlib.scrape.fetch import Fetcher, agent, domain_of, session
+from cahlib.scrape.fetch import Fetcher, agent, session
 from cahlib.scrape.gate import prove
 from cahlib.scrape.turns import Turns
+from cahlib.scrape.urls import domain_of
 
 _CHUNK = 64  # candidates read at once
 _PACE = 0.002  # seconds between the first requests of two connections, see `_Crew.work`

@@ -15,7 +15,7 @@ _NO_PICTURE = (".svg", ".svgz", ".gif", ".ico", ".css", ".js")
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _WEB = frozenset({"http", "https"})
 #: The ports of the web; a crawl that tries others looks like a port scan.
-_PORTS = frozenset({None, 80, 443})
+PORTS = frozenset({None, 80, 443})
 
 #: What most addresses look like; the long way would change nothing in them (checked by test).
 _ORDINARY = re.compile(r"https?://([a-z0-9-]+(?:\.[a-z0-9-]+)+)(?:/[!\"$-~]*)?")
@@ -95,7 +95,7 @@ def _joined(url: str, base: Base) -> str:
 def _checked(url: str) -> str | Reason:
     """An absolute address as it is, or why it is none of the web's; raises ValueError as well."""
     parts = urlsplit(url)
-    if parts.scheme not in _WEB or parts.username is not None or parts.port not in _PORTS:
+    if parts.scheme not in _WEB or parts.username is not None or parts.port not in PORTS:
         return Reason.BAD_URL
     if not parts.hostname or _CONTROL.search(url):
         return Reason.BAD_URL

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
+from math import inf
 
 from publicsuffixlist import PublicSuffixList
 
@@ -23,9 +24,6 @@ _MOST_PAUSE = 60.0
 
 #: Failures that tell a domain that never answers from one that had a bad moment.
 _SURE = 3
-
-#: Domains that a process remembers as dead: about 10 MB.
-_MOST_GIVEN_UP = 100_000
 
 #: What a domain says or does that counts against it, if nothing else comes between.
 FAILURES = frozenset(
@@ -65,21 +63,24 @@ class Manners:
         self._patience, self._clock = options.patience, clock
         self._gap = 1 / options.per_second if options.per_second else 0.0
         self._domains: dict[str, _Domain] = {}
-        self._given_up = _given_up(options.replay) if options.patience else set()
         self._left_alone = frozenset(options.left_alone)
 
     def closed(self, domain: str) -> bool:
         """Whether a domain is left alone."""
         known = self._domains.get(domain)
         if known is None:
-            return domain in self._given_up or domain in self._left_alone
+            return domain in self._left_alone
         return known.closed
 
-    def wait(self, domain: str) -> float:
-        """Seconds until a further request may be sent, which is counted as sent then."""
+    def wait(self, domain: str, most: float = inf) -> float:
+        """Seconds until a further request may be sent, which is counted as sent then.
+
+        If they are more than ``most``, nobody waits for them, and nothing is counted.
+        """
         known, now = self._of(domain), self._clock()
         start = max(known.due, now)
-        known.due = start + self._gap
+        if start - now <= most:
+            known.due = start + self._gap
         return start - now
 
     def pause(self, domain: str, header: str) -> None:
@@ -92,15 +93,18 @@ class Manners:
     def note(self, domain: str, result: object, status: int = 0) -> None:
         """Count what came of a request."""
         known = self._of(domain)
-        known.silent = known.silent and result in _SILENCE
+        self.hear(domain, result)
         if result not in FAILURES and status not in GO_AWAY:
             known.failures = 0
             return
         known.failures += 1
         if self._patience and known.failures >= self._patience:
             known.closed = True
-            if known.silent and len(self._given_up) < _MOST_GIVEN_UP:
-                self._given_up.add(domain)
+
+    def hear(self, domain: str, result: object) -> None:
+        """Note whether a request was answered at all, without counting what came of it."""
+        known = self._of(domain)
+        known.silent = known.silent and result in _SILENCE
 
     def silent(self) -> tuple[str, ...]:
         """The domains that failed at least three times, and never answered."""
@@ -124,12 +128,6 @@ def retry_after(header: str) -> float:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, OverflowError):
         return 0.0
-
-
-@cache
-def _given_up(web: str) -> set[str]:
-    """The domains of a web that never answered, for the later shards of this process too."""
-    return set()
 
 
 @lru_cache(maxsize=50_000)

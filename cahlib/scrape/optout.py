@@ -57,12 +57,25 @@ _OURS = frozenset({"", "*", AGENT})
 
 _MOST_RULES = 1000  # of a tdmrep.json
 
+#: Characters of an owner's words that are kept as evidence, for each image again.
+_MOST_WORDS = 1000
+
 
 class Said(NamedTuple):
     """A refusal: by which signal, and in which words."""
 
     signal: str
     value: str
+
+
+def heard(signal: str, words: str) -> Said:
+    """A refusal with its evidence, whatever a stranger served."""
+    return Said(signal, quoted(words))
+
+
+def quoted(words: str) -> str:
+    """The beginning of what a stranger served, without lone surrogates, which cannot be written."""
+    return words[:_MOST_WORDS].encode("utf-8", "replace").decode()
 
 
 def spoken(headers: Iterable[tuple[str, str]], consent: str) -> Said | None:
@@ -75,7 +88,7 @@ def spoken(headers: Iterable[tuple[str, str]], consent: str) -> Said | None:
             "content-usage": no_training,
         }[signal]
         if signal in HONOURED[consent] and refuses(value):
-            return Said(signal, value)
+            return heard(signal, value)
     return None
 
 
@@ -85,9 +98,9 @@ def in_page(metas: Iterable[Meta]) -> Said | None:
         name = meta.name.strip().lower()
         if name in ("robots", AGENT):
             if any(word in REFUSALS for _, word in directives(meta.content)):
-                return Said("meta robots", meta.content)
+                return heard("meta robots", meta.content)
         if name == "tdm-reservation" and meta.content.strip() == "1":
-            return Said("meta tdm-reservation", meta.content)
+            return heard("meta tdm-reservation", meta.content)
     return None
 
 
@@ -104,7 +117,7 @@ def directives(header: str) -> Iterator[tuple[str, str]]:
     agent = ""
     for part in header.lower().split(","):
         head, colon, tail = (piece.strip() for piece in part.partition(":"))
-        if colon and head not in _VALUED:
+        if colon and head not in _VALUED and len(head.split()) < 2:  # dates have colons too
             agent, head = head, tail
         yield agent, head
 

@@ -25,6 +25,11 @@ _KNOWN, _FAILED = 24 * 3600, 300
 #: Remembered: more hosts than a shard has. What they say may take so many bytes together.
 _MOST_HOSTS, _MOST_KEPT = 50_000, 64 << 20
 
+#: Why a host says nothing, and will not serve images either.
+_BEYOND_REACH = frozenset(
+    {Reason.DNS, Reason.REFUSED, Reason.PRIVATE_ADDRESS, Reason.TLS, Reason.LEFT_ALONE}
+)
+
 
 class Text(NamedTuple):
     """An answer to the question for a small file."""
@@ -42,7 +47,7 @@ class _Rules:
     """What the owner of a host said, or the reason why nothing may be fetched from it."""
 
     robots: Robots | Reason
-    reserved: list[tuple[str, bool]]
+    reserved: list[tuple[str, str, bool]]  #: a place in one spelling, as served, and whether
     size: int  #: bytes of both
 
 
@@ -87,13 +92,14 @@ class Owners:
     def _said(self, rules: _Rules, target: str) -> optout.Said | None:
         assert isinstance(rules.robots, Robots)
         if line := rules.robots.refusal(target):
-            return optout.Said("robots.txt", line)
+            return optout.heard("robots.txt", line)
         if line := rules.robots.no_training(target):
-            return optout.Said("robots.txt content-usage", line)
+            return optout.heard("robots.txt content-usage", line)
         # TDMRep: "The most specific match is the first in sequence."
-        for location, reserved in rules.reserved:
-            if matches(normal(location), normal(target)):
-                return optout.Said("tdmrep.json", location) if reserved else None
+        target = normal(target)
+        for pattern, location, reserved in rules.reserved:
+            if matches(pattern, target):
+                return optout.heard("tdmrep.json", location) if reserved else None
         return None
 
     def _rules(self, origin: str) -> asyncio.Task[_Rules]:
@@ -108,20 +114,20 @@ class Owners:
         return task
 
     async def _learn(self, origin: str) -> _Rules:
+        """Ask for one file after the other: an image in work is one connection at most."""
+        answer = await self._ask(f"{origin}/robots.txt", MOST_BYTES)
+        robots = read(answer)
         reserved: Text | Reason = Reason.HTTP_4XX
-        if "tdmrep.json" in self._honoured:
-            robots, reserved = await asyncio.gather(
-                self._ask(f"{origin}/robots.txt", MOST_BYTES),
-                self._ask(f"{origin}/.well-known/tdmrep.json", MOST_BYTES),
-            )
-        else:
-            robots = await self._ask(f"{origin}/robots.txt", MOST_BYTES)
-        size = sum(len(text.body) for text in (robots, reserved) if isinstance(text, Text))
+        if "tdmrep.json" in self._honoured and isinstance(robots, Robots):
+            reserved = await self._ask(f"{origin}/.well-known/tdmrep.json", MOST_BYTES)
+            robots = reserved if reserved is Reason.LEFT_ALONE else robots
+        size = sum(len(text.body) for text in (answer, reserved) if isinstance(text, Text))
         self._kept += size
         there = isinstance(reserved, Text) and reserved.status == 200
+        places = optout.reservations(plain(reserved.body)) if there else []  # type: ignore[union-attr]
         return _Rules(
-            robots=read(robots),
-            reserved=optout.reservations(plain(reserved.body)) if there else [],  # type: ignore[union-attr]
+            robots=robots,
+            reserved=[(normal(location), location, which) for location, which in places],
             size=size,
         )
 
@@ -137,9 +143,9 @@ def read(answer: Text | Reason) -> Robots | Reason:
     """The rules in an answer, by RFC 9309, 2.3.1: without a file all is allowed, but what fails
     (5xx, no answer in time) allows nothing.
 
-    A host that cannot be reached at all has the reason why its images will not be either.
+    A host that is not asked or reached at all has the reason why its images will not be either.
     """
-    if answer in (Reason.DNS, Reason.REFUSED, Reason.PRIVATE_ADDRESS, Reason.TLS):
+    if answer in _BEYOND_REACH:
         assert isinstance(answer, Reason)
         return answer
     if answer is Reason.BAD_REDIRECT:

@@ -31,7 +31,9 @@ _LAYOUT = 1
 
 _NAME = re.compile(r"([0-9a-f]{32})\.(jpg|png|webp)")
 _PART = re.compile(r"[0-9a-f]{8}(\.json)?\.part")
-_MOST_TEXT = 1_000_000  # bytes that are said about an image
+#: Bytes that may be said about an image: a million characters of raw text, which is what settings
+#: allow at most, all of them escaped, and the rest.
+_MOST_TEXT = 8_000_000
 _PIECE = 1 << 20
 
 #: What decoding raises about strangers' JSON.
@@ -201,7 +203,7 @@ def _add(writer: TarWriter, image: Image) -> int:
 
 
 def _text(image: Image) -> bytes:
-    return msgspec.json.encode(
+    text = msgspec.json.encode(
         _Sample(
             candidate=image.candidate,
             width=image.width,
@@ -215,6 +217,9 @@ def _text(image: Image) -> bytes:
             stored=sha256(image.data).hexdigest(),
         )
     )
+    if len(text) > _MOST_TEXT:  # nobody would read it
+        raise ShardError(f"More is said about {image.candidate.url:.200} than a parcel may hold.")
+    return text
 
 
 def _told(parcel: Parcel) -> bytes:

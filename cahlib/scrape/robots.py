@@ -15,8 +15,9 @@ from cahlib.scrape.optout import AGENT, no_training
 
 #: RFC 9309, 2.5: at least so much has to be read; what stands behind it is not.
 MOST_BYTES = 500 * 1024
-#: Rules with wild cards are tried one by one, about 1 µs each: no file is worth more than this.
-_MOST_WILD = 2000
+#: Rules that are tried one by one, those with wild cards and usages, about 1 µs each: no file is
+#: worth more than this.
+_MOST_TRIED = 2000
 
 _ESCAPE = re.compile(r"%([0-9a-fA-F]{2})")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
@@ -40,7 +41,8 @@ class Robots:
         self._usages: list[tuple[str, str]] = []
         for key, value in _binding(text):
             if key == "content-usage":
-                self._usages.append(_usage(value))
+                if len(self._usages) < _MOST_TRIED:
+                    self._usages.append(_usage(value))
             elif value:
                 self._add(normal(value), Rule(key == "allow", f"{key}: {value}"))
         self._wild.sort(key=lambda each: (-len(each[0]), not each[1].allows))
@@ -55,15 +57,20 @@ class Robots:
         return None if rule is None or rule.allows else rule.line
 
     def no_training(self, target: str) -> str | None:
-        """The Content-Usage line that refuses the training of models on a path, or None."""
+        """The Content-Usage line that refuses the training of models on a path, or None.
+
+        Of the lines for one path each counts, so that none can take back what another refuses.
+        """
         target = normal(target)
         fitting = [(len(path), value) for path, value in self._usages if matches(path, target)]
-        value = max(fitting, default=(0, ""))[1]
-        return f"content-usage: {value}" if no_training(value) else None
+        longest = max((length for length, _ in fitting), default=0)
+        values = (value for length, value in fitting if length == longest)
+        refusing = next(filter(no_training, values), None)
+        return None if refusing is None else f"content-usage: {refusing}"
 
     def _add(self, path: str, rule: Rule) -> None:
         if "*" in path or path.endswith("$"):
-            if len(self._wild) < _MOST_WILD:
+            if len(self._wild) < _MOST_TRIED:
                 self._wild.append((path, rule))
         elif path not in self._plain or rule.allows:
             self._plain[path] = rule
@@ -110,8 +117,8 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 def _usage(value: str) -> tuple[str, str]:
     """Path and preference of a Content-Usage line, whose path may be left out."""
-    path, space, rest = value.partition(" ")
-    return (normal(path), rest.strip()) if path.startswith("/") and space else ("/", value)
+    match = re.fullmatch(r"(/\S*)\s+(.*)", value)
+    return (normal(match[1]), match[2]) if match else ("/", value)
 
 
 def matches(pattern: str, target: str) -> bool:

@@ -12,6 +12,9 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from zlib import crc32
+
+from cahlib.scrape.anatomy import EXIF
 
 _PNG_KEPT = frozenset(
     {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
@@ -22,8 +25,7 @@ _WEBP_KEPT = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"
 #: A marker that is none of a scan's own, which are stuffed zeros and restarts.
 _AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
-#: VP8X's flags for EXIF and XMP (RFC 9649, 2.7.1).
-_EXIF_AND_XMP = 0x08 | 0x04
+_XMP = 0x04  # VP8X's flag, as `EXIF`
 
 
 def stripped(data: bytes, format: str, orientation: int) -> bytes:
@@ -31,7 +33,7 @@ def stripped(data: bytes, format: str, orientation: int) -> bytes:
     try:
         if format == "jpg":
             return b"".join(_jpeg(data, orientation))
-        return b"".join(_png(data)) if format == "png" else _webp(data)
+        return b"".join(_png(data, orientation)) if format == "png" else _webp(data, orientation)
     except (struct.error, IndexError) as error:
         raise ValueError("the file is not whole") from error
 
@@ -52,21 +54,28 @@ def _jpeg(data: bytes, orientation: int) -> Iterator[bytes]:
             continue
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if not turned and marker != 0xE0:
-            yield _turned(orientation)
+            exif = b"Exif\0\0" + _exif(orientation)
+            yield b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif
             turned = True
-        if _needed(marker, data[at + 4 : at + 16]):
-            yield data[at:end]
+        yield _kept(marker, data[at:end])
         if marker == 0xDA:
             start, end = end, _scan_end(data, end)
             yield data[start:end]
         at = end
 
 
-def _needed(marker: int, start: bytes) -> bool:
-    """Whether a segment of a JPEG has to do with its pixels or colours."""
+def _kept(marker: int, segment: bytes) -> bytes:
+    """What of a segment of a JPEG has to do with its pixels or colours."""
+    name = segment[4:]
+    if marker == 0xE0:  # JFIF, whose thumbnail stands behind the density; others have nothing else
+        whole = name.startswith(b"JFIF\0") and len(segment) >= 18
+        return b"\xff\xe0\0\x10" + segment[4:16] + b"\0\0" if whole else b""
+    if marker == 0xEE:
+        whole = name.startswith(b"Adobe") and len(segment) >= 16
+        return b"\xff\xee\0\x0e" + segment[4:16] if whole else b""
     if marker == 0xE2:
-        return start.startswith(b"ICC_PROFILE\0")
-    return marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE)
+        return segment if name.startswith(b"ICC_PROFILE\0") else b""
+    return b"" if 0xE0 <= marker <= 0xEF or marker == 0xFE else segment
 
 
 def _scan_end(data: bytes, at: int) -> int:
@@ -76,33 +85,40 @@ def _scan_end(data: bytes, at: int) -> int:
     raise ValueError("the pixels have no end")
 
 
-def _turned(orientation: int) -> bytes:
-    """An EXIF segment that says how the picture is turned, and nothing else."""
-    tiff = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    return b"\xff\xe1" + struct.pack(">H", 2 + 6 + len(tiff)) + b"Exif\0\0" + tiff
+def _exif(orientation: int) -> bytes:
+    """EXIF that says how the picture is turned, and nothing else."""
+    return struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
 
 
-def _png(data: bytes) -> Iterator[bytes]:
+def _png(data: bytes, orientation: int) -> Iterator[bytes]:
     yield data[:8]
     at, name = 8, b""
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at)
         if name in _PNG_KEPT:
             yield data[at : at + 12 + length]
+        if name == b"IHDR" and orientation != 1:
+            part = b"eXIf" + _exif(orientation)
+            yield struct.pack(">I", len(part) - 4) + part + struct.pack(">I", crc32(part))
         at += 12 + length
 
 
-def _webp(data: bytes) -> bytes:
+def _webp(data: bytes, orientation: int) -> bytes:
     end = 8 + int(struct.unpack_from("<I", data, 4)[0])
-    kept, at = [b"WEBP"], 12
+    kept, at, exif = [b"WEBP"], 12, b""
     while at + 8 <= end:
         name, length = struct.unpack_from("<4sI", data, at)
         following = at + 8 + length + length % 2
         chunk = data[at : min(following, end)]
         if name == b"VP8X":
-            chunk = chunk[:8] + bytes([chunk[8] & ~_EXIF_AND_XMP]) + chunk[9:]
+            flags = chunk[8] & ~(EXIF | _XMP)
+            if orientation != 1:
+                flags |= EXIF
+                tiff = _exif(orientation)
+                exif = struct.pack("<4sI", b"EXIF", len(tiff)) + tiff
+            chunk = chunk[:8] + bytes([flags]) + chunk[9:]
         if name in _WEBP_KEPT:
             kept.append(chunk + bytes(len(chunk) % 2))
         at = following
-    body = b"".join(kept)
+    body = b"".join(kept) + exif
     return b"RIFF" + struct.pack("<I", len(body)) + body

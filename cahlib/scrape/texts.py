@@ -30,8 +30,13 @@ _PLAIN = re.compile(
 )
 _CURLED = re.compile("[\u02bc\u2018-\u201f]")  # what ftfy straightens
 _BLANKS = re.compile(r"[\t\n\v\f\r]+")
+#: The code points that Unicode keeps from ever being characters: these, and the last two of each
+#: of its planes.
+_NONE = "\ufdd0-\ufdef" + "".join(
+    f"{chr(last - 1)}{chr(last)}" for last in range(0xFFFF, 0x110000, 0x10000)
+)
 #: What CLD2 refuses to look at, beside invalid UTF-8.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\ud800-\udfff{_NONE}]")
 _FILE_NAME = re.compile(
     r".*\.(?:jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|svg|ico|avif|heic|psd|pdf|eps|raw)"
     r"|(?:img|dsc[nf]?|dscf|pict?|image|photo|screenshot|scan|p\d|gopr|mvi|wp|untitled)[\d\W_]+"
@@ -124,5 +129,8 @@ def refuse(text: str, options: Crawl) -> Reason | None:
 
 def detect(text: str) -> tuple[str, bool]:
     """The language of a text by CLD2, "un" if it knows none, and whether it is sure."""
-    reliable, _, details = pycld2.detect(text, isPlainText=True)
+    try:
+        reliable, _, details = pycld2.detect(text, isPlainText=True)
+    except (pycld2.error, UnicodeEncodeError):  # whatever else it refuses to look at
+        return "un", False
     return details[0][1], reliable

@@ -10,13 +10,14 @@ from tests.world import judged as world
 def test_a_list_of_domains_is_built_from_datasets(tmp_path, capsys):
     folder, out = tmp_path / "set", str(tmp_path / "failed.txt")
     sealed = world.write(folder, shard="s-0")
-    known = replace(sealed, silent=("dead.example", "gone.example", "host1.example"))
+    silent = "dead.example", "2606:4700::1", "gone.example", "host1.example"
+    known = replace(sealed, silent=silent)
     (folder / seal.name("s-0")).write_bytes(seal.packed(known))
     assert main(["blocklist", "build", str(folder), "--output", out]) == 0
     capsys.readouterr()
     assert main(["blocklist", "show", out]) == 0
     # an image of host1.example is in the dataset
-    assert capsys.readouterr().out == "dead.example\ngone.example\n# 2 domains\n"
+    assert capsys.readouterr().out == "2606:4700::1\ndead.example\ngone.example\n# 3 domains\n"
     assert main(["blocklist", "build", str(folder), "--output", out, "--least", "2"]) == 0
     assert main(["blocklist", "show", out]) == 0
     assert capsys.readouterr().out.endswith("\n# 0 domains\n")

@@ -125,3 +125,12 @@ def test_hashes_of_another_kind_are_refused_by_their_line(tmp_path, entry):
     (tmp_path / "list").write_text(f"# known\n{'0' * 64}\n{entry}\n")
     with pytest.raises(ConfigError, match="known_harm: line 3 of .* is not one md5, sha1 or sha"):
         hash_lists((str(tmp_path / "list"),), "known_harm")
+
+
+def test_a_host_that_is_an_ipv6_address_may_be_listed(tmp_path):
+    (tmp_path / "domains").write_text("2606:4700::1 # never answered\n")
+    lists = load(blocked_domains=tmp_path / "domains")
+    assert lists.address("http://[2606:4700::1]/a.jpg") is Reason.BLOCKED_DOMAIN
+    (tmp_path / "ports").write_text("bad.com:80\n")
+    with pytest.raises(ConfigError, match="line 1 of .* is not one domain: bad.com:80"):
+        load(blocked_domains=tmp_path / "ports")

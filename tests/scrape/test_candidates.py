@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from hashlib import md5
 from pathlib import Path
@@ -125,6 +126,17 @@ def test_an_address_is_made_absolute(url, base, absolute):
     assert found.url == absolute
 
 
+def test_addresses_that_are_kept_with_each_sample_are_not_endless():
+    start = "https://creativecommons.org/licenses/by/4.0/"
+    licences = Link("A@/href", start + "x" * 1_000_000), Link("A@/href", start)
+    (found,), _ = choose(page(*licences, image()))
+    assert found.licence == start
+    (found,), _ = choose(page(licences[0], image()))
+    assert found.licence == "?"
+    endless = page(image("http://a.com/fox.jpg"), url="http://site.com/" + "x" * 1_000_000)
+    assert choose(endless) == ([], {Reason.LONG_URL: 1})
+
+
 def test_the_same_pair_counts_once_but_another_text_is_another_pair():
     found, lost = choose(page(image(), image()), page(image(), image(alt=GOOD + " again")))
     assert [each.position for each in found] == [0, 1]
@@ -161,13 +173,37 @@ def test_blocked_domains_and_pairs_are_left_out():
 SIGNS = "éÀ ß¼–’”…©°ÂÃâ€™Рёю桜、한\xa0\x85\n\t&;#39amp<?! xyZ"
 
 
+NO_CHARACTER = "[{}]".format(
+    re.escape(
+        "".join(
+            letter
+            for letter in map(chr, range(0x110000))
+            if unicodedata.category(letter) == "Cc"
+            or "\ufdd0" <= letter <= "\ufdef"
+            or ord(letter) % 0x10000 >= 0xFFFE
+        )
+    )
+)
+
+
 @given(st.text(st.sampled_from(SIGNS), max_size=12) | st.text(max_size=50))
 @example("AT&amp;T it\u2019s")
 @example("&amp;lt;b&amp;gt;")
 def test_texts_are_repaired_as_ftfy_does(text):
     """Also those that it is not asked about, because it would change nothing in them."""
     whole = ftfy.fix_text(re.sub(r"[\t\n\v\f\r]+", " ", text))
-    assert texts.repaired(text) == " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", whole).split())
+    assert texts.repaired(text) == " ".join(re.sub(NO_CHARACTER, " ", whole).split())
+
+
+@pytest.mark.parametrize("letter", ["\ufdd0", "\ufdef", "\ufffe", "\uffff", "\U0010ffff"])
+def test_what_is_no_character_is_taken_out_of_a_text(letter):
+    (found,), _ = choose(page(image(alt=f"{GOOD}{letter}today")))
+    assert found.text == f"{GOOD} today"
+
+
+@pytest.mark.parametrize("text", ["\ufdd0", "\U0002fffe fox", "\ud800"])
+def test_a_text_that_cannot_be_looked_at_is_of_no_language(text):
+    assert texts.detect(text) == ("un", False)
 
 
 @given(st.text(st.sampled_from("ёЖяñéßø桜の花園公가나 12,–’ش"), max_size=40))

@@ -96,14 +96,15 @@ def test_re_encoding_turns_upright_and_drops_what_is_said_about_it():
     assert not reopened(kept).getexif()
 
 
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientations_are_those_of_exif(orientation):
+def test_orientations_are_those_of_exif(orientation, format):
     image = Pillow.new("RGB", (160, 120), "white")
     image.paste("black", (0, 0, 80, 60))
     exif = image.getexif()
     exif[0x0112] = orientation
     file = io.BytesIO()
-    image.save(file, "JPEG", exif=exif)
+    image.save(file, format, exif=exif)
     expected = ImageOps.exif_transpose(Pillow.open(file))
     kept = reopened(prove(file.getvalue(), Download(resize=120, min_bytes=0)))
     assert kept.size == expected.size

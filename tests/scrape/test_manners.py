@@ -32,6 +32,12 @@ def test_a_domain_is_asked_so_often_a_second():
     assert manners.wait("b") == 0
 
 
+def test_who_cannot_wait_so_long_takes_no_place_from_others():
+    manners = Manners(Download(per_second=4), clock=lambda: 100.0)
+    assert [manners.wait("a", 0.3) for _ in range(9)] == [0, 0.25, *[0.5] * 7]
+    assert manners.wait("a") == 0.5
+
+
 def test_a_pause_is_obeyed_and_a_long_one_is_the_end():
     manners = Manners(Download(per_second=0), clock=lambda: 100.0)
     manners.pause("a", "20")
@@ -55,16 +61,23 @@ def test_who_fails_again_and_again_is_left_alone():
     assert manners.silent() == ("b",)
 
 
-def test_a_domain_that_never_answered_is_left_alone_by_later_shards_too():
-    options = Download(patience=2, replay="127.0.0.1:1")
+def test_a_later_shard_asks_again_until_it_is_told_not_to():
+    options = Download(patience=2)
     first = Manners(options)
     for _ in range(2):
         first.note("dead", Reason.DNS)
-        first.note("forbidden", Reason.HTTP_4XX, 403)
-    later = Manners(options)
-    assert later.closed("dead")
-    assert not later.closed("forbidden")
-    assert not Manners(Download(patience=2, replay="127.0.0.1:2")).closed("dead")
+    assert first.closed("dead")
+    assert not Manners(options).closed("dead")
+
+
+def test_a_domain_that_failed_but_was_heard_is_not_silent():
+    manners = Manners(Download())
+    manners.hear("a", Reason.TIMEOUT)
+    manners.hear("b", object())
+    for _ in range(3):
+        manners.note("a", Reason.NO_ROBOTS)
+        manners.note("b", Reason.NO_ROBOTS)
+    assert manners.silent() == ("a",)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from cahlib.scrape import optout
         "all, noimageai",
         "noarchive,noindex",
         "unavailable_after: 25 Jun 2010 15:00:00 PST, noindex",
+        "unavailable_after: Sun, 06 Nov 2030 08:49:37 GMT, noai",
         "max-snippet: 0, noai",
         "cahlib: noindex",
         "CAHLIB : noml",
@@ -39,6 +40,7 @@ def test_these_refuse_us(header):
         "googlebot: nofollow, noai",  # a scope holds for the rest of its header
         "cahlib: all, otherbot: noindex",
         "unavailable_after: noindex",
+        "googlebot: unavailable_after: Sun, 06 Nov 2030 08:49:37 GMT, noai",
         "max-image-preview: none",
         "noindex=false",
     ],

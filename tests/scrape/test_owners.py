@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 
 import pytest
 
@@ -12,6 +13,8 @@ from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
 from cahlib.scrape.images import images
 from cahlib.scrape.wat import Link, Meta, Page
+from tests.world import web as w
+from tests.world.fetched import fetched
 from tests.world.pictures import candidate, picture
 
 JPEG = picture()
@@ -136,6 +139,78 @@ def test_a_place_that_is_not_reserved_is_fetched():
 @pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'[{"location": 3}]', b"[" * 100_000])
 def test_a_broken_reservation_reserves_nothing(body):
     assert fetch({"/.well-known/tdmrep.json": Answer(body=body)}, "/a.jpg")[0] == ["/a.jpg"]
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("place", "answer", "begins"),
+    [
+        ("/robots.txt", Answer(body=b"User-agent: *\nDisallow: /" + b"*" * 5000), "disallow: /***"),
+        (
+            "/.well-known/tdmrep.json",
+            Answer(body=b'[{"location": "/a.jpg?\\ud800", "tdm-reservation": 1}]'),
+            "/a.jpg??",
+        ),
+        ("/a.jpg??", Answer(body=JPEG, headers=[("X-Robots-Tag", f"noai, {LONG}")]), "noai, xxx"),
+    ],
+)
+def test_evidence_can_be_written_and_has_an_end(place, answer, begins):
+    _, lost, evidence, _ = fetch({place: answer}, "/a.jpg??")
+    assert lost == {Reason.OPTED_OUT: 1}
+    (value,) = (each.value for each in evidence.optouts)
+    assert value.encode().startswith(begins.encode())
+    assert len(value) <= 1000
+
+
+def test_what_pages_and_headers_say_has_an_end_too():
+    link = Link("IMG@/src", "/a.jpg", "A red bicycle leans on an old garden wall")
+    meta = Meta("robots", "", f"noai, {LONG}")
+    page, optouts = Page(url=f"{HOST}.com/", base="", links=[link], metas=[meta]), []
+    assert not list(candidates([page], Crawl(), Blocklists(), Tally(), optouts=optouts))
+    assert optouts[0].value == meta.content[:1000]
+    with Web({f"{HOST}/a.jpg": Answer(body=JPEG, headers=[("X-Robots-Tag", LONG)])}) as web:
+        options = Download(replay=web.address, consent="headers")
+        (image,) = images([candidate(f"{HOST}/a.jpg")], options, Tally(), evidence=Evidence())
+    assert image.robots == LONG[:1000]
+
+
+def test_hostile_reservations_cost_little():
+    rule = {"location": "/b" + "%C3%A9" * 80, "tdm-reservation": 1}
+    body = json.dumps([rule] * 900).encode()
+    paths = [f"/a{n}.jpg?{'%C3%A9' * 300}" for n in range(10)]
+    start = time.process_time()
+    kept, *_ = fetch({"/.well-known/tdmrep.json": Answer(body=body)}, *paths)
+    assert len(kept) == 10
+    assert time.process_time() - start < 1
+
+
+def test_owners_are_asked_as_politely_as_for_images():
+    def slowly(talk):
+        talk.wait(0.05)
+        w.body(b"", status=404)(talk)
+
+    paths = {"/robots.txt": slowly, "/.well-known/tdmrep.json": slowly, "/a.jpg": w.body(JPEG)}
+    with w.Web(paths) as web:
+        urls = [f"http://host{n}.example.com/a.jpg" for n in range(5)]
+        start = time.monotonic()
+        arrived, _ = fetched(web, *urls, consent="strict", per_second=20, total_timeout=0.3)
+        assert time.monotonic() - start > 14 / 20
+        assert len(arrived) == 5
+        assert len(web.asked) == 15
+        fetched(web, "http://a.example.com/a.jpg", consent="strict", per_host=1)
+    assert set(web.busiest.values()) == {1}
+
+
+@pytest.mark.parametrize("answer", [w.body(b"", status=503), w.raw(b"220 mail\r\n")])
+def test_a_server_that_answers_is_not_silent_for_its_broken_robots(answer):
+    evidence = Evidence()
+    with w.Web({"/robots.txt": answer}) as web:
+        urls = [f"http://a.example/{n}.jpg" for n in range(5)]
+        _, tally = fetched(web, *urls, consent="strict", evidence=evidence)
+    assert tally.lost == {Reason.NO_ROBOTS: 5}
+    assert evidence.silent == []
 
 
 def test_a_redirect_does_not_lead_around_robots():

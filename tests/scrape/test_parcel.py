@@ -103,6 +103,15 @@ def test_webdataset_reads_it(tmp_path):
     assert json.loads(samples[0]["json"])["candidate"]["url"] == image(3).candidate.url
 
 
+def test_what_nobody_would_read_is_not_sealed(tmp_path):
+    long = dataclasses.replace(image(0), robots="x" * 7_900_000)
+    assert list(parcels.read(parcels.seal([long], SHARD, tmp_path, tally=Tally()))) == [long]
+    with pytest.raises(ShardError, match="More is said about http://images.example/0.jpg than"):
+        parcels.seal(
+            [dataclasses.replace(long, robots="x" * 9_000_000)], SHARD, tmp_path, tally=Tally()
+        )
+
+
 def test_a_shard_without_images_is_a_parcel_too(tmp_path):
     parcel = sealed(tmp_path, [])
     parcels.check(parcel)
@@ -310,7 +319,7 @@ EVIL = {
     "deep text inside": on_text(
         lambda data: data.replace(b'"uid"', b'"x":' + b"[" * 300_000 + b"]" * 300_000 + b',"uid"')
     ),
-    "endless text": on_text(lambda data: data[:-1] + b" " * 2_000_000 + b"}"),
+    "endless text": on_text(lambda data: data[:-1] + b" " * 9_000_000 + b"}"),
     "a size in words": on_text(lambda data: edited(data, width="wide")),
     "an unknown field": on_text(lambda data: edited(data, more=1)),
     "a missing field": on_text(lambda data: data.replace(b'"md5"', b'"md4"')),

@@ -85,6 +85,12 @@ def test_the_line_is_the_evidence():
         ("Content-Usage: /other/ train-ai=n", False),
         ("Content-Usage: train-ai=n\nContent-Usage: /img/ train-ai=y", False),
         ("Content-Usage: something-new=n", False),
+        ("Content-Usage: train-ai=n\nContent-Usage: train-ai=y", True),
+        ("Content-Usage: train-ai=n\nContent-Usage: search=y", True),
+        ("Content-Usage: /img/ train-ai=n\nContent-Usage: /img/ train-ai=y", True),
+        ("Content-Usage: /img/\ttrain-ai=n", True),
+        ("Content-Usage: /img/ \t train-ai=n", True),
+        ("Content-Usage:", False),
     ],
 )
 def test_content_usage(line, refused):

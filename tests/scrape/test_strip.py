@@ -51,8 +51,10 @@ def shown(data):
         ("png", {}),
         ("png", {"mode": "P"}),
         ("png", {"mode": "LA"}),
+        ("png", {"orientation": 1}),
+        ("webp", {}),
         ("webp", {"orientation": 1}),
-        ("webp", {"mode": "RGBA", "lossless": True, "orientation": 1}),
+        ("webp", {"mode": "RGBA", "lossless": True}),
     ],
 )
 def test_originals_are_kept_without_what_they_tell(format, how):
@@ -61,13 +63,41 @@ def test_originals_are_kept_without_what_they_tell(format, how):
     assert SECRET in data
     assert SECRET not in kept["data"]
     assert kept["md5"] == prove(data, Download(min_bytes=0, resize=64))["md5"]
-    if format == "jpg" or how.get("orientation") == 1:
-        assert shown(kept["data"])[0] == shown(data)[0]
+    assert shown(kept["data"])[0] == shown(data)[0]
     with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(kept["data"])) as after:
         assert before.convert("RGBA").tobytes() == after.convert("RGBA").tobytes()
         assert before.info["icc_profile"] == after.info["icc_profile"]
-        assert {key for key in after.getexif() if key != 0x0112} == set()
+        turned = how.get("orientation", 6)
+        assert dict(after.getexif()) == ({} if turned == 1 else {0x0112: turned})
     assert stripped(kept["data"], format, how.get("orientation", 6)) == kept["data"]
+
+
+def segment(marker, content):
+    return bytes([0xFF, marker]) + (2 + len(content)).to_bytes(2, "big") + content
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        segment(0xE0, b"JFXX\0\x10" + SECRET),
+        segment(0xE0, b"Exif\0\0" + SECRET),
+        segment(0xE0, b"JFIF\0" + SECRET[:6]),
+        segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\x0a\1" + SECRET),
+        segment(0xEE, SECRET),
+        segment(0xEE, b"Adobe\0\x64\0\0\0\0\1" + SECRET),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_no_thumbnail_hides_where_colours_are_told_of(hidden, mode):
+    out = io.BytesIO()
+    Image.effect_noise((160, 120), 80).convert(mode).save(out, "JPEG")
+    data = out.getvalue()
+    end = 4 + int.from_bytes(data[4:6], "big")  # of the first segment, JFIF or Adobe
+    telling = data[:end] + hidden + data[end:]
+    kept = prove(telling, Download(min_bytes=0))["data"]
+    assert SECRET[:6] not in kept
+    assert shown(kept)[0] == shown(telling)[0]
+    assert stripped(data, "jpg", 1) == data
 
 
 WHOLE = {format: told(format) for format in KINDS}
