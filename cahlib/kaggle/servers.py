@@ -12,8 +12,9 @@ from cahlib.config import Job
 from cahlib.errors import ConfigError, RunError
 from cahlib.scrapers import orders, state
 from cahlib.swarm import crew
-from cahlib.swarm.fleet import mark, plan, undisturbed
+from cahlib.swarm.fleet import mark, plan
 from cahlib.swarm.hetzner import Hetzner
+from cahlib.swarm.signals import undisturbed
 
 _MARK = 100.0  # seconds between two notes that the servers are in use
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import signal
 import threading
 import time
 from collections import defaultdict
@@ -28,6 +27,7 @@ from cahlib.swarm.provider import (
     Wish,
     ranked,
 )
+from cahlib.swarm.signals import undisturbed
 
 #: Seconds in which a request that was never answered may still make a server.
 _LATE = 10.0
@@ -361,18 +361,3 @@ def remains(left: Sequence[Server], trouble: Sequence[str], run: str, hourly: fl
         f"servers of run {run} are NOT deleted{why}: {names}; they cost{cost} "
         f"until you type `cah swarm down`."
     )
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait: leaving now would leave servers that cost money."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    both = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in both}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

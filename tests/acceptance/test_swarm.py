@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import os
+import pty
 import re
 import shlex
 import signal
@@ -179,6 +181,31 @@ def test_ctrl_c_does_not_wait_for_servers_that_are_being_set_up(cloud, tmp_path,
         assert "stopped while servers were being" in said and names(cloud) == ["stranger"]
     else:
         assert "costs money until `cah swarm down`" in said and len(names(cloud)) == 2
+
+
+@pytest.mark.timeout(120)
+def test_a_closed_terminal_leaves_no_server(cloud, tmp_path):
+    cloud.hosts.dark = True
+    ours, theirs = pty.openpty()
+    with world.build().serve(host=cloud.hosts.address) as web:
+        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
+        line = [sys.executable, "-m", "cahlib.cli", "run", *command.options(job)]
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` would be handed down
+        process = subprocess.Popen(
+            line, env={**command.environment(), **own(cloud)}, stdin=subprocess.DEVNULL,
+            stdout=theirs, stderr=theirs,
+        )  # fmt: skip
+        signal.signal(signal.SIGHUP, before)
+        try:
+            until(lambda: len(cloud.servers()) > 1, seconds=60)
+            os.close(theirs)
+            os.close(ours)  # whatever is printed from now on is an error
+            for _ in range(2):  # by the kernel, and by the shell
+                process.send_signal(signal.SIGHUP)
+            assert process.wait(timeout=40) == 1
+        finally:
+            process.kill()
+    assert names(cloud) == ["stranger"]
 
 
 @pytest.mark.timeout(240)

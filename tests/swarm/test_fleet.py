@@ -1,5 +1,6 @@
 """Servers come up where there is stock and room, and none of them outlives what happens."""
 
+import os
 import signal
 import time
 
@@ -148,6 +149,26 @@ def test_whichever_call_fails_no_server_is_left(cloud, nth, fault):
     assert len(cloud.calls) - before >= nth
     assert signal.getsignal(signal.SIGINT) is handler
     cloud.faults = lambda number, what: None
+    assert nothing_is_left(cloud)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_disturbs_the_deletion(cloud, number):
+    swarm, _ = made(cloud, nodes=2)
+
+    def interrupted(number, frame):
+        raise KeyboardInterrupt
+
+    def faults(nth, what):
+        if what.startswith("DELETE /servers"):
+            os.kill(os.getpid(), number)
+
+    before, cloud.faults = signal.signal(number, interrupted), faults
+    try:
+        with hold(swarm):
+            pass
+    finally:
+        signal.signal(number, before)
     assert nothing_is_left(cloud)
 
 
