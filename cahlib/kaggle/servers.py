@@ -32,7 +32,8 @@ class Swarm:
     ) -> None:
         self._pause = pause  #: seconds between two looks at what is left
         self._accounts, self._tell = accounts, tell
-        self._orders, self._labels = orders(job), crew.labels(state(job))
+        self._orders = orders(job)
+        self._labels = crew.labels(state(job), run=crew.named(state(job)))
         self._settled = True  #: no request for a server may be unanswered
         self._marked = 0.0
 

@@ -309,7 +309,10 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
             found = account.servers(labels)
             left += found
             for server in found:
-                account.delete(server)
+                try:
+                    account.delete(server)
+                except Denied as denied:  # those after it may go
+                    trouble.append(str(denied))
             if not found:
                 account.clean(labels)
         except Denied as denied:
@@ -353,11 +356,12 @@ def _worked(server: Server) -> float:
 
 
 def remains(left: Sequence[Server], trouble: Sequence[str], run: str, hourly: float) -> str:
-    """The last line of a run whose servers could not be deleted."""
+    """The last line of a run whose servers could not be deleted; ``run`` "": of all runs."""
     names = ", ".join(server.name for server in left) or "perhaps some"
     why = f" ({trouble[0].rstrip('.')})" if trouble else ""
     cost = f" EUR {hourly:.4f} an hour" if hourly else " money"
+    whose, which = (f" of run {run}", f"--run {run}") if run else ("", "--all-runs")
     return (
-        f"servers of run {run} are NOT deleted{why}: {names}; they cost{cost} "
-        f"until you type `cah swarm down`."
+        f"servers{whose} are NOT deleted{why}: {names}; they cost{cost} "
+        f"until you type `cah swarm down {which}`."
     )

@@ -115,12 +115,17 @@ def test_many_servers_come_in_pages(cloud):
 
 
 def test_a_server_that_cannot_be_deleted_is_named_with_its_price(cloud):
-    swarm, _ = made(cloud, nodes=1)
+    swarm, _ = made(cloud, nodes=3, tokens=ONE)
+    cloud.accounts[ONE].limit = 4
     swarm.prepare("ssh-ed25519 AAAA")
     swarm.fill()
-    cloud.faults = lambda number, what: what.startswith("DELETE") and No(423, "locked")
-    with pytest.raises(RunError, match=r"NOT deleted .*cah-r1-1-.*0\.0070.*cah swarm down"):
+    first, *_ = swarm.servers()
+    kept = f"DELETE /servers/{first.id}"
+    cloud.faults = lambda number, what: what == kept and No(423, "protected")
+    end = r"NOT deleted .*cah-r1-1-.*0\.0070.*`cah swarm down --run r1`"
+    with pytest.raises(RunError, match=end):
         swarm.down(pause=0.01, patience=0.1)
+    assert [server.name for server in swarm.servers()] == [first.name]  # all others are gone
     cloud.faults = lambda number, what: None
     swarm.down(pause=0.01)
     assert nothing_is_left(cloud)
