@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cahlib.cli import job_from
+from cahlib.commands.swarm import reminded
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError, missing
 from cahlib.swarm.signals import ending, hush
@@ -41,8 +42,13 @@ def main() -> int:
     """Attend a session; returns 0, 1 for one that failed, 2 for a mistake, 130 after Ctrl-C."""
     for number in ending():
         signal.signal(number, _interrupted)
+    told = _environment()
     try:
-        return _attended(_answered(_environment()))
+        try:
+            return _attended(_answered(told))
+        finally:  # what is told of then is nobody's to delete any more
+            with reminded(told, None):
+                pass
     except ModuleNotFoundError as error:
         _say(str(missing(error)))
         return 2
