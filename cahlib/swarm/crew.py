@@ -257,8 +257,8 @@ def _metered(made: Fleet, limits: Limits, tell: Callable[[str], None]) -> Iterat
     def watch() -> None:
         while not ended.wait(_LOOK):
             if limits.max_cost and made.spent(ahead=_DRAIN) > limits.max_cost:
+                made.stop.set()  # before anything is told, for which there may be no terminal
                 tell(f"the ceiling of EUR {limits.max_cost:.2f} is near; finishing.")
-                made.stop.set()
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -29,6 +29,12 @@ from cahlib.swarm.provider import (
 )
 from cahlib.swarm.signals import undisturbed
 
+#: How many times dearer than planned a server may be, where that one is sold out.
+_DEAR = 3
+
+#: Euros that a sum may be off.
+_ROUNDED = 1e-9
+
 #: Seconds in which a request that was never answered may still make a server.
 _LATE = 10.0
 
@@ -245,8 +251,12 @@ class Fleet:
         self._made += 1
         name = f"cah-{self.run}-{self._made}-{secrets.token_hex(2)}"
         wish = Wish(name=name, labels={**self.labels, "role": role}, user_data=self.user_data(name))
+        dear = list[float]()
         for account, offer in self._options():
             if account.name in self._full:
+                continue
+            if self._dear(offer):
+                dear.append(offer.hourly)
                 continue
             self._unsure.add(name)
             try:
@@ -261,9 +271,23 @@ class Fleet:
             self._unsure.discard(name)
             self._bills[name] = Bill(offer.hourly, self.clock())
             self.listed = {**self.listed, name: server}
-            self.tell(f"{name}: {server.type or offer.type} at {offer.location}, {account.name}")
+            self.tell(
+                f"{name}: {server.type or offer.type} at {offer.location}, {account.name}, "
+                f"EUR {offer.hourly:.4f} an hour"
+            )
             return server
+        if dear:
+            self.tell(
+                f"what is still offered costs EUR {min(dear):.4f} an hour or more a server: more "
+                f"than {_DEAR} times the plan's price, or than max_cost leaves; none is made."
+            )
         return None
+
+    def _dear(self, offer: Offer) -> bool:
+        """Whether a server costs more than was agreed to."""
+        agreed = _DEAR * max(each.hourly for each in self.plan.first())
+        ceiling = self.plan.limits.max_cost or math.inf
+        return offer.hourly > agreed or self.spent() + offer.hourly > ceiling + _ROUNDED
 
     def _options(self) -> Iterator[tuple[Account, Offer]]:
         """Where the next server may be made, the best first: accounts and places take turns."""

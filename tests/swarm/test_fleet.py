@@ -9,7 +9,7 @@ import pytest
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm.fleet import Fleet, Limits, fleet, forsaken, plan
 from cahlib.swarm.hetzner import accounts
-from tests.world.cloud import PLACES, Account, Cloud, No, serve
+from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
 
 ONE, TWO = "token-one", "token-two"
 
@@ -56,6 +56,40 @@ def test_sold_out_places_are_passed_by(cloud):
     with hold(swarm):
         assert {s.type for s in swarm.servers()} == {"cax11"}
     assert any("cx23 at fsn1" in line for line in told)
+
+
+def sold_out(cloud, *types):
+    cloud.empty = {(each, place) for each in types for place in PLACES}
+
+
+def test_what_is_much_dearer_than_planned_is_not_taken_instead(cloud, monkeypatch):
+    monkeypatch.setitem(TYPES, "ccx63", (48, 192, "x86", 0.899))
+    swarm, told = made(cloud, nodes=2, max_cost=5)
+    sold_out(cloud, "cx23", "cax11", "cpx12")
+    with pytest.raises(RunError, match="no account took a single server"), hold(swarm):
+        pass
+    assert "EUR 0.9000 an hour or more a server: more than 3 times" in told[-1]
+    assert nothing_is_left(cloud)
+
+
+def test_the_ceiling_holds_for_what_is_taken_instead_and_for_replacements(cloud, monkeypatch):
+    monkeypatch.setitem(TYPES, "cx33", (4, 8, "x86", 0.018))
+    swarm, told = made(cloud, nodes=2, max_cost=0.03)
+    sold_out(cloud, "cx23", "cax11", "cpx12")
+    with hold(swarm):
+        [server] = swarm.servers()
+        assert any(f"{server.name}: cx33 at" in line and "EUR 0.0190" in line for line in told)
+        swarm.remove(server)
+        with pytest.raises(RunError, match="no account took"):
+            swarm.fill()
+        assert "than max_cost leaves" in told[-1]
+        assert swarm.spent() == pytest.approx(0.019)
+
+
+def test_a_ceiling_of_just_the_plans_price_is_enough(cloud):
+    swarm, _ = made(cloud, nodes=5, max_cost=0.035)
+    with hold(swarm):
+        assert len(swarm.servers()) == 5
 
 
 def test_what_came_up_is_kept_when_no_account_takes_more(cloud):

@@ -155,3 +155,24 @@ def test_a_head_that_is_lost_is_replaced_and_its_jobs_are_done_again(cloud, tmp_
         assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
         engine.submit("more", jobs.double, 21, limit=60)
         assert engine.take(timeout=60) == ("more", 42)
+
+
+@needs_hosts
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it may die
+def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "_LOOK", 0.1)
+    limits = Limits(nodes=1, max_cost=0.01)
+    orders = crew.Orders(limits=limits, state=tmp_path / "swarm", rules=RULES)
+    accounts, stop = hetzner.accounts(TOKEN, endpoint=cloud.url), Event()
+    crew.up(accounts, orders, tell=lambda _: None)
+    for server in cloud.servers():
+        server["created"] = "2026-01-01T00:00:00+00:00"
+
+    def tell(sentence):
+        if "the ceiling of EUR 0.01" in sentence:
+            raise OSError("there is no terminal any more")
+
+    with crew.crew(accounts, orders, tmp_path, tell=tell, stop=stop, board=Board()):
+        assert stop.wait(timeout=30)
+    assert [server["name"] for server in cloud.servers()] == ["stranger"]
