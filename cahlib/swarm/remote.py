@@ -111,8 +111,8 @@ class Remote:
         """A finished job's key with its result, or with the exception that ended it.
 
         None if none finishes within ``timeout`` seconds. A parcel lies in this machine's folder,
-        and is deleted where it was made. Raises RunError if the cluster is away for too long,
-        ConfigError if it has workers that are not fit.
+        and is deleted where it was made. Raises RunError if the cluster is away for too long
+        or was given up, ConfigError if it has workers that are not fit.
         """
         try:
             key, result = self._finished.get(timeout=timeout)
@@ -172,6 +172,10 @@ class Remote:
         """Go on with the scheduler at another address; what is not finished is done again there."""
         self._reach = replace(self._reach, address=address)
         self._client.close(timeout=5)  # so that it is connected anew
+
+    def give_up(self, why: RunError) -> None:
+        """Let `take` raise this once nothing is finished any more: no machine will come back."""
+        self._lost = why
 
     def drain(self, *, timeout: float) -> None:
         """Bring here what is finished now; running jobs are not waited for."""

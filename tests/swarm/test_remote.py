@@ -7,25 +7,23 @@ import logging
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-from distributed import LocalCluster
 
 from cahlib import demo
 from cahlib.demo import world
-from cahlib.errors import ConfigError, RunError, ShardError
+from cahlib.errors import RunError, ShardError
 from cahlib.progress import Board
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.shards import shards
 from cahlib.swarm import engine, install, view
-from cahlib.swarm.cluster import Reach, connected
+from cahlib.swarm.cluster import Reach
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.provider import Server
-from cahlib.swarm.remote import Remote, remote
+from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Login, session
 from tests.world import hosts, jobs
 
@@ -188,9 +186,9 @@ def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
 _DRIVER = """
 import sys
 from pathlib import Path
-from cahlib.swarm.cluster import Reach, connected
+from cahlib.swarm.cluster import Reach
 from cahlib.swarm.keys import Keys
-from cahlib.swarm.remote import Remote, remote
+from cahlib.swarm.remote import remote
 from tests.world import jobs
 address, keys, home = sys.argv[1:]
 with remote(Reach(address=address, keys=Keys(Path(keys))), Path(home)) as scrapers:
@@ -355,87 +353,3 @@ def test_a_full_disk_costs_a_shard_one_try_on_that_node(swarm, scrapers):
         for login in swarm.logins:
             with session(login) as node:
                 node.run(["umount", str(folder)])
-
-
-@pytest.mark.parametrize("staging", [False, True])
-def test_any_dask_cluster_serves(tmp_path, staging):
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=2,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
-        reach = Reach(
-            address=cluster.scheduler_address,
-            away=str(tmp_path / "away"),
-            staging=(tmp_path / "shared").as_uri() if staging else "",
-        )
-        (tmp_path / "shared").mkdir()
-        with remote(reach, tmp_path / "home") as scrapers:
-            scrapers.submit("parcel", jobs.write_parcel, 3000, "", scrapers.folder, limit=60)
-            assert take(scrapers, 1)["parcel"].path.stat().st_size == 3000
-            assert scrapers.slots == 1
-    assert not [*(tmp_path / "away").iterdir(), *(tmp_path / "shared").iterdir()]
-
-
-def test_workers_that_could_not_serve_files_are_refused(tmp_path):
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
-        with (
-            pytest.raises(ConfigError, match="--nthreads 2"),
-            remote(Reach(address=cluster.scheduler_address), tmp_path),
-        ):
-            pass
-    assert not [t for t in threading.enumerate() if t.name == "keeper"]
-
-
-def test_a_job_that_is_submitted_while_the_cluster_is_away_is_sent_later(tmp_path):
-    clients, back = [], threading.Event()
-
-    def connect(reach):
-        if clients:
-            back.wait(60)
-        clients.append(connected(reach, 30))
-        return clients[-1]
-
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=2,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
-        scrapers = Remote(Reach(address=cluster.scheduler_address), tmp_path, connect)
-        try:
-            clients[0].close()  # as Dask does when it gives up to connect again
-            scrapers.submit("later", jobs.double, 21, limit=60)
-            assert len(scrapers) == 1 and len(clients) == 1
-            back.set()
-            assert take(scrapers, 1) == {"later": 42}
-        finally:
-            back.set()
-            scrapers.close()
-
-
-def test_a_worker_that_could_not_serve_files_ends_the_run_when_it_joins(tmp_path):
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=2,
-        processes=False,
-        protocol="tcp://",
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
-        with remote(Reach(address=cluster.scheduler_address), tmp_path) as scrapers:
-            [fit] = cluster.worker_spec.values()
-            cluster.worker_spec["thin"] = {**fit, "options": {**fit["options"], "nthreads": 1}}
-            cluster.sync(cluster._correct_state)
-            with pytest.raises(ConfigError, match="--nthreads 2"):
-                jobs.until(lambda: scrapers.take(timeout=0.1) is not None)
