@@ -17,6 +17,7 @@ from cahlib import __version__
 from cahlib.commands import blocklist, finished, swarm, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.errors import CahError, ConfigError, missing
+from cahlib.swarm.signals import ending, hush
 
 if TYPE_CHECKING:
     from cahlib.run import Outcome
@@ -192,11 +193,16 @@ def _follow(job: Job, tokens: str = "") -> int:
 
 @contextmanager
 def _stoppable() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C (or SIGTERM) sets; the second one interrupts."""
+    """An event that the first Ctrl-C (or SIGTERM) sets; the second one interrupts.
+
+    A terminal that is closed sets it as well, and does not interrupt: it may say so twice.
+    """
     stop = threading.Event()
 
     def heard(number: int, frame: object) -> None:
-        if stop.is_set():
+        if number == signal.SIGHUP:
+            hush()
+        elif stop.is_set():
             raise KeyboardInterrupt
         stop.set()
         print(
@@ -205,7 +211,7 @@ def _stoppable() -> Iterator[threading.Event]:
             file=sys.stderr,
         )
 
-    before = {n: signal.signal(n, heard) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, heard) for n in ending()}
     try:
         yield stop
     finally:

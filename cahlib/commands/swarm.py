@@ -120,7 +120,10 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
         for login in crew.up(clouds, wanted, tell=print):
             print(f"{login.name} at {login.address} is up")
     finally:
-        print("What was made costs money until `cah swarm down`; `cah run --swarm` uses it.")
+        print(
+            f"What was made costs money until `cah swarm down --run {crew.named(wanted.state)}`; "
+            "`cah run --swarm` uses it."
+        )
     return 0
 
 

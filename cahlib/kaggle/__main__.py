@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cahlib.cli import job_from
+from cahlib.commands.swarm import reminded
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError, missing
+from cahlib.swarm.signals import ending, hush
 
 if TYPE_CHECKING:
     from cahlib.kaggle.pack import Source
@@ -38,10 +40,15 @@ _CREDENTIALS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
 
 def main() -> int:
     """Attend a session; returns 0, 1 for one that failed, 2 for a mistake, 130 after Ctrl-C."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ending():
         signal.signal(number, _interrupted)
+    told = _environment()
     try:
-        return _attended(_answered(_environment()))
+        try:
+            return _attended(_answered(told))
+        finally:  # what is told of then is nobody's to delete any more
+            with reminded(told, None):
+                pass
     except ModuleNotFoundError as error:
         _say(str(missing(error)))
         return 2
@@ -188,6 +195,9 @@ def _environment() -> dict[str, str]:
 
 def _interrupted(number: int, frame: object) -> None:
     """A closed terminal and a shutdown are Ctrl-C: servers must not be left behind."""
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_IGN)  # it may be said twice
+        hush()
     raise KeyboardInterrupt
 
 

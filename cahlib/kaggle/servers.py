@@ -12,8 +12,9 @@ from cahlib.config import Job
 from cahlib.errors import ConfigError, RunError
 from cahlib.scrapers import orders, state
 from cahlib.swarm import crew
-from cahlib.swarm.fleet import mark, plan, undisturbed
+from cahlib.swarm.fleet import mark, plan
 from cahlib.swarm.hetzner import Hetzner
+from cahlib.swarm.signals import undisturbed
 
 _MARK = 100.0  # seconds between two notes that the servers are in use
 
@@ -31,7 +32,8 @@ class Swarm:
     ) -> None:
         self._pause = pause  #: seconds between two looks at what is left
         self._accounts, self._tell = accounts, tell
-        self._orders, self._labels = orders(job), crew.labels(state(job))
+        self._orders = orders(job)
+        self._labels = crew.labels(state(job), run=crew.named(state(job)))
         self._settled = True  #: no request for a server may be unanswered
         self._marked = 0.0
 

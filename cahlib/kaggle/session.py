@@ -100,21 +100,24 @@ def attend(
     kernel, folder = f"{kaggle.user}/{session.name}", session.job.output.folder
     note = Note.of(session.job)
     _same(session.job, folder / "run" / "job.json")
-    going = not kaggle.state(kernel).over
-    if note.pushed and not going:
-        tell("fetching what an earlier session left.")
-        fetch(kaggle, kernel, folder)
-        note.forget()
-    if going and not note.pushed:
-        raise ConfigError(
-            f"the kernel {kernel} is running, and not for {folder}; wait for its end, or give "
-            "another CAH_KAGGLE_NAME."
-        )
-    hours = session.hours if going else affordable(session.hours, kaggle.quota())
-    with _gone_after(servers, kaggle, note, tell):
+    with _gone_after(servers, kaggle, note, tell):  # an earlier launch may have left some, too
+        state = kaggle.state(kernel)
+        going = not state.over
+        if note.pushed and not going:
+            if state.name:  # else the kernel was deleted at Kaggle, with all it left
+                tell("fetching what an earlier session left.")
+                fetch(kaggle, kernel, folder)
+            note.forget()
+        if going and not note.pushed:
+            raise ConfigError(
+                f"the kernel {kernel} is running, and not for {folder}; wait for its end, or give "
+                "another CAH_KAGGLE_NAME."
+            )
         if going:
+            hours = session.hours
             tell(f"{kernel} is running; following it.")
         else:
+            hours = affordable(session.hours, kaggle.quota())
             _launch(session, kaggle, servers, hours, tell)
         tend = servers.tend if servers else lambda: None
         state = follow(kaggle, kernel, hours, pause=session.pause, tell=tell, tend=tend)

@@ -111,7 +111,9 @@ class Child:
             self.stop()
         while self.running():
             if time.monotonic() > deadline:
-                raise RunError("the run does not end; see its log, and `cah swarm down`.")
+                raise RunError(
+                    "the run does not end; see its log, and `cah swarm down --all-runs`."
+                )
             time.sleep(0.2)
         if self.has_servers:
             tell("Asking the cloud whether its servers are gone …")

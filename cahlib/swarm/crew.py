@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cahlib.errors import RunError
+from cahlib.errors import ConfigError, RunError
 from cahlib.progress import Board, Node
 from cahlib.swarm import install, ssh, view
 from cahlib.swarm.cluster import Reach
@@ -126,14 +126,31 @@ def down(
         if not left and not trouble:
             return
         if time.monotonic() > deadline:
-            raise RunError(remains(left, trouble, labels.get("run", "any"), 0))
+            raise RunError(remains(left, trouble, labels.get("run", ""), 0))
         time.sleep(pause)
 
 
+def named(state: Path) -> str:
+    """The run's name: the same as long as its folder is there."""
+    path = state / "run"
+    if not path.exists():
+        state.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(4))
+    return path.read_text()
+
+
 def labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, str]:
-    """What the servers of a run carry, or those of all runs; nothing else is ever touched."""
+    """What the servers of a run carry, or those of all runs; nothing else is ever touched.
+
+    Raises ConfigError where no run has a name yet.
+    """
+    if not (run or all_runs or (state / "run").exists()):
+        raise ConfigError(
+            f"output: no servers were made for {state.parent.parent}; give the --output of their "
+            "run, or its name: `cah swarm down --run NAME` (or --all-runs)."
+        )
     ours = {PROJECT[0]: PROJECT[1]}
-    return ours if all_runs else {**ours, "run": run or _run(state)}
+    return ours if all_runs else {**ours, "run": run or named(state)}
 
 
 def servers(accounts: Sequence[Account], state: Path) -> list[Server]:
@@ -176,7 +193,7 @@ def _prepared(
     keys = Keys(orders.state / "keys")
     planned = plan(accounts, orders.limits)
     goods = install.package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
-    run = _run(orders.state)
+    run = named(orders.state)
     made = Fleet(accounts, run, planned, lambda name: user_data(keys, name), tell, stop=stop)
     return made, goods, keys
 
@@ -192,15 +209,6 @@ def _reach(head: ssh.Login, keys: Keys) -> Reach:
         away=f"{HOME}/parcels",
         files=f"{HOME}/files",
     )
-
-
-def _run(state: Path) -> str:
-    """The run's name: the same as long as its folder is there."""
-    path = state / "run"
-    if not path.exists():
-        state.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(4))
-    return path.read_text()
 
 
 def _brought_up(
@@ -249,8 +257,8 @@ def _metered(made: Fleet, limits: Limits, tell: Callable[[str], None]) -> Iterat
     def watch() -> None:
         while not ended.wait(_LOOK):
             if limits.max_cost and made.spent(ahead=_DRAIN) > limits.max_cost:
+                made.stop.set()  # before anything is told, for which there may be no terminal
                 tell(f"the ceiling of EUR {limits.max_cost:.2f} is near; finishing.")
-                made.stop.set()
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import signal
 import threading
 import time
 from collections import defaultdict
@@ -28,6 +27,13 @@ from cahlib.swarm.provider import (
     Wish,
     ranked,
 )
+from cahlib.swarm.signals import undisturbed
+
+#: How many times dearer than planned a server may be, where that one is sold out.
+_DEAR = 3
+
+#: Euros that a sum may be off.
+_ROUNDED = 1e-9
 
 #: Seconds in which a request that was never answered may still make a server.
 _LATE = 10.0
@@ -245,8 +251,12 @@ class Fleet:
         self._made += 1
         name = f"cah-{self.run}-{self._made}-{secrets.token_hex(2)}"
         wish = Wish(name=name, labels={**self.labels, "role": role}, user_data=self.user_data(name))
+        dear = list[float]()
         for account, offer in self._options():
             if account.name in self._full:
+                continue
+            if self._dear(offer):
+                dear.append(offer.hourly)
                 continue
             self._unsure.add(name)
             try:
@@ -261,9 +271,23 @@ class Fleet:
             self._unsure.discard(name)
             self._bills[name] = Bill(offer.hourly, self.clock())
             self.listed = {**self.listed, name: server}
-            self.tell(f"{name}: {server.type or offer.type} at {offer.location}, {account.name}")
+            self.tell(
+                f"{name}: {server.type or offer.type} at {offer.location}, {account.name}, "
+                f"EUR {offer.hourly:.4f} an hour"
+            )
             return server
+        if dear:
+            self.tell(
+                f"what is still offered costs EUR {min(dear):.4f} an hour or more a server: more "
+                f"than {_DEAR} times the plan's price, or than max_cost leaves; none is made."
+            )
         return None
+
+    def _dear(self, offer: Offer) -> bool:
+        """Whether a server costs more than was agreed to."""
+        agreed = _DEAR * max(each.hourly for each in self.plan.first())
+        ceiling = self.plan.limits.max_cost or math.inf
+        return offer.hourly > agreed or self.spent() + offer.hourly > ceiling + _ROUNDED
 
     def _options(self) -> Iterator[tuple[Account, Offer]]:
         """Where the next server may be made, the best first: accounts and places take turns."""
@@ -309,7 +333,10 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
             found = account.servers(labels)
             left += found
             for server in found:
-                account.delete(server)
+                try:
+                    account.delete(server)
+                except Denied as denied:  # those after it may go
+                    trouble.append(str(denied))
             if not found:
                 account.clean(labels)
         except Denied as denied:
@@ -353,26 +380,12 @@ def _worked(server: Server) -> float:
 
 
 def remains(left: Sequence[Server], trouble: Sequence[str], run: str, hourly: float) -> str:
-    """The last line of a run whose servers could not be deleted."""
+    """The last line of a run whose servers could not be deleted; ``run`` "": of all runs."""
     names = ", ".join(server.name for server in left) or "perhaps some"
     why = f" ({trouble[0].rstrip('.')})" if trouble else ""
     cost = f" EUR {hourly:.4f} an hour" if hourly else " money"
+    whose, which = (f" of run {run}", f"--run {run}") if run else ("", "--all-runs")
     return (
-        f"servers of run {run} are NOT deleted{why}: {names}; they cost{cost} "
-        f"until you type `cah swarm down`."
+        f"servers{whose} are NOT deleted{why}: {names}; they cost{cost} "
+        f"until you type `cah swarm down {which}`."
     )
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait: leaving now would leave servers that cost money."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    both = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in both}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -23,6 +23,7 @@ from typing import Any
 
 import dask
 from distributed import Client, Future, KilledWorker
+from distributed.client import ClosedClientError
 
 from cahlib.errors import RunError, ShardError
 from cahlib.swarm.cluster import Node, Reach, connected, node, of, slots
@@ -38,7 +39,9 @@ _PULLS = 2
 _TRIES = 5
 
 #: What a broken connection raises in Dask's client.
-TROUBLE = (OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError)
+TROUBLE = (
+    OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError, ClosedClientError,
+)  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class Remote:
         self._reach, self._home, self._connect = reach, home, connect
         self._jobs: dict[str, _Job] = {}
         self._finished: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._lost: RunError | None = None
+        self._lost: Exception | None = None
         self._lock = threading.RLock()
         self._ending = threading.Event()
         self._supplies = Supplies(reach, self._ending.is_set)
@@ -101,13 +104,15 @@ class Remote:
         job = _Job(function, arguments, limit, tuple(map(needed, files)))
         with self._lock:
             self._jobs[key] = job
-            self._send(key, job)
+            with suppress(*TROUBLE):  # the keeper sends it, once there is a connection again
+                self._send(key, job)
 
     def take(self, *, timeout: float) -> tuple[str, Any] | None:
         """A finished job's key with its result, or with the exception that ended it.
 
         None if none finishes within ``timeout`` seconds. A parcel lies in this machine's folder,
-        and is deleted where it was made. Raises RunError if the cluster is away for too long.
+        and is deleted where it was made. Raises RunError if the cluster is away for too long
+        or was given up, ConfigError if it has workers that are not fit.
         """
         try:
             key, result = self._finished.get(timeout=timeout)
@@ -168,6 +173,10 @@ class Remote:
         self._reach = replace(self._reach, address=address)
         self._client.close(timeout=5)  # so that it is connected anew
 
+    def give_up(self, why: RunError) -> None:
+        """Let `take` raise this once nothing is finished any more: no machine will come back."""
+        self._lost = why
+
     def drain(self, *, timeout: float) -> None:
         """Bring here what is finished now; running jobs are not waited for."""
         deadline = time.monotonic() + timeout
@@ -215,6 +224,9 @@ class Remote:
                     last = time.monotonic()
             except (*TROUBLE, RunError) as error:
                 _log.warning("%s: %s", self._reach.address, error)
+            except Exception as error:  # noqa: BLE001 - workers that are not fit, or a bug
+                self._lost = error
+                return
             if time.monotonic() > last + self._reach.limit and not self._lost:
                 self._lost = RunError(
                     f"{self._reach.address} has not answered for {self._reach.limit / 60:.0f} "
@@ -229,14 +241,13 @@ class Remote:
         fresh = {}
         with self._lock:
             for key, job in list(self._jobs.items()):
-                if job.ended or job.future is None:
+                if job.ended:
                     continue
-                status = job.future.status
-                if status == "cancelled":  # by the loss of the connection: the job runs on
-                    self._send(key, job)
-                elif status == "error":
+                if job.future is None or job.future.status == "cancelled":
+                    self._send(key, job)  # the connection was lost; a job that was sent runs on
+                elif job.future.status == "error":
                     self._end(key, job, _translated(job.future.exception(timeout=10)))
-                elif status == "finished" and job.published and not job.coming:
+                elif job.future.status == "finished" and job.published and not job.coming:
                     job.coming = True  # not before: what is released must not be published then
                     self._pulls.submit(self._bring, key, job)
                 if not (job.published or job.ended) and job.future:

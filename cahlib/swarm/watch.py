@@ -159,38 +159,43 @@ class Watch:
 
     def _replace(self, lost: Sequence[Server]) -> None:
         """Put other servers in the place of those that are lost, as long as that may be."""
-        names = ", ".join(each.name for each in lost)
-        if self._left < len(lost):
-            self._tell(f"{names}: lost, and no more servers will be made for them.")
-            self._drop(lost)
-            return
-        self._left -= len(lost)
-        self._tell(f"{names}: lost; making others.")
+        names, more = ", ".join(each.name for each in lost), self._left >= len(lost)
+        then = "making others." if more else "no more servers will be made for them."
+        self._tell(f"{names}: lost; {then}")
+        self._left -= len(lost) if more else 0
         self._engine.drain(timeout=self._rules.drain)
         for each in lost:
             self._made.remove(each)
         with self._making:
             if self._ended.is_set():
                 return
-            self._made.fill()
-        self._drop(lost)
-        self._join()
-
-    def _drop(self, lost: Sequence[Server]) -> None:
+            if more:
+                self._made.fill()
         for each in lost:
             self._nodes.pop(each.name, None)
             self._cases.pop(each.name, None)
+        self._join()
 
     def _join(self) -> None:
         """Make nodes of the servers that are new; of all, if the head is."""
         servers = self._made.servers()
-        head = next(each for each in servers if each.labels.get("role") == "head")
+        head = next((each for each in servers if each.labels.get("role") == "head"), None)
+        if head is None:
+            self._engine.give_up(
+                RunError(
+                    "the swarm's head is lost, and no other one can be made; what is finished is "
+                    "kept, so the same command goes on from here."
+                )
+            )
+            return
         moved = head.name not in self._nodes
         if moved:  # those that are coming have come for nothing: they came to the lost head
             self._wait()
             self._coming.clear()
             self._failed.clear()
         fresh = [each for each in servers if moved or each.name not in self._nodes]
+        if not fresh:
+            return
         fresh.sort(key=lambda each: each.name != head.name)
         thread = threading.Thread(target=self._bring_up, args=(fresh, head), daemon=True)
         self._nodes |= {each.name: each for each in fresh}

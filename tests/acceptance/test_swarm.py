@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import os
+import pty
 import re
 import shlex
 import signal
@@ -178,7 +180,34 @@ def test_ctrl_c_does_not_wait_for_servers_that_are_being_set_up(cloud, tmp_path,
     if verb == "run":
         assert "stopped while servers were being" in said and names(cloud) == ["stranger"]
     else:
-        assert "costs money until `cah swarm down`" in said and len(names(cloud)) == 2
+        name = (tmp_path / "dataset/run/swarm/run").read_text()
+        assert f"costs money until `cah swarm down --run {name}`" in said
+        assert len(names(cloud)) == 2
+
+
+@pytest.mark.timeout(120)
+def test_a_closed_terminal_leaves_no_server(cloud, tmp_path):
+    cloud.hosts.dark = True
+    ours, theirs = pty.openpty()
+    with world.build().serve(host=cloud.hosts.address) as web:
+        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
+        line = [sys.executable, "-m", "cahlib.cli", "run", *command.options(job)]
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` would be handed down
+        process = subprocess.Popen(
+            line, env={**command.environment(), **own(cloud)}, stdin=subprocess.DEVNULL,
+            stdout=theirs, stderr=theirs,
+        )  # fmt: skip
+        signal.signal(signal.SIGHUP, before)
+        try:
+            until(lambda: len(cloud.servers()) > 1, seconds=60)
+            os.close(theirs)
+            os.close(ours)  # whatever is printed from now on is an error
+            for _ in range(2):  # by the kernel, and by the shell
+                process.send_signal(signal.SIGHUP)
+            assert process.wait(timeout=40) == 1
+        finally:
+            process.kill()
+    assert names(cloud) == ["stranger"]
 
 
 @pytest.mark.timeout(240)
@@ -192,10 +221,11 @@ def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     name = (tmp_path / "dataset/run/swarm/run").read_text()
     assert f"EUR 0.0070 an hour, until you type `cah swarm down --run {name}`" in told.stderr
     assert "still there" not in cah(cloud, "swarm", "logs", *output).stderr
-    elsewhere = cah(cloud, "swarm", "down", "--output", tmp_path / "another")
-    assert "0 servers were deleted" in elsewhere.stdout and len(names(cloud)) == 2
-    assert "1 servers were deleted" in cah(cloud, "swarm", "down", "--all-runs").stdout
+    down = partial(cah, cloud, "swarm", "down", "--output", tmp_path / "another")
+    assert "0 servers were deleted" in down("--run", "another").stdout and len(names(cloud)) == 2
+    assert "1 servers were deleted" in down("--run", name).stdout
     assert names(cloud) == ["stranger"]
+    assert "0 servers were deleted" in down("--all-runs").stdout
     things = [t for each in cloud.accounts.values() for t in each.things.values()]
     assert sum(map(len, things)) == 1  # keys and firewalls are gone as well
 
@@ -206,6 +236,13 @@ def typed(cloud, monkeypatch, capsys):
     for name, value in {**own(cloud), "CAH_CONTACT": "tests@example.org"}.items():
         monkeypatch.setenv(name, value)
     return partial(command.said, capsys)
+
+
+@pytest.mark.parametrize("verb", [["down"], ["status"], ["logs"], ["ssh", "node"]])
+def test_a_folder_whose_run_had_no_servers_is_not_taken_for_one_without(typed, tmp_path, verb):
+    ran = typed("swarm", *verb, "--output", tmp_path / "another")
+    assert ran.returncode == 2 and "no servers were made for" in ran.stderr
+    assert "`cah swarm down --run NAME`" in ran.stderr and not (tmp_path / "another").exists()
 
 
 @pytest.mark.parametrize(

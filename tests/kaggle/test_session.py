@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cahlib.config import Job
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.kaggle import pack
 from cahlib.kaggle.servers import Swarm
 from cahlib.kaggle.service import Kaggle, Quota
@@ -73,11 +73,17 @@ class Launch:
         root = Path(__file__).parent.parent.parent
         self.source = pack.Source(notebook=notebook, metadata=root / "kaggle-kernel-metadata.json")
 
-    def __call__(self, **settings) -> Path:
+    def job(self, **settings) -> Job:
         values = {**SETTINGS, "swarm": 2, "output": str(self.folder / "dataset"), **settings}
-        job = Job.from_values(values)
+        return Job.from_values(values)
+
+    def swarm(self, job: Job) -> Listed:
         accounts = hetzner.accounts(HCLOUD, endpoint=self.cloud.url)
-        servers = Listed(job, accounts, self.said.append, pause=0.01) if job.place.swarm else None
+        return Listed(job, accounts, self.said.append, pause=0.01)
+
+    def __call__(self, **settings) -> Path:
+        job = self.job(**settings)
+        servers = self.swarm(job) if job.place.swarm else None
         session = Session(
             job=job, hours=9, source=self.source, pause=0.01, secrets=[HCLOUD, kaggle.TOKEN]
         )
@@ -179,6 +185,23 @@ def test_a_quota_that_is_used_up_is_seen_before_anything_is_made(service, launch
     with pytest.raises(ConfigError, match="used up .* renewed on Saturday, 28 November"):
         launch()
     assert "POST /servers" not in launch.cloud.calls and not service.datasets
+
+
+@pytest.mark.parametrize("trouble", ["quota", "GetKernelSessionStatus", "ListKernelSessionOutput"])
+def test_servers_that_a_crash_left_go_even_if_the_next_launch_cannot_begin(
+    service, launch, trouble
+):
+    launch.swarm(launch.job()).up(9)
+    assert len(launch.servers) == 3
+    if trouble == "quota":
+        service.hours = (30, 29.9)
+    else:
+        note = launch.folder / "dataset/run/kaggle.json"
+        note.write_text(json.dumps({"inputs": "cahlib-inputs-0", "pushed": True}))
+        service.before = lambda name: setattr(service, "lost", name == trouble)
+    with pytest.raises(CahError):
+        launch()
+    assert launch.servers == ["stranger"] and "none of the servers" in launch.text
 
 
 @pytest.mark.parametrize("left", [(30, 26), None])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.world import cloud as clouds
 from tests.world import kaggle
 
 ROOT = Path(__file__).parent.parent.parent
@@ -133,6 +134,17 @@ def test_a_mistake_gets_a_sentence(told, code, sentence, environment):
         ran = run("bash", f". {SCRIPT}", environment | told)
     assert (ran.returncode, sentence in ran.stdout) == (code, True), ran.stdout + ran.stderr
     assert "Traceback" not in ran.stdout + ran.stderr and not service.pushed
+
+
+def test_servers_that_nobody_works_with_are_told_of(environment):
+    with clouds.serve(clouds.Cloud({"token": clouds.Account()})) as cloud:
+        cloud.stranger("token").update(
+            labels={"project": "cahlib", "run": "old"}, created="2026-01-01T00:00:00+00:00"
+        )
+        told = {"CAH_NICKNAME": "", "HCLOUD_TOKEN": "token", "HCLOUD_ENDPOINT": cloud.url}
+        ran = run("bash", f". {SCRIPT}", environment | told)
+    assert ran.returncode == 2 and "nickname: choose one" in ran.stdout
+    assert "until you type `cah swarm down --run old`" in ran.stderr
 
 
 def test_what_is_not_told_is_asked_for_in_a_terminal(environment):

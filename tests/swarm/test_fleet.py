@@ -1,5 +1,6 @@
 """Servers come up where there is stock and room, and none of them outlives what happens."""
 
+import os
 import signal
 import time
 
@@ -8,7 +9,7 @@ import pytest
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm.fleet import Fleet, Limits, fleet, forsaken, plan
 from cahlib.swarm.hetzner import accounts
-from tests.world.cloud import PLACES, Account, Cloud, No, serve
+from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
 
 ONE, TWO = "token-one", "token-two"
 
@@ -55,6 +56,40 @@ def test_sold_out_places_are_passed_by(cloud):
     with hold(swarm):
         assert {s.type for s in swarm.servers()} == {"cax11"}
     assert any("cx23 at fsn1" in line for line in told)
+
+
+def sold_out(cloud, *types):
+    cloud.empty = {(each, place) for each in types for place in PLACES}
+
+
+def test_what_is_much_dearer_than_planned_is_not_taken_instead(cloud, monkeypatch):
+    monkeypatch.setitem(TYPES, "ccx63", (48, 192, "x86", 0.899))
+    swarm, told = made(cloud, nodes=2, max_cost=5)
+    sold_out(cloud, "cx23", "cax11", "cpx12")
+    with pytest.raises(RunError, match="no account took a single server"), hold(swarm):
+        pass
+    assert "EUR 0.9000 an hour or more a server: more than 3 times" in told[-1]
+    assert nothing_is_left(cloud)
+
+
+def test_the_ceiling_holds_for_what_is_taken_instead_and_for_replacements(cloud, monkeypatch):
+    monkeypatch.setitem(TYPES, "cx33", (4, 8, "x86", 0.018))
+    swarm, told = made(cloud, nodes=2, max_cost=0.03)
+    sold_out(cloud, "cx23", "cax11", "cpx12")
+    with hold(swarm):
+        [server] = swarm.servers()
+        assert any(f"{server.name}: cx33 at" in line and "EUR 0.0190" in line for line in told)
+        swarm.remove(server)
+        with pytest.raises(RunError, match="no account took"):
+            swarm.fill()
+        assert "than max_cost leaves" in told[-1]
+        assert swarm.spent() == pytest.approx(0.019)
+
+
+def test_a_ceiling_of_just_the_plans_price_is_enough(cloud):
+    swarm, _ = made(cloud, nodes=5, max_cost=0.035)
+    with hold(swarm):
+        assert len(swarm.servers()) == 5
 
 
 def test_what_came_up_is_kept_when_no_account_takes_more(cloud):
@@ -114,12 +149,17 @@ def test_many_servers_come_in_pages(cloud):
 
 
 def test_a_server_that_cannot_be_deleted_is_named_with_its_price(cloud):
-    swarm, _ = made(cloud, nodes=1)
+    swarm, _ = made(cloud, nodes=3, tokens=ONE)
+    cloud.accounts[ONE].limit = 4
     swarm.prepare("ssh-ed25519 AAAA")
     swarm.fill()
-    cloud.faults = lambda number, what: what.startswith("DELETE") and No(423, "locked")
-    with pytest.raises(RunError, match=r"NOT deleted .*cah-r1-1-.*0\.0070.*cah swarm down"):
+    first, *_ = swarm.servers()
+    kept = f"DELETE /servers/{first.id}"
+    cloud.faults = lambda number, what: what == kept and No(423, "protected")
+    end = r"NOT deleted .*cah-r1-1-.*0\.0070.*`cah swarm down --run r1`"
+    with pytest.raises(RunError, match=end):
         swarm.down(pause=0.01, patience=0.1)
+    assert [server.name for server in swarm.servers()] == [first.name]  # all others are gone
     cloud.faults = lambda number, what: None
     swarm.down(pause=0.01)
     assert nothing_is_left(cloud)
@@ -148,6 +188,26 @@ def test_whichever_call_fails_no_server_is_left(cloud, nth, fault):
     assert len(cloud.calls) - before >= nth
     assert signal.getsignal(signal.SIGINT) is handler
     cloud.faults = lambda number, what: None
+    assert nothing_is_left(cloud)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_disturbs_the_deletion(cloud, number):
+    swarm, _ = made(cloud, nodes=2)
+
+    def interrupted(number, frame):
+        raise KeyboardInterrupt
+
+    def faults(nth, what):
+        if what.startswith("DELETE /servers"):
+            os.kill(os.getpid(), number)
+
+    before, cloud.faults = signal.signal(number, interrupted), faults
+    try:
+        with hold(swarm):
+            pass
+    finally:
+        signal.signal(number, before)
     assert nothing_is_left(cloud)
 
 

@@ -7,15 +7,13 @@ import logging
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-from distributed import LocalCluster
 
 from cahlib import demo
 from cahlib.demo import world
-from cahlib.errors import ConfigError, RunError, ShardError
+from cahlib.errors import RunError, ShardError
 from cahlib.progress import Board
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
@@ -355,41 +353,3 @@ def test_a_full_disk_costs_a_shard_one_try_on_that_node(swarm, scrapers):
         for login in swarm.logins:
             with session(login) as node:
                 node.run(["umount", str(folder)])
-
-
-@pytest.mark.parametrize("staging", [False, True])
-def test_any_dask_cluster_serves(tmp_path, staging):
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=2,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
-        reach = Reach(
-            address=cluster.scheduler_address,
-            away=str(tmp_path / "away"),
-            staging=(tmp_path / "shared").as_uri() if staging else "",
-        )
-        (tmp_path / "shared").mkdir()
-        with remote(reach, tmp_path / "home") as scrapers:
-            scrapers.submit("parcel", jobs.write_parcel, 3000, "", scrapers.folder, limit=60)
-            assert take(scrapers, 1)["parcel"].path.stat().st_size == 3000
-            assert scrapers.slots == 1
-    assert not [*(tmp_path / "away").iterdir(), *(tmp_path / "shared").iterdir()]
-
-
-def test_workers_that_could_not_serve_files_are_refused(tmp_path):
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
-        with (
-            pytest.raises(ConfigError, match="--nthreads 2"),
-            remote(Reach(address=cluster.scheduler_address), tmp_path),
-        ):
-            pass
-    assert not [t for t in threading.enumerate() if t.name == "keeper"]

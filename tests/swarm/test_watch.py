@@ -7,8 +7,9 @@ import pytest
 
 from cahlib.progress import Board
 from cahlib.swarm import crew, hetzner
-from cahlib.swarm.fleet import Limits
-from cahlib.swarm.watch import Act, Case, Rules, treat
+from cahlib.swarm.cluster import Node
+from cahlib.swarm.fleet import Fleet, Limits, plan
+from cahlib.swarm.watch import Act, Case, Rules, Watch, treat
 from tests.world import cloud as clouds
 from tests.world import hosts, jobs
 
@@ -48,6 +49,87 @@ def test_a_machine_that_is_gone_is_not_restarted():
     assert acts(*looks) == [Act.LEAVE, Act.LEAVE, Act.REPLACE]
     restarted = [(0, False, False), (RULES.sure, False, False), (RULES.sure + 1, False, True)]
     assert acts(*restarted, (2 * RULES.sure, False, True))[-1] is Act.REPLACE
+
+
+class Engine:
+    """As much of an engine as a watch asks: its workers are the servers that run."""
+
+    def __init__(self, cloud):
+        self.cloud, self.ended = cloud, ""
+
+    def nodes(self):
+        return [
+            Node(
+                name=each["name"], host="", slots=1, seen=0, memory=0, jobs=(), still=0, version=""
+            )
+            for each in self.cloud.servers()
+            if each["status"] == "running"
+        ]
+
+    def drain(self, *, timeout):
+        pass
+
+    def move(self, address):
+        pass
+
+    def give_up(self, why):
+        self.ended = str(why)
+
+
+def listed(cloud, said, nodes=2):
+    """A watch over servers that are only listed, which sees at once what is ill."""
+    accounts, limits = hetzner.accounts(TOKEN, endpoint=cloud.url), Limits(nodes=nodes)
+    made = Fleet(accounts, "r1", plan(accounts, limits), lambda name: "", said.append)
+    made.fill()
+    rules = Rules(sure=0, lost=0, drain=0, least=1)
+    engine = Engine(cloud)
+    return engine, Watch(
+        made, engine, lambda server: server, lambda fresh, head: {}, tell=said.append, rules=rules
+    )
+
+
+@pytest.fixture
+def paper():
+    """A cloud whose servers are only listed."""
+    with clouds.serve(clouds.Cloud({TOKEN: clouds.Account()})) as cloud:
+        yield cloud
+
+
+def off(cloud, role):
+    """Cut the power of a server; gives its name."""
+    server = next(each for each in cloud.servers() if each["labels"]["role"] == role)
+    server["status"] = "off"
+    return server["name"]
+
+
+def test_what_is_not_replaced_any_more_is_deleted_and_without_a_head_the_run_ends(paper):
+    said = []
+    engine, watch = listed(paper, said)
+    for _ in range(2):  # as often as there are nodes
+        victim = off(paper, "node")
+        watch.look()
+        assert f"{victim}: lost; making others." in said and len(paper.servers()) == 2
+    victim = off(paper, "node")
+    watch.look()
+    assert f"{victim}: lost; no more servers will be made for them." in said
+    [head] = paper.servers()
+    assert head["labels"]["role"] == "head" and not engine.ended
+    watch.look()  # of what was dropped nothing more is said
+    assert said[-1].startswith(victim)
+    off(paper, "head")
+    watch.look()
+    assert not paper.servers()
+    assert "no other one can be made" in engine.ended and "the same command" in engine.ended
+
+
+def test_a_head_for_which_there_is_no_other_ends_the_run(paper):
+    said = []
+    engine, watch = listed(paper, said)
+    paper.accounts[TOKEN].limit = 0
+    off(paper, "head")
+    watch.look()
+    assert "the swarm's head is lost" in engine.ended
+    assert [each["labels"]["role"] for each in paper.servers()] == ["node"]
 
 
 @pytest.fixture
@@ -155,3 +237,24 @@ def test_a_head_that_is_lost_is_replaced_and_its_jobs_are_done_again(cloud, tmp_
         assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
         engine.submit("more", jobs.double, 21, limit=60)
         assert engine.take(timeout=60) == ("more", 42)
+
+
+@needs_hosts
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it may die
+def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "_LOOK", 0.1)
+    limits = Limits(nodes=1, max_cost=0.01)
+    orders = crew.Orders(limits=limits, state=tmp_path / "swarm", rules=RULES)
+    accounts, stop = hetzner.accounts(TOKEN, endpoint=cloud.url), Event()
+    crew.up(accounts, orders, tell=lambda _: None)
+    for server in cloud.servers():
+        server["created"] = "2026-01-01T00:00:00+00:00"
+
+    def tell(sentence):
+        if "the ceiling of EUR 0.01" in sentence:
+            raise OSError("there is no terminal any more")
+
+    with crew.crew(accounts, orders, tmp_path, tell=tell, stop=stop, board=Board()):
+        assert stop.wait(timeout=30)
+    assert [server["name"] for server in cloud.servers()] == ["stranger"]

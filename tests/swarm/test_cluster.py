@@ -1,0 +1,99 @@
+"""The engine on a Dask cluster of anybody's: here on loopback, for nothing of it needs hosts."""
+
+import logging
+import threading
+
+import pytest
+from distributed import LocalCluster
+
+from cahlib.errors import ConfigError, RunError
+from cahlib.swarm.cluster import Reach, connected
+from cahlib.swarm.remote import Remote, remote
+from tests.world import jobs
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def cluster(*, threads=2, **settings):
+    return LocalCluster(
+        n_workers=1,
+        threads_per_worker=threads,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
+        **settings,
+    )
+
+
+def within():
+    """One whose workers are threads of this process."""
+    return cluster(processes=False, protocol="tcp://")
+
+
+@pytest.mark.parametrize("staging", [False, True])
+def test_any_dask_cluster_serves(tmp_path, staging):
+    with cluster() as theirs:
+        reach = Reach(
+            address=theirs.scheduler_address,
+            away=str(tmp_path / "away"),
+            staging=(tmp_path / "shared").as_uri() if staging else "",
+        )
+        (tmp_path / "shared").mkdir()
+        with remote(reach, tmp_path / "home") as scrapers:
+            scrapers.submit("parcel", jobs.write_parcel, 3000, "", scrapers.folder, limit=60)
+            _, parcel = scrapers.take(timeout=60)
+            assert parcel.path.stat().st_size == 3000
+            assert scrapers.slots == 1
+    assert not [*(tmp_path / "away").iterdir(), *(tmp_path / "shared").iterdir()]
+
+
+def test_workers_that_could_not_serve_files_are_refused(tmp_path):
+    with cluster(threads=1) as theirs:
+        with (
+            pytest.raises(ConfigError, match="--nthreads 2"),
+            remote(Reach(address=theirs.scheduler_address), tmp_path),
+        ):
+            pass
+    assert not [t for t in threading.enumerate() if t.name == "keeper"]
+
+
+def test_a_worker_that_could_not_serve_files_ends_the_run_when_it_joins(tmp_path):
+    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+        [fit] = theirs.worker_spec.values()
+        theirs.worker_spec["thin"] = {**fit, "options": {**fit["options"], "nthreads": 1}}
+        theirs.sync(theirs._correct_state)
+        with pytest.raises(ConfigError, match="--nthreads 2"):
+            jobs.until(lambda: scrapers.take(timeout=0.1) is not None)
+
+
+def test_a_job_that_is_submitted_while_the_cluster_is_away_is_sent_later(tmp_path):
+    clients, back = [], threading.Event()
+
+    def connect(reach):
+        if clients:
+            back.wait(60)
+        clients.append(connected(reach, 30))
+        return clients[-1]
+
+    with cluster() as theirs:
+        scrapers = Remote(Reach(address=theirs.scheduler_address), tmp_path, connect)
+        try:
+            clients[0].close()  # as Dask does when it gives up to connect again
+            scrapers.submit("later", jobs.double, 21, limit=60)
+            assert len(scrapers) == 1 and len(clients) == 1
+            back.set()
+            assert scrapers.take(timeout=60) == ("later", 42)
+        finally:
+            back.set()
+            scrapers.close()
+
+
+def test_what_is_finished_is_taken_before_an_engine_that_was_given_up_says_so(tmp_path):
+    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+        scrapers.submit("double", jobs.double, 21, limit=60)
+        scrapers.drain(timeout=60)
+        jobs.until(lambda: not scrapers._finished.empty())
+        scrapers.give_up(RunError("no server is left."))
+        assert scrapers.take(timeout=60) == ("double", 42)
+        with pytest.raises(RunError, match="no server is left"):
+            scrapers.take(timeout=0.1)
