@@ -196,12 +196,26 @@ def test_servers_that_a_crash_left_go_even_if_the_next_launch_cannot_begin(
     if trouble == "quota":
         service.hours = (30, 29.9)
     else:
-        note = launch.folder / "dataset/run/kaggle.json"
-        note.write_text(json.dumps({"inputs": "cahlib-inputs-0", "pushed": True}))
+        pushed(launch)
+        service.kernel = kaggle.Kernel({}, ["COMPLETE"])
         service.before = lambda name: setattr(service, "lost", name == trouble)
     with pytest.raises(CahError):
         launch()
     assert launch.servers == ["stranger"] and "none of the servers" in launch.text
+
+
+def pushed(launch):
+    """Note that an earlier launch pushed a kernel, and lost sight of it."""
+    note = launch.folder / "dataset/run/kaggle.json"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"inputs": "cahlib-inputs-0", "pushed": True}))
+
+
+def test_a_kernel_that_was_deleted_at_kaggle_is_not_waited_for(service, launch):
+    pushed(launch)
+    service.run = completes
+    launch()
+    assert len(service.pushed) == 1 and "what an earlier session left" not in launch.text
 
 
 @pytest.mark.parametrize("left", [(30, 26), None])
@@ -290,8 +304,7 @@ def _interrupt():
 def test_a_kernel_that_runs_is_followed_by_the_next_launch(service, launch):
     service.run = completes
     launch()
-    note = launch.folder / "dataset/run/kaggle.json"
-    note.write_text(json.dumps({"inputs": "cahlib-inputs-0", "pushed": True}))
+    pushed(launch)
     service.kernel.states[:] = ["RUNNING", "RUNNING", "COMPLETE"]
     launch()
     assert len(service.pushed) == 1 and "is running; following it" in launch.text
