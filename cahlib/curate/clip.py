@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import pickle
 import queue
 import sys
@@ -55,10 +56,14 @@ class Clip:
         """``model``, ``transform`` (of inference) and ``tokenizer`` are open_clip's."""
         self.name = name  #: model and weights: "ViT-B-32/openai"
         self.devices = tuple(devices)  #: "cpu", "mps", "cuda:0" …
-        on_cpu, on_cuda = (self.devices[0].startswith(kind) for kind in ("cpu", "cuda"))
+        kind = self.devices[0].partition(":")[0]
+        on_cpu = kind == "cpu"
         self.batch = _CPU_BATCH if on_cpu else sys.maxsize  #: images at once that still pay
-        # Two calls at a time keep a GPU busy: one is prepared while the other is computed.
-        self.slots = len(self.devices) * (2 if on_cuda else 1)  #: calls of `embed` that overlap
+        # Two calls at a time keep a GPU busy: one is prepared while the other is computed. On a
+        # CPU each has half of the cores, so that threads wait less for each other.
+        self.slots = len(self.devices) * (1 if kind == "mps" else 2)  #: calls of `embed` at a time
+        if on_cpu:
+            torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // 2)))
         # The last two steps turn an image into floats, which is faster for a batch on its device.
         self._steps = transform.transforms[:-2]
         self._tokens = Tokens(tokenizer, padding=_padding(model), size=16 if on_cpu else 64)

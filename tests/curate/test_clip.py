@@ -192,7 +192,7 @@ def test_every_device_works_at_the_same_time(folder, tiny):
         both.wait()
 
     model = with_hook(folder, meet, devices=("cpu", "cpu"))
-    assert model.devices == ("cpu", "cpu") and model.slots == 2
+    assert model.devices == ("cpu", "cpu") and model.slots == 4
     data, found = pictures(), {}
 
     def work(part):
