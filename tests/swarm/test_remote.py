@@ -284,6 +284,12 @@ class FleetOf:
             for n, each in enumerate(logins)
         }  # fmt: skip
 
+    def servers(self):
+        return list(self.listed.values())
+
+    def mark(self):
+        pass
+
     def cost(self, name):
         return 0.25
 
