@@ -286,6 +286,22 @@ class Job(Checked):
             if (value := setting.of(self)) is not None
         }
 
+    def goes_on(self, path: Path) -> None:
+        """Raise ConfigError if a file holds another Job: a dataset is one Job's."""
+        before = self.stored(path)
+        if before and (differences := self.differences(before)):
+            raise ConfigError(
+                f"output: {self.output.folder} holds the dataset of a job with another "
+                f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
+            )
+
+    def store(self, path: Path) -> None:
+        """Write the file that `stored` reads, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(self.values(), indent=2) + "\n", encoding="utf-8")
+        fresh.replace(path)
+
     def differences(self, other: Job) -> list[str]:
         """The settings in which two Jobs would make different datasets."""
         return [

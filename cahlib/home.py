@@ -5,7 +5,6 @@ It does not know what is done with the shards that the ledger gives.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,8 @@ def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Sha
     home = job.output.folder / "run"
     _unclaimed(job.output.folder)
     with dataset.held(job.output.folder):
-        _remember(job, home / "job.json")
+        job.goes_on(home / "job.json")
+        job.store(home / "job.json")
         ledger = Ledger(home / "ledger.sqlite")
         try:
             ledger.recover()
@@ -63,16 +63,3 @@ def _unclaimed(folder: Path) -> None:
             f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
             "dataset's would replace; choose another folder."
         )
-
-
-def _remember(job: Job, path: Path) -> None:
-    """Store the job beside its dataset; another job's dataset is refused."""
-    before = Job.stored(path)
-    if before and (differences := job.differences(before)):
-        raise ConfigError(
-            f"output: {job.output.folder} holds the dataset of a job with another "
-            f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
-        )
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(job.values(), indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)

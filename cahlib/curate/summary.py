@@ -146,9 +146,7 @@ def decisive(job_values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (setting.name.replace("_", " "), text)
         for setting in settings()
-        if not setting.option.free
-        and setting.name != "output"
-        and (text := _text(job_values.get(setting.name)))
+        if not setting.option.free and (text := _text(job_values.get(setting.name)))
     ]
 
 

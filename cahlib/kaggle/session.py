@@ -99,7 +99,8 @@ def attend(
     """
     kernel, folder = f"{kaggle.user}/{session.name}", session.job.output.folder
     note = Note.of(session.job)
-    _same(session.job, folder / "run" / "job.json")
+    # here too: the kernel could only refuse another job when servers cost money already
+    session.job.goes_on(folder / "run" / "job.json")
     with _gone_after(servers, kaggle, note, tell):  # an earlier launch may have left some, too
         state = kaggle.state(kernel)
         going = not state.over
@@ -239,7 +240,7 @@ def _launch(
         inputs.mkdir()
         pack.kernel(kernel, session.source, values, about)
         pack.checked(kernel, session.secrets)
-        _remember(job, note.path.parent / "job.json")
+        job.store(note.path.parent / "job.json")
         ticket = servers.up(hours + _QUEUE + _LATE) if servers else None
         pack.inputs(inputs, job.output.folder, ticket)
         pack.checked(inputs, session.secrets)
@@ -284,20 +285,3 @@ def _listen(
                 told += 1
                 tell(f"| {line.rstrip()}")
         ended.wait(pause)
-
-
-def _same(job: Job, path: Path) -> None:
-    """Refuse another job's dataset; the kernel could only do so when servers cost money already."""
-    if not path.exists():
-        return
-    before = Job.from_values(json.loads(path.read_text(encoding="utf-8")))
-    if differences := job.differences(before):
-        raise ConfigError(
-            f"output: {job.output.folder} holds the dataset of a job with another "
-            f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
-        )
-
-
-def _remember(job: Job, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(job.values(), indent=2) + "\n", encoding="utf-8")
