@@ -1,8 +1,21 @@
-"""A picture of any mode as one that every step can work on."""
+"""A picture of any mode as one that every step can work on, and in another size."""
 
 from __future__ import annotations
 
+import threading
+
+import PIL
 from PIL import Image as Picture
+
+try:
+    import cykooz_resizer as vectors
+except ImportError:  # there is no wheel for this machine
+    vectors = None
+# It knows how these versions of Pillow lay out a picture in memory; another's is not tried.
+if not 11 <= int(PIL.__version__.partition(".")[0]) <= 13:
+    vectors = None
+
+_own = threading.local()  # a resizer for each thread: they are locked while they work
 
 
 def plain(picture: Picture.Image) -> Picture.Image:
@@ -21,3 +34,19 @@ def opaque(picture: Picture.Image) -> Picture.Image:
     paper = Picture.new("RGB", picture.size, "white")
     paper.paste(picture, mask=picture.getchannel("A"))
     return paper
+
+
+def scaled(picture: Picture.Image, size: tuple[int, int]) -> Picture.Image:
+    """A plain picture in another size (width, height), by the cubic filter of Pillow's BICUBIC.
+
+    Vector instructions make 333 x 256 of 480 x 370 pixels in 0.4 ms, Pillow in 2.6. One value of
+    five differs by 1 of 255 then, one of 300,000 by 2 or 3.
+    """
+    if vectors is None:
+        return picture.resize(size, Picture.Resampling.BICUBIC)
+    if not hasattr(_own, "resizer"):
+        cubic = vectors.ResizeAlg.convolution(vectors.FilterType.catmull_rom)
+        _own.resizer, _own.cubic = vectors.Resizer(), vectors.ResizeOptions(resize_alg=cubic)
+    other = Picture.new(picture.mode, size)
+    _own.resizer.resize_pil(picture, other, _own.cubic)
+    return other

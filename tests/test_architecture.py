@@ -31,6 +31,7 @@ HOMES = {
     "fastapi": {"tracker/", "commands/tracker.py"},
     "ipywidgets": {"notebook/"},
     "IPython": {"notebook/"},
+    "cykooz_resizer": {"pixels.py"},
     "aiohttp": {"scrape/fetch.py", "scrape/addresses.py"},
 }
 
@@ -66,6 +67,7 @@ def test_imports_point_down(path):
             "cahlib",
             "numpy",
             "PIL",
+            "cykooz_resizer",
         }
     elif own in ROOMS:
         assert inner(path) <= GROUND | {own}

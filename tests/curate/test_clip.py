@@ -17,6 +17,7 @@ from PIL import Image as Picture
 torch = pytest.importorskip("torch", reason="judging needs: pip install 'cahlib[gpu]'")
 open_clip = pytest.importorskip("open_clip", reason="judging needs: pip install 'cahlib[gpu]'")
 
+from cahlib import pixels  # noqa: E402
 from cahlib.config import Judge  # noqa: E402
 from cahlib.curate import clip  # noqa: E402
 from cahlib.curate.replica import Replica  # noqa: E402
@@ -44,6 +45,12 @@ def tiny(folder):
     return clip.load(Judge(model=str(folder), threshold=0.2))
 
 
+@pytest.fixture
+def exact(monkeypatch):
+    """Pillow shrinks the pictures, as open_clip has it, and not vector instructions."""
+    monkeypatch.setattr(pixels, "vectors", None)
+
+
 def of(folder, **settings):
     return clip.load(Judge(model=str(folder), threshold=0.2, **settings))
 
@@ -63,7 +70,7 @@ def embed(model, data, texts):
     return model.embed([model.prepare(each) for each in data], texts)
 
 
-def test_numbers_equal_a_plain_computation(folder, tiny):
+def test_numbers_equal_a_plain_computation(folder, tiny, exact):
     data = pictures()
     texts = (TEXTS * 2)[: len(data)]
     expected = models.plain_embeddings(models.plain(folder), data, texts)
@@ -76,8 +83,18 @@ def test_numbers_equal_a_plain_computation(folder, tiny):
     np.testing.assert_allclose(similarity, (expected[0] * expected[1]).sum(axis=1), atol=1e-6)
 
 
+@pytest.mark.skipif(pixels.vectors is None, reason="needs cykooz_resizer and a Pillow it knows")
+def test_vector_instructions_shrink_pictures_nearly_as_pillow_does(folder, tiny):
+    data = pictures()
+    texts = (TEXTS * 2)[: len(data)]
+    expected, _ = models.plain_embeddings(models.plain(folder), data, texts)
+    found, of_texts = embed(tiny, data, texts)
+    assert 0 < np.abs(found - expected).max()
+    np.testing.assert_allclose(found @ of_texts.T, expected @ of_texts.T, atol=1e-3)
+
+
 @pytest.mark.parametrize("tower", [models.VIT, models.TIMM])
-def test_other_towers_too(tmp_path, tower):
+def test_other_towers_too(tmp_path, tower, exact):
     config = {**models.CONFIG, "vision_cfg": tower}
     models.write(tmp_path, name="tiny-vit", config=config)
     data = pictures()[: len(TEXTS)]
@@ -236,7 +253,7 @@ def test_a_rotten_image_is_pixels_or_nothing(tiny, data):
     assert pixels is None or (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
 
 
-def test_the_weights_say_which_gelu_they_were_trained_with(tmp_path, monkeypatch):
+def test_the_weights_say_which_gelu_they_were_trained_with(tmp_path, monkeypatch, exact):
     config = {**models.CONFIG, "vision_cfg": models.VIT}
     models.write(tmp_path, name="tiny-gelu", config=config)
     tags = {

@@ -1,0 +1,42 @@
+"""Pictures in another size, by vector instructions and by Pillow."""
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image, ImageChops
+
+from cahlib import pixels
+
+SIZES = [((90, 70), (64, 50)), ((300, 40), (31, 4)), ((1, 9), (5, 3)), ((64, 64), (64, 64))]
+
+
+def drawn(mode, size):
+    noise = [Image.effect_noise(size, 30) for _ in range(4)]
+    return Image.merge("RGBA", noise).convert(mode)
+
+
+@pytest.mark.skipif(pixels.vectors is None, reason="needs cykooz_resizer and a Pillow it knows")
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize(("size", "other"), SIZES)
+def test_both_ways_apply_the_same_filter(mode, size, other, monkeypatch):
+    picture = drawn(mode, size)
+    found = pixels.scaled(picture, other)
+    monkeypatch.setattr(pixels, "vectors", None)
+    expected = pixels.scaled(picture, other)
+    assert (found.mode, found.size) == (expected.mode, expected.size) == (mode, other)
+    apart = ImageChops.difference(pixels.opaque(found), pixels.opaque(expected))
+    assert max(most for _, most in apart.getextrema()) <= 3
+
+
+@pytest.mark.parametrize("version", ["10.4.0", "14.0.0"])
+def test_a_pillow_whose_pictures_it_does_not_know_is_asked_itself(version):
+    script = f"""
+import PIL
+from PIL import Image
+PIL.__version__ = {version!r}
+from cahlib import pixels
+assert pixels.vectors is None
+assert pixels.scaled(Image.new("RGB", (90, 70)), (9, 7)).size == (9, 7)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
