@@ -47,6 +47,7 @@ class Replica:
         self._model = _folded(model.to(device, memory_format=self._layout).eval())
         if self._dtype == torch.bfloat16:
             _round(model.visual)
+        _shorten(model.visual)
         self._tower = left_to_right(model)
         config = model.visual.preprocess_cfg
         self._mean, self._std = (
@@ -140,15 +141,50 @@ class _Attention(torch.nn.Module):
     def __init__(self, attn: torch.nn.MultiheadAttention) -> None:
         super().__init__()
         attn.bfloat16()
-        self._heads, self._out = attn.num_heads, attn.out_proj
+        self._width, self._out = attn.head_dim, attn.out_proj
         self._in, self._bias = attn.in_proj_weight, attn.in_proj_bias
 
-    def forward(self, x: torch.Tensor, *_: torch.Tensor, **__: object) -> tuple[torch.Tensor, None]:
-        """(images, length, width) to the like, and no weights: keys and values are ``x`` too."""
-        of_all = torch.nn.functional.linear(x.bfloat16(), self._in, self._bias)
-        parts = of_all.view(*x.shape[:2], 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = torch.nn.functional.scaled_dot_product_attention(*parts)
+    def forward(
+        self, asking: torch.Tensor, x: torch.Tensor, *_: torch.Tensor, **__: object
+    ) -> tuple[torch.Tensor, None]:
+        """(images, places, width) to the like, and no weights; ``x``: all places, asked as well."""
+        width = x.shape[2]
+        queries = self._of(asking, slice(width))
+        keys, values = self._of(x, slice(width, None)).chunk(2, dim=1)
+        mixed = torch.nn.functional.scaled_dot_product_attention(queries, keys, values)
         return self._out(mixed.transpose(1, 2).flatten(2)), None
+
+    def _of(self, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        """What some rows of the weights make of the places: (images, heads, places, …)."""
+        made = torch.nn.functional.linear(x.bfloat16(), self._in[rows], self._bias[rows])
+        return made.view(*x.shape[:2], -1, self._width).transpose(1, 2)
+
+
+def _shorten(tower: Any) -> None:
+    """Have the last block of a ViT compute its first place only, if no other is looked at.
+
+    Keys and values are still those of all places: a sixth of the block. ViT-B/32 gains 7 %.
+    """
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", [None])
+    first = getattr(tower, "pool_type", "") == "tok" and getattr(tower, "attn_pool", 0) is None
+    if first and type(blocks[-1]) is ResidualAttentionBlock and tower.transformer.batch_first:
+        blocks[-1] = _Last(blocks[-1])
+
+
+class _Last(torch.nn.Module):
+    """A block of a ViT for the first place alone."""
+
+    def __init__(self, block: ResidualAttentionBlock) -> None:
+        super().__init__()
+        self._block = block
+
+    def forward(self, x: torch.Tensor, **_: object) -> torch.Tensor:
+        """(images, places, width) to (images, 1, width)."""
+        block, seen = self._block, self._block.ln_1(x)
+        mixed, _ = block.attn(seen[:, :1], seen, seen, need_weights=False)
+        x = x[:, :1] + block.ls_1(mixed)
+        found: torch.Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+        return found
 
 
 def _folded(model: Any) -> Any:

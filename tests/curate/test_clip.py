@@ -93,7 +93,10 @@ def test_vector_instructions_shrink_pictures_nearly_as_pillow_does(folder, tiny)
     np.testing.assert_allclose(found @ of_texts.T, expected @ of_texts.T, atol=1e-3)
 
 
-@pytest.mark.parametrize("tower", [models.VIT, models.TIMM])
+POOLED = [{**models.VIT, "pool_type": "avg"}, {**models.VIT, "attentional_pool": True}]
+
+
+@pytest.mark.parametrize("tower", [models.VIT, models.TIMM, *POOLED])
 def test_other_towers_too(tmp_path, tower, exact):
     config = {**models.CONFIG, "vision_cfg": tower}
     models.write(tmp_path, name="tiny-vit", config=config)
@@ -112,6 +115,18 @@ def test_a_text_tower_that_minds_its_padding_gets_it(tmp_path, text_cfg):
     models.write(tmp_path, name=name, config=config)
     expected = models.plain_embeddings(models.plain(tmp_path, name=name), pictures()[:1], TEXTS)
     np.testing.assert_allclose(of(tmp_path).embed_texts(TEXTS), expected[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_a_vits_last_block_only_the_place_that_is_looked_at_is_computed(tmp_path, dtype):
+    models.write(tmp_path, name="last", config={**models.CONFIG, "vision_cfg": models.VIT})
+    model, *_ = models.plain(tmp_path, name="last")
+    shapes = []
+    for block in model.visual.transformer.resblocks:
+        block.mlp.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[1]))
+    pixels = [np.zeros((32, 32, 3), np.uint8)]
+    Replica(model, "cpu", dtype=dtype).embed(pixels, [])
+    assert shapes == [17, 1]
 
 
 def test_the_cut_into_batches_does_not_matter(tiny):
