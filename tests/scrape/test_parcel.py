@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -246,8 +247,6 @@ def test_a_damaged_parcel_is_found_by_its_checksum(tmp_path):
     parcel.path.write_bytes(data)
     with pytest.raises(ShardError, match="is damaged"):
         parcels.check(parcel)
-    with pytest.raises(ShardError, match="does not fit its checksum"):
-        list(parcels.read(parcel))
 
 
 def test_an_absent_parcel_is_said_to_be_absent(tmp_path):
@@ -310,9 +309,6 @@ EVIL = {
     "no image": lambda member, data: [(member, data)] if member.name.endswith("json") else [],
     "one too many": lambda member, data: [(member, data)] * 2,
     "none": lambda member, data: [],
-    "another image": lambda member, data: [
-        (member, data if member.name.endswith("json") else b"\xff\xd8" + data)
-    ],
     "text that is no text": on_text(lambda data: b"\xff" + data),
     "text in pieces": on_text(lambda data: data[:-1]),
     "deep text": on_text(lambda data: b"[" * 500_000),
@@ -355,17 +351,17 @@ def whole(tmp_path_factory):
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_damaged_tar_gives_its_images_or_an_error(whole, data):
+def test_a_damaged_tar_is_found_and_its_reader_raises_nothing_else(whole, data):
     parcel, original, _ = whole
     damaged = bytearray(original)
     for at in data.draw(st.lists(st.integers(0, len(original) - 1), max_size=5)):
         damaged[at] = data.draw(st.integers(0, 255))
-    parcel.path.write_bytes(damaged[: data.draw(st.integers(0, len(original)))])
-    try:
-        found = list(parcels.read(parcel))
-    except ShardError:
-        return
-    assert [each.data for each in found] == [image(0).data, image(1).data]
+    damaged = damaged[: data.draw(st.integers(0, len(original)) | st.just(len(original)))]
+    parcel.path.write_bytes(damaged)
+    with suppress(ShardError):
+        assert len(list(parcels.read(parcel))) == 2
+    with nullcontext() if damaged == original else pytest.raises(ShardError):
+        parcels.check(parcel)
 
 
 @settings(deadline=None)
