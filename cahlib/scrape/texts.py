@@ -96,16 +96,25 @@ def judge(options: Crawl) -> Callable[[str], Text | Reason]:
 def repaired(raw: str) -> str:
     """A text with its mojibake mended by ftfy and its white space normalised."""
     if raw.isascii() and raw.isprintable() and ";" not in raw:
-        return " ".join(raw.split())
+        return _spaced(raw)
     if not _PLAIN.fullmatch(raw):
         raw = _BLANKS.sub(" ", raw)
         if "<" not in raw:
             raw = fixes.unescape_html(raw)
         if not _PLAIN.fullmatch(raw):
-            raw = _CONTROL.sub(" ", ftfy.fix_text(raw))
+            mended = ftfy.fix_encoding(raw)  # most often all that there is to do, for half the time
+            plain = _PLAIN.fullmatch(mended)
+            raw = mended if plain else _CONTROL.sub(" ", ftfy.fix_text(raw))
     if _CURLED.search(raw):
         raw = fixes.uncurl_quotes(raw)
-    return " ".join(raw.split())
+    return _spaced(raw)
+
+
+def _spaced(text: str) -> str:
+    """A text with its white space normalised; most need that at their ends at most."""
+    if "  " in text or not text.isprintable():  # of all white space only " " is printable
+        return " ".join(text.split())
+    return text.strip()
 
 
 def refuse(text: str, options: Crawl) -> Reason | None:
