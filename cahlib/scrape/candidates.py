@@ -51,7 +51,9 @@ def candidates(
         if len(page.url) > _MOST_KEPT:
             tally.lost[Reason.LONG_URL] += len(shown)
             continue
-        for link in shown:
+        texted = [link for link in shown if link.alt]
+        tally.lost[Reason.NO_TEXT] += len(shown) - len(texted)
+        for link in texted:
             answer = choose(link, base)
             if not isinstance(answer, tuple):
                 tally.lost[answer] += 1
@@ -90,8 +92,6 @@ class _Choice:
 
     def __call__(self, link: Link, base: links.Base) -> tuple[str, texts.Text, str] | Reason:
         """A candidate's address, text and uid, or why a link is none; cheap questions first."""
-        if not link.alt:
-            return Reason.NO_TEXT
         if reason := links.refuse(link.url):
             return reason
         text = self._judge(link.alt)
@@ -122,9 +122,8 @@ def _shown(page: Page, options: Crawl) -> list[Link]:
 
 def _licence(page: Page) -> str:
     """The page's first link to a Creative Commons licence, else "?"."""
-    linked = (link.url for link in page.links if "reativecommons.org" in link.url)
-    licences = (url for url in map(_schemed, linked) if len(url) <= _MOST_KEPT)
-    return next(filter(_LICENCE.match, licences), "?")
+    linked = [_schemed(link.url) for link in page.links if "reativecommons.org" in link.url]
+    return next((url for url in linked if len(url) <= _MOST_KEPT and _LICENCE.match(url)), "?")
 
 
 def _schemed(url: str) -> str:
