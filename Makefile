@@ -58,11 +58,14 @@ readme: .venv/dev
 	$(bin)/pip install --quiet --editable '.[gpu]'
 	touch $@
 
-# The tracker's tests run on a real PostgreSQL and in a real browser: installed where they are
-# absent and may be; else those tests are skipped and say so.
+# What tests run on beside Python: a real database, a browser, sshd on hosts of their own, shells.
+# Installed where it is absent and may be; else those tests are skipped and say so. An sshd that
+# came for the tests alone is not left listening.
+system := postgresql chromium openssh-server iproute2 zsh shellcheck
 .venv/dev: .venv/demo
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && command -v chromium >/dev/null \
+	@sshd=$$(command -v sshd); dpkg -s $(system) >/dev/null 2>&1 \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update --quiet=2 \
-	&& DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 postgresql chromium; } || true
+	&& DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 $(system) >/dev/null \
+	&& { [ -n "$$sshd" ] || systemctl disable --now ssh >/dev/null 2>&1; }; } || true
 	$(bin)/pip install --quiet --editable '.[gpu,swarm,tracker,notebook,kaggle,dev]'
 	touch $@
