@@ -65,7 +65,7 @@ _CAUSES: tuple[tuple[type[Exception], Reason], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # else sets would hash all its bytes
 class Served:
     """A whole answer with status 200 that begins like an image."""
 

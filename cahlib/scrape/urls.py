@@ -41,6 +41,7 @@ def parse(address: str) -> URL | Reason:
     )
 
 
+@lru_cache(maxsize=5000)  # each link is asked about four times on its way
 def domain_of(address: str) -> str:
     """The registered domain of the host that an address asks, "" if it asks none."""
     try:
