@@ -16,7 +16,7 @@ base = [
     "aiodns>=4.0.4",  # resolves names without threads: a dead name blocks no other
     "pillow>=10.1",  # decodes images; the one decoder that notebooks already have
     # shrinks pictures by vector instructions, in a sixth of Pillow's time, which does it elsewhere
-    "cykooz_resizer>=4.0; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    "cykooz_resizer>=4.0.1; sys_platform == 'linux' and platform_machine == 'x86_64'",
     "isal>=1.7",  # inflates WATs three times as fast as zlib; plain wheels
     "msgspec>=0.19",  # reads only the wanted fields of a WAT record's JSON
     # tells languages, as LAION did; the only kept binding with wheels (x86-64; arm64 compiles it)

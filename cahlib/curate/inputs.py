@@ -70,9 +70,10 @@ class _Shorter:
         self._side, self._other = side, other
 
     def __call__(self, image: Image.Image) -> Any:
-        if image.mode not in ("L", "RGB") or min(image.size) == self._side:
+        short = min(image.size)
+        if image.mode not in ("L", "RGB") or short == self._side:
             return self._other(image)
-        width, height = (max(self._side, int(self._side * n / min(image.size))) for n in image.size)
+        width, height = (int(self._side * length / short) for length in image.size)
         return scaled(image, (width, height))
 
 

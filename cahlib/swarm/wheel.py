@@ -11,6 +11,7 @@ import base64
 import re
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -41,9 +42,9 @@ def build(folder: Path) -> Path:
     files[f"{about}/RECORD"] = _record(files, f"{about}/RECORD").encode()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"cahlib-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name, _DATE), data, zipfile.ZIP_DEFLATED)
+    # Of a Ctrl-C amid a file zipfile makes an error of its own; a thread of its own hears of none.
+    with ThreadPoolExecutor(1) as packer:
+        packer.submit(_pack, path, files).result()
     return path
 
 
@@ -94,3 +95,9 @@ def _record(files: dict[str, bytes], own: str) -> str:
         digest = base64.urlsafe_b64encode(sha256(data).digest()).rstrip(b"=").decode()
         lines.append(f"{name},sha256={digest},{len(data)}\n")
     return "".join(lines) + f"{own},,\n"
+
+
+def _pack(path: Path, files: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, _DATE), data, zipfile.ZIP_DEFLATED)

@@ -1,8 +1,10 @@
 """What a node is told at its first boot is understood by the programs that it is for."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import zipfile
@@ -100,3 +102,20 @@ def test_the_versions_of_what_scraping_needs_are_pinned():
 def test_an_empty_wheelhouse_is_named(tmp_path):
     with pytest.raises(ConfigError, match="holds no wheels"):
         install.package(tmp_path / "wheel", wheelhouse=tmp_path)
+
+
+def test_ctrl_c_while_the_wheel_is_packed_is_nothing_but_that(tmp_path, monkeypatch):
+    close, typed = zipfile._ZipWriteFile.close, []
+
+    def interrupted(file):
+        if not typed:
+            typed.append(os.kill(os.getpid(), signal.SIGUSR1))
+        close(file)
+
+    monkeypatch.setattr(zipfile._ZipWriteFile, "close", interrupted)
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            wheel.build(tmp_path)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
