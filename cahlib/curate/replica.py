@@ -141,13 +141,13 @@ class _Attention(torch.nn.Module):
     def __init__(self, attn: torch.nn.MultiheadAttention) -> None:
         super().__init__()
         attn.bfloat16()
-        self._width, self._out = attn.head_dim, attn.out_proj
+        self._head, self._out = attn.head_dim, attn.out_proj
         self._in, self._bias = attn.in_proj_weight, attn.in_proj_bias
 
     def forward(
         self, asking: torch.Tensor, x: torch.Tensor, *_: torch.Tensor, **__: object
     ) -> tuple[torch.Tensor, None]:
-        """(images, places, width) to the like, and no weights; ``x``: all places, asked as well."""
+        """What the ``asking`` places see in all, ``x``: (images, places, width), and no weights."""
         width = x.shape[2]
         queries = self._of(asking, slice(width))
         keys, values = self._of(x, slice(width, None)).chunk(2, dim=1)
@@ -155,9 +155,9 @@ class _Attention(torch.nn.Module):
         return self._out(mixed.transpose(1, 2).flatten(2)), None
 
     def _of(self, x: torch.Tensor, rows: slice) -> torch.Tensor:
-        """What some rows of the weights make of the places: (images, heads, places, …)."""
+        """What some rows of the weights make of places: (images, heads, places, a head's width)."""
         made = torch.nn.functional.linear(x.bfloat16(), self._in[rows], self._bias[rows])
-        return made.view(*x.shape[:2], -1, self._width).transpose(1, 2)
+        return made.view(*x.shape[:2], -1, self._head).transpose(1, 2)
 
 
 def _shorten(tower: Any) -> None:

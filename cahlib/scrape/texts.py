@@ -102,9 +102,7 @@ def repaired(raw: str) -> str:
         if "<" not in raw:
             raw = fixes.unescape_html(raw)
         if not _PLAIN.fullmatch(raw):
-            mended = ftfy.fix_encoding(raw)  # most often all that there is to do, for half the time
-            plain = _PLAIN.fullmatch(mended)
-            raw = mended if plain else _CONTROL.sub(" ", ftfy.fix_text(raw))
+            raw = _CONTROL.sub(" ", ftfy.fix_text(raw))
     if _CURLED.search(raw):
         raw = fixes.uncurl_quotes(raw)
     return _spaced(raw)
