@@ -122,6 +122,7 @@ def _open(anatomy: Anatomy) -> ImageFile:
     image = _READERS[anatomy.format](BytesIO(anatomy.essence))
     if image.size != (anatomy.width, anatomy.height):
         raise ValueError("the file names two sizes")
+    image.decodermaxblock = len(anatomy.essence)  # all in one go: in pieces it takes 5 % longer
     return image
 
 
