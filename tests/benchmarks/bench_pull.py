@@ -4,7 +4,8 @@
 
 The node is a light host: its network is this machine's memory. For a round trip of 30 ms a relay
 of a few lines stands between, which holds back what passes; no more than 6 MiB are on their way in
-a connection, as Debian's TCP allows by default. Needs root.
+a connection, as Debian's TCP allows by default. Then the node's link is made one of 1 Gbit/s. Needs
+root.
 """
 
 from __future__ import annotations
@@ -30,14 +31,19 @@ from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Login, session
 from tests.world import hosts, jobs
 
-_SIZE = 256 << 20
-_ROUNDS = 4
+#: Bytes of a parcel, and of the file that SFTP and TCP alone bring.
+_SIZE, _FILE = 1 << 30, 256 << 20
+_ROUNDS = 2
 
 #: Milliseconds of a round trip, and bytes on their way in a connection.
 _DELAY, _WINDOW = 30, 6 << 20
 
+#: A server's link, as `tc` says it; without one, the two cores are the limit, which do the work of
+#: both sides and of the relay.
+_RATE = "1gbit"
+
 #: Bytes that the relay passes on at once.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 18
 
 #: Where the node offers the file of `_sftp` once, and how; the shell waits until it does.
 _PORT = 9900
@@ -58,24 +64,32 @@ def main() -> None:
         login = Login(name="node", address=host.address, keys=keys)
         install.bring_up(login, install.package(Path(folder) / "wheel"), head=login)
         print(f"the driver's memory: {_memory()} MiB before")
-        _told(0, _pulled(login, f"{login.address}:{install.PORT}", Path(folder)))
-        print(f"0 ms: {_sftp(login, login.port, login.address, Path(folder)):.0f} MiB/s by SFTP")
-        print(f"0 ms: {_bare(login, f'{login.address}:{_PORT}'):.0f} MiB/s by TCP alone")
+        near = [f"{host.address}:{port}" for port in (install.PORT, 22, _PORT)]
+        _measure("0 ms", login, near, Path(folder))
         with ExitStack() as stack:
-            scheduler, worker, ssh, bare = (
-                stack.enter_context(_relayed(machines.address, f"{host.address}:{port}", _DELAY))
-                for port in (install.PORT, 9000, 22, _PORT)
+            worker, *far = (
+                stack.enter_context(_relayed(machines.address, place, _DELAY))
+                for place in (f"{host.address}:9000", *near)
             )
             _by_relay(host, login, worker)
-            _told(_DELAY, _pulled(login, scheduler, Path(folder)))
-            place, port = ssh.split(":")
-            print(f"{_DELAY} ms: {_sftp(login, int(port), place, Path(folder)):.0f} MiB/s by SFTP")
-            print(f"{_DELAY} ms: {_bare(login, bare):.0f} MiB/s by TCP alone")
+            _measure(f"{_DELAY} ms", login, far, Path(folder))
+            shaped = ("qdisc", "add", "dev", "eth0", "root", "tbf", "rate", _RATE)
+            burst = ("burst", "1m", "latency", "100ms")
+            subprocess.run(["tc", "-n", host.space, *shaped, *burst], check=True)
+            _measure(f"{_DELAY} ms, {_RATE}", login, far, Path(folder))
 
 
-def _told(delay: int, pulled: tuple[float, list[int]]) -> None:
-    speed, memory = pulled
-    print(f"{delay} ms: {speed:.0f} MiB/s in pieces; the driver's memory after each: {memory} MiB")
+def _measure(line: str, login: Login, places: list[str], folder: Path) -> None:
+    """Parcels in pieces, a file by SFTP and one by TCP alone, all over one line."""
+    scheduler, ssh, bare = places
+    speed, memory = _pulled(login, scheduler, folder)
+    sftp, way = _sftp(login, ssh, folder), _bare(login, bare)
+    print(
+        f"{line}: {speed:.0f} MiB/s in pieces, {sftp:.0f} by SFTP, "
+        f"{way:.0f} by TCP alone (pieces: {speed / way:.0%}); "
+        f"the driver's memory after each parcel: {memory} MiB",
+        flush=True,
+    )
 
 
 def _pulled(login: Login, scheduler: str, folder: Path) -> tuple[float, list[int]]:
@@ -86,9 +100,9 @@ def _pulled(login: Login, scheduler: str, folder: Path) -> tuple[float, list[int
         spent, memory = 0.0, []
         for n in range(_ROUNDS):
             scrapers.submit(
-                f"parcel{n}", jobs.write_parcel, _SIZE + n, "", scrapers.folder, limit=60
+                f"parcel{n}", jobs.write_parcel, _SIZE + n, "", scrapers.folder, limit=120
             )
-            jobs.until(lambda n=n: scrapers._jobs[f"parcel{n}"].coming, seconds=60)
+            jobs.until(lambda n=n: scrapers._jobs[f"parcel{n}"].coming, seconds=120)
             started = time.monotonic()
             scrapers.take(timeout=120)
             spent += time.monotonic() - started
@@ -96,12 +110,13 @@ def _pulled(login: Login, scheduler: str, folder: Path) -> tuple[float, list[int
     return _ROUNDS * _SIZE / spent / (1 << 20), memory
 
 
-def _sftp(login: Login, port: int, address: str, folder: Path) -> float:
-    with session(replace(login, address=address, port=port)) as node:
-        node.run(f"head -c {_SIZE} /dev/urandom > /home/crawl/big")
+def _sftp(login: Login, place: str, folder: Path) -> float:
+    address, port = place.split(":")
+    with session(replace(login, address=address, port=int(port))) as node:
+        node.run(f"head -c {_FILE} /dev/urandom > /home/crawl/big")
         started = time.monotonic()
         node.get("/home/crawl/big", folder / "big")
-        return _SIZE / (time.monotonic() - started) / (1 << 20)
+        return _FILE / (time.monotonic() - started) / (1 << 20)
 
 
 def _bare(login: Login, place: str) -> float:
@@ -113,7 +128,7 @@ def _bare(login: Login, place: str) -> float:
     with socket.create_connection((host, int(port))) as stream:
         while more := stream.recv_into(room):
             got += more
-    assert got == _SIZE
+    assert got == _FILE
     return got / (time.monotonic() - started) / (1 << 20)
 
 
