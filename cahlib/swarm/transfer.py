@@ -77,13 +77,14 @@ def _pieces(client: Client, sent: Sent, patience: float) -> Iterator[bytes]:
         piece: bytes = on(client, sent.host, read, sent.place, start, _PIECE).result(patience)
         return piece
 
-    # A piece sets out when its result is asked for, and not before: so several threads ask.
+    # A piece sets out when its result is asked for, and not before: so several threads ask. One
+    # more waits, so that none of them stands still while a piece is written.
     coming: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(_AHEAD) as threads:
         for start in range(0, sent.size, _PIECE):
-            if len(coming) == _AHEAD:
-                yield coming.popleft().result()
             coming.append(threads.submit(bring, start))
+            if len(coming) > _AHEAD:
+                yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
 
