@@ -69,8 +69,13 @@ def text(rng: random.Random) -> str:
         return rng.choice(COMMON)
     if kind < 0.22:
         return f"{rng.choice(('IMG', 'DSC', 'banner', 'photo'))}_{rng.randrange(10**4)}.jpg"
-    words = VOCABULARIES[rng.choice(LANGUAGES)].split()
+    language = rng.choice(LANGUAGES)
+    words = VOCABULARIES[language].split()
     made = " ".join(rng.choices(words, k=rng.randint(2, 14)))
+    if language in ("ja", "zh") and rng.random() < 0.5:  # they point with signs of full width
+        made = made.replace(" ", rng.choice("\uff0c\u3001\u3002"), 1) + rng.choice(
+            ("", "\uff01", "\uff1f")
+        )
     if kind < 0.27:
         made += rng.choice(
             (" \u2013 2024", " &amp; more", " it\u00e2\u0080\u0099s here", " \u00a9")
