@@ -7,7 +7,7 @@
 
 Nothing here knows what a pair is, which similarity is enough, or where images come from. One `Clip`
 may be used from several threads; it holds a copy of the model on each device. Nothing but this
-file and `cahlib.curate.replica` imports torch and open_clip.
+file, `cahlib.curate.replica` and `cahlib.curate.packed` imports torch and open_clip.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ import torch
 from safetensors import SafetensorError
 
 from cahlib.config import Judge
-from cahlib.curate import local
+from cahlib.curate import local, packed
 from cahlib.curate.inputs import Pixels, Tokens, prepare, quicker
-from cahlib.curate.replica import Replica, Vectors, left_to_right
+from cahlib.curate.replica import Replica, Vectors
 from cahlib.errors import ConfigError, RunError
 
 #: More images at once are no faster on a CPU (with ViT-B/32, from 4 at once on).
 _CPU_BATCH = 32
+
+#: Texts that are packed into a row: as many as a batch has by default.
+_ROW = 256
 
 #: What open_clip, torch and safetensors raise for files that are no model of theirs.
 _UNFIT = (
@@ -66,7 +69,8 @@ class Clip:
             torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // 2)))
         # The last two steps turn an image into floats, which is faster for a batch on its device.
         self._steps = [quicker(step) for step in transform.transforms[:-2]]
-        self._tokens = Tokens(tokenizer, padding=_padding(model), size=16 if on_cpu else 64)
+        size = _ROW if packed.tower(model) is not None else 16 if on_cpu else 64
+        self._tokens = Tokens(tokenizer, padding=_padding(model), size=size)
         models = [model, *(copy.deepcopy(model) for _ in self.devices[1:])]
         self._replicas = [Replica(*each) for each in zip(models, self.devices, strict=True)]
         self._free: queue.SimpleQueue[Replica] = queue.SimpleQueue()
@@ -282,7 +286,7 @@ def _quiet() -> Iterator[None]:
 
 def _padding(model: Any) -> int | None:
     """The token after a text's end that may be left away, or None if it may not."""
-    if left_to_right(model) is not None:
+    if packed.tower(model) is not None:
         return 0
     # A Hugging Face tower masks its padding, so that it has no say either.
     config = getattr(getattr(model, "text", None), "config", None)

@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 
+from cahlib.curate import packed
 from cahlib.curate.inputs import Group, Pixels
 
 #: Embeddings of length 1: (how many, width of the model).
 Vectors: TypeAlias = NDArray[np.float32]
-#: Images, if there are any, and groups of tokens, on a device.
-Sent: TypeAlias = tuple[torch.Tensor | None, list[torch.Tensor]]
+#: Images, if there are any, and groups of texts, on a device.
+Sent: TypeAlias = tuple[torch.Tensor | None, list[torch.Tensor | packed.Row]]
 
 #: From this width of the embeddings on, rounding cancels out, and a CPU gains by smaller numbers.
 _LARGE = 512
@@ -48,7 +49,7 @@ class Replica:
         if self._dtype == torch.bfloat16:
             _round(model.visual)
         _shorten(model.visual)
-        self._tower = left_to_right(model)
+        self._tower = packed.tower(model)
         config = model.visual.preprocess_cfg
         self._mean, self._std = (
             torch.tensor(config[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std")
@@ -67,7 +68,7 @@ class Replica:
     def sent(self, pixels: Sequence[Pixels], groups: Sequence[Group]) -> Sent:
         """The model's input, on its device."""
         images = self._images(pixels) if len(pixels) else None
-        return images, [self._there(torch.from_numpy(tokens)) for tokens in groups]
+        return images, [self._texts(tokens) for tokens in groups]
 
     def compute(self, sent: Sent, dtype: torch.dtype) -> Vectors:
         """The embeddings of what was sent, images first."""
@@ -75,7 +76,12 @@ class Replica:
         kind = torch.device(self.device).type
         with torch.autocast(kind, dtype) if dtype == torch.float16 else nullcontext():
             found = [] if images is None else [self._model.encode_image(images)]
-            found += [self._texts(tokens) for tokens in texts]
+            found += [
+                packed.encode(self._tower, each)
+                if isinstance(each, packed.Row)
+                else self._model.encode_text(each)
+                for each in texts
+            ]
         vectors = torch.cat([each.float() for each in found])
         return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
 
@@ -93,24 +99,15 @@ class Replica:
         floats = images.to(torch.float32, memory_format=self._layout).div_(255)
         return floats.sub_(self._mean).div_(self._std)
 
+    def _texts(self, tokens: Group) -> torch.Tensor | packed.Row:
+        if self._tower is None:
+            return self._there(torch.from_numpy(tokens))
+        return packed.row(tokens).moved(self._there)
+
     def _there(self, tensor: torch.Tensor) -> torch.Tensor:
         # From other than pinned memory, a copy waits until the GPU has done all it has to do.
         pinned = tensor.pin_memory() if self._cuda else tensor
         return pinned.to(self.device, non_blocking=self._cuda)
-
-    def _texts(self, tokens: torch.Tensor) -> Any:
-        """What the model's own text tower does, but for texts shorter than its context too."""
-        tower, length = self._tower, tokens.shape[1]
-        if tower is None:
-            return self._model.encode_text(tokens)
-        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        # Only the end of a text is looked at: it has the highest number of all tokens.
-        x = tower.ln_final(x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)])
-        project = tower.text_projection
-        if project is None:
-            return x
-        return project(x) if isinstance(project, torch.nn.Linear) else x @ project
 
 
 def _fastest(model: Any, device: str) -> torch.dtype:
@@ -224,12 +221,3 @@ class _Clock:
     def seconds(self) -> float:
         with self._lock:
             return self._before + (time.monotonic() - self._since if self._inside else 0)
-
-
-def left_to_right(model: Any) -> Any:
-    """The text tower, if what follows a text's end has no say in its embedding; else None."""
-    tower = getattr(model, "text", model)
-    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    causal = getattr(tower, "attn_mask", None) is not None
-    appended = getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False)
-    return tower if causal and pool == "argmax" and not appended else None
