@@ -206,10 +206,18 @@ def test_a_text_that_cannot_be_looked_at_is_of_no_language(text):
     assert texts.detect(text) == ("un", False)
 
 
-@given(st.text(st.sampled_from("ёЖяñéßø桜の花園公가나 12,–’ش"), max_size=40))
+@given(st.text(st.sampled_from("ёЖяñéßø桜の花園公가나 12,，、（！–’ش"), max_size=40))
 def test_a_text_without_a_latin_letter_is_never_english(text):
-    """So the language need not be detected where only English is wanted."""
-    assert texts.detect(text)[0] != "en"
+    """So it need not be repaired, nor its language detected, where only English is wanted."""
+    assert texts.detect(texts.repaired(text))[0] != "en"
+    assert choose(page(image(alt=text)))[0] == []
+
+
+@pytest.mark.parametrize("code", [lambda c: chr(ord(c) + 0xFEE0), lambda c: f"&#{ord(c)};"])
+def test_english_that_is_written_without_latin_letters_is_read(code):
+    text = "".join(code(letter) if letter.isalpha() else letter for letter in GOOD)
+    (found,), _ = choose(page(image(alt=text)))
+    assert found.text == GOOD
 
 
 HOST = st.sampled_from(["a.com", "img.b-c.co.uk", "A.com", "a.com:80", "1.2.3.4", "x"])
