@@ -286,9 +286,7 @@ def _quiet() -> Iterator[None]:
 
 def _padding(model: Any) -> int | None:
     """The token after a text's end that may be left away, or None if it may not."""
-    if packed.tower(model) is not None:
-        return 0
-    # A Hugging Face tower masks its padding, so that it has no say either.
+    # A Hugging Face tower masks its padding, so that it has no say; a row of texts has none.
     config = getattr(getattr(model, "text", None), "config", None)
     return getattr(config, "pad_token_id", None)
 

@@ -147,7 +147,7 @@ def plain(
 ) -> tuple[float, dict[str, float]]:
     """Images a second of the model alone, on a batch that is there; its scores in float32."""
     loaded = open_clip.create_model(work.model, pretrained=work.weights)
-    groups, rows = inputs.Tokens(open_clip.get_tokenizer(work.model), padding=0, size=256)(texts)
+    groups, rows = inputs.Tokens(open_clip.get_tokenizer(work.model), padding=None, size=256)(texts)
     dtype = torch.float16 if work.device == "cuda" else torch.float32
     replica = Replica(loaded, device, dtype=dtype)
     with torch.inference_mode():

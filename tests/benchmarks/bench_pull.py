@@ -73,9 +73,8 @@ def main() -> None:
             )
             _by_relay(host, login, worker)
             _measure(f"{_DELAY} ms", login, far, Path(folder))
-            shaped = ("qdisc", "add", "dev", "eth0", "root", "tbf", "rate", _RATE)
-            burst = ("burst", "1m", "latency", "100ms")
-            subprocess.run(["tc", "-n", host.space, *shaped, *burst], check=True)
+            shaped = f"qdisc add dev eth0 root tbf rate {_RATE} burst 1m latency 100ms"
+            subprocess.run(["tc", "-n", host.space, *shaped.split()], check=True)
             _measure(f"{_DELAY} ms, {_RATE}", login, far, Path(folder))
 
 
