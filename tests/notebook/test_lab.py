@@ -4,6 +4,7 @@ It earns its seconds: only here a chart is seen to move, a page is reloaded, and
 With PICTURES=1 in the environment the README's pictures of the notebook are made anew.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from cahlib import demo
 from cahlib.config import replace, settings
 from cahlib.curate.verify import verify
 from cahlib.demo import world
+from cahlib.demo.web import Answer
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import written
 from tests.world import lab as labs
@@ -126,7 +128,7 @@ def page(tmp_path):
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("Chromium is not installed; type: apt-get install chromium")
-    with world.build().serve() as web, playwright.sync_playwright() as play:
+    with lingering().serve() as web, playwright.sync_playwright() as play:
         with labs.serve(tmp_path, **variables(tmp_path, web)) as lab:
             browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             yield Page(browser.new_page(viewport={"width": 1280, "height": 1000}), lab)
@@ -135,6 +137,14 @@ def page(tmp_path):
     child = Child(tmp_path / "dataset" / "run")
     if child.running():
         child.tear_down("", lambda sentence: None)
+
+
+def lingering():
+    """The demo's world, whose last pictures are to be had later: a run goes on until Stop."""
+    shown = world.build()
+    later = Answer(status=429, headers=[("Retry-After", "60")])
+    last = {url: later for each in shown.exhibits[-20:] for url in each.answers}
+    return dataclasses.replace(shown, answers={**shown.answers, **last})
 
 
 def variables(folder, web):

@@ -315,6 +315,7 @@ def test_strangers_are_refused(swarm, tmp_path):
 
 @needs_hosts
 def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
+    jobs.until(lambda: "distributed" in swarm.host("beta").log)  # it may have been started just now
     nobody = Login(name="alpha", address=swarm.machines.address, keys=swarm.keys)
     with pytest.raises(install.NotReady, match="no SSH within 0.5 s"):
         install.bring_up(nobody, swarm.goods, head=nobody, patience=install.Patience(ssh=0.5))
