@@ -145,7 +145,7 @@ def test_a_session_ends_within_its_limit_and_the_next_one_goes_on(tmp_path):
         said = process.communicate(timeout=100)[0]
         took = time.monotonic() - started
         assert process.returncode == 0, said + (first.folder / "log").read_text()
-        assert took < 0.008 * 3600 + 30, said  # all 40 shards take minutes
+        assert took < 0.008 * 3600 + 60, said  # all 40 shards take minutes
         done = {each.shard.id for each in seals(tmp_path / "dataset")}
         assert 1 <= len(done) < 40, said
         assert list(verify(tmp_path / "dataset")) == []

@@ -41,7 +41,7 @@ def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, stagin
                 path = str(tmp_path / name)
                 key = f"{staging}-{name}-{n}"
                 scrapers.submit(key, jobs.read_file, path, limit=60, files=[path])
-        taken = dict(scrapers.take(timeout=60) for _ in range(9))
+        taken = dict(scrapers.take(timeout=120) for _ in range(9))
         for key, (place, content) in taken.items():
             name = key.split("-")[1]
             assert content == contents[name]
