@@ -58,7 +58,8 @@ def pairs(
         rows = zip(batch, similarities, verdicts, *stored, strict=True)
         for row, ((image, _), similarity, verdict, of_image, of_text) in enumerate(rows):
             by_head = {head: found[row] for head, found in scored.items()}
-            reason = verdict.reason if similarity >= threshold else Reason.DISSIMILAR
+            # what is not safe first: what is merely dissimilar may be shown
+            reason = verdict.reason or (None if similarity >= threshold else Reason.DISSIMILAR)
             reason = reason or _by_heads(by_head)
             if reason is None:
                 tally.left[Stage.JUDGE] += 1

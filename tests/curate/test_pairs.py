@@ -105,12 +105,12 @@ def test_what_is_not_similar_enough_is_dropped_but_shown(tiny):
 @pytest.mark.parametrize(
     ("sets", "reason"), [(ALL_MINORS, Reason.MINOR), (ALL_ANIMALS, Reason.ANIMAL)]
 )
-def test_what_is_not_safe_is_dropped_but_shown(tiny, sets, reason):
+def test_what_is_not_safe_is_dropped_and_says_so_even_if_it_is_dissimilar_too(tiny, sets, reason):
     found, tally = judge([image(1), image(2)], tiny, sets=sets)
     assert [(each.nsfw, each.reason) for each in found] == [("NSFW", reason)] * 2
     assert tally.lost[reason] == 2
     found, tally = judge([image(1)], tiny, sets=sets, threshold=1.0)
-    assert (found[0].nsfw, found[0].reason) == ("NSFW", Reason.DISSIMILAR)
+    assert (found[0].nsfw, found[0].reason) == ("NSFW", reason)
 
 
 def test_every_score_is_kept(tiny):
