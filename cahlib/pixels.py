@@ -21,7 +21,10 @@ _own = threading.local()  # a resizer for each thread: they are locked while the
 def plain(picture: Picture.Image) -> Picture.Image:
     """In a mode that can be scaled: L, RGB, or RGBA where it has transparency."""
     if "transparency" in picture.info or picture.mode in ("LA", "PA"):
-        return picture.convert("RGBA")
+        try:
+            return picture.convert("RGBA")
+        except ValueError:  # a PNG that tells of more transparent colours than a palette can have
+            del picture.info["transparency"]
     if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
         return picture.convert("I").point([i >> 8 for i in range(65_536)], "L")
     return picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")

@@ -31,7 +31,7 @@ from cahlib.curate.perceptual import Near
 from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
 from cahlib.errors import CahError, ConfigError, RunError, ShardError
-from cahlib.flow import Flow, Line
+from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
 from cahlib.lists import hashes
 from cahlib.needs import introduced
@@ -85,7 +85,7 @@ def run(
     """
     folder = job.output.folder
     if job.output.url:
-        upload.check(job.output.url)
+        upload.check(job.output.url, job.output.folder)
     introduced(job)
     # a list that cannot be read is the user's to mend, before the start
     Blocklists.load(job.crawl)
@@ -276,9 +276,11 @@ class _Work:
                     tally=work.tally,
                     again=self._known.again,
                 )
-            except _Failed as failed:
+            except (CahError, Abandoned):
+                raise
+            except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
                 del self._in_work[shard.id]
-                self._fail(shard, failed.cause)
+                self._fail(shard, error.cause if isinstance(error, _Failed) else error)
                 continue
             self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
             self._known.keep()

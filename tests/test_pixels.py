@@ -1,7 +1,10 @@
 """Pictures in another size, by vector instructions and by Pillow."""
 
+import io
+import struct
 import subprocess
 import sys
+import zlib
 
 import pytest
 from PIL import Image, ImageChops
@@ -27,6 +30,17 @@ def test_both_ways_apply_the_same_filter(mode, size, other, monkeypatch):
     assert (found.mode, found.size) == (expected.mode, expected.size) == (mode, other)
     apart = ImageChops.difference(pixels.opaque(found), pixels.opaque(expected))
     assert max(most for _, most in apart.getextrema()) <= 3
+
+
+def test_more_transparent_colours_than_a_palette_can_have_are_no_transparency():
+    file = io.BytesIO()
+    drawn("RGB", (40, 30)).quantize(256).save(file, "PNG")
+    data = file.getvalue()
+    said = b"tRNS" + b"\xff" * 257
+    chunk = struct.pack(">I", 257) + said + struct.pack(">I", zlib.crc32(said))
+    at = data.index(b"IDAT") - 4
+    with Image.open(io.BytesIO(data[:at] + chunk + data[at:])) as picture:
+        assert pixels.plain(picture).mode == "RGB"
 
 
 @pytest.mark.parametrize("version", ["10.4.0", "14.0.0"])

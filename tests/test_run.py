@@ -1,6 +1,7 @@
 """A run goes on whatever becomes of those who watch it."""
 
 from cahlib.config import replace
+from cahlib.curate import dataset, rows
 from cahlib.curate.verify import verify
 from cahlib.run import run
 from tests.world import small
@@ -21,3 +22,19 @@ def test_a_listener_that_fails_ends_nothing_and_the_time_limit_is_kept(tmp_path)
     assert outcome.shards.open and not outcome.shards.failed
     assert (tmp_path / "set" / "report.html").exists()
     assert outcome.shards.done == 0 or list(verify(tmp_path / "set")) == []
+
+
+def test_a_shard_that_cannot_be_written_costs_no_more_than_itself(tmp_path, monkeypatch):
+    crawl = small.write(tmp_path / "crawl", files=2, links=3)
+    row = rows.row
+
+    def failing(judged, **how):
+        if "/1-0-" in judged.image.candidate.url:
+            raise ZeroDivisionError
+        return row(judged, **how)
+
+    monkeypatch.setattr(dataset, "row", failing)
+    with small.Pictures() as web:
+        outcome = run(replace(small.job(crawl, tmp_path / "set", web), attempts=2))
+    assert (outcome.shards.done, outcome.shards.failed) == (3, 1)
+    assert list(verify(tmp_path / "set")) == []
