@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cahlib.pixels import scaled
+from cahlib.pixels import plain, scaled
 
 #: An image as the model will see it: (height, width, 3).
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -27,7 +27,7 @@ Group: TypeAlias = NDArray[np.int64]
 _WORDS = 200_000
 
 #: What Pillow raises for broken files, depending on where they are broken.
-_BROKEN = (
+BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
     MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
@@ -43,10 +43,12 @@ def prepare(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None
         image.load()
         # No pixel changes without it, but Pillow would warn of palettes that have it.
         image.info.pop("transparency", None)
+        if image.mode.startswith("I"):  # open_clip's steps would make 16 bits of grey white
+            image = plain(image)
         for step in steps:
             image = step(image)
         return np.asarray(image)
-    except _BROKEN:
+    except BROKEN:
         return None
 
 

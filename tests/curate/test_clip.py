@@ -83,6 +83,16 @@ def test_numbers_equal_a_plain_computation(folder, tiny, exact):
     np.testing.assert_allclose(similarity, (expected[0] * expected[1]).sum(axis=1), atol=1e-6)
 
 
+def test_sixteen_bits_of_grey_are_seen_as_eight(tiny):
+    grey = np.linspace(0, 255, 90 * 70).astype(np.uint8).reshape(70, 90)
+    found = []
+    for picture in (Picture.fromarray(grey), Picture.fromarray(grey.astype(np.uint16) * 257)):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        found.append(tiny.prepare(file.getvalue()))
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.skipif(pixels.vectors is None, reason="needs cykooz_resizer and a Pillow it knows")
 def test_vector_instructions_shrink_pictures_nearly_as_pillow_does(folder, tiny):
     data = pictures()

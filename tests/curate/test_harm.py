@@ -44,6 +44,13 @@ def test_what_looks_like_a_listed_image_is_only_counted(tmp_path, packed):
     assert list(harm.harmless(images, harm.listed((), "harm_looks", 4), tally)) == images
 
 
+def test_a_strangers_image_that_cannot_be_decoded_is_left_to_the_judge(tmp_path):
+    (tmp_path / "list").write_text(phash(drawn(1)))
+    near = harm.listed((str(tmp_path / "list"),), "harm_looks", 4)
+    images = [image(0, drawn(0)[:300]), image(1, drawn(1))]
+    assert list(harm.harmless(images, near, Tally())) == images[:1]
+
+
 @pytest.mark.parametrize("line", ["0123456789abcdef0", "0123456789abcdeg", "d41d8cd98f00b204" * 2])
 def test_another_kind_of_list_is_refused(tmp_path, line):
     (tmp_path / "list").write_text(f"{line}\n")
