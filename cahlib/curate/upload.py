@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from fsspec.implementations.local import LocalFileSystem
+
 from cahlib.curate import formats, seal
 from cahlib.curate.files import Files, files, reaching
 from cahlib.curate.seal import Sealed
@@ -33,11 +35,16 @@ T = TypeVar("T")
 Sleep = Callable[[float], None]
 
 
-def check(url: str) -> None:
-    """See whether a URL can be written to, before work is done for it. Raises ConfigError."""
+def check(url: str, folder: Path) -> None:
+    """See whether a dataset can be brought from its folder to a URL. Raises ConfigError."""
     trial = f"{seal.FOLDER}/.trial"
     try:
         there = files(url)
+        if isinstance(there.fs, LocalFileSystem) and Path(there.root).resolve() == folder.resolve():
+            raise ConfigError(
+                f"output: {url} is the folder that it would be brought from; give it as a folder, "
+                f"{there.root}, instead of a URL."
+            )
         with reaching(there.place):
             _make_folder(there, trial)
             there.fs.pipe_file(there.path(trial), b"trial")

@@ -132,7 +132,7 @@ class Results:
         url = self.url.value.strip()
         if "://" not in url:
             raise RunError("Give a URL, as s3://bucket/name or file:///folder.")
-        upload.check(url)
+        upload.check(url, self.folder)
         for number, sealed in enumerate(seal.seals(self.folder), 1):
             self._say(f"Shard {number} …")
             upload.upload(sealed, self.folder, url)

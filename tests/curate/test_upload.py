@@ -38,7 +38,7 @@ def no_sleep(seconds):
 
 def test_a_shard_comes_to_s3_and_can_be_checked_there(tmp_path, store):
     sealed = world.write(tmp_path)
-    upload.check("s3://bucket/data")
+    upload.check("s3://bucket/data", tmp_path)
     upload.upload(sealed, tmp_path, "s3://bucket/data", sleep=no_sleep)
     assert {path.removeprefix("/bucket/data/") for path in store.objects} == {
         *sealed.files,
@@ -90,9 +90,9 @@ def test_a_shard_that_is_there_is_not_sent_again(tmp_path, store):
     assert "PUT" not in {method for method, _ in store.log}
 
 
-def test_a_bucket_that_is_not_there_is_the_users_mistake(store):
+def test_a_bucket_that_is_not_there_is_the_users_mistake(tmp_path, store):
     with pytest.raises(ConfigError, match="s3://bukket/data cannot be reached"):
-        upload.check("s3://bukket/data")
+        upload.check("s3://bukket/data", tmp_path)
     assert store.objects == {}
 
 
@@ -120,9 +120,17 @@ def test_moving_again_changes_nothing(tmp_path, memory):
 
 def test_a_folder_may_be_a_url_too(tmp_path):
     url = (tmp_path / "there/deep").as_uri()
-    upload.check(url)
+    upload.check(url, tmp_path / "here")
     upload.upload(world.write(tmp_path / "here"), tmp_path / "here", url)
     assert list(verify(url)) == list(verify(tmp_path / "there/deep")) == []
+
+
+def test_the_datasets_own_folder_is_no_place_to_bring_it_to(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for url in (tmp_path.as_uri(), (tmp_path / "link").as_uri()):
+        with pytest.raises(ConfigError, match="is the folder that it would be brought from"):
+            upload.check(url, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
 def test_report_and_card_follow(tmp_path, memory):
@@ -143,6 +151,6 @@ def test_report_and_card_follow(tmp_path, memory):
         ("oci://a/b", "output: oci://a/b needs a package that is not there: .*ocifs"),
     ],
 )
-def test_a_url_that_cannot_be_served_says_why(url, sentence):
+def test_a_url_that_cannot_be_served_says_why(url, sentence, tmp_path):
     with pytest.raises(ConfigError, match=sentence):
-        upload.check(url)
+        upload.check(url, tmp_path)
