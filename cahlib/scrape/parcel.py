@@ -18,11 +18,12 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple, TypeAlias
 
 import msgspec
 
 from cahlib.errors import ShardError
+from cahlib.lists import md5
 from cahlib.records import Candidate, Evidence, Image, OptOut, Parcel, Shard, Tally
 from cahlib.scrape.tar import BadTar, Member, TarWriter, disk, members
 
@@ -36,6 +37,9 @@ _PART = re.compile(r"[0-9a-f]{8}(\.json)?\.part")
 _MOST_TEXT = 8_000_000
 _PIECE = 1 << 20
 
+#: A length that a dataset's columns can hold.
+_Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+
 #: What decoding raises about strangers' JSON.
 _NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -44,13 +48,13 @@ class _Sample(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     """What ``<uid>.json`` holds: an image without its bytes."""
 
     candidate: Candidate
-    width: int
-    height: int
-    original_width: int
-    original_height: int
-    md5: str
-    sha1: str
-    sha256: str
+    width: _Pixels
+    height: _Pixels
+    original_width: _Pixels
+    original_height: _Pixels
+    md5: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    sha1: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{40}\Z")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     robots: str
 
 
@@ -284,7 +288,7 @@ def _places(parcel: Parcel, file: BinaryIO) -> Iterator[_Place]:
         if not _NAME.fullmatch(data.name) or text.name != f"{uid}.json":
             raise _bad(parcel, "holds files of other names than it should")
         candidate = _sample(parcel, file, text).candidate
-        if candidate.uid != uid:
+        if not candidate.uid == uid == md5(candidate.url + candidate.text).hex():
             raise _bad(parcel, "holds an image under another's name")
         yield _Place(candidate.position, data, text)
 

@@ -20,7 +20,7 @@ from cahlib.errors import RunError, ShardError
 from cahlib.records import Evidence, OptOut, Reason, Shard, Stage, Tally
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape.tar import disk
-from tests.world.pictures import image
+from tests.world.pictures import candidate, image
 
 ROOT = Path(__file__).parent.parent.parent
 SHARD = Shard(id="CC-MAIN-1-2.0", url="https://data.example/1.wat.gz", half=0)
@@ -49,7 +49,7 @@ def test_everything_that_is_known_about_an_image_comes_back(tmp_path):
         original_width=3,
         robots="noai\ngooglebot: none",
         candidate=dataclasses.replace(
-            image(5).candidate, text='"Ümläut" \n 😀', raw_text="Ã¼", page="", reliable=False
+            candidate("http://a/b", 5, '"Ümläut" \n 😀'), raw_text="Ã¼", page="", reliable=False
         ),
     )
     parcel = parcels.seal([strange], SHARD, tmp_path, tally=Tally())
@@ -317,6 +317,9 @@ EVIL = {
     ),
     "endless text": on_text(lambda data: data[:-1] + b" " * 9_000_000 + b"}"),
     "a size in words": on_text(lambda data: edited(data, width="wide")),
+    "more pixels than can be": on_text(lambda data: edited(data, original_width=2**31)),
+    "a hash that is none": on_text(lambda data: edited(data, sha256="0x" + "0" * 62)),
+    "another's key": on_text(lambda data: data.replace(b'"text":"', b'"text":"another ')),
     "an unknown field": on_text(lambda data: edited(data, more=1)),
     "a missing field": on_text(lambda data: data.replace(b'"md5"', b'"md4"')),
     "another's name": on_text(lambda data: data.replace(UID.encode(), b"0" * 32)),
