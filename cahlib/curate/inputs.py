@@ -39,7 +39,7 @@ def prepare(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None
     Pillow decodes and resizes without the interpreter's lock, so threads speed it up.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
         # No pixel changes without it, but Pillow would warn of palettes that have it.
         image.info.pop("transparency", None)
