@@ -6,6 +6,7 @@ its CPU results are parcels of a format of their own, which only its own GPU wor
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
@@ -23,6 +24,10 @@ files = APIRouter(prefix="/custom", tags=["Crawling@Home, whole WAT files"])
 filters = APIRouter(tags=["Bloom filters"])
 
 Type = Annotated[str, Query(max_length=20)]
+
+#: Where a result may be: old GPU workers put it into a command line of a shell as it is. Nothing
+#: here means anything to one, so `&` is missing too: it would end the command.
+_SAFE = re.compile(r"rsync [A-Za-z0-9][A-Za-z0-9._-]*|https?://[A-Za-z0-9][A-Za-z0-9._~:/?@=%+,-]*")
 
 
 class Said(BaseModel):
@@ -277,8 +282,8 @@ def _job(number: int, url: str) -> dict[str, Any]:
 
 def _address(text: str | None) -> str:
     address = rules.sentence(text or "", 2000)
-    if not address:
-        raise Invalid("url: say where the result can be fetched.")
+    if not _SAFE.fullmatch(address):
+        raise Invalid("url: say where the result can be fetched: `rsync NAME`, or a plain URL.")
     return address
 
 

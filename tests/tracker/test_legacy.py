@@ -190,6 +190,52 @@ def test_nobody_brings_what_was_never_offered(tracker):
     assert int(cpu.get("api/jobCount?type=CPU")) == 4
 
 
+FOR_A_SHELL = [
+    "",
+    "x.tar",
+    "rsync x; touch pwned #",
+    "rsync $(touch pwned)",
+    "rsync `touch pwned`",
+    "rsync a&touch pwned",
+    "rsync x y",
+    "rsync x\nreboot",
+    "rsync ../../etc/passwd",
+    "rsync -e",
+    "http://host/a.tar;reboot",
+    "http://host/a.tar&reboot",
+    "https://host/$(reboot)",
+    "https://-e",
+    "ftp://host/a.tar",
+]
+
+
+def test_what_old_gpu_workers_would_hand_to_a_shell_is_refused(tracker):
+    cpu, gpu = Client(tracker, "eve", "CPU"), Client(tracker, "gus", "GPU")
+    cpu.say("api/newJob")
+    wat = cpu.get("custom/get-cpu-wat")
+    found = json.loads(cpu.post("custom/lookup-wat", url=wat))
+    numbers = [number for number, _ in found["shards"]]
+    for where in FOR_A_SHELL:
+        with pytest.raises(ValueError, match="rsync NAME"):
+            cpu.say("api/markAsDone", url=where)
+        whole = {"urls": {str(number): where for number in numbers}, "shards": numbers}
+        said = json.loads(
+            cpu.post("custom/markasdone-cpu", **whole, nickname="eve", token=cpu.token)
+        )
+        assert (where, said["status"]) == (where, "failed") and "rsync NAME" in said["detail"]
+    with pytest.raises(ZeroJobError):
+        gpu.say("api/newJob")
+
+
+def test_an_old_gpu_worker_gets_the_name_or_the_address_that_was_brought(tracker):
+    cpu, gpu = Client(tracker, "carl", "CPU"), Client(tracker, "gus", "GPU")
+    for where in ("rsync 8f6e-1.2_a", "https://host:8443/~ann/p.tar.gz?token=a%20b+c"):
+        cpu.say("api/newJob")
+        assert cpu.say("api/markAsDone", url=where) == "success"
+        assert json.loads(gpu.say("api/newJob"))["url"] == where
+        gpu.say("api/markAsDone", count=1)
+
+
 def test_parcels_that_no_old_gpu_worker_takes_can_be_scraped_anew(tracker, database):
     cpu = Client(tracker, "carl", "CPU")
     for _ in range(3):
