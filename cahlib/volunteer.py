@@ -7,7 +7,7 @@ import threading
 
 from cahlib import relay
 from cahlib.config import Job
-from cahlib.errors import CahError, ConfigError
+from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.home import home
 from cahlib.needs import introduced
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody
@@ -25,7 +25,8 @@ def volunteer(
 ) -> int:
     """Scrape until the tracker has no more, or ``stop``; how many parcels were brought.
 
-    Raises ConfigError if there is no tracker, or it names no place for parcels.
+    Raises ConfigError if there is no tracker, or it names no place for parcels, RunError when this
+    machine cannot go on; what it has leased is given back.
     """
     introduced(job)
     stop = stop or threading.Event()
@@ -78,6 +79,8 @@ class _Scraping:
             self._shared.deliver(shard, result[0], tally)
             self._tally += tally
             self._brought += 1
+        elif isinstance(result, RunError | ConfigError):
+            raise result  # no shard's fault: the next one would end as this one did
         elif isinstance(result, CahError):
             self._shared.fail(shard, str(result), attempts=1)
         else:
