@@ -5,16 +5,22 @@ These are jobs for the engine; they know nothing of trackers.
 
 from __future__ import annotations
 
+import errno
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cahlib.config import Crawl, Download
-from cahlib.errors import CahError, ShardError
+from cahlib.errors import CahError, RunError, ShardError
 from cahlib.records import Parcel, Shard
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
+
+
+class StorageAway(ShardError):
+    """The storage does not answer, or not as it should: that may be no parcel's fault."""
 
 
 def bring(
@@ -46,14 +52,26 @@ def fetch(
     limit: float,
     report: Callable[[Any], None],
 ) -> Parcel:
-    """A parcel that somebody brought; it is checked when it is read. Raises ShardError."""
-    path = folder / f"{shard.id}.tar"
+    """A parcel that somebody brought; it is checked when it is read.
+
+    Raises ShardError for a parcel that is not there or not what it was said to be, StorageAway,
+    and RunError where the disk is full.
+    """
     if not parcels.sealed(folder, shard):
-        with _storage(brought["url"]) as (files, place):
-            if files.size(place) != brought["size"]:
-                raise ShardError(f"{brought['url']} is not as long as it was said to be.")
-            files.get_file(place, str(path))
-            files.get_file(_manifest(place), str(path.with_suffix(".json")))
+        mark = secrets.token_hex(4)
+        tar, manifest = (folder / f"{shard.id}.{mark}{kind}.part" for kind in ("", ".json"))
+        try:
+            with _storage(brought["url"]) as (files, place):
+                # First: asked for a size, fsspec says of an HTTP server that is away "not found".
+                files.get_file(_manifest(place), str(manifest))
+                if files.size(place) != brought["size"]:
+                    raise ShardError(f"{brought['url']} is not as long as it was said to be.")
+                files.get_file(place, str(tar))
+                tar.rename(folder / f"{shard.id}.tar")
+                manifest.rename(folder / f"{shard.id}.json")
+        finally:
+            for part in (tar, manifest):
+                part.unlink(missing_ok=True)
     found = parcels.sealed(folder, shard)
     if found is None or found.sha256 != brought["sha256"]:
         parcels.discard(folder, shard)
@@ -75,13 +93,19 @@ def _manifest(place: str) -> str:
 
 @contextmanager
 def _storage(url: str) -> Iterator[tuple[Any, str]]:
-    """The driver for a URL; each has errors of its own, of any kind, which become ShardError."""
+    """The driver for a URL; each has errors of its own, of any kind, which become ours."""
     from fsspec.core import url_to_fs
 
     try:
         yield url_to_fs(url)
     except CahError:
         raise
+    except FileNotFoundError as error:
+        raise ShardError(f"{url} is not there.") from error
     except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"No space is left for {url}: make some, then give the same command again."
+            ) from error
         said = " ".join(str(error).split()).rstrip(".")
-        raise ShardError(f"{url} cannot be reached: {said} ({type(error).__name__}).") from error
+        raise StorageAway(f"{url} cannot be reached: {said} ({type(error).__name__}).") from error

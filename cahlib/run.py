@@ -37,7 +37,7 @@ from cahlib.lists import hashes
 from cahlib.needs import introduced
 from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody
 from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
-from cahlib.relay import drop, fetch
+from cahlib.relay import StorageAway, drop, fetch
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.blocklists import Blocklists
@@ -304,6 +304,9 @@ class _Work:
         """Note a failed attempt; a bug is noted with its traceback."""
         known = isinstance(error, CahError)
         text = str(error) if known else "".join(traceback.format_exception(error))
+        if isinstance(error, StorageAway):
+            self._ledger.give_back(shard, text)
+            return
         self._ledger.fail(shard, text, attempts=self._job.place.attempts)
 
     @contextmanager

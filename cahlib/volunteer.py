@@ -81,6 +81,8 @@ class _Scraping:
             self._brought += 1
         elif isinstance(result, RunError | ConfigError):
             raise result  # no shard's fault: the next one would end as this one did
+        elif isinstance(result, relay.StorageAway):
+            self._shared.give_back(shard, str(result))
         elif isinstance(result, CahError):
             self._shared.fail(shard, str(result), attempts=1)
         else:

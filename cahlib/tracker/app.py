@@ -102,7 +102,7 @@ class Delivery(_Body):
 
     url: str = Field(max_length=2000, description="below the place named when you joined")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    size: int = Field(ge=0, le=2**50)
+    size: int = Field(ge=0, le=2**34, description="bytes; a GPU worker must have room for it")
     tally: dict[str, Any] | None = None
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 _AHEAD = 64
 #: Seconds that the end of a run waits for a tracker that is away.
 _GOODBYE = 15
+#: Seconds without a shard after the storage of parcels did not answer, and after which, if it
+#: never does, it is told of a parcel: that one may be what cannot be had.
+_PAUSE, _PATIENCE = 60, 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +54,16 @@ class Shared:
         path: Path,
         *,
         who: tuple[str, str],
-        every: float = 30,
-        poll: float = 5,
+        often: tuple[float, float] = (30, 5),  # seconds between signs of life, between questions
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._tracker, self._path = ledger, tracker, path
         self._nickname, self._kind = who
-        self._every, self._poll = every, poll
+        (self._every, self._poll), self._clock = often, clock
         self._debts: dict[str, _Debt] = {}
         self._taken: set[str] = set()
-        self._finished, self._ask_again = False, 0.0
+        self._finished, self._ask_again = False, float("-inf")
+        self._trouble = float("inf")  #: since when the storage of parcels does not answer
         self._lock = threading.RLock()
         self._ended, self._owing = threading.Event(), threading.Event()
         self._messenger = threading.Thread(target=self._carry, daemon=True)
@@ -99,7 +103,7 @@ class Shared:
         """
         if shard := self._ledger.lease():
             return shard
-        if time.monotonic() < self._ask_again:
+        if self._clock() < self._ask_again:
             return None
         try:
             leased, self._finished = self._tracker.lease()
@@ -113,7 +117,7 @@ class Shared:
             _log.warning("%s", error)
             leased = None
         if leased is None:
-            self._ask_again = time.monotonic() + self._poll
+            self._ask_again = self._clock() + self._poll
             return None
         with self._lock:
             self._debts[leased.shard.id] = _Debt(number=leased.number, parcel=leased.parcel)
@@ -130,8 +134,16 @@ class Shared:
         """Whether there may be shards to lease yet."""
         return not self._finished or self._ledger.more()
 
-    def give_back(self, shard: Shard) -> None:
-        """A leased shard is for somebody else."""
+    def give_back(self, shard: Shard, error: str) -> None:
+        """The storage of its parcel does not answer: later, or for somebody else."""
+        now = self._clock()
+        self._ask_again = now + _PAUSE
+        self._trouble = min(self._trouble, now)
+        if now - self._trouble > _PATIENCE:
+            self._trouble = now
+            self.fail(shard, error, attempts=1)
+            return
+        _log.warning("%s: %s", shard.id, error)
         self._settle(shard, act="release")
 
     def fail(self, shard: Shard, error: str, *, attempts: int) -> bool:
@@ -142,6 +154,7 @@ class Shared:
 
     def seal(self, shard: Shard, uids: Iterable[str], tally: Tally) -> None:
         """A shard's files are in the dataset."""
+        self._trouble = float("inf")
         self._ledger.seal(shard, uids, tally)
 
     def done(self, shard: Shard) -> None:
@@ -154,6 +167,7 @@ class Shared:
 
     def deliver(self, shard: Shard, parcel: dict[str, Any], tally: Tally) -> None:
         """A shard's parcel is uploaded: the tracker is to know."""
+        self._trouble = float("inf")
         self._ledger.seal(shard, [], tally)
         with self._lock:
             self._debts[shard.id] = replace(self._debts[shard.id], parcel=parcel)

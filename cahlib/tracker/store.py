@@ -102,9 +102,9 @@ class Ledger:
             ).first()
         return None if row is None else Shard(id=row.id, url=row.url, half=row.half)
 
-    def give_back(self, shard: Shard) -> None:
+    def give_back(self, shard: Shard, error: str) -> None:
         """A leased shard is to do again, and the attempt does not count."""
-        self._change(shard, state="todo", attempts=_shards.c.attempts - 1)
+        self._change(shard, state="todo", attempts=_shards.c.attempts - 1, error=error)
 
     def fail(self, shard: Shard, error: str, *, attempts: int) -> bool:
         """Note a failed attempt; True if that was the last one."""

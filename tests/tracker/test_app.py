@@ -131,6 +131,7 @@ REFUSED = [
     ("/v1/shards/99999999999/complete", {"pairs": 1}, 422, "number"),
     ("/v1/shards/0/parcel", {"url": "x", "sha256": "", "size": 1}, 422, "sha256"),
     ("/v1/shards/0/parcel", {"url": 1, "sha256": "", "size": 1}, 422, "url"),
+    ("/v1/shards/0/parcel", {"url": "x", "sha256": "ab" * 32, "size": 1 << 40}, 422, "size"),
     ("/v1/heartbeat", {"shards": "all"}, 422, "shards"),
     ("/v1/heartbeat", b"{", 400, "not JSON"),
     ("/v1/shards/0/fail", {"reason": "\ud800"}, 422, "reason"),

@@ -1,11 +1,16 @@
 """Storage whose drivers fail in ways of their own costs a shard, and no run."""
 
+import errno
+import socket
+from pathlib import Path
+
 import fsspec
 import pytest
 from fsspec.spec import AbstractFileSystem
 
 from cahlib import relay
-from cahlib.errors import ShardError
+from cahlib.demo.web import Answer, Web
+from cahlib.errors import RunError, ShardError
 from cahlib.records import Shard
 
 SHARD = Shard(id="a", url="https://example.org/a.warc.wat.gz", half=0)
@@ -25,9 +30,29 @@ class Moody(AbstractFileSystem):
         raise NoCredentials("Unable to locate\ncredentials.")
 
 
+class Breaking(AbstractFileSystem):
+    """Storage of which a tar breaks off: the URL's host says with which error."""
+
+    protocol = "breaking"
+
+    def info(self, path, **options):
+        return {"name": path, "size": 5, "type": "file"}
+
+    def get_file(self, source, target, **options):
+        Path(target).write_bytes(b"half")
+        if source.endswith(".tar"):
+            code = getattr(errno, source.split("/")[0])
+            raise OSError(code, "It broke off")
+
+
 @pytest.fixture(autouse=True)
 def moody():
     fsspec.register_implementation("moody", Moody, clobber=True)
+    fsspec.register_implementation("breaking", Breaking, clobber=True)
+
+
+def fetched(url, folder):
+    return relay.fetch(SHARD, BROUGHT | {"url": url}, folder, limit=9, report=print)
 
 
 def test_any_error_of_a_driver_costs_the_shard_alone(tmp_path):
@@ -38,3 +63,27 @@ def test_any_error_of_a_driver_costs_the_shard_alone(tmp_path):
 
 def test_a_parcel_that_cannot_be_removed_stays():
     relay.drop(BROUGHT)
+
+
+def test_a_parcel_that_is_not_there_is_told_from_storage_that_does_not_answer(tmp_path):
+    with Web({"/busy.json": Answer(status=503)}) as web:
+        with pytest.raises(ShardError, match="is not there") as gone:
+            fetched(f"http://{web.address}/a.tar", tmp_path)
+        with pytest.raises(relay.StorageAway, match="503"):
+            fetched(f"http://{web.address}/busy.tar", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = "{}:{}".format(*closed.getsockname())
+    with pytest.raises(relay.StorageAway, match="cannot be reached"):
+        fetched(f"http://{address}/a.tar", tmp_path)
+    assert not isinstance(gone.value, relay.StorageAway)
+    with pytest.raises(ShardError, match="is not there"):
+        fetched(f"file://{tmp_path}/a.tar", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"), [("ECONNRESET", relay.StorageAway), ("ENOSPC", RunError)]
+)
+def test_nothing_is_left_of_a_parcel_that_breaks_off(tmp_path, error, becomes):
+    with pytest.raises(becomes):
+        fetched(f"breaking://{error}/a.tar", tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -13,12 +13,14 @@ from cahlib.tracker import board
 from cahlib.tracker.app import create
 from cahlib.tracker.client import Tracker
 from cahlib.tracker.limits import Limits
-from cahlib.tracker.rules import Rules
+from cahlib.tracker.rules import Kind, Rules
 from cahlib.tracker.service import Settings
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Ledger
 from tests.world.jobs import until
 from tests.world.trackers import serving
+
+from .conftest import Clock
 
 ANY = Limits(address=0, worker=0, newcomers=0)
 
@@ -40,17 +42,17 @@ def one_pair():
 class Run:
     """A run's folder, and its launches."""
 
-    def __init__(self, folder, address):
-        self.folder, self.address = folder, address
+    def __init__(self, folder, address, kind="hybrid"):
+        self.folder, self.address, self.kind = folder, address, kind
         folder.mkdir()
 
     def launch(self, **options):
         ledger = Ledger(self.folder / "ledger.sqlite")
         ledger.recover()
-        quick = {"every": 0.05, "poll": 0.05} | options
+        quick = {"often": (0.05, 0.05)} | options
         tracker = Tracker(self.address)
         path = self.folder / "tracker.json"
-        return ledger, Shared(ledger, tracker, path, who=("ann", "hybrid"), **quick)
+        return ledger, Shared(ledger, tracker, path, who=("ann", self.kind), **quick)
 
 
 def test_what_is_done_is_told_and_what_is_not_is_given_back(app, database, tmp_path):
@@ -152,6 +154,42 @@ def test_two_runs_never_keep_the_same_pair(app, tmp_path):
         assert len(kept) == len(set(kept)) == 200
         for ledger in ledgers:
             ledger.close()
+
+
+def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
+    app, database, tmp_path
+):
+    crowd, clock = app.state.service.crowd, Clock()
+    cpu = crowd.register("carl", Kind.CPU)[1]
+    while lease := crowd.lease(cpu):
+        crowd.deliver(cpu, lease.number, {"url": "s3://p/a.tar", "sha256": "0" * 64, "size": 5})
+
+    def errors():
+        return [row["error"] for row in board.export(database) if row["error"]]
+
+    with serving(app) as address:
+        ledger, shared = Run(tmp_path / "a", address, "gpu").launch(clock=clock)
+        with shared:
+            first, second = shared.lease(), shared.lease()
+            for shard in (first, second):
+                shared.give_back(shard, "s3 does not answer")
+                assert shared.lease() is None and shared.more()
+            until(lambda: board.counts(database).scraped == 6)
+            clock.now += 61
+            assert shared.lease() == first
+            shared.seal(first, [], Tally())  # it answers again
+            shared.done(first)
+            for waited in (0, 300, 301):
+                clock.now += waited + 61
+                assert errors() == []
+                shared.give_back(shared.lease(), "s3 does not answer")
+            until(errors)
+            clock.now += 61
+            shared.give_back(shared.lease(), "s3 does not answer")
+        ledger.close()
+    counts = board.counts(database)
+    assert (counts.scraped, counts.done, counts.todo) == (5, 1, 0)
+    assert errors() == ["s3 does not answer"]
 
 
 def test_the_folder_of_another_tracker_is_refused(app, tmp_path):

@@ -5,9 +5,12 @@ It earns its half minute: nothing less shows that the datasets of all hold each 
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -18,13 +21,17 @@ import pytest
 from cahlib import demo
 from cahlib.config import Crawl, replace
 from cahlib.demo import world
+from cahlib.demo.web import Web
+from cahlib.records import Shard
+from cahlib.run import run
 from cahlib.scrape.shards import shards
 from cahlib.tracker import board, intake
 from cahlib.tracker.app import create
+from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.database import Database
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Rules
+from cahlib.tracker.rules import Kind, Rules
 from cahlib.tracker.service import Settings
 from tests.world.trackers import serving
 
@@ -87,3 +94,36 @@ def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
     assert made and set(made.values()) == {1}
     assert counts.pairs == len(made)
     assert not list((tmp_path / "parcels").glob("*"))
+
+
+def test_a_gpu_worker_blames_no_parcel_for_storage_that_is_away(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        upload = "http://{}:{}".format(*closed.getsockname())
+    database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
+    migrate(database)
+    intake.add(database, [Shard(id=f"w-{half}", url="https://x/w", half=half) for half in (0, 1)])
+    crowd = Crowd(database, Rules())
+    cpu = crowd.register("carl", Kind.CPU)[1]
+    while lease := crowd.lease(cpu):
+        parcel = {"url": f"{upload}/{lease.shard.id}.tar", "sha256": "0" * 64, "size": 5}
+        crowd.deliver(cpu, lease.number, parcel)
+    stop = threading.Event()
+
+    def listener(_):
+        if "cannot be reached" in caplog.text:
+            stop.set()
+
+    settings = Settings(database=str(database.engine.url), rules=Rules(upload=upload), limits=ANY)
+    with serving(create(settings)) as tracker, Web({}) as web:
+        job = demo.job(str(tmp_path / "gus"), web)
+        run(
+            replace(job, tracker=tracker, nickname="gus", crawl="", workers=1),
+            listener,
+            stop=stop,
+            tick=0.1,
+            role="gpu",
+        )
+    rows = list(board.export(database))
+    assert [(row["state"], row["error"]) for row in rows] == [("scraped", None)] * 2
+    database.close()

@@ -1,8 +1,14 @@
-"""A CPU volunteer that cannot go on ends, and leaves the crawl as it was."""
+"""What goes wrong for a CPU volunteer alone leaves the crawl as it was."""
+
+import logging
+import socket
+import threading
+from contextlib import contextmanager
 
 import pytest
 
 from cahlib.config import Job
+from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
 from cahlib.errors import RunError
 from cahlib.records import Shard
@@ -19,13 +25,15 @@ from tests.world.trackers import serving
 ANY = Limits(address=0, worker=0, newcomers=0)
 
 
-def test_who_is_banned_asks_no_more_and_no_shard_is_blamed(tmp_path):
+@contextmanager
+def crawl(tmp_path, answer, *, upload=""):
+    """A tracker of a crawl whose files all have this answer: web, job of a worker, database."""
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
-    rules = Rules(upload=f"file://{tmp_path / 'parcels'}")
+    rules = Rules(upload=upload or f"file://{tmp_path / 'parcels'}")
     app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
     paths = [f"/{n}.warc.wat.gz" for n in range(5)]
-    with Web({path: Answer(status=403) for path in paths}) as web, serving(app) as tracker:
+    with Web({path: answer for path in paths}) as web, serving(app) as tracker:
         intake.add(
             database,
             [
@@ -43,8 +51,33 @@ def test_who_is_banned_asks_no_more_and_no_shard_is_blamed(tmp_path):
                 "workers": "1",
             }
         )
+        yield web, job, database
+    database.close()
+
+
+def as_it_was(database):
+    return {(row["state"], row["error"]) for row in board.export(database)} == {("todo", None)}
+
+
+def test_who_is_banned_asks_no_more_and_no_shard_is_blamed(tmp_path):
+    with crawl(tmp_path, Answer(status=403)) as (web, job, database):
         with pytest.raises(RunError, match="403"):
             volunteer(job, tick=0.1)
-    assert len(web.requests) == 1
-    assert {(row["state"], row["error"]) for row in board.export(database)} == {("todo", None)}
-    database.close()
+        assert len(web.requests) == 1
+        assert as_it_was(database)
+
+
+def test_no_shard_is_blamed_for_storage_that_is_away(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        upload = "http://{}:{}/parcels".format(*closed.getsockname())
+    stop = threading.Event()
+
+    def listener(_):
+        if "cannot be reached" in caplog.text:
+            stop.set()
+
+    empty = Answer(body=wat.member("warcinfo", "", "application/warc-fields", b""))
+    with crawl(tmp_path, empty, upload=upload) as (_, job, database):
+        assert volunteer(job, listener, stop=stop, tick=0.1) == 0
+        assert as_it_was(database)
