@@ -34,7 +34,8 @@ def bring(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scrape a shard and bring its parcel to ``upload``; where it is, and its tally."""
     parcel = scrape(shard, *settings, folder, limit=limit, report=report)
-    url = f"{upload.rstrip('/')}/{shard.id}.tar"
+    # A name of its own: who comes late does not write over what another has brought meanwhile.
+    url = f"{upload.rstrip('/')}/{shard.id}.{secrets.token_hex(8)}.tar"
     with _storage(url) as (files, place):
         files.makedirs(place.rpartition("/")[0], exist_ok=True)
         files.put_file(str(parcel.path), place)

@@ -37,6 +37,7 @@ def volunteer(
                 f"tracker: {job.place.tracker} names no place for parcels; its administrator sets "
                 "one with --upload."
             )
+        shared.refused = relay.drop
         return _Scraping(job, shared, stop).through(listener, tick)
 
 

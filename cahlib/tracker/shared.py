@@ -68,6 +68,8 @@ class Shared:
         self._ended, self._owing = threading.Event(), threading.Event()
         self._messenger = threading.Thread(target=self._carry, daemon=True)
         self.upload = ""
+        #: hears of a parcel that the tracker does not take any more
+        self.refused: Callable[[dict[str, Any]], None] = lambda parcel: None
 
     def __enter__(self) -> Shared:
         """Join, or come back as who we were; raises ConfigError where there is no tracker."""
@@ -273,6 +275,8 @@ class Shared:
                 return False
             except Refused as error:
                 _log.warning("%s: %s", id, error)
+                if debt.act == "deliver" and debt.parcel:
+                    self.refused(debt.parcel)
             with self._lock:
                 del self._debts[id]
                 self._remember()

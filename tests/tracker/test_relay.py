@@ -11,7 +11,9 @@ from fsspec.spec import AbstractFileSystem
 from cahlib import relay
 from cahlib.demo.web import Answer, Web
 from cahlib.errors import RunError, ShardError
-from cahlib.records import Shard
+from cahlib.records import Shard, Tally
+from cahlib.scrape import parcel as parcels
+from tests.world.pictures import image
 
 SHARD = Shard(id="a", url="https://example.org/a.warc.wat.gz", half=0)
 BROUGHT = {"url": "moody://parcels/a.tar", "sha256": "0" * 64, "size": 5}
@@ -87,3 +89,23 @@ def test_nothing_is_left_of_a_parcel_that_breaks_off(tmp_path, error, becomes):
     with pytest.raises(becomes):
         fetched(f"breaking://{error}/a.tar", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_comes_late_leaves_the_parcel_of_another_alone(tmp_path, monkeypatch):
+    def brought(images):
+        def scrape(shard, crawl, download, folder, *, limit, report):
+            return parcels.seal(map(image, range(images)), shard, folder, tally=Tally())
+
+        monkeypatch.setattr(relay, "scrape", scrape)
+        places = (tmp_path / "scraped", f"file://{tmp_path}/parcels/")
+        return relay.bring(SHARD, (None, None), *places, limit=9, report=print)[0]
+
+    first, late = brought(2), brought(1)
+    for each, images in ((first, 2), (late, 1)):
+        folder = tmp_path / str(images)
+        folder.mkdir()
+        parcel = relay.fetch(SHARD, each, folder, limit=9, report=print)
+        assert len(list(parcels.read(parcel))) == images
+    assert brought(0)["url"] != brought(0)["url"]  # alike as they are, one may be dropped
+    relay.drop(late)
+    assert relay.fetch(SHARD, first, tmp_path / "scraped", limit=9, report=print).images == 2

@@ -14,15 +14,17 @@ from cahlib.errors import RunError
 from cahlib.records import Shard
 from cahlib.tracker import board, intake
 from cahlib.tracker.app import create
+from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.database import Database
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Rules
+from cahlib.tracker.rules import NotHeld, Rules
 from cahlib.tracker.service import Settings
 from cahlib.volunteer import volunteer
 from tests.world.trackers import serving
 
 ANY = Limits(address=0, worker=0, newcomers=0)
+EMPTY = Answer(body=wat.member("warcinfo", "", "application/warc-fields", b""))
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def crawl(tmp_path, answer, *, upload=""):
     """A tracker of a crawl whose files all have this answer: web, job of a worker, database."""
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
-    rules = Rules(upload=upload or f"file://{tmp_path / 'parcels'}")
+    rules = Rules(upload=upload or f"file://{tmp_path / 'parcels'}", most_held=1)
     app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
     paths = [f"/{n}.warc.wat.gz" for n in range(5)]
     with Web({path: answer for path in paths}) as web, serving(app) as tracker:
@@ -77,7 +79,24 @@ def test_no_shard_is_blamed_for_storage_that_is_away(tmp_path, caplog):
         if "cannot be reached" in caplog.text:
             stop.set()
 
-    empty = Answer(body=wat.member("warcinfo", "", "application/warc-fields", b""))
-    with crawl(tmp_path, empty, upload=upload) as (_, job, database):
+    with crawl(tmp_path, EMPTY, upload=upload) as (_, job, database):
         assert volunteer(job, listener, stop=stop, tick=0.1) == 0
         assert as_it_was(database)
+
+
+def test_a_parcel_that_comes_too_late_is_taken_away_again(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.WARNING)
+
+    def too_late(*arguments, **options):
+        raise NotHeld("It is another's.")
+
+    monkeypatch.setattr(Crowd, "deliver", too_late)
+    stop = threading.Event()
+
+    def listener(_):
+        if "another's" in caplog.text:
+            stop.set()
+
+    with crawl(tmp_path, EMPTY) as (_, job, _):
+        assert volunteer(job, listener, stop=stop, tick=0.1) >= 1
+    assert list((tmp_path / "parcels").iterdir()) == []
