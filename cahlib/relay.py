@@ -6,6 +6,7 @@ These are jobs for the engine; they know nothing of trackers.
 from __future__ import annotations
 
 import errno
+import json
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -82,10 +83,11 @@ def fetch(
 
 
 def drop(brought: dict[str, Any]) -> None:
-    """Remove a parcel that has served; where that is not allowed, it stays."""
+    """Remove a parcel that has served; where that is not allowed, or it is none, it stays."""
     with suppress(ShardError), _storage(brought["url"]) as (files, place):
-        files.rm_file(place)
-        files.rm_file(_manifest(place))
+        if json.loads(files.cat_file(_manifest(place)))["sha256"] == brought["sha256"]:
+            files.rm_file(place)
+            files.rm_file(_manifest(place))
 
 
 def _manifest(place: str) -> str:

@@ -171,7 +171,7 @@ def parcel(request: Request, key: Key, number: Number, body: Delivery) -> dict[s
     if body.tally is not None:
         rules.tally(body.tally)
     service = of(request)
-    place = rules.place(body.url, service.settings.rules)
+    place = rules.place(body.url, service.settings.rules.upload)
     brought = {"url": place, "sha256": body.sha256, "size": body.size}
     return {"counted": service.crowd.deliver(key.credentials, number, brought)}
 

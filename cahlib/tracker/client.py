@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import re
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +15,10 @@ from typing import Any
 
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.records import Shard, Tally
+from cahlib.tracker import rules
+
+#: What a shard may be called: its id becomes the names of files here.
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
 class TrackerAway(RunError):
@@ -49,21 +54,26 @@ class Tracker:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"tracker: {url} is no http(s) URL.")
         self.url, self.secret, self._sleep = url.rstrip("/"), secret, sleep
+        self.upload = ""  #: where it wants parcels, as it said when we joined
 
     def join(self, nickname: str, kind: str, *, patience: float = 0) -> dict[str, Any]:
         """Register as a "hybrid", "cpu" or "gpu" worker; the answer says name, lease, upload."""
         body = {"nickname": nickname, "kind": kind}
         answer = self._ask("/v1/workers", body, patience=patience)
-        self.secret = answer["secret"]
+        self.secret, self.upload = answer["secret"], answer["upload"]
         return answer
 
     def lease(self, *, patience: float = 0) -> tuple[Leased | None, bool]:
-        """The next shard, or None; and whether there will be none any more."""
+        """The next shard, or None; and whether there will be none any more.
+
+        Raises RunError for a shard that would touch what is not its own.
+        """
         answer = self._ask("/v1/lease", {}, patience=patience)
         given = answer["shard"]
         if given is None:
             return None, bool(answer["finished"])
         shard = Shard(id=given["id"], url=given["url"], half=given["half"])
+        self._check(shard, given["parcel"])
         return Leased(number=given["number"], shard=shard, parcel=given["parcel"]), False
 
     def beat(self, numbers: Iterable[int], progress: str = "", *, patience: float = 0) -> set[int]:
@@ -101,6 +111,20 @@ class Tracker:
     def claim(self, number: int, uids: Iterable[str], *, patience: float = 0) -> set[str]:
         """Make pairs this shard's; which of them are another's already."""
         return set(self._on(number, "pairs", {"uids": sorted(set(uids))}, patience)["taken"])
+
+    def _check(self, shard: Shard, parcel: dict[str, Any] | None) -> None:
+        """Whoever speaks for the tracker chooses no files of this machine, and no other storage."""
+        fine = _ID.fullmatch(shard.id) and shard.half in (0, 1)
+        try:
+            if parcel:
+                rules.place(parcel["url"], self.upload)
+        except rules.Invalid:
+            fine = None
+        if not fine:
+            raise RunError(
+                f"The tracker {self.url} gave out {shard.id!r:.300} as a shard's name, or a parcel "
+                "that is not where it wants parcels; it is broken, or not to be trusted."
+            )
 
     def _on(self, number: int, what: str, body: Any, patience: float) -> dict[str, Any]:
         return self._ask(f"/v1/shards/{number}/{what}", body, patience=patience)

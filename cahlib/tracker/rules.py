@@ -137,11 +137,11 @@ def pairs(count: int, rules: Rules) -> int:
 _NAME = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
-def place(url: str, rules: Rules) -> str:
+def place(url: str, upload: str) -> str:
     """Where a parcel is: GPU workers open it, and remove it, so nowhere else; raises Invalid."""
-    if not rules.upload:
+    if not upload:
         raise Invalid("url: this tracker names no place for parcels.")
-    below = rules.upload.rstrip("/") + "/"
+    below = upload.rstrip("/") + "/"
     if not url.startswith(below) or not _NAME.fullmatch(url, len(below)):
         raise Invalid(f"url: a parcel is brought to {below}, and nowhere else.")
     return url

@@ -67,9 +67,13 @@ class Shared:
         self._lock = threading.RLock()
         self._ended, self._owing = threading.Event(), threading.Event()
         self._messenger = threading.Thread(target=self._carry, daemon=True)
-        self.upload = ""
         #: hears of a parcel that the tracker does not take any more
         self.refused: Callable[[dict[str, Any]], None] = lambda parcel: None
+
+    @property
+    def upload(self) -> str:
+        """Where the tracker wants parcels: a URL, or "" for nowhere."""
+        return self._tracker.upload
 
     def __enter__(self) -> Shared:
         """Join, or come back as who we were; raises ConfigError where there is no tracker."""
@@ -219,7 +223,7 @@ class Shared:
         self._remember()
 
     def _join(self) -> None:
-        self.upload = self._tracker.join(self._nickname, self._kind)["upload"]
+        self._tracker.join(self._nickname, self._kind)
         for shard in self._ledger.in_state("todo", "leased"):
             self._ledger.forget(shard)  # leased by who we were
         with self._lock:
@@ -305,7 +309,7 @@ class Shared:
                     "folder; choose another."
                 )
             self._tracker.secret = told["secret"]
-            self.upload = told["upload"]
+            self._tracker.upload = told["upload"]
             self._debts = {id: _Debt(**debt) for id, debt in told["debts"].items()}
         except FileNotFoundError:
             return
@@ -317,7 +321,7 @@ class Shared:
             "url": self._tracker.url,
             "kind": self._kind,
             "secret": self._tracker.secret,
-            "upload": self.upload,
+            "upload": self._tracker.upload,
             "debts": {id: asdict(debt) for id, debt in self._debts.items()},
         }
         fresh = self._path.with_suffix(".new")

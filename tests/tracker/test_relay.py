@@ -109,3 +109,12 @@ def test_who_comes_late_leaves_the_parcel_of_another_alone(tmp_path, monkeypatch
     assert brought(0)["url"] != brought(0)["url"]  # alike as they are, one may be dropped
     relay.drop(late)
     assert relay.fetch(SHARD, first, tmp_path / "scraped", limit=9, report=print).images == 2
+
+
+def test_what_is_no_parcel_is_not_removed(tmp_path):
+    files = [tmp_path / "thesis.tar", tmp_path / "thesis.json"]
+    for text in ("", "{}", '{"sha256": "1"}'):
+        for file in files:
+            file.write_text(text)
+        relay.drop(BROUGHT | {"url": f"file://{files[0]}"})
+        assert [file.read_text() for file in files] == [text, text]

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from cahlib.errors import ConfigError, RunError
-from cahlib.records import Stage, Tally
-from cahlib.tracker import board
+from cahlib.records import Shard, Stage, Tally
+from cahlib.tracker import board, intake
 from cahlib.tracker.app import create
 from cahlib.tracker.client import Tracker
 from cahlib.tracker.limits import Limits
@@ -28,7 +28,16 @@ ANY = Limits(address=0, worker=0, newcomers=0)
 @pytest.fixture
 def app(url, database, fill):
     fill(3)
-    return create(Settings(database=url, rules=Rules(lease=60), limits=ANY, fresh=0))
+    rules = Rules(lease=60, upload="s3://parcels")
+    return create(Settings(database=url, rules=rules, limits=ANY, fresh=0))
+
+
+def deliver_all(app, where):
+    """Somebody brings the parcels of all shards."""
+    crowd = app.state.service.crowd
+    cpu = crowd.register("carl", Kind.CPU)[1]
+    while lease := crowd.lease(cpu):
+        crowd.deliver(cpu, lease.number, {"url": where, "sha256": "0" * 64, "size": 5})
 
 
 def one_pair():
@@ -159,10 +168,8 @@ def test_two_runs_never_keep_the_same_pair(app, tmp_path):
 def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
     app, database, tmp_path
 ):
-    crowd, clock = app.state.service.crowd, Clock()
-    cpu = crowd.register("carl", Kind.CPU)[1]
-    while lease := crowd.lease(cpu):
-        crowd.deliver(cpu, lease.number, {"url": "s3://p/a.tar", "sha256": "0" * 64, "size": 5})
+    clock = Clock()
+    deliver_all(app, "s3://parcels/a.tar")
 
     def errors():
         return [row["error"] for row in board.export(database) if row["error"]]
@@ -190,6 +197,42 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
     counts = board.counts(database)
     assert (counts.scraped, counts.done, counts.todo) == (5, 1, 0)
     assert errors() == ["s3 does not answer"]
+
+
+@pytest.mark.parametrize(
+    ("id", "half"),
+    [("../../../home/evil", 0), ("/evil", 0), (".evil", 0), ("-evil", 0), ("a\nb", 0), ("a", 7)],
+)
+def test_a_shard_that_would_be_a_file_elsewhere_is_refused(url, database, tmp_path, id, half):
+    intake.add(database, [Shard(id=id, url="https://x/a.wat.gz", half=half)])
+    with serving(create(Settings(database=url, limits=ANY))) as address:
+        ledger, shared = Run(tmp_path / "a", address).launch()
+        with shared, pytest.raises(RunError, match="not to be trusted"):
+            shared.lease()
+        ledger.close()
+
+
+def test_parcels_are_taken_from_where_the_tracker_wants_them_and_nowhere_else(app, tmp_path):
+    with serving(app) as address:
+        deliver_all(app, "s3://parcels/a.tar")
+        run = Run(tmp_path / "a", address, "gpu")
+        for _ in range(2):  # as a newcomer, and as one who comes back
+            ledger, shared = run.launch()
+            with shared:
+                assert shared.parcel(shared.lease())["url"] == "s3://parcels/a.tar"
+            ledger.close()
+
+
+@pytest.mark.parametrize(
+    "where", ["file:///home/ann/thesis.odt", "s3://parcels/../b/a.tar", "s3://parcels-of-b/a.tar"]
+)
+def test_a_parcel_that_is_elsewhere_is_refused(app, tmp_path, where):
+    with serving(app) as address:
+        deliver_all(app, where)
+        ledger, shared = Run(tmp_path / "a", address, "gpu").launch()
+        with shared, pytest.raises(RunError, match="not to be trusted"):
+            shared.lease()
+        ledger.close()
 
 
 def test_the_folder_of_another_tracker_is_refused(app, tmp_path):
