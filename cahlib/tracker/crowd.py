@@ -59,6 +59,8 @@ class Crowd:
         self, database: Database, rules: Rules, *, clock: Callable[[], float] = time.time
     ) -> None:
         self._database, self._clock, self.rules = database, clock, rules
+        # Until then nothing runs out: after a restart workers need a while to say that they live.
+        self._patient = clock() + min(rules.lease / 3, 120)
 
     def register(self, nickname: str, kind: Kind) -> tuple[Worker, str]:
         """A new worker, and its secret, of which only a hash is stored."""
@@ -275,6 +277,8 @@ class Crowd:
             return self._expire(connection)
 
     def _expire(self, connection: Connection) -> int:
+        if self._clock() < self._patient:
+            return 0
         late = (  # passing over what others have locked: it is being renewed, or expired already
             select(shards.c.number)
             .where(_HELD, shards.c.expires <= self._clock())

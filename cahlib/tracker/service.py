@@ -117,12 +117,9 @@ class Service:
         )
 
     def _clockwork(self) -> None:
-        # At first nothing runs out: after a restart workers need a while to say that they live.
-        grace = time.monotonic() + min(self.settings.rules.lease / 3, 120)
         while True:
             try:
-                if time.monotonic() > grace:
-                    self.crowd.expire()
+                self.crowd.expire()
                 board.record(self.database, self.clock())
             except DatabaseAway as error:
                 _log.warning("%s", error)

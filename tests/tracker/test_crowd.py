@@ -74,6 +74,20 @@ def test_the_shard_of_a_silent_worker_is_given_to_another(crowd, fill, clock):
     assert crowd.beat(silent, [first.number, second.number]) == [second.number]
 
 
+def test_nothing_runs_out_at_once_when_the_tracker_was_away(crowd, fill, clock, database):
+    fill(1)
+    ann, bob = join(crowd), join(crowd)
+    first, second = crowd.lease(ann).number, crowd.lease(ann).number
+    clock.now += 1000
+    back = Crowd(database, crowd.rules, clock=clock)
+    assert back.lease(bob) is None and back.expire() == 0
+    clock.now += 119
+    assert back.beat(ann, [first]) == [first]
+    clock.now += 1
+    assert back.lease(bob).number == second
+    assert back.lease(bob) is None
+
+
 def test_late_work_counts_while_nobody_else_has_the_shard(crowd, fill, clock):
     fill(1)
     late = join(crowd)
