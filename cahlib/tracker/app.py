@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -38,6 +39,7 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         app.state.filters = bloom.open_all(FilePath(settings.filters)) if settings.filters else {}
+        app.state.filtering = asyncio.Semaphore(2)
         service.start()
         yield
         service.close()

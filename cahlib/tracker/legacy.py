@@ -7,17 +7,21 @@ its CPU results are parcels of a format of their own, which only its own GPU wor
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
 from cahlib.tracker import board, rules, wholes
 from cahlib.tracker.bloom import Filter
 from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.rules import IDS, Invalid, Kind, Missing, NotHeld, Refusal, Result, Unknown
 from cahlib.tracker.service import of, shown_time
+
+T = TypeVar("T")
 
 router = APIRouter(tags=["Crawling@Home, 2021"])
 files = APIRouter(prefix="/custom", tags=["Crawling@Home, whole WAT files"])
@@ -28,6 +32,10 @@ Type = Annotated[str, Query(max_length=20)]
 #: Where a result may be: old GPU workers put it into a command line of a shell as it is. Nothing
 #: here means anything to one, so `&` is missing too: it would end the command.
 _SAFE = re.compile(r"rsync [A-Za-z0-9][A-Za-z0-9._-]*|https?://[A-Za-z0-9][A-Za-z0-9._~:/?@=%+,-]*")
+
+
+#: Of a Bloom call, whose cost is by the line.
+_MOST_LINES = 1_000_000
 
 
 class Said(BaseModel):
@@ -218,23 +226,25 @@ def worker_data(request: Request, type: str, name: str) -> dict[str, Any]:
 
 
 @filters.post("/deduplicate/", response_class=PlainTextResponse)
-def deduplicate(
+async def deduplicate(
     request: Request,
     file: Annotated[UploadFile, File()],
     key: Annotated[str, Form(max_length=100)],
 ) -> str:
     """The lines that the filter does not hold."""
-    return "\n".join(_filter(request, key).missing(_lines(file)))
+    found = _filter(request, key)
+    return "\n".join(await _in_turn(request, lambda: found.missing(_lines(file))))
 
 
 @filters.post("/add/", response_class=PlainTextResponse)
-def add(
+async def add(
     request: Request,
     file: Annotated[UploadFile, File()],
     key: Annotated[str, Form(max_length=100)],
 ) -> str:
     """Add lines to the filter."""
-    _filter(request, key).add(_lines(file))
+    found = _filter(request, key)
+    await _in_turn(request, lambda: found.add(_lines(file)))
     return "success"
 
 
@@ -287,9 +297,17 @@ def _address(text: str | None) -> str:
     return address
 
 
+async def _in_turn(request: Request, act: Callable[[], T]) -> T:
+    """Do what takes seconds, two at a time: whoever waits for that takes no thread from others."""
+    async with request.app.state.filtering:
+        return await run_in_threadpool(act)
+
+
 def _lines(file: UploadFile) -> list[str]:
     text = file.file.read().decode("utf-8", "replace")
-    return [line for line in (line.strip() for line in text.splitlines()) if line]
+    if text.count("\n") > _MOST_LINES:  # before there are as many strings
+        raise Invalid(f"file: bring at most {_MOST_LINES:,} lines at once.")
+    return [line for line in (line.strip() for line in text.split("\n")) if line]
 
 
 def _filter(request: Request, key: str) -> Filter:

@@ -1,9 +1,11 @@
 """The old protocol, walked through by a client that was written from its description alone."""
 
 import json
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,6 +14,7 @@ from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.rules import Rules
 from cahlib.tracker.service import Settings
+from tests.world.jobs import until
 from tests.world.trackers import ask, serving
 
 ANY = Limits(address=0, worker=0, newcomers=0)
@@ -319,3 +322,33 @@ def test_the_bloom_service(tracker):
     assert json.loads(client.get("info/?key=main"))["Number of items inserted"] == 21
     with pytest.raises(WorkerTimedOutError):
         client.get("info/?key=other")
+
+
+def test_a_bloom_call_has_no_more_lines_than_a_server_can_bear(tracker):
+    client = Client(tracker)
+    for path in ("deduplicate/", "add/"):
+        with pytest.raises(ValueError, match="at most 1,000,000 lines"):
+            client.send_file(path, "main", ["a"] * 1_000_001)
+    assert client.send_file("deduplicate/", "main", ["a"] * 10) == "\n".join(["a"] * 10)
+
+
+def test_two_bloom_calls_are_served_at_a_time_and_others_meanwhile(tracker, monkeypatch):
+    lock, go, inside = threading.Lock(), threading.Event(), []
+
+    def missing(self, lines):
+        with lock:
+            inside.append(len(inside) + 1)
+        go.wait(60)
+        return lines
+
+    monkeypatch.setattr(bloom.Filter, "missing", missing)
+    client = Client(tracker)
+    with ThreadPoolExecutor(5) as threads:
+        asked = [threads.submit(client.send_file, "deduplicate/", "main", ["a"]) for _ in range(5)]
+        until(lambda: len(inside) >= 2)
+        for _ in range(20):
+            assert json.loads(client.get("data"))["total_pairs_scraped"] == 0
+        most = len(inside)
+        go.set()
+        assert [each.result() for each in asked] == ["a"] * 5
+    assert (most, len(inside)) == (2, 5)
