@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from typing import Any, TypeAlias
 
 _Scope: TypeAlias = MutableMapping[str, Any]
@@ -99,7 +100,7 @@ class Gate:
             await _refuse(scope, send, 413, too_large)
 
     def _wait(self, scope: _Scope, headers: dict[bytes, bytes]) -> float:
-        address = scope["client"][0] if scope.get("client") else ""
+        address = _sender(scope["client"][0] if scope.get("client") else "")
         if scope["path"] == "/healthz":
             return 0
         if scope["path"] in ("/v1/workers", "/api/new") and (wait := self._newcomers.wait(address)):
@@ -108,6 +109,17 @@ class Gate:
         if secret and (wait := self._workers.wait(hash(secret))):
             return wait
         return self._addresses.wait(address)
+
+
+def _sender(address: str) -> str:
+    """Whose requests are counted together: of IPv6, a connection at home has a whole /64."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return address  # what a proxy says that knows no better
+    if not isinstance(found, IPv6Address):
+        return address
+    return str(found.ipv4_mapped or int(found) >> 64)
 
 
 async def _drain(receive: _Receive) -> None:

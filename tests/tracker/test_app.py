@@ -238,3 +238,18 @@ def test_who_asks_too_often_waits(url, database):
         for n in range(4):
             headers = {"X-Forwarded-For": f"9.9.9.{n}"}
             assert ask(tracker, "/v1/workers", newcomer, headers=headers).status == 201
+
+
+def test_all_addresses_of_an_ipv6_connection_are_one_sender(url, database):
+    def joined(address):
+        headers = {"X-Forwarded-For": address}
+        newcomer = {"nickname": "ann", "kind": "cpu"}
+        return ask(tracker, "/v1/workers", newcomer, headers=headers).status == 201
+
+    options = {"proxy_headers": True, "forwarded_allow_ips": "127.0.0.1"}
+    limits = Limits(address=0, worker=0, newcomers=0.01)  # two at once, then one in 100 s
+    with serving(create(Settings(database=url, limits=limits)), **options) as tracker:
+        assert [joined(f"2001:db8:1:2::{n}") for n in range(4)] == [True, True, False, False]
+        assert [joined(f"2001:db8:1:{n}::1") for n in range(3, 6)] == [True] * 3
+        assert [joined(f"::ffff:9.9.9.{n}") for n in range(4)] == [True] * 4
+        assert [joined(name) for name in ("unknown", "9.9.9.0", "9.9.9.0")] == [True, True, False]
