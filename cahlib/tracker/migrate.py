@@ -9,11 +9,14 @@ from alembic.config import Config
 from sqlalchemy.exc import DatabaseError
 
 from cahlib.errors import ConfigError
-from cahlib.tracker.database import Database
+from cahlib.tracker.database import Database, DatabaseAway
 
 
 def migrate(database: Database, revision: str = "head") -> None:
-    """Upgrade the database; two processes that do so at once wait for each other."""
+    """Upgrade the database; two processes that do so at once wait for each other.
+
+    Raises ConfigError, or DatabaseAway with the driver's words: it may be a name that is wrong.
+    """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     try:
@@ -22,6 +25,9 @@ def migrate(database: Database, revision: str = "head") -> None:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7319044)")
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
+    except DatabaseAway as error:
+        said = " ".join(str(getattr(error.__cause__, "orig", error.__cause__)).split()).rstrip(".")
+        raise DatabaseAway(f"database: {database.shown} cannot be reached: {said}.") from error
     except DatabaseError as error:
         raise ConfigError(
             f"database: {database.shown} cannot be used as a tracker's ({error.orig})."

@@ -85,11 +85,24 @@ def test_a_port_that_is_taken_is_said_so(tmp_path, capsys):
     assert "cannot be served at" in said and said.count("\n") == 1
 
 
-def test_a_database_that_is_away_is_said_so(capsys):
-    url = "postgresql+psycopg://ann:secret@127.0.0.1:9/x"
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("postgresql+psycopg://ann:secret@127.0.0.1:9/x", "refused"),
+        ("sqlite:////nowhere/t.sqlite", "unable to open database file"),
+    ],
+)
+def test_why_a_database_cannot_be_reached_is_said(capsys, url, says):
     assert main(["tracker", "stats", "--database", url]) == 1
     said = capsys.readouterr().err
-    assert "cannot be reached" in said and "secret" not in said
+    assert "cannot be reached" in said and says in said and said.count("\n") == 1
+    assert "secret" not in said
+
+
+def test_a_database_that_does_not_exist_is_said_so(postgres, capsys):
+    url = postgres.create("there").replace("/there", "/nowhere")
+    assert main(["tracker", "stats", "--database", url]) == 1
+    assert '"nowhere" does not exist' in capsys.readouterr().err
 
 
 def test_a_tracker_that_is_none_is_said_so_before_anything_starts(tmp_path, capsys):
