@@ -279,6 +279,8 @@ class Shared:
                 return False
             except Refused as error:
                 _log.warning("%s: %s", id, error)
+                if debt.act == "complete":
+                    _log.warning("%s stays in this dataset; another may have its pairs too.", id)
                 if debt.act == "deliver" and debt.parcel:
                     self.refused(debt.parcel)
             with self._lock:

@@ -120,6 +120,32 @@ def test_work_goes_on_while_the_tracker_is_away(url, database, fill, tmp_path):
     ledger.close()
 
 
+def test_a_finished_shard_that_became_anothers_meanwhile_is_named(
+    url, database, fill, tmp_path, caplog
+):
+    fill(1)
+    clock = Clock()
+    app = create(Settings(database=url, limits=ANY, fresh=0), clock=clock)
+    with serving(app) as address:
+        run = Run(tmp_path / "a", address)
+        ledger, shared = run.launch()
+        shared.__enter__()
+        first = shared.lease()
+        shared.seal(first, ["ab" * 16], one_pair())
+        shared._ended.set()  # killed before the tracker was told
+        shared._messenger.join()
+        ledger.close()
+        clock.now += 3600
+        crowd = app.state.service.crowd
+        other = crowd.register("bob", Kind.HYBRID)[1]
+        assert {crowd.lease(other).number, crowd.lease(other).number} == {0, 1}
+        ledger, again = run.launch()
+        with again:
+            again.done(first)
+        ledger.close()
+    assert f"{first.id} stays in this dataset; another may have its pairs too." in caplog.text
+
+
 def test_a_run_that_the_tracker_does_not_know_any_more_ends(app, database, tmp_path):
     with serving(app) as address:
         run = Run(tmp_path / "a", address)
