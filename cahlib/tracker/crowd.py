@@ -87,11 +87,11 @@ class Crowd:
         """The next shard for this worker, if any.
 
         ``old``: by the old protocol, whose workers hold one shard at most and give it back by
-        asking for another.
+        asking for another. They do not say why, and may have failed: so the attempt counts.
         """
         with self._as(secret) as (connection, worker):
             if old:
-                self._release(connection, worker, _HELD)
+                self._release(connection, worker, _HELD, back=0)
             lease = self._claim(connection, worker, old=old)
             if lease is None and self._expire(connection):
                 lease = self._claim(connection, worker, old=old)
@@ -323,14 +323,12 @@ class Crowd:
         )
         return connection.execute(changed).scalar()
 
-    def _release(self, connection: Connection, worker: Worker, which: Any) -> int:
-        freed = (
-            update(shards)
-            .where(which, *_mine(worker))
-            .values(state=worker.kind.takes, worker=None, attempts=shards.c.attempts - 1)
-            .returning(shards.c.number)
-        )
-        numbers = connection.execute(freed).scalars().all()
+    def _release(self, connection: Connection, worker: Worker, which: Any, back: int = 1) -> int:
+        attempts = shards.c.attempts - back
+        state = case((attempts >= self.rules.attempts, "failed"), else_=worker.kind.takes)
+        values = {"state": state, "worker": None, "attempts": attempts}
+        freed = update(shards).where(which, *_mine(worker)).values(**values)
+        numbers = connection.execute(freed.returning(shards.c.number)).scalars().all()
         uids.free(connection, numbers)
         return len(numbers)
 
