@@ -53,7 +53,13 @@ def add(commands: Any) -> None:
         help="also those whose parcels of old clients no GPU worker has taken",
     )
     retry.set_defaults(act=_retry)
-    for parser in (intake, stats, export, retry):
+    expel = own.add_parser("expel", help="send workers away; what they hold is free again")
+    expel.add_argument("names", nargs="+", help="as `cah tracker export shards` shows them")
+    expel.add_argument(
+        "--undo", action="store_true", help="put what they completed back on the list, uncounted"
+    )
+    expel.set_defaults(act=_expel)
+    for parser in (intake, stats, export, retry, expel):
         _add_database(parser)
     create = own.add_parser("filter", help="make an empty Bloom filter for workers to share")
     create.add_argument("file", help="NAME.bloom, in the folder that serve is given by --filters")
@@ -225,6 +231,21 @@ def _retry(chosen: argparse.Namespace) -> int:
 
         again = intake.retry(database, chosen.shards or None, old_parcels=chosen.old_parcels)
     print(f"{again:,} shards are to do again.")
+    return 0
+
+
+def _expel(chosen: argparse.Namespace) -> int:
+    with _database(chosen.database) as database:
+        from cahlib.tracker import board, intake
+        from cahlib.tracker.crowd import Crowd
+        from cahlib.tracker.rules import Rules
+
+        numbers = [board.worker(database, name)["id"] for name in chosen.names]
+        crowd, again = Crowd(database, Rules()), 0
+        for number in numbers:
+            crowd.expel(number)
+            again += intake.undo(database, number) if chosen.undo else 0
+    print(f"{len(numbers):,} workers are sent away; {again:,} shards are to do again.")
     return 0
 
 

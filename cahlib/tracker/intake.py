@@ -1,4 +1,4 @@
-"""What the administrator does to the shards of a tracker: add WAT files, try shards again."""
+"""What the administrator does to the shards of a tracker: add them, try them again, undo work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from cahlib.records import Shard
 from cahlib.tracker.database import Database
-from cahlib.tracker.schema import failures, shards, wats
+from cahlib.tracker.schema import failures, pairs, people, shards, wats, workers
+
+#: A shard that nobody has touched.
+_FRESH = {
+    "state": "todo", "lane": 0, "attempts": 0, "worker": None, "expires": 0, "scraper": None,
+    "parcel": None,
+}  # fmt: skip
 
 
 def add(database: Database, every: Iterable[Shard]) -> int:
@@ -61,8 +67,31 @@ def retry(
     with database.write() as connection:
         again = select(shards.c.number).where(aside)
         connection.execute(delete(failures).where(failures.c.shard.in_(again)))
-        fresh = {
-            "state": "todo", "lane": 0, "attempts": 0, "worker": None, "expires": 0,
-            "scraper": None, "parcel": None,
-        }  # fmt: skip
-        return int(connection.execute(update(shards).where(aside).values(**fresh)).rowcount)
+        return int(connection.execute(update(shards).where(aside).values(**_FRESH)).rowcount)
+
+
+def undo(database: Database, worker: int) -> int:
+    """Put what a worker completed, and its parcels that are not judged yet, back on the list.
+
+    How many shards. Their pairs are nobody's, and are not counted for it any more. It must have
+    been sent away, or there may be more of it the next moment.
+    """
+    done = (shards.c.worker == worker) & (shards.c.state == "done")
+    brought = (shards.c.scraper == worker) & shards.c.state.in_(["scraped", "judging"])
+    query = select(shards.c.number, shards.c.state, shards.c.pairs).where(done | brought)
+    with database.write() as connection:
+        rows = connection.execute(query.with_for_update()).all()
+        of_shards = select(shards.c.number).where(done | brought)
+        connection.execute(delete(pairs).where(pairs.c.shard.in_(of_shards)))
+        emptied = _FRESH | {"pairs": 0, "tally": None, "output": None, "finished": None}
+        connection.execute(update(shards).where(done | brought).values(**emptied))
+        closed = [row.pairs for row in rows if row.state == "done"]
+        less = {"done": len(closed), "pairs": sum(closed), "scraped": len(rows) - len(closed)}
+        named = select(workers.c.nickname).where(workers.c.id == worker).scalar_subquery()
+        for table, which in (
+            (workers, workers.c.id == worker),
+            (people, people.c.nickname == named),
+        ):
+            left = {name: table.c[name] - number for name, number in less.items()}
+            connection.execute(update(table).where(which).values(left))
+    return len(rows)

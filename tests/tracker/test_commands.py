@@ -11,6 +11,8 @@ from statistics import median
 import pytest
 
 from cahlib.cli import main
+from cahlib.records import Tally
+from cahlib.tracker import board
 from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import Kind, Result, Rules
@@ -49,6 +51,43 @@ def test_a_crawl_is_added_once_counted_and_exported(url, crawl, capsys, tmp_path
     rows = json.loads(out.read_text())
     assert [row["state"] for row in rows] == ["done", *["todo"] * 5]
     assert main(["tracker", "retry", "--database", url]) == 0
+
+
+def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys):
+    main(["tracker", "add", "--database", url, "--crawl", crawl])
+    database = Database(url)
+    crowd = Crowd(database, Rules())
+    (ann, hers), (eve, his) = (crowd.register(name, Kind.HYBRID) for name in ("ann", "eve"))
+    (carl, cpu), gpu = crowd.register("eve", Kind.CPU), crowd.register("gus", Kind.GPU)[1]
+    uids = [f"{n:032x}" for n in range(4)]
+    for secret, mine in ((hers, uids[:1]), (his, uids[1:2]), (his, uids[2:])):
+        number = crowd.lease(secret).number
+        assert crowd.claim_pairs(secret, number, mine) == []
+        crowd.complete(secret, number, Result(pairs=len(mine), tally=Tally(), output="s3://x"))
+    for _ in range(2):
+        parcel = {"url": "s3://p/a.tar", "sha256": "0" * 64, "size": 5}
+        crowd.deliver(cpu, crowd.lease(cpu).number, parcel)
+    crowd.complete(gpu, crowd.lease(gpu).number, Result(pairs=7))  # judged by an honest one: stays
+    crowd.lease(gpu)
+    held = crowd.lease(his).number
+    assert main(["tracker", "expel", eve.name, "no-body", "--database", url]) == 1
+    assert "There is no worker no-body." in capsys.readouterr().err
+    assert crowd.held(his) == [held]
+    assert main(["tracker", "expel", eve.name, "--database", url]) == 0
+    assert "1 workers are sent away; 0 shards are to do again." in capsys.readouterr().out
+    assert board.counts(database).done == 4
+    for again in (3, 0):
+        line = ["tracker", "expel", eve.name, carl.name, "--undo", "--database", url]
+        assert main(line) == 0
+        assert f"{again} shards are to do again." in capsys.readouterr().out
+    counts = board.counts(database)
+    assert (counts.done, counts.pairs, counts.parcels, counts.todo) == (2, 8, 1, 4)
+    assert [one["nickname"] for one in board.leaders(database)] == ["gus", "ann"]
+    free = [row for row in board.export(database) if row["state"] == "todo"]
+    assert {(row["worker"], row["output"], row["tally"]) for row in free} == {(None, None, None)}
+    number = crowd.lease(hers).number
+    assert crowd.claim_pairs(hers, number, uids) == uids[:1]
+    database.close()
 
 
 @pytest.mark.parametrize(
