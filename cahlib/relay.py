@@ -60,6 +60,7 @@ def fetch(
     and RunError where the disk is full.
     """
     if not parcels.sealed(folder, shard):
+        folder.mkdir(parents=True, exist_ok=True)
         mark = secrets.token_hex(4)
         tar, manifest = (folder / f"{shard.id}.{mark}{kind}.part" for kind in ("", ".json"))
         try:

@@ -122,14 +122,16 @@ def clouds(tokens: str) -> Sequence[Hetzner]:
 
 
 def _reach(job: Job) -> Reach:
-    """The cluster that a job names, by its address or by a ticket."""
+    """The cluster that a job names, by its address or by a ticket; others may work there too."""
     from cahlib.swarm import ticket
-    from cahlib.swarm.cluster import Reach
+    from cahlib.swarm.cluster import Reach, named
 
-    place = job.place
+    place, own = job.place, job.output.folder / "run"
     if "://" in place.engine:
-        return Reach(address=place.engine, staging=place.staging)
-    return ticket.read(Path(place.engine).expanduser(), job.output.folder / "run" / "ticket")
+        reach = Reach(address=place.engine, staging=place.staging)
+    else:
+        reach = ticket.read(Path(place.engine).expanduser(), own / "ticket")
+    return reach.of_run(named(own / "engine"))  # they may have other rules for the same shards
 
 
 def check(job: Job) -> None:

@@ -110,6 +110,7 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     from cahlib.config import replace
     from cahlib.scrapers import orders
     from cahlib.swarm import crew
+    from cahlib.swarm.cluster import named
 
     wanted = orders(replace(job, swarm=chosen.nodes))
     clouds = _accounts(environment)
@@ -121,7 +122,7 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
             print(f"{login.name} at {login.address} is up")
     finally:
         print(
-            f"What was made costs money until `cah swarm down --run {crew.named(wanted.state)}`; "
+            f"What was made costs money until `cah swarm down --run {named(wanted.state)}`; "
             "`cah run --swarm` uses it."
         )
     return 0

@@ -12,6 +12,7 @@ from cahlib.config import Job
 from cahlib.errors import ConfigError, RunError
 from cahlib.scrapers import orders, state
 from cahlib.swarm import crew
+from cahlib.swarm.cluster import named
 from cahlib.swarm.fleet import mark, plan
 from cahlib.swarm.hetzner import Hetzner
 from cahlib.swarm.signals import undisturbed
@@ -33,7 +34,7 @@ class Swarm:
         self._pause = pause  #: seconds between two looks at what is left
         self._accounts, self._tell = accounts, tell
         self._orders = orders(job)
-        self._labels = crew.labels(state(job), run=crew.named(state(job)))
+        self._labels = crew.labels(state(job), run=named(state(job)))
         self._settled = True  #: no request for a server may be unanswered
         self._marked = 0.0
 

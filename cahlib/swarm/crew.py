@@ -6,7 +6,6 @@ command that is started again takes over the nodes that are there. No token is i
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from cahlib.errors import ConfigError, RunError
 from cahlib.progress import Board, Node
 from cahlib.swarm import install, ssh, view
-from cahlib.swarm.cluster import Reach
+from cahlib.swarm.cluster import Reach, named
 from cahlib.swarm.fleet import Bill, Fleet, Limits, fleet, plan, remains, sweep
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HOME, user_data
@@ -128,15 +127,6 @@ def down(
         if time.monotonic() > deadline:
             raise RunError(remains(left, trouble, labels.get("run", ""), 0))
         time.sleep(pause)
-
-
-def named(state: Path) -> str:
-    """The run's name: the same as long as its folder is there."""
-    path = state / "run"
-    if not path.exists():
-        state.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(4))
-    return path.read_text()
 
 
 def labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, str]:

@@ -102,6 +102,7 @@ class Remote:
         machine that lacks them, once.
         """
         job = _Job(function, arguments, limit, tuple(map(needed, files)))
+        key = self._reach.run + key
         with self._lock:
             self._jobs[key] = job
             with suppress(*TROUBLE):  # the keeper sends it, once there is a connection again
@@ -122,14 +123,14 @@ class Remote:
             return None
         with self._lock:
             del self._jobs[key]
-        return key, result
+        return key.removeprefix(self._reach.run), result
 
     def told(self) -> list[Any]:
         """What each running job reported last."""
         return list(self.reports().values())
 
     def reports(self) -> dict[str, Any]:
-        """The same, by the jobs' keys."""
+        """The same, by the keys under which the cluster knows the jobs."""
         jobs = list(self._jobs.items())
         return {key: job.told for key, job in jobs if job.told is not None}
 

@@ -6,7 +6,9 @@ import threading
 import pytest
 from distributed import LocalCluster
 
+from cahlib.config import Job, replace
 from cahlib.errors import ConfigError, RunError
+from cahlib.scrapers import scrapers as opened
 from cahlib.swarm.cluster import Reach, connected
 from cahlib.swarm.remote import Remote, remote
 from tests.world import jobs
@@ -45,6 +47,34 @@ def test_any_dask_cluster_serves(tmp_path, staging):
             assert parcel.path.stat().st_size == 3000
             assert scrapers.slots == 1
     assert not [*(tmp_path / "away").iterdir(), *(tmp_path / "shared").iterdir()]
+
+
+@pytest.mark.parametrize("staging", [False, True])
+def test_runs_on_one_cluster_take_nothing_of_each_others(tmp_path, staging):
+    def engine(name):
+        shared = (tmp_path / "shared").as_uri() if staging else ""
+        job = replace(
+            Job(), output=str(tmp_path / name), engine=theirs.scheduler_address, staging=shared
+        )
+        return opened(job, stop=threading.Event())
+
+    begun = [tmp_path / "begun by a", tmp_path / "begun by b"]
+    with cluster() as theirs:
+        with engine("a") as (a, there), engine("b") as (b, elsewhere):
+            for scrapers, folder in zip((a, b), begun, strict=True):
+                folder.mkdir()
+                scrapers.submit("shard", jobs.note_and_wait, folder, limit=60)
+            for scrapers, folder in zip((a, b), begun, strict=True):
+                (folder / "go").touch()
+                assert scrapers.take(timeout=60) == ("shard", "done")
+            for scrapers, parcels in ((a, there), (b, elsewhere)):
+                scrapers.submit("parcel", jobs.write_parcel, 3000, "", parcels, limit=60)
+                assert scrapers.take(timeout=60)[1].path.stat().st_size == 3000
+                parcels.rmdir()  # it is empty again
+        assert [(folder / "1").exists() for folder in begun] == [True, True]
+        assert there != elsewhere
+        with engine("a") as (_, again):
+            assert again == there  # what an earlier launch left is found
 
 
 def test_workers_that_could_not_serve_files_are_refused(tmp_path):
