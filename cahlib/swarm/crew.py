@@ -184,6 +184,7 @@ def _prepared(
     planned = plan(accounts, orders.limits)
     goods = install.package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
     run = named(orders.state)
+    keys.renew()  # before servers are made for it, but not for a plan that is refused
     made = Fleet(accounts, run, planned, lambda name: user_data(keys, name), tell, stop=stop)
     return made, goods, keys
 

@@ -2,7 +2,8 @@
 
 All lie in one folder that only its owner reads, so that a command that is started again reaches
 the swarm of the one before. Whoever holds a TLS key of a swarm can run code on it: the authority
-is made for one swarm and lives a month. It does not know any server.
+is made for one swarm and lives a month, and is renewed if a later swarm of the same folder would
+outlive it. It does not know any server.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 _LIFETIME = datetime.timedelta(days=30)
+
+#: What must be left of it when servers are brought up.
+_LEFT = _LIFETIME / 2
 
 _MAKING = threading.Lock()
 
@@ -64,6 +68,17 @@ class Keys:
         """Key and certificate of a role in the swarm: "node" or "driver"."""
         authority = self.authority()
         return self._made(role, "crt", lambda: _certified(role, authority))
+
+    def renew(self, *, now: datetime.datetime | None = None) -> None:
+        """Forget the certificates if they end soon; nodes that have them are then set up anew."""
+        authority = self.folder / "authority.crt"
+        if not authority.exists():
+            return
+        ends = x509.load_pem_x509_certificate(authority.read_bytes()).not_valid_after_utc
+        if ends < (now or datetime.datetime.now(datetime.timezone.utc)) + _LEFT:
+            signed = [path for path in self.folder.glob("*.crt") if path != authority]
+            for path in (*signed, authority):  # last: what it signed is never left without it
+                path.unlink()
 
     def guest(self, hours: float) -> tuple[bytes, bytes]:
         """Key and certificate of a driver on another machine, for so many hours; kept nowhere."""

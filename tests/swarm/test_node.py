@@ -1,5 +1,6 @@
 """What a node is told at its first boot is understood by the programs that it is for."""
 
+import datetime
 import json
 import os
 import re
@@ -10,11 +11,15 @@ import subprocess
 import zipfile
 
 import pytest
+from cryptography import x509
 
-from cahlib.errors import ConfigError
-from cahlib.swarm import install, wheel
+from cahlib.errors import ConfigError, RunError
+from cahlib.swarm import crew, hetzner, install, wheel
+from cahlib.swarm import keys as key_files
+from cahlib.swarm.fleet import Limits
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HERE, user_data
+from tests.world import cloud as clouds
 
 
 @pytest.fixture
@@ -35,6 +40,42 @@ def test_keys_are_made_once_and_for_their_owner_only(keys):
     assert [(p.private.read_bytes(), p.public.read_bytes()) for p in after] == before
     assert stat.S_IMODE(keys.folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in keys.folder.iterdir()} == {0o600}
+
+
+def days(number):
+    return datetime.timedelta(days=number)
+
+
+def test_certificates_that_end_soon_are_renewed_and_what_opens_the_nodes_stays(keys):
+    signed = [keys.tls("node"), keys.tls("driver"), keys.authority()]
+    stay = [keys.ssh(), keys.host("alpha")]
+    before = [p.public.read_bytes() for p in (*signed, *stay)]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    keys.renew(now=now + days(14))
+    assert [p.public.read_bytes() for p in (*signed, *stay)] == before
+    keys.renew(now=now + days(16))
+    after = [
+        pair().public.read_bytes()
+        for pair in (lambda: keys.tls("node"), lambda: keys.tls("driver"), keys.authority)
+    ]
+    assert not set(after) & set(before)
+    assert [p.public.read_bytes() for p in stay] == before[3:]
+    *issued, authority = map(x509.load_pem_x509_certificate, after)
+    for each in issued:
+        each.verify_directly_issued_by(authority)
+
+
+def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch):
+    """None is made here: the account has no room."""
+    orders = crew.Orders(limits=Limits(nodes=1), state=tmp_path)
+    keys = Keys(orders.state / "keys")
+    before = keys.authority().public.read_bytes()
+    monkeypatch.setattr(key_files, "_LEFT", days(31))  # so those of today end soon
+    with clouds.serve(clouds.Cloud({"token": clouds.Account(limit=0)})) as cloud:
+        accounts = hetzner.accounts("token", endpoint=cloud.url)
+        with pytest.raises(RunError, match="no account took"):
+            crew.up(accounts, orders, tell=lambda _: None)
+    assert keys.authority().public.read_bytes() != before
 
 
 def test_user_data_fits_and_tells_no_secret_of_the_swarm(keys):
