@@ -13,8 +13,9 @@ from cahlib.errors import ConfigError, RunError
 from cahlib.scrapers import orders, state
 from cahlib.swarm import crew
 from cahlib.swarm.cluster import named
-from cahlib.swarm.fleet import mark, plan
+from cahlib.swarm.fleet import plan
 from cahlib.swarm.hetzner import Hetzner
+from cahlib.swarm.provider import mark
 from cahlib.swarm.signals import undisturbed
 
 _MARK = 100.0  # seconds between two notes that the servers are in use

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm.provider import (
-    ALIVE,
     PROJECT,
     Account,
     Denial,
@@ -25,7 +24,9 @@ from cahlib.swarm.provider import (
     Offer,
     Server,
     Wish,
+    mark,
     ranked,
+    worked,
 )
 from cahlib.swarm.signals import undisturbed
 
@@ -344,13 +345,6 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
     return left, trouble
 
 
-def mark(accounts: Sequence[Account], labels: Mapping[str, str], now: float) -> None:
-    """Note at the clouds, on one server of each, that somebody works with those of a run."""
-    for account in accounts:
-        for server in account.servers(labels)[:1]:
-            account.mark(server, {ALIVE: str(int(now))})
-
-
 def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = None) -> list[str]:
     """Sentences on servers of runs that are over, that of the run ``but`` excepted."""
     now, runs = now or time.time(), defaultdict[str, list[Server]](list)
@@ -360,7 +354,7 @@ def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = 
     over = {
         run: servers
         for run, servers in runs.items()
-        if run != but and max(map(_worked, servers)) < now - _OVER
+        if run != but and max(map(worked, servers)) < now - _OVER
     }
     prices = (
         {kind: euro for each in accounts for kind, euro in each.prices().items()} if over else {}
@@ -371,12 +365,6 @@ def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = 
         f"`cah swarm down --run {run}`."
         for run, servers in over.items()
     ]
-
-
-def _worked(server: Server) -> float:
-    """When somebody last worked with a server, as far as it tells."""
-    alive = server.labels.get(ALIVE, "")
-    return max(server.created, float(alive) if alive.isdecimal() else 0)
 
 
 def remains(left: Sequence[Server], trouble: Sequence[str], run: str, hourly: float) -> str:

@@ -106,6 +106,19 @@ class Account(Protocol):
         """Delete what `prepare` made."""
 
 
+def mark(accounts: Sequence[Account], labels: Mapping[str, str], now: float) -> None:
+    """Note at the clouds, on one server of each, that somebody works with those of a run."""
+    for account in accounts:
+        for server in account.servers(labels)[:1]:
+            account.mark(server, {ALIVE: str(int(now))})
+
+
+def worked(server: Server) -> float:
+    """When somebody last worked with a server, as far as it tells."""
+    alive = server.labels.get(ALIVE, "")
+    return max(server.created, float(alive) if alive.isdecimal() else 0)
+
+
 def ranked(
     offers: Sequence[Offer], *, location: str = "", server_type: str = "", memory: float = 2
 ) -> Iterator[Offer]:
