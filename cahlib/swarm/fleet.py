@@ -45,6 +45,9 @@ _OVER = 300.0
 #: Seconds for which deleting is tried again before what remains is reported.
 _PATIENCE = 120.0
 
+#: Seconds in which a deleted server leaves its account's list.
+_LEAVES = 30.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -159,8 +162,9 @@ class Fleet:
     clock: Callable[[], float] = time.time
     stop: threading.Event = field(default_factory=threading.Event)  #: set: no more are wanted
     listed: Mapping[str, Server] = field(default_factory=dict)  #: by name, as last heard
-    _full: set[str] = field(default_factory=set)  #: accounts at their limit
-    _gone: set[tuple[str, str, str]] = field(default_factory=set)  #: account, type, place: no stock
+    _full: set[str] = field(default_factory=set)  #: accounts at their limit just now
+    #: account, type, place: no stock just now
+    _gone: set[tuple[str, str, str]] = field(default_factory=set)
     _unsure: set[str] = field(default_factory=set)  #: asked for, without an answer
     _bills: dict[str, Bill] = field(default_factory=dict)  #: by server's name
     _made: int = 0
@@ -180,6 +184,8 @@ class Fleet:
 
         Raises RunError if not even one came up, or if no more are wanted.
         """
+        self._full.clear()  # servers may be gone since, and others' too
+        self._gone.clear()
         have = self.servers()
         while len(have) < self.plan.limits.nodes:
             if self.stop.is_set():
@@ -205,11 +211,14 @@ class Fleet:
         """Note at the cloud that somebody works with these servers; see `forsaken`."""
         mark(self.accounts, self.labels, self.clock())
 
-    def remove(self, server: Server) -> None:
-        """Delete one server."""
+    def remove(self, server: Server, *, pause: float = 0.5, patience: float = _LEAVES) -> None:
+        """Delete one server, and wait until there is room for another one."""
         for account in self.accounts:
-            if any(each.id == server.id for each in account.servers(self.labels)):
+            if self._has(account, server):
                 account.delete(server)
+                deadline = time.monotonic() + patience
+                while self._has(account, server) and time.monotonic() < deadline:
+                    time.sleep(pause)
         self.listed = {name: each for name, each in self.listed.items() if name != server.name}
         if server.name in self._bills:
             self._bills[server.name].until = self.clock()
@@ -243,6 +252,9 @@ class Fleet:
             time.sleep(pause)
         for bill in self._bills.values():
             bill.until = bill.until or self.clock()
+
+    def _has(self, account: Account, server: Server) -> bool:
+        return any(each.id == server.id for each in account.servers(self.labels))
 
     def _hourly(self, servers: Sequence[Server]) -> float:
         return sum(self._bills[s.name].hourly for s in servers if s.name in self._bills)

@@ -162,7 +162,6 @@ class Watch:
         names, more = ", ".join(each.name for each in lost), self._left >= len(lost)
         then = "making others." if more else "no more servers will be made for them."
         self._tell(f"{names}: lost; {then}")
-        self._left -= len(lost) if more else 0
         self._engine.drain(timeout=self._rules.drain)
         for each in lost:
             self._made.remove(each)
@@ -171,14 +170,15 @@ class Watch:
                 return
             if more:
                 self._made.fill()
+        servers = self._made.servers()
+        self._left -= len(lost) if more else 0  # not before: what the cloud refused is tried again
         for each in lost:
             self._nodes.pop(each.name, None)
             self._cases.pop(each.name, None)
-        self._join()
+        self._join(servers)
 
-    def _join(self) -> None:
+    def _join(self, servers: Sequence[Server]) -> None:
         """Make nodes of the servers that are new; of all, if the head is."""
-        servers = self._made.servers()
         head = next((each for each in servers if each.labels.get("role") == "head"), None)
         if head is None:
             self._engine.give_up(

@@ -5,6 +5,7 @@ from threading import Event
 
 import pytest
 
+from cahlib.errors import RunError
 from cahlib.progress import Board
 from cahlib.swarm import crew, hetzner
 from cahlib.swarm.cluster import Node
@@ -78,7 +79,7 @@ class Engine:
 
 def listed(cloud, said, nodes=2):
     """A watch over servers that are only listed, which sees at once what is ill."""
-    accounts, limits = hetzner.accounts(TOKEN, endpoint=cloud.url), Limits(nodes=nodes)
+    accounts, limits = hetzner.accounts(TOKEN, endpoint=cloud.url, poll=0.01), Limits(nodes=nodes)
     made = Fleet(accounts, "r1", plan(accounts, limits), lambda name: "", said.append)
     made.fill()
     rules = Rules(sure=0, lost=0, drain=0, least=1)
@@ -130,6 +131,45 @@ def test_a_head_for_which_there_is_no_other_ends_the_run(paper):
     watch.look()
     assert "the swarm's head is lost" in engine.ended
     assert [each["labels"]["role"] for each in paper.servers()] == ["node"]
+
+
+@pytest.mark.parametrize("role", ["node", "head"])
+@pytest.mark.parametrize("lingers", [0, 1])
+def test_what_is_lost_is_replaced_in_an_account_at_its_limit(paper, role, lingers):
+    paper.accounts[TOKEN].limit, paper.lingers, said = 3, lingers, []
+    engine, watch = listed(paper, said, nodes=5)
+    assert any("raise the limit" in sentence for sentence in said)
+    victim = off(paper, role)
+    watch.look()
+    assert f"{victim}: lost; making others." in said and not engine.ended
+    roles = [each["labels"]["role"] for each in paper.servers() if each["name"] != victim]
+    assert sorted(roles) == ["head", "node", "node"]
+
+
+def test_what_was_sold_out_is_asked_for_again(paper):
+    said = []
+    engine, watch = listed(paper, said)
+    paper.empty = {(kind, place) for kind in clouds.TYPES for place in clouds.PLACES}
+    off(paper, "node")
+    watch.look()
+    assert len(paper.servers()) == 1
+    paper.empty = set()
+    off(paper, "head")
+    watch.look()
+    assert len(paper.servers()) == 2 and not engine.ended
+
+
+def test_an_answer_that_does_not_come_costs_no_replacement(paper):
+    said = []
+    _, watch = listed(paper, said)
+    victim = off(paper, "node")
+    paper.faults = lambda number, what: what == "POST /servers" and "error"
+    for _ in range(3):  # more often than there are replacements
+        with pytest.raises(RunError, match="a fault asked for"):
+            watch.look()
+    paper.faults = lambda number, what: None
+    watch.look()
+    assert said[-2].startswith(f"{victim}: lost; making others.") and len(paper.servers()) == 2
 
 
 @pytest.fixture

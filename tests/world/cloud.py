@@ -65,6 +65,7 @@ class Cloud:
     hosts: object = field(default_factory=Nothing)
     empty: set[tuple[str, str]] = field(default_factory=set)  #: (type, place) listed, but sold out
     closed: set[tuple[str, str]] = field(default_factory=set)  #: (type, place) listed as sold out
+    lingers: int = 0  #: how many times a server is listed after it was deleted
     #: what to do at a call, by its number from 1: "error", "timeout", "interrupt", or any No
     faults: Callable[[int, str], object] = lambda number, what: None
     calls: list[str] = field(default_factory=list)
@@ -101,6 +102,7 @@ class Cloud:
     def _thing(self, account, kind, method, rest, query, body):
         things = account.things[kind]
         if method == "GET" and not rest:
+            self._fade(things)
             return _pages(kind, [t for t in things.values() if _matches(t, query)], query)
         if method == "POST" and not rest:
             return self._make(account, kind, body)
@@ -158,6 +160,8 @@ class Cloud:
         thing = account.things[kind].pop(number)
         if kind == "servers":
             self.hosts.stop(thing)
+            if self.lingers:
+                account.things[kind][number] = thing | {"status": "deleting", "looks": self.lingers}
             return {"action": _action()}
         if kind == "firewalls":
             held = (s["public_net"]["firewalls"] for s in account.things["servers"].values())
@@ -165,6 +169,14 @@ class Cloud:
                 account.things[kind][number] = thing
                 raise No(422, "resource_in_use", "firewall is in use")
         return {}
+
+    def _fade(self, things):
+        """One look less at what is being deleted."""
+        for number, thing in list(things.items()):
+            if thing.get("looks") == 0:
+                del things[number]
+            elif "looks" in thing:
+                thing["looks"] -= 1
 
     def _fixed(self, kind, query):
         if kind == "server_types":
