@@ -119,16 +119,18 @@ class Hetzner:
         """
         run = {k: v for k, v in wish.labels.items() if k != "role"}
         shared = "-".join(run.values())
-        try:
-            made = self._asked(lambda: self._create(offer, wish, shared))
-            return _server(made)
-        except Denied as denied:
-            if denied.why not in (Denial.AWAY, Denial.OTHER):
+
+        def make() -> Server:
+            try:
+                return _server(self._asked(lambda: self._create(offer, wish, shared)))
+            except Denied as denied:
+                if denied.why in (Denial.AWAY, Denial.OTHER):
+                    for each in self.servers(run):
+                        if each.name == wish.name:
+                            return each
                 raise
-            found = [each for each in self.servers(run) if each.name == wish.name]
-            if not found:
-                raise
-            return found[0]
+
+        return self._patiently(make)  # its name is unique: asking again makes no second one
 
     def servers(self, labels: Mapping[str, str]) -> list[Server]:
         """All servers that carry these labels."""

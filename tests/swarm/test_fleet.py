@@ -140,6 +140,15 @@ def test_a_token_that_may_only_read_leaves_nothing(cloud):
     assert nothing_is_left(cloud)
 
 
+def test_a_cloud_that_fails_for_a_moment_is_asked_again(cloud):
+    swarm, _ = made(cloud, nodes=2)
+    asked = iter(["error", "error", None, "error"])
+    cloud.faults = lambda number, what: next(asked, None) if what == "POST /servers" else None
+    with hold(swarm):
+        assert len(cloud.servers()) == 3  # the stranger's too
+    assert next(asked, None) is None and nothing_is_left(cloud)
+
+
 def test_many_servers_come_in_pages(cloud):
     cloud.accounts[ONE].limit = 70
     swarm, _ = made(cloud, nodes=60, tokens=ONE)
