@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import requests
 from hcloud import APIException, Client, HCloudException
 from hcloud.firewalls import BoundFirewall, FirewallRule
 from hcloud.images import BoundImage
@@ -215,7 +214,7 @@ class Hetzner:
             if str(error.code) in unless:
                 return None  # type: ignore[return-value]
             raise self._denied(error) from error
-        except (HCloudException, requests.RequestException) as error:
+        except (HCloudException, OSError) as error:  # of the network, or its CA file is gone
             text = f"{self.name}: Hetzner does not answer ({type(error).__name__})"
             raise Denied(Denial.AWAY, text + _ADVICE[Denial.AWAY] + ".") from error
 

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from cahlib.errors import ConfigError, RunError
+from cahlib.swarm import crew
 from cahlib.swarm.fleet import Fleet, Limits, fleet, forsaken, plan
 from cahlib.swarm.hetzner import accounts
 from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
@@ -147,6 +148,13 @@ def test_a_cloud_that_fails_for_a_moment_is_asked_again(cloud):
     with hold(swarm):
         assert len(cloud.servers()) == 3  # the stranger's too
     assert next(asked, None) is None and nothing_is_left(cloud)
+
+
+def test_servers_remain_where_this_machine_cannot_ask_any_more(monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere")  # `pip install -U` has taken it away
+    theirs = accounts(ONE, endpoint="https://127.0.0.1:9/v1", poll=0.001)
+    with pytest.raises(RunError, match="NOT deleted .*until you type `cah swarm down --run r1`"):
+        crew.down(theirs, {"project": "cahlib", "run": "r1"}, patience=0)
 
 
 def test_many_servers_come_in_pages(cloud):
