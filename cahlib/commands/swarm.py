@@ -130,10 +130,11 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
 
 def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.swarm import crew
+    from cahlib.swarm.provider import everywhere
 
     clouds = _accounts(environment)
     labels = crew.labels(_state(job), run=chosen.run, all_runs=chosen.all_runs)
-    servers = [each for account in clouds for each in account.servers(labels)]
+    servers = everywhere(clouds, labels)
     for each in servers:
         print(f"{each.name}  {each.type}  {each.location}  {each.address}")
     if servers and not agreed("Delete these servers?", yes=chosen.yes):

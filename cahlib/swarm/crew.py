@@ -20,7 +20,7 @@ from cahlib.swarm.cluster import Reach, named
 from cahlib.swarm.fleet import Bill, Fleet, Limits, fleet, plan, remains, sweep
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HOME, user_data
-from cahlib.swarm.provider import PROJECT, Account, Server
+from cahlib.swarm.provider import PROJECT, Account, Server, everywhere
 from cahlib.swarm.remote import Remote, remote
 from cahlib.swarm.ticket import issued
 from cahlib.swarm.watch import Rules, Watch, watched
@@ -145,7 +145,7 @@ def labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, s
 
 def servers(accounts: Sequence[Account], state: Path) -> list[Server]:
     """The servers of a run, the head first."""
-    found = [each for account in accounts for each in account.servers(labels(state))]
+    found = everywhere(accounts, labels(state))
     return sorted(found, key=lambda each: (each.labels.get("role") != "head", each.name))
 
 

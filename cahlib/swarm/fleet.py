@@ -24,6 +24,7 @@ from cahlib.swarm.provider import (
     Offer,
     Server,
     Wish,
+    everywhere,
     mark,
     ranked,
     worked,
@@ -200,7 +201,7 @@ class Fleet:
 
     def servers(self) -> list[Server]:
         """The run's servers at all accounts; those that it finds made are billed from then on."""
-        found = [server for account in self.accounts for server in account.servers(self.labels)]
+        found = everywhere(self.accounts, self.labels)
         for server in found:
             price = self.plan.prices.get((server.type, server.location), 0)
             self._bills.setdefault(server.name, Bill(price, server.created))
@@ -340,11 +341,11 @@ def fleet(
 
 def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[Server], list[str]]:
     """Ask every account to delete what carries the labels: what was there, what went wrong."""
-    left, trouble = list[Server](), list[str]()
+    left, trouble = dict[int, Server](), list[str]()
     for account in accounts:
         try:
             found = account.servers(labels)
-            left += found
+            left |= {server.id: server for server in found}
             for server in found:
                 try:
                     account.delete(server)
@@ -354,15 +355,14 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
                 account.clean(labels)
         except Denied as denied:
             trouble.append(str(denied))
-    return left, trouble
+    return list(left.values()), trouble
 
 
 def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = None) -> list[str]:
     """Sentences on servers of runs that are over, that of the run ``but`` excepted."""
     now, runs = now or time.time(), defaultdict[str, list[Server]](list)
-    for account in accounts:
-        for server in account.servers(dict([PROJECT])):
-            runs[server.labels.get("run", "")].append(server)
+    for server in everywhere(accounts, dict([PROJECT])):
+        runs[server.labels.get("run", "")].append(server)
     over = {
         run: servers
         for run, servers in runs.items()

@@ -106,6 +106,12 @@ class Account(Protocol):
         """Delete what `prepare` made."""
 
 
+def everywhere(accounts: Sequence[Account], labels: Mapping[str, str]) -> list[Server]:
+    """All servers that carry these labels, each once: two tokens may be of one project."""
+    listed = (server for account in accounts for server in account.servers(labels))
+    return list({server.id: server for server in listed}.values())
+
+
 def mark(accounts: Sequence[Account], labels: Mapping[str, str], now: float) -> None:
     """Note at the clouds, on one server of each, that somebody works with those of a run."""
     for account in accounts:

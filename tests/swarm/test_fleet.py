@@ -157,6 +157,23 @@ def test_servers_remain_where_this_machine_cannot_ask_any_more(monkeypatch):
         crew.down(theirs, {"project": "cahlib", "run": "r1"}, patience=0)
 
 
+def test_two_tokens_of_one_project_find_each_server_once(cloud, tmp_path):
+    cloud.accounts[TWO] = cloud.accounts[ONE]
+    cloud.accounts[ONE].limit = 5
+    swarm, _ = made(cloud, nodes=3)
+    with hold(swarm):
+        assert len(cloud.servers(ONE)) == 4  # the stranger's too
+        assert len(swarm.servers()) == 3
+        [sentence] = forsaken(swarm.accounts, now=time.time() + 1000)
+        assert sentence.startswith("3 servers of run r1") and "0.0210" in sentence
+        (tmp_path / "run").write_text("r1")
+        assert len(crew.servers(swarm.accounts, tmp_path)) == 3
+        swarm.remove(swarm.servers()[-1])
+        swarm.fill()
+        assert len(swarm.servers()) == 3
+    assert not swarm.servers()
+
+
 def test_many_servers_come_in_pages(cloud):
     cloud.accounts[ONE].limit = 70
     swarm, _ = made(cloud, nodes=60, tokens=ONE)
