@@ -351,6 +351,8 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
                     account.delete(server)
                 except Denied as denied:  # those after it may go
                     trouble.append(str(denied))
+                    if denied.why is Denial.AWAY:  # to all, or to this one?
+                        account.servers(labels)
             if not found:
                 account.clean(labels)
         except Denied as denied:

@@ -30,6 +30,9 @@ _IMAGE = "debian-12"
 #: Ports of SSH, Dask's scheduler, and its workers and nannies.
 _PORTS = ("22", "8786", "9000-9099")
 
+#: Seconds to connect: where packets are lost, waiting longer helps nobody.
+_CONNECT = 10.0
+
 _WHY = {
     "resource_unavailable": Denial.STOCK,
     "placement_error": Denial.STOCK,
@@ -67,18 +70,19 @@ class Hetzner:
         endpoint: str = ENDPOINT,
         timeout: float = 30,
         poll: float = 1,
+        patience: float = 60,
     ) -> None:
         self.name = name
-        # The client's own timeout is none at all.
+        # The client's own timeout is none at all; it tries six times before it gives up.
         self._client = Client(
             token,
             api_endpoint=endpoint,
             application_name="cahlib",
             application_version=__version__,
             poll_interval=poll,
-            timeout=timeout,
+            timeout=(min(timeout, _CONNECT), timeout),
         )
-        self._poll = poll
+        self._poll, self._patience = poll, patience
 
     def __repr__(self) -> str:
         return f"Hetzner(name={self.name!r})"
@@ -195,13 +199,15 @@ class Hetzner:
     def _patiently(self, ask: Callable[[], T], *, unless: set[str] = frozenset()) -> T:  # type: ignore[assignment]
         """Ask for something that may be asked twice, up to five times while nobody answers.
 
-        An error in ``unless`` means that it was done before; then None is returned.
+        After a minute it is not asked again: there may be servers to delete elsewhere. An error in
+        ``unless`` means that it was done before; then None is returned.
         """
+        late = time.monotonic() + self._patience
         for attempt in range(5):
             try:
                 return self._asked(ask, unless=unless)
             except Denied as denied:
-                if denied.why is not Denial.AWAY or attempt == 4:
+                if denied.why is not Denial.AWAY or attempt == 4 or time.monotonic() > late:
                     raise
                 time.sleep(self._poll * 2**attempt)
         raise AssertionError

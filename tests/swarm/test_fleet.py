@@ -3,13 +3,15 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import crew
-from cahlib.swarm.fleet import Fleet, Limits, fleet, forsaken, plan
+from cahlib.swarm.fleet import Fleet, Limits, fleet, forsaken, plan, sweep
 from cahlib.swarm.hetzner import accounts
+from cahlib.swarm.provider import Denial, Denied, Server
 from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
 
 ONE, TWO = "token-one", "token-two"
@@ -223,6 +225,51 @@ def test_whichever_call_fails_no_server_is_left(cloud, nth, fault):
     assert signal.getsignal(signal.SIGINT) is handler
     cloud.faults = lambda number, what: None
     assert nothing_is_left(cloud)
+
+
+def test_a_cloud_that_is_gone_does_not_hold_the_end_for_long(cloud, monkeypatch):
+    """Each of its requests is six, by the client, and is not made again where that took long."""
+    monkeypatch.setattr("hcloud._client.time", SimpleNamespace(sleep=lambda seconds: None))
+    theirs = accounts(f"{ONE},{TWO}", endpoint=cloud.url, timeout=0.05, poll=0.01, patience=0.1)
+    cloud.faults = lambda number, what: "timeout"
+    with pytest.raises(RunError, match="NOT deleted"):
+        crew.down(theirs, {"project": "cahlib", "run": "r1"}, patience=0)
+    assert len(cloud.calls) <= 2 * 6
+
+
+class Stubborn:
+    """An account that deletes no server, and does not answer any more if it is ``away`` then."""
+
+    def __init__(self, away):
+        self.name, self.away, self.asked = "stubborn", away, []
+
+    def servers(self, labels):
+        if self.away and self.asked:
+            raise Denied(Denial.AWAY, "nobody answers.")
+        return [
+            Server(
+                id=n,
+                name=f"n{n}",
+                address="",
+                type="",
+                location="",
+                status="",
+                labels={},
+                created=0,
+            )
+            for n in range(3)
+        ]
+
+    def delete(self, server):
+        self.asked.append(server.name)
+        raise Denied(Denial.AWAY, f"{server.name} is locked.")
+
+
+def test_what_does_not_answer_is_left_for_the_next_account_but_a_locked_server_is_passed_by():
+    gone, locked = Stubborn(away=True), Stubborn(away=False)
+    left, trouble = sweep([gone, locked], {})
+    assert gone.asked == ["n0"] and locked.asked == ["n0", "n1", "n2"]
+    assert len(left) == 3 and "nobody answers." in trouble
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
