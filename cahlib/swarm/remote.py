@@ -38,9 +38,11 @@ _PULLS = 2
 #: How often a parcel's coming is tried before its shard is scraped again.
 _TRIES = 5
 
-#: What a broken connection raises in Dask's client.
+#: What a broken connection raises in Dask's client. RuntimeError: "ConnectionPool is closed", of a
+#: question that is on its way while the client closes.
 TROUBLE = (
     OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError, ClosedClientError,
+    RuntimeError,
 )  # fmt: skip
 
 _log = logging.getLogger(__name__)

@@ -118,6 +118,26 @@ def test_a_job_that_is_submitted_while_the_cluster_is_away_is_sent_later(tmp_pat
             scrapers.close()
 
 
+def test_a_question_on_its_way_while_the_client_closes_ends_nothing(tmp_path):
+    clients = []
+
+    def connect(reach):
+        clients.append(connected(reach, 30))
+        return clients[-1]
+
+    with within() as theirs:
+        scrapers = Remote(Reach(address=theirs.scheduler_address), tmp_path, connect)
+        try:
+            clients[0].sync(clients[0].rpc.close)  # as a client begins to close
+            with pytest.raises(RunError, match="does not answer"):
+                scrapers.nodes()
+            scrapers.submit("double", jobs.double, 21, limit=60)
+            clients[0].close()
+            assert scrapers.take(timeout=60) == ("double", 42) and len(clients) == 2
+        finally:
+            scrapers.close()
+
+
 def test_what_is_finished_is_taken_before_an_engine_that_was_given_up_says_so(tmp_path):
     with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
         scrapers.submit("double", jobs.double, 21, limit=60)
