@@ -6,9 +6,11 @@ command that is started again takes over the nodes that are there. No token is i
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +33,11 @@ _ROUNDS = 3
 #: Seconds in which workers must have joined, and in which finished parcels are brought at the end.
 _JOIN, _DRAIN = 60, 120
 
-#: Seconds between two looks at the cost.
-_LOOK = 5.0
+#: Seconds in which logs are brought here before their servers are deleted.
+_LOGS = 20.0
+
+#: Seconds between two looks at the cost, and before an hour begins in which servers are deleted.
+_LOOK, _LAST = 5.0, 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +74,8 @@ def crew(
     ):
         logins = _brought_up(made, keys, goods, tell, seen.step)
         with (
+            _metered(made, keys, orders, tell),
             remote(_reach(logins[0], keys), home) as engine,
-            _metered(made, orders.limits, tell),
         ):
             _joined(engine, logins, tell)
             seen.works(engine)
@@ -241,16 +246,28 @@ def _login(server: Server, keys: Keys) -> ssh.Login:
 
 
 @contextmanager
-def _metered(made: Fleet, limits: Limits, tell: Callable[[str], None]) -> Iterator[None]:
-    """Set the fleet's ``stop`` before the next started hour would cost more than allowed."""
-    ended = threading.Event()
+def _metered(
+    made: Fleet, keys: Keys, orders: Orders, tell: Callable[[str], None]
+) -> Iterator[None]:
+    """Set the fleet's ``stop`` before the next started hour would cost more than allowed.
+
+    What is still there when that hour begins is deleted: the run may have a shard to judge and to
+    bring away, for which it needs no servers.
+    """
+    ended, ceiling = threading.Event(), orders.limits.max_cost or math.inf
 
     def watch() -> None:
         while not ended.wait(_LOOK):
-            if limits.max_cost and made.spent(ahead=_DRAIN) > limits.max_cost:
+            if made.spent(ahead=_DRAIN) > ceiling and not made.stop.is_set():
                 made.stop.set()  # before anything is told, for which there may be no terminal
-                tell(f"the ceiling of EUR {limits.max_cost:.2f} is near; finishing.")
-                return
+                with suppress(OSError, ValueError):
+                    tell(f"the ceiling of EUR {ceiling:.2f} is near; finishing.")
+            if made.spent(ahead=_LAST) > max(ceiling, made.spent()):
+                with suppress(OSError):  # this machine's disk is full
+                    _keep_logs(made, keys, orders)
+                with suppress(RunError):  # they are deleted again at the end, which tells of it
+                    made.down(late=orders.late)
+                    return
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -275,12 +292,22 @@ def _wound_up(made: Fleet, engine: Remote, keys: Keys, orders: Orders) -> Iterat
 
 
 def _wind_up(made: Fleet, engine: Remote, keys: Keys, orders: Orders) -> None:
-    engine.drain(timeout=_DRAIN)
-    _keep_logs([_login(each, keys) for each in made.listed.values()], orders.state / "logs")
+    if made.listed:  # else they were deleted for what they cost
+        engine.drain(timeout=_DRAIN)
+        _keep_logs(made, keys, orders)
 
 
-def _keep_logs(logins: Sequence[ssh.Login], folder: Path) -> None:
+def _keep_logs(made: Fleet, keys: Keys, orders: Orders) -> None:
+    """Bring the logs of all servers here, many at a time; none that does not come soon."""
+    folder = orders.state / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    for login in logins:
+
+    def keep(login: ssh.Login) -> None:
         with suppress(ssh.Failed, ssh.Unreachable):
-            install.fetch_log(login, folder / f"{login.name}.log")
+            install.fetch_log(login, folder / f"{login.name}.log", timeout=_LOGS)
+
+    pool = ThreadPoolExecutor(16)
+    try:
+        wait([pool.submit(keep, _login(each, keys)) for each in made.listed.values()], _LOGS)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

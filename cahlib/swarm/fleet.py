@@ -251,6 +251,7 @@ class Fleet:
             if waited > patience:
                 raise RunError(remains(left, trouble, self.run, self._hourly(left)))
             time.sleep(pause)
+        self.listed = {}
         for bill in self._bills.values():
             bill.until = bill.until or self.clock()
 

@@ -1,13 +1,14 @@
 """Nodes that die or stand still during a run, and the head: replaced, and nothing is lost."""
 
 from contextlib import contextmanager
-from threading import Event
+from datetime import datetime, timedelta, timezone
+from threading import Barrier, Event
 
 import pytest
 
 from cahlib.errors import RunError
 from cahlib.progress import Board
-from cahlib.swarm import crew, hetzner
+from cahlib.swarm import crew, hetzner, install
 from cahlib.swarm.cluster import Node
 from cahlib.swarm.fleet import Fleet, Limits, plan
 from cahlib.swarm.watch import Act, Case, Rules, Watch, treat
@@ -280,8 +281,35 @@ def test_a_head_that_is_lost_is_replaced_and_its_jobs_are_done_again(cloud, tmp_
 
 
 @needs_hosts
+@pytest.mark.timeout(200)
+def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path, monkeypatch):
+    """Half an hour before the second one, which is as near to it as the settings say."""
+    for name, seconds in {"_LOOK": 0.1, "_DRAIN": 2000, "_LAST": 1900, "_LOGS": 60}.items():
+        monkeypatch.setattr(crew, name, seconds)
+    together, fetch_log = Barrier(2, timeout=60), install.fetch_log
+
+    def fetched(login, target, **settings):
+        together.wait()  # in vain, if they are asked one after the other
+        fetch_log(login, target, **settings)
+
+    monkeypatch.setattr(install, "fetch_log", fetched)
+    orders = crew.Orders(limits=Limits(nodes=2, max_cost=0.014), state=tmp_path / "swarm")
+    accounts, stop, board = hetzner.accounts(TOKEN, endpoint=cloud.url), Event(), Board()
+    crew.up(accounts, orders, tell=lambda _: None)
+    began = datetime.now(timezone.utc) - timedelta(minutes=30)
+    mine = [each for each in cloud.servers() if each["name"] != "stranger"]
+    for server in mine:
+        server["created"] = began.isoformat()
+    with crew.crew(accounts, orders, tmp_path, tell=lambda _: None, stop=stop, board=board):
+        assert stop.wait(timeout=60)
+        jobs.until(lambda: [each["name"] for each in cloud.servers()] == ["stranger"])
+    assert board.spent == pytest.approx(0.014)
+    logs = {path.name for path in (orders.state / "logs").iterdir()}
+    assert logs == {f"{each['name']}.log" for each in mine}
+
+
+@needs_hosts
 @pytest.mark.timeout(120)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it may die
 def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
     monkeypatch.setattr(crew, "_LOOK", 0.1)
     limits = Limits(nodes=1, max_cost=0.01)
