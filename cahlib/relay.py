@@ -60,11 +60,11 @@ def fetch(
     and RunError where the disk is full.
     """
     if not parcels.sealed(folder, shard):
-        folder.mkdir(parents=True, exist_ok=True)
         mark = secrets.token_hex(4)
         tar, manifest = (folder / f"{shard.id}.{mark}{kind}.part" for kind in ("", ".json"))
         try:
             with _storage(brought["url"]) as (files, place):
+                folder.mkdir(parents=True, exist_ok=True)
                 # First: asked for a size, fsspec says of an HTTP server that is away "not found".
                 files.get_file(_manifest(place), str(manifest))
                 if files.size(place) != brought["size"]:
