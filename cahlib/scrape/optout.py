@@ -2,8 +2,9 @@
 
 Sources: Google's "Robots meta tag … specifications" (directives separated by commas, behind an
 optional user agent and a colon that scope what follows in that header), the W3C's TDM Reservation
-Protocol, and the IETF's AIPREF drafts (Content-Usage). It does not fetch; robots.txt itself is
-read by `cahlib.scrape.robots`.
+Protocol, the IETF's AIPREF drafts (Content-Usage), and Cloudflare's Content Signals of 2025
+(https://contentsignals.org). It does not fetch; robots.txt itself is read by
+`cahlib.scrape.robots`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "m
 
 #: Whose directives bind us: what we call ourselves, and everybody.
 _OURS = frozenset({"", "*", AGENT})
+
+#: How the training of models is refused by a Content-Usage, and by a Content-Signal.
+_NO_TRAINING = frozenset({("train-ai", "n"), ("ai-train", "no")})
 
 _MOST_RULES = 1000  # of a tdmrep.json
 
@@ -123,9 +127,11 @@ def directives(header: str) -> Iterator[tuple[str, str]]:
 
 
 def no_training(value: str) -> bool:
-    """Whether a Content-Usage refuses the training of models: ``train-ai=n``."""
+    """Whether a Content-Usage (``train-ai=n``) or a Content-Signal (``ai-train=no``) refuses the
+    training of models.
+    """
     pairs = (part.partition(";")[0].partition("=") for part in value.lower().split(","))
-    return any((key.strip(), said.strip()) == ("train-ai", "n") for key, _, said in pairs)
+    return any((key.strip(), said.strip()) in _NO_TRAINING for key, _, said in pairs)
 
 
 def reservations(text: bytes) -> list[tuple[str, bool]]:

@@ -1,4 +1,4 @@
-"""What a robots.txt allows us: RFC 9309, and the Content-Usage lines that the AI era added.
+"""What a robots.txt allows us: RFC 9309, and the lines on use that the AI era added.
 
 Rules: the groups that name us, else those for everybody; of the rules that match a path the
 longest counts, and of two as long the one that allows. It does not fetch.
@@ -19,6 +19,9 @@ MOST_BYTES = 500 * 1024
 #: worth more than this.
 _MOST_TRIED = 2000
 
+#: Lines on the use of what is fetched: AIPREF's, and Cloudflare's.
+_USAGES = ("content-usage", "content-signal")
+
 _ESCAPE = re.compile(r"%([0-9a-fA-F]{2})")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 
@@ -30,6 +33,14 @@ class Rule(NamedTuple):
     line: str  #: as it was served
 
 
+class Usage(NamedTuple):
+    """A line of a robots.txt on the use of what is below a path."""
+
+    path: str
+    wish: str
+    line: str  #: as it was served
+
+
 class Robots:
     """The rules of one robots.txt that bind us."""
 
@@ -38,11 +49,11 @@ class Robots:
     def __init__(self, text: str) -> None:
         self._plain: dict[str, Rule] = {}
         self._wild: list[tuple[str, Rule]] = []
-        self._usages: list[tuple[str, str]] = []
+        self._usages: list[Usage] = []
         for key, value in _binding(text):
-            if key == "content-usage":
+            if key in _USAGES:
                 if len(self._usages) < _MOST_TRIED:
-                    self._usages.append(_usage(value))
+                    self._usages.append(_usage(key, value))
             elif value:
                 self._add(normal(value), Rule(key == "allow", f"{key}: {value}"))
         self._wild.sort(key=lambda each: (-len(each[0]), not each[1].allows))
@@ -57,16 +68,15 @@ class Robots:
         return None if rule is None or rule.allows else rule.line
 
     def no_training(self, target: str) -> str | None:
-        """The Content-Usage line that refuses the training of models on a path, or None.
+        """The line that refuses the training of models on a path, or None.
 
         Of the lines for one path each counts, so that none can take back what another refuses.
         """
         target = normal(target)
-        fitting = [(len(path), value) for path, value in self._usages if matches(path, target)]
-        longest = max((length for length, _ in fitting), default=0)
-        values = (value for length, value in fitting if length == longest)
-        refusing = next(filter(no_training, values), None)
-        return None if refusing is None else f"content-usage: {refusing}"
+        fitting = [usage for usage in self._usages if matches(usage.path, target)]
+        longest = max((len(usage.path) for usage in fitting), default=0)
+        lines = (u.line for u in fitting if len(u.path) == longest and no_training(u.wish))
+        return next(lines, None)
 
     def _add(self, path: str, rule: Rule) -> None:
         if "*" in path or path.endswith("$"):
@@ -101,7 +111,7 @@ def _binding(text: str) -> Iterator[tuple[str, str]]:
             current.add(agent)
             named |= agent == AGENT
             heading = True
-        elif key in ("allow", "disallow", "content-usage"):
+        elif key in ("allow", "disallow", *_USAGES):
             heading = False
             for agent in current & groups.keys():
                 groups[agent].append((key, value))
@@ -115,10 +125,11 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
             yield key.strip().lower(), value.strip()
 
 
-def _usage(value: str) -> tuple[str, str]:
-    """Path and preference of a Content-Usage line, whose path may be left out."""
+def _usage(key: str, value: str) -> Usage:
+    """What a line on use says; its path may be left out."""
     match = re.fullmatch(r"(/\S*)\s+(.*)", value)
-    return (normal(match[1]), match[2]) if match else ("/", value)
+    path, wish = (normal(match[1]), match[2]) if match else ("/", value)
+    return Usage(path, wish, f"{key}: {value}")
 
 
 def matches(pattern: str, target: str) -> bool:

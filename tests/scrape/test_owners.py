@@ -20,6 +20,7 @@ from tests.world.pictures import candidate, picture
 JPEG = picture()
 HOST = "http://a.example"
 REFUSE = b"User-agent: *\nDisallow: /no/\nContent-Usage: /train/ train-ai=n\n"
+SIGNAL = b"User-agent: *\nContent-Signal: search=yes,ai-train=no\nAllow: /\n"  # Cloudflare's
 
 
 def fetch(answers, *paths, **settings):
@@ -82,6 +83,11 @@ def test_every_answer_to_the_question_for_robots_means_something(answer, reason)
 SIGNALS = {
     "robots.txt": ({"/robots.txt": Answer(body=REFUSE)}, "/no/a.jpg", "strict research"),
     "robots.txt content-usage": ({"/robots.txt": Answer(body=REFUSE)}, "/train/a.jpg", "strict"),
+    "robots.txt content-usage (Content-Signal)": (
+        {"/robots.txt": Answer(body=SIGNAL)},
+        "/a.jpg",
+        "strict",
+    ),
     "tdmrep.json": (
         {
             "/.well-known/tdmrep.json": Answer(
@@ -118,6 +124,7 @@ SIGNALS = {
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_the_profile_says_what_is_honoured(signal, consent):
     answers, path, honoured = SIGNALS[signal]
+    signal = signal.partition(" (")[0]
     kept, lost, evidence, _ = fetch(answers, path, consent=consent)
     if consent in honoured.split():
         assert lost == {Reason.OPTED_OUT: 1}

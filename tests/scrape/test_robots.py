@@ -98,6 +98,21 @@ def test_content_usage(line, refused):
     assert (robots.no_training("/img/a.jpg") is not None) is refused
 
 
+@pytest.mark.parametrize(
+    ("line", "refusing"),
+    [
+        ("Content-Signal: search=yes,ai-train=no", "content-signal: search=yes,ai-train=no"),
+        ("content-signal: AI-Train = No # ours", "content-signal: AI-Train = No"),
+        ("Content-Signal: /img/ ai-train=no", "content-signal: /img/ ai-train=no"),
+        ("Content-Signal: /other/ ai-train=no", None),
+        ("Content-Signal: search=yes, ai-input=no, ai-train=yes", None),
+        ("Content-Usage: train-ai=y\nContent-Signal: ai-train=no", "content-signal: ai-train=no"),
+    ],
+)
+def test_content_signal(line, refusing):
+    assert Robots(EVERYBODY + line + "\nAllow: /").no_training("/img/a.jpg") == refusing
+
+
 def test_hostile_rules_cost_little():
     wild = "".join(f"Disallow: /{'*a' * 100}{n}$\n" for n in range(20_000))
     plain = "".join(f"Disallow: /x{n}\n" for n in range(20_000))
