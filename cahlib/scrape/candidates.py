@@ -44,7 +44,7 @@ def candidates(
     for page in pages:
         shown = _shown(page, options)
         base = links.Base.of(page.url, page.base)
-        refused = optout.in_page(page.metas) if page.metas else None
+        refused = optout.in_page(page)
         obeyed = refused is not None and refused.signal in optout.HONOURED[consent]
         licence = ""
         tally.entered[Stage.CHOOSE] += len(shown)

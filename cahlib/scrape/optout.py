@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cahlib.scrape.wat import Meta
+from cahlib.scrape.wat import Page
 
 #: What we call ourselves, in the user agent and where an owner speaks to us.
 AGENT = "cahlib"
@@ -49,6 +49,7 @@ HONOURED: Mapping[str, frozenset[str]] = {
 
 #: Headers by which owners speak.
 HEADERS = ("X-Robots-Tag", "TDM-Reservation", "Content-Usage")
+_LOWER = frozenset(map(str.lower, HEADERS))
 
 #: Directives that have a value of their own behind a colon, which is no scope.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
@@ -96,16 +97,24 @@ def spoken(headers: Iterable[tuple[str, str]], consent: str) -> Said | None:
     return None
 
 
-def in_page(metas: Iterable[Meta]) -> Said | None:
-    """The meta element of a page that refuses us."""
-    for meta in metas:
+def in_page(page: Page) -> Said | None:
+    """What refuses us in a page or in the headers of its answer, be it honoured or not."""
+    for meta in page.metas:
         name = meta.name.strip().lower()
         if name in ("robots", AGENT):
             if any(word in REFUSALS for _, word in directives(meta.content)):
                 return heard("meta robots", meta.content)
         if name == "tdm-reservation" and meta.content.strip() == "1":
             return heard("meta tdm-reservation", meta.content)
-    return None
+    return spoken(_words(page.headers), "strict")
+
+
+def _words(headers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The headers by which the owner of a page speaks, each by itself."""
+    for name, values in headers.items():
+        if name.lower() in _LOWER:
+            words = values if isinstance(values, list) else [values]
+            yield from ((name, word) for word in words if isinstance(word, str))
 
 
 def refusal(headers: Iterable[str]) -> str | None:

@@ -73,6 +73,7 @@ class _Html(msgspec.Struct, gc=False):
 
 class _Response(msgspec.Struct, gc=False):
     html: _Html = msgspec.field(name="HTML-Metadata", default_factory=_Html)
+    headers: dict[str, Any] = msgspec.field(name="Headers", default_factory=dict)
 
 
 class _Payload(msgspec.Struct, gc=False):
@@ -94,6 +95,7 @@ class Page(msgspec.Struct, gc=False):
     base: str  #: its base element's address as it stands there, "" if it has none
     links: list[Link]
     metas: list[Meta]
+    headers: dict[str, Any] = {}  #: of its answer; those that were repeated are lists
 
 
 _decode = msgspec.json.Decoder(_Record).decode
@@ -263,26 +265,33 @@ def _page(address: str, raw: bytes, tally: Tally) -> Page | None:
         tally.left[Stage.READ] += 1
         return None
     try:
-        html = _decode(raw).envelope.payload.response.html
+        response = _decode(raw).envelope.payload.response
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         try:
-            html = _tolerant(json.loads(raw.decode("utf-8", "replace")))
+            response = _tolerant(json.loads(raw.decode("utf-8", "replace")))
         except (ValueError, RecursionError):
             tally.lost[Reason.BROKEN_RECORD] += 1
             return None
     tally.left[Stage.READ] += 1
-    return Page(url=address, base=html.head.base, links=html.links, metas=html.head.metas)
+    head, links = response.html.head, response.html.links
+    return Page(
+        url=address, base=head.base, links=links, metas=head.metas, headers=response.headers
+    )
 
 
-def _tolerant(record: Any) -> _Html:
+def _tolerant(record: Any) -> _Response:
     """The same from a record in which something is of another type than it should be."""
-    html = record
-    for name in ("Envelope", "Payload-Metadata", "HTTP-Response-Metadata", "HTML-Metadata"):
-        html = _dict(html).get(name)
-    head = _dict(_dict(html).get("Head"))
-    return _Html(
-        head=_Head(base=_text(head.get("Base")), metas=_each(Meta, head.get("Metas"))),
-        links=_each(Link, _dict(html).get("Links")),
+    response = record
+    for name in ("Envelope", "Payload-Metadata", "HTTP-Response-Metadata"):
+        response = _dict(response).get(name)
+    html = _dict(_dict(response).get("HTML-Metadata"))
+    head = _dict(html.get("Head"))
+    return _Response(
+        html=_Html(
+            head=_Head(base=_text(head.get("Base")), metas=_each(Meta, head.get("Metas"))),
+            links=_each(Link, html.get("Links")),
+        ),
+        headers=_dict(_dict(response).get("Headers")),
     )
 
 

@@ -260,6 +260,34 @@ def test_a_page_speaks_for_its_images(meta, refused):
         assert (each.url, each.value) == ("http://a.example.com/a.jpg", meta.content)
 
 
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        ({"X-Robots-Tag": "noai"}, ("x-robots-tag", "noai")),
+        ({"x-robots-tag": ["googlebot: all", "NoImageAI"]}, ("x-robots-tag", "NoImageAI")),
+        ({"X-ROBOTS-TAG": "cahlib: noindex"}, ("x-robots-tag", "cahlib: noindex")),
+        ({"tdm-reservation": "1"}, ("tdm-reservation", "1")),
+        ({"Content-Usage": "search=y, train-ai=n"}, ("content-usage", "search=y, train-ai=n")),
+        ({"X-Robots-Tag": "googlebot: noindex"}, None),
+        ({"X-Robots-Tag": ["otherbot: noai, noindex", "nofollow"]}, None),
+        ({"X-Robots-Tag": None, "TDM-Reservation": [0, {}, "0"], "Content-Usage": ""}, None),
+        ({"Set-Cookie": ["noai", "noindex"], "Robots": "noai"}, None),
+    ],
+)
+def test_the_headers_of_a_page_speak_for_its_images(headers, refused):
+    link = Link("IMG@/src", "/a.jpg", "A red bicycle leans on an old garden wall")
+    page = Page(url="http://a.example.com/", base="", links=[link], metas=[], headers=headers)
+    for consent in ("strict", "headers", "research"):
+        tally, optouts, obeyed = Tally(), [], consent != "research"
+        found = candidates([page], Crawl(), Blocklists(), tally, consent=consent, optouts=optouts)
+        assert len(list(found)) == (refused is None or not obeyed)
+        assert tally.lost[Reason.PAGE_OPTED_OUT] == (refused is not None and obeyed)
+        assert [(each.signal, each.value) for each in optouts] == [refused] * bool(refused)
+        for each in optouts:
+            assert (each.where, each.url) == (page.url, f"{page.url}a.jpg")
+            assert each.obeyed is obeyed
+
+
 def test_a_domain_that_says_go_away_is_asked_no_more():
     paths = [f"/{n}.jpg" for n in range(60)]
     answers = {path: Answer(status=403) for path in paths}

@@ -137,11 +137,23 @@ def test_metadata_of_other_types_is_read_as_far_as_it_goes(wat, metadata, images
     assert tally.left[Stage.READ] == 1
 
 
-def test_headers_that_are_lists_do_no_harm(wat):
-    metadata = html([{"path": "IMG@/src", "url": "a.jpg", "alt": "words"}])
+@pytest.mark.parametrize("link", [{}, {"alt": None}])
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({"Set-Cookie": ["a", "b"], "X-Robots-Tag": "noai"}, True),
+        ({"x-robots-tag": ["all", "noai"]}, True),
+        (["X-Robots-Tag"], False),
+        (None, False),
+    ],
+)
+def test_a_page_has_the_headers_of_its_answer(wat, headers, told, link):
+    metadata = html([{"path": "IMG@/src", "url": "a.jpg", **link}])
     response = metadata["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]
-    response["Headers"] = {"Set-Cookie": ["a", "b"], "X-Robots-Tag": ["noindex", "noai"]}
-    assert len(read(wat(member("http://a.com", metadata)))[0]) == 1
+    response["Headers"] = headers
+    (found,), _ = read(wat(member("http://a.com", metadata)))
+    assert found.headers == (headers if told else {})
+    assert [link.url for link in found.links] == ["a.jpg"]
 
 
 def test_a_lone_surrogate_becomes_a_question_mark(wat):
