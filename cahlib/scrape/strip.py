@@ -1,7 +1,8 @@
 """Takes out of an image file what its pixels do not need: EXIF, XMP, IPTC, comments, thumbnails.
 
 Nothing is encoded again. What says how colours are shown stays (ICC profile, gamma, Adobe's
-marker), and so does the orientation, alone. What stands behind the end of the image goes too.
+marker), and so does the orientation, alone. What stands behind the end of the image goes too, and
+of an animation all but its first frame, which alone is proven and judged.
 It takes files that `cahlib.scrape.gate` has proven; others raise ValueError, or come out anyhow.
 
 Layouts: ITU-T T.81 annex B (JPEG), W3C PNG 3rd edition §5 and §11, RFC 9649 (WebP).
@@ -20,12 +21,12 @@ _PNG_KEPT = frozenset(
     {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
     | {b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"sBIT", b"bKGD", b"pHYs"}
 )
-_WEBP_KEPT = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF"})
+_WEBP_KEPT = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP"})
 
 #: A marker that is none of a scan's own, which are stuffed zeros and restarts.
 _AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
-_XMP = 0x04  # VP8X's flag, as `EXIF`
+_ANIMATION, _XMP = 0x02, 0x04  # VP8X's flags, as `EXIF`
 
 
 def stripped(data: bytes, format: str, orientation: int) -> bytes:
@@ -105,18 +106,24 @@ def _png(data: bytes, orientation: int) -> Iterator[bytes]:
 
 def _webp(data: bytes, orientation: int) -> bytes:
     end = 8 + int(struct.unpack_from("<I", data, 4)[0])
-    kept, at, exif = [b"WEBP"], 12, b""
+    kept, at, exif, canvas = [b"WEBP"], 12, b"", b""
     while at + 8 <= end:
         name, length = struct.unpack_from("<4sI", data, at)
         following = at + 8 + length + length % 2
         chunk = data[at : min(following, end)]
         if name == b"VP8X":
-            flags = chunk[8] & ~(EXIF | _XMP)
+            flags = chunk[8] & ~(EXIF | _XMP | _ANIMATION)
+            canvas = chunk[12:18] if chunk[8] & _ANIMATION else b""
             if orientation != 1:
                 flags |= EXIF
                 tiff = _exif(orientation)
                 exif = struct.pack("<4sI", b"EXIF", len(tiff)) + tiff
             chunk = chunk[:8] + bytes([flags]) + chunk[9:]
+        if name == b"ANMF":  # the first frame: its place and size, and behind 16 bytes its chunks
+            if chunk[8:20] != bytes(6) + canvas:
+                raise ValueError("the first frame is not the whole picture")
+            at, end = at + 24, min(following, end)
+            continue
         if name in _WEBP_KEPT:
             kept.append(chunk + bytes(len(chunk) % 2))
         at = following

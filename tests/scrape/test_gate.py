@@ -154,6 +154,7 @@ def test_of_an_animation_the_first_frame_counts(format, options):
     file = io.BytesIO()
     frames[0].save(file, format, save_all=True, append_images=frames[1:], lossless=True)
     kept = prove(file.getvalue(), options)
+    assert getattr(reopened(kept), "n_frames", 1) == 1
     shown = reopened(kept).convert("RGB").resize((8, 8), Pillow.Resampling.BOX)
     first = frames[0].resize((8, 8), Pillow.Resampling.BOX)
     for at in [(1, 1), (6, 3), (4, 6)]:

@@ -1,6 +1,7 @@
 """Metadata goes, pixels stay."""
 
 import io
+import struct
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from cahlib.config import Download
+from cahlib.records import Reason
 from cahlib.scrape.gate import prove
 from cahlib.scrape.strip import stripped
 
@@ -98,6 +100,46 @@ def test_no_thumbnail_hides_where_colours_are_told_of(hidden, mode):
     assert SECRET[:6] not in kept
     assert shown(kept)[0] == shown(telling)[0]
     assert stripped(data, "jpg", 1) == data
+
+
+def chunk(name, content):
+    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+
+def animated(*sizes, flags=0x02, hidden=b""):
+    """A WebP of 160 × 120 pixels with frames of these sizes; and the first one as a file."""
+    files = []
+    for size in sizes:
+        out = io.BytesIO()
+        Image.effect_noise(size, 80).convert("RGB").save(out, "WEBP", lossless=True)
+        files.append(out.getvalue())
+    sides = [b"".join(struct.pack("<I", side - 1)[:3] for side in size) for size in sizes]
+    frames = [
+        chunk(b"ANMF", bytes(6) + side + bytes(4) + file[12:] + hidden)
+        for side, file in zip(sides, files, strict=True)
+    ]
+    head = chunk(b"VP8X", bytes([flags, 0, 0, 0, 159, 0, 0, 119, 0, 0])) + chunk(b"ANIM", bytes(6))
+    body = b"WEBP" + head + b"".join(frames) + chunk(b"XMP ", SECRET)
+    return chunk(b"RIFF", body), files[0]
+
+
+@pytest.mark.parametrize("hidden", [b"", chunk(b"mine", SECRET)])
+def test_of_an_animation_only_the_first_frame_is_kept(hidden):
+    data, first = animated((160, 120), (160, 120), (80, 60), hidden=hidden)
+    kept = prove(data, Download(min_bytes=0))["data"]
+    assert first[12:] in kept
+    assert len(kept) == len(first) + 18  # VP8X, in which no animation is announced
+    assert shown(kept)[0] == shown(first)[0]
+    with Image.open(io.BytesIO(stripped(data, "webp", 6))) as image:
+        assert (image.n_frames, dict(image.getexif())) == (1, {0x0112: 6})
+    assert stripped(kept, "webp", 1) == kept
+
+
+def test_an_animation_whose_first_frame_is_not_the_whole_picture_is_broken():
+    for data, _ in (animated((80, 60), (160, 120)), animated((160, 120), flags=0)):
+        assert prove(data, Download(min_bytes=0)) is Reason.BROKEN_IMAGE
+        with pytest.raises(ValueError, match="not the whole picture"):
+            stripped(data, "webp", 1)
 
 
 WHOLE = {format: told(format) for format in KINDS}
