@@ -17,7 +17,7 @@ from yarl import URL
 
 from cahlib.records import OptOut, Reason
 from cahlib.scrape import optout
-from cahlib.scrape.robots import MOST_BYTES, Robots, matches, normal
+from cahlib.scrape.robots import MOST_BYTES, Robots, matches, normal, tidied
 
 #: A host is remembered so long (RFC 9309, 2.4), and a failure of its robots.txt.
 _KNOWN, _FAILED = 24 * 3600, 300
@@ -49,6 +49,15 @@ class _Rules:
     robots: Robots | Reason
     reserved: list[tuple[str, str, bool]]  #: a place in one spelling, as served, and whether
     size: int  #: bytes of both
+
+    def reservation(self, target: str) -> str | None:
+        """The place of the tdmrep.json that reserves the rights of a path, or None."""
+        # TDMRep: "The most specific match is the first in sequence."
+        target = normal(target)
+        for pattern, location, reserved in self.reserved:
+            if matches(pattern, target):
+                return location if reserved else None
+        return None
 
 
 class Owners:
@@ -91,15 +100,16 @@ class Owners:
 
     def _said(self, rules: _Rules, target: str) -> optout.Said | None:
         assert isinstance(rules.robots, Robots)
-        if line := rules.robots.refusal(target):
-            return optout.heard("robots.txt", line)
-        if line := rules.robots.no_training(target):
-            return optout.heard("robots.txt content-usage", line)
-        # TDMRep: "The most specific match is the first in sequence."
-        target = normal(target)
-        for pattern, location, reserved in rules.reserved:
-            if matches(pattern, target):
-                return optout.heard("tdmrep.json", location) if reserved else None
+        # servers tidy a path before they answer: what is refused is refused under both its names
+        names = dict.fromkeys((target, tidied(target)))
+        for signal, refusal in (
+            ("robots.txt", rules.robots.refusal),
+            ("robots.txt content-usage", rules.robots.no_training),
+            ("tdmrep.json", rules.reservation),
+        ):
+            for name in names:
+                if (words := refusal(name)) is not None:
+                    return optout.heard(signal, words)
         return None
 
     def _rules(self, origin: str) -> asyncio.Task[_Rules]:

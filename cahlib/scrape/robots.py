@@ -161,3 +161,18 @@ def normal(path: str) -> str:
         return letter if _UNRESERVED.fullmatch(letter) else match[0].upper()
 
     return quote(_ESCAPE.sub(undo, path), "%/?:@!$&'()*+,;=[]|\\^~<>{}\"`", errors="replace")
+
+
+def tidied(target: str) -> str:
+    """A path with its query as servers and browsers read it: dots are steps, ``\\`` is ``/``."""
+    path, mark, query = normal(target).partition("?")
+    if "/." not in path and "\\" not in path:
+        return target
+    steps: list[str] = []
+    whole = re.sub(r"/\.\.?\Z", r"\g<0>/", path.replace("\\", "/"))
+    for step in whole.split("/")[1:]:
+        if step == "..":
+            del steps[-1:]
+        elif step != ".":
+            steps.append(step)
+    return "/" + "/".join(steps) + mark + query

@@ -143,6 +143,35 @@ def test_a_place_that_is_not_reserved_is_fetched():
     assert fetch(answers, "/open/a.jpg")[0] == ["/open/a.jpg"]
 
 
+ROUNDABOUT = [
+    "/public/../no/a.jpg",
+    "/public/%2e%2E/no/a.jpg",
+    "/a/./.%2e/./no/a.jpg?x=/../",
+    "/../no/a.jpg",
+    "/public\\..\\no\\a.jpg",
+    "/\\..\\no/a/..",
+    "/no/../public/a.jpg",  # by its written name
+]
+
+
+@pytest.mark.parametrize("signal", ["robots.txt", "robots.txt content-usage", "tdmrep.json"])
+def test_rules_are_not_walked_around(signal):
+    rules = {
+        "robots.txt": b"User-agent: *\nDisallow: /no/\nContent-Usage: train-ai=n\n",
+        "robots.txt content-usage": b"User-agent: *\nContent-Usage: /no/ train-ai=n\n",
+        "tdmrep.json": b'[{"location": "/no/*", "tdm-reservation": 1}]',
+    }
+    file = "/.well-known/tdmrep.json" if signal == "tdmrep.json" else "/robots.txt"
+    fine = ["/public/../ok/a.jpg", "/ok/%2e%2e/b.jpg?x=/../no/", "/ok/...no/c.jpg", "/ok\\d.jpg"]
+    answers = {file: Answer(body=rules[signal])}
+    consent = "research" if signal == "robots.txt" else "strict"
+    kept, lost, evidence, asked = fetch(answers, *ROUNDABOUT, *fine, consent=consent)
+    assert (kept, dict(lost)) == (sorted(fine), {Reason.OPTED_OUT: len(ROUNDABOUT)})
+    obeyed = [each.signal for each in evidence.optouts if each.obeyed]
+    assert obeyed == [signal] * len(ROUNDABOUT)
+    assert {path for path in asked if "known" not in path} == {"/robots.txt", *fine}
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'[{"location": 3}]', b"[" * 100_000])
 def test_a_broken_reservation_reserves_nothing(body):
     assert fetch({"/.well-known/tdmrep.json": Answer(body=body)}, "/a.jpg")[0] == ["/a.jpg"]
