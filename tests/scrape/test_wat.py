@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,15 @@ def test_a_lone_surrogate_becomes_a_question_mark(wat):
 def test_what_is_no_json_is_counted(wat, body):
     good, bad = page("http://a.com"), member("http://b.com", body + b'"HTML-Metadata" IMG@')
     found, tally = read(wat(good, bad, good))
+    assert len(found) == 2
+    assert tally.lost == {Reason.BROKEN_RECORD: 1}
+
+
+@pytest.mark.parametrize("length", [b"9" * 5000, b"9" * 19, b"", b"-1", b"1e3"])
+def test_a_length_that_is_none_is_a_broken_record(wat, length):
+    good, record = page("http://a.com"), gzip.decompress(page("http://b.com"))
+    lying = re.sub(rb"(?<=Content-Length: )\d+", length, record)
+    found, tally = read(wat(good, gzip.compress(lying), good))
     assert len(found) == 2
     assert tally.lost == {Reason.BROKEN_RECORD: 1}
 
