@@ -12,6 +12,7 @@ import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from html import unescape
 from itertools import chain
 from typing import Any
 
@@ -39,6 +40,13 @@ _KINDS = {
     b"WARC/": "not packed; pack each of its records with gzip",
     b"<": "a web page, not a WAT file",
 }
+
+
+#: Until June 2019 values stand in a WAT as in the page's source, with these in place of characters
+#: (https://github.com/commoncrawl/ia-web-commons/issues/14). Its files are named by their day.
+_ENTITY = re.compile(r"&(?:amp|quot|lt|gt|apos|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
+_DAY = re.compile(r"CC-MAIN-([0-9]{8})")
+_PLAIN_SINCE = "20190615"
 
 
 class NoWat(ShardError):
@@ -110,11 +118,13 @@ def pages(
     file or cannot be fetched, and RunError if the server bans us. ``tally`` is the shard's own.
     """
     source = Source(shard.url, contact=contact, sleep=sleep)
+    day = _DAY.search(shard.url)
+    escaped = day is not None and day[1] < _PLAIN_SINCE
     start, end = _extent(source, shard.half)
     for member in _members(source.pieces(start, end), tally):
         for address, body in _records(member, tally):
             if page := _page(address, body, tally):
-                yield page
+                yield _unescaped(page) if escaped else page
     broken = tally.lost[Reason.BROKEN_MEMBER] + tally.lost[Reason.BROKEN_RECORD]
     if shard.half == 0 and 0 < tally.entered[Stage.READ] == broken:
         raise NoWat(f"{shard.url} holds no whole record; it is damaged, or no WAT file.")
@@ -278,6 +288,20 @@ def _page(address: str, raw: bytes, tally: Tally) -> Page | None:
     return Page(
         url=address, base=head.base, links=links, metas=head.metas, headers=response.headers
     )
+
+
+def _unescaped(page: Page) -> Page:
+    """A page of an old crawl as newer ones have it."""
+    page.base = _characters(page.base)
+    for link in page.links:
+        link.url, link.alt = _characters(link.url), _characters(link.alt)
+    for meta in page.metas:
+        meta.content = _characters(meta.content)
+    return page
+
+
+def _characters(text: str) -> str:
+    return _ENTITY.sub(lambda match: unescape(match[0]), text)
 
 
 def _tolerant(record: Any) -> _Response:

@@ -174,6 +174,34 @@ def test_what_is_no_json_is_counted(wat, body):
     assert tally.lost == {Reason.BROKEN_RECORD: 1}
 
 
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        ("CC-MAIN-20190527090045-20190527112045-00001.warc.wat.gz", True),
+        ("CC-MAIN-20130516092621-00000-ip-10-60-113-184.ec2.internal.warc.wat.gz", True),
+        ("CC-MAIN-20190615202724-20190615224724-00000.warc.wat.gz", False),
+        ("mine.warc.wat.gz", False),
+    ],
+)
+def test_entities_that_old_crawls_left_are_characters(tmp_path, name, escaped):
+    url, alt = (
+        "/a.jpg?a=1&amp;b=2&#x3D;&copy=3&amp;amp;",
+        "&quot;Tom&quot; &#38; &lt;b&gt; &nosuch;",
+    )
+    meta = {"property": "og:image", "content": "/b.jpg?a&amp;b"}
+    link = {"path": "IMG@/src", "url": url, "alt": alt}
+    (tmp_path / name).write_bytes(
+        member("http://a.com/?x&amp;y", html([link], Base="/?&amp;", Metas=[meta]))
+    )
+    (found,), _ = read(tmp_path / name)
+    if escaped:
+        url, alt = "/a.jpg?a=1&b=2=&copy=3&amp;", '"Tom" & <b> &nosuch;'
+    assert (found.links[0].url, found.links[0].alt) == (url, alt)
+    assert found.base == ("/?&" if escaped else "/?&amp;")
+    assert found.metas[0].content == ("/b.jpg?a&b" if escaped else "/b.jpg?a&amp;b")
+    assert found.url == "http://a.com/?x&amp;y"
+
+
 @pytest.mark.parametrize("length", [b"9" * 5000, b"9" * 19, b"", b"-1", b"1e3"])
 def test_a_length_that_is_none_is_a_broken_record(wat, length):
     good, record = page("http://a.com"), gzip.decompress(page("http://b.com"))
