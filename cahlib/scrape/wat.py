@@ -32,6 +32,8 @@ _WINDOW = 16 << 20
 _BEGINNING = 4096
 #: The most that a member may hold, packed and inflated: real ones hold less than a tenth of it.
 _MOST = 32 << 20
+#: Magic numbers within a member; real ones have one by chance in 16 MiB.
+_MOST_CHANCES = 100
 
 
 #: What files are by their first bytes that somebody may take for WAT files.
@@ -194,23 +196,23 @@ def _member(data: bytes, at: int, *, whole: bool) -> tuple[bytes | None, int]:
     None with a further place is a damaged member; None with the same place needs more bytes,
     unless the ``whole`` of them is there.
     """
-    end = at
-    while True:
+    inflate, parts, left, end = isal_zlib.decompressobj(wbits=31), [], _MOST, at
+    for _ in range(_MOST_CHANCES):
         # Members follow each other, so one ends where the next has its magic number; these three
-        # bytes also turn up by chance within a member, once in 16 MiB: then it goes on behind them.
-        end = _next(data, end)
+        # bytes also turn up by chance within a member: then it goes on behind them.
+        begin, end = end, _next(data, end)
         if end == len(data) and not whole and end - at < _MOST:
             return None, at
-        inflate = isal_zlib.decompressobj(wbits=31)
         try:
-            member = inflate.decompress(memoryview(data)[at:end], _MOST)
+            parts.append(inflate.decompress(memoryview(data)[begin:end], left))
         except isal_zlib.error:  # type: ignore[misc] # its stub takes it for an instance
-            break
+            return None, _next(data, at)
+        left -= len(parts[-1])
         if inflate.eof:
-            return member, end
-        if end == len(data) or len(member) >= _MOST:
-            break
-    return None, _next(data, at)
+            return b"".join(parts), end
+        if end == len(data) or left <= 0:
+            return None, _next(data, at)
+    return None, end
 
 
 def _next(data: bytes, at: int) -> int:

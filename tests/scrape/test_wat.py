@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,24 @@ def test_a_damaged_member_costs_only_itself(wat):
     found, tally = read(wat(*members[:4], bytes(rotten), *members[5:]))
     assert len(found) == 8
     assert tally.lost == {Reason.BROKEN_MEMBER: 1}
+
+
+def test_a_magic_number_within_a_member_is_no_border(wat):
+    packed, extra = page("http://a.com/1", "some words"), b"\x1f\x8b\x08?" * 5
+    chance = packed[:3] + b"\4" + packed[4:10] + bytes([len(extra), 0]) + extra + packed[10:]
+    found, tally = read(wat(page("http://a.com/0"), chance, page("http://a.com/2")))
+    assert [each.url for each in found] == [f"http://a.com/{n}" for n in range(3)]
+    assert not tally.lost
+
+
+def test_a_member_full_of_magic_numbers_costs_little(wat):
+    hostile = gzip.compress(b"\x1f\x8b\x08" * 150_000, 0)
+    path = wat(page("http://a.com/0"), hostile, page("http://a.com/1"))
+    start = time.process_time()
+    found, tally = read(path)
+    assert time.process_time() - start < 5
+    assert [each.url for each in found] == ["http://a.com/0", "http://a.com/1"]
+    assert set(tally.lost) == {Reason.BROKEN_MEMBER}
 
 
 def test_a_file_that_breaks_off_gives_what_is_whole(wat):
