@@ -1,7 +1,8 @@
 """What a crawl leaves out: domains, addresses, and pairs by their hashes.
 
 The files are those of `cahlib.lists`. A domain holds for its subdomains too; a pair is given by the
-hex md5 of url + text. For hundreds of millions of pairs there are Bloom filters, in files that end
+hex md5 of url + text. Hosts and addresses are compared as they are asked, however they are
+spelled. For hundreds of millions of pairs there are Bloom filters, in files that end
 in ``.bloom``: `save_bloom` makes them.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import rbloom
 
@@ -19,6 +19,7 @@ from cahlib.errors import ConfigError
 from cahlib.lists import DOMAIN, MD5, URL, Digests, entries, md5
 from cahlib.places import here
 from cahlib.records import Reason
+from cahlib.scrape.urls import host_of, spelled
 
 
 class Blocklists:
@@ -31,8 +32,8 @@ class Blocklists:
         pairs: Iterable[str] = (),
         filters: Iterable[rbloom.Bloom] = (),
     ) -> None:
-        self._domains = Digests(md5(_ascii(domain)) for domain in domains)
-        self._urls = Digests(md5(url.partition("#")[0]) for url in urls)
+        self._domains = Digests(md5(_host(domain)) for domain in domains)
+        self._urls = Digests(md5(spelled(url.partition("#")[0])) for url in urls)
         self._pairs = Digests(bytes.fromhex(pair) for pair in pairs)
         self._filters = tuple(filters)
 
@@ -44,14 +45,14 @@ class Blocklists:
 
     def address(self, url: str) -> Reason | None:
         """Why an address is left out, by itself or by its host's domains."""
-        if self._urls and md5(url) in self._urls:
+        if self._urls and md5(spelled(url)) in self._urls:
             return Reason.BLOCKED_URL
         return Reason.BLOCKED_DOMAIN if self._domain(url) else None
 
     def _domain(self, url: str) -> bool:
         if not self._domains:
             return False
-        host = _ascii(urlsplit(url).hostname or "")
+        host = host_of(url)
         while host:
             if md5(host) in self._domains:
                 return True
@@ -102,12 +103,9 @@ def _filter(path: str) -> rbloom.Bloom:
         raise ConfigError(f"blocked_pairs: {path} is not a Bloom filter: {error}.") from error
 
 
-def _ascii(host: str) -> str:
-    """A host's name as DNS has it: small letters, others than ASCII in punycode."""
-    host = host.lower().strip(".")
-    if host.isascii():
-        return host
-    try:
-        return host.encode("idna").decode("ascii")
-    except UnicodeError:
-        return host
+def _host(domain: str) -> str:
+    """A domain of a list as `host_of` has it."""
+    domain = domain.lower().strip(".")
+    if ":" in domain:
+        return host_of(f"http://[{domain}]") or domain
+    return domain if domain.isascii() else host_of(f"http://{domain}") or domain

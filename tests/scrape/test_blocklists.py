@@ -40,6 +40,37 @@ def test_addresses_are_left_out_one_by_one(tmp_path):
     assert lists.address("https://a.com/2.jpg") is None
 
 
+def test_a_domain_is_blocked_by_the_name_that_is_asked():
+    for listed in ("faß.de", "xn--fa-hia.de", "FAß.de."):
+        lists = Blocklists(domains=[listed])
+        for url in ("https://faß.de/x.jpg", "http://img.XN--fa-hia.de./x.jpg"):
+            assert lists.address(url) is Reason.BLOCKED_DOMAIN
+        assert lists.address("https://fass.de/x.jpg") is None
+    lists = Blocklists(domains=["2606:4700:0:0::1"])
+    assert lists.address("http://[2606:4700:0::1]/a.jpg") is Reason.BLOCKED_DOMAIN
+
+
+SPELLINGS = [
+    "https://a.com/y/x.jpg?b=c",
+    "https://A.com/y/x.jpg?b=c#top",
+    "https://a.com:443/y/x.jpg?b=c",
+    "https://a.com./y/x.jpg?b=c",
+    "https://me@a.com/y/%78.jpg?b=c",
+    "https://a.com/y/z/../x.jpg?b=c",
+    "https://a.com/y/./%2e/x.jpg?b=c",
+    "https://a.com/y\\x.jpg?b=c",
+]
+
+
+@pytest.mark.parametrize("listed", SPELLINGS)
+def test_an_address_is_left_out_however_it_is_spelled(listed):
+    lists = Blocklists(urls=[listed])
+    for url in SPELLINGS:
+        assert lists.address(url.partition("#")[0]) is Reason.BLOCKED_URL
+    for url in ("http://a.com/y/x.jpg?b=c", "https://a.com/y/X.jpg?b=c", "https://a.com/y/x.jpg"):
+        assert lists.address(url) is None
+
+
 def test_files_are_known_by_any_of_their_hashes(tmp_path):
     (tmp_path / "a").write_text(f"{'AB' * 16}\n{'12' * 20}  # since May\n\n{'cd' * 32}\n")
     found = hash_lists((str(tmp_path / "a"),), "known_harm")
