@@ -20,11 +20,12 @@ _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 
 #: What the profiles of consent honour, for readers of a card.
 _CONSENT = {
-    "strict": "Honoured were (profile strict): robots.txt with its Content-Usage, tdmrep.json, the "
-    "headers X-Robots-Tag, tdm-reservation and Content-Usage, and what pages say in their meta "
-    "elements. ",
+    "strict": "Honoured were (profile strict): robots.txt with its Content-Usage and "
+    "Content-Signal, tdmrep.json, the headers X-Robots-Tag, tdm-reservation and Content-Usage, and "
+    "what pages say in their meta elements and headers. ",
     "headers": "Honoured were (profile headers): X-Robots-Tag, tdm-reservation, Content-Usage, and "
-    "what pages say in their meta elements; robots.txt and tdmrep.json were not asked for. ",
+    "what pages say in their meta elements and headers; robots.txt and tdmrep.json were not asked "
+    "for. ",
     "research": "Honoured was (profile research) robots.txt alone; what owners said by headers is "
     "in the column robots, and was not obeyed. ",
 }
