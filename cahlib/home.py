@@ -56,9 +56,13 @@ def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Share
 
 
 def _unclaimed(folder: Path) -> None:
-    """Refuse a folder whose pages are somebody else's: a dataset's would replace them."""
+    """Refuse a folder whose pages are somebody else's: a dataset's would replace them.
+
+    Ours is what has a job or a seal: a project may have a folder `run` too, and a notebook has made
+    one before the run begins.
+    """
     strange = [name for name in PAGES if (folder / name).exists()]
-    if strange and not any((folder / own).exists() for own in (seal.FOLDER, "run")):
+    if strange and not ((folder / "run" / "job.json").exists() or seal.there(folder)):
         raise ConfigError(
             f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
             "dataset's would replace; choose another folder."

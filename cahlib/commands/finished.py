@@ -64,11 +64,12 @@ def _purge(chosen: argparse.Namespace) -> int:
 
 
 def _dedup(chosen: argparse.Namespace) -> int:
-    from cahlib.curate import dataset
+    from cahlib.curate import dataset, seal
     from cahlib.curate.dedup import dedup, find
 
     folder = _folder(chosen.dataset)
     if chosen.apply:
+        seal.expect(folder)  # before anything is made in a folder that is somebody else's
         with dataset.held(folder):
             dataset.sweep(folder)  # what an interrupted change left cannot be read
     found = find(folder, chosen.distance)

@@ -63,6 +63,7 @@ def purge(folder: Path, lists: Lists) -> Iterator[Change]:
 
 def changed(folder: Path, what: str, why: Why) -> Iterator[Change]:
     """Rewrite a dataset, and tell of it in the files that tell of the dataset."""
+    seal.expect(folder)  # before anything is made in a folder that is somebody else's
     with dataset.held(folder):
         job = Job.stored(folder / "run" / "job.json")
         (folder / "run" / live.FILE).unlink(missing_ok=True)  # a killed run left pictures in it

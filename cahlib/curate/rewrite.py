@@ -50,9 +50,8 @@ def rewrite(folder: Path, why: Why) -> Iterator[Change]:
     files are elsewhere, and RunError later if one is damaged.
     """
     dataset.sweep(folder)
+    seal.expect(folder)
     every = list(seal.seals(folder))
-    if not every:
-        raise ConfigError(f"{folder} holds no dataset: there is no shard's seal in {seal.FOLDER}/.")
     if away := next((sealed.place for sealed in every if sealed.place), None):
         raise ConfigError(f"{folder}: the files are at {away}; bring them here first.")
     return filter(None, (_tried(folder, sealed, why) for sealed in every))

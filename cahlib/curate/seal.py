@@ -18,7 +18,7 @@ import msgspec
 from cahlib.curate.files import Files, files
 from cahlib.curate.formats import Stored
 from cahlib.curate.gallery import Shown
-from cahlib.errors import RunError
+from cahlib.errors import ConfigError, RunError
 from cahlib.records import Shard, Tally
 
 FOLDER = "shards"
@@ -92,6 +92,17 @@ def seals(place: str | Path) -> Iterator[Sealed]:
     for path in there.names(FOLDER):
         if path.endswith(".json"):
             yield _read(there, path)
+
+
+def there(folder: Path) -> bool:
+    """Whether a folder of this machine holds a dataset: one seal is enough."""
+    return any((folder / FOLDER).glob("*.json"))
+
+
+def expect(folder: Path) -> None:
+    """Raise ConfigError for a folder of this machine that holds no dataset."""
+    if not there(folder):
+        raise ConfigError(f"{folder} holds no dataset: there is no shard's seal in {FOLDER}/.")
 
 
 def _read(there: Files, path: str) -> Sealed:

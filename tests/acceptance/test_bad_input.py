@@ -46,7 +46,8 @@ def test_a_mistake_gets_a_sentence(tmp_path, monkeypatch, capsys, arguments, cod
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CAH_CONTACT", "tests@example.org")
     (tmp_path / "a.wat.gz").write_bytes(bytes.fromhex("1f8b0800"))
-    (tmp_path / "mine").mkdir()
+    for name in ("run", "shards"):  # a project's folders may be named as a dataset's are
+        (tmp_path / "mine" / name).mkdir(parents=True)
     (tmp_path / "mine" / "README.md").write_text("My thesis")
     (tmp_path / "empty.wat.gz").touch()
     (tmp_path / "page.wat.gz").write_text("<!doctype html><title>Not found</title>")

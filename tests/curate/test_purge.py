@@ -233,9 +233,11 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
         ([".", "--urls", "empty"], "holds no dataset"),
     ):
         (tmp_path / "empty").touch()
+        before = sorted(tmp_path.iterdir())
         paths = [str(tmp_path / each) if each[0] != "-" else each for each in arguments]
         assert main(["purge", *paths]) == 2
         assert re.search(sentence, capsys.readouterr().err)
+        assert sorted(tmp_path.iterdir()) == before
 
 
 def test_nobody_else_may_be_writing(tmp_path):

@@ -85,6 +85,18 @@ def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, c
 
 
 @pytest.mark.timeout(120)
+def test_a_page_of_somebody_elses_is_not_replaced(desks, place, values):
+    page = Path(place.output) / "README.md"
+    page.parent.mkdir()
+    page.write_text("My thesis")
+    desk = desks(place, {}, values)
+    desk.buttons["start"].click()
+    until(lambda: not desk.child.running())
+    assert "README.md of somebody else's" in desk.child.said(lines=1)[0]
+    assert page.read_text() == "My thesis"
+
+
+@pytest.mark.timeout(120)
 def test_a_run_gets_what_the_form_says_is_killed_and_torn_down(desks, place, values):
     """What CAH_* says may have been changed in the form."""
     Path(".env").write_text("CAH_NICKNAME=eve\nCAH_THRESHOLD=0.9\n")
