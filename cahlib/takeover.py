@@ -15,7 +15,8 @@ from cahlib.tracker.store import Ledger
 def take_over(job: Job, ledger: Ledger) -> int:
     """Enter the shards at the job's URL as done, those that the ledger has excepted; how many.
 
-    Their seals come here and say where the files are. Raises ConfigError if another job made them.
+    Their seals come here and say where the files are. A shard that did not arrive whole is to do
+    again, and is overwritten there. Raises ConfigError if another job made them.
     """
     if not job.output.url:
         return 0

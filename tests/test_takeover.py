@@ -62,6 +62,32 @@ def test_what_is_at_the_url_is_done_and_not_done_again(job, lost):
     ledger.close()
 
 
+def in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("lacks", "damage"),
+    [
+        ("shards/s-0.json", in_half),
+        ("metadata/metadata_s-0.parquet", Path.unlink),
+        ("images/s-0.tar", in_half),
+    ],
+)
+def test_what_is_not_whole_at_the_url_is_done_again(job, lost, tmp_path, caplog, lacks, damage):
+    """The machine was lost while it brought the shard, or its drive had not brought all."""
+    damage(tmp_path / "drive" / "dataset" / lacks)
+    ledger = Ledger(Path("ledger.sqlite"))
+    shards = [world.parcel(f"s-{n}", images=1).shard for n in range(2)]
+    ledger.add(shards)
+    assert take_over(job, ledger) == 1
+    assert ledger.lease() == shards[0] and ledger.lease() is None
+    assert caplog.messages == [f"Shards at {lost} that are not whole, and are done again: 1."]
+    upload.upload(world.write(job.output.folder, shard="s-0"), job.output.folder, lost)
+    assert list(verify(lost)) == []
+    ledger.close()
+
+
 def test_another_jobs_dataset_is_refused(job, tmp_path):
     ledger = Ledger(Path("ledger.sqlite"))
     other = model(tmp_path / "other", "ViT-small", "none")

@@ -8,6 +8,7 @@ there. It does not know where a run stands.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -21,6 +22,8 @@ from cahlib.curate import formats, seal
 from cahlib.curate.files import Files, files, reaching
 from cahlib.curate.seal import Sealed
 from cahlib.errors import ConfigError, RunError
+
+_log = logging.getLogger(__name__)
 
 #: What tells of the whole dataset, and is made anew each time.
 PAGES = ("report.html", "README.md")
@@ -72,11 +75,22 @@ def upload(
 
 
 def elsewhere(url: str, known: Collection[str]) -> Iterator[Sealed]:
-    """The shards at a URL, those of ``known`` ids excepted; each says where its files are."""
-    for path in files(url).names(seal.FOLDER):
-        shard = path.rpartition("/")[2].removesuffix(".json")
-        if path.endswith(".json") and shard not in known and (found := seal.sealed(url, shard)):
+    """The shards at a URL, those of ``known`` ids excepted; each says where its files are.
+
+    What is not whole is left out, and told of: a machine that was lost had not brought all of it,
+    or the drive that the URL is on has not.
+    """
+    there, lacking = files(url), 0
+    for path in there.names(seal.FOLDER):
+        if not path.endswith(".json") or path.rpartition("/")[2][:-5] in known:
+            continue
+        if found := _whole(there, path):
             yield replace(found, place=url)
+        else:
+            lacking += 1
+    if lacking:
+        place = there.place
+        _log.warning("Shards at %s that are not whole, and are done again: %d.", place, lacking)
 
 
 def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
@@ -93,6 +107,19 @@ def _tried(action: Callable[[], T], sleep: Sleep) -> T:
         except RunError:
             sleep(pause)
     return action()
+
+
+def _whole(there: Files, path: str) -> Sealed | None:
+    """What a seal says, if it is whole and each file that it names is there in its size."""
+    try:
+        found = seal.unpacked(there.read(path))
+    except ValueError:
+        return None
+    with reaching(there.place):
+        for name, stored in found.files.items():
+            if not there.exists(name) or there.fs.size(there.path(name)) != stored.size:
+                return None
+    return found
 
 
 def _is_there(folder: Path, url: str, path: str) -> bool:
