@@ -21,12 +21,14 @@ from cahlib.notebook.desk import Desk
 #: A larger report is only linked: each saved notebook would carry it.
 _MOST = 5_000_000
 
-_LOAD = """import pandas as pd
-table = pd.read_parquet("{folder}/metadata")
+_TABLE = """import pandas as pd
+table = pd.read_parquet("{place}/metadata")"""
+
+_PAIRS = """
 
 import webdataset as wds  # pip install webdataset
 import glob
-pairs = wds.WebDataset(sorted(glob.glob("{folder}/images/*.tar")), shardshuffle=False)
+pairs = wds.WebDataset(sorted(glob.glob("{place}/images/*.tar")), shardshuffle=False)
 pairs = pairs.decode("pil").to_tuple("jpg;png;webp", "txt")"""
 
 
@@ -77,22 +79,38 @@ class Results:
             self._beside(self._ask)
 
     def _about(self) -> str:
-        folder = escape(str(self.folder))
         return (
             f'<div class="cah"><h4>The dataset</h4>{escape(self._where())} To load it:'
-            f"<pre>{_LOAD.format(folder=folder)}</pre></div>"
+            f"<pre>{escape(self._loading())}</pre></div>"
         )
 
     def _where(self) -> str:
         output = self._desk.form.fields["output"].text
         return f"It is in {self.folder}" + (f", and at {output}." if "://" in output else ".")
 
+    def _loading(self) -> str:
+        """The code that loads the dataset, from where its files are."""
+        place = (self._away() or str(self.folder)).removeprefix("file://")
+        code = _TABLE if "://" in place else _TABLE + _PAIRS  # glob knows no URLs
+        return code.format(place=place)
+
+    def _away(self) -> str | None:
+        """The URL at which files of the dataset are that are not here any more, or never were."""
+        from cahlib.curate import seal
+
+        return next((each.place for each in seal.seals(self.folder) if each.place), None)
+
+    def _here(self) -> None:
+        """Raise RunError if the folder does not hold the whole dataset."""
+        if away := self._away():
+            raise RunError(f"Some shards are at {away} and not here; copy the dataset from there.")
+
     def _print(self) -> None:
         """The same for where there are no widgets."""
         if not (self.folder / "report.html").exists():
             print("There are no results.")
             return
-        print(f"{self._where()} To load it:\n\n{_LOAD.format(folder=self.folder)}")
+        print(f"{self._where()} To load it:\n\n{self._loading()}")
         if self._desk.child.has_servers:
             print(self._remaining())
         display(HTML(_framed(self.folder / "report.html")))  # type: ignore[no-untyped-call]
@@ -115,6 +133,7 @@ class Results:
         return f"These servers are still there and cost money: {names}. Press “Tear down now”."
 
     def _zip(self) -> None:
+        self._here()
         path = self.folder.with_name(f"{self.folder.name}.zip")
         self._say(f"Writing {path} …")
         fresh = path.with_suffix(".part")
@@ -132,6 +151,7 @@ class Results:
         url = self.url.value.strip()
         if "://" not in url:
             raise RunError("Give a URL, as s3://bucket/name or file:///folder.")
+        self._here()
         upload.check(url, self.folder)
         for number, sealed in enumerate(seal.seals(self.folder), 1):
             self._say(f"Shard {number} …")

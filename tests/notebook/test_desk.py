@@ -2,19 +2,23 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cahlib import demo, notebook
 from cahlib.config import replace
+from cahlib.curate import report, upload
 from cahlib.curate.verify import verify
 from cahlib.demo import world
 from cahlib.notebook.desk import Desk
 from cahlib.notebook.outcome import Results
 from cahlib.notebook.place import Place
 from tests.world import cloud as clouds
+from tests.world import judged
 from tests.world.jobs import until
 
 
@@ -94,6 +98,26 @@ def test_a_page_of_somebody_elses_is_not_replaced(desks, place, values):
     until(lambda: not desk.child.running())
     assert "README.md of somebody else's" in desk.child.said(lines=1)[0]
     assert page.read_text() == "My thesis"
+
+
+def test_a_dataset_whose_files_are_elsewhere_is_loaded_and_copied_from_there(
+    desks, place, values, tmp_path
+):
+    there, folder = tmp_path / "drive" / "dataset", Path(place.output)
+    kept = judged.write(folder, shard="s-0"), judged.write(folder, first=100, shard="s-1")
+    upload.upload(kept[0], folder, f"file://{there}")
+    upload.upload(kept[1], folder, f"file://{there}", keep_local=False)
+    report.write(folder, values)
+    shown = Results(desks(place, {}, values | {"output": f"file://{there}"}))
+    for button in (shown.pack, shown.copy):
+        shown.url.value = f"file://{tmp_path}/copy"
+        shown.message.value = ""
+        button.click()
+        until(lambda: f"Some shards are at file://{there}" in shown.message.value)
+    assert not (tmp_path / "copy").exists() and not list(tmp_path.glob("*.zip"))
+    code = re.search("<pre>(.*?)</pre>", shown.about.value, flags=re.DOTALL)[1]
+    assert f"&quot;{there}/images/*.tar&quot;" in code
+    assert len(pd.read_parquet(there / "metadata")) == 30 and f"{there}/metadata" in code
 
 
 @pytest.mark.timeout(120)
