@@ -7,7 +7,7 @@ that names the field. A Job is stored beside its dataset, so no secret belongs i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -248,11 +248,10 @@ class Job(Checked):
 
         Raises ConfigError for a name that no field has, and for a value that a field refuses.
         """
+        refuse_unknown(values)
         known = {setting.name: setting for setting in settings()}
         groups: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
-            if name not in known:
-                raise ConfigError(f"{name}: there is no such setting.")
             setting = known[name]
             if isinstance(value, str):
                 value = setting.parse(value)
@@ -317,6 +316,14 @@ def settings() -> tuple[Setting, ...]:
     parts = get_type_hints(Job)
     own = held(Job, "")
     return own + tuple(s for name, part in parts.items() for s in held(part, name))
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raise ConfigError for a name that no setting has."""
+    known = {setting.name for setting in settings()}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{name}: there is no such setting.")
 
 
 def replace(job: Job, **values: Any) -> Job:

@@ -18,13 +18,16 @@ def form(settings: Mapping[str, Any] | None = None) -> Desk:
     """Show the form; with ``settings``, values of a Job's fields, the run is started unasked.
 
     A run that is going on is found. Where nobody sees widgets, it is followed in lines to its end;
-    then ConfigError and RunError are raised, as nobody could read them beside a field.
+    then ConfigError and RunError are raised, as nobody could read them beside a field. A name in
+    ``settings`` that no field has raises ConfigError everywhere.
     """
     from IPython.display import display
 
+    from cahlib.config import refuse_unknown
     from cahlib.notebook.desk import Desk
     from cahlib.notebook.place import here
 
+    refuse_unknown(settings or ())  # what is remembered is not asked: it may be an older version's
     while _desks:
         _desks.pop().close()
     place = here()

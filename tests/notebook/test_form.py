@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from cahlib import cli
+from cahlib import cli, notebook
 from cahlib.config import Job, settings
 from cahlib.errors import ConfigError
+from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form, written
 from tests.world.command import environment
 
@@ -112,6 +113,13 @@ def test_what_the_environment_gives_wrong_is_said_and_can_be_mended():
     assert note(form, "swarm").startswith("swarm: ") and "nonsense" in note(form, "preset")
     form.fill(Job().values() | GIVEN)
     assert form.check()
+
+
+@pytest.mark.parametrize("typo", ["shard", "max_costs", "treshold"])
+def test_a_name_that_no_setting_has_is_refused_before_anything_is_started(typo, monkeypatch):
+    monkeypatch.setattr(Child, "start", lambda *_: pytest.fail("it was started"))
+    with pytest.raises(ConfigError, match=f"^{typo}: there is no such setting.$"):
+        notebook.form(GIVEN | {typo: 1})
 
 
 def note(form, name):
