@@ -135,9 +135,13 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _optouts(found: Summary) -> str:
-    if not found.optouts:
+    if not (found.optouts or found.overruled):
         return "No owner of an image was found to refuse its use."
+    heard = (
+        f" refused in a form that the profile of consent does not honour, and not left out for "
+        f"that: {plural(found.overruled, 'candidate')};"
+    )
     return (
-        f"Left out because their owners refuse it: {plural(found.optouts, 'image')}; the evidence "
-        "is in optouts/."
+        f"Left out because their owners refuse it: {plural(found.optouts, 'image')};"
+        f"{heard if found.overruled else ''} the evidence is in optouts/."
     )

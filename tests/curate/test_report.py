@@ -212,11 +212,13 @@ def test_the_cards_code_runs(tmp_path, monkeypatch, capsys):
     assert "(15, 32)" in shown and names["table"]["uid"][14] in shown
 
 
-def test_what_was_heard_and_not_obeyed_is_named_in_the_card(tmp_path):
+@pytest.mark.parametrize("obeyed", [1, 0])
+def test_what_was_heard_and_not_obeyed_is_named_in_card_and_report(tmp_path, obeyed):
     made, _ = world.some(6)
     parcel = world.parcel("s-0", images=6)
     (refused,) = parcel.optouts
-    parcel = replace(parcel, optouts=(refused, *[replace(refused, obeyed=False)] * 3))
+    heard = [replace(refused, obeyed=False)] * 3
+    parcel = replace(parcel, optouts=(*[refused] * obeyed, *heard))
     dataset.write(
         tmp_path,
         made,
@@ -226,6 +228,8 @@ def test_what_was_heard_and_not_obeyed_is_named_in_the_card(tmp_path):
         again=lambda judged: None,
     )
     text = card.write(tmp_path, {**JOB, "consent": "research"}).read_text()
-    assert "(profile research)" in text and "machines read: 1 image;" in text
+    assert "(profile research)" in text and f"machines read: {obeyed} image" in text
     assert "Of 3 candidates the owners refuse in a form that this profile does not" in text
+    shown = " ".join(page(tmp_path).texts)
+    assert f"refuse it: {obeyed} image" in shown and "left out for that: 3 candidates;" in shown
     assert list(verify(tmp_path)) == []
