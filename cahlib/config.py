@@ -7,6 +7,7 @@ that names the field. A Job is stored beside its dataset, so no secret belongs i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -181,6 +182,11 @@ class Output(Checked):
     distance: int = option(4, "for near: bits of 64 that may differ", least=0, most=8)
     keep_local: bool = option(True, "with a URL: keep the local copy as well", free=True)
 
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if not self.output.strip():
+            raise ConfigError("output: name a folder or a URL.")
+
     @property
     def url(self) -> str | None:
         """Where finished shards are uploaded to, or None for a dataset on this machine."""
@@ -189,7 +195,9 @@ class Output(Checked):
     @property
     def folder(self) -> Path:
         """The folder on this machine: the output, or for a URL one named after its last part."""
-        return Path(PurePosixPath(self.output).name if self.url else self.output).absolute()
+        # no shell has seen what is in .env or in the form; a home that nobody has stays a name
+        named = PurePosixPath(self.output).name if self.url else os.path.expanduser(self.output)
+        return Path(named).absolute()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,7 @@
 """A Job is the same whichever door it comes through, and refuses what it cannot be."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,8 @@ from cahlib.errors import ConfigError
         ({"pretrained": "openai"}, "pretrained: name the model"),
         ({"shards": True}, "shards: True is not a whole number"),
         ({"crawl": 3}, "crawl: 3 is not a text."),
+        ({"output": ""}, "output: name a folder or a URL."),
+        ({"output": "  "}, "output: name a folder or a URL."),
     ],
 )
 def test_a_bad_value_gets_one_sentence_that_names_the_field(values, sentence):
@@ -71,6 +75,12 @@ def test_an_output_url_has_a_folder_of_its_name_here():
     output = Job.from_values({"output": "s3://bucket/crawls/mine/"}).output
     assert (output.url, output.folder.name) == ("s3://bucket/crawls/mine/", "mine")
     assert Job.from_values({"output": "mine"}).output.url is None
+
+
+def test_an_output_that_no_shell_has_seen_may_begin_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert job_from({}, {"CAH_OUTPUT": "~/x"}).output.folder == tmp_path / "x"
+    assert Job.from_values({"output": "a~b"}).output.folder == Path.cwd() / "a~b"
 
 
 @given(st.sampled_from([setting.name for setting in settings()]), st.text(max_size=20))

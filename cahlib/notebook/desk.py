@@ -220,7 +220,7 @@ class Desk:
             self.child = Child(self._home())
 
     def _home(self) -> Path:
-        return Output(output=self.form.fields["output"].text or "dataset").folder / "run"
+        return Output(output=self.form.fields["output"].text.strip() or "dataset").folder / "run"
 
     def _say(self, sentence: str, *, bad: bool = False) -> None:
         look = " bad" if bad else ""
