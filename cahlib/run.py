@@ -30,6 +30,7 @@ from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.perceptual import Near
 from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
+from cahlib.curate.summary import summary
 from cahlib.errors import CahError, ConfigError, RunError, ShardError
 from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
@@ -112,7 +113,7 @@ def run(
         return Outcome(
             folder=folder,
             shards=ledger.counts(),
-            tally=ledger.tally(),
+            tally=summary(folder).tally,  # not the ledger's: purges are told to the seals alone
             errors=tuple(ledger.errors()),
         )
 

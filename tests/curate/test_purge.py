@@ -18,6 +18,7 @@ from cahlib.curate.rewrite import rewrite
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
+from cahlib.run import run
 from tests.world import judged as world
 from tests.world.judged import with_forms, write, write_these
 
@@ -256,3 +257,18 @@ def test_a_damaged_shard_stays_as_it_is(tmp_path):
     with pytest.raises(RunError, match="s-0 is damaged"):
         list(purge(tmp_path, Lists(uids=uids)))
     assert files(tmp_path) == before
+
+
+def test_the_run_tells_what_is_left(tmp_path):
+    (tmp_path / "a.warc.wat.gz").write_bytes(gzip.compress(b"WARC/1.0"))
+    job = Job.from_values(
+        {
+            "output": str(tmp_path / "dataset"),
+            "crawl": str(tmp_path / "a.warc.wat.gz"),
+            "contact": "tests@example.org",
+        }
+    )
+    world.finish(job)
+    uids = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()[:3]))
+    list(purge(job.output.folder, Lists(uids=uids)))
+    assert run(job).tally.left[Stage.JUDGE] == 30 - 3

@@ -12,6 +12,8 @@ from PIL import Image as Picture
 from cahlib.curate import dataset
 from cahlib.curate.dataset import Recipe
 from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
+from cahlib.scrape.shards import shards
+from cahlib.tracker.store import Ledger
 
 RECIPE = Recipe(
     model="ViT-tiny/none",
@@ -172,3 +174,16 @@ def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, recipe=REC
         tally=tally_of(made),
         again=lambda each: Reason.PAIR_SEEN if seen(each.image.candidate.uid) else None,
     )
+
+
+def finish(job):
+    """The dataset of a job as its run leaves it, with the job and the ledger beside it."""
+    folder = job.output.folder
+    job.store(folder / "run" / "job.json")
+    ledger = Ledger(folder / "run" / "ledger.sqlite")
+    for number, shard in enumerate(shards(job.crawl, contact=job.download.contact)):
+        sealed = write(folder, first=1000 * number, shard=shard.id)
+        ledger.add([shard])
+        ledger.seal(shard, dataset.uids(folder, sealed), sealed.tally)
+        ledger.done(shard)
+    ledger.close()
