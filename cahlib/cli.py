@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -241,13 +242,15 @@ def _demo(chosen: argparse.Namespace) -> int:
     from cahlib.demo import world
 
     print("The demo's web and its crawl are on loopback; nothing leaves this machine.")
-    with world.build().serve(demo.port(chosen.output)) as web:
-        code = _follow(demo.job(chosen.output, web))
-    print(f"cah inspect {chosen.output}, cah verify {chosen.output} tell more of it.")
+    output = os.path.expanduser(chosen.output)
+    with world.build().serve(demo.port(output)) as web:
+        code = _follow(demo.job(output, web))
+    typed = shlex.quote(output)
+    print(f"cah inspect {typed}, cah verify {typed} tell more of it.")
     if chosen.open:
         import webbrowser
 
-        webbrowser.open((Path(chosen.output) / "report.html").absolute().as_uri())
+        webbrowser.open((Path(output) / "report.html").absolute().as_uri())
     return code
 
 

@@ -4,8 +4,11 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import cahlib
 from tests import tree
+from tests.world import judged
 
 README = tree.README.read_text(encoding="utf-8")
 
@@ -29,6 +32,15 @@ def test_every_option_that_is_shown_exists():
         [sys.executable, "-m", "cahlib.cli", "run", "--help"], capture_output=True, text=True
     )
     assert shown and {option for option in shown if option not in ran.stdout} == set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's file
+def test_the_code_that_loads_a_dataset_runs_without_a_warning(tmp_path, monkeypatch, capsys):
+    judged.write(tmp_path / "my-dataset", shard="SHARD")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(re.search(r"```python\n(import pandas.*?)```", README, flags=re.DOTALL)[1], names)
+    assert len(names["table"]) == len(capsys.readouterr().out.splitlines()) == 15
 
 
 def test_the_latest_changes_are_those_of_this_version():

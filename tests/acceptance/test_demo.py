@@ -5,6 +5,7 @@ These tests earn their seconds: they start the command as a process, and kill it
 
 import fcntl
 import json
+import shlex
 import shutil
 import sqlite3
 from collections import Counter
@@ -22,7 +23,7 @@ from cahlib.curate.seal import seals
 from cahlib.curate.verify import verify
 from cahlib.demo import world
 from cahlib.records import Reason, Stage, Tally
-from tests.world import command
+from tests.world import command, judged
 from tests.world.jobs import until
 
 pytestmark = pytest.mark.timeout(120)
@@ -235,3 +236,13 @@ def test_a_damaged_dataset_is_found_out(undisturbed, tmp_path):
     victim.write_bytes(data)
     ran = command.cah("verify", copy)
     assert ran.returncode == 1 and victim.name in ran.stdout
+
+
+def test_what_the_demo_says_to_type_can_be_typed(shown, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with shown.serve() as web:
+        judged.finish(demo.job("my demo", web))
+    ran = command.said(capsys, "demo", "--output", "my demo")
+    assert ran.returncode == 0, ran.stderr
+    line = ran.stdout.splitlines()[-1].partition(",")[0]
+    assert command.said(capsys, *shlex.split(line)[1:]).returncode == 0
