@@ -29,6 +29,7 @@ def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Sha
     home = job.output.folder / "run"
     _unclaimed(job.output.folder)
     with dataset.held(job.output.folder):
+        _make_way(job, home)
         job.goes_on(home / "job.json")
         job.store(home / "job.json")
         ledger = Ledger(home / "ledger.sqlite")
@@ -67,3 +68,29 @@ def _unclaimed(folder: Path) -> None:
             f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
             "dataset's would replace; choose another folder."
         )
+
+
+def _make_way(job: Job, home: Path) -> None:
+    """Forget another job that came to nothing, as one whose crawl or model there is not.
+
+    Its ledger goes as well, for it lists another crawl. One of a tracker's shards stays: what we
+    still have of them, the tracker says.
+    """
+    before = Job.stored(home / "job.json")
+    if before is None or not job.differences(before) or _begun(home):
+        return
+    (home / "job.json").unlink()
+    if not job.place.tracker:
+        for each in home.glob("ledger.sqlite*"):
+            each.unlink()
+
+
+def _begun(home: Path) -> bool:
+    """Whether a run has brought anything: a seal, a parcel, or a shard that it has passed on."""
+    if seal.there(home.parent) or any((home / "parcels").glob("*.json")):
+        return True
+    ledger = Ledger(home / "ledger.sqlite")
+    try:
+        return bool(ledger.in_state("sealed", "done"))
+    finally:
+        ledger.close()

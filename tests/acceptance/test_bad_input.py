@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cahlib import demo
+from cahlib.config import Job
 from cahlib.demo.web import Answer, Web
+from cahlib.scrape import parcel as parcels
+from cahlib.tracker.store import Ledger
 from tests.world import command, judged
 
 MODEL = ["--model", str(demo.MODEL), "--threshold", "0.3"]
@@ -53,6 +57,38 @@ def test_a_mistake_gets_a_sentence(tmp_path, monkeypatch, capsys, arguments, cod
     (tmp_path / "page.wat.gz").write_text("<!doctype html><title>Not found</title>")
     (tmp_path / "plain.wat.gz").write_text("WARC/1.0\r\nWARC-Type: warcinfo\r\n\r\n")
     refused(command.said(capsys, "run", *arguments), code=code, sentence=sentence)
+
+
+def test_a_job_that_came_to_nothing_holds_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAH_CONTACT", "tests@example.org")
+    for name in "ab":
+        (tmp_path / f"{name}.wat.gz").write_bytes(bytes.fromhex("1f8b0800"))
+        model = f"ViT-{name}"
+        line = ["run", "--crawl", f"{name}.wat.gz", "--model", model, "--threshold", "0.3"]
+        refused(command.said(capsys, *line), code=2, sentence=model)
+    ledger = Ledger(tmp_path / "dataset/run/ledger.sqlite")
+    assert {shard.url[-8:] for shard in ledger.in_state("todo")} == {"b.wat.gz"}
+    ledger.close()
+
+
+@pytest.mark.parametrize("left", ["shards", "run/parcels", "run/ledger.sqlite"])
+def test_what_was_done_is_never_given_to_another_job(tmp_path, monkeypatch, capsys, left):
+    """A seal, a parcel, or the ledger's word alone: a dataset may have been moved or damaged."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.wat.gz").write_bytes(bytes.fromhex("1f8b0800"))
+    job = Job.from_values({"crawl": "a.wat.gz", "contact": "tests@example.org"})
+    judged.finish(job)
+    folder = job.output.folder
+    parcel = judged.parcel("s-0", images=0)
+    parcels.seal([], parcel.shard, folder / "run/parcels", tally=parcel.tally)
+    for each in {"shards", "run/parcels", "run/ledger.sqlite"} - {left}:
+        (folder / each).rename(tmp_path / Path(each).name)
+    before = (folder / left).stat().st_ino
+    line = ["run", "--crawl", "a.wat.gz", "--contact", "tests@example.org", "--threshold", "0.9"]
+    refused(command.said(capsys, *line), code=2, sentence="of a job with another threshold;")
+    assert (folder / left).stat().st_ino == before
+    assert Job.stored(folder / "run/job.json") == job
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import threading
 
 import pytest
 
+from cahlib.config import Job, replace
 from cahlib.errors import ConfigError, RunError
+from cahlib.home import home
 from cahlib.records import Shard, Stage, Tally
 from cahlib.tracker import board, intake
 from cahlib.tracker.app import create
@@ -62,6 +64,28 @@ class Run:
         tracker = Tracker(self.address)
         path = self.folder / "tracker.json"
         return ledger, Shared(ledger, tracker, path, who=("ann", self.kind), **quick)
+
+
+def test_another_job_that_takes_the_place_of_one_that_came_to_nothing_is_the_same_worker(
+    app, tmp_path
+):
+    with serving(app) as address:
+        job = Job.from_values(
+            {"tracker": address, "nickname": "ann", "output": str(tmp_path / "dataset")}
+        )
+        identity = tmp_path / "dataset/run/tracker.json"
+        with home(job, role="hybrid", stop=threading.Event()):
+            secret = json.loads(identity.read_text())["secret"]
+        with home(replace(job, threshold=0.9), role="hybrid", stop=threading.Event()) as shared:
+            assert json.loads(identity.read_text())["secret"] == secret
+            first = shared.lease()
+            shared.seal(first, [], one_pair())
+            shared.done(first)
+        with (
+            pytest.raises(ConfigError, match="of a job with another threshold"),
+            home(job, role="hybrid", stop=threading.Event()),
+        ):
+            pass
 
 
 def test_what_is_done_is_told_and_what_is_not_is_given_back(app, database, tmp_path):
