@@ -132,7 +132,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             default = "yes" if default else "no"
         elif setting.option.choices:
             extra["metavar"] = "|".join(setting.option.choices)
-        shown = f" [{default}]" if default not in ("", None) else ""
+        bounds = setting.bounds().removeprefix(" of").strip()
+        shown = f" ({bounds})" if bounds else ""
+        shown += f" [{default}]" if default not in ("", None) else ""
         groups[setting.group].add_argument(
             flag,
             dest=setting.name,

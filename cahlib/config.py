@@ -126,7 +126,7 @@ class Judge(Checked):
         "", "the weights of that model: open_clip's name or a file (a folder brings its own)"
     )
     threshold: float | None = option(
-        None, "least similarity of a pair, -1 … 1; the preset's if not given", least=-1, most=1
+        None, "least similarity of a pair; the preset's if not given", least=-1, most=1
     )
     safety: str = option("", "a file of safety categories that replaces the built-in one")
     heads: tuple[str, ...] = option(

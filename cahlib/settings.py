@@ -82,7 +82,7 @@ class Setting:
         least, most, choices = self.option.least, self.option.most, self.option.choices
         if (least is not None and value < least) or (most is not None and value > most):
             raise ConfigError(
-                f"{self.name}: {value:g} is not allowed; give a number{self._bounds()}."
+                f"{self.name}: {value:g} is not allowed; give a number{self.bounds()}."
             )
         for each in value if isinstance(value, tuple) else (value,):
             if choices and each not in choices:
@@ -101,13 +101,14 @@ class Setting:
     def _not_a_kind(self, shown: str) -> ConfigError:
         kinds = {int: "whole number", float: "number", str: "text", bool: "yes or no"}
         kind = kinds.get(self.type, "list of texts")
-        return ConfigError(f"{self.name}: {shown} is not a {kind}{self._bounds()}.")
+        return ConfigError(f"{self.name}: {shown} is not a {kind}{self.bounds()}.")
 
-    def _bounds(self) -> str:
+    def bounds(self) -> str:
+        """What a number may be, to be said after a noun; "" if it may be any."""
         least, most = self.option.least, self.option.most
         if least is not None and most is not None:
-            return f" from {least:g} to {most:g}"
-        return "" if least is None else f" of at least {least:g}"
+            return f" from {least} to {most}"
+        return "" if least is None else f" of at least {least}"
 
 
 def held(owner: Any, group: str) -> tuple[Setting, ...]:

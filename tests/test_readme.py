@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import cahlib
+from cahlib.config import settings
 from tests import tree
 from tests.world import judged
 
@@ -32,6 +33,10 @@ def test_every_option_that_is_shown_exists():
         [sys.executable, "-m", "cahlib.cli", "run", "--help"], capture_output=True, text=True
     )
     assert shown and {option for option in shown if option not in ran.stdout} == set()
+    told = " ".join(ran.stdout.split())  # however wide the terminal is
+    assert [
+        each.name for each in settings() if each.bounds().removeprefix(" of").strip() not in told
+    ] == []
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's file

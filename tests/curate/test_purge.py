@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 from itertools import combinations
@@ -161,9 +162,22 @@ def test_what_the_run_brought_to_a_url_is_purged_there_too(tmp_path, monkeypatch
     assert sorted(path.name for path in (there / "images").iterdir()) == ["s-1.tar"]
 
 
+def test_what_is_at_a_url_alone_is_copied_here_before(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    remembered(here, there.as_uri())
+    upload.upload(write(here), here, there.as_uri(), keep_local=False)
+    gone = Lists(uids=listed(tmp_path / "uids", *(e.image.candidate.uid for e in kept()[:3])))
+    with pytest.raises(ConfigError, match="bring them here first"):
+        list(purge(here, gone))
+    shutil.copytree(there, here, dirs_exist_ok=True)
+    (change,) = purge(here, gone)
+    assert change.left == 12 and files(there) == files(here)
+    assert list(verify(there)) == list(verify(here)) == []
+
+
 def remembered(folder, url):
     """Have the dataset's job say that it was brought to a URL."""
-    (folder / "run").mkdir()
+    (folder / "run").mkdir(parents=True)
     (folder / "run" / "job.json").write_text(json.dumps(replace(Job(), output=url).values()))
 
 
