@@ -1,8 +1,12 @@
-"""What was started last from a folder, so that a second "Run all" and a new kernel find it."""
+"""What was started last from a notebook, so that a second "Run all" and a new kernel find it.
+
+Where Jupyter does not tell which notebook it is, or it has started nothing, its folder's last.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,14 +21,23 @@ def remember(job: Job) -> None:
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(_all() | {str(Path.cwd()): job.values()}), encoding="utf-8")
+        known = _all() | dict.fromkeys(_keys(), job.values())
+        fresh.write_text(json.dumps(known), encoding="utf-8")
         fresh.replace(path)
 
 
 def remembered() -> dict[str, Any]:
-    """The settings of the last job from this folder; nothing if there was none."""
-    found = _all().get(str(Path.cwd()), {})
+    """The settings of the last job from here; nothing if there was none."""
+    known = _all()
+    found: Any = next((known[key] for key in _keys() if key in known), {})
     return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _keys() -> list[str]:
+    """This notebook, as Jupyter tells its kernel, and the folder."""
+    folder = Path.cwd()
+    own = os.environ.get("JPY_SESSION_NAME")
+    return [*([str(folder / own)] if own else []), str(folder)]
 
 
 def _all() -> dict[str, Any]:

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from cahlib import demo, notebook
-from cahlib.config import replace
+from cahlib.config import Job, replace
 from cahlib.curate import report, upload
 from cahlib.curate.verify import verify
 from cahlib.demo import world
 from cahlib.notebook.desk import Desk
+from cahlib.notebook.memory import remember
 from cahlib.notebook.outcome import Results
 from cahlib.notebook.place import Place
 from tests.world import cloud as clouds
@@ -163,6 +164,18 @@ def test_servers_are_planned_and_priced_before_any_is_made(desks, place, values,
         desk.form.fields["swarm"].write("3")  # another job, another price
         assert desk.buttons["start"].description == "Start" and desk.plan_shown.value == ""
     assert "POST /servers" not in cloud.calls and not desk.child.running()
+
+
+def test_of_two_notebooks_in_a_folder_each_finds_what_it_started(desks, place, values, monkeypatch):
+    monkeypatch.setenv("HOME", place.output)
+    for name in ("ada", "bob"):
+        monkeypatch.setenv("JPY_SESSION_NAME", str(Path(f"{name}.ipynb").absolute()))
+        remember(Job.from_values(values | {"nickname": name}))
+    for mine, name in (("ada", "ada"), ("bob", "bob"), ("new", "bob")):
+        monkeypatch.setenv("JPY_SESSION_NAME", str(Path(f"{mine}.ipynb").absolute()))
+        assert desks(place, {}, {}).form.job().nickname == name
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    assert desks(place, {}, {}).form.job().nickname == "bob"
 
 
 def test_functions_and_files_of_the_notebook_share_no_name():
