@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cahlib.config import Job, replace
+from cahlib.config import Job, Output, replace
 from cahlib.errors import ConfigError
 from cahlib.kaggle.inside import STATE, TICKET
 from cahlib.swarm import wheel
@@ -24,8 +24,8 @@ from cahlib.swarm import wheel
 #: Where a kernel's dataset lies; what is below /kaggle/working is its output.
 OUTPUT = "/kaggle/working/dataset"
 
-#: Where the seals of a dataset lie in it.
-_SEALS = "shards"
+#: Where the seals of a dataset lie in it, and its metadata, by the shard's id.
+_SEALS, _METADATA = "shards", "metadata/metadata_{}.parquet"
 
 #: A cell before all others: the very cahlib of this machine, and the Dask that its nodes speak.
 _INSTALL = """\
@@ -110,15 +110,20 @@ def settings(job: Job, *, hours: float, swarm: int, ticket: bool) -> dict[str, A
     return {n: v for n, v in there.values().items() if v != plain.get(n)} | {"output": OUTPUT}
 
 
-def inputs(folder: Path, dataset: Path, ticket: bytes | None) -> None:
+def inputs(folder: Path, output: Output, ticket: bytes | None) -> None:
     """Make the folder of the private input: ticket, wheel, and the state of the dataset here."""
     wheel.build(folder)
     pins = re.findall(r"^(?:dask|distributed)==.*\n", wheel.pins(), flags=re.MULTILINE)
     (folder / "pins.txt").write_text("".join(pins))
     if ticket:
         (folder / TICKET).write_bytes(ticket)
-    if (dataset / "run" / "ledger.sqlite").exists():
-        _state(folder / STATE, dataset)
+    if (output.folder / "run" / "ledger.sqlite").exists():
+        _state(folder / STATE, output.folder, metadata=output.duplicates != "keep")
+
+
+def sealed(dataset: Path) -> set[str]:
+    """The ids of the shards that a dataset here has."""
+    return {path.stem for path in (dataset / _SEALS).glob("*.json")}
 
 
 def checked(folder: Path, secrets: Sequence[str]) -> None:
@@ -141,10 +146,12 @@ def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield f"{path.name}: {name}", archive.read(name)
 
 
-def _state(target: Path, dataset: Path) -> None:
+def _state(target: Path, dataset: Path, *, metadata: bool) -> None:
     """What a launch must know of those before it: the ledger and the seals, not the pairs.
 
-    A tar by another name: Kaggle unpacks what is called one.
+    The metadata tells which images the dataset has, for a job that wants none twice. It comes
+    whole: nothing that reads columns is installed here. A tar by another name: Kaggle unpacks what
+    is called one.
     """
     copy = target.with_suffix(".sqlite")
     with (
@@ -154,6 +161,9 @@ def _state(target: Path, dataset: Path) -> None:
         ledger.backup(other)  # whole, even if its last writer was killed
     with tarfile.open(target, "w") as pack:
         pack.add(copy, "run/ledger.sqlite")
-        for path in sorted((dataset / _SEALS).glob("*.json")):
-            pack.add(path, f"{_SEALS}/{path.name}")
+        for shard in sorted(sealed(dataset)):
+            pack.add(dataset / _SEALS / f"{shard}.json", f"{_SEALS}/{shard}.json")
+            table = _METADATA.format(shard)
+            if metadata and (dataset / table).exists():  # a shard without pairs has none
+                pack.add(dataset / table, table)
     copy.unlink()

@@ -193,12 +193,15 @@ def follow(
 def fetch(kaggle: Kaggle, kernel: str, folder: Path) -> int:
     """Bring a kernel's dataset here, beside what is here; gives the number of files.
 
-    Seals come last, so that what is interrupted is no part of the dataset yet.
+    Seals come last, so that what is interrupted is no part of the dataset yet. Of shards that are
+    here already nothing is fetched: the kernel has it from here.
     """
+    here = pack.sealed(folder)
     wanted = {
         name: url
         for name, url in kaggle.outputs(kernel)
         if name.startswith(_BELOW) and not name.startswith(_NOT) and ".." not in Path(name).parts
+        if _shard(Path(name)) not in here
     }
     order = sorted(wanted, key=lambda name: name.startswith((f"{_BELOW}shards/", f"{_BELOW}run/")))
     for name in order:
@@ -214,6 +217,11 @@ def fetch(kaggle: Kaggle, kernel: str, folder: Path) -> int:
                 if final:
                     raise
     return len(order)
+
+
+def _shard(path: Path) -> str:
+    """Whose file this is, if it is a shard's: images/ID.tar, metadata/metadata_ID.parquet …"""
+    return path.stem.removeprefix(f"{path.parent.name}_")
 
 
 def _launch(
@@ -242,7 +250,7 @@ def _launch(
         pack.checked(kernel, session.secrets)
         job.store(note.path.parent / "job.json")
         ticket = servers.up(hours + _QUEUE + _LATE) if servers else None
-        pack.inputs(inputs, job.output.folder, ticket)
+        pack.inputs(inputs, job.output, ticket)
         pack.checked(inputs, session.secrets)
         tell("bringing the kernel's private input to Kaggle.")
         note.write(inputs=slug, pushed=False)

@@ -8,10 +8,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cahlib.config import Job
+from cahlib.config import Job, Output
+from cahlib.curate import alike, dataset
 from cahlib.errors import ConfigError
 from cahlib.kaggle import pack
 from cahlib.kaggle.inside import received, working
+from cahlib.tracker.store import Ledger
+from tests.world import judged as world
 
 NOTEBOOK = Path(__file__).parent.parent.parent / "gpucah.ipynb"
 JOB = Job.from_values({"nickname": "ada's", "crawl": "CC-MAIN-2024-10", "languages": "de,fr"})
@@ -40,6 +43,32 @@ def test_a_ticket_that_did_not_come_is_named(tmp_path):
     values = pack.settings(JOB, hours=9, swarm=0, ticket=True)
     with pytest.raises(ConfigError, match="ticket.json is not among the inputs"):
         received(values, hours=9, inputs=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["keep", "same", "near"])
+def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
+    here, there = (
+        Output(output=str(tmp_path / name), duplicates=kind) for name in ("here", "there")
+    )
+    made = [world.judged(number) for number in range(3)]
+    sealed = [
+        dataset.write(
+            here.folder, images, parcel=world.parcel(name, images=len(images)),
+            recipe=world.RECIPE, tally=world.tally_of(images), again=lambda judged: None,
+        )
+        for name, images in (("full", made), ("empty", []))
+    ]  # fmt: skip
+    (here.folder / "run").mkdir()
+    Ledger(here.folder / "run/ledger.sqlite").close()
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    pack.inputs(inputs, here, None)
+    received({"output": there.output}, hours=9, inputs=inputs)
+    known = alike.load(there, [each.shard for each in sealed], seen=lambda uid: False)
+    assert [known.again(each) is not None for each in made] == [kind != "keep"] * 3
+    brought = {path.name for path in there.folder.rglob("*.*")}
+    whole = {"ledger.sqlite", "full.json", "empty.json"}
+    assert brought == whole | ({"metadata_full.parquet"} if kind != "keep" else set())
 
 
 def test_a_session_ends_a_quarter_of_an_hour_early_or_less():

@@ -143,6 +143,18 @@ def test_a_kernel_is_pushed_followed_and_fetched(service, launch):
         assert word in launch.text
 
 
+def test_a_shard_that_is_here_stays_as_it_is(service, launch):
+    """Its metadata may have gone to the kernel and come back; its owner may have purged it."""
+    service.run = completes
+    seal, table = (launch.folder / "dataset" / name for name in ("shards/0.json", "metadata"))
+    for path in (seal, table / "metadata_0.parquet"):
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    launch()
+    assert "9 files were fetched" in launch.text and (table / "metadata_1.parquet").exists()
+    assert seal.read_text() == (table / "metadata_0.parquet").read_text() == "mine"
+
+
 def test_what_is_pushed_holds_no_token(service, launch):
     service.run = completes
     launch()
