@@ -18,26 +18,34 @@ from cahlib.errors import ConfigError
 #: Names of the files in the kernel's private input.
 TICKET, STATE = "ticket.json", "state.pack"
 
+#: In a kernel's dataset: which session it belongs to.
+SESSION = "run/session"
+
 #: The share of a short session, and the hours of a long one, that are kept for the end.
 _SHARE, _MOST = 0.25, 0.25
 
 
 def received(
-    values: Mapping[str, Any], *, hours: float, inputs: Path = Path("/kaggle/input")
+    values: Mapping[str, Any],
+    *,
+    session: str,
+    hours: float,
+    inputs: Path = Path("/kaggle/input"),
 ) -> dict[str, Any]:
     """The settings of a run that ends within a session of so many hours.
 
-    The state of the dataset's earlier sessions is put in its place. Raises ConfigError if the
-    ticket that the settings speak of did not come.
+    The state of the dataset's earlier sessions is put in its place, and the name of this one.
+    Raises ConfigError if the ticket that the settings speak of did not come.
     """
     settings = dict(values)
     settings["hours"] = round(max(working(hours) - _elapsed(), 0.001), 4)
     if settings.get("engine"):
         settings["engine"] = str(_found(inputs, TICKET))
+    home = Path(settings["output"])
+    (home / SESSION).parent.mkdir(parents=True, exist_ok=True)
+    (home / SESSION).write_text(session)
     for state in sorted(inputs.rglob(STATE)):
-        home = Path(settings["output"])
         if not (home / "run" / "ledger.sqlite").exists():  # else the cell is run once more
-            home.mkdir(parents=True, exist_ok=True)
             with tarfile.open(state) as pack:
                 pack.extractall(home, filter="data")
     return settings

@@ -46,6 +46,7 @@ from cahlib.kaggle.inside import received
 
 settings = received(
     {values},
+    session={session!r},
     hours={hours},
 )
 """
@@ -60,17 +61,23 @@ class Source:
 
 
 def kernel(
-    folder: Path, source: Source, values: Mapping[str, Any], about: Mapping[str, Any]
+    folder: Path,
+    source: Source,
+    values: Mapping[str, Any],
+    about: Mapping[str, Any],
+    *,
+    session: str,
 ) -> None:
     """Make a kernel's folder; ``about`` replaces entries of the metadata."""
     told = json.loads(source.metadata.read_text(encoding="utf-8")) | dict(about)
     (folder / "kernel-metadata.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
-    (folder / told["code_file"]).write_text(
-        json.dumps(notebook(source.notebook, values, hours=values["hours"])), encoding="utf-8"
-    )
+    made = notebook(source.notebook, values, hours=values["hours"], session=session)
+    (folder / told["code_file"]).write_text(json.dumps(made), encoding="utf-8")
 
 
-def notebook(path: Path, values: Mapping[str, Any], *, hours: float) -> dict[str, Any]:
+def notebook(
+    path: Path, values: Mapping[str, Any], *, hours: float, session: str
+) -> dict[str, Any]:
     """The notebook with the settings in its cell that is tagged "parameters"."""
     told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     tagged = [
@@ -81,7 +88,9 @@ def notebook(path: Path, values: Mapping[str, Any], *, hours: float) -> dict[str
     if len(tagged) != 1:
         raise ConfigError(f"{path} has {len(tagged)} cells tagged 'parameters'; it must have one.")
     lines = "".join(f"        {name!r}: {value!r},\n" for name, value in values.items())
-    tagged[0]["source"] = _SETTINGS.format(values=f"{{\n{lines}    }}", hours=hours)
+    tagged[0]["source"] = _SETTINGS.format(
+        values=f"{{\n{lines}    }}", hours=hours, session=session
+    )
     told["cells"].insert(
         0,
         {

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.kaggle import pack
+from cahlib.kaggle.inside import SESSION
 from cahlib.kaggle.service import Away, Kaggle, Quota, Refused, State
 
 #: The least hours that are worth a session.
@@ -29,7 +30,8 @@ _LEAST = 0.5
 _QUEUE, _LATE = 1.0, 0.1
 
 #: What of a kernel's output belongs to the dataset, and what of that is of no use elsewhere.
-_BELOW, _NOT = "dataset/", ("dataset/run/parcels/", "dataset/run/ticket/", "dataset/run/job.json")
+_BELOW = "dataset/"
+_NOT = tuple(f"{_BELOW}{name}" for name in ("run/parcels/", "run/ticket/", "run/job.json", SESSION))
 
 
 class Servers(Protocol):
@@ -67,7 +69,7 @@ class Note:
 
     @property
     def inputs(self) -> str:
-        """The name of the kernel's private input; "" if there is none."""
+        """The name of the kernel's private input, and of its session; "" if there is none."""
         return str(self._read().get("inputs", ""))
 
     @property
@@ -105,7 +107,8 @@ def attend(
         state = kaggle.state(kernel)
         going = not state.over
         if note.pushed and not going:
-            if state.name:  # else the kernel was deleted at Kaggle, with all it left
+            # a push may never have arrived, and a kernel may be deleted at Kaggle
+            if state.name and _worked_for(kaggle, kernel) == note.inputs:
                 tell("fetching what an earlier session left.")
                 fetch(kaggle, kernel, folder)
             note.forget()
@@ -122,6 +125,12 @@ def attend(
             _launch(session, kaggle, servers, hours, tell)
         tend = servers.tend if servers else lambda: None
         state = follow(kaggle, kernel, hours, pause=session.pause, tell=tell, tend=tend)
+    if going and _worked_for(kaggle, kernel) != note.inputs:
+        note.forget()
+        raise RunError(
+            f"{kernel} ended with {state.name}, and has left nothing of a session for {folder}; "
+            "nothing was fetched."
+        )
     fetched = fetch(kaggle, kernel, folder)
     note.forget()
     tell(f"{fetched} files were fetched.")
@@ -219,6 +228,16 @@ def fetch(kaggle: Kaggle, kernel: str, folder: Path) -> int:
     return len(order)
 
 
+def _worked_for(kaggle: Kaggle, kernel: str) -> str:
+    """The session whose output a kernel left; "" if it does not say: it had not come so far."""
+    for name, url in kaggle.outputs(kernel):
+        if name == f"{_BELOW}{SESSION}":
+            with tempfile.TemporaryDirectory(prefix="cahlib-kaggle-") as made:
+                kaggle.download(url, told := Path(made, "session"))
+                return told.read_text(encoding="utf-8")
+    return ""
+
+
 def _shard(path: Path) -> str:
     """Whose file this is, if it is a shard's: images/ID.tar, metadata/metadata_ID.parquet …"""
     return path.stem.removeprefix(f"{path.parent.name}_")
@@ -246,7 +265,7 @@ def _launch(
         kernel, inputs = Path(made, "kernel"), Path(made, "inputs")
         kernel.mkdir()
         inputs.mkdir()
-        pack.kernel(kernel, session.source, values, about)
+        pack.kernel(kernel, session.source, values, about, session=slug)
         pack.checked(kernel, session.secrets)
         job.store(note.path.parent / "job.json")
         ticket = servers.up(hours + _QUEUE + _LATE) if servers else None

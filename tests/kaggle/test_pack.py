@@ -22,7 +22,7 @@ JOB = Job.from_values({"nickname": "ada's", "crawl": "CC-MAIN-2024-10", "languag
 
 def test_the_shipped_notebook_takes_the_settings():
     values = pack.settings(JOB, hours=9, swarm=0, ticket=True)
-    told = pack.notebook(NOTEBOOK, values, hours=9)
+    told = pack.notebook(NOTEBOOK, values, hours=9, session="one")
     before = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     changed = [cell for cell in told["cells"] if cell not in before]
     assert [cell["metadata"]["tags"] for cell in changed] == [["install"], ["parameters"]]
@@ -32,7 +32,8 @@ def test_the_shipped_notebook_takes_the_settings():
 def test_settings_come_to_the_kernel_as_they_are(tmp_path):
     values = pack.settings(JOB, hours=9, swarm=0, ticket=False)
     assert values["nickname"] == "ada's" and values["output"] == pack.OUTPUT
-    settings = received(values, hours=9, inputs=tmp_path)
+    values["output"] = str(tmp_path / "dataset")
+    settings = received(values, session="one", hours=9, inputs=tmp_path)
     job = Job.from_values(settings)
     assert (job.crawl, job.nickname) == (JOB.crawl, JOB.nickname)
     elapsed = (time.time() - psutil.Process().create_time()) / 3600
@@ -42,7 +43,7 @@ def test_settings_come_to_the_kernel_as_they_are(tmp_path):
 def test_a_ticket_that_did_not_come_is_named(tmp_path):
     values = pack.settings(JOB, hours=9, swarm=0, ticket=True)
     with pytest.raises(ConfigError, match="ticket.json is not among the inputs"):
-        received(values, hours=9, inputs=tmp_path)
+        received(values, session="one", hours=9, inputs=tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["keep", "same", "near"])
@@ -63,7 +64,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     pack.inputs(inputs, here, None)
-    received({"output": there.output}, hours=9, inputs=inputs)
+    received({"output": there.output}, session="one", hours=9, inputs=inputs)
     known = alike.load(there, [each.shard for each in sealed], seen=lambda uid: False)
     assert [known.again(each) is not None for each in made] == [kind != "keep"] * 3
     brought = {path.name for path in there.folder.rglob("*.*")}
@@ -82,4 +83,4 @@ def test_a_notebook_without_its_place_for_settings_is_refused(tmp_path, cells):
     made = [{"cell_type": "code", "metadata": {"tags": tags}, "source": ""} for tags in cells]
     path.write_text(json.dumps({"cells": made}))
     with pytest.raises(ConfigError, match="tagged 'parameters'; it must have one"):
-        pack.notebook(path, {}, hours=9)
+        pack.notebook(path, {}, hours=9, session="one")

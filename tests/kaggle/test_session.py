@@ -116,7 +116,8 @@ OUTPUTS = {f"dataset/metadata/metadata_{n}.parquet": b"%d" % n for n in range(9)
 
 def completes(request):
     states = ["QUEUED", "RUNNING", "COMPLETE"]
-    return kaggle.Kernel(request, states, log=["shards 1/2\n"], outputs=dict(OUTPUTS))
+    outputs = OUTPUTS | {"dataset/run/session": request["datasetDataSources"][0][4:].encode()}
+    return kaggle.Kernel(request, states, log=["shards 1/2\n"], outputs=outputs)
 
 
 def test_a_kernel_is_pushed_followed_and_fetched(service, launch):
@@ -318,11 +319,39 @@ def test_a_kernel_that_runs_is_followed_by_the_next_launch(service, launch):
     launch()
     pushed(launch)
     service.kernel.states[:] = ["RUNNING", "RUNNING", "COMPLETE"]
+    service.kernel.outputs["dataset/run/session"] = b"cahlib-inputs-0"
     launch()
     assert len(service.pushed) == 1 and "is running; following it" in launch.text
     service.kernel.states[:] = ["RUNNING"]
     with pytest.raises(ConfigError, match="is running, and not for"):
         launch()
+
+
+@pytest.mark.parametrize("of", ["another", ""])
+def test_what_a_kernel_left_of_another_session_is_not_fetched(service, launch, of):
+    """The line is cut while pushing, and the push never arrived: the name's last kernel is old."""
+    left = {"dataset/run/ledger.sqlite": b"of another dataset", "dataset/shards/a.json": b"{}"}
+    left |= {"dataset/run/session": of.encode()} if of else {}
+    service.kernel = kaggle.Kernel({}, ["COMPLETE"], outputs=left)
+    service.before = lambda name: setattr(service, "lost", name == "SaveKernel")
+    with pytest.raises(RunError, match="cannot be reached"):
+        launch()
+    service.before, service.lost, service.run = lambda name: None, False, completes
+    folder = launch()
+    assert not (folder / "shards/a.json").exists()
+    assert (folder / "run/ledger.sqlite").read_bytes() == b""
+    assert "what an earlier session left" not in launch.text
+
+
+def test_what_a_kernel_makes_for_another_session_is_not_fetched(service, launch):
+    pushed(launch)
+    left = {"dataset/run/session": b"another", "dataset/shards/a.json": b"{}"}
+    service.kernel = kaggle.Kernel({}, ["RUNNING", "COMPLETE"], outputs=left)
+    with pytest.raises(RunError, match="left nothing of a session for .*; nothing was fetched"):
+        launch()
+    assert not (launch.folder / "dataset/shards").exists()
+    service.run = completes
+    assert (launch() / "shards/0.json").exists() and len(service.pushed) == 1
 
 
 def test_another_jobs_dataset_is_refused(service, launch):
