@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
-    "config", "errors", "flow", "lists", "live", "needs", "pixels", "places", "presets",
+    "config", "errors", "flow", "lists", "live", "lock", "needs", "pixels", "places", "presets",
     "progress", "records", "settings",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}

@@ -20,11 +20,10 @@ It does not know where images come from, nor what the model thinks of them.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -36,7 +35,7 @@ from cahlib.curate.gallery import Gallery
 from cahlib.curate.rows import as_json, host, row, schema
 from cahlib.curate.seal import Sealed
 from cahlib.curate.tfrecord import Records
-from cahlib.errors import ConfigError
+from cahlib.lock import held as held  # a part of this file, for machines without pyarrow too
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
 
 #: Where the parts of a dataset lie, by form; the metadata and the evidence are always there.
@@ -110,27 +109,6 @@ def write(
         shelf.publish(sealed)
         undo.pop_all()
     return sealed
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Nobody else writes to the dataset meanwhile. Raises ConfigError if that cannot be."""
-    try:
-        (folder / "run").mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "run" / "lock", "w")
-    except OSError as error:
-        raise ConfigError(
-            f"output: {folder} cannot be written ({error.strerror}); choose another folder."
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"output: another run is writing to {folder}; "
-                "wait for it, or choose another folder."
-            ) from error
-        yield
 
 
 def sweep(folder: Path) -> None:

@@ -22,6 +22,7 @@ from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.kaggle import pack
 from cahlib.kaggle.inside import SESSION
 from cahlib.kaggle.service import Away, Kaggle, Quota, Refused, State
+from cahlib.lock import held
 
 #: The least hours that are worth a session.
 _LEAST = 0.5
@@ -97,8 +98,16 @@ def attend(
     """A session from its beginning, or from where an earlier launch lost sight of it, to its end.
 
     Gives the folder of the dataset. Raises ConfigError before anything was started, RunError if
-    the kernel failed; the servers are gone in every case.
+    the kernel failed; the servers are gone in every case. While somebody else works in the folder,
+    the servers are his, and this is refused.
     """
+    with held(session.job.output.folder):
+        return _attend(session, kaggle, servers, tell)
+
+
+def _attend(
+    session: Session, kaggle: Kaggle, servers: Servers | None, tell: Callable[[str], None]
+) -> Path:
     kernel, folder = f"{kaggle.user}/{session.name}", session.job.output.folder
     note = Note.of(session.job)
     # here too: the kernel could only refuse another job when servers cost money already

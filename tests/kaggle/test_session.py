@@ -306,6 +306,25 @@ def test_ctrl_c_at_any_time_leaves_no_server(service, launch, call):
     assert launch.servers == ["stranger"] and "none of the servers" in launch.text
 
 
+def test_a_second_launch_on_the_folder_leaves_the_servers_of_the_first(service, launch):
+    service.run = completes
+    refused, servers = [], []
+
+    def second(name):
+        if name == "SaveKernel" and not servers:
+            servers.append(launch.servers)
+            try:
+                launch()
+            except ConfigError as error:
+                refused.append(str(error))
+            servers.append(launch.servers)
+
+    service.before = second
+    launch()
+    assert ["another run is writing to" in each for each in refused] == [True]
+    assert servers[0] == servers[1] and len(servers[0]) == 3 and len(service.pushed) == 1
+
+
 def _main():
     return threading.current_thread() is threading.main_thread()
 

@@ -1,0 +1,31 @@
+"""The lock of a dataset's folder: one process at a time makes or changes what is in it."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cahlib.errors import ConfigError
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Nobody else writes to the dataset meanwhile. Raises ConfigError if that cannot be."""
+    try:
+        (folder / "run").mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "run" / "lock", "w")
+    except OSError as error:
+        raise ConfigError(
+            f"output: {folder} cannot be written ({error.strerror}); choose another folder."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"output: another run is writing to {folder}; "
+                "wait for it, or choose another folder."
+            ) from error
+        yield
