@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -76,7 +77,7 @@ def _attended(told: Mapping[str, str]) -> int:
         hours=job.place.hours or _HOURS,
         source=_source(told),
         own_swarm=own,
-        name=told.get("CAH_KAGGLE_NAME") or "cahlib",
+        name=_name(told),
         pause=_pause(told),
         secrets=[
             each
@@ -106,10 +107,12 @@ def _answered(told: dict[str, str]) -> dict[str, str]:
     return told
 
 
-#: Settings that name files of this machine.
-_LISTS = (
+#: Settings that name files of this machine, and those that may: what is then there.
+_FILES = (
     "blocked_domains", "blocked_urls", "blocked_pairs", "known_harm", "harm_looks", "heads",
+    "safety",
 )  # fmt: skip
+_PERHAPS = {"model": Path.is_dir, "pretrained": Path.is_file}
 
 
 def _job(told: Mapping[str, str]) -> Job:
@@ -132,11 +135,17 @@ def _job(told: Mapping[str, str]) -> Job:
         raise ConfigError(
             "crawl: Kaggle cannot read this machine's files; give a URL or a crawl's name."
         )
-    for part in (job.crawl, job.download, job.judge):
-        for name in _LISTS:
-            if getattr(part, name, ()):
-                raise ConfigError(f"{name}: files of this machine are not brought to Kaggle.")
+    if job.place.hours > _HOURS:
+        raise ConfigError(f"hours: a session at Kaggle has {_HOURS:g} at most; give fewer.")
+    for name, value in job.values().items():
+        if (name in _FILES and value) or (name in _PERHAPS and _lies_here(name, value)):
+            raise ConfigError(f"{name}: files of this machine are not brought to Kaggle.")
     return job
+
+
+def _lies_here(name: str, value: str) -> bool:
+    """Whether a model or its weights are meant that no name of open_clip's is."""
+    return value.startswith(("/", "~", ".")) or bool(value) and _PERHAPS[name](Path(value))
 
 
 def _account(told: Mapping[str, str]) -> Kaggle:
@@ -177,6 +186,17 @@ def _source(told: Mapping[str, str]) -> Source:
         if not path.exists():
             raise ConfigError(f"{path} is not there; kaggle.sh runs from a checkout of cahlib.")
     return found
+
+
+def _name(told: Mapping[str, str]) -> str:
+    """The kernel's name; that of its private input is 16 characters longer, of 50 at most."""
+    name = told.get("CAH_KAGGLE_NAME") or "cahlib"
+    if not (5 <= len(name) <= 34 and re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name)):
+        raise ConfigError(
+            f"CAH_KAGGLE_NAME: {name!r} cannot be a kernel's name; give 5 to 34 characters of a-z "
+            "and 0-9, with single hyphens between them."
+        )
+    return name
 
 
 def _pause(told: Mapping[str, str]) -> float:

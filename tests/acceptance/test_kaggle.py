@@ -54,6 +54,10 @@ class UserSecretsClient:
 """
 
 
+#: The demo's model lies in files, which kaggle.sh does not bring: the kernel has them by itself.
+_JUDGE = {"model": str(demo.MODEL), "safety": str(demo.SAFETY)}
+
+
 class Machine:
     """Kaggle's machine: runs a kernel's cells, and keeps its output."""
 
@@ -71,6 +75,7 @@ class Machine:
         working.mkdir(parents=True)
         cells = json.loads(request["text"])["cells"]
         code = [c["source"] for c in cells if "install" not in c["metadata"].get("tags", ())]
+        code.insert(1, f"settings |= {_JUDGE!r}")
         script = "\n".join(code).replace("/kaggle/working", str(working))
         where = f"    inputs=__import__('pathlib').Path({str(inputs)!r}),\n    hours="
         script = script.replace("    hours=", where)
@@ -109,7 +114,7 @@ def launched(tmp_path, job, *, cell=_RUN, **more) -> subprocess.Popen:
     told = {
         f"CAH_{setting.name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
         for setting in settings()
-        if (value := setting.of(job)) != setting.default
+        if (value := setting.of(job)) != setting.default and setting.name not in _JUDGE
     }
     return subprocess.Popen(
         ["bash", command.ROOT / "kaggle.sh"],

@@ -71,6 +71,7 @@ def completes(request):
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_executed_it_runs_a_session_in_the_users_folder(shell, environment, tmp_path):
+    environment |= {"CAH_KAGGLE_NAME": "a-kernel-of-as-many-letters-as-can", "CAH_HOURS": "9"}
     with kaggle.serve(kaggle.Service(run=completes)) as service:
         ran = subprocess.run(
             [shell, SCRIPT], env=environment, capture_output=True, text=True, timeout=50,
@@ -113,6 +114,9 @@ def test_sourced_its_status_is_that_of_the_session(shell, environment):
     assert "status 2" in ran.stdout and "nickname: choose one" in ran.stdout
 
 
+OWN = {"CAH_THRESHOLD": "0.3"}  # which a model of one's own needs
+
+
 @pytest.mark.parametrize(
     ("told", "code", "sentence"),
     [
@@ -121,6 +125,15 @@ def test_sourced_its_status_is_that_of_the_session(shell, environment):
         ({"CAH_CRAWL": ""}, 2, "crawl: say what to read"),
         ({"CAH_CRAWL": "my.wat.gz"}, 2, "Kaggle cannot read this machine's files"),
         ({"CAH_BLOCKED_URLS": "my.txt"}, 2, "blocked_urls: files of this machine are not"),
+        ({"CAH_SAFETY": "my.json"}, 2, "safety: files of this machine are not"),
+        (OWN | {"CAH_MODEL": "~/my-model"}, 2, "model: files of this machine are not"),
+        (OWN | {"CAH_MODEL": "models"}, 2, "model: files of this machine are not"),
+        (OWN | {"CAH_MODEL": "ViT-B-32", "CAH_PRETRAINED": "gpucah.ipynb"}, 2,
+         "pretrained: files of this machine are not"),
+        ({"CAH_HOURS": "9.1"}, 2, "hours: a session at Kaggle has 9 at most"),
+        ({"CAH_KAGGLE_NAME": "a" * 35}, 2, f"CAH_KAGGLE_NAME: '{'a' * 35}' cannot be"),
+        ({"CAH_KAGGLE_NAME": "abcd"}, 2, "give 5 to 34 characters"),
+        ({"CAH_KAGGLE_NAME": "my kernel"}, 2, "CAH_KAGGLE_NAME: 'my kernel' cannot be"),
         ({"CAH_HOURS": "long"}, 2, "hours: 'long' is not a number"),
         ({"CAH_SWARM": "2"}, 1, "no Hetzner token is given; put HCLOUD_TOKEN"),
         ({"CAH_SWARM": "2", "HCLOUD_TOKEN": "ünicode"}, 1, "token 1 holds characters"),
@@ -128,8 +141,9 @@ def test_sourced_its_status_is_that_of_the_session(shell, environment):
         ({"CAH_OUTPUT": "s3://bucket/x"}, 2, "output: give a folder"),
         ({"CAH_KAGGLE_NOTEBOOK": "/nowhere"}, 2, "/nowhere is not there"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_gets_a_sentence(told, code, sentence, environment):
+    Path("models").mkdir()
     with kaggle.serve(kaggle.Service()) as service:
         ran = run("bash", f". {SCRIPT}", environment | told)
     assert (ran.returncode, sentence in ran.stdout) == (code, True), ran.stdout + ran.stderr
