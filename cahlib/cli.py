@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        with swarm.reminded(_environment(), _looked_after(chosen)):
+        with swarm.reminded(environment(), _looked_after(chosen)):
             return _act(chosen)
     except CahError as error:
         print(f"cah: {error}", file=sys.stderr)
@@ -68,7 +68,7 @@ def _looked_after(chosen: argparse.Namespace) -> Path | None:
     if not hasattr(chosen, "looks_after"):
         return None
     given = {"output": chosen.output} if hasattr(chosen, "output") else {}
-    return job_from(given, _environment()).output.folder / "run" / "swarm"
+    return job_from(given, environment()).output.folder / "run" / "swarm"
 
 
 def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(act=_demo)
     worker.add(commands, _add_settings, lambda chosen, work: _watched(_job(chosen), work))
     tracker.add(commands)
-    swarm.add(commands, _add_settings, lambda chosen: (_job(chosen), _environment()))
+    swarm.add(commands, _add_settings, lambda chosen: (_job(chosen), environment()))
     blocklist.add(commands)
     inspect = commands.add_parser("inspect", help="print what a dataset holds")
     inspect.add_argument("dataset", help="folder or URL of a dataset")
@@ -146,7 +146,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _run(chosen: argparse.Namespace) -> int:
     job = _job(chosen)
-    tokens = _environment().get("HCLOUD_TOKEN", "")
+    tokens = environment().get("HCLOUD_TOKEN", "")
     if job.place.swarm and not _agreed(job, tokens):
         return 2
     return _follow(job, tokens)
@@ -160,8 +160,8 @@ def _agreed(job: Job, tokens: str) -> bool:
     return swarm.agreed("Make these servers?")
 
 
-def _environment() -> dict[str, str]:
-    """The environment, with what .env adds."""
+def environment() -> dict[str, str]:
+    """The environment, with what .env adds. Raises ConfigError for one that is no text."""
     from dotenv import dotenv_values
 
     try:
@@ -173,7 +173,7 @@ def _environment() -> dict[str, str]:
 def _job(chosen: argparse.Namespace) -> Job:
     """The Job that was typed, with what the environment and .env add."""
     given = {s.name: getattr(chosen, s.name) for s in settings() if hasattr(chosen, s.name)}
-    return job_from(given, _environment())
+    return job_from(given, environment())
 
 
 def _watched(job: Job, work: Callable[..., T]) -> T:

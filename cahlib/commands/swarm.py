@@ -65,10 +65,14 @@ def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], give
 
 
 def agreed(question: str, *, yes: bool = False) -> bool:
-    """Whether the user wants it; asked in a terminal alone."""
+    """Whether the user wants it; asked in a terminal alone, where Ctrl-D is a no."""
     if yes or not sys.stdin.isatty():
         return True
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cahlib.cli import job_from
-from cahlib.commands.swarm import reminded
+from cahlib.cli import environment, job_from
+from cahlib.commands.swarm import agreed, reminded
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError, missing
 from cahlib.swarm.signals import ending, hush
@@ -43,8 +43,8 @@ def main() -> int:
     """Attend a session; returns 0, 1 for one that failed, 2 for a mistake, 130 after Ctrl-C."""
     for number in ending():
         signal.signal(number, _interrupted)
-    told = _environment()
     try:
+        told = environment()
         try:
             return _attended(_answered(told))
         finally:  # what is told of then is nobody's to delete any more
@@ -56,6 +56,9 @@ def main() -> int:
     except CahError as error:
         _say(str(error))
         return error.exit_code
+    except EOFError:  # Ctrl-D at a question
+        _say("nothing was started: a question has no answer.")
+        return 130
     except KeyboardInterrupt:
         _say(
             "interrupted. A kernel that was started ends by itself within minutes of losing its "
@@ -86,7 +89,7 @@ def _attended(told: Mapping[str, str]) -> int:
         ],
     )
     servers = None if own or not job.place.swarm else _swarm(job, tokens, session.hours)
-    if sys.stdin.isatty() and input("Start? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not agreed("Start?"):
         return 2
     folder = attend(session, kaggle, servers, tell=_say)
     _say(f"the dataset is in {folder}; the same command goes on with it in another session.")
@@ -204,13 +207,6 @@ def _pause(told: Mapping[str, str]) -> float:
         return max(float(told.get("CAH_KAGGLE_PAUSE") or 20), 0.01)
     except ValueError:
         raise ConfigError("CAH_KAGGLE_PAUSE: give the seconds between two looks.") from None
-
-
-def _environment() -> dict[str, str]:
-    """The environment, with what .env adds."""
-    from dotenv import dotenv_values
-
-    return {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
 
 
 def _interrupted(number: int, frame: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ def form(settings: Mapping[str, Any] | None = None) -> Desk:
     """
     from IPython.display import display
 
+    from cahlib.cli import environment
     from cahlib.config import refuse_unknown
     from cahlib.notebook.desk import Desk
     from cahlib.notebook.place import here
@@ -31,7 +31,7 @@ def form(settings: Mapping[str, Any] | None = None) -> Desk:
     while _desks:
         _desks.pop().close()
     place = here()
-    desk = Desk(place, _environment(), settings or {})
+    desk = Desk(place, environment(), settings or {})
     _desks.append(desk)
     if place.widgets:
         display(desk.box)  # type: ignore[no-untyped-call]
@@ -60,10 +60,3 @@ def _followed(desk: Desk) -> None:
     except KeyboardInterrupt:
         desk.child.stop()  # nobody could press Stop later, and servers cost money
         raise
-
-
-def _environment() -> dict[str, str]:
-    """The environment, with what .env adds."""
-    from dotenv import dotenv_values
-
-    return {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ

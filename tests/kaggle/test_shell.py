@@ -166,16 +166,40 @@ def test_what_is_not_told_is_asked_for_in_a_terminal(environment):
         del environment[name]
     answers = ["ada", "ada@example.org", "0", kaggle.TOKEN, "y"]
     with kaggle.serve(kaggle.Service(run=completes)) as service:
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            ["bash", SCRIPT], env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
-            start_new_session=True, close_fds=True,
-        )  # fmt: skip
-        os.close(theirs)
-        shown = _talked(ours, answers)
-        assert process.wait(timeout=30) == 0, shown
+        code, shown = asked(environment, answers)
+    assert code == 0, shown
     assert kaggle.TOKEN not in shown
     assert len(service.pushed) == 1 and "'nickname': 'ada'" in service.pushed[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "code", "sentence"),
+    [("CAH_NICKNAME", 130, "nothing was started"), ("", 2, "Start? [y/N]")],
+)
+def test_ctrl_d_at_a_question_starts_nothing(missing, code, sentence, environment):
+    environment.pop(missing, None)
+    with kaggle.serve(kaggle.Service(run=completes)) as service:
+        ended, shown = asked(environment, ["\x04"])
+    assert ended == code and sentence in shown and "Traceback" not in shown, shown
+    assert not service.pushed
+
+
+def test_settings_in_no_text_are_refused(environment, tmp_path):
+    (tmp_path / ".env").write_bytes("CAH_NICKNAME=Ägidius".encode("latin-1"))
+    ran = run("bash", f". {SCRIPT}", environment)
+    assert ran.returncode == 2 and ".env is not a text in UTF-8" in ran.stdout, ran.stderr
+
+
+def asked(environment, answers):
+    """kaggle.sh in a terminal where its questions are answered: its status, and what it shows."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["bash", SCRIPT], env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, close_fds=True,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = _talked(ours, answers)
+    return process.wait(timeout=30), shown
 
 
 def _talked(terminal, answers):

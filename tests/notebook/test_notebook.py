@@ -9,10 +9,11 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 import cahlib
-from cahlib import demo
+from cahlib import demo, notebook
 from cahlib.config import replace
 from cahlib.curate.verify import verify
 from cahlib.demo import world
+from cahlib.errors import ConfigError
 from tests.world import cloud as clouds
 from tests.world import hosts, notebooks
 
@@ -55,6 +56,13 @@ def test_the_cells_are_thin():
     assert sources[1].endswith("settings = {}")
     assert f"@v{cahlib.__version__}" in sources[0] and f"'{cahlib.__version__}'" in sources[0]
     assert all(not cell.get("outputs") for cell in book.cells)
+
+
+def test_settings_in_no_text_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes("CAH_NICKNAME=Ägidius".encode("latin-1"))
+    with pytest.raises(ConfigError, match=".env is not a text in UTF-8"):
+        notebook.form()
 
 
 @pytest.mark.timeout(120)
