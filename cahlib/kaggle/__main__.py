@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def _attended(told: Mapping[str, str]) -> int:
-    from cahlib.kaggle.session import Session, attend
+    from cahlib.kaggle.session import Session, attend, needed
 
     job = _job(told)
     own = bool(job.place.swarm) and told.get("CAH_KAGGLE_SECRET", "no") not in ("", "0", "no")
@@ -88,7 +88,7 @@ def _attended(told: Mapping[str, str]) -> int:
             for each in told.get(name, "").split(",")
         ],
     )
-    servers = None if own or not job.place.swarm else _swarm(job, tokens, session.hours)
+    servers = None if own or not job.place.swarm else _swarm(job, tokens, needed(session.hours))
     if not agreed("Start?"):
         return 2
     folder = attend(session, kaggle, servers, tell=_say)

@@ -151,6 +151,11 @@ def _attend(
     return folder
 
 
+def needed(hours: float) -> float:
+    """The hours for which a session needs its servers, at most."""
+    return hours + _QUEUE + _LATE
+
+
 def affordable(hours: float, quota: Quota | None) -> float:
     """The hours of a session that the account's quota allows; raises ConfigError for too few."""
     if quota is None or quota.hours >= hours:
@@ -277,7 +282,7 @@ def _launch(
         pack.kernel(kernel, session.source, values, about, session=slug)
         pack.checked(kernel, session.secrets)
         job.store(note.path.parent / "job.json")
-        ticket = servers.up(hours + _QUEUE + _LATE) if servers else None
+        ticket = servers.up(needed(hours)) if servers else None
         pack.inputs(inputs, job.output, ticket)
         pack.checked(inputs, session.secrets)
         tell("bringing the kernel's private input to Kaggle.")

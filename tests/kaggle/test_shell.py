@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cahlib.swarm import hetzner
+from cahlib.swarm.fleet import Limits, plan
 from tests.world import cloud as clouds
 from tests.world import kaggle
 
@@ -159,6 +161,18 @@ def test_servers_that_nobody_works_with_are_told_of(environment):
         ran = run("bash", f". {SCRIPT}", environment | told)
     assert ran.returncode == 2 and "nickname: choose one" in ran.stdout
     assert "until you type `cah swarm down --run old`" in ran.stderr
+
+
+def test_a_ceiling_holds_for_all_hours_of_the_servers(environment):
+    """They wait for the kernel's GPU and for its end, too: an hour and six minutes."""
+    with clouds.serve(clouds.Cloud({"token": clouds.Account()})) as cloud:
+        hourly = plan(hetzner.accounts("token", endpoint=cloud.url), Limits(nodes=2)).hourly()
+        told = {"CAH_SWARM": "2", "HCLOUD_TOKEN": "token", "HCLOUD_ENDPOINT": cloud.url}
+        told |= {"CAH_HOURS": "3", "CAH_MAX_COST": str(hourly * 4.5)}
+        with kaggle.serve(kaggle.Service()):
+            ran = run("bash", f". {SCRIPT}", environment | told)
+    assert ran.returncode == 2 and "POST /servers" not in cloud.calls
+    assert f"max_cost: 2 nodes cost EUR {hourly * 5:.2f} in 4.1 hours" in ran.stdout, ran.stdout
 
 
 def test_what_is_not_told_is_asked_for_in_a_terminal(environment):
