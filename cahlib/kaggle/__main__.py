@@ -82,11 +82,7 @@ def _attended(told: Mapping[str, str]) -> int:
         own_swarm=own,
         name=_name(told),
         pause=_pause(told),
-        secrets=[
-            each
-            for name in ("HCLOUD_TOKEN", "KAGGLE_API_TOKEN", "KAGGLE_KEY")
-            for each in told.get(name, "").split(",")
-        ],
+        secrets=[*_tokens(told), *kaggle.secrets],
     )
     servers = None if own or not job.place.swarm else _swarm(job, tokens, needed(session.hours))
     if not agreed("Start?"):
@@ -189,6 +185,12 @@ def _source(told: Mapping[str, str]) -> Source:
         if not path.exists():
             raise ConfigError(f"{path} is not there; kaggle.sh runs from a checkout of cahlib.")
     return found
+
+
+def _tokens(told: Mapping[str, str]) -> list[str]:
+    """The tokens in the environment; of the cloud's there may be several, with spaces or commas."""
+    names = ("HCLOUD_TOKEN", "KAGGLE_API_TOKEN", "KAGGLE_KEY")
+    return " ".join(told.get(name, "") for name in names).replace(",", " ").split()
 
 
 def _name(told: Mapping[str, str]) -> str:

@@ -70,6 +70,12 @@ class Kaggle:
         self._api = _within(_ASK, _authenticated)
         self.user: str = self._api.config_values.get(self._api.CONFIG_NAME_USER) or ""
 
+    @property
+    def secrets(self) -> list[str]:
+        """What it logs in with, wherever it was found: in the environment or in a file."""
+        names = (self._api.CONFIG_NAME_KEY, self._api.CONFIG_NAME_TOKEN)
+        return [secret for name in names if (secret := self._api.config_values.get(name))]
+
     def quota(self) -> Quota | None:
         """The GPU hours that are left, as far as Kaggle tells."""
         try:

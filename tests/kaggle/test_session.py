@@ -5,6 +5,8 @@ The servers are only listed, for nothing runs on them here; tests/acceptance has
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -253,6 +255,15 @@ def test_without_credentials_one_sentence_says_what_to_do(service, monkeypatch, 
     )
     with pytest.raises(ConfigError, match="make an API token at https://www.kaggle.com/settings"):
         Kaggle()
+
+
+def test_a_key_that_lies_in_a_file_is_a_secret_too(service, monkeypatch, tmp_path):
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))  # read when the package is imported
+    (tmp_path / "kaggle.json").write_text(json.dumps({"username": "ada", "key": "key-of-ada"}))
+    script = "from cahlib.kaggle.service import Kaggle; print(Kaggle().secrets)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.stdout == "['key-of-ada']\n", ran.stderr
 
 
 def test_a_kernel_that_fails_is_told_and_its_shards_are_fetched(service, launch):

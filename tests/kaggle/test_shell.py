@@ -141,6 +141,7 @@ OWN = {"CAH_THRESHOLD": "0.3"}  # which a model of one's own needs
         ({"CAH_SWARM": "2", "HCLOUD_TOKEN": "ünicode"}, 1, "token 1 holds characters"),
         ({"KAGGLE_API_TOKEN": "wrong"}, 2, "make an API token at https://www.kaggle.com/settings"),
         ({"CAH_OUTPUT": "s3://bucket/x"}, 2, "output: give a folder"),
+        ({"CAH_NICKNAME": "ada-two", "HCLOUD_TOKEN": "one, two"}, 2, "nothing was pushed"),
         ({"CAH_KAGGLE_NOTEBOOK": "/nowhere"}, 2, "/nowhere is not there"),
     ],
 )  # fmt: skip
@@ -184,6 +185,14 @@ def test_what_is_not_told_is_asked_for_in_a_terminal(environment):
     assert code == 0, shown
     assert kaggle.TOKEN not in shown
     assert len(service.pushed) == 1 and "'nickname': 'ada'" in service.pushed[0]["text"]
+
+
+def test_a_token_that_was_typed_is_not_pushed(environment):
+    environment["CAH_NICKNAME"] = f"ada {environment.pop('KAGGLE_API_TOKEN')}"
+    with kaggle.serve(kaggle.Service(run=completes)) as service:
+        code, shown = asked(environment, [kaggle.TOKEN, "y"])
+    assert code == 2 and "nothing was pushed: gpucah.ipynb would hold" in shown, shown
+    assert not service.pushed
 
 
 @pytest.mark.parametrize(
