@@ -15,6 +15,7 @@ from cahlib.cli import environment, job_from
 from cahlib.commands.swarm import agreed, reminded
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError, missing
+from cahlib.settings import Option, Setting
 from cahlib.swarm.signals import ending, hush
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _attended(told: Mapping[str, str]) -> int:
     from cahlib.kaggle.session import Session, attend, needed
 
     job = _job(told)
-    own = bool(job.place.swarm) and told.get("CAH_KAGGLE_SECRET", "no") not in ("", "0", "no")
+    own = bool(job.place.swarm) and _secret(told)
     tokens = "" if own else told.get("HCLOUD_TOKEN", "")
     kaggle = _account(told)
     _say(f"Kaggle account: {kaggle.user}")
@@ -100,7 +101,7 @@ def _answered(told: dict[str, str]) -> dict[str, str]:
         if variable not in told and not (variable == "CAH_CRAWL" and "CAH_TRACKER" in told):
             shown = f" [{default}]" if default else ""
             told[variable] = input(f"{question}{shown}: ").strip() or default
-    needed = told.get("CAH_SWARM", "0") != "0" and "CAH_KAGGLE_SECRET" not in told
+    needed = told.get("CAH_SWARM", "0") != "0" and not _secret(told)
     if needed and not told.get("HCLOUD_TOKEN"):
         told["HCLOUD_TOKEN"] = getpass(f"{_CLOUD}: ").strip()
     return told
@@ -185,6 +186,13 @@ def _source(told: Mapping[str, str]) -> Source:
         if not path.exists():
             raise ConfigError(f"{path} is not there; kaggle.sh runs from a checkout of cahlib.")
     return found
+
+
+def _secret(told: Mapping[str, str]) -> bool:
+    """Whether the cloud's token is among the secrets of the notebook at Kaggle."""
+    name = "CAH_KAGGLE_SECRET"
+    setting = Setting(group="", name=name, type=bool, default=False, option=Option(help=""))
+    return bool(setting.parse(told.get(name, "")))
 
 
 def _tokens(told: Mapping[str, str]) -> list[str]:

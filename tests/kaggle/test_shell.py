@@ -142,6 +142,8 @@ OWN = {"CAH_THRESHOLD": "0.3"}  # which a model of one's own needs
         ({"KAGGLE_API_TOKEN": "wrong"}, 2, "make an API token at https://www.kaggle.com/settings"),
         ({"CAH_OUTPUT": "s3://bucket/x"}, 2, "output: give a folder"),
         ({"CAH_NICKNAME": "ada-two", "HCLOUD_TOKEN": "one, two"}, 2, "nothing was pushed"),
+        ({"CAH_SWARM": "2", "CAH_KAGGLE_SECRET": "off"}, 1, "no Hetzner token is given"),
+        ({"CAH_SWARM": "2", "CAH_KAGGLE_SECRET": "ja"}, 2, "'ja' is neither yes nor no"),
         ({"CAH_KAGGLE_NOTEBOOK": "/nowhere"}, 2, "/nowhere is not there"),
     ],
 )  # fmt: skip
@@ -205,6 +207,12 @@ def test_ctrl_d_at_a_question_starts_nothing(missing, code, sentence, environmen
         ended, shown = asked(environment, ["\x04"])
     assert ended == code and sentence in shown and "Traceback" not in shown, shown
     assert not service.pushed
+
+
+def test_who_has_no_secret_at_kaggle_is_asked_for_the_clouds_token(environment):
+    environment |= {"CAH_SWARM": "1", "CAH_KAGGLE_SECRET": "no", "HCLOUD_TOKEN": ""}
+    code, shown = asked(environment, ["\x04"])
+    assert code == 130 and "Hetzner API token" in shown, shown
 
 
 def test_settings_in_no_text_are_refused(environment, tmp_path):
