@@ -12,8 +12,10 @@ import faulthandler
 import logging
 import os
 import queue
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -37,8 +39,6 @@ _SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.daemon": True,
-    # A terminal's Ctrl-C goes to all processes: it is for the run to say when a worker ends.
-    "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
     # What Dask notes of itself for its pages and its developers grows for 1,000 jobs and an hour,
     # and looking at the stacks of every thread each 10 ms costs time.
     "distributed.worker.profile.enabled": False,
@@ -106,18 +106,34 @@ class Engine:
 def local(workers: int) -> Iterator[Engine]:
     """An engine of this many processes on this machine; they end with it, or with this process."""
     with dask.config.set(_SETTINGS):
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            # Its pages are off, but their server stays: not on 8787, where another one's may be.
-            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-        )
+        with _deaf():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                # Its pages are off, but their server stays: not on 8787, where another's may be.
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                memory_limit=0,
+                silence_logs=logging.CRITICAL,
+            )
         with cluster, Client(cluster, set_as_default=False) as client:
             yield Engine(client, slots=workers)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Threads and processes that begin in here hear no Ctrl-C, nor do those that they begin.
+
+    A terminal sends it to all processes, and it is for the run to say when a worker ends. Whatever
+    a worker would do about it by itself comes too late: it is killed while it starts.
+    """
+    resource_tracker.ensure_running()  # else Python starts it in here, and unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def guarded(

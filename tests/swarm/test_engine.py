@@ -5,12 +5,15 @@ These tests earn their seconds: only real processes can be killed.
 
 import os
 import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from cahlib.errors import ShardError
 from cahlib.swarm import engine
-from tests.world import jobs
+from tests.world import command, jobs
 
 
 def take(scrapers, count):
@@ -48,3 +51,37 @@ def test_a_running_job_is_heard(scrapers, tmp_path):
     (tmp_path / "go").touch()
     take(scrapers, 1)
     assert scrapers.told() == []
+
+
+USED = """
+import signal, threading
+from cahlib.swarm import engine
+from tests.world import jobs
+
+heard = threading.Event()
+signal.signal(signal.SIGINT, lambda *_: heard.set())
+with engine.local(1) as scrapers:
+    scrapers.submit("five", jobs.double, 5, limit=10)
+    while not (taken := scrapers.take(timeout=1)):
+        pass
+    print(taken, heard.is_set())
+"""
+
+
+def test_ctrl_c_is_for_the_run_also_while_the_scrapers_start():
+    with subprocess.Popen(
+        [sys.executable, "-c", USED],
+        env=command.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        main = psutil.Process(running.pid)
+
+        def starting():
+            return any("spawn_main" in " ".join(each.cmdline()) for each in main.children())
+
+        jobs.until(lambda: running.poll() is not None or starting())
+        command.press_ctrl_c(running)
+        assert running.communicate() == ("('five', 10) True\n", "")
