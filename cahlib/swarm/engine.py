@@ -29,11 +29,12 @@ TOPIC = "cahlib-progress"
 #: Seconds over its limit after which a job's process is ended.
 _GRACE = 60
 
-# As measured for workers on other machines; on one machine none of them ever matters.
 _SETTINGS = {
+    # As measured for workers on other machines; on one machine neither ever matters.
     "distributed.comm.timeouts.connect": "10s",
     "distributed.comm.timeouts.tcp": "30s",
-    "distributed.scheduler.allowed-failures": 10,
+    # Workers do not vanish here as servers do: who dies again and again dies of the job.
+    "distributed.scheduler.allowed-failures": 2,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.pause": False,

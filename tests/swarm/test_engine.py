@@ -45,6 +45,15 @@ def test_a_job_whose_worker_is_killed_is_done_by_another(scrapers, tmp_path):
     assert take(scrapers, 1) == {"victim": "done"}
 
 
+def test_a_job_that_costs_three_workers_is_given_up(tmp_path):
+    with engine.local(3) as scrapers:  # one for each death: Dask loses who dies while it starts
+        scrapers.submit("killer", jobs.note_and_wait, tmp_path, limit=60)
+        for start in "123":
+            os.kill(jobs.wait_for(tmp_path / start), signal.SIGKILL)
+        error = take(scrapers, 1)["killer"]
+    assert isinstance(error, ShardError) and "again and again" in str(error)
+
+
 def test_a_running_job_is_heard(scrapers, tmp_path):
     scrapers.submit("teller", jobs.tell_and_wait, tmp_path, limit=60)
     jobs.until(lambda: scrapers.told() == [{"images": 7}])
