@@ -142,12 +142,10 @@ class _Crew:
                 async with self._beginning:  # in a row: if the loop is late, so is the next one
                     await asyncio.sleep(_PACE)
                 begun = True
-            result = await self._image(candidate)
-            if isinstance(result, Image):
-                await self.finished.put(result)
-                self._tally.left[Stage.FETCH] += 1
+            if reason := await self._image(candidate):
+                self._tally.lost[reason] += 1
             else:
-                self._tally.lost[result] += 1
+                self._tally.left[Stage.FETCH] += 1
             domain = domain_of(candidate.url)
             if following := self._turns.leave(domain):
                 self._start(domain, following)
@@ -185,7 +183,8 @@ class _Crew:
         else:
             self._ready.put_nowait(candidate)
 
-    async def _image(self, candidate: Candidate) -> Image | Reason:
+    async def _image(self, candidate: Candidate) -> Reason | None:
+        """Hand a candidate's image on, or say why there is none."""
         if self._fetcher.manners.closed(domain_of(candidate.url)):
             return Reason.LEFT_ALONE
         async with self._fetcher.fetch(candidate.url) as served:
@@ -200,7 +199,9 @@ class _Crew:
                 return picture
             if self._harm.name(picture["md5"], picture["sha1"], picture["sha256"]):
                 return Reason.KNOWN_HARM
-            return Image(candidate=candidate, robots=served.robots, **picture)
+            # in here: what waits for the consumer counts as held, however slow its disk is
+            await self.finished.put(Image(candidate=candidate, robots=served.robots, **picture))
+            return None
 
     def _hungry(self) -> bool:
         enough = self._ready.qsize() >= self._options.connections

@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from cahlib.errors import ConfigError, ShardError
 from cahlib.records import Evidence, Reason, Stage, Tally
 from cahlib.scrape.addresses import Net
 from cahlib.scrape.fetch import Memory, Share
-from cahlib.scrape.images import images
+from cahlib.scrape.gate import prove
+from cahlib.scrape.images import _AHEAD, images
 from tests.world import web as w
 from tests.world.fetched import fetched, lost
 from tests.world.jobs import until
@@ -224,6 +226,36 @@ def test_memory_is_bounded_and_never_deadlocks():
 
     assert asyncio.run(main()) == 1000
     assert max(held) <= 1000 + 400  # one answer may go beyond
+
+
+def test_what_waits_for_the_consumer_is_held(monkeypatch):
+    """As when the disk stalls: each connection has an image in hand then."""
+    memories, proven = [], []
+
+    class Noted(Memory):
+        def __init__(self, most):
+            super().__init__(most)
+            self.most = most
+            memories.append(self)
+
+    def noted(*given):
+        found = prove(*given)
+        proven.append(found)
+        return found
+
+    monkeypatch.setattr("cahlib.scrape.fetch.Memory", Noted)
+    monkeypatch.setattr(sys.modules["cahlib.scrape.images"], "prove", noted)
+    waiting, tally = 12, Tally()
+    with w.Web({"/a.jpg": w.body(JPEG)}) as web:
+        count = 2 * _AHEAD + 2 + waiting  # in two queues, one between them, one taken
+        wanted = [candidate(f"http://h{n}.example/a.jpg", n) for n in range(count)]
+        options = Download(connections=count, consent="headers", replay=web.address)
+        found = images(wanted, options, tally, evidence=Evidence())
+        next(found)
+        until(lambda: len(proven) == count and tally.left[Stage.FETCH] == count - waiting)
+        assert memories[0].most - memories[0]._free == waiting * len(JPEG)
+        assert len(list(found)) == count - 1
+    assert memories[0]._free == memories[0].most
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the recorded web is not beside the project")
