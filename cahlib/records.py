@@ -129,7 +129,8 @@ class Tally:
 
     def done(self, stage: Stage) -> int:
         """What left a stage or was lost there."""
-        return self.left[stage] + sum(n for r, n in self.lost.items() if r.stage is stage)
+        # by the reasons there are: another thread may put a new one into `lost` meanwhile
+        return self.left[stage] + sum(self.lost[r] for r in Reason if r.stage is stage)
 
     def unaccounted(self, stage: Stage) -> int:
         """What entered a stage and neither left it nor was lost: in flight, and 0 at the end."""

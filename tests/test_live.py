@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -39,6 +40,21 @@ def test_what_a_run_tells_can_be_read_from_elsewhere(tmp_path):
         assert "picture" in str(found)
     found = live.read(tmp_path)
     assert found["state"] == "ended" and "picture" not in str(found)
+
+
+def test_a_tally_can_be_read_while_it_is_filled():
+    class Filled(Counter):
+        """As if another thread met a new reason whenever somebody looks at them all."""
+
+        def items(self):
+            for each in super().items():
+                self[Reason.DNS] += 1
+                yield each
+
+    tally = Tally(lost=Filled({Reason.TLS: 1, Reason.TIMEOUT: 2}))
+    tally.entered[Stage.FETCH] = 4
+    assert (tally.done(Stage.FETCH), tally.unaccounted(Stage.FETCH)) == (3, 1)
+    assert Tally.from_dict(tally.as_dict()) == tally
 
 
 def test_how_a_run_failed_is_told(tmp_path):
