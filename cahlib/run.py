@@ -44,6 +44,7 @@ from cahlib.scrape import scrape
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.shards import shards
 from cahlib.scrape.silence import Silence
+from cahlib.scrape.texts import languages
 from cahlib.scrapers import Engine, Scraping, scrapers
 from cahlib.takeover import take_over
 from cahlib.tracker.shared import Shared
@@ -88,7 +89,8 @@ def run(
     if job.output.url:
         upload.check(job.output.url, job.output.folder)
     introduced(job)
-    # a list that cannot be read is the user's to mend, before the start
+    # what cannot be read or is not known is the user's to mend, before the start
+    languages(job.crawl)
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
     harmful = harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)

@@ -12,6 +12,7 @@ import pycld2
 from ftfy import fixes
 
 from cahlib.config import Crawl
+from cahlib.errors import ConfigError
 from cahlib.records import Reason
 from cahlib.scrape.personal import masked
 
@@ -45,6 +46,10 @@ _FILE_NAME = re.compile(
 )
 _WORD = re.compile(r"[^\W\d_]{2}")
 _ENGLISH = frozenset({"en"})
+#: The codes of CLD2, by their small letters; "un" is what it says where it knows none.
+_CODES = {code.lower(): code for _, code in pycld2.LANGUAGES} | {"un": "un"}
+#: What ISO 639 calls otherwise: Hebrew, Javanese, Norwegian Bokmål, Filipino.
+_OTHERS = {"he": "iw", "jv": "jw", "nb": "no", "fil": "tl"}
 #: No text without one of these is English, be it repaired (entities, letters of full width) or
 #: not. Other scripts need much repair: Chinese and Japanese their punctuation, 40 µs a text.
 _LATIN = re.compile("[A-Za-z&\uff21-\uff5a]")
@@ -65,9 +70,23 @@ class Text(NamedTuple):
     reliable: bool
 
 
+def languages(options: Crawl) -> frozenset[str] | None:
+    """The languages to keep, as CLD2 names them; None: any. Raises ConfigError for others."""
+    named = [each.lower() for each in options.languages]
+    if "all" in named:
+        return None
+    if not named:
+        raise ConfigError("languages: name those to keep, as en,de, or all.")
+    found = [_CODES.get(_OTHERS.get(each, each)) for each in named]
+    if None in found:
+        unknown = options.languages[found.index(None)]
+        raise ConfigError(f"languages: {unknown} is no code that CLD2 knows; give en, zh … or all.")
+    return frozenset(filter(None, found))
+
+
 def judge(options: Crawl) -> Callable[[str], Text | Reason]:
     """A judge of alt texts by these options, who remembers the last 20,000 short ones."""
-    wanted = None if "all" in options.languages else frozenset(options.languages)
+    wanted = languages(options)
 
     def judged(raw: str) -> Text | Reason:
         if wanted == _ENGLISH and not _LATIN.search(raw):

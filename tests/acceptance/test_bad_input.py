@@ -39,6 +39,8 @@ def refused(ran: subprocess.CompletedProcess[str], *, code: int, sentence: str) 
         (["--crawl", "a.wat.gz", *MODEL, "--output", "nope://x/y"], 2, "nope"),
         (["--crawl", "a.wat.gz", *MODEL, "--replay", "somewhere"], 2, "replay"),
         (["--crawl", "a.wat.gz", *MODEL, "--blocked-pairs", "none"], 2, "none"),
+        (["--languages", "en,english", "--crawl", "a.wat.gz", *MODEL], 2, "languages: english is"),
+        (["--languages", "", "--crawl", "a.wat.gz", *MODEL], 2, "languages: name those to keep"),
         (["--crawl", "a.wat.gz", *MODEL, "--output", "mine"], 2, "README.md of somebody else's"),
         (["--crawl", "empty.wat.gz", *MODEL], 2, "is empty"),
         (["--crawl", "page.wat.gz", *MODEL], 2, "is a web page, not a WAT file"),

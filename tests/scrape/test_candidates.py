@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cahlib.config import Crawl
+from cahlib.errors import ConfigError
 from cahlib.records import Reason, Stage, Tally
 from cahlib.scrape import links, texts
 from cahlib.scrape.blocklists import Blocklists
@@ -148,6 +149,34 @@ def test_languages_can_be_chosen():
     shown = page(image(alt=german), image())
     assert [each.language for each in choose(shown, languages=("de",))[0]] == ["de"]
     assert len(choose(shown, languages=("all",))[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("EN", GOOD),
+        ("zh-hant", "這是一隻在花園裡跳過柵欄的紅色狐狸因為牠非常開心"),
+        ("he", "השועל האדום קופץ מעל הגדר הישנה של הגן היפה שלנו"),
+        ("nb", "Den raske brune reven hopper over det gamle gjerdet i hagen vår hver eneste kveld"),
+        (
+            "jv",
+            "Rubah abang iku mlumpat ngliwati pager lawas ing kebon saben dina karo kanca-kancane",
+        ),
+        ("fil", "Ang pulang soro ay tumatalon sa ibabaw ng lumang bakod ng hardin araw-araw"),
+    ],
+)
+def test_a_language_has_several_names(code, text):
+    found, _ = choose(
+        page(image(alt=text), image("b.jpg", alt="Быстрая лиса прыгает через забор")),
+        languages=(code,),
+    )
+    assert [each.text for each in found] == [text]
+
+
+@pytest.mark.parametrize("languages", [(), ("en", "english"), ("en-US",), ("",)])
+def test_languages_that_are_not_known_are_refused(languages):
+    with pytest.raises(ConfigError, match="languages: "):
+        choose(languages=languages)
 
 
 def test_open_graph_images_are_a_second_source_when_asked_for():
