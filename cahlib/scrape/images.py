@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from cahlib.config import Download
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, ShardError
 from cahlib.lists import hashes
 from cahlib.records import Candidate, Evidence, Image, OptOut, Reason, Stage, Tally
 from cahlib.scrape import addresses, bridge
@@ -47,7 +47,8 @@ def images(
 
     Fills the FETCH stage of ``tally``, and ``evidence`` with what was found out. ``tick`` is
     called about once a second while the consumer waits or takes; what it raises ends the work.
-    Raises ConfigError for settings that cannot be, RunError if this machine runs out of sockets.
+    Raises ConfigError for settings that cannot be, RunError if this machine runs out of sockets,
+    and at the end ShardError if many hosts were asked and none ever answered.
     """
     net = net or addresses.net(options)
     agent(options)
@@ -83,7 +84,8 @@ async def stream(
 ) -> AsyncGenerator[Image, None]:
     """`images` for a loop that is there already."""
     async with session(options, net) as client:
-        crew = _Crew(Fetcher(client, options, net), options, tally, evidence)
+        fetcher = Fetcher(client, options, net)
+        crew = _Crew(fetcher, options, tally, evidence)
         tasks = [asyncio.create_task(crew.read(iter(candidates)))]
         tasks += [asyncio.create_task(crew.work()) for _ in range(options.connections)]
         whole = asyncio.create_task(crew.end(tasks))
@@ -91,6 +93,8 @@ async def stream(
             while image := await crew.finished.get():
                 yield image
             await whole
+            if fetcher.manners.cut_off():
+                raise ShardError("Of all hosts none answered; check this machine's network.")
         finally:
             for task in (whole, *tasks):
                 task.cancel()

@@ -25,6 +25,9 @@ _MOST_PAUSE = 60.0
 #: Failures that tell a domain that never answers from one that had a bad moment.
 _SURE = 3
 
+#: Domains of which not one answers: then it is this machine that cannot be heard.
+_MANY = 20
+
 #: What a domain says or does that counts against it, if nothing else comes between.
 FAILURES = frozenset(
     {
@@ -115,6 +118,11 @@ class Manners:
                 if name and known.silent and known.failures >= _SURE
             )
         )
+
+    def cut_off(self) -> bool:
+        """Whether many domains failed, and nobody ever answered."""
+        failed = [known for known in self._domains.values() if known.failures]
+        return len(failed) >= _MANY and all(known.silent for known in self._domains.values())
 
     def _of(self, domain: str) -> _Domain:
         return self._domains.setdefault(domain, _Domain())

@@ -17,7 +17,7 @@ from cahlib import __version__
 from cahlib.config import Download
 from cahlib.errors import ConfigError, ShardError
 from cahlib.records import Evidence, Reason, Stage, Tally
-from cahlib.scrape.addresses import Net
+from cahlib.scrape.addresses import Net, NoAddress
 from cahlib.scrape.fetch import Memory, Share
 from cahlib.scrape.gate import prove
 from cahlib.scrape.images import _AHEAD, images
@@ -179,6 +179,22 @@ def test_candidates_are_read_no_faster_than_they_are_needed():
         assert len(taken) == 10
         assert len(read) < 300
         found.close()
+
+
+def test_a_machine_without_network_does_not_count_all_hosts_as_dead():
+    async def lookup(host):
+        if host != "inside.example":
+            raise NoAddress("Temporary failure in name resolution")
+        return ["127.0.0.1"]
+
+    net = Net(lookup=lookup, pause=0)
+    urls = [f"http://host{n}.example/a.jpg" for n in range(20)]
+    with w.Web({}) as web:
+        with pytest.raises(ShardError, match="this machine's network"):
+            fetched(web, *urls, net=net)
+        assert fetched(web, *urls[1:], net=net)[1].lost == {Reason.DNS: 19}
+        _, tally = fetched(web, *urls, "http://inside.example/a.jpg", net=net)
+        assert tally.lost == {Reason.DNS: 20, Reason.PRIVATE_ADDRESS: 1}
 
 
 def test_it_works_inside_a_running_loop():
