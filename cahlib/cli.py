@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import signal
@@ -37,6 +38,8 @@ _GROUPS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 for a run that failed, 2 for a mistake of the user's."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which may have no letter for … or –
+        sys.stdout.reconfigure(errors="replace")
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if not hasattr(chosen, "act"):

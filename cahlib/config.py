@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,6 +19,10 @@ from cahlib.errors import ConfigError
 from cahlib.presets import PRESETS
 from cahlib.settings import Checked, Setting, held, option
 
+_HOST = r"([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\])"
+_TRACKER = re.compile(rf"https?://([^\s/@]*@)?{_HOST}(:\d{{1,5}})?(/\S*)?")
+_ENGINE = re.compile(rf"(tls|tcp)://{_HOST}:\d{{1,5}}/?")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crawl(Checked):
@@ -27,8 +32,9 @@ class Crawl(Checked):
         "", "what to read: a crawl's name (CC-MAIN-2024-10), or a WAT file by path, glob or URL"
     )
     shards: int = option(
-        0, "how many shards (half a WAT file each) to work through; 0 = all", least=0, free=True
-    )
+        0, "how many shards (half a WAT file each) to work through; 0 = all", least=0,
+        most=999_999, free=True,
+    )  # fmt: skip
     seed: int = option(
         0, "draw the shards at random with this seed; 0 = from the first on", least=0
     )
@@ -237,6 +243,17 @@ class Place(Checked):
     hours: float = option(
         0, "stop cleanly after so many hours; 0 = when all is done", least=0, most=10_000, free=True
     )
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if self.tracker and not _TRACKER.fullmatch(self.tracker):
+            raise ConfigError(
+                f"tracker: {self.tracker} is no http(s) URL; write it as http://HOST:8000."
+            )
+        if "://" in self.engine and not _ENGINE.fullmatch(self.engine):
+            raise ConfigError(
+                f"engine: {self.engine} is not an address; write it as tls://HOST:8786."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

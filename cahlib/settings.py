@@ -5,7 +5,7 @@ It does not know which settings there are: that is `cahlib.config`.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -81,8 +81,9 @@ class Setting:
             raise self._not_a_kind(str(value))
         least, most, choices = self.option.least, self.option.most, self.option.choices
         if (least is not None and value < least) or (most is not None and value > most):
+            shown = f"{value:g}" if abs(value) < 1e300 else "that number"  # no float is so large
             raise ConfigError(
-                f"{self.name}: {value:g} is not allowed; give a number{self.bounds()}."
+                f"{self.name}: {shown} is not allowed; give a number{self.bounds()}."
             )
         for each in value if isinstance(value, tuple) else (value,):
             if choices and each not in choices:
@@ -93,7 +94,7 @@ class Setting:
     def _is_of_type(self, value: Any) -> bool:
         if self.type is float:
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            return number and math.isfinite(value)
+            return number and abs(value) <= sys.float_info.max  # neither is NaN, nor infinity
         if self.type in (bool, int, str):
             return type(value) is self.type
         return isinstance(value, tuple) and all(isinstance(each, str) for each in value)

@@ -14,8 +14,8 @@ from cahlib.errors import ConfigError
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"shards": "ten"}, "shards: 'ten' is not a whole number of at least 0."),
-        ({"shards": -1}, "shards: -1 is not allowed; give a number of at least 0."),
+        ({"shards": "ten"}, "shards: 'ten' is not a whole number from 0 to 999999."),
+        ({"shards": -1}, "shards: -1 is not allowed; give a number from 0 to 999999."),
         ({"threshold": "2"}, "threshold: 2 is not allowed; give a number from -1 to 1."),
         ({"threshold": "nan"}, "threshold: nan is not a number from -1 to 1."),
         ({"forms": "images,films"}, "forms: 'films' is not known; choose from images,"),

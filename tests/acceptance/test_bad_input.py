@@ -29,6 +29,13 @@ def refused(ran: subprocess.CompletedProcess[str], *, code: int, sentence: str) 
     ("arguments", "code", "sentence"),
     [
         (["--shards", "ten"], 2, "shards: 'ten' is not a whole number"),
+        (["--shards", "9" * 20], 2, "shards: 1e+20 is not allowed"),
+        (["--connections", "9" * 400], 2, "connections: that number is not allowed"),
+        (["--hours", "9" * 400], 2, "hours: inf is not a number"),
+        (["--tracker", "http://["], 2, "tracker: http://[ is no http(s) URL"),
+        (["--engine", "tls://"], 2, "engine: tls:// is not an address"),
+        (["--engine", "tcp://127.0.0.1:x"], 2, "engine: tcp://127.0.0.1:x is not an address"),
+        (["--engine", "foo://a:1"], 2, "engine: foo://a:1 is not an address"),
         (["--preset", "best"], 2, "preset: 'best' is not known; choose from laion400m"),
         ([], 2, "crawl: say what to read"),
         (["--crawl", "a.wat.gz", "--contact", ""], 2, "contact: give a web page or an e-mail"),
@@ -118,6 +125,13 @@ def test_a_missing_extra_is_named(tmp_path, library, extra, arguments):
 
 def test_an_unknown_command_or_option_is_the_users_mistake():
     assert command.cah("fly").returncode == command.cah("run", "--colour", "red").returncode == 2
+
+
+def test_help_is_given_where_only_plain_letters_can_be_shown():
+    line = [sys.executable, "-m", "cahlib.cli", "run", "--help"]
+    environment = command.environment() | {"PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "") and "--max-cost N" in ran.stdout
 
 
 def test_a_folder_that_holds_no_dataset_is_named(tmp_path, capsys):

@@ -36,6 +36,8 @@ def another(setting):
         return next(each for each in allowed.choices if written(setting, {}) != each)
     if setting.type in (int, float):
         return str(setting.type(allowed.least or 0) + 1)
+    if setting.name in ("tracker", "engine"):  # whose forms are checked
+        return {"tracker": "http://some:8000", "engine": "tls://some:8786"}[setting.name]
     return "ftp://some/thing" if setting.type is str else "one,two"
 
 
