@@ -1,10 +1,12 @@
 """The ledger hands each shard out once, and forgets nothing."""
 
+import os
+import subprocess
 import threading
 
 import pytest
 
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Shard, Stage, Tally
 from cahlib.tracker.store import Ledger
 
@@ -90,3 +92,14 @@ def test_a_file_that_is_no_ledger_is_refused_with_a_sentence(tmp_path):
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(ConfigError, match="is not a ledger of cahlib"):
         Ledger(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_not_taken_for_another_file(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path]).returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        with pytest.raises(RunError, match="No space is left"):
+            Ledger(tmp_path / "ledger.sqlite")
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
