@@ -82,9 +82,7 @@ class Setting:
         least, most, choices = self.option.least, self.option.most, self.option.choices
         if (least is not None and value < least) or (most is not None and value > most):
             shown = f"{value:g}" if abs(value) < 1e300 else "that number"  # no float is so large
-            raise ConfigError(
-                f"{self.name}: {shown} is not allowed; give a number{self.bounds()}."
-            )
+            raise ConfigError(f"{self.name}: {shown} is not allowed; give a number{self.bounds()}.")
         for each in value if isinstance(value, tuple) else (value,):
             if choices and each not in choices:
                 raise ConfigError(
