@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ Given = Callable[[argparse.Namespace], tuple[Job, Mapping[str, str]]]
 #: The port of the scheduler's pages, on the head's loopback.
 _DASHBOARD = 8787
 
-#: Seconds that a command may be delayed by the look for forgotten servers.
+#: Seconds that a command waits at its end for a cloud that is asked for forgotten servers.
 _REMINDER = 4.0
 
 
@@ -85,19 +84,22 @@ def reminded(environment: Mapping[str, str], own: Path | None) -> Iterator[None]
     if not environment.get("HCLOUD_TOKEN"):
         yield
         return
-    deadline = time.monotonic() + _REMINDER
-    thread = threading.Thread(target=_remind, args=(environment, own), daemon=True)
+    asking = threading.Event()
+    thread = threading.Thread(target=_remind, args=(environment, own, asking), daemon=True)
     thread.start()
     try:
         yield
     finally:
-        thread.join(max(deadline - time.monotonic(), 0))
+        asking.wait()  # it is the cloud that may be slow; what is imported before comes
+        thread.join(_REMINDER)
 
 
-def _remind(environment: Mapping[str, str], own: Path | None) -> None:
+def _remind(environment: Mapping[str, str], own: Path | None, asking: threading.Event) -> None:
     with suppress(CahError, ModuleNotFoundError, OSError):
-        from cahlib.swarm.fleet import forsaken
-
+        try:
+            from cahlib.swarm.fleet import forsaken
+        finally:
+            asking.set()
         name = (own / "run").read_text() if own and (own / "run").exists() else ""
         for sentence in forsaken(_accounts(environment), but=name):
             say(f"cah: {sentence}")
