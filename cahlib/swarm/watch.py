@@ -219,6 +219,7 @@ class Watch:
         """Note that some are up, or remove them: they will be replaced, as what is gone."""
         for name in names:
             del self._coming[name]
+            self._cases[name] = Case(time.monotonic(), restarted=True)  # as it was just now
             if (error := self._failed.pop(name, None)) and not self._ended.is_set():
                 self._tell(str(error))
                 self._made.remove(self._nodes[name])
