@@ -243,9 +243,9 @@ class Fleet:
         """
         started = time.monotonic()
         while True:
+            waited = time.monotonic() - started  # before the sweep, which deletes what it finds
             left, trouble = sweep(self.accounts, self.labels)
             self._unsure -= {server.name for server in left}
-            waited = time.monotonic() - started
             if not left and not trouble and (not self._unsure or waited > late):
                 break
             if waited > patience:
