@@ -26,7 +26,7 @@ from cahlib.records import Reason, Stage, Tally
 from tests.world import command, judged
 from tests.world.jobs import until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def killed_at(moment, web, folder: Path) -> list[psutil.Process]:
     return [each for each in scrapers if each.is_running()]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 def test_a_run_that_is_killed_again_and_again_goes_on_to_the_same_dataset(
     web, undisturbed, tmp_path
 ):

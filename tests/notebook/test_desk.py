@@ -129,7 +129,7 @@ def test_a_run_gets_what_the_form_says_is_killed_and_torn_down(desks, place, val
     assert desk.form.fields["nickname"].text == "ada"
     desk.form.fields["shards"].write("0")
     desk.buttons["start"].click()
-    until(lambda: desk.child.live().get("state") == "starting")
+    until(lambda: "pid" in desk.child.live())
     stored = json.loads((desk.child.home / "job.json").read_text())
     assert (stored["nickname"], stored["shards"]) == ("ada", 0)
     assert stored["threshold"] == values["threshold"]

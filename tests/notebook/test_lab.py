@@ -157,7 +157,7 @@ def variables(folder, web):
     }
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 def test_a_user_clicks_through_a_run(page):
     book = page.lab.folder / notebooks.NOTEBOOK.name
     notebooks.copy(page.lab.folder, {}, last=BUSY)

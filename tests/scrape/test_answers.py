@@ -69,7 +69,11 @@ def test_every_trouble_has_its_reason(name):
     behaviour, reason = TROUBLE[name]
     with w.Web({"/loop" if name == "loop" else "/it": behaviour}) as web:
         path = "loop" if name == "loop" else "it"
-        found = lost(web, f"http://a.example/{path}", total_timeout=0.5)
+        patience = 0.5 if reason is Reason.TIMEOUT else 20
+        found = lost(
+            web, f"http://a.example/{path}", total_timeout=patience, read_timeout=patience / 2,
+            max_bytes=1_000_000,
+        )  # fmt: skip
     assert found is reason or reason is None
 
 

@@ -64,7 +64,7 @@ def uids(folder):
     ]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(450)
 def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
@@ -83,7 +83,7 @@ def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
             running = {
                 name: command(what, job, tracker, name, tmp_path / name) for what, name in who
             }
-            said = {name: process.communicate(timeout=170)[0] for name, process in running.items()}
+            said = {name: process.communicate(timeout=400)[0] for name, process in running.items()}
     assert {name: process.returncode for name, process in running.items()} == dict.fromkeys(
         said, 0
     ), said
