@@ -42,7 +42,7 @@ class Page:
 
     def __init__(self, page, lab):
         self.page, self.lab, self.said = page, lab, []
-        page.set_default_timeout(40 * SECOND)
+        page.set_default_timeout(90 * SECOND)
         page.on("console", lambda m: m.type == "error" and self.said.append(m.text))
         page.on("pageerror", lambda error: self.said.append(str(error)))
         page.route(re.compile(r"^https://"), self._badge)

@@ -27,7 +27,7 @@ from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Login, session
 from tests.world import hosts, jobs
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(250)
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 
 
@@ -65,11 +65,11 @@ def swarm(tmp_path_factory):
 @pytest.fixture
 def scrapers(swarm, tmp_path):
     with remote(swarm.reach(patience=5), tmp_path / "home") as scrapers:
-        assert not scrapers.gather(["alpha", "beta"], timeout=30)
+        assert not scrapers.gather(["alpha", "beta"], timeout=90)
         yield scrapers
 
 
-def take(scrapers, count, seconds=60):
+def take(scrapers, count, seconds=100):
     taken = dict(filter(None, (scrapers.take(timeout=seconds) for _ in range(count))))
     assert len(taken) == count and not scrapers
     return taken
@@ -146,7 +146,7 @@ def test_a_node_that_loses_its_power_costs_no_job(swarm, scrapers, tmp_path):
         (tmp_path / str(n) / "go").touch()
     assert set(take(scrapers, 2).values()) == {"done"}
     swarm.machines.power(beta)
-    assert not scrapers.gather(["beta"], timeout=30)
+    assert not scrapers.gather(["beta"], timeout=90)
 
 
 @needs_hosts
@@ -158,14 +158,14 @@ def test_a_node_that_stands_still_is_seen_and_restarted_over_ssh(swarm, scrapers
     [name] = [node.name for node in scrapers.nodes() if node.jobs]
     install.restart(next(login for login in swarm.logins if login.name == name))
     if name == "alpha":
-        assert not scrapers.gather(["alpha"], timeout=30)
+        assert not scrapers.gather(["alpha"], timeout=90)
     assert take(scrapers, 1) == {"still": "done"}
 
 
 @needs_hosts
 def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
     with remote(swarm.reach(silence=11), tmp_path) as scrapers:
-        assert not scrapers.gather(["alpha", "beta"], timeout=30)
+        assert not scrapers.gather(["alpha", "beta"], timeout=90)
         scrapers.submit("cut", jobs.note_and_wait, tmp_path, limit=60)
         jobs.wait_for(tmp_path / "1")
         first = scrapers._jobs["cut"].future
