@@ -31,6 +31,11 @@ class RunError(CahError):
     """The run cannot go on."""
 
 
+def no_space(place: object) -> RunError:
+    """What ends a run where a disk is full."""
+    return RunError(f"No space is left for {place}: make some, then give the same command again.")
+
+
 #: Libraries that not every place needs, by the extra that brings them.
 _EXTRAS = {
     "gpu": {

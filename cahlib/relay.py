@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.config import Crawl, Download
-from cahlib.errors import CahError, RunError, ShardError
+from cahlib.errors import CahError, ShardError, no_space
 from cahlib.records import Parcel, Shard
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
@@ -108,8 +108,6 @@ def _storage(url: str) -> Iterator[tuple[Any, str]]:
         raise ShardError(f"{url} is not there.") from error
     except Exception as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"No space is left for {url}: make some, then give the same command again."
-            ) from error
+            raise no_space(url) from error
         said = " ".join(str(error).split()).rstrip(".")
         raise StorageAway(f"{url} cannot be reached: {said} ({type(error).__name__}).") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
-from cahlib.errors import RunError, ShardError
+from cahlib.errors import ShardError, no_space
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
@@ -104,9 +104,7 @@ def disk(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"No space is left for {folder}: make some, then give the same command again."
-            ) from error
+            raise no_space(folder) from error
         raise ShardError(f"No parcel can be written to {folder}: {error.strerror}.") from error
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import ScalarSelect, case, delete, func, select, update
 from sqlalchemy.exc import DatabaseError
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import ConfigError, no_space
 from cahlib.records import Judged, Shard, Tally
 from cahlib.tracker.database import Database
 from cahlib.tracker.schema import pairs as _pairs
@@ -70,9 +70,7 @@ class Ledger:
             schema.create_all(self._database.engine, [_shards, _pairs])
         except DatabaseError as error:
             if "disk is full" in str(error.orig):
-                raise RunError(
-                    f"No space is left for {path}: make some, then give the same command again."
-                ) from error
+                raise no_space(path) from error
             raise ConfigError(
                 f"{path} is not a ledger of cahlib that can be used ({error.orig}); "
                 "choose another output folder."
