@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cahlib.config import Job
-from cahlib.curate import dataset, seal
+from cahlib.curate import seal
 from cahlib.curate.upload import PAGES
 from cahlib.errors import ConfigError
+from cahlib.lock import held
 from cahlib.needs import named
 from cahlib.tracker.client import Tracker, TrackerAway
 from cahlib.tracker.shared import Shared
@@ -28,7 +29,7 @@ def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Sha
     """
     home = job.output.folder / "run"
     _unclaimed(job.output.folder)
-    with dataset.held(job.output.folder):
+    with held(job.output.folder):
         _make_way(job, home)
         job.goes_on(home / "job.json")
         job.store(home / "job.json")

@@ -35,7 +35,6 @@ from cahlib.curate.gallery import Gallery
 from cahlib.curate.rows import as_json, host, row, schema
 from cahlib.curate.seal import Sealed
 from cahlib.curate.tfrecord import Records
-from cahlib.lock import held as held  # a part of this file, for machines without pyarrow too
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
 
 #: Where the parts of a dataset lie, by form; the metadata and the evidence are always there.

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from cahlib import live
 from cahlib.config import Job
-from cahlib.curate import card, dataset, harm, report, seal, upload
+from cahlib.curate import card, harm, report, seal, upload
 from cahlib.curate.formats import disk
 from cahlib.curate.rewrite import Change, Why, rewrite
 from cahlib.curate.rows import Row, as_json
 from cahlib.errors import RunError
 from cahlib.lists import HASH, MD5, URL, Digests, Hashes, entries, md5
+from cahlib.lock import held
 from cahlib.records import Reason
 
 #: What was changed in a finished dataset, a line a shard: when, by what, and how much of it.
@@ -64,7 +65,7 @@ def purge(folder: Path, lists: Lists) -> Iterator[Change]:
 def changed(folder: Path, what: str, why: Why) -> Iterator[Change]:
     """Rewrite a dataset, and tell of it in the files that tell of the dataset."""
     seal.expect(folder)  # before anything is made in a folder that is somebody else's
-    with dataset.held(folder):
+    with held(folder):
         job = Job.stored(folder / "run" / "job.json")
         (folder / "run" / live.FILE).unlink(missing_ok=True)  # a killed run left pictures in it
         changes = rewrite(folder, why)

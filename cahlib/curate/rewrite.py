@@ -46,7 +46,7 @@ def rewrite(folder: Path, why: Why) -> Iterator[Change]:
     """Take the pairs for which there is a reason out of the dataset in a folder, shard by shard.
 
     Yields one Change a shard that had such pairs, when it is exchanged. Nobody else may write to
-    the folder meanwhile (`dataset.held`). Raises ConfigError at once if there is no dataset or its
+    the folder meanwhile (`lock.held`). Raises ConfigError at once if there is no dataset or its
     files are elsewhere, and RunError later if one is damaged.
     """
     dataset.sweep(folder)

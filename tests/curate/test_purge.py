@@ -18,6 +18,7 @@ from cahlib.curate.purge import CHANGES, Lists, purge
 from cahlib.curate.rewrite import rewrite
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError, RunError
+from cahlib.lock import held
 from cahlib.records import Reason, Stage
 from cahlib.run import run
 from tests.world import judged as world
@@ -258,7 +259,7 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
 def test_nobody_else_may_be_writing(tmp_path):
     write(tmp_path)
     uids = listed(tmp_path / "uids", kept()[0].image.candidate.uid)
-    with dataset.held(tmp_path), pytest.raises(ConfigError, match="another run is writing"):
+    with held(tmp_path), pytest.raises(ConfigError, match="another run is writing"):
         list(purge(tmp_path, Lists(uids=uids)))
 
 
