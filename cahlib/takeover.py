@@ -6,7 +6,7 @@ So a new notebook runtime, whose disk is empty, goes on where the last one was l
 from __future__ import annotations
 
 from cahlib.config import Job
-from cahlib.curate import clip, dataset, formats, seal, upload
+from cahlib.curate import clip, dataset, seal, sink, upload
 from cahlib.curate.seal import Sealed
 from cahlib.errors import ConfigError
 from cahlib.tracker.store import Ledger
@@ -25,7 +25,7 @@ def take_over(job: Job, ledger: Ledger) -> int:
     for sealed in upload.elsewhere(job.output.url, known):
         _same(job, model, sealed)
         (folder / seal.FOLDER).mkdir(parents=True, exist_ok=True)
-        formats.replace(folder / seal.name(sealed.shard.id), seal.packed(sealed))
+        sink.replace(folder / seal.name(sealed.shard.id), seal.packed(sealed))
         ledger.add([sealed.shard])
         uids = [uid for uid in dataset.uids(folder, sealed) if not ledger.seen(uid)]
         ledger.seal(sealed.shard, uids, sealed.tally)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cahlib.curate.formats import replace
+from cahlib.curate.sink import replace
 from cahlib.curate.summary import Summary, decisive, plural, share, summary
 from cahlib.records import Stage
 

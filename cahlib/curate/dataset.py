@@ -30,10 +30,11 @@ import pyarrow.parquet as pq
 
 from cahlib.curate import seal
 from cahlib.curate.files import files
-from cahlib.curate.formats import PART, Matrix, Sink, Stored, Table, Tar, Writer, disk, part
+from cahlib.curate.formats import Matrix, Table, Tar, Writer
 from cahlib.curate.gallery import Gallery
 from cahlib.curate.rows import as_json, host, row, schema
 from cahlib.curate.seal import Sealed
+from cahlib.curate.sink import PART, Sink, Stored, disk, part
 from cahlib.curate.tfrecord import Records
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
 

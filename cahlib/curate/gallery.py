@@ -11,13 +11,14 @@ import base64
 from bisect import insort
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import BytesIO
 from typing import Any
 
 from PIL import Image as Picture
 
 from cahlib.curate.perceptual import phash
+from cahlib.curate.seal import Shown
 from cahlib.pixels import opaque, plain
 from cahlib.records import Judged, Reason
 
@@ -27,26 +28,6 @@ _EACH = 4
 _SIDE = 160
 #: An image above these costs more memory and time than a small picture is worth.
 _MOST_BYTES, _MOST_PIXELS = 1_000_000, 4_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """A pair as the report shows it."""
-
-    uid: str
-    url: str
-    text: str
-    similarity: float
-    nsfw: str
-    kept: bool
-    jpeg: str  #: base64
-    width: int  #: of the small picture
-    height: int
-    # what lists may name it by, for a dataset does not hold the rows of what was dropped
-    md5: str
-    sha1: str
-    sha256: str
-    phash: str
 
 
 class Gallery:

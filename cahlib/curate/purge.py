@@ -10,9 +10,9 @@ from pathlib import Path
 from cahlib import live
 from cahlib.config import Job
 from cahlib.curate import card, harm, report, seal, upload
-from cahlib.curate.formats import disk
 from cahlib.curate.rewrite import Change, Why, rewrite
 from cahlib.curate.rows import Row, as_json
+from cahlib.curate.sink import disk
 from cahlib.errors import RunError
 from cahlib.lists import HASH, MD5, URL, Digests, Hashes, entries, md5
 from cahlib.lock import held

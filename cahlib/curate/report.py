@@ -16,9 +16,9 @@ from string import Template
 from typing import Any
 
 from cahlib.curate import charts
-from cahlib.curate.formats import replace
-from cahlib.curate.gallery import Shown
 from cahlib.curate.rows import host
+from cahlib.curate.seal import Shown
+from cahlib.curate.sink import replace
 from cahlib.curate.summary import Summary, decisive, plural, share, summary
 from cahlib.records import Stage
 

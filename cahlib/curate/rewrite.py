@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 
 from cahlib.curate import dataset, seal
 from cahlib.curate.dataset import Account, Recipe, Shelf, located
-from cahlib.curate.gallery import Shown
 from cahlib.curate.rows import COLUMNS, Row
-from cahlib.curate.seal import Sealed
+from cahlib.curate.seal import Sealed, Shown
 from cahlib.curate.tfrecord import records
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Candidate, Image, Judged, Reason, Stage

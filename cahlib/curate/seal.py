@@ -16,12 +16,31 @@ from typing import Any
 import msgspec
 
 from cahlib.curate.files import Files, files
-from cahlib.curate.formats import Stored
-from cahlib.curate.gallery import Shown
+from cahlib.curate.sink import Stored
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Shard, Tally
 
 FOLDER = "shards"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A pair as the report shows it."""
+
+    uid: str
+    url: str
+    text: str
+    similarity: float
+    nsfw: str
+    kept: bool
+    jpeg: str  #: base64
+    width: int  #: of the small picture
+    height: int
+    # what lists may name it by, for a dataset does not hold the rows of what was dropped
+    md5: str
+    sha1: str
+    sha256: str
+    phash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

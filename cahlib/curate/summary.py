@@ -9,8 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cahlib.config import settings
-from cahlib.curate.gallery import Shown
-from cahlib.curate.seal import FOLDER, Sealed, seals
+from cahlib.curate.seal import FOLDER, Sealed, Shown, seals
 from cahlib.errors import ConfigError
 from cahlib.records import Reason, Stage, Tally
 

@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import google_crc32c
 
-from cahlib.curate.formats import Sink
 from cahlib.curate.rows import Row
+from cahlib.curate.sink import Sink
 from cahlib.records import Judged
 
 Value = bytes | int

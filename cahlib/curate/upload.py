@@ -18,7 +18,7 @@ from typing import BinaryIO, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from cahlib.curate import formats, seal
+from cahlib.curate import seal, sink
 from cahlib.curate.files import Files, files, reaching
 from cahlib.curate.seal import Sealed
 from cahlib.errors import ConfigError, RunError
@@ -181,7 +181,7 @@ def _md5(file: BinaryIO) -> str:
 
 def _let_go(sealed: Sealed, folder: Path) -> None:
     """Remove a shard's files here; its seal first says where they are now."""
-    formats.replace(folder / seal.name(sealed.shard.id), seal.packed(sealed))
+    sink.replace(folder / seal.name(sealed.shard.id), seal.packed(sealed))
     for path in sealed.files:
-        with formats.disk(folder / path):
+        with sink.disk(folder / path):
             (folder / path).unlink(missing_ok=True)

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from cahlib.curate import seal
 from cahlib.curate.dataset import FOLDERS, LAYOUT
 from cahlib.curate.files import Files, files
-from cahlib.curate.formats import PART, Stored
 from cahlib.curate.rows import COLUMNS, Row, sample_id, schema
 from cahlib.curate.seal import Sealed
+from cahlib.curate.sink import PART, Stored
 from cahlib.curate.tfrecord import Broken, records
 from cahlib.errors import ConfigError
 from cahlib.records import Stage

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cahlib.curate import dataset, seal
-from cahlib.curate.formats import Sink
+from cahlib.curate.sink import Sink
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
 from tests.world import judged as world

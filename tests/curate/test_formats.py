@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cahlib.curate import card, tfrecord
-from cahlib.curate.formats import Sink
 from cahlib.curate.rows import sample_id
+from cahlib.curate.sink import Sink
 from tests.world import judged as world
 
 _VALUES = st.dictionaries(

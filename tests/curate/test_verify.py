@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cahlib.curate import seal, tfrecord
-from cahlib.curate.formats import Stored
+from cahlib.curate.sink import Stored
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError
 from tests.world import judged as world
