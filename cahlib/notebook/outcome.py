@@ -5,6 +5,8 @@ It waits for the run's end, and also says whether the cloud has none of its serv
 
 from __future__ import annotations
 
+import glob
+import json
 import threading
 import zipfile
 from collections.abc import Callable
@@ -22,13 +24,13 @@ from cahlib.notebook.desk import Desk
 _MOST = 5_000_000
 
 _TABLE = """import pandas as pd
-table = pd.read_parquet("{place}/metadata")"""
+table = pd.read_parquet({metadata})"""
 
 _PAIRS = """
 
 import webdataset as wds  # pip install webdataset
 import glob
-pairs = wds.WebDataset(sorted(glob.glob("{place}/images/*.tar")), shardshuffle=False)
+pairs = wds.WebDataset(sorted(glob.glob({images})), shardshuffle=False)
 pairs = pairs.decode("pil").to_tuple("jpg;png;webp", "txt")"""
 
 
@@ -92,7 +94,8 @@ class Results:
         """The code that loads the dataset, from where its files are."""
         place = (self._away() or str(self.folder)).removeprefix("file://")
         code = _TABLE if "://" in place else _TABLE + _PAIRS  # glob knows no URLs
-        return code.format(place=place)
+        paths = {"metadata": f"{place}/metadata", "images": f"{glob.escape(place)}/images/*.tar"}
+        return code.format_map({name: json.dumps(path) for name, path in paths.items()})
 
     def _away(self) -> str | None:
         """The URL at which files of the dataset are that are not here any more, or never were."""

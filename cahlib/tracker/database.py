@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
@@ -23,10 +23,11 @@ class DatabaseAway(RunError):
 class Database:
     """Transactions on one database; safe for many threads.
 
-    ``url`` is SQLAlchemy's: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.
+    ``url`` is SQLAlchemy's: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME. A path
+    of this machine comes as a `sqlalchemy.URL`: in a text, ``?`` and ``%`` mean something else.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self.engine = _engine(url)
         self.shown = self.engine.url.render_as_string(hide_password=True)
         self._writing = self.engine.execution_options(writes=True)
@@ -108,7 +109,7 @@ def _reached() -> Iterator[None]:
         raise DatabaseAway("The connection to the database broke off; try again.") from error
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str | URL) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -119,7 +120,7 @@ def _engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise ConfigError("database: a tracker needs a file; write sqlite:///FILE.")
-        return _sqlite(url)
+        return _sqlite(parsed)
     if parsed.drivername != "postgresql+psycopg":
         raise ConfigError(
             f"database: {parsed.drivername} is not known; use sqlite or postgresql+psycopg."
@@ -133,7 +134,7 @@ def _engine(url: str) -> Engine:
     )
 
 
-def _sqlite(url: str) -> Engine:
+def _sqlite(url: URL) -> Engine:
     engine = create_engine(url, pool_size=20, max_overflow=40)
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)

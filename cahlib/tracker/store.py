@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ScalarSelect, case, delete, func, select, update
+from sqlalchemy import URL, ScalarSelect, case, delete, func, select, update
 from sqlalchemy.exc import DatabaseError
 
 from cahlib.errors import ConfigError, no_space
@@ -65,7 +65,7 @@ class Ledger:
     """The shards of one run in an SQLite file; safe for several threads of one process."""
 
     def __init__(self, path: Path) -> None:
-        self._database = Database(f"sqlite:///{path}")
+        self._database = Database(URL.create("sqlite", database=str(path)))
         try:
             schema.create_all(self._database.engine, [_shards, _pairs])
         except DatabaseError as error:

@@ -87,6 +87,15 @@ def test_pairs_and_tallies_of_sealed_shards_are_known(ledger, tmp_path):
     again.close()
 
 
+@pytest.mark.parametrize("name", ["ds?1", "p%20q", "a#b", "c&mode=ro", "d;e", "file:f?uri=true"])
+def test_each_folder_has_a_ledger_of_its_own_whatever_its_name(tmp_path, name):
+    path = tmp_path / name / "ledger.sqlite"
+    path.parent.mkdir()
+    Ledger(path).close()
+    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    assert [each for each in files if not each.name.startswith("ledger.sqlite-")] == [path]
+
+
 def test_a_file_that_is_no_ledger_is_refused_with_a_sentence(tmp_path):
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"not a database" * 100)
