@@ -9,6 +9,12 @@ A candidate that is lost is not an error but a `cahlib.records.Reason` in the ta
 exception is a bug and is not caught.
 """
 
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class CahError(Exception):
     """What cahlib raises on purpose; its text is meant for people."""
@@ -31,9 +37,50 @@ class RunError(CahError):
     """The run cannot go on."""
 
 
+#: What a disk, a quota or a limit on the size of files (`ulimit -f`) says when it is exhausted.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+#: The same in the words of SQLite, which passes no number of the system on. It takes a write that
+#: was cut short for a full disk, but any other one, as into its shared memory, for a faulty one.
+_FULL_SQLITE = ("database or disk is full", "disk I/O error")
+
+#: PostgreSQL's code for it, `disk_full`.
+_FULL_POSTGRES = "53100"
+
+#: Where SQLite's errors are defined, and those that pass them on.
+_SQLITE = ("sqlite3", "sqlalchemy.exc")
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Return whether an error, or one that led to it, says that no space is left."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if getattr(error, "sqlstate", "") == _FULL_POSTGRES:
+            return True
+        if type(error).__module__ in _SQLITE and any(said in str(error) for said in _FULL_SQLITE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def no_space(place: object) -> RunError:
-    """What ends a run where a disk is full."""
-    return RunError(f"No space is left for {place}: make some, then give the same command again.")
+    """Return the error for a full disk, the same at any moment and for any file."""
+    return RunError(
+        f"No space is left for {place}: its disk is full, or a limit on its size is reached. Make "
+        "room, then give the same command again."
+    )
+
+
+@contextmanager
+def room_for(place: object) -> Iterator[None]:
+    """Raise `no_space` instead of whatever a full disk made fail in here."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, CahError) or not is_full(error):
+            raise
+        raise no_space(place) from error
 
 
 #: Libraries that not every place needs, by the extra that brings them.

@@ -13,7 +13,7 @@ from pathlib import Path
 from cahlib.config import Job
 from cahlib.curate import seal
 from cahlib.curate.upload import PAGES
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, room_for
 from cahlib.lock import held
 from cahlib.needs import named
 from cahlib.tracker.client import Tracker, TrackerAway
@@ -29,7 +29,7 @@ def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Sha
     """
     home = job.output.folder / "run"
     _unclaimed(job.output.folder)
-    with held(job.output.folder):
+    with room_for(job.output.folder), held(job.output.folder):
         _make_way(job, home)
         job.goes_on(home / "job.json")
         job.store(home / "job.json")

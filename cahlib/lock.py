@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, is_full, no_space
 
 
 @contextmanager
@@ -17,6 +17,8 @@ def held(folder: Path) -> Iterator[None]:
         (folder / "run").mkdir(parents=True, exist_ok=True)
         lock = open(folder / "run" / "lock", "w")
     except OSError as error:
+        if is_full(error):
+            raise no_space(folder) from error
         raise ConfigError(
             f"output: {folder} cannot be written ({error.strerror}); choose another folder."
         ) from error

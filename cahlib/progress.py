@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from cahlib.records import Tally
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,45 @@ Listener = Callable[[Snapshot], None]
 
 def nobody(snapshot: Snapshot) -> None:
     """A listener that does not listen."""
+
+
+@contextmanager
+def watched(
+    snapshot: Callable[[float, bool], Snapshot],
+    listener: Listener,
+    *,
+    tick: float,
+    limit: float,
+    stop: threading.Event,
+) -> Iterator[None]:
+    """Tell the listener every ``tick`` seconds how far the work is, and once more at its end.
+
+    ``snapshot`` is given the seconds so far, and whether it is the last one; ``stop`` is set after
+    ``limit`` seconds. What goes wrong with the listener, as a closed terminal, ends nothing.
+    """
+    started, ended = time.monotonic(), threading.Event()
+
+    def tell(finished: bool) -> float:
+        elapsed = time.monotonic() - started
+        try:
+            listener(snapshot(elapsed, finished))
+        except Exception:  # noqa: BLE001 - a run is worth more than the news of it
+            _log.exception("The state of the run could not be told.")
+        return elapsed
+
+    def watch() -> None:
+        while not ended.wait(tick):
+            if tell(False) > limit:
+                stop.set()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        tell(True)
 
 
 class Speedometer:

@@ -5,7 +5,6 @@ These are jobs for the engine; they know nothing of trackers.
 
 from __future__ import annotations
 
-import errno
 import json
 import secrets
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.config import Crawl, Download
-from cahlib.errors import CahError, ShardError, no_space
+from cahlib.errors import CahError, ShardError, is_full, no_space
 from cahlib.records import Parcel, Shard
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
@@ -107,7 +106,7 @@ def _storage(url: str) -> Iterator[tuple[Any, str]]:
     except FileNotFoundError as error:
         raise ShardError(f"{url} is not there.") from error
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise no_space(url) from error
         said = " ".join(str(error).split()).rstrip(".")
         raise StorageAway(f"{url} cannot be reached: {said} ({type(error).__name__}).") from error

@@ -10,12 +10,9 @@ done again from its parcel or from its WAT, with the same result.
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -31,12 +28,12 @@ from cahlib.curate.perceptual import Near
 from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
 from cahlib.curate.summary import summary
-from cahlib.errors import CahError, ConfigError, RunError, ShardError
+from cahlib.errors import CahError, ConfigError, RunError, ShardError, is_full, no_space, room_for
 from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
 from cahlib.lists import hashes
 from cahlib.needs import introduced
-from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody
+from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody, watched
 from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import StorageAway, drop, fetch
 from cahlib.scrape import parcel as parcels
@@ -51,8 +48,6 @@ from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Counts, Ledger
 
 T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
 
 #: How many items may wait between two stages: parcels on disk, judged images in memory, seals.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
@@ -100,13 +95,15 @@ def run(
     with (
         home(job, role=role, stop=stop) as ledger,
         live.recorded(own, listener, stopping=stop.is_set) as listener,
+        room_for(folder),
     ):
         if isinstance(ledger, Ledger):
             ledger.add(shards(job.crawl, contact=job.download.contact))
             take_over(job, ledger)
         if ledger.more() or ledger.in_state("sealed"):
             work = _Work(job, ledger, stop, scraping, harmful)
-            with work.watched(listener, tick):
+            limit = job.place.hours * 3600 or float("inf")
+            with watched(work.snapshot, listener, tick=tick, limit=limit, stop=stop):
                 work.through()
         report.write(folder, job.values())
         card.write(folder, job.values())
@@ -165,7 +162,7 @@ class _Work:
         self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to seal
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._lines: dict[str, Line[Any]] = {}
-        self._board = Board()
+        self._board, self._speed = Board(), Speedometer()
         self._latest = Latest()
 
     def through(self) -> None:
@@ -306,46 +303,18 @@ class _Work:
     def _fail(self, shard: Shard, error: Exception) -> None:
         """Note a failed attempt; a bug is noted with its traceback."""
         known = isinstance(error, CahError)
+        if not known and is_full(error):
+            raise no_space(self._folder) from error
         text = str(error) if known else "".join(traceback.format_exception(error))
         if isinstance(error, StorageAway):
             self._ledger.give_back(shard, text)
             return
         self._ledger.fail(shard, text, attempts=self._job.place.attempts)
 
-    @contextmanager
-    def watched(self, listener: Listener, tick: float) -> Iterator[None]:
-        """Tell the listener every ``tick`` seconds how far the work is, and stop it in time."""
-        started, speed, ended = time.monotonic(), Speedometer(), threading.Event()
-        limit = self._job.place.hours * 3600 or float("inf")
-
-        def watch() -> None:
-            while not ended.wait(tick):
-                elapsed = time.monotonic() - started
-                if elapsed > limit:
-                    self._stop.set()
-                self._tell(listener, elapsed, speed)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            watcher.join()
-            self._tell(listener, time.monotonic() - started, speed, finished=True)
-
-    def _tell(
-        self, listener: Listener, elapsed: float, speed: Speedometer, finished: bool = False
-    ) -> None:
-        """Tell the listener; what goes wrong with it, as a closed terminal, ends nothing."""
-        try:
-            listener(self._snapshot(elapsed, speed, finished))
-        except Exception:  # noqa: BLE001 - a run is worth more than the news of it
-            _log.exception("The state of the run could not be told.")
-
-    def _snapshot(self, elapsed: float, speed: Speedometer, finished: bool = False) -> Snapshot:
+    def snapshot(self, elapsed: float, finished: bool) -> Snapshot:
+        """Return the state of the work."""
         tally = self._tally()
-        rates = speed.rates(
+        rates = self._speed.rates(
             {
                 "links": tally.done(Stage.FETCH),
                 "images": tally.left[Stage.FETCH],

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import ConfigError, RunError, is_full, no_space
 
 #: What a temporary file's name ends with; see `part`.
 PART = ".part"
@@ -38,7 +38,7 @@ class Stored:
 
 @contextmanager
 def disk(path: Path) -> Iterator[None]:
-    """Turn a disk's errors into ConfigError (a wrong folder) or RunError (a disk in trouble)."""
+    """Turn a disk's errors into ConfigError (a wrong folder) or RunError (a full disk or worse)."""
     try:
         yield
     except OSError as error:
@@ -47,8 +47,10 @@ def disk(path: Path) -> Iterator[None]:
             raise ConfigError(
                 f"output: {path} cannot be written ({cause}); choose another folder."
             ) from error
+        if is_full(error):
+            raise no_space(path) from error
         raise RunError(
-            f"{path} cannot be written ({cause}); make room, then run the same command again."
+            f"{path} cannot be written ({cause}); see to the disk, then run the same command again."
         ) from error
 
 

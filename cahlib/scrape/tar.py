@@ -6,7 +6,6 @@ the end: what `TarWriter` writes, and all that `members` accepts. It does not kn
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import tarfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
-from cahlib.errors import ShardError, no_space
+from cahlib.errors import ShardError, is_full, no_space
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
@@ -103,7 +102,7 @@ def disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise no_space(folder) from error
         raise ShardError(f"No parcel can be written to {folder}: {error.strerror}.") from error
 

@@ -5,7 +5,6 @@ A worker loads nothing of the swarm but this and `engine`: no SSH, no keys, no c
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import uuid
@@ -22,12 +21,10 @@ from distributed import get_worker
 from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from cahlib.errors import RunError, ShardError
+from cahlib.errors import RunError, ShardError, is_full
 from cahlib.places import bring
 from cahlib.records import Parcel
 from cahlib.swarm.engine import guarded
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +79,7 @@ def carried(job: tuple[str, Callable[..., Any], tuple[Any, ...], float], means: 
     try:
         result = guarded(*job)
     except RunError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
+        if is_full(error):
             host = get_address_host(get_worker().address)
             raise ShardError(f"{host}: {error}") from error  # another machine has room
         raise

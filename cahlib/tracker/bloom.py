@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, is_full, no_space
 
 #: rbloom's generator of positions: a linear congruential one over 128 bits.
 _FACTOR, _MASK = 47026247687942121848144207491837418733, (1 << 128) - 1
@@ -40,10 +40,14 @@ def create(path: Path, *, items: int, error: float) -> None:
     try:
         with open(path, "xb") as file:
             file.write(struct.pack("<Q", max(int(bits / items * math.log(2)), 1)))
-            file.truncate(8 + size)  # a hole: the disk is taken as the filter fills
+            # all of it now: a page that the disk has no room for kills who writes to it (SIGBUS)
+            os.posix_fallocate(file.fileno(), 0, 8 + size)
     except FileExistsError:
         raise ConfigError(f"{path} exists already; choose another name.") from None
     except OSError as failure:
+        if is_full(failure):
+            path.unlink()
+            raise no_space(path) from failure
         raise ConfigError(f"{path} cannot be written ({failure.strerror}).") from failure
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import ConfigError, RunError, is_full, no_space
 
 
 class DatabaseAway(RunError):
@@ -30,6 +30,8 @@ class Database:
     def __init__(self, url: str | URL) -> None:
         self.engine = _engine(url)
         self.shown = self.engine.url.render_as_string(hide_password=True)
+        # a file by its path; a server's URL says nothing of its disk
+        self._place = (self.is_sqlite and self.engine.url.database) or "the database"
         self._writing = self.engine.execution_options(writes=True)
         # SQLite lets one writer in, and others sleep and poll. PostgreSQL's writers only wait for
         # each other's locks if there are more, and some connections stay free for readers.
@@ -43,13 +45,13 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that changes something; all of it or nothing."""
-        with _reached(), self._turns.next(), self._writing.begin() as connection:
+        with _reached(self._place), self._turns.next(), self._writing.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads."""
-        with _reached(), self.engine.connect() as connection:
+        with _reached(self._place), self.engine.connect() as connection:
             yield connection
 
     def insert(self, table: Table) -> Any:
@@ -98,10 +100,12 @@ class _Turns:
 
 
 @contextmanager
-def _reached() -> Iterator[None]:
+def _reached(place: str) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, NoConnection) as error:
+        if is_full(error):
+            raise DatabaseAway(str(no_space(place))) from error
         raise DatabaseAway("The database cannot be reached; try again in a minute.") from error
     except DBAPIError as error:
         if not error.connection_invalidated:

@@ -8,7 +8,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.exc import DatabaseError
 
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, is_full
 from cahlib.tracker.database import Database, DatabaseAway
 
 
@@ -26,6 +26,8 @@ def migrate(database: Database, revision: str = "head") -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
     except DatabaseAway as error:
+        if is_full(error):
+            raise
         said = " ".join(str(getattr(error.__cause__, "orig", error.__cause__)).split()).rstrip(".")
         raise DatabaseAway(f"database: {database.shown} cannot be reached: {said}.") from error
     except DatabaseError as error:

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import URL, ScalarSelect, case, delete, func, select, update
 from sqlalchemy.exc import DatabaseError
 
-from cahlib.errors import ConfigError, no_space
+from cahlib.errors import ConfigError, is_full, no_space
 from cahlib.records import Judged, Shard, Tally
 from cahlib.tracker.database import Database
 from cahlib.tracker.schema import pairs as _pairs
@@ -69,7 +69,7 @@ class Ledger:
         try:
             schema.create_all(self._database.engine, [_shards, _pairs])
         except DatabaseError as error:
-            if "disk is full" in str(error.orig):
+            if is_full(error):
                 raise no_space(path) from error
             raise ConfigError(
                 f"{path} is not a ledger of cahlib that can be used ({error.orig}); "

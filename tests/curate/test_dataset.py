@@ -238,7 +238,7 @@ def small_disk():
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
-    with small_disk(), pytest.raises(RunError, match="make room"):
+    with small_disk(), pytest.raises(RunError, match="Make room"):
         write(tmp_path)
     assert everything(tmp_path) == {}
 

@@ -189,7 +189,7 @@ def test_a_discarded_parcel_is_gone_and_no_other_one(tmp_path):
 
 
 def test_trouble_with_the_disk_is_said_in_one_sentence(tmp_path):
-    with pytest.raises(RunError, match="No space is left for .*: make some, then"):
+    with pytest.raises(RunError, match="No space is left for .* Make room, then"):
         with disk(tmp_path), open("/dev/full", "wb", buffering=0) as file:
             file.write(b"more")
     (tmp_path / "file").touch()

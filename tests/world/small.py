@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cahlib import demo
 from cahlib.config import Crawl, Download, Job, Judge, Output, Place
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
+from cahlib.progress import Board
 from tests.world.pictures import picture
 
 CAPTION = "A photo of the old harbour with boats, number {} of them all"
@@ -65,3 +70,36 @@ def job(crawl: Path, folder: Path, web: Web, **place: float) -> Job:
         output=Output(output=str(folder)),
         place=Place(workers=1, **place),  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+class Here:
+    """An engine that does a job where it is asked for its result: no process has to start."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self._jobs: list[tuple[str, Callable[..., Any], tuple[Any, ...], float]] = []
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
+        self._jobs.append((key, function, arguments, limit))
+
+    def take(self, *, timeout: float) -> tuple[str, Any] | None:
+        if not self._jobs:
+            return None
+        key, function, arguments, limit = self._jobs.pop(0)
+        try:
+            return key, function(*arguments, limit=limit, report=lambda told: None)
+        except Exception as error:  # noqa: BLE001 - as a worker's comes back
+            return key, error
+
+    def told(self) -> list[Any]:
+        return []
+
+
+@contextmanager
+def scraping(job: Job, *, stop: threading.Event, board: Board) -> Iterator[tuple[Here, Path]]:
+    """For `cahlib.run.run`: scrape in its own process."""
+    yield Here(), job.output.folder / "run" / "parcels"
