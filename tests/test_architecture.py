@@ -18,8 +18,8 @@ DOORS = {"cli", "commands", "console", "kaggle", "notebook"}
 
 #: Libraries that are slow or large to import, and the files or folders where each may be.
 HOMES = {
-    "torch": {"curate/clip.py", "curate/packed.py", "curate/replica.py"},
-    "open_clip": {"curate/clip.py", "curate/packed.py", "curate/replica.py"},
+    "torch": {"curate/frameworks.py"},
+    "open_clip": {"curate/frameworks.py"},
     "distributed": {"swarm/"},
     "dask": {"swarm/"},
     "paramiko": {"swarm/ssh.py"},

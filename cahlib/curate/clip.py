@@ -6,8 +6,7 @@
     of_images, of_texts = clip.embed([pixels], ["a photo of a cat"])
 
 Nothing here knows what a pair is, which similarity is enough, or where images come from. One `Clip`
-may be used from several threads; it holds a copy of the model on each device. Nothing but this
-file, `cahlib.curate.replica` and `cahlib.curate.packed` imports torch and open_clip.
+may be used from several threads; it holds a copy of the model on each device.
 """
 
 from __future__ import annotations
@@ -27,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
-import torch
 from safetensors import SafetensorError
 
 from cahlib.config import Judge
 from cahlib.curate import local, packed
+from cahlib.curate.frameworks import open_clip, torch
 from cahlib.curate.inputs import Pixels, Tokens, prepare, quicker
 from cahlib.curate.replica import Replica, Vectors
 from cahlib.errors import ConfigError, RunError

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from open_clip.transformer import ResidualAttentionBlock
-from torch.nn.functional import linear, scaled_dot_product_attention
 
+from cahlib.curate.frameworks import ResidualAttentionBlock, torch
 from cahlib.curate.inputs import Group
+
+linear = torch.nn.functional.linear
+scaled_dot_product_attention = torch.nn.functional.scaled_dot_product_attention
 
 
 class Row(NamedTuple):

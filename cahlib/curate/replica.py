@@ -14,11 +14,10 @@ from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 
 from cahlib.curate import packed
+from cahlib.curate.frameworks import QuickGELU, ResidualAttentionBlock, torch
 from cahlib.curate.inputs import Group, Pixels
 
 #: Embeddings of length 1: (how many, width of the model).
