@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import shlex
 import signal
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cahlib import __version__
 from cahlib.commands import blocklist, finished, swarm, tracker, worker
 from cahlib.config import Job, settings
-from cahlib.errors import CahError, ConfigError, missing
+from cahlib.console import lasting, stopped_early
+from cahlib.errors import CahError, ConfigError, is_full, missing, no_space
 from cahlib.swarm.signals import ending, hush
 
 if TYPE_CHECKING:
@@ -36,15 +36,36 @@ _GROUPS = {
 }
 
 
+_EXIT_CODES = """\
+exit codes: 0 done; 1 failed; 2 not started, for a mistake in the command or its settings; 3 stopped
+early (Ctrl-C, SIGTERM, a closed terminal, a limit of time or cost), and the same command goes on;
+130 left at once at the second Ctrl-C; 141 whoever read the output has gone
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, 1 for a run that failed, 2 for a mistake of the user's."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # which may have no letter for … or –
-        sys.stdout.reconfigure(errors="replace")
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
-    if not hasattr(chosen, "act"):
-        parser.print_help()
-        return 2
+    """Run the command and return its exit code, as `_EXIT_CODES` explains them."""
+    try:
+        with lasting(output=False):
+            parser = _parser()
+            chosen = parser.parse_args(arguments)
+            if not hasattr(chosen, "act"):
+                parser.print_help()
+                return 2
+        with lasting(output=hasattr(chosen, "works")):
+            return _done(chosen)
+    except BrokenPipeError:  # `cah verify DATASET | head`: nobody reads on
+        return 141
+    except OSError as error:
+        if not is_full(error):
+            raise
+        with lasting(output=True):
+            print(f"cah: {no_space(error.filename or 'what is printed')}", file=sys.stderr)
+        return 1
+
+
+def _done(chosen: argparse.Namespace) -> int:
+    """Return the exit code of a command, and say what is wrong."""
     try:
         with swarm.reminded(environment(), _looked_after(chosen)):
             return _act(chosen)
@@ -54,9 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cah: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `cah inspect DATASET | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor what is left to say
-        return 1
 
 
 def _act(chosen: argparse.Namespace) -> int:
@@ -87,7 +105,10 @@ def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cah", description="Common Crawl into image–text datasets."
+        prog="cah",
+        description="Common Crawl into image–text datasets.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cah {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="")
@@ -99,13 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         "it was. Every option can also be set as CAH_<OPTION> in the environment or in .env.",
     )
     _add_settings(run)
-    run.set_defaults(act=_run, looks_after=True)
+    run.set_defaults(act=_run, looks_after=True, works=True)
     demo = commands.add_parser(
         "demo", help="a whole run on an embedded web with an embedded model, offline"
     )
     demo.add_argument("--output", default="demo-dataset", help="folder of the demo's dataset")
     demo.add_argument("--open", action="store_true", help="open the report in a browser")
-    demo.set_defaults(act=_demo)
+    demo.set_defaults(act=_demo, works=True)
     worker.add(commands, _add_settings, lambda chosen, work: _watched(_job(chosen), work))
     tracker.add(commands)
     swarm.add(commands, _add_settings, lambda chosen: (_job(chosen), environment()))
@@ -194,6 +215,8 @@ def _follow(job: Job, tokens: str = "") -> int:
     scraping = partial(scrapers, tokens=tokens, tell=swarm.say)
     outcome = _watched(job, partial(run, scraping=scraping))
     _tell(outcome)
+    if outcome.stopped:
+        return stopped_early(outcome.shards.open + outcome.shards.sealed, outcome.shards.total)
     return 1 if outcome.shards.failed else 0
 
 
@@ -238,8 +261,6 @@ def _tell(outcome: Outcome) -> None:
         print(f"cah: shard {shard} failed: {error}", file=sys.stderr)
     if outcome.errors:
         print("cah: the same command tries them again.", file=sys.stderr)
-    elif shards.open or shards.sealed:
-        print(f"{shards.open + shards.sealed} shards are left; the same command goes on with them.")
 
 
 def _demo(chosen: argparse.Namespace) -> int:

@@ -1,14 +1,19 @@
-"""Shows a run in a terminal: one live line a stage, or plain lines now and then elsewhere."""
+"""What a command prints: how a run goes on, and what becomes of a stream that nobody reads.
+
+A run is shown in a terminal by one live line a stage, elsewhere by plain lines now and then.
+"""
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TextIO
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
@@ -22,6 +27,52 @@ _PAUSE = 15
 _NODES, _TURN = 10, 4
 
 
+class _Lasting:
+    """A stream that drops what cannot be written: its reader is gone, or its disk is full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def lasting(*, output: bool) -> Iterator[None]:
+    """Let nothing fail because of what is printed to stderr; with ``output``, nor to stdout.
+
+    What is still to be written at the end goes nowhere if it cannot go where it should; without
+    ``output`` that is an error before: who wants the output has to know that it is not whole.
+    """
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):  # which may have no letter for … or –
+            stream.reconfigure(errors="replace")
+    with open(os.devnull, "w") as nowhere:
+        out, err = (stream or nowhere for stream in before)  # one that was closed is None
+        sys.stderr = cast(TextIO, _Lasting(err))
+        sys.stdout = cast(TextIO, _Lasting(out)) if output else out
+        try:
+            yield
+            sys.stdout.flush()
+        finally:
+            sys.stdout, sys.stderr = before
+            for stream in (out, err):
+                try:
+                    stream.flush()
+                except OSError:  # nor can what is left be written when Python ends
+                    os.dup2(nowhere.fileno(), stream.fileno())
+
+
 @contextmanager
 def view(stream: TextIO | None = None) -> Iterator[Listener]:
     """A listener that shows what it hears on a stream: lines that stay, or that follow."""
@@ -31,6 +82,13 @@ def view(stream: TextIO | None = None) -> Iterator[Listener]:
             yield listener
     else:
         yield _plain(stream)
+
+
+def stopped_early(left: int = 0, total: int = 0) -> int:
+    """Say that work is left, and return the exit code that says so too."""
+    told = f": {left:,} of {total:,} shards are left" if left else ""
+    sys.stdout.write(f"Stopped early{told}; the same command goes on.\n")
+    return 3
 
 
 def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:

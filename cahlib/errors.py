@@ -4,6 +4,7 @@
     ├── ConfigError    the user asked for something that cannot be; nothing was started
     ├── ShardError     one shard is lost for now; it is tried again, and reported
     └── RunError       the run cannot go on; what is done stays done
+        └── Stopped    it was asked to end before it could begin its work
 
 A candidate that is lost is not an error but a `cahlib.records.Reason` in the tally. Any other
 exception is a bug and is not caught.
@@ -35,6 +36,12 @@ class ShardError(CahError):
 
 class RunError(CahError):
     """The run cannot go on."""
+
+
+class Stopped(RunError):
+    """The user, or a limit of time or cost, ended the run before it could begin its work."""
+
+    exit_code = 3
 
 
 #: What a disk, a quota or a limit on the size of files (`ulimit -f`) says when it is exhausted.

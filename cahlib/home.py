@@ -13,7 +13,7 @@ from pathlib import Path
 from cahlib.config import Job
 from cahlib.curate import seal
 from cahlib.curate.upload import PAGES
-from cahlib.errors import ConfigError, room_for
+from cahlib.errors import ConfigError, Stopped, room_for
 from cahlib.lock import held
 from cahlib.needs import named
 from cahlib.tracker.client import Tracker, TrackerAway
@@ -45,13 +45,17 @@ def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Sha
             ledger.close()
 
 
+class _Stopped(Stopped, TrackerAway):
+    """The user did not want to wait for the tracker."""
+
+
 def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
     """The ledger of a run that takes part in a tracker's crawl."""
     named(job)
 
     def pause(seconds: float) -> None:
         if stop.wait(seconds):
-            raise TrackerAway("Stopped while the tracker did not answer; the next launch goes on.")
+            raise _Stopped("Stopped while the tracker did not answer; the next launch goes on.")
 
     tracker = Tracker(job.place.tracker, sleep=pause)
     return Shared(ledger, tracker, job.output.folder / "run/tracker.json", who=(job.nickname, role))

@@ -15,7 +15,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from cahlib.errors import CahError
+from cahlib.errors import CahError, Stopped
 from cahlib.progress import Listener, Snapshot
 from cahlib.records import Tally
 
@@ -43,7 +43,7 @@ def recorded(
     try:
         yield hear
     except BaseException as error:
-        record.end("failed", _sentence(error))
+        record.end("ended" if isinstance(error, Stopped) else "failed", _sentence(error))
         raise
     record.end("ended")
 
@@ -60,6 +60,12 @@ def read(home: Path) -> dict[str, Any]:
 def tally(live: Mapping[str, Any]) -> Tally:
     """The tally of all shards, those in work included."""
     return Tally.from_dict(live.get("tally", {}))
+
+
+def left(live: Mapping[str, Any]) -> int:
+    """Return how many shards of a run are still to do; those that failed are not."""
+    told = [live.get(name, 0) for name in ("shards", "done", "failed")]
+    return max(told[0] - sum(told[1:]), 0) if all(isinstance(n, int) for n in told) else 0
 
 
 def process(pid: int) -> dict[str, Any]:

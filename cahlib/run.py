@@ -61,6 +61,7 @@ class Outcome:
     shards: Counts
     tally: Tally  #: of all shards in the dataset
     errors: tuple[tuple[str, str], ...]  #: of shards that were given up: id and last error
+    stopped: bool  #: before all was done
 
 
 def run(
@@ -114,6 +115,7 @@ def run(
             shards=ledger.counts(),
             tally=summary(folder).tally,  # not the ledger's: purges are told to the seals alone
             errors=tuple(ledger.errors()),
+            stopped=stop.is_set() and (ledger.more() or bool(ledger.in_state("sealed"))),
         )
 
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
+from functools import partial
 
 from cahlib import relay
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.home import home
 from cahlib.needs import introduced
-from cahlib.progress import Listener, Snapshot, Speedometer, nobody
+from cahlib.progress import Listener, Snapshot, Speedometer, nobody, watched
 from cahlib.records import Shard, Stage, Tally
 from cahlib.swarm import engine
 from cahlib.tracker.shared import Shared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brought:
+    """How a volunteer's work ended."""
+
+    parcels: int  #: that were brought
+    stopped: bool  #: early: the tracker may have more
 
 
 def volunteer(
@@ -22,8 +32,8 @@ def volunteer(
     *,
     stop: threading.Event | None = None,
     tick: float = 1.0,
-) -> int:
-    """Scrape until the tracker has no more, or ``stop``; how many parcels were brought.
+) -> Brought:
+    """Scrape until the tracker has no more, or ``stop``, or the job's hours are over.
 
     Raises ConfigError if there is no tracker, or it names no place for parcels, RunError when this
     machine cannot go on; what it has leased is given back.
@@ -51,11 +61,20 @@ class _Scraping:
         self._brought = 0
         self._tally = shared.tally()
 
-    def through(self, listener: Listener, tick: float) -> int:
+    def through(self, listener: Listener, tick: float) -> Brought:
         self._folder.mkdir(exist_ok=True)
         workers = self._job.place.workers or max((os.cpu_count() or 2) - 1, 1)
-        speed = Speedometer()
-        with engine.local(workers) as scrapers:
+        limit = self._job.place.hours * 3600 or float("inf")
+        with (
+            engine.local(workers) as scrapers,
+            watched(
+                partial(self._snapshot, scrapers, Speedometer()),
+                listener,
+                tick=tick,
+                limit=limit,
+                stop=self._stop,
+            ),
+        ):
             while not self._stop.is_set():
                 while len(scrapers) < scrapers.slots and (shard := self._shared.lease()):
                     self._submit(scrapers, shard)
@@ -63,8 +82,8 @@ class _Scraping:
                     break
                 if finished := scrapers.take(timeout=tick):
                     self._take(*finished)
-                listener(self._snapshot(scrapers, speed))
-        return self._brought
+        left = self._stop.is_set() and self._shared.more()
+        return Brought(parcels=self._brought, stopped=left)
 
     def _submit(self, scrapers: engine.Engine, shard: Shard) -> None:
         self._leased[shard.id] = shard
@@ -89,11 +108,13 @@ class _Scraping:
         else:
             self._shared.fail(shard, repr(result), attempts=1)
 
-    def _snapshot(self, scrapers: engine.Engine, speed: Speedometer) -> Snapshot:
+    def _snapshot(
+        self, scrapers: engine.Engine, speed: Speedometer, elapsed: float, finished: bool
+    ) -> Snapshot:
         tally = sum((Tally.from_dict(told) for told in scrapers.told()), self._tally)
         links, images = tally.done(Stage.FETCH), tally.left[Stage.FETCH]
         return Snapshot(
-            elapsed=0,
+            elapsed=elapsed,
             shards=self._brought + len(self._leased),
             done=self._brought,
             failed=0,
@@ -101,5 +122,5 @@ class _Scraping:
             rates=speed.rates({"links": links, "images": images, "judged": 0, "pairs": 0}),
             queues={},
             busy=0,
-            finished=False,
+            finished=finished,
         )

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, is_full, no_space
 
 
 def add(commands: Any) -> None:
@@ -51,6 +51,8 @@ def _build(chosen: argparse.Namespace) -> int:
     try:
         Path(chosen.output).write_text(text + "".join(f"{d}\n" for d in listed), encoding="utf-8")
     except OSError as error:
+        if is_full(error):
+            raise no_space(chosen.output) from error
         raise ConfigError(f"{chosen.output} cannot be written ({error.strerror}).") from error
     print(f"{len(listed):,} domains: {chosen.output}")
     print(f"cah run --blocked-domains {chosen.output} leaves them out.")

@@ -38,7 +38,9 @@ def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], give
     def command(name: str, help: str, act: Callable[..., int]) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = own.add_parser(name, help=help, description=help)
         settings(parser)
-        parser.set_defaults(act=lambda chosen: act(chosen, *given(chosen)), looks_after=True)
+        parser.set_defaults(
+            act=lambda chosen: act(chosen, *given(chosen)), looks_after=True, works=True
+        )
         return parser
 
     up = command("up", "make the servers of a run, which then finds them", _up)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cahlib.config import Crawl
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, is_full, no_space
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -281,6 +281,8 @@ def _output(name: str) -> Iterator[TextIO]:
         with open(name, "w", encoding="utf-8", newline="") as file:
             yield file
     except OSError as error:
+        if is_full(error):
+            raise no_space(name) from error
         raise ConfigError(f"output: {name} cannot be written ({error.strerror}).") from error
 
 

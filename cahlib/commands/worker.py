@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cahlib.config import Job
+from cahlib.console import stopped_early
 from cahlib.errors import ConfigError
 
 #: Makes a Job of what was typed, and runs a function of it under the eyes of the user: the CLI's.
@@ -21,22 +22,22 @@ def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], foll
         description="Scrape shards of a tracker's crawl and bring them to where it says.",
     )
     settings(worker)
-    worker.set_defaults(act=lambda chosen: _worker(chosen, follow))
+    worker.set_defaults(act=lambda chosen: _worker(chosen, follow), works=True)
     gpu = commands.add_parser(
         "gpu",
         help="judge for a tracker what others scraped",
         description="Fetch what others scraped for a tracker's crawl, judge it, make the dataset.",
     )
     settings(gpu)
-    gpu.set_defaults(act=lambda chosen: _gpu(chosen, follow))
+    gpu.set_defaults(act=lambda chosen: _gpu(chosen, follow), works=True)
 
 
 def _worker(chosen: argparse.Namespace, follow: Follow) -> int:
     from cahlib.volunteer import volunteer
 
     brought = follow(chosen, lambda job, *a, **k: volunteer(_with_tracker(job), *a, **k))
-    print(f"{brought} parcels brought.")
-    return 0
+    print(f"{brought.parcels} parcels brought.")
+    return stopped_early() if brought.stopped else 0
 
 
 def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:
@@ -44,7 +45,7 @@ def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:
 
     outcome = follow(chosen, lambda job, *a, **k: run(_with_tracker(job), *a, role="gpu", **k))
     print(f"{outcome.shards.done} shards judged; the dataset is in {outcome.folder}.")
-    return 0
+    return stopped_early() if outcome.stopped else 0
 
 
 def _with_tracker(job: Job) -> Job:

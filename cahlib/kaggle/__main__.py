@@ -11,9 +11,11 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cahlib import live
 from cahlib.cli import environment, job_from
 from cahlib.commands.swarm import agreed, reminded
 from cahlib.config import Job
+from cahlib.console import lasting, stopped_early
 from cahlib.errors import CahError, ConfigError, missing
 from cahlib.settings import Option, Setting
 from cahlib.swarm.signals import ending, hush
@@ -41,7 +43,12 @@ _CREDENTIALS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
 
 
 def main() -> int:
-    """Attend a session; returns 0, 1 for one that failed, 2 for a mistake, 130 after Ctrl-C."""
+    """Attend a session and return an exit code as `cah` does; 3: another session has to go on."""
+    with lasting(output=True):  # servers are deleted, whether or not somebody reads that
+        return _main()
+
+
+def _main() -> int:
     for number in ending():
         signal.signal(number, _interrupted)
     try:
@@ -90,7 +97,10 @@ def _attended(told: Mapping[str, str]) -> int:
         return 2
     folder = attend(session, kaggle, servers, tell=_say)
     _say(f"the dataset is in {folder}; the same command goes on with it in another session.")
-    return 0
+    told = live.read(folder / "run")
+    if left := live.left(told):
+        return stopped_early(left, told["shards"])
+    return 1 if told.get("failed") else 0
 
 
 def _answered(told: dict[str, str]) -> dict[str, str]:

@@ -69,8 +69,11 @@ def state(live: Mapping[str, Any], *, running: bool) -> str:
         return f"The run failed: {live.get('sentence', '')}"
     if not running and known != "ended":
         return "The run is not going on; Start goes on with it." if live else "No run yet."
-    if known == "ended" and live.get("shards", 0) > live.get("done", 0) + live.get("failed", 0):
-        return "The run was stopped; Start goes on with it."
+    if known == "ended" and (left := lives.left(live)):
+        shards = live["shards"]
+        return (
+            f"The run was stopped: {left:,} of {shards:,} shards are left; Start goes on with them."
+        )
     return _STATES[known]
 
 

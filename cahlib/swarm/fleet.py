@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import ConfigError, RunError, Stopped
 from cahlib.swarm.provider import (
     PROJECT,
     Account,
@@ -190,7 +190,7 @@ class Fleet:
         have = self.servers()
         while len(have) < self.plan.limits.nodes:
             if self.stop.is_set():
-                raise RunError("stopped while servers were being made.")
+                raise Stopped("stopped while servers were being made.")
             role = "node" if any(s.labels.get("role") == "head" for s in have) else "head"
             server = self._add(role)
             if server is None:

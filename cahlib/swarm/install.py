@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeAlias
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import ConfigError, RunError, Stopped
 from cahlib.swarm import wheel
 from cahlib.swarm.node import HOME
 from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
@@ -145,7 +145,7 @@ def bring_up_all(
         threading.Thread(target=work, daemon=True).start()
     while wait(futures.values(), timeout=_LOOK).not_done:
         if stop.is_set():
-            raise RunError("stopped while servers were being set up.")
+            raise Stopped("stopped while servers were being set up.")
     errors = {name: future.exception() for name, future in futures.items()}
     for error in errors.values():
         if error and not isinstance(error, NotReady):

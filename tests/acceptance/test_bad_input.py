@@ -10,10 +10,11 @@ import pytest
 
 from cahlib import demo
 from cahlib.config import Job
+from cahlib.curate.verify import verify
 from cahlib.demo.web import Answer, Web
 from cahlib.scrape import parcel as parcels
 from cahlib.tracker.store import Ledger
-from tests.world import command, judged
+from tests.world import command, judged, small
 
 MODEL = ["--model", str(demo.MODEL), "--threshold", "0.3"]
 
@@ -154,14 +155,36 @@ def test_a_demo_whose_port_is_taken_says_so(tmp_path, capsys):
         refused(ran, code=2, sentence=f"port {port} is not to be had")
 
 
-def test_nobody_who_reads_on_is_no_fault(tmp_path):
+@pytest.mark.parametrize("act", ["inspect", "verify"])
+def test_nobody_who_reads_on_is_no_fault(tmp_path, act):
     judged.write(tmp_path)
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as closed:
-        line = [sys.executable, "-m", "cahlib.cli", "inspect", tmp_path]
+        line = [sys.executable, "-m", "cahlib.cli", act, tmp_path]
         ran = subprocess.run(line, cwd=command.ROOT, stdout=closed, stderr=subprocess.PIPE)
-    assert (ran.returncode, ran.stderr) == (1, b"")
+    assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+def test_a_report_that_its_disk_has_no_room_for_is_no_report(tmp_path):
+    judged.write(tmp_path)
+    with open("/dev/full", "wb") as full:
+        line = [sys.executable, "-m", "cahlib.cli", "verify", tmp_path]
+        ran = subprocess.run(line, cwd=command.ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    refused(ran, code=1, sentence="No space is left for what is printed")
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path):
+    """Its words go where nobody is, and where no room is: that is not what it is there for."""
+    crawl = small.write(tmp_path / "crawl", files=1, links=3)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with small.Pictures() as web, open(writer, "wb") as closed, open("/dev/full", "wb") as full:
+        job = small.job(crawl, tmp_path / "set", web)
+        line = [sys.executable, "-m", "cahlib.cli", "run", *command.options(job)]
+        ran = subprocess.run(line, cwd=command.ROOT, stdout=closed, stderr=full)
+    assert ran.returncode == 0
+    assert (tmp_path / "set" / "report.html").exists() and not list(verify(tmp_path / "set"))
 
 
 def test_a_ban_stops_the_run(tmp_path):

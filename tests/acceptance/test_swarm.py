@@ -160,7 +160,7 @@ def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_pa
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("verb", "code"), [("run", 1), ("up", 130)])
+@pytest.mark.parametrize(("verb", "code"), [("run", 3), ("up", 130)])
 def test_ctrl_c_does_not_wait_for_servers_that_are_being_set_up(cloud, tmp_path, verb, code):
     cloud.hosts.dark = True  # none of them will ever answer
     with world.build().serve(host=cloud.hosts.address) as web:

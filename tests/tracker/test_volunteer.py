@@ -80,7 +80,7 @@ def test_no_shard_is_blamed_for_storage_that_is_away(tmp_path, caplog):
             stop.set()
 
     with crawl(tmp_path, EMPTY, upload=upload) as (_, job, database):
-        assert volunteer(job, listener, stop=stop, tick=0.1) == 0
+        assert volunteer(job, listener, stop=stop, tick=0.1).parcels == 0
         assert as_it_was(database)
 
 
@@ -98,5 +98,5 @@ def test_a_parcel_that_comes_too_late_is_taken_away_again(tmp_path, caplog, monk
             stop.set()
 
     with crawl(tmp_path, EMPTY) as (_, job, _):
-        assert volunteer(job, listener, stop=stop, tick=0.1) >= 1
+        assert volunteer(job, listener, stop=stop, tick=0.1).parcels >= 1
     assert list((tmp_path / "parcels").iterdir()) == []
