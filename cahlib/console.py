@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from tqdm import tqdm
-
 from cahlib.progress import Listener, Node, Snapshot
 from cahlib.records import Reason, Stage, Tally
 
@@ -154,6 +152,8 @@ def _causes(tally: Tally) -> str:
 
 @contextmanager
 def _bars(stream: TextIO) -> Iterator[Listener]:
+    from tqdm import tqdm  # every command prints, few draw
+
     shards = tqdm(
         desc="shards",
         unit="shard",
