@@ -1,6 +1,7 @@
 """How cahlib is installed; each dependency says why it is there.
 
-The extras go by place, so that a machine that only scrapes never installs torch.
+The extras go by place, so that a machine that only scrapes never installs torch, and one that
+checks or mends a dataset installs none of what judges.
 """
 
 import re
@@ -36,14 +37,17 @@ swarm = [
     "paramiko>=3.4",  # SSH to the nodes
     "cryptography>=42",  # keys and certificates; paramiko stands on it
 ]
+data = [
+    "numpy>=1.26",  # embeddings
+    "pyarrow>=15",  # the metadata tables
+    "google-crc32c>=1.6",  # the checksums of TFRecord; notebooks already have it
+]
 gpu = [
+    *data,
     "torch>=2.4",  # runs CLIP
     "torchvision>=0.19",  # open_clip needs it
     "open_clip_torch>=3.0",  # the models and their weights
     "safetensors>=0.4",  # heads; open_clip reads its weights with it
-    "numpy>=1.26",  # embeddings
-    "pyarrow>=15",  # the metadata tables
-    "google-crc32c>=1.6",  # the checksums of TFRecord; notebooks already have it
 ]
 kaggle = [
     "kaggle>=2.2",  # Kaggle's own client: pushes the kernel, fetches its output
@@ -110,6 +114,7 @@ setup(
     python_requires=">=3.10",
     install_requires=base,
     extras_require={
+        "data": data,
         "gpu": gpu,
         "swarm": swarm,
         "tracker": tracker,

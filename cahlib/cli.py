@@ -81,7 +81,7 @@ def _act(chosen: argparse.Namespace) -> int:
     try:
         return int(chosen.act(chosen))
     except ModuleNotFoundError as error:
-        raise missing(error) from error
+        raise missing(error, getattr(chosen, "extra", "")) from error
 
 
 def _looked_after(chosen: argparse.Namespace) -> Path | None:
@@ -120,13 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         "it was. Every option can also be set as CAH_<OPTION> in the environment or in .env.",
     )
     _add_settings(run)
-    run.set_defaults(act=_run, looks_after=True, works=True)
+    run.set_defaults(act=_run, looks_after=True, works=True, extra="gpu")
     demo = commands.add_parser(
         "demo", help="a whole run on an embedded web with an embedded model, offline"
     )
     demo.add_argument("--output", default="demo-dataset", help="folder of the demo's dataset")
     demo.add_argument("--open", action="store_true", help="open the report in a browser")
-    demo.set_defaults(act=_demo, works=True)
+    demo.set_defaults(act=_demo, works=True, extra="gpu")
     worker.add(commands, _add_settings, lambda chosen, work: _watched(_job(chosen), work))
     tracker.add(commands)
     swarm.add(commands, _add_settings, lambda chosen: (_job(chosen), environment()))

@@ -91,29 +91,35 @@ def room_for(place: object) -> Iterator[None]:
 
 
 #: Libraries that not every place needs, by the extra that brings them.
-_EXTRAS = {
+EXTRAS = {
+    "data": {"numpy", "pyarrow", "google_crc32c"},
     "gpu": {
+        "numpy",
+        "pyarrow",
+        "google_crc32c",
         "torch",
         "torchvision",
         "open_clip",
         "safetensors",
-        "numpy",
-        "pyarrow",
-        "google_crc32c",
     },
     "swarm": {"hcloud", "paramiko", "cryptography"},
     "kaggle": {"kaggle", "kagglesdk", "requests"},
-    "tracker": {"fastapi", "uvicorn", "jinja2", "multipart", "alembic", "psycopg"},
+    "tracker": {"fastapi", "uvicorn", "jinja2", "python_multipart", "alembic", "psycopg"},
 }
 
 
-def missing(error: ModuleNotFoundError) -> ConfigError:
-    """What to type for a library that is not installed; a module that no extra brings is a bug."""
+def missing(error: ModuleNotFoundError, wanted: str = "") -> ConfigError:
+    """Return what to type for a library that is not installed.
+
+    ``wanted`` is the extra of the command, named if it brings the library. Raises the error itself
+    for a module that no extra brings: that is a bug.
+    """
     library = (error.name or "").partition(".")[0]
-    for extra, libraries in _EXTRAS.items():
-        if library in libraries:
-            return ConfigError(
-                f"{library} is not installed; type: pip install 'cahlib[{extra}]' "
-                f"(or, where its source lies, pip install '.[{extra}]')."
-            )
-    raise error
+    extras = [extra for extra, libraries in EXTRAS.items() if library in libraries]
+    if not extras:
+        raise error
+    extra = wanted if wanted in extras else extras[0]
+    return ConfigError(
+        f"{library} is not installed; type: pip install 'cahlib[{extra}]' "
+        f"(or, where its source lies, pip install '.[{extra}]')."
+    )

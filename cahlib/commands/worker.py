@@ -29,7 +29,7 @@ def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], foll
         description="Fetch what others scraped for a tracker's crawl, judge it, make the dataset.",
     )
     settings(gpu)
-    gpu.set_defaults(act=lambda chosen: _gpu(chosen, follow), works=True)
+    gpu.set_defaults(act=lambda chosen: _gpu(chosen, follow), works=True, extra="gpu")
 
 
 def _worker(chosen: argparse.Namespace, follow: Follow) -> int:

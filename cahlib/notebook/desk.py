@@ -237,7 +237,7 @@ class Desk:
                 try:
                     action()
                 except ModuleNotFoundError as error:
-                    raise missing(error) from error
+                    raise missing(error, "gpu") from error
             except CahError as error:
                 self.form.blame(error)
                 self._say(str(error), bad=True)  # too: the field may be folded away

@@ -1,0 +1,221 @@
+"""Every command works where just its extra is installed, and says elsewhere which one it needs."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+
+from cahlib import demo
+from cahlib.cli import _parser
+from cahlib.config import replace
+from cahlib.curate import dataset
+from cahlib.demo.web import Answer
+from cahlib.errors import EXTRAS
+from cahlib.records import Shard
+from cahlib.tracker import intake
+from cahlib.tracker.app import create
+from cahlib.tracker.database import Database
+from cahlib.tracker.limits import Limits
+from cahlib.tracker.migrate import migrate
+from cahlib.tracker.rules import Rules
+from cahlib.tracker.service import Settings
+from tests.world import cloud as clouds
+from tests.world import command, extras, judged, small
+from tests.world.jobs import until
+from tests.world.trackers import ask, serving
+
+NO_SERVERS = "no servers were made for"
+
+#: By extra ("" is the base install) and command: arguments, exit code, something that it says.
+#: Where that is a mistake of the user's, what the command needs has been imported by then.
+COMMANDS = {
+    "": {
+        "inspect": (["dataset"], 0, "pairs"),
+        "blocklist build": (["dataset"], 0, "domains: failed-domains.txt"),
+        "blocklist show": (["domains"], 0, "# 1 domains"),
+        "tracker filter": (["a.bloom", "--items", "1000"], 0, ""),
+    },
+    "data": {
+        "verify": (["dataset"], 0, "Every file is whole"),
+        "purge": (["dataset", "--uids", "uids"], 0, "1 pairs were taken out of 1 shards."),
+        "dedup": (["dataset", "--apply"], 0, "pairs were taken out"),
+    },
+    "tracker": {
+        "tracker add": (["--crawl", "a.warc.wat.gz"], 0, "Added 1 WAT files: 2 shards."),
+        "tracker stats": ([], 0, "0 of 2 shards are done"),
+        "tracker export": (["shards", "--form", "json"], 0, '"state": "todo"'),
+        "tracker retry": ([], 0, "0 shards are to do again."),
+        "tracker expel": (["ann"], 1, "ann"),
+    },
+    "swarm": {
+        "swarm up": (["1", "--max-cost", "0.00001"], 2, "more than the ceiling"),
+        "swarm down": ([], 2, NO_SERVERS),
+        "swarm status": ([], 2, NO_SERVERS),
+        "swarm logs": ([], 2, NO_SERVERS),
+        "swarm ssh": (["node"], 2, NO_SERVERS),
+        "swarm restart": (["node"], 2, NO_SERVERS),
+    },
+}
+#: Those that have a test of their own: the extra, and arguments.
+OTHERS = {
+    "run": ("gpu", ["--crawl", "a.wat.gz"]),
+    "demo": ("gpu", []),
+    "gpu": ("gpu", ["--tracker", "http://127.0.0.1:1", "--nickname", "ann"]),
+    "worker": ("", []),
+    "tracker serve": ("tracker", []),
+}
+
+ANY = Limits(address=0, worker=0, newcomers=0)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The environment of an extra, made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("extras")
+    wheel = extras.wheel(folder)
+    return cache(lambda extra: extras.made(folder / (extra or "base"), wheel, extra))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with what the commands are given."""
+    sealed = judged.write(tmp_path / "dataset")
+    (tmp_path / "uids").write_text(dataset.uids(tmp_path / "dataset", sealed)[0])
+    (tmp_path / "domains").write_text("example.com\n")
+    (tmp_path / "a.warc.wat.gz").write_bytes(small.file(0, 1))
+    return tmp_path
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    """A cloud without servers, whose account is in the environment."""
+    with clouds.serve(clouds.Cloud({"token": clouds.Account()})) as cloud:
+        monkeypatch.setenv("HCLOUD_TOKEN", "token")
+        monkeypatch.setenv("HCLOUD_ENDPOINT", cloud.url)
+        yield cloud
+
+
+def known(parser: argparse.ArgumentParser, before: str = "") -> Iterator[str]:
+    """Every command of a parser, by the words that are typed."""
+    inner = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not inner:
+        yield before.strip()
+    for name, each in (pair for action in inner for pair in action.choices.items()):
+        yield from known(each, f"{before} {name}")
+
+
+def test_every_command_is_tried():
+    here = [name for commands in COMMANDS.values() for name in commands]
+    assert sorted(known(_parser())) == sorted([*here, *OTHERS])
+
+
+@pytest.mark.parametrize("extra", COMMANDS)
+def test_commands_work_with_just_their_extra(installed, cloud, files, extra):
+    given = COMMANDS[extra]
+    lines = [[*name.split(), *arguments] for name, (arguments, _, _) in given.items()]
+    done = installed(extra).cah(lines, cwd=files)
+    for (name, (_, code, sentence)), (ended, out, errors) in zip(given.items(), done, strict=True):
+        assert ended == code and sentence in out + errors, f"{name}: {out}{errors}"
+
+
+def test_the_base_install_says_what_a_command_needs(installed, files):
+    needs = {
+        name: (extra, given[0]) for extra in COMMANDS for name, given in COMMANDS[extra].items()
+    }
+    lacking = {name: each for name, each in (needs | OTHERS).items() if each[0]}
+    lines = [[*name.split(), *arguments] for name, (_, arguments) in lacking.items()]
+    done = installed("").cah(lines, cwd=files)
+    for (name, (extra, _)), (code, _, errors) in zip(lacking.items(), done, strict=True):
+        assert (code, errors.count("\n")) == (2, 1), f"{name}: {errors}"
+        assert f" is not installed; type: pip install 'cahlib[{extra}]' " in errors, name
+
+
+def test_the_extras_bring_what_they_are_said_to_bring(installed):
+    for extra, libraries in EXTRAS.items():
+        assert {each for each in libraries if not has(installed(extra), each)} == set(), extra
+    assert not [each for each in ("numpy", "pyarrow", "torch") if has(installed(""), each)]
+    assert not [each for each in ("open_clip", "torch") if has(installed("data"), each)]
+
+
+def has(environment, library):
+    return bool([*environment.packages.glob(f"{library}/__init__.py")])
+
+
+def test_a_volunteer_scrapes_with_the_base_install(installed, tmp_path):
+    with tracker(tmp_path) as (url, web):
+        process = installed("").start(
+            "-m", "cahlib.cli", "worker", "--tracker", url, "--nickname", "ann",
+            "--output", "ann", "--replay", web.address, "--workers", 1, cwd=tmp_path,
+        )  # fmt: skip
+        out, errors = process.communicate()
+    assert (process.returncode, out.splitlines()[-1:]) == (0, ["2 parcels brought."]), errors
+    assert len([*(tmp_path / "parcels").glob("*.tar")]) == 2
+
+
+@pytest.mark.timeout(240)
+def test_a_run_judges_with_its_extra(installed, tmp_path):
+    own = installed("gpu")
+    crawl, taken = small.write(tmp_path / "crawl", 1, 3), tmp_path / "taken"
+    model, safety = (
+        str(own.packages / path.relative_to(extras.ROOT)) for path in (demo.MODEL, demo.SAFETY)
+    )
+    with small.Pictures() as web, tracker(tmp_path, links=0) as (url, _):
+        job = replace(small.job(crawl, tmp_path / "dataset", web), model=model, safety=safety)
+        (taken / "run").mkdir(parents=True)
+        # the demo's port is not free, which it says when all that it shows is there
+        (taken / "run" / "job.json").write_text(json.dumps({"replay": web.address}))
+        judging = ["gpu", "--tracker", url, "--nickname", "ann", "--model", model]
+        lines = [["run", *command.options(job)], ["demo", "--output", taken], judging]
+        (ran, shown, judged_) = own.cah(lines, cwd=tmp_path)
+    assert ran[0] == 0 and "6 pairs from 6 links in 2 shards" in ran[1], ran
+    assert shown[0] == 2 and "is not to be had" in shown[2], shown
+    assert judged_[0] == 0 and "0 shards judged" in judged_[1], judged_
+
+
+def test_a_tracker_serves_with_its_extra(installed, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = ("-m", "cahlib.cli", "tracker", "serve", "--port", port)
+    process = installed("tracker").start(*line, cwd=tmp_path)
+    try:
+        until(lambda: healthy(port) or process.poll() is not None, seconds=30)
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def healthy(port: int) -> bool:
+    try:
+        return ask(f"http://127.0.0.1:{port}", "/healthz").status == 200
+    except OSError:
+        return False
+
+
+class Crawl(small.Pictures):
+    """A web of pictures that has a WAT file too."""
+
+    def answer(self, request: object) -> Answer:
+        if str(getattr(request, "url", "")).endswith(".wat.gz"):
+            return Answer(body=small.file(0, 3))
+        return super().answer(request)
+
+
+@contextmanager
+def tracker(folder, links=3):
+    """A tracker of one WAT file, or of none without links, and the web that it is on."""
+    database = Database(f"sqlite:///{folder / 'tracker.sqlite'}")
+    migrate(database)
+    rules = Rules(upload=(folder / "parcels").as_uri())
+    app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
+    with Crawl() as web, serving(app) as url:
+        wat = f"http://{web.address}/a.warc.wat.gz"
+        shards = [Shard(id=f"a-{half}", url=wat, half=half) for half in (0, 1)]
+        intake.add(database, shards if links else [])
+        yield url, web
+    database.close()
