@@ -50,7 +50,8 @@ gpu = [
     "safetensors>=0.4",  # heads; open_clip reads its weights with it
 ]
 kaggle = [
-    "kaggle>=2.2",  # Kaggle's own client: pushes the kernel, fetches its output
+    # Kaggle's own client: pushes the kernel, fetches its output; it wants Python 3.11
+    "kaggle>=2.2; python_version >= '3.11'",
 ]
 tracker = [
     "fastapi>=0.115",  # routes, validation and OpenAPI
@@ -72,6 +73,7 @@ dev = [
     "hypothesis>=6.100",  # garbage for the parsers
     # guides `make fuzz` by what inputs do; without it they are chosen by chance
     "atheris>=2.3; platform_machine == 'x86_64' and python_version < '3.14'",
+    "setuptools>=77",  # builds the wheel that is tried with each extra
     "trustme>=1.1",  # certificates for the tests' web
     "ruff>=0.9",
     "mypy>=1.14",

@@ -35,6 +35,9 @@ _QUESTIONS = (
 _CLOUD = "Hetzner API token (not shown, and not stored)"
 _KAGGLE = "Kaggle API token, from https://www.kaggle.com/settings (not shown, and not stored)"
 
+#: No version of the client that fetches what a kernel made runs on 3.10.
+_OLD = "Kaggle's client needs Python 3.11 or newer; make .venv anew with one."
+
 #: Hours of a session at Kaggle, at most.
 _HOURS = 9.0
 
@@ -59,7 +62,8 @@ def _main() -> int:
             with reminded(told, None):
                 pass
     except ModuleNotFoundError as error:
-        _say(str(missing(error)))
+        old = error.name == "kaggle" and sys.version_info < (3, 11)
+        _say(_OLD if old else str(missing(error)))
         return 2
     except CahError as error:
         _say(str(error))

@@ -101,29 +101,6 @@ def test_what_was_done_is_never_given_to_another_job(tmp_path, monkeypatch, caps
     assert Job.stored(folder / "run/job.json") == job
 
 
-@pytest.mark.parametrize(
-    ("library", "extra", "arguments"),
-    [
-        ("torch", "gpu", ["run", "--crawl", "a.wat.gz"]),
-        ("fastapi", "tracker", ["tracker", "serve"]),
-    ],
-)
-def test_a_missing_extra_is_named(tmp_path, library, extra, arguments):
-    script = (
-        f"import sys; sys.modules[{library!r}] = None\n"
-        "from cahlib.cli import main; sys.exit(main())"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=tmp_path,
-        env=command.environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
-    assert f"{library} is not installed; type: pip install 'cahlib[{extra}]'" in ran.stderr
-
-
 def test_an_unknown_command_or_option_is_the_users_mistake():
     assert command.cah("fly").returncode == command.cah("run", "--colour", "red").returncode == 2
 

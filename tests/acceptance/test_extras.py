@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,7 +170,8 @@ def test_a_run_judges_with_its_extra(installed, tmp_path):
         (taken / "run").mkdir(parents=True)
         # the demo's port is not free, which it says when all that it shows is there
         (taken / "run" / "job.json").write_text(json.dumps({"replay": web.address}))
-        judging = ["gpu", "--tracker", url, "--nickname", "ann", "--model", model]
+        judging = ["gpu", "--tracker", url, "--nickname", "ann", "--output", "ann"]
+        judging += ["--model", model, "--threshold", "-1"]
         lines = [["run", *command.options(job)], ["demo", "--output", taken], judging]
         (ran, shown, judged_) = own.cah(lines, cwd=tmp_path)
     assert ran[0] == 0 and "6 pairs from 6 links in 2 shards" in ran[1], ran
