@@ -6,9 +6,10 @@ It does not know what is done with the shards that the ledger gives.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cahlib.config import Job
 from cahlib.curate import seal
@@ -22,10 +23,17 @@ from cahlib.tracker.store import Ledger
 
 
 @contextmanager
-def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Shared]:
+def home(
+    job: Job,
+    *,
+    role: str,
+    stop: threading.Event,
+    refused: Callable[[dict[str, Any]], None] = lambda parcel: None,
+) -> Iterator[Ledger | Shared]:
     """The run's own folder beside the dataset, held by this process alone, and its ledger.
 
-    With a tracker it is one that takes its shards from there, as a worker of this role.
+    With a tracker it is one that takes its shards from there, as a worker of this role; ``refused``
+    hears of each parcel that the tracker does not take, those of an earlier launch included.
     """
     home = job.output.folder / "run"
     _unclaimed(job.output.folder)
@@ -37,7 +45,9 @@ def home(job: Job, *, role: str, stop: threading.Event) -> Iterator[Ledger | Sha
         try:
             ledger.recover()
             if job.place.tracker:
-                with _shared(job, ledger, role, stop) as shared:
+                shared = _shared(job, ledger, role, stop)
+                shared.refused = refused  # before reports of the last launch are sent
+                with shared:
                     yield shared
             else:
                 yield ledger

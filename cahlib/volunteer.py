@@ -40,14 +40,13 @@ def volunteer(
     """
     introduced(job)
     stop = stop or threading.Event()
-    with home(job, role="cpu", stop=stop) as shared:
+    with home(job, role="cpu", stop=stop, refused=relay.drop) as shared:
         assert isinstance(shared, Shared)
         if "://" not in shared.upload:
             raise ConfigError(
                 f"tracker: {job.place.tracker} names no place for parcels; its administrator sets "
                 "one with --upload."
             )
-        shared.refused = relay.drop
         return _Scraping(job, shared, stop).through(listener, tick)
 
 

@@ -7,19 +7,21 @@ with its leases and tells what it had not told.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import ConfigError, RunError, ShardError, no_space
 from cahlib.records import Judged, Shard, Tally
-from cahlib.tracker.client import Refused, Tracker, TrackerAway
+from cahlib.tracker.client import Leased, Refused, Tracker, TrackerAway
+from cahlib.tracker.pending import PendingReport, PendingReports
 from cahlib.tracker.store import Counts, Ledger
 
 _log = logging.getLogger(__name__)
@@ -31,17 +33,6 @@ _GOODBYE = 15
 #: Seconds without a shard after the storage of parcels did not answer, and after which, if it
 #: never does, it is told of a parcel: that one may be what cannot be had.
 _PAUSE, _PATIENCE = 60, 600
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Debt:
-    """A shard that the tracker gave us, and what we owe it for that."""
-
-    number: int
-    parcel: dict[str, Any] | None = None
-    #: "" while in work, then the call that tells how it ended
-    act: str = ""
-    reason: str = ""
 
 
 class Shared:
@@ -60,11 +51,14 @@ class Shared:
         self._ledger, self._tracker, self._path = ledger, tracker, path
         self._nickname, self._kind = who
         (self._every, self._poll), self._clock = often, clock
-        self._debts: dict[str, _Debt] = {}
+        self._reports = PendingReports(self._save)
         self._taken: set[str] = set()
         self._finished, self._ask_again = False, float("-inf")
         self._trouble = float("inf")  #: since when the storage of parcels does not answer
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  #: of the two lines above
+        #: held while the tracker gives a shard or takes one: no report crosses a new lease of its
+        #: shard, nor is it discarded when that lease is noted already
+        self._exchange = threading.Lock()
         self._ended, self._owing = threading.Event(), threading.Event()
         self._messenger = threading.Thread(target=self._carry, daemon=True)
         #: hears of a parcel that the tracker does not take any more
@@ -78,6 +72,9 @@ class Shared:
     def __enter__(self) -> Shared:
         """Join, or come back as who we were; raises ConfigError where there is no tracker."""
         self._recall()
+        if self._kind == "cpu":  # killed once the parcel that was uploaded was noted
+            for shard in self._ledger.in_state("sealed"):
+                self._ledger.done(shard)
         try:
             if not (self._tracker.secret and self._resume()):
                 self._join()
@@ -88,11 +85,10 @@ class Shared:
 
     def __exit__(self, *_: object) -> None:
         """Give back what is not done, and tell what is, if the tracker answers in time."""
-        with self._lock:
+        with self._reports:
             sealed = {shard.id for shard in self._ledger.in_state("sealed")}
-            for id, debt in list(self._debts.items()):
-                if not debt.act and id not in sealed:  # those are finished by the next launch
-                    self._owe(id, act="release")
+            for id in self._reports.in_progress().keys() - sealed:
+                self._reports.finish(id, "release")  # sealed ones: the next launch ends them
             for shard in self._ledger.in_state("todo", "leased"):
                 self._ledger.forget(shard)
         self._ended.set()
@@ -111,8 +107,12 @@ class Shared:
             return shard
         if self._clock() < self._ask_again:
             return None
+        found = None
         try:
-            leased, self._finished = self._tracker.lease()
+            with self._exchange:
+                leased, self._finished = self._tracker.lease()
+                if leased:
+                    found = self._enter(leased)
         except (TrackerAway, Refused) as error:
             if isinstance(error, Refused) and error.status == 401:
                 raise RunError(
@@ -121,20 +121,15 @@ class Shared:
                     "starts again joins anew."
                 ) from error
             _log.warning("%s", error)
-            leased = None
-        if leased is None:
-            self._ask_again = self._clock() + self._poll
-            return None
-        with self._lock:
-            self._debts[leased.shard.id] = _Debt(number=leased.number, parcel=leased.parcel)
-            self._remember()
-        self._ledger.add([leased.shard])
-        return self._ledger.lease()
+        if found is None:
+            with self._lock:
+                self._ask_again = max(self._ask_again, self._clock() + self._poll)
+        return found
 
     def parcel(self, shard: Shard) -> dict[str, Any] | None:
         """Where a leased shard's parcel is, if somebody else has scraped it."""
-        debt = self._debts.get(shard.id)
-        return debt.parcel if debt else None
+        report = self._reports.get(shard.id)
+        return report.parcel if report else None
 
     def more(self) -> bool:
         """Whether there may be shards to lease yet."""
@@ -142,43 +137,51 @@ class Shared:
 
     def give_back(self, shard: Shard, error: str) -> None:
         """The storage of its parcel does not answer: later, or for somebody else."""
-        now = self._clock()
-        self._ask_again = now + _PAUSE
-        self._trouble = min(self._trouble, now)
-        if now - self._trouble > _PATIENCE:
-            self._trouble = now
+        with self._lock:
+            now = self._clock()
+            self._ask_again = now + _PAUSE
+            self._trouble = min(self._trouble, now)
+            if never := now - self._trouble > _PATIENCE:
+                self._trouble = now
+        if never:
             self.fail(shard, error, attempts=1)
             return
         _log.warning("%s: %s", shard.id, error)
-        self._settle(shard, act="release")
+        self._settle(shard, "release")
 
     def fail(self, shard: Shard, error: str, *, attempts: int) -> bool:
         """It did not work here: the tracker gives it to somebody else."""
         _log.warning("%s: %s", shard.id, error.strip().splitlines()[-1] if error else "failed")
-        self._settle(shard, act="refetch" if self._debts[shard.id].parcel else "fail", reason=error)
+        self._settle(shard, "fail", reason=error)
         return True
 
     def seal(self, shard: Shard, uids: Iterable[str], tally: Tally) -> None:
         """A shard's files are in the dataset."""
-        self._trouble = float("inf")
+        self._storage_answered()
         self._ledger.seal(shard, uids, tally)
 
     def done(self, shard: Shard) -> None:
-        """A sealed shard is where it shall be: the tracker is to know."""
-        with self._lock:
-            if shard.id in self._debts:  # not if it was told before a crash
-                self._owe(shard.id, act="complete")
-        self._ledger.done(shard)
+        """A sealed shard is where it shall be: the tracker is to know.
+
+        Without a lease, which an earlier launch may have lost, it stays in the dataset.
+        """
+        with self._reports:
+            self._reports.finish(shard.id, "complete")
+            self._ledger.done(shard)
         self._owing.set()
 
     def deliver(self, shard: Shard, parcel: dict[str, Any], tally: Tally) -> None:
-        """A shard's parcel is uploaded: the tracker is to know."""
-        self._trouble = float("inf")
-        self._ledger.seal(shard, [], tally)
-        with self._lock:
-            self._debts[shard.id] = replace(self._debts[shard.id], parcel=parcel)
-            self._owe(shard.id, act="deliver")
-        self._ledger.done(shard)
+        """A shard's parcel is uploaded: the tracker is to know; without a lease it is refused."""
+        self._storage_answered()
+        with self._reports:
+            held = self._reports.finish(shard.id, "deliver", parcel=parcel)
+            if held:
+                self._ledger.seal(shard, [], tally)
+                self._ledger.done(shard)
+            else:
+                self._ledger.forget(shard)
+        if not held:
+            self.refused(parcel)
         self._owing.set()
 
     def seen(self, uid: str) -> bool:
@@ -189,11 +192,15 @@ class Shared:
         """A shard's judged images, when the tracker has said whose their pairs are.
 
         Waits as long as it takes: else nobody could say that a pair is in one dataset only.
+        Raises ShardError without a lease, Refused if the tracker has ended it.
         """
         while batch := list(islice(judged, _AHEAD)):
             if uids := [each.image.candidate.uid for each in batch if each.reason is None]:
-                number = self._debts[shard.id].number
-                self._taken |= self._tracker.claim(number, uids, patience=float("inf"))
+                report = self._reports.get(shard.id)
+                if report is None:
+                    raise ShardError(f"{shard.id} is not leased any more; another worker does it.")
+                taken = self._tracker.claim(report.number, uids, patience=float("inf"))
+                self._taken.update(taken)
             yield from batch
 
     def counts(self) -> Counts:
@@ -212,37 +219,58 @@ class Shared:
         """None: what fails here is the tracker's to show."""
         return []
 
-    def _settle(self, shard: Shard, *, act: str, reason: str = "") -> None:
-        with self._lock:
-            self._owe(shard.id, act=act, reason=reason)
-        self._ledger.forget(shard)
+    def _enter(self, leased: Leased) -> Shard | None:
+        """Enter a leased shard in the ledger; None if there is nothing to do for it now."""
+        shard = leased.shard
+        with self._reports:
+            fresh = PendingReport(number=leased.number, parcel=leased.parcel)
+            if not self._reports.start(shard.id, fresh):
+                self._owing.set()  # the report of the lease that ran out ends this one as well
+                return None
+            self._ledger.add([shard])
+            if (found := self._ledger.lease()) or shard not in self._ledger.in_state("done"):
+                return found  # None: its lease ran out and is ours again, while we work on it
+            if self._kind == "cpu":  # its parcel is gone, or was refused
+                self._ledger.give_back(shard, "")
+                return self._ledger.lease()
+            self._reports.finish(shard.id, "complete")
+            self._owing.set()
+            return None
+
+    def _settle(self, shard: Shard, act: str, *, reason: str = "") -> None:
+        with self._reports:  # else it could be leased anew before it is forgotten
+            self._reports.finish(shard.id, act, reason=reason)
+            self._ledger.forget(shard)
         self._owing.set()
 
-    def _owe(self, id: str, *, act: str, reason: str = "") -> None:
-        self._debts[id] = replace(self._debts[id], act=act, reason=reason)
-        self._remember()
+    def _storage_answered(self) -> None:
+        with self._lock:
+            self._trouble = float("inf")
 
     def _join(self) -> None:
         self._tracker.join(self._nickname, self._kind)
         for shard in self._ledger.in_state("todo", "leased"):
             self._ledger.forget(shard)  # leased by who we were
-        with self._lock:
-            self._debts = {id: debt for id, debt in self._debts.items() if debt.act}
-            self._remember()
+        with self._reports:
+            self._reports.load(self._reports.due())
+            self._reports.save()
 
     def _resume(self) -> bool:
         """Whether the tracker knows us; what is not ours any more is forgotten."""
+        working = self._reports.in_progress()
         try:
-            ours = self._tracker.beat(d.number for d in self._debts.values() if not d.act)
+            ours = self._tracker.beat(report.number for report in working.values())
         except Refused:
             return False
-        with self._lock:
-            for shard in self._ledger.in_state("todo", "leased"):
-                debt = self._debts.get(shard.id)
-                if debt is None or debt.number not in ours:
-                    self._debts.pop(shard.id, None)
-                    self._ledger.forget(shard)
-            self._remember()
+        for shard in self._ledger.in_state("todo", "leased"):
+            report = working.pop(shard.id, None)
+            if report is None or report.number not in ours:
+                self._ledger.forget(shard)
+                if report:
+                    self._reports.discard(shard.id, report)
+        sealed = {shard.id for shard in self._ledger.in_state("sealed")}
+        for id in working.keys() - sealed:  # killed before the ledger knew it
+            self._reports.finish(id, "release")
         return True
 
     def _carry(self) -> None:
@@ -257,8 +285,7 @@ class Shared:
                 self._owing.set()
 
     def _live(self) -> None:
-        with self._lock:
-            numbers = {debt.number for debt in self._debts.values() if not debt.act}
+        numbers = {report.number for report in self._reports.in_progress().values()}
         try:
             lost = numbers - self._tracker.beat(numbers, f"working on {len(numbers)} shards")
         except (TrackerAway, Refused) as error:
@@ -268,39 +295,40 @@ class Shared:
             _log.warning("The tracker gave shards %s to others; we were silent too long.", lost)
 
     def _tell(self) -> bool:
-        """Settle every debt that is due; False if the tracker is away."""
-        with self._lock:
-            due = [(id, debt) for id, debt in self._debts.items() if debt.act]
-        for id, debt in due:
+        """Send every report that is due; False if the tracker is away."""
+        for id, report in self._reports.due().items():
+            refused = False
             try:
-                self._settle_one(id, debt)
+                with self._exchange:
+                    try:
+                        self._send(id, report)
+                    except Refused as error:
+                        refused = True
+                        _log.warning("%s: %s", id, error)
+                    self._reports.discard(id, report)
             except TrackerAway as error:
                 _log.warning("%s It is told later.", error)
                 return False
-            except Refused as error:
+            except (OSError, RunError) as error:  # a full disk; to send it twice does no harm
                 _log.warning("%s: %s", id, error)
-                if debt.act == "complete":
-                    _log.warning("%s stays in this dataset; another may have its pairs too.", id)
-                if debt.act == "deliver" and debt.parcel:
-                    self.refused(debt.parcel)
-            with self._lock:
-                del self._debts[id]
-                self._remember()
+            if refused and report.act == "complete":
+                _log.warning("%s stays in this dataset; another may have its pairs too.", id)
+            if refused and report.act == "deliver" and report.parcel:
+                self.refused(report.parcel)
         return True
 
-    def _settle_one(self, id: str, debt: _Debt) -> None:
-        if debt.act == "complete":
-            pairs, tally = self._ledger.account(id)
-            self._tracker.complete(debt.number, pairs=pairs, tally=tally)
-        elif debt.act == "deliver" and debt.parcel:
-            tally = self._ledger.account(id)[1]
-            self._tracker.deliver(debt.number, debt.parcel, tally)
-        elif debt.act == "release":
-            self._tracker.release(debt.number)
-        elif debt.act == "refetch":
-            self._tracker.refetch(debt.number, debt.reason)
+    def _send(self, id: str, report: PendingReport) -> None:
+        account = self._ledger.account(id) if report.act in ("complete", "deliver") else None
+        if account and report.act == "complete":
+            self._tracker.complete(report.number, pairs=account[0], tally=account[1])
+        elif account and report.parcel:
+            self._tracker.deliver(report.number, report.parcel, account[1])
+        elif report.act == "fail" and not report.parcel:
+            self._tracker.fail(report.number, report.reason)
+        elif report.act in ("fail", "refetch"):
+            self._tracker.refetch(report.number, report.reason)
         else:
-            self._tracker.fail(debt.number, debt.reason)
+            self._tracker.release(report.number)
 
     def _recall(self) -> None:
         try:
@@ -312,21 +340,26 @@ class Shared:
                 )
             self._tracker.secret = told["secret"]
             self._tracker.upload = told["upload"]
-            self._debts = {id: _Debt(**debt) for id, debt in told["debts"].items()}
+            self._reports.load({id: PendingReport(**each) for id, each in told["debts"].items()})
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self._path} is damaged; remove it to join anew.") from error
 
-    def _remember(self) -> None:
+    def _save(self, reports: Mapping[str, PendingReport]) -> None:
         told = {
             "url": self._tracker.url,
             "kind": self._kind,
             "secret": self._tracker.secret,
             "upload": self._tracker.upload,
-            "debts": {id: asdict(debt) for id, debt in self._debts.items()},
+            "debts": {id: asdict(report) for id, report in reports.items()},
         }
         fresh = self._path.with_suffix(".new")
-        fresh.touch(mode=0o600)  # it holds the secret
-        fresh.write_text(json.dumps(told, indent=1), encoding="utf-8")
-        fresh.replace(self._path)
+        try:
+            fresh.touch(mode=0o600)  # it holds the secret
+            fresh.write_text(json.dumps(told, indent=1), encoding="utf-8")
+            fresh.replace(self._path)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise no_space(self._path) from error
+            raise

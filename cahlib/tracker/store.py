@@ -165,12 +165,12 @@ class Ledger:
             given = _shards.c.state.in_(["todo", "leased"])
             connection.execute(delete(_shards).where(_shards.c.id == shard.id, given))
 
-    def account(self, id: str) -> tuple[int, Tally]:
-        """A sealed shard's pairs and tally."""
+    def account(self, id: str) -> tuple[int, Tally] | None:
+        """Return a sealed shard's pairs and tally; None if it was never sealed here."""
         query = select(_shards.c.pairs, _shards.c.tally).where(_shards.c.id == id)
         with self._database.read() as connection:
-            row = connection.execute(query).one()
-        return row.pairs, Tally.from_dict(row.tally)
+            row = connection.execute(query).first()
+        return (row.pairs, Tally.from_dict(row.tally)) if row and row.tally else None
 
     def counts(self) -> Counts:
         """How many shards are in which state."""

@@ -1,0 +1,513 @@
+"""Whatever a tracker, a disk or a kill does in between, a worker's leases end once, as it said."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import shutil
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import select
+
+from cahlib.errors import ConfigError, RunError
+from cahlib.records import Stage, Tally
+from cahlib.tracker import intake, pending, shared
+from cahlib.tracker.app import create
+from cahlib.tracker.client import Refused, Tracker
+from cahlib.tracker.database import Database
+from cahlib.tracker.limits import Limits
+from cahlib.tracker.migrate import migrate
+from cahlib.tracker.rules import Kind, Rules, Unknown
+from cahlib.tracker.schema import failures, people, shards, workers
+from cahlib.tracker.service import Service, Settings
+from cahlib.tracker.shared import Shared
+from cahlib.tracker.store import Ledger
+from tests.world.races import shaken, together
+from tests.world.trackers import serving
+
+from .conftest import Clock, wats
+
+_LEASE = 60
+#: Each change waits for the disk, of which there are thousands: 144 s on one that is busy.
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+_PARCEL = {"url": "s3://parcels/a.tar", "sha256": "0" * 64, "size": 5}
+
+
+class Switch:
+    """An application that serves whichever tracker is put behind it, or seems to be away."""
+
+    app = None
+    mode = "up"
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            assert (await receive())["type"] == "lifespan.startup"
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+        elif self.mode == "away":
+            await self._fail(send)
+        elif self.mode == "lossy" and scope["path"].startswith("/v1/shards/"):
+
+            async def nowhere(message):
+                pass
+
+            await self.app(scope, receive, nowhere)  # it is done, and the answer gets lost
+            await self._fail(send)
+        else:
+            await self.app(scope, receive, send)
+
+    @staticmethod
+    async def _fail(send):
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": b"away"})
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Fuse:
+    """Burns down at each change of a file, and kills the process at its end."""
+
+    left = 0
+
+    def burn(self):
+        if self.left:
+            self.left -= 1
+            if not self.left:
+                raise Killed
+
+
+def _fatal(name):
+    """A method of Ledger before and after which the process may be killed."""
+
+    def method(self, *arguments, **options):
+        self.fuse.burn()
+        result = getattr(super(DyingLedger, self), name)(*arguments, **options)
+        self.fuse.burn()
+        return result
+
+    return method
+
+
+class DyingLedger(Ledger):
+    add, lease, seal, done, forget, give_back = map(
+        _fatal, ("add", "lease", "seal", "done", "forget", "give_back")
+    )
+
+
+class DyingShared(Shared):
+    """Sends nothing by itself: its test says when."""
+
+    def _carry(self):
+        self._ended.wait()
+
+    def _save(self, reports):
+        self._ledger.fuse.burn()
+        super()._save(reports)
+        self._ledger.fuse.burn()
+
+
+class Hearing(logging.Handler):
+    """What the worker's log says."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def emit(self, record):
+        self.heard.append(record.getMessage())
+
+
+class World:
+    """A tracker with some shards, a worker of it, and a rival for them."""
+
+    def __init__(self, switch, address, template, *, kind, count, shared=DyingShared):
+        self.switch, self.address, self.kind, self._shared = switch, address, kind, shared
+        self.folder = Path(tempfile.mkdtemp(dir=_MEMORY))
+        shutil.copy(template, self.folder / "tracker.sqlite")
+        url = f"sqlite:///{self.folder / 'tracker.sqlite'}"
+        self.clock, self.fuse, self.log = Clock(), Fuse(), Hearing()
+        rules = Rules(lease=_LEASE, upload="s3://parcels", failures=99, attempts=10_000)
+        limits = Limits(address=0, worker=0, newcomers=0)
+        settings = Settings(database=url, rules=rules, limits=limits)
+        switch.app = switch.app or create(settings)  # once: putting its routes together takes long
+        switch.app.state.service = service = Service(settings, clock=self.clock)
+        switch.mode = "up"
+        self.crowd, self.database = service.crowd, service.database
+        self.clock.now += 1000
+        intake.add(self.database, wats(count))
+        if kind == "gpu":
+            cpu = self.crowd.register("carl", Kind.CPU)[1]
+            while lease := self.crowd.lease(cpu):
+                self.crowd.deliver(cpu, lease.number, _PARCEL)
+        self.rival = self.crowd.register("bob", Kind(kind))[1]
+        logging.getLogger("cahlib.tracker.shared").addHandler(self.log)
+        self.secrets = set()
+
+    def launch(self, **options):
+        self.ledger = DyingLedger(self.folder / "ledger.sqlite")
+        self.ledger.fuse = self.fuse
+        self.ledger.recover()
+        options = {"often": (3600, 0), "clock": self.clock} | options
+        path, who = self.folder / "tracker.json", ("ann", self.kind)
+        found = self._shared(self.ledger, Tracker(self.address), path, who=who, **options)
+        try:
+            found.__enter__()
+        except BaseException:
+            self.ledger.close()
+            raise
+        self.secrets.add(found._tracker.secret)
+        return found
+
+    def close(self):
+        logging.getLogger("cahlib.tracker.shared").removeHandler(self.log)
+        self.ledger.close()
+        self.database.close()
+        shutil.rmtree(self.folder)
+
+    def held(self):
+        """The shards that the tracker counts as the worker's, whoever it was at the time."""
+        holds = shards.c.state.in_(["leased", "judging"])
+        who = workers.c.nickname == "ann"
+        query = select(shards.c.number).join(workers, workers.c.id == shards.c.worker)
+        with self.database.read() as connection:
+            return set(connection.execute(query.where(holds, who)).scalars())
+
+    def refused(self, id):
+        """Whether the tracker would not hear how a shard's lease ended."""
+        words = ("is not yours", "does not know you")
+        return any(m.startswith(f"{id}: ") and any(w in m for w in words) for m in self.log.heard)
+
+    def check(self, worker, *, done, failed=(), orphans=frozenset()):
+        """All is told that there was to tell, and each thing counts once."""
+        assert worker._tell() and not worker._reports.due()
+        working = worker._reports.in_progress()
+        assert working.keys() <= {s.id for s in worker.in_state("todo", "leased", "sealed")}
+        assert self.held() <= {each.number for each in working.values()} | orphans
+        with self.database.read() as connection:
+            rows = {row.id: row for row in connection.execute(select(shards))}
+            ours = set(
+                connection.execute(
+                    select(workers.c.id).where(workers.c.nickname == "ann")
+                ).scalars()
+            )
+            told = set(
+                connection.execute(
+                    select(shards.c.id)
+                    .join(failures, failures.c.shard == shards.c.number)
+                    .where(failures.c.worker.in_(ours))
+                ).scalars()
+            )
+            person = connection.execute(select(people).where(people.c.nickname == "ann")).first()
+        counted = (person.done, person.scraped) if person else (0, 0)
+        brought = [r for r in rows.values() if r.scraper in ours]
+        closed = [r for r in rows.values() if r.state == "done" and r.worker in ours]
+        assert counted == (len(closed), len(brought))
+        assert set(done) <= {s.id for s in worker.in_state("done")}
+        known = {row.id for row in (brought if self.kind == "cpu" else closed)}
+        assert all(id in known or self.refused(id) for id in done)
+        if self.kind != "gpu":  # what two of them say of a parcel is forgotten with it
+            assert all(id in told or self.refused(id) for id in failed)
+
+
+def account(kind):
+    """The tally of a shard with one pair, or of one whose parcel holds one image."""
+    tally = Tally()
+    for stage in Stage:
+        tally.entered[stage] = tally.left[stage] = 1
+    return Tally.from_dict(
+        {k: v for k, v in tally.as_dict().items() if kind != "cpu" or k != "judge"}
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """An address, the switch behind it, and a tracker's database without shards."""
+    template = tmp_path_factory.mktemp("template") / "tracker.sqlite"
+    database = Database(f"sqlite:///{template}")
+    migrate(database)
+    database.close()
+    switch = Switch()
+    with serving(switch) as address:
+        yield switch, address, template
+
+
+def uid(shard):
+    """That of a shard's only pair."""
+    return shard.id.encode().hex().rjust(32, "0")
+
+
+def judged(shard):
+    """Its image, as far as claiming it goes."""
+    candidate = SimpleNamespace(uid=uid(shard))
+    return SimpleNamespace(reason=None, image=SimpleNamespace(candidate=candidate))
+
+
+PICK = st.integers(0, 7)
+
+
+class Hostile(RuleBasedStateMachine):
+    """A worker among everything that may happen to it, in any order."""
+
+    place = None
+
+    @initialize(kind=st.sampled_from(["hybrid", "cpu", "gpu"]))
+    def begin(self, kind):
+        self.world = World(*self.place, kind=kind, count=1)
+        self.worker = self.world.launch()
+        self.hands, self.sealed = {}, {}
+        self.done, self.failed, self.orphans = set(), set(), set()
+
+    def alive(self):
+        return self.worker is not None
+
+    def safely(self, act, *arguments):
+        """Do something, unless the process is killed by it."""
+        try:
+            return act(*arguments)
+        except Killed:
+            self.kill()
+            return None
+
+    def took(self, shelf, number):
+        id = sorted(shelf)[number % len(shelf)]
+        return shelf.pop(id)
+
+    @rule()
+    @precondition(alive)
+    def lease(self):
+        try:
+            shard = self.safely(self.worker.lease)
+        except RunError as error:  # it was sent away
+            assert "does not know this worker" in str(error)
+            self.leave()
+            return
+        if shard:
+            assert shard.id not in self.hands and shard.id not in self.sealed
+            assert shard.id not in self.done or self.world.kind == "cpu"
+            self.done.discard(shard.id)
+            self.hands[shard.id] = shard
+
+    @rule(number=PICK)
+    @precondition(lambda self: self.alive() and self.hands)
+    def fail(self, number):
+        shard = self.took(self.hands, number)
+        if self.safely(lambda: self.worker.fail(shard, "broken", attempts=3)):
+            self.failed.add(shard.id)
+
+    @rule(number=PICK)
+    @precondition(lambda self: self.alive() and self.hands)
+    def give_back(self, number):
+        self.safely(self.worker.give_back, self.took(self.hands, number), "no storage")
+
+    @rule(number=PICK)
+    @precondition(lambda self: self.alive() and self.hands and self.world.kind != "cpu")
+    def seal(self, number):
+        shard = self.took(self.hands, number)
+        if self.world.switch.mode == "up":  # it waits for the tracker, however long
+            try:
+                list(self.worker.ours(shard, iter([judged(shard)])))
+            except Refused as refused:
+                reason = str(refused)
+                self.safely(lambda: self.worker.fail(shard, reason, attempts=3))
+                return
+        self.safely(self.worker.seal, shard, [uid(shard)], account(self.world.kind))
+        if self.worker:
+            self.sealed[shard.id] = shard
+
+    @rule(number=PICK)
+    @precondition(lambda self: self.alive() and self.sealed)
+    def finish(self, number):
+        shard = self.took(self.sealed, number)
+        self.safely(self.worker.done, shard)
+        if self.worker:
+            self.done.add(shard.id)
+
+    @rule(number=PICK)
+    @precondition(lambda self: self.alive() and self.hands and self.world.kind == "cpu")
+    def deliver(self, number):
+        shard = self.took(self.hands, number)
+        self.safely(self.worker.deliver, shard, _PARCEL, account("cpu"))
+        if self.worker:
+            self.done.add(shard.id)
+
+    @rule()
+    @precondition(alive)
+    def beat(self):
+        self.worker._live()
+
+    @rule()
+    @precondition(alive)
+    def tell(self):
+        self.safely(self.worker._tell)
+
+    @rule(mode=st.sampled_from(["up", "up", "up", "away", "lossy"]))
+    def tracker_is(self, mode):
+        self.world.switch.mode = mode
+
+    @rule(fate=st.sampled_from(["keeps", "gives back", "fails", "ends"]))
+    def leases_run_out_and_a_rival(self, fate):
+        world = self.world
+        world.clock.now += _LEASE + 1
+        crowd, rival = world.crowd, world.rival
+        if fate == "keeps" or not (lease := crowd.lease(rival)):
+            crowd.expire()
+        elif fate == "gives back":
+            crowd.give_back(rival, lease.number)
+        elif fate == "fails":
+            crowd.fail(rival, lease.number, "no")
+        elif world.kind == "cpu":
+            crowd.deliver(rival, lease.number, _PARCEL)
+
+    @rule(what=st.sampled_from(["kill", "leave", "expel"]), steps=st.integers(1, 8))
+    @precondition(alive)
+    def ends(self, what, steps):
+        """Killed in one of its next steps, asked to end, or sent away by the tracker."""
+        if what == "kill":
+            self.world.fuse.left = steps
+        elif what == "expel":
+            with suppress(Unknown):  # it is already
+                self.world.crowd.expel(self.world.crowd.known(self.worker._tracker.secret).id)
+        elif self.world.switch.mode == "up":
+            self.leave()
+
+    def leave(self):
+        self.safely(self.worker.__exit__)
+        if self.worker:
+            self.kill()
+
+    def kill(self):
+        self.world.fuse.left = 0
+        self.worker._ended.set()
+        self.worker._messenger.join()
+        self.world.ledger.close()
+        self.worker = None
+        self.hands.clear()
+        self.sealed.clear()
+
+    @rule()
+    @precondition(lambda self: not self.alive())
+    def launch(self):
+        try:
+            self.worker = self.world.launch()
+        except Killed:
+            self.world.fuse.left = 0
+        except ConfigError as error:
+            assert self.world.switch.mode == "away" and "503" in str(error)
+        else:
+            self.sealed = {s.id: s for s in self.worker.in_state("sealed")}
+            known = {r.number for r in self.worker._reports.in_progress().values()}
+            known |= {r.number for r in self.worker._reports.due().values()}
+            # leased, and killed before that was written down: it runs out
+            self.orphans |= self.world.held() - known
+
+    @invariant()
+    @precondition(lambda self: getattr(self, "worker", None))
+    def nothing_is_held_that_nobody_works_on(self):
+        worker = self.worker
+        working = worker._reports.in_progress().keys()
+        assert self.hands.keys() <= working
+        assert self.hands.keys() == {s.id for s in worker.in_state("leased")}
+        assert working <= {s.id for s in worker.in_state("todo", "leased", "sealed")}
+        assert self.sealed.keys() == {s.id for s in worker.in_state("sealed")}
+        assert self.done <= {s.id for s in worker.in_state("done")}
+
+    def teardown(self):
+        if not hasattr(self, "worker"):
+            return
+        self.world.switch.mode = "up"
+        self.world.fuse.left = 0
+        try:
+            if not self.worker:
+                self.launch()
+            self.world.check(self.worker, done=self.done, failed=self.failed, orphans=self.orphans)
+            self.kill()
+        finally:
+            self.world.close()
+
+
+def test_in_no_order_of_events_is_work_lost_or_counted_twice(place):
+    machine = type("Placed", (Hostile,), {"place": place})
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=30))
+
+
+class Busy:
+    """A worker's threads: one leases, two end leases in every way; and a rival takes some."""
+
+    def __init__(self, world, count):
+        self.world, self.hands = world, queue.SimpleQueue()
+        self.most, self.ended = count, threading.Event()
+        self.done = []
+
+    def lease(self):
+        leased = 0
+        while leased < self.most and not self.ended.is_set() and self.worker.more():
+            if shard := self.worker.lease():
+                self.hands.put(shard)
+                leased += 1
+        self.ended.set()
+        for _ in range(2):
+            self.hands.put(None)
+
+    def work(self):
+        chance = random.Random(self.world.kind)
+        try:
+            while shard := self.hands.get():
+                assert shard.id in self.worker._reports.in_progress()
+                self.settle(shard, chance.choice(["give back"] * 8 + ["fail", "end"]))
+        finally:
+            self.ended.set()
+
+    def settle(self, shard, fate):
+        worker = self.worker
+        if fate == "give back":
+            worker.give_back(shard, "no storage")
+        elif fate == "fail":
+            worker.fail(shard, "broken", attempts=1)
+        elif self.world.kind == "cpu":
+            worker.deliver(shard, _PARCEL, account("cpu"))
+        else:
+            worker.seal(shard, [uid(shard)], account(self.world.kind))
+            worker.done(shard)
+            self.done.append(shard.id)
+
+    def rival(self):
+        while not self.ended.is_set():
+            if found := self.world.crowd.lease(self.world.rival):
+                self.world.crowd.give_back(self.world.rival, found.number)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "cpu", "gpu"])
+def test_threads_that_are_held_up_anywhere_lose_no_lease(place, kind):
+    world = World(*place, kind=kind, count=12, shared=Shared)
+    busy = Busy(world, 60)
+    with shaken(pending, shared):
+        # its clock is quick, so that it does not pause after what is given back
+        busy.worker = world.launch(often=(0.01, 0), clock=lambda: time.monotonic() * 1e6)
+        together(busy.lease, busy.work, busy.work, busy.rival)
+        assert busy.worker._messenger.is_alive()
+        busy.worker._ended.set()
+        busy.worker._owing.set()
+        busy.worker._messenger.join()
+    world.check(busy.worker, done=busy.done)
+    world.close()
