@@ -93,6 +93,10 @@ class Download(Checked):
     connect_timeout: float = option(10, "seconds to connect", least=0.1, most=600, free=True)
     read_timeout: float = option(10, "seconds without a byte", least=0.1, most=600, free=True)
     total_timeout: float = option(30, "seconds for one image", least=0.1, most=3600, free=True)
+    offline_minutes: float = option(
+        60, "minutes without network after which a shard is given back, to be scraped again later",
+        least=0, most=10_080, free=True,
+    )  # fmt: skip
     max_redirects: int = option(5, "redirects to follow", least=0, most=20)
     max_bytes: int = option(20_000_000, "most bytes of a file", least=1000, most=1_000_000_000)
     min_bytes: int = option(5000, "least bytes of a file", least=0, most=100_000_000)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from cahlib.progress import Listener, Node, Snapshot
+from cahlib.progress import Listener, Node, Snapshot, waiting
 from cahlib.records import Reason, Stage, Tally
 
 #: Seconds between two plain lines.
@@ -93,6 +93,8 @@ def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
     """What scraping, judging and writing do, a line each."""
     tally, rates = snapshot.tally, snapshot.rates
     lost = f" · lost: {_causes(tally)}" if any(r.stage is Stage.FETCH for r in tally.lost) else ""
+    if snapshot.offline:
+        lost = f" · {waiting(snapshot.offline)}"
     kept, judged = tally.left[Stage.JUDGE], tally.entered[Stage.JUDGE]
     share = f" ({kept / judged:.0%})" if judged else ""
     return (

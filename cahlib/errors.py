@@ -3,6 +3,7 @@
     CahError
     ├── ConfigError    the user asked for something that cannot be; nothing was started
     ├── ShardError     one shard is lost for now; it is tried again, and reported
+    │   └── Postponed  not by its own fault, so that the attempt does not count
     └── RunError       the run cannot go on; what is done stays done
         └── Stopped    it was asked to end before it could begin its work
 
@@ -32,6 +33,10 @@ class ConfigError(CahError):
 
 class ShardError(CahError):
     """A shard could not be read, or its parcel could not be written."""
+
+
+class Postponed(ShardError):
+    """A shard is given back for what is no fault of its own: the network, or a storage, is away."""
 
 
 class RunError(CahError):

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +60,22 @@ class Snapshot:
     nodes: tuple[Node, ...] = ()  #: of the run's swarm
     spent: float = 0  #: euros that its servers have cost, those that are gone included
     hourly: float = 0  #: euros an hour that they cost now
+    offline: Sequence[float] = ()  #: of each scraper without network: for how many seconds
     #: pairs that were judged last, the newest first, as `cahlib.curate.gallery.Latest` shows them
     latest: Sequence[Mapping[str, Any]] = ()
+
+
+def offline(told: Iterable[Any]) -> tuple[float, ...]:
+    """For how long scrapers have had no network, from what they report; others are left out."""
+    return tuple(seconds for each in told if (seconds := each.get("offline")))
+
+
+def waiting(offline: Sequence[float]) -> str:
+    """Which scrapers wait for the network, in words; "" if none does."""
+    if not offline:
+        return ""
+    who = "a scraper has" if len(offline) == 1 else f"{len(offline)} scrapers have"
+    return f"{who} had no network for {max(offline):.0f} s; the work goes on when it is back"
 
 
 Listener = Callable[[Snapshot], None]

@@ -153,10 +153,11 @@ class Tally:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Tally:
-        """The inverse of `as_dict`."""
+        """The inverse of `as_dict`; what else is in ``values`` does not matter."""
         tally = cls()
-        for name, counts in values.items():
-            stage = Stage[name.upper()]
+        for stage in Stage:
+            if not (counts := values.get(stage.value)):
+                continue
             tally.entered[stage] = counts["in"]
             tally.left[stage] = counts["out"]
             tally.lost.update({Reason[reason.upper()]: n for reason, n in counts["lost"].items()})

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.config import Crawl, Download
-from cahlib.errors import CahError, ShardError, is_full, no_space
+from cahlib.errors import CahError, Postponed, ShardError, is_full, no_space
 from cahlib.records import Parcel, Shard
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 
 
-class StorageAway(ShardError):
+class StorageAway(Postponed):
     """The storage does not answer, or not as it should: that may be no parcel's fault."""
 
 

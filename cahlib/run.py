@@ -19,7 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from cahlib import __version__, live
+from cahlib import __version__, live, progress
 from cahlib.config import Job
 from cahlib.curate import alike, card, clip, dataset, harm, heads, report, seal, upload
 from cahlib.curate.gallery import Latest
@@ -28,14 +28,23 @@ from cahlib.curate.perceptual import Near
 from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
 from cahlib.curate.summary import summary
-from cahlib.errors import CahError, ConfigError, RunError, ShardError, is_full, no_space, room_for
+from cahlib.errors import (
+    CahError,
+    ConfigError,
+    Postponed,
+    RunError,
+    ShardError,
+    is_full,
+    no_space,
+    room_for,
+)
 from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
 from cahlib.lists import hashes
 from cahlib.needs import introduced
 from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody, watched
 from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
-from cahlib.relay import StorageAway, drop, fetch
+from cahlib.relay import drop, fetch
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.blocklists import Blocklists
@@ -92,10 +101,9 @@ def run(
     harmful = harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
     heads.check(job.judge.heads)
     stop = stop or threading.Event()
-    own = folder / "run"
     with (
         home(job, role=role, stop=stop) as ledger,
-        live.recorded(own, listener, stopping=stop.is_set) as listener,
+        live.recorded(folder / "run", listener, stopping=stop.is_set) as listener,
         room_for(folder),
     ):
         if isinstance(ledger, Ledger):
@@ -308,7 +316,7 @@ class _Work:
         if not known and is_full(error):
             raise no_space(self._folder) from error
         text = str(error) if known else "".join(traceback.format_exception(error))
-        if isinstance(error, StorageAway):
+        if isinstance(error, Postponed):
             self._ledger.give_back(shard, text)
             return
         self._ledger.fail(shard, text, attempts=self._job.place.attempts)
@@ -339,6 +347,7 @@ class _Work:
             nodes=self._board.nodes,
             spent=self._board.spent,
             hourly=self._board.hourly,
+            offline=progress.offline(self._told()),
             latest=self._latest.shown(),
         )
 

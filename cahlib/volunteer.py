@@ -9,10 +9,10 @@ from functools import partial
 
 from cahlib import relay
 from cahlib.config import Job
-from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.errors import CahError, ConfigError, Postponed, RunError
 from cahlib.home import home
 from cahlib.needs import introduced
-from cahlib.progress import Listener, Snapshot, Speedometer, nobody, watched
+from cahlib.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
 from cahlib.records import Shard, Stage, Tally
 from cahlib.swarm import engine
 from cahlib.tracker.shared import Shared
@@ -100,7 +100,7 @@ class _Scraping:
             self._brought += 1
         elif isinstance(result, RunError | ConfigError):
             raise result  # no shard's fault: the next one would end as this one did
-        elif isinstance(result, relay.StorageAway):
+        elif isinstance(result, Postponed):
             self._shared.give_back(shard, str(result))
         elif isinstance(result, CahError):
             self._shared.fail(shard, str(result), attempts=1)
@@ -110,7 +110,8 @@ class _Scraping:
     def _snapshot(
         self, scrapers: engine.Engine, speed: Speedometer, elapsed: float, finished: bool
     ) -> Snapshot:
-        tally = sum((Tally.from_dict(told) for told in scrapers.told()), self._tally)
+        told = scrapers.told()
+        tally = sum(map(Tally.from_dict, told), self._tally)
         links, images = tally.done(Stage.FETCH), tally.left[Stage.FETCH]
         return Snapshot(
             elapsed=elapsed,
@@ -122,4 +123,5 @@ class _Scraping:
             queues={},
             busy=0,
             finished=finished,
+            offline=offline(told),
         )

@@ -32,7 +32,7 @@ HOMES = {
     "ipywidgets": {"notebook/"},
     "IPython": {"notebook/"},
     "cykooz_resizer": {"pixels.py"},
-    "aiohttp": {"scrape/fetch.py", "scrape/addresses.py"},
+    "aiohttp": {"scrape/"},
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from cahlib import live as lives
 from cahlib.notebook import expect
+from cahlib.progress import waiting
 from cahlib.records import Reason, Stage
 
 #: Nodes that are shown at once; if there are more, they take turns.
@@ -51,6 +52,8 @@ def head(live: Mapping[str, Any], *, running: bool) -> str:
         ]
     if running and live.get("state") == "running":
         lines.append(f'<div class="dim">{expect.bottleneck(live)}; {_queues(live)}</div>')
+    if running and (away := waiting(live.get("offline") or ())):
+        lines.append(f'<div class="hint">{escape(away)}</div>')
     if hint := expect.advice(live):
         lines.append(f'<div class="hint">{escape(hint)}</div>')
     if live.get("spent") or live.get("hourly"):
@@ -150,7 +153,7 @@ def text(live: Mapping[str, Any], *, running: bool) -> str:
             f"GPU busy {live['busy']:.0%}",
         ]
         if running and live["state"] == "running":
-            words.append(expect.bottleneck(live))
+            words.append(waiting(live.get("offline") or ()) or expect.bottleneck(live))
         if live.get("nodes"):
             words.append(f"{len(live['nodes'])} nodes, EUR {live['spent']:.2f}")
     return " · ".join(words)

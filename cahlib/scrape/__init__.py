@@ -11,6 +11,7 @@ from typing import Any
 from cahlib.config import Crawl, Download
 from cahlib.errors import ShardError
 from cahlib.records import Evidence, Parcel, Shard, Stage, Tally
+from cahlib.scrape.addresses import net
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
 from cahlib.scrape.images import images
@@ -34,13 +35,16 @@ def scrape(
 ) -> Parcel:
     """Turn a shard into a sealed parcel in ``folder``; one that lies there is taken as it is.
 
-    ``report`` hears the tally, as `Tally.as_dict` gives it, about once a second. Raises ShardError
-    for a shard that cannot be read or takes longer than ``limit`` seconds, RunError if the crawl's
-    server bans us or the disk is full.
+    ``report`` hears the tally, as `Tally.as_dict` gives it, about once a second, and as "offline"
+    for how many seconds there has been no network; that time does not count towards ``limit``.
+    Raises ShardError for a shard that cannot be read or takes longer than ``limit`` seconds,
+    Postponed if there is no network for too long, RunError if the crawl's server bans us or the
+    disk is full.
     """
     if ready := sealed(folder, shard):
         return ready
-    tally, evidence = Tally(), Evidence()
+    tally, evidence, network = Tally(), Evidence(), net(download)
+    outages = network.outages
     started = told = time.monotonic()
 
     def tell(how: str) -> None:
@@ -50,21 +54,22 @@ def scrape(
         log.info("%s %s: %d links, %d images, %.0f s", shard.id, how, seen, got, told - started)
 
     def tick() -> None:
-        report(tally.as_dict())
+        offline = outages.lasting()
+        report(tally.as_dict() | ({"offline": offline} if offline else {}))
         if time.monotonic() > told + _TELL:
-            tell("goes on")
-        if time.monotonic() > started + limit:
+            tell("waits for the network" if offline else "goes on")
+        if time.monotonic() > started + limit + outages.total():
             raise ShardError(f"{shard.id} took longer than {limit / 60:g} minutes.")
 
     found = candidates(
-        pages(shard, tally, contact=download.contact),
+        pages(shard, tally, contact=download.contact, outages=outages),
         crawl,
         Blocklists.load(crawl),
         tally,
         consent=download.consent,
         optouts=evidence.optouts,
     )
-    fetched = images(found, download, tally, evidence=evidence, tick=tick)
+    fetched = images(found, download, tally, evidence=evidence, tick=tick, net=network)
     tell("begins")
     parcel = seal(fetched, shard, folder, tally=tally, evidence=evidence)
     tell("is done")

@@ -2,6 +2,9 @@
 
 Private and other special addresses are refused twice: when a name resolves, and when a socket is
 made, for a name that is an address never comes to the resolver. It does not know URLs or HTTP.
+
+A name's IPv4 and IPv6 addresses are asked for together and tried by turns (RFC 8305, which aiohttp
+does), so that either family may be dead: on the host's side, on the way, or on this machine.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 import aiodns
@@ -21,6 +25,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from cahlib.config import Download
 from cahlib.errors import ConfigError
+from cahlib.scrape.connectivity import Outages
+from cahlib.scrape.watch import Patience, Watch
 
 #: IANA's special-purpose IPv4 addresses, and multicast.
 _CLOSED_4 = [
@@ -46,6 +52,23 @@ _KNOWN, _UNKNOWN = 300, 60
 _MOST_NAMES = 50_000  # remembered: more than a shard has hosts, about 20 MB
 _MOST_ADDRESSES = 4  # of a host that are tried
 
+#: Seconds for which the answer about one family is waited for when the other's is there.
+_SECOND_FAMILY = 0.5
+
+#: Addresses that nobody has, one of each family (RFC 5737, RFC 3849).
+_DOCUMENTED = "192.0.2.1", "2001:db8::1"
+
+#: What a name server says of a name that has no such address; all else is no answer.
+_NONE_SUCH = frozenset(
+    {
+        aiodns.error.ARES_ENODATA,
+        aiodns.error.ARES_ENOTFOUND,
+        aiodns.error.ARES_EBADNAME,
+        aiodns.error.ARES_EBADQUERY,
+        aiodns.error.ARES_EBADSTR,
+    }
+)
+
 Address: TypeAlias = IPv4Address | IPv6Address
 
 #: From a host name to its addresses; raises OSError if there are none.
@@ -60,22 +83,30 @@ class NoAddress(OSError):
     """The name does not resolve."""
 
 
+class Unanswered(NoAddress):
+    """No name server says whether the name has addresses."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Net:
     """The network as the scraper sees it."""
 
-    lookup: Lookup | None = None  #: None: the name servers of this machine
+    lookup: Lookup | None = None  #: instead of name servers
+    servers: tuple[str, ...] = ()  #: name servers, as IP:PORT; none: those of this machine
     #: host and port to which every name resolves, and the only place that is then connected to
     only: tuple[str, int] | None = None
     #: whom https trusts (True: the authorities this machine knows); False: https is asked as http
     tls: ssl.SSLContext | bool = True
     pause: float = 1.0  #: seconds before a second try
+    patience: Patience = Patience()
+    outages: Outages = field(default_factory=Outages)
 
 
 def net(options: Download) -> Net:
     """The real network, or the one place that ``replay`` names; raises ConfigError for nonsense."""
+    outages = Outages(options.offline_minutes * 60)
     if not options.replay:
-        return Net()
+        return Net(outages=outages)
     host, _, port = options.replay.rpartition(":")
     try:
         number = int(port)
@@ -87,7 +118,7 @@ def net(options: Download) -> Net:
             f"replay: {options.replay!r} is no place to connect to; give HOST:PORT, for example "
             "127.0.0.1:8000."
         ) from error
-    return Net(only=(str(infos[0][4][0]), number), tls=False)
+    return Net(only=(str(infos[0][4][0]), number), tls=False, outages=outages)
 
 
 @lru_cache(maxsize=10_000)
@@ -131,12 +162,23 @@ def socket_factory(net: Net) -> Callable[[Any], socket.socket]:
 
 
 class Resolver(AbstractResolver):
-    """Public addresses of host names, each name asked for once in a while and by one asker."""
+    """Public addresses of host names, each name asked for once in a while and by one asker.
+
+    What no name server answers in an outage is asked again after it, and meanwhile waits.
+    """
 
     def __init__(self, net: Net, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._net, self._clock = net, clock
         self._servers: NameServers | None = None
         self._asked: dict[str, tuple[float, asyncio.Task[list[str]]]] = {}
+        self._resolved: str | None = None  # the name that resolved last
+        self.watch = Watch(
+            "name servers",
+            self._answers,
+            patience=net.patience,
+            outages=net.outages,
+            back=self.renew,
+        )
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -144,11 +186,17 @@ class Resolver(AbstractResolver):
         """At most four addresses; raises NoAddress or NotPublic."""
         if self._net.only:
             address, port = self._net.only
-            return [_result(host, address, port)]
+            return [result(host, address, port)]
         addresses = await asyncio.shield(self._ask(host))
         if not addresses:
             raise NotPublic(f"{host} is not public")
-        return [_result(host, address, port) for address in addresses]
+        return [result(host, address, port) for address in addresses]
+
+    async def renew(self) -> None:
+        """Begin anew with the name servers and the routes that this machine has now."""
+        servers, self._servers = self._servers, None
+        if servers:
+            await servers.close()
 
     async def close(self) -> None:
         """End what is being looked up."""
@@ -156,8 +204,7 @@ class Resolver(AbstractResolver):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._servers:
-            await self._servers.close()
+        await self.renew()
 
     def _ask(self, host: str) -> asyncio.Task[list[str]]:
         now = self._clock()
@@ -178,10 +225,46 @@ class Resolver(AbstractResolver):
                 del self._asked[host]
 
     async def _public(self, host: str) -> list[str]:
-        lookup = self._net.lookup
-        if lookup is None:
-            lookup = self._servers = self._servers or NameServers()
-        return [each for each in await lookup(host) if public(each)][:_MOST_ADDRESSES]
+        while True:
+            await self.watch.online()
+            with self.watch.asking() as begun:
+                try:
+                    found = await self._lookup(host)
+                    self._resolved = host
+                    break
+                except Unanswered:
+                    pass
+                except NoAddress:
+                    self.watch.heard()
+                    raise
+            if not await self.watch.lost(begun):
+                raise NoAddress(f"{host} does not resolve")
+        self.watch.heard()
+        return [each for each in found if public(each)][:_MOST_ADDRESSES]
+
+    @property
+    def _lookup(self) -> Lookup:
+        if self._net.lookup:
+            return self._net.lookup
+        self._servers = self._servers or NameServers(self._net.servers)
+        return self._servers
+
+    async def _answers(self) -> bool:
+        """Whether name servers answer: about a name that they know, else about the root."""
+        # Another channel than for all other names, since each remembers what it was told.
+        fresh = None
+        if not self._net.lookup:
+            fresh = NameServers(self._net.servers, timeout=self._net.patience.probe / 3)
+        try:
+            await (self._net.lookup or fresh)(self._resolved or ".")  # type: ignore[misc]
+        except Unanswered:
+            return False
+        except NoAddress:
+            pass
+        finally:
+            if fresh:
+                await fresh.close()
+        return True
 
 
 class NameServers:
@@ -191,30 +274,70 @@ class NameServers:
     took 2.3 s at 256 in flight; getaddrinfo on 64 threads took 16 s, on aiohttp's default 136 s.
     """
 
-    def __init__(self, servers: Sequence[str] | None = None) -> None:
-        self._resolver = aiodns.DNSResolver(servers, timeout=2.0, tries=2)
+    def __init__(self, servers: Sequence[str] = (), *, timeout: float = 2.0) -> None:
+        self._resolver = aiodns.DNSResolver(servers or None, timeout=timeout, tries=2)
+        self._kinds = kinds()
 
     async def __call__(self, host: str) -> list[str]:
-        # Nearly every host has an IPv4 address, so the IPv6 one is a second question.
-        for kind in ("A", "AAAA"):
-            try:
-                result = await self._resolver.query_dns(host, kind)
-            except aiodns.error.DNSError as error:
-                if error.args[0] != aiodns.error.ARES_ENODATA:
-                    raise NoAddress(f"{host} does not resolve") from error
-            else:
-                if found := [
-                    each.data.addr for each in result.answer if hasattr(each.data, "addr")
-                ]:
-                    return found
-        raise NoAddress(f"{host} has no address")
+        asked = [self._resolver.query_dns(host, kind) for kind in self._kinds]
+        try:
+            _, late = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            if late:
+                there = any(_found(each) for each in asked if each.done())
+                await asyncio.wait(late, timeout=_SECOND_FAMILY if there else None)
+        finally:
+            for each in asked:
+                each.cancel()
+        answers = [each for each in asked if each.done() and not each.cancelled()]
+        found = zip_longest(*map(_found, answers))  # of each family one, so that none is left out
+        if addresses := [address for row in found for address in row if address]:
+            return addresses
+        said = {error.args[0] for each in answers if (error := each.exception())}
+        if said <= _NONE_SUCH or aiodns.error.ARES_ENOTFOUND in said:
+            raise NoAddress(f"{host} has no address")
+        raise Unanswered(f"{host} does not resolve")
 
     async def close(self) -> None:
         """Give up what is being asked."""
         await self._resolver.close()
 
 
-def _result(host: str, address: str, port: int) -> ResolveResult:
+def kinds() -> tuple[str, ...]:
+    """Which kinds of address this machine can route, the better one first; nothing is sent.
+
+    IPv4 is always asked for: nearly every host has it. IPv6 comes first (RFC 6724) where this
+    machine has a public address of that family.
+    """
+    four, six = (_source(address) for address in _DOCUMENTED)
+    if four and not six:
+        return ("A",)
+    return ("AAAA", "A") if public(six) else ("A", "AAAA")
+
+
+def routed(address: str) -> bool:
+    """Whether this machine has a route to an address; nothing is sent."""
+    return bool(_source(address))
+
+
+def _source(target: str) -> str:
+    """The address from which this machine would ask another; "" without a route."""
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as unused:
+            unused.connect((target, 443))
+            return str(unused.getsockname()[0])
+    except OSError:
+        return ""
+
+
+def _found(answer: asyncio.Future[Any]) -> list[str]:
+    """The addresses in an answer, none in a failure."""
+    if answer.cancelled() or answer.exception():
+        return []
+    return [each.data.addr for each in answer.result().answer if hasattr(each.data, "addr")]
+
+
+def result(host: str, address: str, port: int) -> ResolveResult:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return ResolveResult(
         hostname=host,

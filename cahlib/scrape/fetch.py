@@ -7,14 +7,13 @@ at a time. It does not look at the bytes beyond the first few, and knows no cand
 from __future__ import annotations
 
 import asyncio
-import errno
 import math
-import ssl
 import time
 from asyncio.sslproto import SSLProtocol
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import urljoin
 
 import aiohttp
@@ -23,12 +22,14 @@ from yarl import URL
 
 from cahlib import __version__
 from cahlib.config import Download
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import ConfigError
 from cahlib.records import OptOut, Reason
 from cahlib.scrape import addresses, optout
-from cahlib.scrape.addresses import Net
+from cahlib.scrape.addresses import Net, Resolver
 from cahlib.scrape.anatomy import format_of
+from cahlib.scrape.causes import cause, somebody
 from cahlib.scrape.manners import Manners
+from cahlib.scrape.network import Network
 from cahlib.scrape.owners import Owners, Text
 from cahlib.scrape.urls import domain_of, parse
 
@@ -50,19 +51,7 @@ _HEADERS = {
 #: A second try is worth it after these; what a dead host or a refusal says, it says twice.
 _TRANSIENT = frozenset({Reason.DISCONNECTED, Reason.HTTP_5XX, Reason.TOO_OFTEN})
 
-#: What aiohttp raises and what it means; the first that fits counts.
-_CAUSES: tuple[tuple[type[Exception], Reason], ...] = (
-    (asyncio.TimeoutError, Reason.TIMEOUT),
-    (aiohttp.ClientConnectorDNSError, Reason.DNS),
-    (aiohttp.ClientSSLError, Reason.TLS),
-    (ssl.SSLError, Reason.TLS),
-    (aiohttp.ClientConnectorError, Reason.REFUSED),
-    (aiohttp.ClientResponseError, Reason.BAD_HTTP),
-    (aiohttp.InvalidURL, Reason.UNFETCHABLE),
-    (aiohttp.ClientError, Reason.DISCONNECTED),
-    (OSError, Reason.DISCONNECTED),
-    (ValueError, Reason.UNFETCHABLE),
-)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # else sets would hash all its bytes
@@ -122,10 +111,11 @@ def agent(options: Download) -> str:
 
 
 @asynccontextmanager
-async def session(options: Download, net: Net) -> AsyncGenerator[aiohttp.ClientSession, None]:
+async def session(
+    options: Download, net: Net, resolver: Resolver
+) -> AsyncGenerator[aiohttp.ClientSession, None]:
     """The connections of a stream of images, and what they have in common."""
     SSLProtocol.max_size = _TLS_BUFFER  # type: ignore[attr-defined]
-    resolver = addresses.Resolver(net)
     connector = aiohttp.TCPConnector(
         resolver=resolver,
         socket_factory=addresses.socket_factory(net),
@@ -135,23 +125,46 @@ async def session(options: Download, net: Net) -> AsyncGenerator[aiohttp.ClientS
         limit_per_host=options.per_host,  # for redirects, which have no turn of their own
         keepalive_timeout=_IDLE,
     )
-    try:
-        async with aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={**_HEADERS, "User-Agent": agent(options)},
-            auto_decompress=False,  # no bombs; and images come as they are
-        ) as opened:
-            yield opened
-    finally:
-        await resolver.close()
+    async with aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={**_HEADERS, "User-Agent": agent(options)},
+        auto_decompress=False,  # no bombs; and images come as they are
+    ) as opened:
+        yield opened
+
+
+class Deadline:
+    """When an answer comes too late."""
+
+    __slots__ = ("_at", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.renew()
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return self._at - time.monotonic()
+
+    def renew(self) -> None:
+        """Give all the time again."""
+        self._at = time.monotonic() + self._seconds
+
+    def extend(self, seconds: float) -> None:
+        """Give more time."""
+        self._at += seconds
 
 
 class Fetcher:
     """Fetches addresses through a session."""
 
-    def __init__(self, client: aiohttp.ClientSession, options: Download, net: Net) -> None:
+    def __init__(
+        self, client: aiohttp.ClientSession, options: Download, net: Net, network: Network
+    ) -> None:
         self._client, self._options, self._net = client, options, net
+        self._network = network
         self._memory = Memory(_MOST_BYTES)
         self.owners = Owners(self.text, options.consent)
         self.manners = Manners(options)
@@ -167,22 +180,22 @@ class Fetcher:
 
     async def _try(self, address: str, share: Share) -> Served | OptOut | Reason:
         """Ask once, and a second time if the first failure may pass."""
-        deadline = time.monotonic() + self._options.total_timeout
+        deadline = Deadline(self._options.total_timeout)
         result = await self._follow(address, share, deadline)
         if result in _TRANSIENT and not self.manners.closed(domain := domain_of(address)):
             late = result is Reason.TOO_OFTEN  # it answered in time, and wants us later
-            left = math.inf if late else deadline - time.monotonic()
+            left = math.inf if late else deadline.left
             pause = max(self._net.pause, self.manners.wait(domain, left))
             if late:
-                deadline += pause
-            if time.monotonic() + pause < deadline:
+                deadline.extend(pause)
+            if pause < deadline.left:
                 self._memory.release(share)
                 await asyncio.sleep(pause)
                 result = await self._follow(address, share, deadline)
         return result
 
     async def _follow(
-        self, address: str, share: Share, deadline: float
+        self, address: str, share: Share, deadline: Deadline
     ) -> Served | OptOut | Reason:
         """Go along redirects, each of which is checked like the first address."""
         place = address
@@ -191,11 +204,11 @@ class Fetcher:
             if isinstance(url, Reason):
                 return Reason.BAD_REDIRECT if hop else url
             domain = domain_of(place)
-            if hop and (reason := await self._polite(domain, deadline)):
+            if hop and (reason := await self._polite(domain, deadline.left)):
                 return reason
             since = time.monotonic()
             refused = await self.owners.refusal(url, address)
-            deadline += time.monotonic() - since  # who waits for an owner's answer is not late
+            deadline.extend(time.monotonic() - since)  # who waits for an owner is not late
             if refused not in (None, Reason.LEFT_ALONE):
                 self.manners.note(domain, refused)
             result = refused or await self._ask(url, domain, address, share, deadline)
@@ -209,53 +222,79 @@ class Fetcher:
         return Reason.BAD_REDIRECT
 
     async def _ask(
-        self, url: URL, domain: str, address: str, share: Share, deadline: float
+        self, url: URL, domain: str, address: str, share: Share, deadline: Deadline
     ) -> Served | OptOut | str | Reason:
         """One request: the answer's bytes, where it points to, or why there is nothing."""
         status = 0
-        result: Served | OptOut | str | Reason
-        try:
-            async with self._get(url, deadline) as answer:
-                status = answer.status
-                if status in (429, 503):
-                    self.manners.pause(domain, answer.headers.get("Retry-After", ""))
-                result = await self._read(answer, address, url, share)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            result = cause(error)
+
+        async def read(answer: aiohttp.ClientResponse) -> Served | OptOut | str | Reason:
+            nonlocal status
+            status = answer.status
+            if status in (429, 503):
+                self.manners.pause(domain, answer.headers.get("Retry-After", ""))
+            self._memory.release(share)  # of a try that was broken off
+            return await self._read(answer, address, url, share)
+
+        result = await self._request(url, domain, deadline, read)
         self.manners.note(domain, result, status)
         return result
 
     async def text(self, address: str, most: int) -> Text | Reason:
         """A small file such as robots.txt, of which the first bytes are enough."""
-        left = min(_MOST_TEXT_SECONDS, self._options.total_timeout)
+        deadline = Deadline(min(_MOST_TEXT_SECONDS, self._options.total_timeout))
         place = address
+
+        async def read(answer: aiohttp.ClientResponse) -> Text | str | Reason:
+            if answer.status in _REDIRECTS:
+                return urljoin(place, answer.headers.get("Location", "#"))
+            body = await _beginning(answer, most) if answer.status == 200 else b""
+            return Text(answer.status, body)
+
         for _ in range(_MOST_TEXT_HOPS + 1):
             url = parse(place)
             if isinstance(url, Reason):
                 return Reason.BAD_REDIRECT
-            domain = domain_of(place)
+            domain, since = domain_of(place), time.monotonic()
             if reason := await self._polite(domain, math.inf):
                 return reason
-            deadline = time.monotonic() + left
-            result: Text | str | Reason
-            try:
-                async with self._get(url, deadline) as answer:
-                    if answer.status in _REDIRECTS:
-                        result = place = urljoin(place, answer.headers.get("Location", "#"))
-                    else:
-                        body = await _beginning(answer, most) if answer.status == 200 else b""
-                        result = Text(answer.status, body)
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-                result = cause(error)
+            deadline.extend(time.monotonic() - since)
+            result = await self._request(url, domain, deadline, read)
             self.manners.hear(domain, result)
             if not isinstance(result, str):
                 return result
-            left = deadline - time.monotonic()
+            place = result
         return Reason.BAD_REDIRECT
 
-    def _get(self, url: URL, deadline: float) -> _RequestContextManager:
+    async def _request(
+        self,
+        url: URL,
+        domain: str,
+        deadline: Deadline,
+        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+    ) -> T | Reason:
+        """Send a request and read its answer; again after each outage that lost it."""
+        host, port = url.raw_host or "", url.port or 0
+        while True:
+            if await self._network.ready():
+                deadline.renew()
+            with self._network.hosts.asking() as begun:
+                try:
+                    async with self._get(url, deadline.left) as answer:
+                        self._network.heard(domain, host, port)
+                        return await read(answer)
+                except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+                    reason, answered = cause(error), somebody(error)
+            if answered:
+                self._network.hosts.heard()
+            if answered is not False or not await self._network.lost(begun, host, port):
+                return reason
+            if refused := await self._polite(domain, math.inf):
+                return refused
+            deadline.renew()
+
+    def _get(self, url: URL, left: float) -> _RequestContextManager:
         timeout = aiohttp.ClientTimeout(
-            total=max(0.001, deadline - time.monotonic()),
+            total=max(0.001, left),
             sock_connect=self._options.connect_timeout,
             sock_read=self._options.read_timeout,
         )
@@ -280,11 +319,10 @@ class Fetcher:
         body = await self._body(answer, share)
         return body if isinstance(body, Reason) else Served(body=body, robots=_noted(said))
 
-    async def _polite(self, domain: str, deadline: float) -> Reason | None:
+    async def _polite(self, domain: str, left: float) -> Reason | None:
         """Wait until a domain may be asked, or say why it may not."""
         if self.manners.closed(domain):
             return Reason.LEFT_ALONE
-        left = deadline - time.monotonic()
         wait = self.manners.wait(domain, left)
         if wait > left:
             return Reason.TIMEOUT
@@ -345,19 +383,6 @@ def refuse_status(status: int) -> Reason | None:
     if status == 429:
         return Reason.TOO_OFTEN
     return {4: Reason.HTTP_4XX, 5: Reason.HTTP_5XX}.get(status // 100, Reason.HTTP_OTHER)
-
-
-def cause(error: Exception) -> Reason:
-    """The reason that stands behind an exception; RunError where it is this machine's fault."""
-    inner = getattr(error, "os_error", error)
-    if isinstance(inner, addresses.NotPublic):
-        return Reason.PRIVATE_ADDRESS
-    if isinstance(inner, OSError) and inner.errno in (errno.EMFILE, errno.ENFILE):
-        raise RunError(
-            "This process has no more open files; give fewer connections, or raise the limit "
-            "(ulimit -n)."
-        ) from error
-    return next(reason for kind, reason in _CAUSES if isinstance(error, kind))
 
 
 def readable(header: str) -> str:

@@ -24,6 +24,7 @@ from cahlib.scrape import addresses, bridge
 from cahlib.scrape.addresses import Net
 from cahlib.scrape.fetch import Fetcher, agent, session
 from cahlib.scrape.gate import prove
+from cahlib.scrape.network import watched
 from cahlib.scrape.turns import Turns
 from cahlib.scrape.urls import domain_of
 
@@ -47,8 +48,10 @@ def images(
 
     Fills the FETCH stage of ``tally``, and ``evidence`` with what was found out. ``tick`` is
     called about once a second while the consumer waits or takes; what it raises ends the work.
+    While this machine has no network, nothing is asked; what that time lost is asked again.
     Raises ConfigError for settings that cannot be, RunError if this machine runs out of sockets,
-    and at the end ShardError if many hosts were asked and none ever answered.
+    Postponed if there is no network for too long, and at the end ShardError if many hosts were
+    asked and none ever answered.
     """
     net = net or addresses.net(options)
     agent(options)
@@ -83,8 +86,8 @@ async def stream(
     net: Net,
 ) -> AsyncGenerator[Image, None]:
     """`images` for a loop that is there already."""
-    async with session(options, net) as client:
-        fetcher = Fetcher(client, options, net)
+    async with watched(net) as network, session(options, net, network.resolver) as client:
+        fetcher = Fetcher(client, options, net, network)
         crew = _Crew(fetcher, options, tally, evidence)
         tasks = [asyncio.create_task(crew.read(iter(candidates)))]
         tasks += [asyncio.create_task(crew.work()) for _ in range(options.connections)]

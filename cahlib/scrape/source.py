@@ -2,23 +2,26 @@
 
 Common Crawl asks for no more than one try a second, bans with 403, and asks to slow down with 503:
 a fetch that breaks off goes on where it was, each time after a longer pause, and a 403 ends the
-run.
+run. While there is no network, it is tried for as long as the settings say.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import TypeVar
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from cahlib import __version__
 from cahlib.errors import RunError, ShardError
 from cahlib.places import here
+from cahlib.scrape.connectivity import UNREACHABLE, Outages
 
 #: Seconds before each new try; after a try that brought bytes they begin anew.
 PAUSES = (1, 2, 4, 8, 16, 32, 60)
@@ -26,6 +29,7 @@ PAUSES = (1, 2, 4, 8, 16, 32, 60)
 _TIMEOUT = 60
 _PIECE = 1 << 18
 _BEGINNING = 16
+_LIVELY = 30.0  # seconds after which the answer of another host says nothing of now
 
 Sleep = Callable[[float], None]
 T = TypeVar("T")
@@ -50,8 +54,11 @@ class Source:
         contact: str = "",
         pauses: Sequence[float] = PAUSES,
         sleep: Sleep = time.sleep,
+        outages: Outages | None = None,
     ) -> None:
-        self.url = url
+        """``outages``: the shard's; without it a missing network is an error like others."""
+        self.url, self._outages = url, outages
+        self._answered = time.monotonic()
         self._remote = url.startswith(("http://", "https://"))
         told = contact and contact.isascii() and contact.isprintable()
         self._agent = f"cahlib/{__version__}" + (f" (+{contact})" if told else "")
@@ -85,6 +92,7 @@ class Source:
                 with self._ask(start, end) as answer:
                     while piece := answer.read(min(_PIECE, end - start)):
                         start += len(piece)
+                        self._answered = time.monotonic()
                         pauses = iter(self._pauses)
                         yield piece
                     if start < end:
@@ -114,6 +122,10 @@ class Source:
     def _pause(self, pauses: Iterator[float], error: Exception) -> None:
         """Wait before the next try; raises ShardError if there shall be none."""
         pause = next(pauses, None)
+        if self._outages and self._cut_off(error):
+            self._outages.begin(self.url, self._answered)
+            self._outages.check()
+            pause = pause or self._pauses[-1]
         if pause is None:
             raise ShardError(f"{self.url} cannot be fetched: {_cause(error)}.") from error
         log.warning("%s: %s; trying again in %g s", self.url, _cause(error), pause)
@@ -126,13 +138,34 @@ class Source:
             answer: HTTPResponse = urlopen(Request(self.url, headers=headers), timeout=_TIMEOUT)
         except HTTPError as error:
             error.close()
+            self._heard()
             if lasting := self._lasting(error.code):
                 raise lasting from error
             raise
+        self._heard()
         if start and answer.status != 206:
             answer.close()
             raise ShardError(f"{self.url} cannot be read in parts; download it and name the file.")
         return answer
+
+    def _heard(self) -> None:
+        """Note that the server answers."""
+        self._answered = time.monotonic()
+        if self._outages:
+            self._outages.end(self.url)
+            place = urlsplit(self.url)
+            port = place.port or (443 if place.scheme == "https" else 80)
+            self._outages.crawl = place.hostname or "", port
+
+    def _cut_off(self, error: Exception) -> bool:
+        """Whether it is this machine that has no network, and not that server."""
+        assert self._outages
+        reason = error.reason if isinstance(error, URLError) else error
+        if isinstance(error, HTTPError) or time.monotonic() - self._outages.sign < _LIVELY:
+            return False
+        return isinstance(reason, TimeoutError) or (
+            isinstance(reason, OSError) and reason.errno in (*UNREACHABLE, socket.EAI_AGAIN)
+        )
 
     def _lasting(self, status: int) -> ShardError | RunError | None:
         """What a status means that another try would not change."""

@@ -21,6 +21,7 @@ from isal import isal_zlib
 
 from cahlib.errors import ShardError
 from cahlib.records import Reason, Shard, Stage, Tally
+from cahlib.scrape.connectivity import Outages
 from cahlib.scrape.source import Sleep, Source
 
 _MAGIC = b"\x1f\x8b\x08"
@@ -112,14 +113,20 @@ _decode = msgspec.json.Decoder(_Record).decode
 
 
 def pages(
-    shard: Shard, tally: Tally, *, contact: str = "", sleep: Sleep = time.sleep
+    shard: Shard,
+    tally: Tally,
+    *,
+    contact: str = "",
+    sleep: Sleep = time.sleep,
+    outages: Outages | None = None,
 ) -> Iterator[Page]:
     """The pages of a shard; those without an image are counted, but not given.
 
     What cannot be read costs no more than itself. Raises ShardError if the file is none or no WAT
-    file or cannot be fetched, and RunError if the server bans us. ``tally`` is the shard's own.
+    file or cannot be fetched, and RunError if the server bans us; times without network are waited
+    out, and noted in ``outages``. ``tally`` is the shard's own.
     """
-    source = Source(shard.url, contact=contact, sleep=sleep)
+    source = Source(shard.url, contact=contact, sleep=sleep, outages=outages)
     day = _DAY.search(shard.url)
     escaped = day is not None and day[1] < _PLAIN_SINCE
     start, end = _extent(source, shard.half)

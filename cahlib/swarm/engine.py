@@ -1,9 +1,9 @@
 """The engine: runs functions in worker processes through Dask, and says what came of them.
 
-It does not know what the functions do. A job runs in a worker's only thread; if it outlasts its
-limit even though its own deadlines should have ended it, the worker is killed from within by
-`faulthandler`, which works even when C code holds the interpreter's lock, and Dask starts the job
-again in a fresh one.
+It does not know what the functions do. A job runs in a worker's only thread; if it is silent for
+longer than its limit, though its own deadlines should have ended it, the worker is killed from
+within by `faulthandler`, which works even when C code holds the interpreter's lock, and Dask starts
+the job again in a fresh one.
 """
 
 from __future__ import annotations
@@ -140,14 +140,23 @@ def _deaf() -> Iterator[None]:
 def guarded(
     key: str, function: Callable[..., Any], arguments: tuple[Any, ...], limit: float
 ) -> Any:
-    """Run a job in a worker, under its limit."""
+    """Run a job in a worker, under its limit.
+
+    The limit is the job's to keep, for it may have times that do not count; its process is ended
+    when the job has been as long as that without a report.
+    """
     worker = get_worker()
 
-    def report(message: Any) -> None:
-        worker.log_event(TOPIC, (key, message))
-
     with open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=nowhere)
+
+        def arm() -> None:
+            faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=nowhere)
+
+        def report(message: Any) -> None:
+            worker.log_event(TOPIC, (key, message))
+            arm()
+
+        arm()
         try:
             return function(*arguments, limit=limit, report=report)
         finally:

@@ -169,8 +169,6 @@ def test_an_asker_who_leaves_does_not_end_the_others_question():
 def test_the_real_lookup_asks_name_servers():
     table = {
         "four.example": [(socket.AF_INET, "8.8.8.8"), (socket.AF_INET, "8.8.4.4")],
-        "six.example": [(socket.AF_INET6, "2606:4700::1111")],
-        "both.example": [(socket.AF_INET, "8.8.8.8"), (socket.AF_INET6, "2606:4700::1111")],
         "neither.example": [],
     }
 
@@ -188,8 +186,6 @@ def test_the_real_lookup_asks_name_servers():
         found = asyncio.run(main(server))
     assert found == {
         "four.example": ["8.8.8.8", "8.8.4.4"],
-        "six.example": ["2606:4700::1111"],
-        "both.example": ["8.8.8.8"],
         "neither.example": None,
         "lost.example": None,
         "bad..name": None,

@@ -68,7 +68,8 @@ class Web:
         self._closing = threading.Event()
 
     def __enter__(self) -> "Web":
-        self._listener = socket.create_server(self._place, backlog=1024)
+        family = socket.AF_INET6 if ":" in self._place[0] else socket.AF_INET
+        self._listener = socket.create_server(self._place, family=family, backlog=1024)
         self.port = self._listener.getsockname()[1]
         self.address = f"{self._place[0]}:{self.port}"
         self._threads = [threading.Thread(target=self._accept)]

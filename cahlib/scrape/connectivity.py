@@ -1,0 +1,157 @@
+"""Whether this machine is cut off from the network, concluded from who answers, and for how long.
+
+A host that does not answer is dead; if nobody answers, it is this machine that cannot be heard.
+Nothing here asks anybody: it is told what others saw, and when.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from math import inf
+from threading import Lock
+
+from cahlib.errors import Postponed
+
+#: What a system says if nothing came back, or nothing could be sent.
+UNREACHABLE = frozenset(
+    {
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.EHOSTDOWN,
+        errno.ETIMEDOUT,
+        errno.ECONNABORTED,
+        errno.EADDRNOTAVAIL,
+    }
+)
+
+
+class Connectivity:
+    """Decides by signs of life; used by one thread.
+
+    Whoever may be cut off is *suspect* first: requests are on their way, and nobody has answered
+    for ``quiet`` seconds, or one failed so fast that no earlier answer says anything about it. Then
+    those who answered before are asked whether they still do (a probe), which decides: at the end
+    of a shard only dead hosts are left, and their silence means nothing.
+    """
+
+    def __init__(self, quiet: float, now: float) -> None:
+        self._quiet = quiet
+        self._sign = now  # when somebody answered last
+        self._woke = now  # since when requests have been on their way without a break
+        self._busy = 0  # requests on their way
+        self._doubts = False  # whether a failure waits for a probe
+        self._probed = -inf  # when the last probe began that was answered
+        self._back = -inf  # when the last outage was over
+        self.since: float | None = None  #: while cut off: when somebody answered last
+
+    @property
+    def offline(self) -> bool:
+        """Whether this machine is cut off."""
+        return self.since is not None
+
+    def asked(self, now: float) -> None:
+        """Note that a request is on its way."""
+        if not self._busy:
+            self._woke = now
+        self._busy += 1
+
+    def done(self) -> None:
+        """Note that a request has ended, in whatever way."""
+        self._busy -= 1
+
+    def heard(self, now: float) -> None:
+        """Note that somebody answered.
+
+        That ends no outage, only a probe does: it may be what had arrived before the cut.
+        """
+        self._sign = now
+
+    def suspect(self, now: float) -> bool:
+        """Return whether a probe should decide now."""
+        if self.offline or self._doubts:
+            return True
+        return self._busy > 0 and now - max(self._sign, self._woke) >= self._quiet
+
+    def probed(self, begun: float, now: float, *, answered: bool) -> None:
+        """Note how a probe ended that was sent at ``begun``."""
+        self._doubts = False
+        if answered:
+            self._probed, self._sign = begun, now
+            if self.offline:
+                self._back, self.since = now, None
+        elif self.since is None:
+            self.since = self._sign
+
+    def in_outage(self, begun: float) -> bool:
+        """Return whether a request of that time met an outage that is over."""
+        return begun <= self._back
+
+    def verdict(self, begun: float, ended: float) -> bool | None:
+        """Return whether a request that nobody answered shall be sent again; None: not known yet.
+
+        What took long had its chance if others were heard until just before it was given up. What
+        failed at once waits for a probe.
+        """
+        if self.offline:
+            return None
+        if self.in_outage(begun):
+            return True
+        if ended - begun >= 2 * self._quiet and self._sign >= ended - self._quiet:
+            return False
+        if self._probed >= ended:
+            return False
+        self._doubts = True
+        return None
+
+
+class Outages:
+    """The times without network, as the parts of one scraper notice them; safe for any thread."""
+
+    def __init__(self, most: float = inf, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """``most``: seconds after which an outage ends the work on the shard."""
+        self._most, self._clock = most, clock
+        self._lock = Lock()
+        self._open: set[str] = set()  # who has noticed the present outage
+        self._since = inf  # when that began
+        self._past = 0.0  # seconds of outages that are over
+        self._over = -inf  # when the last of them was over
+        self.sign = -inf  #: when a host answered last
+        self.crawl: tuple[str, int] | None = None  #: host and port that gave the crawl's file
+
+    def begin(self, who: str, since: float) -> None:
+        """Note an outage."""
+        with self._lock:
+            self._open.add(who)
+            self._since = min(self._since, max(since, self._over))
+
+    def end(self, who: str) -> None:
+        """Note that an outage is over for one who noticed it; for others it may go on."""
+        with self._lock:
+            if self._open == {who}:
+                self._past += self._lasting()
+                self._over, self._since = self._clock(), inf
+            self._open.discard(who)
+
+    def lasting(self) -> float:
+        """Return the seconds of the present outage; 0 without one."""
+        with self._lock:
+            return self._lasting()
+
+    def total(self) -> float:
+        """Return the seconds of all outages."""
+        with self._lock:
+            return self._past + self._lasting()
+
+    def check(self) -> None:
+        """Raise Postponed if the present outage has lasted too long."""
+        if self.lasting() > self._most:
+            raise Postponed(
+                f"This machine has had no network for {self._most / 60:g} minutes; check it. "
+                "The shard is scraped again later."
+            )
+
+    def _lasting(self) -> float:
+        return self._clock() - self._since if self._open else 0.0

@@ -1,0 +1,142 @@
+"""The network below a stream of images: who answers, and what waits while nobody does.
+
+Name servers and hosts are watched apart, for hosts that are known answer although name servers are
+silent. A probe of hosts opens connections to some that answered before, and asks them nothing; no
+other place is ever probed. It does not know what is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import islice
+
+from aiohttp.abc import ResolveResult
+
+from cahlib.scrape import addresses
+from cahlib.scrape.addresses import Net, NoAddress, NotPublic, Resolver
+from cahlib.scrape.watch import Watch
+
+_MOST_KNOWN = 256  # hosts that answered, of as many domains, which take turns in being probed
+_PROBED = 3  # at once
+
+#: Seconds between two requests that were waiting, see `cahlib.scrape.images`.
+_PACE = 0.004
+
+
+class Network:
+    """Says when requests may be sent, and which of them are to be sent again."""
+
+    def __init__(self, net: Net) -> None:
+        self._net = net
+        self.resolver = Resolver(net)
+        self.hosts = Watch(
+            "hosts",
+            self._answers,
+            patience=net.patience,
+            outages=net.outages,
+            back=self.resolver.renew,
+        )
+        self._known: dict[str, tuple[str, int]] = {}  # by domain: a host, and its port
+        self._doubtful: tuple[str, int] | None = None  # one that did not answer
+        self._resuming = asyncio.Lock()
+
+    async def ready(self) -> bool:
+        """Wait while nobody can be asked; returns whether that was necessary."""
+        waited = False
+        while await self.hosts.online() or await self.resolver.watch.online():
+            waited = True
+        if waited:
+            async with self._resuming:
+                await asyncio.sleep(_PACE)
+        return waited
+
+    def heard(self, domain: str, host: str, port: int) -> None:
+        """Note a host that answered."""
+        self.hosts.heard()
+        self._net.outages.sign = time.monotonic()
+        if domain not in self._known:
+            self._known[domain] = host, port
+            if len(self._known) > _MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+
+    async def lost(self, begun: float, host: str, port: int) -> bool:
+        """Return whether an outage is why a request was not answered, when it is over."""
+        self._doubtful = host, port
+        return await self.hosts.lost(begun) or await self.resolver.watch.met(begun)
+
+    async def _answers(self) -> bool:
+        """Whether one of those who answered before still does, or the crawl's host."""
+        places = [(domain, place) for domain, place in islice(self._known.items(), _PROBED)]
+        for domain, place in places:  # next time it is the turn of others
+            del self._known[domain]
+            self._known[domain] = place
+        asked = [place for _, place in places]
+        if self._net.outages.crawl:
+            asked.append(self._net.outages.crawl)
+        attempts = [asyncio.create_task(self._connects(*place)) for place in asked]
+        nobody = True
+        try:
+            for attempt in asyncio.as_completed(attempts):
+                if answered := await attempt:
+                    return True
+                nobody = nobody and answered is None
+        finally:
+            for attempt in attempts:
+                attempt.cancel()
+            await asyncio.gather(*attempts, return_exceptions=True)
+        return nobody and await self._routed()
+
+    async def _connects(self, host: str, port: int) -> bool | None:
+        """Whether a host takes a connection, or refuses it itself; None: it must not be asked."""
+        loop = asyncio.get_running_loop()
+        try:
+            for each in await self._addresses(host, port):
+                at = each["host"], each["port"]
+                info = each["family"], socket.SOCK_STREAM, each["proto"], "", at
+                with addresses.socket_factory(self._net)(info) as connection:
+                    connection.setblocking(False)
+                    try:
+                        await loop.sock_connect(connection, at)
+                    except ConnectionRefusedError:
+                        pass
+                    except OSError:
+                        continue
+                    return True
+        except NotPublic:
+            return None
+        except NoAddress:
+            pass
+        return False
+
+    async def _routed(self) -> bool:
+        """Whether there is a way to who did not answer, where nobody has answered yet."""
+        if not self._doubtful:
+            return True
+        try:
+            found = await self._addresses(*self._doubtful)
+        except (NoAddress, NotPublic):
+            return True
+        return any(addresses.routed(each["host"]) for each in found)
+
+    async def _addresses(self, host: str, port: int) -> list[ResolveResult]:
+        if address := addresses.literal(host):
+            return [addresses.result(host, str(address), port)]
+        return await self.resolver.resolve(host, port)
+
+
+@asynccontextmanager
+async def watched(net: Net) -> AsyncIterator[Network]:
+    """The network, with all that keeps an eye on it."""
+    network = Network(net)
+    tasks = [asyncio.create_task(each.run()) for each in (network.hosts, network.resolver.watch)]
+    try:
+        yield network
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await network.resolver.close()

@@ -1,0 +1,195 @@
+"""What a cut of the network costs: nothing but time, wherever the cut is. And IPv6 beside IPv4."""
+
+import _socket
+import socket
+import threading
+from collections import Counter
+from concurrent.futures import wait
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from cahlib.config import Download
+from cahlib.errors import Postponed
+from cahlib.records import Evidence, Reason, Stage, Tally
+from cahlib.scrape.addresses import Net
+from cahlib.scrape.connectivity import Outages
+from cahlib.scrape.images import images
+from cahlib.scrape.watch import Patience
+from tests.world import hosts
+from tests.world import web as w
+from tests.world.jobs import until
+from tests.world.names import name_server
+from tests.world.pictures import candidate, picture
+from tests.world.wires import NAMES, NOBODY, NOBODY6, OTHER, WEB, WEB6, Wires
+
+JPEG = picture()
+FOUR, SIX = socket.AF_INET, socket.AF_INET6
+HURRIED = Patience(quiet=0.25, probe=0.75, retry=0.25)
+ALIVE = {f"host{n}.example": ((FOUR, WEB),) for n in range(40)}
+#: Hosts that are dead whatever the network does, and what their links are lost for.
+DEAD = {
+    "gone.example": (None, Reason.DNS),
+    "broken.example": (((FOUR, ""), (SIX, "")), Reason.DNS),
+    "closed.example": (((FOUR, OTHER),), Reason.REFUSED),
+    "nobody.example": (((FOUR, NOBODY),), Reason.TIMEOUT),
+    "asleep.example": (((FOUR, WEB),), Reason.TIMEOUT),
+}
+
+
+@pytest.fixture(autouse=True)
+def _real_sockets(monkeypatch):
+    if lacking := hosts.lacking():
+        pytest.skip(lacking)
+    monkeypatch.setattr(socket.socket, "connect", _socket.socket.connect)  # the wires end here
+
+
+@contextmanager
+def world(*, families="46", names=ALIVE, most=60.0):
+    """A web of these names, and a scraper that may begin."""
+    dead = {name: addresses for name, (addresses, _) in DEAD.items() if addresses}
+    silent = threading.Event()
+    paths = {"/a.jpg": w.body(JPEG), "/robots.txt": w.body(b"User-agent: *\nAllow: /\n")}
+    paths |= {f"asleep.example{path}": w.silent for path in paths}
+    with Wires(families) as wires, ExitStack() as stack:
+        with wires.inside(wires.far):
+            for place in ((NAMES, 53), (WEB6, 53)):
+                stack.enter_context(name_server({**names, **dead}, place, silent=silent))
+            webs = [stack.enter_context(w.Web(paths, place=(at, 80))) for at in (WEB, WEB6)]
+        server = f"{NAMES}:53" if "4" in families else f"[{WEB6}]:53"
+        net = Net(servers=(server,), tls=False, pause=0, patience=HURRIED,
+                  outages=Outages(most))  # fmt: skip
+        run = SimpleNamespace(
+            wires=wires, webs=webs, silent=silent, outages=net.outages, tally=Tally(),
+            evidence=Evidence(),
+        )  # fmt: skip
+
+        def scrape(*links, **settings):
+            """Start; gives the future of the URLs that arrived."""
+            calm = {"per_second": 0, "connect_timeout": 1, "read_timeout": 2, "total_timeout": 6}
+            options = Download(**{**calm, "connections": 64, **settings})
+            wanted = (candidate(url, n) for n, url in enumerate(_all(links)))
+            found = images(wanted, options, run.tally, evidence=run.evidence, net=net)
+            return wires.start(lambda: Counter(image.candidate.url for image in found))
+
+        run.scrape = scrape
+        try:
+            yield run
+        finally:
+            wires.plug()
+            wires.mend()
+
+
+def _all(links):
+    """URLs, and what is to be waited for between them."""
+    for each in links:
+        if isinstance(each, threading.Event):
+            assert each.wait(30)
+        else:
+            yield each
+
+
+def offline(run):
+    until(lambda: run.outages.lasting() > 0)
+
+
+def some(names, each=8):
+    return [f"http://{name}/a.jpg?{n}" for n in range(each) for name in names]
+
+
+def unplug(run):
+    run.wires.unplug()
+    return run.wires.plug
+
+
+def cut(run):
+    run.wires.cut()
+    return run.wires.mend
+
+
+def hush(run):
+    run.silent.set()
+    return run.silent.clear
+
+
+@pytest.mark.parametrize("trouble", [unplug, cut, hush])
+def test_a_cut_in_the_middle_costs_nothing_but_time(trouble):
+    names = list(ALIVE)
+    before, after = some(names[:20]), some(names[20:])
+    dead = some(DEAD, each=1)
+    cut_off = threading.Event()
+    with world() as run:
+        scraping = run.scrape(*before, *dead, cut_off, *after, *some(names[:20], each=9)[160:])
+        until(lambda: run.tally.left[Stage.FETCH] >= 50)
+        mend = trouble(run)
+        cut_off.set()
+        offline(run)
+        mend()
+        arrived = scraping.result(60)
+        assert run.outages.total() > 0
+        assert run.outages.lasting() == 0
+    assert len(arrived) == len(before) + len(after) + 20
+    assert set(arrived.values()) == {1}
+    lost = Counter(reason for _, reason in DEAD.values())
+    lost[Reason.NO_ROBOTS] += lost.pop(Reason.TIMEOUT)
+    assert {reason: n for reason, n in run.tally.lost.items() if n} == lost
+    assert run.evidence.silent == []
+
+
+@pytest.mark.parametrize("trouble", [unplug, cut])
+def test_without_network_from_the_start_nothing_is_lost(trouble):
+    links = some(list(ALIVE)[:3], each=2)
+    with world() as run:
+        mend = trouble(run)
+        scraping = run.scrape(*links)
+        offline(run)
+        assert not scraping.done()
+        mend()
+        assert set(scraping.result(60)) == set(links)
+    assert not run.tally.lost
+
+
+def test_a_shard_is_given_back_when_the_network_stays_away():
+    with world(most=0.5) as run:
+        unplug(run)
+        scraping = run.scrape(*some(list(ALIVE)[:3], each=2))
+        wait([scraping], 60)
+        with pytest.raises(Postponed, match="no network"):
+            scraping.result()
+    assert run.tally.left[Stage.FETCH] == 0
+
+
+def test_where_only_dead_hosts_are_left_there_is_no_outage():
+    alive = some(list(ALIVE)[:3], each=1)
+    with world() as run:
+        tail = some(DEAD, each=4)
+        # a system says of nobody's address that it is unreachable after 3 s
+        scraping = run.scrape(*alive, *tail, consent="headers", connect_timeout=5)
+        assert set(scraping.result(60)) == set(alive)
+        assert run.outages.total() == 0
+    assert sum(run.tally.lost.values()) == len(tail)
+    assert set(run.evidence.silent) == set(DEAD)
+
+
+@pytest.mark.parametrize("families", ["4", "6", "46"])
+def test_hosts_are_reached_by_whichever_family_works(families):
+    names = {
+        "both.example": ((FOUR, WEB), (SIX, WEB6)),
+        "four.example": ((FOUR, WEB),),
+        "six.example": ((SIX, WEB6),),
+        "dead-four.example": ((FOUR, NOBODY), (SIX, WEB6)),
+        "dead-six.example": ((FOUR, WEB), (SIX, NOBODY6)),
+        "no-four.example": ((FOUR, ""), (SIX, WEB6)),
+        "no-six.example": ((FOUR, WEB), (SIX, "")),
+        "inside.example": ((FOUR, "10.0.0.1"), (SIX, "::ffff:93.184.216.34"), (SIX, "fd00::1")),
+    }
+    reached = {
+        name for name, addresses in names.items()
+        if ("4" in families and (FOUR, WEB) in addresses)
+        or ("6" in families and (SIX, WEB6) in addresses)
+    }  # fmt: skip
+    with world(families=families, names=names) as run:
+        scraping = run.scrape(*some(names, each=1), consent="headers")
+        arrived = scraping.result(60)
+    assert {url.split("/")[2] for url in arrived} == reached
