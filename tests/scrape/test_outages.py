@@ -3,6 +3,7 @@
 import _socket
 import socket
 import threading
+import time
 from collections import Counter
 from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
@@ -11,11 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from cahlib.config import Download
-from cahlib.errors import Postponed
+from cahlib.errors import Postponed, ShardError
 from cahlib.records import Evidence, Reason, Stage, Tally
 from cahlib.scrape.addresses import Net
 from cahlib.scrape.connectivity import Outages
 from cahlib.scrape.images import images
+from cahlib.scrape.source import PAUSES, Source
 from cahlib.scrape.watch import Patience
 from tests.world import hosts
 from tests.world import web as w
@@ -193,3 +195,59 @@ def test_hosts_are_reached_by_whichever_family_works(families):
         scraping = run.scrape(*some(names, each=1), consent="headers")
         arrived = scraping.result(60)
     assert {url.split("/")[2] for url in arrived} == reached
+
+
+DATA = bytes(range(256)) * 8
+
+
+@contextmanager
+def crawl_host():
+    """A crawl's file of which the first 100 bytes come, and the rest when it is asked again."""
+    rest = w.body(DATA[100:], status=206)
+    file = w.in_turn(w.broken_off(DATA[:100], length=len(DATA)), rest)
+    with Wires() as wires, ExitStack() as stack:
+        with wires.inside(wires.far):
+            stack.enter_context(w.Web({"/a.gz": file}, place=(WEB, 80)))
+        yield wires
+
+
+def read(wires, outages, sleep):
+    source = Source(f"http://{WEB}/a.gz", sleep=sleep, outages=outages)
+    with wires.inside(wires.near):
+        return b"".join(source.pieces(0, len(DATA)))
+
+
+def test_the_crawls_file_is_read_on_after_a_cut():
+    outages, waited = Outages(60), []
+    with crawl_host() as wires:
+
+        def sleep(seconds):
+            waited.append(seconds)
+            if len(waited) == 1:
+                wires.unplug()
+            if len(waited) == len(PAUSES) + 5:
+                assert outages.lasting() > 0
+                wires.plug()
+
+        assert read(wires, outages, sleep) == DATA
+    assert outages.total() > 0
+    assert outages.lasting() == 0
+    assert outages.crawl == (WEB, 80)
+
+
+def test_the_crawls_host_is_not_waited_for_if_it_alone_is_away():
+    outages = Outages(60)
+    with crawl_host() as wires:
+
+        def sleep(seconds):
+            wires.unplug()
+            outages.sign = time.monotonic()  # hosts answer, as those of the images do
+
+        with pytest.raises(ShardError, match="unreachable") as gone:
+            read(wires, outages, sleep)
+    assert not isinstance(gone.value, Postponed)
+
+
+def test_the_crawls_host_is_waited_for_as_long_as_the_settings_say():
+    with crawl_host() as wires, pytest.raises(Postponed, match="no network"):
+        read(wires, Outages(0), lambda seconds: wires.unplug())
