@@ -19,7 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from cahlib import __version__, live, progress
+from cahlib import __version__, live
 from cahlib.config import Job
 from cahlib.curate import alike, card, clip, dataset, harm, heads, report, seal, upload
 from cahlib.curate.gallery import Latest
@@ -42,7 +42,7 @@ from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
 from cahlib.lists import hashes
 from cahlib.needs import introduced
-from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody, watched
+from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody, offline, watched
 from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
 from cahlib.scrape import parcel as parcels
@@ -347,7 +347,7 @@ class _Work:
             nodes=self._board.nodes,
             spent=self._board.spent,
             hourly=self._board.hourly,
-            offline=progress.offline(self._told()),
+            offline=offline(self._told()),
             latest=self._latest.shown(),
         )
 
