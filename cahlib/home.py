@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cahlib.config import Job
+from cahlib.config import Job, settings
 from cahlib.curate import seal
 from cahlib.curate.upload import PAGES
 from cahlib.errors import ConfigError, Stopped, room_for
@@ -92,7 +92,13 @@ def _make_way(job: Job, home: Path) -> None:
     still have of them, the tracker says.
     """
     before = Job.stored(home / "job.json")
-    if before is None or not job.differences(before) or _begun(home):
+    changed = set(job.differences(before)) if before else set()
+    if not changed or _has_pairs(home):
+        return
+    if any((home / "parcels").glob("*.json")):
+        # What was scraped while a model that cannot be loaded was read serves the next one.
+        if changed <= {setting.name for setting in settings() if setting.group == "judge"}:
+            (home / "job.json").unlink()
         return
     (home / "job.json").unlink()
     if not job.place.tracker:
@@ -100,9 +106,9 @@ def _make_way(job: Job, home: Path) -> None:
             each.unlink()
 
 
-def _begun(home: Path) -> bool:
-    """Whether a run has brought anything: a seal, a parcel, or a shard that it has passed on."""
-    if seal.there(home.parent) or any((home / "parcels").glob("*.json")):
+def _has_pairs(home: Path) -> bool:
+    """Whether a run has brought anything: a seal, or a shard that it has passed on."""
+    if seal.there(home.parent):
         return True
     ledger = Ledger(home / "ledger.sqlite")
     try:

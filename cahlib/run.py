@@ -21,11 +21,11 @@ from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__, live
 from cahlib.config import Job
-from cahlib.curate import alike, card, clip, dataset, harm, heads, report, seal, upload
+from cahlib.curate import alike, card, dataset, harm, models, report, seal, upload
 from cahlib.curate.gallery import Latest
+from cahlib.curate.models import Models
 from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.perceptual import Near
-from cahlib.curate.safety import Safety
 from cahlib.curate.seal import Sealed
 from cahlib.curate.summary import summary
 from cahlib.errors import (
@@ -99,7 +99,7 @@ def run(
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
     harmful = harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
-    heads.check(job.judge.heads)
+    models.check_files(job.judge)
     stop = stop or threading.Event()
     with (
         home(job, role=role, stop=stop) as ledger,
@@ -158,19 +158,10 @@ class _Work:
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
         self._away = self._parcels  #: where the scrapers write them
-        self._clip = clip.load(job.judge)
-        self._safety = Safety.load(job.judge.safety, self._clip)
-        self._heads = heads.load(job.judge.heads, self._clip)
-        self._recipe = dataset.Recipe(
-            model=self._clip.name,
-            threshold=job.judge.chosen()[2],
-            scores=scores(self._clip, self._safety, self._heads),
-            forms=job.output.forms,
-            versions={"cahlib": __version__},
-        )
         self._sealed = ledger.tally()  #: of the shards in the dataset
         self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to seal
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
+        self._worked: Callable[[], float] = float  #: seconds that the model has worked
         self._lines: dict[str, Line[Any]] = {}
         self._board, self._speed = Board(), Speedometer()
         self._latest = Latest()
@@ -182,18 +173,33 @@ class _Work:
         for shard in self._ledger.in_state("sealed"):
             if left := seal.sealed(self._folder, shard.id):
                 self._finish(left)
+        if self._ledger.more():
+            self._stages()
+        parcels.sweep(self._parcels)  # of scrapers that were ended in their work
+
+    def _stages(self) -> None:
+        """Scrape, judge and write what the ledger has.
+
+        Here, the model is loaded while the first shards are scraped. Servers cost money and leased
+        shards are kept from others, so for them it must be there first.
+        """
+        judge, place = self._job.judge, self._job.place
+        models.require_listed(judge)
+        early = models.load_models(judge) if place.swarm or place.engine or place.tracker else None
         whole = self._ledger.in_state("sealed", "done")
         self._known = alike.load(self._job.output, whole, seen=self._ledger.seen)
         self._silence = Silence(each.silent for each in seal.seals(self._folder))
-        place = self._scraping(self._job, stop=self._stop, board=self._board)
-        with place as (scrapers, self._away), Flow() as flow:
+        opening = self._scraping(self._job, stop=self._stop, board=self._board)
+        with opening as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
             scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
             opened = flow.ahead(self._open(scraped), 1)
-            judged = self._line("judged", flow.ahead(self._judge(opened), _JUDGED))
-            for sealed in self._line("sealed", flow.ahead(self._write(judged), _SEALED)):
-                self._finish(sealed)
-        parcels.sweep(self._parcels)  # of scrapers that were ended in their work
+            loaded = early or models.load_models(judge)
+            self._worked = loaded.clip.worked
+            judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
+            sealed = flow.ahead(self._write(judged, self._recipe(loaded)), _SEALED)
+            for each in self._line("sealed", sealed):
+                self._finish(each)
 
     def _line(self, name: str, line: Line[T]) -> Line[T]:
         self._lines[name] = line
@@ -241,7 +247,7 @@ class _Work:
             except Exception as error:  # noqa: BLE001 - told where the shard's turn comes
                 yield work, error
 
-    def _judge(self, opened: Iterable[_Opened]) -> Iterator[_Step]:
+    def _judge(self, opened: Iterable[_Opened], loaded: Models) -> Iterator[_Step]:
         """Judge the images of each parcel, in the order of the pages."""
         for work, images in opened:
             if self._stop.is_set():
@@ -249,7 +255,7 @@ class _Work:
             try:
                 if isinstance(images, Exception):
                     raise images
-                for judged in self._judged(work, images):
+                for judged in self._judged(work, images, loaded):
                     self._latest.offer(judged)
                     yield work, judged
                 yield work, None
@@ -261,18 +267,27 @@ class _Work:
             except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
                 yield work, error
 
-    def _judged(self, work: _InWork, images: Iterable[Image]) -> Iterator[Judged]:
+    def _judged(self, work: _InWork, images: Iterable[Image], loaded: Models) -> Iterator[Judged]:
         judged = pairs(
             harm.harmless(images, self._harmful, work.tally),
-            self._clip,
-            self._safety,
+            loaded.clip,
+            loaded.safety,
             judge=self._job.judge,
             tally=work.tally,
-            heads=self._heads,
+            heads=loaded.heads,
         )
         return self._ledger.ours(work.parcel.shard, judged)
 
-    def _write(self, steps: Iterable[_Step]) -> Iterator[Sealed]:
+    def _recipe(self, loaded: Models) -> dataset.Recipe:
+        return dataset.Recipe(
+            model=loaded.clip.name,
+            threshold=self._job.judge.chosen()[2],
+            scores=scores(loaded.clip, loaded.safety, loaded.heads),
+            forms=self._job.output.forms,
+            versions={"cahlib": __version__},
+        )
+
+    def _write(self, steps: Iterable[_Step], recipe: dataset.Recipe) -> Iterator[Sealed]:
         """Write each shard's pairs into the dataset, and its account into the ledger."""
         for work, of_shard in groupby(steps, key=itemgetter(0)):
             shard = work.parcel.shard
@@ -282,7 +297,7 @@ class _Work:
                     self._folder,
                     _items(item for _, item in of_shard),
                     parcel=work.parcel,
-                    recipe=self._recipe,
+                    recipe=recipe,
                     tally=work.tally,
                     again=self._known.again,
                 )
@@ -330,7 +345,7 @@ class _Work:
                 "images": tally.left[Stage.FETCH],
                 "judged": tally.entered[Stage.JUDGE],
                 "pairs": tally.left[Stage.JUDGE],
-                "busy": self._clip.worked(),
+                "busy": self._worked(),
             }
         )
         shards = self._ledger.counts()

@@ -6,7 +6,8 @@ So a new notebook runtime, whose disk is empty, goes on where the last one was l
 from __future__ import annotations
 
 from cahlib.config import Job
-from cahlib.curate import clip, dataset, seal, sink, upload
+from cahlib.curate import dataset, seal, sink, upload
+from cahlib.curate.model_source import find_source
 from cahlib.curate.seal import Sealed
 from cahlib.errors import ConfigError
 from cahlib.tracker.store import Ledger
@@ -20,7 +21,7 @@ def take_over(job: Job, ledger: Ledger) -> int:
     """
     if not job.output.url:
         return 0
-    folder, model, number = job.output.folder, clip.name(job.judge), 0
+    folder, model, number = job.output.folder, find_source(job.judge).name, 0
     known = {shard.id for shard in ledger.in_state("sealed", "done")}
     for sealed in upload.elsewhere(job.output.url, known):
         _same(job, model, sealed)

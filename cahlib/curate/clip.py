@@ -20,7 +20,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,10 @@ import numpy as np
 from safetensors import SafetensorError
 
 from cahlib.config import Judge
-from cahlib.curate import local, packed
+from cahlib.curate import packed
 from cahlib.curate.frameworks import open_clip, torch
 from cahlib.curate.inputs import Pixels, Tokens, prepare, quicker
+from cahlib.curate.model_source import ModelSource, find_source
 from cahlib.curate.replica import Replica, Vectors
 from cahlib.errors import ConfigError, RunError
 
@@ -138,95 +138,48 @@ class Clip:
 
 
 def load(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
-    """The model that the settings name, on the devices given or on all that the settings allow.
+    """Load the model that the settings name, on the devices given or all that they allow.
 
-    A model is a preset's, a name that open_clip knows, ``hf-hub:…``, or a folder: one that holds
-    ``<name>.json`` (open_clip's configuration), one file of weights and, if it has a vocabulary of
-    its own, ``bpe.txt.gz``; or one as the Hugging Face hub keeps it. Raises ConfigError for what
-    does not exist, cannot be downloaded or does not fit together.
+    Raise ConfigError for what does not exist, cannot be downloaded or does not fit together.
     """
     devices = devices or _devices(judge.device)
-    source = _source(judge)
+    source = find_source(judge)
+    if source.listed:
+        require_listed(source)
     with _quiet():
         model, transform, tokenizer = _open(source)
     return Clip(source.name, model, transform=transform, tokenizer=tokenizer, devices=devices)
 
 
-def name(judge: Judge) -> str:
-    """The name of the model that the settings name, as in scores; nothing is loaded for it."""
-    return _source(judge).name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """What open_clip is asked for."""
-
-    name: str  #: for people and for the names of scores
-    model: str
-    pretrained: str | None
-    quick_gelu: bool = False
-    bpe: Path | None = None
-
-
-def _source(judge: Judge) -> _Source:
-    name, pretrained, _ = judge.chosen()
-    folder = Path(name).expanduser()
-    if folder.is_dir() and pretrained:
-        raise ConfigError(f"pretrained: the folder {name} brings its own weights; leave it empty.")
-    return _local(folder) if folder.is_dir() else _named(name, pretrained)
-
-
-def _named(model: str, pretrained: str) -> _Source:
-    """A model that open_clip knows, with weights that it knows or a file of them."""
-    if model.startswith("hf-hub:"):
-        return _Source(name=model, model=model, pretrained=None)
-    name, known = model.replace("/", "-"), open_clip.list_models()
+def require_listed(source: ModelSource) -> None:
+    """Raise ConfigError if open_clip does not know the model, or the weights, by their names."""
+    name, pretrained, known = source.model, source.pretrained or "", open_clip.list_models()
     if name not in known:
         near = ", ".join(get_close_matches(name, known)) or "ViT-B-32"
         raise ConfigError(
-            f"model: {model!r} is neither a folder nor a name that open_clip knows; try {near}."
+            f"model: {source.typed!r} is neither a folder nor a name that open_clip knows; "
+            f"try {near}."
         )
-    file = Path(pretrained).expanduser()
-    if pretrained and file.is_file():
-        return _Source(name=f"{name}/{file.stem}", model=name, pretrained=str(file))
-    config = open_clip.get_pretrained_cfg(name, pretrained)
-    if not config:
+    if not Path(pretrained).is_file() and not open_clip.get_pretrained_cfg(name, pretrained):
         tags = open_clip.list_pretrained_tags_by_model(name)
         near = ", ".join(get_close_matches(pretrained, tags, cutoff=0))
         what = f"{pretrained!r} are no weights of {name}" if pretrained else f"{name} needs weights"
         more = f", or some that open_clip has: {near}" if near else ""
         raise ConfigError(f"pretrained: {what}; name a file of them{more}.")
+
+
+def _open(source: ModelSource) -> tuple[Any, Any, Any]:
+    """Model, transform and tokenizer by open_clip."""
+    if source.config:
+        open_clip.add_model_config(source.config)
     # open_clip builds ViT-B-32 with GELU even for OpenAI's weights, which were trained with
     # QuickGELU, and only warns; what it knows of the weights is right.
-    return _Source(
-        name=f"{name}/{pretrained}",
-        model=name,
-        pretrained=pretrained,
-        quick_gelu=bool(config.get("quick_gelu")),
-    )
-
-
-def _local(folder: Path) -> _Source:
-    """A model in a folder, as the Hugging Face hub keeps it or as `cahlib.curate.local` says."""
-    if (folder / "open_clip_config.json").is_file():
-        return _Source(name=folder.name, model=f"local-dir:{folder}", pretrained=None)
-    found = local.find(folder)
-    open_clip.add_model_config(found.config)
-    return _Source(
-        name=f"{found.config.stem}/{found.weights.stem}",
-        model=found.config.stem,
-        pretrained=str(found.weights),
-        bpe=found.bpe,
-    )
-
-
-def _open(source: _Source) -> tuple[Any, Any, Any]:
-    """Model, transform and tokenizer by open_clip."""
+    known = source.listed and open_clip.get_pretrained_cfg(source.model, source.pretrained) or {}
     bpe = {"bpe_path": str(source.bpe)} if source.bpe else {}
     try:
         # Not create_model_and_transforms: that one goes on with random weights if it finds none.
         model, transform = open_clip.create_model_from_pretrained(
-            source.model, source.pretrained, force_quick_gelu=source.quick_gelu
+            source.model, source.pretrained, force_quick_gelu=bool(known.get("quick_gelu"))
         )
         tokenizer = open_clip.get_tokenizer(source.model, **bpe)
     except _UNFIT as error:
@@ -240,7 +193,7 @@ def _open(source: _Source) -> tuple[Any, Any, Any]:
     return model, transform, tokenizer
 
 
-def _why(source: _Source, error: Exception) -> str:
+def _why(source: ModelSource, error: Exception) -> str:
     text = str(error).rpartition("Last error: ")[2]
     cause = text.strip().partition("\n")[0].partition(". ")[0].rstrip(".:")
     if isinstance(error, ImportError) or "pip install" in text:

@@ -89,19 +89,14 @@ def load(paths: Sequence[str], model: Model) -> tuple[Head, ...]:
     return heads
 
 
-def check(paths: Sequence[str]) -> None:
-    """Refuse what is no head's description, before any model is loaded; raises ConfigError."""
+def check(paths: Sequence[str], model: str) -> None:
+    """Raise ConfigError for what is not the description of a head for this model, by its name."""
     for path in paths:
-        _card(Path(path).expanduser())
+        _card_for(Path(path).expanduser(), model)
 
 
 def _load(path: Path, model: Model) -> Head:
-    card = _card(path)
-    if card.backbone != model.name:
-        raise ConfigError(
-            f"heads: {path} is for embeddings of {card.backbone}, and this run's are of "
-            f"{model.name}; choose that model, or leave the head out."
-        )
+    card = _card_for(path, model.name)
     if card.width != model.dim:
         raise ConfigError(
             f"heads: {path} expects embeddings of {card.width} numbers, and those of {model.name} "
@@ -125,6 +120,17 @@ def _card(path: Path) -> _Card:
     if (card.threshold is None) != (card.drop is None):
         raise ConfigError(
             f'heads: {path}: a threshold needs "drop": "below" or "above", and the reverse.'
+        )
+    return card
+
+
+def _card_for(path: Path, model: str) -> _Card:
+    """The description of a head that is for this model."""
+    card = _card(path)
+    if card.backbone != model:
+        raise ConfigError(
+            f"heads: {path} is for embeddings of {card.backbone}, and this run's are of "
+            f"{model}; choose that model, or leave the head out."
         )
     return card
 

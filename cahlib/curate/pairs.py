@@ -14,15 +14,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from cahlib.config import Judge
-from cahlib.curate.clip import Clip
 from cahlib.curate.heads import Head
 from cahlib.curate.inputs import Pixels
-from cahlib.curate.replica import Vectors
 from cahlib.curate.safety import Safety
 from cahlib.records import Image, Judged, Reason, Stage, Tally
+
+if TYPE_CHECKING:
+    from cahlib.curate.clip import Clip
+    from cahlib.curate.replica import Vectors
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,7 +33,7 @@ R = TypeVar("R")
 _BATCH_BYTES = 128 * 2**20
 
 _Prepared: TypeAlias = tuple[Image, Pixels]
-_Embedded: TypeAlias = tuple[list[_Prepared], tuple[Vectors, Vectors]]
+_Embedded: TypeAlias = "tuple[list[_Prepared], tuple[Vectors, Vectors]]"
 
 
 def pairs(

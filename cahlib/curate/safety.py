@@ -79,6 +79,20 @@ class _Set:
         return share, self.sought[best]
 
 
+def read_rules(path: str) -> dict[str, Any]:
+    """Return the sets of a file, or the built-in ones for ""; raise ConfigError for a bad file."""
+    file = Path(path).expanduser() if path else Path(__file__).with_name("safety.json")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"safety: {file} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ConfigError(f"safety: {file} is not valid JSON ({error}).") from error
+    if fault := next(_faults(content), None):
+        raise ConfigError(f"safety: in {file}, {fault}.")
+    return {name: marks for name, marks in content.items() if name != "about"}
+
+
 class Safety:
     """The rules with their prompts, for one model."""
 
@@ -91,17 +105,7 @@ class Safety:
     @classmethod
     def load(cls, path: str, model: Model) -> Safety:
         """The rules of a file, or the built-in ones for ""; raises ConfigError for a bad file."""
-        file = Path(path).expanduser() if path else Path(__file__).with_name("safety.json")
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"safety: {file} cannot be read ({error.strerror}).") from error
-        except ValueError as error:
-            raise ConfigError(f"safety: {file} is not valid JSON ({error}).") from error
-        if fault := next(_faults(content), None):
-            raise ConfigError(f"safety: in {file}, {fault}.")
-        content.pop("about", None)
-        return cls(content, model)
+        return cls(read_rules(path), model)
 
     @property
     def scores(self) -> tuple[str, ...]:

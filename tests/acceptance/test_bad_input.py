@@ -82,23 +82,52 @@ def test_a_job_that_came_to_nothing_holds_no_folder(tmp_path, monkeypatch, capsy
     ledger.close()
 
 
-@pytest.mark.parametrize("left", ["shards", "run/parcels", "run/ledger.sqlite"])
-def test_what_was_done_is_never_given_to_another_job(tmp_path, monkeypatch, capsys, left):
+@pytest.mark.parametrize(
+    ("left", "name", "value"),
+    [
+        ("shards", "threshold", "0.9"),
+        ("run/parcels", "languages", "de"),
+        ("run/ledger.sqlite", "threshold", "0.9"),
+    ],
+)
+def test_what_was_done_is_never_given_to_another_job(
+    tmp_path, monkeypatch, capsys, left, name, value
+):
     """A seal, a parcel, or the ledger's word alone: a dataset may have been moved or damaged."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.wat.gz").write_bytes(bytes.fromhex("1f8b0800"))
+    job = begun(left)
+    folder = job.output.folder
+    before = (folder / left).stat().st_ino
+    line = ["run", "--crawl", "a.wat.gz", "--contact", "tests@example.org", f"--{name}", value]
+    refused(command.said(capsys, *line), code=2, sentence=f"of a job with another {name};")
+    assert (folder / left).stat().st_ino == before
+    assert Job.stored(folder / "run/job.json") == job
+
+
+def test_what_was_scraped_before_a_model_failed_to_load_serves_another(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    folder = begun("run/parcels").output.folder
+    parcel = list((folder / "run/parcels").iterdir())
+    line = ["run", "--crawl", "a.wat.gz", "--contact", "tests@example.org", "--model", "ViT-B"]
+    line += ["--pretrained", "openai", "--threshold", "0.3"]
+    refused(command.said(capsys, *line), code=2, sentence="'ViT-B' is neither a folder nor")
+    assert Job.stored(folder / "run/job.json").judge.model == "ViT-B"
+    assert list((folder / "run/parcels").iterdir()) == parcel
+
+
+def begun(left: str) -> Job:
+    """A job that has done something, of which this is left: all else is outside its folder."""
+    Path("a.wat.gz").write_bytes(bytes.fromhex("1f8b0800"))
     job = Job.from_values({"crawl": "a.wat.gz", "contact": "tests@example.org"})
     judged.finish(job)
     folder = job.output.folder
     parcel = judged.parcel("s-0", images=0)
     parcels.seal([], parcel.shard, folder / "run/parcels", tally=parcel.tally)
     for each in {"shards", "run/parcels", "run/ledger.sqlite"} - {left}:
-        (folder / each).rename(tmp_path / Path(each).name)
-    before = (folder / left).stat().st_ino
-    line = ["run", "--crawl", "a.wat.gz", "--contact", "tests@example.org", "--threshold", "0.9"]
-    refused(command.said(capsys, *line), code=2, sentence="of a job with another threshold;")
-    assert (folder / left).stat().st_ino == before
-    assert Job.stored(folder / "run/job.json") == job
+        (folder / each).rename(Path(each).name)
+    return job
 
 
 def test_an_unknown_command_or_option_is_the_users_mistake():

@@ -8,6 +8,8 @@ import json
 import shlex
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -100,6 +102,51 @@ def test_the_same_command_again_does_nothing_twice(web, undisturbed):
     assert rows(undisturbed) == before
     again = {urlsplit(request.url).path for request in web.requests[asked:]}
     assert again <= {demo.WAT_PATH}  # a look whether it is still there
+
+
+#: Runs commands one after the other in a process, and says after which torch was there.
+WITHOUT_TORCH = """
+import sys
+from cahlib.cli import main
+for line in sys.stdin.read().splitlines():
+    try:
+        code = main(line.split("\\t"))
+    except SystemExit as ended:
+        code = ended.code
+    print("did", code, sorted({"torch", "open_clip"} & set(sys.modules)), line)
+"""
+
+
+def test_what_judges_nothing_starts_without_torch(web, undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "dataset")
+    nothing = tmp_path / "none.txt"
+    nothing.write_text("http://example.org/nowhere.jpg\n")
+    lines = {
+        ("--help",): 0,
+        ("run", "--help"): 0,
+        ("run", "--shards", "-1"): 2,
+        ("run", "--crawl", "nothing.wat.gz"): 2,
+        ("run", "--crawl", "nothing.wat.gz", "--heads", "nothing.json"): 2,
+        ("run", *run_options(web, folder)): 0,  # all is done
+        ("inspect", str(folder)): 0,
+        ("verify", str(folder)): 0,
+        ("dedup", str(folder)): 0,
+        ("purge", str(folder), "--urls", str(nothing)): 0,
+        ("blocklist", "show", str(nothing)): 2,
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH],
+        input="\n".join("\t".join(line) for line in lines),
+        env=command.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    did = [line for line in ran.stdout.splitlines() if line.startswith("did ")]
+    for said, (line, code) in zip(did, lines.items(), strict=True):
+        typed = "\t".join(line)
+        assert said == f"did {code} [] {typed}", ran.stderr
 
 
 def workers(process) -> list[psutil.Process]:

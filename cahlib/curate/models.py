@@ -1,0 +1,64 @@
+"""All that scores the pairs of a run: CLIP, the safety rules and the heads.
+
+Nothing here imports torch before it must, so that what needs no model starts without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from cahlib.config import Judge
+from cahlib.curate import heads as head_files
+from cahlib.curate.heads import Head
+from cahlib.curate.model_source import find_source
+from cahlib.curate.safety import Safety, read_rules
+
+if TYPE_CHECKING:
+    from cahlib.curate.clip import Clip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """What was loaded for a run."""
+
+    clip: Clip
+    safety: Safety
+    heads: tuple[Head, ...]
+
+
+def check_files(judge: Judge) -> None:
+    """Raise ConfigError for files of models, heads or rules that are not what they should be.
+
+    Raise ModuleNotFoundError where no model can be loaded at all.
+    """
+    for library in ("torch", "torchvision", "open_clip"):
+        if find_spec(library) is None:
+            raise ModuleNotFoundError(f"No module named {library!r}", name=library)
+    head_files.check(judge.heads, find_source(judge).name)
+    read_rules(judge.safety)
+
+
+def require_listed(judge: Judge) -> None:
+    """Raise ConfigError if open_clip knows no model or weights of these names.
+
+    Only names cost its import; a folder says by itself what it holds.
+    """
+    source = find_source(judge)
+    if source.listed:
+        from cahlib.curate import clip
+
+        clip.require_listed(source)
+
+
+def load_models(judge: Judge) -> Models:
+    """Load what the settings name; raise ConfigError for what does not fit together."""
+    from cahlib.curate import clip
+
+    loaded = clip.load(judge)
+    return Models(
+        clip=loaded,
+        safety=Safety.load(judge.safety, loaded),
+        heads=head_files.load(judge.heads, loaded),
+    )
