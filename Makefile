@@ -1,5 +1,6 @@
 # make demo   a shard of the embedded web becomes a dataset, on this machine, offline
 # make test   lint, types and all tests, by TESTERS (3) processes
+# make coverage  all tests, and how much of each package they cover, branches included
 # make test-nodes  the swarm's nodes as real machines, booted by systemd-nspawn
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
 # make pictures  the README's pictures of the notebook, made by its test
@@ -9,7 +10,7 @@
 # make soak   a run for MINUTES (60), half of it left alone and half of it disturbed
 # All set themselves up in .venv.
 
-.PHONY: demo test test-nodes test-classic pictures bench bench-gpu fuzz soak readme
+.PHONY: demo test coverage test-nodes test-classic pictures bench bench-gpu fuzz soak readme
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -22,6 +23,17 @@ test: .venv/dev
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/pytest -n $(TESTERS) --no-loadscope-reorder
+
+# percent of lines and branches: of the modules beside the packages, then of each package
+coverage: .venv/dev
+	$(bin)/coverage erase
+	$(bin)/coverage run -m pytest -n $(TESTERS) --no-loadscope-reorder
+	$(bin)/coverage combine --quiet
+	@set -f; low=0; \
+	for each in *.py $$(set +f; cd cahlib && printf '%s**\n' [!_]*/); do \
+	printf '%-24s' "cahlib/$$each"; \
+	$(bin)/coverage report --include="cahlib/$$each" --format=total --fail-under=90 || low=1; \
+	done; exit $$low
 
 # as root, with debootstrap and systemd-container installed
 test-nodes: .venv/dev

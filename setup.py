@@ -71,6 +71,7 @@ dev = [
     "pytest-timeout>=2.3",  # no test hangs
     "pytest-xdist>=3.7",  # side by side: many tests wait more than they compute
     "hypothesis>=6.100",  # garbage for the parsers
+    "coverage>=7.10",  # `make coverage`; since then it follows subprocesses by itself
     # guides `make fuzz` by what inputs do; without it they are chosen by chance
     "atheris>=2.3; platform_machine == 'x86_64' and python_version < '3.14'",
     "setuptools>=77",  # builds the wheel that is tried with each extra

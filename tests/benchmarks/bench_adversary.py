@@ -10,21 +10,19 @@ its reason, or is kept, and nothing on an address that is not public was connect
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import trustme
 
@@ -34,6 +32,7 @@ from cahlib.scrape import scrape
 from cahlib.scrape.addresses import public
 from cahlib.scrape.parcel import read, sealed
 from cahlib.scrape.shards import shards
+from tests.benchmarks.common import Absent, Found, apart, line, measured, parser
 from tests.world import adversary
 from tests.world import web as w
 from tests.world.adversary import ASLEEP, EXPIRED, HERE, STRANGER, Attack
@@ -53,52 +52,45 @@ OPTIONS = Download(
 )
 
 
-def run() -> dict[str, Any]:
+def run() -> Found:
     """The figures, from a namespace of its own."""
-    line = ["unshare", "--net", "--mount", *_line("--inside")]
-    ran = subprocess.run(line, capture_output=True, text=True, timeout=300)
-    if ran.returncode:
-        raise SystemExit(ran.stderr)
-    found: dict[str, Any] = json.loads(ran.stdout)
-    return found
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        raise Absent("a network namespace needs root and iproute2.")
+    namespace = ["unshare", "--net", "--mount"]
+    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        raise Absent("this machine allows no network namespaces.")
+    return measured([*namespace, *line(inside)])
 
 
-def _line(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tests.benchmarks.bench_adversary", *arguments]
-
-
-def _inside() -> dict[str, Any]:
+def inside() -> Found:
+    """What became of the attacks, in the namespace that this process is in."""
     every = adversary.attacks()
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         good = [f"http://good{n % 20}.attack/good.jpg?{n}" for n in range(GOOD)]
         (folder / "adversary.warc.wat.gz").write_bytes(adversary.crawl(every, good))
         with _network(folder, every) as webs:
-            started = time.monotonic()
-            ran = subprocess.run(_line("--scrape", work), capture_output=True, text=True)
-            seconds = time.monotonic() - started
-            if ran.returncode:
-                raise SystemExit(ran.stderr)
+            ran = apart(scraped, work)
         parcels = [found for each in _shards(folder) if (found := sealed(folder, each))]
         told = _told(parcels, every, webs)
-    return told | {"seconds": round(seconds, 1), "memory": int(ran.stdout) >> 10}
+    return told | {"seconds": round(ran["wall"], 1), "memory": ran["memory"]}
 
 
 def _shards(folder: Path) -> list[Shard]:
     return list(shards(Crawl(crawl=str(folder / "adversary.warc.wat.gz"))))
 
 
-def _scrape(folder: Path) -> None:
-    """What a scraper does, in a process of its own; prints the KiB of memory that it took."""
-    crawl = Crawl(max_url=100_000)
+def scraped(work: str) -> Found:
+    """What a scraper does, in a process of its own: the most MiB of memory that it took."""
+    folder, crawl = Path(work), Crawl(max_url=100_000)
     for shard in _shards(folder):
         scrape(shard, crawl, OPTIONS, folder, limit=120, report=lambda _: None)
     # not by getrusage: its figure begins with that of the process that started this one
     status = Path("/proc/self/status").read_text()
-    print(status.partition("VmHWM:")[2].split()[0])
+    return {"memory": int(status.partition("VmHWM:")[2].split()[0]) >> 10}
 
 
-def _told(parcels: Sequence[Parcel], every: Sequence[Attack], webs: Sequence[w.Web]) -> Any:
+def _told(parcels: Sequence[Parcel], every: Sequence[Attack], webs: Sequence[w.Web]) -> Found:
     """What became of each attack."""
     tally = sum((parcel.tally for parcel in parcels), Tally())
     stored = [image for parcel in parcels for image in read(parcel)]
@@ -189,19 +181,8 @@ def _certificates(folder: Path) -> dict[tuple[str, int], ssl.SSLContext]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--scrape", help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.scrape:
-        _scrape(Path(chosen.scrape))
-        return
-    found = _inside() if chosen.inside else run()
-    if chosen.inside or chosen.json:
-        print(json.dumps(found, indent=1))
-        return
+def show(found: Found) -> None:
+    """Print the figures."""
     survived = found["attacks"] - len(found["wrong"])
     print(
         f"attacks tried {found['attacks']}, survived {survived}; "
@@ -213,5 +194,16 @@ def main() -> None:
     )
 
 
+def main(arguments: Sequence[str]) -> None:
+    made = parser(__doc__, arguments)  # no attack is left out, however small it shall be
+    made.add_argument("--json", action="store_true")
+    chosen = made.parse_args(arguments)
+    found = run()
+    if chosen.json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found)
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """A parcel on disk to embeddings and scores on a GPU, against the model alone and clip-retrieval.
 
-    python -m tests.benchmarks.bench_gpu [--samples 20000] [--rounds 3] [--no-peer]
+    python -m tests.benchmarks.bench_gpu [--samples 20000] [--rounds 3] [--no-peer] [--small]
     python -m tests.benchmarks.bench_gpu --cpu    # small and on the CPU: only whether it works
 
 ViT-B/32 and ViT-L/14 with random weights, JPEGs whose shorter side has 256 pixels, texts as in
@@ -13,45 +13,41 @@ float32, and the peer's, within 1e-3.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import open_clip
+import pyarrow.parquet as pq
 import torch
 
 from cahlib.config import Judge
 from cahlib.curate import clip, inputs, pairs
 from cahlib.curate.replica import Replica
 from cahlib.curate.safety import Safety
-from cahlib.records import Image, Shard, Tally
+from cahlib.records import Shard, Tally
 from cahlib.scrape import parcel
 from tests.benchmarks import bench_judge
+from tests.benchmarks import inputs as made
+from tests.benchmarks.common import Found, apart, kept, measured, parser, rss, timed
+from tests.world.pictures import candidate
 
-HOME = Path(__file__).parent.parent.parent / ".bench" / "gpu"
 MODELS = ("ViT-B-32", "ViT-L-14")
 SHARD = Shard(id="bench", url="/", half=0)
 TOLERANCE = 1e-3
 CORES = len(os.sched_getaffinity(0))
 #: What is aimed at: of clip-retrieval's rate, of the model alone's, and of the time.
 WANTED = "aim: 3 times clip-retrieval, 60 % of the model alone, busy for 90 % of the time"
-
-Found = dict[str, Any]
 
 
 class Work(NamedTuple):
@@ -62,41 +58,32 @@ class Work(NamedTuple):
     model: str
     weights: str
     device: str
+    place: str  #: folder of the samples
+    seconds: float  #: for which the model alone is measured
 
     @property
-    def place(self) -> Path:
-        return HOME / str(self.samples)
-
-    @property
-    def decoders(self) -> int:
-        """The peer's processes that decode: each reads a tar of its own."""
-        return min(16, CORES, self.samples)
+    def tars(self) -> list[Path]:
+        """The peer's samples: each of its processes that decode reads a tar of its own."""
+        decoders = min(16, CORES, self.samples)
+        return [Path(self.place) / f"{number:05}.tar" for number in range(decoders)]
 
 
-def make(work: Work) -> None:
+def make(work: Work, folder: Path) -> None:
     """The same samples as a parcel and as the peer's tars."""
-    work.place.mkdir(parents=True, exist_ok=True)
-    tars = [tarfile.open(tar, "w") for tar in peers_tars(work)]
-
-    def written() -> Iterator[Image]:
-        drawn = bench_judge.samples(work.samples, 256, 384)
-        for number, (data, text) in enumerate(drawn):
-            text = f"{text} {number}"
-            for name, what in ((f"{number:06}.jpg", data), (f"{number:06}.txt", text.encode())):
-                bench_judge.add(tars[number % len(tars)], name, what)
-            yield bench_judge.record(number, data, text)
-
-    parcel.seal(written(), SHARD, work.place, tally=Tally())
-    for tar in tars:
-        tar.close()
+    folder.mkdir()
+    drawn = made.drawn(work.samples, 256, 384)
+    every = [(data, f"{text} {number}") for number, (data, text) in enumerate(drawn)]
+    made.webdatasets([folder / tar.name for tar in work.tars], every)
+    images = (
+        made.fetched(candidate("http://a.example/", number, text), data)
+        for number, (data, text) in enumerate(every)
+    )
+    parcel.seal(images, SHARD, folder, tally=Tally())
 
 
-def peers_tars(work: Work) -> list[Path]:
-    return [work.place / f"{number:05}.tar" for number in range(work.decoders)]
-
-
-def ours(work: Work) -> Found:
+def ours(*told: str) -> Found:
     """Judge the parcel, in this process; then what it takes to explain the rate."""
+    work = Work(*told)
     options = Judge(
         model=work.model,
         pretrained=work.weights,
@@ -106,7 +93,7 @@ def ours(work: Work) -> Found:
     )
     model = clip.load(options)
     safety = Safety.load("", model)
-    sealed = parcel.sealed(work.place, SHARD)
+    sealed = parcel.sealed(Path(work.place), SHARD)
     some = list(itertools.islice(parcel.read(sealed), min(work.batch, model.batch)))
     pixels = [model.prepare(image.data) for image in some]
     texts = [image.candidate.text for image in some]
@@ -124,8 +111,10 @@ def ours(work: Work) -> Found:
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
         busy = (model.worked() - worked) / wall
     memory = torch.cuda.max_memory_allocated() >> 20 if work.device == "cuda" else 0
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    decoding = seconds(lambda: [model.prepare(image.data) for image in some], time.thread_time)
+    memory_here = rss()
+    decoding = seconds(
+        lambda: [model.prepare(image.data) for image in some], work, time.thread_time
+    )
     alone, exact = plain(work, model.devices[0], pixels=pixels, texts=texts)
     return {
         "rate": work.samples / wall,
@@ -135,7 +124,7 @@ def ours(work: Work) -> Found:
         "decoding": decoding / len(some),
         "decoding_share": decoding / len(some) * work.samples / cpu,
         "gpu": memory,
-        "rss": rss,
+        "rss": memory_here,
         "alone": alone,
         "apart": max(abs(scores[text] - score) for text, score in exact.items()),
         "scores": scores,
@@ -152,22 +141,19 @@ def plain(
     replica = Replica(loaded, device, dtype=dtype)
     with torch.inference_mode():
         sent = replica.sent(pixels, groups)
-        compute = seconds(lambda: replica.compute(sent, dtype), time.perf_counter)
+        compute = seconds(lambda: replica.compute(sent, dtype), work)
         both = replica.compute(sent, torch.float32)
     of_images, of_texts = both[: len(pixels)], both[len(pixels) :][rows]
     scores = (of_images * of_texts).sum(axis=1).tolist()
     return len(pixels) / compute, dict(zip(texts, scores, strict=True))
 
 
-def seconds(act: Callable[[], Any], clock: Callable[[], float]) -> float:
+def seconds(
+    act: Callable[[], object], work: Work, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """What a call takes, as the median of two seconds full of them; the first is not counted."""
     act()
-    taken, end = [], time.perf_counter() + 2
-    while not taken or time.perf_counter() < end:
-        start = clock()
-        act()
-        taken.append(clock() - start)
-    return statistics.median(taken)
+    return statistics.median(timed(act, work.seconds, clock=clock))
 
 
 @contextmanager
@@ -192,23 +178,18 @@ def driver(device: str) -> Iterator[list[int]]:
         watcher.join()
 
 
-def peer(work: Work) -> Found:
+def peer(work: Work, home: Path) -> Found:
     """clip-retrieval at its best setting, with its scores."""
-    tars = f"{work.place}/{{00000..{work.decoders - 1:05}}}.tar"
+    tars = f"{work.place}/{{00000..{len(work.tars) - 1:05}}}.tar"
     with tempfile.TemporaryDirectory() as out:
-        said = bench_judge.measured(
-            [
-                *(bench_judge.peer(), "-c", bench_judge.SCRIPT, tars, work.weights, out),
-                *(work.model, work.batch, work.decoders),
-            ]
-        )
-        return {**said, "scores": compared(Path(out))}
+        line = [bench_judge.peer(home), "-c", bench_judge.SCRIPT, tars, work.weights, out]
+        said = measured([*line, work.model, work.batch, len(work.tars)])
+        rate = said["sample_count"] / said["total_duration"]
+        return {**said, "rate": rate, "scores": compared(Path(out))}
 
 
 def compared(out: Path) -> dict[str, float]:
     """The cosines of all pairs in what the peer wrote."""
-    import pyarrow.parquet as pq
-
     scores: dict[str, float] = {}
     parts = ("img_emb", "text_emb", "metadata")
     for image, text, table in zip(*(sorted((out / each).iterdir()) for each in parts), strict=True):
@@ -218,28 +199,18 @@ def compared(out: Path) -> dict[str, float]:
     return scores
 
 
-def own(work: Work) -> Found:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_gpu", "--ours", json.dumps(work)]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    if ran.returncode:
-        raise SystemExit(ran.stdout + ran.stderr)
-    found: Found = json.loads(ran.stdout.splitlines()[-1])
-    return found
-
-
-def compare(work: Work, rounds: int, *, with_peer: bool) -> None:
-    """Run both sides by turns, and print what came of them."""
-    runs = [(own(work), peer(work) if with_peer else None) for _ in range(rounds)]
+def compare(work: Work, runs: Sequence[tuple[Found, Found | None]]) -> None:
+    """Print what came of both sides."""
 
     def median(what: str) -> float:
         return statistics.median(one[what] for one, _ in runs)
 
-    print(f"\n{work.model}, {work.samples:,} pairs, batches of {work.batch}, median of {rounds}")
+    print(f"\n{work.model}, {work.samples:,} pairs, batches of {work.batch}, median of {len(runs)}")
     print(f"{'':18}{'images/s':>10}{'ours is':>20}{'GPU MiB':>9}{'RSS MiB':>9}")
     print(f"{'cahlib':18}{median('rate'):10.1f}{'':20}{median('gpu'):9.0f}{median('rss'):9.0f}")
     share = [one["rate"] / one["alone"] for one, _ in runs]
     print(f"{'the model alone':18}{median('alone'):10.1f}{spread(share):>20}")
-    if with_peer:
+    if all(two for _, two in runs):
         rate, gpu, rss = (
             statistics.median(two[what] for _, two in runs) for what in ("rate", "gpu", "rss")
         )
@@ -275,39 +246,39 @@ def alike(runs: list[tuple[Found, Found | None]]) -> str:
     return told
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int)
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--cpu", action="store_true", help="small, to see that it works")
-    parser.add_argument("--no-peer", action="store_true")
-    parser.add_argument("--ours", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.ours:
-        return print(json.dumps(ours(Work(*json.loads(options.ours)))))
-    if not options.cpu and not torch.cuda.is_available():
+def main(arguments: Sequence[str]) -> None:
+    cpu = "--cpu" in arguments or "--small" in arguments
+    sizes = {"samples": (32 if cpu else 20_000, 8), "rounds": (1 if cpu else 3, 1)}
+    sizes |= {"batch": (8 if cpu else 256, 4), "seconds": (2.0, 0.0)}
+    options = parser(__doc__, arguments, peer=True, **sizes)
+    options.add_argument("--models", nargs="+", default=MODELS)
+    options.add_argument("--cpu", action="store_true", help="few samples, to see that it works")
+    chosen = options.parse_args(arguments)
+    if not cpu and not torch.cuda.is_available():
         return print("torch finds no CUDA device here; --cpu tries this benchmark without one.")
-    samples, rounds, batch = (32, 1, 8) if options.cpu else (20_000, 3, 256)
-    device = "cpu" if options.cpu else "cuda"
-    print(f"{torch.cuda.get_device_name() if device == 'cuda' else 'no GPU'}, {CORES} cores")
-    for name in options.models:
+    print(f"{'no GPU' if cpu else torch.cuda.get_device_name()}, {CORES} cores")
+    place = chosen.inputs / f"gpu-{chosen.samples}"
+    for name in [made.TINY] if chosen.small else chosen.models:
         work = Work(
-            options.samples or samples,
-            options.batch or batch,
-            name,
-            str(HOME / f"{name}.pt"),
-            device,
+            samples=chosen.samples,
+            batch=chosen.batch,
+            model=name,
+            weights=str(made.weights(chosen.inputs, name)),
+            device="cpu" if cpu else "cuda",
+            place=str(place),
+            seconds=chosen.seconds,
         )
-        HOME.mkdir(parents=True, exist_ok=True)
-        if not Path(work.weights).exists():
-            bench_judge.weights(Path(work.weights), name)
-        if not parcel.sealed(work.place, SHARD):
-            make(work)
-        compare(work, options.rounds or rounds, with_peer=not options.no_peer)
+        kept(place, lambda folder, work=work: make(work, folder))
+        runs = [
+            (
+                apart(ours, *work, small=chosen.small),
+                peer(work, chosen.inputs) if chosen.peer else None,
+            )
+            for _ in range(chosen.rounds)
+        ]
+        compare(work, runs)
     print(f"\n{WANTED}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

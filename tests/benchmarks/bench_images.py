@@ -1,13 +1,15 @@
 """Candidates to a parcel against img2dataset 1.47: the same URLs from the same loopback web.
 
     python -m tests.benchmarks.bench_images [--rounds 3] [--images 2000] [--mix web] [--https]
-                                            [--connections 256] [--no-peer]
+                                            [--connections 256] [--most 512] [--no-peer] [--small]
 
 The web is 2,000 images of 10 to 300 kB on 200 hosts, made from a seed: baseline JPEGs, or (mix
 "web") 85 % JPEG, a fifth of them progressive, 10 % PNG, 5 % WebP. Both sides keep all of them in
 tars, as 256 px JPEGs or as they are. With --https each host has a certificate by an authority made
 for this run, which both sides trust. CPU seconds are those of the client and its children, less
 those of a run with a single image; the server is a process of its own.
+
+How late our event loop is meanwhile is measured with as many connections, and with the most.
 
 Below both stands what no client that proves its images by decoding can go below: the decoding
 alone, at the scale that is needed, by the library that both use (libjpeg-turbo for JPEG); and the
@@ -18,25 +20,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import io
 import json
 import os
-import random
-import ssl
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import trustme
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
 from cahlib.config import Download
 from cahlib.records import Candidate, Evidence, Shard, Tally
@@ -46,83 +44,12 @@ from cahlib.scrape.gate import prove
 from cahlib.scrape.images import allow_sockets, stream
 from cahlib.scrape.images import images as fetch
 from cahlib.scrape.parcel import seal
+from tests.benchmarks.common import Found, apart, measured, parser, venv
+from tests.benchmarks.inputs import HOSTS, candidates, pictures, web
 
-BENCH = Path(__file__).parent.parent.parent / ".bench"
-HOSTS = 200
 #: headers: no host is asked for its robots.txt and tdmrep.json first.
 CONSENT = os.environ.get("CAH_CONSENT", "strict")
-PEER = ["img2dataset==1.47.0", "setuptools<81"]
-
-
-def make(folder: Path, count: int, mix: str) -> None:
-    """Cut pictures out of a few canvases that compress like photos, each near a size of its own."""
-    folder.mkdir(parents=True)
-    canvases = [canvas(random.Random(seed)) for seed in range(8)]
-    for number in range(count):
-        rng = random.Random(number)
-        wanted = rng.uniform(12_000, 300_000)
-        shares = [85, 10, 5] if mix == "web" else [1, 0, 0]
-        kind, bits = rng.choices([("jpg", 2.2), ("png", 14), ("webp", 1.3)], shares)[0]
-        height = int((wanted * 8 / bits / 1.3) ** 0.5)
-        width = int(height * 1.3)
-        x, y = rng.randrange(1800 - width), rng.randrange(1400 - height)
-        image = rng.choice(canvases).crop((x, y, x + width, y + height))
-        out = io.BytesIO()
-        if kind == "jpg":
-            progressive = mix == "web" and rng.random() < 0.2
-            image.save(out, "JPEG", quality=rng.randrange(75, 90), progressive=progressive)
-        else:
-            image.save(out, kind.upper(), quality=75)
-        (folder / f"{number}.{kind}").write_bytes(out.getvalue())
-
-
-def canvas(rng: random.Random) -> Image.Image:
-    """Clouds of several scales, things with edges, and grain."""
-    size = (1800, 1400)
-    image = Image.new("RGB", size)
-    for cells, strength in ((4, 1.0), (16, 0.4), (64, 0.2), (300, 0.12)):
-        noise = Image.frombytes("RGB", (cells, cells), rng.randbytes(3 * cells * cells))
-        image = Image.blend(image, noise.resize(size, Image.Resampling.BICUBIC), strength)
-    draw = ImageDraw.Draw(image)
-    for _ in range(200):
-        x, y = rng.randrange(size[0]), rng.randrange(size[1])
-        box = (x, y, x + rng.randrange(10, 200), y + rng.randrange(10, 200))
-        draw.ellipse(box, fill=tuple(rng.randrange(256) for _ in range(3)))
-    grain = Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
-    return Image.blend(image.filter(ImageFilter.GaussianBlur(1)), grain, 0.11)
-
-
-def serve(folder: Path, certificate: str) -> None:
-    """Answer ``/<number>`` with that image for ever; print the port first."""
-    answers, absent = {}, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-    types = {".jpg": "jpeg", ".png": "png", ".webp": "webp"}
-    for path in folder.iterdir():
-        body = path.read_bytes()
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: image/{types[path.suffix]}\r\n"
-        answers[path.stem] = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-    class Connection(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport, self.seen = transport, b""
-
-        def data_received(self, data: bytes) -> None:
-            self.seen += data
-            while b"\r\n\r\n" in self.seen:
-                request, self.seen = self.seen.split(b"\r\n\r\n", 1)
-                wanted = request.split(b" ", 2)[1].decode().strip("/")
-                self.transport.write(answers.get(wanted, absent))
-
-    async def listen() -> None:
-        loop = asyncio.get_running_loop()
-        tls = None
-        if certificate:
-            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            tls.load_cert_chain(certificate)
-        server = await loop.create_server(Connection, "127.0.0.1", 0, backlog=1024, ssl=tls)
-        print(server.sockets[0].getsockname()[1], flush=True)
-        await server.serve_forever()
-
-    asyncio.run(listen())
+SHARD = Shard(id="bench", url="/", half=0)
 
 
 @contextmanager
@@ -139,35 +66,6 @@ def trusted(https: bool) -> Iterator[str]:
         authority.cert_pem.write_to_path(f"{folder}/authority.pem")
         os.environ["SSL_CERT_FILE"] = f"{folder}/authority.pem"
         yield str(file)
-
-
-@contextmanager
-def web(folder: Path, certificate: str = "") -> Iterator[int]:
-    """The server in a process of its own; its port."""
-    command = [sys.executable, __file__, "--serve", str(folder), "--certificate", certificate]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            yield int(server.stdout.readline())
-        finally:
-            server.terminate()
-
-
-def candidates(count: int, scheme: str = "http") -> Iterator[Candidate]:
-    return (
-        Candidate(
-            uid=hashlib.md5(str(number).encode()).hexdigest(),
-            position=number,
-            url=f"{scheme}://host{number % HOSTS}.example/{number}",
-            text=f"Image number {number}",
-            raw_text=None,
-            page="http://host.example/",
-            licence="?",
-            language="en",
-            reliable=True,
-            source="alt",
-        )
-        for number in range(count)
-    )
 
 
 class Work(NamedTuple):
@@ -195,19 +93,19 @@ class Work(NamedTuple):
         return candidates(self.images, "https" if self.https else "http"), options, net
 
 
-def ours(work: Work, folder: Path) -> dict[str, float]:
+def ours(*work: int) -> Found:
     """Seal a parcel of all images."""
     tally = Tally()
-    links, options, net = work.fetched()
+    links, options, net = Work(*work).fetched()
     fetched = fetch(links, options, tally, evidence=Evidence(), net=net)
-    parcel = seal(fetched, Shard(id="bench", url="/", half=0), folder, tally=tally)
-    return {"kept": parcel.images}
+    with tempfile.TemporaryDirectory() as folder:
+        return {"kept": seal(fetched, SHARD, Path(folder), tally=tally).images}
 
 
-def lag(work: Work, folder: Path) -> dict[str, float]:
+def lag(*work: int) -> Found:
     """Seal a parcel as `ours` does, and see how late the event loop of its sockets is meanwhile."""
     late: list[float] = []
-    links, options, net = work.fetched()
+    links, options, net = Work(*work).fetched()
 
     async def watch() -> None:
         due = time.perf_counter()
@@ -223,9 +121,10 @@ def lag(work: Work, folder: Path) -> dict[str, float]:
             yield image
         watching.cancel()
 
-    tally, shard = Tally(), Shard(id="bench", url="/", half=0)
-    allow_sockets(work.connections)
-    parcel = seal(bridge.iterate(watched, ahead=8), shard, folder, tally=tally)
+    tally = Tally()
+    allow_sockets(options.connections)
+    with tempfile.TemporaryDirectory() as folder:
+        parcel = seal(bridge.iterate(watched, ahead=8), SHARD, Path(folder), tally=tally)
     percentiles = statistics.quantiles(late, n=1000)
     return {
         "kept": parcel.images,
@@ -235,14 +134,14 @@ def lag(work: Work, folder: Path) -> dict[str, float]:
     }
 
 
-def floor(work: Work, folder: Path) -> None:
+def floor(side: int, folder: Path) -> None:
     """Print what decoding takes by itself, and with all that the gate does."""
-    options = Download(resize=work.side, min_bytes=0)
+    options = Download(resize=side, min_bytes=0)
 
     def decode(data: bytes) -> None:
         with Image.open(io.BytesIO(data)) as image:
-            scale = min(1.0, work.side / min(image.size))
-            image.draft("RGB" if work.side else "L", [max(1, round(n * scale)) for n in image.size])
+            scale = min(1.0, side / min(image.size))
+            image.draft("RGB" if side else "L", [max(1, round(n * scale)) for n in image.size])
             image.load()
 
     for name, does in (("decoding alone", decode), ("the gate", lambda data: prove(data, options))):
@@ -256,30 +155,7 @@ def floor(work: Work, folder: Path) -> None:
         print(f"  {name:22}{taken / len(paths) * 1000:12.2f}")
 
 
-def measured(command: list[str]) -> dict[str, float]:
-    """Run a client: what it says in its last line, and what it and its children used."""
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as errors:
-        client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
-        said = client.stdout.read()
-        _, status, used = os.wait4(client.pid, 0)
-        if status:
-            errors.seek(0)
-            raise SystemExit(errors.read().decode())
-    told = json.loads(said.splitlines()[-1]) if said.strip().endswith(b"}") else {}
-    return {
-        "wall": time.perf_counter() - start,
-        "cpu": used.ru_utime + used.ru_stime,
-        "rss": used.ru_maxrss / 1024,
-        **told,
-    }
-
-
-def own(work: Work, does: str = "--client") -> dict[str, float]:
-    return measured([sys.executable, __file__, does, json.dumps(work)])
-
-
-def peer(work: Work) -> dict[str, float]:
+def peer(home: Path, work: Work) -> Found:
     """img2dataset at its best setting: 256 threads in each of two processes."""
     resized = ["--image_size", str(work.side), "--resize_mode", "keep_ratio"]
     resized += ["--resize_only_if_bigger", "True"]
@@ -289,11 +165,8 @@ def peer(work: Work) -> dict[str, float]:
         urls.write_text("".join(f"{place}/{number}\n" for number in range(work.images)))
         used = measured(
             [
-                *(str(venv() / "bin" / name) for name in ("python", "img2dataset")),
-                *("--url_list", str(urls), "--output_folder", f"{folder}/out"),
-                *("--output_format", "webdataset", "--enable_wandb", "False"),
-                *("--processes_count", "2", "--thread_count", "256"),
-                *("--number_sample_per_shard", str(max(1, work.images // 2))),
+                *(*downloader(home), "--url_list", urls, "--output_folder", f"{folder}/out"),
+                *("--number_sample_per_shard", max(1, work.images // 2)),
                 *(resized if work.side else ["--resize_mode", "no", "--skip_reencode", "True"]),
             ]
         )
@@ -301,28 +174,34 @@ def peer(work: Work) -> dict[str, float]:
         return {**used, "kept": sum(each["successes"] for each in stats)}
 
 
-def venv() -> Path:
-    """The peer's own environment, made when it is first needed."""
-    folder = BENCH / "img2dataset"
-    if not (folder / "bin" / "img2dataset").exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([folder / "bin" / "pip", "install", "-q", *PEER], check=True)
-    return folder
+def downloader(home: Path) -> list[object]:
+    """The peer's command, in an environment of its own that is made when it is first needed."""
+    python = venv(home / "img2dataset", "img2dataset==1.47.0", "setuptools<81")
+    return [
+        *(python, python.with_name("img2dataset"), "--processes_count", 2, "--thread_count", 256),
+        *("--output_format", "webdataset", "--enable_wandb", "False"),
+    ]
 
 
-def compare(port: int, folder: Path, options: argparse.Namespace) -> None:
-    sides = {"cahlib": own} if options.no_peer else {"cahlib": own, "img2dataset": peer}
-    count = options.images
-    work = Work(port, count, 256, options.connections, options.https)
+def compare(work: Work, folder: Path, options: argparse.Namespace) -> None:
+    """Print what both sides took, by turns."""
+
+    def own(work: Work) -> Found:
+        return apart(ours, *work, small=options.small)
+
+    sides: dict[str, Callable[[Work], Found]] = {"cahlib": own}
+    if options.peer:
+        sides["img2dataset"] = lambda work: peer(options.inputs, work)
     print(f"{'':24}{'CPU s/1,000':>12}{'images/s':>10}{'RSS MiB':>9}{'kept':>7}")
     for side in (256, 0):
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        runs: dict[str, list[Found]] = {name: [] for name in sides}
         for _ in range(options.rounds):
             for name, run in sides.items():
                 start = run(work._replace(side=side, images=1))["cpu"]
                 used = run(work._replace(side=side))
-                used["cpu"] = (used["cpu"] - start) / count * 1000
-                used["rate"] = count / used["wall"]
+                assert name != "cahlib" or used["kept"] == work.images, used
+                used["cpu"] = (used["cpu"] - start) / work.images * 1000
+                used["rate"] = work.images / used["wall"]
                 runs[name].append(used)
         for name, each in runs.items():
             cpu, rate, rss, kept = (
@@ -331,18 +210,23 @@ def compare(port: int, folder: Path, options: argparse.Namespace) -> None:
             )
             label = f"{name}, {f'{side} px' if side else 'originals'}"
             print(f"{label:24}{cpu:12.2f}{rate:10.0f}{rss:9.0f}{kept:7.0f}")
-        if not options.no_peer:
+        if options.peer:
             pairs = zip(runs["img2dataset"], runs["cahlib"], strict=True)
             ratios = sorted(theirs["cpu"] / ours["cpu"] for theirs, ours in pairs)
             print(f"  per CPU second, {' … '.join(f'{ratio:.2f}' for ratio in ratios)} times")
-        floor(work._replace(side=side), folder)
+        floor(side, folder)
+
+
+def lateness(work: Work, options: argparse.Namespace) -> None:
+    """Print how late our event loop is."""
     print(
         f"\n{'':32}{'lag of the loop, ms: p50':>24}{'p99':>7}{'p99.9':>7}{'RSS MiB':>9}{'kept':>7}"
     )
     for side in (256, 0):
-        for connections in sorted({options.connections, 512}):
+        for connections in sorted({options.connections, options.most}):
             job = work._replace(side=side, connections=connections)
-            late = [own(job, "--lag") for _ in range(options.rounds)]
+            late = [apart(lag, *job, small=options.small) for _ in range(options.rounds)]
+            assert {each["kept"] for each in late} == {work.images}, late
             p50, p99, rare, rss, kept = (
                 statistics.median(used[what] for used in late)
                 for what in ("p50", "p99", "p99.9", "rss", "kept")
@@ -352,32 +236,20 @@ def compare(port: int, folder: Path, options: argparse.Namespace) -> None:
     print("wanted at 512 connections: p99 of at most 50 ms, RSS of at most 200 MiB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--mix", choices=["jpeg", "web"], default="jpeg")
-    parser.add_argument("--https", action="store_true")
-    parser.add_argument("--connections", type=int, default=256)
-    parser.add_argument("--no-peer", action="store_true")
-    for hidden in ("--serve", "--certificate", "--client", "--lag"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(Path(options.serve), options.certificate)
-    elif options.client:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(ours(Work(*json.loads(options.client)), Path(folder))))
-    elif options.lag:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(lag(Work(*json.loads(options.lag)), Path(folder))))
-    else:
-        folder = BENCH / f"images-{options.mix}-{options.images}"
-        if not folder.exists():
-            make(folder, options.images, options.mix)
-        with trusted(options.https) as certificate, web(folder, certificate) as port:
-            compare(port, folder, options)
+def main(arguments: Sequence[str]) -> None:
+    made = parser(
+        __doc__, arguments, peer=True,
+        images=(2000, 8), rounds=(3, 1), connections=(256, 16), most=(512, 16),
+    )  # fmt: skip
+    made.add_argument("--mix", choices=["jpeg", "web"], default="jpeg")
+    made.add_argument("--https", action="store_true")
+    options = made.parse_args(arguments)
+    folder = pictures(options.inputs, options.images, options.mix)
+    with trusted(options.https) as certificate, web(folder, certificate) as port:
+        work = Work(port, options.images, 0, options.connections, options.https)
+        compare(work, folder, options)
+        lateness(work, options)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

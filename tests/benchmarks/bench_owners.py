@@ -1,6 +1,6 @@
 """What the question for robots.txt and tdmrep.json costs, and what is wasted on hosts that refuse.
 
-    python -m tests.benchmarks.bench_owners [--hosts 1000]
+    python -m tests.benchmarks.bench_owners [--hosts 1000] [--small]
 
 A loopback web of hosts with two images each: a third has no robots.txt, a third allows all, a third
 refuses all. Given are seconds, requests and bytes of bodies by profile of consent.
@@ -8,22 +8,22 @@ refuses all. Given are seconds, requests and bytes of bodies by profile of conse
 
 from __future__ import annotations
 
-import argparse
+import sys
 import time
+from collections.abc import Sequence
 
 from cahlib.config import Download
 from cahlib.demo.web import Answer, Web
 from cahlib.records import Evidence, Reason, Tally
 from cahlib.scrape.images import images
+from tests.benchmarks.common import parser
 from tests.world.pictures import candidate, picture
 
 RULES = (None, b"User-agent: *\nAllow: /\n", b"User-agent: *\nDisallow: /\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hosts", type=int, default=1000)
-    hosts = parser.parse_args().hosts
+def main(arguments: Sequence[str]) -> None:
+    hosts = parser(__doc__, arguments, hosts=(1000, 9)).parse_args(arguments).hosts
     jpeg = picture()
     answers = {f"/{n}.jpg": Answer(body=jpeg) for n in range(2)}
     for host in range(hosts):
@@ -45,17 +45,20 @@ def main() -> None:
             )
             kept = sum(1 for _ in found)
             seconds = time.perf_counter() - start
-            refused = [r for r in web.requests if int(r.url[8 : r.url.index(".")]) % 3 == 2]
+            refusing = [r for r in web.requests if int(r.url[8 : r.url.index(".")]) % 3 == 2]
             wasted = sum(
                 len(jpeg) if request.url.endswith(".jpg") else len(RULES[2])
-                for request in refused
+                for request in refusing
                 if not request.url.endswith("tdmrep.json")
             )
+            refused = tally.lost[Reason.OPTED_OUT]
+            assert refused == (0 if consent == "headers" else 2 * (hosts // 3)), tally
+            assert kept + refused == 2 * hosts, tally
             print(
                 f"{consent:10}{seconds:9.2f}{len(web.requests):10,}{kept:8,}"
-                f"{tally.lost[Reason.OPTED_OUT]:9,}{wasted / 1000:11,.0f}"
+                f"{refused:9,}{wasted / 1000:11,.0f}"
             )
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,11 +1,11 @@
 """How fast parcels come from a node over TLS, beside SFTP and TCP alone; and the driver's memory.
 
-    python -m tests.benchmarks.bench_pull
+    python -m tests.benchmarks.bench_pull [--parcel 1073741824] [--file 268435456] [--small]
 
 The node is a light host: its network is this machine's memory. For a round trip of 30 ms a relay
 of a few lines stands between, which holds back what passes; no more than 6 MiB are on their way in
-a connection, as Debian's TCP allows by default. Then the node's link is made one of 1 Gbit/s. Needs
-root.
+a connection, as Debian's TCP allows by default. Then the node's link is made one of 1 Gbit/s. The
+smallest size is the line without a relay. Needs root.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-
-import psutil
+from typing import NamedTuple
 
 from cahlib.swarm import install
 from cahlib.swarm.cluster import Reach
@@ -29,10 +28,9 @@ from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Login, session
+from tests.benchmarks.common import Absent, parser, rss, serving
 from tests.world import hosts, jobs
 
-#: Bytes of a parcel, and of the file that SFTP and TCP alone bring.
-_SIZE, _FILE = 1 << 30, 256 << 20
 _ROUNDS = 2
 
 #: Milliseconds of a round trip, and bytes on their way in a connection.
@@ -53,36 +51,47 @@ os.fork() and os._exit(0)
 listening.accept()[0].sendfile(open("/home/crawl/big", "rb"))"""
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["relay"]:
-        asyncio.run(_relay(*sys.argv[2:4], float(sys.argv[4])))
+class Sizes(NamedTuple):
+    """Bytes of a parcel, and of the file that SFTP and TCP alone bring."""
+
+    parcel: int
+    file: int
+
+
+def main(arguments: Sequence[str]) -> None:
+    made = parser(__doc__, arguments, parcel=(1 << 30, 1 << 20), file=(256 << 20, 1 << 20))
+    options = made.parse_args(arguments)
+    sizes = Sizes(options.parcel, options.file)
     if reason := hosts.lacking():
-        sys.exit(reason)
+        raise Absent(reason)
     with tempfile.TemporaryDirectory() as folder, hosts.Hosts(Path(folder)) as machines:
         keys = Keys(Path(folder) / "keys")
         host = machines.boot("node", user_data(keys, "node"))
         login = Login(name="node", address=host.address, keys=keys)
         install.bring_up(login, install.package(Path(folder) / "wheel"), head=login)
-        print(f"the driver's memory: {_memory()} MiB before")
+        print(f"the driver's memory: {rss()} MiB before")
         near = [f"{host.address}:{port}" for port in (install.PORT, 22, _PORT)]
-        _measure("0 ms", login, near, Path(folder))
+        _measure("0 ms", login, near, sizes)
+        if options.small:
+            return
         with ExitStack() as stack:
             worker, *far = (
-                stack.enter_context(_relayed(machines.address, place, _DELAY))
+                stack.enter_context(serving(relay, machines.address, place, _DELAY / 2000))
                 for place in (f"{host.address}:9000", *near)
             )
             _by_relay(host, login, worker)
-            _measure(f"{_DELAY} ms", login, far, Path(folder))
+            _measure(f"{_DELAY} ms", login, far, sizes)
             shaped = f"qdisc add dev eth0 root tbf rate {_RATE} burst 1m latency 100ms"
             subprocess.run(["tc", "-n", host.space, *shaped.split()], check=True)
-            _measure(f"{_DELAY} ms, {_RATE}", login, far, Path(folder))
+            _measure(f"{_DELAY} ms, {_RATE}", login, far, sizes)
 
 
-def _measure(line: str, login: Login, places: list[str], folder: Path) -> None:
+def _measure(line: str, login: Login, places: list[str], sizes: Sizes) -> None:
     """Parcels in pieces, a file by SFTP and one by TCP alone, all over one line."""
     scheduler, ssh, bare = places
-    speed, memory = _pulled(login, scheduler, folder)
-    sftp, way = _sftp(login, ssh, folder), _bare(login, bare)
+    with tempfile.TemporaryDirectory() as folder:
+        speed, memory = _pulled(login, scheduler, Path(folder), sizes.parcel)
+        sftp, way = _sftp(login, ssh, Path(folder), sizes.file), _bare(login, bare, sizes.file)
     print(
         f"{line}: {speed:.0f} MiB/s in pieces, {sftp:.0f} by SFTP, "
         f"{way:.0f} by TCP alone (pieces: {speed / way:.0%}); "
@@ -91,34 +100,37 @@ def _measure(line: str, login: Login, places: list[str], folder: Path) -> None:
     )
 
 
-def _pulled(login: Login, scheduler: str, folder: Path) -> tuple[float, list[int]]:
+def _pulled(login: Login, scheduler: str, folder: Path, size: int) -> tuple[float, list[int]]:
     """MiB a second, from the first piece to the parcel's name, its checksum included."""
     reach = Reach(address=f"tls://{scheduler}", keys=login.keys, away=str(folder / "away"))
     with remote(reach, folder / "home") as scrapers:
-        scrapers.gather([login.name], timeout=30)
+        scrapers.gather([login.name], timeout=60)
         spent, memory = 0.0, []
         for n in range(_ROUNDS):
             scrapers.submit(
-                f"parcel{n}", jobs.write_parcel, _SIZE + n, "", scrapers.folder, limit=120
+                f"parcel{n}", jobs.write_parcel, size + n, "", scrapers.folder, limit=120
             )
             jobs.until(lambda n=n: scrapers._jobs[f"parcel{n}"].coming, seconds=120)
             started = time.monotonic()
-            scrapers.take(timeout=120)
+            _, parcel = scrapers.take(timeout=120)
             spent += time.monotonic() - started
-            memory.append(_memory())
-    return _ROUNDS * _SIZE / spent / (1 << 20), memory
+            memory.append(rss())
+            assert parcel.path.stat().st_size == size + n
+    return _ROUNDS * size / spent / (1 << 20), memory
 
 
-def _sftp(login: Login, place: str, folder: Path) -> float:
+def _sftp(login: Login, place: str, folder: Path, size: int) -> float:
     address, port = place.split(":")
     with session(replace(login, address=address, port=int(port))) as node:
-        node.run(f"head -c {_FILE} /dev/urandom > /home/crawl/big")
+        node.run(f"head -c {size} /dev/urandom > /home/crawl/big")
         started = time.monotonic()
         node.get("/home/crawl/big", folder / "big")
-        return _FILE / (time.monotonic() - started) / (1 << 20)
+        seconds = time.monotonic() - started
+    assert (folder / "big").stat().st_size == size
+    return size / seconds / (1 << 20)
 
 
-def _bare(login: Login, place: str) -> float:
+def _bare(login: Login, place: str, size: int) -> float:
     """What the way itself can do: a file's bytes, neither encrypted nor checked."""
     with session(login) as node:
         node.run(f"python3 -c '{_SERVE}' > /dev/null 2>&1")
@@ -127,7 +139,7 @@ def _bare(login: Login, place: str) -> float:
     with socket.create_connection((host, int(port))) as stream:
         while more := stream.recv_into(room):
             got += more
-    assert got == _FILE
+    assert got == size
     return got / (time.monotonic() - started) / (1 << 20)
 
 
@@ -141,16 +153,9 @@ def _by_relay(host: hosts.Host, login: Login, contact: str) -> None:
     install.restart(login)
 
 
-@contextmanager
-def _relayed(address: str, target: str, delay: int) -> Iterator[str]:
-    """A relay to a target, in a process of its own; its HOST:PORT."""
-    line = [sys.executable, "-m", "tests.benchmarks.bench_pull", "relay"]
-    line += [address, target, str(delay / 2000)]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=hosts.ROOT) as relay:
-        try:
-            yield f"{address}:{relay.stdout.readline().strip()}"
-        finally:
-            relay.terminate()
+def relay(address: str, target: str, delay: float) -> None:
+    """Pass on what comes for a target, for ever; print the relay's HOST:PORT first."""
+    asyncio.run(_relay(address, target, delay))
 
 
 async def _relay(address: str, target: str, delay: float) -> None:
@@ -159,7 +164,7 @@ async def _relay(address: str, target: str, delay: float) -> None:
         await asyncio.gather(_held(reader, onward[1], delay), _held(onward[0], writer, delay))
 
     server = await asyncio.start_server(connected, address, 0, limit=_WINDOW)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    print(f"{address}:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
 
@@ -194,9 +199,5 @@ async def _held(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dela
         await sending
 
 
-def _memory() -> int:
-    return psutil.Process().memory_info().rss >> 20
-
-
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

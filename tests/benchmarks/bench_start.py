@@ -1,48 +1,37 @@
 """How long a user waits before any work is done.
 
-    python -m tests.benchmarks.bench_start [--rounds 5]
+    python -m tests.benchmarks.bench_start [--rounds 5] [--small]
 
 `cah --help`; `cah demo`, whose work is small; and `cah demo` in a folder where all is done already,
 which needs no torch. Seconds of the clock, and in brackets those of processors, children included.
+The smallest size is `cah --help` alone: a demo takes nine CPU seconds.
 """
 
 from __future__ import annotations
 
-import argparse
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 
-CAH = [sys.executable, "-m", "cahlib.cli"]
-
-
-def seconds(command: list[str]) -> tuple[float, float]:
-    """Run a command; return its seconds of the clock and of processors."""
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, capture_output=True)
-    end, after = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return end - start, used
+from tests.benchmarks.common import CAH, Found, measured, parser
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    taken: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(rounds):
+def main(arguments: Sequence[str]) -> None:
+    options = parser(__doc__, arguments, rounds=(5, 1)).parse_args(arguments)
+    taken: dict[str, list[Found]] = {}
+    for _ in range(options.rounds):
+        taken.setdefault("cah --help", []).append(measured([*CAH, "--help"]))
+        if options.small:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             demo = [*CAH, "demo", f"--output={folder}/demo"]
-            taken.setdefault("cah --help", []).append(seconds([*CAH, "--help"]))
-            taken.setdefault("cah demo", []).append(seconds(demo))
-            taken.setdefault("cah demo, when all is done", []).append(seconds(demo))
+            taken.setdefault("cah demo", []).append(measured(demo))
+            taken.setdefault("cah demo, when all is done", []).append(measured(demo))
     for name, each in taken.items():
-        clock, used = (statistics.median(part) for part in zip(*each, strict=True))
+        clock, used = (statistics.median(one[what] for one in each) for what in ("wall", "cpu"))
         print(f"{name:28} {clock:6.2f} s ({used:.2f} s)")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,32 +1,28 @@
 """How a swarm scales, what its driver costs, and how long a node takes to come up.
 
-    python -m tests.benchmarks.bench_swarm [--part scaling|memory|idle|bringup]
+    python -m tests.benchmarks.bench_swarm [--part nodes|idle|bringup] [--small]
 
 Nodes are light hosts, with one worker each. The web is slow (each image comes after a pause), so
-that a node is held by its connections and the cores of this machine are not the limit. Needs root.
+that a node is held by its connections and the cores of this machine are not the limit. The
+smallest size is one node and no real machine. Needs root.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import io
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
-from PIL import Image
 
 from cahlib.config import Crawl, Download
-from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
 from cahlib.records import Stage
 from cahlib.scrape import scrape
@@ -37,59 +33,69 @@ from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.remote import Remote, remote
 from cahlib.swarm.ssh import Login
+from tests.benchmarks import inputs
+from tests.benchmarks.common import Absent, parser, rss, spent
 from tests.world import hosts, jobs, machines
+from tests.world.pictures import picture
 
-HOSTS = 200
 #: Seconds before each image, and connections of a scraper: 40 links a second a node.
 PAUSE, CONNECTIONS = 0.5, 20
-#: WAT files, and links in each: two shards a file.
-FILES, LINKS = 8, 480
+
+Options = argparse.Namespace
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     if reason := hosts.lacking():
-        sys.exit(reason)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = {"scaling": scaling, "memory": memory, "idle": idle, "bringup": bringup}
-    parser.add_argument("--part", choices=parts)
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.serve:
-        serve(chosen.serve[0], float(chosen.serve[1]))
+        raise Absent(reason)
+    parts = {"nodes": nodes, "idle": idle, "bringup": bringup}
+    made = parser(
+        __doc__, arguments,
+        nodes=(4, 1), files=(8, 1), links=(480, 20), workers=(50, 2), seconds=(30.0, 0.2),
+    )  # fmt: skip
+    made.add_argument("--part", choices=parts)
+    options = made.parse_args(arguments)
     for name, act in parts.items():
-        if chosen.part in (None, name) and not chosen.serve:
-            act()
+        if options.part in (None, name) and not (options.small and act is bringup):
+            act(options)
 
 
-def scaling() -> None:
-    """Links a second of 1, 2 and 4 nodes on the same crawl."""
-    with crawled(nodes=4) as (logins, reach, images, crawl):
-        alone = 0.0
-        for count in (1, 2, 4):
-            for login in logins[count:]:
-                stopped(login)
-            rate, found, cores = scraped(reach, logins[:count], images, crawl, CONNECTIONS)
-            alone = alone or rate
-            linear = rate / alone / count
-            print(
-                f"{count} nodes: {rate:.0f} links/s, {found:.0f} images/s, {linear:.0%} "
-                f"of linear; {cores:.1f} of this machine's {os.cpu_count()} cores were busy"
-            )
-            for login in logins[count:]:
-                install.restart(login)
-
-
-def memory() -> None:
-    """What one node's service takes with 256 connections, in MiB."""
-    with crawled(nodes=1, pause=2) as (logins, reach, images, crawl):
-        with Peak() as peak:
-            rate, *_ = scraped(reach, logins, images, crawl, 256)
+def nodes(options: Options) -> None:
+    """Links a second of 1, 2, 4 … nodes on the same crawl; what a node's service takes."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        hosts.Hosts(Path(folder)) as running,
+        crawled(running, options) as crawl,
+    ):
+        logins = brought_up(running, options.nodes)
+        with web(running, PAUSE) as images:
+            scaling(logins, images, crawl)
+        for login in logins[1:]:
+            stopped(login)
+        with web(running, 4 * PAUSE) as images, Peak() as peak:
+            rate, *_ = scraped(logins[:1], images, crawl, 256)
         print(f"a node with 256 connections, the head on it: {peak.most} MiB, {rate:.0f} links/s")
 
 
-def idle(workers: int = 50, seconds: float = 30) -> None:
+def scaling(logins: list[Login], images: str, crawl: list[str]) -> None:
+    """Links a second of 1, 2, 4 … nodes on the same crawl."""
+    alone, count = 0.0, 1
+    while count <= len(logins):
+        for login in logins[count:]:
+            stopped(login)
+        rate, found, cores = scraped(logins[:count], images, crawl, CONNECTIONS)
+        alone = alone or rate
+        print(
+            f"{count} nodes: {rate:.0f} links/s, {found:.0f} images/s, {rate / alone / count:.0%} "
+            f"of linear; {cores:.1f} of this machine's {os.cpu_count()} cores were busy"
+        )
+        for login in logins[count:]:
+            install.restart(login)
+        count *= 2
+
+
+def idle(options: Options) -> None:
     """What the driver itself takes while many workers idle."""
-    before = rss()
+    before, workers = rss(), options.workers
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         line = [sys.executable, "-c", _CLUSTER, str(workers)]
         cluster = stack.enter_context(
@@ -104,18 +110,18 @@ def idle(workers: int = 50, seconds: float = 30) -> None:
         address = cluster.stdout.readline().strip()
         with remote(Reach(address=address), Path(folder)) as scrapers:
             jobs.until(lambda: scrapers.slots == workers, seconds=120)
-            spent, started = cpu(), time.monotonic()
-            while time.monotonic() < started + seconds:
-                scrapers.nodes()  # as the status of a run does
-                time.sleep(2)
-            share = (cpu() - spent) / (time.monotonic() - started)
+            cpu, started = spent(), time.monotonic()
+            while time.monotonic() < started + options.seconds:
+                assert len(scrapers.nodes()) == workers  # as the status of a run does
+                time.sleep(min(2, options.seconds))
+            share = (spent() - cpu) / (time.monotonic() - started)
         print(
             f"{workers} idle workers: driver {share:.1%} of a core, {rss()} MiB ({before} before)"
         )
         cluster.communicate("")
 
 
-def bringup() -> None:
+def bringup(_: Options) -> None:
     """Seconds until a real machine is a node, step by step."""
     if reason := machines.lacking():
         print(f"bring-up was not measured: {reason}")
@@ -136,7 +142,7 @@ def bringup() -> None:
 
 
 def scraped(
-    reach: Reach, logins: list[Login], images: str, crawl: list[str], connections: int
+    logins: list[Login], images: str, crawl: list[str], connections: int
 ) -> tuple[float, float, float]:
     """Links and images a second over all shards, and the cores that were busy meanwhile."""
     download = Download(
@@ -148,6 +154,7 @@ def scraped(
         per_second=0,
         patience=0,
     )
+    reach = reached(logins[0])
     with tempfile.TemporaryDirectory() as home, remote(reach, Path(home)) as scrapers:
         jobs.until(lambda: {n.name for n in scrapers.nodes()} == {each.name for each in logins})
         jobs.until(lambda: scrapers.slots == len(logins))
@@ -174,81 +181,45 @@ def worked(scrapers: Remote, crawl: list[str], download: Download) -> tuple[int,
             links += parcel.tally.done(Stage.FETCH)
             found += parcel.images
             parcel.path.unlink()
+    assert 0 < found == links, (links, found)  # each leads to an image
     return links, found
 
 
+def brought_up(running: hosts.Hosts, count: int) -> list[Login]:
+    """So many nodes that are up; the first is the head."""
+    keys = Keys(running.folder / "keys")
+    for n in range(count):
+        running.boot(f"node{n}", user_data(keys, f"node{n}"))
+    logins = [Login(name=h.name, address=h.address, keys=keys) for h in running.all.values()]
+    goods = install.package(running.folder / "wheel")
+    if failed := install.bring_up_all(logins, goods, head=logins[0]):
+        raise next(iter(failed.values()))
+    return logins
+
+
 @contextmanager
-def crawled(
-    nodes: int, pause: float = PAUSE
-) -> Iterator[tuple[list[Login], Reach, str, list[str]]]:
-    """Nodes that are up, a web of slow images, and a crawl that leads to them."""
-    with tempfile.TemporaryDirectory() as folder, hosts.Hosts(Path(folder)) as running:
-        keys = Keys(Path(folder) / "keys")
-        for n in range(nodes):
-            running.boot(f"node{n}", user_data(keys, f"node{n}"))
-        logins = [Login(name=h.name, address=h.address, keys=keys) for h in running.all.values()]
-        failed = install.bring_up_all(
-            logins, install.package(Path(folder) / "wheel"), head=logins[0]
-        )
-        if failed:
-            raise next(iter(failed.values()))
-        files = {f"/{n}.warc.wat.gz": Answer(body=pages(n), ranges=True) for n in range(FILES)}
-        line = [sys.executable, "-m", "tests.benchmarks.bench_swarm"]
-        line += ["--serve", running.address, str(pause)]
-        with (
-            Web(files, host=running.address) as web,
-            subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=hosts.ROOT) as images,
-        ):
-            port = images.stdout.readline().strip()
-            try:
-                crawl = [f"http://{web.address}{path}" for path in files]
-                yield logins, reached(logins[0]), f"{running.address}:{port}", crawl
-            finally:
-                images.terminate()
+def crawled(running: hosts.Hosts, options: Options) -> Iterator[list[str]]:
+    """The URLs of WAT files whose links lead to an address each, on few hosts."""
+    files = {
+        f"/{n}.warc.wat.gz": Answer(body=b"".join(pages(n, options.links)), ranges=True)
+        for n in range(options.files)
+    }
+    with Web(files, host=running.address) as web:
+        yield [f"http://{web.address}{path}" for path in files]
 
 
-def pages(number: int) -> bytes:
-    """A WAT file with links to images, each on its own address."""
-    parts = [wat.warcinfo(f"{number}")]
-    for page in range(0, LINKS, 20):
-        links = [
-            {
-                "path": "IMG@/src",
-                "url": f"http://host{n % HOSTS}.example.com/{number}-{n}",
-                "alt": f"A picture of the house with number {n} in our street {number}",
-            }
-            for n in range(page, page + 20)
-        ]
-        url = f"http://page{number}-{page}.example.com/"
-        parts += wat.members(wat.Page(url=url, title="Houses", links=links))
-    return b"".join(parts)
+def pages(file: int, links: int) -> Iterator[bytes]:
+    numbers = range(file * links, (file + 1) * links)
+    return inputs.wat_file(str(file), ((inputs.link(n), inputs.text(n)) for n in numbers))
 
 
-def serve(address: str, pause: float) -> None:
-    """Answer every request with an image, after a pause; print the port first."""
-    out = io.BytesIO()
-    Image.frombytes("RGB", (160, 120), os.urandom(3 * 160 * 120)).save(out, "JPEG", quality=80)
-    body = out.getvalue()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
-    answer = head.encode() + body
-
-    class Connection(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport, self.seen = transport, b""
-
-        def data_received(self, data: bytes) -> None:
-            self.seen += data
-            while b"\r\n\r\n" in self.seen:
-                self.seen = self.seen.split(b"\r\n\r\n", 1)[1]
-                asyncio.get_running_loop().call_later(pause, self.transport.write, answer)
-
-    async def listen() -> None:
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(Connection, address, 0, backlog=1024)
-        print(server.sockets[0].getsockname()[1], flush=True)
-        await server.serve_forever()
-
-    asyncio.run(listen())
+@contextmanager
+def web(running: hosts.Hosts, pause: float) -> Iterator[str]:
+    """A web of slow images; its HOST:PORT."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "one.jpg").write_bytes(picture())
+        with inputs.web(Path(folder), address=running.address, pause=pause) as port:
+            yield f"{running.address}:{port}"
 
 
 def stopped(login: Login) -> None:
@@ -312,14 +283,5 @@ asyncio.run(main())
 """
 
 
-def cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def rss() -> int:
-    return psutil.Process().memory_info().rss >> 20
-
-
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

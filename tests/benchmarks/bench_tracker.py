@@ -1,6 +1,6 @@
 """How many shards a tracker hands out and takes back, beside the claim query of the old server.
 
-    python -m tests.benchmarks.bench_tracker [--shards N] [--seconds S]
+    python -m tests.benchmarks.bench_tracker [--shards N] [--seconds S] [--small]
 
 PostgreSQL with fsync on, on this machine, which the clients share. A cycle is a lease and a
 completion. The old server's claim is measured on the same table with the same driver.
@@ -8,15 +8,17 @@ completion. The old server's claim is measured on the same table with the same d
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import closing
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from sqlalchemy import text
@@ -27,7 +29,8 @@ from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.database import Database
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.rules import Kind, Result, Rules
-from tests.world.postgres import postgres
+from tests.benchmarks.common import Absent, parser, timed
+from tests.world.postgres import missing, postgres
 from tests.world.trackers import commanded
 
 #: The old server's, with our names.
@@ -38,28 +41,33 @@ OLD = text("""
 """)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shards", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=10)
-    chosen = parser.parse_args()
+def main(arguments: Sequence[str]) -> None:
+    sizes = {"shards": (1_000_000, 1000), "seconds": (10.0, 0.2), "workers": (64, 4)}
+    chosen = parser(__doc__, arguments, **sizes).parse_args(arguments)
+    if reason := missing():
+        raise Absent(reason)
     with postgres(durable=True) as server, tempfile.TemporaryDirectory() as folder:
-        sizes = [n for n in (10_000, 100_000, 1_000_000) if n <= chosen.shards]
+        sizes = sorted({min(n, chosen.shards) for n in (10_000, 100_000, 1_000_000)})
         for size in sizes:
             url = server.create(f"bench{size}")
             database = filled(url, size)
             claims(database, size, chosen.seconds)
             if size == sizes[-1]:
-                through_store(database, "PostgreSQL", 64, chosen.seconds)
-                for processes in (1, 2):
-                    through_http(url, "PostgreSQL", processes, 64, chosen.seconds)
-                overview(url)
+                through_store(database, "PostgreSQL", chosen.workers, chosen.seconds)
+                for processes in (1,) if chosen.small else (1, 2):
+                    with commanded(url, "--processes", str(processes)) as port:
+                        name = f"PostgreSQL, HTTP, {processes} processes"
+                        through_http(port, name, chosen.workers, chosen.seconds, small=chosen.small)
+                        if processes == 1:
+                            overview(database, port, chosen.seconds / 3)
                 exactly_once(database)
             database.close()
         url = f"sqlite:///{folder}/tracker.sqlite"
         database = filled(url, min(chosen.shards, 100_000))
-        through_store(database, "SQLite", 16, chosen.seconds)
-        through_http(url, "SQLite", 1, 16, chosen.seconds)
+        through_store(database, "SQLite", min(chosen.workers, 16), chosen.seconds)
+        if not chosen.small:  # the same server as above, and two seconds until it is up
+            with commanded(url, "--processes", "1") as port:
+                through_http(port, "SQLite, HTTP, 1 processes", 16, chosen.seconds)
         exactly_once(database)
         database.close()
 
@@ -101,7 +109,7 @@ def claims(database: Database, size: int, seconds: float) -> None:
         with database.write() as connection:
             connection.execute(OLD, {"worker": -1}).one()
 
-    theirs = timed(old, seconds / 2)
+    theirs = timed(old, seconds / 2, least=3)
     p50, old50 = ours[len(ours) // 2], theirs[len(theirs) // 2]
     print(
         f"{size:>9,} shards: a lease takes {1000 * p50:.2f} ms, the old query "
@@ -109,16 +117,6 @@ def claims(database: Database, size: int, seconds: float) -> None:
     )
     with database.write() as connection:
         connection.execute(text("UPDATE shards SET state = 'todo' WHERE worker = -1"))
-
-
-def timed(act: Callable[[], Any], seconds: float) -> list[float]:
-    """How long each call took, sorted; at least three calls."""
-    each, until = [], time.perf_counter() + seconds
-    while time.perf_counter() < until or len(each) < 3:
-        started = time.perf_counter()
-        act()
-        each.append(time.perf_counter() - started)
-    return sorted(each)
 
 
 def through_store(database: Database, name: str, workers: int, seconds: float) -> None:
@@ -145,13 +143,15 @@ def through_store(database: Database, name: str, workers: int, seconds: float) -
     tell(f"{name}, store alone", workers, len(waits) / seconds, sorted(waits))
 
 
-def through_http(url: str, name: str, processes: int, workers: int, seconds: float) -> None:
-    """Cycles over HTTP, the clients in two processes on the same machine."""
-    server = commanded(url, "--processes", str(processes))
-    with server as port, multiprocessing.get_context("spawn").Pool(2) as pool:
+def through_http(
+    port: int, name: str, workers: int, seconds: float, *, small: bool = False
+) -> None:
+    """Cycles over HTTP, the clients in two processes on the same machine, or ``small`` in none."""
+    pools = multiprocessing.get_context("spawn").Pool if not small else ThreadPool
+    with pools(2) as pool:
         each = pool.starmap(clients, [(port, workers // 2, seconds)] * 2)
     waits = sorted(wait for some in each for wait in some)
-    tell(f"{name}, HTTP, {processes} processes", workers, len(waits) / seconds, waits)
+    tell(name, workers, len(waits) / seconds, waits)
 
 
 def clients(port: int, workers: int, seconds: float) -> list[float]:
@@ -160,8 +160,10 @@ def clients(port: int, workers: int, seconds: float) -> list[float]:
     lock, ready = threading.Lock(), threading.Barrier(workers)
 
     def work(number: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
+        with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            cycle(connection, number)
 
+    def cycle(connection: http.client.HTTPConnection, number: int) -> None:
         def ask(path: str, body: str, secret: str = "") -> Any:
             headers = {"Content-Type": "application/json", "Authorization": f"Bearer {secret}"}
             connection.request("POST", path, body, headers)
@@ -190,15 +192,13 @@ def clients(port: int, workers: int, seconds: float) -> list[float]:
     return waits
 
 
-def overview(url: str) -> None:
+def overview(database: Database, port: int, seconds: float) -> None:
     """The overview page, with the numbers made anew and from the cache."""
-    database = Database(url)
     crowd = Crowd(database, Rules())
-    for n in range(1000):
+    for n in range(min(1000, int(300 * seconds))):
         crowd.register(f"watcher{n}", Kind.HYBRID)
     board.record(database, time.time() - 7200)
-    with commanded(url) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
 
         def look() -> None:
             connection.request("GET", "/")
@@ -206,23 +206,23 @@ def overview(url: str) -> None:
                 assert answer.status == 200 and answer.read()
 
         look()  # the templates are read once
-        cached = timed(look, 3)
+        cached = timed(look, seconds)
         fresh = []
-        for _ in range(5):
+        for _ in range(min(5, round(seconds))):
             time.sleep(2.1)  # the cache is old now
-            fresh += timed(look, 0)[-1:]
+            fresh += timed(look, 0)
+    anew = f", made anew {1000 * max(fresh):.1f} ms" if fresh else ""
     print(
         f"overview: {1000 * cached[len(cached) // 2]:.1f} ms (p99 "
-        f"{1000 * cached[int(len(cached) * 0.99)]:.1f} ms), made anew {1000 * max(fresh):.1f} ms"
+        f"{1000 * cached[int(len(cached) * 0.99)]:.1f} ms){anew}"
     )
-    database.close()
 
 
 def exactly_once(database: Database) -> None:
     """Every shard that is done was counted once, so none was leased twice."""
     counts = board.counts(database)
     done = sum(row["state"] == "done" for row in board.export(database))
-    assert done == counts.done == counts.pairs, (done, counts)
+    assert 0 < done == counts.done == counts.pairs, (done, counts)
     print(f"{done:,} shards done, each counted once")
 
 
@@ -234,4 +234,4 @@ def tell(what: str, workers: int, rate: float, waits: list[float]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """A WAT file to candidates on one core, against cc2dataset's extraction of the same file.
 
-    python -m tests.benchmarks.bench_wat [--rounds 5] [--no-peer]
+    python -m tests.benchmarks.bench_wat [--rounds 5] [--no-peer] [--small]
 
 The WAT is made from a seed in Common Crawl's layout: 8,000 pages with a request, a response and a
 metadata record each, 100 MB inflated, 50,861 images with an alt text. 45 % of the texts are
@@ -11,23 +11,43 @@ own, bound to one core; the table shows the median CPU seconds and the highest m
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
-import os
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-BENCH = ROOT / ".bench"
+from cahlib.config import Crawl
+from cahlib.records import Tally
+from cahlib.scrape.blocklists import Blocklists
+from cahlib.scrape.candidates import candidates
+from cahlib.scrape.shards import shards
+from cahlib.scrape.wat import pages
+from tests.benchmarks.common import Found, apart, kept, measured, one_core, parser, venv
+
 PAGES, TEXTS = 8000, 50_861
-PEER = ["cc2dataset==1.5.0", "fastwarc", "pysimdjson", "fsspec", "loguru"]
+
+#: What the peer's process runs. What it reads WATs with does not need Spark, 400 MB, but its file
+#: imports it.
+SCRIPT = """
+import json, os, resource, sys, time
+from unittest.mock import MagicMock
+for name in ("pyspark", "pyspark.sql", "pyspark.sql.functions", "pandas"):
+    sys.modules[name] = MagicMock()
+from cc2dataset.main import process_wat
+from loguru import logger
+logger.remove()
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+before = time.process_time()
+count = sum(1 for _ in process_wat(sys.argv[1], "image"))
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+print(json.dumps({"candidates": count, "cpu": time.process_time() - before, "rss": memory}))
+"""
 
 VOCABULARIES = {
     "en": "a the of in on with and for red blue old new small large wooden bright cold summer "
@@ -162,107 +182,67 @@ def record(rng: random.Random, url: str, kind: str, payload: dict[str, object]) 
     return f"WARC/1.0\r\n{lines}\r\n".encode() + body + b"\r\n\r\n"
 
 
-def make(path: Path) -> None:
+def make(path: Path, count: int, texts: int) -> None:
     """Write the WAT file."""
-    rng, size, texts = random.Random(2024), 0, 0
-    with open(path.with_suffix(".part"), "wb") as file:
-        for number in range(1, PAGES + 1):
-            most = min(40, TEXTS - texts)
-            shown = round(rng.expovariate(1) * (TEXTS - texts) / (PAGES - number + 1))
-            shown = most if number == PAGES else min(most, shown)
-            texts += shown
+    rng, size, done = random.Random(2024), 0, 0
+    with open(path, "wb") as file:
+        for number in range(1, count + 1):
+            most = min(40, texts - done)
+            shown = round(rng.expovariate(1) * (texts - done) / (count - number + 1))
+            shown = most if number == count else min(most, shown)
+            done += shown
             for member in page(rng, number, shown):
                 size += len(member)
                 file.write(gzip.compress(member, 6, mtime=0))
-    print(f"{PAGES} pages, {texts} texts, {size / 1e6:.1f} MB inflated", file=sys.stderr)
-    path.with_suffix(".part").rename(path)
+    print(f"{count} pages, {done} texts, {size / 1e6:.1f} MB inflated", file=sys.stderr)
 
 
-def ours(path: Path) -> Callable[[], int]:
-    from cahlib.config import Crawl
-    from cahlib.records import Tally
-    from cahlib.scrape.blocklists import Blocklists
-    from cahlib.scrape.candidates import candidates
-    from cahlib.scrape.shards import shards
-    from cahlib.scrape.wat import pages
-
-    crawl, tally = Crawl(crawl=str(path)), Tally()
-
-    def read() -> int:
+def ours(path: str) -> Found:
+    """Read the file; what that took, imports apart."""
+    crawl, tally = Crawl(crawl=path), Tally()
+    with one_core():
+        before = time.process_time()
         every = (
             candidate
             for shard in shards(crawl)
             for candidate in candidates(pages(shard, tally), crawl, Blocklists(), tally)
         )
-        return sum(1 for _ in every)
-
-    return read
-
-
-def peer(path: Path) -> Callable[[], int]:
-    from unittest.mock import MagicMock
-
-    # what it reads WATs with does not need Spark, 400 MB, but its file imports it
-    for name in ("pyspark", "pyspark.sql", "pyspark.sql.functions", "pandas"):
-        sys.modules[name] = MagicMock()
-    from cc2dataset.main import process_wat
-    from loguru import logger
-
-    logger.remove()
-    return lambda: sum(1 for _ in process_wat(str(path), "image"))
+        count = sum(1 for _ in every)
+        spent = time.process_time() - before
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return {"candidates": count, "cpu": spent, "rss": memory}
 
 
-def measure(read: Callable[[], int]) -> None:
-    """In a process of its own: read the file, and print what that took, imports apart."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    before = time.process_time()
-    count = read()
-    spent = time.process_time() - before
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"candidates": count, "seconds": spent, "memory": memory}))
+def peer(home: Path) -> Path:
+    """A Python with the peer in it."""
+    packages = ("cc2dataset==1.5.0", "fastwarc", "pysimdjson", "fsspec", "loguru")
+    return venv(home / "cc2dataset", "--no-deps", *packages)
 
 
-def installed() -> Path:
-    """The peer's Python, in an environment of its own."""
-    home = BENCH / "cc2dataset"
-    python = home / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", home], check=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--no-deps", *PEER]
-        subprocess.run(install, check=True)
-    return python
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-peer", action="store_true")
-    parser.add_argument("--measure", choices=("ours", "peer"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    path = BENCH / "bench.warc.wat.gz"
-    if options.measure:
-        return measure({"ours": ours, "peer": peer}[options.measure](path))
-    if not path.exists():
-        BENCH.mkdir(exist_ok=True)
-        make(path)
-    sides = {"ours": sys.executable}
-    if not options.no_peer:
-        sides["peer"] = str(installed())
-    taken: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+def main(arguments: Sequence[str]) -> None:
+    made = parser(
+        __doc__, arguments, peer=True, pages=(PAGES, 40), texts=(TEXTS, 250), rounds=(5, 1)
+    )
+    options = made.parse_args(arguments)
+    path = kept(
+        options.inputs / f"bench-{options.pages}-{options.texts}.warc.wat.gz",
+        partial(make, count=options.pages, texts=options.texts),
+    )
+    taken: dict[str, list[Found]] = {}
     for _ in range(options.rounds):
-        for side, python in sides.items():
-            command = [python, __file__, "--measure", side]
-            ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-            taken[side].append(json.loads(ran.stdout))
+        taken.setdefault("ours", []).append(apart(ours, path, small=options.small))
+        if options.peer:
+            line = [peer(options.inputs), "-c", SCRIPT, path]
+            taken.setdefault("peer", []).append(measured(line))
     print(f"{'':6}{'CPU s':>8}{'least':>8}{'MiB':>8}{'candidates':>12}")
     for side, rounds in taken.items():
-        seconds = [each["seconds"] for each in rounds]
-        memory = max(each["memory"] for each in rounds)
-        print(
-            f"{side:6}{statistics.median(seconds):8.2f}{min(seconds):8.2f}{memory:8.0f}"
-            f"{rounds[0]['candidates']:12.0f}"
-        )
+        seconds = [each["cpu"] for each in rounds]
+        (found,) = {each["candidates"] for each in rounds}
+        # of the texts, less than half are English and make candidates
+        assert options.texts / 5 < found <= options.texts * 1.5, found
+        memory = max(each["rss"] for each in rounds)
+        print(f"{side:6}{statistics.median(seconds):8.2f}{min(seconds):8.2f}{memory:8}{found:12}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """A shard to a dataset by `cah run`, against img2dataset, clip-retrieval and a threshold.
 
-    python -m tests.benchmarks.bench_whole [--links 1000] [--rounds 1] [--no-peer]
+    python -m tests.benchmarks.bench_whole [--links 1000] [--rounds 1] [--no-peer] [--small]
 
 A WAT whose links lead to JPEGs of 10 to 300 kB on a loopback web becomes originals in tars with
 their embeddings, by ViT-B/32 with random weights on the CPU; every pair is kept, so that all stages
@@ -18,24 +18,17 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 
 from cahlib import demo
-from tests.benchmarks import bench_images, bench_judge
-from tests.benchmarks.bench_images import BENCH
-from tests.benchmarks.bench_memory import crawl
+from tests.benchmarks import bench_images, bench_judge, inputs
+from tests.benchmarks.common import CAH, Found, parser, watched
 
 #: Both sides compare within this.
 TOLERANCE = 1e-3
@@ -62,17 +55,17 @@ clip_inference(sys.argv[1], sys.argv[3], input_format="webdataset", num_prepro_w
                clip_cache_path=None, clip_model="open_clip:ViT-B-32-quickgelu/" + sys.argv[2])
 """
 
-Found = dict[str, Any]
 
-
-def ours(port: int, wat: Path, weights: Path, folder: Path) -> Found:
-    """`cah run`, and what came of it."""
+def run(
+    port: int, wat: Path, folder: Path, *, small: bool, model: str | Path, weights: Path | str = ""
+) -> Found:
+    """`cah run` on a crawl that leads to this port, what it took, and the pairs that came of it."""
     options = {
         "crawl": wat,
         "output": folder / "out",
         "replay": f"127.0.0.1:{port}",
         "consent": "headers",
-        "model": "ViT-B-32-quickgelu",
+        "model": model,
         "pretrained": weights,
         "threshold": -1,
         "safety": demo.SAFETY,
@@ -80,34 +73,32 @@ def ours(port: int, wat: Path, weights: Path, folder: Path) -> Found:
         "workers": 1,
     }
     line = [f"--{name}={value}" for name, value in options.items()]
-    used = measured([sys.executable, "-m", "cahlib.cli", "run", *line])
+    used = watched([*CAH, "run", *line], small=small)
     tables = [pq.read_table(path) for path in (folder / "out" / "metadata").iterdir()]
     rows = [row for table in tables for row in table.to_pylist()]
     return {**used, "pairs": {row["TEXT"]: row["similarity"] for row in rows}}
 
 
-def peer(port: int, links: int, weights: Path, folder: Path) -> Found:
+def peer(port: int, weights: Path, folder: Path, options: argparse.Namespace) -> Found:
     """The steps of the peers one after the other; time and CPU are sums, memory the greatest."""
-    table = folder / "links.csv"
+    table, links = folder / "links.csv", options.links
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["url", "caption"])
         writer.writerows(listed(port, links))
     images, out = folder / "images", folder / "embeddings"
-    python = bench_judge.peer()
-    downloader = [bench_images.venv() / "bin" / name for name in ("python", "img2dataset")]
+    python = bench_judge.peer(options.inputs)
     steps = [
         [
-            *(*downloader, "--url_list", table, "--input_format", "csv", "--caption_col"),
-            *("caption", "--output_folder", images, "--output_format", "webdataset"),
-            *("--processes_count", 2, "--thread_count", 256, "--enable_wandb", "False"),
+            *(*bench_images.downloader(options.inputs), "--url_list", table, "--input_format"),
+            *("csv", "--caption_col", "caption", "--output_folder", images),
             *("--number_sample_per_shard", max(1, links // 2)),
             *("--resize_mode", "no", "--skip_reencode", "True"),
         ],
         [python, "-c", INFER, f"{images}/{{00000..00001}}.tar", weights, out],
         [python, "-c", COMPARE, out],
     ]
-    used = [measured(step) for step in steps]
+    used = [watched(step) for step in steps]
     rows = [row for path in out.glob("kept_*") for row in pq.read_table(path).to_pylist()]
     return {
         "wall": sum(each["wall"] for each in used),
@@ -121,39 +112,7 @@ def peer(port: int, links: int, weights: Path, folder: Path) -> Found:
 def listed(port: int, links: int) -> Iterator[tuple[str, str]]:
     """The links of the WAT as a list, straight to the server."""
     for number in range(links):
-        text = f"A picture of the house with number {number} in our street"
-        yield f"http://127.0.0.1:{port}/{number}", text
-
-
-def measured(command: list[Any]) -> Found:
-    """Run a program: seconds, CPU seconds (its own, and with its children's), most MiB."""
-    quiet = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
-    start, memory, own, status = time.perf_counter(), 0, 0.0, None
-    with tempfile.TemporaryFile("w+") as said:
-        line = [str(part) for part in command]
-        run = subprocess.Popen(line, stdout=said, stderr=said, env=quiet)
-        watched = psutil.Process(run.pid)
-        while status is None:
-            with suppress(psutil.NoSuchProcess):
-                own = sum(watched.cpu_times()[:2])
-                memory = max(memory, sum(map(share, [watched, *watched.children(recursive=True)])))
-            time.sleep(0.3)
-            ended, code, used = os.wait4(run.pid, os.WNOHANG)
-            status = code if ended else None
-        run.returncode = status
-        if status:
-            said.seek(0)
-            raise SystemExit(said.read())
-    wall, cpu = time.perf_counter() - start, used.ru_utime + used.ru_stime
-    return {"wall": wall, "cpu": cpu, "own": own, "memory": memory >> 20}
-
-
-def share(process: psutil.Process) -> int:
-    """A process's proportional share of the memory that it and others use, bytes."""
-    try:
-        return int(process.memory_full_info().pss)
-    except psutil.Error:
-        return 0
+        yield f"http://127.0.0.1:{port}/{number}", inputs.text(number)
 
 
 def same(one: dict[str, float], other: dict[str, float]) -> str:
@@ -185,12 +144,31 @@ def at_scale(options: argparse.Namespace, scraped: float) -> None:
         print(f"{nodes:6}{links:10,.0f}{pairs * 86_400:14,.0f}{euros:21.2f}{gpus:6.0f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--links", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--no-peer", action="store_true")
-    scale = parser.add_argument_group("assumptions about a swarm")
+def compare(options: argparse.Namespace) -> list[tuple[Found, Found | None]]:
+    """What both sides took, by turns."""
+    folder = inputs.pictures(options.inputs, options.links)
+    weights = inputs.weights(options.inputs, options.model)
+    if options.peer:  # its environments are not to be made while the server waits
+        bench_images.downloader(options.inputs), bench_judge.peer(options.inputs)
+    rounds: list[tuple[Found, Found | None]] = []
+    with inputs.web(folder) as port:
+        for _ in range(options.rounds):
+            with tempfile.TemporaryDirectory() as work:
+                wat = inputs.crawl(Path(work) / "bench.warc.wat.gz", options.links)
+                own = run(
+                    port, wat, Path(work),
+                    small=options.small, model=options.model, weights=weights,
+                )  # fmt: skip
+                assert len(own["pairs"]) == options.links, own
+                other = peer(port, weights, Path(work), options) if options.peer else None
+                rounds.append((own, other))
+    return rounds
+
+
+def main(arguments: Sequence[str]) -> None:
+    models = (bench_judge.MODEL, inputs.TINY)
+    made = parser(__doc__, arguments, peer=True, links=(1000, 8), rounds=(1, 1), model=models)
+    scale = made.add_argument_group("assumptions about a swarm")
     scale.add_argument("--cores", type=int, default=2)
     scale.add_argument("--connections", type=int, default=256)
     scale.add_argument("--seconds", type=float, default=2.0, help="a link, on the real web")
@@ -198,25 +176,8 @@ def main() -> None:
     scale.add_argument("--kept", type=float, default=0.07, help="share of links that become pairs")
     scale.add_argument("--euros", type=float, default=0.01, help="a node's hour with its IPv4")
     scale.add_argument("--gpu", type=int, default=500, help="images a second on one GPU")
-    options = parser.parse_args()
-    folder, weights = BENCH / f"images-jpeg-{options.links}", BENCH / "judge" / "random.pt"
-    if not folder.exists():
-        bench_images.make(folder, options.links, "jpeg")
-    if not weights.exists():
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        bench_judge.weights(weights)
-    if not options.no_peer:
-        bench_images.venv(), bench_judge.peer()
-    rounds: list[tuple[Found, Found | None]] = []
-    with bench_images.web(folder) as port:
-        for _ in range(options.rounds):
-            with tempfile.TemporaryDirectory() as work:
-                wat = crawl(Path(work) / "bench.warc.wat.gz", options.links)
-                own = ours(port, wat, weights, Path(work))
-                other = None
-                if not options.no_peer:
-                    other = peer(port, options.links, weights, Path(work))
-                rounds.append((own, other))
+    options = made.parse_args(arguments)
+    rounds = compare(options)
     print(f"{'':28}{'s':>7}{'links/s':>9}{'pairs/s':>9}{'CPU s/1,000 pairs':>19}{'MiB':>7}")
     for name, runs in (
         ("cah run", [one for one, _ in rounds]),
@@ -249,4 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

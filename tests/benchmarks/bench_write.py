@@ -1,6 +1,6 @@
 """Images to a parcel, and judged images to a dataset: MB of images per CPU second.
 
-    python -m tests.benchmarks.bench_write [--images 2000] [--rounds 3]
+    python -m tests.benchmarks.bench_write [--images 2000] [--rounds 3] [--small]
 
 The images of `bench_images`, 114 kB each, kept as they are, with embeddings of ViT-B/32's width. On
 one core; writing and syncing are counted, reading and hashing of what was served are not. Beside
@@ -12,12 +12,12 @@ instead of 2.6 ms for each that is kept: more, as long as less than a quarter of
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -28,30 +28,17 @@ import numpy as np
 from cahlib.curate import dataset
 from cahlib.curate.perceptual import phash
 from cahlib.records import Image, Judged, Parcel, Shard, Tally
-from cahlib.scrape.parcel import seal
-from tests.benchmarks.bench_images import BENCH, candidates, make
+from cahlib.scrape.parcel import check, read, seal
+from tests.benchmarks.common import one_core, parser
+from tests.benchmarks.inputs import candidates, fetched, pictures
 
 WIDTH = 512
 SHARD = Shard(id="bench", url="/", half=0)
 
 
 def images(paths: list[Path]) -> list[Image]:
-    return [
-        Image(
-            candidate=candidate,
-            data=path.read_bytes(),
-            format="jpg",
-            width=400,
-            height=300,
-            original_width=400,
-            original_height=300,
-            md5="0" * 32,
-            sha1="0" * 40,
-            sha256="0" * 64,
-            robots="",
-        )  # fmt: skip
-        for candidate, path in zip(candidates(len(paths)), paths, strict=True)
-    ]
+    pairs = zip(candidates(len(paths)), paths, strict=True)
+    return [fetched(candidate, path.read_bytes()) for candidate, path in pairs]
 
 
 def judged(every: list[Image]) -> Iterator[Judged]:
@@ -94,19 +81,15 @@ def unhashed(every: list[Image], folder: Path) -> None:
         write(every, folder, ("images", "embeddings"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    source = BENCH / f"images-jpeg-{options.images}"
-    if not source.exists():
-        make(source, options.images, "jpeg")
-    every = images(sorted(source.iterdir()))
+def main(arguments: Sequence[str]) -> None:
+    options = parser(__doc__, arguments, images=(2000, 8), rounds=(3, 1)).parse_args(arguments)
+    every = images(sorted(pictures(options.inputs, options.images).iterdir()))
     size = sum(len(each.data) for each in every) / 1e6
-    with tempfile.TemporaryDirectory(dir=BENCH) as folder:
+    with tempfile.TemporaryDirectory(dir=options.inputs) as folder:
+        whole = parcel(every, Path(folder))
+        check(whole)
+        assert list(read(whole)) == every
         write(every[:1], Path(folder), ("images", "embeddings"))  # imports what it needs
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     places: dict[str, Callable[[Path], object]] = {
         "one SHA-256, one write": lambda folder: bare(every, folder),
         "perceptual hash": lambda _: [phash(each.data) for each in every],
@@ -123,7 +106,7 @@ def main() -> None:
     for name, work in places.items():
         taken = []
         for _ in range(options.rounds):
-            with tempfile.TemporaryDirectory(dir=BENCH) as folder:
+            with one_core(), tempfile.TemporaryDirectory(dir=options.inputs) as folder:
                 start, cpu = time.perf_counter(), time.process_time()
                 work(Path(folder))
                 taken.append((time.process_time() - cpu, time.perf_counter() - start))
@@ -132,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
