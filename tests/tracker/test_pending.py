@@ -9,7 +9,6 @@ import random
 import shutil
 import tempfile
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -498,12 +497,13 @@ class Busy:
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "cpu", "gpu"])
-def test_threads_that_are_held_up_anywhere_lose_no_lease(place, kind):
-    world = World(*place, kind=kind, count=12, shared=Shared)
-    busy = Busy(world, 60)
+def test_threads_that_are_held_up_anywhere_lose_no_lease(place, kind, monkeypatch):
+    monkeypatch.setattr(shared, "_PAUSE", 0)  # what is given back may be leased again at once
+    monkeypatch.setattr(shared, "_PATIENCE", float("inf"))
+    world = World(*place, kind=kind, count=4, shared=Shared)
+    busy = Busy(world, 80)
     with shaken(pending, shared):
-        # its clock is quick, so that it does not pause after what is given back
-        busy.worker = world.launch(often=(0.01, 0), clock=lambda: time.monotonic() * 1e6)
+        busy.worker = world.launch(often=(0.01, 0))
         together(busy.lease, busy.work, busy.work, busy.rival)
         assert busy.worker._messenger.is_alive()
         busy.worker._ended.set()
