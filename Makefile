@@ -6,7 +6,8 @@
 # make pictures  the README's pictures of the notebook, made by its test
 # make bench  the benchmarks, each beside its peer
 # make bench-gpu  judging on a GPU beside the model alone and clip-retrieval
-# make fuzz   the readers of strangers' bytes, fuzzed for FUZZ seconds each (300)
+# make fuzz   the readers of strangers' bytes, and the suite's own tests with examples drawn at
+#             random, for FUZZ seconds each (300)
 # make soak   a run for MINUTES (60), half of it left alone and half of it disturbed
 # All set themselves up in .venv.
 

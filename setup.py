@@ -24,6 +24,7 @@ base = [
     "pycld2>=0.42",
     "rbloom>=1.5",  # lists of pairs as Bloom filters
     "publicsuffixlist>=1.0",  # whose domain a host is; the list is in the package
+    "regex>=2024.11.6",  # knows the same letters in each version of Python, as `re` does not
     "ftfy>=6.2",  # repairs mojibake in alt texts, as LAION did
     "fsspec>=2024.2",  # outputs may be s3://, gdrive:// …
     "distributed>=2025.1",  # runs the scraping, here or anywhere
@@ -70,7 +71,8 @@ dev = [
     "pytest-randomly>=3.15",  # random order
     "pytest-timeout>=2.3",  # no test hangs
     "pytest-xdist>=3.7",  # side by side: many tests wait more than they compute
-    "hypothesis>=6.100",  # garbage for the parsers
+    # garbage for the parsers; with codemods it writes down what `make fuzz` has found
+    "hypothesis[codemods]>=6.100",
     "coverage>=7.10",  # `make coverage`; since then it follows subprocesses by itself
     # guides `make fuzz` by what inputs do; without it they are chosen by chance
     "atheris>=2.3; platform_machine == 'x86_64' and python_version < '3.14'",
@@ -79,6 +81,7 @@ dev = [
     "ruff>=0.9",
     "mypy>=1.14",
     "types-tqdm",
+    "types-regex",
     "webdataset>=0.2.100",  # reads our tars
     "embedding-reader>=1.8",  # reads our embeddings, as autofaiss and clip-retrieval do
     "schemathesis>=4",  # sends the tracker what nobody thought of

@@ -19,7 +19,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing of it while other tests run beside it.
 slow = [hypothesis.HealthCheck.too_slow]
-hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=slow)
+common = hypothesis.settings(deadline=None, suppress_health_check=slow, database=None)
+# The suite draws the same examples each time; to search for others is for `make fuzz`.
+hypothesis.settings.register_profile("tests", common, derandomize=True)
+hypothesis.settings.register_profile("fuzz", common, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile("tests")
 
 _connect = socket.socket.connect

@@ -68,7 +68,7 @@ def refuse(url: str) -> Reason | None:
 def absolute(url: str, base: Base, most: int) -> str | Reason:
     """An address made absolute, without its fragment and with its blanks escaped."""
     url = url.partition("#")[0]
-    if not url.isprintable() or " " in url:
+    if not (url.isascii() and url.isprintable()) or " " in url:
         url = url.translate(_DROPPED).strip().replace(" ", "%20")
     if not url:
         return Reason.BAD_URL
@@ -105,7 +105,7 @@ def _checked(url: str) -> str | Reason:
 @lru_cache(maxsize=20_000)
 def _host(host: str) -> Reason | None:
     """Why a host is none of the public web's, by its name alone."""
-    if host[:1].isdigit() or ":" in host:
+    if host[:1].isascii() and host[:1].isdigit() or ":" in host:
         if address := literal(host):
             return None if public(str(address)) else Reason.PRIVATE_HOST
     try:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import ftfy
 import pycld2
+import regex
 from ftfy import fixes
 
 from cahlib.config import Crawl
@@ -36,15 +37,23 @@ _BLANKS = re.compile(r"[\t\n\v\f\r]+")
 _NONE = "\ufdd0-\ufdef" + "".join(
     f"{chr(last - 1)}{chr(last)}" for last in range(0xFFFF, 0x110000, 0x10000)
 )
-#: What CLD2 refuses to look at, beside invalid UTF-8.
-_CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\ud800-\udfff{_NONE}]")
-_FILE_NAME = re.compile(
-    r".*\.(?:jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|svg|ico|avif|heic|psd|pdf|eps|raw)"
-    r"|(?:img|dsc[nf]?|dscf|pict?|image|photo|screenshot|scan|p\d|gopr|mvi|wp|untitled)[\d\W_]+"
-    r"|[0-9a-f]{16,}",
-    re.IGNORECASE,
+#: No caption holds these: controls, surrogates, what is not a character (CLD2 refuses to look at
+#: them), and private use, which only a page's own font can read. Named by code point, as
+#: `str.isprintable` has another answer in each version of Python, for each knows other letters.
+_FORBIDDEN = re.compile(
+    rf"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff{_NONE}\U000f0000-\U0010ffff]"
 )
-_WORD = re.compile(r"[^\W\d_]{2}")
+#: Nor these, which have no width: they turn the direction of what follows, in a page or a table.
+_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+#: A letter, by the tables of `regex`, which are the same in each version of Python.
+_LETTER = regex.compile(r"\p{L}")
+_WORD = regex.compile(r"\p{L}{2}")
+_FILE_NAME = regex.compile(
+    r".*\.(?:jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|svg|ico|avif|heic|psd|pdf|eps|raw)"
+    r"|(?:img|dsc[nf]?|dscf|pict?|image|photo|screenshot|scan|p\d|gopr|mvi|wp|untitled)\P{L}+"
+    r"|[0-9a-f]{16,}",
+    regex.IGNORECASE,
+)
 _ENGLISH = frozenset({"en"})
 #: The codes of CLD2, by their small letters; "un" is what it says where it knows none.
 _CODES = {code.lower(): code for _, code in pycld2.LANGUAGES} | {"un": "un"}
@@ -124,7 +133,7 @@ def repaired(raw: str) -> str:
         if "<" not in raw:
             raw = fixes.unescape_html(raw)
         if not _PLAIN.fullmatch(raw):
-            raw = _CONTROL.sub(" ", ftfy.fix_text(raw))
+            raw = _FORBIDDEN.sub(" ", _TURNING.sub("", ftfy.fix_text(raw)))
     if _CURLED.search(raw):
         raw = fixes.uncurl_quotes(raw)
     return _spaced(raw)
@@ -132,7 +141,8 @@ def repaired(raw: str) -> str:
 
 def _spaced(text: str) -> str:
     """A text with its white space normalised; most need that at their ends at most."""
-    if "  " in text or not text.isprintable():  # of all white space only " " is printable
+    # of all white space in ASCII only " " is printable
+    if "  " in text or not (text.isascii() and text.isprintable()):
         return " ".join(text.split())
     return text.strip()
 
@@ -147,13 +157,19 @@ def refuse(text: str, options: Crawl) -> Reason | None:
         return Reason.LONG_TEXT
     alone = " " not in text
     # behind a blank, no file name ends in a letter, unless its ending's dot is near
-    if alone or not text[-1].isalpha() or "." in text[-5:]:
+    if alone or not _is_letter(text[-1]) or "." in text[-5:]:
         if _FILE_NAME.fullmatch(text):
             return Reason.FILENAME_TEXT
     if alone and (text.lower() in _EMPTY_WORDS or _URL.fullmatch(text)):
         return Reason.JUNK_TEXT
-    worded = len(text) > 1 and text[:2].isalpha()
+    start = text[:2]
+    worded = len(start) == 2 and start.isascii() and start.isalpha()
     return None if worded or _WORD.search(text) else Reason.JUNK_TEXT
+
+
+def _is_letter(character: str) -> bool:
+    known = character.isascii() and character.isalpha()
+    return known or _LETTER.match(character) is not None
 
 
 def detect(text: str) -> tuple[str, bool]:

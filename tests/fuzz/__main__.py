@@ -3,13 +3,16 @@
     python -m tests.fuzz [TARGET…] [--seconds 300]
 
 With atheris where it is installed (its wheels are for x86-64 and some versions of Python), else by
-plain chance. What breaks a reader is written to a file, which is named.
+plain chance. What breaks a reader is written to a file, which is named. The target `suite` is the
+tests that use hypothesis, with examples drawn at random; for one that fails, the line to add to its
+test is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,17 +31,22 @@ def main() -> None:
         _guided(chosen.targets[0], chosen.seconds)
     from tests.fuzz.targets import TARGETS
 
-    if unknown := set(chosen.targets) - set(TARGETS):
-        parser.error(f"{min(unknown)} is no target; there are {', '.join(TARGETS)}")
+    every = [*TARGETS, "suite"]
+    if unknown := set(chosen.targets) - set(every):
+        parser.error(f"{min(unknown)} is not a target; choose from {', '.join(every)}")
     seconds, failed = chosen.seconds, []
-    for name in chosen.targets or TARGETS:
-        if find_spec("atheris"):
+    for name in chosen.targets or every:
+        if name == "suite":
+            failed += [name] * (not _suite(seconds))
+        elif find_spec("atheris"):
             line = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(seconds)]
             failed += [name] * bool(subprocess.run([*line, "--guided"]).returncode)
         else:
             print(f"{name}: {_blind(name, seconds):,} inputs by chance")
     if failed:
-        raise SystemExit(f"broken: {', '.join(failed)}; the inputs are in crash-* files here")
+        raise SystemExit(
+            f"broken: {', '.join(failed)}; the inputs are in crash-* files here, or printed above"
+        )
 
 
 def _guided(name: str, seconds: int) -> None:
@@ -69,6 +77,25 @@ def _blind(name: str, seconds: int) -> int:
             raise
         count += 1
     return count
+
+
+def _suite(seconds: int, *tests: str) -> bool:
+    """Run tests again and again, or others; whether none failed."""
+    patches, end = Path(".hypothesis/patches"), time.monotonic() + seconds
+    known = set(patches.glob("*"))
+    line = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "hypothesis", *tests]
+    while (left := end - time.monotonic()) > 0:
+        run = subprocess.Popen([*line, "--hypothesis-profile=fuzz"])
+        try:
+            status = run.wait(left)
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGINT)  # so that a failure that was found is shown
+            status = run.wait()
+        if status not in (0, 2):  # 2: interrupted
+            for patch in sorted(set(patches.glob("*")) - known):
+                print(f"\nAdd this to the tests (git apply {patch}):\n\n{patch.read_text()}")
+            return False
+    return True
 
 
 def changed(chance: random.Random, data: bytes) -> bytes:

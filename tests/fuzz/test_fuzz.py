@@ -3,6 +3,7 @@
 import random
 import time
 
+import hypothesis
 import pytest
 
 from tests.fuzz.__main__ import changed
@@ -21,3 +22,9 @@ def test_garbage_that_begins_well_breaks_no_reader(name):
             TARGETS[name].read(data)
         except Exception as error:
             raise AssertionError(f"{name}, seed {seed}, broke on {data[:2000]!r}") from error
+
+
+def test_the_suite_draws_the_same_examples_each_time():
+    fuzzing, tests = map(hypothesis.settings.get_profile, ("fuzz", "tests"))
+    assert tests.derandomize and tests.database is None
+    assert not fuzzing.derandomize and fuzzing.max_examples > tests.max_examples

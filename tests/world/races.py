@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import Any
 
-#: One operation in so many is held up: mostly until another thread has run, and one time in ten
+#: One operation in so many is held up: mostly until another thread has run, and one time in thirty
 #: for seconds in which that can ask a server of this machine twice.
-_SELDOM, _PAUSES = 30, (0.03, *[0.0] * 9)
+_SELDOM, _PAUSES = 10, (0.06, *[0.0] * 29)
 
 
 @contextmanager
