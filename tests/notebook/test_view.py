@@ -117,6 +117,14 @@ def test_the_same_as_one_line():
     assert view.text({}, running=True).startswith("The run starts")
 
 
+def test_who_waits_for_the_network_is_said():
+    words = "2 scrapers have had no network for 35 s; the work goes on when it is back"
+    away = live(offline=[35.2, 4.0])
+    assert words in view.head(away, running=True) and words in view.text(away, running=True)
+    assert "no network" not in view.head(away, running=False)
+    assert "no network" not in view.head(live(offline=[]), running=True)
+
+
 def test_a_plan_tells_what_to_expect():
     job = replace(Job(), shards=20, swarm=4, hours=8)
     assert expect.expected(job).startswith(

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cahlib.config import Download
+from cahlib.config import Download, replace
 from cahlib.errors import Postponed, ShardError
 from cahlib.records import Evidence, Reason, Stage, Tally
 from cahlib.scrape.addresses import Net
@@ -19,7 +19,7 @@ from cahlib.scrape.connectivity import Outages
 from cahlib.scrape.images import images
 from cahlib.scrape.source import PAUSES, Source
 from cahlib.scrape.watch import Patience
-from tests.world import hosts
+from tests.world import hosts, small
 from tests.world import web as w
 from tests.world.jobs import until
 from tests.world.names import name_server
@@ -251,3 +251,56 @@ def test_the_crawls_host_is_not_waited_for_if_it_alone_is_away():
 def test_the_crawls_host_is_waited_for_as_long_as_the_settings_say():
     with crawl_host() as wires, pytest.raises(Postponed, match="no network"):
         read(wires, Outages(0), lambda seconds: wires.unplug())
+
+
+class Near:
+    """An engine that scrapes on the machine at the wire, when it is asked for a result."""
+
+    slots = 1
+
+    def __init__(self, wires, given_back):
+        self._wires, self._given_back, self._waiting = wires, given_back, []
+        self.told = list
+
+    def __len__(self):
+        return len(self._waiting)
+
+    def submit(self, key, function, *arguments, limit):
+        self._waiting.append((key, function, arguments, limit))
+
+    def take(self, *, timeout):
+        if not self._waiting:
+            return None
+        key, function, arguments, limit = self._waiting.pop()
+        try:
+            with self._wires.inside(self._wires.near):
+                return key, function(*arguments, limit=limit, report=lambda _: None)
+        except Postponed as error:
+            self._given_back.set()
+            return key, error
+
+
+def test_a_shard_that_is_given_back_costs_no_attempt_and_a_later_launch_finishes_it(tmp_path):
+    pytest.importorskip("open_clip", reason="a run needs: pip install 'cahlib[gpu]'")
+    from cahlib.run import run
+
+    crawl, stop = small.write(tmp_path / "crawl", files=1, links=3), threading.Event()
+
+    @contextmanager
+    def scraping(job, *, stop, board):
+        yield Near(wires, stop), tmp_path / "set/run/parcels"
+
+    with Wires() as wires, ExitStack() as stack:
+        with wires.inside(wires.far):
+            pictures = {f"/0-0-{n}.jpg": w.body(JPEG) for n in range(3)}
+            web = stack.enter_context(w.Web(pictures, place=(WEB, 80)))
+        job = replace(
+            small.job(crawl, tmp_path / "set", web, attempts=1), shards=1, offline_minutes=0.01
+        )
+        wires.unplug()
+        outcome = run(job, scraping=scraping, stop=stop)
+        assert (outcome.shards.todo, outcome.shards.failed, outcome.errors) == (1, 0, ())
+        wires.plug()
+        outcome = run(job, scraping=scraping)
+        assert outcome.shards.done == 1
+        assert outcome.tally.left[Stage.FETCH] == 3

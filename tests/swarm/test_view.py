@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from cahlib import console
-from cahlib.progress import Node, Snapshot
+from cahlib.progress import Node, Snapshot, offline
 from cahlib.records import Reason, Stage, Tally
 from cahlib.swarm import cluster, view
 from cahlib.swarm.provider import Server
@@ -122,6 +122,13 @@ def test_no_swarm_takes_no_lines():
         with console.view(stream) as listener:
             listener(replace(snapshot([]), spent=0))
         assert "swarm" not in stream.getvalue()
+
+
+def test_who_waits_for_the_network_is_said():
+    with console.view(stream := io.StringIO()) as listener:
+        told = [report(3), {**report(5), "offline": 35.2}]
+        listener(replace(snapshot([]), offline=offline(told)))
+    assert "a scraper has had no network for 35 s; the work goes on" in stream.getvalue()
 
 
 def test_a_headed_table_has_a_line_for_each_node():
