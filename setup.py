@@ -91,6 +91,7 @@ dev = [
     "rbloom>=1.5",  # reads our Bloom filters
     "nvidia-ml-py>=12",  # what the driver says of a GPU; pure Python
     "s3fs>=2024.2",  # the driver of s3://
+    "resvg-py>=0.5",  # draws emoji: the programs that made the demo's model and pictures are tried
     # reads our TFRecords; 275 MB to download, 1.4 GB on disk, and only one test needs it
     "tensorflow-cpu>=2.18; platform_machine == 'x86_64'",
 ]
