@@ -19,6 +19,7 @@ from cahlib.commands import blocklist, finished, swarm, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.console import lasting, stopped_early
 from cahlib.errors import CahError, ConfigError, is_full, missing, no_space
+from cahlib.private import FOLDER
 from cahlib.swarm.signals import ending, hush
 
 if TYPE_CHECKING:
@@ -189,9 +190,12 @@ def environment() -> dict[str, str]:
     from dotenv import dotenv_values
 
     try:
-        return {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
+        told = {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
     except UnicodeDecodeError as error:
         raise ConfigError(".env is not a text in UTF-8; store it as one.") from error
+    if FOLDER in told:  # it is no setting of a job: where secrets lie is told to nobody
+        os.environ[FOLDER] = told[FOLDER]
+    return told
 
 
 def _job(chosen: argparse.Namespace) -> Job:

@@ -13,10 +13,12 @@ from typing import Any
 
 from cahlib.config import Job, settings
 from cahlib.curate import seal
+from cahlib.curate.sink import replace
 from cahlib.curate.upload import PAGES
 from cahlib.errors import ConfigError, Stopped, room_for
 from cahlib.lock import held
 from cahlib.needs import named
+from cahlib.private import place
 from cahlib.tracker.client import Tracker, TrackerAway
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Ledger
@@ -38,6 +40,7 @@ def home(
     home = job.output.folder / "run"
     _unclaimed(job.output.folder)
     with room_for(job.output.folder), held(job.output.folder):
+        _unpublished(home)
         _make_way(job, home)
         job.goes_on(home / "job.json")
         job.store(home / "job.json")
@@ -83,6 +86,15 @@ def _unclaimed(folder: Path) -> None:
             f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
             "dataset's would replace; choose another folder."
         )
+
+
+def _unpublished(home: Path) -> None:
+    """Keep a run's own folder out of what people publish, by git and by `hf upload`."""
+    ignored = home.parent / ".gitignore"
+    if not ignored.exists():
+        replace(ignored, f"# {home.name}/ is no part of the dataset\n/{home.name}/\n".encode())
+    if (home / "swarm" / "keys").exists():  # as an earlier version left them
+        place(home / "swarm", "keys")
 
 
 def _make_way(job: Job, home: Path) -> None:

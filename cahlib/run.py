@@ -109,6 +109,10 @@ def run(
         if isinstance(ledger, Ledger):
             ledger.add(shards(job.crawl, contact=job.download.contact))
             take_over(job, ledger)
+        waiting = own / "parcels"
+        waiting.mkdir(exist_ok=True)
+        # a launch that was killed may have left some between "done" and their removal
+        parcels.sweep(waiting, ledger.in_state("done"))
         if ledger.more() or ledger.in_state("sealed"):
             work = _Work(job, ledger, stop, scraping, harmful)
             limit = job.place.hours * 3600 or float("inf")
@@ -168,7 +172,6 @@ class _Work:
 
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
-        self._parcels.mkdir(exist_ok=True)
         dataset.sweep(self._folder)
         for shard in self._ledger.in_state("sealed"):
             if left := seal.sealed(self._folder, shard.id):

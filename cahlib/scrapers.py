@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from cahlib import private
 from cahlib.config import Crawl, Download, Job
 from cahlib.errors import ConfigError
 from cahlib.progress import Board
@@ -109,7 +111,7 @@ def orders(job: Job) -> Orders:
 
 
 def state(job: Job) -> Path:
-    """Where the keys of a job's swarm lie, and its name."""
+    """Where the name of a job's swarm lies, its wheel and its logs."""
     return job.output.folder / "run" / "swarm"
 
 
@@ -124,14 +126,17 @@ def clouds(tokens: str) -> Sequence[Hetzner]:
 def _reach(job: Job) -> Reach:
     """The cluster that a job names, by its address or by a ticket; others may work there too."""
     from cahlib.swarm import ticket
-    from cahlib.swarm.cluster import Reach, named
+    from cahlib.swarm.cluster import Reach
 
     place, own = job.place, job.output.folder / "run"
     if "://" in place.engine:
         reach = Reach(address=place.engine, staging=place.staging)
     else:
-        reach = ticket.read(Path(place.engine).expanduser(), own / "ticket")
-    return reach.of_run(named(own / "engine"))  # they may have other rules for the same shards
+        keys = private.place(own / "engine", "ticket")
+        shutil.rmtree(own / "ticket", ignore_errors=True)  # where an earlier version had them
+        reach = ticket.read(Path(place.engine).expanduser(), keys)
+    # they may have other rules for the same shards
+    return reach.of_run(private.named(own / "engine"))
 
 
 def check(job: Job) -> None:

@@ -14,6 +14,7 @@ from cahlib.home import home
 from cahlib.needs import introduced
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
 from cahlib.records import Shard, Stage, Tally
+from cahlib.scrape import parcel as parcels
 from cahlib.swarm import engine
 from cahlib.tracker.shared import Shared
 
@@ -62,6 +63,7 @@ class _Scraping:
 
     def through(self, listener: Listener, tick: float) -> Brought:
         self._folder.mkdir(exist_ok=True)
+        parcels.sweep(self._folder, self._shared.in_state("done"))
         workers = self._job.place.workers or max((os.cpu_count() or 2) - 1, 1)
         limit = self._job.place.hours * 3600 or float("inf")
         with (

@@ -43,7 +43,7 @@ def _guarded(self, address):
 def _closed_world(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(socket.socket, "connect", _guarded)
     for name in list(os.environ):
-        if name.startswith("CAH_") or name.lower().endswith("_proxy"):
+        if name.startswith(("CAH_", "XDG_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
     "config", "errors", "flow", "lists", "live", "lock", "needs", "pixels", "places", "presets",
-    "progress", "records", "settings",
+    "private", "progress", "records", "settings",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
 DOORS = {"cli", "commands", "console", "kaggle", "notebook"}

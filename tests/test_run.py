@@ -38,3 +38,18 @@ def test_a_shard_that_cannot_be_written_costs_no_more_than_itself(tmp_path, monk
         outcome = run(replace(small.job(crawl, tmp_path / "set", web), attempts=2))
     assert (outcome.shards.done, outcome.shards.failed) == (3, 1)
     assert list(verify(tmp_path / "set")) == []
+
+
+def test_parcels_that_a_kill_left_behind_go_at_the_next_launch(tmp_path, monkeypatch):
+    """Killed between the ledger's word that a shard is done and the removal of its parcel."""
+    crawl = small.write(tmp_path / "crawl", files=1, links=3)
+    left = tmp_path / "set" / "run" / "parcels"
+    with small.Pictures() as web:
+        job = replace(small.job(crawl, tmp_path / "set", web), shards=1)
+        with monkeypatch.context() as killed:
+            killed.setattr("cahlib.run.parcels.discard", lambda folder, shard: None)
+            run(job, scraping=small.scraping)
+        assert {path.suffix for path in left.iterdir()} == {".tar", ".json"}
+        (left / "s-0.0123abcd.part").touch()
+        run(job, scraping=small.scraping)
+    assert not list(left.iterdir())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.private import named
 
 if TYPE_CHECKING:
     from cahlib.swarm.hetzner import Hetzner
@@ -118,7 +119,6 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     from cahlib.config import replace
     from cahlib.scrapers import orders
     from cahlib.swarm import crew
-    from cahlib.swarm.cluster import named
 
     wanted = orders(replace(job, swarm=chosen.nodes))
     clouds = _accounts(environment)

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from cahlib.config import Job
 from cahlib.errors import ConfigError, RunError
+from cahlib.private import named
 from cahlib.scrapers import orders, state
 from cahlib.swarm import crew
-from cahlib.swarm.cluster import named
 from cahlib.swarm.fleet import plan
 from cahlib.swarm.hetzner import Hetzner
 from cahlib.swarm.provider import mark

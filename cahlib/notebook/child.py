@@ -23,6 +23,7 @@ from cahlib.config import Job, settings
 from cahlib.errors import ConfigError, RunError
 from cahlib.notebook.fields import written
 from cahlib.notebook.place import TOKEN
+from cahlib.private import FOLDER
 
 _NOTE, _LOG = "child.json", "console.log"
 
@@ -163,7 +164,7 @@ def _line(*arguments: str) -> list[str]:
 
 def _environment(environment: Mapping[str, str], token: str) -> dict[str, str]:
     """Of the run: the form has said all that CAH_* could say."""
-    kept = {k: v for k, v in environment.items() if not k.startswith("CAH_")}
+    kept = {k: v for k, v in environment.items() if not k.startswith("CAH_") or k == FOLDER}
     root = str(Path(__file__).parent.parent.parent)
     path = os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH", ""))))
     return kept | {"PYTHONPATH": path} | ({TOKEN: token} if token else {})

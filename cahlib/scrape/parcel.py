@@ -169,11 +169,15 @@ def discard(folder: Path, shard: Shard) -> None:
                 path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what was never sealed; nobody may be writing there."""
+def sweep(folder: Path, done: Iterable[Shard] = ()) -> None:
+    """Remove what was never sealed, and parcels of shards that are done; nobody may be writing."""
     with disk(folder):
         for path in folder.glob("*.part"):
             path.unlink(missing_ok=True)
+        served = {shard.id for shard in done}
+        for path in folder.iterdir():
+            if path.stem in served:
+                path.unlink(missing_ok=True)
 
 
 def check(parcel: Parcel) -> None:

@@ -5,13 +5,11 @@ It does not know what is run there.
 
 from __future__ import annotations
 
-import secrets
 import ssl
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from distributed import Client, Security
@@ -45,17 +43,6 @@ class Reach:
             files=f"{self.files}/{run}",
             staging=self.staging and f"{self.staging.rstrip('/')}/{run}",
         )
-
-
-def named(folder: Path) -> str:
-    """The name by which clouds and clusters know a run: the same as long as its folder is there."""
-    path = folder / "run"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
-        fresh.write_text(secrets.token_hex(4))
-        fresh.replace(path)  # whole or not at all: without a name, all runs are one
-    return path.read_text()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """A swarm for one run: servers are made, become nodes, scrape, and are gone afterwards.
 
-Its state lies in one folder (keys, and the run's name by which the clouds know its servers), so a
-command that is started again takes over the nodes that are there. No token is in it.
+Its state lies in one folder (the run's name, by which the clouds know its servers), and its keys
+elsewhere by that name, so a command that is started again takes over the nodes that are there. No
+token is in either.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cahlib.errors import ConfigError, RunError
+from cahlib.private import named, place
 from cahlib.progress import Board, Node
 from cahlib.swarm import install, ssh, view
-from cahlib.swarm.cluster import Reach, named
+from cahlib.swarm.cluster import Reach
 from cahlib.swarm.fleet import Bill, Fleet, Limits, fleet, plan, remains, sweep
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HOME, user_data
@@ -45,7 +47,7 @@ class Orders:
     """What a swarm is told to be."""
 
     limits: Limits
-    state: Path  #: folder of keys and the run's name
+    state: Path  #: folder of the run's name, its wheel and its logs
     wheelhouse: Path | None = None  #: wheels for the nodes; None: they ask their registry
     late: float = 10  #: seconds in which a request that was never answered may make a server
     rules: Rules = field(default_factory=Rules)  #: by which nodes are looked after
@@ -156,7 +158,8 @@ def servers(accounts: Sequence[Account], state: Path) -> list[Server]:
 
 def logins(servers: Sequence[Server], state: Path) -> list[ssh.Login]:
     """How servers of a run are reached."""
-    return [_login(each, Keys(state / "keys")) for each in servers]
+    keys = Keys(place(state, "keys"))
+    return [_login(each, keys) for each in servers]
 
 
 def nodes(accounts: Sequence[Account], state: Path) -> list[Node]:
@@ -185,10 +188,9 @@ def _prepared(
     tell: Callable[[str], None],
     stop: threading.Event,
 ) -> tuple[Fleet, install.Package, Keys]:
-    keys = Keys(orders.state / "keys")
     planned = plan(accounts, orders.limits)
     goods = install.package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
-    run = named(orders.state)
+    run, keys = named(orders.state), Keys(place(orders.state, "keys"))
     keys.renew()  # before servers are made for it, but not for a plan that is refused
     made = Fleet(accounts, run, planned, lambda name: user_data(keys, name), tell, stop=stop)
     return made, goods, keys

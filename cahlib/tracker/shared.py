@@ -1,13 +1,12 @@
 """A run's ledger whose shards come from a tracker, which several runs share.
 
 What is done here is in the ledger as ever; the tracker is told of it, now or when it answers
-again. A file beside the ledger keeps who we are and what we owe, so a run that was killed goes on
-with its leases and tells what it had not told.
+again. A file beside the ledger keeps what we owe, another one elsewhere who we are, so a run that
+was killed goes on with its leases and tells what it had not told.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import threading
@@ -18,7 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cahlib.errors import ConfigError, RunError, ShardError, no_space
+from cahlib.errors import ConfigError, RunError, ShardError, room_for
+from cahlib.private import place
 from cahlib.records import Judged, Shard, Tally
 from cahlib.tracker.client import Leased, Refused, Tracker, TrackerAway
 from cahlib.tracker.pending import PendingReport, PendingReports
@@ -49,6 +49,7 @@ class Shared:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._tracker, self._path = ledger, tracker, path
+        self._secret = place(path.with_suffix(""), "secret")
         self._nickname, self._kind = who
         (self._every, self._poll), self._clock = often, clock
         self._reports = PendingReports(self._save)
@@ -249,6 +250,7 @@ class Shared:
 
     def _join(self) -> None:
         self._tracker.join(self._nickname, self._kind)
+        self._keep_secret()
         for shard in self._ledger.in_state("todo", "leased"):
             self._ledger.forget(shard)  # leased by who we were
         with self._reports:
@@ -338,7 +340,11 @@ class Shared:
                     f"output: a {told['kind']} worker of the tracker {told['url']} uses this "
                     "folder; choose another."
                 )
-            self._tracker.secret = told["secret"]
+            if "secret" in told:  # as an earlier version kept it
+                self._tracker.secret = told["secret"]
+                self._keep_secret()
+            elif self._secret.exists():
+                self._tracker.secret = self._secret.read_text(encoding="utf-8")
             self._tracker.upload = told["upload"]
             self._reports.load({id: PendingReport(**each) for id, each in told["debts"].items()})
         except FileNotFoundError:
@@ -346,20 +352,21 @@ class Shared:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self._path} is damaged; remove it to join anew.") from error
 
+    def _keep_secret(self) -> None:
+        fresh = self._secret.with_suffix(".new")
+        with room_for(self._secret):
+            fresh.touch(mode=0o600)
+            fresh.write_text(self._tracker.secret, encoding="utf-8")
+            fresh.replace(self._secret)
+
     def _save(self, reports: Mapping[str, PendingReport]) -> None:
         told = {
             "url": self._tracker.url,
             "kind": self._kind,
-            "secret": self._tracker.secret,
             "upload": self._tracker.upload,
             "debts": {id: asdict(report) for id, report in reports.items()},
         }
         fresh = self._path.with_suffix(".new")
-        try:
-            fresh.touch(mode=0o600)  # it holds the secret
+        with room_for(self._path):
             fresh.write_text(json.dumps(told, indent=1), encoding="utf-8")
             fresh.replace(self._path)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise no_space(self._path) from error
-            raise

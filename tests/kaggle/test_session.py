@@ -18,6 +18,7 @@ from cahlib.kaggle import pack
 from cahlib.kaggle.servers import Swarm
 from cahlib.kaggle.service import Kaggle, Quota
 from cahlib.kaggle.session import Session, affordable, attend
+from cahlib.private import place
 from cahlib.swarm import hetzner, ticket
 from cahlib.swarm.cluster import Reach
 from cahlib.swarm.fleet import Fleet, plan
@@ -41,7 +42,7 @@ class Listed(Swarm):
         )
         fleet.prepare("ssh-ed25519 AAAA")
         fleet.fill()
-        reach = Reach(address=f"tls://192.0.2.1:{PORT}", keys=Keys(wanted.state / "keys"))
+        reach = Reach(address=f"tls://192.0.2.1:{PORT}", keys=Keys(place(wanted.state, "keys")))
         return ticket.issued(reach, hours=hours)
 
 

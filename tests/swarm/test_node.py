@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 
 from cahlib.errors import ConfigError, RunError
+from cahlib.private import place
 from cahlib.swarm import crew, hetzner, install, wheel
 from cahlib.swarm import keys as key_files
 from cahlib.swarm.fleet import Limits
@@ -68,7 +69,7 @@ def test_certificates_that_end_soon_are_renewed_and_what_opens_the_nodes_stays(k
 def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch):
     """None is made here: the account has no room."""
     orders = crew.Orders(limits=Limits(nodes=1), state=tmp_path)
-    keys = Keys(orders.state / "keys")
+    keys = Keys(place(orders.state, "keys"))
     before = keys.authority().public.read_bytes()
     monkeypatch.setattr(key_files, "_LEFT", days(31))  # so those of today end soon
     with clouds.serve(clouds.Cloud({"token": clouds.Account(limit=0)})) as cloud:

@@ -10,6 +10,7 @@ import pytest
 from cahlib.config import Job, replace
 from cahlib.errors import ConfigError, RunError
 from cahlib.home import home
+from cahlib.private import place
 from cahlib.records import Shard, Stage, Tally
 from cahlib.tracker import board, intake
 from cahlib.tracker.app import create
@@ -73,11 +74,11 @@ def test_another_job_that_takes_the_place_of_one_that_came_to_nothing_is_the_sam
         job = Job.from_values(
             {"tracker": address, "nickname": "ann", "output": str(tmp_path / "dataset")}
         )
-        identity = tmp_path / "dataset/run/tracker.json"
         with home(job, role="hybrid", stop=threading.Event()):
-            secret = json.loads(identity.read_text())["secret"]
+            identity = place(tmp_path / "dataset/run/tracker", "secret")
+            secret = identity.read_text()
         with home(replace(job, threshold=0.9), role="hybrid", stop=threading.Event()) as shared:
-            assert json.loads(identity.read_text())["secret"] == secret
+            assert identity.read_text() == secret
             first = shared.lease()
             shared.seal(first, [], one_pair())
             shared.done(first)
@@ -285,14 +286,36 @@ def test_a_parcel_that_is_elsewhere_is_refused(app, tmp_path, where):
         ledger.close()
 
 
+def test_a_secret_that_an_earlier_version_kept_beside_the_dataset_is_moved(app, tmp_path):
+    with serving(app) as address:
+        run = Run(tmp_path / "a", address)
+        for _ in range(2):
+            ledger, shared = run.launch()
+            with shared:
+                secret = place(run.folder / "tracker", "secret")
+                joined = secret.read_text()
+            ledger.close()
+            path = run.folder / "tracker.json"
+            told = json.loads(path.read_text())
+            assert "secret" not in told
+            path.write_text(json.dumps(told | {"secret": joined}))
+            secret.unlink()
+        ledger, shared = run.launch()
+        with shared:
+            assert secret.read_text() == joined and secret.stat().st_mode & 0o077 == 0
+        assert joined not in path.read_text()
+        ledger.close()
+
+
 def test_the_folder_of_another_tracker_is_refused(app, tmp_path):
     with serving(app) as address:
         run = Run(tmp_path / "a", address)
         ledger, shared = run.launch()
         with shared:
             pass
-        told = json.loads((run.folder / "tracker.json").read_text())
-        assert told["secret"] and (run.folder / "tracker.json").stat().st_mode & 0o077 == 0
+        secret = place(run.folder / "tracker", "secret")
+        assert secret.read_text() and secret.stat().st_mode & 0o077 == 0
+        assert secret.read_text() not in (run.folder / "tracker.json").read_text()
         ledger.close()
         run.address = "http://127.0.0.1:9"
         ledger, shared = run.launch()
