@@ -261,6 +261,8 @@ def _tell(outcome: Outcome) -> None:
         f"{shards.done} shards: {outcome.folder}"
     )
     print(f"report: {outcome.folder / 'report.html'}")
+    for each in outcome.warnings:
+        print(f"cah: {each}", file=sys.stderr)
     for shard, error in outcome.errors:
         print(f"cah: shard {shard} failed: {error}", file=sys.stderr)
     if outcome.errors:

@@ -222,10 +222,11 @@ class OptOut:
 
 @dataclass(slots=True, kw_only=True)
 class Evidence:
-    """What is found out about owners and domains while a shard is scraped; it fills up."""
+    """What is found out about owners, domains and the file while a shard is scraped."""
 
     optouts: list[OptOut] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)  #: domains that never answered
+    cut: int = 0  #: the byte at which the WAT file is cut off, 0 if it is whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +244,7 @@ class Parcel:
     finished: float
     versions: Mapping[str, str]  #: of cahlib, Python and what touched the images
     silent: tuple[str, ...] = ()  #: domains that never answered
+    cut: int = 0  #: as in `Evidence`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

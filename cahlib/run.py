@@ -71,6 +71,7 @@ class Outcome:
     tally: Tally  #: of all shards in the dataset
     errors: tuple[tuple[str, str], ...]  #: of shards that were given up: id and last error
     stopped: bool  #: before all was done
+    warnings: tuple[str, ...]  #: about what was read, a sentence each
 
 
 def run(
@@ -122,11 +123,13 @@ def run(
         card.write(folder, job.values())
         if job.output.url:
             upload.pages(folder, job.output.url)
+        found = summary(folder)
         return Outcome(
             folder=folder,
             shards=ledger.counts(),
-            tally=summary(folder).tally,  # not the ledger's: purges are told to the seals alone
+            tally=found.tally,  # not the ledger's: purges are told to the seals alone
             errors=tuple(ledger.errors()),
+            warnings=tuple(found.warnings()),
             stopped=stop.is_set() and (ledger.more() or bool(ledger.in_state("sealed"))),
         )
 

@@ -2,6 +2,7 @@
 
 from cahlib.config import replace
 from cahlib.curate import dataset, rows
+from cahlib.curate.summary import lines
 from cahlib.curate.verify import verify
 from cahlib.run import run
 from tests.world import small
@@ -53,3 +54,16 @@ def test_parcels_that_a_kill_left_behind_go_at_the_next_launch(tmp_path, monkeyp
         (left / "s-0.0123abcd.part").touch()
         run(job, scraping=small.scraping)
     assert not list(left.iterdir())
+
+
+def test_a_file_that_is_cut_off_is_told_of_wherever_the_dataset_is_described(tmp_path):
+    crawl = small.write(tmp_path / "crawl", files=1, links=30)
+    path = tmp_path / "crawl" / "00000.warc.wat.gz"
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 4])
+    with small.Pictures() as web:
+        outcome = run(small.job(crawl, tmp_path / "set", web), scraping=small.scraping)
+    (said,) = outcome.warnings
+    assert said.startswith(f"{path.name} is cut off at byte {path.stat().st_size:,}; ")
+    assert said in (tmp_path / "set" / "report.html").read_text()
+    assert any(said in line for line in lines(tmp_path / "set"))
+    assert list(verify(tmp_path / "set")) == []

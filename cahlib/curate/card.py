@@ -96,6 +96,7 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
         "[report.html](report.html) shows it in pictures.\n"
     )
     yield "## How many, and why not more\n"
+    yield "".join(f"{_cell(each)}\n" for each in found.warnings())
     yield _table(("step", "number"), [(step, f"{n:,}") for step, n in found.funnel()])
     yield _table(("lost in", "number", "share", "reason"), _lost(found))
     yield "## How to load it\n"

@@ -287,4 +287,5 @@ def _sealed(
         forms=recipe.forms,
         versions={**parcel.versions, **recipe.versions},
         silent=parcel.silent,
+        cut=parcel.cut,
     )

@@ -49,6 +49,7 @@ def html(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
         title=escape(name),
         lead=_lead(found),
         made=_made(found),
+        warnings="".join(f'<p class="tag">{escape(each)}</p>' for each in found.warnings()),
         funnel=charts.bars(_funnel(found), log=True, kind="funnel kept"),
         stages="".join(_stage(found, stage) for stage in Stage),
         similarity=f"The kept pairs have {found.similarity:.3f} on average.",

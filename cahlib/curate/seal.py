@@ -67,6 +67,7 @@ class Sealed:
     forms: tuple[str, ...]
     versions: Mapping[str, str]
     silent: tuple[str, ...] = ()  #: domains that never answered
+    cut: int = 0  #: the byte at which its WAT file is cut off; 0 if it is whole
     overruled: int = 0  #: refusals that the profile of consent does not honour; evidence as well
 
     @property

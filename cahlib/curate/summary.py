@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,6 +15,9 @@ from cahlib.records import Reason, Stage, Tally
 
 #: Pairs of each kind that are kept for show.
 _SHOWN = 24
+
+#: WAT files that are named.
+_CUT = 10
 
 #: Hosts that are named.
 _DOMAINS = 20
@@ -50,6 +53,17 @@ class Summary:
     models: tuple[tuple[str, float], ...]  #: with their thresholds; one, unless folders were mixed
     forms: tuple[str, ...]
     versions: Mapping[str, str]
+    #: WAT files that are cut off, by the byte at which they are
+    cut: Mapping[str, int] = field(default_factory=dict)
+
+    def warnings(self) -> list[str]:
+        """What whoever uses the dataset should know, a sentence each."""
+        named = [
+            f"{PurePath(url).name} is cut off at byte {size:,}; what followed is missing."
+            for url, size in list(self.cut.items())[:_CUT]
+        ]
+        more = len(self.cut) - len(named)
+        return named + [f"So are {plural(more, 'other WAT file')}."] * bool(more)
 
     def funnel(self) -> tuple[tuple[str, int], ...]:
         """How many came to each step of the work."""
@@ -81,6 +95,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
     shown: list[Shown] = []
     work: list[Work] = []
     models, forms, versions = dict[tuple[str, float], None](), dict[str, None](), dict[str, str]()
+    cut = dict[str, int]()
     size = optouts = overruled = 0
     similarity = 0.0
     for each in seals:
@@ -96,6 +111,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
         size += sum(stored.size for stored in each.files.values())
         optouts += each.optouts
         overruled += each.overruled
+        cut |= {each.shard.url: each.cut} if each.cut else {}
         similarity += each.similarity * each.rows
     return Summary(
         shards=len(work),
@@ -113,6 +129,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
         models=tuple(models),
         forms=tuple(forms),
         versions=versions,
+        cut=cut,
     )
 
 
@@ -126,6 +143,7 @@ def lines(place: str | Path) -> Iterator[str]:
     for model, threshold in found.models:
         yield f"  judged by {model}, kept from {threshold:g} on, mean {found.similarity:.3f}"
     yield f"  beside the metadata: {', '.join(found.forms) or 'nothing'}"
+    yield from (f"  {each}" for each in found.warnings())
     yield f"  owners who refused, with evidence: {found.optouts:,}"
     for stage in Stage:
         entered, left = found.tally.entered[stage], found.tally.left[stage]

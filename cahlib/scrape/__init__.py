@@ -62,7 +62,9 @@ def scrape(
             raise ShardError(f"{shard.id} took longer than {limit / 60:g} minutes.")
 
     found = candidates(
-        pages(shard, tally, contact=download.contact, outages=outages),
+        pages(
+            shard, tally, contact=download.contact, outages=outages, evidence=evidence
+        ),
         crawl,
         Blocklists.load(crawl),
         tally,

@@ -72,6 +72,7 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
     finished: float
     versions: dict[str, str]
     silent: tuple[str, ...] = ()
+    cut: int = 0
 
 
 class _Place(NamedTuple):
@@ -113,6 +114,7 @@ def seal(
             tally=tally,
             optouts=tuple(evidence.optouts),
             silent=tuple(evidence.silent),
+            cut=evidence.cut,
             started=started,
             finished=clock(),
             versions=_versions(),
@@ -155,6 +157,7 @@ def sealed(folder: Path, shard: Shard) -> Parcel | None:
         finished=told.finished,
         versions=told.versions,
         silent=told.silent,
+        cut=told.cut,
     )
 
 
@@ -241,6 +244,7 @@ def _told(parcel: Parcel) -> bytes:
         finished=parcel.finished,
         versions=dict(parcel.versions),
         silent=parcel.silent,
+        cut=parcel.cut,
     )
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 

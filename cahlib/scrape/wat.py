@@ -11,7 +11,7 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html import unescape
 from itertools import chain
 from typing import Any
@@ -20,7 +20,7 @@ import msgspec
 from isal import isal_zlib
 
 from cahlib.errors import ShardError
-from cahlib.records import Reason, Shard, Stage, Tally
+from cahlib.records import Evidence, Reason, Shard, Stage, Tally
 from cahlib.scrape.connectivity import Outages
 from cahlib.scrape.source import Sleep, Source
 
@@ -119,18 +119,24 @@ def pages(
     contact: str = "",
     sleep: Sleep = time.sleep,
     outages: Outages | None = None,
+    evidence: Evidence | None = None,
 ) -> Iterator[Page]:
     """The pages of a shard; those without an image are counted, but not given.
 
     What cannot be read costs no more than itself. Raises ShardError if the file is none or no WAT
     file or cannot be fetched, and RunError if the server bans us; times without network are waited
-    out, and noted in ``outages``. ``tally`` is the shard's own.
+    out, and noted in ``outages``. ``tally`` and ``evidence`` are the shard's own.
     """
     source = Source(shard.url, contact=contact, sleep=sleep, outages=outages)
     day = _DAY.search(shard.url)
     escaped = day is not None and day[1] < _PLAIN_SINCE
-    start, end = _extent(source, shard.half)
-    for member in _members(source.pieces(start, end), tally):
+    start, end, size = _extent(source, shard.half)
+
+    def cut() -> None:
+        if evidence and end == size:
+            evidence.cut = size
+
+    for member in _members(source.pieces(start, end), tally, cut):
         for address, body in _records(member, tally):
             if page := _page(address, body, tally):
                 yield _unescaped(page) if escaped else page
@@ -149,11 +155,11 @@ def check(source: Source) -> int:
     return size
 
 
-def _extent(source: Source, half: int) -> tuple[int, int]:
-    """Where a half begins and ends."""
+def _extent(source: Source, half: int) -> tuple[int, int, int]:
+    """Where a half begins and ends, and its file."""
     size = check(source)
     border = _border(source, size // 2, size)
-    return (0, border) if half == 0 else (border, size)
+    return (0, border, size) if half == 0 else (border, size, size)
 
 
 def _border(source: Source, middle: int, size: int) -> int:
@@ -179,11 +185,15 @@ def _begins_record(data: bytes) -> bool:
         return False
 
 
-def _members(pieces: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
-    """The inflated members of a stretch of a file; damaged ones are counted."""
+def _members(pieces: Iterable[bytes], tally: Tally, cut: Callable[[], None]) -> Iterator[bytes]:
+    """The inflated members of a stretch of a file; damaged ones are counted.
+
+    ``cut`` is called if the stretch ends before its last member does.
+    """
     rest = b""
     for piece in chain(pieces, [b""]):
         data, at = rest + piece, 0
+        broken: int | None = None  # where what is damaged begins, up to the end
         while at < len(data):
             member, following = _member(data, at, whole=not piece)
             if member is None and following == at:
@@ -191,10 +201,14 @@ def _members(pieces: Iterable[bytes], tally: Tally) -> Iterator[bytes]:
             if member is None:
                 tally.entered[Stage.READ] += 1
                 tally.lost[Reason.BROKEN_MEMBER] += 1
+                broken = at if broken is None else broken
             else:
+                broken = None
                 yield member
             at = following
         rest = data[at:]
+    if broken is not None and _goes_on(data, broken):
+        cut()
 
 
 def _member(data: bytes, at: int, *, whole: bool) -> tuple[bytes | None, int]:
@@ -220,6 +234,16 @@ def _member(data: bytes, at: int, *, whole: bool) -> tuple[bytes | None, int]:
         if end == len(data) or left <= 0:
             return None, _next(data, at)
     return None, end
+
+
+def _goes_on(data: bytes, at: int) -> bool:
+    """Return whether a member is whole as far as the data go, and they end before it does."""
+    inflate = isal_zlib.decompressobj(wbits=31)
+    try:
+        inflate.decompress(memoryview(data)[at:], _MOST)
+    except isal_zlib.error:  # type: ignore[misc] # as above
+        return False
+    return not (inflate.eof or inflate.unconsumed_tail)
 
 
 def _next(data: bytes, at: int) -> int:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cahlib.config import Crawl
 from cahlib.demo.web import Answer
 from cahlib.errors import ShardError
-from cahlib.records import Reason, Shard, Stage, Tally
+from cahlib.records import Evidence, Reason, Shard, Stage, Tally
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
 from cahlib.scrape.shards import shards
@@ -110,10 +110,20 @@ def test_a_member_full_of_magic_numbers_costs_little(wat):
     assert set(tally.lost) == {Reason.BROKEN_MEMBER}
 
 
-def test_a_file_that_breaks_off_gives_what_is_whole(wat):
-    found, tally = read(wat(page("http://a.com/0"), page("http://a.com/1")[:-20]))
-    assert [each.url for each in found] == ["http://a.com/0"]
-    assert tally.lost == {Reason.BROKEN_MEMBER: 1}
+def test_a_file_that_breaks_off_gives_what_is_whole_and_is_told_of(wat):
+    members = [page(f"http://a.com/{n}", f"words {n} " * 40) for n in range(6)]
+    rotten = bytearray(members[5])
+    rotten[40:60] = bytes(20)
+    for last, is_cut in ((members[5][:-20], True), (members[5][:5], True), (bytes(rotten), False)):
+        path, evidence, tally = wat(*members[:5], last), Evidence(), Tally()
+        found = [
+            each.url
+            for half in (0, 1)
+            for each in pages(Shard(id="x", url=str(path), half=half), tally, evidence=evidence)
+        ]
+        assert found == [f"http://a.com/{n}" for n in range(5)]
+        assert tally.lost == {Reason.BROKEN_MEMBER: 1}
+        assert evidence.cut == (path.stat().st_size if is_cut else 0)
 
 
 def test_a_file_of_one_member_is_all_in_its_first_half(wat):
