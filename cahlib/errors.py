@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class CahError(Exception):
@@ -84,15 +85,39 @@ def no_space(place: object) -> RunError:
     )
 
 
+#: Errors of a disk that mean a wrong choice of folder, not a disk in trouble.
+_CHOICE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
+    errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+
+
+def unwritable(error: OSError, place: object) -> CahError:
+    """Return the error for a place that cannot be written: a choice of the user's, or a disk's."""
+    cause = error.strerror or str(error)
+    if error.errno in _CHOICE:
+        return ConfigError(f"output: {place} cannot be written ({cause}); choose another folder.")
+    if is_full(error):
+        return no_space(place)
+    return RunError(
+        f"{place} cannot be written ({cause}); see to the disk, then run the same command again."
+    )
+
+
 @contextmanager
-def room_for(place: object) -> Iterator[None]:
-    """Raise `no_space` instead of whatever a full disk made fail in here."""
+def writing(folder: Path) -> Iterator[None]:
+    """Raise a sentence for whatever fails in here for the disk or the folder that is written to."""
     try:
         yield
+    except CahError:
+        raise
     except Exception as error:
-        if isinstance(error, CahError) or not is_full(error):
-            raise
-        raise no_space(place) from error
+        if is_full(error):
+            raise no_space(folder) from error
+        named = getattr(error, "filename", None)
+        if isinstance(error, OSError) and named and Path(str(named)).is_relative_to(folder):
+            raise unwritable(error, named) from error
+        raise
 
 
 #: Libraries that not every place needs, by the extra that brings them.

@@ -15,7 +15,7 @@ from cahlib.config import Job, settings
 from cahlib.curate import seal
 from cahlib.curate.sink import replace
 from cahlib.curate.upload import PAGES
-from cahlib.errors import ConfigError, Stopped, room_for
+from cahlib.errors import ConfigError, Stopped, writing
 from cahlib.lock import held
 from cahlib.needs import named
 from cahlib.private import place
@@ -37,9 +37,10 @@ def home(
     With a tracker it is one that takes its shards from there, as a worker of this role; ``refused``
     hears of each parcel that the tracker does not take, those of an earlier launch included.
     """
-    home = job.output.folder / "run"
-    _unclaimed(job.output.folder)
-    with room_for(job.output.folder), held(job.output.folder):
+    folder, home = job.output.folder, job.output.folder / "run"
+    with writing(folder):
+        _unclaimed(folder)
+    with writing(folder), held(folder):
         _unpublished(home)
         _make_way(job, home)
         job.goes_on(home / "job.json")

@@ -91,15 +91,17 @@ def watched(
     listener: Listener,
     *,
     tick: float,
-    limit: float,
+    hours: float,
     stop: threading.Event,
 ) -> Iterator[None]:
     """Tell the listener every ``tick`` seconds how far the work is, and once more at its end.
 
     ``snapshot`` is given the seconds so far, and whether it is the last one; ``stop`` is set after
-    ``limit`` seconds. What goes wrong with the listener, as a closed terminal, ends nothing.
+    so many ``hours``, if that is not 0. What goes wrong with the listener, as a closed terminal,
+    ends nothing.
     """
     started, ended = time.monotonic(), threading.Event()
+    limit = hours * 3600 or float("inf")
 
     def tell(finished: bool) -> float:
         elapsed = time.monotonic() - started

@@ -36,7 +36,7 @@ from cahlib.errors import (
     ShardError,
     is_full,
     no_space,
-    room_for,
+    writing,
 )
 from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
@@ -94,6 +94,8 @@ def run(
     folder = job.output.folder
     if job.output.url:
         upload.check(job.output.url, job.output.folder)
+    with writing(folder):
+        dataset.unobstructed(folder)
     introduced(job)
     # what cannot be read or is not known is the user's to mend, before the start
     languages(job.crawl)
@@ -105,19 +107,16 @@ def run(
     with (
         home(job, role=role, stop=stop) as ledger,
         live.recorded(folder / "run", listener, stopping=stop.is_set) as listener,
-        room_for(folder),
+        writing(folder),
     ):
         if isinstance(ledger, Ledger):
             ledger.add(shards(job.crawl, contact=job.download.contact))
             take_over(job, ledger)
-        waiting = own / "parcels"
-        waiting.mkdir(exist_ok=True)
         # a launch that was killed may have left some between "done" and their removal
-        parcels.sweep(waiting, ledger.in_state("done"))
+        parcels.sweep(folder / "run" / "parcels", ledger.in_state("done"))
         if ledger.more() or ledger.in_state("sealed"):
             work = _Work(job, ledger, stop, scraping, harmful)
-            limit = job.place.hours * 3600 or float("inf")
-            with watched(work.snapshot, listener, tick=tick, limit=limit, stop=stop):
+            with watched(work.snapshot, listener, tick=tick, hours=job.place.hours, stop=stop):
                 work.through()
         report.write(folder, job.values())
         card.write(folder, job.values())

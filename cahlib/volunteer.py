@@ -62,17 +62,15 @@ class _Scraping:
         self._tally = shared.tally()
 
     def through(self, listener: Listener, tick: float) -> Brought:
-        self._folder.mkdir(exist_ok=True)
         parcels.sweep(self._folder, self._shared.in_state("done"))
         workers = self._job.place.workers or max((os.cpu_count() or 2) - 1, 1)
-        limit = self._job.place.hours * 3600 or float("inf")
         with (
             engine.local(workers) as scrapers,
             watched(
                 partial(self._snapshot, scrapers, Speedometer()),
                 listener,
                 tick=tick,
-                limit=limit,
+                hours=self._job.place.hours,
                 stop=self._stop,
             ),
         ):

@@ -6,7 +6,6 @@ know what is in the file.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import tempfile
@@ -16,16 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from cahlib.errors import ConfigError, RunError, is_full, no_space
+from cahlib.errors import unwritable
 
 #: What a temporary file's name ends with; see `part`.
 PART = ".part"
-
-#: Errors of a disk that mean a wrong choice of folder, not a disk in trouble.
-_CHOICE = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
-    errno.ENAMETOOLONG, errno.ELOOP,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +35,7 @@ def disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cause = error.strerror or str(error)
-        if error.errno in _CHOICE:
-            raise ConfigError(
-                f"output: {path} cannot be written ({cause}); choose another folder."
-            ) from error
-        if is_full(error):
-            raise no_space(path) from error
-        raise RunError(
-            f"{path} cannot be written ({cause}); see to the disk, then run the same command again."
-        ) from error
+        raise unwritable(error, path) from error
 
 
 def part(path: Path) -> Path:

@@ -62,9 +62,7 @@ def scrape(
             raise ShardError(f"{shard.id} took longer than {limit / 60:g} minutes.")
 
     found = candidates(
-        pages(
-            shard, tally, contact=download.contact, outages=outages, evidence=evidence
-        ),
+        pages(shard, tally, contact=download.contact, outages=outages, evidence=evidence),
         crawl,
         Blocklists.load(crawl),
         tally,

@@ -175,6 +175,7 @@ def discard(folder: Path, shard: Shard) -> None:
 def sweep(folder: Path, done: Iterable[Shard] = ()) -> None:
     """Remove what was never sealed, and parcels of shards that are done; nobody may be writing."""
     with disk(folder):
+        folder.mkdir(exist_ok=True)
         for path in folder.glob("*.part"):
             path.unlink(missing_ok=True)
         served = {shard.id for shard in done}

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cahlib.errors import ConfigError, RunError, ShardError, room_for
+from cahlib.errors import ConfigError, RunError, ShardError, writing
 from cahlib.private import place
 from cahlib.records import Judged, Shard, Tally
 from cahlib.tracker.client import Leased, Refused, Tracker, TrackerAway
@@ -354,7 +354,7 @@ class Shared:
 
     def _keep_secret(self) -> None:
         fresh = self._secret.with_suffix(".new")
-        with room_for(self._secret):
+        with writing(self._secret):
             fresh.touch(mode=0o600)
             fresh.write_text(self._tracker.secret, encoding="utf-8")
             fresh.replace(self._secret)
@@ -367,6 +367,6 @@ class Shared:
             "debts": {id: asdict(report) for id, report in reports.items()},
         }
         fresh = self._path.with_suffix(".new")
-        with room_for(self._path):
+        with writing(self._path):
             fresh.write_text(json.dumps(told, indent=1), encoding="utf-8")
             fresh.replace(self._path)

@@ -69,6 +69,34 @@ def test_a_mistake_gets_a_sentence(tmp_path, monkeypatch, capsys, arguments, cod
     refused(command.said(capsys, "run", *arguments), code=code, sentence=sentence)
 
 
+@pytest.mark.parametrize("made", ["a file", "a dangling link", "a loop of links"])
+@pytest.mark.parametrize("name", ["shards", "images", "metadata", "run", "run/parcels", ".", "out"])
+def test_what_is_in_the_way_is_named(tmp_path, monkeypatch, capsys, name, made):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.wat.gz").write_bytes(small.file(0, links=1))
+    if name == "out":  # the folder's folder
+        output, name = tmp_path / "out" / "set", ".."
+    else:
+        output = tmp_path / "set"
+    path = Path(os.path.normpath(output / name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if made == "a file":
+        path.touch()
+    else:
+        path.symlink_to(path if made == "a loop of links" else tmp_path / "nothing")
+    line = ["run", "--crawl", "a.wat.gz", "--contact", "a@b.org", *MODEL, "--output", output]
+    if name == "." and made == "a dangling link":
+        return  # what it points to can be made
+    refused(command.said(capsys, *line), code=2, sentence=f"output: {output}")
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.wat.gz").write_bytes(small.file(0, links=1))
+    line = ["run", "--crawl", "a.wat.gz", "--contact", "a@b.org", *MODEL, "--output", "x" * 300]
+    refused(command.said(capsys, *line), code=2, sentence="File name too long")
+
+
 def test_a_job_that_came_to_nothing_holds_no_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CAH_CONTACT", "tests@example.org")
