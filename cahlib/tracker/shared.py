@@ -340,13 +340,14 @@ class Shared:
                     f"output: a {told['kind']} worker of the tracker {told['url']} uses this "
                     "folder; choose another."
                 )
+            self._tracker.upload = told["upload"]
+            self._reports.load({id: PendingReport(**each) for id, each in told["debts"].items()})
             if "secret" in told:  # as an earlier version kept it
                 self._tracker.secret = told["secret"]
                 self._keep_secret()
+                self._reports.save()
             elif self._secret.exists():
                 self._tracker.secret = self._secret.read_text(encoding="utf-8")
-            self._tracker.upload = told["upload"]
-            self._reports.load({id: PendingReport(**each) for id, each in told["debts"].items()})
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
