@@ -170,8 +170,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    from cahlib.room import told
+
     job = _job(chosen)
     tokens = environment().get("HCLOUD_TOKEN", "")
+    if room := told(job):
+        print(room)
     if job.place.swarm and not _agreed(job, tokens):
         return 2
     return _follow(job, tokens)

@@ -1,6 +1,7 @@
 """A full disk is one sentence at any moment, and costs nothing that is done."""
 
 import os
+import re
 import resource
 import subprocess
 from contextlib import contextmanager
@@ -8,10 +9,12 @@ from contextlib import contextmanager
 import pyarrow.parquet as pq
 import pytest
 
+from cahlib.config import replace
 from cahlib.curate.verify import verify
 from cahlib.errors import RunError
+from cahlib.room import told
 from cahlib.run import run
-from tests.world import small
+from tests.world import judged, small
 
 #: Bytes with which all goes well.
 ROOM = 8 << 20
@@ -108,3 +111,18 @@ def test_a_limit_on_files_is_a_full_disk(tmp_path, web, crawl, expected, size):
     with limited(size << 10):
         assert ends_with_a_sentence(job)
     goes_on(job, expected)
+
+
+def test_what_is_needed_is_told_before_a_run(disk, web):
+    folder, _ = disk
+    judged.write(folder / "dataset")
+    job = small.job(folder / "crawl", folder / "dataset", web)
+    free = "The disk of .* has [78].[0-9] MB free."
+    assert re.fullmatch(free, told(job))
+    more = told(replace(job, shards=10_000))
+    assert re.fullmatch(f"{free} The 1 shards so far took .* That is not enough: make room.*", more)
+    new = replace(job, output=str(folder / "new"))
+    assert told(replace(new, shards=2)).endswith("2 shards need at least 5.0 MB.")
+    assert told(replace(new, shards=4)).endswith(
+        "10.0 MB. That is not enough: make room, or give fewer --shards."
+    )
