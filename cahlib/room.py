@@ -34,7 +34,7 @@ def told(job: Job) -> str:
         return said
     if done:
         need = left * taken // done
-        said += f" The {done:,} shards so far took {_size(taken)}, so {left:,} more need about "
+        said += f" The shards so far ({done:,}) took {_size(taken)}, so {left:,} more need about "
     else:
         need = left * _PAIRS * (job.download.min_bytes if "images" in job.output.forms else 0)
         said += f" {left:,} shards need at least "

@@ -120,9 +120,9 @@ def test_what_is_needed_is_told_before_a_run(disk, web):
     free = "The disk of .* has [78].[0-9] MB free."
     assert re.fullmatch(free, told(job))
     more = told(replace(job, shards=10_000))
-    assert re.fullmatch(f"{free} The 1 shards so far took .* That is not enough: make room.*", more)
+    assert re.fullmatch(
+        f"{free} The shards so far .1. took .* That is not enough: make room.*", more
+    )
     new = replace(job, output=str(folder / "new"))
     assert told(replace(new, shards=2)).endswith("2 shards need at least 5.0 MB.")
-    assert told(replace(new, shards=4)).endswith(
-        "10.0 MB. That is not enough: make room, or give fewer --shards."
-    )
+    assert "at least 10.0 MB. That is not enough: make room" in told(replace(new, shards=4))
