@@ -175,14 +175,15 @@ class _Work:
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
         dataset.sweep(self._folder)
-        for shard in self._ledger.in_state("sealed"):
-            if left := seal.sealed(self._folder, shard.id):
-                self._finish(left)
-        if self._ledger.more():
-            self._stages()
+        with upload.Uploads(self._job.output, self._finish) as uploads:
+            for shard in self._ledger.in_state("sealed"):
+                if left := seal.sealed(self._folder, shard.id):
+                    uploads.add(left)
+            if self._ledger.more():
+                self._stages(uploads)
         parcels.sweep(self._parcels)  # of scrapers that were ended in their work
 
-    def _stages(self) -> None:
+    def _stages(self, uploads: upload.Uploads) -> None:
         """Scrape, judge and write what the ledger has.
 
         Here, the model is loaded while the first shards are scraped. Servers cost money and leased
@@ -204,7 +205,7 @@ class _Work:
             judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
             sealed = flow.ahead(self._write(judged, self._recipe(loaded)), _SEALED)
             for each in self._line("sealed", sealed):
-                self._finish(each)
+                uploads.add(each)
 
     def _line(self, name: str, line: Line[T]) -> Line[T]:
         self._lines[name] = line
@@ -320,10 +321,7 @@ class _Work:
             yield sealed
 
     def _finish(self, sealed: Sealed) -> None:
-        """Bring a sealed shard where it shall be; its parcel has served."""
-        output = self._job.output
-        if output.url:
-            upload.upload(sealed, self._folder, output.url, keep_local=output.keep_local)
+        """Note that a sealed shard is where it shall be; its parcel has served."""
         brought = self._ledger.parcel(sealed.shard)
         self._ledger.done(sealed.shard)
         if brought:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
     "config", "errors", "flow", "lists", "live", "lock", "needs", "pixels", "places", "presets",
-    "private", "progress", "records", "settings",
+    "private", "progress", "records", "retry", "settings",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
 DOORS = {"cli", "commands", "console", "kaggle", "notebook"}

@@ -21,7 +21,7 @@ def lost(tmp_path):
     url = (tmp_path / "drive" / "dataset").as_uri()
     for number in (0, 1):
         sealed = world.write(tmp_path / "lost", first=30 * number, shard=f"s-{number}")
-        upload.upload(sealed, tmp_path / "lost", url)
+        upload.upload([sealed], tmp_path / "lost", url)
     return url
 
 
@@ -83,7 +83,7 @@ def test_what_is_not_whole_at_the_url_is_done_again(job, lost, tmp_path, caplog,
     assert take_over(job, ledger) == 1
     assert ledger.lease() == shards[0] and ledger.lease() is None
     assert caplog.messages == [f"Shards at {lost} that are not whole, and are done again: 1."]
-    upload.upload(world.write(job.output.folder, shard="s-0"), job.output.folder, lost)
+    upload.upload([world.write(job.output.folder, shard="s-0")], job.output.folder, lost)
     assert list(verify(lost)) == []
     ledger.close()
 

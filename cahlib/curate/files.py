@@ -13,9 +13,18 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.retry import wait_asked
 
 #: Name and password in a URL: no business of messages.
 _LOGIN = re.compile(r"(?<=://)[^/@]*@")
+
+
+class Busy(RunError):
+    """A place asks to be left alone for a while."""
+
+    def __init__(self, text: str, wait: float) -> None:
+        super().__init__(text)
+        self.wait = wait  #: seconds; 0: it did not say for how long
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +70,10 @@ def files(place: str | Path) -> Files:
         try:
             fs, root = fsspec.core.url_to_fs(str(place))
         except ImportError as error:
-            # fsspec knows the package of every protocol: "Install s3fs to access S3"
+            package = getattr(error.__cause__, "name", None) or "a driver"
             raise ConfigError(
-                f"output: {shown} needs a package that is not there: {error}."
+                f"output: {shown} needs {package}, which is not installed; type: "
+                f"pip install {package}."
             ) from error
         except ValueError as error:
             raise ConfigError(f"output: {shown} cannot be used: {error}.") from error
@@ -79,4 +89,7 @@ def reaching(place: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split()).rstrip(".")
-        raise RunError(f"{place} cannot be reached: {said} ({type(error).__name__}).") from error
+        text = f"{place} cannot be reached: {said} ({type(error).__name__})."
+        if (wait := wait_asked(error)) is not None:
+            raise Busy(text, wait) from error
+        raise RunError(text) from error

@@ -91,8 +91,7 @@ def _note(folder: Path, what: str, change: Change) -> None:
 def _bring(folder: Path, url: str) -> None:
     """Have the URL hold what is here: shards that are the same there are not sent."""
     try:
-        for sealed in seal.seals(folder):
-            upload.upload(sealed, folder, url)
+        upload.upload(list(seal.seals(folder)), folder, url)
         upload.pages(folder, url)
     except RunError as error:
         raise RunError(

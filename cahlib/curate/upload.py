@@ -1,4 +1,4 @@
-"""Brings a sealed shard to a URL: its files first, its seal last, each one checked there.
+"""Brings sealed shards to a URL: their files first, their seals last, each one checked there.
 
 A shard at the URL is in the dataset when its seal is, as on this machine. What an interrupted
 upload left is overwritten by the next, and a shard that was changed here replaces the one that is
@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import BinaryIO, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from cahlib.curate import seal, sink
-from cahlib.curate.files import Files, files, reaching
+from cahlib.config import Output
+from cahlib.curate import hub, seal, sink
+from cahlib.curate.files import Busy, Files, files, reaching
 from cahlib.curate.seal import Sealed
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import CahError, ConfigError, RunError
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +32,12 @@ PAGES = ("report.html", "README.md")
 
 #: Seconds before each new try.
 _PAUSES = (1, 4, 16, 64)
+
+#: Seconds that a busy place is waited for in all; and each time, if it does not say for how long.
+_PATIENCE, _BUSY = 7200.0, 60.0
+
+#: Shards in one commit: it names some six files of each, and the hub takes 25,000 files.
+_MOST = 500
 
 #: Stores without folders, where "making" the topmost would create and own a bucket.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
@@ -48,6 +56,9 @@ def check(url: str, folder: Path) -> None:
                 f"output: {url} is the folder that it would be brought from; give it as a folder, "
                 f"{there.root}, instead of a URL."
             )
+        if repository := hub.repository(there):
+            repository.check(trial)
+            return
         with reaching(there.place):
             _make_folder(there, trial)
             there.fs.pipe_file(there.path(trial), b"trial")
@@ -57,21 +68,82 @@ def check(url: str, folder: Path) -> None:
 
 
 def upload(
-    sealed: Sealed, folder: Path, url: str, *, keep_local: bool = True, sleep: Sleep = time.sleep
+    shards: Sequence[Sealed],
+    folder: Path,
+    url: str,
+    *,
+    keep_local: bool = True,
+    sleep: Sleep = time.sleep,
 ) -> None:
-    """Bring a shard from the folder of its dataset to a URL; one that is there stays as it is.
+    """Bring shards from the folder of their dataset to a URL; what is there stays as it is.
 
-    Without ``keep_local`` its files are removed here once they are there; its seal stays, and says
-    where they are. Raises RunError when all tries failed.
+    In a repository that is one commit. Without ``keep_local`` the files are removed here once they
+    are there; the seals stay, and say where they are. Raises RunError when all tries failed.
     """
-    name = seal.name(sealed.shard.id)
-    if not sealed.place and not _tried(partial(_is_there, folder, url, name), sleep):
-        for path in sealed.files:
-            _tried(partial(_bring, folder, url, path), sleep)
-        _tried(partial(_remove_others, sealed, url), sleep)
-        _tried(partial(_bring, folder, url, name), sleep)
+    there = files(url)
+    ours = [sealed for sealed in shards if not sealed.place]
+    if repository := hub.repository(there):
+        for start in range(0, len(ours), _MOST):
+            commit = partial(_commit, repository, ours[start : start + _MOST], folder)
+            _tried(commit, sleep)
+    else:
+        for sealed in ours:
+            _put(sealed, folder, url, sleep)
     if not keep_local:
-        _let_go(replace(sealed, place=sealed.place or url), folder)
+        for sealed in shards:
+            _let_go(replace(sealed, place=sealed.place or url), folder)
+
+
+class Uploads:
+    """Brings the shards of a run to its URL as they are sealed, and says which are through.
+
+    Where commits are counted, shards wait for each other; the rest is brought at the end, whatever
+    ends the run but the second Ctrl-C.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        through: Callable[[Sealed], None],
+        *,
+        sleep: Sleep = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._output, self._through, self._sleep, self._clock = output, through, sleep, clock
+        counted = output.url and hub.repository(files(output.url))
+        self._pause = hub.PAUSE if counted else 0.0
+        self._next = clock() + self._pause
+        self._waiting: list[Sealed] = []
+        self._failed = False
+
+    def add(self, sealed: Sealed) -> None:
+        """Bring a shard to the URL, now or with others that follow."""
+        self._waiting.append(sealed)
+        if self._clock() >= self._next:
+            self._flush()
+
+    def __enter__(self) -> Uploads:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self._flush()
+        elif issubclass(kind, Exception) and not self._failed:
+            with suppress(CahError):  # the error that is under way is the one to be told
+                self._flush()
+
+    def _flush(self) -> None:
+        output, batch = self._output, self._waiting
+        if not batch:
+            return
+        if output.url:
+            self._failed = True
+            keep = output.keep_local
+            upload(batch, output.folder, output.url, keep_local=keep, sleep=self._sleep)
+            self._failed = False
+        self._waiting, self._next = [], self._clock() + self._pause
+        for sealed in batch:
+            self._through(sealed)
 
 
 def elsewhere(url: str, known: Collection[str]) -> Iterator[Sealed]:
@@ -95,18 +167,60 @@ def elsewhere(url: str, known: Collection[str]) -> Iterator[Sealed]:
 
 def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
     """Bring what is made anew at the end of a run, the report and the card, to a URL."""
+    if repository := hub.repository(files(url)):
+        pages = {path: folder / path for path in PAGES}
+        _tried(partial(repository.commit, pages, (), message="Report and card"), sleep)
+        return
     for path in PAGES:
         _tried(partial(_bring, folder, url, path), sleep)
 
 
 def _tried(action: Callable[[], T], sleep: Sleep) -> T:
-    """What an action answers at last; raises RunError when it failed every time."""
-    for pause in _PAUSES:
+    """What an action answers at last; raises RunError when it failed every time.
+
+    A place that is busy is waited for as long as it asks, for two hours in all.
+    """
+    pauses, patience = iter(_PAUSES), _PATIENCE
+    while True:
         try:
             return action()
+        except Busy as busy:
+            pause = busy.wait + 1 if busy.wait else _BUSY
+            if (patience := patience - pause) < 0:
+                raise
+            _log.warning("%s Trying again in %d s.", busy, pause)
         except RunError:
-            sleep(pause)
-    return action()
+            if (pause := next(pauses, -1)) < 0:
+                raise
+        sleep(pause)
+
+
+def _put(sealed: Sealed, folder: Path, url: str, sleep: Sleep) -> None:
+    """Bring a shard, file by file; its seal comes last."""
+    name = seal.name(sealed.shard.id)
+    if _tried(partial(_is_there, folder, url, name), sleep):
+        return
+    for path in sealed.files:
+        _tried(partial(_bring, folder, url, path), sleep)
+    _tried(partial(_remove_others, sealed, url), sleep)
+    _tried(partial(_bring, folder, url, name), sleep)
+
+
+def _commit(repository: hub.Repository, shards: Sequence[Sealed], folder: Path) -> None:
+    """Bring shards in one commit, those excepted that are there as they are here."""
+    seals = {seal.name(sealed.shard.id): sealed for sealed in shards}
+    changed = {*repository.different({name: folder / name for name in seals})}
+    present = {*repository.there_of([path for sealed in shards for path in sealed.files])}
+    # a seal alone is not enough: what .gitignore names does not come along with it
+    new = [n for n, sealed in seals.items() if n in changed or not present.issuperset(sealed.files)]
+    wanted = [path for name in new for path in (*seals[name].files, name)]
+    old = {
+        path for name in repository.there_of(new) for path in _others(repository.there, seals[name])
+    }
+    message = f"Shards: {len(new)} ({', '.join(seals[name].shard.id for name in new[:3])} …)"
+    if new:
+        removed = repository.there_of(sorted(old))
+        repository.commit({path: folder / path for path in wanted}, removed, message=message)
 
 
 def _whole(there: Files, path: str) -> Sealed | None:
@@ -129,15 +243,21 @@ def _is_there(folder: Path, url: str, path: str) -> bool:
 
 def _remove_others(sealed: Sealed, url: str) -> None:
     """Remove what a shard had at the URL before it was changed, and has no more."""
-    there, name = files(url), seal.name(sealed.shard.id)
+    there = files(url)
+    if there.exists(seal.name(sealed.shard.id)):
+        with reaching(there.place):
+            for path in _others(there, sealed):
+                if there.exists(path):
+                    there.fs.rm_file(there.path(path))
+
+
+def _others(there: Files, sealed: Sealed) -> Collection[str]:
+    """The files that a shard has by the seal that is there, and no more by this one."""
     try:
-        before = seal.unpacked(there.read(name)) if there.exists(name) else sealed
+        before = seal.unpacked(there.read(seal.name(sealed.shard.id)))
     except ValueError:  # an upload was cut off in the seal, behind which there is nothing old
-        return
-    with reaching(there.place):
-        for path in before.files.keys() - sealed.files.keys():
-            if there.exists(path):
-                there.fs.rm_file(there.path(path))
+        return ()
+    return before.files.keys() - sealed.files.keys()
 
 
 def _bring(folder: Path, url: str, path: str) -> None:

@@ -23,6 +23,9 @@ from cahlib.notebook.desk import Desk
 #: A larger report is only linked: each saved notebook would carry it.
 _MOST = 5_000_000
 
+#: Shards that are brought to a URL before the next word of it; one commit where commits count.
+_TOGETHER = 20
+
 _TABLE = """import pandas as pd
 table = pd.read_parquet({metadata})"""
 
@@ -156,9 +159,10 @@ class Results:
             raise RunError("Give a URL, as s3://bucket/name or file:///folder.")
         self._here()
         upload.check(url, self.folder)
-        for number, sealed in enumerate(seal.seals(self.folder), 1):
-            self._say(f"Shard {number} …")
-            upload.upload(sealed, self.folder, url)
+        shards = list(seal.seals(self.folder))
+        for start in range(0, len(shards), _TOGETHER):
+            self._say(f"Shard {start + 1} …")
+            upload.upload(shards[start : start + _TOGETHER], self.folder, url)
         upload.pages(self.folder, url)
         self._say(f"The dataset is at {url}, and was checked there.")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
 from math import inf
 
@@ -18,6 +17,7 @@ from publicsuffixlist import PublicSuffixList
 
 from cahlib.config import Download
 from cahlib.records import Reason
+from cahlib.retry import retry_after
 
 #: Seconds that are waited when a server asks for them; who asks for more is left alone.
 _MOST_PAUSE = 60.0
@@ -126,16 +126,6 @@ class Manners:
 
     def _of(self, domain: str) -> _Domain:
         return self._domains.setdefault(domain, _Domain())
-
-
-def retry_after(header: str) -> float:
-    """Seconds that a Retry-After asks for, as a number or a date (RFC 9110, 10.2.3); 0: none."""
-    if (seconds := header.strip()).isdecimal():
-        return float(seconds[:12])
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0.0
 
 
 @lru_cache(maxsize=50_000)

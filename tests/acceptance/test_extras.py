@@ -136,6 +136,13 @@ def test_the_base_install_says_what_a_command_needs(installed, files):
         assert f" is not installed; type: pip install 'cahlib[{extra}]' " in errors, name
 
 
+def test_the_driver_of_a_url_is_named_with_what_to_type(installed, tmp_path):
+    lines = [["inspect", "hf://datasets/ada/set"], ["inspect", "s3://bucket/set"]]
+    hub, s3 = installed("").cah(lines, cwd=tmp_path)
+    assert hub[0] == 2 and hub[2].endswith("; type: pip install huggingface_hub.\n"), hub
+    assert s3[0] == 2 and s3[2].endswith("; type: pip install s3fs.\n"), s3
+
+
 def test_the_extras_bring_what_they_are_said_to_bring(installed):
     for extra, libraries in EXTRAS.items():
         assert {each for each in libraries if not has(installed(extra), each)} == set(), extra

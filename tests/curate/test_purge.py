@@ -148,7 +148,7 @@ def test_what_the_run_brought_to_a_url_is_purged_there_too(tmp_path, monkeypatch
     write(here, first=1000, shard="s-1")
     remembered(here, there.as_uri())
     for sealed in seal.seals(here):
-        upload.upload(sealed, here, there.as_uri())
+        upload.upload([sealed], here, there.as_uri())
     gone = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()))
     there.rename(tmp_path / "away")
     there.touch()  # nothing can be brought below a file
@@ -166,7 +166,7 @@ def test_what_the_run_brought_to_a_url_is_purged_there_too(tmp_path, monkeypatch
 def test_what_is_at_a_url_alone_is_copied_here_before(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     remembered(here, there.as_uri())
-    upload.upload(write(here), here, there.as_uri(), keep_local=False)
+    upload.upload([write(here)], here, there.as_uri(), keep_local=False)
     gone = Lists(uids=listed(tmp_path / "uids", *(e.image.candidate.uid for e in kept()[:3])))
     with pytest.raises(ConfigError, match="bring them here first"):
         list(purge(here, gone))

@@ -39,7 +39,7 @@ def no_sleep(seconds):
 def test_a_shard_comes_to_s3_and_can_be_checked_there(tmp_path, store):
     sealed = world.write(tmp_path)
     upload.check("s3://bucket/data", tmp_path)
-    upload.upload(sealed, tmp_path, "s3://bucket/data", sleep=no_sleep)
+    upload.upload([sealed], tmp_path, "s3://bucket/data", sleep=no_sleep)
     assert {path.removeprefix("/bucket/data/") for path in store.objects} == {
         *sealed.files,
         "shards/s-0.json",
@@ -52,14 +52,14 @@ def test_a_shard_comes_to_s3_and_can_be_checked_there(tmp_path, store):
 
 
 def test_the_seal_comes_last(tmp_path, store):
-    upload.upload(world.write(tmp_path), tmp_path, "s3://bucket/data", sleep=no_sleep)
+    upload.upload([world.write(tmp_path)], tmp_path, "s3://bucket/data", sleep=no_sleep)
     puts = [path for method, path in store.log if method == "PUT"]
     assert len(puts) == 7
     assert puts[-1] == "/bucket/data/shards/s-0.json"
 
 
 def test_what_arrives_whole_is_not_fetched_back_from_s3(tmp_path, store):
-    upload.upload(world.write(tmp_path), tmp_path, "s3://bucket/data", sleep=no_sleep)
+    upload.upload([world.write(tmp_path)], tmp_path, "s3://bucket/data", sleep=no_sleep)
     assert [path for method, path in store.log if method == "GET" and path in store.objects] == []
 
 
@@ -67,7 +67,7 @@ def test_what_arrives_damaged_is_sent_again(tmp_path, store):
     store.spoil = 2
     pauses = []
     sealed = world.write(tmp_path)
-    upload.upload(sealed, tmp_path, "s3://bucket/data", sleep=pauses.append)
+    upload.upload([sealed], tmp_path, "s3://bucket/data", sleep=pauses.append)
     assert pauses == [1, 4]
     assert list(verify("s3://bucket/data")) == []
 
@@ -76,17 +76,17 @@ def test_after_the_last_try_the_run_hears_of_it_and_goes_on_later(tmp_path, stor
     sealed = world.write(tmp_path)
     store.refuse = 5
     with pytest.raises(RunError, match="s3://bucket/data"):
-        upload.upload(sealed, tmp_path, "s3://bucket/data", keep_local=False, sleep=no_sleep)
+        upload.upload([sealed], tmp_path, "s3://bucket/data", keep_local=False, sleep=no_sleep)
     assert list(verify(tmp_path)) == []
-    upload.upload(sealed, tmp_path, "s3://bucket/data", keep_local=False, sleep=no_sleep)
+    upload.upload([sealed], tmp_path, "s3://bucket/data", keep_local=False, sleep=no_sleep)
     assert list(verify("s3://bucket/data")) == []
 
 
 def test_a_shard_that_is_there_is_not_sent_again(tmp_path, store):
     sealed = world.write(tmp_path)
-    upload.upload(sealed, tmp_path, "s3://bucket/data", sleep=no_sleep)
+    upload.upload([sealed], tmp_path, "s3://bucket/data", sleep=no_sleep)
     store.log.clear()
-    upload.upload(sealed, tmp_path, "s3://bucket/data", sleep=no_sleep)
+    upload.upload([sealed], tmp_path, "s3://bucket/data", sleep=no_sleep)
     assert "PUT" not in {method for method, _ in store.log}
 
 
@@ -99,7 +99,7 @@ def test_a_bucket_that_is_not_there_is_the_users_mistake(tmp_path, store):
 def test_without_the_local_copy_the_seals_stay_and_lead_to_the_files(tmp_path, memory):
     sealed = world.write(tmp_path)
     keys = dataset.uids(tmp_path, sealed)
-    upload.upload(sealed, tmp_path, memory, keep_local=False)
+    upload.upload([sealed], tmp_path, memory, keep_local=False)
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert left == [tmp_path / "shards/s-0.json"]
     (moved,) = seal.seals(tmp_path)
@@ -112,16 +112,16 @@ def test_without_the_local_copy_the_seals_stay_and_lead_to_the_files(tmp_path, m
 
 
 def test_moving_again_changes_nothing(tmp_path, memory):
-    upload.upload(world.write(tmp_path), tmp_path, memory, keep_local=False)
+    upload.upload([world.write(tmp_path)], tmp_path, memory, keep_local=False)
     (moved,) = seal.seals(tmp_path)
-    upload.upload(moved, tmp_path, memory, keep_local=False)
+    upload.upload([moved], tmp_path, memory, keep_local=False)
     assert list(verify(memory)) == []
 
 
 def test_a_folder_may_be_a_url_too(tmp_path):
     url = (tmp_path / "there/deep").as_uri()
     upload.check(url, tmp_path / "here")
-    upload.upload(world.write(tmp_path / "here"), tmp_path / "here", url)
+    upload.upload([world.write(tmp_path / "here")], tmp_path / "here", url)
     assert list(verify(url)) == list(verify(tmp_path / "there/deep")) == []
 
 
@@ -148,7 +148,7 @@ def test_report_and_card_follow(tmp_path, memory):
             "ftp://u:secret@127.0.0.1:1/d",
             "^output: ftp://127.0.0.1:1/d cannot be reached: .*refused",
         ),
-        ("oci://a/b", "output: oci://a/b needs a package that is not there: .*ocifs"),
+        ("oci://a/b", "needs ocifs, which is not installed; type: pip install ocifs"),
     ],
 )
 def test_a_url_that_cannot_be_served_says_why(url, sentence, tmp_path):

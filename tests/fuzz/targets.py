@@ -20,11 +20,11 @@ from cahlib.demo import wat as wats
 from cahlib.errors import ConfigError, ShardError
 from cahlib.lists import DOMAIN, HASH, MD5, URL, entries
 from cahlib.records import Evidence, Shard, Stage, Tally
+from cahlib.retry import retry_after
 from cahlib.scrape import optout, parcel
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
 from cahlib.scrape.gate import prove
-from cahlib.scrape.manners import retry_after
 from cahlib.scrape.robots import Robots
 from cahlib.scrape.strip import stripped
 from cahlib.scrape.wat import pages

@@ -106,8 +106,8 @@ def test_a_dataset_whose_files_are_elsewhere_is_loaded_and_copied_from_there(
 ):
     there, folder = tmp_path / "drive" / "dataset", Path(place.output)
     kept = judged.write(folder, shard="s-0"), judged.write(folder, first=100, shard="s-1")
-    upload.upload(kept[0], folder, f"file://{there}")
-    upload.upload(kept[1], folder, f"file://{there}", keep_local=False)
+    upload.upload([kept[0]], folder, f"file://{there}")
+    upload.upload([kept[1]], folder, f"file://{there}", keep_local=False)
     report.write(folder, values)
     shown = Results(desks(place, {}, values | {"output": f"file://{there}"}))
     for button in (shown.pack, shown.copy):

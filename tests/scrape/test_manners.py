@@ -7,7 +7,8 @@ import pytest
 
 from cahlib.config import Download
 from cahlib.records import Reason
-from cahlib.scrape.manners import Manners, registered, retry_after
+from cahlib.retry import retry_after
+from cahlib.scrape.manners import Manners, registered
 
 
 @pytest.mark.parametrize(

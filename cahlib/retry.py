@@ -1,0 +1,55 @@
+"""How long a server that is too busy asks to be left alone; whoever asked decides what follows."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+#: Too many requests; not now. S3 says SlowDown by the second.
+_BUSY = (429, 503)
+
+#: The header RateLimit as Hugging Face sends it: "api";r=0;t=55
+_RESET = re.compile(r";\s*t\s*=\s*(\d{1,9})")
+
+
+def retry_after(header: str) -> float:
+    """Return the seconds that a Retry-After asks for, 0 for none (RFC 9110, 10.2.3)."""
+    if (seconds := header.strip()).isdecimal():
+        return float(seconds[:12])
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def wait_asked(error: BaseException | None) -> float | None:
+    """Return the seconds that a busy server asked for, 0 if it named none, None if it is not busy.
+
+    Reads what the drivers of fsspec raise, or raise from: each keeps the answer in its own way.
+    """
+    while error is not None:
+        status, headers = _answer(error)
+        if status in _BUSY:
+            named = {name.lower(): str(value) for name, value in headers.items()}
+            reset = _RESET.search(named.get("ratelimit", ""))
+            asked = retry_after(named.get("retry-after", ""))
+            return asked or (float(reset[1]) if reset else 0.0)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _answer(error: BaseException) -> tuple[int, Mapping[str, Any]]:
+    """Return status and headers of the HTTP answer that an error tells of; 0 for none."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore, below s3fs
+        about = response.get("ResponseMetadata", {})
+        return about.get("HTTPStatusCode", 0), about.get("HTTPHeaders", {})
+    for holder in (response, error):  # httpx, requests, Azure; aiohttp, gcsfs, urllib
+        for name in ("status_code", "status", "code"):
+            status = getattr(holder, name, None)
+            if isinstance(status, int):
+                return status, getattr(holder, "headers", None) or {}
+    return 0, {}
