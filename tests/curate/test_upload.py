@@ -82,6 +82,15 @@ def test_after_the_last_try_the_run_hears_of_it_and_goes_on_later(tmp_path, stor
     assert list(verify("s3://bucket/data")) == []
 
 
+def test_a_store_that_is_too_busy_is_waited_for_as_long_as_it_asks(tmp_path, store, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # the driver's own tries, which take their time
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    store.slow, pauses = 6, []
+    upload.upload([world.write(tmp_path)], tmp_path, "s3://bucket/data", sleep=pauses.append)
+    assert pauses == [8] * 6
+    assert list(verify("s3://bucket/data")) == []
+
+
 def test_a_shard_that_is_there_is_not_sent_again(tmp_path, store):
     sealed = world.write(tmp_path)
     upload.upload([sealed], tmp_path, "s3://bucket/data", sleep=no_sleep)

@@ -17,6 +17,7 @@ class Store:
         self.log = []  #: (method, path)
         self.spoil = 0  #: so many puts to come are stored damaged
         self.refuse = 0  #: so many puts to come are refused
+        self.slow = 0  #: so many puts to come are too fast for it
 
     def put(self, path, data):
         """Store an object; answers whether it was taken."""
@@ -60,6 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
         data = self._body()
         if self._bucket() not in self.store.buckets:
             return self._error(404, "NoSuchBucket")
+        if self.store.slow:
+            self.store.slow -= 1
+            return self._error(503, "SlowDown", **{"Retry-After": "7"})
         if not self.store.put(self._path(), data):
             return self._error(403, "AccessDenied")
         self._answer(200, ETag=_etag(self.store.objects[self._path()]))
@@ -134,10 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
             out, data = out + data[:size], data[size + 2 :] if size else b""
         return out
 
-    def _error(self, status, code):
-        self._answer(
-            status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-        )
+    def _error(self, status, code, **headers):
+        text = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>"
+        self._answer(status, text.encode(), **headers)
 
     def _answer(self, status, data=b"", **headers):
         self.store.log.append((self.command, self._path()))
