@@ -360,7 +360,7 @@ class _Work:
             tally=tally,
             busy=min(rates.pop("busy"), 1.0),
             rates=rates,
-            queues={name: (len(line), line.limit) for name, line in self._lines.items()},
+            queues={name: (len(line), line.limit) for name, line in self._lines.copy().items()},
             finished=finished,
             nodes=self._board.nodes,
             spent=self._board.spent,

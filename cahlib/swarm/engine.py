@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -62,6 +63,7 @@ class Engine:
         self._futures: dict[str, Future[Any]] = {}
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._told: dict[str, Any] = {}
+        self._lock = threading.Lock()  #: reports come by a thread of Dask's
         client.subscribe_topic(TOPIC, self._hear)
 
     def __len__(self) -> int:
@@ -71,7 +73,8 @@ class Engine:
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
         """Start ``function(*arguments, limit=…, report=…)``, which may take ``limit`` seconds."""
         future = self._client.submit(guarded, key, function, arguments, limit, key=key, pure=False)
-        self._futures[key] = future
+        with self._lock:
+            self._futures[key] = future
         future.add_done_callback(lambda _: self._finished.put(key))
 
     def take(self, *, timeout: float) -> tuple[str, Any] | None:
@@ -84,23 +87,26 @@ class Engine:
             key = self._finished.get(timeout=timeout)
         except queue.Empty:
             return None
-        future = self._futures.pop(key)
+        with self._lock:  # else a report that is late would stay, and be counted for ever
+            future = self._futures.pop(key)
+            self._told.pop(key, None)
         error = future.exception()
         if isinstance(error, KilledWorker):
             error = ShardError("the scraper's process died on it again and again.")
         result = future.result() if error is None else error
         future.release()
-        self._told.pop(key, None)
         return key, result
 
     def told(self) -> list[Any]:
         """What each running job reported last."""
-        return list(self._told.values())
+        with self._lock:
+            return list(self._told.values())
 
     def _hear(self, event: tuple[float, tuple[str, Any]]) -> None:
         key, message = event[1]
-        if key in self._futures:
-            self._told[key] = message
+        with self._lock:
+            if key in self._futures:
+                self._told[key] = message
 
 
 @contextmanager

@@ -133,20 +133,21 @@ class Remote:
 
     def reports(self) -> dict[str, Any]:
         """The same, by the keys under which the cluster knows the jobs."""
-        jobs = list(self._jobs.items())
-        return {key: job.told for key, job in jobs if job.told is not None}
+        told = {key: job.told for key, job in self._jobs.copy().items() if not job.ended}
+        return {key: each for key, each in told.items() if each is not None}
 
     def nodes(self) -> list[Node]:
         """The workers that the scheduler knows; raises RunError if it does not answer."""
-        if self._client.status != "running":
+        client = self._client  # the keeper may put another in its place
+        if client.status != "running":
             raise RunError(f"{self._reach.address} does not answer.")
         try:
-            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+            workers = client.scheduler_info(n_workers=-1)["workers"]
             # not by what they report: one that stands still says nothing
-            assigned = self._client.processing()
+            assigned = client.processing()
         except TROUBLE as error:
             raise RunError(f"{self._reach.address} does not answer ({error}).") from error
-        now, known = time.monotonic(), dict(self._jobs)
+        now, known = time.monotonic(), self._jobs.copy()
         jobs = {each: tuple(key for key in keys if key in known) for each, keys in assigned.items()}
         still = {key: now - job.changed for key, job in known.items()}
         return [
@@ -184,8 +185,8 @@ class Remote:
         """Bring here what is finished now; running jobs are not waited for."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and any(
-            not job.ended and (job.coming or (job.future and job.future.status == "finished"))
-            for job in list(self._jobs.values())
+            not job.ended and (job.coming or _is_finished(job.future))
+            for job in self._jobs.copy().values()
         ):
             time.sleep(0.1)
 
@@ -217,7 +218,11 @@ class Remote:
         while not self._ending.wait(0.1):
             try:
                 if self._client.status in ("closed", "closing"):
-                    self._client = self._connect(self._reach)
+                    reach = self._reach
+                    self._client = self._connect(reach)
+                    if reach is not self._reach:  # moved meanwhile
+                        self._client.close(timeout=5)
+                        continue
                     self._begin()
                 if self._client.status == "running":
                     if time.monotonic() > counted + 1:
@@ -258,12 +263,14 @@ class Remote:
         if fresh:
             # What is published still, since before the connection broke, is left alone: to publish
             # it anew is to release it first, and its job would be ended that runs on.
+            futures = {key: job.future for key, job in fresh.items()}
             there = set(self._client.list_datasets())
-            named: dict[Any, Any] = {_name(key): job.future for key, job in fresh.items()}
+            named: dict[Any, Any] = {_name(key): future for key, future in futures.items()}
             if new := {name: future for name, future in named.items() if name not in there}:
                 self._client.publish_dataset(new)  # together: each asks every worker, 0.1 to 1 s
-            for job in fresh.values():
-                job.published = True
+            with self._lock:
+                for key, job in fresh.items():
+                    job.published = job.published or job.future is futures[key]
 
     def _send(self, key: str, job: _Job) -> None:
         job.published = False
@@ -278,16 +285,19 @@ class Remote:
 
     def _hear(self, event: tuple[float, tuple[str, Any]]) -> None:
         key, message = event[1]
-        if (job := self._jobs.get(key)) and message != job.told:
+        if (job := self._jobs.get(key)) and not job.ended and message != job.told:
             job.told, job.changed = message, time.monotonic()
 
     # parcels
 
     def _bring(self, key: str, job: _Job) -> None:
         """Bring a finished job's result here, or leave it for another try."""
-        assert job.future
+        future = job.future  # the keeper may end the job meanwhile
         try:
-            cargo = job.future.result(timeout=self._reach.patience)
+            if future is None:  # it has ended, or is to be sent again
+                job.coming = False
+                return
+            cargo = future.result(timeout=self._reach.patience)
             if cargo.lacks:
                 self._supplies.bring(self._client, cargo)
                 with self._lock:
@@ -328,6 +338,8 @@ class Remote:
                 forget(self._client, sent, patience=self._reach.patience)
 
     def _end(self, key: str, job: _Job, result: Any) -> None:
+        if job.ended:  # the keeper and a pull may both find that it has failed
+            return
         job.ended, job.told = True, None
         self._release(key, job)
         self._finished.put((key, result))
@@ -362,6 +374,10 @@ def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]
         finally:
             engine.close()
             logger.setLevel(level)
+
+
+def _is_finished(future: Future[Any] | None) -> bool:
+    return future is not None and future.status == "finished"
 
 
 def _translated(error: BaseException | None) -> BaseException | None:

@@ -69,6 +69,8 @@ class Cached(Generic[T]):
         if not value:
             self._lock.acquire()
         try:
+            if self._value and self._value is not value:  # made while we waited
+                return self._value[1]
             self._value = (time.monotonic(), self._make())
             return self._value[1]
         finally:

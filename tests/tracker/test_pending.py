@@ -453,6 +453,60 @@ def test_in_no_order_of_events_is_work_lost_or_counted_twice(place):
     run_state_machine_as_test(machine, settings=settings(most, stateful_step_count=30))
 
 
+def driven(place, kind):
+    """The same, by hand."""
+    machine = type("Placed", (Hostile,), {"place": place})()
+    machine.begin(kind=kind)
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("kind", "acts"),
+    [
+        ("hybrid", ["lease", "fail", "tell"]),
+        ("hybrid", ["lease", "give_back", "tell"]),
+        ("hybrid", ["lease", "seal", "finish", "tell"]),
+        ("cpu", ["lease", "deliver", "tell"]),
+    ],
+)
+def test_a_kill_at_any_step_loses_nothing(place, kind, acts):
+    for steps in range(1, 100):
+        machine = driven(place, kind)
+        machine.world.fuse.left = steps
+        for act in acts:
+            if machine.worker:
+                getattr(machine, act)(**({} if act in ("lease", "tell") else {"number": 0}))
+                if machine.worker:
+                    machine.nothing_is_held_that_nobody_works_on()
+        survived, machine.world.fuse.left = machine.worker is not None, 0
+        if not survived:
+            machine.launch()
+            machine.nothing_is_held_that_nobody_works_on()
+        machine.teardown()
+        if survived:
+            break
+    assert 5 < steps < 99
+
+
+@pytest.mark.parametrize(
+    ("kind", "act"), [("hybrid", "fail"), ("hybrid", "seal"), ("cpu", "deliver")]
+)
+def test_how_a_lease_ended_is_told_though_the_shard_is_leased_again(place, kind, act):
+    """It ran out while the tracker was away."""
+    machine = driven(place, kind)
+    machine.lease()
+    machine.lease()
+    for _ in range(2):
+        getattr(machine, act)(number=0)
+        if act == "seal":
+            machine.finish(number=0)
+    machine.world.clock.now += _LEASE + 1
+    machine.world.crowd.expire()
+    machine.lease()
+    assert not machine.hands and len(machine.worker._reports.due()) == 2
+    machine.teardown()
+
+
 class Busy:
     """A worker's threads: one leases, two end leases in every way; and a rival takes some."""
 
