@@ -166,6 +166,7 @@ class _Work:
         self._away = self._parcels  #: where the scrapers write them
         self._sealed = ledger.tally()  #: of the shards in the dataset
         self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to seal
+        self._counting = threading.Lock()  #: a shard is in one of these two, never in none
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
         self._lines: dict[str, Line[Any]] = {}
@@ -310,14 +311,15 @@ class _Work:
             except (CahError, Abandoned):
                 raise
             except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
-                del self._in_work[shard.id]
+                self._in_work.pop(shard.id, None)
                 self._fail(shard, error.cause if isinstance(error, _Failed) else error)
                 continue
             self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
             self._known.keep()
             self._silence.learn(sealed.silent)
-            del self._in_work[shard.id]
-            self._sealed += sealed.tally
+            with self._counting:
+                self._in_work.pop(shard.id, None)
+                self._sealed += sealed.tally
             yield sealed
 
     def _finish(self, sealed: Sealed) -> None:
@@ -372,12 +374,11 @@ class _Work:
     def _tally(self) -> Tally:
         """Of all shards, those in work included; other threads count on meanwhile."""
         told = (Tally.from_dict(values) for values in self._told())
+        with self._counting:
+            works, whole = list(self._in_work.values()), self._sealed
         # through a dict: adding two Counters fails if another thread puts a new key into one
-        in_work = (
-            work.parcel.tally + Tally.from_dict(work.tally.as_dict())
-            for work in list(self._in_work.values())
-        )
-        return sum((*told, *in_work), self._sealed)
+        in_work = (work.parcel.tally + Tally.from_dict(work.tally.as_dict()) for work in works)
+        return sum((*told, *in_work), whole)
 
 
 class _Failed(Exception):

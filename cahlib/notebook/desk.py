@@ -108,9 +108,10 @@ class Desk:
 
     def tear_down(self) -> None:
         """End the run at once and delete its servers, without making the kernel wait."""
+        child, token = self.child, self.form.token
 
         def work() -> None:
-            self.child.tear_down(self.form.token, self._say)
+            child.tear_down(token, self._say)
 
         threading.Thread(target=self._guarded(work), daemon=True).start()
 
@@ -123,8 +124,10 @@ class Desk:
         self._closed.set()
 
     def on_drawing(self, watcher: Callable[[bool], None]) -> None:
-        """Tell at each drawing whether the run is going on."""
-        self._watchers.append(watcher)
+        """Tell now, and at each drawing, whether the run is going on; never two at once."""
+        with self._drawing:
+            self._watchers.append(watcher)
+            watcher(self.child.running())
 
     def follow(self, say: Callable[[str], None], *, pause: float = _HEARTBEAT) -> None:
         """Tell of the run in lines until it has ended; raises RunError if it failed."""
@@ -151,11 +154,12 @@ class Desk:
     def draw(self, *, turned: bool = False) -> None:
         """Draw the run as it is now; its pairs and nodes only if ``turned``."""
         with self._drawing:
-            running, live = self.child.running(), self.child.live()
+            child = self.child  # another click may put another in its place
+            running, live = child.running(), child.live()
             self._put("head", view.head(live, running=running))
             self._put("charts", view.charts(live))
             self._put("losses", view.losses(live))
-            self._put("log", view.log(self.child.said()))
+            self._put("log", view.log(child.said()))
             if turned or running != self._was_running:
                 self._put("nodes", view.nodes(live, int(time.time() / _TURN)))
                 self._put("gallery", view.gallery(live, clear=self._unsafe.value))
@@ -163,8 +167,8 @@ class Desk:
             self._unsafe.layout.display = None if unsafe else "none"
             self._was_running = running
             self._allow(running, stopping=live.get("state") == "stopping")
-        for each in self._watchers:
-            each(running)
+            for each in self._watchers:
+                each(running)
 
     def _allow(self, running: bool, *, stopping: bool) -> None:
         """Let be clicked what can be done now; the settings of a run that goes on are folded."""

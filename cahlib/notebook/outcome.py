@@ -42,6 +42,7 @@ class Results:
 
     def __init__(self, desk: Desk) -> None:
         self._desk, self._was_running = desk, True
+        self._taken = threading.Lock()  #: while the dataset is packed or copied
         self.about, self.report, self.servers = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.message = widgets.HTML()
         self.url = widgets.Text(
@@ -50,15 +51,14 @@ class Results:
         )
         self.pack = widgets.Button(description="Make a zip")
         self.copy = widgets.Button(description="Copy to this URL")
-        self.pack.on_click(lambda _: self._beside(self._zip))
-        self.copy.on_click(lambda _: self._beside(self._upload))
+        self.pack.on_click(lambda _: self._beside(self._alone(self._zip)))
+        self.copy.on_click(lambda _: self._beside(self._alone(self._upload)))
         self._taking = widgets.HBox(
             [self.pack, self.url, self.copy], layout=widgets.Layout(flex_flow="row wrap")
         )
         self.box = widgets.VBox([self.servers, self.about, self._taking, self.message, self.report])
         if desk.place.widgets:
             desk.on_drawing(self._drawn)
-            self._drawn(desk.child.running())
             display(self.box)  # type: ignore[no-untyped-call]
         else:
             self._print()
@@ -165,6 +165,19 @@ class Results:
             upload.upload(shards[start : start + _TOGETHER], self.folder, url)
         upload.pages(self.folder, url)
         self._say(f"The dataset is at {url}, and was checked there.")
+
+    def _alone(self, action: Callable[[], None]) -> Callable[[], None]:
+        """Return the action for one click at a time: two would write the same files."""
+
+        def alone() -> None:
+            if not self._taken.acquire(blocking=False):
+                raise RunError("The dataset is being packed or copied; wait until that is done.")
+            try:
+                action()
+            finally:
+                self._taken.release()
+
+        return alone
 
     def _beside(self, action: Callable[[], None]) -> None:
         """Do something in a thread, and show what is wrong."""

@@ -21,10 +21,10 @@ from cahlib.private import named, place
 from cahlib.progress import Board, Node
 from cahlib.swarm import install, ssh, view
 from cahlib.swarm.cluster import Reach
-from cahlib.swarm.fleet import Bill, Fleet, Limits, fleet, plan, remains, sweep
+from cahlib.swarm.fleet import Fleet, Limits, fleet, plan, remains, sweep
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HOME, user_data
-from cahlib.swarm.provider import PROJECT, Account, Server, everywhere
+from cahlib.swarm.provider import PROJECT, Account, Bill, Server, everywhere
 from cahlib.swarm.remote import Remote, remote
 from cahlib.swarm.ticket import issued
 from cahlib.swarm.watch import Rules, Watch, watched

@@ -19,6 +19,7 @@ from cahlib.errors import ConfigError, RunError, Stopped
 from cahlib.swarm.provider import (
     PROJECT,
     Account,
+    Bill,
     Denial,
     Denied,
     Offer,
@@ -138,20 +139,6 @@ def _known(offers: Sequence[Offer], limits: Limits) -> None:
 
 
 @dataclass(slots=True)
-class Bill:
-    """What one server costs."""
-
-    hourly: float
-    since: float
-    until: float | None = None  #: None: it still runs
-
-    def euros(self, now: float) -> float:
-        """Euros until now; a started hour counts whole."""
-        hours = ((self.until or now) - self.since) / 3600
-        return self.hourly * max(1, math.ceil(hours))
-
-
-@dataclass(slots=True)
 class Fleet:
     """The servers of one run."""
 
@@ -169,6 +156,9 @@ class Fleet:
     _unsure: set[str] = field(default_factory=set)  #: asked for, without an answer
     _bills: dict[str, Bill] = field(default_factory=dict)  #: by server's name
     _made: int = 0
+    _deleted: set[str] = field(default_factory=set)  #: names: none of them comes again
+    #: of `listed`, bills and what is deleted: by several threads; never held while a cloud is asked
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -201,11 +191,15 @@ class Fleet:
 
     def servers(self) -> list[Server]:
         """The run's servers at all accounts; those that it finds made are billed from then on."""
-        found = everywhere(self.accounts, self.labels)
-        for server in found:
-            price = self.plan.prices.get((server.type, server.location), 0)
-            self._bills.setdefault(server.name, Bill(price, server.created))
-        self.listed = {server.name: server for server in found}
+        before = self.listed
+        every = everywhere(self.accounts, self.labels)
+        with self._lock:
+            found = [server for server in every if server.name not in self._deleted]
+            for server in found:
+                price = self.plan.prices.get((server.type, server.location), 0)
+                self._bills.setdefault(server.name, Bill(price, server.created))
+            made = {name: each for name, each in self.listed.items() if name not in before}
+            self.listed = made | {server.name: server for server in found}
         return found
 
     def mark(self) -> None:
@@ -220,21 +214,24 @@ class Fleet:
                 deadline = time.monotonic() + patience
                 while self._has(account, server) and time.monotonic() < deadline:
                     time.sleep(pause)
-        self.listed = {name: each for name, each in self.listed.items() if name != server.name}
-        if server.name in self._bills:
-            self._bills[server.name].until = self.clock()
+        with self._lock:
+            self._deleted.add(server.name)
+            self.listed = {name: each for name, each in self.listed.items() if name != server.name}
+            if bill := self._bills.get(server.name):
+                bill.until = self.clock()
 
     def cost(self, name: str) -> float:
         """Euros that a server has cost so far."""
-        return self._bills[name].euros(self.clock()) if name in self._bills else 0
+        bill = self._bills.get(name)
+        return bill.euros(self.clock()) if bill else 0
 
     def hourly(self) -> float:
         """Euros an hour that all cost now."""
-        return sum(bill.hourly for bill in list(self._bills.values()) if bill.until is None)
+        return sum(bill.hourly for bill in self._bills.copy().values() if bill.until is None)
 
     def spent(self, *, ahead: float = 0) -> float:
         """Euros that will have been spent in ``ahead`` seconds."""
-        return sum(bill.euros(self.clock() + ahead) for bill in list(self._bills.values()))
+        return sum(bill.euros(self.clock() + ahead) for bill in self._bills.copy().values())
 
     def down(self, *, pause: float = 1, late: float = _LATE, patience: float = _PATIENCE) -> None:
         """Delete all that carries the run's label, and ask the clouds whether it is gone.
@@ -243,23 +240,27 @@ class Fleet:
         """
         started = time.monotonic()
         while True:
-            waited = time.monotonic() - started  # before the sweep, which deletes what it finds
+            # both before the sweep, which deletes what it finds, and not what is made after it
+            waited, unsure = time.monotonic() - started, bool(self._unsure)
             left, trouble = sweep(self.accounts, self.labels)
-            self._unsure -= {server.name for server in left}
-            if not left and not trouble and (not self._unsure or waited > late):
+            self._unsure.difference_update(server.name for server in left)
+            if not left and not trouble and (not unsure or waited > late):
                 break
             if waited > patience:
                 raise RunError(remains(left, trouble, self.run, self._hourly(left)))
             time.sleep(pause)
-        self.listed = {}
-        for bill in self._bills.values():
-            bill.until = bill.until or self.clock()
+        with self._lock:
+            self.listed = {}
+            self._deleted.update(self._bills)
+            for bill in self._bills.values():
+                bill.until = bill.until or self.clock()
 
     def _has(self, account: Account, server: Server) -> bool:
         return any(each.id == server.id for each in account.servers(self.labels))
 
     def _hourly(self, servers: Sequence[Server]) -> float:
-        return sum(self._bills[s.name].hourly for s in servers if s.name in self._bills)
+        bills = self._bills.copy()
+        return sum(bills[each.name].hourly for each in servers if each.name in bills)
 
     def _add(self, role: str) -> Server | None:
         """Make one server where there is stock and room; None if there is none anywhere."""
@@ -273,7 +274,10 @@ class Fleet:
             if self._dear(offer):
                 dear.append(offer.hourly)
                 continue
-            self._unsure.add(name)
+            self._unsure.add(name)  # first: who deletes all then waits for it, or has stopped us
+            if self.stop.is_set():
+                self._unsure.discard(name)
+                raise Stopped("stopped while servers were being made.")
             try:
                 server = account.create(offer, wish)
             except Denied as denied:
@@ -284,8 +288,9 @@ class Fleet:
                     raise
                 continue
             self._unsure.discard(name)
-            self._bills[name] = Bill(offer.hourly, self.clock())
-            self.listed = {**self.listed, name: server}
+            with self._lock:
+                self._bills[name] = Bill(offer.hourly, self.clock())
+                self.listed = {**self.listed, name: server}
             self.tell(
                 f"{name}: {server.type or offer.type} at {offer.location}, {account.name}, "
                 f"EUR {offer.hourly:.4f} an hour"

@@ -5,6 +5,7 @@ It does not know any cloud; `hetzner` is the one there is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -65,6 +66,20 @@ class Server:
     status: str  #: the cloud's word: "initializing", "running", "off" …
     labels: Mapping[str, str]
     created: float  #: seconds since 1970
+
+
+@dataclass(slots=True)
+class Bill:
+    """What one server costs."""
+
+    hourly: float
+    since: float
+    until: float | None = None  #: None: it still runs
+
+    def euros(self, now: float) -> float:
+        """Euros until now; a started hour counts whole."""
+        hours = ((self.until or now) - self.since) / 3600
+        return self.hourly * max(1, math.ceil(hours))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

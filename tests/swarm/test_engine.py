@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from cahlib.errors import ShardError
 from cahlib.swarm import engine
 from tests.world import command, jobs
+from tests.world.races import shaken, together
 
 
 def take(scrapers, count):
@@ -94,3 +96,23 @@ def test_ctrl_c_is_for_the_run_also_while_the_scrapers_start():
         jobs.until(lambda: running.poll() is not None or starting())
         command.press_ctrl_c(running)
         assert running.communicate() == ("('five', 10) True\n", "")
+
+
+def test_a_report_that_comes_while_its_job_is_taken_is_not_counted_for_ever(scrapers):
+    ended = threading.Event()
+
+    def work():
+        try:
+            for _ in range(20):
+                scrapers.submit("same", jobs.double, 1, limit=10)
+                take(scrapers, 1)
+        finally:
+            ended.set()
+
+    def report():  # as Dask's thread does with what a worker has sent
+        while not ended.is_set():
+            scrapers._hear((0.0, ("same", {"images": 1})))
+
+    with shaken(engine):
+        together(work, report)
+    assert scrapers.told() == []

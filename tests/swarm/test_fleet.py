@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -9,10 +10,12 @@ import pytest
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import crew
+from cahlib.swarm import fleet as fleets
 from cahlib.swarm.fleet import Fleet, Limits, fleet, forsaken, plan, sweep
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.provider import Denial, Denied, Server
 from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
+from tests.world.races import shaken, together
 
 ONE, TWO = "token-one", "token-two"
 
@@ -318,3 +321,31 @@ def test_a_run_that_finds_its_servers_counts_what_they_have_cost(cloud):
         assert swarm.spent() == pytest.approx(2 * 2 * 0.007)
         assert swarm.hourly() == pytest.approx(2 * 0.007)
     assert nothing_is_left(cloud)
+
+
+def test_what_is_known_of_the_servers_fits_together_while_two_threads_change_it(cloud):
+    """One looks, as for the view of a swarm; the other puts servers in the place of lost ones."""
+    swarm, _ = made(cloud, nodes=3)
+    gone, ended = list[str](), threading.Event()
+
+    def replace():
+        try:
+            for _ in range(3):
+                lost = swarm.servers()[-1]
+                swarm.remove(lost, pause=0.01)
+                gone.append(lost.name)
+                swarm.fill()
+                assert len(swarm.listed) == 3
+        finally:
+            ended.set()
+
+    def look():
+        while not ended.is_set():
+            before = set(gone)
+            assert not before & {each.name for each in swarm.servers()}
+            assert not before & swarm.listed.keys()
+
+    with hold(swarm):
+        with shaken(fleets):
+            together(replace, look)
+        assert swarm.hourly() == pytest.approx(3 * 0.007)
