@@ -14,6 +14,7 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -172,6 +173,7 @@ class Resolver(AbstractResolver):
         self._servers: NameServers | None = None
         self._asked: dict[str, tuple[float, asyncio.Task[list[str]]]] = {}
         self._resolved: str | None = None  # the name that resolved last
+        self.hosts: Watch | None = None  #: whose outages are also those of names
         self.watch = Watch(
             "name servers",
             self._answers,
@@ -187,7 +189,22 @@ class Resolver(AbstractResolver):
         if self._net.only:
             address, port = self._net.only
             return [result(host, address, port)]
-        addresses = await asyncio.shield(self._ask(host))
+        return self._results(host, port, await asyncio.shield(self._ask(host)))
+
+    async def at_once(self, host: str, port: int) -> list[ResolveResult]:
+        """As `resolve`, for probes: what was known lately will do, and no outage is waited for.
+
+        Else a name that is asked for in an outage of hosts would wait for its end, and the end for
+        the name.
+        """
+        if self._net.only:
+            return await self.resolve(host, port)
+        _, task = self._asked.get(host, (0.0, None))
+        if task and task.done() and not task.cancelled() and not task.exception():
+            return self._results(host, port, task.result())
+        return self._results(host, port, _open(await self._lookup(host)))
+
+    def _results(self, host: str, port: int, addresses: Sequence[str]) -> list[ResolveResult]:
         if not addresses:
             raise NotPublic(f"{host} is not public")
         return [result(host, address, port) for address in addresses]
@@ -237,10 +254,11 @@ class Resolver(AbstractResolver):
                 except NoAddress:
                     self.watch.heard()
                     raise
-            if not await self.watch.lost(begun):
+            lost = await self.watch.lost(begun)
+            if not (lost or (self.hosts and await self.hosts.met(begun))):
                 raise NoAddress(f"{host} does not resolve")
         self.watch.heard()
-        return [each for each in found if public(each)][:_MOST_ADDRESSES]
+        return _open(found)
 
     @property
     def _lookup(self) -> Lookup:
@@ -281,10 +299,14 @@ class NameServers:
     async def __call__(self, host: str) -> list[str]:
         asked = [self._resolver.query_dns(host, kind) for kind in self._kinds]
         try:
-            _, late = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-            if late:
+            if len(asked) == 1:  # at half the cost of waiting for several
+                with suppress(aiodns.error.DNSError):
+                    await asked[0]
+            else:
+                _, late = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
                 there = any(_found(each) for each in asked if each.done())
-                await asyncio.wait(late, timeout=_SECOND_FAMILY if there else None)
+                if late:
+                    await asyncio.wait(late, timeout=_SECOND_FAMILY if there else None)
         finally:
             for each in asked:
                 each.cancel()
@@ -328,6 +350,11 @@ def _source(target: str) -> str:
             return str(unused.getsockname()[0])
     except OSError:
         return ""
+
+
+def _open(found: Sequence[str]) -> list[str]:
+    """Those of a host's addresses that are tried."""
+    return [each for each in found if public(each)][:_MOST_ADDRESSES]
 
 
 def _found(answer: asyncio.Future[Any]) -> list[str]:

@@ -237,6 +237,8 @@ class Fetcher:
 
         result = await self._request(url, domain, deadline, read)
         self.manners.note(domain, result, status)
+        if self.manners.closed(domain):
+            self._network.forget(domain)
         return result
 
     async def text(self, address: str, most: int) -> Text | Reason:

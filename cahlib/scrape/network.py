@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from itertools import islice
+from typing import Any
 
 from aiohttp.abc import ResolveResult
 
@@ -40,6 +41,7 @@ class Network:
             outages=net.outages,
             back=self.resolver.renew,
         )
+        self.resolver.hosts = self.hosts
         self._known: dict[str, tuple[str, int]] = {}  # by domain: a host, and its port
         self._doubtful: tuple[str, int] | None = None  # one that did not answer
         self._resuming = asyncio.Lock()
@@ -63,6 +65,10 @@ class Network:
             if len(self._known) > _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
 
+    def forget(self, domain: str) -> None:
+        """Note that a domain is left alone from now on: by probes too."""
+        self._known.pop(domain, None)
+
     async def lost(self, begun: float, host: str, port: int) -> bool:
         """Return whether an outage is why a request was not answered, when it is over."""
         self._doubtful = host, port
@@ -77,40 +83,33 @@ class Network:
         asked = [place for _, place in places]
         if self._net.outages.crawl:
             asked.append(self._net.outages.crawl)
-        attempts = [asyncio.create_task(self._connects(*place)) for place in asked]
-        nobody = True
-        try:
-            for attempt in asyncio.as_completed(attempts):
-                if answered := await attempt:
-                    return True
-                nobody = nobody and answered is None
-        finally:
-            for attempt in attempts:
-                attempt.cancel()
-            await asyncio.gather(*attempts, return_exceptions=True)
-        return nobody and await self._routed()
+        answered = await _any(self._connects(*place) for place in asked)
+        return await self._routed() if answered is None else answered
 
     async def _connects(self, host: str, port: int) -> bool | None:
         """Whether a host takes a connection, or refuses it itself; None: it must not be asked."""
-        loop = asyncio.get_running_loop()
         try:
-            for each in await self._addresses(host, port):
-                at = each["host"], each["port"]
-                info = each["family"], socket.SOCK_STREAM, each["proto"], "", at
-                with addresses.socket_factory(self._net)(info) as connection:
-                    connection.setblocking(False)
-                    try:
-                        await loop.sock_connect(connection, at)
-                    except ConnectionRefusedError:
-                        pass
-                    except OSError:
-                        continue
-                    return True
+            found = await self._addresses(host, port)
         except NotPublic:
             return None
         except NoAddress:
-            pass
-        return False
+            return False
+        return await _any(map(self._connects_at, found))  # at once: one family may be dead
+
+    async def _connects_at(self, place: ResolveResult) -> bool | None:
+        at = place["host"], place["port"]
+        info = place["family"], socket.SOCK_STREAM, place["proto"], "", at
+        try:
+            with addresses.socket_factory(self._net)(info) as connection:
+                connection.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(connection, at)
+        except NotPublic:
+            return None
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return True
 
     async def _routed(self) -> bool:
         """Whether there is a way to who did not answer, where nobody has answered yet."""
@@ -125,7 +124,24 @@ class Network:
     async def _addresses(self, host: str, port: int) -> list[ResolveResult]:
         if address := addresses.literal(host):
             return [addresses.result(host, str(address), port)]
-        return await self.resolver.resolve(host, port)
+        return await self.resolver.at_once(host, port)
+
+
+async def _any(questions: Iterable[Coroutine[Any, Any, bool | None]]) -> bool | None:
+    """Whether one of these is true, as soon as one is; None if none of them is true or false."""
+    asked = [asyncio.create_task(each) for each in questions]
+    found = None
+    try:
+        for each in asyncio.as_completed(asked):
+            answer = await each
+            if answer:
+                return True
+            found = found if answer is None else answer
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    return found
 
 
 @asynccontextmanager

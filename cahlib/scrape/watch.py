@@ -105,10 +105,13 @@ class Watch:
     async def _decide(self) -> bool:
         """Send a probe, and note what it says."""
         begun, before = time.monotonic(), self._state.offline
-        try:
-            answered = await asyncio.wait_for(self._probe(), self._patience.probe)
-        except asyncio.TimeoutError:
-            answered = False
+        probe = asyncio.ensure_future(self._probe())
+        try:  # not by wait_for, which until Python 3.12 may miss that it is cancelled itself
+            await asyncio.wait({probe}, timeout=self._patience.probe)
+            answered = probe.done() and probe.result()
+        finally:
+            probe.cancel()
+            await asyncio.gather(probe, return_exceptions=True)
         if answered and before:
             await self._back()
         self._state.probed(begun, time.monotonic(), answered=answered)

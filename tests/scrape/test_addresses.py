@@ -2,13 +2,22 @@
 
 import asyncio
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from cahlib.config import Download
 from cahlib.errors import ConfigError
 from cahlib.scrape import addresses
-from cahlib.scrape.addresses import NameServers, Net, NoAddress, NotPublic, Resolver
+from cahlib.scrape.addresses import (
+    NameServers,
+    Net,
+    NoAddress,
+    NotPublic,
+    Resolver,
+    Unanswered,
+)
+from cahlib.scrape.watch import Patience
 from tests.world.names import name_server
 
 PRIVATE = """
@@ -191,3 +200,29 @@ def test_the_real_lookup_asks_name_servers():
         "bad..name": None,
         "a" * 300: None,
     }
+
+
+def test_a_probe_asks_for_a_name_that_waits_for_the_end_of_an_outage():
+    async def main():
+        resolver = Resolver(Net(lookup=lookup, patience=Patience(quiet=0.1)))
+        resolver.hosts = SimpleNamespace(met=lambda begun: asyncio.Event().wait())  # type: ignore
+        watching = asyncio.create_task(resolver.watch.run())
+        asked.append(waiting := asyncio.create_task(resolver.resolve("a", 80)))
+        while len(asked) < 3:
+            await asyncio.sleep(0)
+        found = await resolver.at_once("a", 80)
+        assert not waiting.done()
+        watching.cancel()
+        await resolver.close()
+        await asyncio.gather(waiting, watching, return_exceptions=True)
+        return [each["host"] for each in found]
+
+    asked: list[object] = []
+
+    async def lookup(host):
+        asked.append(host)
+        if len(asked) == 2:
+            raise Unanswered(host)
+        return ["8.8.8.8"]
+
+    assert asyncio.run(main()) == ["8.8.8.8"]
