@@ -165,7 +165,6 @@ def test_a_volunteer_scrapes_with_the_base_install(installed, tmp_path):
     assert len([*(tmp_path / "parcels").glob("*.tar")]) == 2
 
 
-@pytest.mark.timeout(240)
 def test_a_run_judges_with_its_extra(installed, tmp_path):
     own = installed("gpu")
     crawl, taken = small.write(tmp_path / "crawl", 1, 3), tmp_path / "taken"
@@ -192,7 +191,7 @@ def test_a_tracker_serves_with_its_extra(installed, tmp_path):
     line = ("-m", "cahlib.cli", "tracker", "serve", "--port", port)
     process = installed("tracker").start(*line, cwd=tmp_path)
     try:
-        until(lambda: healthy(port) or process.poll() is not None, seconds=30)
+        until(lambda: healthy(port) or process.poll() is not None, seconds=120)
         assert process.poll() is None
     finally:
         process.terminate()
