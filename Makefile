@@ -1,5 +1,6 @@
 # make demo   a shard of the embedded web becomes a dataset, on this machine, offline
-# make test   lint, types and all tests, by TESTERS (3) processes
+# make test   lint, types and all tests, by TESTERS (3) processes; SEED=… repeats an order
+# make quick  the same of the tests that start no process and load no model
 # make coverage  all tests, and how much of each package they cover, branches included
 # make test-nodes  the swarm's nodes as real machines, booted by systemd-nspawn
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
@@ -11,7 +12,7 @@
 # make soak   a run for MINUTES (60), half of it left alone and half of it disturbed
 # All set themselves up in .venv.
 
-.PHONY: demo test coverage test-nodes test-classic pictures bench bench-gpu fuzz soak readme
+.PHONY: demo test quick coverage test-nodes test-classic pictures bench bench-gpu fuzz soak readme
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -19,11 +20,15 @@ demo: .venv/demo
 	$(bin)/cah demo
 
 TESTERS ?= 3
-test: .venv/dev
+# of the order of the tests and of all that is random in them; pytest's line shows it
+SEED := $(or $(SEED),$(shell date +%s))
+pytest = $(bin)/pytest -n $(TESTERS) --no-loadscope-reorder --durations=20 \
+	--randomly-seed=$(SEED) --hypothesis-seed=$(SEED)
+test quick: .venv/dev
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
-	$(bin)/pytest -n $(TESTERS) --no-loadscope-reorder
+	$(pytest) $(if $(filter quick,$@),--quick)
 
 # percent of lines and branches: of the modules beside the packages, then of each package
 coverage: .venv/dev

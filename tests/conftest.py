@@ -1,15 +1,18 @@
 """Every test runs with the network closed but for loopback, and with a clean environment.
 
-`make test` runs them in several processes (pytest-xdist), for many wait more than they compute.
+`make test` runs them in several processes (pytest-xdist), for many wait more than they compute;
+each of these has a network of its own.
 """
 
 import os
 import signal
 import socket
-from collections import Counter
 
 import hypothesis
 import pytest
+
+from tests import quick
+from tests.world.isolation import isolate
 
 # Side by side, or in processes of their own, models would wait for each other's threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,6 +42,20 @@ def _guarded(self, address):
     return _connect(self, address)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help=quick.__doc__.splitlines()[0])
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        isolate()
+
+
+def pytest_collection(session):
+    if session.config.getoption("quick"):
+        quick.enforce()
+
+
 @pytest.fixture(autouse=True)
 def _closed_world(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(socket.socket, "connect", _guarded)
@@ -51,11 +68,20 @@ def _closed_world(monkeypatch, tmp_path_factory):
 
 #: Tests of one file share what it made once, and stay in one process; these share nothing.
 _APART = (
-    "acceptance/test_swarm.py", "notebook/test_notebook.py", "swarm/test_fleet.py",
-    "swarm/test_watch.py", "tracker/test_chaos.py", "tracker/test_schema.py",
+    "acceptance/test_kaggle.py", "acceptance/test_swarm.py", "notebook/test_desk.py",
+    "notebook/test_notebook.py", "swarm/test_fleet.py", "swarm/test_watch.py",
+    "tracker/test_chaos.py", "tracker/test_schema.py", "tracker/test_together.py",
 )  # fmt: skip
-#: Kaggle's package knows this port only.
-_PORT_7777 = ("acceptance/test_kaggle.py", "kaggle/test_session.py", "kaggle/test_shell.py")
+#: What takes longest, each a minute or so in one process; no process shall begin it at the end.
+_FIRST = (
+    "swarm/test_remote.py", "acceptance/test_demo.py", "notebook/test_lab.py",
+    "acceptance/test_kaggle.py", "acceptance/test_swarm.py", "swarm/test_watch.py",
+    "tracker/test_chaos.py", "tracker/test_together.py", "notebook/test_notebook.py",
+)  # fmt: skip
+
+
+def _place(nodeid):
+    return nodeid.partition("::")[0].removeprefix("tests/")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -65,17 +91,14 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            path = nodeid.partition("::")[0].removeprefix("tests/")
-            return nodeid if path in _APART else "7777" if path in _PORT_7777 else path
+            path = _place(nodeid)
+            return nodeid if path in _APART else path
 
     return Scheduler(config, log)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """In several processes, begin with what may take longest: none shall wait for it at the end."""
+    """In several processes, begin with what takes longest; the order is random but for that."""
     if hasattr(config, "workerinput"):
-        limits = Counter()
-        for item in items:
-            for mark in item.iter_markers("timeout"):
-                limits[item.path] += mark.args[0]
-        items.sort(key=lambda item: -limits[item.path])
+        items.sort(key=lambda item: _place(item.nodeid) not in _FIRST)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from cahlib.flow import Abandoned, Flow
+from tests.world.jobs import LIMIT
 
 
 def test_items_pass_in_their_order():
@@ -69,7 +70,7 @@ def test_leaving_early_ends_every_stage_and_none_takes_it_for_the_end():
     with Flow() as flow:
         line = flow.ahead(second(flow.ahead(first(), 2)), 2)
         assert next(line) == 1
-        assert blocked.wait(5)
+        assert blocked.wait(LIMIT)
     assert flow.closed
     assert sorted(endings)[0] == "first"
     assert "took it for the end" not in endings

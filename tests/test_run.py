@@ -19,7 +19,7 @@ def test_a_listener_that_fails_ends_nothing_and_the_time_limit_is_kept(tmp_path)
     with small.Pictures() as web:
         job = replace(small.job(crawl, tmp_path / "set", web), hours=3 / 3600)
         outcome = run(job, closed_terminal, tick=0.1)
-    assert len(told) > 10 and told[-1]
+    assert len(told) > 2 and told[-1]
     assert outcome.shards.open and not outcome.shards.failed
     assert (tmp_path / "set" / "report.html").exists()
     assert outcome.shards.done == 0 or list(verify(tmp_path / "set")) == []

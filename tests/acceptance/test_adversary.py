@@ -15,7 +15,6 @@ def found():
         pytest.skip(str(lacking))
 
 
-@pytest.mark.timeout(300)
 def test_every_attack_ends_for_its_reason(found):
     assert found["attacks"] > 100
     assert (found["wrong"], found["differences"]) == ([], {})

@@ -26,9 +26,7 @@ from cahlib.curate.verify import verify
 from cahlib.demo import world
 from cahlib.records import Reason, Stage, Tally
 from tests.world import command, judged
-from tests.world.jobs import until
-
-pytestmark = pytest.mark.timeout(300)
+from tests.world.jobs import LIMIT, until
 
 
 @pytest.fixture(scope="module")
@@ -182,15 +180,14 @@ MOMENTS = {
 def killed_at(moment, web, folder: Path) -> list[psutil.Process]:
     """Start a run and kill it; gives the scrapers that survive it."""
     process = command.started("run", *run_options(web, folder))
-    until(lambda: moment(folder) or process.poll() is not None, seconds=60)
+    until(lambda: moment(folder) or process.poll() is not None)
     scrapers = workers(process)
     process.kill()
     process.communicate()
-    psutil.wait_procs(scrapers, timeout=30)
+    psutil.wait_procs(scrapers, timeout=LIMIT)
     return [each for each in scrapers if each.is_running()]
 
 
-@pytest.mark.timeout(500)
 def test_a_run_that_is_killed_again_and_again_goes_on_to_the_same_dataset(
     web, undisturbed, tmp_path
 ):
@@ -206,10 +203,10 @@ def test_a_run_that_is_killed_again_and_again_goes_on_to_the_same_dataset(
 def test_a_scraper_that_is_killed_costs_nothing(web, undisturbed, tmp_path):
     folder = tmp_path / "dataset"
     process = command.started("run", *run_options(web, folder))
-    until(lambda: parcels(folder), seconds=60)
+    until(lambda: parcels(folder))
     for each in workers(process):
         each.kill()
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate()
     assert process.returncode == 0, said
     assert_same(folder, undisturbed)
 
@@ -217,9 +214,9 @@ def test_a_scraper_that_is_killed_costs_nothing(web, undisturbed, tmp_path):
 def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(web, undisturbed, tmp_path):
     folder = tmp_path / "dataset"
     process = command.started("run", *run_options(web, folder))
-    until(lambda: parcels(folder), seconds=60)
+    until(lambda: parcels(folder))
     command.press_ctrl_c(process)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate()
     assert process.returncode == 3 and "Stopped early: " in said
     assert "finishing the shard" in said and "Traceback" not in said
     assert not list(folder.glob("**/*.part"))
@@ -231,11 +228,11 @@ def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(web, undisturbed
 def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(web, undisturbed, tmp_path):
     folder = tmp_path / "dataset"
     process = command.started("run", *run_options(web, folder))
-    until(lambda: parcels(folder), seconds=60)
+    until(lambda: parcels(folder))
     command.press_ctrl_c(process)
     assert any("finishing the shard" in line for line in process.stdout)
     command.press_ctrl_c(process)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate()
     assert process.returncode in (3, 130)  # it may have been ready
     assert "Traceback" not in said
     assert command.cah("run", *run_options(web, folder)).returncode == 0

@@ -136,7 +136,6 @@ def crawled(shown: world.World, number: int) -> Web:
     return Web({f"/crawl-data/{NAME}/wat.paths.gz": Answer(body=listed), **crawl, **shown.answers})
 
 
-@pytest.mark.timeout(400)
 def test_a_session_ends_within_its_limit_and_the_next_one_goes_on(tmp_path):
     with crawled(world.build(), 20) as web, kaggle.serve(kaggle.Service()) as service:
         job = demo.job(str(tmp_path / "dataset"), web)
@@ -147,7 +146,7 @@ def test_a_session_ends_within_its_limit_and_the_next_one_goes_on(tmp_path):
         first = Machine(tmp_path / "one", service)
         started = time.monotonic()
         process = launched(tmp_path, job)
-        said = process.communicate(timeout=150)[0]
+        said = process.communicate()[0]
         took = time.monotonic() - started
         assert process.returncode == 0, said + (first.folder / "log").read_text()
         assert took < 0.008 * 3600 + 60, said  # all 40 shards take minutes
@@ -158,7 +157,7 @@ def test_a_session_ends_within_its_limit_and_the_next_one_goes_on(tmp_path):
 
         Machine(tmp_path / "two", service)
         process = launched(tmp_path, replace(job, hours=0.012))
-        said = process.communicate(timeout=150)[0]
+        said = process.communicate()[0]
         assert process.returncode == 0, said + (tmp_path / "two/log").read_text()
     again = {each.shard.id for each in seals(tmp_path / "dataset")}
     assert again > done
@@ -180,7 +179,6 @@ def cloud(tmp_path):
             assert [server["name"] for server in cloud.servers()] == ["stranger"]
 
 
-@pytest.mark.timeout(240)
 def test_the_kernel_drives_the_swarm_of_this_machine_by_a_ticket(cloud, tmp_path):
     own = {"HCLOUD_TOKEN": TOKEN, "HCLOUD_ENDPOINT": cloud.url}
     with (
@@ -190,7 +188,7 @@ def test_the_kernel_drives_the_swarm_of_this_machine_by_a_ticket(cloud, tmp_path
         job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1, nickname="ada", hours=1)
         machine = Machine(tmp_path / "kaggle", service)
         process = launched(tmp_path, job, **own)
-        said = process.communicate(timeout=150)[0]
+        said = process.communicate()[0]
         machine.off()
     assert process.returncode == 0, said + (machine.folder / "log").read_text()
     assert len([call for call in cloud.calls if call == "POST /servers"]) == 1
@@ -201,7 +199,6 @@ def test_the_kernel_drives_the_swarm_of_this_machine_by_a_ticket(cloud, tmp_path
         assert not (path.is_file() and TOKEN.encode() in path.read_bytes()), path
 
 
-@pytest.mark.timeout(240)
 def test_a_kernel_with_the_token_among_its_secrets_has_servers_of_its_own(cloud, tmp_path):
     """The token is at Kaggle only; the kernel runs the notebook's own cells."""
     modules, asked = tmp_path / "modules", tmp_path / "asked"
@@ -217,7 +214,7 @@ def test_a_kernel_with_the_token_among_its_secrets_has_servers_of_its_own(cloud,
         job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1, nickname="ada", hours=1)
         machine = Machine(tmp_path / "kaggle", service, **own)
         process = launched(tmp_path, job, cell=_CELLS, CAH_KAGGLE_SECRET="yes")
-        said = process.communicate(timeout=150)[0]
+        said = process.communicate()[0]
         machine.off()
     log = (machine.folder / "log").read_text()
     assert process.returncode == 0, said + log
@@ -232,7 +229,6 @@ def _tickets(service):
     return [files["ticket.json"] for files in service.datasets.values()]
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_who_leaves_leaves_no_server(cloud, tmp_path, how):
     def runs(request):
@@ -246,9 +242,9 @@ def test_who_leaves_leaves_no_server(cloud, tmp_path, how):
         try:
             # SIGTERM comes while servers are being made, Ctrl-C when the kernel has begun
             awaited = "POST /servers" if how is signal.SIGTERM else "SaveKernel"
-            jobs.until(lambda: awaited in cloud.calls + service.calls, seconds=60)
+            jobs.until(lambda: awaited in cloud.calls + service.calls)
             os.killpg(process.pid, how)  # as a terminal does
-            said = process.communicate(timeout=60)[0]
+            said = process.communicate()[0]
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -51,7 +51,6 @@ def told(folder):
     ]
 
 
-@pytest.mark.timeout(180)
 def test_a_run_tells_no_secret(tmp_path):
     """One file of two cannot be read, so that its error and the advice after it are told, too."""
     crawl = small.write(tmp_path / "crawl", files=2, links=6)

@@ -69,7 +69,7 @@ def files_of_this_machine(shown, folder):
 
 def page(url):
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url) as answer:
             return answer.read().decode()
     except OSError:
         return ""
@@ -79,7 +79,6 @@ def names(cloud):
     return [server["name"] for server in cloud.servers()]
 
 
-@pytest.mark.timeout(240)
 def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_path):
     shown = world.build()
     files = files_of_this_machine(shown, tmp_path)
@@ -106,7 +105,6 @@ def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_
             assert not any(each.encode() in path.read_bytes() for each in secret), path
 
 
-@pytest.mark.timeout(240)
 def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp_path):
     output = ("--output", tmp_path / "dataset")
     assert cah(cloud, "swarm", "up", 2, *output).returncode == 0
@@ -118,9 +116,7 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
         assert re.search(rf"{name}  cahlib {re.escape(wheel)}: .*distributed", shown), shown
     assert "Register worker" in cah(cloud, "swarm", "logs", *output).stdout
     line = cah(cloud, "swarm", "ssh", second, *output).stdout
-    said = subprocess.run(
-        [*shlex.split(line), "echo", "hello"], capture_output=True, text=True, timeout=30
-    )
+    said = subprocess.run([*shlex.split(line), "echo", "hello"], capture_output=True, text=True)
     assert said.stdout == "hello\n", said.stderr
     forward = cah(cloud, "swarm", "ssh", first, "--dashboard", *output)
     [url] = re.findall(r"http://\S+", forward.stderr)
@@ -142,7 +138,6 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
     assert names(cloud) == ["stranger"]
 
 
-@pytest.mark.timeout(120)
 def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_path):
     with world.build().serve(host=cloud.hosts.address) as web:
         job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
@@ -152,15 +147,14 @@ def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_pa
                 [str(word) for word in line], env={**command.environment(), **own(cloud)},
                 stdin=subprocess.DEVNULL, stdout=said, stderr=said,
             )  # fmt: skip
-            until(lambda: "scrape " in (tmp_path / "said").read_text(), seconds=60)
+            until(lambda: "scrape " in (tmp_path / "said").read_text())
             run.send_signal(signal.SIGINT)
             until(lambda: "Ctrl-C again" in (tmp_path / "said").read_text())
             run.send_signal(signal.SIGINT)
-            assert run.wait(timeout=40) == 130, (tmp_path / "said").read_text()
+            assert run.wait() == 130, (tmp_path / "said").read_text()
     assert names(cloud) == ["stranger"]
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("verb", "code"), [("run", 3), ("up", 130)])
 def test_ctrl_c_does_not_wait_for_servers_that_are_being_set_up(cloud, tmp_path, verb, code):
     cloud.hosts.dark = True  # none of them will ever answer
@@ -171,9 +165,9 @@ def test_ctrl_c_does_not_wait_for_servers_that_are_being_set_up(cloud, tmp_path,
             line = ["swarm", "up", 1, "--output", tmp_path / "dataset"]
         process = command.started(*line, **own(cloud))
         try:
-            until(lambda: len(cloud.servers()) > 1, seconds=60)
+            until(lambda: len(cloud.servers()) > 1)
             command.press_ctrl_c(process)
-            said = process.communicate(timeout=40)[0]
+            said = process.communicate()[0]
         finally:
             process.kill()
     assert process.returncode == code, said
@@ -186,7 +180,6 @@ def test_ctrl_c_does_not_wait_for_servers_that_are_being_set_up(cloud, tmp_path,
         assert len(names(cloud)) == 2
 
 
-@pytest.mark.timeout(120)
 def test_a_closed_terminal_leaves_no_server(cloud, tmp_path):
     cloud.hosts.dark = True
     ours, theirs = pty.openpty()
@@ -200,18 +193,17 @@ def test_a_closed_terminal_leaves_no_server(cloud, tmp_path):
         )  # fmt: skip
         signal.signal(signal.SIGHUP, before)
         try:
-            until(lambda: len(cloud.servers()) > 1, seconds=60)
+            until(lambda: len(cloud.servers()) > 1)
             os.close(theirs)
             os.close(ours)  # whatever is printed from now on is an error
             for _ in range(2):  # by the kernel, and by the shell
                 process.send_signal(signal.SIGHUP)
-            assert process.wait(timeout=40) == 1
+            assert process.wait() == 1
         finally:
             process.kill()
     assert names(cloud) == ["stranger"]
 
 
-@pytest.mark.timeout(240)
 def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     output = ("--output", tmp_path / "dataset")
     assert cah(cloud, "swarm", "up", 1, *output).returncode == 0

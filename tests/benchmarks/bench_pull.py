@@ -110,7 +110,7 @@ def _pulled(login: Login, scheduler: str, folder: Path, size: int) -> tuple[floa
             scrapers.submit(
                 f"parcel{n}", jobs.write_parcel, size + n, "", scrapers.folder, limit=120
             )
-            jobs.until(lambda n=n: scrapers._jobs[f"parcel{n}"].coming, seconds=120)
+            jobs.until(lambda n=n: scrapers._jobs[f"parcel{n}"].coming)
             started = time.monotonic()
             _, parcel = scrapers.take(timeout=120)
             spent += time.monotonic() - started

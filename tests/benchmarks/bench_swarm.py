@@ -109,7 +109,7 @@ def idle(options: Options) -> None:
         )
         address = cluster.stdout.readline().strip()
         with remote(Reach(address=address), Path(folder)) as scrapers:
-            jobs.until(lambda: scrapers.slots == workers, seconds=120)
+            jobs.until(lambda: scrapers.slots == workers)
             cpu, started = spent(), time.monotonic()
             while time.monotonic() < started + options.seconds:
                 assert len(scrapers.nodes()) == workers  # as the status of a run does

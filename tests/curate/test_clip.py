@@ -23,6 +23,7 @@ from cahlib.curate import clip  # noqa: E402
 from cahlib.curate.replica import Replica  # noqa: E402
 from cahlib.errors import ConfigError, RunError  # noqa: E402
 from tests.world import models  # noqa: E402
+from tests.world.jobs import LIMIT  # noqa: E402
 
 TEXTS = [
     "a cat",
@@ -232,7 +233,7 @@ def test_a_large_model_rounds_on_a_cpu_as_little_as_promised():
 
 
 def test_every_device_works_at_the_same_time(folder, tiny):
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=LIMIT)
 
     def meet(x):
         both.wait()

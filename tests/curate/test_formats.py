@@ -61,7 +61,6 @@ def test_the_bytes_are_those_that_tensorflow_writes():
     importlib.util.find_spec("tensorflow") is None,
     reason="TensorFlow is not installed: pip install tensorflow-cpu",
 )
-@pytest.mark.timeout(120)
 def test_tensorflow_reads_our_files(tmp_path):
     """In a process of its own: TensorFlow takes seconds to load, and is no friend of torch's."""
     made = [each for each in world.some(30)[0] if each.reason is None]

@@ -62,7 +62,7 @@ def environment(tmp_path, monkeypatch):
 
 def run(shell, script, environment, **more):
     return subprocess.run(
-        [shell, "-c", script], env=environment, capture_output=True, text=True, timeout=50,
+        [shell, "-c", script], env=environment, capture_output=True, text=True,
         stdin=subprocess.DEVNULL, **more,
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_executed_it_runs_a_session_in_the_users_folder(shell, environment, tmp_
     environment |= {"CAH_KAGGLE_NAME": "a-kernel-of-as-many-letters-as-can", "CAH_HOURS": "9"}
     with kaggle.serve(kaggle.Service(run=completes)) as service:
         ran = subprocess.run(
-            [shell, SCRIPT], env=environment, capture_output=True, text=True, timeout=50,
+            [shell, SCRIPT], env=environment, capture_output=True, text=True,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -230,7 +230,7 @@ def asked(environment, answers):
     )  # fmt: skip
     os.close(theirs)
     shown = _talked(ours, answers)
-    return process.wait(timeout=30), shown
+    return process.wait(), shown
 
 
 def _talked(terminal, answers):

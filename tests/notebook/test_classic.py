@@ -16,6 +16,7 @@ from cahlib.demo import world
 from tests.notebook.test_lab import TOKEN, variables
 from tests.world import lab as labs
 from tests.world import notebooks
+from tests.world.jobs import LIMIT
 
 PINNED = "notebook==6.5.7", "ipywidgets==7.7.1", "ipykernel==6.17.1", "ipython==7.34.0"
 STACK = notebooks.ROOT / ".bench" / "classic"
@@ -50,7 +51,7 @@ def test_the_classic_stack(python, tmp_path):
                 executable_path=shutil.which("chromium"), args=["--no-sandbox"]
             )
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(LIMIT * 1000)
             page.route(re.compile("^https://"), lambda route: route.abort())
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.goto(f"{lab.url}/notebooks/{book.name}")

@@ -57,7 +57,6 @@ def desks():
             desk.child.tear_down("", lambda sentence: None)
 
 
-@pytest.mark.timeout(120)
 def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, capsys):
     desk = desks(place, {"HCLOUD_TOKEN": "hetzner-secret"}, values)
     desk.buttons["plan"].click()
@@ -89,7 +88,6 @@ def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, c
     assert list(verify(f"{place.output}-copy")) == []
 
 
-@pytest.mark.timeout(120)
 def test_a_page_of_somebody_elses_is_not_replaced(desks, place, values):
     page = Path(place.output) / "README.md"
     page.parent.mkdir()
@@ -121,7 +119,6 @@ def test_a_dataset_whose_files_are_elsewhere_is_loaded_and_copied_from_there(
     assert len(pd.read_parquet(there / "metadata")) == 30 and f"{there}/metadata" in code
 
 
-@pytest.mark.timeout(120)
 def test_a_run_gets_what_the_form_says_is_killed_and_torn_down(desks, place, values):
     """What CAH_* says may have been changed in the form."""
     Path(".env").write_text("CAH_NICKNAME=eve\nCAH_THRESHOLD=0.9\n")

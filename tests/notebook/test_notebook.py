@@ -65,7 +65,6 @@ def test_settings_in_no_text_are_refused(tmp_path, monkeypatch):
         notebook.form()
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.skipif(not hosts.lacking(), reason="the run with servers shows all of this too.")
 def test_an_unattended_run_leaves_a_dataset_and_a_page(tmp_path):
     with world.build().serve() as web:
@@ -79,7 +78,6 @@ def test_an_unattended_run_leaves_a_dataset_and_a_page(tmp_path):
     assert list(verify(tmp_path / "dataset")) == []
 
 
-@pytest.mark.timeout(120)
 def test_an_unattended_run_that_cannot_be_fails_with_a_sentence(tmp_path):
     given = {"nickname": "ada", "contact": "a@example.org", "crawl": "no-such-file"}
     ran = execute(notebooks.copy(tmp_path, given))
@@ -87,7 +85,6 @@ def test_an_unattended_run_that_cannot_be_fails_with_a_sentence(tmp_path):
     assert "RunError" in ran.stderr and "crawl: there is no file no-such-file" in ran.stderr
 
 
-@pytest.mark.timeout(60)
 def test_without_settings_and_without_a_person_nothing_is_started(tmp_path):
     path = notebooks.copy(tmp_path, {})
     ran = execute(path)
@@ -96,7 +93,6 @@ def test_without_settings_and_without_a_person_nothing_is_started(tmp_path):
     assert not (tmp_path / "dataset").exists()
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 def test_an_unattended_run_with_servers_leaves_none_of_them(tmp_path):
     token = "token-of-a-notebook"

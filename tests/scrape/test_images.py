@@ -23,7 +23,7 @@ from cahlib.scrape.gate import prove
 from cahlib.scrape.images import _AHEAD, images
 from tests.world import web as w
 from tests.world.fetched import fetched, lost
-from tests.world.jobs import until
+from tests.world.jobs import LIMIT, until
 from tests.world.pictures import candidate, picture
 
 JPEG = picture()
@@ -237,7 +237,7 @@ def test_memory_is_bounded_and_never_deadlocks():
 
     async def main():
         memory = Memory(1000)
-        await asyncio.wait_for(asyncio.gather(*(answer(memory) for _ in range(10))), 5)
+        await asyncio.wait_for(asyncio.gather(*(answer(memory) for _ in range(10))), LIMIT)
         return memory._free
 
     assert asyncio.run(main()) == 1000

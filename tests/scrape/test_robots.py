@@ -117,10 +117,10 @@ def test_hostile_rules_cost_little():
     wild = "".join(f"Disallow: /{'*a' * 100}{n}$\n" for n in range(20_000))
     plain = "".join(f"Disallow: /x{n}\n" for n in range(20_000))
     robots = Robots(EVERYBODY + wild + plain)
-    start = time.perf_counter()
+    start = time.process_time()
     for n in range(5):
         assert robots.refusal("/" + "a" * 1900 + str(n) + "b") is None
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @given(st.text(), st.text())

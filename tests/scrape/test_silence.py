@@ -78,7 +78,7 @@ def test_later_shards_and_runs_ask_a_dead_domain_no_more(tmp_path):
         yield engines[-1], tmp_path / "dataset/run/parcels"
 
     with WithADeadHost() as web:
-        job = replace(small.job(crawl, tmp_path / "dataset", web), total_timeout=2)
+        job = replace(small.job(crawl, tmp_path / "dataset", web), read_timeout=1, total_timeout=2)
         assert run(replace(job, shards=2), scraping=scraping).shards.done == 2
         first = web.asked
         assert run(replace(job, shards=4), scraping=scraping).shards.done == 4

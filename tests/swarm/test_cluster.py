@@ -13,8 +13,6 @@ from cahlib.swarm.cluster import Reach, connected
 from cahlib.swarm.remote import Remote, remote
 from tests.world import jobs
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def cluster(*, threads=2, **settings):
     return LocalCluster(
@@ -42,8 +40,10 @@ def test_any_dask_cluster_serves(tmp_path, staging):
         )
         (tmp_path / "shared").mkdir()
         with remote(reach, tmp_path / "home") as scrapers:
-            scrapers.submit("parcel", jobs.write_parcel, 3000, "", scrapers.folder, limit=60)
-            _, parcel = scrapers.take(timeout=60)
+            scrapers.submit(
+                "parcel", jobs.write_parcel, 3000, "", scrapers.folder, limit=jobs.LIMIT
+            )
+            _, parcel = scrapers.take(timeout=jobs.LIMIT)
             assert parcel.path.stat().st_size == 3000
             assert scrapers.slots == 1
     assert not [*(tmp_path / "away").iterdir(), *(tmp_path / "shared").iterdir()]
@@ -63,13 +63,13 @@ def test_runs_on_one_cluster_take_nothing_of_each_others(tmp_path, staging):
         with engine("a") as (a, there), engine("b") as (b, elsewhere):
             for scrapers, folder in zip((a, b), begun, strict=True):
                 folder.mkdir()
-                scrapers.submit("shard", jobs.note_and_wait, folder, limit=60)
+                scrapers.submit("shard", jobs.note_and_wait, folder, limit=jobs.LIMIT)
             for scrapers, folder in zip((a, b), begun, strict=True):
                 (folder / "go").touch()
-                assert scrapers.take(timeout=60) == ("shard", "done")
+                assert scrapers.take(timeout=jobs.LIMIT) == ("shard", "done")
             for scrapers, parcels in ((a, there), (b, elsewhere)):
-                scrapers.submit("parcel", jobs.write_parcel, 3000, "", parcels, limit=60)
-                assert scrapers.take(timeout=60)[1].path.stat().st_size == 3000
+                scrapers.submit("parcel", jobs.write_parcel, 3000, "", parcels, limit=jobs.LIMIT)
+                assert scrapers.take(timeout=jobs.LIMIT)[1].path.stat().st_size == 3000
                 parcels.rmdir()  # it is empty again
         assert [(folder / "1").exists() for folder in begun] == [True, True]
         assert there != elsewhere
@@ -101,18 +101,18 @@ def test_a_job_that_is_submitted_while_the_cluster_is_away_is_sent_later(tmp_pat
 
     def connect(reach):
         if clients:
-            back.wait(60)
-        clients.append(connected(reach, 30))
+            back.wait(jobs.LIMIT)
+        clients.append(connected(reach, jobs.LIMIT))
         return clients[-1]
 
     with cluster() as theirs:
         scrapers = Remote(Reach(address=theirs.scheduler_address), tmp_path, connect)
         try:
             clients[0].close()  # as Dask does when it gives up to connect again
-            scrapers.submit("later", jobs.double, 21, limit=60)
+            scrapers.submit("later", jobs.double, 21, limit=jobs.LIMIT)
             assert len(scrapers) == 1 and len(clients) == 1
             back.set()
-            assert scrapers.take(timeout=60) == ("later", 42)
+            assert scrapers.take(timeout=jobs.LIMIT) == ("later", 42)
         finally:
             back.set()
             scrapers.close()
@@ -122,7 +122,7 @@ def test_a_question_on_its_way_while_the_client_closes_ends_nothing(tmp_path):
     clients = []
 
     def connect(reach):
-        clients.append(connected(reach, 30))
+        clients.append(connected(reach, jobs.LIMIT))
         return clients[-1]
 
     with within() as theirs:
@@ -131,19 +131,19 @@ def test_a_question_on_its_way_while_the_client_closes_ends_nothing(tmp_path):
             clients[0].sync(clients[0].rpc.close)  # as a client begins to close
             with pytest.raises(RunError, match="does not answer"):
                 scrapers.nodes()
-            scrapers.submit("double", jobs.double, 21, limit=60)
+            scrapers.submit("double", jobs.double, 21, limit=jobs.LIMIT)
             clients[0].close()
-            assert scrapers.take(timeout=60) == ("double", 42) and len(clients) == 2
+            assert scrapers.take(timeout=jobs.LIMIT) == ("double", 42) and len(clients) == 2
         finally:
             scrapers.close()
 
 
 def test_what_is_finished_is_taken_before_an_engine_that_was_given_up_says_so(tmp_path):
     with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
-        scrapers.submit("double", jobs.double, 21, limit=60)
-        scrapers.drain(timeout=60)
+        scrapers.submit("double", jobs.double, 21, limit=jobs.LIMIT)
+        scrapers.drain(timeout=jobs.LIMIT)
         jobs.until(lambda: not scrapers._finished.empty())
         scrapers.give_up(RunError("no server is left."))
-        assert scrapers.take(timeout=60) == ("double", 42)
+        assert scrapers.take(timeout=jobs.LIMIT) == ("double", 42)
         with pytest.raises(RunError, match="no server is left"):
             scrapers.take(timeout=0.1)

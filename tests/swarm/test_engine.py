@@ -19,7 +19,7 @@ from tests.world.races import shaken, together
 
 
 def take(scrapers, count):
-    taken = dict(filter(None, (scrapers.take(timeout=20) for _ in range(count))))
+    taken = dict(filter(None, (scrapers.take(timeout=jobs.LIMIT) for _ in range(count))))
     assert len(taken) == count and not scrapers
     return taken
 
@@ -31,15 +31,15 @@ def scrapers():
 
 
 def test_results_and_errors_come_back_under_their_keys(scrapers):
-    scrapers.submit("five", jobs.double, 5, limit=10)
-    scrapers.submit("bad", jobs.fail, "no such shard", limit=10)
+    scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
+    scrapers.submit("bad", jobs.fail, "no such shard", limit=jobs.LIMIT)
     taken = take(scrapers, 2)
     assert taken["five"] == 10
     assert isinstance(taken["bad"], ShardError) and str(taken["bad"]) == "no such shard"
 
 
 def test_a_job_whose_worker_is_killed_is_done_by_another(scrapers, tmp_path):
-    scrapers.submit("victim", jobs.note_and_wait, tmp_path, limit=60)
+    scrapers.submit("victim", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
     pid = jobs.wait_for(tmp_path / "1")
     os.kill(pid, signal.SIGKILL)
     jobs.wait_for(tmp_path / "2")
@@ -49,7 +49,7 @@ def test_a_job_whose_worker_is_killed_is_done_by_another(scrapers, tmp_path):
 
 def test_a_job_that_costs_three_workers_is_given_up(tmp_path):
     with engine.local(3) as scrapers:  # one for each death: Dask loses who dies while it starts
-        scrapers.submit("killer", jobs.note_and_wait, tmp_path, limit=60)
+        scrapers.submit("killer", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
         for start in "123":
             os.kill(jobs.wait_for(tmp_path / start), signal.SIGKILL)
         error = take(scrapers, 1)["killer"]
@@ -57,7 +57,7 @@ def test_a_job_that_costs_three_workers_is_given_up(tmp_path):
 
 
 def test_a_running_job_is_heard(scrapers, tmp_path):
-    scrapers.submit("teller", jobs.tell_and_wait, tmp_path, limit=60)
+    scrapers.submit("teller", jobs.tell_and_wait, tmp_path, limit=jobs.LIMIT)
     jobs.until(lambda: scrapers.told() == [{"images": 7}])
     (tmp_path / "go").touch()
     take(scrapers, 1)
@@ -72,7 +72,7 @@ from tests.world import jobs
 heard = threading.Event()
 signal.signal(signal.SIGINT, lambda *_: heard.set())
 with engine.local(1) as scrapers:
-    scrapers.submit("five", jobs.double, 5, limit=10)
+    scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
     while not (taken := scrapers.take(timeout=1)):
         pass
     print(taken, heard.is_set())

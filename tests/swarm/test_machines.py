@@ -24,7 +24,6 @@ from tests.world import jobs, machines
 
 pytestmark = [
     pytest.mark.skipif(bool(machines.lacking()), reason=machines.lacking()),
-    pytest.mark.timeout(300),
 ]
 
 
@@ -56,7 +55,7 @@ def scrapers(logins, tmp_path):
         patience=10,
     )
     with remote(reach, tmp_path / "home") as scrapers:
-        assert not scrapers.gather([login.name for login in logins], timeout=30)
+        assert not scrapers.gather([login.name for login in logins], timeout=jobs.LIMIT)
         yield scrapers
 
 
@@ -86,7 +85,7 @@ def test_a_restarted_service_is_back(logins, scrapers):
         assert process(node) != before
         node.run(f"kill -9 {process(node)}")
         jobs.until(lambda: process(node) not in ("0", before))
-    assert not scrapers.gather(["beta"], timeout=30)
+    assert not scrapers.gather(["beta"], timeout=jobs.LIMIT)
 
 
 def test_a_machine_that_does_not_come_up_shows_what_cloud_init_said(logins, tmp_path):
@@ -119,11 +118,11 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
         jobs.until(scrapers.told)
         install.restart(logins[0])
         running.all["beta"].off()
-        far = dict(scrapers.take(timeout=120) for _ in todo)
+        far = dict(scrapers.take(timeout=jobs.LIMIT) for _ in todo)
         with engine.local(1) as here:
             for shard in todo:
                 here.submit(shard.id, scrape, shard, *settings, tmp_path / "near", limit=60)
-            near = dict(here.take(timeout=60) for _ in todo)
+            near = dict(here.take(timeout=jobs.LIMIT) for _ in todo)
     assert any(parcel.tally.lost[Reason.BLOCKED_DOMAIN] for parcel in far.values())
     for shard in todo:
         parcels.check(far[shard.id])
@@ -132,4 +131,4 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
             i.sha256 for i in parcels.read(near[shard.id])
         ]
     running.power(running.all["beta"])
-    assert not scrapers.gather(["beta"], timeout=60)
+    assert not scrapers.gather(["beta"], timeout=jobs.LIMIT)

@@ -40,8 +40,8 @@ def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, stagin
             for n in range(3):
                 path = str(tmp_path / name)
                 key = f"{staging}-{name}-{n}"
-                scrapers.submit(key, jobs.read_file, path, limit=60, files=[path])
-        taken = dict(scrapers.take(timeout=120) for _ in range(9))
+                scrapers.submit(key, jobs.read_file, path, limit=jobs.LIMIT, files=[path])
+        taken = dict(scrapers.take(timeout=jobs.LIMIT) for _ in range(9))
         for key, (place, content) in taken.items():
             name = key.split("-")[1]
             assert content == contents[name]
@@ -49,8 +49,8 @@ def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, stagin
         assert len(os.listdir(tmp_path / "there")) == 3
         (tmp_path / "one").write_bytes(b"2")  # it is another file now
         path = str(tmp_path / "one")
-        scrapers.submit(f"{staging}-changed", jobs.read_file, path, limit=60, files=[path])
-        assert scrapers.take(timeout=60)[1][1] == b"2"
+        scrapers.submit(f"{staging}-changed", jobs.read_file, path, limit=jobs.LIMIT, files=[path])
+        assert scrapers.take(timeout=jobs.LIMIT)[1][1] == b"2"
     assert not os.listdir(tmp_path / "shared")
     left = os.listdir(tmp_path / "there")
     assert len(left) == (4 if staging else 0)
@@ -62,8 +62,10 @@ def test_a_file_that_is_damaged_there_is_brought_again(cluster, tmp_path):
     reach = Reach(address=cluster.scheduler_address, files=str(files))
     with remote(reach, tmp_path) as scrapers:
         for n in range(2):
-            scrapers.submit(f"job{n}", jobs.read_file, str(path), limit=60, files=[str(path)])
-            assert scrapers.take(timeout=60)[1][1] == b"content"
+            scrapers.submit(
+                f"job{n}", jobs.read_file, str(path), limit=jobs.LIMIT, files=[str(path)]
+            )
+            assert scrapers.take(timeout=jobs.LIMIT)[1][1] == b"content"
             [there] = files.iterdir()
             there.write_text("consent")
 
@@ -71,4 +73,4 @@ def test_a_file_that_is_damaged_there_is_brought_again(cluster, tmp_path):
 def test_a_file_that_is_not_here_is_named(cluster, tmp_path):
     with remote(Reach(address=cluster.scheduler_address), tmp_path) as scrapers:
         with pytest.raises(RunError, match="nowhere cannot be read: No such file"):
-            scrapers.submit("job", jobs.read_file, "nowhere", limit=60, files=["nowhere"])
+            scrapers.submit("job", jobs.read_file, "nowhere", limit=jobs.LIMIT, files=["nowhere"])

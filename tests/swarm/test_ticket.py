@@ -44,8 +44,8 @@ def test_a_ticket_drives_the_swarm_from_another_machine(swarm, tmp_path):
     reach = ticket.read(path, tmp_path / "theirs")
     assert (reach.address, reach.away) == (swarm.address, "/nowhere")
     with remote(reach, tmp_path / "home") as scrapers:
-        scrapers.submit("five", jobs.double, 5, limit=10)
-        assert scrapers.take(timeout=20) == ("five", 10)
+        scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
+        assert scrapers.take(timeout=jobs.LIMIT) == ("five", 10)
 
 
 def test_a_ticket_that_is_over_opens_nothing(swarm, tmp_path):

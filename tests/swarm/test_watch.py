@@ -202,18 +202,17 @@ def running(engine, folder, count):
     """Jobs that wait for a file "go", each begun."""
     for n in range(count):
         (folder / str(n)).mkdir()
-        engine.submit(f"job{n}", jobs.note_and_wait, folder / str(n), limit=200)
+        engine.submit(f"job{n}", jobs.note_and_wait, folder / str(n), limit=jobs.LIMIT)
         jobs.wait_for(folder / str(n) / "1")
 
 
 def done(engine, folder, count):
     for n in range(count):
         (folder / str(n) / "go").touch()
-    return {key: result for key, result in (engine.take(timeout=60) for _ in range(count))}
+    return {key: result for key, result in (engine.take(timeout=jobs.LIMIT) for _ in range(count))}
 
 
 @needs_hosts
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_node_that_dies_is_replaced(cloud, tmp_path, deleted):
     said = []
@@ -225,15 +224,14 @@ def test_a_node_that_dies_is_replaced(cloud, tmp_path, deleted):
             account.delete(next(s for s in account.servers({}) if s.name == victim))
         else:
             cloud.hosts.all[victim].off()
-        jobs.until(lambda: ours(cloud, "node") not in ([victim], []), seconds=60)
+        jobs.until(lambda: ours(cloud, "node") not in ([victim], []))
         [fresh] = ours(cloud, "node")
-        assert not engine.gather([fresh], timeout=150)
+        assert not engine.gather([fresh], timeout=jobs.LIMIT)
         assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
     assert f"{victim}: lost; making others." in said
 
 
 @needs_hosts
-@pytest.mark.timeout(400)
 def test_a_server_that_does_not_come_up_keeps_no_other_waiting(cloud, tmp_path):
     said, [account] = [], cloud.accounts.values()
     account.limit = 5
@@ -248,45 +246,42 @@ def test_a_server_that_does_not_come_up_keeps_no_other_waiting(cloud, tmp_path):
         jobs.until(lambda: f"{other}: lost; making others." in said)
         jobs.until(lambda: {*ours(cloud, "node")} - {other, late})
         [fresh] = {*ours(cloud, "node")} - {other, late}
-        assert not engine.gather([fresh], timeout=150)
+        assert not engine.gather([fresh], timeout=jobs.LIMIT)
         cloud.hosts.all[late].cable(plugged=True)
-        assert not engine.gather([late], timeout=150)
+        assert not engine.gather([late], timeout=jobs.LIMIT)
 
 
 @needs_hosts
-@pytest.mark.timeout(400)
 def test_a_node_that_stands_still_is_restarted(cloud, tmp_path):
     said, rules = [], Rules(look=0.3, silent=600, still=3, sure=1, again=60)
     with scraping(cloud, tmp_path, said, rules) as engine:
         before = ours(cloud, "node")
         engine.submit("still", jobs.hang, tmp_path, limit=600)
-        assert engine.take(timeout=90) == ("still", "done")
+        assert engine.take(timeout=jobs.LIMIT) == ("still", "done")
         assert ours(cloud, "node") == before
     assert any("restarting its service" in sentence for sentence in said)
 
 
 @needs_hosts
-@pytest.mark.timeout(400)
 def test_a_head_that_is_lost_is_replaced_and_its_jobs_are_done_again(cloud, tmp_path):
     said = []
     with scraping(cloud, tmp_path, said, SOON) as engine:
         running(engine, tmp_path, 2)
         [victim] = ours(cloud, "head")
         cloud.hosts.all[victim].off()
-        jobs.until(lambda: ours(cloud, "head") not in ([victim], []), seconds=90)
-        assert not engine.gather(ours(cloud, "head") + ours(cloud, "node"), timeout=90)
+        jobs.until(lambda: ours(cloud, "head") not in ([victim], []))
+        assert not engine.gather(ours(cloud, "head") + ours(cloud, "node"), timeout=jobs.LIMIT)
         assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
-        engine.submit("more", jobs.double, 21, limit=60)
-        assert engine.take(timeout=60) == ("more", 42)
+        engine.submit("more", jobs.double, 21, limit=jobs.LIMIT)
+        assert engine.take(timeout=jobs.LIMIT) == ("more", 42)
 
 
 @needs_hosts
-@pytest.mark.timeout(400)
 def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path, monkeypatch):
     """Half an hour before the second one, which is as near to it as the settings say."""
     for name, seconds in {"_LOOK": 0.1, "_DRAIN": 2000, "_LAST": 1900, "_LOGS": 60}.items():
         monkeypatch.setattr(crew, name, seconds)
-    together, fetch_log = Barrier(2, timeout=60), install.fetch_log
+    together, fetch_log = Barrier(2, timeout=jobs.LIMIT), install.fetch_log
 
     def fetched(login, target, **settings):
         together.wait()  # in vain, if they are asked one after the other
@@ -301,7 +296,7 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
     for server in mine:
         server["created"] = began.isoformat()
     with crew.crew(accounts, orders, tmp_path, tell=lambda _: None, stop=stop, board=board):
-        assert stop.wait(timeout=60)
+        assert stop.wait(jobs.LIMIT)
         jobs.until(lambda: [each["name"] for each in cloud.servers()] == ["stranger"])
     assert board.spent == pytest.approx(0.014)
     logs = {path.name for path in (orders.state / "logs").iterdir()}
@@ -309,7 +304,6 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
 
 
 @needs_hosts
-@pytest.mark.timeout(120)
 def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
     monkeypatch.setattr(crew, "_LOOK", 0.1)
     limits = Limits(nodes=1, max_cost=0.01)
@@ -324,5 +318,5 @@ def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
             raise OSError("there is no terminal any more")
 
     with crew.crew(accounts, orders, tmp_path, tell=tell, stop=stop, board=Board()):
-        assert stop.wait(timeout=30)
+        assert stop.wait(jobs.LIMIT)
     assert [server["name"] for server in cloud.servers()] == ["stranger"]

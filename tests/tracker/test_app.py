@@ -6,6 +6,7 @@ from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.rules import Rules
 from cahlib.tracker.service import Settings
+from tests.world.jobs import LIMIT
 from tests.world.trackers import ask, serving
 
 ANY = Limits(address=0, worker=0, newcomers=0)
@@ -192,7 +193,7 @@ def test_a_body_without_a_length_is_measured_as_it_comes(tracker):
     import http.client
     from urllib.parse import urlsplit
 
-    connection = http.client.HTTPConnection(urlsplit(tracker).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(tracker).netloc, timeout=LIMIT)
     headers = {"Content-Type": "application/json"}
     try:
         connection.request("POST", "/v1/workers", endless(), headers, encode_chunked=True)

@@ -14,7 +14,7 @@ from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.rules import Rules
 from cahlib.tracker.service import Settings
-from tests.world.jobs import until
+from tests.world.jobs import LIMIT, until
 from tests.world.trackers import ask, serving
 
 ANY = Limits(address=0, worker=0, newcomers=0)
@@ -69,7 +69,7 @@ class Client:
 
     def _open(self, request):
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=LIMIT) as answer:
                 return answer.read().decode()
         except urllib.error.HTTPError as error:
             assert error.headers.get_content_type() == "text/plain"
@@ -338,7 +338,7 @@ def test_two_bloom_calls_are_served_at_a_time_and_others_meanwhile(tracker, monk
     def missing(self, lines):
         with lock:
             inside.append(len(inside) + 1)
-        go.wait(60)
+        go.wait(LIMIT)
         return lines
 
     monkeypatch.setattr(bloom.Filter, "missing", missing)

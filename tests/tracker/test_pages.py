@@ -12,7 +12,7 @@ from cahlib.tracker.limits import Limits
 from cahlib.tracker.rules import Kind, Result, Rules
 from cahlib.tracker.schema import history
 from cahlib.tracker.service import Settings
-from tests.world.jobs import until
+from tests.world.jobs import LIMIT, until
 from tests.world.trackers import ask, serving
 
 ANY = Limits(address=0, worker=0, newcomers=0)
@@ -78,6 +78,7 @@ def test_the_pages_in_a_browser(tracker, crowd):
                 color_scheme=scheme, viewport={"width": width, "height": 800}
             )
             page = context.new_page()
+            page.set_default_timeout(LIMIT * 1000)
             page.clock.install()
             page.on("console", lambda message: wrong.append(message.text))
             page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -91,7 +92,7 @@ def test_the_pages_in_a_browser(tracker, crowd):
             worker = crowd.register("bob", Kind.HYBRID)[1]
             crowd.complete(worker, crowd.lease(worker).number, Result(pairs=11))
             page.clock.run_for(5000)
-            page.locator(".tiles b", has_text=before).wait_for(state="detached", timeout=15_000)
+            page.locator(".tiles b", has_text=before).wait_for(state="detached")
             context.close()
         browser.close()
     assert wrong == []

@@ -18,7 +18,6 @@ from tests.world.trackers import ask, serving
 ANY = Limits(address=0, worker=0, newcomers=0)
 
 
-@pytest.mark.timeout(200)
 def test_nothing_that_can_be_sent_breaks_the_service(url, database, fill, tmp_path):
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = shutil.which("schemathesis", path=places)

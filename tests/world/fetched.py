@@ -14,7 +14,7 @@ def fetched(web, *urls, evidence=None, net=None, **settings):
     """
     tally = Tally()
     calm = {"consent": "headers", "per_second": 0, "patience": 0}
-    options = Download(**{"replay": web.address, "read_timeout": 0.3, **calm, **settings})
+    options = Download(**{"replay": web.address, **calm, **settings})
     net = net or Net(only=("127.0.0.1", web.port), tls=False, pause=0)
     candidates = (candidate(url, position) for position, url in enumerate(urls))
     found = images(candidates, options, tally, evidence=evidence or Evidence(), net=net)

@@ -1,20 +1,18 @@
 """A stand-in for Kaggle's API, which the real `kaggle` package talks to on localhost:7777.
 
 It keeps datasets, and runs kernels as a test says. The port is the package's own (its environment
-TEST), so one process at a time may have it: a lock file makes the others wait.
+TEST): where test processes share a network, one at a time has it, and the others wait.
 """
 
-import fcntl
 import json
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import urlsplit
+
+from tests.world.jobs import until
 
 PORT = 7777
 TOKEN = "kaggle-token-of-ada"
@@ -139,8 +137,8 @@ class No(Exception):
 
 @contextmanager
 def serve(service: Service) -> Iterator[Service]:
-    """The stand-in on its port, alone."""
-    with _alone(), _bound(_handler(service)) as server:
+    """The stand-in on its port."""
+    with _bound(_handler(service)) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -196,24 +194,17 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Wait for other tests that have the port."""
-    with Path(tempfile.gettempdir(), "cahlib-port-7777.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def _bound(handler: type[BaseHTTPRequestHandler]) -> Iterator[ThreadingHTTPServer]:
     """A server on the port, as soon as nobody else has it."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            server = ThreadingHTTPServer(("localhost", PORT), handler)
-            break
-        except OSError:
-            assert time.monotonic() < deadline, f"port {PORT} is taken"
-            time.sleep(0.1)
+    made: list[ThreadingHTTPServer] = []
+
+    def free() -> bool:
+        with suppress(OSError):
+            made.append(ThreadingHTTPServer(("localhost", PORT), handler))
+        return bool(made)
+
+    until(free)
+    [server] = made
     server.daemon_threads = True
     try:
         yield server

@@ -61,7 +61,7 @@ def serve(folder: Path, *, classic: Path | None = None, **environment: str) -> I
             stderr=subprocess.STDOUT,
         )
     try:
-        until(lambda: _answers(lab.url), seconds=60)
+        until(lambda: _answers(lab.url))
         yield lab
     finally:
         process.terminate()

@@ -64,7 +64,6 @@ def job(crawl: Path, folder: Path, web: Web, **place: float) -> Job:
         crawl=Crawl(crawl=str(crawl)),
         download=Download(
             contact="tests@example.org", replay=web.address, per_second=0, patience=0,
-            connect_timeout=1, read_timeout=1, total_timeout=3,
         ),
         judge=Judge(model=str(demo.MODEL), threshold=-1, safety=str(demo.SAFETY)),
         output=Output(output=str(folder)),

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from tests.world.command import started
-from tests.world.jobs import until
+from tests.world.jobs import LIMIT, until
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def ask(
         sent.setdefault("Content-Type", "application/json")
     method = method or ("GET" if body is None else "POST")
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=LIMIT)
     try:
         connection.request(method, path, body, sent)
         response = connection.getresponse()
@@ -87,7 +87,7 @@ def commanded(database: str, *options: str) -> Iterator[int]:
     line = ["tracker", "serve", "--database", database, "--port", str(port), "--rate", "0"]
     server = started(*line, *options)
     try:
-        until(lambda: _answers(port) or server.poll() is not None, seconds=30)
+        until(lambda: _answers(port) or server.poll() is not None)
         assert server.poll() is None
         yield port
     finally:

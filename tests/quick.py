@@ -1,0 +1,29 @@
+"""`make quick`: the tests that start no process and load no model; the others are skipped.
+
+No list says which these are. A test is skipped at the moment in which it, a fixture of its or the
+module that it is in begins what takes long, so that none is quick that is not, and each that
+becomes quick is in.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import pytest
+
+#: Imports that take seconds, and after which processes are started or models loaded.
+_SLOW = {"torch", "open_clip", "tensorflow", "distributed", "playwright"}
+
+
+def enforce() -> None:
+    """Skip, from now on and until this process ends, whatever begins what takes long."""
+    platform.processor()  # asks a process, once
+    sys.addaudithook(_heard)
+
+
+def _heard(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "import" and (name := str(arguments[0]).partition(".")[0]) in _SLOW:
+        raise pytest.skip.Exception(f"not quick: imports {name}", allow_module_level=True)
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+        raise pytest.skip.Exception("not quick: starts a process", allow_module_level=True)
