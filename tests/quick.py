@@ -12,8 +12,10 @@ import sys
 
 import pytest
 
-#: Imports that take seconds, and after which processes are started or models loaded.
+#: Imports that take seconds, and after which models are loaded or processes started.
 _SLOW = {"torch", "open_clip", "tensorflow", "distributed", "playwright"}
+#: What is told when a process is started, and the module that multiprocessing does it by.
+_STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn", "multiprocessing.popen_spawn_posix"}
 
 
 def enforce() -> None:
@@ -23,7 +25,8 @@ def enforce() -> None:
 
 
 def _heard(event: str, arguments: tuple[object, ...]) -> None:
-    if event == "import" and (name := str(arguments[0]).partition(".")[0]) in _SLOW:
-        raise pytest.skip.Exception(f"not quick: imports {name}", allow_module_level=True)
-    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+    name = str(arguments[0]) if event == "import" else event
+    if name in _STARTS:
         raise pytest.skip.Exception("not quick: starts a process", allow_module_level=True)
+    if event == "import" and (library := name.partition(".")[0]) in _SLOW:
+        raise pytest.skip.Exception(f"not quick: imports {library}", allow_module_level=True)

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from urllib.parse import urlsplit
 
 import psutil
@@ -20,10 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cahlib import demo
+from cahlib.cli import main
 from cahlib.config import replace
 from cahlib.curate.seal import seals
 from cahlib.curate.verify import verify
 from cahlib.demo import world
+from cahlib.demo.web import Answer, Web
 from cahlib.records import Reason, Stage, Tally
 from tests.world import command, judged
 from tests.world.jobs import LIMIT, until
@@ -44,9 +47,37 @@ def web(shown):
 def undisturbed(web, tmp_path_factory):
     """The dataset of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed") / "dataset"
-    ran = command.cah("run", *run_options(web, folder))
-    assert ran.returncode == 0, ran.stderr
+    assert main(["run", *run_options(web, folder)]) == 0
     return folder
+
+
+class Held(Web):
+    """The demo's web, which keeps a picture back until it may ``go``: its shard stays in work."""
+
+    def __init__(self, shown) -> None:
+        asleep = {url for e in shown.exhibits if e.reason is Reason.TIMEOUT for url in e.answers}
+        answers = {url: each for url, each in shown.answers.items() if url not in asleep}
+        crawl = Answer(body=shown.wat, type="application/gzip")
+        super().__init__({demo.WAT_PATH: crawl, **answers})
+        good = [each for each in shown.exhibits if each.reason is None]
+        self.kept_back = {urlsplit(url).path for url in good[-1].answers}
+        self.go = Event()
+
+    def answer(self, request):
+        if urlsplit(request.url).path in self.kept_back:
+            self.go.wait()
+        return super().answer(request)
+
+
+#: Of who gets a picture that is kept back.
+PATIENT = {"read_timeout": LIMIT, "total_timeout": LIMIT}
+
+
+@pytest.fixture
+def held(shown):
+    with Held(shown) as web:
+        yield web
+        web.go.set()
 
 
 def run_options(web, folder: Path, **more) -> list[str]:
@@ -93,9 +124,9 @@ def test_every_link_meets_the_fate_that_the_world_foresaw(shown, undisturbed):
     assert 0.8 * right <= kept <= 1.1 * right  # the tiny model errs, but not much
 
 
-def test_the_same_command_again_does_nothing_twice(web, undisturbed):
+def test_the_same_command_again_does_nothing_twice(web, undisturbed, capsys):
     before, asked = rows(undisturbed), len(web.requests)
-    ran = command.cah("run", *run_options(web, undisturbed))
+    ran = command.said(capsys, "run", *run_options(web, undisturbed))
     assert ran.returncode == 0
     assert rows(undisturbed) == before
     again = {urlsplit(request.url).path for request in web.requests[asked:]}
@@ -189,45 +220,50 @@ def killed_at(moment, web, folder: Path) -> list[psutil.Process]:
 
 
 def test_a_run_that_is_killed_again_and_again_goes_on_to_the_same_dataset(
-    web, undisturbed, tmp_path
+    web, undisturbed, tmp_path, capsys
 ):
     folder = tmp_path / "dataset"
     for name, moment in MOMENTS.items():
         left = killed_at(moment, web, folder)
         assert not left, f"{name}: scrapers end with their run"
-    ran = command.cah("run", *run_options(web, folder))
+    ran = command.said(capsys, "run", *run_options(web, folder))
     assert ran.returncode == 0, ran.stderr
     assert_same(folder, undisturbed)
 
 
-def test_a_scraper_that_is_killed_costs_nothing(web, undisturbed, tmp_path):
+def test_a_scraper_that_is_killed_costs_nothing(held, undisturbed, tmp_path):
     folder = tmp_path / "dataset"
-    process = command.started("run", *run_options(web, folder))
+    process = command.started("run", *run_options(held, folder, **PATIENT))
     until(lambda: parcels(folder))
     for each in workers(process):
         each.kill()
+    held.go.set()
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert_same(folder, undisturbed)
 
 
-def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(web, undisturbed, tmp_path):
+def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(
+    held, undisturbed, tmp_path, capsys
+):
     folder = tmp_path / "dataset"
-    process = command.started("run", *run_options(web, folder))
+    process = command.started("run", *run_options(held, folder, **PATIENT))
     until(lambda: parcels(folder))
     command.press_ctrl_c(process)
-    said, _ = process.communicate()
+    line = next(line for line in process.stdout if "finishing the shard" in line)
+    held.go.set()
+    said = line + process.communicate()[0]
     assert process.returncode == 3 and "Stopped early: " in said
-    assert "finishing the shard" in said and "Traceback" not in said
+    assert "Traceback" not in said
     assert not list(folder.glob("**/*.part"))
-    ran = command.cah("run", *run_options(web, folder))
+    ran = command.said(capsys, "run", *run_options(held, folder, **PATIENT))
     assert ran.returncode == 0, ran.stderr
     assert_same(folder, undisturbed)
 
 
-def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(web, undisturbed, tmp_path):
+def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(held, undisturbed, tmp_path, capsys):
     folder = tmp_path / "dataset"
-    process = command.started("run", *run_options(web, folder))
+    process = command.started("run", *run_options(held, folder, **PATIENT))
     until(lambda: parcels(folder))
     command.press_ctrl_c(process)
     assert any("finishing the shard" in line for line in process.stdout)
@@ -235,7 +271,8 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(web, undisturbed, tmp_
     said, _ = process.communicate()
     assert process.returncode in (3, 130)  # it may have been ready
     assert "Traceback" not in said
-    assert command.cah("run", *run_options(web, folder)).returncode == 0
+    held.go.set()
+    assert command.said(capsys, "run", *run_options(held, folder, **PATIENT)).returncode == 0
     assert_same(folder, undisturbed)
 
 
@@ -264,21 +301,21 @@ def test_the_folder_of_another_job_is_refused(web, undisturbed, capsys):
     assert "Traceback" not in ran.stderr
 
 
-def test_the_dataset_tells_of_itself(undisturbed):
-    inspected = command.cah("inspect", undisturbed)
+def test_the_dataset_tells_of_itself(undisturbed, capsys):
+    inspected = command.said(capsys, "inspect", undisturbed)
     assert inspected.returncode == 0 and "pairs" in inspected.stdout
-    assert command.cah("verify", undisturbed).returncode == 0
+    assert command.said(capsys, "verify", undisturbed).returncode == 0
     assert "<svg" in (undisturbed / "report.html").read_text()
     assert json.loads((undisturbed / "run" / "job.json").read_text())["threshold"] == demo.THRESHOLD
 
 
-def test_a_damaged_dataset_is_found_out(undisturbed, tmp_path):
+def test_a_damaged_dataset_is_found_out(undisturbed, tmp_path, capsys):
     copy = shutil.copytree(undisturbed, tmp_path / "copy")
     victim = next(copy.glob("images/*.tar"))
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    ran = command.cah("verify", copy)
+    ran = command.said(capsys, "verify", copy)
     assert ran.returncode == 1 and victim.name in ran.stdout
 
 

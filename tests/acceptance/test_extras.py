@@ -191,7 +191,7 @@ def test_a_tracker_serves_with_its_extra(installed, tmp_path):
     line = ("-m", "cahlib.cli", "tracker", "serve", "--port", port)
     process = installed("tracker").start(*line, cwd=tmp_path)
     try:
-        until(lambda: healthy(port) or process.poll() is not None, seconds=120)
+        until(lambda: healthy(port) or process.poll() is not None)
         assert process.poll() is None
     finally:
         process.terminate()

@@ -32,10 +32,12 @@ def recorded():
     }
 
 
-def run(recorded, folder: Path, crawl: Path) -> Tally:
+def run(recorded, capsys, folder: Path, crawl: Path) -> Tally:
     with Web(recorded) as web:
-        ran = command.cah(
+        ran = command.said(
+            capsys,
             *("run", "--crawl", crawl, "--output", folder, "--replay", web.address),
+            *("--contact", "tests@example.org"),
             *("--languages", "all", "--min-bytes", LEAST_BYTES, "--min-side", LEAST_SIDE),
             # the tiny model knows no photos: everything that arrives is kept
             *("--model", demo.MODEL, "--threshold", -1, "--safety", demo.SAFETY),
@@ -47,8 +49,8 @@ def run(recorded, folder: Path, crawl: Path) -> Tally:
     return tally
 
 
-def test_real_pages_become_a_dataset(recorded, tmp_path):
-    tally = run(recorded, tmp_path / "dataset", REAL / "pages.warc.wat.gz")
+def test_real_pages_become_a_dataset(recorded, tmp_path, capsys):
+    tally = run(recorded, capsys, tmp_path / "dataset", REAL / "pages.warc.wat.gz")
     table = pq.read_table(tmp_path / "dataset" / "metadata").to_pylist()
     arrived = {row["URL"] for row in table}
     links = {url for _, url, _ in json.loads((REAL / "truth.json").read_text())}
@@ -83,7 +85,7 @@ def refused_by_text(links: set[str]) -> set[str]:
     return {u for u in links if all(texts.refuse(texts.repaired(a), Crawl()) for a in said[u])}
 
 
-def test_files_as_common_crawl_made_them_run_through(recorded, tmp_path):
-    tally = run(recorded, tmp_path / "dataset", REAL / "commoncrawl" / "*.gz")
+def test_files_as_common_crawl_made_them_run_through(recorded, tmp_path, capsys):
+    tally = run(recorded, capsys, tmp_path / "dataset", REAL / "commoncrawl" / "*.gz")
     assert tally.left[Stage.READ] == 4
     assert tally.left[Stage.JUDGE] == 0

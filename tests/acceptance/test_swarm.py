@@ -79,7 +79,7 @@ def names(cloud):
     return [server["name"] for server in cloud.servers()]
 
 
-def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_path):
+def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_path, capsys):
     shown = world.build()
     files = files_of_this_machine(shown, tmp_path)
     with shown.serve(host=cloud.hosts.address) as web:
@@ -89,7 +89,7 @@ def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_
         assert re.search("(boot|install|start): cah-", ran.stderr), ran.stderr
         assert "swarm no servers, EUR 0.0140 so far, 0.0000 an hour" in ran.stderr
         job = replace(job, output=str(tmp_path / "alone"))
-        alone = command.cah("run", *command.options(job))
+        alone = command.said(capsys, "run", *command.options(job))
         assert alone.returncode == 0, alone.stderr
     assert names(cloud) == ["stranger"]
     assert rows(tmp_path / "swarm") == rows(tmp_path / "alone")

@@ -1,4 +1,4 @@
-"""The readers of strangers' bytes, for a second of the processor's each; `make fuzz` takes longer."""
+"""The readers of strangers' bytes, for a second of a processor each; `make fuzz` takes longer."""
 
 import random
 import time

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,13 @@ class Page:
     def save(self):
         path = self.lab.folder / notebooks.NOTEBOOK.name
         before = path.stat().st_mtime_ns
+
+        def saved():
+            with suppress(ValueError):  # half of it is written
+                return path.stat().st_mtime_ns != before and json.loads(path.read_text())
+
         self.page.keyboard.press("Control+s")
-        until(lambda: path.stat().st_mtime_ns != before)
+        until(saved)
 
     def field(self, label):
         words = re.compile(f"^{label}$")

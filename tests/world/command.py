@@ -1,6 +1,7 @@
 """The command `cah` as a process of its own, as a user starts it, or within the tests' own.
 
-A process costs the seconds in which it imports torch; what is only said needs none.
+A process costs the seconds in which it imports torch; only what is killed, or is somebody else's
+environment, needs one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def cah(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Completed
 def said(
     capsys: pytest.CaptureFixture[str], *arguments: str | Path
 ) -> subprocess.CompletedProcess[str]:
-    """The same in the process of the tests, for commands that end before they do anything."""
+    """The same in the process of the tests, which imports torch once."""
     line = [*map(str, arguments)]
     try:
         code = main(line)
