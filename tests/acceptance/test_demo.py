@@ -28,13 +28,13 @@ from cahlib.curate.verify import verify
 from cahlib.demo import world
 from cahlib.demo.web import Answer, Web
 from cahlib.records import Reason, Stage, Tally
-from tests.world import command, judged
+from tests.world import awake, command, judged
 from tests.world.jobs import LIMIT, until
 
 
 @pytest.fixture(scope="module")
 def shown():
-    return world.build()
+    return awake.build()
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,19 @@ def web(shown):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(web, tmp_path_factory):
+def whole():
+    """The world with all of its traps, and the options of a run that none of them holds up long."""
+    shown = world.build()
+    with shown.serve() as web:
+        yield shown, web, {f"{what}_timeout": 15 for what in ("connect", "read", "total")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(whole, tmp_path_factory):
     """The dataset of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed") / "dataset"
-    assert main(["run", *run_options(web, folder)]) == 0
+    _, web, patience = whole
+    assert main(["run", *run_options(web, folder, **patience)]) == 0
     return folder
 
 
@@ -55,10 +64,8 @@ class Held(Web):
     """The demo's web, which keeps a picture back until it may ``go``: its shard stays in work."""
 
     def __init__(self, shown) -> None:
-        asleep = {url for e in shown.exhibits if e.reason is Reason.TIMEOUT for url in e.answers}
-        answers = {url: each for url, each in shown.answers.items() if url not in asleep}
         crawl = Answer(body=shown.wat, type="application/gzip")
-        super().__init__({demo.WAT_PATH: crawl, **answers})
+        super().__init__({demo.WAT_PATH: crawl, **shown.answers})
         good = [each for each in shown.exhibits if each.reason is None]
         self.kept_back = {urlsplit(url).path for url in good[-1].answers}
         self.go = Event()
@@ -69,10 +76,6 @@ class Held(Web):
         return super().answer(request)
 
 
-#: Of who gets a picture that is kept back.
-PATIENT = {"read_timeout": LIMIT, "total_timeout": LIMIT}
-
-
 @pytest.fixture
 def held(shown):
     with Held(shown) as web:
@@ -81,7 +84,7 @@ def held(shown):
 
 
 def run_options(web, folder: Path, **more) -> list[str]:
-    return command.options(replace(demo.job(str(folder), web), **more))
+    return command.options(replace(awake.job(str(folder), web), **more))
 
 
 def rows(folder: Path) -> dict[str, list]:
@@ -112,7 +115,8 @@ def assert_same(folder: Path, other: Path) -> None:
     assert not list((folder / "run" / "parcels").iterdir())
 
 
-def test_every_link_meets_the_fate_that_the_world_foresaw(shown, undisturbed):
+def test_every_link_meets_the_fate_that_the_world_foresaw(whole, undisturbed):
+    shown, *_ = whole
     found = tally(undisturbed)
     for stage in Stage:
         assert found.unaccounted(stage) == 0
@@ -124,9 +128,10 @@ def test_every_link_meets_the_fate_that_the_world_foresaw(shown, undisturbed):
     assert 0.8 * right <= kept <= 1.1 * right  # the tiny model errs, but not much
 
 
-def test_the_same_command_again_does_nothing_twice(web, undisturbed, capsys):
+def test_the_same_command_again_does_nothing_twice(whole, undisturbed, capsys):
+    _, web, patience = whole
     before, asked = rows(undisturbed), len(web.requests)
-    ran = command.said(capsys, "run", *run_options(web, undisturbed))
+    ran = command.said(capsys, "run", *run_options(web, undisturbed, **patience))
     assert ran.returncode == 0
     assert rows(undisturbed) == before
     again = {urlsplit(request.url).path for request in web.requests[asked:]}
@@ -233,7 +238,7 @@ def test_a_run_that_is_killed_again_and_again_goes_on_to_the_same_dataset(
 
 def test_a_scraper_that_is_killed_costs_nothing(held, undisturbed, tmp_path):
     folder = tmp_path / "dataset"
-    process = command.started("run", *run_options(held, folder, **PATIENT))
+    process = command.started("run", *run_options(held, folder))
     until(lambda: parcels(folder))
     for each in workers(process):
         each.kill()
@@ -247,7 +252,7 @@ def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(
     held, undisturbed, tmp_path, capsys
 ):
     folder = tmp_path / "dataset"
-    process = command.started("run", *run_options(held, folder, **PATIENT))
+    process = command.started("run", *run_options(held, folder))
     until(lambda: parcels(folder))
     command.press_ctrl_c(process)
     line = next(line for line in process.stdout if "finishing the shard" in line)
@@ -256,14 +261,14 @@ def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(
     assert process.returncode == 3 and "Stopped early: " in said
     assert "Traceback" not in said
     assert not list(folder.glob("**/*.part"))
-    ran = command.said(capsys, "run", *run_options(held, folder, **PATIENT))
+    ran = command.said(capsys, "run", *run_options(held, folder))
     assert ran.returncode == 0, ran.stderr
     assert_same(folder, undisturbed)
 
 
 def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(held, undisturbed, tmp_path, capsys):
     folder = tmp_path / "dataset"
-    process = command.started("run", *run_options(held, folder, **PATIENT))
+    process = command.started("run", *run_options(held, folder))
     until(lambda: parcels(folder))
     command.press_ctrl_c(process)
     assert any("finishing the shard" in line for line in process.stdout)
@@ -272,7 +277,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(held, undisturbed, tmp
     assert process.returncode in (3, 130)  # it may have been ready
     assert "Traceback" not in said
     held.go.set()
-    assert command.said(capsys, "run", *run_options(held, folder, **PATIENT)).returncode == 0
+    assert command.said(capsys, "run", *run_options(held, folder)).returncode == 0
     assert_same(folder, undisturbed)
 
 
@@ -293,8 +298,9 @@ def test_two_runs_do_not_write_to_one_folder(web, tmp_path, capsys):
     assert (ran.returncode, ran.stderr.count("another run is writing")) == (2, 1)
 
 
-def test_the_folder_of_another_job_is_refused(web, undisturbed, capsys):
-    options = run_options(web, undisturbed, threshold=0.1, languages="de")
+def test_the_folder_of_another_job_is_refused(whole, undisturbed, capsys):
+    _, web, patience = whole
+    options = run_options(web, undisturbed, threshold=0.1, languages="de", **patience)
     ran = command.said(capsys, "run", *options)
     assert ran.returncode == 2
     assert "a job with another languages, threshold" in ran.stderr

@@ -14,6 +14,7 @@ from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
 from tests.world import command, small
 from tests.world.cloud import Account, Cloud, serve
+from tests.world.jobs import LIMIT
 
 #: In the environment and in .env; a value that is found anywhere has been told.
 PLANTED = {
@@ -95,7 +96,7 @@ def test_a_bug_shows_no_secret(tmp_path):
 def test_a_server_is_told_no_secret_of_the_cloud(tmp_path):
     token, said = PLANTED["HCLOUD_TOKEN"], []
     with serve(Cloud({token: Account(limit=2)})) as cloud:
-        theirs = accounts(token, endpoint=cloud.url, timeout=0.5, poll=0.01)
+        theirs = accounts(token, endpoint=cloud.url, timeout=LIMIT, poll=0.01)
         keys = Keys(tmp_path / "keys")
         planned = plan(theirs, Limits(nodes=3))
         made = Fleet(theirs, "r1", planned, lambda name: user_data(keys, name), said.append)

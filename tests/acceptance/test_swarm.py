@@ -20,8 +20,8 @@ from cahlib.curate.verify import verify
 from cahlib.demo import world
 from cahlib.records import Reason
 from tests.acceptance.test_demo import rows, tally
+from tests.world import awake, command, hosts
 from tests.world import cloud as clouds
-from tests.world import command, hosts
 from tests.world.jobs import until
 
 TOKENS = "token-one", "token-two"
@@ -80,10 +80,10 @@ def names(cloud):
 
 
 def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_path, capsys):
-    shown = world.build()
+    shown = awake.build()
     files = files_of_this_machine(shown, tmp_path)
     with shown.serve(host=cloud.hosts.address) as web:
-        job = replace(demo.job(str(tmp_path / "swarm"), web), **files)
+        job = replace(awake.job(str(tmp_path / "swarm"), web), **files)
         ran = cah(cloud, "run", *command.options(replace(job, swarm=2, max_cost=1)))
         assert ran.returncode == 0, ran.stderr
         assert re.search("(boot|install|start): cah-", ran.stderr), ran.stderr

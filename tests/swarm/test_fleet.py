@@ -15,6 +15,7 @@ from cahlib.swarm.fleet import Fleet, Limits, fleet, forsaken, plan, sweep
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.provider import Denial, Denied, Server
 from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
+from tests.world.jobs import LIMIT
 from tests.world.races import shaken, together
 
 ONE, TWO = "token-one", "token-two"
@@ -27,9 +28,9 @@ def cloud():
         yield cloud
 
 
-def made(cloud, nodes=3, tokens=f"{ONE},{TWO}", **limits):
+def made(cloud, nodes=3, tokens=f"{ONE},{TWO}", timeout=LIMIT, **limits):
     told = []
-    theirs = accounts(tokens, endpoint=cloud.url, timeout=0.5, poll=0.01)
+    theirs = accounts(tokens, endpoint=cloud.url, timeout=timeout, poll=0.01)
     planned = plan(theirs, Limits(nodes=nodes, **limits))
     return Fleet(theirs, "r1", planned, lambda name: "#cloud-config\n", told.append), told
 
@@ -208,7 +209,7 @@ def test_a_server_that_cannot_be_deleted_is_named_with_its_price(cloud):
 @pytest.mark.parametrize("nth", range(1, 15))
 def test_whichever_call_fails_no_server_is_left(cloud, nth, fault):
     """Earns its seconds: a client that gives up waiting cannot be had without waiting."""
-    swarm, _ = made(cloud, nodes=2)
+    swarm, _ = made(cloud, nodes=2, timeout=0.5 if fault == "timeout" else LIMIT)
     before = len(cloud.calls)
 
     def faults(number, what):

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from cahlib import demo
-from cahlib.demo import world
 from cahlib.errors import RunError, ShardError
 from cahlib.progress import Board
 from cahlib.scrape import parcel as parcels
@@ -25,7 +23,7 @@ from cahlib.swarm.node import user_data
 from cahlib.swarm.provider import Server
 from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Login, session
-from tests.world import hosts, jobs
+from tests.world import awake, hosts, jobs
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 
@@ -76,8 +74,8 @@ def take(scrapers, count):
 
 @needs_hosts
 def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp_path):
-    with world.build().serve(host=swarm.machines.address) as web:
-        job = demo.job(str(tmp_path / "out"), web)
+    with awake.build().serve(host=swarm.machines.address) as web:
+        job = awake.job(str(tmp_path / "out"), web)
         todo = list(shards(job.crawl, contact="demo@example.com"))
         for shard in todo:
             scrapers.submit(
