@@ -253,7 +253,7 @@ def test_a_server_that_does_not_come_up_keeps_no_other_waiting(cloud, tmp_path):
 
 @needs_hosts
 def test_a_node_that_stands_still_is_restarted(cloud, tmp_path):
-    said, rules = [], Rules(look=0.3, silent=600, still=3, sure=1, again=60)
+    said, rules = [], Rules(look=0.3, silent=600, still=3, sure=1, again=jobs.LIMIT)
     with scraping(cloud, tmp_path, said, rules) as engine:
         before = ours(cloud, "node")
         engine.submit("still", jobs.hang, tmp_path, limit=600)
