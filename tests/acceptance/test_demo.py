@@ -3,6 +3,7 @@
 These tests earn their seconds: they start the command as a process, and kill it.
 """
 
+import dataclasses
 import fcntl
 import json
 import shlex
@@ -47,7 +48,12 @@ def web(shown):
 def whole():
     """The world with all of its traps, and the options of a run that none of them holds up long."""
     shown = world.build()
-    with shown.serve() as web:
+    for_ever = {
+        url: dataclasses.replace(answer, pace=3600)
+        for url, answer in shown.answers.items()
+        if isinstance(answer, Answer) and answer.pace
+    }
+    with dataclasses.replace(shown, answers={**shown.answers, **for_ever}).serve() as web:
         yield shown, web, {f"{what}_timeout": 15 for what in ("connect", "read", "total")}
 
 
@@ -151,7 +157,8 @@ for line in sys.stdin.read().splitlines():
 """
 
 
-def test_what_judges_nothing_starts_without_torch(web, undisturbed, tmp_path):
+def test_what_judges_nothing_starts_without_torch(whole, undisturbed, tmp_path):
+    _, web, patience = whole
     folder = shutil.copytree(undisturbed, tmp_path / "dataset")
     nothing = tmp_path / "none.txt"
     nothing.write_text("http://example.org/nowhere.jpg\n")
@@ -161,7 +168,7 @@ def test_what_judges_nothing_starts_without_torch(web, undisturbed, tmp_path):
         ("run", "--shards", "-1"): 2,
         ("run", "--crawl", "nothing.wat.gz"): 2,
         ("run", "--crawl", "nothing.wat.gz", "--heads", "nothing.json"): 2,
-        ("run", *run_options(web, folder)): 0,  # all is done
+        ("run", *run_options(web, folder, **patience)): 0,  # all is done
         ("inspect", str(folder)): 0,
         ("verify", str(folder)): 0,
         ("dedup", str(folder)): 0,
