@@ -16,6 +16,7 @@ base = [
     "aiohttp>=3.12.15",  # fetches images: hundreds of connections on one thread, socket_factory
     "aiodns>=4.0.4",  # resolves names without threads: a dead name blocks no other
     "pillow>=10.1",  # decodes images; the one decoder that notebooks already have
+    "simplejpeg>=1.9",  # decodes JPEGs as fast, and raises the warnings that Pillow hides
     # shrinks pictures by vector instructions, in a sixth of Pillow's time, which does it elsewhere
     "cykooz_resizer>=4.0.1; sys_platform == 'linux' and platform_machine == 'x86_64'",
     "isal>=1.7",  # inflates WATs three times as fast as zlib; plain wheels

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cahlib.colours import srgb
 from cahlib.pixels import plain, scaled
 
 #: An image as the model will see it: (height, width, 3).
@@ -43,7 +44,9 @@ def prepare(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None
         image.load()
         # No pixel changes without it, but Pillow would warn of palettes that have it.
         image.info.pop("transparency", None)
-        if image.mode.startswith("I"):  # open_clip's steps would make 16 bits of grey white
+        if profile := image.info.get("icc_profile"):
+            image = srgb(image, profile)
+        elif image.mode.startswith("I"):  # open_clip's steps would make 16 bits of grey white
             image = plain(image)
         for step in steps:
             image = step(image)

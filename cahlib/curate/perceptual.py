@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
-from cahlib.pixels import opaque, plain
+from cahlib.colours import alters, srgb
+from cahlib.pixels import opaque
 
 _SIDE, _LOW = 32, 8
 #: Bits of a band that name its bucket; more would be more buckets than images.
@@ -33,8 +34,9 @@ _COSINES = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * np.arange(_LOW)[:, 
 def phash(data: bytes) -> str:
     """The perceptual hash of an image file that can be decoded, 64 bits in hex."""
     with Picture.open(io.BytesIO(data)) as picture:
-        picture.draft("L", (_SIDE, _SIDE))
-        grey = opaque(plain(picture)).convert("L")
+        profile = picture.info.get("icc_profile")
+        picture.draft("RGB" if alters(picture.mode, profile) else "L", (_SIDE, _SIDE))
+        grey = opaque(srgb(picture, profile)).convert("L")
         small = grey.resize((_SIDE, _SIDE), Picture.Resampling.BOX)
     low = _COSINES @ np.asarray(small, np.float64) @ _COSINES.T
     return np.packbits(low > np.median(low)).tobytes().hex()

@@ -1,8 +1,6 @@
-"""What the bytes of an image file are: the format by content, the size, and what a decoder needs.
+"""Read the head of an image file: its format by content, its size and its orientation.
 
-Text, EXIF, colour profiles and further frames are left out of what is decoded: they are where
-hostile files hide, and what decoders warn about. It decodes nothing itself, so it cannot tell
-whether the pixels are sound.
+It decodes nothing, so it cannot tell whether the pixels are sound.
 
 Layouts: ITU-T T.81 annex B (JPEG), W3C PNG 3rd edition §5, RFC 9649 (WebP), Exif 2.32 §4.6.
 """
@@ -18,22 +16,21 @@ from cahlib.records import Reason
 #: No camera or editor writes more; each scan of a hostile file costs a pass over all its pixels.
 _MOST_SCANS = 64
 
-_SEQUENTIAL = (0xC0, 0xC1)  # frames that one scan can hold whole
+#: JPEG's frames, and those of them whose scans hold components whole.
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
 
 #: VP8X's flag for EXIF (RFC 9649, 2.7.1).
 EXIF = 0x08
 
-_PNG_PARTS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anatomy:
-    """An image file taken apart."""
+    """What the head of an image file says."""
 
     format: str  #: "jpg", "png" or "webp"
     width: int  #: pixels, as the file's head says
     height: int
-    essence: bytes  #: a file of that format without what a decoder does not need
     orientation: int = 1  #: by EXIF, 1 … 8
 
 
@@ -61,33 +58,23 @@ def dissect(data: bytes) -> Anatomy | Reason:
 
 
 def _jpeg(data: bytes) -> Anatomy | None:
-    size, parts, orientation, kept = None, 0, 1, [b"\xff\xd8"]
+    size, parts, orientation = None, 0, 1
     for marker, start, end in _segments(data):
         if marker == 0xDA:  # the first scan: from here on pixels
-            if size is None or data.rfind(b"\xff\xd9") < start:
+            if size is None:
                 return None
             # if the first holds all parts of the colours, a decoder takes no other
             if data[start + 4] != parts and data.count(b"\xff\xda", start) > _MOST_SCANS:
                 return None
-            kept.append(data[start:])
             break
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker in FRAMES:
             size = struct.unpack_from(">HH", data, start + 5)
-            parts = data[start + 9] if marker in _SEQUENTIAL else 0
+            parts = data[start + 9] if marker in SEQUENTIAL else 0
         if marker == 0xE1 and data.startswith(b"Exif\0\0", start + 4):
             orientation = _orientation(data[start + 4 : end])
-        # APP0 and APP14 (Adobe) say how colours are stored; the others and comments do not.
-        if marker != 0xFE and (not 0xE1 <= marker <= 0xEF or marker == 0xEE):
-            kept.append(data[start:end])
     else:
         return None
-    return Anatomy(
-        format="jpg",
-        width=size[1],
-        height=size[0],
-        essence=b"".join(kept),
-        orientation=orientation,
-    )
+    return Anatomy(format="jpg", width=size[1], height=size[0], orientation=orientation)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -129,27 +116,19 @@ def _orientation(exif: bytes) -> int:
 
 
 def _png(data: bytes) -> Anatomy | None:
-    kept, at, name, orientation = [data[:8]], 8, b"", 1
+    at, name, orientation = 8, b"", 1
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if end > len(data):
             return None
-        if name in _PNG_PARTS:
-            kept.append(data[at:end])
         if name == b"eXIf":
             orientation = _orientation(data[at + 8 : end - 4])
         at = end
-    if kept[1][4:8] != b"IHDR":
+    if data[12:16] != b"IHDR":
         return None
-    width, height = struct.unpack_from(">II", kept[1], 8)
-    return Anatomy(
-        format="png",
-        width=width,
-        height=height,
-        essence=b"".join(kept),
-        orientation=orientation,
-    )
+    width, height = struct.unpack_from(">II", data, 16)
+    return Anatomy(format="png", width=width, height=height, orientation=orientation)
 
 
 def _webp(data: bytes) -> Anatomy | None:
@@ -161,7 +140,7 @@ def _webp(data: bytes) -> Anatomy | None:
         width = 1 + int.from_bytes(data[24:27], "little")
         height = 1 + int.from_bytes(data[27:30], "little")
         if data[20] & EXIF:
-            orientation = _orientation(_chunk(data, b"EXIF", 8 + length))
+            orientation = _orientation(webp_chunk(data, b"EXIF", 8 + length))
     elif kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
@@ -169,11 +148,11 @@ def _webp(data: bytes) -> Anatomy | None:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     else:
         return None
-    return Anatomy(format="webp", width=width, height=height, essence=data, orientation=orientation)
+    return Anatomy(format="webp", width=width, height=height, orientation=orientation)
 
 
-def _chunk(data: bytes, wanted: bytes, end: int) -> bytes:
-    """What the first chunk of a name in a WebP holds, b"" if there is none."""
+def webp_chunk(data: bytes, wanted: bytes, end: int) -> bytes:
+    """Return what the first chunk of a name in a WebP holds, b"" if there is none."""
     at = 12
     while at + 8 <= end:
         name, length = struct.unpack_from("<4sI", data, at)

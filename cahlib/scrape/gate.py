@@ -16,9 +16,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from cahlib.colours import srgb
 from cahlib.config import Download
-from cahlib.pixels import opaque, plain, scaled
+from cahlib.pixels import opaque, scaled
 from cahlib.records import Reason
+from cahlib.scrape import jpeg
 from cahlib.scrape.anatomy import Anatomy, dissect
 from cahlib.scrape.strip import stripped
 
@@ -82,10 +84,11 @@ def prove(data: bytes, options: Download) -> Picture | Reason:
     if reason := refuse_size(anatomy.width, anatomy.height, options):
         return reason
     try:
+        whole = stripped(data, anatomy.format, anatomy.orientation)
         if options.resize:
-            kept, format, size = _small(anatomy, options.resize)
+            kept, format, size = _small(whole, anatomy, options.resize)
         else:
-            kept, format, size = _whole(data, anatomy)
+            kept, format, size = _whole(whole, anatomy)
     except _BROKEN:
         return Reason.BROKEN_IMAGE
     return Picture(
@@ -118,38 +121,53 @@ def refuse_size(width: int, height: int, options: Download) -> Reason | None:
     return Reason.ASPECT if long > short * options.max_aspect else None
 
 
-def _open(anatomy: Anatomy) -> ImageFile:
-    image = _READERS[anatomy.format](BytesIO(anatomy.essence))
+def _open(kept: bytes, anatomy: Anatomy) -> ImageFile:
+    """Open what will be stored, so that readers of the dataset can."""
+    image = _READERS[anatomy.format](BytesIO(kept))
     if image.size != (anatomy.width, anatomy.height):
         raise ValueError("the file names two sizes")
-    image.decodermaxblock = len(anatomy.essence)  # all in one go: in pieces it takes 5 % longer
+    image.decodermaxblock = len(kept)  # all in one go: in pieces it takes 5 % longer
     return image
 
 
-def _whole(data: bytes, anatomy: Anatomy) -> tuple[bytes, str, tuple[int, int]]:
-    """Decode for the proof alone; the bytes stay as they are, but for the metadata."""
-    with _open(anatomy) as image:
-        # A JPEG is read to its last bit in any case; an eighth of its lightness is half the work.
-        image.draft("L", (1, 1))
-        image.load()
-    kept = stripped(data, anatomy.format, anatomy.orientation)
+def _whole(kept: bytes, anatomy: Anatomy) -> tuple[bytes, str, tuple[int, int]]:
+    """Decode for the proof alone; the bytes stay as they are."""
+    with _open(kept, anatomy) as image:
+        if anatomy.format == "jpg":
+            jpeg.prove(kept)
+        else:
+            image.load()
     return kept, anatomy.format, (anatomy.width, anatomy.height)
 
 
-def _small(anatomy: Anatomy, side: int) -> tuple[bytes, str, tuple[int, int]]:
-    """An upright RGB JPEG whose shorter side is at most ``side``, without any metadata."""
+def _small(kept: bytes, anatomy: Anatomy, side: int) -> tuple[bytes, str, tuple[int, int]]:
+    """Return an upright JPEG in sRGB whose shorter side is at most ``side``, without metadata."""
     scale = min(1.0, side / min(anatomy.width, anatomy.height))
     size = max(1, round(anatomy.width * scale)), max(1, round(anatomy.height * scale))
-    with _open(anatomy) as image:
-        image.draft("RGB", size)
-        image.load()
-        whole = plain(image)
+    with _open(kept, anatomy) as image:
+        profile = image.info.get("icc_profile")
+        loaded = _loaded(image, kept, anatomy, size)
+    whole = loaded if loaded.mode in ("L", "RGB") else srgb(loaded, profile)
     # What is far too large is averaged first, which needs no copies of all its pixels.
     if (factor := min(whole.width // size[0], whole.height // size[1]) // 2) > 1:
         whole = whole.reduce(factor)
-    small = opaque(scaled(whole, size))
+    small = scaled(whole, size)
+    if loaded.mode in ("L", "RGB"):  # the fewer pixels
+        small = srgb(small, profile)
+    small = opaque(small)
     if anatomy.orientation in _UPRIGHT:
         small = small.transpose(_UPRIGHT[anatomy.orientation])
     out = BytesIO()
     small.save(out, "JPEG", quality=_QUALITY)
     return out.getvalue(), "jpg", small.size
+
+
+def _loaded(image: ImageFile, kept: bytes, anatomy: Anatomy, size: tuple[int, int]) -> Pillow.Image:
+    """Return the decoded pixels, of a JPEG at a scale that suffices for ``size``."""
+    if anatomy.format == "jpg" and image.mode != "CMYK":
+        return Pillow.fromarray(jpeg.decode(kept, image.mode, size))
+    if anatomy.format == "jpg":  # whose inks Pillow knows better: Adobe stores them inverted
+        jpeg.decode(kept, "L", (1, 1))
+        image.draft("CMYK", size)
+    image.load()
+    return image

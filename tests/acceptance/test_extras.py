@@ -146,7 +146,7 @@ def test_the_driver_of_a_url_is_named_with_what_to_type(installed, tmp_path):
 def test_the_extras_bring_what_they_are_said_to_bring(installed):
     for extra, libraries in EXTRAS.items():
         assert {each for each in libraries if not has(installed(extra), each)} == set(), extra
-    assert not [each for each in ("numpy", "pyarrow", "torch") if has(installed(""), each)]
+    assert not [each for each in ("pyarrow", "torch") if has(installed(""), each)]
     assert not [each for each in ("open_clip", "torch") if has(installed("data"), each)]
 
 

@@ -185,9 +185,9 @@ SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>' * 100
         (picture("PNG")[:-1], Reason.BROKEN_IMAGE),
         (picture("PNG")[:-12], Reason.BROKEN_IMAGE),
         (picture("WEBP")[:-1], Reason.BROKEN_IMAGE),
-        (picture("JPEG")[:-2], Reason.BROKEN_IMAGE),
+        (picture("JPEG")[:-3], Reason.BROKEN_IMAGE),
         (picture("JPEG")[:-3000], Reason.BROKEN_IMAGE),
-        (picture("JPEG", progressive=True)[:-2], Reason.BROKEN_IMAGE),
+        (picture("JPEG", progressive=True)[:-3], Reason.BROKEN_IMAGE),
         (picture("JPEG", progressive=True)[:-3000], Reason.BROKEN_IMAGE),
         (b"\xff\xd8\xff\xe0" + bytes(9000), Reason.BROKEN_IMAGE),
         (b"\x89PNG\r\n\x1a\n" + bytes(9000), Reason.BROKEN_IMAGE),
@@ -263,9 +263,18 @@ def test_garbage_gives_a_reason(start, garbage):
     assert isinstance(prove(start + garbage, NO_LIMITS[0]), Reason)
 
 
-@given(st.sampled_from(WHOLE), st.integers(1, 4000))
-def test_what_is_cut_off_is_refused(whole, cut):
-    assert prove(whole[:-cut], NO_LIMITS[0]) is Reason.BROKEN_IMAGE
+@given(st.integers(0, len(WHOLE) - 1), st.integers(3, 4000))
+def test_what_is_cut_off_is_refused(which, cut):
+    assert prove(WHOLE[which][:-cut], NO_LIMITS[0]) is Reason.BROKEN_IMAGE
+
+
+@pytest.mark.parametrize("options", NO_LIMITS)
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_missing_end_mark_says_nothing_of_the_pixels(cut, how, options):
+    whole = picture("JPEG", **how)
+    kept, same = prove(whole[:-cut], options), prove(whole, options)
+    assert kept["data"] == same["data"]
 
 
 def assert_fine(result):
