@@ -225,7 +225,7 @@ def _follow(job: Job, tokens: str = "") -> int:
     _tell(outcome)
     if outcome.stopped:
         return stopped_early(outcome.shards.open + outcome.shards.sealed, outcome.shards.total)
-    return 1 if outcome.shards.failed else 0
+    return 1 if outcome.shards.failed or outcome.faults else 0
 
 
 @contextmanager
@@ -271,6 +271,8 @@ def _tell(outcome: Outcome) -> None:
         print(f"cah: shard {shard} failed: {error}", file=sys.stderr)
     if outcome.errors:
         print("cah: the same command tries them again.", file=sys.stderr)
+    for fault in outcome.faults:
+        print(f"cah: {fault}", file=sys.stderr)
 
 
 def _demo(chosen: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
 from cahlib.errors import ConfigError
+from cahlib.fingerprint import differences, fingerprint
 from cahlib.presets import PRESETS
 from cahlib.settings import Checked, Setting, held, option
 
@@ -52,13 +53,15 @@ class Crawl(Checked):
     max_url: int = option(2000, "most characters of an address", least=10, most=100_000)
     og_images: bool = option(False, "also take pages' og:image with its og:description")
     blocked_domains: tuple[str, ...] = option(
-        (), "files of domains to leave out, one a line, separated by commas"
+        (), "files of domains to leave out, one a line, separated by commas", file=True
     )
     blocked_urls: tuple[str, ...] = option(
-        (), "files of image addresses to leave out, one a line, separated by commas"
+        (), "files of image addresses to leave out, one a line, separated by commas", file=True
     )
     blocked_pairs: tuple[str, ...] = option(
-        (), "files of pair hashes (hex md5 of url + text) to leave out: text, or .bloom filters"
+        (),
+        "files of pair hashes (hex md5 of url + text) to leave out: text, or .bloom filters",
+        file=True,
     )
 
 
@@ -110,7 +113,7 @@ class Download(Checked):
         most=4096,
     )  # fmt: skip
     known_harm: tuple[str, ...] = option(
-        (), "files of hashes (hex md5, sha1 or sha256) of images that must be nowhere"
+        (), "files of hashes (hex md5, sha1 or sha256) of images that must be nowhere", file=True
     )
     consent: str = option(
         "strict",
@@ -130,20 +133,28 @@ class Judge(Checked):
 
     preset: str = option("laion400m", "model and threshold together", choices=tuple(PRESETS))
     model: str = option(
-        "", "another model than the preset's: open_clip's name, or the folder of a local one"
+        "",
+        "another model than the preset's: open_clip's name, or the folder of a local one",
+        file=True,
     )
     pretrained: str = option(
-        "", "the weights of that model: open_clip's name or a file (a folder brings its own)"
+        "",
+        "the weights of that model: open_clip's name or a file (a folder brings its own)",
+        file=True,
     )
     threshold: float | None = option(
         None, "least similarity of a pair; the preset's if not given", least=-1, most=1
     )
-    safety: str = option("", "a file of safety categories that replaces the built-in one")
+    safety: str = option(
+        "", "a file of safety categories that replaces the built-in one", file=True
+    )
     heads: tuple[str, ...] = option(
-        (), "JSON files of heads that score embeddings, a safetensors file beside each"
+        (), "JSON files of heads that score embeddings, a safetensors file beside each", file=True
     )
     harm_looks: tuple[str, ...] = option(
-        (), "files of perceptual hashes (16 hex digits) of images that nothing may look like"
+        (),
+        "files of perceptual hashes (16 hex digits) of images that nothing may look like",
+        file=True,
     )
     harm_distance: int = option(4, "for harm_looks: bits of 64 that may differ", least=0, most=8)
     batch: int = option(256, "images judged at once", least=1, most=65_536, free=True)
@@ -314,13 +325,17 @@ class Job(Checked):
             if (value := setting.of(self)) is not None
         }
 
-    def goes_on(self, path: Path) -> None:
-        """Raise ConfigError if a file holds another Job: a dataset is one Job's."""
-        before = self.stored(path)
-        if before and (differences := self.differences(before)):
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that decide what is in the dataset, files by their content."""
+        return fingerprint(settings(), self)
+
+    def require_same(self, differences: Mapping[str, str], place: object) -> None:
+        """Raise ConfigError, which names them, if there are differences from a place's dataset."""
+        if differences:
             raise ConfigError(
-                f"output: {self.output.folder} holds the dataset of a job with another "
-                f"{', '.join(differences)}; choose another folder, or repeat that job's settings."
+                f"output: {place} holds the dataset of a job with another "
+                f"{', '.join(differences)}; choose another folder, or repeat that job's settings: "
+                f"{'; '.join(differences.values())}."
             )
 
     def store(self, path: Path) -> None:
@@ -330,13 +345,17 @@ class Job(Checked):
         fresh.write_text(json.dumps(self.values(), indent=2) + "\n", encoding="utf-8")
         fresh.replace(path)
 
-    def differences(self, other: Job) -> list[str]:
-        """The settings in which two Jobs would make different datasets."""
-        return [
-            setting.name
-            for setting in settings()
-            if not setting.option.free and setting.of(self) != setting.of(other)
-        ] + ["output"] * (self.output.url != other.output.url)
+    def differences(self, other: Job) -> dict[str, str]:
+        """Return the settings in which this Job's dataset would not be the other's, with both."""
+        # only what is written differently is read: a model may have gigabytes
+        apart = [
+            each for each in settings() if not each.option.free and each.of(self) != each.of(other)
+        ]
+        there, asked = (fingerprint(apart, job) for job in (other, self))
+        found = differences(settings(), there, asked)
+        if self.output.url != other.output.url:
+            found["output"] = "the output as it was"  # a URL may hold a password
+        return found
 
 
 @cache

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.config import Job, settings
-from cahlib.curate import seal
+from cahlib.curate import description, seal
+from cahlib.curate.layout import PAGES
 from cahlib.curate.sink import replace
-from cahlib.curate.upload import PAGES
 from cahlib.errors import ConfigError, Stopped, writing
 from cahlib.lock import held
 from cahlib.needs import named
@@ -31,11 +31,13 @@ def home(
     role: str,
     stop: threading.Event,
     refused: Callable[[dict[str, Any]], None] = lambda parcel: None,
+    resume: Callable[[Ledger], None] = lambda ledger: None,
 ) -> Iterator[Ledger | Shared]:
     """The run's own folder beside the dataset, held by this process alone, and its ledger.
 
     With a tracker it is one that takes its shards from there, as a worker of this role; ``refused``
     hears of each parcel that the tracker does not take, those of an earlier launch included.
+    ``resume`` tells the ledger what is in the dataset. Raises ConfigError for another job's.
     """
     folder, home = job.output.folder, job.output.folder / "run"
     with writing(folder):
@@ -43,11 +45,12 @@ def home(
     with writing(folder), held(folder):
         _unpublished(home)
         _make_way(job, home)
-        job.goes_on(home / "job.json")
-        job.store(home / "job.json")
-        ledger = Ledger(home / "ledger.sqlite")
+        require_same(job)
+        ledger = Ledger.sound(home / "ledger.sqlite")
         try:
             ledger.recover()
+            resume(ledger)
+            job.store(home / "job.json")  # not before: what was refused is not the dataset's job
             if job.place.tracker:
                 shared = _shared(job, ledger, role, stop)
                 shared.refused = refused  # before reports of the last launch are sent
@@ -61,6 +64,20 @@ def home(
 
 class _Stopped(Stopped, TrackerAway):
     """The user did not want to wait for the tracker."""
+
+
+def require_same(job: Job) -> None:
+    """Raise ConfigError if a job's folder or its URL holds another job's dataset."""
+    folder, url = job.output.folder, job.output.url
+    here = description.found(folder)
+    if before := Job.stored(folder / "run" / "job.json"):
+        apart = job.differences(before)
+        if here and here.committed and here.settings is not None:  # what the dataset says counts
+            apart = {name: each for name, each in apart.items() if name == "output"}
+        job.require_same(apart, folder)
+    description.require_same(job, folder, here)
+    if url:
+        description.require_same(job, url, description.found(url))
 
 
 def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
@@ -82,7 +99,7 @@ def _unclaimed(folder: Path) -> None:
     one before the run begins.
     """
     strange = [name for name in PAGES if (folder / name).exists()]
-    if strange and not ((folder / "run" / "job.json").exists() or seal.there(folder)):
+    if strange and not ((folder / "run" / "job.json").exists() or _committed(folder)):
         raise ConfigError(
             f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
             "dataset's would replace; choose another folder."
@@ -121,10 +138,16 @@ def _make_way(job: Job, home: Path) -> None:
 
 def _has_pairs(home: Path) -> bool:
     """Whether a run has brought anything: a seal, or a shard that it has passed on."""
-    if seal.there(home.parent):
+    if _committed(home.parent):
         return True
-    ledger = Ledger(home / "ledger.sqlite")
+    ledger = Ledger.sound(home / "ledger.sqlite")
     try:
-        return bool(ledger.in_state("sealed", "done"))
+        return bool(ledger.in_state("sealed", "done", "damaged"))
     finally:
         ledger.close()
+
+
+def _committed(folder: Path) -> bool:
+    """Whether a folder holds a dataset: a shard's manifest, or a list of committed shards."""
+    said = description.found(folder)
+    return seal.there(folder) or bool(said and said.committed)

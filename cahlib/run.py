@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__, live
 from cahlib.config import Job
-from cahlib.curate import alike, card, dataset, harm, models, report, seal, upload
+from cahlib.curate import alike, dataset, description, harm, models, pages, seal, upload
 from cahlib.curate.gallery import Latest
 from cahlib.curate.models import Models
 from cahlib.curate.pairs import pairs, scores
@@ -45,6 +46,7 @@ from cahlib.needs import introduced
 from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody, offline, watched
 from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
+from cahlib.resume import faults, resume
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.blocklists import Blocklists
@@ -52,7 +54,6 @@ from cahlib.scrape.shards import shards
 from cahlib.scrape.silence import Silence
 from cahlib.scrape.texts import languages
 from cahlib.scrapers import Engine, Scraping, scrapers
-from cahlib.takeover import take_over
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Counts, Ledger
 
@@ -72,6 +73,7 @@ class Outcome:
     errors: tuple[tuple[str, str], ...]  #: of shards that were given up: id and last error
     stopped: bool  #: before all was done
     warnings: tuple[str, ...]  #: about what was read, a sentence each
+    faults: tuple[str, ...] = ()  #: committed shards that are not whole, in a sentence each
 
 
 def run(
@@ -105,21 +107,19 @@ def run(
     models.check_files(job.judge)
     stop = stop or threading.Event()
     with (
-        home(job, role=role, stop=stop) as ledger,
+        home(job, role=role, stop=stop, resume=partial(resume, job)) as ledger,
         live.recorded(folder / "run", listener, stopping=stop.is_set) as listener,
         writing(folder),
     ):
         if isinstance(ledger, Ledger):
             ledger.add(shards(job.crawl, contact=job.download.contact))
-            take_over(job, ledger)
         # a launch that was killed may have left some between "done" and their removal
         parcels.sweep(folder / "run" / "parcels", ledger.in_state("done"))
         if ledger.more() or ledger.in_state("sealed"):
             work = _Work(job, ledger, stop, scraping, harmful)
             with watched(work.snapshot, listener, tick=tick, hours=job.place.hours, stop=stop):
                 work.through()
-        report.write(folder, job.values())
-        card.write(folder, job.values())
+        pages.write(folder, job.values())
         if job.output.url:
             upload.pages(folder, job.output.url)
         found = summary(folder)
@@ -130,6 +130,7 @@ def run(
             errors=tuple(ledger.errors()),
             warnings=tuple(found.warnings()),
             stopped=stop.is_set() and (ledger.more() or bool(ledger.in_state("sealed"))),
+            faults=tuple(faults(job, ledger)),
         )
 
 
@@ -164,6 +165,7 @@ class _Work:
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
         self._away = self._parcels  #: where the scrapers write them
+        self._ours = description.of(job)
         self._sealed = ledger.tally()  #: of the shards in the dataset
         self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to seal
         self._counting = threading.Lock()  #: a shard is in one of these two, never in none
@@ -175,7 +177,6 @@ class _Work:
 
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
-        dataset.sweep(self._folder)
         with upload.Uploads(self._job.output, self._finish) as uploads:
             for shard in self._ledger.in_state("sealed"):
                 if left := seal.sealed(self._folder, shard.id):
@@ -195,7 +196,7 @@ class _Work:
         early = models.load_models(judge) if place.swarm or place.engine or place.tracker else None
         whole = self._ledger.in_state("sealed", "done")
         self._known = alike.load(self._job.output, whole, seen=self._ledger.seen)
-        self._silence = Silence(each.silent for each in seal.seals(self._folder))
+        self._silence = Silence(each.silent for each in seal.seals(self._folder, damaged="skip"))
         opening = self._scraping(self._job, stop=self._stop, board=self._board)
         with opening as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
@@ -292,6 +293,7 @@ class _Work:
             scores=scores(loaded.clip, loaded.safety, loaded.heads),
             forms=self._job.output.forms,
             versions={"cahlib": __version__},
+            settings=self._ours.digest,
         )
 
     def _write(self, steps: Iterable[_Step], recipe: dataset.Recipe) -> Iterator[Sealed]:
@@ -314,6 +316,7 @@ class _Work:
                 self._in_work.pop(shard.id, None)
                 self._fail(shard, error.cause if isinstance(error, _Failed) else error)
                 continue
+            description.commit(self._folder, self._ours, [shard.id])
             self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
             self._known.keep()
             self._silence.learn(sealed.silent)

@@ -22,6 +22,8 @@ class Option:
     choices: tuple[str, ...] = ()
     #: may be changed between two launches of one run without changing what the dataset means
     free: bool = False
+    #: names files of this machine, whose content counts and not where they lie
+    file: bool = False
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
-    "colours", "config", "errors", "flow", "lists", "live", "lock", "needs", "pixels", "places",
+    "colours", "config", "errors", "fingerprint", "flow", "lists", "live", "lock", "needs",
+    "pixels", "places",
     "presets", "private", "progress", "records", "retry", "settings",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
@@ -73,10 +74,10 @@ def test_imports_point_down(path):
     elif own in ROOMS:
         assert inner(path) <= GROUND | {own}
     elif own == "run":
-        assert inner(path) <= GROUND | ROOMS | {"home", "relay", "scrapers", "takeover"}
+        assert inner(path) <= GROUND | ROOMS | {"home", "relay", "scrapers", "resume"}
     elif own == "scrapers":
         assert inner(path) <= GROUND | {"swarm"}
-    elif own in ("home", "takeover"):
+    elif own in ("home", "resume"):
         assert inner(path) <= GROUND | {"curate", "tracker"}
     elif own == "relay":
         assert inner(path) <= GROUND | {"scrape"}

@@ -56,12 +56,12 @@ def test_options_win_over_the_environment():
 
 def test_only_what_changes_the_dataset_makes_another_job():
     job = Job()
-    assert job.differences(replace(job, shards=9, connections=9, nickname="bob")) == []
-    assert job.differences(replace(job, threshold=0.1, resize=256)) == ["resize", "threshold"]
+    assert job.differences(replace(job, shards=9, connections=9, nickname="bob")) == {}
+    assert list(job.differences(replace(job, threshold=0.1, resize=256))) == ["resize", "threshold"]
     there = replace(job, output="s3://bucket/mine")
-    assert job.differences(replace(job, output="./dataset/")) == there.differences(there) == []
-    assert job.differences(there) == ["output"]
-    assert there.differences(replace(job, output="s3://other/mine")) == ["output"]
+    assert job.differences(replace(job, output="./dataset/")) == there.differences(there) == {}
+    assert list(job.differences(there)) == ["output"]
+    assert list(there.differences(replace(job, output="s3://other/mine"))) == ["output"]
 
 
 def test_a_preset_brings_model_and_threshold_and_the_threshold_may_differ():

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from cahlib.config import Output
 from cahlib.curate import seal
-from cahlib.curate.dataset import located
 from cahlib.curate.files import files
+from cahlib.curate.layout import located
 from cahlib.curate.perceptual import Near, phash
 from cahlib.curate.seal import Sealed
 from cahlib.lists import Digests

@@ -7,6 +7,7 @@
     tfrecords/<shard>.tfrecord          on request
     optouts/<shard>.jsonl               the evidence for each image that its owner refused
     shards/<shard>.json                 the seal, written last
+    dataset.json                        the settings, and which shards are committed
 
 One set of files a shard: a shard that is done is never touched again, and one that was interrupted
 leaves nothing. The three folders of embeddings and metadata are named as clip-retrieval names its
@@ -32,25 +33,13 @@ from cahlib.curate import seal
 from cahlib.curate.files import files
 from cahlib.curate.formats import Matrix, Table, Tar, Writer
 from cahlib.curate.gallery import Gallery
+from cahlib.curate.layout import FOLDERS, located
 from cahlib.curate.rows import as_json, host, row, schema
 from cahlib.curate.seal import Sealed
 from cahlib.curate.sink import PART, Sink, Stored, disk, part
 from cahlib.curate.tfrecord import Records
 from cahlib.errors import ConfigError
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
-
-#: Where the parts of a dataset lie, by form; the metadata and the evidence are always there.
-LAYOUT: Mapping[str, str] = {
-    "metadata": "metadata/metadata_{}.parquet",
-    "images": "images/{}.tar",
-    "img_emb": "img_emb/img_emb_{}.npy",
-    "text_emb": "text_emb/text_emb_{}.npy",
-    "tfrecords": "tfrecords/{}.tfrecord",
-    "optouts": "optouts/{}.jsonl",
-}
-
-#: The folders of a dataset.
-FOLDERS = (*(path.split("/")[0] for path in LAYOUT.values()), seal.FOLDER)
 
 #: Why a pair is in the dataset already.
 _AGAIN = (Reason.PAIR_SEEN, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE)
@@ -68,6 +57,7 @@ class Recipe:
     scores: tuple[str, ...]  #: the names of all scores that a pair may have
     forms: tuple[str, ...]  #: of "images", "embeddings", "tfrecords"
     versions: Mapping[str, str]  #: of what judges
+    settings: str = ""  #: the digest of the settings that make it
 
 
 def write(
@@ -264,11 +254,6 @@ def each_form(shelf: Shelf, shard: str, recipe: Recipe) -> Iterator[Writer]:
         yield Records(shelf.sink(located("tfrecords", shard)))
 
 
-def located(form: str, shard: str) -> str:
-    """Where a shard's part lies in the dataset."""
-    return LAYOUT[form].format(shard)
-
-
 def _testify(sink: Sink, optouts: Iterable[OptOut]) -> None:
     """Write the evidence of the owners' refusals, a line each."""
     for each in optouts:
@@ -300,4 +285,5 @@ def _sealed(
         versions={**parcel.versions, **recipe.versions},
         silent=parcel.silent,
         cut=parcel.cut,
+        settings=recipe.settings,
     )

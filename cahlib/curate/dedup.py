@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cahlib.curate import seal
-from cahlib.curate.dataset import located
 from cahlib.curate.files import files
+from cahlib.curate.layout import located
 from cahlib.curate.perceptual import near
 from cahlib.curate.purge import changed
 from cahlib.curate.rewrite import Change

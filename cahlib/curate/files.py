@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -12,8 +12,12 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from cahlib.curate import sink
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.retry import wait_asked
+
+#: Stores without folders, where "making" the topmost would create and own a bucket.
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
 
 #: Name and password in a URL: no business of messages.
 _LOGIN = re.compile(r"(?<=://)[^/@]*@")
@@ -53,6 +57,39 @@ class Files:
     def exists(self, name: str) -> bool:
         with reaching(self.place):
             return bool(self.fs.exists(self.path(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a small file there, whole or not at all."""
+        if isinstance(self.fs, LocalFileSystem):
+            sink.replace(Path(self.path(name)), data)
+            return
+        with reaching(self.place):
+            self.make_folder(name)
+            self.fs.pipe_file(self.path(name), data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with reaching(self.place), suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(name))
+
+    def make_folder(self, name: str) -> None:
+        """Make the folder of a file, where there are folders."""
+        protocol = self.fs.protocol
+        protocols = {protocol} if isinstance(protocol, str) else {*protocol}
+        if not protocols & _BUCKETS:
+            self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+
+    def sizes(self, folders: Iterable[str]) -> dict[str, int]:
+        """Return the files in some folders and right below the root, with their bytes.
+
+        It is the place's own word of now: a driver may keep an older listing.
+        """
+        self.fs.invalidate_cache()
+        with reaching(self.place):
+            found = self.fs.find(self.root, maxdepth=1, detail=True)
+            for folder in folders:
+                found |= self.fs.find(self.path(folder), detail=True)
+        return {path[len(self.root) + 1 :]: info["size"] or 0 for path, info in found.items()}
 
     def names(self, folder: str) -> list[str]:
         """All files in a folder, in order; none if there is no such folder."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cahlib import live
 from cahlib.config import Job
-from cahlib.curate import card, harm, report, seal, upload
+from cahlib.curate import harm, pages, seal, upload
 from cahlib.curate.rewrite import Change, Why, rewrite
 from cahlib.curate.rows import Row, as_json
 from cahlib.curate.sink import disk
@@ -75,8 +75,7 @@ def changed(folder: Path, what: str, why: Why) -> Iterator[Change]:
                 yield change
         finally:  # also if nothing was changed: an earlier launch may have been killed before this
             values = job.values() if job else {}
-            report.write(folder, values)
-            card.write(folder, values)
+            pages.write(folder, values)
         if job and job.output.url:
             _bring(folder, job.output.url)
 

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cahlib.curate import dataset, seal
-from cahlib.curate.dataset import Account, Recipe, Shelf, located
+from cahlib.curate.dataset import Account, Recipe, Shelf
+from cahlib.curate.layout import located
 from cahlib.curate.rows import COLUMNS, Row
 from cahlib.curate.seal import Sealed, Shown
 from cahlib.curate.tfrecord import records
@@ -82,6 +83,7 @@ def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
         scores=tuple(table.column_names[len(COLUMNS) :]),
         forms=sealed.forms,
         versions=sealed.versions,
+        settings=sealed.settings,
     )
     account = Account()
     with ExitStack() as undo:

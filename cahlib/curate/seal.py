@@ -7,20 +7,24 @@ in it, so that a damaged seal is found.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
-
+from cahlib.curate import signed
 from cahlib.curate.files import Files, files
+from cahlib.curate.layout import MANIFESTS
 from cahlib.curate.sink import Stored
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Shard, Tally
 
-FOLDER = "shards"
+FOLDER = MANIFESTS
+
+#: How Google Drive, Dropbox, OneDrive and Syncthing name a copy: `x (1).json`,
+#: `x (conflicted copy 2024-01-01).json`, `x.sync-conflict-….json`. No id of a shard has a blank.
+_CONFLICTED = re.compile(r" \(|\.sync-conflict-| conflict", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +73,12 @@ class Sealed:
     silent: tuple[str, ...] = ()  #: domains that never answered
     cut: int = 0  #: the byte at which its WAT file is cut off; 0 if it is whole
     overruled: int = 0  #: refusals that the profile of consent does not honour; evidence as well
+    #: the digest of the settings that made it (`cahlib.fingerprint`); "" by an older cahlib
+    settings: str = ""
 
     @property
     def tally(self) -> Tally:
         return Tally.from_dict(self.funnel)
-
-
-class _Signed(msgspec.Struct):
-    sha256: str  #: hex, of the contents as they stand
-    contents: msgspec.Raw
 
 
 def name(shard: str) -> str:
@@ -87,17 +88,12 @@ def name(shard: str) -> str:
 
 def packed(sealed: Sealed) -> bytes:
     """A seal as it is stored."""
-    contents = msgspec.json.encode(sealed)
-    digest = hashlib.sha256(contents).hexdigest()
-    return msgspec.json.encode(_Signed(sha256=digest, contents=msgspec.Raw(contents)))
+    return signed.packed(sealed)
 
 
 def unpacked(data: bytes) -> Sealed:
     """The inverse of `packed`. Raises ValueError for a damaged seal."""
-    signed = msgspec.json.decode(data, type=_Signed)
-    if hashlib.sha256(signed.contents).hexdigest() != signed.sha256:
-        raise ValueError("its checksum does not match")
-    return msgspec.json.decode(signed.contents, type=Sealed)
+    return signed.unpacked(data, Sealed)
 
 
 def sealed(place: str | Path, shard: str) -> Sealed | None:
@@ -106,12 +102,27 @@ def sealed(place: str | Path, shard: str) -> Sealed | None:
     return _read(there, name(shard)) if there.exists(name(shard)) else None
 
 
-def seals(place: str | Path) -> Iterator[Sealed]:
+def seals(place: str | Path, *, damaged: Literal["raise", "skip"] = "raise") -> Iterator[Sealed]:
     """All seals of a dataset, in the order of the shards. Raises RunError for a damaged one."""
     there = files(place)
-    for path in there.names(FOLDER):
-        if path.endswith(".json"):
-            yield _read(there, path)
+    for id in ids(there.names(FOLDER)):
+        try:
+            yield _read(there, name(id))
+        except RunError:
+            if damaged == "raise":
+                raise
+
+
+def ids(names: Iterable[str]) -> list[str]:
+    """Return the ids of the shards that have a manifest among these files, in order."""
+    found = (path for path in names if path.startswith(f"{FOLDER}/") and path.endswith(".json"))
+    named = (path.rpartition("/")[2][:-5] for path in found)
+    return sorted(each for each in named if each[:1] != "." and not conflicted(each))
+
+
+def conflicted(path: str) -> bool:
+    """Whether a cloud drive made this file beside another one: it has two and knows not which."""
+    return bool(_CONFLICTED.search(path.rpartition("/")[2]))
 
 
 def there(folder: Path) -> bool:
@@ -127,7 +138,10 @@ def expect(folder: Path) -> None:
 
 def _read(there: Files, path: str) -> Sealed:
     try:
-        return unpacked(there.read(path))
+        found = unpacked(there.read(path))
+        if name(found.shard.id) != path:
+            raise ValueError(f"it is that of {found.shard.id}")
+        return found
     except ValueError as error:
         raise RunError(
             f"{there.path(path)} is damaged ({error}); `cah verify` tells what else is."

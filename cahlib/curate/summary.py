@@ -84,8 +84,11 @@ class Summary:
 
 
 def summary(place: str | Path) -> Summary:
-    """The summary of the dataset in a folder or at a URL; that of a folder without one is empty."""
-    return summed(seals(place))
+    """The summary of the dataset in a folder or at a URL; that of a folder without one is empty.
+
+    A shard whose manifest is damaged is left out.
+    """
+    return summed(seals(place, damaged="skip"))
 
 
 def summed(seals: Iterable[Sealed]) -> Summary:
@@ -135,7 +138,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
 
 def lines(place: str | Path) -> Iterator[str]:
     """The summary of a dataset for people, line by line; raises ConfigError if there is none."""
-    found = summary(place)
+    found = summed(seals(place))
     if not found.shards:
         raise ConfigError(f"{place} holds no dataset: there is no shard's seal in {FOLDER}/.")
     size = f"{found.bytes / 1e6:,.1f} MB"

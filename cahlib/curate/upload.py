@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,15 +21,14 @@ from typing import BinaryIO, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from cahlib.config import Output
-from cahlib.curate import hub, seal, sink
+from cahlib.curate import description, hub, seal, sink
 from cahlib.curate.files import Busy, Files, files, reaching
+from cahlib.curate.layout import PAGES
 from cahlib.curate.seal import Sealed
+from cahlib.curate.survey import Place
 from cahlib.errors import CahError, ConfigError, RunError
 
 _log = logging.getLogger(__name__)
-
-#: What tells of the whole dataset, and is made anew each time.
-PAGES = ("report.html", "README.md")
 
 #: Seconds before each new try.
 _PAUSES = (1, 4, 16, 64)
@@ -38,9 +38,6 @@ _PATIENCE, _BUSY = 7200.0, 60.0
 
 #: Shards in one commit: it names some six files of each, and the hub takes 25,000 files.
 _MOST = 500
-
-#: Stores without folders, where "making" the topmost would create and own a bucket.
-_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
 
 T = TypeVar("T")
 Sleep = Callable[[float], None]
@@ -60,7 +57,7 @@ def check(url: str, folder: Path) -> None:
             repository.check(trial)
             return
         with reaching(there.place):
-            _make_folder(there, trial)
+            there.make_folder(trial)
             there.fs.pipe_file(there.path(trial), b"trial")
             there.fs.rm_file(there.path(trial))
     except RunError as error:
@@ -77,14 +74,15 @@ def upload(
 ) -> None:
     """Bring shards from the folder of their dataset to a URL; what is there stays as it is.
 
-    In a repository that is one commit. Without ``keep_local`` the files are removed here once they
-    are there; the seals stay, and say where they are. Raises RunError when all tries failed.
+    So does what another machine made and brought meanwhile. In a repository that is one commit.
+    Without ``keep_local`` the files are removed here once they are there; the seals stay, and say
+    where they are. Raises RunError when all tries failed.
     """
     there = files(url)
     ours = [sealed for sealed in shards if not sealed.place]
     if repository := hub.repository(there):
         for start in range(0, len(ours), _MOST):
-            commit = partial(_commit, repository, ours[start : start + _MOST], folder)
+            commit = partial(_commit, repository, ours[start : start + _MOST], folder, url)
             _tried(commit, sleep)
     else:
         for sealed in ours:
@@ -146,33 +144,18 @@ class Uploads:
             self._through(sealed)
 
 
-def elsewhere(url: str, known: Collection[str]) -> Iterator[Sealed]:
-    """The shards at a URL, those of ``known`` ids excepted; each says where its files are.
-
-    What is not whole is left out, and told of: a machine that was lost had not brought all of it,
-    or the drive that the URL is on has not.
-    """
-    there, lacking = files(url), 0
-    for path in there.names(seal.FOLDER):
-        if not path.endswith(".json") or path.rpartition("/")[2][:-5] in known:
-            continue
-        if found := _whole(there, path):
-            yield replace(found, place=url)
-        else:
-            lacking += 1
-    if lacking:
-        place = there.place
-        _log.warning("Shards at %s that are not whole, and are done again: %d.", place, lacking)
-
-
 def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
     """Bring what is made anew at the end of a run, the report and the card, to a URL."""
     if repository := hub.repository(files(url)):
         pages = {path: folder / path for path in PAGES}
-        _tried(partial(repository.commit, pages, (), message="Report and card"), sleep)
+        with _described(folder, url) as said:
+            commit = partial(repository.commit, pages | said, (), message="Report and card")
+            _tried(commit, sleep)
         return
     for path in PAGES:
         _tried(partial(_bring, folder, url, path), sleep)
+    if described := description.found(folder):
+        _tried(partial(description.commit, url, described, pages=described.pages), sleep)
 
 
 def _tried(action: Callable[[], T], sleep: Sleep) -> T:
@@ -198,15 +181,18 @@ def _tried(action: Callable[[], T], sleep: Sleep) -> T:
 def _put(sealed: Sealed, folder: Path, url: str, sleep: Sleep) -> None:
     """Bring a shard, file by file; its seal comes last."""
     name = seal.name(sealed.shard.id)
-    if _tried(partial(_is_there, folder, url, name), sleep):
-        return
-    for path in sealed.files:
-        _tried(partial(_bring, folder, url, path), sleep)
-    _tried(partial(_remove_others, sealed, url), sleep)
-    _tried(partial(_bring, folder, url, name), sleep)
+    if not _tried(partial(_is_there, sealed, url), sleep):
+        for path in sealed.files:
+            _tried(partial(_bring, folder, url, path), sleep)
+        _tried(partial(_remove_others, sealed, url), sleep)
+        _tried(partial(_bring, folder, url, name), sleep)
+    if said := description.found(folder):
+        _tried(partial(description.commit, url, said, [sealed.shard.id]), sleep)
 
 
-def _commit(repository: hub.Repository, shards: Sequence[Sealed], folder: Path) -> None:
+def _commit(
+    repository: hub.Repository, shards: Sequence[Sealed], folder: Path, url: str
+) -> None:
     """Bring shards in one commit, those excepted that are there as they are here."""
     seals = {seal.name(sealed.shard.id): sealed for sealed in shards}
     changed = {*repository.different({name: folder / name for name in seals})}
@@ -220,25 +206,28 @@ def _commit(repository: hub.Repository, shards: Sequence[Sealed], folder: Path) 
     message = f"Shards: {len(new)} ({', '.join(seals[name].shard.id for name in new[:3])} …)"
     if new:
         removed = repository.there_of(sorted(old))
-        repository.commit({path: folder / path for path in wanted}, removed, message=message)
+        brought = {path: folder / path for path in wanted}
+        with _described(folder, url, [seals[name].shard.id for name in new]) as said:
+            repository.commit(brought | said, removed, message=message)
 
 
-def _whole(there: Files, path: str) -> Sealed | None:
-    """What a seal says, if it is whole and each file that it names is there in its size."""
-    try:
-        found = seal.unpacked(there.read(path))
-    except ValueError:
-        return None
-    with reaching(there.place):
-        for name, stored in found.files.items():
-            if not there.exists(name) or there.fs.size(there.path(name)) != stored.size:
-                return None
-    return found
+@contextmanager
+def _described(folder: Path, url: str, shards: Sequence[str] = ()) -> Iterator[dict[str, Path]]:
+    """Give dataset.json as it is to stand at a repository, as a file for a commit."""
+    said = description.found(folder)
+    if said is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as made:
+        description.write(made, description.merged(url, said, shards, said.pages))
+        yield {description.NAME: Path(made) / description.NAME}
 
 
-def _is_there(folder: Path, url: str, path: str) -> bool:
-    there = files(url)
-    return there.exists(path) and there.read(path) == (folder / path).read_bytes()
+def _is_there(sealed: Sealed, url: str) -> bool:
+    """Whether a shard is at a URL, be it as another machine made it."""
+    there = Place(url)
+    as_here = not there.fault(sealed) and there.shard(sealed.shard.id).sealed == sealed
+    return as_here or there.has_another(sealed)
 
 
 def _remove_others(sealed: Sealed, url: str) -> None:
@@ -264,16 +253,9 @@ def _bring(folder: Path, url: str, path: str) -> None:
     """Put a file there, and see whether it is there as it is here."""
     there = files(url)
     with reaching(there.place):
-        _make_folder(there, path)
+        there.make_folder(path)
         there.fs.put_file(str(folder / path), there.path(path))
         _compare(folder / path, there, path)
-
-
-def _make_folder(there: Files, path: str) -> None:
-    """Make the folder of a file, where there are folders."""
-    protocols = {there.fs.protocol} if isinstance(there.fs.protocol, str) else {*there.fs.protocol}
-    if not protocols & _BUCKETS:
-        there.fs.makedirs(there.path(path).rpartition("/")[0], exist_ok=True)
 
 
 def _compare(source: Path, there: Files, path: str) -> None:

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cahlib.curate import seal
-from cahlib.curate.dataset import FOLDERS, LAYOUT
 from cahlib.curate.files import Files, files
+from cahlib.curate.layout import FOLDERS, LAYOUT
 from cahlib.curate.rows import COLUMNS, Row, sample_id, schema
 from cahlib.curate.seal import Sealed
 from cahlib.curate.sink import PART, Stored

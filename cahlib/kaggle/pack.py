@@ -13,19 +13,19 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from cahlib.config import Job, Output, replace
+from cahlib.curate import description
+from cahlib.curate.layout import ELSEWHERE, LAYOUT, MANIFESTS
 from cahlib.errors import ConfigError
 from cahlib.kaggle.inside import STATE, TICKET
 from cahlib.swarm import wheel
 
 #: Where a kernel's dataset lies; what is below /kaggle/working is its output.
 OUTPUT = "/kaggle/working/dataset"
-
-#: Where the seals of a dataset lie in it, and its metadata, by the shard's id.
-_SEALS, _METADATA = "shards", "metadata/metadata_{}.parquet"
 
 #: A cell before all others: the very cahlib of this machine, and the Dask that its nodes speak.
 _INSTALL = """\
@@ -132,7 +132,7 @@ def inputs(folder: Path, output: Output, ticket: bytes | None) -> None:
 
 def sealed(dataset: Path) -> set[str]:
     """The ids of the shards that a dataset here has."""
-    return {path.stem for path in (dataset / _SEALS).glob("*.json")}
+    return {path.stem for path in (dataset / MANIFESTS).glob("*.json")}
 
 
 def checked(folder: Path, secrets: Sequence[str]) -> None:
@@ -156,7 +156,9 @@ def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _state(target: Path, dataset: Path, *, metadata: bool) -> None:
-    """What a launch must know of those before it: the ledger and the seals, not the pairs.
+    """What a launch must know of those before it: the ledger, the seals and dataset.json.
+
+    Not the pairs: their files stay here, and a list says so.
 
     The metadata tells which images the dataset has, for a job that wants none twice. It comes
     whole: nothing that reads columns is installed here. A tar by another name: Kaggle unpacks what
@@ -170,9 +172,15 @@ def _state(target: Path, dataset: Path, *, metadata: bool) -> None:
         ledger.backup(other)  # whole, even if its last writer was killed
     with tarfile.open(target, "w") as pack:
         pack.add(copy, "run/ledger.sqlite")
+        names = "".join(f"{shard}\n" for shard in sorted(sealed(dataset))).encode()
+        elsewhere = tarfile.TarInfo(ELSEWHERE)
+        elsewhere.size = len(names)
+        pack.addfile(elsewhere, BytesIO(names))
+        if (dataset / description.NAME).exists():
+            pack.add(dataset / description.NAME, description.NAME)
         for shard in sorted(sealed(dataset)):
-            pack.add(dataset / _SEALS / f"{shard}.json", f"{_SEALS}/{shard}.json")
-            table = _METADATA.format(shard)
+            pack.add(dataset / MANIFESTS / f"{shard}.json", f"{MANIFESTS}/{shard}.json")
+            table = LAYOUT["metadata"].format(shard)
             if metadata and (dataset / table).exists():  # a shard without pairs has none
                 pack.add(dataset / table, table)
     copy.unlink()

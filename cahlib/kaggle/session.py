@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cahlib.config import Job
+from cahlib.curate.layout import ELSEWHERE
 from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.home import require_same
 from cahlib.kaggle import pack
 from cahlib.kaggle.inside import SESSION
 from cahlib.kaggle.service import Away, Kaggle, Quota, Refused, State
@@ -32,7 +34,11 @@ _QUEUE, _LATE = 1.0, 0.1
 
 #: What of a kernel's output belongs to the dataset, and what of that is of no use elsewhere.
 _BELOW = "dataset/"
-_NOT = tuple(f"{_BELOW}{name}" for name in ("run/parcels/", "run/ticket/", "run/job.json", SESSION))
+_LAST = tuple(f"{_BELOW}{name}" for name in ("shards/", "dataset.json", "run/"))
+_NOT = tuple(
+    f"{_BELOW}{name}"
+    for name in ("run/parcels/", "run/ticket/", "run/job.json", ELSEWHERE, SESSION)
+)
 
 
 class Servers(Protocol):
@@ -111,7 +117,7 @@ def _attend(
     kernel, folder = f"{kaggle.user}/{session.name}", session.job.output.folder
     note = Note.of(session.job)
     # here too: the kernel could only refuse another job when servers cost money already
-    session.job.goes_on(folder / "run" / "job.json")
+    require_same(session.job)
     with _gone_after(servers, kaggle, note, tell):  # an earlier launch may have left some, too
         state = kaggle.state(kernel)
         going = not state.over
@@ -226,7 +232,7 @@ def fetch(kaggle: Kaggle, kernel: str, folder: Path) -> int:
         if name.startswith(_BELOW) and not name.startswith(_NOT) and ".." not in Path(name).parts
         if _shard(Path(name)) not in here
     }
-    order = sorted(wanted, key=lambda name: name.startswith((f"{_BELOW}shards/", f"{_BELOW}run/")))
+    order = sorted(wanted, key=lambda name: name.startswith(_LAST))
     for name in order:
         if name == f"{_BELOW}run/ledger.sqlite":
             for kind in ("-wal", "-shm"):  # of the ledger that it replaces

@@ -216,9 +216,9 @@ class Shared:
         """This run's shards in these states."""
         return self._ledger.in_state(*states)
 
-    def errors(self) -> list[tuple[str, str]]:
-        """None: what fails here is the tracker's to show."""
-        return []
+    def errors(self, state: str = "failed") -> list[tuple[str, str]]:
+        """None of those that failed here, which are the tracker's to show."""
+        return [] if state == "failed" else self._ledger.errors(state)
 
     def _enter(self, leased: Leased) -> Shard | None:
         """Enter a leased shard in the ledger; None if there is nothing to do for it now."""

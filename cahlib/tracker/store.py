@@ -2,20 +2,25 @@
 
 A shard goes ``todo → leased → sealed → done``: sealed when its files are in the dataset on this
 machine and its pairs are known, done when they are where they shall be (uploaded). A failure takes
-it back to ``todo`` until its attempts are used up, then to ``failed``. It does not know what a
-shard holds.
+it back to ``todo`` until its attempts are used up, then to ``failed``. A shard that was committed
+and is not whole any more is ``damaged``, until it is whole again or forgotten. It does not know
+what a shard holds.
 """
 
 from __future__ import annotations
 
+import logging
+import re
+import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, ScalarSelect, case, delete, func, select, update
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import URL, Connection, ScalarSelect, case, delete, func, select, update
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from cahlib.errors import ConfigError, is_full, no_space
 from cahlib.records import Judged, Shard, Tally
@@ -23,6 +28,13 @@ from cahlib.tracker.database import Database
 from cahlib.tracker.schema import pairs as _pairs
 from cahlib.tracker.schema import schema
 from cahlib.tracker.schema import shards as _shards
+
+_log = logging.getLogger(__name__)
+
+#: What SQLite says of a sound file that is something else.
+_OTHER = re.compile("no such|has no column")
+
+_STATES = "todo", "leased", "sealed", "done", "failed", "damaged"
 
 
 def following(state: str, *conditions: Any, lane: int = 0) -> ScalarSelect[int]:
@@ -50,6 +62,7 @@ class Counts:
     sealed: int
     done: int
     failed: int
+    damaged: int = 0
 
     @property
     def open(self) -> int:
@@ -58,7 +71,11 @@ class Counts:
 
     @property
     def total(self) -> int:
-        return self.open + self.sealed + self.done + self.failed
+        return self.open + self.sealed + self.done + self.failed + self.damaged
+
+
+class DamagedLedger(ConfigError):
+    """The file of a ledger cannot be read as one."""
 
 
 class Ledger:
@@ -68,13 +85,42 @@ class Ledger:
         self._database = Database(URL.create("sqlite", database=str(path)))
         try:
             schema.create_all(self._database.engine, [_shards, _pairs])
+            wrong = self._wrong()
         except DatabaseError as error:
+            self.close()
+            wrong = str(error.orig)
             if is_full(error):
                 raise no_space(path) from error
-            raise ConfigError(
-                f"{path} is not a ledger of cahlib that can be used ({error.orig}); "
-                "choose another output folder."
-            ) from error
+            # what fails to be opened, locked or read is a file in trouble, not a damaged one
+            if isinstance(error, OperationalError) and not _OTHER.search(wrong):
+                raise ConfigError(f"output: {path} cannot be used ({wrong}).") from error
+        if wrong:
+            self.close()
+            raise DamagedLedger(f"{path} is not a ledger of cahlib that can be read ({wrong}).")
+
+    @classmethod
+    def sound(cls, path: Path) -> Ledger:
+        """Open a ledger; one that is damaged is put aside, and a new one begun.
+
+        A ledger is an index of the dataset, from which it can be filled again.
+        """
+        try:
+            return cls(path)
+        except DamagedLedger as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            for kind in ("-wal", "-shm"):
+                path.with_name(path.name + kind).unlink(missing_ok=True)
+            _log.warning("%s It is made anew from the dataset; the old one is %s.", error, aside)
+            return cls(path)
+
+    def _wrong(self) -> str:
+        """Return what is wrong with the file, or ""; raise as SQLite does."""
+        with self._database.engine.connect() as connection:
+            for table in (_shards, _pairs):
+                connection.execute(select(table).limit(1)).all()
+            found = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+        return "" if found == "ok" else found
 
     def add(self, shards: Iterable[Shard]) -> None:
         """Put shards at the end of the list; those that are in it already stay as they are."""
@@ -137,6 +183,44 @@ class Ledger:
                     self._database.insert(_pairs), [{"uid": key, "shard": number} for key in keys]
                 )
 
+    def adopt(self, shard: Shard, uids: Iterable[str], tally: Tally, *, state: str) -> None:
+        """Enter a shard that is in the dataset, whatever was known of it, as sealed or done."""
+        values = {"url": shard.url, "half": shard.half, "state": state, "error": None}
+        keys = list(dict.fromkeys(bytes.fromhex(uid) for uid in uids))
+        values |= {"pairs": len(keys), "tally": tally.as_dict()}
+        with self._database.write() as connection:
+            number = self._put(connection, shard.id, values)
+            connection.execute(delete(_pairs).where(_pairs.c.shard == number))
+            if keys:
+                connection.execute(
+                    self._database.insert(_pairs).on_conflict_do_nothing(),
+                    [{"uid": key, "shard": number} for key in keys],
+                )
+
+    def damage(self, id: str, error: str) -> None:
+        """A committed shard is not whole; its pairs stay known."""
+        with self._database.write() as connection:
+            self._put(connection, id, {"state": "damaged", "error": error})
+
+    def _put(self, connection: Connection, id: str, values: dict[str, Any]) -> int:
+        row = {"id": id, "url": "", "half": 0, **values}
+        changed = self._database.insert(_shards).values(row)
+        changed = changed.on_conflict_do_update(index_elements=["id"], set_=values)
+        return int(connection.execute(changed.returning(_shards.c.number)).scalar_one())
+
+    def remove(self, id: str) -> None:
+        """Forget a shard and its pairs, whatever its state: it may be added again."""
+        numbers = select(_shards.c.number).where(_shards.c.id == id)
+        with self._database.write() as connection:
+            connection.execute(delete(_pairs).where(_pairs.c.shard.in_(numbers)))
+            connection.execute(delete(_shards).where(_shards.c.id == id))
+
+    def states(self) -> dict[str, str]:
+        """Return the state of every shard, by id."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(_shards.c.id, _shards.c.state))
+            return {row.id: row.state for row in rows}
+
     def done(self, shard: Shard) -> None:
         """A sealed shard is where it shall be."""
         self._change(shard, state="done")
@@ -177,9 +261,7 @@ class Ledger:
         query = select(_shards.c.state, func.count()).group_by(_shards.c.state)
         with self._database.read() as connection:
             found = {row[0]: row[1] for row in connection.execute(query)}
-        return Counts(
-            **{s: found.get(s, 0) for s in ("todo", "leased", "sealed", "done", "failed")}
-        )
+        return Counts(**{s: found.get(s, 0) for s in _STATES})
 
     def tally(self) -> Tally:
         """What became of everything in the sealed shards."""
@@ -198,9 +280,9 @@ class Ledger:
         with self._database.read() as connection:
             return [Shard(id=r.id, url=r.url, half=r.half) for r in connection.execute(query)]
 
-    def errors(self) -> list[tuple[str, str]]:
-        """Id and last error of each shard that was given up."""
-        query = select(_shards.c.id, _shards.c.error).where(_shards.c.state == "failed")
+    def errors(self, state: str = "failed") -> list[tuple[str, str]]:
+        """Id and last error of each shard that was given up, or is damaged."""
+        query = select(_shards.c.id, _shards.c.error).where(_shards.c.state == state)
         with self._database.read() as connection:
             return [(row.id, row.error) for row in connection.execute(query)]
 
@@ -211,3 +293,18 @@ class Ledger:
     def _change(self, shard: Shard, **values: Any) -> None:
         with self._database.write() as connection:
             connection.execute(update(_shards).where(_shards.c.id == shard.id).values(**values))
+
+
+def committed(path: Path) -> set[str]:
+    """Return the ids of the shards that a ledger calls sealed or done; none if it cannot be read.
+
+    Nothing is written, so it may lie on a disk that is read-only.
+    """
+    if not path.is_file():
+        return set()
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as file:
+            rows = file.execute("SELECT id FROM shards WHERE state IN ('sealed', 'done')")
+            return {str(id) for (id,) in rows}
+    except sqlite3.Error:
+        return set()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Picture
 
-from cahlib.curate import dataset
+from cahlib.curate import clip, dataset
 from cahlib.curate.dataset import Recipe
 from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
 from cahlib.scrape.shards import shards
@@ -179,10 +179,16 @@ def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, recipe=REC
 def finish(job):
     """The dataset of a job as its run leaves it, with the job and the ledger beside it."""
     folder = job.output.folder
+    recipe = replace(
+        RECIPE,
+        model=clip.name(job.judge),
+        threshold=job.judge.chosen()[2],
+        forms=job.output.forms,
+    )
     job.store(folder / "run" / "job.json")
     ledger = Ledger(folder / "run" / "ledger.sqlite")
     for number, shard in enumerate(shards(job.crawl, contact=job.download.contact)):
-        sealed = write(folder, first=1000 * number, shard=shard.id)
+        sealed = write(folder, first=1000 * number, shard=shard.id, recipe=recipe)
         ledger.add([shard])
         ledger.seal(shard, dataset.uids(folder, sealed), sealed.tally)
         ledger.done(shard)

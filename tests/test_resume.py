@@ -9,7 +9,7 @@ from cahlib.config import Job, replace
 from cahlib.curate import seal, upload
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError
-from cahlib.takeover import take_over
+from cahlib.resume import faults, resume
 from cahlib.tracker.store import Ledger
 from tests.world import judged as world
 from tests.world import models
@@ -50,8 +50,8 @@ def test_what_is_at_the_url_is_done_and_not_done_again(job, lost):
     ledger = Ledger(Path("ledger.sqlite"))
     shards = [world.parcel(f"s-{n}", images=1).shard for n in range(3)]
     ledger.add(shards)
-    assert take_over(job, ledger) == 2
-    assert take_over(job, ledger) == 0
+    resume(job, ledger)
+    resume(job, ledger)
     assert (ledger.counts().done, ledger.counts().todo) == (2, 1)
     assert ledger.lease() == shards[2] and ledger.lease() is None
     assert ledger.tally() == sum((each.tally for each in seal.seals(lost)), type(ledger.tally())())
@@ -74,17 +74,16 @@ def in_half(path):
         ("images/s-0.tar", in_half),
     ],
 )
-def test_what_is_not_whole_at_the_url_is_done_again(job, lost, tmp_path, caplog, lacks, damage):
+def test_what_is_not_whole_at_the_url_is_left_and_told_of(job, lost, tmp_path, lacks, damage):
     """The machine was lost while it brought the shard, or its drive had not brought all."""
     damage(tmp_path / "drive" / "dataset" / lacks)
     ledger = Ledger(Path("ledger.sqlite"))
-    shards = [world.parcel(f"s-{n}", images=1).shard for n in range(2)]
-    ledger.add(shards)
-    assert take_over(job, ledger) == 1
-    assert ledger.lease() == shards[0] and ledger.lease() is None
-    assert caplog.messages == [f"Shards at {lost} that are not whole, and are done again: 1."]
-    upload.upload([world.write(job.output.folder, shard="s-0")], job.output.folder, lost)
-    assert list(verify(lost)) == []
+    ledger.add(world.parcel(f"s-{n}", images=1).shard for n in range(2))
+    resume(job, ledger)
+    assert (ledger.counts().done, ledger.counts().damaged) == (1, 1)
+    assert ledger.lease() is None
+    (sentence,) = faults(job, ledger)
+    assert lacks in sentence and f"cah repair {lost} puts" in sentence
     ledger.close()
 
 
@@ -93,7 +92,8 @@ def test_another_jobs_dataset_is_refused(job, tmp_path):
     other = model(tmp_path / "other", "ViT-small", "none")
     for setting in ({"threshold": 0.9}, {"forms": "images"}, {"model": other}):
         with pytest.raises(ConfigError, match="another model, threshold or forms"):
-            take_over(replace(job, **setting), ledger)
+            resume(replace(job, **setting), ledger)
     assert ledger.counts().total == 0
-    assert take_over(replace(job, output="dataset"), ledger) == 0
+    resume(replace(job, output="dataset"), ledger)
+    assert ledger.counts().total == 0
     ledger.close()

@@ -1,0 +1,119 @@
+"""dataset.json: the settings that made a dataset, and the list of its committed shards.
+
+It stands in the dataset's folder, here and at a URL, so that a dataset that was copied without its
+`run` folder still says what it is, and a shard that vanished is missed. A shard's manifest has the
+last word: one that is there and not on the list was committed by a run that was killed before it
+could say so here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cahlib import __version__
+from cahlib.config import Job, settings
+from cahlib.curate import signed
+from cahlib.curate.files import files
+from cahlib.curate.sink import Stored
+from cahlib.errors import RunError
+from cahlib.fingerprint import differences, digest
+
+_log = logging.getLogger(__name__)
+
+NAME = "dataset.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a dataset says of itself."""
+
+    #: that decide what is in it, by name (`cahlib.fingerprint`); None if nobody knows them
+    settings: Mapping[str, Any] | None = None
+    digest: str = ""  #: of the settings, as each manifest carries it
+    committed: tuple[str, ...] = ()  #: ids of shards, sorted
+    #: the report and the card as they were written last
+    pages: Mapping[str, Stored] = field(default_factory=dict)
+    version: str = __version__  #: of the cahlib that wrote it
+
+
+def of(job: Job) -> Description:
+    """Return the description of a job's dataset before its first shard."""
+    values = job.fingerprint()
+    return Description(settings=values, digest=digest(settings(), values))
+
+
+def read(place: str | Path) -> Description | None:
+    """Return what stands at a place, or None. Raise ValueError if it is damaged."""
+    there = files(place)
+    return signed.unpacked(there.read(NAME), Description) if there.exists(NAME) else None
+
+
+def found(place: str | Path) -> Description | None:
+    """Return the same, or None with a warning if it is damaged."""
+    try:
+        return read(place)
+    except ValueError as error:
+        _log.warning("%s of %s is damaged (%s), and is made anew.", NAME, files(place).place, error)
+        return None
+
+
+def write(place: str | Path, description: Description) -> None:
+    """Write it, whole or not at all, if it says something else than what stands there."""
+    try:
+        if read(place) == description:
+            return
+    except ValueError:
+        pass
+    files(place).write(NAME, signed.packed(description))
+
+
+def require_same(job: Job, place: str | Path, there: Description | None) -> None:
+    """Raise ConfigError if another job made a dataset; ``there`` is its description, if any."""
+    if there and there.committed and there.settings is not None:
+        found = differences(settings(), there.settings, job.fingerprint())
+        job.require_same(found, files(place).place)
+
+
+def commit(
+    place: str | Path,
+    ours: Description,
+    shards: Iterable[str] = (),
+    pages: Mapping[str, Stored] | None = None,
+) -> None:
+    """Add shards, and what the pages are, to what stands at a place; raise as `merged` does."""
+    write(place, merged(place, ours, shards, pages))
+
+
+def merged(
+    place: str | Path,
+    ours: Description,
+    shards: Iterable[str] = (),
+    pages: Mapping[str, Stored] | None = None,
+) -> Description:
+    """Return what is to stand at a place when shards and pages were added.
+
+    Shards that others brought stay listed: at a URL, a machine that was taken for lost may still
+    be at work. Raise RunError if it is another job's by now.
+    """
+    there = found(place) or Description()
+    if there.committed and there.digest not in ("", ours.digest):
+        raise RunError(
+            f"{files(place).place} has become the dataset of a job with other settings; what this "
+            "run has not brought there yet stays in its folder."
+        )
+    return replace(
+        ours,
+        committed=tuple(sorted({*there.committed, *shards})),
+        pages={**there.pages, **(pages or {})},
+    )
+
+
+def forget(place: str | Path, shards: Collection[str]) -> None:
+    """Take shards off the list at a place."""
+    if there := found(place):
+        left = tuple(each for each in there.committed if each not in shards)
+        write(place, replace(there, committed=left))

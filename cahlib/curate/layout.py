@@ -1,0 +1,33 @@
+"""Where the files of a dataset lie in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: Where the parts of a shard lie, by form; the metadata and the evidence are always there.
+LAYOUT: Mapping[str, str] = {
+    "metadata": "metadata/metadata_{}.parquet",
+    "images": "images/{}.tar",
+    "img_emb": "img_emb/img_emb_{}.npy",
+    "text_emb": "text_emb/text_emb_{}.npy",
+    "tfrecords": "tfrecords/{}.tfrecord",
+    "optouts": "optouts/{}.jsonl",
+}
+
+#: Where the manifests of the shards are.
+MANIFESTS = "shards"
+
+#: The folders of a dataset.
+FOLDERS = (*(path.split("/")[0] for path in LAYOUT.values()), MANIFESTS)
+
+#: What tells of the whole dataset, and is made anew each time.
+PAGES = ("report.html", "README.md")
+
+#: Ids of shards whose files are on another machine, a line each: a session elsewhere took only
+#: their manifests along.
+ELSEWHERE = "run/elsewhere"
+
+
+def located(form: str, shard: str) -> str:
+    """Return where a shard's part lies in the dataset."""
+    return LAYOUT[form].format(shard)
