@@ -11,6 +11,7 @@ import logging
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,7 +81,6 @@ class _Resuming:
         self._folder, self._url = job.output.folder, job.output.url
         self._states = ledger.states()
         self._settings = description.of(job).digest
-        self._made = clip.name(job.judge), job.judge.chosen()[2], job.output.forms
         self._here = Place(self._folder)
         self._there = Place(self._url) if self._url else None
         away = self._folder / ELSEWHERE
@@ -88,6 +88,11 @@ class _Resuming:
         self._entered = self._old = 0
         #: ids of whole shards, by place
         self.whole: dict[str | Path, list[str]] = {p: [] for p in (self._folder, self._url) if p}
+
+    @cached_property
+    def _made(self) -> tuple[str, float, tuple[str, ...]]:
+        """What a manifest says of the settings; not before there is one, for models are slow."""
+        return clip.name(self._job.judge), self._job.judge.chosen()[2], self._job.output.forms
 
     def through(self) -> None:
         """Enter every shard that is committed here or there, and that the ledger calls so."""

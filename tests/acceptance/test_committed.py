@@ -1,0 +1,252 @@
+"""A finished dataset is never changed by accident, and what is damaged in it can be mended."""
+
+import dataclasses
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cahlib.config import Job, replace
+from cahlib.curate import description, seal, upload
+from cahlib.curate.verify import verify
+from cahlib.errors import ConfigError
+from cahlib.run import run
+from tests.world import small
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def web():
+    with small.Pictures() as web:
+        yield web
+
+
+@pytest.fixture(scope="module")
+def crawl(tmp_path_factory):
+    return small.write(tmp_path_factory.mktemp("crawl"), files=1, links=6)
+
+
+@pytest.fixture(scope="module")
+def made(web, crawl, tmp_path_factory):
+    """The folder of a finished dataset of two shards."""
+    folder = tmp_path_factory.mktemp("made") / "set"
+    outcome = run(small.job(crawl, folder, web))
+    assert (outcome.shards.done, outcome.faults) == (2, ())
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy of it."""
+    shutil.copytree(made, tmp_path / "set")
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def job(crawl, folder, web):
+    return small.job(crawl, folder, web)
+
+
+@contextmanager
+def rotted(monkeypatch):
+    """The web has lost all of its pictures meanwhile."""
+    with monkeypatch.context() as patch:
+        patch.setattr(small.Pictures, "answer", lambda web, request: web._nothing)
+        yield
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The files of the shards."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in found
+        if path.relative_to(folder).parts[0] not in ("run", "report.html", "README.md")
+    }
+
+
+def lose_ledger(folder):
+    (folder / "run/ledger.sqlite").unlink()
+
+
+def lose_run(folder):
+    shutil.rmtree(folder / "run")
+
+
+def empty_ledger(folder):
+    (folder / "run/ledger.sqlite").write_bytes(b"")
+
+
+def zero_ledger(folder):
+    path = folder / "run/ledger.sqlite"
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + bytes(len(data) - 4096))
+
+
+def garble_ledger(folder):
+    (folder / "run/ledger.sqlite").write_bytes(b"garbage" * 1000)
+
+
+def lose_list(folder):
+    (folder / "dataset.json").unlink()
+
+
+def lose_list_and_run(folder):
+    lose_list(folder)
+    lose_run(folder)
+
+
+def become_old(folder):
+    """As of a cahlib that knew no dataset.json."""
+    lose_list_and_run(folder)
+    for sealed in list(seal.seals(folder)):
+        old = seal.packed(dataclasses.replace(sealed, settings=""))
+        (folder / seal.name(sealed.shard.id)).write_bytes(old)
+
+
+LOSSES = [
+    lose_ledger, lose_run, empty_ledger, zero_ledger, garble_ledger, lose_list, lose_list_and_run,
+    become_old,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_nothing_that_is_committed_is_done_again(job, folder, monkeypatch, web, lose):
+    before = content(folder)
+    lose(folder)
+    asked = len(web.requests)
+    with rotted(monkeypatch):
+        outcome = run(job)
+    assert (outcome.shards.done, outcome.shards.total, outcome.faults) == (2, 2, ())
+    after = content(folder)
+    before.pop("dataset.json"), after.pop("dataset.json")
+    if lose is not become_old:
+        assert after == before
+    assert len(web.requests) == asked
+    assert list(verify(folder)) == []
+    assert len(pq.read_table(folder / "metadata")) == 12
+
+
+OTHERS = [
+    {"threshold": 0.99}, {"languages": "de"}, {"resize": 100}, {"consent": "research"},
+    {"personal": "mask"}, {"forms": "images"}, {"crawl": "CC-MAIN-2024-10"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
+@pytest.mark.parametrize("lose", [lose_ledger, lose_run, lose_list, lose_list_and_run])
+def test_other_settings_are_refused_by_name(job, folder, other, lose):
+    lose(folder)
+    before = content(folder)
+    with pytest.raises(ConfigError, match="another|other settings") as refused:
+        run(replace(job, **other))
+    if lose is not lose_list_and_run:
+        ((name, asked),) = other.items()
+        had = Job().values()[name] if name in ("languages", "forms") else None
+        assert f"{name} " in str(refused.value) and f" instead of {asked}" in str(refused.value)
+        assert had is None or f"{name} {','.join(had)} instead" in str(refused.value)
+    assert content(folder) == before
+    assert run(job).shards.done == 2  # what was refused has left nothing behind
+
+
+@pytest.mark.parametrize("lose", [lose_run, lose_list_and_run])
+def test_files_count_by_their_content_wherever_they_lie(job, folder, tmp_path, lose):
+    """The same lists, model and safety rules on another machine."""
+    shutil.rmtree(folder)
+    lists = {
+        "blocked_domains": "bad.example", "blocked_urls": "http://bad.example/1",
+        "blocked_pairs": "0" * 32, "known_harm": "0" * 64, "harm_looks": "0" * 16,
+    }  # fmt: skip
+
+    def brought(machine):
+        shutil.copytree(job.judge.model, tmp_path / machine / "model")
+        for name, line in lists.items():
+            (tmp_path / machine / f"{name}.txt").write_text(f"{line}\n")
+        paths = {name: str(tmp_path / machine / f"{name}.txt") for name in lists}
+        model = tmp_path / machine / "model"
+        return replace(job, **paths, model=str(model), safety=str(model / "safety.json"))
+
+    assert run(brought("one")).shards.done == 2
+    before = content(folder)
+    lose(folder)
+    shutil.rmtree(tmp_path / "one")
+    there = brought("two")
+    assert run(there).shards.done == 2
+    assert content(folder) == before
+    for name in lists:
+        path = tmp_path / "two" / f"{name}.txt"
+        other = path.with_name("other.txt")
+        other.write_text(path.read_text().replace("0", "1").replace("bad", "worse"))
+        with pytest.raises(ConfigError, match=rf"{name} {name}.txt \(sha256 .* instead of other"):
+            run(replace(there, **{name: str(other)}))
+    assert str(tmp_path) not in (folder / "dataset.json").read_text()
+
+
+def test_what_an_earlier_cahlib_made_is_taken_over_as_far_as_it_tells(job, folder, caplog):
+    become_old(folder)
+    with pytest.raises(ConfigError, match="another model, threshold or forms"):
+        run(replace(job, threshold=0.99))
+    run(job)
+    assert "of 2 shards only model, threshold and forms could be compared" in caplog.text
+    assert set(description.read(folder).committed) == {each.shard.id for each in seal.seals(folder)}
+    caplog.clear()
+    run(job)
+    assert caplog.text == ""
+    with pytest.raises(ConfigError, match="resize 0 instead of 100"):
+        run(replace(job, resize=100))
+
+
+@pytest.fixture(scope="module")
+def brought(crawl, web, tmp_path_factory):
+    """What a machine has brought to a URL."""
+    there = tmp_path_factory.mktemp("drive") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("lost"))
+        assert run(small.job(crawl, there.as_uri(), web)).shards.done == 2
+    return there
+
+
+@pytest.fixture
+def url(brought, tmp_path, monkeypatch):
+    """The URL of a copy of it, for another machine."""
+    shutil.copytree(brought, tmp_path / "drive" / "set")
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    return (tmp_path / "drive" / "set").as_uri()
+
+
+def at(url):
+    return Path(url.removeprefix("file://"))
+
+
+def test_a_new_machine_goes_on_at_the_url_with_the_same_settings(crawl, url, web, monkeypatch):
+    before = content(at(url))
+    with rotted(monkeypatch):
+        outcome = run(small.job(crawl, url, web))
+    assert (outcome.shards.done, outcome.shards.total, outcome.faults) == (2, 2, ())
+    assert content(at(url)) == before
+    assert list(verify(url)) == []
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
+def test_other_settings_are_refused_at_the_url_too(crawl, url, web, other):
+    before = content(at(url))
+    with pytest.raises(ConfigError, match=f"holds the dataset of a job .*{next(iter(other))}"):
+        run(replace(small.job(crawl, url, web), **other))
+    assert content(at(url)) == before
+    assert run(small.job(crawl, url, web)).shards.done == 2
+    assert content(at(url)) == before
+
+
+def test_two_machines_at_one_url_bring_each_shard_once(crawl, url, web, tmp_path, monkeypatch):
+    """The machine that was taken for lost was not: what came first stays."""
+    before = content(at(url))
+    third = small.job(crawl, tmp_path / "third" / "set", web)
+    assert run(third).shards.done == 2
+    folder = tmp_path / "third" / "set"
+    for sealed in seal.seals(folder):
+        upload.upload(sealed, folder, url)
+    assert content(at(url)) == before and list(verify(url)) == []
