@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cahlib import __version__
-from cahlib.commands import blocklist, finished, swarm, tracker, worker
+from cahlib.commands import blocklist, checked, finished, swarm, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.console import lasting, stopped_early
 from cahlib.errors import CahError, ConfigError, is_full, missing, no_space
@@ -135,9 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="print what a dataset holds")
     inspect.add_argument("dataset", help="folder or URL of a dataset")
     inspect.set_defaults(act=_inspect)
-    verify = commands.add_parser("verify", help="check every file of a dataset")
-    verify.add_argument("dataset", help="folder or URL of a dataset")
-    verify.set_defaults(act=_verify)
+    checked.add(commands)
     finished.add(commands)
     return parser
 
@@ -298,17 +296,6 @@ def _inspect(chosen: argparse.Namespace) -> int:
     for line in summary.lines(chosen.dataset):
         print(line)
     return 0
-
-
-def _verify(chosen: argparse.Namespace) -> int:
-    from cahlib.curate.verify import verify
-
-    problems = 0
-    for problem in verify(chosen.dataset):
-        problems += 1
-        print(problem)
-    print(f"{problems} problems." if problems else "Every file is whole, and all rows agree.")
-    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class _Resuming:
                 self._entered,
             )
         described = [each.description for each in (self._here, self._there) if each]
-        if self._old and not any(described):
+        if self._old and not any(each and each.settings is not None for each in described):
             _log.warning(
                 "%s is of an earlier cahlib: of %d shards only model, threshold and forms could be "
                 "compared with this job's, not its other settings.",

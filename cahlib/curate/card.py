@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from cahlib.curate.sink import replace
+from cahlib.curate.files import files
 from cahlib.curate.summary import Summary, decisive, plural, share, summary
 from cahlib.records import Stage
 
@@ -72,12 +72,10 @@ for record in records:
 }
 
 
-def write(folder: Path, job_values: Mapping[str, Any]) -> Path:
-    """Make the card of the dataset in a folder; ``job_values`` are those of `Job.values`."""
-    path = folder / "README.md"
-    text = markdown(summary(folder), folder.name, job_values)
-    replace(path, text.encode("utf-8", "replace"))
-    return path
+def write(place: str | Path, job_values: Mapping[str, Any]) -> None:
+    """Make the card of the dataset at a place; ``job_values`` are those of `Job.values`."""
+    text = markdown(summary(place), PurePath(place).name, job_values)
+    files(place).write("README.md", text.encode("utf-8", "replace"))
 
 
 def markdown(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:

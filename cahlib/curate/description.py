@@ -117,3 +117,14 @@ def forget(place: str | Path, shards: Collection[str]) -> None:
     if there := found(place):
         left = tuple(each for each in there.committed if each not in shards)
         write(place, replace(there, committed=left))
+
+
+def shown(description: Description) -> dict[str, Any]:
+    """Return the settings as texts for people: files by their names."""
+    return {name: _named(value) for name, value in (description.settings or {}).items()}
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_named(each) for each in value]
+    return value["name"] if isinstance(value, Mapping) else value

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.curate import card, description, report
+from cahlib.curate.files import files
 from cahlib.curate.layout import PAGES
 from cahlib.curate.sink import Stored
 
 
-def write(folder: Path, job_values: Mapping[str, Any]) -> None:
-    """Make the pages of the dataset in a folder; ``job_values`` are those of `Job.values`."""
-    report.write(folder, job_values)
-    card.write(folder, job_values)
-    if said := description.found(folder):
-        made = {name: stored((folder / name).read_bytes()) for name in PAGES}
-        description.write(folder, replace(said, pages=made))
+def write(place: str | Path, job_values: Mapping[str, Any]) -> None:
+    """Make the pages of the dataset at a place; ``job_values`` are those of `Job.values`."""
+    report.write(place, job_values)
+    card.write(place, job_values)
+    if said := description.found(place):
+        there = files(place)
+        made = {name: stored(there.read(name)) for name in PAGES}
+        description.write(place, replace(said, pages=made))
 
 
 def stored(data: bytes) -> Stored:

@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterable, Mapping
 from html import escape
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 from string import Template
 from typing import Any
 
 from cahlib.curate import charts
+from cahlib.curate.files import files
 from cahlib.curate.rows import host
 from cahlib.curate.seal import Shown
-from cahlib.curate.sink import replace
 from cahlib.curate.summary import Summary, decisive, plural, share, summary
 from cahlib.records import Stage
 
@@ -33,12 +33,10 @@ _STAGES = {
 }
 
 
-def write(folder: Path, job_values: Mapping[str, Any]) -> Path:
-    """Make the report of the dataset in a folder; ``job_values`` are those of `Job.values`."""
-    path = folder / "report.html"
-    page = html(summary(folder), folder.name, job_values)
-    replace(path, page.encode("utf-8", "replace"))
-    return path
+def write(place: str | Path, job_values: Mapping[str, Any]) -> None:
+    """Make the report of the dataset at a place; ``job_values`` are those of `Job.values`."""
+    page = html(summary(place), PurePath(place).name, job_values)
+    files(place).write("report.html", page.encode("utf-8", "replace"))
 
 
 def html(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:

@@ -1,27 +1,31 @@
 """Checks a dataset: every file against its seal, and the rows of all files against each other.
 
 Each file is read once. The answer is sentences, and nothing is trusted: damaged files are its
-business. It does not decode images, and cannot know of shards whose seal is gone.
+business. It does not decode images. Shards whose seal is gone are missed by the list in
+`dataset.json`, and by the ledger if there is one.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cahlib.curate import seal
+from cahlib.curate import description, seal
+from cahlib.curate.description import Description
 from cahlib.curate.files import Files, files
-from cahlib.curate.layout import FOLDERS, LAYOUT
+from cahlib.curate.layout import FOLDERS, LAYOUT, PAGES
 from cahlib.curate.rows import COLUMNS, Row, sample_id, schema
 from cahlib.curate.seal import Sealed
 from cahlib.curate.sink import PART, Stored
@@ -43,36 +47,117 @@ _NPY = re.compile(
 #: What a reader says of a damaged file.
 _DAMAGE = tarfile.TarError, pa.ArrowException, Broken, ValueError, TypeError, KeyError
 
+#: How the names begin of files that a drive may have copied.
+_OURS = tuple(
+    [f"{folder}/" for folder in FOLDERS]
+    + [name.partition(".")[0] for name in (description.NAME, *PAGES)]
+)
+
+#: A file that a run may have made, whole or not yet; of the id is asked what `Shard.id` may be.
+_PARTS = PART, ".trial"
+_MADE = re.compile(
+    "|".join(
+        rf"{folder}/(\.?{name.format('[A-Za-z0-9_-][A-Za-z0-9._-]*')}({re.escape(PART)})?|\.trial)"
+        for form in (*LAYOUT.values(), f"{seal.FOLDER}/{{}}.json")
+        for folder, _, name in [re.sub(r"\.(?=\w+$)", r"\.", form).partition("/")]
+    )
+)
+
 _Reader = Callable[[str, BinaryIO], Iterator[str]]
 
 
-def verify(place: str | Path) -> Iterator[str]:
+class Kind(enum.Enum):
+    """What a problem is about, and so what mends it."""
+
+    SHARD = enum.auto()  #: a committed shard that is not whole, by its id
+    FOREIGN = enum.auto()  #: a whole shard of another dataset, or another file: by its id or path
+    LEFT = enum.auto()  #: a file that belongs to no shard, by its path
+    DESCRIPTION = enum.auto()  #: dataset.json
+    PAGE = enum.auto()  #: the report or the card, by its name
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with a dataset."""
+
+    kind: Kind
+    name: str
+    sentence: str
+
+
+def verify(place: str | Path, known: Collection[str] = ()) -> Iterator[str]:
     """Every problem of the dataset in a folder or at a URL, as a sentence; none if it is sound.
 
-    Raises ConfigError if there is no dataset.
+    ``known`` are the ids of shards that a ledger calls committed. Raises ConfigError if there is
+    no dataset.
     """
+    return (each.sentence for each in problems(place, known))
+
+
+def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem]:
+    """The same as records."""
     there = files(place)
-    paths = [path for folder in FOLDERS for path in there.names(folder)]
-    keys, known = _Keys(), set[str]()
-    for path in paths:
-        if not (path.startswith(f"{seal.FOLDER}/") and path.endswith(".json")):
-            continue
-        known.add(path)
+    sizes, said, keys, named = there.sizes(FOLDERS), None, _Keys(), set[str]()
+    ids, settings = seal.ids(sizes), set[str]()
+    try:
+        said = description.read(place)
+    except ValueError as error:
+        yield Problem(
+            Kind.DESCRIPTION, description.NAME, f"{description.NAME} is damaged: {error}."
+        )
+    listed = said.committed if said else ()
+    if not (ids or listed or known):
+        raise ConfigError(f"{place} holds no dataset: there is no shard's seal in {seal.FOLDER}/.")
+    for id in ids:
+        path = seal.name(id)
+        named |= {path, *(form.format(id) for form in LAYOUT.values())}
         try:
             sealed = seal.unpacked(there.read(path))
+            if sealed.shard.id != id:
+                raise ValueError(f"it is that of {sealed.shard.id}")
         except ValueError as error:
-            yield f"{path} is damaged: {error}."
+            yield Problem(Kind.SHARD, id, f"{path} is damaged: {error}.")
             continue
-        known.update(sealed.files)
-        yield from _account(path, sealed)
-        yield from _Shard(files(sealed.place or place), sealed, keys).problems()
-    if not known:
-        raise ConfigError(f"{place} holds no dataset: there is no shard's seal in {seal.FOLDER}/.")
-    yield from keys.problems()
-    for path in paths:
-        if path not in known:
-            kind = "is left of an interrupted run" if path.endswith(PART) else "has no seal"
-            yield f"{path} {kind}."
+        settings.add(sealed.settings)
+        if said and said.digest and sealed.settings not in ("", said.digest):
+            other = f"{path} was made with other settings than {description.NAME} says."
+            yield Problem(Kind.FOREIGN, id, other)
+        shard = _Shard(files(sealed.place or place), sealed, keys)
+        for sentence in chain(_account(path, sealed), shard.problems()):
+            yield Problem(Kind.SHARD, id, sentence)
+        surplus = {form.format(id) for form in LAYOUT.values()} & sizes.keys() - {*sealed.files}
+        named -= surplus
+    for id in sorted({*listed, *known} - {*ids}):
+        where = description.NAME if id in listed else "the ledger"
+        yield Problem(
+            Kind.SHARD, id, f"{seal.name(id)} is missing, but {where} calls the shard committed."
+        )
+    yield from (Problem(Kind.SHARD, *each) for each in keys.problems())
+    if said is None and description.NAME not in sizes and settings - {""}:
+        yield Problem(Kind.DESCRIPTION, description.NAME, f"{description.NAME} is missing.")
+    yield from _pages(there, said)
+    yield from _left(sizes, named)
+
+
+def _pages(there: Files, said: Description | None) -> Iterator[Problem]:
+    """What is wrong with the report and the card."""
+    for name, stored in said.pages.items() if said else ():
+        for sentence in _checked(there, name, stored=stored, reader=lambda *_: iter(())):
+            yield Problem(Kind.PAGE, name, sentence)
+
+
+def _left(sizes: Iterable[str], named: Collection[str]) -> Iterator[Problem]:
+    """The files that no shard has."""
+    for path in sorted(sizes):
+        if seal.conflicted(path) and path.startswith(_OURS):
+            kind = "is a conflicted copy, made by a cloud drive, and counts for nothing"
+        elif "/" not in path or path in named:
+            continue
+        elif _MADE.fullmatch(path):
+            kind = "is left of an interrupted run" if path.endswith(_PARTS) else "has no seal"
+        else:
+            yield Problem(Kind.FOREIGN, path, f"{path} is none of a dataset's files.")
+            continue
+        yield Problem(Kind.LEFT, path, f"{path} {kind}.")
 
 
 def _account(path: str, sealed: Sealed) -> Iterator[str]:
@@ -205,8 +290,8 @@ class _Keys:
         self._shards.append(shard)
         self._keys.append(np.frombuffer(bytes.fromhex("".join(uids)), dtype="V16"))
 
-    def problems(self) -> Iterator[str]:
-        """Keys that are there twice."""
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Keys that are there twice: the second shard that has one, and a sentence."""
         if not self._keys:
             return
         keys = np.concatenate(self._keys)
@@ -216,7 +301,7 @@ class _Keys:
         for at in again:
             first, second = (self._shards[shard[order[i]]] for i in (at, at + 1))
             uid = keys[order[at]].tobytes().hex()
-            yield f"The pair {uid} is in the dataset twice: in {first} and in {second}."
+            yield second, f"The pair {uid} is in the dataset twice: in {first} and in {second}."
 
 
 class _Hashed(io.RawIOBase):

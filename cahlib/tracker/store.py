@@ -296,7 +296,7 @@ class Ledger:
 
 
 def committed(path: Path) -> set[str]:
-    """Return the ids of the shards that a ledger calls sealed or done; none if it cannot be read.
+    """Return the ids of the shards that a ledger calls committed; none if it cannot be read.
 
     Nothing is written, so it may lie on a disk that is read-only.
     """
@@ -304,7 +304,9 @@ def committed(path: Path) -> set[str]:
         return set()
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as file:
-            rows = file.execute("SELECT id FROM shards WHERE state IN ('sealed', 'done')")
+            rows = file.execute(
+                "SELECT id FROM shards WHERE state IN ('sealed', 'done', 'damaged')"
+            )
             return {str(id) for (id,) in rows}
     except sqlite3.Error:
         return set()

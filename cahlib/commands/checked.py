@@ -1,0 +1,83 @@
+"""`cah verify` and `cah repair`: whether a dataset is sound, and what makes it so again."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cahlib.curate.repair import Plan
+
+_LEDGER = "run/ledger.sqlite"
+
+
+def add(commands: Any) -> None:
+    """Add the commands."""
+    verify = commands.add_parser("verify", help="check every file of a dataset")
+    verify.add_argument("dataset", help="folder or URL of a dataset")
+    verify.set_defaults(act=_verify)
+    repair = commands.add_parser(
+        "repair",
+        help="put the damaged shards of a dataset back to do",
+        description="Give up the shards of a dataset that are not whole, remove what belongs to "
+        "none, and make its list anew. The run's own command then does those shards again. It may "
+        "be interrupted, and given again.",
+    )
+    repair.add_argument("dataset", help="folder or URL of a dataset")
+    repair.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
+    repair.set_defaults(act=_repair)
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    from cahlib.curate.verify import verify
+    from cahlib.tracker.store import committed
+
+    number = 0
+    for problem in verify(chosen.dataset, committed(Path(chosen.dataset) / _LEDGER)):
+        number += 1
+        print(problem)
+    if not number:
+        print("Every file is whole, and all rows agree.")
+        return 0
+    print(
+        f"{number} problems. cah repair {shlex.quote(chosen.dataset)} puts what is not whole back "
+        "to do; then the run's own command does it again."
+    )
+    return 1
+
+
+def _repair(chosen: argparse.Namespace) -> int:
+    from cahlib.curate.repair import plan, repair
+    from cahlib.lock import held
+    from cahlib.tracker.store import Ledger, committed
+
+    local = "://" not in chosen.dataset
+    place = Path(chosen.dataset) if local else chosen.dataset
+    ledger = Path(chosen.dataset) / _LEDGER
+    found = plan(place, committed(ledger))
+    if chosen.dry_run:
+        _print(found)
+        print("Nothing was changed; without --dry-run it is.")
+        return 0
+    with held(Path(place)) if local else nullcontext():
+        found = plan(place, committed(ledger))  # a run may have gone on until now
+        _print(found)
+        repair(found)
+        if local and ledger.exists():
+            index = Ledger.sound(ledger)
+            for id in found.broken:
+                index.remove(id)
+            index.close()
+    print(
+        f"{len(found.broken)} shards were given up, {len(found.left)} files removed."
+        + " The run's own command does those shards again." * bool(found.broken)
+    )
+    return 1 if found.foreign else 0
+
+
+def _print(found: Plan) -> None:
+    for line in found.lines():
+        print(line)

@@ -1,0 +1,111 @@
+"""Mends a dataset: what is not whole is given up, so that a run does it again.
+
+A shard that is given up loses all of its files; nothing else is lost, and whole shards stay as
+they are. May be interrupted and given again. It does not know of ledgers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cahlib.config import Job
+from cahlib.curate import dataset, description, pages, seal
+from cahlib.curate.description import Description
+from cahlib.curate.files import files
+from cahlib.curate.layout import LAYOUT
+from cahlib.curate.verify import Kind, Problem, problems
+from cahlib.errors import RunError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be mended at a place."""
+
+    place: str | Path
+    broken: dict[str, str] = field(default_factory=dict)  #: shards by id, with the first problem
+    left: dict[str, str] = field(default_factory=dict)  #: files to remove by path, with the reason
+    #: whole shards and other files that somebody has put there
+    foreign: dict[str, str] = field(default_factory=dict)
+    again: dict[str, str] = field(default_factory=dict)  #: dataset.json and pages, made anew
+
+    def lines(self) -> Iterator[str]:
+        """Return what is done, a line each."""
+        for id, why in self.broken.items():
+            yield f"{why} Shard {id} is given up: its files are removed, and it is to do again."
+        for why in self.left.values():
+            yield f"{why} It is removed."
+        for why in self.again.values():
+            yield f"{why} It is made anew."
+        for why in self.foreign.values():
+            yield f"{why} It is left alone; move it to where it belongs."
+
+
+def plan(place: str | Path, known: Collection[str] = ()) -> Plan:
+    """Look for what is to be mended; ``known`` are the ids of shards that a ledger knows.
+
+    Raise ConfigError if there is no dataset.
+    """
+    found = Plan(place=place)
+    for problem in problems(place, known):
+        kinds = {Kind.SHARD: found.broken, Kind.LEFT: found.left, Kind.FOREIGN: found.foreign}
+        _note(kinds.get(problem.kind, found.again), problem)
+    for id in found.broken:  # its files go with it
+        found.foreign.pop(id, None)
+        for form in LAYOUT.values():
+            found.left.pop(form.format(id), None)
+    return found
+
+
+def repair(found: Plan) -> None:
+    """Do what was planned; nobody else may write to the place meanwhile."""
+    place = found.place
+    if isinstance(place, Path):
+        dataset.sweep(place)
+    at = files(place)
+    for id in found.broken:
+        _give_up(place, id)
+    for path in found.left:
+        at.remove(path)
+    before = description.found(place)
+    whole = seal.ids(at.sizes([seal.FOLDER]))
+    said = before or _described(place)
+    if whole or before:
+        description.write(place, replace(said, committed=tuple(whole)))
+    if found.broken or found.again:
+        pages.write(place, _values(place, said))
+
+
+def _note(where: dict[str, str], problem: Problem) -> None:
+    where.setdefault(problem.name, problem.sentence)
+
+
+def _give_up(place: str | Path, id: str) -> None:
+    """Remove a shard: its manifest first, so that what is interrupted is a shard without one."""
+    try:
+        sealed = seal.sealed(place, id)
+    except RunError:  # damaged
+        sealed = None
+    places = [place, sealed.place] if sealed and sealed.place else [place]
+    for each in places:
+        at = files(each)
+        at.remove(seal.name(id))
+        for form in LAYOUT.values():  # not what the manifest names: it is damaged, or a stranger's
+            at.remove(form.format(id))
+        description.forget(each, [id])
+
+
+def _described(place: str | Path) -> Description:
+    """Return what is known of a dataset whose dataset.json is gone: its job, or a digest alone."""
+    digests = {sealed.settings for sealed in seal.seals(place, damaged="skip")}
+    job = Job.stored(Path(place) / "run" / "job.json") if isinstance(place, Path) else None
+    if job and digests <= {"", (ours := description.of(job)).digest}:
+        return ours
+    return Description(digest=max(digests, default=""))
+
+
+def _values(place: str | Path, said: Description) -> dict[str, object]:
+    """Return the settings that the pages name."""
+    job = Job.stored(Path(place) / "run" / "job.json") if isinstance(place, Path) else None
+    return dict(job.values() if job else description.shown(said))

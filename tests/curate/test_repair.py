@@ -1,0 +1,179 @@
+"""Whatever is damaged in a dataset is given up by a repair, and nothing else."""
+
+from dataclasses import replace
+from itertools import cycle
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from cahlib.curate import description, pages, seal
+from cahlib.curate.description import Description
+from cahlib.curate.files import files
+from cahlib.curate.repair import plan, repair
+from cahlib.curate.verify import verify
+from tests.curate.test_upload import memory, store  # noqa: F401 - fixtures
+from tests.world import judged as world
+from tests.world.command import said
+
+SHARDS = "s-0", "s-1", "s-2"
+DIGEST = "5" * 64
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """The files of a dataset of three shards, one of which has no pairs."""
+    folder = tmp_path_factory.mktemp("sound")
+    recipe = replace(world.RECIPE, settings=DIGEST)
+    world.write(folder, count=5, shard="s-0", recipe=recipe)
+    world.write(folder, count=5, first=100, shard="s-1", recipe=recipe)
+    world.write(folder, count=2, first=201, shard="s-2", recipe=recipe)
+    ours = Description(settings={"threshold": 0.3}, digest=DIGEST)
+    description.commit(folder, ours, SHARDS)
+    pages.write(folder, {})
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def put(place, content):
+    at = files(place)
+    for path in at.sizes(["metadata", *SHARDS, "images", "img_emb", "text_emb", "shards"]):
+        at.remove(path)
+    for path, data in content.items():
+        at.write(path, data)
+
+
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGES = {"flipped": flipped, "cut": lambda data: data[:-1], "emptied": lambda data: b""}
+
+
+def mended(place, sound, path):
+    """See that a damaged file is found, and costs no more than its shard."""
+    shard = next((each for each in SHARDS if each in path), None)
+    assert any(path in problem for problem in verify(place)), path
+    repair(plan(place))
+    assert list(verify(place)) == [], path
+    left = {each.shard.id for each in seal.seals(place)}
+    assert left == {*SHARDS} - {shard}, path
+    at = files(place)
+    for each, data in sound.items():
+        whose = next((one for one in SHARDS if one in each), None)
+        if whose and whose != shard:
+            assert at.read(each) == data
+        if whose == shard and shard:
+            assert not at.exists(each)
+    said = description.read(place)
+    assert {*said.committed} == left and (said.digest, len(said.pages)) == (DIGEST, 2)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "deleted"])
+def test_every_file_of_a_folder_can_be_mended(tmp_path, sound, damage):
+    for number, path in enumerate(sorted(sound)):
+        folder = tmp_path / str(number)
+        put(folder, sound)
+        if damage == "deleted":
+            (folder / path).unlink()
+        else:
+            (folder / path).write_bytes(DAMAGES[damage](sound[path]))
+        mended(folder, sound, path)
+
+
+@pytest.mark.parametrize("kind", ["file", "memory", "s3"])
+def test_every_file_at_a_url_can_be_mended(tmp_path, sound, kind, memory, store):  # noqa: F811
+    urls = {"file": (tmp_path / "there").as_uri(), "memory": memory, "s3": "s3://bucket/data"}
+    place, damages = urls[kind], cycle([*DAMAGES.values(), None])
+    at = files(place)
+    every = sorted(path for path in sound if "s-0" not in path and "s-2" not in path)
+    for path in every[::3] if kind == "s3" else every:  # a request costs more than a file
+        put(place, sound)
+        damage = next(damages)
+        if damage:
+            at.write(path, damage(sound[path]))
+        else:
+            at.remove(path)
+        mended(place, sound, path)
+
+
+def test_what_would_be_done_is_said_and_not_done(tmp_path, sound, capsys):
+    put(tmp_path, sound)
+    (tmp_path / "images/s-1.tar").unlink()
+    (tmp_path / "images/.s-9.tar.part").write_bytes(b"half")
+    (tmp_path / "metadata/metadata_s-8.parquet").write_bytes(b"of no shard")
+    (tmp_path / "shards/s-0 (1).json").write_bytes(b"{}")
+    (tmp_path / "images/my notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    dry = said(capsys, "repair", tmp_path, "--dry-run")
+    assert (dry.returncode, sorted(tmp_path.rglob("*"))) == (0, before)
+    told = dry.stdout.splitlines()[:-1]
+    assert len(told) == 5
+    done = said(capsys, "repair", tmp_path)
+    assert done.stdout.splitlines()[:-1] == told
+    assert "1 shards were given up, 3 files removed." in done.stdout
+    assert "images/my notes.txt is none of a dataset's files. It is left alone" in done.stdout
+    assert done.returncode == 1 and (tmp_path / "images/my notes.txt").exists()
+    (tmp_path / "images/my notes.txt").unlink()
+    assert said(capsys, "repair", tmp_path).returncode == 0
+    assert list(verify(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shards/s-0 (1).json",
+        "shards/s-0 (Ada's conflicted copy 2026-11-28).json",
+        "shards/s-0.sync-conflict-20261128-101112-ABCDEF7.json",
+        "metadata/metadata_s-0 (1).parquet",
+        "dataset (1).json",
+        "README (1).md",
+    ],
+)
+def test_a_conflicted_copy_is_named_and_counts_for_nothing(tmp_path, sound, name):
+    put(tmp_path, sound)
+    (tmp_path / name).write_bytes(sound["shards/s-0.json"])
+    assert [each.shard.id for each in seal.seals(tmp_path)] == [*SHARDS]
+    (problem,) = verify(tmp_path)
+    assert problem == (
+        f"{name} is a conflicted copy, made by a cloud drive, and counts for nothing."
+    )
+    repair(plan(tmp_path))
+    assert list(verify(tmp_path)) == [] and not (tmp_path / name).exists()
+
+
+def test_another_datasets_shards_are_named_and_left_alone(tmp_path, sound):
+    put(tmp_path, sound)
+    recipe = replace(world.RECIPE, settings="6" * 64)
+    world.write(tmp_path, first=500, shard="t-0", recipe=recipe)
+    sentence = "shards/t-0.json was made with other settings than dataset.json says."
+    assert list(verify(tmp_path)) == [sentence]
+    repair(plan(tmp_path))
+    assert list(verify(tmp_path)) == [sentence]
+
+
+def test_a_shard_that_only_the_ledger_knows_is_missed(tmp_path, sound):
+    put(tmp_path, sound)
+    assert list(verify(tmp_path, known=["s-0", "s-9"])) == [
+        "shards/s-9.json is missing, but the ledger calls the shard committed."
+    ]
+
+
+def test_a_shard_whose_files_are_at_a_url_is_given_up_there_too(tmp_path, sound, memory):  # noqa: F811
+    put(memory, sound)
+    put(tmp_path, sound)
+    for sealed in list(seal.seals(tmp_path)):
+        moved = replace(sealed, place=memory)
+        (tmp_path / seal.name(sealed.shard.id)).write_bytes(seal.packed(moved))
+        for path in sealed.files:
+            (tmp_path / path).unlink()
+    assert list(verify(tmp_path)) == []
+    MemoryFileSystem.store.pop("/data/set/images/s-1.tar")
+    repair(plan(tmp_path))
+    for place in (tmp_path, memory):
+        assert [each.shard.id for each in seal.seals(place)] == ["s-0", "s-2"]
+        assert {*description.read(place).committed} == {"s-0", "s-2"}
+    assert list(verify(tmp_path)) == []
