@@ -7,6 +7,7 @@ Files are looked for by their sizes, in one listing; whether their bytes are sou
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -58,13 +59,20 @@ class Place:
             return Found(id, None, str(error))
         if sealed is None:
             return Found(id, None, f"{name} is missing.", manifest=False)
-        return Found(id, sealed, "" if sealed.place else self.fault(sealed))
+        return Found(id, sealed, "" if sealed.place else self._lacking(sealed))
 
     def fault(self, sealed: Sealed) -> str:
         """Return what is not here of a shard as its manifest, from wherever, says; or ""."""
         name = seal.name(sealed.shard.id)
         if name not in self.sizes:
             return f"{name} is missing."
+        if self.sizes[name] != len(seal.packed(replace(sealed, place=None))):
+            here = self.shard(sealed.shard.id)  # by another version, changed, or damaged
+            if here.sealed is None:
+                return here.fault
+        return self._lacking(sealed)
+
+    def _lacking(self, sealed: Sealed) -> str:
         for path, stored in sealed.files.items():
             if path not in self.sizes:
                 return f"{path} is missing."

@@ -13,7 +13,7 @@ from cahlib.curate import description, seal, upload
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError
 from cahlib.run import run
-from tests.world import small
+from tests.world import command, small
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -64,7 +64,8 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in found
-        if path.relative_to(folder).parts[0] not in ("run", "report.html", "README.md")
+        if path.relative_to(folder).parts[0]
+        not in ("run", "report.html", "README.md", "dataset.json")
     }
 
 
@@ -122,7 +123,6 @@ def test_nothing_that_is_committed_is_done_again(job, folder, monkeypatch, web, 
         outcome = run(job)
     assert (outcome.shards.done, outcome.shards.total, outcome.faults) == (2, 2, ())
     after = content(folder)
-    before.pop("dataset.json"), after.pop("dataset.json")
     if lose is not become_old:
         assert after == before
     assert len(web.requests) == asked
@@ -250,3 +250,131 @@ def test_two_machines_at_one_url_bring_each_shard_once(crawl, url, web, tmp_path
     for sealed in seal.seals(folder):
         upload.upload(sealed, folder, url)
     assert content(at(url)) == before and list(verify(url)) == []
+
+
+def files_of(folder, at=0):
+    """The files of one shard."""
+    sealed = list(seal.seals(folder))[at]
+    return [folder / path for path in (seal.name(sealed.shard.id), *sealed.files)]
+
+
+def cut_tar(folder):
+    path = next(path for path in files_of(folder) if path.suffix == ".tar")
+    path.write_bytes(path.read_bytes()[:-512])
+
+
+def lose_table(folder):
+    next(path for path in files_of(folder) if path.suffix == ".parquet").unlink()
+
+
+def spoil_manifest(folder):
+    files_of(folder)[0].write_bytes(b"{}")
+
+
+def lose_manifest(folder):
+    files_of(folder)[0].unlink()
+
+
+def lose_shard(folder):
+    for path in files_of(folder):
+        path.unlink()
+
+
+DAMAGES = [cut_tar, lose_table, spoil_manifest, lose_manifest, lose_shard]
+
+
+def assert_mended(job, place, capsys, table):
+    """A run leaves the damage and tells of it; after a repair it does the shard again."""
+    before = content(table)
+    outcome = run(job)
+    (sentence,) = outcome.faults
+    assert f"cah repair {place} puts" in sentence
+    assert outcome.shards.damaged == 1 and content(table) == before
+    found = command.said(capsys, "verify", place)
+    assert found.returncode == 1 and f"cah repair {place} puts" in found.stdout
+    assert command.said(capsys, "repair", place).returncode == 0
+    assert list(verify(place)) == []
+    outcome = run(job)
+    assert (outcome.shards.done, outcome.shards.total, outcome.faults) == (2, 2, ())
+    assert list(verify(place)) == []
+    assert len(pq.read_table(table / "metadata")) == 12
+
+
+@pytest.mark.parametrize("keep", [lambda folder: None, lose_run], ids=["run kept", "run lost"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_left_told_of_and_mended(job, folder, capsys, damage, keep):
+    damage(folder)
+    keep(folder)
+    assert_mended(job, folder, capsys, folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_at_a_url_is_left_told_of_and_mended(crawl, url, web, capsys, damage):
+    assert run(small.job(crawl, url, web)).faults == ()
+    damage(at(url))
+    assert_mended(small.job(crawl, url, web), url, capsys, at(url))
+    assert list(verify("set")) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_whole_here_is_brought_to_the_url_again(crawl, web, tmp_path, monkeypatch, damage):
+    monkeypatch.chdir(tmp_path)
+    there = (tmp_path / "drive" / "set").as_uri()
+    job = small.job(crawl, there, web)
+    run(job)
+    before = content(at(there))
+    damage(at(there))
+    with rotted(monkeypatch):
+        assert run(job).faults == ()
+    assert content(at(there)) == before
+
+
+def test_the_run_folder_without_its_dataset_is_no_dataset(job, folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(folder / "run", other / "run")
+    moved = replace(job, output=str(other))
+    outcome = run(moved)
+    assert outcome.shards.damaged == 2 and "2 committed shards" in outcome.faults[0]
+    assert not (other / "shards").exists()
+    assert command.said(capsys, "repair", other).returncode == 0
+    assert run(moved).shards.done == 2 and list(verify(other)) == []
+
+
+def test_a_dataset_that_was_moved_is_the_same(job, folder, tmp_path):
+    before = content(folder)
+    folder.rename(tmp_path / "p%20q?1#[a]*")
+    moved = replace(job, output=str(tmp_path / "p%20q?1#[a]*"))
+    assert run(moved).shards.done == 2
+    assert content(moved.output.folder) == before and list(verify(moved.output.folder)) == []
+
+
+def test_shards_of_another_dataset_that_were_mixed_in_are_refused(
+    job, folder, crawl, web, tmp_path
+):
+    more = small.write(tmp_path / "more", files=2, links=4)
+    run(replace(small.job(more, tmp_path / "other", web), resize=100))
+    shutil.copytree(tmp_path / "other", folder, dirs_exist_ok=True, ignore=_tops)
+    with pytest.raises(ConfigError, match="was made with other settings than this job's"):
+        run(job)
+    assert any("other settings than dataset.json says" in each for each in verify(folder))
+
+
+def _tops(folder, names):
+    return [name for name in names if name in ("run", "dataset.json")]
+
+
+def test_a_dataset_that_is_read_only_can_be_verified(folder, capsys):
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert command.said(capsys, "verify", folder).returncode == 0
+    finally:
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o755)
+
+
+def test_two_folders_with_strange_names_are_two_datasets(crawl, web, tmp_path):
+    for name in ("ds?1", "ds?2"):
+        assert run(small.job(crawl, tmp_path / name, web)).shards.done == 2
+        assert list(verify(tmp_path / name)) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"ds?1", "ds?2"}
