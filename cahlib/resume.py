@@ -92,7 +92,8 @@ class _Resuming:
     @cached_property
     def _made(self) -> tuple[str, float, tuple[str, ...]]:
         """What a manifest says of the settings; not before there is one, for models are slow."""
-        return clip.name(self._job.judge), self._job.judge.chosen()[2], self._job.output.forms
+        judge = self._job.judge
+        return find_source(judge).name, judge.chosen()[2], self._job.output.forms
 
     def through(self) -> None:
         """Enter every shard that is committed here or there, and that the ledger calls so."""
