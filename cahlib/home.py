@@ -31,7 +31,7 @@ def home(
     role: str,
     stop: threading.Event,
     refused: Callable[[dict[str, Any]], None] = lambda parcel: None,
-    resume: Callable[[Ledger], None] = lambda ledger: None,
+    resume: Callable[[Job, Ledger], None] = lambda job, ledger: None,
 ) -> Iterator[Ledger | Shared]:
     """The run's own folder beside the dataset, held by this process alone, and its ledger.
 
@@ -49,7 +49,7 @@ def home(
         ledger = Ledger.sound(home / "ledger.sqlite")
         try:
             ledger.recover()
-            resume(ledger)
+            resume(job, ledger)
             job.store(home / "job.json")  # not before: what was refused is not the dataset's job
             if job.place.tracker:
                 shared = _shared(job, ledger, role, stop)

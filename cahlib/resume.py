@@ -19,6 +19,7 @@ import pyarrow as pa
 from cahlib.config import Job
 from cahlib.curate import dataset, description, seal, sink
 from cahlib.curate.layout import ELSEWHERE
+from cahlib.curate.model_source import find_source
 from cahlib.curate.summary import plural
 from cahlib.curate.survey import Found, Place
 from cahlib.errors import CahError, ConfigError

@@ -14,7 +14,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -73,7 +72,7 @@ class Outcome:
     errors: tuple[tuple[str, str], ...]  #: of shards that were given up: id and last error
     stopped: bool  #: before all was done
     warnings: tuple[str, ...]  #: about what was read, a sentence each
-    faults: tuple[str, ...] = ()  #: committed shards that are not whole, in a sentence each
+    faults: tuple[str, ...]  #: about committed shards that are not whole
 
 
 def run(
@@ -107,7 +106,7 @@ def run(
     models.check_files(job.judge)
     stop = stop or threading.Event()
     with (
-        home(job, role=role, stop=stop, resume=partial(resume, job)) as ledger,
+        home(job, role=role, stop=stop, resume=resume) as ledger,
         live.recorded(folder / "run", listener, stopping=stop.is_set) as listener,
         writing(folder),
     ):

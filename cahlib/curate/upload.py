@@ -11,7 +11,7 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -190,9 +190,7 @@ def _put(sealed: Sealed, folder: Path, url: str, sleep: Sleep) -> None:
         _tried(partial(description.commit, url, said, [sealed.shard.id]), sleep)
 
 
-def _commit(
-    repository: hub.Repository, shards: Sequence[Sealed], folder: Path, url: str
-) -> None:
+def _commit(repository: hub.Repository, shards: Sequence[Sealed], folder: Path, url: str) -> None:
     """Bring shards in one commit, those excepted that are there as they are here."""
     seals = {seal.name(sealed.shard.id): sealed for sealed in shards}
     changed = {*repository.different({name: folder / name for name in seals})}

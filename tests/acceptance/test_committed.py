@@ -247,8 +247,7 @@ def test_two_machines_at_one_url_bring_each_shard_once(crawl, url, web, tmp_path
     third = small.job(crawl, tmp_path / "third" / "set", web)
     assert run(third).shards.done == 2
     folder = tmp_path / "third" / "set"
-    for sealed in seal.seals(folder):
-        upload.upload(sealed, folder, url)
+    upload.upload(list(seal.seals(folder)), folder, url)
     assert content(at(url)) == before and list(verify(url)) == []
 
 

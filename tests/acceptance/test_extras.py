@@ -43,6 +43,7 @@ COMMANDS = {
     },
     "data": {
         "verify": (["dataset"], 0, "Every file is whole"),
+        "repair": (["dataset"], 0, "0 shards were given up"),
         "purge": (["dataset", "--uids", "uids"], 0, "1 pairs were taken out of 1 shards."),
         "dedup": (["dataset", "--apply"], 0, "pairs were taken out"),
     },

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Picture
 
-from cahlib.curate import clip, dataset
+from cahlib.curate import dataset
 from cahlib.curate.dataset import Recipe
+from cahlib.curate.model_source import find_source
 from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
 from cahlib.scrape.shards import shards
 from cahlib.tracker.store import Ledger
@@ -181,7 +182,7 @@ def finish(job):
     folder = job.output.folder
     recipe = replace(
         RECIPE,
-        model=clip.name(job.judge),
+        model=find_source(job.judge).name,
         threshold=job.judge.chosen()[2],
         forms=job.output.forms,
     )
