@@ -312,13 +312,8 @@ class _Work:
             except (CahError, Abandoned):
                 raise
             except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
-<<<<<<< HEAD
                 self._in_work.pop(shard.id, None)
-                self._fail(shard, error.cause if isinstance(error, _Failed) else error)
-=======
-                del self._in_work[shard.id]
                 self._fail(shard, error.args[0] if isinstance(error, _Failed) else error)
->>>>>>> a37635c (A run stays within its file; the README's tree)
                 continue
             description.commit(self._folder, self._ours, [shard.id])
             self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
