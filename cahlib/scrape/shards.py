@@ -10,7 +10,7 @@ import random
 import re
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from cahlib.config import Crawl
 from cahlib.errors import ConfigError, RunError, ShardError
 from cahlib.needs import reading
 from cahlib.records import Shard
-from cahlib.scrape import wat
+from cahlib.scrape.filetype import NotWatError, OtherKindError, check_wat
 from cahlib.scrape.source import PAUSES, Missing, Sleep, Source
 
 _CRAWL = re.compile(r"CC-MAIN-\d{4}-[\w-]+")
@@ -59,8 +59,11 @@ def _wats(crawl: Crawl, contact: str, sleep: Sleep) -> list[str]:
         urls = [_url("crawl", what)]
     else:
         urls = _files(what)
-    if len(urls) == 1:
-        _look(Source(urls[0], contact=contact, pauses=_SHORT, sleep=sleep))
+    sources = [Source(url, contact=contact, pauses=_SHORT, sleep=sleep) for url in urls]
+    if len(sources) == 1:
+        _look(sources[0])
+    else:
+        _refuse_others(sources)
     return urls
 
 
@@ -91,11 +94,25 @@ def _url(setting: str, url: str) -> str:
 def _look(source: Source) -> None:
     """Refuse the only file of a run at once if it is none, or no WAT file."""
     try:
-        wat.check(source)
-    except (Missing, wat.NoWat) as error:
+        check_wat(source)
+    except (Missing, NotWatError) as error:
         raise ConfigError(f"crawl: {error}") from error
     except ShardError as error:
         raise _offline(error) from error
+
+
+def _refuse_others(sources: Iterable[Source]) -> None:
+    """Raise ConfigError if one of a run's files is another kind of file of a crawl.
+
+    What else is wrong with a file costs its shards alone.
+    """
+    for source in sources:
+        try:
+            check_wat(source)
+        except OtherKindError as error:
+            raise ConfigError(f"crawl: {error}") from error
+        except ShardError:
+            continue
 
 
 def _listed(name: str, base_url: str, contact: str, sleep: Sleep) -> list[str]:

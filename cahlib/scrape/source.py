@@ -28,7 +28,7 @@ PAUSES = (1, 2, 4, 8, 16, 32, 60)
 
 _TIMEOUT = 60
 _PIECE = 1 << 18
-_BEGINNING = 16
+_BEGINNING = 8192  # enough for the heads of a file's first two records
 _LIVELY = 30.0  # seconds after which the answer of another host says nothing of now
 
 Sleep = Callable[[float], None]
@@ -65,7 +65,7 @@ class Source:
         self._pauses, self._sleep = pauses, sleep
 
     def beginning(self) -> tuple[bytes, int]:
-        """Its first 16 bytes, and its length in bytes."""
+        """Its first 8 KiB, and its length in bytes."""
         if self._remote:
             return self._patiently(self._ask_beginning)
         first = b"".join(self._read(0, _BEGINNING))

@@ -19,14 +19,13 @@ from typing import Any
 import msgspec
 from isal import isal_zlib
 
-from cahlib.errors import ShardError
 from cahlib.records import Evidence, Reason, Shard, Stage, Tally
 from cahlib.scrape.connectivity import Outages
+from cahlib.scrape.filetype import MAGIC, NotWatError, check_wat, field, head_end
 from cahlib.scrape.source import Sleep, Source
 
-_MAGIC = b"\x1f\x8b\x08"
 #: It finds the magic number in less than half of the time that bytes.find takes.
-_NEXT = re.compile(re.escape(_MAGIC))
+_NEXT = re.compile(re.escape(MAGIC))
 #: A member begins within so many bytes of any place; a file of one huge member is all first half.
 _WINDOW = 16 << 20
 #: Enough of a member to inflate its first letters.
@@ -37,23 +36,11 @@ _MOST = 32 << 20
 _MOST_CHANCES = 100
 
 
-#: What files are by their first bytes that somebody may take for WAT files.
-_KINDS = {
-    b"\x28\xb5\x2f\xfd": "packed with zstd, which cahlib does not read; pack it with gzip",
-    b"WARC/": "not packed; pack each of its records with gzip",
-    b"<": "a web page, not a WAT file",
-}
-
-
 #: Until June 2019 values stand in a WAT as in the page's source, with these in place of characters
 #: (https://github.com/commoncrawl/ia-web-commons/issues/14). Its files are named by their day.
 _ENTITY = re.compile(r"&(?:amp|quot|lt|gt|apos|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
 _DAY = re.compile(r"CC-MAIN-([0-9]{8})")
 _PLAIN_SINCE = "20190615"
-
-
-class NoWat(ShardError):
-    """The file is something else than a WAT file."""
 
 
 class Link(msgspec.Struct, gc=False):
@@ -142,22 +129,12 @@ def pages(
                 yield _unescaped(page) if escaped else page
     broken = tally.lost[Reason.BROKEN_MEMBER] + tally.lost[Reason.BROKEN_RECORD]
     if shard.half == 0 and 0 < tally.entered[Stage.READ] == broken:
-        raise NoWat(f"{shard.url} holds no whole record; it is damaged, or no WAT file.")
-
-
-def check(source: Source) -> int:
-    """The length of a file, which by its beginning is a WAT file; raises NoWat if it is not."""
-    head, size = source.beginning()
-    if not head.startswith(_MAGIC):
-        kinds = ((word, each) for word, each in _KINDS.items() if head.lstrip().startswith(word))
-        _, kind = next(kinds, (b"", "not a gzip file, so no WAT file" if head else "empty"))
-        raise NoWat(f"{source.url} is {kind}.")
-    return size
+        raise NotWatError(f"{shard.url} holds no whole record; it is damaged, or no WAT file.")
 
 
 def _extent(source: Source, half: int) -> tuple[int, int, int]:
     """Where a half begins and ends, and its file."""
-    size = check(source)
+    size = check_wat(source)
     border = _border(source, size // 2, size)
     return (0, border, size) if half == 0 else (border, size, size)
 
@@ -168,7 +145,7 @@ def _border(source: Source, middle: int, size: int) -> int:
     last = min(size, middle + _WINDOW)
     for piece in chain(source.pieces(middle, last), [b""]):
         data += piece
-        while (at := data.find(_MAGIC, looked)) >= 0:
+        while (at := data.find(MAGIC, looked)) >= 0:
             if piece and at + _BEGINNING > len(data):
                 break
             if _begins_record(data[at : at + _BEGINNING]):
@@ -230,7 +207,8 @@ def _member(data: bytes, at: int, *, whole: bool) -> tuple[bytes | None, int]:
             return None, _next(data, at)
         left -= len(parts[-1])
         if inflate.eof:
-            return b"".join(parts), end
+            # what follows it and is no padding was a member, before its first bytes were damaged
+            return b"".join(parts), end - len(inflate.unused_data.lstrip(b"\0"))
         if end == len(data) or left <= 0:
             return None, _next(data, at)
     return None, end
@@ -248,7 +226,7 @@ def _goes_on(data: bytes, at: int) -> bool:
 
 def _next(data: bytes, at: int) -> int:
     """The next place behind this one where a member may begin, else the end."""
-    match = _NEXT.search(data, at + len(_MAGIC))
+    match = _NEXT.search(data, at + len(MAGIC))
     return match.start() if match else len(data)
 
 
@@ -257,31 +235,22 @@ def _records(data: bytes, tally: Tally) -> Iterator[tuple[str, bytes]]:
     at = 0
     while at < len(data):
         tally.entered[Stage.READ] += 1
-        begin = _head_end(data, at)
+        begin = head_end(data, at)
         head = data[at:begin]
-        length = _field(head, b"Content-Length:")
+        length = field(head, b"Content-Length")
         # Python makes no number of 5,000 digits
         if not length.isdigit() or len(length) > 18 or not head.startswith(b"WARC/"):
             tally.lost[Reason.BROKEN_RECORD] += 1
             return
         end, following = _end(data, begin + int(length))
         if data.find(b'"HTML-Metadata"', begin, end) >= 0:
-            address = _field(head, b"WARC-Target-URI:").strip(b"<>")
+            address = field(head, b"WARC-Target-URI").strip(b"<>")
             yield address.decode("utf-8", "replace"), data[begin:end]
         else:
             whole = data[max(begin, end - 9) : end].rstrip().endswith(b"}")
             broken = not whole and b"/json" in head
             tally.lost[Reason.BROKEN_RECORD if broken else Reason.NOT_A_PAGE] += 1
         at = following
-
-
-def _head_end(data: bytes, at: int) -> int:
-    """Where the contents of a record begin; files from other hands have bare line feeds."""
-    for blank in (b"\r\n\r\n", b"\n\n"):
-        end = data.find(blank, at)
-        if end >= 0:
-            return end + len(blank)
-    return at
 
 
 def _end(data: bytes, end: int) -> tuple[int, int]:
@@ -295,11 +264,6 @@ def _end(data: bytes, end: int) -> tuple[int, int]:
     if following < len(data) and not data.startswith(b"WARC/", following):
         return len(data), len(data)
     return end, following
-
-
-def _field(head: bytes, name: bytes) -> bytes:
-    """A field of a record's head, b"" if it is not there."""
-    return head.partition(name)[2].partition(b"\n")[0].strip()
 
 
 def _page(address: str, raw: bytes, tally: Tally) -> Page | None:

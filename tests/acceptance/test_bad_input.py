@@ -1,5 +1,6 @@
 """A mistake gets one sentence that says what to do, and nothing is left half-written."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -53,6 +54,7 @@ def refused(ran: subprocess.CompletedProcess[str], *, code: int, sentence: str) 
         (["--crawl", "empty.wat.gz", *MODEL], 2, "is empty"),
         (["--crawl", "page.wat.gz", *MODEL], 2, "is a web page, not a WAT file"),
         (["--crawl", "plain.wat.gz", *MODEL], 2, "is not packed"),
+        (["--crawl", "pages.warc.gz", *MODEL], 2, "is a WARC file, not a WAT file"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -65,6 +67,9 @@ def test_a_mistake_gets_a_sentence(tmp_path, monkeypatch, capsys, arguments, cod
     (tmp_path / "mine" / "README.md").write_text("My thesis")
     (tmp_path / "empty.wat.gz").touch()
     (tmp_path / "page.wat.gz").write_text("<!doctype html><title>Not found</title>")
+    (tmp_path / "pages.warc.gz").write_bytes(
+        gzip.compress(b"WARC/1.0\r\nWARC-Type: response\r\n\r\n")
+    )
     (tmp_path / "plain.wat.gz").write_text("WARC/1.0\r\nWARC-Type: warcinfo\r\n\r\n")
     refused(command.said(capsys, "run", *arguments), code=code, sentence=sentence)
 

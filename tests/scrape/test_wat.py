@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cahlib.config import Crawl
-from cahlib.demo.web import Answer
-from cahlib.errors import ShardError
+from cahlib.demo.web import Answer, Web
+from cahlib.errors import ConfigError, ShardError
 from cahlib.records import Evidence, Reason, Shard, Stage, Tally
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.candidates import candidates
@@ -90,6 +90,49 @@ def test_a_damaged_member_costs_only_itself(wat):
     found, tally = read(wat(*members[:4], bytes(rotten), *members[5:]))
     assert len(found) == 8
     assert tally.lost == {Reason.BROKEN_MEMBER: 1}
+
+
+@pytest.mark.parametrize(
+    ("damaged", "by"),
+    [(n, by) for n in (1, 4, 8) for by in (b"\0", b"\0" * 3, b"WARC", b"\x1f\x8b\7")],
+)
+def test_a_member_whose_first_bytes_are_damaged_is_counted(wat, damaged, by):
+    members = [page(f"http://a.com/{n}", "some words " * 50) for n in range(9)]
+    members[damaged] = by + members[damaged][len(by) :]
+    found, tally = read(wat(*members))
+    assert len(found) == 8
+    assert tally.lost == {Reason.BROKEN_MEMBER: 1}
+    assert tally.entered[Stage.READ] == 9
+
+
+@pytest.mark.parametrize("padding", [b"\0", bytes(600), bytes(300_000)])
+def test_padding_behind_a_member_is_no_member(wat, padding):
+    found, tally = read(wat(page("http://a.com/0"), padding, page("http://a.com/1"), padding))
+    assert len(found) == 2
+    assert not tally.lost
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        bytes.lower,
+        bytes.upper,
+        bytes.title,
+        lambda name: name.replace(b":", b" :"),
+        lambda name: name.replace(b":", b":\t "),
+        lambda name: name.lower().replace(b":", b":  "),
+    ],
+)
+@pytest.mark.parametrize("ends", [b"\r\n", b"\n"])
+def test_the_fields_of_a_record_are_named_in_any_case(wat, spell, ends):
+    head, _, body = gzip.decompress(page("http://a.com/Content-Length:7")).partition(b"\r\n\r\n")
+    version, *fields = head.split(b"\r\n")
+    fields = [re.sub(rb"^[\w-]+:", lambda name: spell(name[0]), each) for each in fields]
+    record = ends.join([version, *fields, b"", body])
+    good = page("http://a.com/1")
+    found, tally = read(wat(good, gzip.compress(record), good))
+    assert [each.url for each in found][1] == "http://a.com/Content-Length:7"
+    assert not tally.lost
 
 
 def test_a_magic_number_within_a_member_is_no_border(wat):
@@ -261,6 +304,45 @@ def test_what_is_no_page_is_counted(wat):
 def test_a_file_that_is_no_wat_file_is_named_as_what_it_is(wat, content, sentence):
     with pytest.raises(ShardError, match=sentence):
         read(wat(content))
+
+
+def warc(*types: str, ends: str = "\r\n") -> list[bytes]:
+    """The records of another kind of file of a crawl, each packed."""
+    body = b"HTTP/1.1 200 OK\r\n\r\n<html><img src=a.jpg alt='a red fox'>"
+    head = ends.join(["WARC/1.0", "WARC-Type: %s", "Content-Length: %d", "", ""])
+    return [
+        gzip.compress((head % (each, len(body))).encode() + body + b"\r\n\r\n") for each in types
+    ]
+
+
+@pytest.mark.parametrize(
+    ("members", "kind"),
+    [
+        (warc("warcinfo", "request", "response", "metadata"), "WARC"),
+        (warc("warcinfo", "response"), "WARC"),
+        (warc("response"), "WARC"),
+        (warc("warcinfo", "RESPONSE", ends="\n"), "WARC"),
+        (warc("warcinfo", "revisit"), "WARC"),
+        (warc("warcinfo", "resource"), "WARC"),
+        (warc("warcinfo", "conversion", "conversion"), "WET"),
+        (warc("conversion"), "WET"),
+        ([gzip.decompress(b"".join(warc("warcinfo", "response")))], "WARC"),
+        ([gzip.compress(gzip.decompress(b"".join(warc("warcinfo", "conversion"))))], "WET"),
+    ],
+)
+def test_another_file_of_a_crawl_is_named_as_what_it_is(wat, members, kind):
+    path, sentence = wat(*members), f"is a {kind} file, not a WAT file; give the file"
+    for half in (0, 1):
+        with pytest.raises(ShardError, match=sentence):
+            read(path, half)
+    with pytest.raises(ConfigError, match=sentence):
+        list(shards(Crawl(crawl=str(path))))
+    (path.parent / "a.wat.gz").write_bytes(page("http://a.com"))
+    with pytest.raises(ConfigError, match=sentence):
+        list(shards(Crawl(crawl=str(path.parent / "*.gz"))))
+    with Web({f"/{path.name}": Answer(body=path.read_bytes())}) as web:
+        with pytest.raises(ConfigError, match=sentence):
+            list(shards(Crawl(crawl=f"http://{web.address}/{path.name}")))
 
 
 def test_a_packed_file_without_a_record_is_no_wat_file(wat):
