@@ -26,7 +26,7 @@ def sound(profile: bytes) -> bool:
     if length > len(profile) or not 0 < count <= (length - _HEAD - 4) // 12:
         return False
     tags = (struct.unpack_from(">4sII", profile, 132 + 12 * tag) for tag in range(count))
-    return all(start + size <= length for _, start, size in tags)
+    return all(start >= _HEAD + 4 and 8 <= size <= length - start for _, start, size in tags)
 
 
 def alters(mode: str, profile: bytes | None) -> bool:

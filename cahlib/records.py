@@ -87,7 +87,7 @@ class Reason(Enum):
     KNOWN_HARM = "known_harm", Stage.FETCH, "is on a list of known harm"
     TOO_MANY_BYTES = "too_many_bytes", Stage.FETCH, "file is too large"
     TOO_FEW_BYTES = "too_few_bytes", Stage.FETCH, "file is too small"
-    NOT_AN_IMAGE = "not_an_image", Stage.FETCH, "not a JPEG, PNG or WebP"
+    NOT_AN_IMAGE = "not_an_image", Stage.FETCH, "not a JPEG, PNG, WebP or AVIF"
     BROKEN_IMAGE = "broken_image", Stage.FETCH, "image cannot be decoded whole"
     SMALL_SIDE = "small_side", Stage.FETCH, "a side is too short"
     TOO_MANY_PIXELS = "too_many_pixels", Stage.FETCH, "too many pixels"
@@ -195,7 +195,7 @@ class Image:
 
     candidate: Candidate
     data: bytes  #: as stored in the dataset
-    format: str  #: of `data`: "jpg", "png" or "webp", which is also the file's extension
+    format: str  #: of `data`: "jpg", "png", "webp" or "avif", which is also the file's extension
     width: int  #: of `data`, pixels
     height: int
     original_width: int  #: as served, pixels

@@ -41,8 +41,9 @@ table = pandas.read_parquet("metadata")  # URL, TEXT, similarity and more, a row
 ```python
 import glob, webdataset
 samples = webdataset.WebDataset(sorted(glob.glob("images/*.tar")), shardshuffle=False)
-for sample in samples.decode("pil"):
-    image = next(sample[kind] for kind in ("jpg", "png", "webp") if kind in sample)
+kinds = ["jpg", "png", "webp", "avif"]
+for sample in samples.decode(webdataset.imagehandler("pil", kinds)):
+    image = next(sample[kind] for kind in kinds if kind in sample)
     print(sample["__key__"], image.size, sample["txt"], sample["json"]["similarity"])
 ```
 """,

@@ -34,7 +34,8 @@ _PAIRS = """
 import webdataset as wds  # pip install webdataset
 import glob
 pairs = wds.WebDataset(sorted(glob.glob({images})), shardshuffle=False)
-pairs = pairs.decode("pil").to_tuple("jpg;png;webp", "txt")"""
+pairs = pairs.decode(wds.imagehandler("pil", ["jpg", "png", "webp", "avif"]))
+pairs = pairs.to_tuple("jpg;png;webp;avif", "txt")"""
 
 
 class Results:

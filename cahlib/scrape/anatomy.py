@@ -11,14 +11,20 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from PIL import features
+
 from cahlib.records import Reason
+from cahlib.scrape import avif
+
+#: Whether this Pillow decodes AVIF, as it does from 11.3 on; else such a file is not an image.
+AVIF = "avif" in features.modules and bool(features.check("avif"))
 
 #: No camera or editor writes more; each scan of a hostile file costs a pass over all its pixels.
 _MOST_SCANS = 64
 
 #: JPEG's frames, and those of them whose scans hold components whole.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
+SEQUENTIAL = frozenset({0xC0, 0xC1})
 
 #: VP8X's flag for EXIF (RFC 9649, 2.7.1).
 EXIF = 0x08
@@ -28,7 +34,7 @@ EXIF = 0x08
 class Anatomy:
     """What the head of an image file says."""
 
-    format: str  #: "jpg", "png" or "webp"
+    format: str  #: "jpg", "png", "webp" or "avif"
     width: int  #: pixels, as the file's head says
     height: int
     orientation: int = 1  #: by EXIF, 1 … 8
@@ -42,6 +48,8 @@ def format_of(start: bytes) -> str | None:
         return "png"
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return "webp"
+    if AVIF and start[4:8] == b"ftyp" and start[8:12] in avif.BRANDS:
+        return "avif"
     return None
 
 
@@ -51,8 +59,8 @@ def dissect(data: bytes) -> Anatomy | Reason:
     if format is None:
         return Reason.NOT_AN_IMAGE
     try:
-        found = {"jpg": _jpeg, "png": _png, "webp": _webp}[format](data)
-    except (struct.error, IndexError):  # the file ends where more was announced
+        found = {"jpg": _jpeg, "png": _png, "webp": _webp, "avif": _avif}[format](data)
+    except (struct.error, IndexError, ValueError):  # the file ends where more was announced
         return Reason.BROKEN_IMAGE
     return found or Reason.BROKEN_IMAGE
 
@@ -149,6 +157,11 @@ def _webp(data: bytes) -> Anatomy | None:
     else:
         return None
     return Anatomy(format="webp", width=width, height=height, orientation=orientation)
+
+
+def _avif(data: bytes) -> Anatomy:
+    width, height, orientation = avif.head(data)
+    return Anatomy(format="avif", width=width, height=height, orientation=orientation)
 
 
 def webp_chunk(data: bytes, wanted: bytes, end: int) -> bytes:

@@ -10,6 +10,7 @@ from hashlib import md5, sha1, sha256
 from io import BytesIO
 from typing import TypedDict
 
+from PIL import AvifImagePlugin
 from PIL import Image as Pillow
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -21,7 +22,7 @@ from cahlib.config import Download
 from cahlib.pixels import opaque, scaled
 from cahlib.records import Reason
 from cahlib.scrape import jpeg
-from cahlib.scrape.anatomy import Anatomy, dissect
+from cahlib.scrape.anatomy import AVIF, Anatomy, dissect
 from cahlib.scrape.strip import stripped
 
 #: The readers are called directly: `PIL.Image.open` would look for further formats, read
@@ -32,6 +33,10 @@ _READERS: dict[str, type[ImageFile]] = {
     "webp": WebPImageFile,
 }
 
+if AVIF:
+    _READERS["avif"] = AvifImagePlugin.AvifImageFile
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # decoders work side by side already
+
 #: What Pillow raises about bytes that it cannot read.
 _BROKEN = (
     OSError,
@@ -40,6 +45,7 @@ _BROKEN = (
     TypeError,
     LookupError,
     MemoryError,
+    RuntimeError,
     struct.error,
     Pillow.DecompressionBombError,
 )
@@ -134,7 +140,7 @@ def _whole(kept: bytes, anatomy: Anatomy) -> tuple[bytes, str, tuple[int, int]]:
     """Decode for the proof alone; the bytes stay as they are."""
     with _open(kept, anatomy) as image:
         if anatomy.format == "jpg":
-            jpeg.prove(kept)
+            jpeg.decode(kept)
         else:
             image.load()
     return kept, anatomy.format, (anatomy.width, anatomy.height)
@@ -167,7 +173,7 @@ def _loaded(image: ImageFile, kept: bytes, anatomy: Anatomy, size: tuple[int, in
     if anatomy.format == "jpg" and image.mode != "CMYK":
         return Pillow.fromarray(jpeg.decode(kept, image.mode, size))
     if anatomy.format == "jpg":  # whose inks Pillow knows better: Adobe stores them inverted
-        jpeg.decode(kept, "L", (1, 1))
+        jpeg.decode(kept)
         image.draft("CMYK", size)
     image.load()
     return image

@@ -30,7 +30,7 @@ from cahlib.scrape.tar import BadTar, Member, TarWriter, disk, members
 #: What is written and read; another layout gets another number.
 _LAYOUT = 1
 
-_NAME = re.compile(r"([0-9a-f]{32})\.(jpg|png|webp)")
+_NAME = re.compile(r"([0-9a-f]{32})\.(jpg|png|webp|avif)")
 _PART = re.compile(r"[0-9a-f]{8}(\.json)?\.part")
 #: Bytes that may be said about an image: a million characters of raw text, which is what settings
 #: allow at most, all of them escaped, and the rest.

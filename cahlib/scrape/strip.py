@@ -16,6 +16,7 @@ from zlib import crc32, decompressobj
 from zlib import error as zlib_error
 
 from cahlib.colours import sound
+from cahlib.scrape import avif
 from cahlib.scrape.anatomy import EXIF, FRAMES, SEQUENTIAL, webp_chunk
 from cahlib.scrape.jpeg import AFTER_SCAN
 
@@ -43,10 +44,12 @@ _ANIMATION, _XMP, _ICC = 0x02, 0x04, 0x20  # VP8X's flags, as `EXIF`
 
 
 def stripped(data: bytes, format: str, orientation: int) -> bytes:
-    """The file without its metadata; ``format``: "jpg", "png" or "webp"."""
+    """The file without its metadata; ``format``: "jpg", "png", "webp" or "avif"."""
     try:
         if format == "jpg":
             return b"".join(_jpeg(data, orientation))
+        if format == "avif":
+            return avif.stripped(data)
         return b"".join(_png(data, orientation)) if format == "png" else _webp(data, orientation)
     except (struct.error, IndexError) as error:
         raise ValueError("the file is not whole") from error

@@ -76,7 +76,7 @@ for record in records:
     each = {name: value.numpy() for name, value in each.items()}
     texts = {name: each[name].decode() for name in ["sampleID", "format", "label"]}
     image = each["image"]
-    shape = tf.io.decode_image(image).shape.as_list() if texts["format"] != "webp" else None
+    shape = tf.io.decode_image(image).shape.as_list() if texts["format"] in ("jpg", "png") else None
     print(json.dumps({**texts, "image": image.hex(), "shape": shape,
                       "height": int(each["height"]), "width": int(each["width"])}))
 """

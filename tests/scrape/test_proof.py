@@ -73,7 +73,16 @@ def test_only_the_first_end_mark_ends_a_picture():
 
 
 @pytest.mark.skipif(not shutil.which("cjpeg"), reason="libjpeg's own encoder is not here")
-@pytest.mark.parametrize("ratio", ["3x1", "1x1,2x2,1x1", "2x2,1x1,1x2"])
-def test_what_cannot_be_proven_is_refused(ratio):
-    data = encoded(drawn(random.Random(1)), "-sample", ratio)
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["-sample", "3x1"],
+        ["-sample", "1x1,2x2,1x1"],
+        ["-sample", "2x2,1x1,1x2"],
+        ["-arithmetic"],
+        ["-arithmetic", "-progressive"],
+    ],
+)
+def test_what_cannot_be_proven_is_refused(how):
+    data = encoded(drawn(random.Random(1)), *how)
     assert {prove(data, options) for options in ANY} == {Reason.BROKEN_IMAGE}

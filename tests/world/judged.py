@@ -13,6 +13,7 @@ from cahlib.curate import dataset
 from cahlib.curate.dataset import Recipe
 from cahlib.curate.model_source import find_source
 from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
+from cahlib.scrape.anatomy import AVIF
 from cahlib.scrape.shards import shards
 from cahlib.tracker.store import Ledger
 
@@ -24,7 +25,7 @@ RECIPE = Recipe(
     versions={"open_clip": "3.0"},
 )
 ROOT = Path(__file__).parent.parent.parent
-_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", **({"avif": "AVIF"} if AVIF else {})}
 
 
 def judged(number, *, similarity=None, reason=None, nsfw="UNLIKELY", format=None, **texts):
