@@ -165,3 +165,106 @@ def test_a_host_that_is_an_ipv6_address_may_be_listed(tmp_path):
     (tmp_path / "ports").write_text("bad.com:80\n")
     with pytest.raises(ConfigError, match="line 1 of .* is not one domain: bad.com:80"):
         load(blocked_domains=tmp_path / "ports")
+
+
+UTF16 = "bad.com\n\nworse.org\n".encode("utf-16")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfbad.com\nworse.org\n",
+        b"bad.com\nworse.org\n".replace(b"\n", b"\r\n"),
+        b"bad.com\rworse.org",
+        UTF16,
+        b"\xfe\xff" + "bad.com\r\nworse.org\r\n".encode("utf-16-be"),
+        gzip.compress(b"\xef\xbb\xbfbad.com\r\nworse.org"),
+        gzip.compress(UTF16),
+        "\u200bbad\u2060.com\ufeff \n\u00a0worse.org\u200d\t".encode(),
+        "bad.\u00adcom\n\u202dworse.org\u202c".encode(),
+        b"bad.com#evil\n\t.worse.org. # evil",
+        b"[Adblock Plus 2.0]\n! Title: bad\n||bad.com^\n||worse.org^$important,all\n",
+        b"127.0.0.1 localhost\n::1 localhost ip6-localhost\n255.255.255.255 broadcasthost\n"
+        b"ff02::1 ip6-allnodes\n0.0.0.0 0.0.0.0\n\n0.0.0.0 bad.com worse.org # evil\n",
+        b"127.0.0.1\tbad.com\n:: worse.org\n",
+    ],
+)
+def test_a_list_of_domains_is_read_however_it_was_saved(tmp_path, content):
+    (tmp_path / "list").write_bytes(content)
+    lists = load(blocked_domains=tmp_path / "list")
+    assert lists.address("http://www.bad.com/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.address("http://worse.org/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.address("http://good.com/a.jpg") is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bad.com,worse.org",
+        "bad.com worse.org",
+        "bad.com, # evil",
+        "bad .com",
+        '"bad.com"',
+        '["bad.com"]',
+        '{"domain": "bad.com"}',
+        "\u201cbad.com\u201d",
+        "bad.com\uff0cworse.org",
+        "bad.com|worse.org",
+        "bad..com",
+        "domain",
+        "ab" * 16,
+        "bad.com/path",
+        "||bad.com/path^",
+        "||bad.com^$third-party",
+        "||bad.com^$domain=good.com",
+        "||bad.*^",
+        "|bad.com|",
+        "@@||bad.com^",
+        "bad.com##.banner",
+        "bad.com#@#.banner",
+        "/banner[0-9]+/",
+        "192.168.1.7 nas.bad.com",
+        "address=/bad.com/0.0.0.0",
+    ],
+)
+def test_a_line_that_is_no_domain_is_refused_by_its_number(tmp_path, line):
+    (tmp_path / "list").write_text(f"good.com\n{line}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="blocked_domains: line 2 of .* is not one domain: "):
+        load(blocked_domains=tmp_path / "list")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a.com/1.jpg",
+        "http://a.com/1.jpg,http://a.com/2.jpg",
+        '"http://a.com/1.jpg"',
+        "http://a.com/1.jpg http://a.com/2.jpg",
+        "http://a.com,b.com",
+        "http:///1.jpg",
+        "ftp://a.com/1.jpg",
+        "||a.com/1.jpg",
+    ],
+)
+def test_a_line_that_is_no_address_is_refused_by_its_number(tmp_path, line):
+    (tmp_path / "list").write_text(f"HTTPS://a.com/a,b;c.jpg\n{line}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="blocked_urls: line 2 of .* is not one http or https"):
+        load(blocked_urls=tmp_path / "list")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "i\u2764.ws",
+        "\u0928\u092e\u0938\u094d\u0924\u0947.com",
+        "\u4f8b\u3048\u3002jp",
+        "_dmarc.a_b.com",
+        "1.2.3.4",
+        "*.ru",
+    ],
+)
+def test_unusual_domains_may_be_listed(tmp_path, name):
+    (tmp_path / "list").write_text(f"{name}\n", encoding="utf-8")
+    lists = load(blocked_domains=tmp_path / "list")
+    host = "a.ru" if name == "*.ru" else name
+    assert lists.address(f"http://{host}/a.jpg") is Reason.BLOCKED_DOMAIN
