@@ -26,6 +26,8 @@ base = [
     "rbloom>=1.5",  # lists of pairs as Bloom filters
     "publicsuffixlist>=1.0",  # whose domain a host is; the list is in the package
     "regex>=2024.11.6",  # knows the same letters in each version of Python, as `re` does not
+    # the phone numbers of all countries, which tell them from other numbers; plain Python, 5 MB
+    "phonenumberslite>=8.13",
     "ftfy>=6.2",  # repairs mojibake in alt texts, as LAION did
     "fsspec>=2024.2",  # outputs may be s3://, gdrive:// …
     "distributed>=2025.1",  # runs the scraping, here or anywhere

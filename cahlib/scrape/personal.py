@@ -1,71 +1,178 @@
 """Personal data in texts: e-mail addresses, phone, payment card and passport numbers.
 
-Found by their form alone, so that ordinary captions with sizes, dates and prices stay as they are:
+Found by their form first, so that ordinary captions with sizes, dates and prices stay as they are:
 a phone number needs an international prefix, the form of one in North America, or a word that says
-so; a card number needs its check digit (ISO/IEC 7812-1); a passport number the word.
+so; a passport number the word. What has the form is then held to the rules of its kind: the plans
+of all countries for phone numbers, and for cards the check digit (ISO/IEC 7812-1), the numbers and
+lengths that networks have given out, and that it is no article's number (GS1: ISBN, EAN, GTIN).
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from functools import partial
+
+import regex as re
 
 #: Digits in groups, as people write long numbers.
 _MORE = r"(?:[ ./()-]{0,2}\d)"
-#: What is put in place of what; the group "kept" stays.
-_FORMS = (
-    ("<e-mail>", re.compile(r"[\w.+%-]{1,64}@(?:[\w-]{1,63}\.){1,8}\w{2,24}\b")),
-    (
-        "<card>",
-        re.compile(
-            r"(?<![\w.])(?:\d{13,19}|\d{4}(?P<a>[ -])\d{4}(?P=a)\d{4}(?P=a)\d{1,7}"
-            r"|\d{4}(?P<b>[ -])\d{6}(?P=b)\d{4,5})(?!\w)"
-        ),
-    ),
-    ("<phone>", re.compile(rf"(?<![\w.])(?:\+|00)[1-9]{_MORE}{{7,14}}(?!\w)")),
-    (
-        "<phone>",
-        re.compile(
-            r"(?<![\w.])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[ .-]\d{4}(?!\w)"
-        ),
-    ),
-    (
-        "<phone>",
-        re.compile(
-            r"(?P<kept>\b(?:tel|fax|call|cell|phone|mobile|whatsapp)\b[:. ]{1,3})"
-            rf"\(?\d{_MORE}{{5,14}}(?!\w)",
-            re.IGNORECASE,
-        ),
-    ),
-    (
-        "<passport>",
-        re.compile(
-            r"(?P<kept>\bpassport(?:\s*(?:no|nr|number)\b\.?|\s*#)?[:\s]{0,3})"
-            r"(?=(?:[A-Z]*\d){5})[A-Z\d]{7,9}(?!\w)",
-            re.IGNORECASE,
-        ),
-    ),
+_EMAIL = re.compile(
+    r"[\w.+%-]{1,64}@(?!\dx\.)(?:[\w-]{1,63}\.){1,8}(?:xn--[\w-]{2,20}|[^\W\d_]{2,24})\b"
+)
+_CARD = re.compile(
+    r"(?<![\w.])(?:\d{13,19}|\d{4}(?P<a>[ -])\d{4}(?P=a)\d{4}(?P=a)\d{1,7}"
+    r"|\d{4}(?P<b>[ -])\d{6}(?P=b)\d{4,5})(?!\w)"
+)
+_ABROAD = re.compile(rf"(?<![\w.])(?:\+|00)[1-9]{_MORE}{{7,14}}(?!\w)")
+_AMERICAN = re.compile(
+    r"(?<![\w.])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[ .-]\d{4}(?!\w)"
+)
+_NAMED = re.compile(
+    r"(?P<kept>\b(?:tel|fax|call|cell|phone|mobile|whatsapp)\b[:. ]{1,3})"
+    rf"(?P<number>\(?\d{_MORE}{{5,14}})(?!\w)",
+    re.IGNORECASE,
+)
+_PASSPORT = re.compile(
+    r"(?P<kept>\bpassport(?:\s*(?:no|nr|number)\b\.?|\s*#)?[:\s]{0,3})"
+    r"(?=(?:[A-Z]*\d){5})[A-Z\d]{7,9}(?!\w)",
+    re.IGNORECASE,
 )
 #: A text without these holds none of them: most need no further look.
 _HINT = re.compile(r"[@\d](?:(?<=@)|(?:\D{0,3}\d){5})")
 
+#: Words before a number that say what else it is.
+_OTHERWISE = re.compile(
+    r"\b(?:part|item|model|type|ref|sku|oem|art|inv|inventory|cat|catalog|catalogue|lot|serial|order"
+    r"|isbn|ean|gtin|upc|imei|barcode|product|patent|invoice)"
+    r"(?:[ .:#-]|no\b|nr\b|number\b|code\b|13\b)*$",
+    re.IGNORECASE,
+)
+#: Prefixes and lengths that card networks have given out: Visa, Mastercard, American Express,
+#: Discover, Diners Club, JCB, UnionPay, Maestro, Mir, RuPay, Verve, Troy.
+_ISSUED = re.compile(
+    r"4\d{15}|4\d{12}|4\d{18}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
+    r"|3[47]\d{13}|(?:6011|64[4-9]\d|65\d\d)\d{12,15}|3(?:0[0-5]|09|[689]\d)\d{11}"
+    r"|35(?:2[89]|[3-8]\d)\d{12,15}|62\d{14,17}"
+    r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{9,15}|220[0-4]\d{12,15}"
+    r"|(?:60|81|82|508\d)\d{12,14}|(?:506[01]|9792)\d{12,15}"
+)
+#: Edges of screens in pixels: "Mobile: 1920 1080" names a size.
+_EDGES = frozenset(
+    "320 360 375 390 393 411 412 414 428 430 480 540 568 600 640 667 720 736 750 768 780 800 812 "
+    "828 844 852 854 896 900 915 926 932 960 1024 1050 1080 1125 1136 1170 1179 1200 1206 1242 "
+    "1260 1280 1284 1290 1320 1334 1366 1440 1536 1600 1620 1644 1668 1680 1792 1800 1920 2048 "
+    "2160 2208 2220 2224 2246 2270 2280 2310 2316 2340 2360 2388 2400 2408 2412 2436 2460 2520 "
+    "2532 2556 2560 2622 2688 2712 2732 2778 2796 2868 2880 3040 3088 3120 3200 3840 4096 4320 "
+    "5120 7680 16 32 64 128 256 512".split()  # and of what a phone stores
+)
+_YEAR = re.compile(r"(?:19|20)\d\d")
+_DAY = re.compile(r"(?:0?[1-9]|[12]\d|3[01])")
+_THOUSANDS = re.compile(r"\d{1,3}(?:[.]\d{3})*[.]\d{2}0")
+
 
 def masked(text: str) -> str:
-    """The text with a word such as "<phone>" in place of each personal datum."""
+    """Return the text with a word such as "<phone>" in place of each personal datum."""
     if not _HINT.search(text):
         return text
-    for word, form in _FORMS:
-        text = form.sub(lambda match, word=word: _mask(match, word), text)  # type: ignore[misc]
+    for word, form, holds in _FORMS:
+        text = form.sub(partial(_mask, word, holds), text)
     return text
 
 
-def _mask(match: re.Match[str], word: str) -> str:
-    if word == "<card>" and not _checked(match[0]):
+def _mask(word: str, holds: Callable[[re.Match[str]], bool], match: re.Match[str]) -> str:
+    if not holds(match):
         return match[0]
     return str(match.groupdict().get("kept", "")) + word
 
 
-def _checked(number: str) -> bool:
-    """Whether the last digit is the check digit of the others, by Luhn's rule."""
-    digits = [int(each) for each in number if each.isdigit()][::-1]
+def _is_otherwise(match: re.Match[str]) -> bool:
+    """Return whether the words before a number say that it is an article's or the like."""
+    return _OTHERWISE.search(match.string[max(0, match.start() - 30) : match.start()]) is not None
+
+
+def _is_card(match: re.Match[str]) -> bool:
+    number = "".join(each for each in match[0] if each.isdecimal())
+    if not _ISSUED.fullmatch(number) or not _is_checked(number) or _is_otherwise(match):
+        return False
+    return number != match[0] or not _is_article(number)
+
+
+def _is_checked(number: str) -> bool:
+    """Return whether the last digit is the check digit of the others, by Luhn's rule."""
+    digits = [int(each) for each in number][::-1]
     doubled = (2 * each - 9 * (each > 4) for each in digits[1::2])
     return any(digits) and (sum(digits[::2]) + sum(doubled)) % 10 == 0
+
+
+def _is_article(number: str) -> bool:
+    """Return whether a number has the length and the check digit of a GTIN by GS1's rule."""
+    if len(number) not in (13, 14):
+        return False
+    digits = [int(each) for each in number][::-1]
+    return (sum(digits[::2]) + 3 * sum(digits[1::2])) % 10 == 0
+
+
+def _is_abroad(match: re.Match[str]) -> bool:
+    """Return whether a number that begins with + or 00 may be a phone's by its country's plan."""
+    number = match[0]
+    if number.startswith("+"):
+        # plans leave out what is for films and what is new; points and strengths grow in tens
+        groups = re.findall(r"\d+", number)
+        steps = all(each[-1] in "05" for each in groups) or _is_date(groups)
+        return _fits_plan(number, strict=steps)
+    # without a gap it is rather a part's, unless it is as long as few others are
+    if number.isdecimal() and (len(number) < 13 or _is_article(number)):
+        return False
+    return not _is_otherwise(match) and _fits_plan("+" + number.removeprefix("00"), strict=True)
+
+
+def _is_american(match: re.Match[str]) -> bool:
+    return not _is_otherwise(match) and _fits_plan(match[0], strict=True)
+
+
+def _fits_plan(number: str, *, strict: bool) -> bool:
+    """Return whether a country has such numbers: by its ranges, or else by their length alone."""
+    import phonenumbers  # 60 ms, which most runs of `cah` need not
+
+    try:
+        parsed = phonenumbers.parse(number, "US")
+    except phonenumbers.NumberParseException:
+        return False
+    fits = phonenumbers.is_valid_number if strict else phonenumbers.is_possible_number
+    return bool(fits(parsed))
+
+
+def _is_date(groups: list[str]) -> bool:
+    """Return whether there is a year among some numbers, and nothing but years and days."""
+    years = [each for each in groups if _YEAR.fullmatch(each)]
+    return bool(years) and all(each in years or _DAY.fullmatch(each) for each in groups)
+
+
+def _is_named(match: re.Match[str]) -> bool:
+    """Return whether a number behind a word like "phone" is none of what such words go with too.
+
+    That is sizes of screens and memories, years and dates, prices, batteries and scales.
+    """
+    number = match["number"]
+    groups = re.findall(r"\d+", number)
+    sure = match["kept"].lower().startswith(("tel", "fax", "whatsapp"))
+    if _is_date(groups):
+        return False
+    if sure:
+        return True
+    if len(groups) > 1 and all(each in _EDGES for each in groups):
+        return False
+    rounded = len(groups) > 1 and all(each.endswith("00") for each in groups)
+    if rounded or _THOUSANDS.fullmatch(number) or re.match(r"\d{1,2}\.\d(?!\d)", number):
+        return False
+    return len("".join(groups)) >= 7 and re.match(r"\d{5} \d{4} \d{4}(?!\d)", number) is None
+
+
+_FORMS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]], ...] = (
+    ("<e-mail>", _EMAIL, lambda match: True),
+    ("<card>", _CARD, _is_card),
+    ("<phone>", _ABROAD, _is_abroad),
+    ("<phone>", _AMERICAN, _is_american),
+    ("<phone>", _NAMED, _is_named),
+    ("<passport>", _PASSPORT, lambda match: True),
+)

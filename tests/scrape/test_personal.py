@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from cahlib.config import Crawl
 from cahlib.records import Reason
-from cahlib.scrape import texts
+from cahlib.scrape import personal, texts
 from cahlib.scrape.personal import masked
+from tests.benchmarks import bench_personal
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,33 @@ def test_ordinary_captions_stay(text):
 @given(st.text())
 def test_masking_again_changes_nothing(text):
     assert masked(masked(text)) == masked(text)
+
+
+def test_few_other_numbers_are_taken_for_personal_data():
+    """Before numbers were held to the plans of countries and networks: 60 % and 100 %."""
+    rates = bench_personal.measured()
+    assert rates.precision >= 0.97
+    assert rates.recall >= 0.99
+
+
+@given(st.text("0123456789", min_size=12, max_size=12))
+def test_no_number_of_an_article_is_a_card(digits):
+    total = sum(int(each) * (3 if n % 2 else 1) for n, each in enumerate(digits))
+    text = f"Box {digits}{-total % 10} open"
+    assert masked(text) == text
+
+
+@pytest.mark.parametrize(
+    ("prefix", "length", "is_card"),
+    [
+        ("4", 16, True), ("4", 19, True), ("4", 15, False), ("51", 16, True), ("56", 16, False),
+        ("2221", 16, True), ("2720", 16, True), ("2721", 16, False), ("34", 15, True),
+        ("36", 14, True), ("37", 16, False), ("6011", 16, True), ("3528", 16, True),
+        ("62", 18, True), ("2200", 16, True), ("9", 16, False), ("0", 16, False), ("7", 16, False),
+    ],
+)  # fmt: skip
+def test_a_card_has_a_prefix_and_a_length_of_its_network(prefix, length, is_card):
+    body = prefix.ljust(length - 1, "1")
+    (number,) = (body + last for last in "0123456789" if personal._is_checked(body + last))
+    spelled = f"{number[:4]} {number[4:10]} {number[10:]}" if length == 14 else number
+    assert (masked(spelled) == "<card>") == is_card
