@@ -29,6 +29,7 @@ AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _ARITHMETIC = range(0xC9, 0xD0)
 _SPARE = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 _BUFFERED = 9  # bytes that libjpeg has read ahead, and the last one that is needed
+_TELLING = 4  # bytes: fewer may be the same by chance
 _TRIES = 12  # decodings without padding: one for each marker that it can stand before
 
 Pixels = NDArray[np.uint8]
@@ -128,7 +129,9 @@ def _without_padding(data: bytes, length: int, marker: int) -> bytes:
     padding = rb"(?s)(.)\1{%d,%d}(?=\xff+%s)" % (length - 1, length - 1 + _BUFFERED, kind)
     kept, at = [], 0
     for found in re.finditer(padding, data):
-        if data[found.start() - 1 : found.start()] != found[1]:
+        if data[found.start() - 1 : found.start()] == found[1]:
+            continue
+        if len(found[0]) >= _TELLING or found[1] in (b"\0", b"\xff"):
             kept.append(data[at : found.end() - length])
             at = found.end()
     if not at:
