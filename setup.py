@@ -14,6 +14,9 @@ version = re.search(r'__version__ = "(.+?)"', (here / "cahlib/__init__.py").read
 
 base = [
     "aiohttp>=3.12.15",  # fetches images: hundreds of connections on one thread, socket_factory
+    # servers that pack unasked: brotli 1.2 unpacks within a limit, zstd is Python's own from 3.14
+    "brotli>=1.2",
+    "backports.zstd>=1.0; python_version < '3.14'",
     "aiodns>=4.0.4",  # resolves names without threads: a dead name blocks no other
     "pillow>=10.1",  # decodes images; the one decoder that notebooks already have
     "simplejpeg>=1.9",  # decodes JPEGs as fast, and raises the warnings that Pillow hides
@@ -92,6 +95,7 @@ dev = [
     "jupyterlab>=4.2",  # gpucah.ipynb as a user opens it
     "nbconvert>=7.16",  # and as batch runs execute it
     "rbloom>=1.5",  # reads our Bloom filters
+    "protego>=0.6",  # Scrapy's reader of robots.txt: ours agrees with it
     "nvidia-ml-py>=12",  # what the driver says of a GPU; pure Python
     "s3fs>=2024.2",  # the driver of s3://
     "resvg-py>=0.5",  # draws emoji: the programs that made the demo's model and pictures are tried

@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.client import _RequestContextManager
@@ -24,7 +23,7 @@ from cahlib import __version__
 from cahlib.config import Download
 from cahlib.errors import ConfigError
 from cahlib.records import OptOut, Reason
-from cahlib.scrape import addresses, optout
+from cahlib.scrape import addresses, answers, coding, optout
 from cahlib.scrape.addresses import Net, Resolver
 from cahlib.scrape.anatomy import AVIF, format_of
 from cahlib.scrape.causes import cause, somebody
@@ -40,7 +39,6 @@ _MOST_TEXT_SECONDS = 10.0  # for a small file such as robots.txt
 _TLS_BUFFER = 64 << 10
 _IDLE = 3.0  # seconds that a connection is kept for its host's next image
 
-_REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_TEXT_HOPS = 5  # RFC 9309, 2.3.1.2
 
 _HEADERS = {
@@ -212,21 +210,18 @@ class Fetcher:
             deadline.extend(time.monotonic() - since)  # who waits for an owner is not late
             if refused not in (None, Reason.LEFT_ALONE):
                 self.manners.note(domain, refused)
-            result = refused or await self._ask(url, domain, address, share, deadline)
+            result = refused or await self._ask(url, place, address, share, deadline)
             if not isinstance(result, str):
                 astray = hop > 0 and result in (Reason.PRIVATE_ADDRESS, Reason.UNFETCHABLE)
                 return Reason.BAD_REDIRECT if astray else result
-            try:
-                place = urljoin(place, result)
-            except ValueError:
-                break
+            place = result
         return Reason.BAD_REDIRECT
 
     async def _ask(
-        self, url: URL, domain: str, address: str, share: Share, deadline: Deadline
+        self, url: URL, place: str, address: str, share: Share, deadline: Deadline
     ) -> Served | OptOut | str | Reason:
         """One request: the answer's bytes, where it points to, or why there is nothing."""
-        status = 0
+        status, domain = 0, domain_of(place)
 
         async def read(answer: aiohttp.ClientResponse) -> Served | OptOut | str | Reason:
             nonlocal status
@@ -234,7 +229,7 @@ class Fetcher:
             if status in (429, 503):
                 self.manners.pause(domain, answer.headers.get("Retry-After", ""))
             self._memory.release(share)  # of a try that was broken off
-            return await self._read(answer, address, url, share)
+            return await self._read(answer, address, url, place, share)
 
         result = await self._request(url, domain, deadline, read)
         self.manners.note(domain, result, status)
@@ -248,10 +243,11 @@ class Fetcher:
         place = address
 
         async def read(answer: aiohttp.ClientResponse) -> Text | str | Reason:
-            if answer.status in _REDIRECTS:
-                return urljoin(place, answer.headers.get("Location", "#"))
-            body = await _beginning(answer, most) if answer.status == 200 else b""
-            return Text(answer.status, body)
+            if (to := answers.location(answer, place)) is not None:
+                return to
+            if answer.status // 100 != 2:
+                return Text(answer.status, b"")
+            return await _beginning(answer, most)
 
         for _ in range(_MOST_TEXT_HOPS + 1):
             url = parse(place)
@@ -305,22 +301,18 @@ class Fetcher:
         return self._client.get(target, headers=host, timeout=timeout, allow_redirects=False)
 
     async def _read(
-        self, answer: aiohttp.ClientResponse, address: str, url: URL, share: Share
+        self, answer: aiohttp.ClientResponse, address: str, url: URL, place: str, share: Share
     ) -> Served | OptOut | str | Reason:
         """What an answer holds, or where it points to."""
-        said = [
-            (name, readable(value))
-            for name in optout.HEADERS
-            for value in answer.headers.getall(name, ())
-        ]
+        said = answers.said(answer)
         if answer.status < 400 and (refused := optout.spoken(said, self._options.consent)):
             return OptOut(url=address, where=str(url), time=time.time(), **refused._asdict())
-        if reason := refuse_status(answer.status):
+        if reason := answers.refuse(answer):
             return reason
-        if answer.status != 200:
-            return answer.headers.get("Location", "#")
+        if (to := answers.location(answer, place)) is not None:
+            return to
         body = await self._body(answer, share)
-        return body if isinstance(body, Reason) else Served(body=body, robots=_noted(said))
+        return body if isinstance(body, Reason) else Served(body=body, robots=answers.noted(said))
 
     async def _polite(self, domain: str, left: float) -> Reason | None:
         """Wait until a domain may be asked, or say why it may not."""
@@ -361,33 +353,20 @@ class Fetcher:
         return b"".join(chunks)
 
 
-async def _beginning(answer: aiohttp.ClientResponse, most: int) -> bytes:
-    """The first bytes of an answer; the rest is not waited for."""
+async def _beginning(answer: aiohttp.ClientResponse, most: int) -> Text | Reason:
+    """The first bytes of a small file, without codings; the rest is not waited for."""
+    if answer.status in (204, 205):
+        return Text(answer.status, b"")
+    if not answers.complete(answer):
+        return Reason.HTTP_OTHER
     body = b""
     async for chunk in answer.content.iter_any():
         body += chunk
         if len(body) >= most:
             break
-    return body[:most]
-
-
-def _noted(said: list[tuple[str, str]]) -> str:
-    """What an owner said by headers, a line each."""
-    return "\n".join(
-        optout.quoted(value if name == optout.HEADERS[0] else f"{name.lower()}: {value}")
-        for name, value in said
-    )
-
-
-def refuse_status(status: int) -> Reason | None:
-    """Why an answer of this status holds neither an image nor another address."""
-    if status == 200 or status in _REDIRECTS:
-        return None
-    if status == 429:
-        return Reason.TOO_OFTEN
-    return {4: Reason.HTTP_4XX, 5: Reason.HTTP_5XX}.get(status // 100, Reason.HTTP_OTHER)
-
-
-def readable(header: str) -> str:
-    """A header's text, which aiohttp gives with surrogates for what is not UTF-8."""
-    return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    try:
+        codings = answer.headers.getall("Content-Encoding", ())
+        found = coding.plain(body[:most], codings, most, cut=len(body) >= most)
+    except coding.Undecodable:
+        return Reason.BAD_HTTP
+    return Text(200, found)

@@ -1,15 +1,16 @@
 """What an owner says about the use of an image or a page, read by tables.
 
-Sources: Google's "Robots meta tag … specifications" (directives separated by commas, behind an
-optional user agent and a colon that scope what follows in that header), the W3C's TDM Reservation
-Protocol, the IETF's AIPREF drafts (Content-Usage), and Cloudflare's Content Signals of 2025
-(https://contentsignals.org). It does not fetch; robots.txt itself is read by
+Sources: Google's "Robots meta tag … specifications" (directives separated by commas, in practice by
+anything, behind an optional user agent and a colon that scope what follows in that header), the
+W3C's TDM Reservation Protocol, the IETF's AIPREF drafts (Content-Usage), and Cloudflare's Content
+Signals of 2025 (https://contentsignals.org). It does not fetch; robots.txt itself is read by
 `cahlib.scrape.robots`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -54,11 +55,26 @@ _LOWER = frozenset(map(str.lower, HEADERS))
 #: Directives that have a value of their own behind a colon, which is no scope.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
-#: Whose directives bind us: what we call ourselves, and everybody.
-_OURS = frozenset({"", "*", AGENT})
+#: Whose directives bind us: what we call ourselves, and everybody, however that is said.
+_OURS = frozenset({"", "*", AGENT, "all", "robots", "x-robots-tag"})
+
+#: Words, whatever stands between them; what is behind one says whether it is a scope (``bot:``,
+#: ``bot/2.1:``) or has a value (``noindex=false``). Dates and times begin no scope.
+_WORD = re.compile(r"(\*|[\w-]+)(?:(?:/[\d.]+)?\s*(:)|\s*=\s*[\"']?([\w-]+))?")
+_SCOPE = re.compile(r"\*|\d*[a-z_][a-z_-]*|[a-z_][\w-]*")
+_NOT = frozenset({"0", "false", "no", "off"})
 
 #: How the training of models is refused by a Content-Usage, and by a Content-Signal.
-_NO_TRAINING = frozenset({("train-ai", "n"), ("ai-train", "no")})
+_NO_TRAINING = re.compile(
+    r"(?<![\w-])(?:train-ai|ai-train)\s*=\s*[\"']?no?(?![\w-])", re.IGNORECASE
+)
+
+#: How rights are reserved by a header or a meta element.
+_RESERVED = re.compile(r"\W*(?:1|true)\b", re.IGNORECASE)
+
+#: Meta elements that speak to us; one may name several robots.
+_TO_US = frozenset({"robots", AGENT})
+_NAMES = re.compile(r"[\s,;|/]+")
 
 _MOST_RULES = 1000  # of a tdmrep.json
 
@@ -89,7 +105,7 @@ def spoken(headers: Iterable[tuple[str, str]], consent: str) -> Said | None:
         signal = name.lower()
         refuses = {
             "x-robots-tag": lambda value: refusal([value]) is not None,
-            "tdm-reservation": lambda value: value.strip() == "1",
+            "tdm-reservation": lambda value: _RESERVED.match(value) is not None,
             "content-usage": no_training,
         }[signal]
         if signal in HONOURED[consent] and refuses(value):
@@ -100,11 +116,11 @@ def spoken(headers: Iterable[tuple[str, str]], consent: str) -> Said | None:
 def in_page(page: Page) -> Said | None:
     """What refuses us in a page or in the headers of its answer, be it honoured or not."""
     for meta in page.metas:
-        name = meta.name.strip().lower()
-        if name in ("robots", AGENT):
+        name = (meta.name or meta.property).strip().lower()
+        if not _TO_US.isdisjoint(_NAMES.split(name)):
             if any(word in REFUSALS for _, word in directives(meta.content)):
                 return heard("meta robots", meta.content)
-        if name == "tdm-reservation" and meta.content.strip() == "1":
+        if name == "tdm-reservation" and _RESERVED.match(meta.content):
             return heard("meta tdm-reservation", meta.content)
     return spoken(_words(page.headers), "strict")
 
@@ -127,20 +143,24 @@ def refusal(headers: Iterable[str]) -> str | None:
 
 def directives(header: str) -> Iterator[tuple[str, str]]:
     """The directives of one header with the user agent each is meant for ("": all), lower case."""
-    agent = ""
-    for part in header.lower().split(","):
-        head, colon, tail = (piece.strip() for piece in part.partition(":"))
-        if colon and head not in _VALUED and len(head.split()) < 2:  # dates have colons too
-            agent, head = head, tail
-        yield agent, head
+    agent, valued = "", False
+    for match in _WORD.finditer(header.lower()):
+        word, colon, value = match[1], match[2], match[3]
+        if valued:
+            valued = False
+        elif colon and word in _VALUED:
+            valued = True
+        elif colon and word not in REFUSALS and _SCOPE.fullmatch(word):
+            agent = word
+        elif value not in _NOT:
+            yield agent, word
 
 
 def no_training(value: str) -> bool:
     """Whether a Content-Usage (``train-ai=n``) or a Content-Signal (``ai-train=no``) refuses the
     training of models.
     """
-    pairs = (part.partition(";")[0].partition("=") for part in value.lower().split(","))
-    return any((key.strip(), said.strip()) in _NO_TRAINING for key, _, said in pairs)
+    return _NO_TRAINING.search(value) is not None
 
 
 def reservations(text: bytes) -> list[tuple[str, bool]]:
@@ -154,7 +174,7 @@ def reservations(text: bytes) -> list[tuple[str, bool]]:
         return []
     rules = rules if isinstance(rules, list) else []
     return [
-        (rule["location"], rule.get("tdm-reservation") in (1, "1"))
+        (rule["location"], _RESERVED.match(str(rule.get("tdm-reservation"))) is not None)
         for rule in rules[:_MOST_RULES]
         if isinstance(rule, dict) and isinstance(rule.get("location"), str)
     ]

@@ -7,8 +7,9 @@ stands in the header of an image.
 from __future__ import annotations
 
 import asyncio
+import codecs
+import re
 import time
-import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,12 +31,21 @@ _BEYOND_REACH = frozenset(
     {Reason.DNS, Reason.REFUSED, Reason.PRIVATE_ADDRESS, Reason.TLS, Reason.LEFT_ALONE}
 )
 
+#: How a file in another encoding than UTF-8 begins.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_STRAY = re.compile("[\udc80-\udcff]")
+
 
 class Text(NamedTuple):
     """An answer to the question for a small file."""
 
-    status: int
-    body: bytes
+    status: int  #: 200 if the body is all of it
+    body: bytes  #: without codings
 
 
 #: Asks for a small file, of which at most so many bytes matter; follows redirects.
@@ -134,7 +144,7 @@ class Owners:
         size = sum(len(text.body) for text in (answer, reserved) if isinstance(text, Text))
         self._kept += size
         there = isinstance(reserved, Text) and reserved.status == 200
-        places = optout.reservations(plain(reserved.body)) if there else []  # type: ignore[union-attr]
+        places = optout.reservations(reserved.body) if there else []  # type: ignore[union-attr]
         return _Rules(
             robots=robots,
             reserved=[(normal(location), location, which) for location, which in places],
@@ -151,7 +161,7 @@ class Owners:
 
 def read(answer: Text | Reason) -> Robots | Reason:
     """The rules in an answer, by RFC 9309, 2.3.1: without a file all is allowed, but what fails
-    (5xx, no answer in time) allows nothing.
+    (5xx, no answer in time) or cannot be read (a part, broken packing) allows nothing.
 
     A host that is not asked or reached at all has the reason why its images will not be either.
     """
@@ -162,18 +172,23 @@ def read(answer: Text | Reason) -> Robots | Reason:
         return Robots("")
     if isinstance(answer, Reason) or answer.status >= 500 or answer.status == 429:
         return Reason.NO_ROBOTS
-    text = plain(answer.body) if answer.status == 200 else b""
-    return Robots(text.decode("utf-8", "replace"))
+    return Robots(text(answer.body))
 
 
-def plain(body: bytes) -> bytes:
-    """A small file, unpacked if a server packed it although it was not asked to."""
-    if not body.startswith(b"\x1f\x8b"):
-        return body
-    try:
-        return zlib.decompressobj(31).decompress(body, MOST_BYTES)
-    except zlib.error:
-        return b""
+def text(body: bytes) -> str:
+    """Return a robots.txt as text; what is not in its encoding is escaped as in addresses."""
+    encoding = "utf-8-sig"
+    for mark, name in _MARKS:
+        if body.startswith(mark):
+            encoding = name
+            break
+    else:
+        if b"\0" in body[:2]:  # UTF-16 without a mark, as it begins with an ASCII letter
+            encoding = "utf-16-be" if body.startswith(b"\0") else "utf-16-le"
+    if encoding != "utf-8-sig":
+        return body.decode(encoding, "replace")
+    found = body.decode(encoding, "surrogateescape")
+    return _STRAY.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", found)
 
 
 def _lasts(task: asyncio.Task[_Rules]) -> float:

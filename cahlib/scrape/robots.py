@@ -22,6 +22,12 @@ _MOST_TRIED = 2000
 #: Lines on the use of what is fetched: AIPREF's, and Cloudflare's.
 _USAGES = ("content-usage", "content-signal")
 
+#: How names of lines begin; the misspellings are those of Google's parser.
+_KEY = re.compile(
+    r"(user-?agent|user agent)|(allow)|(disallow|dissallow|dissalow|disalow|diasllow|disallaw)"
+)
+_KEYS = ("", "user-agent", "allow", "disallow")
+
 _ESCAPE = re.compile(r"%([0-9a-fA-F]{2})")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 
@@ -119,10 +125,20 @@ def _binding(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Return names and values of lines as Google's parser reads them, which forgives more than
+    RFC 9309: what follows the name, the usual misspellings, and a colon that is missing.
+    """
     for line in re.split(r"[\r\n]+", text.removeprefix("\ufeff")):
-        key, colon, value = line.partition("#")[0].partition(":")
-        if colon:
-            yield key.strip().lower(), value.strip()
+        said = line.partition("#")[0].strip()
+        key, colon, value = said.partition(":")
+        if not colon:
+            words = said.split()
+            if len(words) != 2:
+                continue
+            key, value = words
+        key = key.strip().lower()
+        known = _KEY.match(key)
+        yield (_KEYS[known.lastindex or 0] if known else key), value.strip()
 
 
 def _usage(key: str, value: str) -> Usage:

@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import sys
 import time
+import zlib
 
+import brotli
 import pytest
 
 from cahlib.config import Crawl, Download
@@ -16,6 +19,11 @@ from cahlib.scrape.wat import Link, Meta, Page
 from tests.world import web as w
 from tests.world.fetched import fetched
 from tests.world.pictures import candidate, picture
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 JPEG = picture()
 HOST = "http://a.example"
@@ -79,6 +87,81 @@ def test_every_answer_to_the_question_for_robots_means_something(answer, reason)
     patience = {"read_timeout": 0.3} if answer.delay else {}
     kept, lost, _, _ = fetch(answers, "/a.jpg", **patience)
     assert (kept, dict(lost)) == (["/a.jpg"], {}) if reason is None else ([], {reason: 1})
+
+
+ALL = b"User-agent: *\nDisallow: /\n"
+_RAW = zlib.compressobj(wbits=-15)
+PACKED = {
+    "gzip": gzip.compress(ALL),
+    "deflate": zlib.compress(ALL),
+    "raw deflate": _RAW.compress(ALL) + _RAW.flush(),
+    "br": brotli.compress(ALL),
+    "zstd": zstd.compress(ALL),
+    "gzip, br": brotli.compress(gzip.compress(ALL)),
+}
+
+
+def packed(body, coding, status=200):
+    return Answer(
+        body=body, headers=[("Content-Encoding", coding.removeprefix("raw "))], status=status
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        *((packed(body, coding), Reason.OPTED_OUT) for coding, body in PACKED.items()),
+        *((packed(body[:-4], coding), Reason.NO_ROBOTS) for coding, body in PACKED.items()),
+        (packed(ALL, "gzip"), Reason.OPTED_OUT),  # not packed at all
+        (packed(ALL, "none"), Reason.OPTED_OUT),
+        (packed(b"\x8b\x05\x80\xff\xfe", "br"), Reason.NO_ROBOTS),
+        (packed(brotli.compress(ALL + b"#" * 50_000_000, quality=1), "br"), Reason.OPTED_OUT),
+        (Answer(body=PACKED["zstd"]), Reason.OPTED_OUT),  # without a word
+        (Answer(body=PACKED["deflate"]), Reason.OPTED_OUT),
+        (Answer(body=ALL.decode().encode("utf-16")), Reason.OPTED_OUT),
+        (Answer(body=b"\xfe\xff" + ALL.decode().encode("utf-16-be")), Reason.OPTED_OUT),
+        (Answer(body=ALL.decode().encode("utf-16-le")), Reason.OPTED_OUT),
+        (Answer(body=ALL.decode().encode("utf-16-be")), Reason.OPTED_OUT),
+        (Answer(body=ALL.decode().encode("utf-32")), Reason.OPTED_OUT),
+        (Answer(body=b"\xef\xbb\xbf" + ALL), Reason.OPTED_OUT),
+        (Answer(body=b"# caf\xe9\n" + ALL), Reason.OPTED_OUT),
+        (packed(gzip.compress(ALL.decode().encode("utf-16")), "x-gzip"), Reason.OPTED_OUT),
+        (Answer(body=ALL, status=203), Reason.OPTED_OUT),
+        (Answer(body=ALL, status=206), Reason.NO_ROBOTS),
+        (
+            Answer(body=ALL, status=206, headers=[("Content-Range", f"bytes 0-{len(ALL) - 1}/99")]),
+            Reason.NO_ROBOTS,
+        ),
+        (
+            Answer(
+                body=ALL,
+                status=206,
+                headers=[("Content-Range", f"bytes 0-{len(ALL) - 1}/{len(ALL)}")],
+            ),
+            Reason.OPTED_OUT,
+        ),
+        (Answer(status=204), None),
+        (Answer(body=b"User-agent: *\nDisallow: /caf\xe9"), None),
+    ],
+)
+def test_a_refusal_counts_however_it_is_packed(answer, reason):
+    kept, lost, _, _ = fetch({"/robots.txt": answer}, "/a.jpg")
+    assert (kept, dict(lost)) == (["/a.jpg"], {}) if reason is None else ([], {reason: 1})
+
+
+def test_a_path_in_latin_1_is_the_one_that_is_asked():
+    kept, lost, _, _ = fetch(
+        {"/robots.txt": Answer(body=b"User-agent: *\nDisallow: /caf\xe9")}, "/caf%e9.jpg", "/c.jpg"
+    )
+    assert (kept, dict(lost)) == (["/c.jpg"], {Reason.OPTED_OUT: 1})
+
+
+def test_a_redirect_to_nowhere_is_asked_once():
+    for location in ([], [("Location", "")], [("Location", "/a.jpg#top")]):
+        answer = Answer(status=302, headers=location)
+        _, lost, _, asked = fetch({"/a.jpg": answer, "/robots.txt": answer}, "/a.jpg")
+        assert dict(lost) == {Reason.BAD_REDIRECT: 1}
+        assert asked.count("/a.jpg") == 1 + (location[-1:] == [("Location", "/a.jpg#top")])
 
 
 SIGNALS = {
@@ -270,6 +353,11 @@ def test_a_redirect_does_not_lead_around_robots():
         (Meta("googlebot", "", "noindex"), False),
         (Meta("robots", "", "max-image-preview:large"), False),
         (Meta("description", "", "noai"), False),
+        (Meta("", "robots", "noai noimageai"), True),
+        (Meta("", "TDM-Reservation", "1"), True),
+        (Meta("robots,googlebot", "", "noindex"), True),
+        (Meta("robots cahlib", "", "nofollow;noai"), True),
+        (Meta("", "og:description", "noai"), False),
     ],
 )
 def test_a_page_speaks_for_its_images(meta, refused):

@@ -3,8 +3,9 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from protego import Protego
 
 from cahlib.scrape.robots import Robots
 
@@ -38,6 +39,17 @@ EVERYBODY = "User-agent: *\n"
         ("Disallow: /café", "/caf%C3%A9.jpg", False),
         ("Disallow: /a%2Fb", "/a/b", True),
         ("Crawl-delay: 5\nDisallow: /a", "/a.jpg", False),
+        # what Google's parser forgives
+        ("Dissallow: /a", "/a.jpg", False),
+        ("disalow: /a", "/a.jpg", False),
+        ("Dissalow: /a", "/a.jpg", False),
+        ("DIASLLOW: /a", "/a.jpg", False),
+        ("Disallaw: /a", "/a.jpg", False),
+        ("Disallowed: /a", "/a.jpg", False),
+        ("Disallow /a", "/a.jpg", False),
+        ("Disallow /a b", "/a.jpg", True),
+        ("Disallow: /\nAllow /img", "/img/a.jpg", True),
+        ("Deny: /a", "/a.jpg", True),
     ],
 )
 def test_rules_for_everybody(rules, target, allowed):
@@ -65,6 +77,11 @@ def test_rules_for_everybody(rules, target, allowed):
         ("User-agent: *\rDisallow: /\r", False),
         ("Disallow: /\n", True),  # rules of no group
         ("<html><body>Not found</body></html>", True),
+        ("Useragent: *\nDisallow: /\n", False),
+        ("User Agent: cahlib\nDisallow: /\n", False),
+        ("User-agent *\nDisallow: /\n", False),
+        ("USER-AGENT : Cahlib/2.0\nDisallow: /\n", False),
+        ("Useragent: otherbot\nDisallow: /\n", True),
     ],
 )
 def test_groups(text, allowed):
@@ -128,3 +145,17 @@ def test_no_file_is_too_strange(text, target):
     for robots in (Robots(text), Robots(EVERYBODY + f"disallow: {text}")):
         robots.refusal("/" + target)
         robots.no_training("/" + target)
+
+
+_PATH = st.text("ab/*$?=.", max_size=8).map("/".__add__)
+_TARGET = st.text("ab/?=.", max_size=10).map("/".__add__)
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(st.sampled_from(["Allow", "Disallow"]), _PATH), max_size=6), _TARGET)
+@example([("Disallow", "/a*$")], "/ab")
+def test_rules_are_understood_as_another_reader_does(rules, target):
+    text = EVERYBODY + "".join(f"{name}: {path}\n" for name, path in rules)
+    # a path is compared as it is written; Protego takes an address apart, and "//" begins a host
+    known = Protego.parse(text).can_fetch(f"http://a.example{target}", "cahlib")
+    assert (Robots(text).refusal(target) is None) is known
