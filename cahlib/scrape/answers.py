@@ -45,7 +45,7 @@ def location(answer: aiohttp.ClientResponse, place: str) -> str | Reason | None:
     if answer.status not in _REDIRECTS:
         return None
     try:
-        target = urljoin(place, readable(answer.headers.get("Location", "")).strip())
+        target = urljoin(place, answer.headers.get("Location", "").strip())
     except ValueError:
         return Reason.BAD_REDIRECT
     same = target.partition("#")[0] == place.partition("#")[0]
