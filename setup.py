@@ -31,6 +31,7 @@ base = [
     "regex>=2024.11.6",  # knows the same letters in each version of Python, as `re` does not
     # the phone numbers of all countries, which tell them from other numbers; plain Python, 5 MB
     "phonenumberslite>=8.13",
+    "langcodes>=3.5",  # reads language tags as people write them (BCP 47); plain Python
     "ftfy>=6.2",  # repairs mojibake in alt texts, as LAION did
     "fsspec>=2024.2",  # outputs may be s3://, gdrive:// …
     "distributed>=2025.1",  # runs the scraping, here or anywhere

@@ -43,12 +43,16 @@ class Crawl(Checked):
         "https://data.commoncrawl.org/", "where crawls are downloaded from", free=True
     )
     languages: tuple[str, ...] = option(
-        ("en",), "languages to keep, as ISO 639 codes separated by commas; all = any"
+        ("en",),
+        "languages to keep, as tags separated by commas (en, zh, zh-Hant, sr-Latn); all = any",
     )
     personal: str = option(
         "drop", "texts with e-mail, phone, card or passport numbers", choices=("drop", "mask")
     )
-    min_text: int = option(5, "least characters of a text", least=1, most=1000)
+    min_text: int = option(
+        5, "least letters of a text; those of Chinese, Japanese and Korean count as three, consonants "
+        "of Thai, Hindi and their like as two", least=1, most=1000,
+    )  # fmt: skip
     max_text: int = option(1000, "most characters of a text", least=1, most=100_000)
     max_url: int = option(2000, "most characters of an address", least=10, most=100_000)
     og_images: bool = option(False, "also take pages' og:image with its og:description")
@@ -70,7 +74,9 @@ class Download(Checked):
     """How images are fetched, and which are good enough."""
 
     contact: str = option(
-        "", "a web page or e-mail address where site owners reach you; sent in the user agent"
+        "",
+        "a web page or e-mail address where site owners reach you; sent in the user agent",
+        free=True,
     )
     connections: int = option(
         256, "connections at once in each scraper", least=1, most=4096, free=True
@@ -211,7 +217,8 @@ class Output(Checked):
     @property
     def url(self) -> str | None:
         """Where finished shards are uploaded to, or None for a dataset on this machine."""
-        return self.output if "://" in self.output else None
+        scheme, mark, rest = self.output.strip().partition("://")
+        return f"{scheme.lower()}://{rest.rstrip('/')}" if mark else None
 
     @property
     def folder(self) -> Path:

@@ -46,12 +46,11 @@ from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody, offl
 from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
 from cahlib.resume import faults, resume
+from cahlib.scrape import languages, scrape
 from cahlib.scrape import parcel as parcels
-from cahlib.scrape import scrape
 from cahlib.scrape.blocklists import Blocklists
 from cahlib.scrape.shards import shards
 from cahlib.scrape.silence import Silence
-from cahlib.scrape.texts import languages
 from cahlib.scrapers import Engine, Scraping, scrapers
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Counts, Ledger
@@ -99,7 +98,7 @@ def run(
         dataset.unobstructed(folder)
     introduced(job)
     # what cannot be read or is not known is the user's to mend, before the start
-    languages(job.crawl)
+    languages.wanted(job.crawl)
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
     harmful = harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)

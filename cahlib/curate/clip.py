@@ -16,6 +16,7 @@ import logging
 import os
 import pickle
 import queue
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -155,6 +156,11 @@ def require_listed(source: ModelSource) -> None:
     """Raise ConfigError if open_clip does not know the model, or the weights, by their names."""
     name, pretrained, known = source.model, source.pretrained or "", open_clip.list_models()
     if name not in known:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", source.typed):
+            raise ConfigError(
+                f"model: {source.typed} is neither a folder nor a name that open_clip knows; for a "
+                f"model at Hugging Face write hf-hub:{source.typed}, and leave pretrained empty."
+            )
         near = ", ".join(get_close_matches(name, known)) or "ViT-B-32"
         raise ConfigError(
             f"model: {source.typed!r} is neither a folder nor a name that open_clip knows; "

@@ -13,8 +13,8 @@ import regex
 from ftfy import fixes
 
 from cahlib.config import Crawl
-from cahlib.errors import ConfigError
 from cahlib.records import Reason
+from cahlib.scrape import languages
 from cahlib.scrape.personal import masked
 
 #: So many judgements are remembered, of texts up to this length: 8 MiB, or 30 if all are emoji.
@@ -43,22 +43,49 @@ _NONE = "\ufdd0-\ufdef" + "".join(
 _FORBIDDEN = re.compile(
     rf"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff{_NONE}\U000f0000-\U0010ffff]"
 )
-#: Nor these, which have no width: they turn the direction of what follows, in a page or a table.
-_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+#: Nor these, which nobody sees. They turn the direction of what follows, part words, hide text
+#: (tags, but for those of a flag, which stand behind a black one) or fill a place. Joiners stay
+#: between letters of scripts that need them, and between emoji.
+_UNSEEN = regex.compile(
+    "[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0"
+    "\ufff9-\ufffb]"
+    "|(?<!\U0001f3f4[\U000e0020-\U000e007e]{0,8})[\U000e0000-\U000e0fff]"
+    r"|(?<![^\p{Latin}\p{Z}\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\p{Latin}\p{Z}\x00-\x7f])"
+)
+#: Elements of HTML: those within a line go without a trace, others leave a blank.
+_ELEMENTS = (
+    ("", "a|abbr|b|big|cite|code|del|em|font|i|ins|mark|nobr|q|s|small|span|strike|strong|sub|sup"
+         "|tt|u|wbr"),
+    (" ", "address|article|aside|audio|blockquote|br|button|caption|center|dd|div|dl|dt|embed"
+          "|figcaption|figure|footer|form|h[1-6]|header|hr|iframe|img|input|label|li|link|main|meta"
+          "|nav|noscript|object|ol|option|p|picture|pre|script|section|select|source|style|svg"
+          "|table|tbody|td|textarea|tfoot|th|thead|tr|ul|video|!--[^<>]*--"),
+)  # fmt: skip
+_TAGS = tuple(
+    (re.compile(rf"</?(?:{names})(?:[ /\t\n\r\f][^<>]*)?>", re.IGNORECASE), blank)
+    for blank, names in _ELEMENTS
+)
 #: A letter, by the tables of `regex`, which are the same in each version of Python.
 _LETTER = regex.compile(r"\p{L}")
-_WORD = regex.compile(r"\p{L}{2}")
+#: Two letters, or one with a vowel's sign; what only chooses how a character looks is no sign.
+_WORD = regex.compile(r"\p{L}(?:\p{L}|(?![\ufe00-\ufe0f])\p{M})")
+#: Letters that stand for a syllable or a word, and consonants that bring a vowel along: as a word
+#: of five Latin letters has two syllables, the former count as three letters, the latter as two.
+_SYLLABLE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Bopomofo}\p{Yi}]")
+_CONSONANT = regex.compile(
+    r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Devanagari}\p{Bengali}\p{Gurmukhi}"
+    r"\p{Gujarati}\p{Oriya}\p{Tamil}\p{Telugu}\p{Kannada}\p{Malayalam}\p{Sinhala}\p{Ethiopic}"
+    r"--\p{M}]",
+    regex.VERSION1,
+)
 _FILE_NAME = regex.compile(
     r".*\.(?:jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|svg|ico|avif|heic|psd|pdf|eps|raw)"
-    r"|(?:img|dsc[nf]?|dscf|pict?|image|photo|screenshot|scan|p\d|gopr|mvi|wp|untitled)\P{L}+"
+    r"|(?:img|dsc[nf]?|dscf|pict?|image|photo|screenshot|scan|p\d|gopr|mvi|wp|untitled)[^\p{L}\p{M}]+"
     r"|[0-9a-f]{16,}",
     regex.IGNORECASE,
 )
-_ENGLISH = frozenset({"en"})
-#: The codes of CLD2, by their small letters; "un" is what it says where it knows none.
-_CODES = {code.lower(): code for _, code in pycld2.LANGUAGES} | {"un": "un"}
-#: What ISO 639 calls otherwise: Hebrew, Javanese, Norwegian Bokmål, Filipino.
-_OTHERS = {"he": "iw", "jv": "jw", "nb": "no", "fil": "tl"}
+_ENGLISH = {"en": None}
 #: No text without one of these is English, be it repaired (entities, letters of full width) or
 #: not. Other scripts need much repair: Chinese and Japanese their punctuation, 40 µs a text.
 _LATIN = re.compile("[A-Za-z&\uff21-\uff5a]")
@@ -79,23 +106,9 @@ class Text(NamedTuple):
     reliable: bool
 
 
-def languages(options: Crawl) -> frozenset[str] | None:
-    """The languages to keep, as CLD2 names them; None: any. Raises ConfigError for others."""
-    named = [each.lower() for each in options.languages]
-    if "all" in named:
-        return None
-    if not named:
-        raise ConfigError("languages: name those to keep, as en,de, or all.")
-    found = [_CODES.get(_OTHERS.get(each, each)) for each in named]
-    if None in found:
-        unknown = options.languages[found.index(None)]
-        raise ConfigError(f"languages: {unknown} is no code that CLD2 knows; give en, zh … or all.")
-    return frozenset(filter(None, found))
-
-
 def judge(options: Crawl) -> Callable[[str], Text | Reason]:
     """A judge of alt texts by these options, who remembers the last 20,000 short ones."""
-    wanted = languages(options)
+    wanted = languages.wanted(options)
 
     def judged(raw: str) -> Text | Reason:
         if wanted == _ENGLISH and not _LATIN.search(raw):
@@ -109,7 +122,7 @@ def judge(options: Crawl) -> Callable[[str], Text | Reason]:
                 return Reason.PERSONAL_TEXT
             text = raw = clean
         language, reliable = detect(text)
-        if wanted is not None and language not in wanted:
+        if wanted is not None and not wanted.takes(language, text):
             return Reason.LANGUAGE
         return Text(text, raw if raw != text else None, language, reliable)
 
@@ -125,18 +138,27 @@ def judge(options: Crawl) -> Callable[[str], Text | Reason]:
 
 
 def repaired(raw: str) -> str:
-    """A text with its mojibake mended by ftfy and its white space normalised."""
+    """A text as people see it: mojibake mended by ftfy, no tags, white space normalised."""
+    if "<" in raw:
+        raw = _untagged(raw)
     if raw.isascii() and raw.isprintable() and ";" not in raw:
         return _spaced(raw)
     if not _PLAIN.fullmatch(raw):
         raw = _BLANKS.sub(" ", raw)
         if "<" not in raw:
-            raw = fixes.unescape_html(raw)
+            raw = _untagged(fixes.unescape_html(raw))
         if not _PLAIN.fullmatch(raw):
-            raw = _FORBIDDEN.sub(" ", _TURNING.sub("", ftfy.fix_text(raw)))
+            raw = _FORBIDDEN.sub(" ", _UNSEEN.sub("", _untagged(ftfy.fix_text(raw))))
     if _CURLED.search(raw):
         raw = fixes.uncurl_quotes(raw)
     return _spaced(raw)
+
+
+def _untagged(text: str) -> str:
+    """A text without the tags of HTML's elements."""
+    for tag, blank in _TAGS if "<" in text else ():
+        text = tag.sub(blank, text)
+    return text
 
 
 def _spaced(text: str) -> str:
@@ -151,7 +173,7 @@ def refuse(text: str, options: Crawl) -> Reason | None:
     """Why a repaired text cannot be a caption, whatever its language."""
     if not text:
         return Reason.NO_TEXT
-    if len(text) < options.min_text:
+    if len(text) < options.min_text and _length(text) < options.min_text:
         return Reason.SHORT_TEXT
     if len(text) > options.max_text:
         return Reason.LONG_TEXT
@@ -165,6 +187,11 @@ def refuse(text: str, options: Crawl) -> Reason | None:
     start = text[:2]
     worded = len(start) == 2 and start.isascii() and start.isalpha()
     return None if worded or _WORD.search(text) else Reason.JUNK_TEXT
+
+
+def _length(text: str) -> int:
+    """How many Latin letters would say as much."""
+    return len(text) + 2 * len(_SYLLABLE.findall(text)) + len(_CONSONANT.findall(text))
 
 
 def _is_letter(character: str) -> bool:

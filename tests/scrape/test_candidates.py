@@ -21,7 +21,7 @@ from cahlib.scrape.candidates import candidates
 from cahlib.scrape.shards import shards
 from cahlib.scrape.wat import Link, Meta, Page, pages
 from tests.world import crawl
-from tests.world.captions import FORBIDDEN, TURNING
+from tests.world.captions import FORBIDDEN, TAGS, TURNING, UNSEEN
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "real"
 GOOD = "A red fox jumps over the old garden fence"
@@ -173,10 +173,107 @@ def test_a_language_has_several_names(code, text):
     assert [each.text for each in found] == [text]
 
 
-@pytest.mark.parametrize("languages", [(), ("en", "english"), ("en-US",), ("",)])
-def test_languages_that_are_not_known_are_refused(languages):
-    with pytest.raises(ConfigError, match="languages: "):
-        choose(languages=languages)
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((), "name those to keep"),
+        (("en", "english"), "english is no code"),
+        (("",), "is no code"),
+        (("x-foo",), "x-foo is no code"),
+        (("en-US",), "en-US names more than a language and a script.*; give en"),
+        (("pt-BR",), "; give pt"),
+        (("sr-Latn-RS",), "; give sr-Latn"),
+        (("de-1996",), "; give de"),
+        (("zh-JP",), "; give zh"),
+        (("en-u-ca-buddhist",), "; give en"),
+        (("ja-Jpan",), "no script of one alphabet"),
+    ],
+)
+def test_languages_that_no_text_tells_are_refused(given, sentence):
+    with pytest.raises(ConfigError, match=f"languages: .*{sentence}"):
+        choose(languages=given)
+
+
+BOTH, HANT, HANS = "木桌和四把椅子", "一隻黑貓坐在沙發上", "一只黑猫坐在沙发上"
+LATIN, CYRILLIC = (
+    "Crvena lisica skače preko stare ograde u dvorištu naše kuće",
+    "Црвена лисица скаче преко старе ограде у дворишту наше куће",
+)
+
+
+@pytest.mark.parametrize(
+    ("tag", "kept"),
+    [
+        ("zh", {BOTH, HANT, HANS}),
+        ("zho", {BOTH, HANT, HANS}),
+        ("cmn", {BOTH, HANT, HANS}),
+        ("zh-Hant", {BOTH, HANT}),
+        ("zh-TW", {BOTH, HANT}),
+        ("zh_HK", {BOTH, HANT}),
+        ("zh-hant-mo", {BOTH, HANT}),
+        ("zh-Hans", {BOTH, HANS}),
+        ("zh-CN", {BOTH, HANS}),
+        ("ZH-sg", {BOTH, HANS}),
+        ("sr", {CYRILLIC}),
+        ("srp-Cyrl", {CYRILLIC}),
+        ("sr-Latn", set()),
+        ("hr-Latn", {LATIN}),
+        ("eng", {GOOD}),
+    ],
+)
+def test_a_tag_names_language_and_script(tag, kept):
+    every = BOTH, HANT, HANS, LATIN, CYRILLIC, GOOD
+    shown = page(*(image(f"{n}.jpg", alt=text) for n, text in enumerate(every)))
+    assert {each.text for each in choose(shown, languages=(tag,))[0]} == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ပိုက်ဗုံးပို့သူ မိထားပြီ", "সোফায় কালো বিড়াল", "दीदी की शादी", "ธงสี 5", "ភេ ៣ ទី", "நீ 7 பூ", "ແມວດຳ"],
+)
+def test_a_vowel_sign_is_part_of_a_word(text):
+    (found,), _ = choose(page(image(alt=text)), languages=("all",))
+    assert found.text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "enough"),
+    [
+        ("写真用紙", True), ("红车", True), ("ねこ", True), ("猫", False), ("고양이", True), ("말", False),
+        ("แมว", True), ("ម៉ែ", False), ("किताब", True), ("fox", False), ("кот", False), ("γάτα", False),
+    ],
+)  # fmt: skip
+def test_a_text_is_long_enough_by_what_its_script_says_in_a_letter(text, enough):
+    assert texts.refuse(text, Crawl()) is (None if enough else Reason.SHORT_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("<b>Red</b> car on the road", "Red car on the road"),
+        ("&lt;b&gt;Red&lt;/b&gt; car on the road", "Red car on the road"),
+        ("&amp;lt;i&amp;gt;Red&amp;lt;/i&amp;gt; car on the road", "Red car on the road"),
+        ("Red car<br/>on the road", "Red car on the road"),
+        ('Red <SPAN class="x">car</SPAN> on the road<p>', "Red car on the road"),
+        ("H<sub>2</sub>O in a glass", "H2O in a glass"),
+        ("<a href='/x'>Tom &amp; Jerry</a> on a sofa", "Tom & Jerry on a sofa"),
+        ("Red car <!-- old --> on the road", "Red car on the road"),
+        ("I <3 this town, a < b > c", "I <3 this town, a < b > c"),
+        ("The <Title> of a book", "The <Title> of a book"),
+        ("Red\u200bcar on\u2060 the\ufeff road", "Redcar on the road"),
+        ("So\u00adft fox on the road", "Soft fox on the road"),
+        ("Red c\u200dar\u200c on the road", "Red car on the road"),
+        ("Red \u3164car on the road", "Red car on the road"),
+        ("Hid\U000e0041\U000e0042den road", "Hidden road"),
+        ("می\u200cخواهم یک گربه", "می\u200cخواهم یک گربه"),
+        ("ක්\u200dෂ පින්තූරය", "ක්\u200dෂ පින්තූරය"),
+        ("A family \U0001f468\u200d\U0001f469\u200d\U0001f467 at home",) * 2,
+        ("A flag \U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f up",) * 2,
+    ],
+)
+def test_a_text_is_what_people_see_and_its_raw_form_is_kept(raw, text):
+    (found,), _ = choose(page(image(alt=raw)), languages=("all",))
+    assert (found.text, found.raw_text) == (text, raw if raw != text else None)
 
 
 def test_open_graph_images_are_a_second_source_when_asked_for():
@@ -204,11 +301,16 @@ SIGNS = "éÀ ß¼–’”…©°ÂÃâ€™Рёю桜、한\xa0\x85\n\t&;#39am
 
 @given(st.text(st.sampled_from(SIGNS), max_size=12) | st.text(max_size=50))
 @example("AT&amp;T it\u2019s")
-@example("&amp;lt;b&amp;gt;")
+@example("&amp;lt;c&amp;gt;")
 def test_texts_are_repaired_as_ftfy_does(text):
     """Also those that it is not asked about, because it would change nothing in them."""
     whole = ftfy.fix_text(re.sub(r"[\t\n\v\f\r]+", " ", text))
-    kept = (" " if each in FORBIDDEN else each for each in whole if each not in TURNING)
+    whole = re.sub(
+        "(?<![\U00000080-\U0010ffff])[\u200c\u200d]|[\u200c\u200d](?![\U00000080-\U0010ffff])",
+        "",
+        whole,
+    )
+    kept = (" " if each in FORBIDDEN else each for each in whole if each not in UNSEEN | TAGS)
     assert texts.repaired(text) == " ".join("".join(kept).split())
 
 
@@ -300,7 +402,7 @@ def test_any_link_is_chosen_or_refused(url, alt, base):
     found, lost = choose(page(image(url, alt), url=base, base=base), languages=("all",))
     assert len(found) + sum(lost.values()) == 1
     for each in found:
-        assert not (FORBIDDEN | TURNING).intersection(each.text)
+        assert not (FORBIDDEN | UNSEEN).intersection(each.text)
         assert links.absolute(each.url, links.Base.of(url, base), 2000) == each.url
 
 
