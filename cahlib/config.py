@@ -50,8 +50,8 @@ class Crawl(Checked):
         "drop", "texts with e-mail, phone, card or passport numbers", choices=("drop", "mask")
     )
     min_text: int = option(
-        5, "least letters of a text; those of Chinese, Japanese and Korean count as three, consonants "
-        "of Thai, Hindi and their like as two", least=1, most=1000,
+        5, "least letters of a text; those of Chinese, Japanese and Korean count as three, "
+        "consonants of Thai, Hindi and their like as two", least=1, most=1000,
     )  # fmt: skip
     max_text: int = option(1000, "most characters of a text", least=1, most=100_000)
     max_url: int = option(2000, "most characters of an address", least=10, most=100_000)

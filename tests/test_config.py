@@ -73,7 +73,7 @@ def test_a_preset_brings_model_and_threshold_and_the_threshold_may_differ():
 
 def test_an_output_url_has_a_folder_of_its_name_here():
     output = Job.from_values({"output": "s3://bucket/crawls/mine/"}).output
-    assert (output.url, output.folder.name) == ("s3://bucket/crawls/mine/", "mine")
+    assert (output.url, output.folder.name) == ("s3://bucket/crawls/mine", "mine")
     assert Job.from_values({"output": "mine"}).output.url is None
 
 
@@ -91,3 +91,26 @@ def test_any_text_is_read_or_refused_by_a_sentence(name, text):
         assert name in str(error) or "threshold" in str(error)
     else:
         assert Job.from_values(job.values()) == job
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("s3://b/ds/", "s3://b/ds"),
+        ("S3://b/ds", "s3://b/ds"),
+        (" s3://B/ds// ", "s3://B/ds"),
+        ("HF://datasets/ada/set/", "hf://datasets/ada/set"),
+        ("file:///data/ds/", "file:///data/ds"),
+        ("gdrive://Folder/Ds", "gdrive://Folder/Ds"),
+    ],
+)
+def test_an_output_url_is_the_same_however_it_is_spelled(given, url):
+    job, same = (Job.from_values({"output": each}) for each in (given, url))
+    assert job.output.url == url
+    assert job.output.folder == same.output.folder
+    assert not job.differences(same)
+
+
+def test_a_contact_may_change_between_launches():
+    one, other = (Job.from_values({"contact": f"{name}@site.org"}) for name in "ab")
+    assert not one.differences(other)

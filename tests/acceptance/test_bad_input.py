@@ -43,6 +43,11 @@ def refused(ran: subprocess.CompletedProcess[str], *, code: int, sentence: str) 
         (["--crawl", "a.wat.gz", "--contact", ""], 2, "contact: give a web page or an e-mail"),
         (["--crawl", "nothing.wat.gz"], 2, "there is no file nothing.wat.gz"),
         (["--crawl", "a.wat.gz", "--model", "ViT-Z-99", "--threshold", "0.3"], 2, "ViT-Z-99"),
+        (
+            ["--crawl", "a.wat.gz", "--model", "laion/CLIP-ViT-B-32", "--threshold", "0.3"],
+            2,
+            "write hf-hub:laion/CLIP-ViT-B-32, and leave pretrained empty",
+        ),
         (["--crawl", "a.wat.gz", "--model", "no/folder", "--threshold", "0.3"], 2, "no/folder"),
         (["--crawl", "a.wat.gz", *MODEL, "--output", "/proc/x"], 2, "cannot be written"),
         (["--crawl", "a.wat.gz", *MODEL, "--output", "nope://x/y"], 2, "nope"),

@@ -9,7 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 import ftfy
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from cahlib.config import Crawl
@@ -239,8 +239,9 @@ def test_a_vowel_sign_is_part_of_a_word(text):
 @pytest.mark.parametrize(
     ("text", "enough"),
     [
-        ("写真用紙", True), ("红车", True), ("ねこ", True), ("猫", False), ("고양이", True), ("말", False),
-        ("แมว", True), ("ម៉ែ", False), ("किताब", True), ("fox", False), ("кот", False), ("γάτα", False),
+        ("写真用紙", True), ("红车", True), ("ねこ", True), ("猫", False), ("고양이", True),
+        ("말", False), ("แมว", True), ("ម៉ែ", False), ("किताब", True), ("fox", False),
+        ("кот", False), ("γάτα", False),
     ],
 )  # fmt: skip
 def test_a_text_is_long_enough_by_what_its_script_says_in_a_letter(text, enough):
@@ -304,12 +305,8 @@ SIGNS = "éÀ ß¼–’”…©°ÂÃâ€™Рёю桜、한\xa0\x85\n\t&;#39am
 @example("&amp;lt;c&amp;gt;")
 def test_texts_are_repaired_as_ftfy_does(text):
     """Also those that it is not asked about, because it would change nothing in them."""
+    assume("\u200c" not in text and "\u200d" not in text)  # which stay where a script needs them
     whole = ftfy.fix_text(re.sub(r"[\t\n\v\f\r]+", " ", text))
-    whole = re.sub(
-        "(?<![\U00000080-\U0010ffff])[\u200c\u200d]|[\u200c\u200d](?![\U00000080-\U0010ffff])",
-        "",
-        whole,
-    )
     kept = (" " if each in FORBIDDEN else each for each in whole if each not in UNSEEN | TAGS)
     assert texts.repaired(text) == " ".join("".join(kept).split())
 
