@@ -13,7 +13,8 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "cahlib/__init__.py").read_text()).group(1)
 
 base = [
-    "aiohttp>=3.12.15",  # fetches images: hundreds of connections on one thread, socket_factory
+    # fetches images: hundreds of connections on one thread; max_headers since 3.14
+    "aiohttp>=3.14",
     # servers that pack unasked: brotli 1.2 unpacks within a limit, zstd is Python's own from 3.14
     "brotli>=1.2",
     "backports.zstd>=1.0; python_version < '3.14'",

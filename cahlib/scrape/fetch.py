@@ -23,7 +23,7 @@ from cahlib import __version__
 from cahlib.config import Download
 from cahlib.errors import ConfigError
 from cahlib.records import OptOut, Reason
-from cahlib.scrape import addresses, answers, coding, optout
+from cahlib.scrape import addresses, answers, coding, lenient, optout
 from cahlib.scrape.addresses import Net, Resolver
 from cahlib.scrape.anatomy import AVIF, format_of
 from cahlib.scrape.causes import cause, somebody
@@ -115,7 +115,7 @@ async def session(
 ) -> AsyncGenerator[aiohttp.ClientSession, None]:
     """The connections of a stream of images, and what they have in common."""
     SSLProtocol.max_size = _TLS_BUFFER  # type: ignore[attr-defined]
-    connector = aiohttp.TCPConnector(
+    connector = lenient.Connector(
         resolver=resolver,
         socket_factory=addresses.socket_factory(net),
         use_dns_cache=False,  # the resolver has its own, which knows failures too
@@ -128,7 +128,10 @@ async def session(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={**_HEADERS, "User-Agent": agent(options)},
-        auto_decompress=False,  # no bombs; and images come as they are
+        auto_decompress=False,  # no bombs: see `cahlib.scrape.coding`
+        max_line_size=lenient.MOST_BYTES,
+        max_field_size=lenient.MOST_BYTES,
+        max_headers=lenient.MOST_LINES,
     ) as opened:
         yield opened
 
@@ -339,17 +342,26 @@ class Fetcher:
         most = self._options.max_bytes
         if (answer.content_length or 0) > most:
             return Reason.TOO_MANY_BYTES
-        start, chunks, size = b"", [], 0
-        async for chunk in answer.content.iter_any():
-            size += len(chunk)
-            if size > most:
-                return Reason.TOO_MANY_BYTES
-            await self._memory.hold(share, len(chunk))
-            chunks.append(chunk)
-            if len(start) < 12:
-                start += chunk[:12]
-                if len(start) >= 12 and not format_of(start):
-                    return Reason.NOT_AN_IMAGE
+        start, chunks, size, came = b"", [], 0, 0
+        try:
+            packed = coding.Decoders(answer.headers.getall("Content-Encoding", ()))
+            async for chunk in answer.content.iter_any():
+                came += len(chunk)
+                if packed and not (came == len(chunk) and format_of(chunk[:12])):
+                    chunk = packed.feed(chunk, most + 1 - size)
+                else:
+                    packed = coding.Decoders(())  # in spite of what its head says
+                size += len(chunk)
+                if max(size, came) > most:
+                    return Reason.TOO_MANY_BYTES
+                await self._memory.hold(share, len(chunk))
+                chunks.append(chunk)
+                if len(start) < 12:
+                    start += chunk[:12]
+                    if len(start) >= 12 and not format_of(start):
+                        return Reason.NOT_AN_IMAGE
+        except coding.Undecodable:
+            return Reason.NOT_AN_IMAGE
         return b"".join(chunks)
 
 

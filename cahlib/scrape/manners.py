@@ -28,7 +28,8 @@ _SURE = 3
 #: Domains of which not one answers: then it is this machine that cannot be heard.
 _MANY = 20
 
-#: What a domain says or does that counts against it, if nothing else comes between.
+#: What a domain says or does that counts against it, if nothing else comes between. An answer that
+#: cannot be read is an answer: it costs little, and others of the domain may be sound.
 FAILURES = frozenset(
     {
         Reason.DNS,
@@ -36,7 +37,6 @@ FAILURES = frozenset(
         Reason.TIMEOUT,
         Reason.TLS,
         Reason.DISCONNECTED,
-        Reason.BAD_HTTP,
         Reason.HTTP_5XX,
         Reason.NO_ROBOTS,
     }

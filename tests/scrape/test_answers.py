@@ -1,17 +1,26 @@
 """What servers answer, and where they send: every trouble has its reason, and no place but ours."""
 
+import gzip
 import ssl
+import sys
+import zlib
 
+import brotli
 import pytest
 import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cahlib.records import Reason
+from cahlib.records import Evidence, Reason
 from cahlib.scrape.addresses import Net, NoAddress
 from tests.world import web as w
 from tests.world.fetched import fetched, lost
 from tests.world.pictures import picture
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 JPEG = picture()
 HEAD = w.head(200, ("Content-Type", "image/jpeg"))
@@ -44,7 +53,21 @@ TROUBLE = {
         w.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
         Reason.BAD_HTTP,
     ),
-    "long header": (w.raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000), Reason.BAD_HTTP),
+    "head without an end": (w.raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 99_000), Reason.DISCONNECTED),
+    "long head": (w.raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 600_000), Reason.BAD_HTTP),
+    "many headers": (w.raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 6000 + b"\r\n"), Reason.BAD_HTTP),
+    "bomb": (
+        w.body(gzip.compress(JPEG + bytes(50_000_000)), ("Content-Encoding", "gzip")),
+        Reason.TOO_MANY_BYTES,
+    ),
+    "bomb of brotli": (
+        w.body(brotli.compress(JPEG + bytes(50_000_000), quality=1), ("Content-Encoding", "br")),
+        Reason.TOO_MANY_BYTES,
+    ),
+    "half a pack": (
+        w.body(gzip.compress(JPEG)[:6000], ("Content-Encoding", "gzip")),
+        Reason.BROKEN_IMAGE,
+    ),
     "bad chunks": (
         w.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + JPEG),
         None,
@@ -62,6 +85,119 @@ TROUBLE = {
     "to bytes": (w.raw(b"HTTP/1.1 302 Found\r\nLocation: \xff\xfe\r\n\r\n"), None),
     "opted out": (w.body(JPEG, ("X-Robots-Tag", "noai")), Reason.OPTED_OUT),
 }
+
+
+L = len(JPEG)
+CHUNKED = b"%x\r\n" % L + JPEG + b"\r\n0\r\n\r\n"
+ODD = {
+    "a long header": b"HTTP/1.1 200 OK\r\nContent-Security-Policy: %b\r\nContent-Length: %d\r\n\r\n"
+    % (b"x" * 9000, L),
+    "a longer head": b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n"
+    % (b"Set-Cookie: %b\r\n" % (b"y" * 9000) * 25, L),
+    "many headers": b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n" % (b"A: b\r\n" * 999, L),
+    "a length twice": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-length: %d\r\n\r\n"
+    % (L, L),
+    "a length as a list": b"HTTP/1.1 200 OK\r\nContent-Length: %d, %d\r\n\r\n" % (L, L),
+    "an empty length": b"HTTP/1.1 200 OK\r\nContent-Length:\r\nConnection: close\r\n\r\n",
+    "a line without a colon": b"HTTP/1.1 200 OK\r\nhello\r\nContent-Length: %d\r\n\r\n" % L,
+    "a name with blanks": b"HTTP/1.1 200 OK\r\nA b: c\r\nContent-Length : %d\r\n\r\n" % L,
+    "no name": b"HTTP/1.1 200 OK\r\n: c\r\n\xe9t\xe9: 1\r\nContent-Length: %d\r\n\r\n" % L,
+    "a line that goes on": b"HTTP/1.1 200 OK\r\nA: b\r\n\tc\r\nContent-Length: %d\r\n\r\n" % L,
+    "control characters": b"HTTP/1.1 200 OK\r\nA: b\0\x01\rc\r\nContent-Length: %d\r\n\r\n" % L,
+    "bare line feeds": b"HTTP/1.1 200 OK\nContent-Length: %d\n\n" % L,
+    "no reason": b"HTTP/1.1 200\r\nContent-Length: %d\r\n\r\n" % L,
+    "a status in small letters": b"http/1.1  200 ok\r\nContent-Length: %d\r\n\r\n" % L,
+    "another version": b"HTTP/2.0 200 OK\r\nContent-Length: %d\r\n\r\n" % L,
+    "an old server": b"ICY 200 OK\r\nContent-Length: %d\r\n\r\n" % L,
+    "a line before": b"\r\nHTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % L,
+    "an early hint": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Length: %d\r\n\r\n" % (L, L),
+    "no coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: %d\r\n\r\n"
+    % L,
+    "203": b"HTTP/1.1 203 Changed\r\nContent-Length: %d\r\n\r\n" % L,
+    "206": b"HTTP/1.1 206 All\r\nContent-Range: bytes 0-%d/%d\r\nContent-Length: %d\r\n\r\n"
+    % (L - 1, L, L),
+    "not packed": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % L,
+}
+SOUND = {name: head + JPEG for name, head in ODD.items()} | {
+    "chunks beside a length": b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKED,
+    "chunked twice": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+    b"Transfer-Encoding: Chunked\r\n\r\n" + CHUNKED,
+}
+PACKED = {
+    "gzip": gzip.compress(JPEG),
+    "deflate": zlib.compress(JPEG),
+    "br": brotli.compress(JPEG),
+    "zstd": zstd.compress(JPEG),
+    "gzip, br": brotli.compress(gzip.compress(JPEG)),
+}
+
+
+def test_answers_are_taken_as_browsers_take_them():
+    paths = {f"/{n}.jpg": w.raw(answer) for n, answer in enumerate(SOUND.values())}
+    for n, (coding, body) in enumerate(PACKED.items()):
+        paths[f"/packed{n}.jpg"] = w.body(body, ("Content-Encoding", coding))
+    with w.Web(paths) as web:
+        arrived, tally = fetched(web, *(f"http://a.example{path}" for path in paths))
+    names = dict(zip(paths, [*SOUND, *PACKED], strict=True))
+    kept = {names[each.candidate.url.removeprefix("http://a.example")] for each in arrived}
+    assert set(names.values()) - kept == set(), tally.lost
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize("name", ["a length twice", "an early hint", "chunks beside a length"])
+def test_a_head_may_come_in_pieces(name, pieces):
+    answer = SOUND[name]
+
+    def act(talk):
+        for at in range(0, 200, pieces):
+            talk.send(answer[at : at + pieces])
+        talk.send(answer[at + pieces :])
+
+    with w.Web({"/a.jpg": act}) as web:
+        arrived, _ = fetched(web, "http://a.example/a.jpg")
+    assert len(arrived) == 1
+
+
+@pytest.mark.parametrize("name", ["a length twice", "chunks beside a length", "no coding"])
+def test_a_connection_with_an_odd_answer_is_not_used_again(name):
+    def act(talk):
+        talk.send(SOUND[name])
+
+    with w.Web({"/a.jpg": act, "/b.jpg": w.body(JPEG)}) as web:
+        urls = [f"http://a.example/{each}.jpg" for each in "abab"]
+        arrived, _ = fetched(web, *urls, per_host=1, connections=1)
+        assert len(arrived) == 4
+        assert web.reached["127.0.0.1"] == 3
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 1\r\nContent-Length: 2",
+        b"Content-Length: 1, 2",
+        b"Content-Length: +5",
+        b"Content-Length: 0x10",
+        b"Content-Length: 5\r\n 6",
+        b"Content-Length: " + b"9" * 30,
+    ],
+)
+def test_where_a_body_ends_is_never_guessed(head):
+    answer = b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + JPEG
+    with w.Web({"/a.jpg": w.raw(answer)}) as web:
+        assert lost(web, "http://a.example/a.jpg") is Reason.BAD_HTTP
+
+
+def test_a_host_that_answers_badly_has_answered():
+    paths = {f"/{n}.jpg": w.raw(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n") for n in range(30)}
+    evidence = Evidence()
+    with w.Web({**paths, "/ok.jpg": w.body(JPEG)}) as web:
+        urls = [f"http://a.example{path}" for path in [*paths, "/ok.jpg"]]
+        arrived, tally = fetched(web, *urls, per_host=1, patience=5, evidence=evidence)
+    assert len(arrived) == 1
+    assert tally.lost == {Reason.BAD_HTTP: 30}
+    assert evidence.silent == []
 
 
 @pytest.mark.parametrize("name", TROUBLE)
