@@ -143,4 +143,4 @@ class Connector(aiohttp.TCPConnector):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._factory = partial(Handler, loop=self._loop)
+        self._factory = partial(Handler, loop=self._loop)  # type: ignore[assignment]
