@@ -53,7 +53,9 @@ def drawn(chance: random.Random) -> Image.Image:
     for _ in range(8):
         x, y, side = chance.randrange(size[0]), chance.randrange(size[1]), chance.randrange(8, 90)
         coarse.paste(tuple(chance.randbytes(3)), (x, y, x + side, y + side))
-    grain = Image.effect_noise(size, chance.choice([2, 10, 25])).convert("RGB")
+    strength = chance.choice([4, 20, 50])  # not `effect_noise`, which knows no seed
+    grain = Image.frombytes("L", size, chance.randbytes(size[0] * size[1]))
+    grain = grain.point(lambda value: 128 + (value - 128) * strength // 128).convert("RGB")
     return ImageChops.add(coarse, grain, scale=1, offset=-128)
 
 
