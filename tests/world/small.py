@@ -49,8 +49,8 @@ def write(folder: Path, files: int, links: int, dead: str = "example.com") -> Pa
 class Pictures(Web):
     """A web on which every address ending in .jpg is one picture."""
 
-    def __init__(self) -> None:
-        super().__init__({})
+    def __init__(self, **place: Any) -> None:
+        super().__init__({}, **place)
         self._picture = Answer(body=picture(), type="image/jpeg")
         self._nothing = Answer(status=404)
 

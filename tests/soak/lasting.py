@@ -11,14 +11,11 @@ done. At the end each shard has to be in the dataset exactly once, and `cah veri
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,7 +23,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -46,23 +45,33 @@ _DISK = 8 << 30  # bytes; an hour fills some 3 GiB of it
 
 
 class Crawl(small.Pictures):
-    """Common Crawl's server and the web that it is of; both can be cut off."""
+    """Common Crawl's server and the web that it is of; both can be cut off.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.cut = False
-        folder = f"crawl-data/{NAME}/segments/1/wat"
-        names = (f"{folder}/CC-MAIN-2024-{n:05}.warc.wat.gz\n" for n in range(_LISTED))
-        self._list = gzip.compress("".join(names).encode())
+    A crawl of another year has other files.
+    """
+
+    def __init__(self, links: int = LINKS, **place: Any) -> None:
+        super().__init__(**place)
+        self.cut, self._links = False, links
 
     def answer(self, request: Request) -> Answer:  # type: ignore[override]
         if self.cut:
             return Answer(raw=True)
         if request.url.endswith("wat.paths.gz"):
-            return Answer(body=self._list)
+            return Answer(body=_listed(request.url.split("/")[-2]))
         if request.url.endswith(".wat.gz"):
-            return Answer(body=small.file(int(request.url[-17:-12]), LINKS))
+            return Answer(body=small.file(int(request.url[-17:-12]), self._links))
         return super().answer(request)
+
+
+@cache
+def _listed(crawl: str) -> bytes:
+    first = 0 if crawl == NAME else _LISTED // 2
+    names = (
+        f"crawl-data/{crawl}/segments/1/wat/{crawl[:12]}-{n:05}.warc.wat.gz\n"
+        for n in range(first, _LISTED)
+    )
+    return gzip.compress("".join(names).encode())
 
 
 @dataclass
@@ -104,9 +113,14 @@ def _kind(process: psutil.Process) -> str:
 
 def soak(seconds: float, seed: int) -> bool:
     """Whether all went well; prints what was seen."""
-    with _disk() as (folder, fill), Crawl() as web:
+    with disk() as (folder, size), Crawl() as web:
         job = small.job(Path(), folder / "dataset", web, attempts=100)
         job = replace(job, crawl=NAME, base_url=f"http://{web.address}/", forms=("embeddings",))
+
+        def fill(full: bool) -> bool:
+            # No larger than what is in it: fails if that has grown meanwhile.
+            return size(shutil.disk_usage(folder).used if full else 0)
+
         rate = _calibrated(job)
         calm = max(8, round(rate * seconds / 2))
         watch, started = Watch(), time.monotonic()
@@ -237,8 +251,8 @@ def _whole(folder: Path, shards: int) -> bool:
 
 
 @contextmanager
-def _disk() -> Iterator[tuple[Path, Callable[[bool], bool]]]:
-    """A folder, and what makes its disk full or not, if that is a disk of its own."""
+def disk() -> Iterator[tuple[Path, Callable[[int], bool]]]:
+    """A folder, and what sets the size of its disk, 0 for a large one, if that is one of its own."""
     with tempfile.TemporaryDirectory() as work:
 
         def mounted(options: str) -> bool:
@@ -247,26 +261,11 @@ def _disk() -> Iterator[tuple[Path, Callable[[bool], bool]]]:
 
         own = mounted(f"size={_DISK}")
 
-        def fill(full: bool) -> bool:
-            # No larger than what is in it: fails if that has grown meanwhile.
-            size = shutil.disk_usage(work).used if full else _DISK
-            return own and mounted(f"remount,size={size}")
+        def resize(size: int) -> bool:
+            return own and mounted(f"remount,size={size or _DISK}")
 
         try:
-            yield Path(work), fill
+            yield Path(work), resize
         finally:
             if own:
                 subprocess.run(["umount", "--lazy", work], check=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=1)
-    chosen = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left behind
-    sys.exit(0 if soak(60 * chosen.minutes, chosen.seed) else 1)
-
-
-if __name__ == "__main__":
-    main()
