@@ -124,8 +124,9 @@ def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem
         shard = _Shard(files(sealed.place or place), sealed, keys)
         for sentence in chain(_account(path, sealed), shard.problems()):
             yield Problem(Kind.SHARD, id, sentence)
-        surplus = {form.format(id) for form in LAYOUT.values()} & sizes.keys() - {*sealed.files}
-        named -= surplus
+        # of a shard whose files are elsewhere a run that was killed may have left some here
+        own = () if sealed.place else sealed.files
+        named -= {form.format(id) for form in LAYOUT.values()} - {*own}
     for id in sorted({*listed, *known} - {*ids}):
         where = description.NAME if id in listed else "the ledger"
         yield Problem(
@@ -153,7 +154,7 @@ def _left(sizes: Iterable[str], named: Collection[str]) -> Iterator[Problem]:
         elif "/" not in path or path in named:
             continue
         elif _MADE.fullmatch(path):
-            kind = "is left of an interrupted run" if path.endswith(_PARTS) else "has no seal"
+            kind = "is left of an interrupted run" if path.endswith(_PARTS) else "is not part of a shard here"
         else:
             yield Problem(Kind.FOREIGN, path, f"{path} is none of a dataset's files.")
             continue

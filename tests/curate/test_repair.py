@@ -171,6 +171,11 @@ def test_a_shard_whose_files_are_at_a_url_is_given_up_there_too(tmp_path, sound,
         for path in sealed.files:
             (tmp_path / path).unlink()
     assert list(verify(tmp_path)) == []
+    rest = tmp_path / "images/s-0.tar"  # of a run that was killed while it let go of them
+    rest.write_bytes(b"")
+    assert list(verify(tmp_path)) == ["images/s-0.tar is not part of a shard here."]
+    repair(plan(tmp_path))
+    assert not rest.exists() and list(verify(tmp_path)) == []
     MemoryFileSystem.store.pop("/data/set/images/s-1.tar")
     repair(plan(tmp_path))
     for place in (tmp_path, memory):
