@@ -6,6 +6,7 @@ that names the field. A Job is stored beside its dataset, so no secret belongs i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,14 @@ from cahlib.settings import Checked, Setting, held, option
 _HOST = r"([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\])"
 _TRACKER = re.compile(rf"https?://([^\s/@]*@)?{_HOST}(:\d{{1,5}})?(/\S*)?")
 _ENGINE = re.compile(rf"(tls|tcp)://{_HOST}:\d{{1,5}}/?")
+
+
+#: Where the checksum of a stored Job stands beside its settings.
+_SUM = "sha256"
+
+
+class DamagedJob(ConfigError):
+    """The file of a stored Job cannot be read as one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,14 +322,17 @@ class Job(Checked):
     def stored(cls, path: Path) -> Job | None:
         """The Job whose `values` a JSON file holds, or None without one.
 
-        Raises ConfigError for a damaged file.
+        Raises DamagedJob for a damaged file.
         """
         try:
-            return cls.from_values(json.loads(path.read_text(encoding="utf-8")))
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop(_SUM, None) not in (None, _sum(values)):
+                raise ValueError("its checksum does not match")
+            return cls.from_values(values)
         except FileNotFoundError:
             return None
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(
+        except (ValueError, AttributeError, TypeError) as error:
+            raise DamagedJob(
                 f"{path} is damaged; delete it, and give the settings that its run had."
             ) from error
 
@@ -349,7 +361,9 @@ class Job(Checked):
         """Write the file that `stored` reads, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(self.values(), indent=2) + "\n", encoding="utf-8")
+        values = self.values()
+        values[_SUM] = _sum(values)  # a flipped bit may make another setting of one
+        fresh.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         fresh.replace(path)
 
     def differences(self, other: Job) -> dict[str, str]:
@@ -379,6 +393,10 @@ def refuse_unknown(names: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise ConfigError(f"{name}: there is no such setting.")
+
+
+def _sum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def replace(job: Job, **values: Any) -> Job:

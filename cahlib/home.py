@@ -5,6 +5,8 @@ It does not know what is done with the shards that the ledger gives.
 
 from __future__ import annotations
 
+import logging
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,8 @@ from cahlib.private import place
 from cahlib.tracker.client import Tracker, TrackerAway
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Ledger
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -46,7 +50,7 @@ def home(
         _unpublished(home)
         _make_way(job, home)
         require_same(job)
-        ledger = Ledger.sound(home / "ledger.sqlite")
+        ledger = _ledger(job, home)
         try:
             ledger.recover()
             resume(job, ledger)
@@ -70,7 +74,7 @@ def require_same(job: Job) -> None:
     """Raise ConfigError if a job's folder or its URL holds another job's dataset."""
     folder, url = job.output.folder, job.output.url
     here = description.found(folder)
-    if before := Job.stored(folder / "run" / "job.json"):
+    if before := description.job(folder):
         apart = job.differences(before)
         if here and here.committed and here.settings is not None:  # what the dataset says counts
             apart = {name: each for name, each in apart.items() if name == "output"}
@@ -121,19 +125,43 @@ def _make_way(job: Job, home: Path) -> None:
     Its ledger goes as well, for it lists another crawl. One of a tracker's shards stays: what we
     still have of them, the tracker says.
     """
-    before = Job.stored(home / "job.json")
+    before = description.job(home.parent)
     changed = set(job.differences(before)) if before else set()
     if not changed or _has_pairs(home):
         return
-    if any((home / "parcels").glob("*.json")):
-        # What was scraped while a model that cannot be loaded was read serves the next one.
-        if changed <= {setting.name for setting in settings() if setting.group == "judge"}:
-            (home / "job.json").unlink()
+    # What was scraped while a model that cannot be loaded was read serves the next one.
+    serves = changed <= {setting.name for setting in settings() if setting.group == "judge"}
+    if any((home / "parcels").glob("*.json")) and not serves:
         return
     (home / "job.json").unlink()
     if not job.place.tracker:
         for each in home.glob("ledger.sqlite*"):
             each.unlink()
+
+
+def _ledger(job: Job, home: Path) -> Ledger:
+    """Open the ledger of a job; another job's, copied here with its `run`, is put aside.
+
+    So are the parcels beside it: their shards, or the images of the same shards, are others. What a
+    tracker's ledger holds, the tracker says.
+    """
+    ours = description.of(job).digest
+    ledger = Ledger.sound(home / "ledger.sqlite")
+    if not (job.place.tracker or ledger.is_of(ours)):
+        ledger.close()
+        aside = Path(tempfile.mkdtemp(prefix="another-", dir=home))
+        for path in (*home.glob("ledger.sqlite*"), home / "parcels"):
+            if path.exists():
+                path.rename(aside / path.name)
+        _log.warning(
+            "The ledger in %s is that of a job with other settings; it is made anew from the "
+            "dataset, and the old one is kept in %s.",
+            home,
+            aside,
+        )
+        ledger = Ledger.sound(home / "ledger.sqlite")
+    ledger.belong(ours)
+    return ledger
 
 
 def _has_pairs(home: Path) -> bool:

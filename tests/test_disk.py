@@ -111,6 +111,13 @@ def test_a_disk_of_any_size_is_full_in_one_sentence(disk, web, crawl, expected, 
     goes_on(job, expected)
 
 
+def test_a_full_disk_at_a_url_is_no_mistake_of_the_command(disk, web, crawl, tmp_path):
+    folder, resize = disk
+    (folder / "other").write_bytes(bytes(4096))
+    assert resize(4 << 10)
+    assert ends_with_a_sentence(job_of(crawl, (folder / "drive").as_uri(), web))
+
+
 @pytest.mark.parametrize("size", [0, 1, 4, 16, 32, 48, 64, 160])
 def test_a_limit_on_files_is_a_full_disk(tmp_path, web, crawl, expected, size):
     job = job_of(crawl, tmp_path / "dataset", web)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib import __version__
-from cahlib.config import Job, settings
+from cahlib.config import DamagedJob, Job, settings
 from cahlib.curate import signed
 from cahlib.curate.files import files
 from cahlib.curate.sink import Stored
@@ -50,6 +50,16 @@ def read(place: str | Path) -> Description | None:
     """Return what stands at a place, or None. Raise ValueError if it is damaged."""
     there = files(place)
     return signed.unpacked(there.read(NAME), Description) if there.exists(NAME) else None
+
+
+def job(folder: Path) -> Job | None:
+    """Return the job whose run lies beside a dataset, or None; with a warning if it is damaged."""
+    path = folder / "run" / "job.json"
+    try:
+        return Job.stored(path)
+    except DamagedJob:
+        _log.warning("%s is damaged, and is made anew.", path)
+        return None
 
 
 def found(place: str | Path) -> Description | None:

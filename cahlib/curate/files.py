@@ -13,7 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cahlib.curate import sink
-from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.errors import CahError, ConfigError, RunError, is_full, no_space
 from cahlib.retry import wait_asked
 
 #: Stores without folders, where "making" the topmost would create and own a bucket.
@@ -126,6 +126,8 @@ def reaching(place: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split()).rstrip(".")
+        if is_full(error):
+            raise no_space(place) from error
         text = f"{place} cannot be reached: {said} ({type(error).__name__})."
         if (wait := wait_asked(error)) is not None:
             raise Busy(text, wait) from error

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cahlib.config import Job
 from cahlib.curate import dataset, description, pages, seal
 from cahlib.curate.description import Description
 from cahlib.curate.files import files
@@ -99,7 +98,7 @@ def _give_up(place: str | Path, id: str) -> None:
 def _described(place: str | Path) -> Description:
     """Return what is known of a dataset whose dataset.json is gone: its job, or a digest alone."""
     digests = {sealed.settings for sealed in seal.seals(place, damaged="skip")}
-    job = Job.stored(Path(place) / "run" / "job.json") if isinstance(place, Path) else None
+    job = description.job(place) if isinstance(place, Path) else None
     if job and digests <= {"", (ours := description.of(job)).digest}:
         return ours
     return Description(digest=max(digests, default=""))
@@ -107,5 +106,5 @@ def _described(place: str | Path) -> Description:
 
 def _values(place: str | Path, said: Description) -> dict[str, object]:
     """Return the settings that the pages name."""
-    job = Job.stored(Path(place) / "run" / "job.json") if isinstance(place, Path) else None
+    job = description.job(place) if isinstance(place, Path) else None
     return dict(job.values() if job else description.shown(said))

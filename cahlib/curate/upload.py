@@ -26,7 +26,7 @@ from cahlib.curate.files import Busy, Files, files, reaching
 from cahlib.curate.layout import PAGES
 from cahlib.curate.seal import Sealed
 from cahlib.curate.survey import Place
-from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.errors import CahError, ConfigError, RunError, is_full
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +61,8 @@ def check(url: str, folder: Path) -> None:
             there.fs.pipe_file(there.path(trial), b"trial")
             there.fs.rm_file(there.path(trial))
     except RunError as error:
+        if is_full(error):
+            raise
         raise ConfigError(f"output: {error}") from error
 
 

@@ -154,7 +154,11 @@ def _left(sizes: Iterable[str], named: Collection[str]) -> Iterator[Problem]:
         elif "/" not in path or path in named:
             continue
         elif _MADE.fullmatch(path):
-            kind = "is left of an interrupted run" if path.endswith(_PARTS) else "is not part of a shard here"
+            kind = (
+                "is left of an interrupted run"
+                if path.endswith(_PARTS)
+                else "is not part of a shard here"
+            )
         else:
             yield Problem(Kind.FOREIGN, path, f"{path} is none of a dataset's files.")
             continue

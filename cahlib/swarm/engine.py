@@ -22,7 +22,7 @@ from typing import Any
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
 
-from cahlib.errors import ShardError
+from cahlib.errors import RunError, ShardError, is_full
 
 #: Where workers tell how far their jobs are.
 TOPIC = "cahlib-progress"
@@ -114,16 +114,24 @@ def local(workers: int) -> Iterator[Engine]:
     """An engine of this many processes on this machine; they end with it, or with this process."""
     with dask.config.set(_SETTINGS):
         with _deaf():
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                # Its pages are off, but their server stays: not on 8787, where another's may be.
-                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-                memory_limit=0,
-                silence_logs=logging.CRITICAL,
-            )
+            try:
+                cluster = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    # Its pages are off, but their server stays: not on 8787, where another's may be
+                    scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                    memory_limit=0,
+                    silence_logs=logging.CRITICAL,
+                )
+            except (RuntimeError, OSError) as error:  # as when the kernel kills one that starts
+                if is_full(error):
+                    raise
+                raise RunError(
+                    f"The processes that scrape could not be started ({error}); run the same "
+                    "command again, with fewer --workers if memory is short."
+                ) from error
         with cluster, Client(cluster, set_as_default=False) as client:
             yield Engine(client, slots=workers)
 

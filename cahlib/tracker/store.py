@@ -78,6 +78,11 @@ class DamagedLedger(ConfigError):
     """The file of a ledger cannot be read as one."""
 
 
+def _mark(digest: str) -> int:
+    """Return what stands of a digest in the head of an SQLite file, where 31 bits are free."""
+    return int(digest[:8], 16) >> 1
+
+
 class Ledger:
     """The shards of one run in an SQLite file; safe for several threads of one process."""
 
@@ -121,6 +126,19 @@ class Ledger:
                 connection.execute(select(table).limit(1)).all()
             found = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
         return "" if found == "ok" else found
+
+    def is_of(self, digest: str) -> bool:
+        """Whether the ledger is that of a job with these settings, or of nobody yet."""
+        with self._database.read() as connection:
+            return connection.exec_driver_sql("PRAGMA application_id").scalar() in (
+                0,
+                _mark(digest),
+            )
+
+    def belong(self, digest: str) -> None:
+        """Note by whose settings its shards are done; an earlier version did not."""
+        with self._database.write() as connection:
+            connection.exec_driver_sql(f"PRAGMA application_id = {_mark(digest)}")
 
     def add(self, shards: Iterable[Shard]) -> None:
         """Put shards at the end of the list; those that are in it already stay as they are."""

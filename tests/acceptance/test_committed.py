@@ -13,6 +13,7 @@ from cahlib.curate import description, seal, upload
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError
 from cahlib.run import run
+from cahlib.tracker.store import Ledger
 from tests.world import command, small
 
 pytestmark = pytest.mark.timeout(120)
@@ -91,6 +92,16 @@ def garble_ledger(folder):
     (folder / "run/ledger.sqlite").write_bytes(b"garbage" * 1000)
 
 
+def spoil_job(folder):
+    (folder / "run/job.json").write_bytes(b"{")
+
+
+def flip_job(folder):
+    """Another setting has become of one, and another output of the output."""
+    path = folder / "run/job.json"
+    path.write_text(path.read_text().replace('"strict"', '"headers"').replace("output", "outpuu"))
+
+
 def lose_list(folder):
     (folder / "dataset.json").unlink()
 
@@ -110,7 +121,7 @@ def become_old(folder):
 
 LOSSES = [
     lose_ledger, lose_run, empty_ledger, zero_ledger, garble_ledger, lose_list, lose_list_and_run,
-    become_old,
+    become_old, spoil_job, flip_job,
 ]  # fmt: skip
 
 
@@ -370,6 +381,47 @@ def test_a_dataset_that_is_read_only_can_be_verified(folder, capsys):
     finally:
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def other(web, tmp_path_factory):
+    """Another crawl's dataset with one shard to do, and the parcel of another resize."""
+    folder = tmp_path_factory.mktemp("other") / "set"
+    crawl = small.write(tmp_path_factory.mktemp("crawl"), files=2, links=4)
+    outcome = run(replace(small.job(crawl, folder, web), resize=100))
+    assert outcome.shards.done == 4
+    ledger = Ledger(folder / "run/ledger.sqlite")
+    shard = ledger.in_state("done")[-1]
+    ledger.remove(shard.id)
+    ledger.add([shard])
+    ledger.close()
+    (folder / "run/parcels").mkdir(exist_ok=True)
+    (folder / "run/parcels/kept.txt").write_text("parcels")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["run", "run/ledger.sqlite"])
+def test_the_run_of_another_dataset_brings_nothing_into_this_one(
+    job, folder, other, caplog, tmp_path, name
+):
+    for sealed in list(seal.seals(folder))[:1]:  # there is something to do, too
+        for path in files_of(folder):
+            path.unlink()
+        description.forget(folder, [sealed.shard.id])
+    if name == "run":
+        shutil.rmtree(folder / "run")
+        shutil.copytree(other / "run", folder / "run")
+    else:
+        shutil.copy(other / name, folder / name)
+    outcome = run(job)
+    assert (outcome.shards.done, outcome.shards.total, outcome.faults) == (2, 2, ())
+    assert len(pq.read_table(folder / "metadata")) == 12 and list(verify(folder)) == []
+    assert "is that of a job with other settings" in caplog.text
+    (aside,) = (folder / "run").glob("another-*")
+    assert (aside / "ledger.sqlite").read_bytes() == (other / "run/ledger.sqlite").read_bytes()
+    assert (aside / "parcels/kept.txt").exists() == (name == "run")
+    caplog.clear()
+    assert run(job).shards.total == 2 and caplog.text == ""
 
 
 def test_two_folders_with_strange_names_are_two_datasets(crawl, web, tmp_path):

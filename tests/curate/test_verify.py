@@ -96,7 +96,9 @@ def test_a_missing_file_is_found(folder, path):
 
 def test_files_of_a_shard_without_a_seal_are_found(folder):
     (folder / "shards/s-1.json").unlink()
-    assert list(verify(folder)) == [f"{path} is not part of a shard here." for path in sorted(FILES.values())]
+    assert list(verify(folder)) == [
+        f"{path} is not part of a shard here." for path in sorted(FILES.values())
+    ]
 
 
 def test_what_an_interrupted_run_left_is_found(folder):

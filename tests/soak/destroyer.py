@@ -113,7 +113,9 @@ class Series:
         """Hold what `cah verify` finds to what is wrong."""
         own = state(place)
         try:
-            found = [each.sentence for each in problems(place, committed(place / "run/ledger.sqlite"))]
+            found = [
+                each.sentence for each in problems(place, committed(place / "run/ledger.sqlite"))
+            ]
         except ConfigError as error:
             if own.whole or own.broken or own.listed:
                 raise Found(f"verify of {place}: {error}") from error
@@ -175,7 +177,7 @@ class Series:
         """Have other settings refused, and nothing changed."""
         self._tell(f"other settings: {other}")
         before = _content(self._places)
-        ended = self._do(self.arena.run(self.mode, **other))
+        ended = self._do(self.arena.run(self.mode, **other), refused=True)
         if ended.code != 2:
             raise Found(f"{other} are not refused: exit {ended.code}")
         if changed := _changed(before, _content(self._places)):
@@ -198,8 +200,10 @@ class Series:
         if ended.code in (0, 1) and (own.broken or own.stray):
             raise Found(f"a repair leaves {own.broken} and {sorted(own.stray)}")
 
-    def _do(self, arguments: tuple[str, ...], *events: Any, **more: Any) -> Ended:
-        """Give a command, and hold what it did to what must be."""
+    def _do(
+        self, arguments: tuple[str, ...], *events: Any, refused: bool = False, **more: Any
+    ) -> Ended:
+        """Give a command, and hold what it did to what must be; ``refused``: it may be refused."""
         before = {place: state(place) for place in self._places}
         here = self.arena.now / "here"
         here.mkdir(parents=True, exist_ok=True)
@@ -212,7 +216,7 @@ class Series:
         self._tell(f"{shown}: exit {ended.code}")
         self.told += [f"    {line}" for line in ended.said.splitlines() if line][-12:]
         self._unharmed(before)
-        self._honest(arguments[0], ended, before)
+        self._honest(arguments[0], ended, refused or self._unknown())
         return ended
 
     def _unharmed(self, before: dict[Path, State]) -> None:
@@ -233,7 +237,12 @@ class Series:
                 if uids(place, id) != self.arena.keys[id]:
                     raise Found(f"shard {id} of {place} has not the pairs that it has undisturbed")
 
-    def _honest(self, command: str, ended: Ended, before: dict[Path, State]) -> None:
+    def _unknown(self) -> bool:
+        """Whether nothing is left here that says whose the rest is, or only what is another's."""
+        own = state(self._folder)
+        return self.strange or not (own.whole or own.broken or own.away or own.listed)
+
+    def _honest(self, command: str, ended: Ended, refused: bool) -> None:
         """The exit code and what is said are true."""
         if ended.faults:
             raise Found("; ".join(ended.faults))
@@ -243,7 +252,7 @@ class Series:
             raise Found(f"{command} ends with {ended.code} and says nothing")
         if command != "run":
             return
-        if ended.code == 2 and not self.strange and "instead of" not in ended.said:
+        if ended.code == 2 and not refused:
             raise Found("the same command is refused")
         own = state(self._place)
         if ended.code == 0 and (lacking := self.arena.keys.keys() - own.whole.keys() - own.hidden):
@@ -265,7 +274,11 @@ class Series:
             ended = self._do(self.arena.run(self.mode))
             if ended.code == 0:
                 break
-            if ended.code == 2 and self.strange:  # another's run directory is taken out
+            if ended.code == 2 and "of somebody else's" in ended.said:
+                for name in ("report.html", "README.md"):
+                    (self._folder / name).unlink(missing_ok=True)
+                self._tell("report and card are taken out")
+            elif ended.code == 2 and self.strange:  # another's run directory is taken out
                 shutil.rmtree(self._folder / "run", ignore_errors=True)
                 self.strange = False
                 self._tell("run/ is taken out")

@@ -252,7 +252,7 @@ def _whole(folder: Path, shards: int) -> bool:
 
 @contextmanager
 def disk() -> Iterator[tuple[Path, Callable[[int], bool]]]:
-    """A folder, and what sets the size of its disk, 0 for a large one, if that is one of its own."""
+    """A folder, and what sets the size of its disk (0: large), if it is one of its own."""
     with tempfile.TemporaryDirectory() as work:
 
         def mounted(options: str) -> bool:

@@ -1,4 +1,4 @@
-"""Launches of the command `cah` that cost no start: each is a fork of a process that has all loaded.
+"""Launches of the command `cah` that cost no start: each is the fork of one that has all loaded.
 
 One can be killed before its n-th change of a file below a folder, which is the same point each
 time, or at a moment, and pressed Ctrl-C.

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import psutil
 import pytest
 
-from cahlib.errors import ShardError
+from cahlib.errors import RunError, ShardError
 from cahlib.swarm import engine
 from tests.world import command, jobs
 from tests.world.races import shaken, together
@@ -45,6 +46,30 @@ def test_a_job_whose_worker_is_killed_is_done_by_another(scrapers, tmp_path):
     jobs.wait_for(tmp_path / "2")
     (tmp_path / "go").touch()
     assert take(scrapers, 1) == {"victim": "done"}
+
+
+def test_scrapers_that_are_killed_while_they_start_end_the_run_with_a_sentence():
+    """As the kernel does where memory is short."""
+    ended = threading.Event()
+
+    def kill():
+        while not ended.wait(0.01):
+            for each in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if "spawn_main" in " ".join(each.cmdline()):
+                        each.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with (
+            pytest.raises(RunError, match="could not be started .* run the same command again"),
+            engine.local(1),
+        ):
+            raise AssertionError("they have started")
+    finally:
+        ended.set()
+        killer.join()
 
 
 def test_a_job_that_costs_three_workers_is_given_up(tmp_path):
