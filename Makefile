@@ -9,7 +9,8 @@
 # make bench-gpu  judging on a GPU beside the model alone and clip-retrieval
 # make fuzz   the readers of strangers' bytes, and the suite's own tests with examples drawn at
 #             random, for FUZZ seconds each (300)
-# make soak   a run for MINUTES (60), half of it left alone and half of it disturbed
+# make soak   for MINUTES (60), a run that is left alone, then disturbed, and datasets that are
+#             damaged at random and mended
 # All set themselves up in .venv.
 
 .PHONY: demo test quick coverage test-nodes test-classic pictures bench bench-gpu fuzz soak readme

@@ -1,7 +1,5 @@
 """A run that lasts, and one that is disturbed: what it costs in time, and whether anything is lost.
 
-    python -m tests.soak [--minutes 60] [--seed 1]
-
 Half of the time a run of synthetic shards is left alone, and the memory and the open files of each
 of its processes are looked at every second. In the other half something happens every few seconds:
 a scraper or the whole run is killed, Ctrl-C is pressed, the network is cut, the disk is full (root
