@@ -6,7 +6,6 @@ that names the field. A Job is stored beside its dataset, so no secret belongs i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
 from cahlib.errors import ConfigError
-from cahlib.fingerprint import differences, fingerprint
+from cahlib.fingerprint import checksum, differences, fingerprint
 from cahlib.presets import PRESETS
 from cahlib.settings import Checked, Setting, held, option
 
@@ -326,7 +325,7 @@ class Job(Checked):
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values.pop(_SUM, None) not in (None, _sum(values)):
+            if values.pop(_SUM, None) not in (None, checksum(values)):
                 raise ValueError("its checksum does not match")
             return cls.from_values(values)
         except FileNotFoundError:
@@ -362,7 +361,7 @@ class Job(Checked):
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
         values = self.values()
-        values[_SUM] = _sum(values)  # a flipped bit may make another setting of one
+        values[_SUM] = checksum(values)  # a flipped bit may make another setting of one
         fresh.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         fresh.replace(path)
 
@@ -393,10 +392,6 @@ def refuse_unknown(names: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise ConfigError(f"{name}: there is no such setting.")
-
-
-def _sum(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def replace(job: Job, **values: Any) -> Job:

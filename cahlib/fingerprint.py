@@ -49,7 +49,12 @@ def digest(settings: Iterable[Setting], values: Mapping[str, Any]) -> str:
     plain = {each.name: _core(told(each, each.default)) for each in settings}
     said = {name: _core(value) for name, value in values.items()}
     said = {name: value for name, value in said.items() if value != plain.get(name)}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return checksum(said)
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """Return the hex sha256 of values in JSON's types, whatever their order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def differences(
