@@ -173,15 +173,17 @@ def discard(folder: Path, shard: Shard) -> None:
 
 
 def sweep(folder: Path, done: Iterable[Shard] = ()) -> None:
-    """Remove what was never sealed, and parcels of shards that are done; nobody may be writing."""
-    with disk(folder):
-        folder.mkdir(exist_ok=True)
-        for path in folder.glob("*.part"):
+    """Remove what was never sealed, and parcels of shards that are done; nobody may be writing.
+
+    Raises OSError: trouble with the folder is the run's, not a shard's.
+    """
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("*.part"):
+        path.unlink(missing_ok=True)
+    served = {shard.id for shard in done}
+    for path in folder.iterdir():
+        if path.stem in served:
             path.unlink(missing_ok=True)
-        served = {shard.id for shard in done}
-        for path in folder.iterdir():
-            if path.stem in served:
-                path.unlink(missing_ok=True)
 
 
 def check(parcel: Parcel) -> None:

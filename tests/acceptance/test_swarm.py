@@ -198,7 +198,7 @@ def test_a_closed_terminal_leaves_no_server(cloud, tmp_path):
             os.close(ours)  # whatever is printed from now on is an error
             for _ in range(2):  # by the kernel, and by the shell
                 process.send_signal(signal.SIGHUP)
-            assert process.wait() == 1
+            assert process.wait() == 3
         finally:
             process.kill()
     assert names(cloud) == ["stranger"]

@@ -68,7 +68,7 @@ def test_certificates_that_end_soon_are_renewed_and_what_opens_the_nodes_stays(k
 
 def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch):
     """None is made here: the account has no room."""
-    orders = crew.Orders(limits=Limits(nodes=1), state=tmp_path)
+    orders = crew.Orders(limits=Limits(nodes=1), state=tmp_path / "run/swarm")
     keys = Keys(place(orders.state, "keys"))
     before = keys.authority().public.read_bytes()
     monkeypatch.setattr(key_files, "_LEFT", days(31))  # so those of today end soon

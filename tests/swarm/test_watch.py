@@ -185,7 +185,7 @@ def cloud(tmp_path):
 @contextmanager
 def scraping(cloud, folder, said, rules, nodes=2):
     """An engine on nodes that are looked after."""
-    orders = crew.Orders(limits=Limits(nodes=nodes), state=folder / "swarm", rules=rules)
+    orders = crew.Orders(limits=Limits(nodes=nodes), state=folder / "run/swarm", rules=rules)
     accounts = hetzner.accounts(TOKEN, endpoint=cloud.url)
     with crew.crew(
         accounts, orders, folder / "parcels", tell=said.append, stop=Event(), board=Board()
@@ -288,7 +288,7 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
         fetch_log(login, target, **settings)
 
     monkeypatch.setattr(install, "fetch_log", fetched)
-    orders = crew.Orders(limits=Limits(nodes=2, max_cost=0.014), state=tmp_path / "swarm")
+    orders = crew.Orders(limits=Limits(nodes=2, max_cost=0.014), state=tmp_path / "run/swarm")
     accounts, stop, board = hetzner.accounts(TOKEN, endpoint=cloud.url), Event(), Board()
     crew.up(accounts, orders, tell=lambda _: None)
     began = datetime.now(timezone.utc) - timedelta(minutes=30)
@@ -307,7 +307,7 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
 def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
     monkeypatch.setattr(crew, "_LOOK", 0.1)
     limits = Limits(nodes=1, max_cost=0.01)
-    orders = crew.Orders(limits=limits, state=tmp_path / "swarm", rules=RULES)
+    orders = crew.Orders(limits=limits, state=tmp_path / "run/swarm", rules=RULES)
     accounts, stop = hetzner.accounts(TOKEN, endpoint=cloud.url), Event()
     crew.up(accounts, orders, tell=lambda _: None)
     for server in cloud.servers():
