@@ -9,7 +9,7 @@ from functools import partial
 
 from cahlib import relay
 from cahlib.config import Job
-from cahlib.errors import CahError, ConfigError, Postponed, RunError
+from cahlib.errors import CahError, ConfigError, Postponed, RunError, writing
 from cahlib.home import home
 from cahlib.needs import introduced
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
@@ -41,7 +41,8 @@ def volunteer(
     """
     introduced(job)
     stop = stop or threading.Event()
-    with home(job, role="cpu", stop=stop, refused=relay.drop) as shared:
+    folder = job.output.folder
+    with home(job, role="cpu", stop=stop, refused=relay.drop) as shared, writing(folder):
         assert isinstance(shared, Shared)
         if "://" not in shared.upload:
             raise ConfigError(
