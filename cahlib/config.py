@@ -65,15 +65,19 @@ class Crawl(Checked):
     max_url: int = option(2000, "most characters of an address", least=10, most=100_000)
     og_images: bool = option(False, "also take pages' og:image with its og:description")
     blocked_domains: tuple[str, ...] = option(
-        (), "files of domains to leave out, one a line, separated by commas", file=True
+        (), "files of domains to leave out, one a line, separated by commas", file=True, grows=True
     )
     blocked_urls: tuple[str, ...] = option(
-        (), "files of image addresses to leave out, one a line, separated by commas", file=True
+        (),
+        "files of image addresses to leave out, one a line, separated by commas",
+        file=True,
+        grows=True,
     )
     blocked_pairs: tuple[str, ...] = option(
         (),
         "files of pair hashes (hex md5 of url + text) to leave out: text, or .bloom filters",
         file=True,
+        grows=True,
     )
 
 
@@ -127,7 +131,10 @@ class Download(Checked):
         most=4096,
     )  # fmt: skip
     known_harm: tuple[str, ...] = option(
-        (), "files of hashes (hex md5, sha1 or sha256) of images that must be nowhere", file=True
+        (),
+        "files of hashes (hex md5, sha1 or sha256) of images that must be nowhere",
+        file=True,
+        grows=True,
     )
     consent: str = option(
         "strict",
@@ -169,6 +176,7 @@ class Judge(Checked):
         (),
         "files of perceptual hashes (16 hex digits) of images that nothing may look like",
         file=True,
+        grows=True,
     )
     harm_distance: int = option(4, "for harm_looks: bits of 64 that may differ", least=0, most=8)
     batch: int = option(256, "images judged at once", least=1, most=65_536, free=True)

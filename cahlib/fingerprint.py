@@ -1,7 +1,8 @@
 """Which settings decide what is in a dataset, in a form that another machine can compare.
 
-Where a setting names a file, the file's content decides and not where it lies: the same list, head
-or model on another machine is the same setting. It does not know which settings there are.
+Where a setting names a file, the file's content decides and not where it lies: the same head or
+model on another machine is the same setting. Of lists that say what to leave out the name decides,
+for they grow. It does not know which settings there are.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def told(setting: Setting, value: Any) -> Any:
         return [told(setting, each) for each in value]
     if not isinstance(value, str) or not value:
         return value
+    if setting.option.grows:  # who leaves out more than before spoils nothing that is there
+        return Path(value).name
     return _file(value) if setting.option.file else _private(value)
 
 

@@ -24,6 +24,8 @@ class Option:
     free: bool = False
     #: names files of this machine, whose content counts and not where they lie
     file: bool = False
+    #: those files say what to leave out: they may grow between two launches, and their names count
+    grows: bool = False
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:

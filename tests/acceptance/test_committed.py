@@ -189,10 +189,17 @@ def test_files_count_by_their_content_wherever_they_lie(job, folder, tmp_path, l
     assert content(folder) == before
     for name in lists:
         path = tmp_path / "two" / f"{name}.txt"
-        other = path.with_name("other.txt")
-        other.write_text(path.read_text().replace("0", "1").replace("bad", "worse"))
-        with pytest.raises(ConfigError, match=rf"{name} {name}.txt \(sha256 .* instead of other"):
+        with path.open("a") as grown:  # by what was found meanwhile
+            grown.write(lists[name].replace("0", "1").replace("bad", "worse") + "\n")
+        other = path.rename(path.with_name("other.txt"))
+        with pytest.raises(ConfigError, match=rf"{name} {name}.txt instead of other.txt"):
             run(replace(there, **{name: str(other)}))
+        other.rename(path)
+    assert run(there).shards.done == 2 and content(folder) == before
+    safety = tmp_path / "two" / "model" / "safety.json"
+    safety.write_text(safety.read_text() + " ")
+    with pytest.raises(ConfigError, match=r"safety safety.json \(sha256 .* instead of safety.json"):
+        run(there)
     assert str(tmp_path) not in (folder / "dataset.json").read_text()
 
 
