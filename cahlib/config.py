@@ -54,6 +54,12 @@ class Crawl(Checked):
         ("en",),
         "languages to keep, as tags separated by commas (en, zh, zh-Hant, sr-Latn); all = any",
     )
+    language_evidence: str = option(
+        "caption",
+        "what tells the language of a short caption where it does not itself; caption: nothing (as "
+        "LAION did), page: the language that its page declares and that of its other captions",
+        choices=("caption", "page"),
+    )
     personal: str = option(
         "drop", "texts with e-mail, phone, card or passport numbers", choices=("drop", "mask")
     )

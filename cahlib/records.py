@@ -187,6 +187,7 @@ class Candidate:
     language: str  #: ISO 639 code by CLD2, "un" if unknown
     reliable: bool  #: whether CLD2 calls the language reliable
     source: str  #: "alt", or "og" for og:image with og:description
+    language_evidence: str = "caption"  #: what tells the language: "caption" alone, or its "page"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

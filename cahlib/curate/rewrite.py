@@ -170,6 +170,8 @@ def _judged(row: Row, data: bytes, image: Any, text: Any) -> Judged:
                 licence=row["LICENSE"],
                 language=row["language"],
                 reliable=row["reliable"],
+                # a dataset from before there was another has no such column
+                language_evidence=row.get("language_evidence") or "caption",
                 source=row["source"],
             ),
             data=data,

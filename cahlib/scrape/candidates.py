@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 
 from cahlib.config import Crawl
 from cahlib.records import Candidate, OptOut, Reason, Stage, Tally
-from cahlib.scrape import links, optout, texts
+from cahlib.scrape import languages, links, optout, texts
 from cahlib.scrape.blocklists import Blocklists
+from cahlib.scrape.evidence import PageEvidence
 from cahlib.scrape.wat import Link, Page
 
 #: The path by which an og:image with its og:description goes among the links.
@@ -53,6 +54,7 @@ def candidates(
             continue
         texted = [link for link in shown if link.alt]
         tally.lost[Reason.NO_TEXT] += len(shown) - len(texted)
+        choose.turn_to(page, texted)
         for link in texted:
             answer = choose(link, base)
             if not isinstance(answer, tuple):
@@ -77,6 +79,7 @@ def candidates(
                 licence=licence,
                 language=text.language,
                 reliable=text.reliable,
+                language_evidence=text.evidence,
                 source="og" if link.path == _OPEN_GRAPH else "alt",
             )
             position += 1
@@ -88,13 +91,22 @@ class _Choice:
     def __init__(self, options: Crawl, blocked: Blocklists) -> None:
         self._most, self._blocked = options.max_url, blocked
         self._judge = texts.judge(options)
+        self._wanted, self._by_page = languages.wanted(options), options.language_evidence == "page"
+        self._evidence: PageEvidence | None = None
         self._seen: set[str] = set()
+
+    def turn_to(self, page: Page, links: list[Link]) -> None:
+        """Weigh what a page tells of its captions' language, if the options want that."""
+        if self._by_page:
+            self._evidence = PageEvidence.of(page, (self._judge(link.alt) for link in links))
 
     def __call__(self, link: Link, base: links.Base) -> tuple[str, texts.Text, str] | Reason:
         """A candidate's address, text and uid, or why a link is none; cheap questions first."""
         if reason := links.refuse(link.url):
             return reason
         text = self._judge(link.alt)
+        if self._evidence and isinstance(text, texts.Text):
+            text = self._evidence.settle(text, self._wanted)
         if not isinstance(text, texts.Text):
             return text
         url = links.absolute(link.url, base, self._most)

@@ -104,14 +104,18 @@ class Text(NamedTuple):
     raw: str | None  #: as it stood there, if that differs
     language: str
     reliable: bool
+    evidence: str = "caption"  #: for the language: "caption" or "page"
 
 
 def judge(options: Crawl) -> Callable[[str], Text | Reason]:
-    """A judge of alt texts by these options, who remembers the last 20,000 short ones."""
-    wanted = languages.wanted(options)
+    """A judge of alt texts by these options, who remembers the last 20,000 short ones.
+
+    Where the page is asked as well, texts of all languages pass: `cahlib.scrape.evidence` decides.
+    """
+    wanted, by_page = languages.wanted(options), options.language_evidence == "page"
 
     def judged(raw: str) -> Text | Reason:
-        if wanted == _ENGLISH and not _LATIN.search(raw):
+        if wanted == _ENGLISH and not by_page and not _LATIN.search(raw):
             return refuse(_spaced(raw), options) or Reason.LANGUAGE
         text = repaired(raw)
         reason = refuse(text, options)
@@ -122,7 +126,7 @@ def judge(options: Crawl) -> Callable[[str], Text | Reason]:
                 return Reason.PERSONAL_TEXT
             text = raw = clean
         language, reliable = detect(text)
-        if wanted is not None and not wanted.takes(language, text):
+        if wanted is not None and not by_page and not wanted.takes(language, text):
             return Reason.LANGUAGE
         return Text(text, raw if raw != text else None, language, reliable)
 
@@ -201,8 +205,17 @@ def _is_letter(character: str) -> bool:
 
 def detect(text: str) -> tuple[str, bool]:
     """The language of a text by CLD2, "un" if it knows none, and whether it is sure."""
+    return _detect(text, guess=False)
+
+
+def guess(text: str) -> str:
+    """Return the language that CLD2 finds the likeliest, however short a text is."""
+    return _detect(text, guess=True)[0]
+
+
+def _detect(text: str, *, guess: bool) -> tuple[str, bool]:
     try:
-        reliable, _, details = pycld2.detect(text, isPlainText=True)
+        reliable, _, details = pycld2.detect(text, isPlainText=True, bestEffort=guess)
     except (pycld2.error, UnicodeEncodeError):  # whatever else it refuses to look at
         return "un", False
     return details[0][1], reliable
