@@ -51,22 +51,18 @@ class Crawl(Checked):
         "https://data.commoncrawl.org/", "where crawls are downloaded from", free=True
     )
     languages: tuple[str, ...] = option(
-        ("en",),
-        "languages to keep, as tags separated by commas (en, zh, zh-Hant, sr-Latn); all = any",
+        ("en",), "languages to keep, as tags with commas (en, zh, zh-Hant, sr-Latn); all = any"
     )
     language_evidence: str = option(
-        "caption",
-        "what tells the language of a short caption where it does not itself; caption: nothing (as "
-        "LAION did), page: the language that its page declares and that of its other captions",
+        "caption", "what tells a short caption's language: itself (as LAION did), or its page too",
         choices=("caption", "page"),
-    )
+    )  # fmt: skip
     personal: str = option(
         "drop", "texts with e-mail, phone, card or passport numbers", choices=("drop", "mask")
     )
     min_text: int = option(
-        5, "least letters of a text; those of Chinese, Japanese and Korean count as three, "
-        "consonants of Thai, Hindi and their like as two", least=1, most=1000,
-    )  # fmt: skip
+        5, "least letters of a text; CJK's count thrice, Indic and Thai twice", least=1, most=1000
+    )
     max_text: int = option(1000, "most characters of a text", least=1, most=100_000)
     max_url: int = option(2000, "most characters of an address", least=10, most=100_000)
     og_images: bool = option(False, "also take pages' og:image with its og:description")
@@ -74,17 +70,13 @@ class Crawl(Checked):
         (), "files of domains to leave out, one a line, separated by commas", file=True, grows=True
     )
     blocked_urls: tuple[str, ...] = option(
-        (),
-        "files of image addresses to leave out, one a line, separated by commas",
-        file=True,
-        grows=True,
-    )
+        (), "files of image addresses to leave out, one a line, separated by commas",
+        file=True, grows=True,
+    )  # fmt: skip
     blocked_pairs: tuple[str, ...] = option(
-        (),
-        "files of pair hashes (hex md5 of url + text) to leave out: text, or .bloom filters",
-        file=True,
-        grows=True,
-    )
+        (), "files of pair hashes (hex md5 of url + text) to leave out: text, or .bloom filters",
+        file=True, grows=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +84,9 @@ class Download(Checked):
     """How images are fetched, and which are good enough."""
 
     contact: str = option(
-        "",
-        "a web page or e-mail address where site owners reach you; sent in the user agent",
+        "", "a web page or e-mail address where site owners reach you; sent in the user agent",
         free=True,
-    )
+    )  # fmt: skip
     connections: int = option(
         256, "connections at once in each scraper", least=1, most=4096, free=True
     )
@@ -137,11 +128,9 @@ class Download(Checked):
         most=4096,
     )  # fmt: skip
     known_harm: tuple[str, ...] = option(
-        (),
-        "files of hashes (hex md5, sha1 or sha256) of images that must be nowhere",
-        file=True,
-        grows=True,
-    )
+        (), "files of hashes (hex md5, sha1 or sha256) of images that must be nowhere",
+        file=True, grows=True,
+    )  # fmt: skip
     consent: str = option(
         "strict",
         "which refusals of owners are honoured; strict: all that machines can read, robots.txt and "
@@ -160,15 +149,13 @@ class Judge(Checked):
 
     preset: str = option("laion400m", "model and threshold together", choices=tuple(PRESETS))
     model: str = option(
-        "",
-        "another model than the preset's: open_clip's name, or the folder of a local one",
+        "", "another model than the preset's: open_clip's name, or the folder of a local one",
         file=True,
-    )
+    )  # fmt: skip
     pretrained: str = option(
-        "",
-        "the weights of that model: open_clip's name or a file (a folder brings its own)",
+        "", "the weights of that model: open_clip's name or a file (a folder brings its own)",
         file=True,
-    )
+    )  # fmt: skip
     threshold: float | None = option(
         None, "least similarity of a pair; the preset's if not given", least=-1, most=1
     )
@@ -179,11 +166,9 @@ class Judge(Checked):
         (), "JSON files of heads that score embeddings, a safetensors file beside each", file=True
     )
     harm_looks: tuple[str, ...] = option(
-        (),
-        "files of perceptual hashes (16 hex digits) of images that nothing may look like",
-        file=True,
-        grows=True,
-    )
+        (), "files of perceptual hashes (16 hex digits) of images that nothing may look like",
+        file=True, grows=True,
+    )  # fmt: skip
     harm_distance: int = option(4, "for harm_looks: bits of 64 that may differ", least=0, most=8)
     batch: int = option(256, "images judged at once", least=1, most=65_536, free=True)
     device: str = option(
