@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urljoin
 
 import aiohttp
 
 from cahlib.records import Reason
 from cahlib.scrape import optout
+from cahlib.scrape.links import join, split
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -45,10 +45,10 @@ def location(answer: aiohttp.ClientResponse, place: str) -> str | Reason | None:
     if answer.status not in _REDIRECTS:
         return None
     try:
-        target = urljoin(place, answer.headers.get("Location", "").strip())
+        target = join(place, answer.headers.get("Location", ""))
     except ValueError:
         return Reason.BAD_REDIRECT
-    same = target.partition("#")[0] == place.partition("#")[0]
+    same = split(target) == split(place)
     return Reason.BAD_REDIRECT if same else target
 
 

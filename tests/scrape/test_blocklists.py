@@ -257,6 +257,7 @@ def test_a_line_that_is_no_address_is_refused_by_its_number(tmp_path, line):
     [
         "i\u2764.ws",
         "\u0928\u092e\u0938\u094d\u0924\u0947.com",
+        "\u0646\u0627\u0645\u0647\u200c\u0627\u06cc.com",
         "\u4f8b\u3048\u3002jp",
         "_dmarc.a_b.com",
         "1.2.3.4",
