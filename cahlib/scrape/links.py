@@ -26,7 +26,7 @@ PORTS = frozenset({None, 80, 443})
 #: What most addresses look like; ada asks for the same by them (checked by test), in five times the
 #: time.
 _ORDINARY = re.compile(
-    r"https?://((?:[a-z0-9-]+\.)+[a-z][a-z0-9-]*)(?:/(?![.]|%2[eE])[!\"$-.0-\[\]-~]*)*"
+    r"https?://([a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z][a-z0-9-]*)(?:/[!\"$-\[\]-~]*)?"
 )
 #: What changes where an address seems to lead: steps, backslashes, blanks and control characters.
 _ODD = re.compile(r"/(?:\.|%2e){1,2}(?=[/?]|\Z)|[\x00-\x20\\\x7f]", re.IGNORECASE)
@@ -133,7 +133,8 @@ def absolute(url: str, base: Base, most: int) -> str | Reason:
     if not url:
         return Reason.BAD_URL
     joined = _joined(url, base)
-    if joined and (match := _ORDINARY.fullmatch(joined)):
+    plain = joined and "/." not in joined and "/%2" not in joined
+    if plain and (match := _ORDINARY.fullmatch(joined)):
         return Reason.LONG_URL if len(joined) > most else _host(match[1]) or joined
     try:
         asked = join("" if _SCHEME.match(url) and not base.scheme else base.url, url)
