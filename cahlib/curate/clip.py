@@ -45,7 +45,7 @@ _ROW = 256
 #: What open_clip, torch and safetensors raise for files that are no model of theirs.
 _UNFIT = (
     OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
-    EOFError, ImportError, pickle.UnpicklingError, SafetensorError,
+    ArithmeticError, EOFError, ImportError, pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ lengths that networks have given out, and that it is no article's number (GS1: I
 
 from __future__ import annotations
 
+import re as _re
 from collections.abc import Callable
 from functools import partial
 
@@ -37,6 +38,8 @@ _PASSPORT = re.compile(
     r"(?=(?:[A-Z]*\d){5})[A-Z\d]{7,9}(?!\w)",
     re.IGNORECASE,
 )
+#: Nor does a text without one of these, which is asked in a fifth of the time.
+_MAYBE = _re.compile("[@0-9\x80-\U0010ffff]")
 #: A text without these holds none of them: most need no further look.
 _HINT = re.compile(r"[@\d](?:(?<=@)|(?:\D{0,3}\d){5})")
 
@@ -72,7 +75,7 @@ _THOUSANDS = re.compile(r"\d{1,3}(?:[.]\d{3})*[.]\d{2}0")
 
 def masked(text: str) -> str:
     """Return the text with a word such as "<phone>" in place of each personal datum."""
-    if not _HINT.search(text):
+    if not _MAYBE.search(text) or not _HINT.search(text):
         return text
     for word, form, holds in _FORMS:
         text = form.sub(partial(_mask, word, holds), text)
