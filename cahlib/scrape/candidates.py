@@ -127,7 +127,9 @@ def _shown(page: Page, options: Crawl) -> list[Link]:
     shown = [link for link in page.links if link.path == "IMG@/src"]
     if options.og_images:
         said = {(meta.property or meta.name).lower(): meta.content for meta in page.metas[::-1]}
-        if image := said.get("og:image"):
+        # three names of one picture; a page that has several gives one
+        names = ("og:image", "og:image:secure_url", "og:image:url")
+        if image := next((said[name] for name in names if said.get(name)), ""):
             shown.append(Link(_OPEN_GRAPH, image, said.get("og:description", "")))
     return shown
 

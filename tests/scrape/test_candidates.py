@@ -284,6 +284,12 @@ def test_open_graph_images_are_a_second_source_when_asked_for():
     assert choose(page(metas=metas)) == ([], {})
     (found,), _ = choose(page(metas=metas), og_images=True)
     assert (found.url, found.source) == ("http://site.com/og.png", "og")
+    for name in ("og:image:secure_url", "og:image:url"):
+        other = Meta(property=name, content="/other.png")
+        (found,), _ = choose(page(metas=[other, *metas]), og_images=True)
+        assert found.url == "http://site.com/og.png"
+        (found,), _ = choose(page(metas=[other, metas[1]]), og_images=True)
+        assert (found.url, found.source) == ("http://site.com/other.png", "og")
 
 
 def test_blocked_domains_and_pairs_are_left_out():
