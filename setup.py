@@ -26,8 +26,8 @@ base = [
     "cykooz_resizer>=4.0.1; sys_platform == 'linux' and platform_machine == 'x86_64'",
     "isal>=1.7",  # inflates WATs three times as fast as zlib; plain wheels
     "msgspec>=0.19",  # reads only the wanted fields of a WAT record's JSON
-    # tells languages, as LAION did; arm64 compiles it. CLD3, which has wheels for both, agrees on 71 %
-    # of the labelled captions and takes four times as long (cld3-py 3.1; py3langid: 85 %, seven times)
+    # tells languages, as LAION did; arm64 compiles it. CLD3 has wheels for both, but agrees on 71 %
+    # of the labelled captions whose language CLD2 knows, in four times the time
     "pycld2>=0.42",
     "rbloom>=1.5",  # lists of pairs as Bloom filters
     "publicsuffixlist>=1.0",  # whose domain a host is; the list is in the package

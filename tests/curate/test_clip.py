@@ -381,6 +381,14 @@ def changed(folder, change):
             lambda f: (f / "tiny.json").write_text(json.dumps({**models.CONFIG, "vision_cfg": 3})),
             "damaged or do not belong",
         ),
+        (
+            lambda f: (f / "tiny.json").write_text(
+                json.dumps(
+                    {**models.CONFIG, "vision_cfg": {"layers": [1, 1, 1, 1], "head_width": 0}}
+                )
+            ),
+            "damaged or do not belong together .*zero",
+        ),
     ],
 )
 def test_a_folder_that_is_no_model(tmp_path, change, sentence):
