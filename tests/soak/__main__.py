@@ -31,6 +31,8 @@ def destroyed(seconds: float, seed: int, first: int) -> bool:
                 shown = "\n  ".join(series.told)
                 print(f"series {number} of seed {seed}: {fault}\n  {shown}", flush=True)
             number += 1
+            if sys.stderr.isatty():
+                print(f"\r{number - first} series", end="", file=sys.stderr)
             if time.monotonic() > end:
                 break
     print(f"destroyed: {number - first} series of seed {seed}, {faults} faults; {dict(events)}")

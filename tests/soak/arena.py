@@ -5,6 +5,7 @@ All of a series happens in one folder, `now`, so that the URL of a dataset is th
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,10 +19,12 @@ from tests.soak.state import State, state, uids
 from tests.world import command, hosts, small
 from tests.world.wires import WEB, Wires
 
-LINKS = 6  #: in a shard
+LINKS = 6  #: in a shard; one of them is in every shard
 SHARDS = 4
 FOREIGN = "CC-MAIN-2023-10"
 MODES = "folder", "url"
+#: The key of a pair that each shard has a link to, and one of them keeps.
+SHARED = hashlib.md5("".join(small.SHARED).encode()).hexdigest()
 _SLOW = dict.fromkeys(("connect_timeout", "read_timeout"), 20) | {"total_timeout": 60}
 
 
@@ -36,7 +39,7 @@ class Arena:
     size: Callable[[int], bool]  #: sets the size of the disk, if it can be
     used: Callable[[], int]  #: bytes on it
     golden: State  #: the undisturbed dataset
-    keys: dict[str, list[str]]  #: its pairs by shard
+    keys: dict[str, list[str]]  #: its pairs by shard, but for the one that any of them may have
     modes: tuple[str, ...] = MODES
 
     @property
@@ -84,9 +87,9 @@ def arena(modes: tuple[str, ...] = MODES, *, wired: bool = True) -> Iterator[Are
         wires = stack.enter_context(Wires("4")) if wired and not hosts.lacking() else None
         if wires:
             with wires.inside(wires.far):
-                web = stack.enter_context(Crawl(LINKS, host=WEB, port=80))
+                web = stack.enter_context(Crawl(LINKS, shared=True, host=WEB, port=80))
         else:
-            web = stack.enter_context(Crawl(LINKS))
+            web = stack.enter_context(Crawl(LINKS, shared=True))
         job = replace(
             small.job(Path(), work / "none", web, attempts=3), crawl=NAME, shards=SHARDS,
             base_url=f"http://{web.address}/", **_SLOW,
@@ -109,8 +112,10 @@ def _sound(made: Arena) -> None:
             shutil.copytree(made.now, made.saved(mode, shards))
     place = made.place(made.modes[-1])
     made.golden = state(place)
-    made.keys = {id: uids(place, id) for id in made.golden.whole}
-    assert len(made.keys) == SHARDS and {len(each) for each in made.keys.values()} == {LINKS}
+    found = {id: uids(place, id) for id in made.golden.whole}
+    assert sum(each.count(SHARED) for each in found.values()) == 1
+    made.keys = {id: [uid for uid in each if uid != SHARED] for id, each in found.items()}
+    assert len(made.keys) == SHARDS and {len(each) for each in made.keys.values()} == {LINKS - 1}
     made.foreign.parent.mkdir()
     other = {"crawl": FOREIGN, "output": str(made.foreign)}
     _well(_do(made, made.run("folder", shards=2, **other)))

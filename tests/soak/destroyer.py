@@ -23,7 +23,7 @@ from cahlib.curate.verify import problems
 from cahlib.errors import ConfigError
 from cahlib.tracker.store import committed
 from tests.soak import damages, launches
-from tests.soak.arena import FOREIGN, SHARDS, Arena
+from tests.soak.arena import FOREIGN, SHARDS, SHARED, Arena
 from tests.soak.launches import Ended, Launch
 from tests.soak.state import State, state, uids
 
@@ -231,11 +231,16 @@ class Series:
                     why = after[place].broken.get(id, "it is gone" if now is None else "replaced")
                     raise Found(f"shard {id} of {place} was whole, and is not as it was: {why}")
         for place, own in after.items():
+            again = []
             for id in own.whole:
                 if id not in self.arena.keys:
                     raise Found(f"{place} has shard {id}, of another dataset")
-                if uids(place, id) != self.arena.keys[id]:
+                keys = uids(place, id)
+                again += [id] * keys.count(SHARED)
+                if [key for key in keys if key != SHARED] != self.arena.keys[id]:
                     raise Found(f"shard {id} of {place} has not the pairs that it has undisturbed")
+            if len(again) > 1:
+                raise Found(f"{place} has a pair in {again}")
 
     def _unknown(self) -> bool:
         """Whether nothing is left here that says whose the rest is, or only what is another's."""
@@ -287,6 +292,8 @@ class Series:
         own = state(self._place)
         if own.whole.keys() != self.arena.keys.keys() or own.broken or own.stray:
             raise Found(f"mended, it has {sorted(own.whole)}, {own.broken} and {sorted(own.stray)}")
+        if not any(SHARED in uids(self._place, id) for id in own.whole):
+            raise Found("mended, it lacks the pair that any shard may have")
         self._verified(self._place, sound=True)
         ended = self._do(("verify", self.arena.named(self.mode, self._place)))
         if ended.code:

@@ -48,9 +48,9 @@ class Crawl(small.Pictures):
     A crawl of another year has other files.
     """
 
-    def __init__(self, links: int = LINKS, **place: Any) -> None:
+    def __init__(self, links: int = LINKS, *, shared: bool = False, **place: Any) -> None:
         super().__init__(**place)
-        self.cut, self._links = False, links
+        self.cut, self._links, self._shared = False, links, shared
 
     def answer(self, request: Request) -> Answer:  # type: ignore[override]
         if self.cut:
@@ -58,7 +58,8 @@ class Crawl(small.Pictures):
         if request.url.endswith("wat.paths.gz"):
             return Answer(body=_listed(request.url.split("/")[-2]))
         if request.url.endswith(".wat.gz"):
-            return Answer(body=small.file(int(request.url[-17:-12]), self._links))
+            number = int(request.url[-17:-12])
+            return Answer(body=small.file(number, self._links, shared=self._shared))
         return super().answer(request)
 
 

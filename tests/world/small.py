@@ -18,10 +18,15 @@ from tests.world.pictures import picture
 CAPTION = "A photo of the old harbour with boats, number {} of them all"
 
 
-def file(name: int, links: int, dead: str = "example.com") -> bytes:
+#: A link that crawls may have again and again: its URL, its text.
+SHARED = "http://host0.example.com/shared.jpg", CAPTION.format("again and again, of many")
+
+
+def file(name: int, links: int, dead: str = "example.com", *, shared: bool = False) -> bytes:
     """A WAT file with so many links in each of its halves, all different from another file's.
 
-    Every seventh link is on the domain ``dead``.
+    Every seventh link is on the domain ``dead``; with ``shared``, the last one of each half is
+    SHARED.
     """
     parts = [wat.warcinfo("small")]
     for half in range(2):
@@ -34,6 +39,8 @@ def file(name: int, links: int, dead: str = "example.com") -> bytes:
             }
             for number in range(links)
         ]
+        if shared:
+            shown[-1] |= dict(zip(("url", "alt"), SHARED, strict=True))
         parts += wat.members(wat.Page(url=f"http://page{half}.example.com/{name}", links=shown))
     return b"".join(parts)
 
