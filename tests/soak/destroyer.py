@@ -279,14 +279,7 @@ class Series:
             ended = self._do(self.arena.run(self.mode))
             if ended.code == 0:
                 break
-            if ended.code == 2 and "of somebody else's" in ended.said:
-                for name in ("report.html", "README.md"):
-                    (self._folder / name).unlink(missing_ok=True)
-                self._tell("report and card are taken out")
-            elif ended.code == 2 and self.strange:  # another's run directory is taken out
-                shutil.rmtree(self._folder / "run", ignore_errors=True)
-                self.strange = False
-                self._tell("run/ is taken out")
+            self._obey(ended)
         else:
             raise Found("four repairs and launches have not mended it")
         own = state(self._place)
@@ -295,9 +288,19 @@ class Series:
         if not any(SHARED in uids(self._place, id) for id in own.whole):
             raise Found("mended, it lacks the pair that any shard may have")
         self._verified(self._place, sound=True)
-        ended = self._do(("verify", self.arena.named(self.mode, self._place)))
-        if ended.code:
+        if self._do(("verify", self.arena.named(self.mode, self._place))).code:
             raise Found("mended, it is not verified")
+
+    def _obey(self, ended: Ended) -> None:
+        """Take away what a refused run calls somebody else's."""
+        if ended.code == 2 and "of somebody else's" in ended.said:
+            for name in ("report.html", "README.md"):
+                (self._folder / name).unlink(missing_ok=True)
+            self._tell("report and card are taken out")
+        elif ended.code == 2 and self.strange:  # another's run directory is taken out
+            shutil.rmtree(self._folder / "run", ignore_errors=True)
+            self.strange = False
+            self._tell("run/ is taken out")
 
 
 def _content(places: list[Path]) -> dict[str, bytes]:
