@@ -204,8 +204,9 @@ class Output(Checked):
     )  # fmt: skip
     forms: tuple[str, ...] = option(
         ("images", "embeddings"),
-        "what to write beside the metadata, separated by commas",
-        choices=("images", "embeddings", "tfrecords"),
+        "what to write beside the metadata, separated by commas; images:jpg re-encodes what is not a "
+        "JPEG, so that all samples have one extension",
+        choices=("images", "images:jpg", "embeddings", "tfrecords"),
     )
     duplicates: str = option(
         "keep",
@@ -220,6 +221,8 @@ class Output(Checked):
         Checked.__post_init__(self)
         if not self.output.strip():
             raise ConfigError("output: name a folder or a URL.")
+        if {"images", "images:jpg"} <= {*self.forms}:
+            raise ConfigError("forms: choose images or images:jpg, not both.")
 
     @property
     def url(self) -> str | None:

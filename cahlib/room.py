@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cahlib.config import Job
+from cahlib.curate.layout import has_images
 from cahlib.curate.seal import seals
 from cahlib.errors import CahError
 
@@ -36,7 +37,7 @@ def told(job: Job) -> str:
         need = left * taken // done
         said += f" The shards so far ({done:,}) took {_size(taken)}, so {left:,} more need about "
     else:
-        need = left * _PAIRS * (job.download.min_bytes if "images" in job.output.forms else 0)
+        need = left * _PAIRS * (job.download.min_bytes if has_images(job.output.forms) else 0)
         said += f" {left:,} shards need at least "
     short = " That is not enough: make room, or give fewer --shards." if need > free else ""
     return f"{said}{_size(need)}.{short}"

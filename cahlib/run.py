@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__, live
 from cahlib.config import Job
-from cahlib.curate import alike, dataset, description, harm, models, pages, seal, upload
+from cahlib.curate import alike, dataset, description, harm, models, pages, seal, tars, upload
 from cahlib.curate.gallery import Latest
 from cahlib.curate.models import Models
 from cahlib.curate.pairs import pairs, scores
@@ -315,6 +315,7 @@ class _Work:
                 self._fail(shard, error.args[0] if isinstance(error, _Failed) else error)
                 continue
             description.commit(self._folder, self._ours, [shard.id])
+            tars.add(self._folder, sealed)
             self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
             self._known.keep()
             self._silence.learn(sealed.silent)

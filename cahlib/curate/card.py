@@ -46,6 +46,13 @@ for sample in samples.decode(webdataset.imagehandler("pil", kinds)):
     image = next(sample[kind] for kind in kinds if kind in sample)
     print(sample["__key__"], image.size, sample["txt"], sample["json"]["similarity"])
 ```
+
+```python
+from datasets import load_dataset
+for sample in load_dataset("images", split="train", streaming=True):
+    image = next(sample[kind] for kind in ("jpg", "png", "webp") if sample.get(kind))
+    print(sample["__key__"], image.size, sample["txt"], sample["json"]["similarity"])
+```
 """,
     "embeddings": """\
 ```python
@@ -100,7 +107,7 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
     yield _table(("lost in", "number", "share", "reason"), _lost(found))
     yield "## How to load it\n"
     for form in ("metadata", *found.forms):
-        yield _LOADING[form]
+        yield _LOADING[form.partition(":")[0]]
     yield (
         "The key `uid` (hex md5 of URL and text) is the same in all files, and the rows of a shard "
         "have the same order in all of them. `cah verify .` checks the files.\n"

@@ -33,8 +33,9 @@ from cahlib.curate import seal
 from cahlib.curate.files import files
 from cahlib.curate.formats import Matrix, Table, Tar, Writer
 from cahlib.curate.gallery import Gallery
-from cahlib.curate.layout import FOLDERS, located
-from cahlib.curate.rows import as_json, host, row, schema
+from cahlib.curate.layout import FOLDERS, ONE_EXTENSION, has_images, located
+from cahlib.curate.reencode import as_jpeg
+from cahlib.curate.rows import REENCODED, Row, as_json, host, row, schema
 from cahlib.curate.seal import Sealed
 from cahlib.curate.sink import PART, Sink, Stored, disk, part
 from cahlib.curate.tfrecord import Records
@@ -55,7 +56,7 @@ class Recipe:
     model: str  #: the name of model and weights, as in the scores
     threshold: float
     scores: tuple[str, ...]  #: the names of all scores that a pair may have
-    forms: tuple[str, ...]  #: of "images", "embeddings", "tfrecords"
+    forms: tuple[str, ...]  #: of "images" or "images:jpg", "embeddings", "tfrecords"
     versions: Mapping[str, str]  #: of what judges
     settings: str = ""  #: the digest of the settings that make it
 
@@ -82,9 +83,9 @@ def write(
         for each in _unseen(judged, again):
             account.count(each)
             if each.reason is None:
-                values = row(each, model=recipe.model, scores=recipe.scores)
+                pair, values = _stored(each, recipe)
                 for writer in writers:
-                    writer.add(each, values)
+                    writer.add(pair, values)
         # Not before its stage has ended: that counts in the same tally, on another thread.
         tally.left[Stage.JUDGE] -= account.again.total()
         tally.lost.update(account.again)
@@ -132,6 +133,16 @@ def uids(place: str | Path, sealed: Sealed) -> list[str]:
         return []
     with files(sealed.place or place).open(path) as file:
         return list(pq.read_table(file, columns=["uid"])["uid"].to_pylist())
+
+
+def _stored(judged: Judged, recipe: Recipe) -> tuple[Judged, Row]:
+    """Return a pair as the forms store it, and its metadata."""
+    if ONE_EXTENSION not in recipe.forms:
+        return judged, row(judged, model=recipe.model, scores=recipe.scores)
+    pair = dataclasses.replace(judged, image=as_jpeg(judged.image))
+    values = row(pair, model=recipe.model, scores=recipe.scores)
+    values[REENCODED] = "" if pair.image is judged.image else judged.image.format
+    return pair, values
 
 
 def _read(path: Path) -> Sealed | None:
@@ -244,8 +255,9 @@ class Shelf:
 
 def each_form(shelf: Shelf, shard: str, recipe: Recipe) -> Iterator[Writer]:
     """A writer for each form that the recipe asks for."""
-    yield Table(shelf.sink(located("metadata", shard)), schema(recipe.scores))
-    if "images" in recipe.forms:
+    columns = schema(recipe.scores, reencoded=ONE_EXTENSION in recipe.forms)
+    yield Table(shelf.sink(located("metadata", shard)), columns)
+    if has_images(recipe.forms):
         yield Tar(shelf.sink(located("images", shard)))
     if "embeddings" in recipe.forms:
         yield Matrix(shelf.sink(located("img_emb", shard)), "image_embedding")
@@ -286,4 +298,5 @@ def _sealed(
         silent=parcel.silent,
         cut=parcel.cut,
         settings=recipe.settings,
+        scores=recipe.scores,
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cahlib.curate.rows import Row, as_json
+from cahlib.curate.rows import Row, as_json, without_nulls
 from cahlib.curate.sink import Sink, disk
 from cahlib.records import Judged
 
@@ -42,7 +42,7 @@ class Tar:
     def add(self, pair: Judged, row: Row) -> None:
         image = pair.image
         self._member(f"{row['uid']}.{image.format}", image.data)
-        self._member(f"{row['uid']}.json", as_json(row))
+        self._member(f"{row['uid']}.json", as_json(without_nulls(row)))
         self._member(f"{row['uid']}.txt", row["TEXT"].encode())
 
     def close(self) -> None:

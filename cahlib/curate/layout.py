@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 #: Where the parts of a shard lie, by form; the metadata and the evidence are always there.
 LAYOUT: Mapping[str, str] = {
@@ -26,6 +26,15 @@ PAGES = ("report.html", "README.md")
 #: Ids of shards whose files are on another machine, a line each: a session elsewhere took only
 #: their manifests along.
 ELSEWHERE = "run/elsewhere"
+
+
+#: The form that re-encodes what is not a JPEG, so that all samples have the same extension.
+ONE_EXTENSION = "images:jpg"
+
+
+def has_images(forms: Collection[str]) -> bool:
+    """Return whether these forms store pictures in tars."""
+    return "images" in forms or ONE_EXTENSION in forms
 
 
 def located(form: str, shard: str) -> str:

@@ -1,4 +1,4 @@
-"""The pages that tell of a whole dataset: the report and the card, made anew each time."""
+"""What tells of a whole dataset, made anew each time: the report, the card, the tars' sizes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cahlib.curate import card, description, report
+from cahlib.curate import card, description, report, tars
 from cahlib.curate.files import files
 from cahlib.curate.layout import PAGES
 from cahlib.curate.sink import Stored
+from cahlib.curate.summary import summary
 
 
 def write(place: str | Path, job_values: Mapping[str, Any]) -> None:
     """Make the pages of the dataset at a place; ``job_values`` are those of `Job.values`."""
     report.write(place, job_values)
     card.write(place, job_values)
+    found = summary(place)
+    tars.write(place, found.tars, found.forms, found.scores)
     if said := description.found(place):
         there = files(place)
         made = {name: stored(there.read(name)) for name in PAGES}

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from cahlib.curate import dataset, seal
 from cahlib.curate.dataset import Account, Recipe, Shelf
 from cahlib.curate.layout import located
-from cahlib.curate.rows import COLUMNS, Row
+from cahlib.curate.rows import COLUMNS, REENCODED, Row
 from cahlib.curate.seal import Sealed, Shown
 from cahlib.curate.tfrecord import records
 from cahlib.errors import ConfigError, RunError
@@ -80,7 +80,7 @@ def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
     recipe = Recipe(
         model=sealed.model,
         threshold=sealed.threshold,
-        scores=tuple(table.column_names[len(COLUMNS) :]),
+        scores=tuple(n for n in table.column_names[len(COLUMNS) :] if n != REENCODED),
         forms=sealed.forms,
         versions=sealed.versions,
         settings=sealed.settings,
@@ -187,7 +187,7 @@ def _judged(row: Row, data: bytes, image: Any, text: Any) -> Judged:
         ),
         similarity=row["similarity"],
         nsfw=row["NSFW"],
-        scores={name: value for name, value in row.items() if name not in COLUMNS},
+        scores={name: value for name, value in row.items() if name not in (*COLUMNS, REENCODED)},
         image_embedding=image,
         text_embedding=text,
         reason=None,

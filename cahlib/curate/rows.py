@@ -50,10 +50,15 @@ _COLUMNS = [
 #: The columns that every pair has; its scores come behind them.
 COLUMNS = tuple(name for name, _ in _COLUMNS)
 
+#: With `--forms images:jpg`, before the scores: the format that a picture was re-encoded from, "" if
+#: it is stored as it was.
+REENCODED = "reencoded_from"
 
-def schema(scores: Sequence[str]) -> pa.Schema:
+
+def schema(scores: Sequence[str], *, reencoded: bool = False) -> pa.Schema:
     """The columns of a dataset; a column for each score, empty where a pair was not given it."""
-    return pa.schema(_COLUMNS + [(name, pa.float32()) for name in scores])
+    more = [(REENCODED, pa.string())] if reencoded else []
+    return pa.schema(_COLUMNS + more + [(name, pa.float32()) for name in scores])
 
 
 def row(judged: Judged, *, model: str, scores: Sequence[str]) -> Row:
@@ -74,7 +79,7 @@ def row(judged: Judged, *, model: str, scores: Sequence[str]) -> Row:
         "language": candidate.language,
         "reliable": candidate.reliable,
         "language_evidence": candidate.language_evidence,
-        "raw_text": candidate.raw_text,
+        "raw_text": candidate.raw_text or "",
         "source": candidate.source,
         "original_height": image.original_height,
         "original_width": image.original_width,
@@ -98,6 +103,17 @@ def row(judged: Judged, *, model: str, scores: Sequence[str]) -> Row:
 def sample_id(uid: str) -> int:
     """LAION's 64-bit key, from the first half of ours."""
     return int.from_bytes(bytes.fromhex(uid[:16]), "big", signed=True)
+
+
+def without_nulls(row: Row) -> Row:
+    """Return a row as a sample's JSON has it: Hugging Face's `datasets` infers a type from each value.
+
+    A score that the pair was not given is -1 there, and a text that an older dataset lacks is "".
+    """
+    return {
+        name: value if value is not None else "" if name in COLUMNS else -1.0
+        for name, value in row.items()
+    }
 
 
 def as_json(values: Any) -> bytes:

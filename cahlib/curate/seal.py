@@ -75,6 +75,7 @@ class Sealed:
     overruled: int = 0  #: refusals that the profile of consent does not honour; evidence as well
     #: the digest of the settings that made it (`cahlib.fingerprint`); "" by an older cahlib
     settings: str = ""
+    scores: tuple[str, ...] = ()  #: the columns of its scores; empty by an older cahlib
 
     @property
     def tally(self) -> Tally:

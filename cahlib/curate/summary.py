@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cahlib.config import settings
+from cahlib.curate import tars
 from cahlib.curate.seal import FOLDER, Sealed, Shown, seals
 from cahlib.errors import ConfigError
 from cahlib.records import Reason, Stage, Tally
@@ -55,6 +56,8 @@ class Summary:
     versions: Mapping[str, str]
     #: WAT files that are cut off, by the byte at which they are
     cut: Mapping[str, int] = field(default_factory=dict)
+    tars: Mapping[str, int] = field(default_factory=dict)  #: their samples, by name
+    scores: tuple[str, ...] = ()  #: the columns of scores
 
     def warnings(self) -> list[str]:
         """What whoever uses the dataset should know, a sentence each."""
@@ -98,7 +101,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
     shown: list[Shown] = []
     work: list[Work] = []
     models, forms, versions = dict[tuple[str, float], None](), dict[str, None](), dict[str, str]()
-    cut = dict[str, int]()
+    cut, sizes, scores = dict[str, int](), dict[str, int](), dict[str, None]()
     size = optouts = overruled = 0
     similarity = 0.0
     for each in seals:
@@ -116,6 +119,8 @@ def summed(seals: Iterable[Sealed]) -> Summary:
         overruled += each.overruled
         cut |= {each.shard.url: each.cut} if each.cut else {}
         similarity += each.similarity * each.rows
+        sizes |= tars.size_of(each)
+        scores |= dict.fromkeys(each.scores)
     return Summary(
         shards=len(work),
         pairs=tally.left[Stage.JUDGE],
@@ -133,6 +138,8 @@ def summed(seals: Iterable[Sealed]) -> Summary:
         forms=tuple(forms),
         versions=versions,
         cut=cut,
+        tars=sizes,
+        scores=tuple(scores),
     )
 
 

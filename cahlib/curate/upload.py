@@ -150,12 +150,17 @@ def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
     """Bring what is made anew at the end of a run, the report and the card, to a URL."""
     if repository := hub.repository(files(url)):
         pages = {path: folder / path for path in PAGES}
-        with _described(folder, url) as said:
-            commit = partial(repository.commit, pages | said, (), message="Report and card")
+        with _described(folder, url) as said, _counted(folder, url) as counts:
+            made = pages | {path: counts / path for path in tars.NAMES if (counts / path).exists()}
+            commit = partial(repository.commit, made | said, (), message="Report and card")
             _tried(commit, sleep)
         return
     for path in PAGES:
         _tried(partial(_bring, folder, url, path), sleep)
+    with _counted(folder, url) as counts:
+        for path in tars.NAMES:
+            if (counts / path).exists():
+                _tried(partial(_bring, counts, url, path), sleep)
     if described := description.found(folder):
         _tried(partial(description.commit, url, described, pages=described.pages), sleep)
 
@@ -221,6 +226,23 @@ def _described(folder: Path, url: str, shards: Sequence[str] = ()) -> Iterator[d
     with tempfile.TemporaryDirectory() as made:
         description.write(made, description.merged(url, said, shards, said.pages))
         yield {description.NAME: Path(made) / description.NAME}
+
+
+@contextmanager
+def _counted(folder: Path, url: str) -> Iterator[Path]:
+    """Give a folder with what is to stand beside the tars at a URL, those of others included."""
+    ours = tars.read(folder)
+    others = {
+        name: size
+        for name, size in tars.read(url).items()
+        if not (folder / seal.name(name.removesuffix(".tar"))).exists()
+    }
+    with tempfile.TemporaryDirectory() as made:
+        if ours:
+            for name, data in tars.counts({**others, **ours}).items():
+                files(made).write(name, data)
+            files(made).write(tars.CARD, (folder / tars.CARD).read_bytes())
+        yield Path(made)
 
 
 def _is_there(sealed: Sealed, url: str) -> bool:

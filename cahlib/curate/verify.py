@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cahlib.curate import description, seal
+from cahlib.curate import description, seal, tars
 from cahlib.curate.description import Description
 from cahlib.curate.files import Files, files
 from cahlib.curate.layout import FOLDERS, LAYOUT, PAGES
-from cahlib.curate.rows import COLUMNS, Row, sample_id, schema
+from cahlib.curate.rows import COLUMNS, Row, sample_id, schema, without_nulls
 from cahlib.curate.seal import Sealed
 from cahlib.curate.sink import PART, Stored
 from cahlib.curate.tfrecord import Broken, records
@@ -151,7 +151,7 @@ def _left(sizes: Iterable[str], named: Collection[str]) -> Iterator[Problem]:
     for path in sorted(sizes):
         if seal.conflicted(path) and path.startswith(_OURS):
             kind = "is a conflicted copy, made by a cloud drive, and counts for nothing"
-        elif "/" not in path or path in named:
+        elif "/" not in path or path in named or path in tars.NAMES:
             continue
         elif _MADE.fullmatch(path):
             kind = (
@@ -223,7 +223,7 @@ class _Shard:
             for row in self._rows or ()
             for ending, content in (
                 (row["format"], None),
-                ("json", {name: row[name] for name in COLUMNS}),
+                ("json", without_nulls({name: row[name] for name in COLUMNS})),
                 ("txt", row["TEXT"]),
             )
         )
@@ -351,7 +351,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
             content = cast(BinaryIO, tar.extractfile(member)).read().decode()
             if member.name.endswith(".json"):
                 values = json.loads(content)
-                content = {name: values[name] for name in COLUMNS}
+                content = without_nulls({name: values[name] for name in COLUMNS})
         yield member.name, content
 
 

@@ -1,0 +1,35 @@
+"""Re-encodes pictures as JPEG, so that all samples of a dataset have the same extension."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+
+from PIL import Image as Pillow
+from PIL import ImageOps
+
+from cahlib.colours import srgb
+from cahlib.pixels import opaque
+from cahlib.records import Image
+
+#: As `--resize` has it.
+_QUALITY = 95
+
+#: The longest side that libjpeg writes.
+_SIDE = 65_500
+
+
+def as_jpeg(image: Image) -> Image:
+    """Return the picture as an upright JPEG in sRGB, on white; one that is a JPEG stays as it is."""
+    if image.format == "jpg":
+        return image
+    with Pillow.open(BytesIO(image.data)) as opened:
+        opened.load()
+        upright = ImageOps.exif_transpose(opened)
+        picture = opaque(srgb(upright, opened.info.get("icc_profile")))
+    picture.thumbnail((_SIDE, _SIDE))
+    out = BytesIO()
+    picture.save(out, "JPEG", quality=_QUALITY)
+    return replace(
+        image, data=out.getvalue(), format="jpg", width=picture.width, height=picture.height
+    )

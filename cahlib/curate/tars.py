@@ -1,0 +1,102 @@
+"""What readers of the tars look for beside them: how many samples each has, and a card of theirs.
+
+open_clip takes the size of a dataset from `sizes.json`, and others read `nshards.txt`. One card
+describes one kind of files to Hugging Face's `datasets`: the dataset's own is for the metadata, so
+`images/` has another, which names every extension; without it, what the first five samples do not
+have would be dropped. All is made from the manifests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from cahlib.curate.files import files
+from cahlib.curate.layout import ONE_EXTENSION, located
+from cahlib.curate.rows import schema
+from cahlib.curate.seal import Sealed
+
+SIZES, NUMBER, CARD = NAMES = ("images/sizes.json", "images/nshards.txt", "images/README.md")
+
+#: The extensions that pictures may have.
+EXTENSIONS = ("jpg", "png", "webp")
+
+#: How `datasets` calls the types of our columns; a JSON number is always a double.
+_DTYPES = {pa.float64(): "float64", pa.float32(): "float64", pa.bool_(): "bool"}
+
+
+def size_of(sealed: Sealed) -> dict[str, int]:
+    """Return the samples of a shard's tar by its name in its folder; empty if it has none."""
+    path = located("images", sealed.shard.id)
+    return {path.rpartition("/")[2]: sealed.rows} if path in sealed.files else {}
+
+
+def write(
+    place: str | Path, sizes: Mapping[str, int], forms: Iterable[str], scores: Iterable[str]
+) -> None:
+    """Write the files anew, or remove them where there is no tar."""
+    made = {**counts(sizes), CARD: card(forms, scores).encode()} if sizes else {}
+    for name in NAMES:
+        if name in made:
+            files(place).write(name, made[name])
+        else:
+            files(place).remove(name)
+
+
+def add(folder: Path, sealed: Sealed) -> None:
+    """Add a shard that was just committed; a run that is killed before makes them anew later."""
+    if size := size_of(sealed):
+        for name, data in counts({**read(folder), **size}).items():
+            files(folder).write(name, data)
+
+
+def read(place: str | Path) -> dict[str, int]:
+    """Return the sizes that are at a place; empty if there are none, or they are damaged."""
+    there = files(place)
+    try:
+        found = json.loads(there.read(SIZES)) if there.exists(SIZES) else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def counts(sizes: Mapping[str, int]) -> dict[str, bytes]:
+    """Return the files that count, by their names."""
+    return {
+        SIZES: (json.dumps(dict(sorted(sizes.items())), indent=0) + "\n").encode(),
+        NUMBER: f"{len(sizes)}\n".encode(),
+    }
+
+
+def card(forms: Iterable[str], scores: Iterable[str]) -> str:
+    """Return the card of the tars."""
+    jpg = ONE_EXTENSION in forms
+    kinds = EXTENSIONS[:1] if jpg else EXTENSIONS
+    columns = schema(tuple(scores), reencoded=jpg)
+    return "\n".join(
+        [
+            "---",
+            "configs:",
+            "- config_name: images",
+            '  data_files: "*.tar"',
+            "dataset_info:",
+            "- config_name: images",
+            "  features:",
+            *(f"  - name: {kind}\n    dtype: image" for kind in kinds),
+            *(f"  - name: {name}\n    dtype: string" for name in ("txt", "__key__", "__url__")),
+            "  - name: json",
+            "    struct:",
+            *(
+                f"    - name: {json.dumps(each.name)}\n"
+                f"      dtype: {_DTYPES.get(each.type, str(each.type))}"
+                for each in columns
+            ),
+            "---",
+            "The pictures of the dataset one folder up, as WebDataset: of each sample a picture "
+            f"({', '.join(kinds)}), its text and its metadata. `sizes.json` has the number of "
+            "samples of each tar, `nshards.txt` the number of tars.\n",
+        ]
+    )
