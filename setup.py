@@ -93,6 +93,9 @@ dev = [
     "types-tqdm",
     "types-regex",
     "webdataset>=0.2.100",  # reads our tars
+    "datasets>=3",  # reads our tars and tables, as Hugging Face's users do
+    "polars>=1.0",  # reads our tables
+    "duckdb>=1.1",  # reads our tables
     "embedding-reader>=1.8",  # reads our embeddings, as autofaiss and clip-retrieval do
     "schemathesis>=4",  # sends the tracker what nobody thought of
     "playwright>=1.50",  # drives the system's Chromium through the tracker's pages

@@ -49,8 +49,8 @@ for sample in samples.decode(webdataset.imagehandler("pil", kinds)):
 
 ```python
 from datasets import load_dataset
-for sample in load_dataset("images", split="train", streaming=True):
-    image = next(sample[kind] for kind in ("jpg", "png", "webp") if sample.get(kind))
+for sample in load_dataset("./images", split="train", streaming=True):
+    image = next(sample[kind] for kind in ("jpg", "png", "webp", "avif") if sample.get(kind))
     print(sample["__key__"], image.size, sample["txt"], sample["json"]["similarity"])
 ```
 """,

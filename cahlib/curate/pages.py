@@ -23,7 +23,10 @@ def write(place: str | Path, job_values: Mapping[str, Any]) -> None:
     tars.write(place, found.tars, found.forms, found.scores)
     if said := description.found(place):
         there = files(place)
-        made = {name: stored(there.read(name)) for name in PAGES}
+        made = {
+            name: stored(there.read(name))
+            for name in (*PAGES, *([tars.CARD] if found.tars else []))
+        }
         description.write(place, replace(said, pages=made))
 
 

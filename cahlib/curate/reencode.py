@@ -20,7 +20,7 @@ _SIDE = 65_500
 
 
 def as_jpeg(image: Image) -> Image:
-    """Return the picture as an upright JPEG in sRGB, on white; one that is a JPEG stays as it is."""
+    """Return the picture as an upright JPEG in sRGB, on white; a JPEG stays as it is."""
     if image.format == "jpg":
         return image
     with Pillow.open(BytesIO(image.data)) as opened:

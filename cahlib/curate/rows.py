@@ -50,8 +50,8 @@ _COLUMNS = [
 #: The columns that every pair has; its scores come behind them.
 COLUMNS = tuple(name for name, _ in _COLUMNS)
 
-#: With `--forms images:jpg`, before the scores: the format that a picture was re-encoded from, "" if
-#: it is stored as it was.
+#: With `--forms images:jpg`, before the scores: the format that a picture was re-encoded from,
+#: "" if it is stored as it was.
 REENCODED = "reencoded_from"
 
 
@@ -106,7 +106,7 @@ def sample_id(uid: str) -> int:
 
 
 def without_nulls(row: Row) -> Row:
-    """Return a row as a sample's JSON has it: Hugging Face's `datasets` infers a type from each value.
+    """Return a row as a sample's JSON has it, for `datasets` infers types from the first samples.
 
     A score that the pair was not given is -1 there, and a text that an older dataset lacks is "".
     """

@@ -9,7 +9,7 @@ have would be dropped. All is made from the manifests.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from cahlib.curate.seal import Sealed
 SIZES, NUMBER, CARD = NAMES = ("images/sizes.json", "images/nshards.txt", "images/README.md")
 
 #: The extensions that pictures may have.
-EXTENSIONS = ("jpg", "png", "webp")
+EXTENSIONS = ("jpg", "png", "webp", "avif")
 
 #: How `datasets` calls the types of our columns; a JSON number is always a double.
 _DTYPES = {pa.float64(): "float64", pa.float32(): "float64", pa.bool_(): "bool"}
@@ -60,7 +60,25 @@ def read(place: str | Path) -> dict[str, int]:
         found = json.loads(there.read(SIZES)) if there.exists(SIZES) else {}
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    whole = isinstance(found, dict) and all(isinstance(each, int) for each in found.values())
+    return found if whole else {}
+
+
+def faults(place: str | Path, sizes: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """Yield the name of each file that counts wrongly, with a sentence.
+
+    ``sizes`` are those of the manifests. A tar that is not counted yet is no fault: its run goes
+    on, or was killed before it could count it.
+    """
+    there = files(place)
+    present = {name for name in NAMES if there.exists(name)}
+    said = read(place)
+    wrong = said.items() - sizes.items()
+    for name, data in counts(said).items() if present else ():
+        if name not in present:
+            yield name, f"{name} is missing."
+        elif there.read(name) != data or (wrong and name == SIZES):
+            yield name, f"{name} does not count the tars as they are."
 
 
 def counts(sizes: Mapping[str, int]) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from typing import BinaryIO, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from cahlib.config import Output
-from cahlib.curate import description, hub, seal, sink
+from cahlib.curate import description, hub, seal, sink, tars
 from cahlib.curate.files import Busy, Files, files, reaching
 from cahlib.curate.layout import PAGES
 from cahlib.curate.seal import Sealed

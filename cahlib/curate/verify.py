@@ -28,7 +28,7 @@ from cahlib.curate.files import Files, files
 from cahlib.curate.layout import FOLDERS, LAYOUT, PAGES
 from cahlib.curate.rows import COLUMNS, Row, sample_id, schema, without_nulls
 from cahlib.curate.seal import Sealed
-from cahlib.curate.sink import PART, Stored
+from cahlib.curate.sink import PART, Stored, part
 from cahlib.curate.tfrecord import Broken, records
 from cahlib.errors import ConfigError
 from cahlib.records import Stage
@@ -56,7 +56,9 @@ _OURS = tuple(
 #: A file that a run may have made, whole or not yet; of the id is asked what `Shard.id` may be.
 _PARTS = PART, ".trial"
 _MADE = re.compile(
-    "|".join(
+    "|".join(re.escape(str(part(Path(name)))) for name in tars.NAMES)
+    + "|"
+    + "|".join(
         rf"{folder}/(\.?{name.format('[A-Za-z0-9_-][A-Za-z0-9._-]*')}({re.escape(PART)})?|\.trial)"
         for form in (*LAYOUT.values(), f"{seal.FOLDER}/{{}}.json")
         for folder, _, name in [re.sub(r"\.(?=\w+$)", r"\.", form).partition("/")]
@@ -97,7 +99,7 @@ def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem
     """The same as records."""
     there = files(place)
     sizes, said, keys, named = there.sizes(FOLDERS), None, _Keys(), set[str]()
-    ids, settings = seal.ids(sizes), set[str]()
+    ids, settings, counted = seal.ids(sizes), set[str](), dict[str, int]()
     try:
         said = description.read(place)
     except ValueError as error:
@@ -118,6 +120,7 @@ def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem
             yield Problem(Kind.SHARD, id, f"{path} is damaged: {error}.")
             continue
         settings.add(sealed.settings)
+        counted |= tars.size_of(sealed)
         if said and said.digest and sealed.settings not in ("", said.digest):
             other = f"{path} was made with other settings than {description.NAME} says."
             yield Problem(Kind.FOREIGN, id, other)
@@ -136,6 +139,7 @@ def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem
     if said is None and description.NAME not in sizes and settings - {""}:
         yield Problem(Kind.DESCRIPTION, description.NAME, f"{description.NAME} is missing.")
     yield from _pages(there, said)
+    yield from (Problem(Kind.PAGE, *each) for each in tars.faults(place, counted))
     yield from _left(sizes, named)
 
 

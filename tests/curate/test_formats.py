@@ -65,7 +65,8 @@ def test_tensorflow_reads_our_files(tmp_path):
     """In a process of its own: TensorFlow takes seconds to load, and is no friend of torch's."""
     made = [each for each in world.some(30)[0] if each.reason is None]
     world.write(tmp_path)
-    markdown = card.write(tmp_path, {}).read_text(encoding="utf-8")
+    card.write(tmp_path, {})
+    markdown = (tmp_path / "README.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"```python\n(import glob, tensorflow.*?)```", markdown, flags=re.DOTALL)
     script = (
         shown

@@ -26,6 +26,7 @@ from tests.world.judged import with_forms, write, write_these
 
 FORMS = ("images", "embeddings", "tfrecords")
 SOME = [forms for count in range(4) for forms in combinations(FORMS, count)]
+SOME.append(("images:jpg", "tfrecords"))
 
 
 def kept(count=30):

@@ -69,7 +69,7 @@ def mended(place, sound, path):
         if whose == shard and shard:
             assert not at.exists(each)
     said = description.read(place)
-    assert {*said.committed} == left and (said.digest, len(said.pages)) == (DIGEST, 2)
+    assert {*said.committed} == left and (said.digest, len(said.pages)) == (DIGEST, 3)
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "deleted"])

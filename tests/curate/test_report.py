@@ -14,6 +14,7 @@ from PIL import Image as Picture
 
 from cahlib.config import Job
 from cahlib.curate import card, dataset, report, seal, summary
+from cahlib.curate.summary import lines
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
@@ -61,8 +62,14 @@ def put(folder, pairs, shard="s-0"):
     )
 
 
+def card_of(folder, job=JOB):
+    card.write(folder, job)
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
 def page(folder, job=JOB):
-    return Page(report.write(folder, job).read_text(encoding="utf-8"))
+    report.write(folder, job)
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
 def assert_harmless(page):
@@ -117,7 +124,7 @@ def test_any_text_is_harmless(tmp_path_factory, text, path):
 def test_a_dataset_without_shards_has_a_report_too(tmp_path):
     found = page(tmp_path)
     assert "There is no finished shard in this dataset yet." in found.texts
-    assert "0 image–text pairs from 0 shards" in card.write(tmp_path, JOB).read_text()
+    assert "0 image–text pairs from 0 shards" in card_of(tmp_path)
 
 
 def test_a_dataset_without_pairs_has_a_report_too(tmp_path):
@@ -141,7 +148,8 @@ def test_the_gallery_shows_no_unsafe_picture_and_no_one_who_may_be_a_minor(tmp_p
         assert small.size == (each.width, each.height) and max(small.size) <= 160
         edges = np.abs(np.diff(np.asarray(small.convert("L"), int), axis=1)).max()
         assert (edges < 20) == blurred
-    text = report.write(tmp_path, JOB).read_text()
+    report.write(tmp_path, JOB)
+    text = (tmp_path / "report.html").read_text()
     assert "NSFW, blurred" in text and "UNSURE, blurred" in text
 
 
@@ -184,12 +192,13 @@ def test_a_damaged_seal_is_one_sentence(tmp_path):
     path = tmp_path / seal.name("s-0")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(RunError, match="cah verify"):
-        report.write(tmp_path, JOB)
+        list(lines(tmp_path))
+    assert "There is no finished shard in this dataset yet." in page(tmp_path).texts
 
 
 def test_the_card_says_what_is_owed(tmp_path):
     world.write(tmp_path)
-    text = card.write(tmp_path, JOB).read_text(encoding="utf-8")
+    text = card_of(tmp_path)
     assert text.startswith("---\npretty_name:")
     assert "crawler@example.org to have something taken down" in text
     assert "| kept | 15 |" in text and "ViT-tiny/none" in text
@@ -198,16 +207,16 @@ def test_the_card_says_what_is_owed(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's file
 def test_the_cards_code_runs(tmp_path, monkeypatch, capsys):
-    """TensorFlow's part of it runs in test_formats."""
+    """TensorFlow's part of it runs in test_formats, that of `datasets` in test_readers."""
     world.write(tmp_path)
-    text = card.write(tmp_path, JOB).read_text(encoding="utf-8")
+    text = card_of(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks:
-        if "tensorflow" not in block:
+        if "tensorflow" not in block and "load_dataset" not in block:
             exec(block, names)
-    assert len(blocks) == 4 and len(names["table"]) == 15
+    assert len(blocks) == 5 and len(names["table"]) == 15
     shown = capsys.readouterr().out
     assert "(15, 32)" in shown and names["table"]["uid"][14] in shown
 
@@ -227,7 +236,7 @@ def test_what_was_heard_and_not_obeyed_is_named_in_card_and_report(tmp_path, obe
         tally=world.tally_of(made),
         again=lambda judged: None,
     )
-    text = card.write(tmp_path, {**JOB, "consent": "research"}).read_text()
+    text = card_of(tmp_path, {**JOB, "consent": "research"})
     assert "(profile research)" in text and f"machines read: {obeyed} image" in text
     assert "Of 3 candidates the owners refuse in a form that this profile does not" in text
     shown = " ".join(page(tmp_path).texts)
