@@ -69,7 +69,7 @@ def _tried(folder: Path, sealed: Sealed, why: Why) -> Change | None:
 def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
     path = folder / located("metadata", sealed.shard.id)
     table = pq.read_table(path) if sealed.rows else pa.table({})
-    rows = table.to_pylist()
+    rows = [{**dict.fromkeys(COLUMNS), **row} for row in table.to_pylist()]
     reasons = [why(row) for row in rows]
     lost = Counter(reason for reason in reasons if reason)
     gallery = tuple(
@@ -80,7 +80,7 @@ def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
     recipe = Recipe(
         model=sealed.model,
         threshold=sealed.threshold,
-        scores=tuple(n for n in table.column_names[len(COLUMNS) :] if n != REENCODED),
+        scores=tuple(n for n in table.column_names if n not in (*COLUMNS, REENCODED)),
         forms=sealed.forms,
         versions=sealed.versions,
         settings=sealed.settings,

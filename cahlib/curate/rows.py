@@ -50,6 +50,9 @@ _COLUMNS = [
 #: The columns that every pair has; its scores come behind them.
 COLUMNS = tuple(name for name, _ in _COLUMNS)
 
+#: Those that an older dataset may lack.
+ADDED = ("language_evidence",)
+
 #: With `--forms images:jpg`, before the scores: the format that a picture was re-encoded from,
 #: "" if it is stored as it was.
 REENCODED = "reencoded_from"

@@ -26,7 +26,7 @@ from cahlib.curate import description, seal, tars
 from cahlib.curate.description import Description
 from cahlib.curate.files import Files, files
 from cahlib.curate.layout import FOLDERS, LAYOUT, PAGES
-from cahlib.curate.rows import COLUMNS, Row, sample_id, schema, without_nulls
+from cahlib.curate.rows import ADDED, COLUMNS, Row, sample_id, schema, without_nulls
 from cahlib.curate.seal import Sealed
 from cahlib.curate.sink import PART, Stored, part
 from cahlib.curate.tfrecord import Broken, records
@@ -208,7 +208,9 @@ class _Shard:
             table = pq.read_table(io.BytesIO(file.read()))
         except OSError as error:  # pyarrow's word for some kinds of damage
             raise ValueError(str(error)) from error
-        if list(table.schema)[: len(COLUMNS)] != list(schema(())):
+        lacking = {*ADDED} - {*table.column_names}
+        wanted = [each for each in schema(()) if each.name not in lacking]
+        if list(table.schema)[: len(wanted)] != wanted:
             yield f"{path} has other columns than a dataset's metadata."
             return
         rows = table.to_pylist()
@@ -227,7 +229,7 @@ class _Shard:
             for row in self._rows or ()
             for ending, content in (
                 (row["format"], None),
-                ("json", without_nulls({name: row[name] for name in COLUMNS})),
+                ("json", without_nulls({name: row.get(name) for name in COLUMNS})),
                 ("txt", row["TEXT"]),
             )
         )
@@ -355,7 +357,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
             content = cast(BinaryIO, tar.extractfile(member)).read().decode()
             if member.name.endswith(".json"):
                 values = json.loads(content)
-                content = without_nulls({name: values[name] for name in COLUMNS})
+                content = without_nulls({name: values.get(name) for name in COLUMNS})
         yield member.name, content
 
 

@@ -9,10 +9,12 @@ from functools import partial
 from io import BytesIO
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
 from cahlib.curate import pages, tars
+from cahlib.curate.rewrite import rewrite
 from cahlib.curate.rows import REENCODED
 from cahlib.curate.verify import verify
 from cahlib.records import Reason
@@ -125,7 +127,8 @@ for place, card in json.loads(sys.argv[1]):
     (code,) = re.findall(r"```python\n(from datasets.*?)```", open("README.md").read(), re.DOTALL)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(code)
-    print(json.dumps([place, "as shown", [line.split()[0] for line in out.getvalue().splitlines()]]))
+    keys = [line.split()[0] for line in out.getvalue().splitlines()]
+    print(json.dumps([place, "as shown", keys]))
     uids = load_dataset(place, split="train")["uid"]
     print(json.dumps([place, "metadata", list(uids)]))
 """
@@ -193,6 +196,15 @@ def test_tables_read_every_row(made, form):
     for found in (table.select("uid", "TEXT").rows(), duckdb.sql(query).fetchall()):
         texts = {uid: pair.image.candidate.text for uid, pair in kept().items()}
         assert len(found) == len(texts) and dict(found) == texts
+
+
+def test_a_pair_can_be_taken_out_where_pictures_have_one_extension(tmp_path):
+    world.write(tmp_path, recipe=world.with_forms("images:jpg", "tfrecords"))
+    gone = world.some(1)[0][0].image.candidate.uid
+    (change,) = rewrite(tmp_path, lambda row: Reason.PURGED if row["uid"] == gone else None)
+    assert change.left == 14 and list(verify(tmp_path)) == []
+    table = pq.read_table(tmp_path / "metadata/metadata_s-0.parquet")
+    assert {"", "png"} <= {*table[REENCODED].to_pylist()}
 
 
 @both
