@@ -204,8 +204,7 @@ class Output(Checked):
     )  # fmt: skip
     forms: tuple[str, ...] = option(
         ("images", "embeddings"),
-        "what to write beside the metadata, separated by commas; images:jpg re-encodes what is not "
-        "a JPEG, so that all samples have one extension",
+        "what to write beside the metadata, with commas; images:jpg makes all pictures JPEGs",
         choices=("images", "images:jpg", "embeddings", "tfrecords"),
     )
     duplicates: str = option(
