@@ -277,7 +277,8 @@ class Series:
                 if place.is_dir() and self._verified(place):
                     self._repair(place)
             ended = self._do(self.arena.run(self.mode))
-            if ended.code == 0:
+            # at a place that held no dataset, only now can rubbish be told from it
+            if ended.code == 0 and not self._verified(self._place):
                 break
             self._obey(ended)
         else:
