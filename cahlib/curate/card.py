@@ -146,7 +146,8 @@ def _rights(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:
         "The images and texts belong to their owners; the column LICENSE names the licence that a "
         "page links to, as a hint and not as an assurance. Nobody depicted was asked for consent. "
         "The dataset is meant for research. Its content is not curated: the column NSFW is a "
-        "model's guess, and what is wrong or harmful may be among it.\n"
+        "model's guess by prompts of cahlib's or the run's own wording, not LAION's, and what is "
+        "wrong or harmful may be among it.\n"
     )
     yield (
         f"Left out, because their owners refuse such a use in a form that machines read: "

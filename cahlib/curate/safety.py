@@ -10,9 +10,10 @@ and the best two prompts decide.
 
 The rules are those of rvencu/crawlingathome-gpu-hcloud, ``clip_filter.py`` (2021). It compared
 positions in a list that a missing comma had made one shorter, so that its first sexual prompt
-counted as neutral; here each prompt has its mark. The prompts are in ``safety.json``, which a file
-of the same form may replace: ``content`` must be there; without ``age`` or ``animal`` that rule is
-off. Words are looked for anywhere in the caption, whatever their case: they must find kids,
+counted as neutral; here each prompt has its mark. The prompts are in ``safety.json``; most of
+them are cahlib's own wording, so labels differ from LAION's. A file of the same form may replace
+them: ``content`` must be there; without ``age`` or ``animal`` that rule is off. Words are looked
+for anywhere in the caption, whatever their case: they must find kids,
 schoolchild, preteen and thirteen, and a canteen too many is the lesser harm.
 
 The rules were made for OpenAI's ViT-B/32. They find much and miss some: they prove nothing.
