@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 FOLDERS = ("metadata", "images", "img_emb", "text_emb", "tfrecords", "optouts", "shards")
+_BESIDE = {"README.md", "nshards.txt", "sizes.json"}  # what tells of the tars beside them
 _HEAD, _TAIL = b'{"sha256":"', b'","contents":'
 
 
@@ -95,7 +96,7 @@ def uids(place: Path, id: str) -> list[str]:
 def _files(place: Path) -> Iterator[str]:
     for folder in FOLDERS:
         for path in (place / folder).rglob("*"):
-            if path.is_file():
+            if path.is_file() and path.name not in _BESIDE:
                 yield path.relative_to(place).as_posix()
 
 
