@@ -70,8 +70,11 @@ class _Stopped(Stopped, TrackerAway):
     """The user did not want to wait for the tracker."""
 
 
-def require_same(job: Job) -> None:
-    """Raise ConfigError if a job's folder or its URL holds another job's dataset."""
+def require_same(job: Job, *, files_known: bool = True) -> None:
+    """Raise ConfigError if a job's folder or its URL holds another job's dataset.
+
+    Without ``files_known`` the job's files are another machine's, and are not compared.
+    """
     folder, url = job.output.folder, job.output.url
     here = description.found(folder)
     if before := description.job(folder):
@@ -79,9 +82,9 @@ def require_same(job: Job) -> None:
         if here and here.committed and here.settings is not None:  # what the dataset says counts
             apart = {name: each for name, each in apart.items() if name == "output"}
         job.require_same(apart, folder)
-    description.require_same(job, folder, here)
+    description.require_same(job, folder, here, files_known=files_known)
     if url:
-        description.require_same(job, url, description.found(url))
+        description.require_same(job, url, description.found(url), files_known=files_known)
 
 
 def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:

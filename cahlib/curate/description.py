@@ -81,10 +81,20 @@ def write(place: str | Path, description: Description) -> None:
     files(place).write(NAME, signed.packed(description))
 
 
-def require_same(job: Job, place: str | Path, there: Description | None) -> None:
-    """Raise ConfigError if another job made a dataset; ``there`` is its description, if any."""
+def require_same(
+    job: Job, place: str | Path, there: Description | None, *, files_known: bool = True
+) -> None:
+    """Raise ConfigError if another job made a dataset; ``there`` is its description, if any.
+
+    Without ``files_known`` the job's files are another machine's, and are not compared.
+    """
     if there and there.committed and there.settings is not None:
-        found = differences(settings(), there.settings, job.fingerprint())
+        compared = [each for each in settings() if files_known or not each.option.file]
+        has, wants = (
+            {each.name: side[each.name] for each in compared if each.name in side}
+            for side in (there.settings, job.fingerprint())
+        )
+        found = differences(compared, has, wants)
         job.require_same(found, files(place).place)
 
 

@@ -116,8 +116,9 @@ def _attend(
 ) -> Path:
     kernel, folder = f"{kaggle.user}/{session.name}", session.job.output.folder
     note = Note.of(session.job)
-    # here too: the kernel could only refuse another job when servers cost money already
-    require_same(session.job)
+    # here too: the kernel could only refuse another job when servers cost money already; what its
+    # notebook names of its own files is not known here
+    require_same(session.job, files_known=False)
     with _gone_after(servers, kaggle, note, tell):  # an earlier launch may have left some, too
         state = kaggle.state(kernel)
         going = not state.over

@@ -141,7 +141,9 @@ def session(job, service, folder, hours):
     machine, started = Machine(folder, service), time.monotonic()
     process = launched(folder.parent, replace(job, hours=hours))
     said = process.communicate()[0]
-    assert process.returncode == 3, said + (folder / "log").read_text()  # shards are left
+    log = folder / "log"
+    told = said + (log.read_text() if log.exists() else "")  # no kernel may have begun
+    assert process.returncode == 3, told  # shards are left
     assert time.monotonic() - started < hours * 3600 + jobs.LIMIT, said
     machine.off()
     return {each.shard.id for each in seals(job.output.folder)}
