@@ -159,7 +159,7 @@ def _servers() -> Iterator[Attack]:
                                Reason.BAD_HTTP),
         "two lengths": (w.raw(head[:-2] + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
                         Reason.BAD_HTTP),
-        "a gzip bomb": (w.body(bomb, ("Content-Encoding", "gzip")), Reason.NOT_AN_IMAGE),
+        "a gzip bomb": (w.body(bomb, ("Content-Encoding", "gzip")), Reason.TOO_MANY_BYTES),
         "a brotli bomb": (w.body(b"\xff" * 9000, ("Content-Encoding", "br")), Reason.NOT_AN_IMAGE),
         "broken off": (w.broken_off(JPEG[:3000], length=len(JPEG)), Reason.DISCONNECTED),
         "reset": (w.broken_off(JPEG[:3000], length=len(JPEG), reset=True), Reason.DISCONNECTED),
