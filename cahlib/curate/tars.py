@@ -12,11 +12,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import pyarrow as pa
-
 from cahlib.curate.files import files
 from cahlib.curate.layout import ONE_EXTENSION, located
-from cahlib.curate.rows import schema
 from cahlib.curate.seal import Sealed
 
 SIZES, NUMBER, CARD = NAMES = ("images/sizes.json", "images/nshards.txt", "images/README.md")
@@ -25,7 +22,7 @@ SIZES, NUMBER, CARD = NAMES = ("images/sizes.json", "images/nshards.txt", "image
 EXTENSIONS = ("jpg", "png", "webp", "avif")
 
 #: How `datasets` calls the types of our columns; a JSON number is always a double.
-_DTYPES = {pa.float64(): "float64", pa.float32(): "float64", pa.bool_(): "bool"}
+_DTYPES = {"double": "float64", "float": "float64"}
 
 
 def size_of(sealed: Sealed) -> dict[str, int]:
@@ -91,6 +88,8 @@ def counts(sizes: Mapping[str, int]) -> dict[str, bytes]:
 
 def card(forms: Iterable[str], scores: Iterable[str]) -> str:
     """Return the card of the tars."""
+    from cahlib.curate.rows import schema  # needs pyarrow, which who only counts tars may lack
+
     jpg = ONE_EXTENSION in forms
     kinds = EXTENSIONS[:1] if jpg else EXTENSIONS
     columns = schema(tuple(scores), reencoded=jpg)
@@ -109,7 +108,7 @@ def card(forms: Iterable[str], scores: Iterable[str]) -> str:
             "    struct:",
             *(
                 f"    - name: {json.dumps(each.name)}\n"
-                f"      dtype: {_DTYPES.get(each.type, str(each.type))}"
+                f"      dtype: {_DTYPES.get(str(each.type), str(each.type))}"
                 for each in columns
             ),
             "---",

@@ -60,13 +60,13 @@ def rotted(monkeypatch):
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The files of the shards."""
-    found = (path for path in folder.rglob("*") if path.is_file())
+    """The files of the shards; what tells of the tars follows those that are whole."""
+    about = ("README.md", "nshards.txt", "sizes.json")
+    found = (p for p in folder.rglob("*") if p.is_file() and p.name not in about)
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in found
-        if path.relative_to(folder).parts[0]
-        not in ("run", "report.html", "README.md", "dataset.json")
+        if path.relative_to(folder).parts[0] not in ("run", "report.html", "dataset.json")
     }
 
 

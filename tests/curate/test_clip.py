@@ -329,7 +329,7 @@ def test_weights_for_a_known_model_may_be_a_file(tmp_path):
     ("settings", "sentence"),
     [
         ({"model": "ViT-B32"}, "model: 'ViT-B32' is neither a folder nor .* try ViT-B-32"),
-        ({"model": "models/mine"}, "model: 'models/mine' is neither a folder nor a name"),
+        ({"model": "models/mine"}, "model: models/mine is neither a folder nor a name"),
         ({"model": "ViT-B-32"}, "pretrained: ViT-B-32 needs weights; name a file .* openai"),
         (
             {"model": "ViT-B-32", "pretrained": "openia"},
