@@ -163,7 +163,8 @@ def test_a_purge_is_one_commit_and_report_and_card_another(there, shards, folder
     listed.write_text("".join(f"{each.image.candidate.uid}\n" for each in gone))
     assert len(list(purge(folder, Lists(uids=[str(listed)])))) == 2
     first, changed, pages = there.commits
-    assert {each.rpartition("/")[2] for each in pages} == {"report.html", "README.md"}
+    about = {"report.html", "README.md", "sizes.json", "nshards.txt"}
+    assert {each.rpartition("/")[2] for each in pages} == about
     assert f"crawl/{seal.name('s-0')}" in changed and f"crawl/{seal.name('s-2')}" not in changed
     assert [each for each in changed if each.startswith("-crawl/images/s-")]
     assert list(verify(URL)) == list(verify(folder)) == []
