@@ -19,7 +19,7 @@ _LEVELS = range(0, 256, 51)
 
 
 def sound(profile: bytes) -> bool:
-    """Whether these bytes are laid out as a colour profile (ICC.1:2022, 7.1)."""
+    """Return whether these bytes are laid out as a colour profile (ICC.1:2022, 7.1)."""
     if len(profile) < _HEAD + 4 or profile[36:40] != b"acsp":
         return False
     length, count = struct.unpack_from(">I", profile)[0], struct.unpack_from(">I", profile, 128)[0]
@@ -30,7 +30,7 @@ def sound(profile: bytes) -> bool:
 
 
 def alters(mode: str, profile: bytes | None) -> bool:
-    """Whether a profile changes the colours of a picture in this mode (as `srgb` applies it)."""
+    """Return whether a profile changes a picture's colours in this mode (as `srgb` applies it)."""
     return _fitting(mode, profile) is not None
 
 

@@ -29,7 +29,7 @@ NAME = "dataset.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a dataset says of itself."""
+    """The record of what a dataset says of itself."""
 
     #: that decide what is in it, by name (`cahlib.fingerprint`); None if nobody knows them
     settings: Mapping[str, Any] | None = None

@@ -78,7 +78,7 @@ class Repository:
         return [path for path, known in self._known(paths).items() if known]
 
     def _known(self, paths: Sequence[str]) -> Mapping[str, Any]:
-        """What the hub says of files: nothing of those that it does not have."""
+        """Return the hub's records of files, without those that it does not have."""
         found = dict.fromkeys(paths)
         with reaching(self.there.place):
             api, which, inner = self._resolved()
@@ -100,7 +100,7 @@ class Repository:
 
 
 def _same(known: Any, local: Path) -> bool:
-    """Whether the hub has a file as it is here; it knows small ones by the hash that git gives."""
+    """Return whether the hub has a file as it is here; small ones are known by git's hash."""
     if known is None or known.size != local.stat().st_size:
         return False
     lfs = getattr(known, "lfs", None)
