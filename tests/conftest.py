@@ -25,7 +25,10 @@ slow = [hypothesis.HealthCheck.too_slow]
 common = hypothesis.settings(deadline=None, suppress_health_check=slow, database=None)
 # The suite draws the same examples each time; to search for others is for `make fuzz`.
 hypothesis.settings.register_profile("tests", common, derandomize=True)
-hypothesis.settings.register_profile("fuzz", common, max_examples=1000, print_blob=True)
+# derandomize is said here too: hypothesis turns it on by itself where continuous integration runs
+hypothesis.settings.register_profile(
+    "fuzz", common, derandomize=False, max_examples=1000, print_blob=True
+)
 hypothesis.settings.load_profile("tests")
 
 _connect = socket.socket.connect
