@@ -38,7 +38,7 @@ def resume(job: Job, ledger: Ledger) -> None:
     """
     folder = job.output.folder
     dataset.sweep(folder)
-    ours = description.of(job)
+    ours = description.continued(job)
     work = _Resuming(job, ledger)
     work.through()
     work.tell()

@@ -26,6 +26,7 @@ from cahlib.curate.gallery import Latest
 from cahlib.curate.models import Models
 from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.perceptual import Near
+from cahlib.curate.rows import score_columns
 from cahlib.curate.seal import Sealed
 from cahlib.curate.summary import summary
 from cahlib.errors import (
@@ -163,7 +164,7 @@ class _Work:
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
         self._away = self._parcels  #: where the scrapers write them
-        self._ours = description.of(job)
+        self._ours = description.continued(job)
         self._sealed = ledger.tally()  #: of the shards in the dataset
         self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to seal
         self._counting = threading.Lock()  #: a shard is in one of these two, never in none
@@ -288,7 +289,9 @@ class _Work:
         return dataset.Recipe(
             model=loaded.clip.name,
             threshold=self._job.judge.chosen()[2],
-            scores=scores(loaded.clip, loaded.safety, loaded.heads),
+            scores=score_columns(
+                loaded.clip.name, scores(loaded.safety, loaded.heads), layout=self._ours.layout
+            ),
             forms=self._job.output.forms,
             versions={"cahlib": __version__},
             settings=self._ours.digest,

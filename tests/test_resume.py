@@ -1,12 +1,17 @@
 """A machine that is gone left finished shards at a URL: another one goes on after them."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from cahlib.config import Job, replace
-from cahlib.curate import seal, upload
+from cahlib.curate import description, seal, signed, upload
+from cahlib.curate.description import Description
+from cahlib.curate.files import files
+from cahlib.curate.rows import score_columns
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError
 from cahlib.resume import faults, resume
@@ -85,6 +90,50 @@ def test_what_is_not_whole_at_the_url_is_left_and_told_of(job, lost, tmp_path, l
     (sentence,) = faults(job, ledger)
     assert lacks in sentence and f"cah repair {lost} puts" in sentence
     ledger.close()
+
+
+@pytest.mark.parametrize("described", ["yes", "no", "damaged"])
+@pytest.mark.parametrize("layout", [1, 2])
+@pytest.mark.parametrize("place", ["folder", "url"])
+def test_a_dataset_keeps_the_names_of_its_columns(tmp_path, monkeypatch, place, layout, described):
+    folder, url = tmp_path / "here", (tmp_path / "there").as_uri()
+    monkeypatch.chdir(tmp_path)  # where the folder of a URL's dataset is made
+    job = replace(Job(), output=url if place == "url" else str(folder))
+    at = job.output.url or job.output.folder
+    assert description.continued(job).layout == 2
+    scores = score_columns("ViT-tiny/none", ("similarity", "age minor"), layout=layout)
+    made = tmp_path / "made"
+    world.write(made, recipe=dataclasses.replace(world.RECIPE, scores=scores))
+    description.commit(made, Description(layout=layout), ["s-0"])
+    shutil.copytree(made, tmp_path / "there" if place == "url" else folder, dirs_exist_ok=True)
+    if described == "no":
+        files(at).remove(description.NAME)
+    elif described == "damaged":
+        files(at).write(description.NAME, b"{")
+    assert description.continued(job).layout == layout
+    assert list(verify(made)) == []
+
+
+def test_a_description_of_an_older_cahlib_has_the_first_layout(tmp_path):
+    contents = {"committed": ["s-0"], "digest": "0" * 64}
+    (tmp_path / description.NAME).write_bytes(signed.packed(contents))
+    assert description.layout_of(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "score", "old", "new"),
+    [
+        ("ViT-B-32/openai", "similarity", "ViT-B-32/openai similarity",
+         "clip_ViT-B-32_openai_similarity"),
+        ("hf-hub:timm/ViT-B-16", "minor", "hf-hub:timm/ViT-B-16 minor",
+         "clip_hf-hub_timm_ViT-B-16_minor"),
+        ("ViT-L-14/öl 2", "my taste", "ViT-L-14/öl 2 my taste", "clip_ViT-L-14__l_2_my_taste"),
+        ('a"b/c\td', "é,;'", 'a"b/c\td é,;\'', "clip_a_b_c_d_____"),
+    ],
+)  # fmt: skip
+def test_columns_need_no_quotes(model, score, old, new):
+    assert score_columns(model, [score], layout=1) == {score: old}
+    assert score_columns(model, [score], layout=2) == {score: new}
 
 
 def test_another_jobs_dataset_is_refused(job, tmp_path):

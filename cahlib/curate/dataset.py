@@ -55,7 +55,7 @@ class Recipe:
 
     model: str  #: the name of model and weights, as in the scores
     threshold: float
-    scores: tuple[str, ...]  #: the names of all scores that a pair may have
+    scores: Mapping[str, str]  #: the columns of all scores that a pair may have
     forms: tuple[str, ...]  #: of "images" or "images:jpg", "embeddings", "tfrecords"
     versions: Mapping[str, str]  #: of what judges
     settings: str = ""  #: the digest of the settings that make it
@@ -255,7 +255,7 @@ class Shelf:
 
 def each_form(shelf: Shelf, shard: str, recipe: Recipe) -> Iterator[Writer]:
     """A writer for each form that the recipe asks for."""
-    columns = schema(recipe.scores, reencoded=ONE_EXTENSION in recipe.forms)
+    columns = schema([*recipe.scores.values()], reencoded=ONE_EXTENSION in recipe.forms)
     yield Table(shelf.sink(located("metadata", shard)), columns)
     if has_images(recipe.forms):
         yield Tar(shelf.sink(located("images", shard)))
@@ -298,5 +298,5 @@ def _sealed(
         silent=parcel.silent,
         cut=parcel.cut,
         settings=recipe.settings,
-        scores=recipe.scores,
+        scores=tuple(recipe.scores.values()),
     )

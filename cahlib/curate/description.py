@@ -16,7 +16,7 @@ from typing import Any
 
 from cahlib import __version__
 from cahlib.config import DamagedJob, Job, settings
-from cahlib.curate import signed
+from cahlib.curate import seal, signed
 from cahlib.curate.files import files
 from cahlib.curate.sink import Stored
 from cahlib.errors import RunError
@@ -25,6 +25,10 @@ from cahlib.fingerprint import differences, digest
 _log = logging.getLogger(__name__)
 
 NAME = "dataset.json"
+
+#: How the columns of scores are named and the tars called in a dataset that begins today. A dataset
+#: keeps the layout that it began with, so that none is mixed; 1 is what an older cahlib made.
+LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +42,37 @@ class Description:
     #: the report and the card as they were written last
     pages: Mapping[str, Stored] = field(default_factory=dict)
     version: str = __version__  #: of the cahlib that wrote it
+    layout: int = 1  #: which `LAYOUT` it has
 
 
 def of(job: Job) -> Description:
     """Return the description of a job's dataset before its first shard."""
     values = job.fingerprint()
-    return Description(settings=values, digest=digest(settings(), values))
+    return Description(settings=values, digest=digest(settings(), values), layout=LAYOUT)
+
+
+def continued(job: Job) -> Description:
+    """Return the same for a job that may go on with a dataset, in the layout that this has."""
+    output = job.output
+    places = (output.folder, output.url) if output.url else (output.folder,)
+    has = [layout for place in places if (layout := layout_of(place))]
+    return replace(of(job), layout=min(has, default=LAYOUT))
+
+
+def layout_of(place: str | Path) -> int | None:
+    """Return the layout of the dataset at a place, or None if there is no shard of one.
+
+    Without a description a manifest tells it, for columns had blanks in layout 1 alone.
+    """
+    try:
+        if (said := read(place)) and said.committed:
+            return said.layout
+    except ValueError:
+        pass
+    first = next(seal.seals(place, damaged="skip"), None)
+    if first is None:
+        return None
+    return LAYOUT if first.scores and not any(" " in each for each in first.scores) else 1
 
 
 def read(place: str | Path) -> Description | None:

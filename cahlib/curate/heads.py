@@ -29,9 +29,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from cahlib.curate.rows import column_name
+from cahlib.curate.safety import SOUGHT
 from cahlib.errors import ConfigError
 
 Floats = NDArray[np.float32]
+
+#: The name of the score that CLIP itself gives.
+SIMILARITY = "similarity"
 
 
 class Model(Protocol):
@@ -59,7 +64,7 @@ class _Card(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Head:
     """A head that fits the model whose embeddings it is given."""
 
-    score: str  #: the column of its scores: "<model> <name>"
+    score: str  #: the name of its scores
     card: _Card
     layers: tuple[tuple[Floats, Floats], ...]  #: weight (out, in) and bias (out,)
 
@@ -82,17 +87,24 @@ class Head:
 
 def load(paths: Sequence[str], model: Model) -> tuple[Head, ...]:
     """The heads of some JSON files; raises ConfigError for one that is none or does not fit."""
-    heads = tuple(_load(Path(path).expanduser(), model) for path in paths)
-    names = [head.score for head in heads]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"heads: two of them are called {twice!r}; give each a name of its own.")
-    return heads
+    check(paths, model.name)
+    return tuple(_load(Path(path).expanduser(), model) for path in paths)
 
 
 def check(paths: Sequence[str], model: str) -> None:
-    """Raise ConfigError for what is not the description of a head for this model, by its name."""
+    """Raise ConfigError for files that do not describe heads for this model, by its name.
+
+    Each needs a column of its own.
+    """
+    columns = {column_name(name) for name in (SIMILARITY, *SOUGHT.values())}
     for path in paths:
-        _card_for(Path(path).expanduser(), model)
+        card = _card_for(Path(path).expanduser(), model)
+        if column_name(card.name) in columns:
+            raise ConfigError(
+                f"heads: {path}: another score is called {card.name!r} already; give each head a "
+                "name of its own."
+            )
+        columns.add(column_name(card.name))
 
 
 def _load(path: Path, model: Model) -> Head:
@@ -105,7 +117,7 @@ def _load(path: Path, model: Model) -> Head:
     layers = _layers(path.with_suffix(".safetensors"))
     if fault := next(_faults(card, layers), None):
         raise ConfigError(f"heads: {path.with_suffix('.safetensors')} {fault}.")
-    return Head(score=f"{model.name} {card.name}", card=card, layers=layers)
+    return Head(score=card.name, card=card, layers=layers)
 
 
 def _card(path: Path) -> _Card:

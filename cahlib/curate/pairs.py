@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from cahlib.config import Judge
-from cahlib.curate.heads import Head
+from cahlib.curate.heads import SIMILARITY, Head
 from cahlib.curate.inputs import Pixels
 from cahlib.curate.safety import Safety
 from cahlib.records import Image, Judged, Reason, Stage, Tally
@@ -51,7 +51,6 @@ def pairs(
     RunError if a device's memory is too small for the model.
     """
     *_, threshold = judge.chosen()
-    own, *_ = scores(clip, safety)
     for batch, (of_images, of_texts) in _embedded(images, clip, judge.batch, tally):
         similarities = (of_images * of_texts).sum(axis=1).tolist()
         verdicts = safety.judge(of_images, [image.candidate.text for image, _ in batch])
@@ -71,16 +70,16 @@ def pairs(
                 image=image,
                 similarity=similarity,
                 nsfw=verdict.nsfw,
-                scores={own: similarity, **verdict.scores, **_named(by_head)},
+                scores={SIMILARITY: similarity, **verdict.scores, **_named(by_head)},
                 image_embedding=of_image,
                 text_embedding=of_text,
                 reason=reason,
             )
 
 
-def scores(clip: Clip, safety: Safety, heads: Sequence[Head] = ()) -> tuple[str, ...]:
-    """The names of an image's scores: "<model> similarity", the rules' and the heads'."""
-    return f"{clip.name} similarity", *safety.scores, *(head.score for head in heads)
+def scores(safety: Safety, heads: Sequence[Head] = ()) -> tuple[str, ...]:
+    """Return the names of an image's scores: the similarity, the rules' and the heads'."""
+    return SIMILARITY, *safety.scores, *(head.score for head in heads)
 
 
 def _by_heads(scored: Mapping[Head, float]) -> Reason | None:

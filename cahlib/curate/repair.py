@@ -99,9 +99,10 @@ def _described(place: str | Path) -> Description:
     """Return what is known of a dataset whose dataset.json is gone: its job, or a digest alone."""
     digests = {sealed.settings for sealed in seal.seals(place, damaged="skip")}
     job = description.job(place) if isinstance(place, Path) else None
+    layout = description.layout_of(place) or description.LAYOUT
     if job and digests <= {"", (ours := description.of(job)).digest}:
-        return ours
-    return Description(digest=max(digests, default=""))
+        return replace(ours, layout=layout)
+    return Description(digest=max(digests, default=""), layout=layout)
 
 
 def _values(place: str | Path, said: Description) -> dict[str, object]:

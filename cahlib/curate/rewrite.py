@@ -80,7 +80,7 @@ def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
     recipe = Recipe(
         model=sealed.model,
         threshold=sealed.threshold,
-        scores=tuple(n for n in table.column_names if n not in (*COLUMNS, REENCODED)),
+        scores={n: n for n in table.column_names if n not in (*COLUMNS, REENCODED)},
         forms=sealed.forms,
         versions=sealed.versions,
         settings=sealed.settings,

@@ -7,7 +7,8 @@ LAION's columns come first, in LAION's order and types (LAION-400M: 64-bit SAMPL
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -58,14 +59,36 @@ ADDED = ("language_evidence",)
 REENCODED = "reencoded_from"
 
 
+#: What no name of a column has: blanks and slashes need quoting in SQL, pandas and file names.
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def score_columns(model: str, scores: Iterable[str], *, layout: int) -> dict[str, str]:
+    """Return the column of each score that a model gives, by the layout of the dataset.
+
+    `clip_ViT-B-32_openai_similarity`; in layout 1 `ViT-B-32/openai similarity`.
+    """
+    if layout == 1:
+        return {score: f"{model} {score}" for score in scores}
+    return {score: column_name(f"clip_{model}_{score}") for score in scores}
+
+
+def column_name(name: str) -> str:
+    """Return a name as a column may have it."""
+    return _UNSAFE.sub("_", name)
+
+
 def schema(scores: Sequence[str], *, reencoded: bool = False) -> pa.Schema:
     """The columns of a dataset; a column for each score, empty where a pair was not given it."""
     more = [(REENCODED, pa.string())] if reencoded else []
     return pa.schema(_COLUMNS + more + [(name, pa.float32()) for name in scores])
 
 
-def row(judged: Judged, *, model: str, scores: Sequence[str]) -> Row:
-    """The metadata of a judged image. Raises KeyError for a score that has no column."""
+def row(judged: Judged, *, model: str, scores: Mapping[str, str]) -> Row:
+    """Return the metadata of a judged image; ``scores`` has the column of each score.
+
+    Raise KeyError for a score that has none.
+    """
     image, candidate = judged.image, judged.image.candidate
     given = dict(judged.scores)
     values: Row = {
@@ -94,7 +117,10 @@ def row(judged: Judged, *, model: str, scores: Sequence[str]) -> Row:
         "robots": image.robots,
         "model": model,
         # as precise as its column, so that it is the same in all files
-        **{name: float(np.float32(given.pop(name))) if name in given else None for name in scores},
+        **{
+            column: float(np.float32(given.pop(score))) if score in given else None
+            for score, column in scores.items()
+        },
     }
     if given:
         raise KeyError(f"scores without a column: {', '.join(given)}")

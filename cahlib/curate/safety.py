@@ -39,7 +39,7 @@ _MARKS = {
     "age": ("minor", "adult"),
     "animal": ("thing", "person", "animal"),
 }
-_SOUGHT = {"content": "sexual", "age": "minor", "animal": "animal"}
+SOUGHT = {"content": "sexual", "age": "minor", "animal": "animal"}
 
 #: Label by the number of sexual prompts among the best two.
 _NSFW = ("UNLIKELY", "UNSURE", "NSFW")
@@ -60,7 +60,7 @@ class Verdict:
 
     nsfw: str  #: "UNLIKELY", "UNSURE" or "NSFW"
     reason: Reason | None  #: MINOR, ANIMAL, or None
-    #: "<model> sexual", "<model> minor", "<model> animal": the share of the softmax, 0 … 1
+    #: "sexual", "minor", "animal": the share of the softmax, 0 … 1
     scores: Mapping[str, float]
 
 
@@ -100,7 +100,6 @@ class Safety:
     def __init__(self, sets: Mapping[str, Mapping[str, Sequence[str]]], model: Model) -> None:
         """``sets``: by set and mark, the prompts; as `load` reads them from a file."""
         self._sets = {name: _embedded(name, marks, model) for name, marks in sets.items()}
-        self._names = {name: f"{model.name} {_SOUGHT[name]}" for name in self._sets}
         self._words = [word.casefold() for word in sets.get("age", {}).get("words", ())]
 
     @classmethod
@@ -111,7 +110,7 @@ class Safety:
     @property
     def scores(self) -> tuple[str, ...]:
         """The names of the scores in each verdict."""
-        return tuple(self._names.values())
+        return tuple(SOUGHT[name] for name in self._sets)
 
     def judge(self, images: NDArray[np.float32], texts: Sequence[str]) -> list[Verdict]:
         """A verdict for each image, (images, width) of length 1, with its caption."""
@@ -125,7 +124,7 @@ class Safety:
             Verdict(
                 nsfw=_NSFW[label],
                 reason=_reason(unsafe=label > 0, minor=minors[row], animal=animals[row]),
-                scores={self._names[name]: float(share[row]) for name, (share, _) in found.items()},
+                scores={SOUGHT[name]: float(share[row]) for name, (share, _) in found.items()},
             )
             for row, label in enumerate(labels)
         ]
@@ -145,7 +144,7 @@ def _embedded(name: str, marks: Mapping[str, Sequence[str]], model: Model) -> _S
     prompts = [(prompt, mark) for mark in _MARKS[name] for prompt in marks[mark]]
     return _Set(
         vectors=model.embed_texts([prompt for prompt, _ in prompts]),
-        sought=np.array([mark == _SOUGHT[name] for _, mark in prompts]),
+        sought=np.array([mark == SOUGHT[name] for _, mark in prompts]),
     )
 
 

@@ -65,7 +65,11 @@ def parcel(every: list[Image], folder: Path) -> Parcel:
 
 def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
     recipe = dataset.Recipe(
-        model="ViT-B-32/none", threshold=0.3, scores=("similarity",), forms=forms, versions={}
+        model="ViT-B-32/none",
+        threshold=0.3,
+        scores={"similarity": "similarity"},
+        forms=forms,
+        versions={},
     )
     sealed = replace(parcel([], folder), images=len(every))
     dataset.write(

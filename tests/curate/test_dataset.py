@@ -79,13 +79,13 @@ def test_every_score_has_its_column_and_is_empty_where_it_was_not_given(tmp_path
     write(tmp_path)
     table = pd.read_parquet(tmp_path / "metadata")
     unsafe = table["NSFW"] != "UNLIKELY"
-    assert table["ViT-tiny/none similarity"].notna().all()
-    assert (table["ViT-tiny/none age minor"].notna() == unsafe).all() and unsafe.any()
+    assert table["clip_ViT-tiny_none_similarity"].notna().all()
+    assert (table["clip_ViT-tiny_none_age_minor"].notna() == unsafe).all() and unsafe.any()
 
 
 def test_a_score_without_a_column_is_a_mistake(tmp_path):
     with pytest.raises(KeyError, match="age minor"):
-        write(tmp_path, recipe=replace(world.RECIPE, scores=("ViT-tiny/none similarity",)))
+        write(tmp_path, recipe=replace(world.RECIPE, scores={"similarity": "similarity"}))
     assert everything(tmp_path) == {}
 
 
@@ -220,7 +220,7 @@ def test_a_shard_made_again_replaces_itself_and_survives_a_failure(tmp_path):
     write(tmp_path)
     before = everything(tmp_path)
     with pytest.raises(KeyError):
-        write(tmp_path, recipe=replace(world.RECIPE, scores=()))
+        write(tmp_path, recipe=replace(world.RECIPE, scores={}))
     assert everything(tmp_path) == before
     assert write(tmp_path, 20).rows == 10
     assert set(everything(tmp_path)) == set(before)

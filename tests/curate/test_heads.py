@@ -66,9 +66,9 @@ def test_scores_are_kept_and_the_wrong_side_of_the_threshold_goes(tmp_path):
     def judged(drop, threshold):
         path = written(tmp_path, tensors, drop=drop, threshold=threshold)
         tally, found = Tally(), heads.load([path], tiny)
-        assert pairs.scores(tiny, safety, found)[-1] == "tiny/random taste"
+        assert pairs.scores(safety, found)[-1] == "taste"
         every = pairs.pairs(images, tiny, safety, judge=options, tally=tally, heads=found)
-        rows = [(each.scores["tiny/random taste"], each.reason, each) for each in every]
+        rows = [(each.scores["taste"], each.reason, each) for each in every]
         assert tally.unaccounted(Stage.JUDGE) == 0
         return rows, tally
 
@@ -99,6 +99,8 @@ def test_scores_are_kept_and_the_wrong_side_of_the_threshold_goes(tmp_path):
         (LINEAR, {"treshold": 3}, "does not describe a head: .*treshold"),
         (LINEAR, {"threshold": 3}, 'a threshold needs "drop"'),
         (LINEAR, {"name": "a\nb"}, "give a name of letters"),
+        (LINEAR, {"name": "similarity"}, "another score is called 'similarity' already"),
+        (LINEAR, {"name": "minor"}, "another score is called 'minor' already"),
     ],
 )  # fmt: skip
 def test_a_head_that_does_not_fit_is_refused_with_a_sentence(tmp_path, tensors, card, sentence):
@@ -109,7 +111,7 @@ def test_a_head_that_does_not_fit_is_refused_with_a_sentence(tmp_path, tensors, 
 
 def test_files_that_are_no_heads_are_refused(tmp_path):
     path = written(tmp_path)
-    with pytest.raises(ConfigError, match="two of them are called 'tiny/random taste'"):
+    with pytest.raises(ConfigError, match="another score is called 'taste' already"):
         heads.load([path, path], MODEL)
     for data, sentence in ((b"no", "is not a safetensors file"), (None, "cannot be read")):
         file = tmp_path / "head.safetensors"

@@ -115,12 +115,12 @@ def test_what_is_not_safe_is_dropped_and_says_so_even_if_it_is_dissimilar_too(ti
 
 def test_every_score_is_kept(tiny):
     safety = Safety.load("", tiny)
-    names = ("tiny/random similarity", *(f"tiny/random {m}" for m in ("sexual", "minor", "animal")))
-    assert pairs.scores(tiny, safety) == names
+    names = ("similarity", "sexual", "minor", "animal")
+    assert pairs.scores(safety) == names
     options = Judge(model="any", threshold=-1)
     for each in pairs.pairs([image(1), image(2)], tiny, safety, judge=options, tally=Tally()):
         assert tuple(each.scores) == names
-        assert each.scores["tiny/random similarity"] == each.similarity
+        assert each.scores["similarity"] == each.similarity
 
 
 def test_an_unreadable_image_costs_only_itself(tiny):

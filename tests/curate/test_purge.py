@@ -107,7 +107,7 @@ def test_a_dataset_of_an_older_cahlib_is_sound_and_can_be_purged(tmp_path, monke
     (change,) = purge(tmp_path, lists(tmp_path, kept()[1:13:2]))
     assert change.left == 9 and list(verify(tmp_path)) == []
     table = pq.read_table(tmp_path / "metadata/metadata_s-0.parquet")
-    assert {*world.RECIPE.scores} <= {*table.column_names}
+    assert {*world.RECIPE.scores.values()} <= {*table.column_names}
 
 
 def test_no_picture_of_what_is_purged_is_shown(tmp_path):

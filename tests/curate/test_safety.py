@@ -93,17 +93,17 @@ def test_a_set_may_be_left_out():
     sets = {"content": SETS["content"]}
     found = verdict("porn", "nude", "teen", "dog", text="a kid", sets=sets)
     assert (found.nsfw, found.reason) == ("NSFW", None)
-    assert list(found.scores) == ["axes/none sexual"]
+    assert list(found.scores) == ["sexual"]
 
 
 def test_every_score_is_named_by_its_model():
     safety = Safety(SETS, Axes())
     found = safety.judge(np.stack([shown("porn", "toy")]), ["a photo"])[0]
     assert tuple(found.scores) == safety.scores
-    assert safety.scores == ("axes/none sexual", "axes/none minor", "axes/none animal")
-    assert found.scores["axes/none sexual"] > 0.99
-    assert found.scores["axes/none minor"] == pytest.approx(2 / 4)
-    assert found.scores["axes/none animal"] == pytest.approx(2 / 5)
+    assert safety.scores == ("sexual", "minor", "animal")
+    assert found.scores["sexual"] > 0.99
+    assert found.scores["minor"] == pytest.approx(2 / 4)
+    assert found.scores["animal"] == pytest.approx(2 / 5)
 
 
 @given(st.data())

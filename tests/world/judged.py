@@ -12,6 +12,7 @@ from PIL import Image as Picture
 from cahlib.curate import dataset
 from cahlib.curate.dataset import Recipe
 from cahlib.curate.model_source import find_source
+from cahlib.curate.rows import score_columns
 from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
 from cahlib.scrape.anatomy import AVIF
 from cahlib.scrape.shards import shards
@@ -20,7 +21,7 @@ from cahlib.tracker.store import Ledger
 RECIPE = Recipe(
     model="ViT-tiny/none",
     threshold=0.3,
-    scores=("ViT-tiny/none similarity", "ViT-tiny/none age minor"),
+    scores=score_columns("ViT-tiny/none", ("similarity", "age minor"), layout=2),
     forms=("images", "embeddings", "tfrecords"),
     versions={"open_clip": "3.0"},
 )
@@ -63,9 +64,9 @@ def judged(number, *, similarity=None, reason=None, nsfw="UNLIKELY", format=None
         sha256=hashlib.sha256(data).hexdigest(),
         robots=texts.get("robots", ""),
     )
-    scores = {"ViT-tiny/none similarity": similarity}
+    scores = {"similarity": similarity}
     if nsfw != "UNLIKELY":
-        scores["ViT-tiny/none age minor"] = 0.25
+        scores["age minor"] = 0.25
     of_image, of_text = embeddings(number, similarity)
     return Judged(
         image=image,
