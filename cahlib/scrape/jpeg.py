@@ -5,9 +5,10 @@ a picture to it, and the rest grey. simplejpeg raises the first warning. It says
 are missing altogether: their headers tell.
 
 Bytes that fill the space before a marker are harmless, and some encoders write them. What looks
-like pixels there is what a decoder leaves over that lost its way, and is refused. So is what cannot
-be proven, and is not found on the web: arithmetic coding, whose decoders notice no damage and which
-no browser shows, and ratios of colours that simplejpeg does not know.
+like pixels there is what a decoder leaves over that lost its way, and is refused; up to three bytes
+before the end mark are harmless if the pixels end as an encoder ends them, with set bits. What
+cannot be proven, and is not found on the web, is refused too: arithmetic coding, whose decoders
+notice no damage and which no browser shows, and ratios of colours that simplejpeg does not know.
 
 Layout: ITU-T T.81 annexes B, F and G.
 """
@@ -15,6 +16,7 @@ Layout: ITU-T T.81 annexes B, F and G.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,6 +32,9 @@ _ARITHMETIC = range(0xC9, 0xD0)
 _SPARE = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 _BUFFERED = 9  # bytes that libjpeg has read ahead, and the last one that is needed
 _TELLING = 4  # bytes: fewer may be the same by chance
+_LOOSE = 3  # bytes of any kind before the end mark
+_EOI = b"\xff\xd9"
+_END = re.compile(rb"\xff+\xd9\Z")
 _TRIES = 12  # decodings without padding: one for each marker that it can stand before
 
 Pixels = NDArray[np.uint8]
@@ -115,12 +120,18 @@ def _strictly(data: bytes, mode: str, least: tuple[int, int]) -> Pixels:
         except ValueError as error:
             if not (told := _SPARE.search(str(error))):
                 raise
-            data = _without_padding(data, int(told[1]), int(told[2], 16))
+            length, marker = int(told[1]), int(told[2], 16)
+            shorter = _without_padding(data, length, marker)
+            if not shorter and marker == 0xD9 and length <= _LOOSE:
+                shorter = _without_loose(data)
+            if not shorter:
+                raise
+            data = shorter
     raise ValueError("there is padding everywhere")
 
 
 def _without_padding(data: bytes, length: int, marker: int) -> bytes:
-    """Take that many bytes out before each such marker, where they are padding.
+    """Take that many bytes out before each such marker; return b"" if they are not padding.
 
     Before restarts of any number: an encoder that pads one of them pads all.
     """
@@ -134,6 +145,39 @@ def _without_padding(data: bytes, length: int, marker: int) -> bytes:
         if len(found[0]) >= _TELLING or found[1] in (b"\0", b"\xff"):
             kept.append(data[at : found.end() - length])
             at = found.end()
-    if not at:
-        raise ValueError("pixels are left over")
-    return b"".join([*kept, data[at:]])
+    return b"".join([*kept, data[at:]]) if at else b""
+
+
+def _without_loose(data: bytes) -> bytes:
+    """Take the few bytes out that a scan does not need at its end; return b"" if it seems damaged.
+
+    A decoder that lost its way seldom stops so near to the end, and at three places in four the
+    bits of its last byte that it did not read are not all set: 6 of 30,000 files with random damage
+    pass, beside the 4,000 in which libjpeg notices nothing.
+    """
+    end = _END.sub(b"", data)
+    loose = next(
+        (n for n in range(_LOOSE + 1, 0, -1) if _checksum(end[:-n] + _EOI, 1) is not None), 0
+    )
+    if not 0 < loose <= _LOOSE:
+        return b""
+    whole, last = end[:-loose], end[-loose - 1]
+    if whole.endswith(b"\xff\0"):  # a byte of set bits
+        return whole + _EOI
+    changed = bytes([last | (last + 1)]).replace(b"\xff", b"\xff\0")  # its last 0 is 1
+    before, after = (_checksum(each + _EOI, 0) for each in (whole, whole[:-1] + changed))
+    return b"" if before == after else whole + _EOI
+
+
+def _checksum(data: bytes, least: int) -> int | None:
+    """Return a checksum of the pixels in the file's own colours, None if libjpeg warns.
+
+    A side of at ``least`` 0 pixels is the file's own, of 1 the smallest.
+    """
+    try:
+        kind = simplejpeg.decode_jpeg_header(data)[2]
+        space = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}.get(kind, "RGB")
+        pixels = simplejpeg.decode_jpeg(data, space, min_width=least, min_height=least, strict=True)
+    except ValueError:
+        return None
+    return zlib.crc32(pixels)

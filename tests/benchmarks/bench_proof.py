@@ -248,8 +248,8 @@ HEADER = b"\xff\xdb"
 HARMLESS: dict[str, Change] = {
     "as it is": lambda data, chance: data,
     "zeros before the end": before(EOI, lambda chance: bytes(chance.randrange(1, 3000))),
-    "one byte before the end": before(
-        EOI, lambda chance: chance.randbytes(1)[:1].replace(b"\xff", b"")
+    "few bytes before the end": before(
+        EOI, lambda chance: chance.randbytes(chance.randrange(1, 4)).replace(b"\xff", b"")
     ),
     "spaces before the end": before(EOI, lambda chance: b"\x20" * chance.randrange(1, 300)),
     "fill bytes before the end": before(EOI, lambda chance: b"\xff" * chance.randrange(1, 99)),

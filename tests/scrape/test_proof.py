@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import simplejpeg
 from PIL import Image
 
 from cahlib.config import Download
@@ -21,8 +22,10 @@ from tests.benchmarks.bench_proof import (
     drawn,
     encoded,
     encoders,
+    flipped,
     invented,
     pixels,
+    saved,
 )
 
 ANY = [Download(min_bytes=0, min_side=1), Download(min_bytes=0, min_side=1, resize=64)]
@@ -70,6 +73,34 @@ def test_files_as_they_were_found(path, options):
 def test_only_the_first_end_mark_ends_a_picture():
     whole = FILES["4:2:0"]
     assert prove(whole + EOI + whole, ANY[0])["data"] == prove(whole, ANY[0])["data"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_decoder_that_stops_few_bytes_early_may_be_right(name):
+    data, chance = FILES[name], random.Random(name)
+    tried = [HARMLESS["few bytes before the end"](data, chance) for _ in range(20)]
+    assert sum(prove(each, ANY[0]) is Reason.BROKEN_IMAGE for each in tried) <= 1
+
+
+def test_a_decoder_that_lost_its_way_and_stops_few_bytes_early_is_not_right():
+    # of one picture, all such files end alike
+    chance, found = random.Random(1), []
+    while len(found) < 8:
+        whole = saved(drawn(chance), "L", quality=75)
+        for _ in range(60):
+            changed = flipped(whole, chance)
+            if stops_early(changed) and invented(pixels(whole), changed) > 0.01:
+                found.append(changed)
+                break
+    assert sum(prove(each, ANY[0]) is not Reason.BROKEN_IMAGE for each in found) <= 1
+
+
+def stops_early(data):
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", min_width=1, min_height=1, strict=True)
+    except ValueError as error:
+        return "extraneous bytes before marker 0xd9" in str(error)
+    return False
 
 
 @pytest.mark.skipif(not shutil.which("cjpeg"), reason="libjpeg's own encoder is not here")
