@@ -86,7 +86,7 @@ def _file(value: str) -> Any:
         named = ""
     else:
         return _private(value)
-    sums = [_sum(str(each)) for each in parts]
+    sums = [file_checksum(str(each)) for each in parts]
     if len(sums) == 1 and not path.is_dir():
         return {"name": path.name, "sha256": sums[0]}
     each_named = [named, *((each.name, sha) for each, sha in zip(parts, sums, strict=True))]
@@ -101,7 +101,8 @@ def _private(value: str) -> Any:
     return _LOGIN.sub("", value)
 
 
-def _sum(path: str) -> str:
+def file_checksum(path: str) -> str:
+    """Return the hex sha256 of a file, computed once for as long as it stays the same."""
     known = os.stat(path)
     return _summed(path, known.st_size, known.st_mtime_ns)
 

@@ -29,7 +29,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from cahlib.config import Judge
-from cahlib.curate import packed
+from cahlib.curate import packed, weights
 from cahlib.curate.frameworks import open_clip, torch
 from cahlib.curate.inputs import Pixels, Tokens, prepare, quicker
 from cahlib.curate.model_source import ModelSource, find_source
@@ -172,6 +172,7 @@ def require_listed(source: ModelSource) -> None:
         what = f"{pretrained!r} are no weights of {name}" if pretrained else f"{name} needs weights"
         more = f", or some that open_clip has: {near}" if near else ""
         raise ConfigError(f"pretrained: {what}; name a file of them{more}.")
+    weights.known(name, pretrained)
 
 
 def _open(source: ModelSource) -> tuple[Any, Any, Any]:
@@ -180,12 +181,16 @@ def _open(source: ModelSource) -> tuple[Any, Any, Any]:
         open_clip.add_model_config(source.config)
     # open_clip builds ViT-B-32 with GELU even for OpenAI's weights, which were trained with
     # QuickGELU, and only warns; what it knows of the weights is right.
-    known = source.listed and open_clip.get_pretrained_cfg(source.model, source.pretrained) or {}
+    described = source.config is not None
+    known = weights.known(source.model, source.pretrained or "", described=described)
     bpe = {"bpe_path": str(source.bpe)} if source.bpe else {}
     try:
         # Not create_model_and_transforms: that one goes on with random weights if it finds none.
         model, transform = open_clip.create_model_from_pretrained(
-            source.model, source.pretrained, force_quick_gelu=bool(known.get("quick_gelu"))
+            source.model,
+            source.pretrained,
+            force_quick_gelu=bool(known.get("quick_gelu")),
+            **weights.pictures(known),
         )
         tokenizer = open_clip.get_tokenizer(source.model, **bpe)
     except _UNFIT as error:
@@ -208,6 +213,11 @@ def _why(source: ModelSource, error: Exception) -> str:
         return (
             f"model: {source.name} could not be downloaded ({cause}); check the network, or name "
             "the folder of a model on this machine."
+        )
+    if "weights only" in str(error).lower():
+        return (
+            f"model: the weights of {source.name} hold more than numbers, which is not loaded; "
+            "save their state dict as a .safetensors file."
         )
     return (
         f"model: {source.name} could not be loaded; its files are damaged or do not belong "

@@ -283,27 +283,6 @@ def test_a_rotten_image_is_pixels_or_nothing(tiny, data):
     assert pixels is None or (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
 
 
-def test_the_weights_say_which_gelu_they_were_trained_with(tmp_path, monkeypatch, exact):
-    config = {**models.CONFIG, "vision_cfg": models.VIT}
-    models.write(tmp_path, name="tiny-gelu", config=config)
-    tags = {
-        "openai": {"file": str(tmp_path / "random.safetensors"), "quick_gelu": True},
-        "laion": {"file": str(tmp_path / "random.safetensors")},
-    }
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-gelu", tags)
-    config["text_cfg"] = {
-        **config["text_cfg"],
-        "tokenizer_kwargs": {"bpe_path": str(tmp_path / "bpe.txt.gz")},
-    }
-    (tmp_path / "tiny-gelu.json").write_text(json.dumps(config))
-    for tag, quick in [("openai", True), ("laion", False)]:
-        parts = models.plain(tmp_path, name="tiny-gelu", quick_gelu=quick)
-        expected = models.plain_embeddings(parts, pictures()[:7], TEXTS)
-        model = clip.load(Judge(model="tiny-gelu", pretrained=tag, threshold=0.3))
-        assert model.name == f"tiny-gelu/{tag}"
-        np.testing.assert_allclose(embed(model, pictures()[:7], TEXTS), expected, atol=1e-6)
-
-
 def test_the_hubs_form_of_a_folder(folder, tmp_path, tiny):
     config = {
         **models.CONFIG,
