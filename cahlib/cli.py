@@ -174,7 +174,7 @@ def _run(chosen: argparse.Namespace) -> int:
     tokens = environment().get("HCLOUD_TOKEN", "")
     if room := told(job):
         print(room)
-    if job.place.swarm and not _agreed(job, tokens):
+    if job.place.has_servers and not _agreed(job, tokens):
         return 2
     return _follow(job, tokens)
 

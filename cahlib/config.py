@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,12 +17,8 @@ from typing import Any, get_type_hints
 from cahlib.errors import ConfigError
 from cahlib.fingerprint import checksum, differences, fingerprint
 from cahlib.presets import PRESETS
+from cahlib.resources import Place
 from cahlib.settings import Checked, Setting, held, option
-
-_HOST = r"([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\])"
-_TRACKER = re.compile(rf"https?://([^\s/@]*@)?{_HOST}(:\d{{1,5}})?(/\S*)?")
-_ENGINE = re.compile(rf"(tls|tcp)://{_HOST}:\d{{1,5}}/?")
-
 
 #: Where the checksum of a stored Job stands beside its settings.
 _SUM = "sha256"
@@ -235,56 +230,6 @@ class Output(Checked):
         # no shell has seen what is in .env or in the form; a home that nobody has stays a name
         named = PurePosixPath(self.output).name if self.url else os.path.expanduser(self.output)
         return Path(named).absolute()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place(Checked):
-    """Where the scraping runs, and for how long."""
-
-    workers: int = option(
-        0, "scraping processes; 0 = one less than this machine has cores", least=0, most=1024,
-        free=True,
-    )  # fmt: skip
-    attempts: int = option(3, "how often a failing shard is tried", least=1, most=100, free=True)
-    shard_minutes: float = option(
-        120, "minutes after which a shard's scraping is given up", least=0.1, most=1440, free=True
-    )
-    tracker: str = option(
-        "", "work for the tracker at this URL, which says what is read, together with others",
-        free=True,
-    )  # fmt: skip
-    swarm: int = option(
-        0, "servers at Hetzner Cloud that scrape; 0 = this machine", least=0, most=1000, free=True
-    )
-    location: str = option("", "where servers are made; all places if not given", free=True)
-    server_type: str = option("", "which servers; the cheapest cores if not given", free=True)
-    max_cost: float = option(
-        0, "euros that servers may cost; 0 = no ceiling", least=0, most=100_000, free=True
-    )
-    wheelhouse: str = option(
-        "", "a folder of wheels for the servers, which else ask their registry", free=True
-    )
-    engine: str = option(
-        "", "scrape on the Dask cluster at this address (tls://…, tcp://…) or of this ticket (a "
-        "file)", free=True,
-    )  # fmt: skip
-    staging: str = option(
-        "", "a URL (s3://…) that the cluster's workers and this machine share", free=True
-    )
-    hours: float = option(
-        0, "stop cleanly after so many hours; 0 = when all is done", least=0, most=10_000, free=True
-    )
-
-    def __post_init__(self) -> None:
-        Checked.__post_init__(self)
-        if self.tracker and not _TRACKER.fullmatch(self.tracker):
-            raise ConfigError(
-                f"tracker: {self.tracker} is no http(s) URL; write it as http://HOST:8000."
-            )
-        if "://" in self.engine and not _ENGINE.fullmatch(self.engine):
-            raise ConfigError(
-                f"engine: {self.engine} is not an address; write it as tls://HOST:8786."
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -192,7 +192,7 @@ class _Work:
         """
         judge, place = self._job.judge, self._job.place
         models.require_listed(judge)
-        early = models.load_models(judge) if place.swarm or place.engine or place.tracker else None
+        early = models.load_models(judge) if place.is_costly else None
         whole = self._ledger.in_state("sealed", "done")
         self._known = alike.load(self._job.output, whole, seen=self._ledger.seen)
         self._silence = Silence(each.silent for each in seal.seals(self._folder, damaged="skip"))

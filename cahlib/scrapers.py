@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from cahlib import private
 from cahlib.config import Crawl, Download, Job
 from cahlib.errors import ConfigError
+from cahlib.estimate import Price, expected
 from cahlib.progress import Board
 from cahlib.records import Shard
 from cahlib.swarm.engine import local
@@ -67,7 +68,7 @@ def scrapers(
     cannot run there.
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
-    if not (place.swarm or place.engine):
+    if not (place.has_servers or place.engine):
         with local(place.workers or max((os.cpu_count() or 2) - 1, 1)) as engine:
             yield engine, home
         return
@@ -86,27 +87,32 @@ def scrapers(
 
 
 def planned(job: Job, tokens: str) -> str:
-    """What servers will be made for a job and what they cost, for people; makes nothing."""
+    """Return what servers will be made for a job, cost and bring, for people; makes nothing."""
     from cahlib.swarm import crew
 
     check(job)
-    return crew.planned(clouds(tokens), orders(job))
+    wanted = crew.planned(clouds(tokens), orders(job))
+    price = Price(cores=wanted.cores(), hourly=wanted.hourly(), currency=wanted.currency)
+    lines = (wanted.table(), wanted.promise(), expected(job, price))
+    return "\n".join(filter(None, (*lines, crew.already(wanted, state(job)))))
 
 
 def orders(job: Job) -> Orders:
     """What a job's swarm shall be."""
     from cahlib.swarm.crew import Orders
-    from cahlib.swarm.fleet import Limits
+    from cahlib.swarm.planner import Limits
 
     place = job.place
+    wheelhouse = Path(place.wheelhouse).expanduser() if place.wheelhouse else None
     limits = Limits(
         nodes=place.swarm,
+        cores=place.cores,
         location=place.location,
         server_type=place.server_type,
         max_cost=place.max_cost,
         hours=place.hours,
+        arm=bool(wheelhouse and any(wheelhouse.glob("pycld2-*aarch64.whl"))),
     )
-    wheelhouse = Path(place.wheelhouse).expanduser() if place.wheelhouse else None
     return Orders(limits=limits, state=state(job), wheelhouse=wheelhouse)
 
 
@@ -141,7 +147,7 @@ def _reach(job: Job) -> Reach:
 
 def check(job: Job) -> None:
     """What other machines can do with a job."""
-    if job.place.engine and job.place.swarm:
+    if job.place.engine and job.place.has_servers:
         raise ConfigError("engine: give either an engine or a swarm, not both.")
 
 

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
-    "colours", "config", "errors", "fingerprint", "flow", "lists", "live", "lock", "needs",
-    "pixels", "places",
-    "presets", "private", "progress", "records", "retry", "settings",
+    "colours", "config", "errors", "estimate", "fingerprint", "flow", "lists", "live", "lock",
+    "needs", "pixels", "places",
+    "presets", "private", "progress", "records", "resources", "retry", "settings",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
 DOORS = {"cli", "commands", "console", "kaggle", "notebook"}

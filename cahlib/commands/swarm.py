@@ -27,6 +27,12 @@ Given = Callable[[argparse.Namespace], tuple[Job, Mapping[str, str]]]
 #: The port of the scheduler's pages, on the head's loopback.
 _DASHBOARD = 8787
 
+#: What the plan of servers says that no run works with.
+_UNATTENDED = (
+    "Nobody ends them by themselves: --max-cost and --hours hold only while `cah run` works with "
+    "them."
+)
+
 #: Seconds that a command waits at its end for a cloud that is asked for forgotten servers.
 _REMINDER = 4.0
 
@@ -45,7 +51,7 @@ def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], give
         return parser
 
     up = command("up", "make the servers of a run, which then finds them", _up)
-    up.add_argument("nodes", type=int, help="how many")
+    up.add_argument("nodes", type=int, nargs="?", help="how many; or give --cores")
     up.add_argument("--yes", action="store_true", help="do not ask")
     down = command("down", "delete the servers of a run, and see that they are gone", _down)
     down.add_argument("--run", default="", metavar="NAME", help="those of another run, by its name")
@@ -120,9 +126,14 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     from cahlib.scrapers import orders
     from cahlib.swarm import crew
 
-    wanted = orders(replace(job, swarm=chosen.nodes))
+    if chosen.nodes is not None:
+        job = replace(job, swarm=chosen.nodes, cores=0)
+    if not job.place.has_servers:
+        raise ConfigError("swarm: say how many servers, `cah swarm up N`, or how many --cores.")
+    wanted = orders(job)
     clouds = _accounts(environment)
-    print(crew.planned(clouds, wanted))
+    plan = crew.planned(clouds, wanted)
+    print(plan.table(), _UNATTENDED, crew.already(plan, wanted.state), sep="\n")
     if not agreed("Make these servers?", yes=chosen.yes):
         return 2
     try:

@@ -83,7 +83,7 @@ def _attended(told: Mapping[str, str]) -> int:
     from cahlib.kaggle.session import Session, attend, needed
 
     job = _job(told)
-    own = bool(job.place.swarm) and _secret(told)
+    own = job.place.has_servers and _secret(told)
     tokens = "" if own else told.get("HCLOUD_TOKEN", "")
     kaggle = _account(told)
     _say(f"Kaggle account: {kaggle.user}")
@@ -96,7 +96,9 @@ def _attended(told: Mapping[str, str]) -> int:
         pause=_pause(told),
         secrets=[*_tokens(told), *kaggle.secrets],
     )
-    servers = None if own or not job.place.swarm else _swarm(job, tokens, needed(session.hours))
+    servers = (
+        None if own or not job.place.has_servers else _swarm(job, tokens, needed(session.hours))
+    )
     if not agreed("Start?"):
         return 2
     folder = attend(session, kaggle, servers, tell=_say)

@@ -105,13 +105,14 @@ def notebook(
     return told
 
 
-def settings(job: Job, *, hours: float, swarm: int, ticket: bool) -> dict[str, Any]:
+def settings(job: Job, *, hours: float, own_swarm: bool, ticket: bool) -> dict[str, Any]:
     """A job's settings in the kernel, those that are as everywhere left out."""
     there = replace(
         job,
         output=OUTPUT,
         engine=TICKET if ticket else "",
-        swarm=swarm,
+        swarm=job.place.swarm if own_swarm else 0,
+        cores=job.place.cores if own_swarm else 0,
         wheelhouse="",
         hours=hours,
     )

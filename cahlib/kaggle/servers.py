@@ -13,8 +13,8 @@ from cahlib.errors import ConfigError, RunError
 from cahlib.private import named
 from cahlib.scrapers import orders, state
 from cahlib.swarm import crew
-from cahlib.swarm.fleet import plan
 from cahlib.swarm.hetzner import Hetzner
+from cahlib.swarm.planner import plan
 from cahlib.swarm.provider import mark
 from cahlib.swarm.signals import undisturbed
 
@@ -43,13 +43,14 @@ class Swarm:
         """What will be made and costs, for people; raises ConfigError if it is too dear."""
         limits = replace(self._orders.limits, hours=hours)
         wanted = plan(self._accounts, limits)
-        cost = wanted.hourly() * math.ceil(hours)
+        cost, money = wanted.hourly() * math.ceil(hours), wanted.currency
         if limits.max_cost and cost > limits.max_cost:
             raise ConfigError(
-                f"max_cost: {limits.nodes} nodes cost EUR {cost:.2f} in {hours:g} hours, more than "
-                f"the ceiling of EUR {limits.max_cost:.2f}; raise it, or ask for fewer."
+                f"max_cost: {len(wanted.first)} nodes cost {money} {cost:.2f} in {hours:g} hours, "
+                f"more than the ceiling of {money} {limits.max_cost:.2f}; raise it, or "
+                "ask for fewer."
             )
-        return wanted.table()
+        return f"{wanted.table()}\n{wanted.promise()}"
 
     def up(self, hours: float) -> bytes:
         """Make the servers; gives a ticket for so many hours."""

@@ -280,8 +280,9 @@ def _launch(
         "is_private": True,
         "dataset_sources": [f"{kaggle.user}/{slug}"],
     }
-    swarm = job.place.swarm if session.own_swarm else 0
-    values = pack.settings(job, hours=hours, swarm=swarm, ticket=servers is not None)
+    values = pack.settings(
+        job, hours=hours, own_swarm=session.own_swarm, ticket=servers is not None
+    )
     with tempfile.TemporaryDirectory(prefix="cahlib-kaggle-") as made:
         kernel, inputs = Path(made, "kernel"), Path(made, "inputs")
         kernel.mkdir()

@@ -19,7 +19,8 @@ import ipywidgets as widgets
 
 from cahlib.config import Job, Output, settings
 from cahlib.errors import CahError, RunError, missing
-from cahlib.notebook import expect, view
+from cahlib.estimate import expected
+from cahlib.notebook import view
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form
 from cahlib.notebook.memory import remember, remembered
@@ -75,19 +76,19 @@ class Desk:
         """Show what the job will make, cost and bring; makes nothing."""
         job = self.form.job()
         servers = ""
-        if job.place.swarm:
+        if job.place.has_servers:
             from cahlib.scrapers import planned
 
             self._say("Asking the cloud for offers and prices …")
             servers = planned(job, self.form.token)
             self._say("")
         self._planned = job
-        self.plan_shown.value = view.plan(servers, expect.expected(job))
+        self.plan_shown.value = view.plan(servers, "" if servers else expected(job))
 
     def start(self) -> None:
         """Start the run; servers are made only after their plan was shown."""
         job = self.form.job()
-        if job.place.swarm and self._planned != job:
+        if job.place.has_servers and self._planned != job:
             self.plan()
             self.buttons["start"].description = "Start at this price"
             return

@@ -1,18 +1,10 @@
-"""What to expect of a run before it starts, and what would make it faster while it goes on."""
+"""What to expect of a run that goes on, and what would make it faster."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from typing import Any
-
-from cahlib.config import Job
-
-#: Of one shard: new English links, and pairs kept by ViT-B/32 at 0.30 (Crawling@Home's figures of
-#: 17,000 links and 1,000 to 1,500 pairs a WAT file).
-_LINKS, _PAIRS = 8_500, (500, 750)
-#: Links a second that one node of Crawling@Home did (11 to 17), and this machine may do alone.
-_NODE, _HERE = 14, 30
 
 #: Share of the time that the model may work before more nodes bring nothing.
 _FED = 0.85
@@ -23,24 +15,6 @@ _FULL = {
     "judged": "writing is the slowest step: judged images wait for the disk",
     "sealed": "uploading is the slowest step: finished shards wait for it",
 }
-
-
-def expected(job: Job) -> str:
-    """How much a job will bring and how long it takes, as far as that can be known."""
-    rate = _NODE * job.place.swarm if job.place.swarm else _HERE
-    ends = f"It ends after {job.place.hours:g} hours at the latest." if job.place.hours else ""
-    if not job.crawl.shards:
-        hourly = rate * 3600 * _PAIRS[0] / _LINKS
-        return (
-            f"It reads all there is; some {rate * 3600:,.0f} links and {hourly:,.0f} pairs an hour "
-            f"are to be expected. {ends or 'It ends when all is read, or when you stop it.'}"
-        )
-    links = job.crawl.shards * _LINKS
-    pairs = " to ".join(f"{job.crawl.shards * each:,}" for each in _PAIRS)
-    return (
-        f"{job.crawl.shards:,} shards bring some {links:,} links and {pairs} pairs in about "
-        f"{duration(links / rate)}, if they are like those of 2021. {ends}"
-    ).strip()
 
 
 def bottleneck(live: Mapping[str, Any]) -> str:
@@ -81,15 +55,6 @@ def projected(live: Mapping[str, Any]) -> float | None:
     if left is None or not live.get("hourly"):
         return None
     return float(live["spent"] + live["hourly"] * left / 3600)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the units that people use."""
-    minutes = math.ceil(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} minute{'s' * (minutes != 1)}"
-    hours = minutes / 60
-    return f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"
 
 
 def _waiting(live: Mapping[str, Any], name: str) -> int:

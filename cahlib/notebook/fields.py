@@ -117,7 +117,7 @@ class Form:
         needs.introduced(job)
         if not job.place.tracker:
             needs.reading(job.crawl)
-        if job.place.swarm and not self._token:
+        if job.place.has_servers and not self._token:
             raise ConfigError(
                 "token: servers need a Hetzner token with read and write permission; make one in "
                 "its console (Security → API tokens)."

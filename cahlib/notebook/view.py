@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib import live as lives
+from cahlib.estimate import duration
 from cahlib.notebook import expect
 from cahlib.progress import waiting
 from cahlib.records import Reason, Stage
@@ -44,7 +45,7 @@ def head(live: Mapping[str, Any], *, running: bool) -> str:
     if shards := live.get("shards"):
         done = live["done"]
         left = expect.remaining(live) if running else None
-        ends = f" · about {expect.duration(left)} to go" if left else ""
+        ends = f" · about {duration(left)} to go" if left else ""
         failed = f' · <span class="bad">{live["failed"]:,} failed</span>' if live["failed"] else ""
         lines += [
             f'<div class="bar"><i style="width:{100 * done / shards:.1f}%"></i></div>',

@@ -13,18 +13,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.private import named, place
 from cahlib.progress import Board, Node
 from cahlib.swarm import install, ssh, view
+from cahlib.swarm.bills import Bills
 from cahlib.swarm.cluster import Reach
-from cahlib.swarm.fleet import Fleet, Limits, fleet, plan, remains, sweep
+from cahlib.swarm.fleet import Fleet, fleet, remains, sweep
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HOME, user_data
-from cahlib.swarm.provider import PROJECT, Account, Bill, Server, everywhere
+from cahlib.swarm.planner import Limits, Plan, plan
+from cahlib.swarm.provider import PROJECT, Account, Server, everywhere, prices
 from cahlib.swarm.remote import Remote, remote
 from cahlib.swarm.ticket import issued
 from cahlib.swarm.watch import Rules, Watch, watched
@@ -93,11 +95,19 @@ def crew(
                 yield engine
 
 
-def planned(accounts: Sequence[Account], orders: Orders) -> str:
-    """What would be made, and what it costs, for people. Raises as `crew` does."""
-    table = plan(accounts, orders.limits).table()
-    there = len(servers(accounts, orders.state)) if (orders.state / "run").exists() else 0
-    return f"{table}\n{there} of them are there already." if there else table
+def planned(accounts: Sequence[Account], orders: Orders) -> Plan:
+    """Return what would be made, and what it costs. Raises as `crew` does.
+
+    What the run has paid for servers that are gone counts towards its ceiling.
+    """
+    spent = Bills.of(orders.state).gone(time.time())
+    return plan(accounts, replace(orders.limits, spent=spent))
+
+
+def already(wanted: Plan, state: Path) -> str:
+    """Return how many servers of a run are there already, as a sentence; "" if none is."""
+    there = len(servers(wanted.accounts, state)) if (state / "run").exists() else 0
+    return f"{there} of them are there already." if there else ""
 
 
 def up(
@@ -132,7 +142,7 @@ def down(
         if not left and not trouble:
             return
         if time.monotonic() > deadline:
-            raise RunError(remains(left, trouble, labels.get("run", ""), 0))
+            raise RunError(remains(left, trouble, labels.get("run", "")))
         time.sleep(pause)
 
 
@@ -167,19 +177,25 @@ def nodes(accounts: Sequence[Account], state: Path) -> list[Node]:
     found = servers(accounts, state)
     if not found:
         return []
-    prices = {kind: euros for each in accounts for kind, euros in each.prices().items()}
     reached = logins(found, state)
     work, ends = view.overheard(_reach(reached[0], reached[0].keys)), view.lines(reached)
+    account, now = account_of(accounts, state, found), time.time()
     return [
         view.described(
-            each,
-            work,
-            cost=Bill(prices.get((each.type, each.location), 0), each.created).euros(time.time()),
-            step="absent",
-            line=ends[each.name],
+            each, work, cost=account.cost(each.name, now), step="absent", line=ends[each.name]
         )
         for each in found
     ]
+
+
+def account_of(accounts: Sequence[Account], state: Path, found: Sequence[Server]) -> Bills:
+    """Return the account of a run, as of these servers, which are all that it has now."""
+    known, bills, now = prices(accounts), Bills.of(state), time.time()
+    for each in found:
+        offer = known.get((each.type, each.location))
+        bills.open(each.name, offer.hourly if offer else 0, each.created)
+    bills.close(bills.running().keys() - {each.name for each in found}, now)
+    return bills
 
 
 def _prepared(
@@ -188,11 +204,18 @@ def _prepared(
     tell: Callable[[str], None],
     stop: threading.Event,
 ) -> tuple[Fleet, install.Package, Keys]:
-    planned = plan(accounts, orders.limits)
+    wanted = planned(accounts, orders)
     goods = install.package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
     run, keys = named(orders.state), Keys(place(orders.state, "keys"))
     keys.renew()  # before servers are made for it, but not for a plan that is refused
-    made = Fleet(accounts, run, planned, lambda name: user_data(keys, name), tell, stop=stop)
+    made = Fleet(
+        run,
+        wanted,
+        lambda name: user_data(keys, name),
+        tell,
+        bills=Bills.of(orders.state),
+        stop=stop,
+    )
     return made, goods, keys
 
 
@@ -263,7 +286,7 @@ def _metered(
             if made.spent(ahead=_DRAIN) > ceiling and not made.stop.is_set():
                 made.stop.set()  # before anything is told, for which there may be no terminal
                 with suppress(OSError, ValueError):
-                    tell(f"the ceiling of EUR {ceiling:.2f} is near; finishing.")
+                    tell(f"the ceiling of {made.plan.currency} {ceiling:.2f} is near; finishing.")
             if made.spent(ahead=_LAST) > max(ceiling, made.spent()):
                 with suppress(OSError):  # this machine's disk is full
                     _keep_logs(made, keys, orders)

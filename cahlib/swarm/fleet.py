@@ -1,7 +1,7 @@
-"""Servers of one run over several accounts: planned, made, counted, deleted, and seen to be gone.
+"""Servers of one run over several accounts: made, counted, deleted, and seen to be gone.
 
-It does not know what runs on a server. Whatever happens inside `fleet`, nothing of the run is left
-at the clouds after it, or the error says what is.
+What is made, `planner` says. It does not know what runs on a server. Whatever happens inside
+`fleet`, nothing of the run is left at the clouds after it, or the error says what is.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cahlib.errors import ConfigError, RunError, Stopped
+from cahlib.errors import RunError, Stopped
+from cahlib.swarm.bills import Bills
+from cahlib.swarm.planner import Option, Plan, rate, useful
 from cahlib.swarm.provider import (
     PROJECT,
     Account,
-    Bill,
     Denial,
     Denied,
     Offer,
@@ -27,15 +28,15 @@ from cahlib.swarm.provider import (
     Wish,
     everywhere,
     mark,
-    ranked,
+    prices,
     worked,
 )
 from cahlib.swarm.signals import undisturbed
 
-#: How many times dearer than planned a server may be, where that one is sold out.
+#: How many times dearer than planned a server, and each of its cores, may be.
 _DEAR = 3
 
-#: Euros that a sum may be off.
+#: Money that a sum may be off.
 _ROUNDED = 1e-9
 
 #: Seconds in which a request that was never answered may still make a server.
@@ -51,114 +52,33 @@ _PATIENCE = 120.0
 _LEAVES = 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Which servers are wanted, and what they may cost."""
-
-    nodes: int
-    location: str = ""  #: "" = spread over all
-    server_type: str = ""  #: "" = the cheapest cores that fit
-    max_cost: float = 0  #: euros; 0 = no ceiling
-    hours: float = 0  #: 0 = until the work is done
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What will be made, where the clouds have stock."""
-
-    limits: Limits
-    choices: Mapping[str, tuple[Offer, ...]]  #: by account's name, the best first
-    #: euros an hour by type and location, of what is sold out too
-    prices: Mapping[tuple[str, str], float]
-
-    def first(self) -> list[Offer]:
-        """The offer each node is hoped to get."""
-        best = next(choice for choice in self.choices.values() if choice)
-        places = list(dict.fromkeys(offer.location for offer in best))
-        cheapest = {p: next(o for o in best if o.location == p) for p in places}
-        return [cheapest[places[n % len(places)]] for n in range(self.limits.nodes)]
-
-    def hourly(self) -> float:
-        """Euros an hour of all nodes, with IPv4 and tax."""
-        return sum(offer.hourly for offer in self.first())
-
-    def table(self) -> str:
-        """The plan for people."""
-        offers = self.first()
-        kinds = dict.fromkeys(offers)
-        lines = [f"{'nodes':>5}  {'type':<8} {'place':<6} {'cores':>5} {'GB':>4} {'EUR/h':>8}"]
-        lines += [
-            f"{offers.count(o):>5}  {o.type:<8} {o.location:<6} {o.cores:>5} {o.memory:>4g} "
-            f"{o.hourly:>8.4f}"
-            for o in kinds
-        ]
-        limits = self.limits
-        ceiling = f"at most EUR {limits.max_cost:.2f}" if limits.max_cost else "no ceiling"
-        end = f"after {limits.hours:g} hours" if limits.hours else "when the work is done"
-        lines.append(
-            f"EUR {self.hourly():.4f} an hour with IPv4 and tax (a started hour counts whole); "
-            f"{ceiling}; ends {end}."
-        )
-        return "\n".join(lines)
-
-
-def plan(accounts: Sequence[Account], limits: Limits) -> Plan:
-    """What can be made now; raises ConfigError before anything is, RunError if it cannot be."""
-    if not 1 <= limits.nodes <= 1000:
-        raise ConfigError(f"swarm: {limits.nodes} nodes is not possible; give 1 to 1000.")
-    choices, prices = {}, dict[tuple[str, str], float]()
-    for account in accounts:
-        offers = account.offers()
-        prices |= account.prices()
-        _known(offers, limits)
-        fit = ranked(offers, location=limits.location, server_type=limits.server_type)
-        choices[account.name] = tuple(fit)
-    if not any(choices.values()):
-        raise RunError(
-            "no server that fits is available now; leave location and server_type open, "
-            "or try again later."
-        )
-    made = Plan(limits=limits, choices=choices, prices=prices)
-    if limits.max_cost and made.hourly() > limits.max_cost:
-        raise ConfigError(
-            f"max_cost: one hour of {limits.nodes} nodes costs EUR {made.hourly():.4f}, more than "
-            f"the ceiling of EUR {limits.max_cost:.2f}; raise it, or ask for fewer nodes."
-        )
-    return made
-
-
-def _known(offers: Sequence[Offer], limits: Limits) -> None:
-    for name, value, known in (
-        ("location", limits.location, {o.location for o in offers}),
-        ("server_type", limits.server_type, {o.type for o in offers}),
-    ):
-        if value and offers and value not in known:
-            raise ConfigError(
-                f"{name}: {value!r} is not offered now; choose from {', '.join(sorted(known))}."
-            )
-
-
 @dataclass(slots=True)
 class Fleet:
     """The servers of one run."""
 
-    accounts: Sequence[Account]
     run: str
     plan: Plan
     user_data: Callable[[str], str]  #: of a server, by its name
     tell: Callable[[str], None]
+    bills: Bills = field(default_factory=Bills)
     clock: Callable[[], float] = time.time
     stop: threading.Event = field(default_factory=threading.Event)  #: set: no more are wanted
     listed: Mapping[str, Server] = field(default_factory=dict)  #: by name, as last heard
-    _full: set[str] = field(default_factory=set)  #: accounts at their limit just now
-    #: account, type, place: no stock just now
-    _gone: set[tuple[str, str, str]] = field(default_factory=set)
+    _accounts: dict[str, Account] = field(default_factory=dict)  #: those that take servers just now
+    _refused: set[Option] = field(default_factory=set)  #: not to be had just now
     _unsure: set[str] = field(default_factory=set)  #: asked for, without an answer
-    _bills: dict[str, Bill] = field(default_factory=dict)  #: by server's name
     _made: int = 0
     _deleted: set[str] = field(default_factory=set)  #: names: none of them comes again
-    #: of `listed`, bills and what is deleted: by several threads; never held while a cloud is asked
+    #: of `listed` and what is deleted: by several threads; never held while a cloud is asked
     _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.bills.currency = self.plan.currency
+
+    @property
+    def accounts(self) -> Sequence[Account]:
+        """Where the run may have servers."""
+        return self.plan.accounts
 
     @property
     def labels(self) -> dict[str, str]:
@@ -175,32 +95,41 @@ class Fleet:
 
         Raises RunError if not even one came up, or if no more are wanted.
         """
-        self._full.clear()  # servers may be gone since, and others' too
-        self._gone.clear()
+        self._accounts = {each.name: each for each in self.accounts}
+        self._refused.clear()  # servers may be gone since, and others' too
         have = self.servers()
-        while len(have) < self.plan.limits.nodes:
-            if self.stop.is_set():
-                raise Stopped("stopped while servers were being made.")
-            role = "node" if any(s.labels.get("role") == "head" for s in have) else "head"
-            server = self._add(role)
-            if server is None:
-                break
-            have.append(server)
+        while todo := self._missing(have):
+            for account, offer in todo:
+                if self._is_dear(offer):
+                    break
+                role = "node" if any(s.labels.get("role") == "head" for s in have) else "head"
+                server = self._make(account, offer, role)
+                if server is None:
+                    break
+                have.append(server)
         if not have:
             raise RunError("no account took a single server; see the reasons above.")
+        self._count(have)
 
     def servers(self) -> list[Server]:
         """The run's servers at all accounts; those that it finds made are billed from then on."""
-        before = self.listed
-        every = everywhere(self.accounts, self.labels)
+        before, running = self.listed, set(self.bills.running())
+        every, known = everywhere(self.accounts, self.labels), self.plan.known()
         with self._lock:
             found = [server for server in every if server.name not in self._deleted]
             for server in found:
-                price = self.plan.prices.get((server.type, server.location), 0)
-                self._bills.setdefault(server.name, Bill(price, server.created))
+                offer = known.get((server.type, server.location))
+                self.bills.open(server.name, offer.hourly if offer else 0, server.created)
+            self.bills.close(running - {server.name for server in found}, self.clock())
             made = {name: each for name, each in self.listed.items() if name not in before}
             self.listed = made | {server.name: server for server in found}
         return found
+
+    def taken_down(self) -> bool:
+        """Return whether somebody deleted the run's servers together with its key."""
+        if everywhere(self.accounts, self.labels):
+            return False
+        return not any(each.prepared(self.labels) for each in self.accounts)
 
     def mark(self) -> None:
         """Note at the cloud that somebody works with these servers; see `forsaken`."""
@@ -217,21 +146,11 @@ class Fleet:
         with self._lock:
             self._deleted.add(server.name)
             self.listed = {name: each for name, each in self.listed.items() if name != server.name}
-            if bill := self._bills.get(server.name):
-                bill.until = self.clock()
-
-    def cost(self, name: str) -> float:
-        """Euros that a server has cost so far."""
-        bill = self._bills.get(name)
-        return bill.euros(self.clock()) if bill else 0
-
-    def hourly(self) -> float:
-        """Euros an hour that all cost now."""
-        return sum(bill.hourly for bill in self._bills.copy().values() if bill.until is None)
+            self.bills.close([server.name], self.clock())
 
     def spent(self, *, ahead: float = 0) -> float:
-        """Euros that will have been spent in ``ahead`` seconds."""
-        return sum(bill.euros(self.clock() + ahead) for bill in self._bills.copy().values())
+        """Return what the run will have cost in ``ahead`` seconds, earlier launches included."""
+        return self.bills.spent(self.clock() + ahead)
 
     def down(self, *, pause: float = 1, late: float = _LATE, patience: float = _PATIENCE) -> None:
         """Delete all that carries the run's label, and ask the clouds whether it is gone.
@@ -247,88 +166,109 @@ class Fleet:
             if not left and not trouble and (not unsure or waited > late):
                 break
             if waited > patience:
-                raise RunError(remains(left, trouble, self.run, self._hourly(left)))
+                raise RunError(remains(left, trouble, self.run, self._cost(left)))
             time.sleep(pause)
         with self._lock:
             self.listed = {}
-            self._deleted.update(self._bills)
-            for bill in self._bills.values():
-                bill.until = bill.until or self.clock()
+            gone = list(self.bills.running())
+            self._deleted.update(gone)
+            self.bills.close(gone, self.clock())
 
     def _has(self, account: Account, server: Server) -> bool:
         return any(each.id == server.id for each in account.servers(self.labels))
 
-    def _hourly(self, servers: Sequence[Server]) -> float:
-        bills = self._bills.copy()
-        return sum(bills[each.name].hourly for each in servers if each.name in bills)
+    def _cost(self, servers: Sequence[Server]) -> str:
+        bills = self.bills.running()
+        hourly = sum(bills[each.name].hourly for each in servers if each.name in bills)
+        return f"{self.plan.currency} {hourly:.4f} an hour" if hourly else "money"
 
-    def _add(self, role: str) -> Server | None:
-        """Make one server where there is stock and room; None if there is none anywhere."""
-        self._made += 1
-        name = f"cah-{self.run}-{self._made}-{secrets.token_hex(2)}"
-        wish = Wish(name=name, labels={**self.labels, "role": role}, user_data=self.user_data(name))
-        dear = list[float]()
-        for account, offer in self._options():
-            if account.name in self._full:
-                continue
-            if self._dear(offer):
-                dear.append(offer.hourly)
-                continue
-            self._unsure.add(name)  # first: who deletes all then waits for it, or has stopped us
-            if self.stop.is_set():
-                self._unsure.discard(name)
-                raise Stopped("stopped while servers were being made.")
-            try:
-                server = account.create(offer, wish)
-            except Denied as denied:
-                self._note(account, offer, denied)
-                if denied.why is not Denial.AWAY:  # said no: it will not come later
-                    self._unsure.discard(name)
-                if denied.why in (Denial.TOKEN, Denial.OTHER, Denial.AWAY):
-                    raise
-                continue
-            self._unsure.discard(name)
-            with self._lock:
-                self._bills[name] = Bill(offer.hourly, self.clock())
-                self.listed = {**self.listed, name: server}
+    def _missing(self, have: Sequence[Server]) -> list[Option]:
+        """What to order now beside what we have, of what is to be had and not too dear."""
+        known = self.plan.known()
+        there = [known.get((each.type, each.location), _UNKNOWN) for each in have]
+        options = [
+            each
+            for each in self.plan.options()
+            if each[0] in self._accounts and each not in self._refused
+        ]
+        fit = [each for each in options if not self._is_dear(each[1])]
+        if options and not fit and self.plan.missing(options, there, math.inf):
             self.tell(
-                f"{name}: {server.type or offer.type} at {offer.location}, {account.name}, "
-                f"EUR {offer.hourly:.4f} an hour"
+                f"what is still offered costs {self.plan.currency} "
+                f"{min(offer.hourly for _, offer in options):.4f} an hour or more a server: more "
+                f"than {_DEAR} times the plan's price, of a server or a core, or than max_cost "
+                "leaves; none is made."
             )
-            return server
-        if dear:
-            self.tell(
-                f"what is still offered costs EUR {min(dear):.4f} an hour or more a server: more "
-                f"than {_DEAR} times the plan's price, or than max_cost leaves; none is made."
-            )
-        return None
-
-    def _dear(self, offer: Offer) -> bool:
-        """Whether a server costs more than was agreed to."""
-        agreed = _DEAR * max(each.hourly for each in self.plan.first())
         ceiling = self.plan.limits.max_cost or math.inf
-        return offer.hourly > agreed or self.spent() + offer.hourly > ceiling + _ROUNDED
+        return self.plan.missing(fit, there, ceiling - self.spent())
 
-    def _options(self) -> Iterator[tuple[Account, Offer]]:
-        """Where the next server may be made, the best first: accounts and places take turns."""
-        for account in self.accounts:
-            offers = [
-                offer
-                for offer in self.plan.choices[account.name]
-                if (account.name, offer.type, offer.location) not in self._gone
-            ]
-            places = list(dict.fromkeys(offer.location for offer in offers))
-            turn = (self._made - 1) % len(places) if places else 0
-            for place in places[turn:] + places[:turn]:
-                yield from ((account, offer) for offer in offers if offer.location == place)
+    def _is_dear(self, offer: Offer) -> bool:
+        """Return whether a server costs more than was agreed to."""
+        first, ceiling = self.plan.first, self.plan.limits.max_cost or math.inf
+        return (
+            offer.hourly > _DEAR * max(each.hourly for each in first)
+            or rate(offer) > _DEAR * max(map(rate, first))
+            or self.spent() + offer.hourly > ceiling + _ROUNDED
+        )
 
-    def _note(self, account: Account, offer: Offer, denied: Denied) -> None:
-        if denied.why is Denial.LIMIT:
-            self._full.add(account.name)
-            self.tell(str(denied))
-        elif denied.why is Denial.STOCK:
-            self._gone.add((account.name, offer.type, offer.location))
-            self.tell(f"{offer.type} at {offer.location}: {denied}")
+    def _make(self, account: str, offer: Offer, role: str) -> Server | None:
+        """Make one server; None if it is not to be had, and noted so."""
+        name = f"cah-{self.run}-{self._made + 1}-{secrets.token_hex(2)}"
+        wish = Wish(name=name, labels={**self.labels, "role": role}, user_data=self.user_data(name))
+        self._unsure.add(name)  # first: who deletes all then waits for it, or has stopped us
+        if self.stop.is_set():
+            self._unsure.discard(name)
+            raise Stopped("stopped while servers were being made.")
+        try:
+            server = self._accounts[account].create(offer, wish)
+        except Denied as denied:
+            if denied.why is not Denial.AWAY:  # said no: it will not come later
+                self._unsure.discard(name)
+            if denied.why in (Denial.OTHER, Denial.AWAY):
+                raise
+            self._note(account, offer, denied)
+            return None
+        self._unsure.discard(name)
+        self._made += 1
+        with self._lock:
+            self.bills.open(name, offer.hourly, self.clock())
+            self.listed = {**self.listed, name: server}
+        self.tell(
+            f"{name}: {server.type or offer.type} at {offer.location}, {account}, "
+            f"{offer.currency} {offer.hourly:.4f} an hour"
+        )
+        return server
+
+    def _note(self, account: str, offer: Offer, denied: Denied) -> None:
+        """Ask no more for what was refused. Raises it if it was the last account's token."""
+        place = "" if denied.why is not Denial.STOCK else f"{offer.type} at {offer.location}: "
+        self.tell(f"{place}{denied}")
+        if denied.why is Denial.STOCK:
+            self._refused.add((account, offer))
+        elif denied.why is Denial.CORES:
+            self._refused |= {
+                (account, each)
+                for each in self.plan.offers[account]
+                if each.cores >= offer.cores and each.dedicated == offer.dedicated
+            }
+        else:
+            del self._accounts[account]
+            if denied.why is Denial.TOKEN and not self._accounts:
+                raise denied
+
+    def _count(self, have: Sequence[Server]) -> None:
+        """Say so if there are fewer servers than planned."""
+        limits, known = self.plan.limits, self.plan.known()
+        what, wanted, got = "servers", limits.nodes, len(have)
+        if limits.cores:
+            there = (known.get((each.type, each.location), _UNKNOWN) for each in have)
+            what, wanted, got = "cores", limits.cores, sum(map(useful, there))
+        if got < wanted:
+            self.tell(f"going on with {got} of {wanted} {what}.")
+
+
+#: A server of a type that nobody tells of any more.
+_UNKNOWN = Offer(type="", location="", cores=0, memory=0, architecture="", hourly=0)
 
 
 @contextmanager
@@ -376,24 +316,30 @@ def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = 
         for run, servers in runs.items()
         if run != but and max(map(worked, servers)) < now - _OVER
     }
-    prices = (
-        {kind: euro for each in accounts for kind, euro in each.prices().items()} if over else {}
+    known = prices(accounts) if over else {}
+    return [_forsaken(run, servers, known) for run, servers in over.items()]
+
+
+def _forsaken(run: str, servers: Sequence[Server], known: Mapping[tuple[str, str], Offer]) -> str:
+    offers = [o for s in servers if (o := known.get((s.type, s.location)))]
+    currency = offers[0].currency if offers else "EUR"
+    are = (
+        "1 server of run {} is" if len(servers) == 1 else f"{len(servers)} servers of run {{}} are"
     )
-    return [
-        f"{len(servers)} servers of run {run} are still there, and nobody works with them: EUR "
-        f"{sum(prices.get((s.type, s.location), 0) for s in servers):.4f} an hour, until you type "
+    return (
+        f"{are.format(run)} still there, and nobody works with "
+        f"{'it' if len(servers) == 1 else 'them'}: {currency} "
+        f"{sum(offer.hourly for offer in offers):.4f} an hour, until you type "
         f"`cah swarm down --run {run}`."
-        for run, servers in over.items()
-    ]
+    )
 
 
-def remains(left: Sequence[Server], trouble: Sequence[str], run: str, hourly: float) -> str:
+def remains(left: Sequence[Server], trouble: Sequence[str], run: str, cost: str = "money") -> str:
     """The last line of a run whose servers could not be deleted; ``run`` "": of all runs."""
     names = ", ".join(server.name for server in left) or "perhaps some"
     why = f" ({trouble[0].rstrip('.')})" if trouble else ""
-    cost = f" EUR {hourly:.4f} an hour" if hourly else " money"
     whose, which = (f" of run {run}", f"--run {run}") if run else ("", "--all-runs")
     return (
-        f"servers{whose} are NOT deleted{why}: {names}; they cost{cost} "
+        f"servers{whose} are NOT deleted{why}: {names}; they cost {cost} "
         f"until you type `cah swarm down {which}`."
     )

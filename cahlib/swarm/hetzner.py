@@ -14,7 +14,7 @@ from hcloud import APIException, Client, HCloudException
 from hcloud.firewalls import BoundFirewall, FirewallRule
 from hcloud.images import BoundImage
 from hcloud.locations import Location
-from hcloud.server_types import BoundServerType, ServerType
+from hcloud.server_types import BoundServerType, ServerType, ServerTypeLocation
 from hcloud.servers import BoundServer
 
 from cahlib import __version__
@@ -52,8 +52,11 @@ _WHY = {
     "unavailable": Denial.AWAY,
 }
 
+_RAISE = "; raise the limit in the console under Limits, or add another token"
+
 _ADVICE = {
-    Denial.LIMIT: "; raise the limit in the console under Limits, or add another token",
+    Denial.LIMIT: _RAISE,
+    Denial.CORES: _RAISE,
     Denial.TOKEN: "; give a token of this project with permission to read and write",
     Denial.AWAY: "; try again in a few minutes",
 }
@@ -87,21 +90,21 @@ class Hetzner:
     def __repr__(self) -> str:
         return f"Hetzner(name={self.name!r})"
 
-    def offers(self) -> Sequence[Offer]:
-        """What can be ordered now, at prices with IPv4 and tax."""
-        ipv4 = self._ipv4()
-        types = self._patiently(self._client.server_types.get_all)
-        return [offer for each in types for offer in _offers(each, ipv4)]
+    def check(self) -> None:
+        """Delete the key of number 0, which nobody has: a token that may only read is told so."""
+        request = self._client.request
+        try:
+            self._patiently(lambda: request("DELETE", "/ssh_keys/0"), unless={"not_found"})
+        except Denied as denied:
+            if denied.why is not Denial.OTHER:  # whatever is wrong with a number of 0
+                raise
 
-    def prices(self) -> dict[tuple[str, str], float]:
-        """Euros an hour by type and location, of what is sold out too; with IPv4 and tax."""
-        ipv4 = self._ipv4()
+    def offers(self) -> Sequence[Offer]:
+        """Return every server that has a price, with IPv4 and tax; not all can be ordered now."""
+        pricing = self._patiently(lambda: self._client.request("GET", "/pricing"))["pricing"]
         types = self._patiently(self._client.server_types.get_all)
-        return {
-            (str(each.name), place): price + ipv4.get(place, 0)
-            for each in types
-            for place, price in _prices(each).items()
-        }
+        ipv4, currency = _ipv4(pricing), str(pricing.get("currency", "EUR"))
+        return [offer for each in types for offer in _offers(each, ipv4, currency)]
 
     def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
         """Make the run's key and firewall; those already there are kept."""
@@ -114,6 +117,11 @@ class Hetzner:
             rules = [_inward(port) for port in _PORTS]
             create: Any = self._client.firewalls.create
             self._patiently(lambda: create(name, rules, dict(labels)), unless=_EXISTS)
+
+    def prepared(self, labels: Mapping[str, str]) -> bool:
+        """Return whether the run's key is still there; `clean` has deleted it if not."""
+        keys = self._client.ssh_keys
+        return bool(self._patiently(lambda: keys.get_by_name("-".join(labels.values()))))
 
     def create(self, offer: Offer, wish: Wish) -> Server:
         """Make a server, or take the one of this name and these labels that is there already.
@@ -186,16 +194,6 @@ class Hetzner:
     def _firewall(self, name: str) -> BoundFirewall | None:
         return self._patiently(lambda: self._client.firewalls.get_by_name(name))
 
-    def _ipv4(self) -> dict[str, float]:
-        """Euros an hour of an IPv4 address, by location."""
-        pricing = self._patiently(lambda: self._client.request("GET", "/pricing"))["pricing"]
-        return {
-            price["location"]: float(price["price_hourly"]["gross"])
-            for kind in pricing["primary_ips"]
-            if kind["type"] == "ipv4"
-            for price in kind["prices"]
-        }
-
     def _patiently(self, ask: Callable[[], T], *, unless: set[str] = frozenset()) -> T:  # type: ignore[assignment]
         """Ask for something that may be asked twice, up to five times while nobody answers.
 
@@ -228,6 +226,8 @@ class Hetzner:
         why = _WHY.get(str(error.code), Denial.OTHER)
         if isinstance(error.code, int) and error.code >= 500:
             why = Denial.AWAY
+        if why is Denial.LIMIT and "core" in error.message.lower():
+            why = Denial.CORES
         if "unsupported location" in error.message.lower():
             why = Denial.STOCK
         message = error.message.rstrip(".")
@@ -252,26 +252,43 @@ def accounts(tokens: str, *, endpoint: str = ENDPOINT, **options: Any) -> list[H
     ]
 
 
-def _offers(kind: BoundServerType, ipv4: Mapping[str, float]) -> list[Offer]:
-    prices = _prices(kind)
+def _offers(kind: BoundServerType, ipv4: Mapping[str, float], currency: str) -> list[Offer]:
+    prices = {
+        str(each["location"]): float(each["price_hourly"]["gross"])
+        for each in kind.prices or ()
+        if each.get("price_hourly")
+    }
     return [
         Offer(
             type=str(kind.name),
-            location=str(place.location.name),
+            location=name,
             cores=int(kind.cores or 0),
             memory=float(kind.memory or 0),
             architecture=str(kind.architecture),
-            hourly=prices[str(place.location.name)] + ipv4.get(str(place.location.name), 0),
+            # where the address has no price it is not free
+            hourly=prices[name] + ipv4.get(name, max(ipv4.values(), default=0)),
+            currency=currency,
+            dedicated=kind.cpu_type == "dedicated",
+            lacks=_lacks(place),
         )
         for place in kind.locations or ()
-        if place.available and place.location.name in prices and place.deprecation is None
+        if (name := str(place.location.name)) in prices
     ]
 
 
-def _prices(kind: BoundServerType) -> dict[str, float]:
-    """Euros an hour by location, without IPv4."""
+def _lacks(place: ServerTypeLocation) -> str:
+    if place.deprecation is not None:
+        return "being withdrawn"
+    return "" if place.available else "sold out"
+
+
+def _ipv4(pricing: Mapping[str, Any]) -> dict[str, float]:
+    """Return what an IPv4 address costs an hour, by location."""
     return {
-        str(each["location"]): float(each["price_hourly"]["gross"]) for each in kind.prices or ()
+        price["location"]: float(price["price_hourly"]["gross"])
+        for kind in pricing["primary_ips"]
+        if kind["type"] == "ipv4"
+        for price in kind["prices"]
     }
 
 

@@ -5,8 +5,7 @@ It does not know any cloud; `hetzner` is the one there is.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -25,6 +24,7 @@ class Denial(Enum):
 
     STOCK = "not available there at the moment"  #: the next offer
     LIMIT = "the account's limit is reached"  #: the next account
+    CORES = "the account's limit of cores is reached"  #: fewer cores may still fit
     TOKEN = "the token was refused"  #: nothing more can be done with this account
     AWAY = "the cloud does not answer"  #: the outcome is unknown: look before asking again
     OTHER = "refused"
@@ -40,18 +40,17 @@ class Denied(RunError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A server that can be ordered at a place for a price."""
+    """A server at a place for a price."""
 
     type: str
     location: str
     cores: int
     memory: float  #: GB
     architecture: str  #: "x86" or "arm"
-    hourly: float  #: euros with IPv4 and tax, a started hour counts whole
-
-    def rank(self) -> tuple[float, float, str]:
-        """Sorts offers: the cheapest core first, then the cheapest server."""
-        return self.hourly / self.cores, self.hourly, self.type
+    hourly: float  #: with IPv4 and tax; a started hour counts whole
+    currency: str = "EUR"  #: of the account that pays
+    dedicated: bool = False  #: whether its cores are its own, of which accounts have a limit
+    lacks: str = ""  #: why it cannot be ordered now, "" if it can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,20 +67,6 @@ class Server:
     created: float  #: seconds since 1970
 
 
-@dataclass(slots=True)
-class Bill:
-    """What one server costs."""
-
-    hourly: float
-    since: float
-    until: float | None = None  #: None: it still runs
-
-    def euros(self, now: float) -> float:
-        """Euros until now; a started hour counts whole."""
-        hours = ((self.until or now) - self.since) / 3600
-        return self.hourly * max(1, math.ceil(hours))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """A server to be made."""
@@ -96,11 +81,14 @@ class Account(Protocol):
 
     name: str  #: for people; never the token
 
-    def offers(self) -> Sequence[Offer]:
-        """What can be ordered now."""
+    def check(self) -> None:
+        """Ask whether the account answers and lets us make servers; changes nothing."""
 
-    def prices(self) -> Mapping[tuple[str, str], float]:
-        """Euros an hour by type and location, of what is sold out too; with IPv4 and tax."""
+    def offers(self) -> Sequence[Offer]:
+        """Return every server that has a price, also those that cannot be ordered now."""
+
+    def prepared(self, labels: Mapping[str, str]) -> bool:
+        """Return whether what `prepare` made is still there."""
 
     def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
         """Make what servers of a run share, its key and firewall; those already there are kept."""
@@ -121,6 +109,30 @@ class Account(Protocol):
         """Delete what `prepare` made."""
 
 
+def usable(accounts: Sequence[Account]) -> tuple[list[Account], list[str]]:
+    """Return the accounts whose tokens are good, and a sentence on each of the others.
+
+    Raises Denied if none is good, or if a cloud does not answer.
+    """
+    good, bad = list[Account](), list[Denied]()
+    for account in accounts:
+        try:
+            account.check()
+            good.append(account)
+        except Denied as denied:
+            if denied.why is not Denial.TOKEN:
+                raise
+            bad.append(denied)
+    if not good and bad:
+        raise bad[0]
+    return good, [f"{denied} It is left out." for denied in bad]
+
+
+def prices(accounts: Sequence[Account]) -> dict[tuple[str, str], Offer]:
+    """Return what is offered by type and location, also what is sold out."""
+    return {(o.type, o.location): o for account in accounts for o in account.offers()}
+
+
 def everywhere(accounts: Sequence[Account], labels: Mapping[str, str]) -> list[Server]:
     """All servers that carry these labels, each once: two tokens may be of one project."""
     listed = (server for account in accounts for server in account.servers(labels))
@@ -138,17 +150,3 @@ def worked(server: Server) -> float:
     """When somebody last worked with a server, as far as it tells."""
     alive = server.labels.get(ALIVE, "")
     return max(server.created, float(alive) if alive.isdecimal() else 0)
-
-
-def ranked(
-    offers: Sequence[Offer], *, location: str = "", server_type: str = "", memory: float = 2
-) -> Iterator[Offer]:
-    """Offers that fit, cheapest cores first."""
-    fit = (
-        offer
-        for offer in offers
-        if offer.memory >= memory
-        and location in ("", offer.location)
-        and server_type in ("", offer.type)
-    )
-    yield from sorted(fit, key=Offer.rank)

@@ -147,13 +147,13 @@ class View:
             described(
                 server,
                 work,
-                cost=self._made.cost(server.name),
+                cost=self._made.bills.cost(server.name, self._made.clock()),
                 step=self._step(server.name),
                 line=self._logs.get(server.name, ""),
             )
             for server in list(self._made.listed.values())
         )
-        self._board.spent, self._board.hourly = self._made.spent(), self._made.hourly()
+        self._board.spent, self._board.hourly = self._made.spent(), self._made.bills.hourly()
 
     def look(self, tell: Callable[[str], None]) -> None:
         """Look until the end; ``tell`` hears how far the bring-up is."""
@@ -233,7 +233,7 @@ def viewed(made: Fleet, keys: Keys, board: Board, tell: Callable[[str], None]) -
     finally:
         view.end()
         threads[0].join()
-        board.nodes, board.spent, board.hourly = (), made.spent(), made.hourly()
+        board.nodes, board.spent, board.hourly = (), made.spent(), made.bills.hourly()
 
 
 def _login(server: Server, keys: Keys) -> ssh.Login:

@@ -87,7 +87,7 @@ class Watch:
         self._coming: dict[str, threading.Thread] = {}  #: those not up yet, and who sets them up
         self._failed: dict[str, install.NotReady] = {}  #: those that did not come up, and why
         self._said = ""
-        self._left = max(rules.least, made.plan.limits.nodes)
+        self._left = max(rules.least, len(made.plan.first))
         self._making = threading.Lock()  #: held while a server is asked for
         self._ended = threading.Event()
 

@@ -8,10 +8,11 @@ import psutil
 import pytest
 
 from cahlib.errors import RunError
-from cahlib.swarm.fleet import Fleet, Limits, fleet, plan
+from cahlib.swarm.fleet import Fleet, fleet
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
+from cahlib.swarm.planner import Limits, plan
 from tests.world import command, small
 from tests.world.cloud import Account, Cloud, serve
 from tests.world.jobs import LIMIT
@@ -99,7 +100,7 @@ def test_a_server_is_told_no_secret_of_the_cloud(tmp_path):
         theirs = accounts(token, endpoint=cloud.url, timeout=LIMIT, poll=0.01)
         keys = Keys(tmp_path / "keys")
         planned = plan(theirs, Limits(nodes=3))
-        made = Fleet(theirs, "r1", planned, lambda name: user_data(keys, name), said.append)
+        made = Fleet("r1", planned, lambda name: user_data(keys, name), said.append)
         with fleet(made, public_key="ssh-ed25519 AAAA", pause=0.01, late=0.3):
             servers = repr(cloud.servers())
         assert "cloud-config" in user_data(keys, "any") and "cah-r1" in servers

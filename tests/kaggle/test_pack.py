@@ -21,7 +21,7 @@ JOB = Job.from_values({"nickname": "ada's", "crawl": "CC-MAIN-2024-10", "languag
 
 
 def test_the_shipped_notebook_takes_the_settings():
-    values = pack.settings(JOB, hours=9, swarm=0, ticket=True)
+    values = pack.settings(JOB, hours=9, own_swarm=False, ticket=True)
     told = pack.notebook(NOTEBOOK, values, hours=9, session="one")
     before = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     changed = [cell for cell in told["cells"] if cell not in before]
@@ -30,7 +30,7 @@ def test_the_shipped_notebook_takes_the_settings():
 
 
 def test_settings_come_to_the_kernel_as_they_are(tmp_path):
-    values = pack.settings(JOB, hours=9, swarm=0, ticket=False)
+    values = pack.settings(JOB, hours=9, own_swarm=False, ticket=False)
     assert values["nickname"] == "ada's" and values["output"] == pack.OUTPUT
     values["output"] = str(tmp_path / "dataset")
     settings = received(values, session="one", hours=9, inputs=tmp_path)
@@ -41,7 +41,7 @@ def test_settings_come_to_the_kernel_as_they_are(tmp_path):
 
 
 def test_a_ticket_that_did_not_come_is_named(tmp_path):
-    values = pack.settings(JOB, hours=9, swarm=0, ticket=True)
+    values = pack.settings(JOB, hours=9, own_swarm=False, ticket=True)
     with pytest.raises(ConfigError, match="ticket.json is not among the inputs"):
         received(values, session="one", hours=9, inputs=tmp_path)
 

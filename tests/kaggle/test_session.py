@@ -21,9 +21,10 @@ from cahlib.kaggle.session import Session, affordable, attend
 from cahlib.private import place
 from cahlib.swarm import hetzner, ticket
 from cahlib.swarm.cluster import Reach
-from cahlib.swarm.fleet import Fleet, plan
+from cahlib.swarm.fleet import Fleet
 from cahlib.swarm.install import PORT
 from cahlib.swarm.keys import Keys
+from cahlib.swarm.planner import plan
 from tests.world import cloud as clouds
 from tests.world import kaggle
 
@@ -37,9 +38,7 @@ class Listed(Swarm):
     def up(self, hours):
         wanted = self._orders
         run = self._labels["run"]
-        fleet = Fleet(
-            self._accounts, run, plan(self._accounts, wanted.limits), lambda name: "", self._tell
-        )
+        fleet = Fleet(run, plan(self._accounts, wanted.limits), lambda name: "", self._tell)
         fleet.prepare("ssh-ed25519 AAAA")
         fleet.fill()
         reach = Reach(address=f"tls://192.0.2.1:{PORT}", keys=Keys(place(wanted.state, "keys")))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cahlib.swarm import hetzner
-from cahlib.swarm.fleet import Limits, plan
+from cahlib.swarm.planner import Limits, plan
 from tests.world import cloud as clouds
 from tests.world import kaggle
 

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from cahlib.config import Job, replace
+from cahlib.estimate import expected
 from cahlib.notebook import expect, view
 
 EVIL = "<img src=x onerror=a>\"'"
@@ -127,8 +128,6 @@ def test_who_waits_for_the_network_is_said():
 
 def test_a_plan_tells_what_to_expect():
     job = replace(Job(), shards=20, swarm=4, hours=8)
-    assert expect.expected(job).startswith(
-        "20 shards bring some 170,000 links and 10,000 to 15,000"
-    )
-    assert "after 8 hours" in expect.expected(job)
-    assert "reads all there is" in expect.expected(replace(job, shards=0))
+    assert expected(job).startswith("20 shards bring some 170,000 links and 10,000 to 15,000")
+    assert "after 8 hours" in expected(job)
+    assert "reads all there is" in expected(replace(job, shards=0))

@@ -17,9 +17,9 @@ from cahlib.errors import ConfigError, RunError
 from cahlib.private import place
 from cahlib.swarm import crew, hetzner, install, wheel
 from cahlib.swarm import keys as key_files
-from cahlib.swarm.fleet import Limits
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HERE, user_data
+from cahlib.swarm.planner import Limits
 from tests.world import cloud as clouds
 
 

@@ -10,7 +10,8 @@ from cahlib.errors import RunError
 from cahlib.progress import Board
 from cahlib.swarm import crew, hetzner, install
 from cahlib.swarm.cluster import Node
-from cahlib.swarm.fleet import Fleet, Limits, plan
+from cahlib.swarm.fleet import Fleet
+from cahlib.swarm.planner import Limits, plan
 from cahlib.swarm.watch import Act, Case, Rules, Watch, treat
 from tests.world import cloud as clouds
 from tests.world import hosts, jobs
@@ -81,7 +82,7 @@ class Engine:
 def listed(cloud, said, nodes=2):
     """A watch over servers that are only listed, which sees at once what is ill."""
     accounts, limits = hetzner.accounts(TOKEN, endpoint=cloud.url, poll=0.01), Limits(nodes=nodes)
-    made = Fleet(accounts, "r1", plan(accounts, limits), lambda name: "", said.append)
+    made = Fleet("r1", plan(accounts, limits), lambda name: "", said.append)
     made.fill()
     rules = Rules(sure=0, lost=0, drain=0, least=1)
     engine = Engine(cloud)

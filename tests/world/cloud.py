@@ -22,6 +22,7 @@ PLACES = ("fsn1", "nbg1", "hel1")
 TYPES = {
     "cx23": (2, 4, "x86", 0.006),
     "cax11": (2, 4, "arm", 0.007),
+    "cx33": (4, 8, "x86", 0.018),
     "cpx12": (1, 2, "x86", 0.011),
     "tiny": (1, 1, "x86", 0.001),
 }
@@ -41,6 +42,7 @@ class Account:
     """What one token reaches."""
 
     limit: int = 5
+    cores: int = 1000  #: its limit of these
     writes: bool = True
     things: dict[str, dict[int, dict]] = field(
         default_factory=lambda: {"servers": {}, "ssh_keys": {}, "firewalls": {}}
@@ -65,6 +67,7 @@ class Cloud:
     hosts: object = field(default_factory=Nothing)
     empty: set[tuple[str, str]] = field(default_factory=set)  #: (type, place) listed, but sold out
     closed: set[tuple[str, str]] = field(default_factory=set)  #: (type, place) listed as sold out
+    currency: str = "EUR"
     lingers: int = 0  #: how many times a server is listed after it was deleted
     #: what to do at a call, by its number from 1: "error", "timeout", "interrupt", or any No
     faults: Callable[[int, str], object] = lambda number, what: None
@@ -142,6 +145,9 @@ class Cloud:
             raise No(422, "invalid_input", "unsupported location for server type")
         if len(account.things["servers"]) >= account.limit:
             raise No(403, "resource_limit_exceeded", "server limit exceeded")
+        taken = sum(s["server_type"]["cores"] for s in account.things["servers"].values())
+        if taken + TYPES[kind][0] > account.cores:
+            raise No(403, "resource_limit_exceeded", "core limit exceeded")
         if (kind, place) in self.empty:
             raise No(412, "resource_unavailable", "no capacity")
         user_data = body.get("user_data") or ""
@@ -188,7 +194,10 @@ class Cloud:
         if kind == "pricing":
             prices = [{"location": place, "price_hourly": _euros(IPV4)} for place in PLACES]
             return {
-                "pricing": {"currency": "EUR", "primary_ips": [{"type": "ipv4", "prices": prices}]}
+                "pricing": {
+                    "currency": self.currency,
+                    "primary_ips": [{"type": "ipv4", "prices": prices}],
+                }
             }
         raise No(410, "gone", "this is no longer there")
 
@@ -278,7 +287,8 @@ def _type(name, closed):
         "cores": cores,
         "memory": memory,
         "architecture": architecture,
-        "prices": [{"location": place, "price_hourly": _euros(price)} for place in PLACES],
+        "cpu_type": "dedicated" if name.startswith("ccx") else "shared",
+        "prices": [{"location": p, "price_hourly": _euros(price)} for p in PLACES] if price else [],
         "locations": [
             {
                 "id": PLACES.index(place), "name": place, "deprecation": None,
