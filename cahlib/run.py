@@ -26,6 +26,7 @@ from cahlib.curate.gallery import Latest
 from cahlib.curate.models import Models
 from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.perceptual import Near
+from cahlib.curate.purge import withdraw
 from cahlib.curate.rows import score_columns
 from cahlib.curate.seal import Sealed
 from cahlib.curate.summary import summary
@@ -88,9 +89,8 @@ def run(
 
     ``stop`` ends the run early and cleanly: what is being judged is finished, parcels stay for the
     next launch. ``listener`` hears a Snapshot every ``tick`` seconds, and one at the end. With a
-    tracker, ``role`` "gpu" judges what others scraped. ``scraping`` opens the engine. Raises
-    ConfigError before anything was started, RunError when it cannot go on; shards that failed for
-    good are in the outcome.
+    tracker, ``role`` "gpu" judges what others scraped. ``scraping`` opens the engine. Raise
+    ConfigError before anything was started, RunError when it cannot go on.
     """
     folder = job.output.folder
     if job.output.url:
@@ -118,6 +118,7 @@ def run(
             work = _Work(job, ledger, stop, scraping, harmful)
             with watched(work.snapshot, listener, tick=tick, hours=job.place.hours, stop=stop):
                 work.through()
+        ledger.leave_out(lambda lost: withdraw(folder, lost, job.output.url))
         pages.write(folder, job.values())
         if job.output.url:
             upload.pages(folder, job.output.url)
@@ -209,8 +210,7 @@ class _Work:
                 uploads.add(each)
 
     def _line(self, name: str, line: Line[T]) -> Line[T]:
-        self._lines[name] = line
-        return line
+        return self._lines.setdefault(name, line)
 
     def _scrape(self, scrapers: Engine, flow: Flow) -> Iterator[_InWork]:
         """Lease shards, have them scraped, yield their parcels as they come."""

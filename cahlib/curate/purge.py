@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from cahlib.errors import RunError
 from cahlib.lists import HASH, MD5, URL, Digests, Hashes, entries, md5
 from cahlib.lock import held
 from cahlib.records import Reason
+
+_log = logging.getLogger(__name__)
 
 #: What was changed in a finished dataset, a line a shard: when, by what, and how much of it.
 CHANGES = "changes.jsonl"
@@ -78,6 +81,27 @@ def changed(folder: Path, what: str, why: Why) -> Iterator[Change]:
             pages.write(folder, values)
         if job and job.output.url:
             _bring(folder, job.output.url)
+
+
+def withdraw(folder: Path, uids: Set[str], url: str | None) -> None:
+    """Take out the pairs that the shards of others were first to bring, here and at the URL.
+
+    Shards whose files are at the URL alone keep theirs, and a warning says so. Nobody else may
+    write to the folder. Raises RunError if the URL is away.
+    """
+
+    def why(row: Row) -> Reason | None:
+        return Reason.PAIR_SEEN if row["uid"] in uids else None
+
+    if not uids:
+        return
+    if any(sealed.place for sealed in seal.seals(folder)):
+        _log.warning("%s pairs stay in %s, though another dataset has them too.", len(uids), url)
+        return
+    for change in rewrite(folder, why):
+        _note(folder, "withdraw", change)
+    if url:
+        _bring(folder, url)
 
 
 def _note(folder: Path, what: str, change: Change) -> None:

@@ -21,7 +21,7 @@ import cahlib
 from cahlib.tracker import bloom, board, intake, legacy, pages, rules
 from cahlib.tracker.database import DatabaseAway
 from cahlib.tracker.limits import Gate
-from cahlib.tracker.rules import IDS, Kind, Lease, Refusal, Result, Unknown
+from cahlib.tracker.rules import IDS, MOST_PAIRS, Kind, Lease, Refusal, Result, Unknown
 from cahlib.tracker.service import Service, Settings, of
 
 _log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ _v1 = APIRouter(prefix="/v1", tags=["workers"])
 _admin = APIRouter(prefix="/v1/admin", tags=["administrator"])
 
 Number = Annotated[int, Path(ge=0, le=2**31 - 1, description="the shard's number")]
+Uid = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Key = Annotated[HTTPAuthorizationCredentials, Security(HTTPBearer())]
 
 
@@ -94,8 +95,8 @@ class Beat(_Body):
 class Done(_Body):
     """A shard whose pairs are made."""
 
-    pairs: int = Field(ge=0, le=2**31 - 1)
-    tally: dict[str, Any] | None = Field(None, description="{stage: {in, out, lost: {reason: n}}}")
+    uids: list[Uid] = Field(max_length=MOST_PAIRS, description="its pairs, each once")
+    tally: dict[str, Any] = Field(description="{stage: {in, out, lost: {reason: n}}}")
     output: str = Field("", max_length=2000, description="where the pairs are")
 
 
@@ -117,7 +118,7 @@ class Failure(_Body):
 class Uids(_Body):
     """Pairs, by their hex md5 of url + text."""
 
-    uids: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(max_length=20_000)
+    uids: list[Uid] = Field(max_length=20_000)
 
 
 class Numbers(_Body):
@@ -156,26 +157,31 @@ def heartbeat(request: Request, key: Key, body: Beat) -> dict[str, Any]:
 
 
 @_v1.post("/shards/{number}/complete")
-def complete(request: Request, key: Key, number: Number, body: Done) -> dict[str, bool]:
-    """A shard's pairs are made; sent again it counts once."""
+def complete(request: Request, key: Key, number: Number, body: Done) -> dict[str, Any]:
+    """A shard's pairs are made; sent again it counts once.
+
+    `lost` names those that another shard was first to bring: they are that one's, so leave them
+    out of your dataset.
+    """
     service = of(request)
     result = Result(
-        pairs=rules.pairs(body.pairs, service.settings.rules),
-        tally=None if body.tally is None else rules.tally(body.tally, pairs=body.pairs),
+        pairs=rules.pairs(len(body.uids), service.settings.rules),
+        uids=rules.uids(body.uids),
+        tally=rules.tally(body.tally, pairs=len(body.uids)),
         output=rules.sentence(body.output, 2000),
     )
-    return {"counted": service.crowd.complete(key.credentials, number, result)}
+    closed = service.crowd.complete(key.credentials, number, result)
+    return {"counted": closed.counted, "lost": [uid.hex() for uid in closed.lost]}
 
 
 @_v1.post("/shards/{number}/parcel")
 def parcel(request: Request, key: Key, number: Number, body: Delivery) -> dict[str, bool]:
     """A CPU worker's parcel is uploaded: now it is a job for a GPU."""
-    if body.tally is not None:
-        rules.tally(body.tally)
+    tally = None if body.tally is None else rules.tally(body.tally)
     service = of(request)
     place = rules.place(body.url, service.settings.rules.upload)
     brought = {"url": place, "sha256": body.sha256, "size": body.size}
-    return {"counted": service.crowd.deliver(key.credentials, number, brought)}
+    return {"counted": service.crowd.deliver(key.credentials, number, brought, tally=tally)}
 
 
 @_v1.post("/shards/{number}/release")
@@ -201,8 +207,8 @@ def refetch(request: Request, key: Key, number: Number, body: Failure) -> dict[s
 
 @_v1.post("/shards/{number}/pairs")
 def pairs(request: Request, key: Key, number: Number, body: Uids) -> dict[str, list[str]]:
-    """Which of a shard's pairs another shard has already; the others are now this shard's."""
-    return {"taken": of(request).crowd.claim_pairs(key.credentials, number, body.uids)}
+    """Which of a shard's pairs a completed shard has; leave them out of your dataset."""
+    return {"taken": of(request).crowd.taken(key.credentials, number, body.uids)}
 
 
 @_v1.post("/leave")

@@ -14,7 +14,7 @@ from sqlalchemy import Select, delete, func, select
 
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import Missing
-from cahlib.tracker.schema import failures, history, people, shards, workers
+from cahlib.tracker.schema import again, failures, history, people, shards, workers
 
 #: Seconds after which a silent worker is not counted as at work.
 ACTIVE = 900
@@ -61,13 +61,14 @@ def counts(database: Database) -> Counts:
         }
         done, pairs, parcels = (int(n or 0) for n in connection.execute(sums).one())
         last = connection.execute(select(func.max(shards.c.number))).scalar()
+        single = connection.execute(select(func.count()).select_from(again)).scalar_one()
     state = {
         name: sum(n for (each, _), n in found.items() if each == name)
         for name in ("leased", "scraped", "judging", "failed")
     }
     return Counts(
         **state,
-        total=0 if last is None else last + 1,
+        total=0 if last is None else 2 * (last // 2 + 1) - single,  # of those, one half only
         done=done,
         pairs=pairs,
         parcels=parcels,

@@ -82,11 +82,17 @@ class Tracker:
         return set(self._ask("/v1/heartbeat", body, patience=patience)["shards"])
 
     def complete(
-        self, number: int, *, pairs: int, tally: Tally, output: str = "", patience: float = 0
-    ) -> bool:
-        """A shard's pairs are made; False if the tracker knew."""
-        body = {"pairs": pairs, "tally": tally.as_dict(), "output": output}
-        return bool(self._on(number, "complete", body, patience)["counted"])
+        self,
+        number: int,
+        *,
+        uids: Iterable[str],
+        tally: Tally,
+        output: str = "",
+        patience: float = 0,
+    ) -> set[str]:
+        """Tell of a shard's pairs; return those that another shard was first to bring."""
+        body = {"uids": sorted(uids), "tally": tally.as_dict(), "output": output}
+        return set(self._on(number, "complete", body, patience)["lost"])
 
     def deliver(
         self, number: int, parcel: dict[str, Any], tally: Tally, *, patience: float = 0
@@ -108,8 +114,8 @@ class Tracker:
         """The parcel could not be fetched."""
         self._on(number, "refetch", {"reason": reason[:20_000]}, patience)
 
-    def claim(self, number: int, uids: Iterable[str], *, patience: float = 0) -> set[str]:
-        """Make pairs this shard's; which of them are another's already."""
+    def taken(self, number: int, uids: Iterable[str], *, patience: float = 0) -> set[str]:
+        """Return which of a shard's pairs a completed shard has; leave them out."""
         return set(self._on(number, "pairs", {"uids": sorted(set(uids))}, patience)["taken"])
 
     def _check(self, shard: Shard, parcel: dict[str, Any] | None) -> None:

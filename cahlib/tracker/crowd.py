@@ -11,7 +11,6 @@ out is still its worker's until somebody else takes the shard: late work is not 
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +19,12 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 
-from cahlib.records import Shard
-from cahlib.tracker import names, uids
-from cahlib.tracker.claims import BY_SECRET, COUNTED, GROWING, claiming, coming, completing
+from cahlib.records import Shard, Stage, Tally
+from cahlib.tracker import credit, names, uids
+from cahlib.tracker.claims import BY_SECRET, claiming, coming, completing, found, hashed
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import (
+    Closed,
     Invalid,
     Kind,
     Lease,
@@ -33,10 +33,9 @@ from cahlib.tracker.rules import (
     Refusal,
     Result,
     Rules,
-    Unknown,
     Worker,
 )
-from cahlib.tracker.schema import failures, people, shards, workers
+from cahlib.tracker.schema import failures, shards, workers
 
 #: A sign of life is written down when the last one is older than this, in seconds.
 _SEEN = 10
@@ -66,7 +65,7 @@ class Crowd:
         """A new worker, and its secret, of which only a hash is stored."""
         secret, now = secrets.token_urlsafe(32), self._clock()
         values = {
-            "nickname": nickname, "kind": kind.value, "secret": _hash(secret), "first_seen": now,
+            "nickname": nickname, "kind": kind.value, "secret": hashed(secret), "first_seen": now,
             "last_seen": now, "gone": False, "progress": "", "scraped": 0, "done": 0, "pairs": 0,
         }  # fmt: skip
         with self._database.write() as connection:
@@ -81,7 +80,7 @@ class Crowd:
     def known(self, secret: str) -> Worker:
         """The worker of this secret."""
         with self._database.read() as connection:
-            return _worker(connection.execute(BY_SECRET, {"hash": _hash(secret)}).first())
+            return found(connection.execute(BY_SECRET, {"hash": hashed(secret)}).first())
 
     def lease(self, secret: str, *, old: bool = False) -> Lease | None:
         """The next shard for this worker, if any.
@@ -100,7 +99,7 @@ class Crowd:
     def finished(self, secret: str) -> bool:
         """Whether this worker will be given no shard any more, whatever the others do."""
         with self._database.read() as connection:
-            worker = _worker(connection.execute(BY_SECRET, {"hash": _hash(secret)}).first())
+            worker = found(connection.execute(BY_SECRET, {"hash": hashed(secret)}).first())
             return connection.execute(coming(worker.kind), {"me": worker.id}).first() is None
 
     def _claim(self, connection: Connection, worker: Worker, *, old: bool) -> Lease | None:
@@ -114,7 +113,7 @@ class Crowd:
         if row is None:
             return None
         if row.attempts > 1:  # until now, who had fallen silent could have come back to it
-            uids.free(connection, [row.number])
+            uids.forget(connection, row.number)
         shard = Shard(id=row.id, url=row.url, half=row.half)
         return Lease(number=row.number, shard=shard, expires=row.expires, parcel=row.parcel)
 
@@ -142,31 +141,44 @@ class Crowd:
             query = select(shards.c.number).where(shards.c.worker == worker.id, _HELD)
             return sorted(connection.execute(query).scalars())
 
-    def complete(self, secret: str, number: int, result: Result) -> bool:
-        """A shard's pairs are made; False if that was known already."""
+    def complete(self, secret: str, number: int, result: Result) -> Closed:
+        """Close a shard whose pairs are made; those that another brought first do not count."""
         with self._as(secret) as (connection, worker):
             if worker.kind is Kind.CPU:
                 raise Invalid("A CPU worker brings a parcel; it has no pairs to count.")
             values = {
                 "number_": number, "me": worker.id, "pairs_": result.pairs, "now": self._clock(),
-                "output_": result.output, "tally_": result.tally and result.tally.as_dict(),
+                "output_": result.output, "tally_": result.account(),
             }  # fmt: skip
+            self._must_fit(connection, worker, number, result)
             closed = connection.execute(completing(worker.kind), values).scalar()
             if closed is None:
                 done = (shards.c.state == "done") & (shards.c.worker == worker.id)
                 self._must(connection, number, done)
-                return False
-            self._count(connection, worker, done=1, pairs=result.pairs)
-            return True
+                late = uids.settled_again(self._database, connection, number, result.uids or ())
+                return Closed(counted=False, lost=tuple(late))
+            late = uids.settle(self._database, connection, number, result.uids or ())
+            if late:
+                left = {"pairs": result.pairs - len(late), "tally": result.account(late=len(late))}
+                connection.execute(update(shards).where(shards.c.number == number).values(**left))
+            self._count(connection, worker, done=1, pairs=result.pairs - len(late))
+            return Closed(counted=True, lost=tuple(late))
 
     def deliver(
-        self, secret: str, number: int, parcel: dict[str, Any], *, old: bool = False
+        self,
+        secret: str,
+        number: int,
+        parcel: dict[str, Any],
+        *,
+        tally: Tally | None = None,
+        old: bool = False,
     ) -> bool:
         """A CPU worker's parcel is there: work for a GPU; False if that was known already."""
         with self._as(secret) as (connection, worker):
             if worker.kind is not Kind.CPU:
                 raise Invalid("Only a CPU worker brings a parcel.")
             brought = {"state": "scraped", "lane": int(old), "attempts": 0, "parcel": parcel}
+            brought["tally"] = tally and tally.as_dict()
             changed = self._change(
                 connection, worker, number, worker=None, scraper=worker.id, **brought
             )
@@ -212,7 +224,6 @@ class Crowd:
         attempts = self._change(connection, worker, number, **free)
         if attempts is None:
             raise self._refusal(connection, number)
-        uids.free(connection, [number])
         return attempts
 
     def _drop(
@@ -227,17 +238,15 @@ class Crowd:
         self._uncount(connection, scraper)
         return self._blame(connection, scraper, number, attempts, error)
 
-    def claim_pairs(self, secret: str, number: int, keys: Sequence[str]) -> list[str]:
-        """Which of these pairs another shard has already; the others are this shard's.
-
-        They stay so when it is completed, and are free when it is given back or another's.
-        """
+    def taken(self, secret: str, number: int, keys: Sequence[str]) -> list[str]:
+        """Return which of these pairs a completed shard has; this one leaves them to it."""
         with self._as(secret) as (connection, worker):
             if worker.kind is Kind.CPU:
-                raise Invalid("A CPU worker brings a parcel; it has no pairs to claim.")
+                raise Invalid("A CPU worker brings a parcel; it has no pairs to name.")
             self._must(connection, number, and_(*_mine(worker)))
-            most = self.rules.most_pairs
-            return uids.claim(self._database, connection, number, keys, most=most)
+            named, most = map(bytes.fromhex, keys), self.rules.most_pairs
+            owned = uids.taken(self._database, connection, number, named, most=most)
+            return [key.hex() for key in owned]
 
     def bring(self, secret: str, urls: Mapping[int, str]) -> int:
         """Take parcels of whole WAT files; how many were offered and are free yet, or his."""
@@ -265,7 +274,7 @@ class Crowd:
         """Send a worker away by its id: what it held is free again."""
         with self._database.write() as connection:
             row = connection.execute(select(workers).where(workers.c.id == number)).first()
-            self._dismiss(connection, _worker(row))
+            self._dismiss(connection, found(row))
 
     def _dismiss(self, connection: Connection, worker: Worker) -> None:
         self._release(connection, worker, _HELD)
@@ -292,18 +301,15 @@ class Crowd:
                 state=case((used, "failed"), else_=_FREE),
                 error=case((used, "Every worker that had it went silent."), else_=shards.c.error),
             )
-            .returning(shards.c.number, shards.c.state)
         )
-        rows = connection.execute(freed).all()
-        uids.free(connection, [row.number for row in rows if row.state == "failed"])
-        return len(rows)
+        return int(connection.execute(freed).rowcount)
 
     @contextmanager
     def _as(self, secret: str, progress: str = "") -> Iterator[tuple[Connection, Worker]]:
         """A transaction in a worker's name, which is seen to be alive."""
         with self._database.write() as connection:
-            row = connection.execute(BY_SECRET, {"hash": _hash(secret)}).first()
-            worker, now = _worker(row), self._clock()
+            row = connection.execute(BY_SECRET, {"hash": hashed(secret)}).first()
+            worker, now = found(row), self._clock()
             if row is None or progress or now - row.last_seen > _SEEN:
                 values: dict[str, Any] = {"progress": progress} if progress else {}
                 connection.execute(
@@ -328,15 +334,25 @@ class Crowd:
         state = case((attempts >= self.rules.attempts, "failed"), else_=worker.kind.takes)
         values = {"state": state, "worker": None, "attempts": attempts}
         freed = update(shards).where(which, *_mine(worker)).values(**values)
-        numbers = connection.execute(freed.returning(shards.c.number)).scalars().all()
-        uids.free(connection, numbers)
-        return len(numbers)
+        return int(connection.execute(freed).rowcount)
 
     def _must(self, connection: Connection, number: int, condition: Any) -> None:
         """Raise the reason why a worker cannot change this shard, unless the condition holds."""
         query = select(shards.c.number).where(shards.c.number == number, condition)
         if connection.execute(query).first() is None:
             raise self._refusal(connection, number)
+
+    def _must_fit(
+        self, connection: Connection, worker: Worker, number: int, result: Result
+    ) -> None:
+        """Raise Invalid for more images than there are in the parcel, as its scraper said."""
+        if worker.kind is not Kind.GPU or result.tally is None:
+            return
+        query = select(shards.c.tally).where(shards.c.number == number, shards.c.state != "done")
+        scraped = connection.execute(query).scalar()
+        images = Tally.from_dict(scraped).left[Stage.FETCH] if scraped else None
+        if images not in (None, result.tally.left[Stage.FETCH]):
+            raise Invalid(f"tally: the parcel of shard {number} holds {images:,} images.")
 
     def _refusal(self, connection: Connection, number: int) -> Refusal:
         query = select(shards.c.number).where(shards.c.number == number)
@@ -365,34 +381,16 @@ class Crowd:
 
     def _count(self, connection: Connection, worker: Worker, **more: int) -> None:
         """Add to what a worker and the person behind it have done."""
-        values = {"id_": worker.id, "scraped": 0, "done": 0, "pairs": 0} | more
-        # First the worker, then the person, as everywhere: two transactions never wait in a ring.
-        connection.execute(GROWING, values)
-        person = {"nickname": worker.nickname} | {name: values[name] for name in COUNTED}
-        upsert = self._database.insert(people)
-        grown = {name: people.c[name] + upsert.excluded[name] for name in COUNTED}
-        keys = ["nickname"]
-        connection.execute(upsert.on_conflict_do_update(index_elements=keys, set_=grown), person)
+        credit.count(self._database, connection, worker.id, worker.nickname, **more)
 
     def _uncount(self, connection: Connection, scraper: int | None) -> None:
         """Take back that a parcel was counted which could not be fetched."""
         row = connection.execute(select(workers).where(workers.c.id == scraper)).first()
         if row is not None:
-            self._count(connection, _worker(row), scraped=-1)
+            self._count(connection, found(row), scraped=-1)
 
 
 def _mine(worker: Worker) -> tuple[Any, ...]:
     """What is true of the shards that a worker holds, or held and nobody has taken since."""
     states = shards.c.state.in_([worker.kind.holds, worker.kind.takes])
     return shards.c.worker == worker.id, states
-
-
-def _worker(row: Any) -> Worker:
-    if row is None:
-        raise Unknown("This tracker does not know you; register anew.")
-    return Worker(id=row.id, name=row.name, nickname=row.nickname, kind=Kind(row.kind))
-
-
-def _hash(secret: str) -> bytes:
-    # The secrets are 256 random bits, so a plain hash of one gives nothing away.
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

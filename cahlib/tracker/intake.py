@@ -8,8 +8,9 @@ from itertools import groupby, islice
 from sqlalchemy import Connection, delete, func, select, update
 
 from cahlib.records import Shard
+from cahlib.tracker import credit, uids
 from cahlib.tracker.database import Database
-from cahlib.tracker.schema import failures, pairs, people, shards, wats, workers
+from cahlib.tracker.schema import failures, shards, wats, workers
 
 #: A shard that nobody has touched.
 _FRESH = {
@@ -27,8 +28,8 @@ def add(database: Database, every: Iterable[Shard]) -> int:
     with database.write() as connection:
         if not database.is_sqlite:  # there, no two write at once anyway
             connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
-        last = connection.execute(select(func.max(wats.c.number))).scalar()
-        first = number = 0 if last is None else last + 1
+        last = connection.execute(select(func.max(shards.c.number))).scalar()
+        first = number = 0 if last is None else last // 2 + 1
         while batch := {halves[0].url: halves for halves in islice(whole, 5000)}:
             number += _add(database, connection, batch, number)
     return number - first
@@ -73,25 +74,20 @@ def retry(
 def undo(database: Database, worker: int) -> int:
     """Put what a worker completed, and its parcels that are not judged yet, back on the list.
 
-    How many shards. Their pairs are nobody's, and are not counted for it any more. It must have
-    been sent away, or there may be more of it the next moment.
+    How many shards. Their pairs are not counted for it any more, and those that others had left to
+    it come back to them. It must have been sent away, or there may be more of it the next moment.
     """
     done = (shards.c.worker == worker) & (shards.c.state == "done")
     brought = (shards.c.scraper == worker) & shards.c.state.in_(["scraped", "judging"])
     query = select(shards.c.number, shards.c.state, shards.c.pairs).where(done | brought)
     with database.write() as connection:
         rows = connection.execute(query.with_for_update()).all()
-        of_shards = select(shards.c.number).where(done | brought)
-        connection.execute(delete(pairs).where(pairs.c.shard.in_(of_shards)))
         emptied = _FRESH | {"pairs": 0, "tally": None, "output": None, "finished": None}
         connection.execute(update(shards).where(done | brought).values(**emptied))
+        uids.undo(database, connection, [row.number for row in rows if row.state == "done"])
         closed = [row.pairs for row in rows if row.state == "done"]
-        less = {"done": len(closed), "pairs": sum(closed), "scraped": len(rows) - len(closed)}
-        named = select(workers.c.nickname).where(workers.c.id == worker).scalar_subquery()
-        for table, which in (
-            (workers, workers.c.id == worker),
-            (people, people.c.nickname == named),
-        ):
-            left = {name: table.c[name] - number for name, number in less.items()}
-            connection.execute(update(table).where(which).values(left))
+        less = {"done": -len(closed), "pairs": -sum(closed), "scraped": len(closed) - len(rows)}
+        named = select(workers.c.nickname).where(workers.c.id == worker)
+        nickname = connection.execute(named).scalar_one()
+        credit.count(database, connection, worker, nickname, **less)
     return len(rows)

@@ -17,8 +17,9 @@ _Receive: TypeAlias = Callable[[], Awaitable[_Message]]
 _Send: TypeAlias = Callable[[_Message], Awaitable[None]]
 _App: TypeAlias = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
-#: Most bytes of a body: 20,000 uids fit; and of a Bloom call, which brings a whole list.
-BODY, FILTER_BODY = 1 << 20, 32 << 20
+#: Most bytes of a body; of a completion, which names 100,000 pairs at most; and of a Bloom call,
+#: which brings a whole list.
+BODY, DONE_BODY, FILTER_BODY = 1 << 20, 4 << 20, 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ class Gate:
             text = "You ask too often; wait a little."
             await _drain(receive)
             return await _refuse(scope, send, 429, text, wait=seconds)
-        most = FILTER_BODY if scope["path"] in ("/add/", "/deduplicate/") else BODY
+        most = _most(scope["path"])
         length = headers.get(b"content-length", b"0")
         too_large = f"The body is larger than {most >> 20} MiB."
         if not length.isdigit() or int(length) > most:
@@ -109,6 +110,12 @@ class Gate:
         if secret and (wait := self._workers.wait(hash(secret))):
             return wait
         return self._addresses.wait(address)
+
+
+def _most(path: str) -> int:
+    if path in ("/add/", "/deduplicate/"):
+        return FILTER_BODY
+    return DONE_BODY if path.endswith("/complete") else BODY
 
 
 def _sender(address: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -14,6 +14,8 @@ from cahlib.records import Reason, Shard, Stage, Tally
 
 #: Sample ids that one WAT file spans, as at Crawling@Home.
 IDS = 1_000_000
+#: Pairs that a completion can name at most, whatever a tracker allows.
+MOST_PAIRS = 100_000
 
 
 class Kind(Enum):
@@ -75,8 +77,26 @@ class Result:
     """What a worker made of a shard."""
 
     pairs: int
+    uids: tuple[bytes, ...] | None = None  #: the pairs; None by the old protocol, which names none
     tally: Tally | None = None
     output: str = ""  #: where the pairs are, as the worker says
+
+    def account(self, *, late: int = 0) -> dict[str, Any] | None:
+        """Return the tally to store, without pairs that another shard was first to bring."""
+        if self.tally is None:
+            return None
+        found = Tally.from_dict(self.tally.as_dict())
+        found.left[Stage.JUDGE] -= late
+        found.lost[Reason.PAIR_SEEN] += late
+        return (found if late else self.tally).as_dict()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """What became of a completion."""
+
+    counted: bool  #: False if it was known already
+    lost: tuple[bytes, ...]  #: pairs that another shard was first to bring
 
 
 class Refusal(CahError):
@@ -131,6 +151,14 @@ def pairs(count: int, rules: Rules) -> int:
     if not 0 <= count <= rules.most_pairs:
         raise Invalid(f"pairs: a shard holds 0 to {rules.most_pairs:,} of them, not {count:,}.")
     return count
+
+
+def uids(named: Sequence[str]) -> tuple[bytes, ...]:
+    """Return the keys of pairs; raise Invalid if one is named twice."""
+    found = tuple(map(bytes.fromhex, named))
+    if len(set(found)) < len(found):
+        raise Invalid("uids: name each pair once.")
+    return found
 
 
 #: What a parcel may be called below the place of parcels: no way up, and nothing to interpret.

@@ -62,6 +62,24 @@ pairs = Table(
     sqlite_with_rowid=False,  # the key is the row: half the file
 )
 
+# Pairs that a shard has left to another one, so that they come back when that one is undone.
+lost = Table(
+    "lost",
+    schema,
+    Column("uid", LargeBinary(16), primary_key=True),
+    Column("shard", ForeignKey("shards.number"), primary_key=True, index=True),
+    Column("again", Integer, index=True),  # the second pass that is to bring the pair back
+    sqlite_with_rowid=False,
+)
+
+# Second passes over shards, which take only the pairs that nobody has.
+again = Table(
+    "again",
+    schema,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("of", Integer, nullable=False),  # the shard as it was added
+)
+
 wats = Table(
     "wats",
     schema,

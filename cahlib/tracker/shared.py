@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -54,9 +54,12 @@ class Shared:
         (self._every, self._poll), self._clock = often, clock
         self._reports = PendingReports(self._save)
         self._taken: set[str] = set()
+        self._lost: frozenset[str] = (
+            frozenset()
+        )  #: to leave our dataset: another shard brought them first
         self._finished, self._ask_again = False, float("-inf")
         self._trouble = float("inf")  #: since when the storage of parcels does not answer
-        self._lock = threading.Lock()  #: of the two lines above
+        self._lock = threading.Lock()  #: of the three lines above
         #: held while the tracker gives a shard or takes one: no report crosses a new lease of its
         #: shard, nor is it discarded when that lease is noted already
         self._exchange = threading.Lock()
@@ -95,9 +98,7 @@ class Shared:
         self._ended.set()
         self._owing.set()
         self._messenger.join()
-        deadline = time.monotonic() + _GOODBYE
-        while not self._tell() and time.monotonic() < deadline:
-            time.sleep(0.5)  # if it stays away, the leases run out, and the rest is told next time
+        self._tell_all()
 
     def lease(self) -> Shard | None:
         """A shard of an earlier launch that is still ours, or the tracker's next, if any.
@@ -190,9 +191,9 @@ class Shared:
         return uid in self._taken or self._ledger.seen(uid)
 
     def ours(self, shard: Shard, judged: Iterator[Judged]) -> Iterator[Judged]:
-        """A shard's judged images, when the tracker has said whose their pairs are.
+        """A shard's judged images, when the tracker has said which pairs others have brought.
 
-        Waits as long as it takes: else nobody could say that a pair is in one dataset only.
+        Waits as long as it takes: else most of the pairs that others have would be dropped later.
         Raises ShardError without a lease, Refused if the tracker has ended it.
         """
         while batch := list(islice(judged, _AHEAD)):
@@ -200,9 +201,22 @@ class Shared:
                 report = self._reports.get(shard.id)
                 if report is None:
                     raise ShardError(f"{shard.id} is not leased any more; another worker does it.")
-                taken = self._tracker.claim(report.number, uids, patience=float("inf"))
+                taken = self._tracker.taken(report.number, uids, patience=float("inf"))
                 self._taken.update(taken)
             yield from batch
+
+    def leave_out(self, take: Callable[[Set[str]], None]) -> None:
+        """Have the pairs taken out of this dataset that others were first to bring.
+
+        Wait a little for a tracker that is away; what it says later, the next launch hears.
+        """
+        self._tell_all()
+        with self._lock:
+            late = self._lost
+        take(late)
+        with self._lock:
+            self._lost -= late
+        self._reports.save()
 
     def counts(self) -> Counts:
         """How many of this run's shards are in which state."""
@@ -296,6 +310,11 @@ class Shared:
         if lost:
             _log.warning("The tracker gave shards %s to others; we were silent too long.", lost)
 
+    def _tell_all(self) -> None:
+        deadline = time.monotonic() + _GOODBYE
+        while not self._tell() and time.monotonic() < deadline:
+            time.sleep(0.5)  # if it stays away, the leases run out, and the rest is told next time
+
     def _tell(self) -> bool:
         """Send every report that is due; False if the tracker is away."""
         for id, report in self._reports.due().items():
@@ -322,7 +341,10 @@ class Shared:
     def _send(self, id: str, report: PendingReport) -> None:
         account = self._ledger.account(id) if report.act in ("complete", "deliver") else None
         if account and report.act == "complete":
-            self._tracker.complete(report.number, pairs=account[0], tally=account[1])
+            uids = self._ledger.uids(id)
+            late = self._tracker.complete(report.number, uids=uids, tally=account[1])
+            with self._lock:
+                self._lost |= late
         elif account and report.parcel:
             self._tracker.deliver(report.number, report.parcel, account[1])
         elif report.act == "fail" and not report.parcel:
@@ -341,6 +363,7 @@ class Shared:
                     "folder; choose another."
                 )
             self._tracker.upload = told["upload"]
+            self._lost = frozenset(told.get("lost", ()))
             self._reports.load({id: PendingReport(**each) for id, each in told["debts"].items()})
             if "secret" in told:  # as an earlier version kept it
                 self._tracker.secret = told["secret"]
@@ -365,6 +388,7 @@ class Shared:
             "url": self._tracker.url,
             "kind": self._kind,
             "upload": self._tracker.upload,
+            "lost": sorted(self._lost),
             "debts": {id: asdict(report) for id, report in reports.items()},
         }
         fresh = self._path.with_suffix(".new")

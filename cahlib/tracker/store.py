@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -260,6 +260,15 @@ class Ledger:
     def ours(self, shard: Shard, judged: Iterator[Judged]) -> Iterator[Judged]:
         """A shard's judged images; nobody else could have them."""
         return judged
+
+    def leave_out(self, take: Callable[[Set[str]], None]) -> None:
+        """Have the pairs taken out that others were first to bring: none, in a run alone."""
+
+    def uids(self, id: str) -> list[str]:
+        """Return the pairs of a shard that is in the dataset."""
+        query = select(_pairs.c.uid).join(_shards).where(_shards.c.id == id)
+        with self._database.read() as connection:
+            return [key.hex() for key in connection.execute(query).scalars()]
 
     def forget(self, shard: Shard) -> None:
         """A shard that is not done is not this run's any more."""

@@ -1,36 +1,140 @@
-"""Whose pair is whose: each belongs to one shard, so that all datasets together hold it once."""
+"""Whose pair is whose: each belongs to one shard, so that all datasets together hold it once.
+
+The first *completed* shard that has a pair keeps it, and nothing that is said before counts: so
+nobody can take pairs from others by claiming them and then giving his shard back. A shard that has
+left a pair to another is remembered. If that other one is undone, the pair is brought back by a
+second pass: a shard of its own over the same half of a WAT file, to which all other pairs are
+taken. When that does not bring it, the next shard that had it is passed over again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, delete, func, select, update
 
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import Invalid
-from cahlib.tracker.schema import pairs
+from cahlib.tracker.schema import again, lost, pairs, shards
+
+#: Keys in one statement.
+_BATCH = 1000
 
 
-def claim(
-    database: Database, connection: Connection, number: int, uids: Sequence[str], *, most: int
-) -> list[str]:
-    """Make pairs a shard's, ``most`` in all; which of them are another's. Raises Invalid."""
-    keys = sorted(bytes.fromhex(uid) for uid in set(uids))  # sorted: no two wait for each other
-    taken: list[bytes] = []
-    for start in range(0, len(keys), 1000):
-        batch = keys[start : start + 1000]
+def taken(
+    database: Database, connection: Connection, number: int, keys: Iterable[bytes], *, most: int
+) -> list[bytes]:
+    """Return which pairs a completed shard has, and note that shard ``number`` leaves them to it.
+
+    Raise Invalid if it leaves more than ``most``.
+    """
+    found = _owned(connection, keys)
+    _leave(database, connection, number, found)
+    if found:
+        count = select(func.count()).where(lost.c.shard == number)
+        if connection.execute(count).scalar_one() > most:
+            raise Invalid(f"uids: a shard holds at most {most:,} pairs.")
+    return found
+
+
+def settle(
+    database: Database, connection: Connection, number: int, keys: Iterable[bytes]
+) -> list[bytes]:
+    """Make pairs a completed shard's; return those that another one was first to bring."""
+    late: list[bytes] = []
+    for batch in _batches(keys):
         rows = [{"uid": key, "shard": number} for key in batch]
-        connection.execute(database.insert(pairs).values(rows).on_conflict_do_nothing())
-        query = select(pairs.c.uid).where(pairs.c.uid.in_(batch), pairs.c.shard == number)
-        ours = set(connection.execute(query).scalars())
-        taken += (key for key in batch if key not in ours)
-    held = connection.execute(select(func.count()).where(pairs.c.shard == number)).scalar_one()
-    if held > most:
-        raise Invalid(f"uids: a shard holds at most {most:,} pairs; this one would have {held:,}.")
-    return [key.hex() for key in taken]
+        insert = database.insert(pairs).values(rows).on_conflict_do_nothing()
+        ours = set(connection.execute(insert.returning(pairs.c.uid)).scalars())
+        late += (key for key in batch if key not in ours)
+    _leave(database, connection, number, late)
+    waiting = select(lost.c.uid).where((lost.c.shard == number) | (lost.c.again == number))
+    revive(database, connection, connection.execute(waiting).scalars().all())
+    return late
 
 
-def free(connection: Connection, numbers: Sequence[int]) -> None:
-    """The pairs of these shards are nobody's: who claimed them did not complete the shards."""
-    if numbers:
-        connection.execute(delete(pairs).where(pairs.c.shard.in_(numbers)))
+def settled_again(
+    database: Database, connection: Connection, number: int, keys: Iterable[bytes]
+) -> list[bytes]:
+    """Return the same once more, of the pairs that the shard named when it was completed."""
+    named = set(connection.execute(select(pairs.c.uid).where(pairs.c.shard == number)).scalars())
+    left = set(connection.execute(select(lost.c.uid).where(lost.c.shard == number)).scalars())
+    late = settle(database, connection, number, left.intersection(keys))
+    return [key for key in late if key not in named]
+
+
+def undo(database: Database, connection: Connection, numbers: Sequence[int]) -> None:
+    """Free the pairs of shards that are to do again; those who had left them get them back."""
+    for start in range(0, len(numbers), _BATCH):
+        batch = numbers[start : start + _BATCH]
+        of_shards = lost.c.shard.in_(batch)
+        freed = select(pairs.c.uid).where(pairs.c.shard.in_(batch))
+        promised = select(lost.c.uid).where(of_shards, lost.c.again.is_not(None))
+        orphans = connection.execute(freed.union(promised)).scalars().all()
+        connection.execute(delete(pairs).where(pairs.c.shard.in_(batch)))
+        connection.execute(delete(lost).where(of_shards))
+        revive(database, connection, orphans)
+
+
+def forget(connection: Connection, number: int) -> None:
+    """Begin a shard anew: what an earlier worker was told counts no more."""
+    connection.execute(delete(lost).where(lost.c.shard == number, lost.c.again.is_(None)))
+
+
+def revive(database: Database, connection: Connection, keys: Iterable[bytes]) -> None:
+    """Have the pairs that are nobody's brought again by the first shard that had left them."""
+    first: dict[int, list[bytes]] = {}
+    for batch in _batches(keys):
+        owned = set(_owned(connection, batch))
+        under_way = select(lost.c.uid).join(shards, shards.c.number == lost.c.again)
+        under_way = under_way.where(lost.c.uid.in_(batch), shards.c.state != "done")
+        owned |= set(connection.execute(under_way).scalars())
+        losers = select(lost.c.uid, func.min(lost.c.shard)).join(
+            shards, shards.c.number == lost.c.shard
+        )
+        free = [key for key in batch if key not in owned]
+        losers = losers.where(
+            lost.c.uid.in_(free), lost.c.again.is_(None), shards.c.state == "done"
+        )
+        for uid, number in connection.execute(losers.group_by(lost.c.uid)):
+            first.setdefault(number, []).append(uid)
+    if first and not database.is_sqlite:
+        connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
+    for number, uids in sorted(first.items()):
+        passed = _pass_again(database, connection, number)
+        for batch in _batches(uids):
+            mine = (lost.c.shard == number) & lost.c.uid.in_(batch)
+            connection.execute(update(lost).where(mine).values(again=passed))
+
+
+def _pass_again(database: Database, connection: Connection, number: int) -> int:
+    """Add a second pass over a shard; return its number."""
+    root = select(again.c.of).where(again.c.number == number)
+    of = connection.execute(root).scalar() or number
+    row = connection.execute(select(shards).where(shards.c.number == of)).one()
+    last = connection.execute(select(func.max(shards.c.number))).scalar_one()
+    fresh = 2 * (last // 2 + 1) + row.half
+    values = {"number": fresh, "id": f"{row.id[:180]}-again{fresh}", "url": row.url}
+    connection.execute(database.insert(shards).values(half=row.half, **values))
+    connection.execute(database.insert(again).values(number=fresh, of=of))
+    return int(fresh)
+
+
+def _owned(connection: Connection, keys: Iterable[bytes]) -> list[bytes]:
+    found: list[bytes] = []
+    for batch in _batches(keys):
+        query = select(pairs.c.uid).where(pairs.c.uid.in_(batch))
+        found += connection.execute(query).scalars()
+    return found
+
+
+def _leave(database: Database, connection: Connection, number: int, keys: Sequence[bytes]) -> None:
+    for batch in _batches(keys):
+        rows = [{"uid": key, "shard": number} for key in batch]
+        connection.execute(database.insert(lost).values(rows).on_conflict_do_nothing())
+
+
+def _batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield keys in order, some at a time: no two transactions wait for each other in a ring."""
+    every = sorted(set(keys))
+    return (every[start : start + _BATCH] for start in range(0, len(every), _BATCH))

@@ -18,6 +18,13 @@ TALLY = {
 }
 
 
+def uids(count):
+    return [f"{n:032x}" for n in range(count)]
+
+
+FOUR, NONE = {"uids": uids(4), "tally": TALLY}, {"uids": [], "tally": {}}
+
+
 @pytest.fixture
 def settings(url, database):
     rules = Rules(upload="s3://parcels", old_upload="rsync://host/parcels")
@@ -50,9 +57,10 @@ def test_a_shard_from_lease_to_leaderboard(tracker):
     )
     beat = ask(tracker, "/v1/heartbeat", {"shards": [0, 1], "progress": "half"}, secret=secret)
     assert beat.json == {"shards": [0]}
-    done = {"pairs": 4, "tally": TALLY, "output": "s3://there"}
-    assert ask(tracker, "/v1/shards/0/complete", done, secret=secret).json == {"counted": True}
-    assert ask(tracker, "/v1/shards/0/complete", done, secret=secret).json == {"counted": False}
+    done = FOUR | {"output": "s3://there"}
+    for counted in (True, False):
+        answer = ask(tracker, "/v1/shards/0/complete", done, secret=secret)
+        assert answer.json == {"counted": counted, "lost": []}
     assert ask(tracker, "/v1/leaderboard").json["pairs"] == [
         {"nickname": "ann", "scraped": 0, "done": 1, "pairs": 4}
     ]
@@ -67,8 +75,12 @@ def test_a_parcel_passes_from_cpu_to_gpu_and_back_when_it_cannot_be_fetched(trac
     parcel = {"url": "s3://parcels/a.tar", "sha256": "ab" * 32, "size": 12}
     sent = parcel | {"tally": {k: v for k, v in TALLY.items() if k != "judge"}}
     assert ask(tracker, "/v1/shards/0/parcel", sent, secret=cpu).json == {"counted": True}
+    more = FOUR | {"uids": uids(9), "tally": TALLY | {"judge": {"in": 9, "out": 9}}}
+    more["tally"] |= {"fetch": {"in": 20, "out": 9, "lost": {"timeout": 11}}}
     for secret in (gpu, other):
         assert ask(tracker, "/v1/lease", {}, secret=secret).json["shard"]["parcel"] == parcel
+        lied = ask(tracker, "/v1/shards/0/complete", more, secret=secret)
+        assert (lied.status, "holds 15 images" in lied.text) == (422, True)
         gone = ask(tracker, "/v1/shards/0/refetch", {"reason": "404"}, secret=secret)
         assert gone.json == {"set_aside": False}
     assert ask(tracker, "/v1/lease", {}, secret=gpu).json == {"shard": None, "finished": False}
@@ -83,12 +95,12 @@ def test_a_worker_is_finished_when_only_others_could_be_given_more(tracker):
     for number in range(6):
         assert asked(ann)["shard"]["number"] == number
     for number in range(1, 5):
-        ask(tracker, f"/v1/shards/{number}/complete", {"pairs": 0}, secret=ann)
+        ask(tracker, f"/v1/shards/{number}/complete", NONE, secret=ann)
     ask(tracker, "/v1/shards/0/fail", {"reason": "broken"}, secret=ann)
     assert asked(cpu)["shard"]["number"] == 0
     # 0 is the CPU worker's, and may come to the GPU worker; 5 is ann's, and may come back
     assert (asked(ann), asked(cpu), asked(gpu)) == (none_yet,) * 3
-    ask(tracker, "/v1/shards/5/complete", {"pairs": 0}, secret=ann)
+    ask(tracker, "/v1/shards/5/complete", NONE, secret=ann)
     assert (asked(ann), asked(cpu), asked(gpu)) == (no_more, none_yet, none_yet)
     parcel = {"url": "s3://parcels/a.tar", "sha256": "ab" * 32, "size": 12}
     ask(tracker, "/v1/shards/0/parcel", parcel, secret=cpu)
@@ -114,22 +126,34 @@ def test_each_pair_is_given_to_one_shard(tracker):
     ann, bob = join(tracker), join(tracker)
     for secret in (ann, bob):
         ask(tracker, "/v1/lease", {}, secret=secret)
-    uids = {"uids": ["ab" * 16, "cd" * 16]}
-    assert ask(tracker, "/v1/shards/0/pairs", uids, secret=ann).json == {"taken": []}
-    assert ask(tracker, "/v1/shards/1/pairs", uids, secret=bob).json == {"taken": uids["uids"]}
+    named = {"uids": uids(4)}
+    for number, secret in enumerate((ann, bob)):
+        answer = ask(tracker, f"/v1/shards/{number}/pairs", named, secret=secret)
+        assert answer.json == {"taken": []}
+    assert ask(tracker, "/v1/shards/0/complete", FOUR, secret=ann).json["lost"] == []
+    assert ask(tracker, "/v1/shards/1/pairs", named, secret=bob).json == {"taken": uids(4)}
+    assert ask(tracker, "/v1/shards/1/complete", FOUR, secret=bob).json["lost"] == uids(4)
+    assert ask(tracker, "/v1/state").json["pairs"] == 4
 
 
 REFUSED = [
-    ("/v1/shards/5/complete", {"pairs": 1}, 409, "not yours"),
-    ("/v1/shards/99/complete", {"pairs": 1}, 404, "no shard 99"),
-    ("/v1/shards/0/complete", {"pairs": -1}, 422, "pairs"),
-    ("/v1/shards/0/complete", {"pairs": 10**9}, 422, "20,000"),
-    ("/v1/shards/0/complete", {"pairs": 10**30}, 422, "pairs"),
-    ("/v1/shards/0/complete", {"pairs": "7"}, 422, "integer"),
-    ("/v1/shards/0/complete", {"pairs": 1, "extra": 1}, 422, "extra"),
-    ("/v1/shards/0/complete", {"pairs": 4, "tally": {"read": 3}}, 422, "tally"),
-    ("/v1/shards/0/complete", {"pairs": 5, "tally": TALLY}, 422, "tally"),
-    ("/v1/shards/99999999999/complete", {"pairs": 1}, 422, "number"),
+    ("/v1/shards/5/complete", FOUR, 409, "not yours"),
+    ("/v1/shards/99/complete", FOUR, 404, "no shard 99"),
+    ("/v1/shards/0/complete", {"pairs": 4, "tally": TALLY}, 422, "uids"),
+    ("/v1/shards/0/complete", FOUR | {"uids": ["ab"]}, 422, "uids"),
+    ("/v1/shards/0/complete", FOUR | {"uids": uids(20_001)}, 422, "20,000"),
+    ("/v1/shards/0/complete", FOUR | {"uids": uids(1) * 4}, 422, "each pair once"),
+    ("/v1/shards/0/complete", FOUR | {"extra": 1}, 422, "extra"),
+    ("/v1/shards/0/complete", {"uids": uids(4)}, 422, "tally"),
+    ("/v1/shards/0/complete", FOUR | {"tally": {"read": 3}}, 422, "tally"),
+    ("/v1/shards/0/complete", FOUR | {"uids": uids(5)}, 422, "tally"),
+    (
+        "/v1/shards/0/complete",
+        FOUR | {"tally": TALLY | {"judge": {"in": 4, "out": 4}}},
+        422,
+        "tally",
+    ),
+    ("/v1/shards/99999999999/complete", FOUR, 422, "number"),
     ("/v1/shards/0/parcel", {"url": "x", "sha256": "", "size": 1}, 422, "sha256"),
     ("/v1/shards/0/parcel", {"url": 1, "sha256": "", "size": 1}, 422, "url"),
     ("/v1/shards/0/parcel", {"url": "x", "sha256": "ab" * 32, "size": 1 << 40}, 422, "size"),

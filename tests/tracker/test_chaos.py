@@ -94,8 +94,9 @@ def live(url: str, mood: random.Random, said: Acknowledged, ended: threading.Eve
                 {"judge": {"in": pairs, "out": pairs, "lost": {}}}
                 | {name: {"in": pairs, "out": pairs, "lost": {}} for name in ("choose", "fetch")}
             )
+            uids = {f"{leased.number:016x}{n:016x}" for n in range(pairs)}
             for _ in range(1 + (mood.random() < 0.1)):  # some say it twice
-                tracker.complete(leased.number, pairs=pairs, tally=tally, patience=20)
+                tracker.complete(leased.number, uids=uids, tally=tally, patience=20)
             with said.lock:
                 said.shards[leased.number] += 1
                 said.pairs[leased.number] = pairs

@@ -63,8 +63,9 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     uids = [f"{n:032x}" for n in range(4)]
     for secret, mine in ((hers, uids[:1]), (his, uids[1:2]), (his, uids[2:])):
         number = crowd.lease(secret).number
-        assert crowd.claim_pairs(secret, number, mine) == []
-        crowd.complete(secret, number, Result(pairs=len(mine), tally=Tally(), output="s3://x"))
+        keys = tuple(map(bytes.fromhex, mine))
+        result = Result(pairs=len(keys), uids=keys, tally=Tally(), output="s3://x")
+        crowd.complete(secret, number, result)
     for _ in range(2):
         parcel = {"url": "s3://p/a.tar", "sha256": "0" * 64, "size": 5}
         crowd.deliver(cpu, crowd.lease(cpu).number, parcel)
@@ -87,7 +88,7 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     free = [row for row in board.export(database) if row["state"] == "todo"]
     assert {(row["worker"], row["output"], row["tally"]) for row in free} == {(None, None, None)}
     number = crowd.lease(hers).number
-    assert crowd.claim_pairs(hers, number, uids) == uids[:1]
+    assert crowd.taken(hers, number, uids) == uids[:1]
     database.close()
 
 

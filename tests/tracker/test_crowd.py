@@ -28,7 +28,7 @@ def test_twenty_threads_lease_each_shard_once(crowd, fill, database):
     def work(secret):
         while lease := crowd.lease(secret):
             taken.append(lease.number)
-            assert crowd.complete(secret, lease.number, Result(pairs=3))
+            assert crowd.complete(secret, lease.number, Result(pairs=3)).counted
 
     with ThreadPoolExecutor(20) as threads:
         list(threads.map(work, every))
@@ -50,7 +50,7 @@ def test_leases_under_fire_from_workers_that_give_up_fail_and_go_silent(crowd, f
             elif act == 1:
                 crowd.leave(secret)
                 secret = join(crowd)
-            elif crowd.complete(secret, lease.number, Result(pairs=1)):
+            elif crowd.complete(secret, lease.number, Result(pairs=1)).counted:
                 with lock:
                     done.append(lease.number)
 
@@ -94,7 +94,7 @@ def test_late_work_counts_while_nobody_else_has_the_shard(crowd, fill, clock):
     first, second = crowd.lease(late), crowd.lease(late)
     clock.now += 10_000
     assert crowd.expire() == 2
-    assert crowd.complete(late, first.number, Result(pairs=1))
+    assert crowd.complete(late, first.number, Result(pairs=1)).counted
     assert crowd.beat(late, [second.number]) == [second.number]
     assert crowd.lease(join(crowd)) is None
 
@@ -103,8 +103,8 @@ def test_a_completion_that_is_sent_again_counts_once(crowd, fill, database):
     fill(1)
     secret = join(crowd)
     number = crowd.lease(secret).number
-    assert crowd.complete(secret, number, Result(pairs=7, tally=Tally(), output="s3://a"))
-    assert not crowd.complete(secret, number, Result(pairs=7))
+    result = Result(pairs=7, tally=Tally(), output="s3://a")
+    assert [crowd.complete(secret, number, result).counted for _ in range(2)] == [True, False]
     assert board.leaders(database) == [{"nickname": "ann", "scraped": 0, "done": 1, "pairs": 7}]
 
 
@@ -170,7 +170,7 @@ def test_a_parcel_goes_from_a_cpu_worker_to_a_gpu_worker(crowd, fill, database):
     lease = crowd.lease(gpu)
     assert (lease.number, lease.parcel) == (number, PARCEL)
     assert not crowd.deliver(cpu, number, PARCEL)
-    assert crowd.complete(gpu, number, Result(pairs=4))
+    assert crowd.complete(gpu, number, Result(pairs=4)).counted
     assert board.leaders(database, by="scraped")[0]["nickname"] == "carl"
     assert (
         board.leaders(database)[0] | {"nickname": "gus", "done": 1, "pairs": 4}
@@ -248,70 +248,110 @@ def test_nobody_hoards_shards(database, clock, fill):
     assert [bool(crowd.lease(secret)) for _ in range(6)] == [True] * 4 + [False] * 2
 
 
-def test_each_pair_belongs_to_one_shard(crowd, fill):
+A, B, C = ("aa" * 16, "bb" * 16, "cc" * 16)
+
+
+def bring(crowd, secret, number, *uids):
+    """Complete a shard with these pairs; those that another was first to bring."""
+    keys = tuple(map(bytes.fromhex, uids))
+    closed = crowd.complete(secret, number, Result(pairs=len(keys), uids=keys, tally=Tally()))
+    return [key.hex() for key in closed.lost]
+
+
+def undone(crowd, database, secret):
+    """Send a worker away, and put what it completed back on the list."""
+    number = crowd.known(secret).id
+    crowd.expel(number)
+    return intake.undo(database, number)
+
+
+def test_a_pair_is_the_first_completed_shards(crowd, fill, database):
     fill(1)
-    ann, bob = join(crowd), join(crowd)
+    ann, bob = join(crowd), join(crowd, nickname="bob")
     first, second = crowd.lease(ann).number, crowd.lease(bob).number
-    assert crowd.claim_pairs(ann, first, ["aa" * 16, "bb" * 16]) == []
-    assert crowd.claim_pairs(ann, first, ["aa" * 16]) == []
-    assert crowd.claim_pairs(bob, second, ["bb" * 16, "cc" * 16, "bb" * 16]) == ["bb" * 16]
+    assert crowd.taken(ann, first, [A, B]) == crowd.taken(bob, second, [B, C]) == []
+    assert bring(crowd, bob, second, B, C) == []
+    assert crowd.taken(ann, first, [A, B]) == [B]
+    assert bring(crowd, ann, first, A, B, C) == [B, C]
+    assert bring(crowd, ann, first, A, B, C) == [B, C]  # the answer got lost
+    assert {one["nickname"]: one["pairs"] for one in board.leaders(database)} == {
+        "ann": 1,
+        "bob": 2,
+    }
+    row = list(board.export(database))[first]
+    assert (row["pairs"], row["tally"]["judge"]["lost"]) == (1, {"pair_seen": 2})
     with pytest.raises(NotHeld):
-        crowd.claim_pairs(bob, first, ["dd" * 16])
+        crowd.taken(bob, first, [A])
     with pytest.raises(Invalid, match="CPU"):
-        crowd.claim_pairs(join(crowd, Kind.CPU), first, ["dd" * 16])
+        crowd.taken(join(crowd, Kind.CPU), first, [A])
 
 
-def test_a_shard_claims_no_more_pairs_than_it_may_have(database, clock, fill):
+def test_what_is_said_after_a_completion_takes_no_more_pairs(crowd, fill):
     fill(1)
-    crowd = Crowd(database, Rules(most_pairs=1200), clock=clock)
     eve, bob = join(crowd), join(crowd)
     first, second = crowd.lease(eve).number, crowd.lease(bob).number
+    bring(crowd, eve, first, A)
+    assert bring(crowd, eve, first, A, B, C) == []
+    assert bring(crowd, bob, second, B, C) == []
+
+
+@pytest.mark.parametrize("told", ["before", "at its completion", "meanwhile"])
+def test_pairs_left_to_a_shard_that_is_undone_come_back(crowd, fill, database, told):
+    fill(1)
+    eve, bob = join(crowd), join(crowd, nickname="bob")
+    first, second = crowd.lease(eve).number, crowd.lease(bob).number
+    if told == "at its completion":
+        bring(crowd, eve, first, A, B)
+        assert bring(crowd, bob, second, A, C) == [A]
+    else:
+        bring(crowd, eve, first, A, B)
+        assert crowd.taken(bob, second, [A, C]) == [A]
+        if told == "before":
+            bring(crowd, bob, second, C)
+    assert undone(crowd, database, eve) == 1
+    if told == "meanwhile":
+        bring(crowd, bob, second, C)
+    counts = board.counts(database)
+    assert (counts.total, counts.todo) == (3, 2)
+    carl = join(crowd)
+    leases = {lease.number: lease for lease in (crowd.lease(carl), crowd.lease(carl))}
+    passed = leases.pop(max(leases))
+    assert leases.keys() == {first}
+    again, once = passed.shard, wats(1)[second]
+    assert (again.url, again.half) == (once.url, once.half)
+    assert again.id == f"{once.id}-again{passed.number}"
+    assert crowd.taken(carl, passed.number, [A, C]) == [C]
+    assert bring(crowd, carl, passed.number, A) == []
+    assert intake.add(database, wats(2)) == 1
+    assert board.counts(database).total == 5
+
+
+def test_a_pair_that_one_shard_does_not_bring_again_the_next_one_does(crowd, fill, database):
+    fill(2)
+    eve, carl, *others = (join(crowd) for _ in range(5))
+    bring(crowd, eve, crowd.lease(eve).number, A)
+    for each in others:
+        bring(crowd, each, crowd.lease(each).number, A)
+    undone(crowd, database, eve)
+    assert undone(crowd, database, others[0]) == 1  # whose shard was to bring it
+    passes = []
+    while lease := crowd.lease(carl):
+        if "again" in lease.shard.id:
+            passes.append(lease.shard.id.split("-again")[0])
+        bring(crowd, carl, lease.number)  # which it never does
+    assert passes == [wats(2)[n].id for n in (1, 2, 3)]
+
+
+def test_a_shard_leaves_no_more_pairs_than_it_may_have(database, clock, fill):
+    fill(1)
+    crowd = Crowd(database, Rules(most_pairs=1200), clock=clock)
+    ann, eve = join(crowd), join(crowd)
+    first, second = crowd.lease(ann).number, crowd.lease(eve).number
     every = [f"{n:032x}" for n in range(1300)]
-    assert crowd.claim_pairs(eve, first, every[:1200]) == []
+    bring(crowd, ann, first, *every)
+    assert crowd.taken(eve, second, every[:1200]) == every[:1200]
     with pytest.raises(Invalid, match="at most 1,200"):
-        crowd.claim_pairs(eve, first, every[1200:])
-    assert crowd.claim_pairs(bob, second, every[1100:]) == every[1100:1200]
-
-
-def released(crowd, clock, secret, number):
-    crowd.give_back(secret, number)
-
-
-def failed(crowd, clock, secret, number):
-    crowd.fail(secret, number, "broken")
-
-
-def left(crowd, clock, secret, number):
-    crowd.leave(secret)
-
-
-def silent(crowd, clock, secret, number):
-    clock.now += 1000
-    assert crowd.claim_pairs(secret, number, ["bb" * 16]) == []  # may still come back
-    assert crowd.lease(join(crowd)).number == number
-
-
-@pytest.mark.parametrize("ended", [released, failed, left, silent])
-def test_claims_end_with_a_lease_that_ends_without_completion(crowd, fill, clock, ended):
-    fill(1)
-    ann, bob = join(crowd), join(crowd)
-    first, second = crowd.lease(ann).number, crowd.lease(bob).number
-    assert crowd.claim_pairs(ann, first, ["aa" * 16]) == []
-    assert crowd.claim_pairs(bob, second, ["aa" * 16]) == ["aa" * 16]
-    clock.now += 500
-    crowd.beat(bob, [second])
-    ended(crowd, clock, ann, first)
-    assert crowd.claim_pairs(bob, second, ["aa" * 16]) == []
-
-
-def test_claims_stay_with_a_completed_shard(crowd, fill):
-    fill(1)
-    ann, bob = join(crowd), join(crowd)
-    first, second = crowd.lease(ann).number, crowd.lease(bob).number
-    crowd.claim_pairs(ann, first, ["aa" * 16])
-    crowd.complete(ann, first, Result(pairs=1))
-    crowd.leave(ann)
-    assert crowd.claim_pairs(bob, second, ["aa" * 16]) == ["aa" * 16]
+        crowd.taken(eve, second, every[1200:])
 
 
 def test_wats_are_added_once_and_numbered_in_pairs(database, crowd):

@@ -191,7 +191,7 @@ def test_a_run_that_the_tracker_does_not_know_any_more_ends(app, database, tmp_p
         ledger.close()
 
 
-def test_two_runs_never_keep_the_same_pair(app, tmp_path):
+def test_two_runs_never_keep_the_same_pair(app, database, tmp_path):
     class Judged:
         reason = None
 
@@ -199,21 +199,46 @@ def test_two_runs_never_keep_the_same_pair(app, tmp_path):
             self.uid = uid
             self.image = self.candidate = self
 
+    def kept(shared, shard):
+        judged = shared.ours(shard, iter([Judged(uid) for uid in every]))
+        return [each.uid for each in judged if not shared.seen(each.uid)]
+
+    def finish(shared, shard, uids):
+        account = Tally()
+        for stage in Stage:
+            account.entered[stage] = account.left[stage] = len(uids)
+        done = board.counts(database).done
+        shared.seal(shard, uids, account)
+        shared.done(shard)
+        until(lambda: board.counts(database).done == done + 1)
+
+    def interrupted(lost):
+        raise KeyboardInterrupt
+
+    every = [f"{n:032x}" for n in range(200)]
     with serving(app) as address:
-        ledgers = []
-        kept = []
-        for name in ("a", "b"):
-            ledger, shared = Run(tmp_path / name, address).launch()
-            ledgers.append(ledger)
-            with shared:
-                shard = shared.lease()
-                every = [Judged(f"{n:032x}") for n in range(200)]
-                kept += [j.uid for j in shared.ours(shard, iter(every)) if not shared.seen(j.uid)]
-                shared.seal(shard, [], Tally())
-                shared.done(shard)
-        assert len(kept) == len(set(kept)) == 200
-        for ledger in ledgers:
-            ledger.close()
+        runs = [Run(tmp_path / name, address) for name in "ab"]
+        (first, ann), (second, bob) = (run.launch() for run in runs)
+        with ann, bob:
+            shards = ann.lease(), bob.lease()
+            assert kept(ann, shards[0]) == kept(bob, shards[1]) == every
+            finish(ann, shards[0], every[:150])
+            third = ann.lease()
+            finish(bob, shards[1], every)
+            with pytest.raises(KeyboardInterrupt):
+                bob.leave_out(interrupted)
+            assert kept(ann, third) == []
+            finish(ann, third, [])
+        first.close()
+        second.close()
+        second, again = runs[1].launch()
+        told = []
+        with again:
+            again.leave_out(told.append)
+            again.leave_out(told.append)
+        second.close()
+    assert told == [set(every[:150]), set()]
+    assert board.counts(database).pairs == 200
 
 
 def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(

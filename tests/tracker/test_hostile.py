@@ -1,0 +1,170 @@
+"""One worker in five lies: each honest pair is in exactly one dataset all the same."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from cahlib.records import Stage, Tally
+from cahlib.tracker import board, intake
+from cahlib.tracker.app import create
+from cahlib.tracker.client import Refused, Tracker
+from cahlib.tracker.limits import Limits
+from cahlib.tracker.rules import Rules
+from cahlib.tracker.schema import workers
+from cahlib.tracker.service import Settings
+from tests.world.trackers import serving
+
+WATS, PAIRS, LEASE = 15, 12, 900
+
+
+def crawl(chance):
+    """The pairs of each shard, by its number; one in three is in other shards too."""
+    common = [f"{n:032x}" for n in range(40)]
+    return {
+        number: {f"{number:08x}{n:024x}" for n in range(1, PAIRS)} | set(chance.sample(common, 5))
+        for number in range(2 * WATS)
+    }
+
+
+def account(pairs):
+    tally = Tally()
+    for stage in Stage:
+        tally.entered[stage] = tally.left[stage] = pairs
+    return tally
+
+
+class Honest:
+    """Keeps a dataset, and does one thing at a time."""
+
+    def __init__(self, url, world, chance, nickname):
+        self.tracker, self.world, self.chance = Tracker(url), world, chance
+        self.tracker.join(nickname, "hybrid")
+        self.dataset, self.leased, self.judged = {}, None, None
+        self.finished = False
+
+    def step(self):
+        if self.leased is None:
+            self.leased, self.finished = self.tracker.lease()
+        elif self.judged is None:
+            pairs = self.world[
+                int(self.leased.shard.id.split("-")[0][3:]) * 2 + self.leased.shard.half
+            ]
+            self.judged = pairs - self.tracker.taken(self.leased.number, pairs)
+        elif self.chance.random() < 0.1:  # it is ended, and its files with it
+            self.tracker.release(self.leased.number)
+            self.leased = self.judged = None
+        else:
+            number, kept = self.leased.number, self.judged
+            late = self.tracker.complete(number, uids=kept, tally=account(len(kept)))
+            if self.chance.random() < 0.3:  # the answer gets lost, and it says so again
+                late = self.tracker.complete(number, uids=kept, tally=account(len(kept)))
+            self.dataset[number] = kept - late
+            self.leased = self.judged = None
+
+    def beat(self):
+        if self.leased:
+            assert self.tracker.beat([self.leased.number]) == {self.leased.number}
+
+
+class Hostile:
+    """Knows every pair, and does what it can to keep the others from them."""
+
+    def __init__(self, url, world, chance, nickname):
+        self.tracker, self.chance, self.nickname = Tracker(url), chance, nickname
+        self.every = sorted(set().union(*world.values()))
+        self.held = []
+        self.tracker.join(nickname, "hybrid")
+
+    def step(self):
+        act = self.chance.choice(["claim", "lie", "lie", "give back", "fail", "leave", "silence"])
+        if len(self.held) < 3:
+            leased, _ = self.tracker.lease()
+            if leased:
+                self.held.append(leased.number)
+        if not self.held:
+            return
+        number = self.held[-1]
+        try:
+            getattr(self, act.replace(" ", "_"))(number)
+        except Refused as refused:
+            assert refused.status in (409, 422)
+            self.held.pop()
+
+    def claim(self, number):
+        self.tracker.taken(number, self.every)
+
+    def lie(self, number):
+        stolen = self.chance.sample(self.every, 30)
+        self.tracker.taken(number, stolen)
+        self.tracker.complete(number, uids=stolen, tally=account(30))
+        for _ in range(2):  # and more of it, when it is counted
+            self.tracker.complete(number, uids=self.every, tally=account(len(self.every)))
+        self.held.pop()
+
+    def give_back(self, number):
+        self.tracker.release(self.held.pop())
+
+    def fail(self, number):
+        self.tracker.fail(self.held.pop(), "so it seems")
+
+    def leave(self, number):
+        self.tracker.beat([], "bye")
+        self.tracker.join(self.nickname, "hybrid")  # a newcomer that forgets what it held
+        self.held.clear()
+
+    def silence(self, number):
+        self.held.pop()
+
+
+def work(everyone, clock, chance):
+    """Until no honest worker will be given a shard any more."""
+    honest = [one for one in everyone if isinstance(one, Honest)]
+    for _ in range(20_000):
+        chance.choice(everyone).step()
+        if chance.random() < 0.05:
+            for one in honest:
+                one.beat()
+            clock.now += LEASE / 2
+        if all(one.finished and one.leased is None for one in honest):
+            return
+    raise AssertionError("there is no end to it")
+
+
+def send_away(service, database):
+    """What an administrator does who has found out."""
+    with database.read() as connection:
+        named = workers.c.nickname.like("mallory%")
+        numbers = connection.execute(workers.select().where(named)).scalars().all()
+    for number in numbers:
+        service.crowd.expel(number)
+    for number in numbers:
+        intake.undo(database, number)
+    intake.retry(database)
+
+
+def test_each_honest_pair_is_in_one_dataset(url, database, fill, clock):
+    chance = random.Random(0)
+    world = crawl(chance)
+    fill(WATS)
+    rules = Rules(lease=LEASE, most_pairs=1000)
+    limits = Limits(address=0, worker=0, newcomers=0)
+    app = create(Settings(database=url, rules=rules, limits=limits, fresh=0), clock=clock)
+    with serving(app) as address:
+        honest = [Honest(address, world, chance, f"ann{n}") for n in range(8)]
+        hostile = [Hostile(address, world, chance, f"mallory{n}") for n in range(2)]
+        work(honest + hostile, clock, chance)
+        before = sum(len(pairs) for one in honest for pairs in one.dataset.values())
+        send_away(app.state.service, database)
+        work(honest, clock, chance)
+        again = board.counts(database)
+    made = Counter(uid for one in honest for pairs in one.dataset.values() for uid in pairs)
+    every = set().union(*world.values())
+    assert before < len(every)  # or they have done no harm
+    assert set(made) == every and set(made.values()) == {1}
+    assert (again.todo, again.leased, again.failed) == (0, 0, 0)
+    assert again.total == again.done > 2 * WATS  # second passes among them
+    assert again.pairs == len(every)
+    assert {one["nickname"]: one["pairs"] for one in board.leaders(database)} == {
+        f"ann{n}": sum(map(len, one.dataset.values())) for n, one in enumerate(honest)
+    }
