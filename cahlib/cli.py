@@ -172,6 +172,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
     job = _job(chosen)
     tokens = environment().get("HCLOUD_TOKEN", "")
+    os.environ.pop("HCLOUD_TOKEN", None)  # scrapers and other processes inherit the environment
     if room := told(job):
         print(room)
     if job.place.has_servers and not _agreed(job, tokens):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cahlib.swarm.cluster import Reach
     from cahlib.swarm.crew import Orders
     from cahlib.swarm.hetzner import Hetzner
+    from cahlib.swarm.planner import Plan
     from cahlib.swarm.remote import Remote
 
 
@@ -88,10 +89,21 @@ def scrapers(
 
 def planned(job: Job, tokens: str) -> str:
     """Return what servers will be made for a job, cost and bring, for people; makes nothing."""
+    return described(job, server_plan(job, tokens))
+
+
+def server_plan(job: Job, tokens: str) -> Plan:
+    """Return which servers will be made for a job; makes nothing. Raises as `crew.planned`."""
     from cahlib.swarm import crew
 
     check(job)
-    wanted = crew.planned(clouds(tokens), orders(job))
+    return crew.planned(clouds(tokens), orders(job))
+
+
+def described(job: Job, wanted: Plan) -> str:
+    """Return a plan of servers, and what they cost and bring, for people."""
+    from cahlib.swarm import crew
+
     price = Price(cores=wanted.cores(), hourly=wanted.hourly(), currency=wanted.currency)
     lines = (wanted.table(), wanted.promise(), expected(job, price))
     return "\n".join(filter(None, (*lines, crew.already(wanted, state(job)))))

@@ -1,11 +1,12 @@
 """The run as a process of its own: started, found again, asked to stop, and torn down.
 
-It outlives the kernel that started it. What it says goes to a log in the run's own folder, secrets
-reach it by its environment alone.
+It outlives the kernel that started it. What it says goes to a log in the run's own folder, a log a
+launch. The token reaches it by its environment, and only if it makes servers.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -59,17 +60,25 @@ class Child:
         """Whether the run may have servers at the cloud."""
         return (self.home / "swarm" / "run").exists()
 
-    def start(self, job: Job, token: str, environment: Mapping[str, str] = os.environ) -> None:
-        """Start the run of a job, unless it is going on already."""
+    def start(
+        self,
+        job: Job,
+        token: str,
+        environment: Mapping[str, str] = os.environ,
+        *,
+        servers: int = 0,
+    ) -> None:
+        """Start the run of a job, unless it is going on already; ``servers`` are those planned."""
         if self.running():
             return
+        token = token if servers else ""  # a process that makes none has no use for it
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             (self.home / live.FILE).unlink(missing_ok=True)
+            self._keep_log()
             with open(self.log, "wb") as log:
                 self._begin(["run", *options(job)], log, _environment(environment, token))
-            note = json.dumps(live.process(_started[-1].pid))
-            (self.home / _NOTE).write_text(note, encoding="utf-8")
+            self._write_note(live.process(_started[-1].pid) | {"servers": servers})
         except OSError as error:
             raise ConfigError(
                 f"output: {self.home} cannot be written ({error.strerror}); choose another folder."
@@ -93,11 +102,26 @@ class Child:
             return [line for line in text.replace("\r", "\n").split("\n") if line.strip()][-lines:]
         return []
 
+    @property
+    def launched(self) -> bool:
+        """Whether a run was started for this dataset from a notebook."""
+        return bool(self._note())
+
+    @property
+    def servers(self) -> int:
+        """Return how many servers the last launch asked for."""
+        return int(self._note().get("servers", 0))
+
+    @property
+    def asked(self) -> str:
+        """Return what was asked of the last launch: "stop", "down", or "" if nothing was."""
+        return str(self._note().get("asked", ""))
+
     def stop(self) -> None:
-        """Ask the run to end cleanly; asked again, it leaves at once. Servers go in both cases."""
-        if pid := self._pid():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+        """Ask the run to end cleanly, once: a second signal would be an abort."""
+        if (pid := self._pid()) and not self.asked:
+            self._ask("stop")
+            _end(pid)
 
     def tear_down(
         self, token: str, tell: Callable[[str], None], *, patience: float = _PATIENCE
@@ -105,11 +129,12 @@ class Child:
         """End the run at once, and see that none of its servers is left; raises RunError."""
         deadline = time.monotonic() + patience
         tell("Ending the run …")
-        stopping = self.live().get("state") == "stopping"
-        self.stop()
-        if not stopping:
-            time.sleep(0.5)  # two signals at once are one
-            self.stop()
+        if pid := self._pid():
+            if not self.asked and self.live().get("state") != "stopping":
+                _end(pid)
+                time.sleep(0.5)  # two signals at once are one
+            self._ask("down")
+            _end(pid)
         while self.running():
             if time.monotonic() > deadline:
                 raise RunError(
@@ -152,6 +177,22 @@ class Child:
                 return int(known["pid"])
         return None
 
+    def _keep_log(self) -> None:
+        """Put the log of the launch before aside: console-1.log is the oldest."""
+        if self.log.exists():
+            kept = (self.log.with_name(f"console-{n}.log") for n in itertools.count(1))
+            self.log.rename(next(path for path in kept if not path.exists()))
+
+    def _ask(self, what: str) -> None:
+        """Note for every kernel what was asked; a disk that refuses does not keep a run alive."""
+        with suppress(OSError):
+            self._write_note(self._note() | {"asked": what})
+
+    def _write_note(self, note: Mapping[str, Any]) -> None:
+        fresh = (self.home / _NOTE).with_suffix(".new")
+        fresh.write_text(json.dumps(note), encoding="utf-8")
+        fresh.replace(self.home / _NOTE)
+
     def _note(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
             return dict(json.loads((self.home / _NOTE).read_text(encoding="utf-8")))
@@ -162,9 +203,18 @@ def _line(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "cahlib.cli", *arguments]
 
 
+def _end(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
 def _environment(environment: Mapping[str, str], token: str) -> dict[str, str]:
-    """Of the run: the form has said all that CAH_* could say."""
-    kept = {k: v for k, v in environment.items() if not k.startswith("CAH_") or k == FOLDER}
+    """Return that of the run: the form has said all that CAH_* could say."""
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name != TOKEN and (not name.startswith("CAH_") or name == FOLDER)
+    }
     root = str(Path(__file__).parent.parent.parent)
     path = os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH", ""))))
     return kept | {"PYTHONPATH": path} | ({TOKEN: token} if token else {})

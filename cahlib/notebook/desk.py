@@ -1,7 +1,8 @@
 """The desk: the form with its buttons, and below it the run as it goes on.
 
-A thread draws the run about once a second into widgets, so the cell's output does not grow, and a
-busy kernel hides nothing. The run itself is a process of its own: closing the desk ends nothing.
+One thread draws about once a second into widgets, so the cell's output does not grow, and a busy
+kernel hides nothing. What takes a while is done in threads beside. The run itself is a process of
+its own: closing the desk ends nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ import ipywidgets as widgets
 
 from cahlib.config import Job, Output, settings
 from cahlib.errors import CahError, RunError, missing
-from cahlib.estimate import expected
-from cahlib.notebook import view
+from cahlib.notebook import state, view
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form
 from cahlib.notebook.memory import remember, remembered
 from cahlib.notebook.place import Place, online, secret
+from cahlib.notebook.quote import Quote, quoted
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,8 +52,15 @@ class Desk:
         values = {"output": place.output, **_inherited(environment), **chosen}
         self.form = Form(values, token=secret(environment), changed=self._changed)
         self.child = Child(self._home())
-        self._planned: Job | None = None
-        self._closed, self._drawing = threading.Event(), threading.Lock()
+        self._quote: Quote | None = None  #: of the settings as they are now
+        self._doing = set[str]()  #: what threads beside do
+        self._closed, self._wake, self._changing = (
+            threading.Event(),
+            threading.Event(),
+            threading.Lock(),
+        )
+        self._drawer: threading.Thread | None = None
+        self._drawing = threading.RLock()
         self._was_running = False
         self._watchers: list[Callable[[bool], None]] = []
         self.message, self.plan_shown = widgets.HTML(), widgets.HTML()
@@ -64,65 +71,79 @@ class Desk:
             "stop": _button("Stop", self._guarded(self.stop), style="warning"),
             "down": _button("Tear down now", self._guarded(self.tear_down), style="danger"),
         }
+        self.buttons["start"].layout.width = "auto"
         self._unsafe = widgets.Checkbox(description="show unsafe pictures", indent=False)
-        self._unsafe.observe(lambda _: self.draw(turned=True), names="value")
+        self._unsafe.observe(lambda _: self._refresh(), names="value")
         self._fold = widgets.Accordion(children=[self.form.box], selected_index=0)
         self._fold.set_title(0, "settings")
         self.box = self._laid_out()
         self.form.check()
-        self.draw(turned=True)
+        self.draw()
+
+    @property
+    def quote(self) -> Quote | None:
+        """The plan that was drawn, if it is for exactly the settings and the token of now."""
+        quote = self._quote
+        try:
+            valid = quote and (quote.job, quote.token) == (self.form.job(), self.form.token)
+        except CahError:
+            valid = False
+        return quote if valid else None
 
     def plan(self) -> None:
-        """Show what the job will make, cost and bring; makes nothing."""
-        job = self.form.job()
-        servers = ""
-        if job.place.has_servers:
-            from cahlib.scrapers import planned
+        """Find out beside the kernel what the job will make, cost and bring; makes nothing."""
+        job, token = self.form.job(), self.form.token
 
-            self._say("Asking the cloud for offers and prices …")
-            servers = planned(job, self.form.token)
+        def work() -> None:
+            if job.place.has_servers:
+                self._say("Asking the cloud for offers and prices …")
+            quote = quoted(job, token)
             self._say("")
-        self._planned = job
-        self.plan_shown.value = view.plan(servers, "" if servers else expected(job))
+            self._quote = quote
+            if self.quote is None:
+                self._say("The settings have changed since; press Plan again.", bad=True)
+
+        if not self.child.running():
+            self._beside("plan", work)
 
     def start(self) -> None:
-        """Start the run; servers are made only after their plan was shown."""
+        """Start the run; servers are ordered only by a plan that was drawn for these settings."""
         job = self.form.job()
-        if job.place.has_servers and self._planned != job:
-            self.plan()
-            self.buttons["start"].description = "Start at this price"
-            return
+        if self._doing:
+            return  # a second click, or one that waited while the kernel was busy
+        if job.place.has_servers and self.quote is None:
+            raise RunError("Press Plan first: servers are ordered at a price that you have seen.")
         self.begin(job)
 
     def begin(self, job: Job) -> None:
         """Start the run of a job, or find it if it is going on."""
         online(self.place)
-        self.child = Child.of(job)
-        self.child.start(job, self.form.token, self._environment)
+        quote, self.child = self.quote, Child.of(job)
+        servers = quote.servers if quote else job.place.swarm or job.place.cores
+        self.child.start(job, self.form.token, self._environment, servers=servers)
+        self._quote = None
         remember(job)
-        self.draw(turned=True)
+        self._refresh()
 
     def stop(self) -> None:
-        """Ask the run to end cleanly."""
+        """Ask the run to end cleanly; a second click changes nothing."""
         self.child.stop()
-        self._say("Stopping: what is being judged is finished, servers are deleted.")
+        self._refresh()
 
     def tear_down(self) -> None:
         """End the run at once and delete its servers, without making the kernel wait."""
         child, token = self.child, self.form.token
-
-        def work() -> None:
-            child.tear_down(token, self._say)
-
-        threading.Thread(target=self._guarded(work), daemon=True).start()
+        self._beside("down", lambda: child.tear_down(token, self._say))
 
     def watch(self) -> None:
         """Draw the run from now on, in a thread."""
-        threading.Thread(target=self._draw_on, daemon=True).start()
+        self._drawer = threading.Thread(target=self._draw_on, daemon=True)
+        self._drawer.start()
 
     def close(self) -> None:
         """Draw no more; the run goes on."""
         self._closed.set()
+        self._wake.set()
 
     def on_drawing(self, watcher: Callable[[bool], None]) -> None:
         """Tell now, and at each drawing, whether the run is going on; never two at once."""
@@ -150,60 +171,105 @@ class Desk:
         for line in [each for each in said if each not in told and not _PLAIN.match(each)]:
             told.add(line)
             say(line)
-        say(view.text(self.child.live(), running=running))
+        say(view.text(state.heading(self._known(self.child)), self.child.live(), running=running))
 
-    def draw(self, *, turned: bool = False) -> None:
-        """Draw the run as it is now; its pairs and nodes only if ``turned``."""
+    def draw(self, *, turned: bool = True) -> None:
+        """Draw what is known now; pairs and nodes only if ``turned``."""
         with self._drawing:
             child = self.child  # another click may put another in its place
-            running, live = child.running(), child.live()
-            self._put("head", view.head(live, running=running))
-            self._put("charts", view.charts(live))
-            self._put("losses", view.losses(live))
+            known = self._known(child)
+            shown = state.panel(known)
+            self._put("head", view.head(shown, known.live, running=known.running))
+            self._put("charts", view.charts(known.live, running=known.running))
+            self._put("losses", view.losses(known.live))
             self._put("log", view.log(child.said()))
-            if turned or running != self._was_running:
-                self._put("nodes", view.nodes(live, int(time.time() / _TURN)))
-                self._put("gallery", view.gallery(live, clear=self._unsafe.value))
-            unsafe = any(pair["clear"] for pair in live.get("latest") or ())
+            if turned or known.running != self._was_running:
+                self._put("nodes", view.nodes(known.live, int(time.time() / _TURN)))
+                self._put("gallery", view.gallery(known.live, clear=self._unsafe.value))
+            unsafe = any(pair["clear"] for pair in known.live.get("latest") or ())
             self._unsafe.layout.display = None if unsafe else "none"
-            self._was_running = running
-            self._allow(running, stopping=live.get("state") == "stopping")
+            self._show_plan()
+            self._allow(shown, running=known.running)
+            self._was_running = known.running
             for each in self._watchers:
-                each(running)
+                each(known.running)
 
-    def _allow(self, running: bool, *, stopping: bool) -> None:
+    def _known(self, child: Child) -> state.Known:
+        doing, quote = self._doing.copy(), self.quote
+        return state.Known(
+            running=child.running(),
+            live=child.live(),
+            launched=child.launched,
+            asked=child.asked,
+            servers=child.servers,
+            said=child.said(),
+            busy=next((each for each in ("down", "delete", "plan") if each in doing), ""),
+            wanted=self.form.wants_servers,
+            order=quote.order if quote else "",
+            planned=quote is not None,
+            left=child.has_servers,
+        )
+
+    def _show_plan(self) -> None:
+        quote = self.quote
+        html = view.plan(quote.table, quote.expected, quote.crash) if quote else ""
+        if self.plan_shown.value != html:
+            self.plan_shown.value = html
+
+    def _allow(self, shown: state.Panel, *, running: bool) -> None:
         """Let be clicked what can be done now; the settings of a run that goes on are folded."""
-        if running and not self.buttons["start"].disabled:
+        if running and not self._was_running:
             self._fold.selected_index = None
-        allowed = {
-            "plan": not running,
-            "start": not running,
-            "stop": running and not stopping,
-            "down": running or self.child.has_servers,
-        }
         for name, button in self.buttons.items():
-            button.disabled = not allowed[name]
-        self.form.freeze(running)
+            button.disabled = name not in shown.allowed
+        self.buttons["start"].description = shown.start
+        self.form.freeze(not shown.settings)
 
     def _put(self, name: str, html: str) -> None:
         if self.parts[name].value != html:
             self.parts[name].value = html
 
+    def _refresh(self) -> None:
+        """Have everything drawn now, by the thread that draws; without one, here."""
+        if self._drawer:
+            self._wake.set()
+        else:
+            self.draw()
+
     def _draw_on(self) -> None:
         turned = 0.0
-        while not self._closed.wait(_TICK):
-            turn = time.monotonic() - turned >= _TURN
+        while not self._closed.is_set():
+            woken = self._wake.wait(_TICK)
+            self._wake.clear()
+            turn = woken or time.monotonic() - turned >= _TURN
             turned = time.monotonic() if turn else turned
             try:
                 self.draw(turned=turn)
             except Exception as error:  # noqa: BLE001 - the next drawing may be right again
                 self._fault(error)
 
+    def _beside(self, what: str, work: Callable[[], None]) -> None:
+        """Do something in a thread; a click while it is being done is one too many."""
+        with self._changing:
+            if what in self._doing:
+                return
+            self._doing.add(what)
+
+        def act() -> None:
+            try:
+                self._guarded(work)()
+            finally:
+                self._doing.discard(what)
+                self._refresh()
+
+        threading.Thread(target=act, daemon=True).start()
+        self._refresh()
+
     def _laid_out(self) -> widgets.VBox:
         terms = " ".join(filter(None, (self.place.terms, self.place.advice)))
         return widgets.VBox(
             [
-                widgets.HTML(f'{view.STYLE}<div class="cah dim">{escape(terms)}</div>'),
+                widgets.HTML(view.note(terms)),
                 self._fold,
                 widgets.HBox(
                     list(self.buttons.values()), layout=widgets.Layout(flex_flow="row wrap")
@@ -218,20 +284,15 @@ class Desk:
 
     def _changed(self) -> None:
         """Something else was typed: the plan holds no more, and the dataset may be another."""
-        self._planned = None
-        self.buttons["start"].description = "Start"
-        self.plan_shown.value = ""
         if not self.child.running():
             self.child = Child(self._home())
+        self._refresh()
 
     def _home(self) -> Path:
         return Output(output=self.form.fields["output"].text.strip() or "dataset").folder / "run"
 
     def _say(self, sentence: str, *, bad: bool = False) -> None:
-        look = " bad" if bad else ""
-        self.message.value = (
-            f'<div class="cah"><div class="said{look}">{escape(sentence)}</div></div>'
-        )
+        self.message.value = view.said(sentence, bad=bad)
 
     def _guarded(self, action: Callable[[], None]) -> Callable[..., None]:
         """An action whose errors are shown: beside the field that they name, or below the form."""

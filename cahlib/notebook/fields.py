@@ -110,6 +110,11 @@ class Form:
     def token(self) -> str:
         return self._token
 
+    @property
+    def wants_servers(self) -> bool:
+        """Whether the form asks for servers, as far as it can be read."""
+        return any(self.fields[name].text.strip() not in ("", "0") for name in ("swarm", "cores"))
+
     def job(self) -> Job:
         """The Job; raises ConfigError with the sentence that a terminal would show."""
         job = job_from({name: field.text for name, field in self.fields.items()}, {})

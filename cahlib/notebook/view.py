@@ -13,6 +13,7 @@ from typing import Any
 from cahlib import live as lives
 from cahlib.estimate import duration
 from cahlib.notebook import expect
+from cahlib.notebook.state import Panel
 from cahlib.progress import waiting
 from cahlib.records import Reason, Stage
 
@@ -24,24 +25,31 @@ _CAPTION = 90
 
 STYLE = f"<style>{Path(__file__).with_name('view.css').read_text(encoding='utf-8')}</style>"
 
-_STATES = {
-    "starting": "The run starts: lists and the model are loaded.",
-    "running": "The run is going on.",
-    "stopping": "The run is stopping: what is being judged is finished, servers are deleted.",
-    "ended": "The run has ended.",
-    "failed": "The run failed",
-}
+
+def note(terms: str) -> str:
+    """Return the first line of the panel, with the style of all that follows."""
+    return f'{STYLE}<div class="cah dim">{escape(terms)}</div>'
 
 
-def plan(servers: str, expected: str) -> str:
-    """What will be made, as a table for people, and what to expect."""
+def said(sentence: str, *, bad: bool = False) -> str:
+    """Return an answer to a click."""
+    look = " bad" if bad else ""
+    return _cah(f'<div class="said{look}">{escape(sentence)}</div>')
+
+
+def plan(servers: str, expected: str, crash: str) -> str:
+    """What will be made, as a table for people, what to expect, and what a crash would cost."""
     table = f"<pre>{escape(servers)}</pre>" if servers else ""
-    return _cah(f"<h4>Plan</h4>{table}<div>{escape(expected)}</div>")
+    risk = f'<div class="dim">{escape(crash)}</div>' if crash else ""
+    return _cah(f"<h4>Plan</h4>{table}<div>{escape(expected)}</div>{risk}")
 
 
-def head(live: Mapping[str, Any], *, running: bool) -> str:
+def head(panel: Panel, live: Mapping[str, Any], *, running: bool) -> str:
     """Where the run stands: its state, shards, the slowest step, and what it costs."""
-    lines = [f"<b>{escape(state(live, running=running))}</b>"]
+    look = ' class="bad"' if panel.bad else ""
+    lines = [f"<b{look}>{escape(panel.heading)}</b>"]
+    if panel.lines:
+        lines.append(f"<pre>{escape(chr(10).join(panel.lines))}</pre>")
     if shards := live.get("shards"):
         done = live["done"]
         left = expect.remaining(live) if running else None
@@ -66,28 +74,13 @@ def head(live: Mapping[str, Any], *, running: bool) -> str:
     return _cah("".join(lines))
 
 
-def state(live: Mapping[str, Any], *, running: bool) -> str:
-    """How it goes, in a sentence."""
-    known = str(live.get("state", "starting"))
-    if known == "failed":
-        return f"The run failed: {live.get('sentence', '')}"
-    if not running and known != "ended":
-        return "The run is not going on; Start goes on with it." if live else "No run yet."
-    if known == "ended" and (left := lives.left(live)):
-        shards = live["shards"]
-        return (
-            f"The run was stopped: {left:,} of {shards:,} shards are left; Start goes on with them."
-        )
-    return _STATES[known]
-
-
-def charts(live: Mapping[str, Any]) -> str:
-    """The rates over time, a small chart each."""
+def charts(live: Mapping[str, Any], *, running: bool) -> str:
+    """The rates over time, a small chart each; of a run that is over, no rate is current."""
     points = live.get("history", ())
     if not points:
         return ""
-    titles = ("links/s", "images/s", "kept pairs/s", "GPU busy")
-    cards = [_chart(title, points, at) for at, title in enumerate(titles, 1)]
+    titles = ("links/s", "images/s", "kept pairs/s", "model busy")
+    cards = [_chart(title, points, at, running=running) for at, title in enumerate(titles, 1)]
     return _cah(f'<div class="cah-row">{"".join(cards)}</div>')
 
 
@@ -141,9 +134,9 @@ def log(lines: Sequence[str]) -> str:
     return _cah(f"<h4>Log</h4><pre>{escape(chr(10).join(lines))}</pre>")
 
 
-def text(live: Mapping[str, Any], *, running: bool) -> str:
+def text(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
     """The run in one line, for where no HTML is shown."""
-    words = [state(live, running=running)]
+    words = [heading]
     if shards := live.get("shards"):
         rates, kept = live["rates"], lives.tally(live).left[Stage.JUDGE]
         words += [
@@ -151,7 +144,7 @@ def text(live: Mapping[str, Any], *, running: bool) -> str:
             f"shards {live['done']}/{shards}"
             + (f", {live['failed']} failed" * bool(live["failed"])),
             f"{rates['links']:.0f} links/s, {rates['images']:.0f} images/s, {kept:,} pairs",
-            f"GPU busy {live['busy']:.0%}",
+            f"model busy {live['busy']:.0%}",
         ]
         if running and live["state"] == "running":
             words.append(waiting(live.get("offline") or ()) or expect.bottleneck(live))
@@ -174,10 +167,10 @@ def _queues(live: Mapping[str, Any]) -> str:
     return f"waiting: {', '.join(waiting)}"
 
 
-def _chart(title: str, points: Sequence[Sequence[float]], at: int) -> str:
+def _chart(title: str, points: Sequence[Sequence[float]], at: int, *, running: bool) -> str:
     """One curve of the rates; the points' first number is the time."""
     now, most = points[-1][at], max(max(point[at] for point in points), 1e-9)
-    share = title == "GPU busy"
+    share = title == "model busy"
     most = 1.0 if share else most
     start, end = points[0][0], max(points[-1][0], points[0][0] + 1)
     line = " ".join(
@@ -185,7 +178,7 @@ def _chart(title: str, points: Sequence[Sequence[float]], at: int) -> str:
         for point in points
     )
     last = f"{200 * (points[-1][0] - start) / (end - start):.1f}"
-    shown = f"{now:.0%}" if share else _number(now)
+    shown = (f"{now:.0%}" if share else _number(now)) if running else "–"
     top = "" if share else f' <span class="dim">top {_number(most)}</span>'
     return (
         f'<div class="cah-card"><div>{title}{top}</div><b>{shown}</b>'

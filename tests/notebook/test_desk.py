@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,7 @@ from cahlib.notebook.outcome import Results
 from cahlib.notebook.place import Place
 from tests.world import cloud as clouds
 from tests.world import judged
-from tests.world.jobs import until
+from tests.world.jobs import LIMIT, until
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def desks():
 def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, capsys):
     desk = desks(place, {"HCLOUD_TOKEN": "hetzner-secret"}, values)
     desk.buttons["plan"].click()
-    assert "links" in desk.plan_shown.value and not desk.child.running()
+    until(lambda: "links" in desk.plan_shown.value)
+    assert not desk.child.running()
     waiting = Results(desk)
     assert "as soon as" in waiting.about.value
     desk.buttons["start"].click()
@@ -72,12 +74,12 @@ def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, c
     lines = []
     desk.follow(lines.append, pause=0.3)
     # before its first state a run is shown by what it says: of itself, or of the disk
-    assert "starts" in lines[0] or "The disk of" in lines[0]
+    assert "is starting" in lines[0] or "The disk of" in lines[0]
     assert "shards 2/2" in lines[-1] and len(set(lines)) > 3
     assert sum("pairs from" in line for line in lines) == 1  # the log's last words
-    again.draw(turned=True)
+    again.draw()
     assert again.parts["charts"].value.count("<svg") == 4 and "ended" in again.parts["head"].value
-    desk.draw(turned=True)
+    desk.draw()
     assert str(place.output) in waiting.about.value and "sandbox" in waiting.report.value
     assert list(verify(place.output)) == []
     found = b"".join(p.read_bytes() for p in desk.child.home.parent.rglob("*") if p.is_file())
@@ -135,13 +137,26 @@ def test_a_run_gets_what_the_form_says_is_killed_and_torn_down(desks, place, val
     os.kill(desk.child.live()["pid"], signal.SIGKILL)
     until(lambda: not desk.child.running())
     desk.draw()
-    assert "Start goes on with it" in desk.parts["head"].value
+    assert "crashed" in desk.parts["head"].value
+    assert desk.buttons["start"].description == "Go on"
+    desk.buttons["start"].click()
+    until(lambda: desk.child.live().get("state") == "running")
+    assert (desk.child.home / "console-1.log").exists()  # what the killed one said is kept
+    desk.buttons["stop"].click()
+    assert desk.buttons["stop"].disabled
+    desk.stop()  # as another kernel's panel may: it is no abort
+    until(lambda: not desk.child.running())
+    desk.draw()
+    assert "was stopped" in desk.parts["head"].value
     desk.buttons["start"].click()
     until(lambda: desk.child.live().get("state") == "running")
     desk.draw()
     desk.buttons["down"].click()
-    until(lambda: "nothing of it is left" in desk.message.value)
-    desk.draw()
+    until(
+        lambda: "nothing of it is left" in desk.message.value and not desk.buttons["plan"].disabled
+    )
+    assert "was ended at once" in desk.parts["head"].value
+    assert "failed" not in desk.parts["head"].value
     assert not desk.buttons["start"].disabled and desk.buttons["down"].disabled
 
 
@@ -150,19 +165,54 @@ def test_servers_are_planned_and_priced_before_any_is_made(desks, place, values,
         monkeypatch.setenv("HCLOUD_ENDPOINT", cloud.url)
         desk = desks(place, {}, values | {"swarm": 2, "hours": 8, "location": "moon"})
         desk.form.password.value = "wrong-token"
-        desk.buttons["plan"].click()
-        assert "token" in desk.message.value and "token" in desk.form.token_note.value
+        plan, start = desk.buttons["plan"], desk.buttons["start"]
+        plan.click()
+        until(lambda: "token" in desk.message.value and not plan.disabled)
+        assert "token" in desk.form.token_note.value
         desk.form.password.value = "right-token"
-        desk.buttons["plan"].click()
-        assert "location: &#x27;moon&#x27; is not offered" in desk.message.value
+        plan.click()
+        until(lambda: "location: &#x27;moon&#x27; is not offered" in desk.message.value)
         assert "moon" in desk.form.fields["location"].note.value
         desk.form.fields["location"].write("")
-        desk.buttons["start"].click()
+        until(lambda: not plan.disabled)
+        for _ in range(2):  # a double click, before any price was seen
+            start.click()
+            assert start.disabled and "Press Plan first" in desk.message.value
+        plan.click()
+        until(lambda: not start.disabled)
         assert "EUR" in desk.plan_shown.value and "8 hours" in desk.plan_shown.value
-        assert desk.buttons["start"].description == "Start at this price"
-        desk.form.fields["swarm"].write("3")  # another job, another price
-        assert desk.buttons["start"].description == "Start" and desk.plan_shown.value == ""
+        assert "the servers go on costing EUR 0.014 an hour" in desk.plan_shown.value
+        assert start.description == "Order 2 servers at EUR 0.014 an hour"
+        desk.form.fields["max_cost"].write("0.5")  # another job, another promise
+        assert start.disabled and desk.plan_shown.value == ""
+        plan.click()
+        until(lambda: not start.disabled)
+        assert start.description == "Order 2 servers for at most EUR 0.50"
+        desk.form.password.value = "other-token"
+        assert start.disabled and desk.plan_shown.value == ""
     assert "POST /servers" not in cloud.calls and not desk.child.running()
+
+
+def test_a_click_while_the_plan_is_made_orders_nothing(desks, place, values, monkeypatch):
+    """The cloud takes its time; meanwhile the kernel is free, and clicks are ignored."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow(number, what):
+        asked.set()
+        answer.wait(LIMIT)
+
+    with clouds.serve(clouds.Cloud({"token": clouds.Account()}, faults=slow)) as cloud:
+        monkeypatch.setenv("HCLOUD_ENDPOINT", cloud.url)
+        desk = desks(place, {"HCLOUD_TOKEN": "token"}, values | {"swarm": 2})
+        desk.buttons["plan"].click()
+        until(asked.is_set)
+        assert desk.buttons["plan"].disabled and desk.buttons["start"].disabled
+        for name in ("plan", "start", "start"):
+            desk.buttons[name].click()
+        calls = len(cloud.calls)
+        answer.set()
+        until(lambda: not desk.buttons["start"].disabled)
+        assert calls == 1 and not desk.child.running() and "POST /servers" not in cloud.calls
 
 
 def test_of_two_notebooks_in_a_folder_each_finds_what_it_started(desks, place, values, monkeypatch):
@@ -191,7 +241,7 @@ def test_a_click_shows_what_is_wrong(desks, place, values):
     desk.buttons["start"].click()
     assert "token: servers need" in desk.message.value
     desk.form.password.value = "tökén"
-    desk.buttons["start"].click()
-    assert "characters that no token has" in desk.message.value
+    desk.buttons["plan"].click()
+    until(lambda: "characters that no token has" in desk.message.value)
     assert "characters that no token has" in desk.form.token_note.value
     assert not desk.child.running() and not desk.child.home.exists()

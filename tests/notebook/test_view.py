@@ -7,6 +7,7 @@ import pytest
 from cahlib.config import Job, replace
 from cahlib.estimate import expected
 from cahlib.notebook import expect, view
+from cahlib.notebook.state import Known, panel
 
 EVIL = "<img src=x onerror=a>\"'"
 PAIR = {"nsfw": "UNLIKELY", "jpeg": "blots", "clear": "", "text": EVIL, "similarity": 0.3}
@@ -32,17 +33,16 @@ def words(html):
     return re.sub(r"<[^>]+>", " ", html)
 
 
-def test_the_state_in_words():
-    assert "about 25 minutes to go" in view.head(live(), running=True)
-    assert "3 of 8 shards" in view.head(live(), running=True)
-    ended = live(state="ended", done=8)
-    assert "The run has ended." in view.head(ended, running=False)
-    assert "was stopped" in view.head(live(state="ended"), running=False)
-    assert "is not going on" in view.head(live(), running=False)  # it was killed
-    failed = view.head(live(state="failed", sentence=EVIL), running=False)
+def head(live, *, running):
+    known = Known(running=running, live=live, launched=bool(live))
+    return view.head(panel(known), live, running=running)
+
+
+def test_how_far_a_run_is():
+    assert "about 25 minutes to go" in head(live(), running=True)
+    assert "3 of 8 shards" in head(live(), running=True)
+    failed = head(live(state="failed", sentence=EVIL), running=False)
     assert "The run failed" in failed and EVIL not in failed
-    assert "No run yet" in view.head({}, running=False)
-    assert "starts" in view.head({}, running=True)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_slowest_step_is_named(name, sentence):
     queues = live()["queues"]
     if name:
         queues[name] = [queues[name][1]] * 2
-    assert f"{sentence} is the slowest step" in view.head(live(queues=queues), running=True)
+    assert f"{sentence} is the slowest step" in head(live(queues=queues), running=True)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_how_many_nodes_would_feed_the_gpu(busy, parcels, nodes, hint):
 
 
 def test_costs_so_far_and_to_come():
-    html = view.head(live(spent=0.5, hourly=0.6), running=True)
+    html = head(live(spent=0.5, hourly=0.6), running=True)
     assert "EUR 0.50 so far, about EUR 0.75 in all; EUR 0.600 an hour" in html
 
 
@@ -105,25 +105,26 @@ def test_unsafe_pictures_are_blots_until_they_are_asked_for():
 
 
 def test_charts_and_failures():
-    html = view.charts(live())
+    html = view.charts(live(), running=True)
     assert html.count("<svg") == 4 and "50%" in html and "nan" not in html
-    assert view.charts(live(history=[[0, 0, 0, 0, 0]])).count("<svg") == 4
-    assert view.charts({}) == "" and view.losses({}) == ""
+    assert "50%" not in view.charts(live(), running=False)  # no rate of a run that is over is now
+    assert view.charts(live(history=[[0, 0, 0, 0, 0]]), running=True).count("<svg") == 4
+    assert view.charts({}, running=False) == "" and view.losses({}) == ""
     assert re.search(r"took too long.*6.*did not resolve.*1", words(view.losses(live())), re.DOTALL)
 
 
 def test_the_same_as_one_line():
-    line = view.text(live(failed=1, nodes=[NODE], spent=0.25), running=True)
+    line = view.text("Words.", live(failed=1, nodes=[NODE], spent=0.25), running=True)
     assert "shards 3/8, 1 failed" in line and "1 nodes, EUR 0.25" in line and "\n" not in line
-    assert view.text({}, running=True).startswith("The run starts")
+    assert line.startswith("Words. · ") and view.text("Words.", {}, running=True) == "Words."
 
 
 def test_who_waits_for_the_network_is_said():
     words = "2 scrapers have had no network for 35 s; the work goes on when it is back"
     away = live(offline=[35.2, 4.0])
-    assert words in view.head(away, running=True) and words in view.text(away, running=True)
-    assert "no network" not in view.head(away, running=False)
-    assert "no network" not in view.head(live(offline=[]), running=True)
+    assert words in head(away, running=True) and words in view.text("", away, running=True)
+    assert "no network" not in head(away, running=False)
+    assert "no network" not in head(live(offline=[]), running=True)
 
 
 def test_a_plan_tells_what_to_expect():

@@ -1,0 +1,57 @@
+"""What a job would make, cost and bring: asked before a run, and the order that it allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cahlib.config import Job
+from cahlib.estimate import expected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote:
+    """The answer for exactly one job and token."""
+
+    job: Job
+    token: str = field(repr=False)
+    expected: str = ""  #: what it brings without servers
+    table: str = ""  #: the plan for servers, for people
+    servers: int = 0
+    price: str = ""  #: of all servers, an hour
+    ceiling: str = ""  #: what they may cost at most; "" without a limit
+
+    @property
+    def order(self) -> str:
+        """Return what an order comes to, to be said after "Order"; "" without servers."""
+        if not self.servers:
+            return ""
+        what = f"{self.servers} server{'s' * (self.servers != 1)}"
+        return f"{what} for at most {self.ceiling}" if self.ceiling else f"{what} at {self.price}"
+
+    @property
+    def crash(self) -> str:
+        """Return what a crash of this machine would cost; "" without servers."""
+        if not self.servers:
+            return ""
+        return (
+            f"If this machine or its session dies, the servers go on costing {self.price} until "
+            "somebody opens this notebook again or types `cah swarm down`."
+        )
+
+
+def quoted(job: Job, token: str) -> Quote:
+    """Return what a job would make, cost and bring; makes nothing. Raises CahError."""
+    if not job.place.has_servers:
+        return Quote(job=job, token=token, expected=expected(job))
+    from cahlib.scrapers import described, server_plan
+
+    plan = server_plan(job, token)
+    money, limits = plan.currency, plan.limits
+    return Quote(
+        job=job,
+        token=token,
+        table=described(job, plan),
+        servers=len(plan.first),
+        price=f"{money} {plan.hourly():.3f} an hour",
+        ceiling=f"{money} {limits.max_cost - limits.spent:.2f}" if limits.max_cost else "",
+    )

@@ -1,0 +1,168 @@
+"""The state of the panel: a pure function from what is known to what is shown and can be clicked.
+
+It knows neither widgets nor clouds. Every word about how a run stands comes from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from cahlib import live as lives
+
+#: States of a node that a worker answers from.
+_READY = {"idle", "works", "silent"}
+
+
+class Phase(Enum):
+    """Where a run stands."""
+
+    NOTHING = "nothing"
+    PLANNED = "planned"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+    STOPPED = "stopped"  #: ended before all was done, because somebody or a limit said so
+    FAILED = "failed"  #: it said why
+    CRASHED = "crashed"  #: it is gone without a last word
+
+
+#: Phases from which the run can go on.
+UNFINISHED = {Phase.STOPPED, Phase.FAILED, Phase.CRASHED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known at one moment."""
+
+    running: bool = False  #: the process of the run is alive
+    live: Mapping[str, Any] = field(default_factory=dict)  #: what it wrote last
+    launched: bool = False  #: a run was started for this dataset
+    asked: str = ""  #: of the last launch: "", "stop" or "down"
+    servers: int = 0  #: that the last launch asked for
+    said: Sequence[str] = ()  #: the last lines of its log
+    busy: str = ""  #: what the panel does beside: "", "plan", "down" or "delete"
+    wanted: bool = False  #: the form asks for servers
+    planned: bool = False  #: a plan is drawn for exactly these settings
+    order: str = ""  #: what the servers of that plan come to
+    left: bool = False  #: servers of this run may be at the cloud
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """What the panel shows."""
+
+    phase: Phase
+    heading: str
+    bad: bool  #: the heading is bad news
+    lines: Sequence[str]  #: the last words of a run that did not end well
+    start: str  #: the words on the button that starts
+    allowed: frozenset[str]  #: names of the buttons that can be clicked
+    settings: bool  #: the form can be changed
+
+
+def panel(known: Known) -> Panel:
+    """Return what to show."""
+    now = phase(known)
+    dead = now in (Phase.FAILED, Phase.CRASHED)
+    return Panel(
+        phase=now,
+        heading=heading(known),
+        bad=dead,
+        lines=known.said[-5:] if dead else (),
+        start=_start(known),
+        allowed=frozenset(_allowed(known)),
+        settings=not known.running and known.busy in ("", "plan"),
+    )
+
+
+def phase(known: Known) -> Phase:
+    """Return where the run stands."""
+    state = known.live.get("state")
+    if known.running:
+        if known.asked or state == "stopping":
+            return Phase.STOPPING
+        up = state == "running" and (not known.servers or ready(known.live) or _tried(known.live))
+        return Phase.RUNNING if up else Phase.STARTING
+    return Phase.PLANNED if known.planned else _over(known)
+
+
+def heading(known: Known) -> str:
+    """Return how the run stands, in a sentence."""
+    now = phase(known)
+    if now is Phase.STARTING and known.servers and known.live.get("state") == "running":
+        return f"Starting servers: {ready(known.live)} of {known.servers} ready."
+    if now is Phase.STOPPING and known.asked == "down":
+        return "The run is ending at once; its servers are being deleted."
+    if now is Phase.STOPPED:
+        return _stopped(known)
+    if now is Phase.FAILED:
+        why = known.live.get("sentence") or "".join(known.said[-1:]).removeprefix("cah: ")
+        return f"The run failed: {why}"
+    return _HEADINGS[now]
+
+
+_HEADINGS = {
+    Phase.NOTHING: "No run yet.",
+    Phase.PLANNED: "Planned; nothing has been ordered or started.",
+    Phase.STARTING: "The run is starting: the lists and the model are being loaded.",
+    Phase.RUNNING: "The run is in progress.",
+    Phase.STOPPING: "The run is stopping: what is being judged is finished, servers are deleted.",
+    Phase.ENDED: "The run has ended.",
+    Phase.CRASHED: "The run crashed: its process is gone without a last word. What was finished is "
+    "kept; it can go on from there.",
+}
+
+
+def ready(live: Mapping[str, Any]) -> int:
+    """Return how many servers work or wait for work."""
+    return sum(node.get("state") in _READY for node in live.get("nodes") or ())
+
+
+def _over(known: Known) -> Phase:
+    """Return the phase of a run that is not going on."""
+    state = known.live.get("state")
+    if not known.launched and not known.live:
+        return Phase.NOTHING
+    if state == "ended":
+        return Phase.STOPPED if lives.left(known.live) else Phase.ENDED
+    if known.asked == "down" or (known.asked and not state):
+        return Phase.STOPPED
+    if state == "failed" or not state:
+        return Phase.FAILED
+    return Phase.CRASHED
+
+
+def _stopped(known: Known) -> str:
+    if (left := lives.left(known.live)) and known.live.get("state") == "ended":
+        return f"The run was stopped: {left:,} of {known.live['shards']:,} shards are left."
+    return "The run was ended at once. What was finished is kept; it can go on from there."
+
+
+def _tried(live: Mapping[str, Any]) -> bool:
+    """Return whether links are being tried: then servers were ready before."""
+    return bool(live.get("rates", {}).get("links"))
+
+
+def _start(known: Known) -> str:
+    """Return the words on the button that starts: what it costs is among them."""
+    go_on = not known.running and _over(known) in UNFINISHED
+    if not known.wanted:
+        return "Go on" if go_on else "Start"
+    if known.order:
+        return f"{'Go on: order' if go_on else 'Order'} {known.order}"
+    return "Order servers (Plan first)"
+
+
+def _allowed(known: Known) -> set[str]:
+    idle = not known.running and not known.busy
+    allowed = {
+        "plan": idle,
+        "start": idle and bool(known.order or not known.wanted),
+        "stop": known.running and phase(known) is not Phase.STOPPING,
+        "down": known.busy in ("", "plan") and (known.running or known.left),
+    }
+    return {name for name, can in allowed.items() if can}
