@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cahlib.config import Job
-from cahlib.curate import dataset, description, seal, sink
+from cahlib.curate import dataset, description, numbering, seal, sink
 from cahlib.curate.layout import ELSEWHERE
 from cahlib.curate.model_source import find_source
 from cahlib.curate.summary import plural
@@ -38,6 +38,8 @@ def resume(job: Job, ledger: Ledger) -> None:
     """
     folder = job.output.folder
     dataset.sweep(folder)
+    if job.output.url:
+        numbering.unnumber(folder)
     ours = description.continued(job)
     work = _Resuming(job, ledger)
     work.through()

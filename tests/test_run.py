@@ -1,7 +1,12 @@
 """A run goes on whatever becomes of those who watch it."""
 
+import dataclasses
+import shutil
+
+import pyarrow.parquet as pq
+
 from cahlib.config import replace
-from cahlib.curate import dataset, rows
+from cahlib.curate import dataset, description, numbering, rows, seal
 from cahlib.curate.summary import lines
 from cahlib.curate.verify import verify
 from cahlib.run import run
@@ -54,6 +59,54 @@ def test_parcels_that_a_kill_left_behind_go_at_the_next_launch(tmp_path, monkeyp
         (left / "s-0.0123abcd.part").touch()
         run(job, scraping=small.scraping)
     assert not list(left.iterdir())
+
+
+def test_the_tars_of_a_run_have_numbers_and_those_at_a_url_the_names_of_shards(
+    tmp_path, monkeypatch
+):
+    crawl = small.write(tmp_path / "crawl", files=2, links=3)
+    folder = tmp_path / "set"
+    monkeypatch.chdir(tmp_path / "crawl")  # a URL's dataset has its folder here
+
+    def tars():
+        assert list(verify(folder)) == []
+        return sorted(path.name for path in (folder / "images").glob("*.tar"))
+
+    with small.Pictures() as web:
+        job = small.job(crawl, folder, web)
+        run(replace(job, shards=1), scraping=small.scraping)
+        assert tars() == ["00000.tar"]
+        run(replace(job, shards=3), scraping=small.scraping)
+        assert tars() == ["00000.tar", "00001.tar", "00002.tar"]
+        ids = sorted(each.shard.id for each in seal.seals(folder))
+        url = (tmp_path / "there" / "set").as_uri()
+        job = replace(job, output=url, shards=3)
+        folder = shutil.move(folder, job.output.folder)
+        shutil.rmtree(folder / "run")  # which knows that it was another folder's
+        run(job, scraping=small.scraping)
+    assert tars() == [f"{id}.tar" for id in ids]
+    assert {seal.tar(each) for each in seal.seals(url)} == {f"images/{id}.tar" for id in ids}
+    assert list(verify(url)) == []
+
+
+def test_a_run_goes_on_with_a_dataset_of_an_older_cahlib_in_its_layout(tmp_path):
+    crawl = small.write(tmp_path / "crawl", files=1, links=3)
+    folder = tmp_path / "set"
+    with small.Pictures() as web:
+        job = small.job(crawl, folder, web)
+        run(replace(job, shards=1), scraping=small.scraping)
+        numbering.unnumber(folder)
+        said = description.read(folder)
+        assert said.layout == 2
+        description.write(folder, dataclasses.replace(said, layout=1))
+        run(job, scraping=small.scraping)
+    first, second = (pq.read_schema(path) for path in sorted(folder.glob("metadata/*.parquet")))
+    assert [name for name in first.names if name.endswith("_similarity")]
+    assert [name for name in second.names if name.endswith(" similarity")]
+    assert not [name for name in second.names if name.startswith("clip_")]
+    assert description.read(folder).layout == 1
+    ids = [each.shard.id for each in seal.seals(folder)]
+    assert sorted(path.stem for path in folder.glob("images/*.tar")) == ids
 
 
 def test_a_file_that_is_cut_off_is_told_of_wherever_the_dataset_is_described(tmp_path):

@@ -1,7 +1,8 @@
 """Puts the pairs of a shard into the dataset, all or nothing.
 
     metadata/metadata_<shard>.parquet   one row a pair: LAION's columns first, then ours
-    images/<shard>.tar                  WebDataset: <uid>.<format>, <uid>.json, <uid>.txt
+    images/<shard>.tar                  WebDataset: <uid>.<format>, <uid>.json, <uid>.txt; it gets a
+                                        number later (`cahlib.curate.numbering`)
     img_emb/img_emb_<shard>.npy         float16, row by row as in the parquet
     text_emb/text_emb_<shard>.npy       the same of the texts
     tfrecords/<shard>.tfrecord          on request
@@ -160,10 +161,13 @@ def _unmake(folder: Path, fresh: Sealed) -> None:
 
 def _exchange(folder: Path, fresh: Sealed, before: Sealed) -> None:
     """Give the files of a sealed shard's successor their names; may be done again after a crash."""
-    for name in fresh.files:
-        made = part(folder / name)
+    old = {stored: name for name, stored in before.files.items() if name not in fresh.files}
+    for name, stored in fresh.files.items():
+        made, moved = part(folder / name), folder / old.get(stored, name)
         if made.exists():  # what did not change has none
             made.replace(folder / name)
+        elif name not in before.files and moved.exists():  # it has another name
+            moved.replace(folder / name)
     for name in before.files.keys() - fresh.files.keys():
         (folder / name).unlink(missing_ok=True)
     last = folder / seal.name(fresh.shard.id)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
-#: Where the parts of a shard lie, by form; the metadata and the evidence are always there.
+#: Where the parts of a shard lie, by form; the metadata and the evidence are always there. A tar
+#: may have a number instead: its manifest tells.
 LAYOUT: Mapping[str, str] = {
     "metadata": "metadata/metadata_{}.parquet",
     "images": "images/{}.tar",
@@ -27,6 +29,10 @@ PAGES = ("report.html", "README.md")
 #: their manifests along.
 ELSEWHERE = "run/elsewhere"
 
+#: Which session elsewhere a folder belongs to, where it is in one.
+SESSION = "run/session"
+
+_NUMBERED = re.compile(r"images/(\d{5,})\.tar")
 
 #: The form that re-encodes what is not a JPEG, so that all samples have the same extension.
 ONE_EXTENSION = "images:jpg"
@@ -35,6 +41,12 @@ ONE_EXTENSION = "images:jpg"
 def has_images(forms: Collection[str]) -> bool:
     """Return whether these forms store pictures in tars."""
     return "images" in forms or ONE_EXTENSION in forms
+
+
+def numbered(path: str) -> int | None:
+    """Return the number of a tar, or None if it has the name of its shard."""
+    found = _NUMBERED.fullmatch(path)
+    return int(found[1]) if found else None
 
 
 def located(form: str, shard: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cahlib.curate import card, description, report, tars
+from cahlib.curate import card, description, numbering, report, tars
 from cahlib.curate.files import files
 from cahlib.curate.layout import PAGES
 from cahlib.curate.sink import Stored
@@ -16,7 +16,13 @@ from cahlib.curate.summary import summary
 
 
 def write(place: str | Path, job_values: Mapping[str, Any]) -> None:
-    """Make the pages of the dataset at a place; ``job_values`` are those of `Job.values`."""
+    """Make the pages of the dataset at a place; ``job_values`` are those of `Job.values`.
+
+    Nobody else may write to it meanwhile. The tars of a folder that is brought nowhere get their
+    numbers before.
+    """
+    if isinstance(place, Path) and "://" not in str(job_values.get("output")):
+        numbering.number(place)
     report.write(place, job_values)
     card.write(place, job_values)
     found = summary(place)

@@ -90,9 +90,16 @@ def _give_up(place: str | Path, id: str) -> None:
     for each in places:
         at = files(each)
         at.remove(seal.name(id))
-        for form in LAYOUT.values():  # not what the manifest names: it is damaged, or a stranger's
-            at.remove(form.format(id))
+        # else not what the manifest names: it is damaged, or a stranger's
+        tar = {tar for tar in [sealed and seal.tar(sealed)] if tar} - _tars(each)
+        for path in {form.format(id) for form in LAYOUT.values()} | tar:
+            at.remove(path)
         description.forget(each, [id])
+
+
+def _tars(place: str | Path) -> set[str | None]:
+    """Return the tars that manifests at a place name."""
+    return {seal.tar(each) for each in seal.seals(place, damaged="skip")}
 
 
 def _described(place: str | Path) -> Description:

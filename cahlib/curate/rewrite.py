@@ -143,9 +143,9 @@ def _vectors(folder: Path, sealed: Sealed, form: str) -> Iterable[Any]:
 
 def _data(folder: Path, sealed: Sealed) -> Iterator[bytes]:
     """The images of a shard, from whichever of its files holds them."""
-    tar, tfrecord = (folder / located(form, sealed.shard.id) for form in ("images", "tfrecords"))
-    if tar.exists():
-        with tarfile.open(tar) as file:
+    tar, tfrecord = seal.tar(sealed), folder / located("tfrecords", sealed.shard.id)
+    if tar:
+        with tarfile.open(folder / tar) as file:
             for member in file:
                 if not member.name.endswith((".json", ".txt")):
                     yield cast(Any, file.extractfile(member)).read()

@@ -22,6 +22,9 @@ from cahlib.records import Shard, Tally
 
 FOLDER = MANIFESTS
 
+#: How tars are called; see `cahlib.curate.numbering`.
+_TAR = re.compile(r"images/[^/]+\.tar")
+
 #: How Google Drive, Dropbox, OneDrive and Syncthing name a copy: `x (1).json`,
 #: `x (conflicted copy 2024-01-01).json`, `x.sync-conflict-….json`. No id of a shard has a blank.
 _CONFLICTED = re.compile(r" \(|\.sync-conflict-| conflict", re.IGNORECASE)
@@ -85,6 +88,11 @@ class Sealed:
 def name(shard: str) -> str:
     """The path of a shard's seal, by the shard's id."""
     return f"{FOLDER}/{shard}.json"
+
+
+def tar(sealed: Sealed) -> str | None:
+    """Return where a shard's tar lies, by the shard's name or by a number; None if it has none."""
+    return next((path for path in sealed.files if _TAR.fullmatch(path)), None)
 
 
 def packed(sealed: Sealed) -> bytes:

@@ -12,8 +12,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from cahlib.curate import seal
 from cahlib.curate.files import files
-from cahlib.curate.layout import ONE_EXTENSION, located
+from cahlib.curate.layout import ONE_EXTENSION
 from cahlib.curate.seal import Sealed
 
 SIZES, NUMBER, CARD = NAMES = ("images/sizes.json", "images/nshards.txt", "images/README.md")
@@ -27,8 +28,8 @@ _DTYPES = {"double": "float64", "float": "float64"}
 
 def size_of(sealed: Sealed) -> dict[str, int]:
     """Return the samples of a shard's tar by its name in its folder; empty if it has none."""
-    path = located("images", sealed.shard.id)
-    return {path.rpartition("/")[2]: sealed.rows} if path in sealed.files else {}
+    path = seal.tar(sealed)
+    return {path.rpartition("/")[2]: sealed.rows} if path else {}
 
 
 def write(

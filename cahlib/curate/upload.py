@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from cahlib.config import Output
 from cahlib.curate import description, hub, seal, sink, tars
 from cahlib.curate.files import Busy, Files, files, reaching
-from cahlib.curate.layout import PAGES
+from cahlib.curate.layout import PAGES, numbered
 from cahlib.curate.seal import Sealed
 from cahlib.curate.survey import Place
 from cahlib.errors import CahError, ConfigError, RunError, is_full
@@ -82,13 +82,14 @@ def upload(
     """
     there = files(url)
     ours = [sealed for sealed in shards if not sealed.place]
+    _require_free(ours, url)
     if repository := hub.repository(there):
         for start in range(0, len(ours), _MOST):
             commit = partial(_commit, repository, ours[start : start + _MOST], folder, url)
             _tried(commit, sleep)
     else:
         for sealed in ours:
-            _put(sealed, folder, url, sleep)
+            _put(sealed, folder, url, sleep, kept=_paths(ours))
     if not keep_local:
         for sealed in shards:
             _let_go(replace(sealed, place=sealed.place or url), folder)
@@ -185,13 +186,36 @@ def _tried(action: Callable[[], T], sleep: Sleep) -> T:
         sleep(pause)
 
 
-def _put(sealed: Sealed, folder: Path, url: str, sleep: Sleep) -> None:
-    """Bring a shard, file by file; its seal comes last."""
+def _require_free(shards: Sequence[Sealed], url: str) -> None:
+    """Raise RunError if tars with numbers would replace those of other shards at a URL.
+
+    A run brings none that has a number; of two folders that were copied there both have number 0.
+    """
+    names = {tar for each in shards if (tar := seal.tar(each)) and numbered(tar) is not None}
+    ids = {each.shard.id for each in shards}
+    if names:
+        for each in seal.seals(url, damaged="skip"):
+            if seal.tar(each) in names and each.shard.id not in ids:
+                raise RunError(
+                    f"{seal.tar(each)} at {files(url).place} belongs to another shard, "
+                    f"{each.shard.id}; copy the dataset to a place of its own."
+                )
+
+
+def _paths(shards: Sequence[Sealed]) -> set[str]:
+    """Return the files of some shards."""
+    return {path for each in shards for path in each.files}
+
+
+def _put(
+    sealed: Sealed, folder: Path, url: str, sleep: Sleep, *, kept: Collection[str] = ()
+) -> None:
+    """Bring a shard, file by file; its seal comes last. What is ``kept`` there is others' too."""
     name = seal.name(sealed.shard.id)
     if not _tried(partial(_is_there, sealed, url), sleep):
         for path in sealed.files:
             _tried(partial(_bring, folder, url, path), sleep)
-        _tried(partial(_remove_others, sealed, url), sleep)
+        _tried(partial(_remove_others, sealed, url, kept), sleep)
         _tried(partial(_bring, folder, url, name), sleep)
     if said := description.found(folder):
         _tried(partial(description.commit, url, said, [sealed.shard.id]), sleep)
@@ -207,7 +231,7 @@ def _commit(repository: hub.Repository, shards: Sequence[Sealed], folder: Path, 
     wanted = [path for name in new for path in (*seals[name].files, name)]
     old = {
         path for name in repository.there_of(new) for path in _others(repository.there, seals[name])
-    }
+    } - _paths(shards)
     message = f"Shards: {len(new)} ({', '.join(seals[name].shard.id for name in new[:3])} …)"
     if new:
         removed = repository.there_of(sorted(old))
@@ -231,11 +255,12 @@ def _described(folder: Path, url: str, shards: Sequence[str] = ()) -> Iterator[d
 @contextmanager
 def _counted(folder: Path, url: str) -> Iterator[Path]:
     """Give a folder with what is to stand beside the tars at a URL, those of others included."""
-    ours = tars.read(folder)
+    ours, there = tars.read(folder), tars.read(url)
+    present = {path.rpartition("/")[2] for path in files(url).names("images")} if there else set()
     others = {
         name: size
-        for name, size in tars.read(url).items()
-        if not (folder / seal.name(name.removesuffix(".tar"))).exists()
+        for name, size in there.items()
+        if name in present and not (folder / seal.name(name.removesuffix(".tar"))).exists()
     }
     with tempfile.TemporaryDirectory() as made:
         if ours:
@@ -252,13 +277,13 @@ def _is_there(sealed: Sealed, url: str) -> bool:
     return as_here or there.has_another(sealed)
 
 
-def _remove_others(sealed: Sealed, url: str) -> None:
-    """Remove what a shard had at the URL before it was changed, and has no more."""
+def _remove_others(sealed: Sealed, url: str, kept: Collection[str]) -> None:
+    """Remove what a shard had at the URL before it was changed, and neither it nor another has."""
     there = files(url)
     if there.exists(seal.name(sealed.shard.id)):
         with reaching(there.place):
             for path in _others(there, sealed):
-                if there.exists(path):
+                if path not in kept and there.exists(path):
                     there.fs.rm_file(there.path(path))
 
 

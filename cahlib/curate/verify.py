@@ -130,6 +130,7 @@ def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem
         # of a shard whose files are elsewhere a run that was killed may have left some here
         own = () if sealed.place else sealed.files
         named -= {form.format(id) for form in LAYOUT.values()} - {*own}
+        named |= {seal.tar(sealed) or path} if own else set()
     for id in sorted({*listed, *known} - {*ids}):
         where = description.NAME if id in listed else "the ledger"
         yield Problem(
@@ -199,6 +200,8 @@ class _Shard:
         }
         for form, reader in readers.items():
             path = LAYOUT[form].format(self._sealed.shard.id)
+            if form == "images":
+                path = seal.tar(self._sealed) or path
             if stored := self._sealed.files.get(path):
                 yield from _checked(self._data, path, stored=stored, reader=reader)
         yield from self._cosines()

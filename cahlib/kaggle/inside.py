@@ -13,13 +13,11 @@ from typing import Any
 
 import psutil
 
+from cahlib.curate.layout import SESSION
 from cahlib.errors import ConfigError
 
 #: Names of the files in the kernel's private input.
 TICKET, STATE = "ticket.json", "state.pack"
-
-#: In a kernel's dataset: which session it belongs to.
-SESSION = "run/session"
 
 #: The share of a short session, and the hours of a long one, that are kept for the end.
 _SHARE, _MOST = 0.25, 0.25

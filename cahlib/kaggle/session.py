@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cahlib.config import Job
-from cahlib.curate.layout import ELSEWHERE
+from cahlib.curate.layout import ELSEWHERE, SESSION
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.home import require_same
 from cahlib.kaggle import pack
-from cahlib.kaggle.inside import SESSION
 from cahlib.kaggle.service import Away, Kaggle, Quota, Refused, State
 from cahlib.lock import held
 

@@ -13,7 +13,7 @@ import pytest
 
 from cahlib.cli import main
 from cahlib.config import Job, replace
-from cahlib.curate import dataset, formats, report, rows, seal, tars, upload
+from cahlib.curate import dataset, formats, pages, report, rows, seal, tars, upload
 from cahlib.curate.perceptual import phash
 from cahlib.curate.purge import CHANGES, Lists, purge
 from cahlib.curate.rewrite import rewrite
@@ -71,6 +71,7 @@ def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
     gone = kept()[1:13:2]
     write(tmp_path / "purged", recipe=recipe)
     write(tmp_path / "purged", first=1000, shard="s-1", recipe=recipe)
+    pages.write(tmp_path / "purged", {})
     untouched = {p: p.stat().st_ino for p in (tmp_path / "purged").rglob("*s-1*")}
     (change,) = purge(tmp_path / "purged", lists(tmp_path, gone))
     assert (change.shard, change.lost, change.left) == ("s-0", {Reason.PURGED: 6}, 9)
@@ -80,6 +81,7 @@ def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
     never = [each for each in world.some(30)[0] if each.image.candidate.uid not in uids]
     write_these(tmp_path / "never", never, recipe=recipe)
     write(tmp_path / "never", first=1000, shard="s-1", recipe=recipe)
+    pages.write(tmp_path / "never", {})
     assert files(tmp_path / "purged") == files(tmp_path / "never")
     assert list(verify(tmp_path / "purged")) == []
     mine, other = (seal.sealed(tmp_path / name, "s-0") for name in ("purged", "never"))
@@ -288,7 +290,8 @@ def test_nobody_else_may_be_writing(tmp_path):
 
 def test_a_damaged_shard_stays_as_it_is(tmp_path):
     write(tmp_path)
-    tar = tmp_path / "images/s-0.tar"
+    pages.write(tmp_path, {})
+    tar = tmp_path / "images/00000.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
     before = files(tmp_path)
     uids = listed(tmp_path / "uids", kept()[0].image.candidate.uid)

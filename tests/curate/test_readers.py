@@ -157,11 +157,11 @@ def test_hugging_face_datasets_loads_both_forms_streaming_and_not(made, tmp_path
 @pytest.mark.filterwarnings("ignore")  # of torch, about forks and more workers than cores
 def test_webdataset_reads_every_pair_with_four_workers_and_a_brace_list(made, form):
     webdataset = pytest.importorskip("webdataset")
-    for shards in (listed(made[form]), f"{made[form]}/images/s-{{00000..00001}}.tar"):
+    for shards in (listed(made[form]), f"{made[form]}/images/{{00000..00002}}.tar"):
         pairs = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
         loader = webdataset.WebLoader(pairs, batch_size=None, num_workers=4)
         found = [sample["__key__"] for sample in loader]
-        assert sorted(found) == sorted(kept() if isinstance(shards, list) else [*kept()][:30])
+        assert sorted(found) == sorted(kept())
 
 
 @needs("open_clip_train")
@@ -174,17 +174,17 @@ def test_open_clip_trains_on_every_pair_of_one_extension(made, monkeypatch):
     # It was made for webdataset 0.2.86, which puts no marks between the tars.
     monkeypatch.setattr(data, "tar_file_expander", partial(tar_file_expander, eof_value=None))
     args = SimpleNamespace(
-        train_data=f"{made['jpg']}/images/s-{{00000..00001}}.tar", train_num_samples=None,
+        train_data=f"{made['jpg']}/images/{{00000..00002}}.tar", train_num_samples=None,
         train_data_upsampling_factors=None, dataset_resampled=False,
         seed=0, workers=1, world_size=1, batch_size=5,
     )  # fmt: skip
     loaded = data.get_wds_dataset(
         args, lambda image: image.resize((8, 8)).tobytes(), True, tokenizer=lambda text: [text]
     )
-    assert loaded.dataloader.num_samples == 30
+    assert loaded.dataloader.num_samples == 45
     batches = list(loaded.dataloader)
-    assert [len(images) for images, _ in batches] == [5] * 6
-    texts = [pair.image.candidate.text for pair in kept().values()][:30]
+    assert [len(images) for images, _ in batches] == [5] * 9
+    texts = [pair.image.candidate.text for pair in kept().values()]
     assert sorted(text for _, batch in batches for text in batch) == sorted(texts)
 
 
@@ -210,5 +210,5 @@ def test_a_pair_can_be_taken_out_where_pictures_have_one_extension(tmp_path):
 @both
 def test_the_sizes_are_those_of_the_tars(made, form):
     folder = made[form]
-    assert tars.read(folder) == {"s-00000.tar": 15, "s-00001.tar": 15, "s-00003.tar": 15}
+    assert tars.read(folder) == {"00000.tar": 15, "00001.tar": 15, "00002.tar": 15}
     assert (folder / tars.NUMBER).read_text() == "3\n"

@@ -21,9 +21,13 @@ DIGEST = "5" * 64
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """The files of a dataset of three shards, one of which has no pairs."""
+    """The files of a dataset of three shards, one of which has no pairs.
+
+    It is of the first layout, whose tars have the names of their shards.
+    """
     folder = tmp_path_factory.mktemp("sound")
-    recipe = replace(world.RECIPE, settings=DIGEST)
+    scores = {score: f"ViT-tiny/none {score}" for score in world.RECIPE.scores}
+    recipe = replace(world.RECIPE, settings=DIGEST, scores=scores)
     world.write(folder, count=5, shard="s-0", recipe=recipe)
     world.write(folder, count=5, first=100, shard="s-1", recipe=recipe)
     world.write(folder, count=2, first=201, shard="s-2", recipe=recipe)

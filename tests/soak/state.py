@@ -24,7 +24,7 @@ _HEAD, _TAIL = b'{"sha256":"', b'","contents":'
 class Shard:
     """A whole shard."""
 
-    manifest: str  #: sha256 of the file
+    manifest: str  #: sha256 of what it says, whatever number its tar has
     files: Mapping[str, str]  #: sha256 by path, of all files beside the manifest
 
 
@@ -60,8 +60,9 @@ def state(place: Path) -> State:
         named |= set(said["files"])
         wrong = [name for name, stored in said["files"].items() if not _is(place / name, stored)]
         if not wrong:
+            said["files"] = {_plain(name, id): stored for name, stored in said["files"].items()}
             sums = {name: stored["sha256"] for name, stored in said["files"].items()}
-            whole[id] = Shard(manifest=_sha256(path.read_bytes()), files=sums)
+            whole[id] = Shard(manifest=_sha256(json.dumps(said).encode()), files=sums)
             continue
         broken[id] = wrong[0]
         if all(_size(place / name) == stored["size"] for name, stored in said["files"].items()):
@@ -91,6 +92,11 @@ def uids(place: Path, id: str) -> list[str]:
     """Return the keys of a shard's pairs, in order."""
     path = place / f"metadata/metadata_{id}.parquet"
     return list(pq.read_table(path, columns=["uid"])["uid"].to_pylist()) if path.exists() else []
+
+
+def _plain(name: str, id: str) -> str:
+    """Return the name of a shard's file, where a tar may have a number, as it was first."""
+    return f"images/{id}.tar" if name.startswith("images/") else name
 
 
 def _files(place: Path) -> Iterator[str]:
