@@ -8,6 +8,7 @@ import pytest
 
 import cahlib
 from cahlib.config import settings
+from cahlib.curate import pages
 from tests import tree
 from tests.world import judged
 
@@ -41,11 +42,13 @@ def test_every_option_that_is_shown_exists():
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's file
 def test_the_code_that_loads_a_dataset_runs_without_a_warning(tmp_path, monkeypatch, capsys):
-    judged.write(tmp_path / "my-dataset", shard="SHARD")
+    for number in (0, 1):
+        judged.write(tmp_path / "my-dataset", first=100 * number, shard=f"s-{number}")
+    pages.write(tmp_path / "my-dataset", {})
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(re.search(r"```python\n(import pandas.*?)```", README, flags=re.DOTALL)[1], names)
-    assert len(names["table"]) == len(capsys.readouterr().out.splitlines()) == 15
+    assert len(names["table"]) == len(capsys.readouterr().out.splitlines()) == 30
 
 
 def test_the_latest_changes_are_those_of_this_version():
