@@ -23,6 +23,7 @@ from cahlib.notebook import state, view
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form
 from cahlib.notebook.memory import remember, remembered
+from cahlib.notebook.orphans import Lookout
 from cahlib.notebook.place import Place, online, secret
 from cahlib.notebook.quote import Quote, quoted
 
@@ -37,7 +38,10 @@ _HEARTBEAT = 60.0
 _PLAIN = re.compile(r"\d+ s, shards ")
 
 #: The parts of the view, from top to bottom.
-_PARTS = ("head", "charts", "nodes", "losses", "gallery", "log")
+_PARTS = ("banner", "head", "charts", "nodes", "losses", "gallery", "log")
+
+#: The buttons for servers that nobody works with: only there when there are such.
+_RESCUE = ("delete", "adopt")
 
 
 class Desk:
@@ -52,7 +56,8 @@ class Desk:
         values = {"output": place.output, **_inherited(environment), **chosen}
         self.form = Form(values, token=secret(environment), changed=self._changed)
         self.child = Child(self._home())
-        self._quote: Quote | None = None  #: of the settings as they are now
+        self._quote: Quote | None = None  #: of the settings as they were
+        self._lookout = Lookout()
         self._doing = set[str]()  #: what threads beside do
         self._closed, self._wake, self._changing = (
             threading.Event(),
@@ -70,6 +75,8 @@ class Desk:
             "start": _button("Start", self._guarded(self.start), style="success"),
             "stop": _button("Stop", self._guarded(self.stop), style="warning"),
             "down": _button("Tear down now", self._guarded(self.tear_down), style="danger"),
+            "delete": _button("Delete them now", self._guarded(self.delete), style="danger"),
+            "adopt": _button("Go on with them", self._guarded(self.adopt)),
         }
         self.buttons["start"].layout.width = "auto"
         self._unsafe = widgets.Checkbox(description="show unsafe pictures", indent=False)
@@ -98,6 +105,8 @@ class Desk:
             if job.place.has_servers:
                 self._say("Asking the cloud for offers and prices …")
             quote = quoted(job, token)
+            if token:
+                self._lookout.look(self.child, token)
             self._say("")
             self._quote = quote
             if self.quote is None:
@@ -109,7 +118,7 @@ class Desk:
     def start(self) -> None:
         """Start the run; servers are ordered only by a plan that was drawn for these settings."""
         job = self.form.job()
-        if self._doing:
+        if self._doing - {"look"}:
             return  # a second click, or one that waited while the kernel was busy
         if job.place.has_servers and self.quote is None:
             raise RunError("Press Plan first: servers are ordered at a price that you have seen.")
@@ -121,7 +130,7 @@ class Desk:
         quote, self.child = self.quote, Child.of(job)
         servers = quote.servers if quote else job.place.swarm or job.place.cores
         self.child.start(job, self.form.token, self._environment, servers=servers)
-        self._quote = None
+        self._quote, self._lookout.found = None, ()
         remember(job)
         self._refresh()
 
@@ -134,6 +143,25 @@ class Desk:
         """End the run at once and delete its servers, without making the kernel wait."""
         child, token = self.child, self.form.token
         self._beside("down", lambda: child.tear_down(token, self._say))
+
+    def delete(self) -> None:
+        """Delete the servers that nobody works with."""
+        child, token = self.child, self.form.token
+
+        def work() -> None:
+            self._say("Deleting them …")
+            self._lookout.delete(child, token)
+            self._say("They are gone: the cloud lists none of them.")
+
+        self._beside("delete", work)
+
+    def adopt(self) -> None:
+        """Go on with the servers of this run that are there; no other ones are ordered."""
+        own = self._lookout.own(self.child)
+        if own and not self._doing - {"look"}:
+            self.form.fields["cores"].write("0")
+            self.form.fields["swarm"].write(str(own))
+            self.begin(self.form.job())
 
     def watch(self) -> None:
         """Draw the run from now on, in a thread."""
@@ -184,15 +212,20 @@ class Desk:
             self._put("losses", view.losses(known.live))
             self._put("log", view.log(child.said()))
             if turned or known.running != self._was_running:
-                self._put("nodes", view.nodes(known.live, int(time.time() / _TURN)))
+                there = known.live if known.running else {}
+                self._put("nodes", view.nodes(there, int(time.time() / _TURN)))
                 self._put("gallery", view.gallery(known.live, clear=self._unsafe.value))
             unsafe = any(pair["clear"] for pair in known.live.get("latest") or ())
             self._unsafe.layout.display = None if unsafe else "none"
+            self._put("banner", view.said(shown.banner, bad=True) if shown.banner else "")
             self._show_plan()
             self._allow(shown, running=known.running)
             self._was_running = known.running
             for each in self._watchers:
                 each(known.running)
+        token = self.form.token
+        if self.place.widgets and self._lookout.is_due(child, token, running=known.running):
+            self._beside("look", lambda: self._lookout.look(child, token))
 
     def _known(self, child: Child) -> state.Known:
         doing, quote = self._doing.copy(), self.quote
@@ -208,6 +241,9 @@ class Desk:
             order=quote.order if quote else "",
             planned=quote is not None,
             left=child.has_servers,
+            orphans=[str(each) for each in self._lookout.found],
+            own=self._lookout.own(child),
+            unasked=self._lookout.trouble,
         )
 
     def _show_plan(self) -> None:
@@ -222,6 +258,8 @@ class Desk:
             self._fold.selected_index = None
         for name, button in self.buttons.items():
             button.disabled = name not in shown.allowed
+            if name in _RESCUE:
+                button.layout.display = None if name in shown.allowed else "none"
         self.buttons["start"].description = shown.start
         self.form.freeze(not shown.settings)
 
@@ -270,10 +308,10 @@ class Desk:
         return widgets.VBox(
             [
                 widgets.HTML(view.note(terms)),
+                self.parts["banner"],
+                self._row(*_RESCUE),
                 self._fold,
-                widgets.HBox(
-                    list(self.buttons.values()), layout=widgets.Layout(flex_flow="row wrap")
-                ),
+                self._row("plan", "start", "stop", "down"),
                 self.message,
                 self.plan_shown,
                 *(self.parts[name] for name in ("head", "charts", "nodes", "losses")),
@@ -281,6 +319,10 @@ class Desk:
                 *(self.parts[name] for name in ("gallery", "log")),
             ]
         )
+
+    def _row(self, *names: str) -> widgets.HBox:
+        buttons = [self.buttons[name] for name in names]
+        return widgets.HBox(buttons, layout=widgets.Layout(flex_flow="row wrap"))
 
     def _changed(self) -> None:
         """Something else was typed: the plan holds no more, and the dataset may be another."""

@@ -49,6 +49,9 @@ class Known:
     planned: bool = False  #: a plan is drawn for exactly these settings
     order: str = ""  #: what the servers of that plan come to
     left: bool = False  #: servers of this run may be at the cloud
+    orphans: Sequence[str] = ()  #: sentences on servers that nobody works with
+    own: int = 0  #: how many of those are of this run
+    unasked: str = ""  #: why the cloud could not be asked for them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,7 @@ class Panel:
     start: str  #: the words on the button that starts
     allowed: frozenset[str]  #: names of the buttons that can be clicked
     settings: bool  #: the form can be changed
+    banner: str  #: what servers cost that nobody works with
 
 
 def panel(known: Known) -> Panel:
@@ -76,6 +80,7 @@ def panel(known: Known) -> Panel:
         start=_start(known),
         allowed=frozenset(_allowed(known)),
         settings=not known.running and known.busy in ("", "plan"),
+        banner=_banner(known),
     )
 
 
@@ -157,12 +162,23 @@ def _start(known: Known) -> str:
     return "Order servers (Plan first)"
 
 
+def _banner(known: Known) -> str:
+    if known.orphans:
+        only = "" if known.own else " Their keys are not here, so they can only be deleted."
+        return f"{'. '.join(known.orphans)}.{only}"
+    if known.unasked and known.left and not known.running:
+        return f"Whether servers of this run are left could not be asked: {known.unasked}"
+    return ""
+
+
 def _allowed(known: Known) -> set[str]:
     idle = not known.running and not known.busy
     allowed = {
         "plan": idle,
         "start": idle and bool(known.order or not known.wanted),
         "stop": known.running and phase(known) is not Phase.STOPPING,
+        "delete": bool(known.orphans) and known.busy in ("", "plan"),
+        "adopt": idle and bool(known.own),
         "down": known.busy in ("", "plan") and (known.running or known.left),
     }
     return {name for name, can in allowed.items() if can}

@@ -63,7 +63,7 @@ def head(panel: Panel, live: Mapping[str, Any], *, running: bool) -> str:
         lines.append(f'<div class="dim">{expect.bottleneck(live)}; {_queues(live)}</div>')
     if running and (away := waiting(live.get("offline") or ())):
         lines.append(f'<div class="hint">{escape(away)}</div>')
-    if hint := expect.advice(live):
+    if running and (hint := expect.advice(live)):
         lines.append(f'<div class="hint">{escape(hint)}</div>')
     if live.get("spent") or live.get("hourly"):
         whole = expect.projected(live)

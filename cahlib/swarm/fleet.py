@@ -45,6 +45,9 @@ _LATE = 10.0
 #: Seconds without a mark after which nobody works with servers any more.
 _OVER = 300.0
 
+#: Seconds that the cloud's clock may be ahead of a driver's.
+_SKEW = 30.0
+
 #: Seconds for which deleting is tried again before what remains is reported.
 _PATIENCE = 120.0
 
@@ -306,32 +309,69 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
     return list(left.values()), trouble
 
 
-def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = None) -> list[str]:
-    """Sentences on servers of runs that are over, that of the run ``but`` excepted."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphans:
+    """Servers of a run with which nobody works any more."""
+
+    run: str
+    servers: int
+    hourly: float
+    currency: str
+
+    def __str__(self) -> str:
+        one = self.servers == 1
+        are = (
+            f"1 server of run {self.run} is"
+            if one
+            else f"{self.servers} servers of run {self.run} are"
+        )
+        return (
+            f"{are} still there, and nobody works with {'it' if one else 'them'}: {self.currency} "
+            f"{self.hourly:.4f} an hour"
+        )
+
+
+def orphaned(
+    accounts: Sequence[Account],
+    *,
+    but: str = "",
+    died: Mapping[str, float] = {},
+    now: float | None = None,
+) -> list[Orphans]:
+    """Return the servers of runs that are over, that of the run ``but`` excepted.
+
+    ``died`` says of runs when their driver was last alive; else a silence of some minutes tells it.
+    """
     now, runs = now or time.time(), defaultdict[str, list[Server]](list)
     for server in everywhere(accounts, dict([PROJECT])):
         runs[server.labels.get("run", "")].append(server)
     over = {
         run: servers
         for run, servers in runs.items()
-        if run != but and max(map(worked, servers)) < now - _OVER
+        if run != but
+        and max(map(worked, servers)) < max(now - _OVER, died.get(run, -math.inf) + _SKEW)
     }
     known = prices(accounts) if over else {}
-    return [_forsaken(run, servers, known) for run, servers in over.items()]
+    found = []
+    for run, servers in over.items():
+        offers = [o for s in servers if (o := known.get((s.type, s.location)))]
+        found.append(
+            Orphans(
+                run=run,
+                servers=len(servers),
+                hourly=sum(offer.hourly for offer in offers),
+                currency=offers[0].currency if offers else "EUR",
+            )
+        )
+    return found
 
 
-def _forsaken(run: str, servers: Sequence[Server], known: Mapping[tuple[str, str], Offer]) -> str:
-    offers = [o for s in servers if (o := known.get((s.type, s.location)))]
-    currency = offers[0].currency if offers else "EUR"
-    are = (
-        "1 server of run {} is" if len(servers) == 1 else f"{len(servers)} servers of run {{}} are"
-    )
-    return (
-        f"{are.format(run)} still there, and nobody works with "
-        f"{'it' if len(servers) == 1 else 'them'}: {currency} "
-        f"{sum(offer.hourly for offer in offers):.4f} an hour, until you type "
-        f"`cah swarm down --run {run}`."
-    )
+def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = None) -> list[str]:
+    """Return a sentence on the servers of each run that is over; see `orphaned`."""
+    return [
+        f"{each}, until you type `cah swarm down --run {each.run}`."
+        for each in orphaned(accounts, but=but, now=now)
+    ]
 
 
 def remains(left: Sequence[Server], trouble: Sequence[str], run: str, cost: str = "money") -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from cahlib.config import Job, replace
 from cahlib.curate import report, upload
 from cahlib.curate.verify import verify
 from cahlib.demo import world
+from cahlib.notebook.child import Child
 from cahlib.notebook.desk import Desk
 from cahlib.notebook.memory import remember
 from cahlib.notebook.outcome import Results
@@ -213,6 +215,60 @@ def test_a_click_while_the_plan_is_made_orders_nothing(desks, place, values, mon
         answer.set()
         until(lambda: not desk.buttons["start"].disabled)
         assert calls == 1 and not desk.child.running() and "POST /servers" not in cloud.calls
+
+
+def left_behind(cloud, run, *, age):
+    """Two servers of a run at the cloud, made so many seconds ago."""
+    for number in range(2):
+        body = {"name": f"cah-{run}-{number}", "server_type": "cx23", "location": "fsn1"}
+        body["labels"] = {"project": "cahlib", "run": run, "role": "node"}
+        server = cloud.answer("POST", "/v1/servers", "token", body)["server"]
+        when = time.gmtime(time.time() - age)
+        server["created"] = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", when)
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    with clouds.serve(clouds.Cloud({"token": clouds.Account()})) as cloud:
+        monkeypatch.setenv("HCLOUD_ENDPOINT", cloud.url)
+        cloud.stranger("token")
+        yield cloud
+
+
+def test_servers_that_nobody_works_with_are_named_with_their_price_and_deleted(
+    desks, place, values, cloud
+):
+    left_behind(cloud, "old", age=1000)
+    left_behind(cloud, "busy", age=10)  # a driver elsewhere made them just now
+    desk = desks(place, {"HCLOUD_TOKEN": "token"}, values)  # a new runtime, the folder is gone
+    until(lambda: desk.parts["banner"].value)
+    banner = desk.parts["banner"].value
+    assert "2 servers of run old are still there" in banner and "EUR 0.0140 an hour" in banner
+    assert "can only be deleted" in banner and "busy" not in banner
+    assert desk.buttons["adopt"].layout.display == "none"
+    desk.buttons["delete"].click()
+    until(lambda: "They are gone" in desk.message.value and not desk.parts["banner"].value)
+    assert {each["name"] for each in cloud.servers()} == {"stranger", "cah-busy-0", "cah-busy-1"}
+
+
+def test_a_dead_run_goes_on_with_its_servers_and_orders_none(
+    desks, place, values, cloud, monkeypatch
+):
+    home, started = Path(place.output) / "run", []
+    (home / "swarm").mkdir(parents=True)
+    (home / "swarm" / "run").write_text("mine")
+    gone = {"pid": 1, "born": "0", "state": "running", "written": time.time(), "nodes": [{}] * 2}
+    (home / "live.json").write_text(json.dumps(gone))
+    left_behind(cloud, "mine", age=0)
+    monkeypatch.setattr(Child, "start", lambda *given, **more: started.append((given[1], more)))
+    desk = desks(place, {"HCLOUD_TOKEN": "token"}, values | {"swarm": 5})
+    until(lambda: "2 servers of run mine" in desk.parts["banner"].value)
+    assert "crashed" in desk.parts["head"].value and not desk.parts["nodes"].value
+    desk.buttons["adopt"].click()
+    desk.buttons["adopt"].click()  # those that it goes on with are no orphans any more
+    [(job, more)] = started
+    assert (job.place.swarm, more) == (2, {"servers": 2})
+    assert len(cloud.servers()) == 3
 
 
 def test_of_two_notebooks_in_a_folder_each_finds_what_it_started(desks, place, values, monkeypatch):

@@ -1,0 +1,89 @@
+"""Servers that nobody works with any more: looked for at the cloud, and deleted when asked."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cahlib.errors import CahError
+from cahlib.notebook.child import Child
+
+if TYPE_CHECKING:
+    from cahlib.swarm.fleet import Orphans
+
+#: Seconds after which the cloud is asked again while no run goes on: a driver on another machine
+#: that has just died is known to be dead after five minutes.
+_AGAIN = 300.0
+
+
+@dataclass(slots=True)
+class Lookout:
+    """What the cloud said last of servers that are left, and when it is to be asked again."""
+
+    found: Sequence[Orphans] = ()
+    trouble: str = ""  #: why the cloud could not be asked
+    _asked: tuple[str, Path, bool] = ("", Path(), False)  #: of which token, run and state
+    _at: float = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def is_due(self, child: Child, token: str, *, running: bool) -> bool:
+        """Return whether to ask now; whoever is told so does it."""
+        asked = (token, child.home, running)
+        with self._lock:
+            late = not running and time.monotonic() - self._at > _AGAIN
+            if not token or (asked == self._asked and not late):
+                return False
+            self._asked, self._at = asked, time.monotonic()
+            return True
+
+    def look(self, child: Child, token: str) -> None:
+        """Ask the cloud; without its client there is nothing to ask for."""
+        try:
+            self.found, self.trouble = _orphans(child, token), ""
+        except CahError as error:
+            self.trouble = str(error)
+        except ModuleNotFoundError:
+            return
+
+    def delete(self, child: Child, token: str) -> None:
+        """Delete what was found, until the cloud says that it is gone; raises RunError."""
+        from cahlib.scrapers import clouds
+        from cahlib.swarm import crew
+
+        shown = {each.run for each in self.found}
+        for each in _orphans(child, token):
+            if each.run not in shown:
+                continue  # nobody has seen its name
+            crew.down(clouds(token), crew.labels(_state(child), run=each.run))
+        self.look(child, token)
+
+    def own(self, child: Child) -> int:
+        """Return how many of the servers are of this panel's run, which can go on with them."""
+        name = _name(child)
+        return sum(each.servers for each in self.found if each.run == name)
+
+
+def _orphans(child: Child, token: str) -> list[Orphans]:
+    """Return the servers of all runs that are over, that of this panel included if it is dead."""
+    from cahlib.scrapers import clouds
+    from cahlib.swarm.fleet import orphaned
+
+    own = _name(child)
+    if own and child.running():
+        return orphaned(clouds(token), but=own)
+    died = {own: float(child.live().get("written", 0))} if own else {}
+    return orphaned(clouds(token), died=died)
+
+
+def _name(child: Child) -> str:
+    """Return by which name the cloud knows the servers of a run; "" if it had none."""
+    path = _state(child) / "run"
+    return path.read_text() if path.exists() else ""
+
+
+def _state(child: Child) -> Path:
+    return child.home / "swarm"
