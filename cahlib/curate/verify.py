@@ -14,7 +14,6 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -124,9 +123,11 @@ def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem
         if said and said.digest and sealed.settings not in ("", said.digest):
             other = f"{path} was made with other settings than {description.NAME} says."
             yield Problem(Kind.FOREIGN, id, other)
-        shard = _Shard(files(sealed.place or place), sealed, keys)
-        for sentence in chain(_account(path, sealed), shard.problems()):
-            yield Problem(Kind.SHARD, id, sentence)
+        shard = _Shard(files(sealed.place or place), sealed)
+        wrong = [*_account(path, sealed), *shard.problems()]
+        yield from (Problem(Kind.SHARD, id, sentence) for sentence in wrong)
+        if not wrong and (uids := shard.uids()):
+            keys.add(id, uids)  # a damaged shard must not cost a whole one that has its pair too
         # of a shard whose files are elsewhere a run that was killed may have left some here
         own = () if sealed.place else sealed.files
         named -= {form.format(id) for form in LAYOUT.values()} - {*own}
@@ -183,8 +184,8 @@ def _account(path: str, sealed: Sealed) -> Iterator[str]:
 class _Shard:
     """The check of one shard's files: the metadata first, then the others against it."""
 
-    def __init__(self, data: Files, sealed: Sealed, keys: _Keys) -> None:
-        self._data, self._sealed, self._keys = data, sealed, keys
+    def __init__(self, data: Files, sealed: Sealed) -> None:
+        self._data, self._sealed = data, sealed
         self._rows: list[Row] | None = None
         self._vectors: list[np.ndarray[Any, Any]] = []
 
@@ -206,6 +207,10 @@ class _Shard:
                 yield from _checked(self._data, path, stored=stored, reader=reader)
         yield from self._cosines()
 
+    def uids(self) -> list[str]:
+        """Return the keys of its pairs, once its problems were looked for."""
+        return [row["uid"] for row in self._rows or ()]
+
     def _metadata(self, path: str, file: BinaryIO) -> Iterator[str]:
         try:
             table = pq.read_table(io.BytesIO(file.read()))
@@ -224,7 +229,6 @@ class _Shard:
                 yield f"{path}: the key of row {at} is not that of its URL and TEXT."
                 return
         self._rows = rows
-        self._keys.add(self._sealed.shard.id, [row["uid"] for row in rows])
 
     def _images(self, path: str, file: BinaryIO) -> Iterator[str]:
         wanted = (

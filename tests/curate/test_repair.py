@@ -159,6 +159,16 @@ def test_another_datasets_shards_are_named_and_left_alone(tmp_path, sound):
     assert list(verify(tmp_path)) == [sentence]
 
 
+def test_a_damaged_shard_costs_no_whole_one_that_has_the_same_pair(tmp_path):
+    for shard in SHARDS[:2]:
+        world.write(tmp_path, count=5, shard=shard)
+    (tmp_path / "images/s-0.tar").unlink()
+    assert [*plan(tmp_path).broken] == ["s-0"]
+    repair(plan(tmp_path))
+    assert list(verify(tmp_path)) == []
+    assert [each.shard.id for each in seal.seals(tmp_path)] == ["s-1"]
+
+
 def test_a_shard_that_only_the_ledger_knows_is_missed(tmp_path, sound):
     put(tmp_path, sound)
     assert list(verify(tmp_path, known=["s-0", "s-9"])) == [

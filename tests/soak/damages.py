@@ -36,7 +36,10 @@ class Befall:
 
 
 def _kind(path: Path) -> str:
-    return path.parts[0] if path.parts[0] not in ("run",) else path.as_posix()
+    """Return what all shards' files of a kind share; each other file is a kind of its own."""
+    if path.parts[0] == "run":
+        return path.as_posix()
+    return f"{path.parts[0]}{path.suffix if len(path.parts) > 1 else ''}"
 
 
 def _file(change: Callable[[random.Random, bytes], bytes | None]) -> Callable[[Befall], str]:
