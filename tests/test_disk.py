@@ -116,6 +116,7 @@ def test_a_full_disk_at_a_url_is_no_mistake_of_the_command(disk, web, crawl, tmp
     (folder / "other").write_bytes(bytes(4096))
     assert resize(4 << 10)
     assert ends_with_a_sentence(job_of(crawl, (folder / "drive").as_uri(), web))
+    assert not any(path.is_file() for path in (folder / "drive").rglob("*"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 16, 32, 48, 64, 160])

@@ -58,8 +58,10 @@ def check(url: str, folder: Path) -> None:
             return
         with reaching(there.place):
             there.make_folder(trial)
-            there.fs.pipe_file(there.path(trial), b"trial")
-            there.fs.rm_file(there.path(trial))
+            try:
+                there.fs.pipe_file(there.path(trial), b"trial")
+            finally:  # a full disk keeps an empty one
+                there.remove(trial)
     except RunError as error:
         if is_full(error):
             raise
