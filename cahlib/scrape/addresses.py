@@ -26,7 +26,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from cahlib.config import Download
 from cahlib.errors import ConfigError
-from cahlib.scrape.connectivity import Outages
+from cahlib.scrape.connectivity import Outages, Verdict
 from cahlib.scrape.watch import Patience, Watch
 
 #: IANA's special-purpose IPv4 addresses, and multicast.
@@ -55,6 +55,8 @@ _MOST_ADDRESSES = 4  # of a host that are tried
 
 #: Seconds for which the answer about one family is waited for when the other's is there.
 _SECOND_FAMILY = 0.5
+
+_AT_ONCE = 1.0  # seconds within which a look-up fails that was refused or not sent
 
 #: Addresses that nobody has, one of each family (RFC 5737, RFC 3849).
 _DOCUMENTED = "192.0.2.1", "2001:db8::1"
@@ -209,6 +211,13 @@ class Resolver(AbstractResolver):
             raise NotPublic(f"{host} is not public")
         return [result(host, address, port) for address in addresses]
 
+    async def met(self, host: str, begun: float) -> bool:
+        """Return whether a name may have been silent in an outage since then, when it is over."""
+        _, task = self._asked.get(host, (0.0, None))
+        if task and not task.done():
+            await asyncio.wait({task})
+        return await self.watch.met(begun)
+
     async def renew(self) -> None:
         """Begin anew with the name servers and the routes that this machine has now."""
         servers, self._servers = self._servers, None
@@ -242,6 +251,7 @@ class Resolver(AbstractResolver):
                 del self._asked[host]
 
     async def _public(self, host: str) -> list[str]:
+        doubted = False
         while True:
             await self.watch.online()
             with self.watch.asking() as begun:
@@ -252,13 +262,26 @@ class Resolver(AbstractResolver):
                 except Unanswered:
                     pass
                 except NoAddress:
-                    self.watch.heard()
+                    self.watch.heard(begun)
                     raise
-            lost = await self.watch.lost(begun)
-            if not (lost or (self.hosts and await self.hosts.met(begun))):
+            verdict = await self._lost(begun)
+            if verdict is Verdict.DEAD or (doubted and verdict is Verdict.MOMENT):
                 raise NoAddress(f"{host} does not resolve")
-        self.watch.heard()
+            doubted = doubted or verdict is Verdict.MOMENT
+        self.watch.heard(begun)
         return _open(found)
+
+    async def _lost(self, begun: float) -> Verdict:
+        """Return why no name server knows a name; an outage is over then.
+
+        One on this machine or in this house still answers what it knows when it is cut off from
+        all others, so hosts have to be heard too.
+        """
+        at_once = time.monotonic() - begun < _AT_ONCE
+        verdict = await self.watch.lost(begun, at_once=at_once)
+        if self.hosts and verdict is not Verdict.OUTAGE:
+            verdict = await self.hosts.lost(begun, at_once=at_once)
+        return verdict
 
     @property
     def _lookup(self) -> Lookup:

@@ -6,6 +6,7 @@ Nothing here asks anybody: it is told what others saw, and when.
 
 from __future__ import annotations
 
+import enum
 import errno
 import time
 from collections.abc import Callable
@@ -28,13 +29,22 @@ UNREACHABLE = frozenset(
 )
 
 
+class Verdict(enum.Enum):
+    """Why nobody answered a request."""
+
+    DEAD = enum.auto()  #: it is the host
+    MOMENT = enum.auto()  #: it may be a cut too short to be noticed: worth one more request
+    OUTAGE = enum.auto()  #: this machine was cut off, and is not any more
+
+
 class Connectivity:
     """Decides by signs of life; used by one thread.
 
-    Whoever may be cut off is *suspect* first: requests are on their way, and nobody has answered
-    for ``quiet`` seconds, or one failed so fast that no earlier answer says anything about it. Then
-    those who answered before are asked whether they still do (a probe), which decides: at the end
-    of a shard only dead hosts are left, and their silence means nothing.
+    A failure says something about its host only if the network worked after it: it waits for a
+    *proof*, the answer to a request that was sent later. Whoever may be cut off is *suspect*:
+    requests are on their way, and nobody has answered for ``quiet`` seconds, or a failure has
+    waited so long. Then those who answered before are asked whether they still do (a probe), which
+    decides: at the end of a shard only dead hosts are left, and their silence means nothing.
     """
 
     def __init__(self, quiet: float, now: float) -> None:
@@ -42,9 +52,10 @@ class Connectivity:
         self._sign = now  # when somebody answered last
         self._woke = now  # since when requests have been on their way without a break
         self._busy = 0  # requests on their way
-        self._doubts = False  # whether a failure waits for a probe
-        self._probed = -inf  # when the last probe began that was answered
+        self._waiting = inf  # when the first of those failed that wait for a proof
+        self._proof = -inf  # when the latest request was sent that was answered
         self._back = -inf  # when the last outage was over
+        self._stood = -inf  # when this machine had stood still itself
         self.since: float | None = None  #: while cut off: when somebody answered last
 
     @property
@@ -62,24 +73,36 @@ class Connectivity:
         """Note that a request has ended, in whatever way."""
         self._busy -= 1
 
-    def heard(self, now: float) -> None:
-        """Note that somebody answered.
+    def heard(self, begun: float, now: float) -> bool:
+        """Note that somebody answered what was sent at ``begun``; return whether that is news.
 
-        That ends no outage, only a probe does: it may be what had arrived before the cut.
+        It ends no outage, only a probe does: it may be what had arrived before the cut.
         """
-        self._sign = now
+        self._sign, self._proof = now, max(self._proof, begun)
+        news = begun >= self._waiting
+        if news:
+            self._waiting = inf
+        return news
+
+    def stood_still(self, now: float) -> None:
+        """Note that this machine did nothing for a while, so that all deadlines passed unused."""
+        self._stood = now
+
+    def has_stood(self, begun: float) -> bool:
+        """Return whether this machine has stood still since then."""
+        return begun <= self._stood
 
     def suspect(self, now: float) -> bool:
         """Return whether a probe should decide now."""
-        if self.offline or self._doubts:
+        if self.offline or now - self._waiting >= self._quiet:
             return True
         return self._busy > 0 and now - max(self._sign, self._woke) >= self._quiet
 
     def probed(self, begun: float, now: float, *, answered: bool) -> None:
         """Note how a probe ended that was sent at ``begun``."""
-        self._doubts = False
+        self._waiting = inf
         if answered:
-            self._probed, self._sign = begun, now
+            self.heard(begun, now)
             if self.offline:
                 self._back, self.since = now, None
         elif self.since is None:
@@ -89,22 +112,20 @@ class Connectivity:
         """Return whether a request of that time met an outage that is over."""
         return begun <= self._back
 
-    def verdict(self, begun: float, ended: float) -> bool | None:
-        """Return whether a request that nobody answered shall be sent again; None: not known yet.
+    def verdict(self, begun: float, ended: float, *, at_once: bool) -> Verdict | None:
+        """Return why nobody answered a request; None: not known yet.
 
-        What took long had its chance if others were heard until just before it was given up. What
-        failed at once waits for a probe.
+        What failed ``at_once`` had no chance to outlive a short cut, as what waits has: TCP and
+        name look-ups send their packets again.
         """
         if self.offline:
             return None
         if self.in_outage(begun):
-            return True
-        if ended - begun >= 2 * self._quiet and self._sign >= ended - self._quiet:
-            return False
-        if self._probed >= ended:
-            return False
-        self._doubts = True
-        return None
+            return Verdict.OUTAGE
+        if self._proof < ended:
+            self._waiting = min(self._waiting, ended)
+            return None
+        return Verdict.MOMENT if at_once or self.has_stood(begun) else Verdict.DEAD
 
 
 class Outages:

@@ -27,6 +27,7 @@ from cahlib.scrape import addresses, answers, coding, lenient, optout
 from cahlib.scrape.addresses import Net, Resolver
 from cahlib.scrape.anatomy import AVIF, format_of
 from cahlib.scrape.causes import cause, somebody
+from cahlib.scrape.connectivity import Verdict
 from cahlib.scrape.manners import Manners
 from cahlib.scrape.network import Network
 from cahlib.scrape.owners import Owners, Text
@@ -139,7 +140,7 @@ async def session(
 class Deadline:
     """When an answer comes too late."""
 
-    __slots__ = ("_at", "_seconds")
+    __slots__ = ("_at", "_seconds", "begun")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -152,7 +153,8 @@ class Deadline:
 
     def renew(self) -> None:
         """Give all the time again."""
-        self._at = time.monotonic() + self._seconds
+        self.begun = time.monotonic()  #: since when it runs
+        self._at = self.begun + self._seconds
 
     def extend(self, seconds: float) -> None:
         """Give more time."""
@@ -185,6 +187,8 @@ class Fetcher:
         deadline = Deadline(self._options.total_timeout)
         result = await self._follow(address, share, deadline)
         if result in _TRANSIENT and not self.manners.closed(domain := domain_of(address)):
+            if self._network.hosts.has_stood(deadline.begun):
+                deadline.renew()
             late = result is Reason.TOO_OFTEN  # it answered in time, and wants us later
             left = math.inf if late else deadline.left
             pause = max(self._net.pause, self.manners.wait(domain, left))
@@ -275,21 +279,26 @@ class Fetcher:
         read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
     ) -> T | Reason:
         """Send a request and read its answer; again after each outage that lost it."""
-        host, port = url.raw_host or "", url.port or 0
+        host, port, doubted = url.raw_host or "", url.port or 0, False
         while True:
             if await self._network.ready():
                 deadline.renew()
             with self._network.hosts.asking() as begun:
                 try:
                     async with self._get(url, deadline.left) as answer:
-                        self._network.heard(domain, host, port)
+                        self._network.heard(begun, domain, host, port)
                         return await read(answer)
                 except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
                     reason, answered = cause(error), somebody(error)
+                    at_once = not isinstance(error, asyncio.TimeoutError)
             if answered:
-                self._network.hosts.heard()
-            if answered is not False or not await self._network.lost(begun, host, port):
+                self._network.hosts.heard(begun)
+            if answered is not False:
                 return reason
+            verdict = await self._network.lost(deadline.begun, host, port, at_once=at_once)
+            if verdict is Verdict.DEAD or (doubted and verdict is Verdict.MOMENT):
+                return reason
+            doubted = doubted or verdict is Verdict.MOMENT
             if refused := await self._polite(domain, math.inf):
                 return refused
             deadline.renew()

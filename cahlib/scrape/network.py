@@ -19,6 +19,7 @@ from aiohttp.abc import ResolveResult
 
 from cahlib.scrape import addresses
 from cahlib.scrape.addresses import Net, NoAddress, NotPublic, Resolver
+from cahlib.scrape.connectivity import Verdict
 from cahlib.scrape.watch import Watch
 
 _MOST_KNOWN = 256  # hosts that answered, of as many domains, which take turns in being probed
@@ -56,9 +57,9 @@ class Network:
                 await asyncio.sleep(_PACE)
         return waited
 
-    def heard(self, domain: str, host: str, port: int) -> None:
-        """Note a host that answered."""
-        self.hosts.heard()
+    def heard(self, begun: float, domain: str, host: str, port: int) -> None:
+        """Note a host that answered what was sent at ``begun``."""
+        self.hosts.heard(begun)
         self._net.outages.sign = time.monotonic()
         if domain not in self._known:
             self._known[domain] = host, port
@@ -69,10 +70,11 @@ class Network:
         """Note that a domain is left alone from now on: by probes too."""
         self._known.pop(domain, None)
 
-    async def lost(self, begun: float, host: str, port: int) -> bool:
-        """Return whether an outage is why a request was not answered, when it is over."""
+    async def lost(self, begun: float, host: str, port: int, *, at_once: bool) -> Verdict:
+        """Return why a request was not answered; an outage is over then."""
         self._doubtful = host, port
-        return await self.hosts.lost(begun) or await self.resolver.watch.met(begun)
+        verdict = await self.hosts.lost(begun, at_once=at_once)
+        return Verdict.OUTAGE if await self.resolver.met(host, begun) else verdict
 
     async def _answers(self) -> bool:
         """Whether one of those who answered before still does, or the crawl's host."""

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cahlib.scrape.connectivity import Connectivity, Outages
+from cahlib.scrape.connectivity import Connectivity, Outages, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ class Watch:
         self._what, self._probe, self._back = what, probe, back
         self._patience, self._outages = patience, outages
         self._state = Connectivity(patience.quiet, time.monotonic())
-        self._waiting = 0
         self._changed = asyncio.Event()
         self._error: Exception | None = None
 
@@ -57,21 +56,24 @@ class Watch:
         finally:
             self._state.done()
 
-    def heard(self) -> None:
-        """Note that somebody answered."""
-        self._state.heard(time.monotonic())
-        if self._waiting:
+    def heard(self, begun: float) -> None:
+        """Note that somebody answered what was sent then."""
+        if self._state.heard(begun, time.monotonic()):
             self._wake()
 
-    async def lost(self, begun: float) -> bool:
-        """Return whether an outage is why nobody answered a request, as soon as that is known.
+    async def lost(self, begun: float, *, at_once: bool) -> Verdict:
+        """Return why nobody answered a request, as soon as that is known.
 
-        If so, the outage is over. Raises Postponed if it lasts too long.
+        If it is an outage, that is over. Raises Postponed if it lasts too long.
         """
         ended = time.monotonic()
-        while (verdict := self._state.verdict(begun, ended)) is None:
+        while (verdict := self._state.verdict(begun, ended, at_once=at_once)) is None:
             await self._change()
         return verdict
+
+    def has_stood(self, begun: float) -> bool:
+        """Return whether this machine has stood still since then: suspended, or far too busy."""
+        return self._state.has_stood(begun)
 
     async def met(self, begun: float) -> bool:
         """Return whether there has been an outage since then, when it is over."""
@@ -89,8 +91,11 @@ class Watch:
         """Find outages and their ends until cancelled."""
         try:
             while True:
+                due = time.monotonic() + self._patience.quiet / 4
                 await asyncio.sleep(self._patience.quiet / 4)
-                if self._state.suspect(time.monotonic()):
+                if (now := time.monotonic()) >= due + self._patience.quiet:
+                    self._state.stood_still(now)
+                if self._state.suspect(now):
                     before = self._state.offline
                     answered = await self._decide()
                     self._wake()
@@ -129,11 +134,7 @@ class Watch:
         """Wait for news."""
         if self._error is not None:
             raise self._error
-        self._waiting += 1
-        try:
-            await self._changed.wait()
-        finally:
-            self._waiting -= 1
+        await self._changed.wait()
 
     def _wake(self) -> None:
         self._changed.set()

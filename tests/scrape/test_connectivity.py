@@ -1,11 +1,14 @@
 """When silence means that this machine is cut off, and when that hosts are dead."""
 
+from collections import Counter, deque
+from heapq import heappop, heappush
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cahlib.errors import Postponed
-from cahlib.scrape.connectivity import Connectivity, Outages
+from cahlib.scrape.connectivity import Connectivity, Outages, Verdict
 
 QUIET, PROBE, STEP = 1.0, 2.0, 0.25
 
@@ -18,23 +21,35 @@ def state(*, asked=1):
     return known
 
 
-def test_what_takes_long_is_dead_where_others_answer():
+def test_a_failure_is_the_hosts_once_a_later_request_is_answered():
     known = state()
-    known.heard(9.5)
-    assert known.verdict(0.0, 10.0) is False
-    assert not known.suspect(10.0)
+    known.heard(9.0, 9.5)
+    assert known.verdict(0.0, 10.0, at_once=False) is None
+    assert not known.heard(9.9, 10.1)  # what had arrived before a cut looks like this too
+    assert known.verdict(0.0, 10.0, at_once=False) is None
+    assert known.heard(10.0, 10.2)
+    assert known.verdict(0.0, 10.0, at_once=False) is Verdict.DEAD
+    assert not known.suspect(11.1)
 
 
-def test_what_fails_at_once_waits_for_a_probe_that_was_sent_later():
+def test_what_failed_at_once_is_worth_another_request():
     known = state()
-    known.heard(5.0)
-    assert known.verdict(5.0, 5.1) is None
-    known.heard(5.2)  # what had arrived before a cut looks like this too
-    assert known.verdict(5.0, 5.1) is None
-    assert known.suspect(5.2)
-    known.probed(5.2, 5.3, answered=True)
-    assert known.verdict(5.0, 5.1) is False
-    assert not known.suspect(5.4)
+    known.heard(5.0, 5.1)
+    assert known.verdict(5.0, 5.1, at_once=True) is None
+    assert not known.suspect(6.0), "another may be answered soon"
+    assert known.suspect(6.1)
+    known.probed(6.1, 6.2, answered=True)
+    assert known.verdict(5.0, 5.1, at_once=True) is Verdict.MOMENT
+    assert not known.suspect(6.3)
+
+
+def test_a_deadline_that_passed_while_this_machine_stood_still_says_nothing():
+    known = state()
+    known.stood_still(30.0)
+    known.probed(30.1, 30.2, answered=True)
+    assert known.verdict(0.0, 30.0, at_once=False) is Verdict.MOMENT
+    known.probed(41.0, 41.1, answered=True)
+    assert known.verdict(30.3, 40.3, at_once=False) is Verdict.DEAD
 
 
 def test_silence_is_suspect_while_somebody_is_asked_only():
@@ -43,7 +58,7 @@ def test_silence_is_suspect_while_somebody_is_asked_only():
     known.asked(100.0)
     assert not known.suspect(100.9)
     assert known.suspect(101.0)
-    known.heard(101.0)
+    known.heard(100.0, 101.0)
     assert not known.suspect(101.9)
     known.done()
     assert not known.suspect(200.0)
@@ -51,65 +66,63 @@ def test_silence_is_suspect_while_somebody_is_asked_only():
 
 def test_an_outage_lasts_from_the_last_answer_to_the_first_probe_that_is_answered():
     known = state()
-    known.heard(3.0)
+    known.heard(2.9, 3.0)
     known.probed(4.0, 6.0, answered=False)
     assert (known.offline, known.since) == (True, 3.0)
-    assert known.verdict(2.0, 7.0) is None
-    known.heard(7.1)  # an answer that was under way ends nothing
+    assert known.verdict(2.0, 7.0, at_once=False) is None
+    known.heard(2.5, 7.1)  # an answer that was under way ends nothing
     assert known.offline
     known.probed(8.0, 10.0, answered=False)
     assert known.since == 3.0
     known.probed(12.0, 12.1, answered=True)
     assert not known.offline
-    assert known.verdict(2.0, 7.0) is True
-    assert known.verdict(12.0, 22.0) is True, "it was sent before that was over"
-    known.heard(23.0)
-    assert known.verdict(12.2, 22.2) is False
+    assert known.verdict(2.0, 7.0, at_once=False) is Verdict.OUTAGE
+    assert known.verdict(12.0, 22.0, at_once=False) is Verdict.OUTAGE, "sent before that was over"
+    known.heard(23.0, 23.0)
+    assert known.verdict(12.2, 22.2, at_once=False) is Verdict.DEAD
 
 
 class World:
     """Hosts that answer in a tenth of a second, a network that may be away, and the probes."""
 
     def __init__(self, requests, outage):
+        """``requests``: when, whether the host lives, whether one fails at once without network."""
         self.requests, self.outage = requests, outage
-        self.known, self.verdicts, self.offline = Connectivity(QUIET, 0.0), {}, []
+        self.known, self.offline = Connectivity(QUIET, 0.0), []
+        self.sent, self.arrived, self.lost = Counter(), set(), set()
 
     def up(self, start, end):
         return end < self.outage[0] or start > self.outage[1]
 
     def end(self, start, alive, instant):
         """When a request ends, and whether it was answered; TCP sends its packets four times."""
-        if instant and not self.up(start, start):
+        if instant and not (alive and self.up(start, start)):
             return start + 0.01, False
         for sent in (start, start + 1, start + 3, start + 7):
             if alive and self.up(sent, sent + 0.1):
                 return sent + 0.1, True
         return start + 10.0, False
 
+    def send(self, now, number):
+        _, alive, instant = self.requests[number]
+        end, answered = self.end(now, alive, instant)
+        self.sent[number] += 1
+        self.known.asked(now)
+        heappush(self.events, (end, number, now, answered))
+
     def run(self):
-        events, waiting, probe, rest = [], [], None, 0.0
-        for number, (start, alive, instant) in enumerate(self.requests):
-            end, answered = self.end(start, alive, instant)
-            events += [(start, 0, number, answered), (end, 1, number, answered)]
-        events.sort()
-        now = 0.0
-        while events or waiting or self.known.offline:
+        self.events, self.waiting, self.doubted = [], [], set()
+        due = deque(sorted((start, number) for number, (start, _, _) in enumerate(self.requests)))
+        now = probe = rest = 0.0
+        while due or self.events or self.waiting or self.known.offline:
             now += STEP
             assert now < 500, "a verdict never came"
-            while events and events[0][0] <= now:
-                at, what, number, answered = events.pop(0)
-                if what == 0:
-                    self.known.asked(at)
-                    continue
-                self.known.done()
-                if answered:
-                    self.known.heard(at)
-                else:
-                    waiting.append((number, self.requests[number][0], at))
-            for each in list(waiting):
-                if (verdict := self.known.verdict(*each[1:])) is not None:
-                    self.verdicts[each[0]] = verdict
-                    waiting.remove(each)
+            while due and due[0][0] <= now and not self.known.offline:
+                self.send(now, due.popleft()[1])
+            while self.events and self.events[0][0] <= now:
+                self.ended(*heappop(self.events))
+            for each in list(self.waiting):
+                self.judge(each, now)
             if probe and now >= probe[1]:
                 begun, end, answered = probe
                 was, probe = self.known.offline, None
@@ -117,9 +130,29 @@ class World:
                 self.offline += [now] if self.known.offline and not was else []
                 rest = now + (QUIET if answered else 2.0 if was else 0.0)
             if not probe and now >= rest and self.known.suspect(now):
-                answered = self.up(now, now + 0.1)
-                probe = now, now + (0.1 if answered else PROBE), answered
+                sent = [at for at in (now, now + 1) if self.up(at, at + 0.1)]
+                probe = (now, sent[0] + 0.1, True) if sent else (now, now + PROBE, False)
         return self
+
+    def ended(self, at, number, begun, answered):
+        self.known.done()
+        if answered:
+            self.known.heard(begun, at)
+            self.arrived.add(number)
+        else:
+            self.waiting.append((number, begun, at))
+
+    def judge(self, each, now):
+        number, begun, at = each
+        if (verdict := self.known.verdict(begun, at, at_once=at - begun < 1)) is None:
+            return
+        self.waiting.remove(each)
+        if verdict is Verdict.DEAD or (verdict is Verdict.MOMENT and number in self.doubted):
+            self.lost.add(number)
+            return
+        if verdict is Verdict.MOMENT:
+            self.doubted.add(number)
+        self.send(now, number)
 
 
 REQUESTS = st.lists(
@@ -132,7 +165,9 @@ REQUESTS = st.lists(
 def test_dead_hosts_alone_are_no_outage(requests):
     world = World(requests, outage=(1e9, 1e9)).run()
     assert world.offline == []
-    assert not any(world.verdicts.values())
+    assert world.lost == {number for number, (_, alive, _) in enumerate(requests) if not alive}
+    for number, (_, alive, instant) in enumerate(requests):
+        assert world.sent[number] == (2 if instant and not alive else 1)
 
 
 @given(st.integers(1, 300), st.floats(0, 5))
@@ -141,17 +176,12 @@ def test_one_dead_host_with_many_links_is_no_outage(links, gap):
     assert World(requests[:40], outage=(1e9, 1e9)).run().offline == []
 
 
-@given(REQUESTS, st.floats(0, 60), st.floats(5, 100))
-def test_what_an_outage_costs_is_asked_again(requests, start, length):
-    outage = start, start + length
-    world = World(requests, outage).run()
-    for number, (at, alive, instant) in enumerate(requests):
-        end, answered = world.end(at, alive, instant)
-        found = end + QUIET + PROBE < outage[1]  # at once: it takes as long to find an outage
-        if alive and not answered and (found or end > at + 1):
-            assert world.verdicts[number] is True
-        if end < start - PROBE or at > outage[1] + 2 * PROBE + 2:
-            assert not world.verdicts.get(number), "the outage has nothing to do with it"
+@given(REQUESTS, st.floats(0, 60), st.floats(0.05, 5) | st.floats(5, 100))
+def test_what_an_outage_of_any_length_costs_is_asked_again(requests, start, length):
+    world = World(requests, (start, start + length)).run()
+    assert world.lost == {number for number, (_, alive, _) in enumerate(requests) if not alive}
+    assert len(world.arrived) + len(world.lost) == len(requests)
+    assert max(world.sent.values()) <= 4
 
 
 def test_outages_of_several_who_notice_them_count_once():

@@ -1,6 +1,7 @@
 """What a cut of the network costs: nothing but time, wherever the cut is. And IPv6 beside IPv4."""
 
 import _socket
+import errno
 import socket
 import threading
 import time
@@ -48,10 +49,14 @@ def _real_sockets(monkeypatch):
 
 
 @contextmanager
-def world(*, families="46", names=ALIVE, most=60.0):
-    """A web of these names, and a scraper that may begin."""
+def world(*, families="46", names=ALIVE, most=60.0, patience=HURRIED, forwarder=False):
+    """A web of these names, and a scraper that may begin.
+
+    With a ``forwarder``, the scraper's machine asks a name server of its own, which is `alone` when
+    its event is set.
+    """
     dead = {name: addresses for name, (addresses, _) in DEAD.items() if addresses}
-    silent = threading.Event()
+    silent, alone = threading.Event(), threading.Event()
     paths = {"/a.jpg": w.body(JPEG), "/robots.txt": w.body(b"User-agent: *\nAllow: /\n")}
     paths |= {f"asleep.example{path}": w.silent for path in paths}
     with Wires(families) as wires, ExitStack() as stack:
@@ -60,16 +65,21 @@ def world(*, families="46", names=ALIVE, most=60.0):
                 stack.enter_context(name_server({**names, **dead}, place, silent=silent))
             webs = [stack.enter_context(w.Web(paths, place=(at, 80))) for at in (WEB, WEB6)]
         server = f"{NAMES}:53" if "4" in families else f"[{WEB6}]:53"
-        net = Net(servers=(server,), tls=False, pause=0, patience=HURRIED,
+        if forwarder:
+            with wires.inside(wires.near):
+                place = ("127.0.0.1", 53)
+                server = stack.enter_context(name_server({**names, **dead}, place, alone=alone))
+        net = Net(servers=(server,), tls=False, pause=0, patience=patience,
                   outages=Outages(most))  # fmt: skip
         run = SimpleNamespace(
-            wires=wires, webs=webs, silent=silent, outages=net.outages, tally=Tally(),
+            wires=wires, webs=webs, silent=silent, alone=alone, outages=net.outages, tally=Tally(),
             evidence=Evidence(),
         )  # fmt: skip
 
         def scrape(*links, **settings):
             """Start; gives the future of the URLs that arrived."""
-            calm = {"per_second": 0, "connect_timeout": 1, "read_timeout": 2, "total_timeout": 6}
+            # the web's threads are slow on a busy machine; connections are the system's
+            calm = {"per_second": 0, "connect_timeout": 1, "read_timeout": 6, "total_timeout": 20}
             options = Download(**{**calm, "connections": 64, **settings})
             wanted = (candidate(url, n) for n, url in enumerate(_all(links)))
             found = images(wanted, options, run.tally, evidence=run.evidence, net=net)
@@ -137,6 +147,51 @@ def test_a_cut_in_the_middle_costs_nothing_but_time(trouble):
     lost[Reason.NO_ROBOTS] += lost.pop(Reason.TIMEOUT)
     assert {reason: n for reason, n in run.tally.lost.items() if n} == lost
     assert run.evidence.silent == []
+
+
+def test_name_servers_that_know_the_hosts_of_before_hide_no_cut():
+    names = list(ALIVE)
+    # so many are read at once: when they are done, nothing is on its way
+    before, after, cut_off = some(names[:16], each=4), some(names[20:]), threading.Event()
+    with world(patience=Patience(quiet=1, probe=0.75, retry=0.25), forwarder=True) as run:
+        scraping = run.scrape(*before, cut_off, *after)
+        until(lambda: run.tally.left[Stage.FETCH] == len(before))
+        mend = cut(run)
+        run.alone.set()
+        cut_off.set()
+        offline(run)
+        mend()
+        run.alone.clear()
+        assert len(scraping.result(60)) == len(before) + len(after)
+    assert not run.tally.lost
+
+
+def test_a_cut_that_is_over_before_it_is_noticed_costs_nothing(monkeypatch):
+    names, failed = list(ALIVE), []
+
+    def connect(own, place):
+        try:
+            return _socket.socket.connect(own, place)
+        except OSError as error:
+            if error.errno == errno.ENETUNREACH:
+                failed.append(place)
+            raise
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    # an address needs a connection of its own, and other names a look-up
+    before, within, after = some(names[:10]), some([WEB, *names[10:20]]), some(names[20:])
+    cut_off, mended = threading.Event(), threading.Event()
+    with world(patience=Patience(quiet=60)) as run:
+        scraping = run.scrape(*before, cut_off, *within, mended, *after, connections=512)
+        until(lambda: run.tally.left[Stage.FETCH] >= 50)
+        mend = unplug(run)
+        cut_off.set()
+        until(lambda: failed)
+        mend()
+        mended.set()
+        assert set(scraping.result(60)) == {*before, *within, *after}
+        assert run.outages.total() == 0
+    assert not run.tally.lost
 
 
 @pytest.mark.parametrize("trouble", [unplug, cut])

@@ -18,11 +18,14 @@ def name_server(
     place: tuple[str, int] = ("127.0.0.1", 0),
     *,
     silent: threading.Event | None = None,
+    alone: threading.Event | None = None,
 ) -> Iterator[str]:
     """A name server on loopback: names with their addresses; others do not exist.
 
-    An iterator gives the addresses anew for each question. While ``silent``, it answers nothing.
+    An iterator gives the addresses anew for each question. While ``silent``, it answers nothing;
+    while ``alone``, as a forwarder without its upstream: what it has answered before, and failures.
     """
+    cached = set[str]()
     family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as server:
         server.bind(place)
@@ -36,7 +39,12 @@ def name_server(
                     labels.append(query[at + 1 : at + 1 + query[at]].decode())
                     at += query[at] + 1
                 (kind,) = struct.unpack(">H", query[at + 1 : at + 3])
-                known = table.get(".".join(labels).lower())
+                name = ".".join(labels).lower()
+                known = table.get(name)
+                if not (alone and alone.is_set()):
+                    cached.add(name)
+                elif name not in cached:
+                    known = tuple((family, "") for family in _KINDS.values())
                 if isinstance(known, Iterator):
                     known = next(known)
                 given = [address for family, address in known or () if family == _KINDS.get(kind)]
