@@ -67,6 +67,7 @@ kaggle = [
 tracker = [
     "fastapi>=0.115",  # routes, validation and OpenAPI
     "uvicorn>=0.30",  # serves them
+    "httptools>=0.6.3",  # reads requests for uvicorn, in C
     "jinja2>=3.1",  # the pages; escapes what is other people's text
     "python-multipart>=0.0.18",  # the Bloom calls' forms
     "alembic>=1.14",  # upgrades a running community's database

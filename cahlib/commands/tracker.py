@@ -104,6 +104,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 def _serve(chosen: argparse.Namespace) -> int:
     import uvicorn
 
+    from cahlib.tracker import guard
     from cahlib.tracker.app import create
 
     settings = _settings(vars(chosen))
@@ -115,6 +116,7 @@ def _serve(chosen: argparse.Namespace) -> int:
         # Without being told so, nobody's word is taken for where he comes from.
         "proxy_headers": bool(chosen.behind_proxy), "forwarded_allow_ips": chosen.behind_proxy,
         "server_header": False, "timeout_keep_alive": 60, "timeout_graceful_shutdown": 10,
+        **guard.options(),
     }  # fmt: skip
     with _listening(chosen.host, chosen.port) as listener:
         options["fd"] = listener.fileno()

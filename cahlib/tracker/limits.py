@@ -101,7 +101,7 @@ class Gate:
             await _refuse(scope, send, 413, too_large)
 
     def _wait(self, scope: _Scope, headers: dict[bytes, bytes]) -> float:
-        address = _sender(scope["client"][0] if scope.get("client") else "")
+        address = sender(scope["client"][0] if scope.get("client") else "")
         if scope["path"] == "/healthz":
             return 0
         if scope["path"] in ("/v1/workers", "/api/new") and (wait := self._newcomers.wait(address)):
@@ -118,7 +118,7 @@ def _most(path: str) -> int:
     return DONE_BODY if path.endswith("/complete") else BODY
 
 
-def _sender(address: str) -> str:
+def sender(address: str) -> str:
     """Whose requests are counted together: of IPv6, a connection at home has a whole /64."""
     try:
         found = ip_address(address)
