@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _done(chosen: argparse.Namespace) -> int:
     """Return the exit code of a command, and say what is wrong."""
     try:
-        with swarm.reminded(environment(), _looked_after(chosen)):
+        with swarm.reminded(environment(), _looked_after(chosen), chosen):
             return _act(chosen)
     except CahError as error:
         print(f"cah: {error}", file=sys.stderr)

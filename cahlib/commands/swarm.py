@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +58,8 @@ def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], give
     down.add_argument("--run", default="", metavar="NAME", help="those of another run, by its name")
     down.add_argument("--all-runs", action="store_true", help="those of all runs")
     down.add_argument("--yes", action="store_true", help="do not ask")
+    every = command("list", "show every run that has servers in any of the accounts", _list)
+    every.set_defaults(all_runs=True)  # those that nobody works with are in its list
     command("status", "show the servers of a run, what they do and cost", _status)
     logs = command("logs", "print the ends of the nodes' logs", _logs)
     logs.add_argument("node", nargs="?", help="of one node")
@@ -84,17 +87,21 @@ def agreed(question: str, *, yes: bool = False) -> bool:
 
 
 @contextmanager
-def reminded(environment: Mapping[str, str], own: Path | None) -> Iterator[None]:
+def reminded(
+    environment: Mapping[str, str], own: Path | None, chosen: argparse.Namespace | None = None
+) -> Iterator[None]:
     """Tell of servers that nobody works with any more, while a command does something else.
 
-    The command is delayed by no more than a few seconds, and never fails of it. Those of the run
-    whose state is ``own`` are the command's to look after.
+    The command is delayed by no more than a few seconds, and never fails because of it. Those of
+    the run whose state is ``own``, or that was ``chosen``, are the command's to look after.
     """
-    if not environment.get("HCLOUD_TOKEN"):
+    if not environment.get("HCLOUD_TOKEN") or getattr(chosen, "all_runs", False):
         yield
         return
     asking = threading.Event()
-    thread = threading.Thread(target=_remind, args=(environment, own, asking), daemon=True)
+    named = {(own / "run").read_text()} if own and (own / "run").exists() else set[str]()
+    but = named | {getattr(chosen, "run", "")}
+    thread = threading.Thread(target=_remind, args=(environment, but, asking), daemon=True)
     thread.start()
     try:
         yield
@@ -103,14 +110,13 @@ def reminded(environment: Mapping[str, str], own: Path | None) -> Iterator[None]
         thread.join(_REMINDER)
 
 
-def _remind(environment: Mapping[str, str], own: Path | None, asking: threading.Event) -> None:
+def _remind(environment: Mapping[str, str], but: set[str], asking: threading.Event) -> None:
     with suppress(CahError, ModuleNotFoundError, OSError):
         try:
-            from cahlib.swarm.fleet import forsaken
+            from cahlib.swarm.runs import forsaken
         finally:
             asking.set()
-        name = (own / "run").read_text() if own and (own / "run").exists() else ""
-        for sentence in forsaken(_accounts(environment), but=name):
+        for sentence in forsaken(_accounts(environment), but=but):
             say(f"cah: {sentence}")
 
 
@@ -149,17 +155,55 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
 
 def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.swarm import crew
-    from cahlib.swarm.provider import everywhere
+    from cahlib.swarm.provider import everywhere, in_use
+    from cahlib.swarm.runs import runs_of
 
     clouds = _accounts(environment)
     labels = crew.labels(_state(job), run=chosen.run, all_runs=chosen.all_runs)
     servers = everywhere(clouds, labels)
+    if chosen.run and not servers and not any(each.prepared(labels) for each in clouds):
+        runs = sorted({each.run for each in runs_of(clouds)})
+        raise ConfigError(
+            f"run: {chosen.run} has no servers; there are of: {', '.join(runs) or 'no run'}."
+        )
     for each in servers:
         print(f"{each.name}  {each.type}  {each.location}  {each.address}")
-    if servers and not agreed("Delete these servers?", yes=chosen.yes):
+    busy = sorted({each.labels.get("run", "") for each in servers if in_use(each, time.time())})
+    if busy and not (chosen.yes or sys.stdin.isatty()):
+        raise ConfigError(f"yes: {_works(busy)}; give --yes to delete the servers nevertheless.")
+    question = f"{_works(busy)}, and will end. " if busy else ""
+    if servers and not agreed(f"{question}Delete these servers?", yes=chosen.yes):
         return 2
-    crew.down(clouds, labels)
+    print(f"Deleting {len(servers)} servers …", file=sys.stderr)
+    try:
+        crew.down(clouds, labels)
+    except KeyboardInterrupt:
+        print(
+            "Some of them may still be there; the same command deletes the rest.", file=sys.stderr
+        )
+        raise
     print(f"{len(servers)} servers were deleted; the cloud says that nothing is left.")
+    if account := crew.settled(_state(job), labels):
+        print(account)
+    return 0
+
+
+def _works(runs: Sequence[str]) -> str:
+    return f"somebody works with the servers of run {' and '.join(runs)}"
+
+
+def _list(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
+    from cahlib.swarm.runs import runs_of
+
+    found = runs_of(_accounts(environment))
+    if not found:
+        print("There are no servers of cahlib's in these accounts.")
+        return 0
+    print(f"{'run':<10} {'servers':>7} {'age':>8} {'an hour':>12}  state")
+    for each in found:
+        state = "somebody works with it" if each.in_use else "nobody works with it"
+        price = f"{each.currency} {each.hourly:.4f}"
+        print(f"{each.run:<10} {each.servers:>7} {each.age / 3600:>6.1f} h {price:>12}  {state}")
     return 0
 
 
@@ -167,15 +211,14 @@ def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]
     from cahlib.console import node_lines
     from cahlib.swarm import crew
 
-    nodes = crew.nodes(_accounts(environment), _state(job))
-    if not nodes:
-        print("There are no servers of this run.")
-        return 0
-    for line in node_lines(nodes):
+    clouds = _accounts(environment)
+    nodes, account = crew.nodes(clouds, _state(job)), crew.account_of(clouds, _state(job))
+    for line in node_lines(nodes) if nodes else ["There are no servers of this run."]:
         print(line)
     for each in nodes:
         print(f"{each.name}  cahlib {each.version or 'does not answer'}: {each.line or 'no log'}")
-    print(f"EUR {sum(each.cost for each in nodes):.4f} so far, with IPv4 and tax.")
+    if account:
+        print(account.told(time.time()))
     return 0
 
 

@@ -68,7 +68,7 @@ class Swarm:
 
     def down(self) -> None:
         """Delete them, until the cloud says that nothing is left; Ctrl-C waits."""
-        with undisturbed():
+        with undisturbed(lambda: "the servers are being deleted; this waits for them."):
             crew.down(self._accounts, self._labels, pause=self._pause)
             if not self._settled:
                 time.sleep(self._orders.late)  # what was asked for may be made only now

@@ -13,7 +13,7 @@ from cahlib.errors import CahError
 from cahlib.notebook.child import Child
 
 if TYPE_CHECKING:
-    from cahlib.swarm.fleet import Orphans
+    from cahlib.swarm.runs import Run
 
 #: Seconds after which the cloud is asked again while no run goes on: a driver on another machine
 #: that has just died is known to be dead after five minutes.
@@ -24,7 +24,7 @@ _AGAIN = 300.0
 class Lookout:
     """What the cloud said last of servers that are left, and when it is to be asked again."""
 
-    found: Sequence[Orphans] = ()
+    found: Sequence[Run] = ()
     trouble: str = ""  #: why the cloud could not be asked
     _asked: tuple[str, Path, bool] = ("", Path(), False)  #: of which token, run and state
     _at: float = 0
@@ -67,14 +67,14 @@ class Lookout:
         return sum(each.servers for each in self.found if each.run == name)
 
 
-def _orphans(child: Child, token: str) -> list[Orphans]:
+def _orphans(child: Child, token: str) -> list[Run]:
     """Return the servers of all runs that are over, that of this panel included if it is dead."""
     from cahlib.scrapers import clouds
-    from cahlib.swarm.fleet import orphaned
+    from cahlib.swarm.runs import orphaned
 
     own = _name(child)
     if own and child.running():
-        return orphaned(clouds(token), but=own)
+        return orphaned(clouds(token), but={own})
     died = {own: float(child.live().get("written", 0))} if own else {}
     return orphaned(clouds(token), died=died)
 

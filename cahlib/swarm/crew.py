@@ -26,13 +26,11 @@ from cahlib.swarm.fleet import Fleet, fleet, remains, sweep
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HOME, user_data
 from cahlib.swarm.planner import Limits, Plan, plan
-from cahlib.swarm.provider import PROJECT, Account, Server, everywhere, prices
+from cahlib.swarm.provider import PROJECT, Account, Server, everywhere, mark, prices
 from cahlib.swarm.remote import Remote, remote
+from cahlib.swarm.startup import Startup, begin, finish
 from cahlib.swarm.ticket import issued
 from cahlib.swarm.watch import Rules, Watch, watched
-
-#: How often servers that do not become nodes are replaced.
-_ROUNDS = 3
 
 #: Seconds in which workers must have joined, and in which finished parcels are brought at the end.
 _JOIN, _DRAIN = 60, 120
@@ -72,27 +70,36 @@ def crew(
     made, RunError if no node comes up, or if servers could not be deleted.
     """
     made, goods, keys = _prepared(accounts, orders, tell, stop)
+
+    def reached(server: Server) -> ssh.Login:
+        return _login(server, keys)
+
     with (
+        _accounted(made, tell),
         view.viewed(made, keys, board, tell) as seen,
         fleet(made, public_key=_public(keys), late=orders.late),
     ):
-        logins = _brought_up(made, keys, goods, tell, seen.step)
+        startup = _startup(goods, seen.step)
+        head = begin(made, startup, reached, tell=tell)
         with (
             _metered(made, keys, orders, tell),
-            remote(_reach(logins[0], keys), home) as engine,
+            remote(_reach(head, keys), home) as engine,
         ):
-            _joined(engine, logins, tell)
+            _joined(engine, startup.up(), tell)
             seen.works(engine)
-            watch = Watch(
-                made,
-                engine,
-                lambda server: _login(server, keys),
-                lambda fresh, head: install.bring_up_all(fresh, goods, head=head, step=seen.step),
-                tell=tell,
-                rules=orders.rules,
-            )
+            watch = Watch(made, engine, reached, startup, tell=tell, rules=orders.rules)
             with _wound_up(made, engine, keys, orders), watched(watch):
                 yield engine
+
+
+@contextmanager
+def _accounted(made: Fleet, tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell at the end what all servers of the run have cost."""
+    try:
+        yield
+    finally:
+        if made.bills and not made.bills.running():
+            tell(f"The servers are gone. {made.bills.told(made.clock())}")
 
 
 def planned(accounts: Sequence[Account], orders: Orders) -> Plan:
@@ -116,11 +123,20 @@ def up(
     """Make servers and nodes of them, and leave them to a `crew` with the same state."""
     made, goods, keys = _prepared(accounts, orders, tell, threading.Event())
     made.prepare(_public(keys))
+
+    def reached(server: Server) -> ssh.Login:
+        return _login(server, keys)
+
     with view.viewed(made, keys, Board(), tell) as seen:
-        found = _brought_up(made, keys, goods, tell, seen.step)
-    with remote(_reach(found[0], keys), orders.state) as engine:
-        _joined(engine, found, tell)
-    return found
+        startup = _startup(goods, seen.step)
+        head = begin(made, startup, reached, tell=tell)
+        finish(made, startup, reached, head, tell=tell)
+    mark(made.accounts, made.labels, 0)  # from now on nobody works with them
+    up = startup.up()
+    with remote(_reach(head, keys), orders.state) as engine:
+        _joined(engine, up, tell)
+    found = [reached(each) for each in made.servers() if each.name in up]
+    return sorted(found, key=lambda each: each != head)
 
 
 def ticket(head: ssh.Login, *, hours: float) -> bytes:
@@ -179,7 +195,7 @@ def nodes(accounts: Sequence[Account], state: Path) -> list[Node]:
         return []
     reached = logins(found, state)
     work, ends = view.overheard(_reach(reached[0], reached[0].keys)), view.lines(reached)
-    account, now = account_of(accounts, state, found), time.time()
+    account, now = account_of(accounts, state), time.time()
     return [
         view.described(
             each, work, cost=account.cost(each.name, now), step="absent", line=ends[each.name]
@@ -188,14 +204,23 @@ def nodes(accounts: Sequence[Account], state: Path) -> list[Node]:
     ]
 
 
-def account_of(accounts: Sequence[Account], state: Path, found: Sequence[Server]) -> Bills:
-    """Return the account of a run, as of these servers, which are all that it has now."""
-    known, bills, now = prices(accounts), Bills.of(state), time.time()
+def account_of(accounts: Sequence[Account], state: Path) -> Bills:
+    """Return the account of a run, as of the servers that it has now."""
+    found, known, bills = servers(accounts, state), prices(accounts), Bills.of(state)
     for each in found:
         offer = known.get((each.type, each.location))
         bills.open(each.name, offer.hourly if offer else 0, each.created)
-    bills.close(bills.running().keys() - {each.name for each in found}, now)
+    bills.close(bills.running().keys() - {each.name for each in found}, time.time())
     return bills
+
+
+def settled(state: Path, labels: Mapping[str, str]) -> str:
+    """Note that the servers with these labels are gone; return the account of the run, if any."""
+    if not (state / "run").exists() or labels.get("run", named(state)) != named(state):
+        return ""
+    bills = Bills.of(state)
+    bills.close(bills.running(), time.time())
+    return bills.told(time.time()) if bills else ""
 
 
 def _prepared(
@@ -232,35 +257,14 @@ def _reach(head: ssh.Login, keys: Keys) -> Reach:
     )
 
 
-def _brought_up(
-    made: Fleet,
-    keys: Keys,
-    goods: install.Package,
-    tell: Callable[[str], None],
-    step: install.Step,
-) -> list[ssh.Login]:
-    """Make servers and nodes of them, the head first; those that do not come up are replaced."""
-    for _ in range(_ROUNDS):
-        made.fill()
-        servers = sorted(made.servers(), key=lambda each: each.labels.get("role") != "head")
-        logins = [_login(each, keys) for each in servers]
-        failed = install.bring_up_all(logins, goods, head=logins[0], step=step, stop=made.stop)
-        for server in servers:
-            if error := failed.get(server.name):
-                tell(str(error))
-                made.remove(server)
-        up = [login for login in logins if login.name not in failed]
-        if up and up[0] == logins[0] and not failed:
-            return up
-    if up and up[0] == logins[0]:
-        return up
-    raise RunError("no head came up; see the reasons above.")
+def _startup(goods: install.Package, step: install.Step) -> Startup:
+    return Startup(lambda login, head: install.bring_up(login, goods, head=head, step=step))
 
 
-def _joined(engine: Remote, logins: Sequence[ssh.Login], tell: Callable[[str], None]) -> None:
-    """Wait for the workers; raises RunError if not even one comes."""
-    missing = engine.gather([each.name for each in logins], timeout=_JOIN)
-    if len(missing) == len(logins):
+def _joined(engine: Remote, names: Sequence[str], tell: Callable[[str], None]) -> None:
+    """Wait for the workers of nodes; raises RunError if not even one comes."""
+    missing = engine.gather(names, timeout=_JOIN)
+    if len(missing) == len(names):
         raise RunError("no worker joined the swarm; see `cah swarm logs`, or run/swarm/logs.")
     if missing:
         tell(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")

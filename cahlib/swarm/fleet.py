@@ -10,7 +10,6 @@ import math
 import secrets
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,8 +27,6 @@ from cahlib.swarm.provider import (
     Wish,
     everywhere,
     mark,
-    prices,
-    worked,
 )
 from cahlib.swarm.signals import undisturbed
 
@@ -41,12 +38,6 @@ _ROUNDED = 1e-9
 
 #: Seconds in which a request that was never answered may still make a server.
 _LATE = 10.0
-
-#: Seconds without a mark after which nobody works with servers any more.
-_OVER = 300.0
-
-#: Seconds that the cloud's clock may be ahead of a driver's.
-_SKEW = 30.0
 
 #: Seconds for which deleting is tried again before what remains is reported.
 _PATIENCE = 120.0
@@ -134,6 +125,14 @@ class Fleet:
             return False
         return not any(each.prepared(self.labels) for each in self.accounts)
 
+    def lead(self, server: Server) -> None:
+        """Make a server the head; the one that was becomes a node."""
+        for each in self.servers():
+            if each.labels.get("role") == "head" and each.name != server.name:
+                self._label(each, "node")
+        self._label(server, "head")
+        self.servers()
+
     def mark(self) -> None:
         """Note at the cloud that somebody works with these servers; see `forsaken`."""
         mark(self.accounts, self.labels, self.clock())
@@ -161,11 +160,15 @@ class Fleet:
         Waits for servers whose making was never answered. Raises RunError with what remains.
         """
         started = time.monotonic()
+        if self.listed:
+            self.tell(f"deleting {len(self.listed)} servers …")
         while True:
             # both before the sweep, which deletes what it finds, and not what is made after it
             waited, unsure = time.monotonic() - started, bool(self._unsure)
             left, trouble = sweep(self.accounts, self.labels)
             self._unsure.difference_update(server.name for server in left)
+            with self._lock:
+                self.listed = {each.name: each for each in left}
             if not left and not trouble and (not unsure or waited > late):
                 break
             if waited > patience:
@@ -177,8 +180,21 @@ class Fleet:
             self._deleted.update(gone)
             self.bills.close(gone, self.clock())
 
+    def _label(self, server: Server, role: str) -> None:
+        for account in self.accounts:
+            if self._has(account, server):
+                account.mark(server, {"role": role})
+
     def _has(self, account: Account, server: Server) -> bool:
         return any(each.id == server.id for each in account.servers(self.labels))
+
+    def would_leave(self) -> str:
+        """Return what would stay at the cloud if the deletion ended now."""
+        there = list(self.listed.values())
+        return (
+            f"{len(there)} servers are still being deleted, and would be left at "
+            f"{self._cost(there)}; this waits for them."
+        )
 
     def _cost(self, servers: Sequence[Server]) -> str:
         bills = self.bills.running()
@@ -284,7 +300,7 @@ def fleet(
         made.fill()
         yield made
     finally:
-        with undisturbed():
+        with undisturbed(made.would_leave):
             made.down(pause=pause, late=late)
 
 
@@ -307,71 +323,6 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
         except Denied as denied:
             trouble.append(str(denied))
     return list(left.values()), trouble
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Orphans:
-    """Servers of a run with which nobody works any more."""
-
-    run: str
-    servers: int
-    hourly: float
-    currency: str
-
-    def __str__(self) -> str:
-        one = self.servers == 1
-        are = (
-            f"1 server of run {self.run} is"
-            if one
-            else f"{self.servers} servers of run {self.run} are"
-        )
-        return (
-            f"{are} still there, and nobody works with {'it' if one else 'them'}: {self.currency} "
-            f"{self.hourly:.4f} an hour"
-        )
-
-
-def orphaned(
-    accounts: Sequence[Account],
-    *,
-    but: str = "",
-    died: Mapping[str, float] = {},
-    now: float | None = None,
-) -> list[Orphans]:
-    """Return the servers of runs that are over, that of the run ``but`` excepted.
-
-    ``died`` says of runs when their driver was last alive; else a silence of some minutes tells it.
-    """
-    now, runs = now or time.time(), defaultdict[str, list[Server]](list)
-    for server in everywhere(accounts, dict([PROJECT])):
-        runs[server.labels.get("run", "")].append(server)
-    over = {
-        run: servers
-        for run, servers in runs.items()
-        if run != but
-        and max(map(worked, servers)) < max(now - _OVER, died.get(run, -math.inf) + _SKEW)
-    }
-    known = prices(accounts) if over else {}
-    found = []
-    for run, servers in over.items():
-        offers = [o for s in servers if (o := known.get((s.type, s.location)))]
-        found.append(
-            Orphans(
-                run=run,
-                servers=len(servers),
-                hourly=sum(offer.hourly for offer in offers),
-                currency=offers[0].currency if offers else "EUR",
-            )
-        )
-    return found
-
-
-def forsaken(accounts: Sequence[Account], *, but: str = "", now: float | None = None) -> list[str]:
-    """Return a sentence on the servers of each run that is over; see `orphaned`."""
-    return [
-        f"{each}, until you type `cah swarm down --run {each.run}`."
-        for each in orphaned(accounts, but=but, now=now)
-    ]
 
 
 def remains(left: Sequence[Server], trouble: Sequence[str], run: str, cost: str = "money") -> str:

@@ -7,17 +7,15 @@ servers come from, nor what becomes of one that does not come up.
 from __future__ import annotations
 
 import shlex
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeAlias
 
-from cahlib.errors import ConfigError, RunError, Stopped
+from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import wheel
 from cahlib.swarm.node import HOME
 from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
@@ -34,12 +32,14 @@ PORT = 8786
 #: Seconds that a node's clock may be wrong: certificates hold from a day before they are made.
 _APART = 6 * 3600
 
-#: Nodes that are set up at the same time, and seconds until a stop is heard meanwhile.
-_AT_ONCE, _LOOK = 16, 0.2
-
 
 class NotReady(RunError):
     """A server did not become a node in time; the message ends with its logs."""
+
+    @property
+    def by_command(self) -> bool:
+        """Return whether a command on the server said so; else it did not answer."""
+        return isinstance(self.__cause__, Failed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,44 +113,6 @@ def bring_up(
         raise NotReady(f"{login.name} did not come up: {error}{_logs(login)}") from error
     step(login.name, "up")
     return took
-
-
-def bring_up_all(
-    logins: Sequence[Login],
-    goods: Package,
-    *,
-    head: Login,
-    patience: Patience | None = None,
-    step: Step = lambda name, step: None,
-    stop: threading.Event | None = None,
-) -> dict[str, NotReady]:
-    """Make servers nodes, many at a time; gives those that failed, by name.
-
-    Whoever sets ``stop`` or presses Ctrl-C waits for none of them; raises RunError for the former.
-    """
-    stop = stop or threading.Event()
-    futures = {login.name: Future[None]() for login in logins}
-    todo = iter(list(logins))  # shared: each login is one thread's
-
-    def work() -> None:
-        for login in todo:
-            try:
-                bring_up(login, goods, head=head, patience=patience, step=step)
-                futures[login.name].set_result(None)
-            except Exception as error:  # noqa: BLE001 - it is looked at below
-                futures[login.name].set_exception(error)
-
-    for _ in logins[:_AT_ONCE]:
-        # a pool's threads would be waited for when the interpreter ends
-        threading.Thread(target=work, daemon=True).start()
-    while wait(futures.values(), timeout=_LOOK).not_done:
-        if stop.is_set():
-            raise Stopped("stopped while servers were being set up.")
-    errors = {name: future.exception() for name, future in futures.items()}
-    for error in errors.values():
-        if error and not isinstance(error, NotReady):
-            raise error
-    return {name: error for name, error in errors.items() if isinstance(error, NotReady)}
 
 
 def restart(login: Login, *, unit: str = "crawl", timeout: float = 60) -> None:

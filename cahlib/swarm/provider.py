@@ -146,6 +146,16 @@ def mark(accounts: Sequence[Account], labels: Mapping[str, str], now: float) -> 
             account.mark(server, {ALIVE: str(int(now))})
 
 
+#: Seconds without a mark after which nobody works with servers any more.
+OVER = 300.0
+
+
+def in_use(server: Server, now: float) -> bool:
+    """Return whether somebody has marked a server lately; see `mark`."""
+    alive = server.labels.get(ALIVE, "")
+    return alive.isdecimal() and float(alive) > now - OVER
+
+
 def worked(server: Server) -> float:
     """When somebody last worked with a server, as far as it tells."""
     alive = server.labels.get(ALIVE, "")

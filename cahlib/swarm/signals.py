@@ -6,7 +6,7 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -35,12 +35,21 @@ def hush() -> None:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """All of them wait: leaving now would leave servers that cost money."""
+def undisturbed(told: Callable[[], str]) -> Iterator[None]:
+    """Let all of them wait: leaving now would leave servers that cost money.
+
+    Whoever presses Ctrl-C is ``told`` so.
+    """
+
+    def heard(number: int, frame: object) -> None:
+        with suppress(OSError):  # not by print, in the middle of which the signal may come
+            os.write(2, f"\ncah: {told()}\n".encode())
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
+    signal.signal(signal.SIGINT, heard)
     try:
         yield
     finally:

@@ -25,8 +25,9 @@ from cahlib.swarm.keys import Keys
 from cahlib.swarm.provider import Server
 from cahlib.swarm.transfer import PIECE
 
-#: Seconds between two looks, two questions to the cloud, and two marks that somebody is there.
-_LOOK, _ASK, _MARK = 2.0, 30.0, 100.0
+#: Seconds between two looks, two questions to the cloud (more where its answer has many pages: it
+#: answers 3,600 times an hour), and two marks that somebody is there.
+_LOOK, _ASK, _MARK = 2.0, 10.0, 100.0
 
 #: Seconds without a sign of life after which a node counts as silent.
 _SILENT = 20.0
@@ -160,7 +161,7 @@ class View:
         asked, marked, before = time.monotonic(), time.monotonic(), ""
         while not self._ended.wait(_LOOK):
             with suppress(RunError):  # the cloud is away; its last word counts on
-                if time.monotonic() > asked + _ASK:
+                if time.monotonic() > asked + max(_ASK, len(self._made.listed) / 5):
                     asked = time.monotonic()
                     self._made.servers()
                 if time.monotonic() > marked + _MARK:

@@ -17,12 +17,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from cahlib.errors import RunError
+from cahlib.errors import RunError, Stopped
 from cahlib.swarm import install, ssh
 from cahlib.swarm.cluster import Node, of
 from cahlib.swarm.fleet import Fleet
 from cahlib.swarm.provider import Server
 from cahlib.swarm.remote import TROUBLE, Remote
+from cahlib.swarm.startup import Startup
+
+_TAKEN_DOWN = (
+    "the run's servers and its key were deleted, as `cah swarm down` does; what is finished is "
+    "kept, and the same command goes on from here."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +81,16 @@ class Watch:
         made: Fleet,
         engine: Remote,
         reached: Callable[[Server], ssh.Login],
-        brought_up: Callable[[Sequence[ssh.Login], ssh.Login], dict[str, install.NotReady]],
+        startup: Startup,
         *,
         tell: Callable[[str], None],
         rules: Rules,
     ) -> None:
         self._made, self._engine, self._rules, self._tell = made, engine, rules, tell
-        self._reached, self._brought_up = reached, brought_up
+        self._reached, self._startup = reached, startup
         self._cases: dict[str, Case] = {}
         self._nodes: dict[str, Server] = dict(made.listed)  #: that shall be there
-        self._coming: dict[str, threading.Thread] = {}  #: those not up yet, and who sets them up
-        self._failed: dict[str, install.NotReady] = {}  #: those that did not come up, and why
+        self._coming = self._nodes.keys() - {*startup.up()}  #: those that were not up yet
         self._said = ""
         self._left = max(rules.least, len(made.plan.first))
         self._making = threading.Lock()  #: held while a server is asked for
@@ -109,8 +114,11 @@ class Watch:
 
     def look(self) -> None:
         """Look once at every node. Raises RunError if the cloud does not answer."""
-        self._come([name for name, thread in self._coming.items() if not thread.is_alive()])
-        workers = self._workers()
+        self._come(self._coming - self._startup.pending())
+        off = {name for name, each in self._made.listed.items() if each.status == "off"}
+        head = next((n for n, each in self._nodes.items() if _leads(each)), "")
+        # who asks an engine whose head is off waits for its silence
+        workers = None if head in off else self._workers()
         there = [each for name, each in self._nodes.items() if name not in self._coming]
         ill = [each for each in there if not self._well(each, workers)]
         for name in self._cases.keys() - {each.name for each in ill}:
@@ -118,6 +126,10 @@ class Watch:
         if not ill or self._made.stop.is_set():  # what is stopped needs none of them any more
             return
         listed = {server.name: server for server in self._made.servers()}
+        if not listed and self._made.taken_down():
+            self._nodes.clear()
+            self._engine.give_up(Stopped(_TAKEN_DOWN))
+            return
         lost = [each for each in ill if self._treated(each, listed, head=workers is None)]
         if lost:
             self._replace(lost)
@@ -125,12 +137,14 @@ class Watch:
     def _treated(self, node: Server, listed: Mapping[str, Server], *, head: bool) -> bool:
         """Do for an ill node what can be done; whether it is to be replaced."""
         server = listed.get(node.name)
+        off = server is not None and server.status == "off"
+        sure = 0 if off else self._rules.lost if head else self._rules.sure
         self._cases[node.name], act = treat(
             self._cases.get(node.name, Case()),
             well=False,
-            gone=server is None or server.status == "off",
+            gone=server is None or off,
             now=time.monotonic(),
-            rules=replace(self._rules, sure=self._rules.lost) if head else self._rules,
+            rules=replace(self._rules, sure=sure),
         )
         if act is Act.RESTART:
             self._tell(f"{node.name} does not work; restarting its service.")
@@ -151,7 +165,7 @@ class Watch:
 
     def _well(self, server: Server, workers: Sequence[Node] | None) -> bool:
         if workers is None:  # then only the head can be blamed
-            return server.labels.get("role") != "head"
+            return not _leads(server)
         own = [each for each in workers if of(each.name, server.name)]
         return any(each.seen < self._rules.silent for each in own) and all(
             each.still < self._rules.still for each in own
@@ -165,6 +179,7 @@ class Watch:
         self._engine.drain(timeout=self._rules.drain)
         for each in lost:
             self._made.remove(each)
+            self._startup.forget(each.name)
         with self._making:
             if self._ended.is_set():
                 return
@@ -179,7 +194,7 @@ class Watch:
 
     def _join(self, servers: Sequence[Server]) -> None:
         """Make nodes of the servers that are new; of all, if the head is."""
-        head = next((each for each in servers if each.labels.get("role") == "head"), None)
+        head = next(filter(_leads, servers), None)
         if head is None:
             self._engine.give_up(
                 RunError(
@@ -189,40 +204,33 @@ class Watch:
             )
             return
         moved = head.name not in self._nodes
-        if moved:  # those that are coming have come for nothing: they came to the lost head
-            self._wait()
-            self._coming.clear()
-            self._failed.clear()
         fresh = [each for each in servers if moved or each.name not in self._nodes]
         if not fresh:
             return
-        fresh.sort(key=lambda each: each.name != head.name)
-        thread = threading.Thread(target=self._bring_up, args=(fresh, head), daemon=True)
         self._nodes |= {each.name: each for each in fresh}
-        self._coming |= {each.name: thread for each in fresh}
-        thread.start()
+        self._coming |= {each.name for each in fresh}
+        self._startup.start(map(self._reached, fresh), self._reached(head))
         if moved:
-            self._wait()
-            if head.name not in self._failed:
+            self._startup.wait([head.name])
+            if head.name in self._startup.up():
                 self._engine.move(f"tls://{head.address}:{install.PORT}")
-
-    def _bring_up(self, fresh: Sequence[Server], head: Server) -> None:
-        logins = [self._reached(each) for each in fresh]
-        self._failed.update(self._brought_up(logins, self._reached(head)))
-
-    def _wait(self) -> None:
-        """Wait for all that are coming."""
-        for thread in set(self._coming.values()):
-            thread.join()
 
     def _come(self, names: Iterable[str]) -> None:
         """Note that some are up, or remove them: they will be replaced, as what is gone."""
+        errors = self._startup.errors()
         for name in names:
-            del self._coming[name]
+            self._coming.discard(name)
             self._cases[name] = Case(time.monotonic(), restarted=True)  # as it was just now
-            if (error := self._failed.pop(name, None)) and not self._ended.is_set():
+            if (error := errors.get(name)) and not self._ended.is_set():
+                if not isinstance(error, install.NotReady):
+                    raise error
                 self._tell(str(error))
                 self._made.remove(self._nodes[name])
+                self._startup.forget(name)
+
+
+def _leads(server: Server) -> bool:
+    return server.labels.get("role") == "head"
 
 
 @contextmanager

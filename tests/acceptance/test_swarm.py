@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from functools import partial
 
@@ -215,8 +216,18 @@ def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     assert f"EUR 0.0070 an hour, until you type `cah swarm down --run {name}`" in told.stderr
     assert "still there" not in cah(cloud, "swarm", "logs", *output).stderr
     down = partial(cah, cloud, "swarm", "down", "--output", tmp_path / "another")
-    assert "0 servers were deleted" in down("--run", "another").stdout and len(names(cloud)) == 2
-    assert "1 servers were deleted" in down("--run", name).stdout
+    wrong = down("--run", "another")
+    assert wrong.returncode == 2 and f"another has no servers; there are of: {name}" in wrong.stderr
+    assert len(names(cloud)) == 2
+    listed = cah(cloud, "swarm", "list")
+    assert re.search(rf"{name} +1 .* EUR 0.0070  nobody works with it", listed.stdout), listed
+    [server] = [each for each in cloud.servers() if each["name"] != "stranger"]
+    server["labels"]["alive"] = str(int(time.time()))
+    busy = down("--run", name)
+    assert busy.returncode == 2 and f"servers of run {name}; give --yes" in busy.stderr
+    del server["labels"]["alive"]
+    gone = down("--run", name)
+    assert "1 servers were deleted" in gone.stdout and "still there" not in gone.stderr
     assert names(cloud) == ["stranger"]
     assert "0 servers were deleted" in down("--all-runs").stdout
     things = [t for each in cloud.accounts.values() for t in each.things.values()]

@@ -192,7 +192,7 @@ def brought_up(running: hosts.Hosts, count: int) -> list[Login]:
         running.boot(f"node{n}", user_data(keys, f"node{n}"))
     logins = [Login(name=h.name, address=h.address, keys=keys) for h in running.all.values()]
     goods = install.package(running.folder / "wheel")
-    if failed := install.bring_up_all(logins, goods, head=logins[0]):
+    if failed := hosts.set_up(logins, goods):
         raise next(iter(failed.values()))
     return logins
 

@@ -11,10 +11,11 @@ import pytest
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import crew
 from cahlib.swarm import fleet as fleets
-from cahlib.swarm.fleet import Fleet, fleet, forsaken, sweep
+from cahlib.swarm.fleet import Fleet, fleet, sweep
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.planner import Limits, plan
 from cahlib.swarm.provider import Denial, Denied, Server
+from cahlib.swarm.runs import forsaken
 from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
 from tests.world.jobs import LIMIT
 from tests.world.races import shaken, together
@@ -316,7 +317,7 @@ def test_servers_of_runs_that_are_over_are_told_of_with_price_and_command(cloud)
     with hold(swarm):
         soon, later = time.time() + 100, time.time() + 1000
         assert forsaken(swarm.accounts, now=soon) == []
-        assert forsaken(swarm.accounts, but="r1", now=later) == []
+        assert forsaken(swarm.accounts, but={"r1"}, now=later) == []
         [sentence] = forsaken(swarm.accounts, now=later)
         assert sentence.startswith("2 servers of run r1 are still there") and "0.0140" in sentence
         assert sentence.endswith("`cah swarm down --run r1`.")

@@ -20,7 +20,7 @@ from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Failed, Login, session
-from tests.world import jobs, machines
+from tests.world import hosts, jobs, machines
 
 pytestmark = [
     pytest.mark.skipif(bool(machines.lacking()), reason=machines.lacking()),
@@ -41,7 +41,7 @@ def logins(running, tmp_path_factory):
         running.boot(name, user_data(keys, name))
     logins = [Login(name=m.name, address=m.address, keys=keys) for m in running.all.values()]
     goods = install.package(folder / "wheel", wheelhouse=machines.WHEELS)
-    failed = install.bring_up_all(logins, goods, head=logins[0])
+    failed = hosts.set_up(logins, goods)
     assert not failed, failed
     return logins
 

@@ -54,7 +54,7 @@ def swarm(tmp_path_factory):
         for name in ("alpha", "beta"):
             machines.boot(name, user_data(keys, name))
         swarm = Swarm(machines, keys, goods)
-        failed = install.bring_up_all(swarm.logins, goods, head=swarm.logins[0])
+        failed = hosts.set_up(swarm.logins, goods)
         assert not failed
         yield swarm
 
@@ -120,7 +120,7 @@ def test_the_wheel_that_was_brought_is_the_one_that_runs(swarm, scrapers):
 def test_bringing_up_again_changes_nothing(swarm, scrapers, tmp_path):
     scrapers.submit("running", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
     jobs.wait_for(tmp_path / "1")
-    assert not install.bring_up_all(swarm.logins, swarm.goods, head=swarm.logins[0])
+    assert not hosts.set_up(swarm.logins, swarm.goods)
     (tmp_path / "go").touch()
     assert take(scrapers, 1) == {"running": "done"}
     assert not (tmp_path / "2").exists()

@@ -12,6 +12,7 @@ from cahlib.swarm import crew, hetzner, install
 from cahlib.swarm.cluster import Node
 from cahlib.swarm.fleet import Fleet
 from cahlib.swarm.planner import Limits, plan
+from cahlib.swarm.startup import Startup
 from cahlib.swarm.watch import Act, Case, Rules, Watch, treat
 from tests.world import cloud as clouds
 from tests.world import hosts, jobs
@@ -83,12 +84,22 @@ def listed(cloud, said, nodes=2):
     """A watch over servers that are only listed, which sees at once what is ill."""
     accounts, limits = hetzner.accounts(TOKEN, endpoint=cloud.url, poll=0.01), Limits(nodes=nodes)
     made = Fleet("r1", plan(accounts, limits), lambda name: "", said.append)
+    made.prepare("ssh-ed25519 AAAA")
     made.fill()
     rules = Rules(sure=0, lost=0, drain=0, least=1)
     engine = Engine(cloud)
-    return engine, Watch(
-        made, engine, lambda server: server, lambda fresh, head: {}, tell=said.append, rules=rules
-    )
+    startup = Startup(lambda login, head: None)
+    startup.start(made.servers(), made.servers()[0])
+    startup.wait()
+    watch = Watch(made, engine, lambda server: server, startup, tell=said.append, rules=rules)
+    look = watch.look
+
+    def looked():
+        startup.wait()
+        look()
+
+    watch.look = looked
+    return engine, watch
 
 
 @pytest.fixture
@@ -133,6 +144,27 @@ def test_a_head_for_which_there_is_no_other_ends_the_run(paper):
     watch.look()
     assert "the swarm's head is lost" in engine.ended
     assert [each["labels"]["role"] for each in paper.servers()] == ["node"]
+
+
+def test_a_head_that_is_off_is_replaced_before_its_silence_is_noticed(paper):
+    said = []
+    engine, watch = listed(paper, said)
+    watch._rules = Rules(sure=600, lost=600, drain=0)
+    victim = off(paper, "head")
+    engine.nodes = lambda: pytest.fail("who is asked waits for the head")
+    watch._made.servers()  # as the view of the swarm does
+    watch.look()
+    assert f"{victim}: lost; making others." in said and not engine.ended
+
+
+def test_a_run_whose_servers_are_taken_down_ends_instead_of_making_others(paper):
+    said = []
+    engine, watch = listed(paper, said)
+    crew.down(watch._made.accounts, watch._made.labels, pause=0.01)
+    watch.look()
+    assert "deleted, as `cah swarm down` does" in engine.ended and not paper.servers()
+    watch.look()
+    assert paper.calls.count("POST /servers") == 2
 
 
 @pytest.mark.parametrize("role", ["node", "head"])

@@ -18,6 +18,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from cahlib.swarm import install
+from cahlib.swarm.ssh import Login
+from cahlib.swarm.startup import Startup
+
 ROOT = Path(__file__).parent.parent.parent
 SUBNET = "198.18"  # RFC 2544: for tests of devices, never on the internet
 _BRIDGE = "cahbr"
@@ -203,6 +207,14 @@ class Hosts:
         host.off()
         subprocess.run(["ip", "link", "delete", f"cah{host.number}"], capture_output=True)
         _ip("netns", "delete", host.space)
+
+
+def set_up(logins: list[Login], goods: install.Package) -> dict[str, Exception]:
+    """Make nodes of machines that are there, the first one the head; gives what went wrong."""
+    startup = Startup(lambda login, head: install.bring_up(login, goods, head=head))
+    startup.start(logins, logins[0])
+    startup.wait()
+    return startup.errors()
 
 
 def _prepare(host: Host, told: dict) -> None:

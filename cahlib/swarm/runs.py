@@ -1,0 +1,100 @@
+"""The runs that have servers at the clouds, whoever made them, and those that nobody works with."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from cahlib.swarm.provider import (
+    OVER,
+    PROJECT,
+    Account,
+    Offer,
+    Server,
+    everywhere,
+    in_use,
+    prices,
+    worked,
+)
+
+#: Seconds that the cloud's clock may be ahead of a driver's.
+_SKEW = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The servers of one run, as the clouds list them."""
+
+    run: str
+    servers: int
+    age: float  #: seconds since the first of them was made
+    worked: float  #: when somebody last worked with them, or made one: seconds since 1970
+    hourly: float  #: price of them all, with IPv4 and tax
+    currency: str
+    in_use: bool  #: whether somebody works with them
+
+    def __str__(self) -> str:
+        one = self.servers == 1
+        return (
+            f"{self.servers} server{'s' * (not one)} of run {self.run} {'is' if one else 'are'} "
+            f"still there, and nobody works with {'it' if one else 'them'}: {self.currency} "
+            f"{self.hourly:.4f} an hour"
+        )
+
+
+def runs_of(accounts: Sequence[Account], *, now: float | None = None) -> list[Run]:
+    """Return every run that has servers in the accounts, the oldest first."""
+    now, runs = now or time.time(), defaultdict[str, list[Server]](list)
+    for server in everywhere(accounts, dict([PROJECT])):
+        runs[server.labels.get("run", "")].append(server)
+    known = prices(accounts) if runs else {}
+    found = [_run(name, servers, known, now) for name, servers in runs.items()]
+    return sorted(found, key=lambda each: -each.age)
+
+
+def orphaned(
+    accounts: Sequence[Account],
+    *,
+    but: Collection[str] = (),
+    died: Mapping[str, float] = {},
+    now: float | None = None,
+) -> list[Run]:
+    """Return the runs that are over and have servers, those in ``but`` excepted.
+
+    ``died`` says of runs when their driver was last alive; else a silence of some minutes tells it.
+    """
+    now = now or time.time()
+    return [
+        each
+        for each in runs_of(accounts, now=now)
+        if each.run not in but
+        and each.worked < max(now - OVER, died.get(each.run, -math.inf) + _SKEW)
+    ]
+
+
+def forsaken(
+    accounts: Sequence[Account], *, but: Collection[str] = (), now: float | None = None
+) -> list[str]:
+    """Return a sentence on the servers of each run that is over; see `orphaned`."""
+    return [
+        f"{each}, until you type `cah swarm down --run {each.run}`."
+        for each in orphaned(accounts, but=but, now=now)
+    ]
+
+
+def _run(
+    name: str, servers: Sequence[Server], known: Mapping[tuple[str, str], Offer], now: float
+) -> Run:
+    offers = [o for s in servers if (o := known.get((s.type, s.location)))]
+    return Run(
+        run=name,
+        servers=len(servers),
+        age=now - min(each.created for each in servers),
+        worked=max(map(worked, servers)),
+        hourly=sum(offer.hourly for offer in offers),
+        currency=offers[0].currency if offers else "EUR",
+        in_use=any(in_use(each, now) for each in servers),
+    )

@@ -1,0 +1,232 @@
+"""Servers on their way to be nodes: many at a time, until there is a head that the others join.
+
+It does not know how one is set up.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from queue import Empty, SimpleQueue
+
+from cahlib.errors import RunError, Stopped
+from cahlib.swarm.fleet import Fleet
+from cahlib.swarm.install import NotReady
+from cahlib.swarm.provider import Server
+from cahlib.swarm.ssh import Login
+
+#: Servers that are set up at the same time.
+_AT_ONCE = 16
+
+#: How often servers that do not become nodes are replaced before there is a swarm.
+_ROUNDS = 3
+
+#: Seconds between two looks at a stop, and those that a head may be later than another node.
+_LOOK, _LATE = 0.2, 30.0
+
+
+class Startup:
+    """Sets up servers in threads of its own; ``bring_up`` does it for one, given the head."""
+
+    def __init__(self, bring_up: Callable[[Login, Login], object]) -> None:
+        self._bring_up = bring_up
+        self._head: Login | None = None
+        self._logins: dict[str, Login] = {}
+        self._pending: set[str] = set()
+        self._errors: dict[str, Exception] = {}
+        self._todo: SimpleQueue[Login] = SimpleQueue()
+        self._threads = 0
+        self._changed = threading.Condition()
+
+    def start(self, logins: Iterable[Login], head: Login) -> None:
+        """Begin with those that are new; if the head is another one, all are set up for it."""
+        with self._changed:
+            fresh = {each.name: each for each in logins if each.name not in self._logins}
+            self._logins |= fresh
+            if head != self._head:
+                busy = self._pending | self._errors.keys()
+                fresh |= {n: each for n, each in self._logins.items() if n not in busy}
+            self._head = head
+            self._pending |= fresh.keys()
+            for each in sorted(fresh.values(), key=lambda each: each.name != head.name):
+                self._todo.put(each)
+            more = min(len(fresh), _AT_ONCE - self._threads)
+            self._threads += more
+        for _ in range(more):
+            # a pool's threads would be waited for when the interpreter ends
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def forget(self, name: str) -> None:
+        """A server is gone."""
+        with self._changed:
+            self._logins.pop(name, None)
+            self._errors.pop(name, None)
+
+    def pending(self) -> set[str]:
+        """Return the names of those that are on their way."""
+        with self._changed:
+            return self._pending & self._logins.keys()
+
+    def up(self) -> list[str]:
+        """Return the names of those that are nodes."""
+        with self._changed:
+            return [n for n in self._logins if n not in self._pending and n not in self._errors]
+
+    def errors(self) -> dict[str, Exception]:
+        """Return why some did not become nodes, by name."""
+        with self._changed:
+            return dict(self._errors)
+
+    def wait(self, names: Collection[str] | None = None, timeout: float | None = None) -> bool:
+        """Wait for these, or for all; return whether none of them is pending any more."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not self._pending & (self._logins.keys() if names is None else {*names}),
+                timeout,
+            )
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                try:
+                    login = self._todo.get_nowait()
+                except Empty:
+                    self._threads -= 1
+                    return
+            self._set_up(login)
+
+    def _set_up(self, login: Login) -> None:
+        while True:
+            head = self._head
+            error: Exception | None = None
+            try:
+                self._bring_up(login, head or login)
+            except Exception as caught:  # noqa: BLE001 - whoever waits for it looks at it
+                error = caught
+            with self._changed:
+                if error is None and head != self._head:
+                    continue  # it has joined a head that is not the head any more
+                if error and login.name in self._logins:
+                    self._errors[login.name] = error
+                self._pending.discard(login.name)
+                self._changed.notify_all()
+                return
+
+
+def begin(
+    made: Fleet,
+    startup: Startup,
+    reached: Callable[[Server], Login],
+    *,
+    tell: Callable[[str], None],
+    late: float = _LATE,
+) -> Login:
+    """Make servers and nodes of them until there is a head; the others may still be coming.
+
+    If the head is much later than another node, that one leads. Raises RunError if none comes up.
+    """
+    for _ in range(_ROUNDS):
+        made.fill()
+        while True:
+            servers = made.servers()
+            head = next((s for s in servers if s.labels.get("role") == "head"), None)
+            if head is None or (head.name not in startup.up() and startup.up()):
+                head = _another(servers, startup)
+                made.lead(head)
+            startup.start(map(reached, servers), reached(head))
+            if _is_led(startup, head.name, made.stop, late):
+                return reached(head)
+            if not startup.up():
+                break
+        _replace(made, startup, servers, tell)
+    raise RunError("no head came up; see the reasons above.")
+
+
+def finish(
+    made: Fleet,
+    startup: Startup,
+    reached: Callable[[Server], Login],
+    head: Login,
+    *,
+    tell: Callable[[str], None],
+) -> None:
+    """Wait until all servers are nodes; those that do not come up are replaced, or given up."""
+    for left in reversed(range(_ROUNDS)):
+        while not startup.wait(timeout=_LOOK):
+            _go_on(made.stop)
+        failed = startup.errors()
+        if not failed:
+            return
+        _replace(made, startup, made.servers(), tell)
+        if left:
+            made.fill()
+            startup.start(map(reached, made.servers()), head)
+
+
+def _is_led(startup: Startup, head: str, stop: threading.Event, late: float) -> bool:
+    """Wait for the head; return whether it is up, False if it will not be, or is late."""
+    first: float | None = None  #: when another one was up
+    while not startup.wait([head], timeout=_LOOK):
+        _go_on(stop)
+        if startup.up():
+            first = first or time.monotonic()
+            if time.monotonic() > first + late:
+                return False
+    if head in startup.up():
+        return True
+    while not startup.up() and not startup.wait(timeout=_LOOK):
+        _go_on(stop)
+    return False
+
+
+def _another(servers: Sequence[Server], startup: Startup) -> Server:
+    """Return a server that may lead: one that is up, if there is any."""
+    up = startup.up()
+    return next((each for each in servers if each.name in up), servers[0])
+
+
+def _replace(
+    made: Fleet, startup: Startup, servers: Sequence[Server], tell: Callable[[str], None]
+) -> None:
+    """Remove what did not come up. Raises RunError if that would be in vain, or for a bug."""
+    errors = startup.errors()
+    for error in errors.values():
+        if not isinstance(error, NotReady):
+            raise error
+    if same := alike(servers, errors):
+        raise RunError(f"no server became a node, all for the same reason: {same}")
+    for each in servers:
+        if each.name in errors:
+            tell(str(errors[each.name]))
+            made.remove(each)
+            startup.forget(each.name)
+
+
+def alike(servers: Sequence[Server], errors: dict[str, Exception]) -> str:
+    """Return the error that every server ended with, if a command said so; "" if they differ.
+
+    That one does not answer may be its own misfortune; what a command says, it says again.
+    """
+    said = [errors.get(each.name) for each in servers]
+    if not said or not all(isinstance(each, NotReady) and each.by_command for each in said):
+        return ""
+    kinds = {
+        _plain(str(each), server.name, server.address)
+        for each, server in zip(said, servers, strict=True)
+    }
+    return str(said[0]) if len(kinds) == 1 else ""
+
+
+def _plain(text: str, *names: str) -> str:
+    """Return the last line of an error without what differs from server to server."""
+    for each in filter(None, names):
+        text = text.replace(each, "")
+    *_, last = text.partition("\n--- the end of")[0].strip().splitlines()
+    return re.sub(r"[0-9a-f]{8,}|\d+", "", last)
+
+
+def _go_on(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Stopped("stopped while servers were being set up.")
