@@ -256,12 +256,14 @@ def _stoppable() -> Iterator[threading.Event]:
 
 
 def _tell(outcome: Outcome) -> None:
+    from cahlib.curate.summary import plural
     from cahlib.records import Stage
 
     shards, tally = outcome.shards, outcome.tally
     print(
-        f"{tally.left[Stage.JUDGE]:,} pairs from {tally.entered[Stage.CHOOSE]:,} links in "
-        f"{shards.done} shards: {outcome.folder}"
+        f"{plural(tally.left[Stage.JUDGE], 'pair')} from "
+        f"{plural(tally.entered[Stage.CHOOSE], 'link')} in {plural(shards.done, 'shard')}: "
+        f"{outcome.folder}"
     )
     print(f"report: {outcome.folder / 'report.html'}")
     for each in outcome.warnings:

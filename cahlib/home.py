@@ -103,14 +103,25 @@ def _unclaimed(folder: Path) -> None:
     """Refuse a folder whose pages are somebody else's: a dataset's would replace them.
 
     Ours is what has a job or a seal: a project may have a folder `run` too, and a notebook has made
-    one before the run begins.
+    one before the run begins. Where both are lost, the pages are known by what they say.
     """
-    strange = [name for name in PAGES if (folder / name).exists()]
-    if strange and not ((folder / "run" / "job.json").exists() or _committed(folder)):
+    found = [name for name in PAGES if (folder / name).exists()]
+    if not found or (folder / "run" / "job.json").exists() or _committed(folder):
+        return
+    strange = [name for name in found if not PAGES[name].search(_bytes(folder / name))]
+    if strange:
         raise ConfigError(
             f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
-            "dataset's would replace; choose another folder."
+            "dataset's would replace; move that away, or choose another folder."
         )
+
+
+def _bytes(path: Path) -> bytes:
+    """Return what a file holds; nothing if it is not a file, or cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _unpublished(home: Path) -> None:

@@ -112,17 +112,17 @@ class _Resuming:
         place = (self._there or self._here).files.place
         if self._entered:
             _log.warning(
-                "%s: %d shards that the ledger did not know are there, and are not done again.",
+                "%s has %s that the ledger did not know; none is done again.",
                 place,
-                self._entered,
+                plural(self._entered, "committed shard"),
             )
         described = [each.description for each in (self._here, self._there) if each]
         if self._old and not any(each and each.settings is not None for each in described):
             _log.warning(
-                "%s is of an earlier cahlib: of %d shards only model, threshold and forms could be "
+                "%s is of an earlier cahlib: of %s only model, threshold and forms could be "
                 "compared with this job's, not its other settings.",
                 place,
-                self._old,
+                plural(self._old, "shard"),
             )
 
     def _compare(self, id: str) -> None:

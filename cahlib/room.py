@@ -13,6 +13,7 @@ from pathlib import Path
 from cahlib.config import Job
 from cahlib.curate.layout import has_images
 from cahlib.curate.seal import seals
+from cahlib.curate.summary import plural
 from cahlib.errors import CahError
 
 #: Pairs that a shard brings at least, by Crawling@Home's figures: 1,000 to 1,500 a WAT file.
@@ -35,10 +36,12 @@ def told(job: Job) -> str:
         return said
     if done:
         need = left * taken // done
-        said += f" The shards so far ({done:,}) took {_size(taken)}, so {left:,} more need about "
+        said += (
+            f" The shards so far ({done:,}) took {_size(taken)}, so {left:,} more will take about "
+        )
     else:
         need = left * _PAIRS * (job.download.min_bytes if has_images(job.output.forms) else 0)
-        said += f" {left:,} shards need at least "
+        said += f" {plural(left, 'shard')} will take at least "
     short = " That is not enough: make room, or give fewer --shards." if need > free else ""
     return f"{said}{_size(need)}.{short}"
 

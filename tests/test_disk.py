@@ -138,5 +138,5 @@ def test_what_is_needed_is_told_before_a_run(disk, web):
         f"{free} The shards so far .1. took .* That is not enough: make room.*", more
     )
     new = replace(job, output=str(folder / "new"))
-    assert told(replace(new, shards=2)).endswith("2 shards need at least 5.0 MB.")
+    assert told(replace(new, shards=2)).endswith("2 shards will take at least 5.0 MB.")
     assert "at least 10.0 MB. That is not enough: make room" in told(replace(new, shards=4))

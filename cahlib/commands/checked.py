@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
 
 
 def _verify(chosen: argparse.Namespace) -> int:
+    from cahlib.curate.summary import plural
     from cahlib.curate.verify import verify
     from cahlib.tracker.store import committed
 
@@ -43,14 +44,15 @@ def _verify(chosen: argparse.Namespace) -> int:
         print("Every file is whole, and all rows agree.")
         return 0
     print(
-        f"{number} problems. cah repair {shlex.quote(chosen.dataset)} puts what is not whole back "
-        "to do; then the run's own command does it again."
+        f"{plural(number, 'problem')}. cah repair {shlex.quote(chosen.dataset)} puts what is not "
+        "whole back to do; then the run's own command does it again."
     )
     return 1
 
 
 def _repair(chosen: argparse.Namespace) -> int:
     from cahlib.curate.repair import plan, repair
+    from cahlib.curate.summary import plural
     from cahlib.lock import held
     from cahlib.tracker.store import Ledger, committed
 
@@ -72,7 +74,7 @@ def _repair(chosen: argparse.Namespace) -> int:
                 index.remove(id)
             index.close()
     print(
-        f"{len(found.broken)} shards were given up, {len(found.left)} files removed."
+        f"Gave up {plural(len(found.broken), 'shard')}, removed {plural(len(found.left), 'file')}."
         + " The run's own command does those shards again." * bool(found.broken)
     )
     return 1 if found.foreign else 0

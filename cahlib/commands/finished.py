@@ -89,8 +89,11 @@ def _folder(dataset: str) -> Path:
 
 
 def _follow(changes: Iterable[Change]) -> None:
+    from cahlib.curate.summary import plural
+
     pairs = shards = 0
     for change in changes:
-        pairs, shards = pairs + sum(change.lost.values()), shards + 1
-        print(f"{change.shard}: {sum(change.lost.values())} pairs out, {change.left} left")
-    print(f"{pairs} pairs were taken out of {shards} shards.")
+        out = sum(change.lost.values())
+        pairs, shards = pairs + out, shards + 1
+        print(f"{change.shard}: {plural(out, 'pair')} out, {change.left} left")
+    print(f"Took {plural(pairs, 'pair')} out of {plural(shards, 'shard')}.")

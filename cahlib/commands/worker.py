@@ -41,10 +41,11 @@ def _worker(chosen: argparse.Namespace, follow: Follow) -> int:
 
 
 def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:
+    from cahlib.curate.summary import plural
     from cahlib.run import run
 
     outcome = follow(chosen, lambda job, *a, **k: run(_with_tracker(job), *a, role="gpu", **k))
-    print(f"{outcome.shards.done} shards judged; the dataset is in {outcome.folder}.")
+    print(f"{plural(outcome.shards.done, 'shard')} judged; the dataset is in {outcome.folder}.")
     return stopped_early() if outcome.stopped else 0
 
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cahlib import __version__
 from cahlib.config import DamagedJob, Job, settings
@@ -23,6 +23,10 @@ from cahlib.errors import RunError
 from cahlib.fingerprint import differences, digest
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_told = set[str]()  # of which damaged files users know
 
 NAME = "dataset.json"
 
@@ -85,19 +89,32 @@ def job(folder: Path) -> Job | None:
     """Return the job whose run lies beside a dataset, or None; with a warning if it is damaged."""
     path = folder / "run" / "job.json"
     try:
-        return Job.stored(path)
-    except DamagedJob:
-        _log.warning("%s is damaged, and is made anew.", path)
+        return _sound(path, Job.stored(path))
+    except DamagedJob as error:
+        _warn_once(path, error.__cause__ or error)
         return None
 
 
 def found(place: str | Path) -> Description | None:
     """Return the same, or None with a warning if it is damaged."""
+    path = f"{files(place).place}/{NAME}"
     try:
-        return read(place)
+        return _sound(path, read(place))
     except ValueError as error:
-        _log.warning("%s of %s is damaged (%s), and is made anew.", NAME, files(place).place, error)
+        _warn_once(path, error)
         return None
+
+
+def _sound(path: str | Path, read: T) -> T:
+    _told.discard(str(path))
+    return read
+
+
+def _warn_once(path: str | Path, error: BaseException) -> None:
+    """Warn of a damaged file, once until it is sound again."""
+    if str(path) not in _told:
+        _told.add(str(path))
+        _log.warning("%s is damaged (%s), and is made anew.", path, str(error).rstrip("."))
 
 
 def write(place: str | Path, description: Description) -> None:

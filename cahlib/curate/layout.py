@@ -22,8 +22,11 @@ MANIFESTS = "shards"
 #: The folders of a dataset.
 FOLDERS = (*(path.split("/")[0] for path in LAYOUT.values()), MANIFESTS)
 
-#: What tells of the whole dataset, and is made anew each time.
-PAGES = ("report.html", "README.md")
+#: What tells of the whole dataset, and is made anew each time; and what only ours has in it.
+PAGES: Mapping[str, re.Pattern[bytes]] = {
+    "report.html": re.compile(rb'<meta name="generator" content="cahlib">'),
+    "README.md": re.compile(rb"\d shards? of Common Crawl, found by cahlib\. "),
+}
 
 #: Ids of shards whose files are on another machine, a line each: a session elsewhere took only
 #: their manifests along.

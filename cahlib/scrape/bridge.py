@@ -70,6 +70,7 @@ class _Crossing(Generic[T]):
         self._make, self._ahead = make, ahead
         self._items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
         self._begun = threading.Event()
+        self._closed = False
         self.thread = threading.Thread(target=self._run, name="cahlib-bridge", daemon=True)
 
     def take(self, timeout: float) -> T | _End | _Late:
@@ -84,6 +85,7 @@ class _Crossing(Generic[T]):
 
     def close(self) -> None:
         """End the async side wherever it is, and wait for its thread."""
+        self._closed = True
         self._begun.wait()
         self._call(self._task.cancel)
         self.thread.join()
@@ -96,8 +98,10 @@ class _Crossing(Generic[T]):
         error: BaseException | None = None
         try:
             asyncio.run(self._carry())
-        except asyncio.CancelledError:  # closed early
-            pass
+        except asyncio.CancelledError as caught:
+            if not self._closed:  # else fewer items would look like all of them
+                error = RuntimeError("the work was cancelled from within")
+                error.__cause__ = caught
         except BaseException as caught:  # noqa: BLE001 - it is raised again at the consumer's end
             error = caught
         self._items.put(_End(error))

@@ -96,6 +96,8 @@ async def stream(
             while image := await crew.finished.get():
                 yield image
             await whole
+            if missing := tally.unaccounted(Stage.FETCH):
+                raise RuntimeError(f"nobody knows what became of {missing} links")
             if fetcher.manners.cut_off():
                 raise ShardError("Of all hosts none answered; check this machine's network.")
         finally:

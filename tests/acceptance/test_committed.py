@@ -141,6 +141,19 @@ def test_nothing_that_is_committed_is_done_again(job, folder, monkeypatch, web, 
     assert len(pq.read_table(folder / "metadata")) == 12
 
 
+def test_pages_of_a_dataset_that_lost_all_else_are_ours(job, folder):
+    lose_list_and_run(folder)
+    shutil.rmtree(folder / "shards")
+    card = (folder / "README.md").read_bytes()
+    (folder / "README.md").write_text("My own notes about Common Crawl and cahlib.")
+    with pytest.raises(ConfigError, match="a README.md of somebody else's.*move that away"):
+        run(job)
+    (folder / "README.md").write_bytes(card)
+    outcome = run(job)
+    assert (outcome.shards.done, outcome.faults) == (2, ())
+    assert list(verify(folder)) == []
+
+
 OTHERS = [
     {"threshold": 0.99}, {"languages": "de"}, {"resize": 100}, {"consent": "research"},
     {"personal": "mask"}, {"forms": "images"}, {"crawl": "CC-MAIN-2024-10"},

@@ -43,9 +43,9 @@ COMMANDS = {
     },
     "data": {
         "verify": (["dataset"], 0, "Every file is whole"),
-        "repair": (["dataset"], 0, "0 shards were given up"),
-        "purge": (["dataset", "--uids", "uids"], 0, "1 pairs were taken out of 1 shards."),
-        "dedup": (["dataset", "--apply"], 0, "pairs were taken out"),
+        "repair": (["dataset"], 0, "Gave up 0 shards"),
+        "purge": (["dataset", "--uids", "uids"], 0, "Took 1 pair out of 1 shard."),
+        "dedup": (["dataset", "--apply"], 0, "out of"),
     },
     "tracker": {
         "tracker add": (["--crawl", "a.warc.wat.gz"], 0, "Added 1 WAT files: 2 shards."),

@@ -123,7 +123,7 @@ def test_the_report_comes_first_and_changes_nothing(folder, capsys):
 
 def test_of_each_the_largest_stays_or_what_fits_its_text_best(folder, capsys):
     assert main(["dedup", str(folder), "--apply"]) == 0
-    assert "3 pairs were taken out of 2 shards." in capsys.readouterr().out
+    assert "Took 3 pairs out of 2 shards." in capsys.readouterr().out
     assert left(folder) == [1, 3, 4, 6]
     assert list(verify(folder)) == []
     lost = [sealed.tally.lost[Reason.NEAR_DUPLICATE] for sealed in seal.seals(folder)]

@@ -27,6 +27,18 @@ def test_all_items_cross_in_order():
     assert alone()
 
 
+def test_a_cancellation_from_within_is_no_end():
+    async def cancelled():
+        yield 1
+        raise asyncio.CancelledError
+
+    items = iterate(cancelled, ahead=3)
+    assert next(items) == 1
+    with pytest.raises(RuntimeError, match="cancelled from within"):
+        next(items)
+    assert alone()
+
+
 def test_an_error_crosses_behind_the_items_before_it():
     async def failing():
         yield 1

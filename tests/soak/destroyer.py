@@ -9,6 +9,7 @@ is printed is followed until the dataset equals the undisturbed one.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shlex
@@ -260,8 +261,24 @@ class Series:
         if ended.code == 2 and not refused:
             raise Found("the same command is refused")
         own = state(self._place)
-        if ended.code == 0 and (lacking := self.arena.keys.keys() - own.whole.keys() - own.hidden):
+        lacking = self.arena.keys.keys() - own.whole.keys() - own.hidden - self._unread(own)
+        if ended.code == 0 and lacking:
             raise Found(f"exit 0 although shards lack: {sorted(lacking)}")
+
+    def _unread(self, own: State) -> set[str]:
+        """Return the shards whose manifest at the URL is damaged and has its size: a run that has
+        one in its folder lists what is there, and reads it not."""
+        if self._folder == self._place:
+            return set()
+        here, there = (
+            {path.stem: path.stat().st_size for path in (at / "shards").glob("*.json")}
+            for at in (self._folder, self._place)
+        )
+        named = len(json.dumps(self._place.as_uri())) - len("null")  # the place, in the folder's
+        return {
+            id for id, why in own.broken.items()
+            if why == "manifest" and here.get(id) == there.get(id, 0) + named
+        }  # fmt: skip
 
     def _advised(self, ended: Ended) -> list[str]:
         """Return the places that a run says to repair; it has to say so, or something else."""
