@@ -7,9 +7,11 @@ know what they open.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from cahlib.errors import ConfigError, is_full, no_space
@@ -49,6 +51,31 @@ def place(own: Path, what: str) -> Path:
             "dataset; name another folder."
         ) from error
     return there
+
+
+def of_nickname(tracker: str, nickname: str, dataset: Path) -> str:
+    """Return the secret that shows a tracker whose a nickname is; one is made the first time.
+
+    The environment's CAH_NICKNAME_SECRET comes first: so several machines share a nickname.
+    """
+    if given := os.environ.get("CAH_NICKNAME_SECRET"):
+        return given
+    base = _base(dataset)
+    name = hashlib.sha256(f"{tracker} {nickname}".encode()).hexdigest()[:32]
+    path = base / "nicknames" / name
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = path.with_name(f"{name}.{os.getpid()}")
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
+            file.write(f"{secrets.token_urlsafe(32)}\n{tracker} {nickname}\n")
+        with suppress(FileExistsError):
+            os.link(fresh, path)  # the first one stays
+        fresh.unlink()
+        return path.read_text(encoding="utf-8").split("\n")[0]
+    except OSError as error:
+        if is_full(error):
+            raise no_space(base) from error
+        raise ConfigError(f"{FOLDER}: {base} cannot be written ({error.strerror}).") from error
 
 
 def _base(dataset: Path) -> Path:

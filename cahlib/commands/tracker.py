@@ -54,7 +54,11 @@ def add(commands: Any) -> None:
     )
     retry.set_defaults(act=_retry)
     expel = own.add_parser("expel", help="send workers away; what they hold is free again")
-    expel.add_argument("names", nargs="+", help="as `cah tracker export shards` shows them")
+    expel.add_argument(
+        "names",
+        nargs="+",
+        help="workers as `cah tracker export shards` shows them, or nicknames",
+    )
     expel.add_argument(
         "--undo", action="store_true", help="put what they completed back on the list, uncounted"
     )
@@ -238,11 +242,13 @@ def _retry(chosen: argparse.Namespace) -> int:
 
 def _expel(chosen: argparse.Namespace) -> int:
     with _database(chosen.database) as database:
-        from cahlib.tracker import board, intake
+        from cahlib.tracker import board, intake, people
         from cahlib.tracker.crowd import Crowd
         from cahlib.tracker.rules import Rules
 
-        numbers = [board.worker(database, name)["id"] for name in chosen.names]
+        numbers = [id for name in chosen.names for id in board.named(database, name)]
+        for name in chosen.names:
+            people.ban(database, name)
         crowd, again = Crowd(database, Rules()), 0
         for number in numbers:
             crowd.expel(number)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 import cahlib
-from cahlib.tracker import bloom, board, intake, legacy, pages, rules
+from cahlib.tracker import bloom, board, intake, legacy, names, pages, rules
 from cahlib.tracker.database import DatabaseAway
 from cahlib.tracker.limits import Gate
 from cahlib.tracker.rules import IDS, MOST_PAIRS, Kind, Lease, Refusal, Result, Unknown
@@ -83,6 +83,11 @@ class Newcomer(_Body):
 
     nickname: str = Field(max_length=200, description="shown on the leaderboard")
     kind: Literal["hybrid", "cpu", "gpu"]
+    nickname_secret: str = Field(
+        "",
+        max_length=200,
+        description="who shows it first owns the nickname; only its hash is kept",
+    )
 
 
 class Beat(_Body):
@@ -131,9 +136,11 @@ class Numbers(_Body):
 def register(request: Request, body: Newcomer) -> dict[str, Any]:
     """Join: the secret is shown this once, and goes into `Authorization: Bearer` from now on."""
     service = of(request)
-    worker, secret = service.crowd.register(rules.nickname(body.nickname), Kind(body.kind))
+    nickname, proof = names.nickname(body.nickname), body.nickname_secret
+    worker, secret = service.crowd.register(nickname, Kind(body.kind), proof=proof)
     return {
         "name": worker.name,
+        "nickname": worker.nickname,
         "secret": secret,
         "lease_seconds": service.settings.rules.lease,
         "upload": service.settings.rules.upload,

@@ -22,6 +22,16 @@ ACTIVE = 900
 SLOT, RECENT = 300, 2 * 86400
 
 
+#: What is shown of a person; "verified": whoever works under this name has shown its secret.
+_PERSON = (
+    people.c.nickname,
+    people.c.scraped,
+    people.c.done,
+    people.c.pairs,
+    people.c.secret.is_not(None).label("verified"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """The state of the crawl."""
@@ -91,7 +101,9 @@ def at_work(database: Database, now: float) -> dict[str, int]:
 def leaders(database: Database, *, by: str = "pairs", most: int = 100) -> list[dict[str, Any]]:
     """The people who did most, by "pairs" or by parcels "scraped"."""
     column = people.c[by]
-    query = select(people).where(column > 0).order_by(column.desc(), people.c.nickname).limit(most)
+    query = (
+        select(*_PERSON).where(column > 0).order_by(column.desc(), people.c.nickname).limit(most)
+    )
     return _rows(database, query)
 
 
@@ -105,6 +117,14 @@ def worker(database: Database, name: str) -> dict[str, Any]:
         shards.c.worker == found[0]["id"], shards.c.state.in_(["leased", "judging"])
     )
     return found[0] | {"shards": sorted(row["number"] for row in _rows(database, held))}
+
+
+def named(database: Database, name: str) -> list[int]:
+    """Return the worker of a name, or all those of a nickname, by their ids; raise Missing."""
+    for column in (workers.c.name, workers.c.nickname):
+        if found := _rows(database, select(workers.c.id).where(column == name)):
+            return [row["id"] for row in found]
+    raise Missing(f"There is no worker {name}, and nobody of that nickname.")
 
 
 def active(database: Database, now: float, *, most: int = 200) -> list[dict[str, Any]]:
@@ -141,10 +161,13 @@ def record(database: Database, now: float) -> None:
     forgotten = (
         (workers.c.last_seen < now - 30 * 86400) & (workers.c.done == 0) & (workers.c.scraped == 0)
     )
+    idle = (people.c.done == 0) & (people.c.scraped == 0) & ~people.c.banned
+    idle &= ~select(1).where(workers.c.nickname == people.c.nickname).exists()
     with database.write() as connection:
         connection.execute(database.insert(history).values(row).on_conflict_do_nothing())
         connection.execute(delete(history).where(old))
         connection.execute(delete(workers).where(forgotten))
+        connection.execute(delete(people).where(idle))
 
 
 def past(database: Database, since: float) -> list[dict[str, Any]]:
@@ -155,7 +178,9 @@ def past(database: Database, since: float) -> list[dict[str, Any]]:
 
 def everyone(database: Database) -> list[dict[str, Any]]:
     """The whole leaderboard."""
-    return _rows(database, select(people).order_by(people.c.pairs.desc(), people.c.nickname))
+    worked = people.c.done + people.c.scraped > 0
+    query = select(*_PERSON).where(worked)
+    return _rows(database, query.order_by(people.c.pairs.desc(), people.c.nickname))
 
 
 def export(database: Database) -> Iterator[dict[str, Any]]:

@@ -56,9 +56,16 @@ class Tracker:
         self.url, self.secret, self._sleep = url.rstrip("/"), secret, sleep
         self.upload = ""  #: where it wants parcels, as it said when we joined
 
-    def join(self, nickname: str, kind: str, *, patience: float = 0) -> dict[str, Any]:
-        """Register as a "hybrid", "cpu" or "gpu" worker; the answer says name, lease, upload."""
+    def join(
+        self, nickname: str, kind: str, *, proof: str = "", patience: float = 0
+    ) -> dict[str, Any]:
+        """Register as a "hybrid", "cpu" or "gpu" worker; the answer says name, lease, upload.
+
+        ``proof`` is the secret of the nickname.
+        """
         body = {"nickname": nickname, "kind": kind}
+        if proof:
+            body["nickname_secret"] = proof
         answer = self._ask("/v1/workers", body, patience=patience)
         self.secret, self.upload = answer["secret"], answer["upload"]
         return answer

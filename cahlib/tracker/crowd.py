@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 
 from cahlib.records import Shard, Stage, Tally
-from cahlib.tracker import credit, names, uids
+from cahlib.tracker import credit, names, people, uids
 from cahlib.tracker.claims import BY_SECRET, claiming, coming, completing, found, hashed
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import (
@@ -61,14 +61,22 @@ class Crowd:
         # Until then nothing runs out: after a restart workers need a while to say that they live.
         self._patient = clock() + min(rules.lease / 3, 120)
 
-    def register(self, nickname: str, kind: Kind) -> tuple[Worker, str]:
-        """A new worker, and its secret, of which only a hash is stored."""
+    def register(
+        self, nickname: str, kind: Kind, *, proof: str = "", old: bool = False
+    ) -> tuple[Worker, str]:
+        """A new worker, and its secret, of which only a hash is stored.
+
+        ``proof`` is the secret of the nickname; raises Owned if that is another's.
+        """
         secret, now = secrets.token_urlsafe(32), self._clock()
         values = {
-            "nickname": nickname, "kind": kind.value, "secret": hashed(secret), "first_seen": now,
+            "kind": kind.value, "secret": hashed(secret), "first_seen": now,
             "last_seen": now, "gone": False, "progress": "", "scraped": 0, "done": 0, "pairs": 0,
         }  # fmt: skip
         with self._database.write() as connection:
+            shown = hashed(proof) if proof else None
+            nickname = people.admit(self._database, connection, nickname, shown, old=old)
+            values["nickname"] = nickname
             while True:
                 name = names.draw()
                 fresh = self._database.insert(workers).values(name=name, **values)
@@ -235,7 +243,9 @@ class Crowd:
         connection.execute(delete(failures).where(doubts))
         values = {"state": "todo", "lane": 0, "scraper": None, "parcel": None}
         connection.execute(update(shards).where(shards.c.number == number).values(**values))
-        self._uncount(connection, scraper)
+        row = connection.execute(select(workers).where(workers.c.id == scraper)).first()
+        if row is not None:
+            self._count(connection, found(row), scraped=-1)
         return self._blame(connection, scraper, number, attempts, error)
 
     def taken(self, secret: str, number: int, keys: Sequence[str]) -> list[str]:
@@ -382,12 +392,6 @@ class Crowd:
     def _count(self, connection: Connection, worker: Worker, **more: int) -> None:
         """Add to what a worker and the person behind it have done."""
         credit.count(self._database, connection, worker.id, worker.nickname, **more)
-
-    def _uncount(self, connection: Connection, scraper: int | None) -> None:
-        """Take back that a parcel was counted which could not be fetched."""
-        row = connection.execute(select(workers).where(workers.c.id == scraper)).first()
-        if row is not None:
-            self._count(connection, found(row), scraped=-1)
 
 
 def _mine(worker: Worker) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from cahlib.tracker import board, rules, wholes
+from cahlib.tracker import board, names, rules, wholes
 from cahlib.tracker.bloom import Filter
 from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.rules import IDS, Invalid, Kind, Missing, NotHeld, Refusal, Result, Unknown
@@ -79,7 +79,7 @@ def new(
 ) -> dict[str, str]:
     """Register."""
     service, kind = of(request), _invited(request, type)
-    worker, secret = service.crowd.register(rules.nickname(nickname), kind)
+    worker, secret = service.crowd.register(names.nickname(nickname), kind, old=True)
     upload = service.settings.rules.old_upload
     return {"display_name": worker.name, "token": secret, "upload_address": upload}
 

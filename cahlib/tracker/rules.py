@@ -124,20 +124,16 @@ class NotHeld(Refusal):
     status, old_status = 409, 403
 
 
+class Owned(Refusal):
+    """The nickname is somebody else's."""
+
+    status, old_status = 409, 400
+
+
 class Invalid(Refusal):
     """What was sent cannot be true."""
 
     status, old_status = 422, 400
-
-
-def nickname(text: str) -> str:
-    """A nickname as it is stored; raises Invalid."""
-    name = unicodedata.normalize("NFC", text).strip()
-    if not 1 <= len(name) <= 40:
-        raise Invalid("nickname: choose one of 1 to 40 characters.")
-    if any(unicodedata.category(letter)[0] in "CZ" and letter != " " for letter in name):
-        raise Invalid("nickname: invisible characters are not allowed.")
-    return name
 
 
 def sentence(text: str, most: int) -> str:

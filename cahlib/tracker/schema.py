@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    false,
 )
 
 schema = MetaData()
@@ -113,6 +114,10 @@ people = Table(
     Column("scraped", Integer, nullable=False),
     Column("done", Integer, nullable=False),
     Column("pairs", BigInteger, nullable=False),
+    Column("folded", String(240)),  # what it looks like; none of a second such name
+    Column("secret", LargeBinary(32)),  # its sha256, if somebody owns the name
+    Column("banned", Boolean, nullable=False, default=False, server_default=false()),
+    Index("ix_people_folded", "folded", unique=True),
 )
 
 failures = Table(

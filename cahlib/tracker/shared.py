@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.errors import ConfigError, RunError, ShardError, writing
-from cahlib.private import place
+from cahlib.private import of_nickname, place
 from cahlib.records import Judged, Shard, Tally
 from cahlib.tracker.client import Leased, Refused, Tracker, TrackerAway
 from cahlib.tracker.pending import PendingReport, PendingReports
@@ -263,7 +263,9 @@ class Shared:
             self._trouble = float("inf")
 
     def _join(self) -> None:
-        self._tracker.join(self._nickname, self._kind)
+        dataset = self._path.parent.parent
+        proof = of_nickname(self._tracker.url, self._nickname, dataset)
+        self._tracker.join(self._nickname, self._kind, proof=proof)
         self._keep_secret()
         for shard in self._ledger.in_state("todo", "leased"):
             self._ledger.forget(shard)  # leased by who we were

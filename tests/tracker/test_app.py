@@ -62,7 +62,7 @@ def test_a_shard_from_lease_to_leaderboard(tracker):
         answer = ask(tracker, "/v1/shards/0/complete", done, secret=secret)
         assert answer.json == {"counted": counted, "lost": []}
     assert ask(tracker, "/v1/leaderboard").json["pairs"] == [
-        {"nickname": "ann", "scraped": 0, "done": 1, "pairs": 4}
+        {"nickname": "ann", "scraped": 0, "done": 1, "pairs": 4, "verified": False}
     ]
     state = ask(tracker, "/v1/state").json
     assert (state["shards"], state["done"], state["pairs"]) == (6, 1, 4)

@@ -44,7 +44,7 @@ def test_a_crawl_is_added_once_counted_and_exported(url, crawl, capsys, tmp_path
 
     assert main(["tracker", "export", "leaderboard", "--database", url]) == 0
     assert list(csv.DictReader(io.StringIO(capsys.readouterr().out))) == [
-        {"nickname": "'=1+1", "scraped": "0", "done": "1", "pairs": "12"}
+        {"nickname": "'=1+1", "scraped": "0", "done": "1", "pairs": "12", "verified": "False"}
     ]
     out = tmp_path / "shards.json"
     command = ["tracker", "export", "shards", "--form", "json", "--output", str(out)]
@@ -73,7 +73,7 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     crowd.lease(gpu)
     held = crowd.lease(his).number
     assert main(["tracker", "expel", eve.name, "no-body", "--database", url]) == 1
-    assert "There is no worker no-body." in capsys.readouterr().err
+    assert "There is no worker no-body, and nobody of that nickname." in capsys.readouterr().err
     assert crowd.held(his) == [held]
     assert main(["tracker", "expel", eve.name, "--database", url]) == 0
     assert "1 workers are sent away; 0 shards are to do again." in capsys.readouterr().out

@@ -105,7 +105,8 @@ def test_a_completion_that_is_sent_again_counts_once(crowd, fill, database):
     number = crowd.lease(secret).number
     result = Result(pairs=7, tally=Tally(), output="s3://a")
     assert [crowd.complete(secret, number, result).counted for _ in range(2)] == [True, False]
-    assert board.leaders(database) == [{"nickname": "ann", "scraped": 0, "done": 1, "pairs": 7}]
+    (leader,) = board.leaders(database)
+    assert (leader["nickname"], leader["done"], leader["pairs"]) == ("ann", 1, 7)
 
 
 def test_a_foreign_shard_an_unknown_one_and_an_unknown_worker_are_refused(crowd, fill):
