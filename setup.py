@@ -76,6 +76,8 @@ tracker = [
 # Colab and Kaggle bring theirs, which must stay as it is: no lower bound above Colab's
 notebook = [
     "ipywidgets>=7.7.1",  # the form and the live view
+    # serves clicks while a cell executes, which ipykernel 6 (Colab, Kaggle) does not; plain Python
+    "jupyter_ui_poll>=1.0",
 ]
 dev = [
     "pytest>=8.3",

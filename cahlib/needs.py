@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from cahlib.config import Crawl, Job
 from cahlib.errors import ConfigError
+
+#: A web page or an e-mail address, as far as its form can tell.
+_CONTACT = re.compile(r"https?://[^\s/@]+\S*|(mailto:)?[^\s@/]+@[^\s@/]+\.[^\s@/]+")
 
 
 def introduced(job: Job) -> None:
@@ -12,6 +17,11 @@ def introduced(job: Job) -> None:
         raise ConfigError(
             "contact: give a web page or an e-mail address where site owners reach you; images "
             "are asked for with it, and not without."
+        )
+    if job.download.contact and not _CONTACT.fullmatch(job.download.contact.strip()):
+        raise ConfigError(
+            f"contact: {job.download.contact!r} is neither a web page (https://…) nor an e-mail "
+            "address; site owners must be able to reach you."
         )
 
 

@@ -9,7 +9,8 @@ from cahlib.errors import ConfigError
 from cahlib.settings import Checked, option
 
 _HOST = r"([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\])"
-_TRACKER = re.compile(rf"https?://([^\s/@]*@)?{_HOST}(:\d{{1,5}})?(/\S*)?")
+_LOGIN = re.compile(r"https?://[^/]*@")
+_TRACKER = re.compile(rf"https?://{_HOST}(:\d{{1,5}})?(/\S*)?")
 _ENGINE = re.compile(rf"(tls|tcp)://{_HOST}:\d{{1,5}}/?")
 
 
@@ -62,6 +63,11 @@ class Place(Checked):
         Checked.__post_init__(self)
         if self.swarm and self.cores:
             raise ConfigError("cores: give either a number of servers (swarm) or of cores.")
+        if _LOGIN.match(self.tracker):
+            raise ConfigError(
+                "tracker: a name or password in its URL would be stored with the run, and is not "
+                "sent; write it as http://HOST:8000."
+            )
         if self.tracker and not _TRACKER.fullmatch(self.tracker):
             raise ConfigError(
                 f"tracker: {self.tracker} is no http(s) URL; write it as http://HOST:8000."

@@ -28,6 +28,7 @@ from cahlib.errors import ConfigError
         ({"crawl": 3}, "crawl: 3 is not a text."),
         ({"output": ""}, "output: name a folder or a URL."),
         ({"output": "  "}, "output: name a folder or a URL."),
+        ({"tracker": "https://ada:secret@host:8000/x"}, "tracker: a name or password in its URL"),
     ],
 )
 def test_a_bad_value_gets_one_sentence_that_names_the_field(values, sentence):

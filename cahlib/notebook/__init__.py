@@ -43,6 +43,17 @@ def form(settings: Mapping[str, Any] | None = None) -> Desk:
     return desk
 
 
+def given(names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in a notebook's variables: ``settings``, and those that have their own.
+
+    Those that are None are not given.
+    """
+    from cahlib.notebook.fields import FIRST
+
+    own = {name: names[name] for name in FIRST if names.get(name) is not None}
+    return {**names.get("settings", {}), **own}
+
+
 def results(desk: Desk) -> Results:
     """Show what came out: now, or as soon as the run has ended."""
     from cahlib.notebook.outcome import Results
@@ -51,12 +62,14 @@ def results(desk: Desk) -> Results:
 
 
 def _followed(desk: Desk) -> None:
+    from cahlib.notebook.lines import report_lines
+
     if not desk.child.running():
         print("Nobody is here to fill in the form, and no settings are given: nothing was started.")
         return
     print(desk.place.terms)
     try:
-        desk.follow(lambda line: print(line, flush=True))
+        report_lines(desk, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         desk.child.stop()  # nobody could press Stop later, and servers cost money
         raise

@@ -8,7 +8,6 @@ its own: closing the desk ends nothing.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,29 +18,29 @@ import ipywidgets as widgets
 
 from cahlib.config import Job, Output, settings
 from cahlib.errors import CahError, RunError, missing
-from cahlib.notebook import state, view
+from cahlib.notebook import crawls, state, view
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form
+from cahlib.notebook.follow import follow
+from cahlib.notebook.inputs import free
 from cahlib.notebook.memory import remember, remembered
 from cahlib.notebook.orphans import Lookout
-from cahlib.notebook.place import Place, online, secret
+from cahlib.notebook.place import Place, mount_drive, online, secret
 from cahlib.notebook.quote import Quote, quoted
 
 _LOG = logging.getLogger(__name__)
 
 #: Seconds between two drawings of the run, and of the pairs and nodes in it.
 _TICK, _TURN = 1.0, 5.0
-#: Seconds between two lines where no widgets are shown.
-_HEARTBEAT = 60.0
-
-#: What the log says now and then of how the run stands.
-_PLAIN = re.compile(r"\d+ s, shards ")
-
 #: The parts of the view, from top to bottom.
 _PARTS = ("banner", "head", "charts", "nodes", "losses", "gallery", "log")
 
 #: The buttons for servers that nobody works with: only there when there are such.
 _RESCUE = ("delete", "adopt")
+#: Buttons that are there only when they can be clicked.
+_SHOWN = {*_RESCUE, "mount"}
+#: What is done beside without keeping anybody from a click.
+_QUIETLY = {"look", "crawls"}
 
 
 class Desk:
@@ -54,7 +53,9 @@ class Desk:
         self.place, self._environment = place, environment
         chosen = given or remembered()
         values = {"output": place.output, **_inherited(environment), **chosen}
-        self.form = Form(values, token=secret(environment), changed=self._changed)
+        self.form = Form(
+            values, token=secret(environment), changed=self._changed, warning=self._warning
+        )
         self.child = Child(self._home())
         self._quote: Quote | None = None  #: of the settings as they were
         self._lookout = Lookout()
@@ -68,6 +69,7 @@ class Desk:
         self._drawing = threading.RLock()
         self._was_running = False
         self._watchers: list[Callable[[bool], None]] = []
+        self.beside: list[widgets.Widget] = []  #: boxes that other cells show, freed with ours
         self.message, self.plan_shown = widgets.HTML(), widgets.HTML()
         self.parts = {name: widgets.HTML() for name in _PARTS}
         self.buttons = {
@@ -77,6 +79,7 @@ class Desk:
             "down": _button("Tear down now", self._guarded(self.tear_down), style="danger"),
             "delete": _button("Delete them now", self._guarded(self.delete), style="danger"),
             "adopt": _button("Go on with them", self._guarded(self.adopt)),
+            "mount": _button("Mount Drive", self._guarded(self.mount)),
         }
         self.buttons["start"].layout.width = "auto"
         self._unsafe = widgets.Checkbox(description="show unsafe pictures", indent=False)
@@ -84,7 +87,7 @@ class Desk:
         self._fold = widgets.Accordion(children=[self.form.box], selected_index=0)
         self._fold.set_title(0, "settings")
         self.box = self._laid_out()
-        self.form.check()
+        self.form.greet()
         self.draw()
 
     @property
@@ -118,7 +121,7 @@ class Desk:
     def start(self) -> None:
         """Start the run; servers are ordered only by a plan that was drawn for these settings."""
         job = self.form.job()
-        if self._doing - {"look"}:
+        if self._doing - _QUIETLY:
             return  # a second click, or one that waited while the kernel was busy
         if job.place.has_servers and self.quote is None:
             raise RunError("Press Plan first: servers are ordered at a price that you have seen.")
@@ -158,20 +161,28 @@ class Desk:
     def adopt(self) -> None:
         """Go on with the servers of this run that are there; no other ones are ordered."""
         own = self._lookout.own(self.child)
-        if own and not self._doing - {"look"}:
+        if own and not self._doing - _QUIETLY:
             self.form.fields["cores"].write("0")
             self.form.fields["swarm"].write(str(own))
             self.begin(self.form.job())
 
+    def mount(self) -> None:
+        """Mount Drive on Colab, where the dataset survives the runtime."""
+        self.form.fields["output"].write(mount_drive())
+
     def watch(self) -> None:
-        """Draw the run from now on, in a thread."""
+        """Draw the run from now on, in a thread, and find out what crawls there are."""
+        self._beside("crawls", lambda: self.form.suggest_crawls(crawls.names()))
         self._drawer = threading.Thread(target=self._draw_on, daemon=True)
         self._drawer.start()
 
     def close(self) -> None:
-        """Draw no more; the run goes on."""
+        """Draw no more, and free all widgets; the run goes on."""
         self._closed.set()
         self._wake.set()
+        with self._drawing:
+            for box in (self.box, *self.beside):
+                free(box)
 
     def on_drawing(self, watcher: Callable[[bool], None]) -> None:
         """Tell now, and at each drawing, whether the run is going on; never two at once."""
@@ -179,33 +190,22 @@ class Desk:
             self._watchers.append(watcher)
             watcher(self.child.running())
 
-    def follow(self, say: Callable[[str], None], *, pause: float = _HEARTBEAT) -> None:
-        """Tell of the run in lines until it has ended; raises RunError if it failed."""
-        told: set[str] = set()
-        next_line = 0.0
-        while self.child.running():
-            if time.monotonic() >= next_line:
-                self._tell(say, told, running=True)
-                next_line = time.monotonic() + pause
-            time.sleep(0.2)
-        live = self.child.live()
-        if live.get("state") != "ended":
-            raise RunError(live.get("sentence") or " ".join(self.child.said(lines=1)))
-        self._tell(say, told, running=False)
+    def follow(self, *, always: bool = True) -> None:
+        """Execute while the run goes on, so that the session is not ended as idle.
 
-    def _tell(self, say: Callable[[str], None], told: set[str], *, running: bool) -> None:
-        """Say how the run stands, and what is new in its log beside that."""
-        said = self.child.said(lines=20)
-        for line in [each for each in said if each not in told and not _PLAIN.match(each)]:
-            told.add(line)
-            say(line)
-        say(view.text(state.heading(self._known(self.child)), self.child.live(), running=running))
+        Interrupt the cell to do something else; the run goes on. Unless ``always``, only where
+        sessions are ended when no cell executes.
+        """
+        if not self.place.widgets or not (always or self.place.is_idle_soon):
+            return
+        if not follow(lambda: self.child.running(), wait=self.place.patience):
+            print("No run is in progress. Run this cell after Start, to keep the session awake.")
 
     def draw(self, *, turned: bool = True) -> None:
         """Draw what is known now; pairs and nodes only if ``turned``."""
         with self._drawing:
             child = self.child  # another click may put another in its place
-            known = self._known(child)
+            known = self.known(child)
             shown = state.panel(known)
             self._put("head", view.head(shown, known.live, running=known.running))
             self._put("charts", view.charts(known.live, running=known.running))
@@ -227,7 +227,8 @@ class Desk:
         if self.place.widgets and self._lookout.is_due(child, token, running=known.running):
             self._beside("look", lambda: self._lookout.look(child, token))
 
-    def _known(self, child: Child) -> state.Known:
+    def known(self, child: Child) -> state.Known:
+        """Return what is known of a run, and of what is asked for."""
         doing, quote = self._doing.copy(), self.quote
         return state.Known(
             running=child.running(),
@@ -243,6 +244,7 @@ class Desk:
             left=child.has_servers,
             orphans=[str(each) for each in self._lookout.found],
             own=self._lookout.own(child),
+            vanishing=bool(self._warning("output", self.form.fields["output"].text)),
             unasked=self._lookout.trouble,
         )
 
@@ -258,7 +260,7 @@ class Desk:
             self._fold.selected_index = None
         for name, button in self.buttons.items():
             button.disabled = name not in shown.allowed
-            if name in _RESCUE:
+            if name in _SHOWN:
                 button.layout.display = None if name in shown.allowed else "none"
         self.buttons["start"].description = shown.start
         self.form.freeze(not shown.settings)
@@ -311,7 +313,7 @@ class Desk:
                 self.parts["banner"],
                 self._row(*_RESCUE),
                 self._fold,
-                self._row("plan", "start", "stop", "down"),
+                self._row("mount", "plan", "start", "stop", "down"),
                 self.message,
                 self.plan_shown,
                 *(self.parts[name] for name in ("head", "charts", "nodes", "losses")),
@@ -319,6 +321,9 @@ class Desk:
                 *(self.parts[name] for name in ("gallery", "log")),
             ]
         )
+
+    def _warning(self, name: str, text: str) -> str:
+        return self.place.warning(text) if name == "output" else ""
 
     def _row(self, *names: str) -> widgets.HBox:
         buttons = [self.buttons[name] for name in names]

@@ -6,8 +6,9 @@ of its field at once, so that no notebook is saved with it. It does not know wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from importlib.util import find_spec
 from typing import Any
 
 import ipywidgets as widgets
@@ -16,12 +17,17 @@ from cahlib import needs
 from cahlib.cli import job_from
 from cahlib.config import Job, settings
 from cahlib.errors import CahError, ConfigError
+from cahlib.notebook.inputs import Shared, Slider, input_for, label
+from cahlib.presets import PRESETS
 from cahlib.settings import Setting
 
 #: What every run asks for; the rest is folded away.
-_FIRST = (
+FIRST = (
     "nickname contact crawl shards swarm max_cost hours preset threshold output forms tracker"
 ).split()
+
+#: What no run does without; a tracker says what is read.
+_REQUIRED = {"nickname", "contact", "crawl"}
 
 _FOLDS = {
     "crawl": "more on what is read",
@@ -31,38 +37,33 @@ _FOLDS = {
     "place": "more on where and how long",
 }
 
-_RED = "color:#c62828"
+_NOTE = {"flex": "1 1 16em", "min_width": "0", "margin": "0 0 0 .8em"}
 
 
 class Field:
-    """A setting's widget with its sentence: help, or what is wrong."""
+    """A setting's input with its sentence: help, or what is wrong."""
 
-    def __init__(self, setting: Setting, text: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, setting: Setting, text: str, changed: Callable[[str], None], shared: Shared
+    ) -> None:
         self.setting = setting
-        style, layout = {"description_width": "8.5em"}, widgets.Layout(width="26em")
-        common: Any = {"description": _label(setting.name), "style": style, "layout": layout}
-        self.widget: Any
-        if setting.type is bool:
-            self.widget = widgets.Dropdown(options=("no", "yes"), **common)
-        elif setting.option.choices and setting.type is str:
-            self.widget = widgets.Dropdown(options=setting.option.choices, **common)
-        else:
-            self.widget = widgets.Text(**common)
-        self.note = widgets.HTML(layout=widgets.Layout(flex="1 1 18em", margin="0 0 0 .8em"))
-        self.row = _row(self.widget, self.note)
+        mark = " *" if setting.name in _REQUIRED else ""
+        self.input = input_for(setting, label(setting.name) + mark, shared)
+        self.widget = self.input.widget
+        self.note = shared.make(widgets.HTML, layout=_NOTE)
+        self.row = _row(shared, self.widget, self.note)
         self.write(text)
         self.say("")
-        self.widget.observe(lambda _: changed(), names="value")
+        self.input.on_change(lambda: changed(setting.name))
 
     @property
     def text(self) -> str:
-        return str(self.widget.value)
+        """The value, as on the command line."""
+        return self.input.text
 
     def write(self, text: str) -> None:
-        """Put a text into the field; one that is no choice becomes the first line of them."""
-        if isinstance(self.widget, widgets.Dropdown) and text not in self.widget.options:
-            self.widget.options = (text, *self.widget.options)
-        self.widget.value = text
+        """Put a text into the field."""
+        self.input.write(text)
 
     def value(self) -> Any:
         """What the text means; raises ConfigError."""
@@ -72,7 +73,8 @@ class Field:
 
     def say(self, error: str) -> None:
         """Show what is wrong, or the help."""
-        self.note.value = _note(error, self.setting.option.help)
+        told = error.removeprefix(f"{self.setting.name}: ")
+        self.note.value = _note(told[:1].upper() + told[1:], self.setting.option.help)
 
 
 class Form:
@@ -84,26 +86,34 @@ class Form:
         *,
         token: tuple[str, str] = ("", ""),
         changed: Callable[[], None] = lambda: None,
+        warning: Callable[[str, str], str] = lambda name, text: "",
     ) -> None:
-        """``given`` are values by field; ``token`` is one that was found, and where."""
-        self._changed, self._quiet = changed, False
+        """``given`` are values by field; ``token`` is one that was found, and where.
+
+        ``warning`` says of a field's name and text what is unwise about it.
+        """
+        self._changed, self._warning = changed, warning
+        self._quiet = False
+        self._typed = set[str]()  #: fields that somebody has changed
         self._token, self._found = token
+        shared = Shared()
         self.fields = {
-            setting.name: Field(setting, written(setting, given), self._check)
+            setting.name: Field(setting, written(setting, given), self._check, shared)
             for setting in settings()
         }
         self.password = widgets.Password(
             description="Hetzner token",
             continuous_update=False,
-            style={"description_width": "8.5em"},
-            layout=widgets.Layout(width="26em"),
+            style={"description_width": "10.5em"},
+            layout=self.fields["nickname"].widget.layout,
         )
-        self.token_note = widgets.HTML(layout=widgets.Layout(flex="1 1 18em", margin="0 0 0 .8em"))
+        self.token_note = shared.make(widgets.HTML)
         self.password.observe(self._take_token, names="value")
-        first = [self.fields[name].row for name in _FIRST]
-        first.insert(_FIRST.index("swarm") + 1, _row(self.password, self.token_note))
+        first = [self.fields[name].row for name in FIRST]
+        first.insert(FIRST.index("swarm") + 1, _row(shared, self.password, self.token_note))
         self._advanced = self._folded()
         self.box = widgets.VBox([*first, self._advanced])
+        self._follow_preset()
         self._show_token()
 
     @property
@@ -137,6 +147,10 @@ class Form:
         self._quiet = False
         self._check()
 
+    def suggest_crawls(self, names: Sequence[str]) -> None:
+        """Show which crawls can be picked."""
+        self.fields["crawl"].input.suggest(names)  # type: ignore[attr-defined]
+
     def blame(self, error: CahError) -> None:
         """Show an error beside the field that it names, if it names one."""
         text = str(error)
@@ -149,19 +163,11 @@ class Form:
     def freeze(self, frozen: bool) -> None:
         """Let nothing be changed while a run is going on, or let it."""
         for field in self.fields.values():
-            field.widget.disabled = frozen
+            field.input.freeze(frozen)
 
     def check(self) -> bool:
         """Show what is wrong beside the fields; True if nothing is."""
-        wrong = 0
-        for field in self.fields.values():
-            error = ""
-            try:
-                field.value()
-            except ConfigError as refused:
-                error, wrong = str(refused), wrong + 1
-            field.say(error)
-        self._show_token()
+        wrong = self._check_each()
         if wrong:
             return False
         try:
@@ -171,10 +177,41 @@ class Form:
             return False
         return True
 
-    def _check(self) -> None:
-        if not self._quiet:
-            self.check()
-            self._changed()
+    def greet(self) -> None:
+        """Show what is wrong before anything was typed: not that fields are empty."""
+        self._check_each()
+
+    def _check_each(self) -> int:
+        wrong = 0
+        for name, field in self.fields.items():
+            error = ""
+            try:
+                field.value()
+            except ConfigError as refused:
+                error, wrong = str(refused), wrong + 1
+            field.say(error or self._warning(name, field.text) or _driver(name, field.text))
+        self._show_token()
+        return wrong
+
+    def _check(self, name: str = "") -> None:
+        """Check as somebody types; what is missing in a field that nobody has touched can wait."""
+        if self._quiet:
+            return
+        self._typed.add(name)
+        if name == "preset":
+            self._follow_preset()
+        if not self._check_each():
+            try:
+                self.job()
+            except ConfigError as refused:
+                if str(refused).partition(":")[0] in {*self._typed, "token"}:
+                    self.blame(refused)
+        self._changed()
+
+    def _follow_preset(self) -> None:
+        slider = self.fields["threshold"].input
+        if isinstance(slider, Slider) and (preset := PRESETS.get(self.fields["preset"].text)):
+            slider.follow(preset.threshold)
 
     def _folded(self) -> widgets.Accordion:
         inner, titles = [], []
@@ -182,7 +219,7 @@ class Form:
             rows = [
                 field.row
                 for name, field in self.fields.items()
-                if field.setting.group == group and name not in _FIRST
+                if field.setting.group == group and name not in FIRST
             ]
             inner.append(widgets.VBox(rows))
             titles.append(title)
@@ -198,7 +235,7 @@ class Form:
             return
         self._token, self._found = change["new"].strip(), "this field; stored nowhere"
         self.password.value = ""
-        self._check()
+        self._check("token")
 
     def _show_token(self, error: str = "") -> None:
         self.password.placeholder = f"found ({self._found})" if self._token else ""
@@ -216,16 +253,26 @@ def written(setting: Setting, values: Mapping[str, Any]) -> str:
     return "" if value is None else str(value)
 
 
-def _row(widget: Any, note: Any) -> widgets.HBox:
-    return widgets.HBox([widget, note], layout=widgets.Layout(flex_flow="row wrap"))
+def _driver(name: str, text: str) -> str:
+    """Return which package a URL needs that is not installed; "" if none."""
+    scheme, mark, _ = text.strip().partition("://")
+    if name not in ("output", "staging") or not mark:
+        return ""
+    from fsspec.registry import known_implementations
+
+    known = known_implementations.get(scheme.lower())
+    if known is None:
+        return f"{scheme}:// is not a storage that fsspec knows; write s3://…, gs://… or file:///…."
+    package = str(known["class"]).partition(".")[0]
+    if find_spec(package) is not None:
+        return ""
+    return f"{scheme}:// needs a package: type %pip install {package} in a cell."
 
 
-def _label(name: str) -> str:
-    return name.replace("_", " ")
+def _row(shared: Shared, widget: Any, note: Any) -> Any:
+    return shared.make(widgets.HBox, layout={"flex_flow": "row wrap"}, children=[widget, note])
 
 
 def _note(error: str, help: str) -> str:
-    look, text = (_RED, error) if error else ("opacity:.65", help)
-    return (
-        f'<span style="{look};line-height:1.35;display:block;padding:.3em 0">{escape(text)}</span>'
-    )
+    look, text = ("bad", error) if error else ("dim", help)
+    return f'<div class="cah note"><span class="{look}">{escape(text)}</span></div>'

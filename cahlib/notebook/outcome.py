@@ -59,6 +59,7 @@ class Results:
         )
         self.box = widgets.VBox([self.servers, self.about, self._taking, self.message, self.report])
         if desk.place.widgets:
+            desk.beside.append(self.box)
             desk.on_drawing(self._drawn)
             display(self.box)  # type: ignore[no-untyped-call]
         else:

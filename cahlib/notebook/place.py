@@ -27,11 +27,14 @@ _SWITCH = {
 
 #: The terms that matter, as they stood in November 2026.
 _TERMS = {
-    "Colab": "Colab's free tier ends after some 12 hours, or 90 minutes without you; it forbids "
+    "Colab": "Colab's free tier ends after some 12 hours, or 90 minutes without you or an "
+    "executing cell: after Start, run the last cell, which follows the run. Colab forbids "
     "workers of distributed computing, SSH sessions, and going around the notebook. So images are "
     "fetched by servers of your own, and you watch here, in the cell.",
-    "Kaggle": "Kaggle gives some 30 hours of GPU a week, 9 hours a session, to accounts with a "
-    "verified phone; internet must be on (Settings → Internet).",
+    "Kaggle": "Kaggle gives some 30 hours of GPU a week to accounts with a verified phone; "
+    "internet must be on (Settings → Internet). It ends a session in which no cell executes for "
+    "20 to 60 minutes: the last cell executes until the run has ended. Of /kaggle/working it keeps "
+    "20 GB, and that only if you save a version.",
     "Jupyter": "",
 }
 
@@ -49,6 +52,30 @@ class Place:
     gpu: bool
     widgets: bool  #: whether somebody may see and click them
     output: str  #: where a dataset is best put
+
+    @property
+    def is_idle_soon(self) -> bool:
+        """Return whether a session is ended while no cell executes."""
+        return self.name in ("Colab", "Kaggle")
+
+    @property
+    def patience(self) -> float:
+        """Return the seconds for which a run is waited for: while the form is filled in."""
+        return 1800 if self.name == "Kaggle" else 0
+
+    def warning(self, output: str) -> str:
+        """Return what becomes of an output here, if it would be lost; else ""."""
+        if self.name != "Colab" or "://" in output:
+            return ""
+        if Path(os.path.abspath(output)).is_relative_to(_DRIVE):
+            return (
+                f"Written there directly, each file takes its time; file://{_DRIVE}/… brings "
+                "finished shards."
+            )
+        return (
+            "This disk vanishes with the runtime, and the dataset with it: mount Drive, or give "
+            "a URL (s3://…)."
+        )
 
     @property
     def advice(self) -> str:
@@ -73,6 +100,19 @@ def here(environment: Mapping[str, str] = os.environ) -> Place:
         widgets=not batch and _asked_by_a_person(),
         output=_output(name),
     )
+
+
+def mount_drive() -> str:
+    """Mount Colab's Drive, which asks the user; return the output that is there then."""
+    try:
+        found: Any = importlib.import_module("google.colab.drive")
+    except ModuleNotFoundError:
+        raise ConfigError("output: Drive can be mounted on Colab only.") from None
+    try:
+        found.mount(str(_DRIVE.parent))
+    except Exception as error:  # it has errors of its own; all mean that it is not there
+        raise ConfigError(f"output: Drive was not mounted ({error}); try again.") from error
+    return _output("Colab")
 
 
 def secret(environment: Mapping[str, str]) -> tuple[str, str]:

@@ -51,6 +51,7 @@ class Known:
     left: bool = False  #: servers of this run may be at the cloud
     orphans: Sequence[str] = ()  #: sentences on servers that nobody works with
     own: int = 0  #: how many of those are of this run
+    vanishing: bool = False  #: the output is on a disk that vanishes with the session
     unasked: str = ""  #: why the cloud could not be asked for them
 
 
@@ -178,6 +179,7 @@ def _allowed(known: Known) -> set[str]:
         "start": idle and bool(known.order or not known.wanted),
         "stop": known.running and phase(known) is not Phase.STOPPING,
         "delete": bool(known.orphans) and known.busy in ("", "plan"),
+        "mount": idle and known.vanishing,
         "adopt": idle and bool(known.own),
         "down": known.busy in ("", "plan") and (known.running or known.left),
     }

@@ -18,6 +18,7 @@ from cahlib.curate.verify import verify
 from cahlib.demo import world
 from cahlib.notebook.child import Child
 from cahlib.notebook.desk import Desk
+from cahlib.notebook.lines import report_lines
 from cahlib.notebook.memory import remember
 from cahlib.notebook.outcome import Results
 from cahlib.notebook.place import Place
@@ -74,7 +75,7 @@ def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, c
     assert again.child.running() and again.form.job() == desk.form.job()
     again.buttons["start"].click()
     lines = []
-    desk.follow(lines.append, pause=0.3)
+    report_lines(desk, lines.append, pause=0.3)
     # before its first state a run is shown by what it says: of itself, or of the disk
     assert "is starting" in lines[0] or "The disk of" in lines[0]
     assert "shards 2/2" in lines[-1] and len(set(lines)) > 3
@@ -290,9 +291,11 @@ def test_functions_and_files_of_the_notebook_share_no_name():
 
 def test_a_click_shows_what_is_wrong(desks, place, values):
     desk = desks(place, {}, values | {"nickname": "", "swarm": 2})
+    assert "bad" not in desk.form.fields["nickname"].note.value  # nothing was typed yet
     for name in ("plan", "start"):
         desk.buttons[name].click()
         assert "nickname: choose one" in desk.message.value
+        assert "Choose one" in desk.form.fields["nickname"].note.value
     desk.form.fields["nickname"].widget.value = "ada"
     desk.buttons["start"].click()
     assert "token: servers need" in desk.message.value

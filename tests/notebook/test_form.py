@@ -1,15 +1,21 @@
 """The form makes the Job that the command line makes, and says the same of what is wrong."""
 
+import json
+import re
 import subprocess
 import sys
+from html import unescape
 
+import ipywidgets as widgets
 import pytest
 
 from cahlib import cli, notebook
 from cahlib.config import Job, settings
 from cahlib.errors import ConfigError
+from cahlib.notebook import crawls
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form, written
+from cahlib.notebook.inputs import free
 from tests.world.command import environment
 
 GIVEN = {"nickname": "ada", "contact": "https://example.org/crawl", "crawl": "CC-MAIN-2024-10"}
@@ -36,8 +42,13 @@ def another(setting):
         return next(each for each in allowed.choices if written(setting, {}) != each)
     if setting.type in (int, float):
         return str(setting.type(allowed.least or 0) + 1)
-    if setting.name in ("tracker", "engine"):  # whose forms are checked
-        return {"tracker": "http://some:8000", "engine": "tls://some:8786"}[setting.name]
+    checked = {
+        "contact": "https://some/page",
+        "tracker": "http://some:8000",
+        "engine": "tls://some:8786",
+    }
+    if setting.name in checked:
+        return checked[setting.name]
     return "ftp://some/thing" if setting.type is str else "one,two"
 
 
@@ -47,7 +58,7 @@ def test_form_and_terminal_make_the_same_job_of_each_field(form, setting):
     if setting.name in ("model", "pretrained"):
         typed |= {"model": "some", "threshold": "0.3"}
     for name, text in typed.items():
-        form.fields[name].widget.value = text
+        form.fields[name].write(text)
     assert form.job() == cli.job_from(typed, {})
     assert setting.of(form.job()) != setting.default
     job = form.job()
@@ -60,11 +71,13 @@ def test_form_and_terminal_make_the_same_job_of_each_field(form, setting):
     [("swarm", "ten"), ("shards", "-1"), ("threshold", "2"), ("forms", "films"), ("hours", "x")],
 )
 def test_a_bad_value_is_said_beside_its_field_as_in_the_terminal(form, name, text):
-    form.fields[name].widget.value = text
+    form.fields[name].write(text)
     with pytest.raises(ConfigError) as refused:
         cli.job_from({name: text}, {})
-    assert note(form, name) == str(refused.value).replace("'", "&#x27;")
-    form.fields[name].widget.value = written(form.fields[name].setting, {})
+    sentence = str(refused.value).removeprefix(f"{name}: ")
+    assert note(form, name) == sentence[0].upper() + sentence[1:]
+    assert "bad" in form.fields[name].note.value
+    form.fields[name].write(written(form.fields[name].setting, {}))
     assert form.check() and form.fields[name].setting.option.help[:9] in note(form, name)
 
 
@@ -72,8 +85,9 @@ def test_a_bad_value_is_said_beside_its_field_as_in_the_terminal(form, name, tex
 def test_what_is_missing_is_said_beside_its_field(form, name):
     assert form.check()
     form.fields[name].widget.value = ""
+    assert "bad" in form.fields[name].note.value
+    assert form.fields[name].widget.description.endswith(" *")
     assert not form.check()
-    assert note(form, name).startswith(f"{name}: ")
     with pytest.raises(ConfigError, match=f"^{name}: "):
         form.job()
 
@@ -89,9 +103,9 @@ def test_the_terminal_says_the_same_of_what_is_missing(form, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert ran.returncode == 2 and ran.stderr.strip() == f"cah: {note(form, 'contact')}".replace(
-        "&#x27;", "'"
-    )
+    said = note(form, "contact")
+    assert ran.returncode == 2
+    assert ran.stderr.strip() == f"cah: contact: {said[0].lower()}{said[1:]}"
 
 
 def test_servers_need_a_token_and_a_token_is_never_kept_in_its_field():
@@ -112,7 +126,7 @@ def test_a_found_token_is_shown_as_found_only():
 def test_what_the_environment_gives_wrong_is_said_and_can_be_mended():
     form = Form(GIVEN | {"swarm": "ten", "preset": "nonsense"})
     assert not form.check()
-    assert note(form, "swarm").startswith("swarm: ") and "nonsense" in note(form, "preset")
+    assert "is not a whole number" in note(form, "swarm") and "nonsense" in note(form, "preset")
     form.fill(Job().values() | GIVEN)
     assert form.check()
 
@@ -124,7 +138,73 @@ def test_a_name_that_no_setting_has_is_refused_before_anything_is_started(typo, 
         notebook.form(GIVEN | {typo: 1})
 
 
+def test_nothing_is_red_before_one_types_and_what_nobody_touched_can_wait():
+    form = Form({"swarm": "ten"})
+    form.greet()
+    assert [name for name in form.fields if red(form, name)] == ["swarm"]  # the environment's
+    form.fields["swarm"].widget.value = "0"
+    form.fields["contact"].widget.value = "me"
+    assert [name for name in form.fields if red(form, name)] == []  # the nickname comes first
+    form.fields["nickname"].widget.value = "ada"
+    assert "neither a web page" in note(form, "contact")
+    form.fields["contact"].widget.value = "me@example.org"
+    assert not red(form, "contact") and not red(form, "crawl")
+
+
+def test_the_slider_shows_the_presets_value_until_somebody_moves_it():
+    form = Form(GIVEN | {"preset": "laion5b"})
+    slider = form.fields["threshold"]
+    assert slider.widget.value == 0.28 and form.job().judge.threshold is None
+    form.fields["preset"].widget.value = "laion400m"
+    assert slider.widget.value == 0.30 and form.job().judge.threshold is None
+    slider.widget.value = 0.25
+    form.fields["preset"].widget.value = "laion5b"
+    assert slider.widget.value == 0.25 and form.job().judge.threshold == 0.25
+
+
+def test_boxes_choose_what_is_written(form):
+    boxes = {box.description: box for box in form.fields["forms"].widget.children[1].children}
+    boxes["TFRecords"].value = True
+    boxes["embeddings"].value = False
+    assert form.job().output.forms == ("images", "tfrecords")
+    boxes["images as JPEG"].value = True
+    assert "not both" in note(form, "forms")
+
+
+def test_crawls_are_suggested_and_others_can_be_typed(form, tmp_path):
+    listed = tmp_path / "collinfo.json"
+    names = ["CC-MAIN-2026-47", "CC-MAIN-2013-20", "CC-MAIN-2012", "CC-MAIN-2009-2010"]
+    listed.write_text(json.dumps([{"id": name} for name in names]))
+    form.suggest_crawls(crawls.names(listed.as_uri()))
+    assert form.fields["crawl"].widget.options == ("CC-MAIN-2026-47", "CC-MAIN-2013-20")
+    form.fields["crawl"].widget.value = "some/file.wat.gz"
+    assert form.job().crawl.crawl == "some/file.wat.gz"
+    assert crawls.names((tmp_path / "nothing").as_uri()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [("oss://b/d", "%pip install ossfs"), ("x9://b/d", "is not a storage"), ("file:///d", "")],
+)
+def test_a_url_names_the_package_that_it_needs(form, url, sentence):
+    form.fields["output"].widget.value = url
+    assert sentence in note(form, "output") and red(form, "output") == bool(sentence)
+
+
+def test_a_form_that_is_closed_leaves_no_widget():
+    before = len(widgets.Widget.get_manager_state()["state"])
+    made = Form(GIVEN)
+    during = len(widgets.Widget.get_manager_state()["state"])
+    free(made.box)
+    assert during - before < 350
+    assert len(widgets.Widget.get_manager_state()["state"]) == before
+
+
+def red(form, name):
+    return 'class="bad"' in form.fields[name].note.value
+
+
 def note(form, name):
     """What stands beside a field."""
     shown = form.fields[name].note.value
-    return shown.partition(">")[2].removesuffix("</span>")
+    return unescape(re.sub("<[^>]+>", "", shown))

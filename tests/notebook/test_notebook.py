@@ -14,6 +14,7 @@ from cahlib.config import replace
 from cahlib.curate.verify import verify
 from cahlib.demo import world
 from cahlib.errors import ConfigError
+from cahlib.notebook.fields import FIRST
 from tests.world import cloud as clouds
 from tests.world import hosts, notebooks
 
@@ -52,10 +53,61 @@ def test_the_cells_are_thin():
     for source in sources:
         tree = ast.parse(TransformerManager().transform_cell(source))
         assert not [node for node in ast.walk(tree) if isinstance(node, LOGIC)]
-        assert len(source.splitlines()) <= 14
-    assert sources[1].endswith("settings = {}")
-    assert f"@v{cahlib.__version__}" in sources[0] and f"'{cahlib.__version__}'" in sources[0]
+        assert len(source.splitlines()) <= 20 and source.startswith("# @title ")
+    assert all(cell.metadata["cellView"] == "form" for cell in book.cells[1:])
+    assert all(cell.metadata["jupyter"]["source_hidden"] for cell in book.cells[1:])
+    own = {target.id for node in ast.parse(sources[1]).body for target in node.targets}
+    assert own == {*FIRST, "settings"}
+    assert f"'{cahlib.__version__}'" in sources[0]
     assert all(not cell.get("outputs") for cell in book.cells)
+
+
+def test_settings_are_given_one_by_one_or_together():
+    names = {"nickname": "ada", "shards": 0, "crawl": None, "settings": {"seed": 3, "shards": 9}}
+    assert notebook.given(names) == {"nickname": "ada", "shards": 0, "seed": 3}
+    assert notebook.given({}) == {}
+
+
+def install(folder, **more):
+    """Execute the first cell where cahlib and pip are those of a folder."""
+    source = nbformat.read(notebooks.NOTEBOOK, as_version=4).cells[1].source
+    lines = "\n".join(source.splitlines()[1:])
+    fake = folder / "fake"
+    (fake / "pip").mkdir(parents=True, exist_ok=True)
+    (fake / "pip" / "__init__.py").touch()
+    (fake / "pip" / "__main__.py").write_text(PIP)
+    (fake / "cahlib.py").write_text("raise ImportError")
+    environment = notebooks.surroundings(folder, PYTHONPATH=str(fake), **more)
+    return subprocess.run(
+        [sys.executable, "-P", "-c", lines],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+#: Says what it is asked to install, as pip would, or fails.
+PIP = """
+import os, sys
+if sys.argv[1] == "install":
+    print("wanted:", sys.argv[-1])
+    sys.exit("no network" if "CAH_FAILS" in os.environ else 0)
+"""
+
+
+def test_cahlib_is_installed_from_where_the_notebook_was_opened(tmp_path):
+    nothing = install(tmp_path)
+    assert nothing.returncode and "put a cahlib-*.whl beside this notebook" in nothing.stderr
+    assert "wanted" not in nothing.stdout
+    fork = install(tmp_path, CAHLIB_SOURCE="git+https://github.com/ada/cahlib")
+    assert fork.returncode == 0, fork.stderr
+    assert fork.stdout.endswith("notebook] @ git+https://github.com/ada/cahlib\n")
+    (tmp_path / "setup.py").touch()
+    assert install(tmp_path).stdout.endswith(f"@ file://{tmp_path}\n")
+    (tmp_path / "cahlib-0.1.0-py3-none-any.whl").touch()
+    assert install(tmp_path).stdout.endswith(f"@ file://{tmp_path}/cahlib-0.1.0-py3-none-any.whl\n")
+    assert install(tmp_path, CAH_FAILS="1").returncode  # the notebook stops there
 
 
 def test_settings_in_no_text_are_refused(tmp_path, monkeypatch):

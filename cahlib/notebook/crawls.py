@@ -1,0 +1,25 @@
+"""Which crawls there are, the newest first, as Common Crawl lists them."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+
+#: Where they are listed.
+LIST = "https://index.commoncrawl.org/collinfo.json"
+
+#: Seconds for an answer: without one, a name can still be typed.
+_TIMEOUT = 10.0
+
+#: The first crawl that has WAT files.
+_FIRST = "CC-MAIN-2013-20"
+
+
+def names(url: str = LIST) -> list[str]:
+    """Return the names of the crawls; none if nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
+            found = [str(each["id"]) for each in json.loads(answer.read())]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in found if name.startswith("CC-MAIN-") and name >= _FIRST]
