@@ -33,6 +33,12 @@ _WRITTEN: dict[str, str] = {}
 for _script, _codes in _SCRIPTS.items():
     for _code in _codes.split():
         _WRITTEN[_code] = _WRITTEN.get(_code, "") + rf"\p{{Script={_script}}}"
+#: Where pages declare their language, the surest first. Common Crawl's files have the attributes of
+#: the html element since December 2024 (https://github.com/commoncrawl/ia-web-commons/pull/41).
+_DECLARES = (
+    "html@/lang", "html@/xml:lang", "content-language", "og:locale", "language", "dc.language",
+    "dcterms.language",
+)  # fmt: skip
 _LATIN = r"\p{Script=Latn}"
 _LETTER = regex.compile(r"\p{L}")
 
@@ -84,10 +90,15 @@ def _may_be(language: str, text: str) -> bool:
 
 
 def _declared(page: Page) -> str:
-    """Return the language that a page declares: of its html element, Open Graph or headers."""
-    said = {(meta.name or meta.property).lower(): meta.content for meta in page.metas[::-1]}
-    told = {name.lower(): value for name, value in page.headers.items()}
-    for tag in (said.get("html@/lang"), said.get("og:locale"), told.get("content-language")):
-        if isinstance(tag, str) and (code := languages.code(tag.strip())):
-            return code
-    return ""
+    """Return the language that a page declares: of its html element, meta elements or headers."""
+    said: dict[str, str] = {}
+    for meta in page.metas:
+        name = (meta.name or meta.property or meta.equiv).strip().lower()
+        if meta.content:
+            said.setdefault(name, meta.content)
+    for name, value in page.headers.items():
+        if isinstance(value, str):
+            said.setdefault(name.lower(), value)
+    return next(
+        (code for name in _DECLARES if (code := languages.code(said.get(name, "").strip()))), ""
+    )

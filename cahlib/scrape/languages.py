@@ -32,11 +32,17 @@ class Wanted(dict[str, "regex.Pattern[str] | None"]):
     def takes(self, language: str, text: str) -> bool:
         """Return whether a text, which CLD2 takes for a language, is wanted."""
         if language in CHINESE:
+            if _HANS not in self and _HANT not in self:
+                return False
             return any(each in self for each in written(text) or (language,))
         if language not in self:
             return False
         script = self[language]
         return script is None or 2 * len(script.findall(text)) > len(_LETTER.findall(text))
+
+    def whole(self) -> frozenset[str]:
+        """Return the languages of which every text is wanted."""
+        return frozenset(each for each in self if self[each] is None) - CHINESE
 
 
 def wanted(options: Crawl) -> Wanted | None:
@@ -81,10 +87,10 @@ def _holds(known: str, letters: str) -> bool:
 
 def _meant(tag: str) -> Mapping[str, regex.Pattern[str] | None]:
     """Return what a tag of a user means; raise ConfigError if that cannot be told from a text."""
-    from langcodes import Language
-
     if tag.lower() in _CODES and tag.lower() != "zh":
         return {_CODES[tag.lower()]: None}
+    from langcodes import Language
+
     try:
         read = Language.get(tag, normalize=True)
     except ValueError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from cahlib.scrape.wat import Page
@@ -75,6 +76,7 @@ _RESERVED = re.compile(r"\W*(?:1|true)\b", re.IGNORECASE)
 #: Meta elements that speak to us; one may name several robots.
 _TO_US = frozenset({"robots", AGENT})
 _NAMES = re.compile(r"[\s,;|/]+")
+_MOST_NAME = 1000  # characters of an element's name that are looked at
 
 _MOST_RULES = 1000  # of a tdmrep.json
 
@@ -116,21 +118,43 @@ def spoken(headers: Iterable[tuple[str, str]], consent: str) -> Said | None:
 def in_page(page: Page) -> Said | None:
     """What refuses us in a page or in the headers of its answer, be it honoured or not."""
     for meta in page.metas:
-        name = (meta.name or meta.property).strip().lower()
-        if not _TO_US.isdisjoint(_NAMES.split(name)):
-            if any(word in REFUSALS for _, word in directives(meta.content)):
-                return heard("meta robots", meta.content)
-        if name == "tdm-reservation" and _RESERVED.match(meta.content):
-            return heard("meta tdm-reservation", meta.content)
-    return spoken(_words(page.headers), "strict")
+        signal = _signal(meta.name[:_MOST_NAME]) or _signal(meta.property[:_MOST_NAME])
+        if meta.equiv and not signal:
+            signal = _signal(meta.equiv[:_MOST_NAME])
+        if signal and (said := _in_element(signal, meta.content)):
+            return said
+    speaking = [name for name in page.headers if name.lower() in _LOWER]
+    return spoken(_words(page.headers, speaking), "strict") if speaking else None
 
 
-def _words(headers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+@lru_cache(maxsize=1000)  # most pages have the same names, none of which speaks
+def _signal(name: str) -> str:
+    """Return by which signal a meta element of this name speaks to us, "" if it does not."""
+    name = name.strip().lower()
+    if not _TO_US.isdisjoint(_NAMES.split(name)):
+        return "meta robots"
+    if name == "tdm-reservation":
+        return "meta tdm-reservation"
+    return name if name in _LOWER else ""
+
+
+def _in_element(signal: str, content: str) -> Said | None:
+    """Return what refuses us in a meta element, which may stand for a header (``http-equiv``)."""
+    if signal == "meta robots":
+        refuses = any(word in REFUSALS for _, word in directives(content))
+    elif signal == "meta tdm-reservation":
+        refuses = _RESERVED.match(content) is not None
+    else:
+        return spoken([(signal, content)], "strict")
+    return heard(signal, content) if refuses else None
+
+
+def _words(headers: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """The headers by which the owner of a page speaks, each by itself."""
-    for name, values in headers.items():
-        if name.lower() in _LOWER:
-            words = values if isinstance(values, list) else [values]
-            yield from ((name, word) for word in words if isinstance(word, str))
+    for name in names:
+        values = headers[name]
+        words = values if isinstance(values, list) else [values]
+        yield from ((name, word) for word in words if isinstance(word, str))
 
 
 def refusal(headers: Iterable[str]) -> str | None:

@@ -66,6 +66,12 @@ _TAGS = tuple(
     (re.compile(rf"</?(?:{names})(?:[ /\t\n\r\f][^<>]*)?>", re.IGNORECASE), blank)
     for blank, names in _ELEMENTS
 )
+#: Most letters (checked by test), and texts that begin with two, which are found in half the time.
+_LETTERS = (
+    "A-Za-z\xc0-\xd6\xd8-\xf6\xf8-\u02af\u0391-\u03a1\u03a3-\u03f5\u0400-\u0481\u048a-\u052f"
+    "\u05d0-\u05ea\u0620-\u064a\u0e01-\u0e30\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fd5\uac00-\ud7a3"
+)
+_COMMON, _WORDED = re.compile(f"[{_LETTERS}]"), re.compile(f"[{_LETTERS}]{{2}}")
 #: A letter, by the tables of `regex`, which are the same in each version of Python.
 _LETTER = regex.compile(r"\p{L}")
 #: Two letters, or one with a vowel's sign; what only chooses how a character looks is no sign.
@@ -86,6 +92,8 @@ _FILE_NAME = regex.compile(
     regex.IGNORECASE,
 )
 _ENGLISH = {"en": None}
+#: What CLD2 raises about what it does not look at.
+_REFUSED = (pycld2.error, UnicodeEncodeError)
 #: No text without one of these is English, be it repaired (entities, letters of full width) or
 #: not. Other scripts need much repair: Chinese and Japanese their punctuation, 40 µs a text.
 _LATIN = re.compile("[A-Za-z&\uff21-\uff5a]")
@@ -113,6 +121,8 @@ def judge(options: Crawl) -> Callable[[str], Text | Reason]:
     Where the page is asked as well, texts of all languages pass: `cahlib.scrape.evidence` decides.
     """
     wanted, by_page = languages.wanted(options), options.language_evidence == "page"
+    takes = None if wanted is None or by_page else wanted.takes
+    whole = wanted.whole() if wanted is not None else frozenset()
 
     def judged(raw: str) -> Text | Reason:
         if wanted == _ENGLISH and not by_page and not _LATIN.search(raw):
@@ -126,7 +136,7 @@ def judge(options: Crawl) -> Callable[[str], Text | Reason]:
                 return Reason.PERSONAL_TEXT
             text = raw = clean
         language, reliable = detect(text)
-        if wanted is not None and not by_page and not wanted.takes(language, text):
+        if takes and language not in whole and not takes(language, text):
             return Reason.LANGUAGE
         return Text(text, raw if raw != text else None, language, reliable)
 
@@ -183,13 +193,13 @@ def refuse(text: str, options: Crawl) -> Reason | None:
         return Reason.LONG_TEXT
     alone = " " not in text
     # behind a blank, no file name ends in a letter, unless its ending's dot is near
-    if alone or not _is_letter(text[-1]) or "." in text[-5:]:
+    if alone or not ("a" <= text[-1] <= "z" or _is_letter(text[-1])) or "." in text[-5:]:
         if _FILE_NAME.fullmatch(text):
             return Reason.FILENAME_TEXT
     if alone and (text.lower() in _EMPTY_WORDS or _URL.fullmatch(text)):
         return Reason.JUNK_TEXT
     start = text[:2]
-    worded = len(start) == 2 and start.isascii() and start.isalpha()
+    worded = start.isascii() and start.isalpha() and len(start) == 2 or _WORDED.match(text)
     return None if worded or _WORD.search(text) else Reason.JUNK_TEXT
 
 
@@ -199,23 +209,23 @@ def _length(text: str) -> int:
 
 
 def _is_letter(character: str) -> bool:
-    known = character.isascii() and character.isalpha()
-    return known or _LETTER.match(character) is not None
+    return bool(_COMMON.match(character) or character > "\x7f" and _LETTER.match(character))
 
 
 def detect(text: str) -> tuple[str, bool]:
     """The language of a text by CLD2, "un" if it knows none, and whether it is sure."""
-    return _detect(text, guess=False)
+    try:
+        # without names of parameters, which take 3 µs to be read
+        reliable, _, details = pycld2.detect(text, True)
+    except _REFUSED:
+        return "un", False
+    return details[0][1], reliable
 
 
 def guess(text: str) -> str:
     """Return the language that CLD2 finds the likeliest, however short a text is."""
-    return _detect(text, guess=True)[0]
-
-
-def _detect(text: str, *, guess: bool) -> tuple[str, bool]:
     try:
-        reliable, _, details = pycld2.detect(text, isPlainText=True, bestEffort=guess)
-    except (pycld2.error, UnicodeEncodeError):  # whatever else it refuses to look at
-        return "un", False
-    return details[0][1], reliable
+        _, _, details = pycld2.detect(text, isPlainText=True, bestEffort=True)
+    except _REFUSED:
+        return "un"
+    return str(details[0][1])

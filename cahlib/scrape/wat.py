@@ -57,6 +57,7 @@ class Meta(msgspec.Struct, gc=False):
     name: str = ""
     property: str = ""
     content: str = ""
+    equiv: str = msgspec.field(name="http-equiv", default="")
 
 
 class _Head(msgspec.Struct, gc=False):
@@ -318,9 +319,9 @@ def _tolerant(record: Any) -> _Response:
 
 
 def _each(kind: Any, values: Any) -> list[Any]:
-    names = kind.__struct_fields__
+    names = kind.__struct_encode_fields__  # in the order of its fields
     rows = (row for row in (values if isinstance(values, list) else ()) if isinstance(row, dict))
-    return [kind(**{name: _text(row.get(name)) for name in names}) for row in rows]
+    return [kind(*(_text(row.get(name)) for name in names)) for row in rows]
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """X-Robots-Tag, by a table."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.scrape import optout
+from cahlib.records import Tally
+from cahlib.scrape import optout, wat
 
 
 @pytest.mark.parametrize(
@@ -105,3 +108,51 @@ def test_training_is_refused_whatever_separates_the_signals(value, refused):
 def test_a_reservation_is_heard_however_it_is_written(value, refused):
     said = optout.spoken([("TDM-Reservation", value)], "strict")
     assert (said is not None) is refused
+
+
+def page(*metas, **headers):
+    """A page as a WAT file has it, or one in which something is of another type."""
+    head = {"Metas": [*metas, *[{"name": "x", "content": 3}] * ("broken" in headers)]}
+    response = {"HTML-Metadata": {"Head": head, "Links": [{"path": "IMG@/src", "url": "/a.jpg"}]}}
+    record = {"Envelope": {"Payload-Metadata": {"HTTP-Response-Metadata": response}}}
+    found = wat._page("http://site.com/", json.dumps(record).encode(), Tally())
+    assert len(found.metas) == len(head["Metas"])
+    return found
+
+
+@pytest.mark.parametrize("broken", [{}, {"broken": True}], ids=["whole", "of another type"])
+@pytest.mark.parametrize(
+    ("meta", "signal"),
+    [
+        ({"name": "robots", "content": "noai"}, "meta robots"),
+        ({"property": "ROBOTS", "content": "index, noimageindex"}, "meta robots"),
+        ({"name": "googlebot, cahlib", "content": "noindex"}, "meta robots"),
+        ({"http-equiv": "robots", "content": "noindex"}, "meta robots"),
+        ({"http-equiv": "X-Robots-Tag", "content": "noai"}, "x-robots-tag"),
+        ({"http-equiv": " x-robots-tag ", "content": "cahlib: noimageai"}, "x-robots-tag"),
+        ({"name": "X-Robots-Tag", "content": "all, noml"}, "x-robots-tag"),
+        ({"name": "page", "http-equiv": "X-Robots-Tag", "content": "noindex"}, "x-robots-tag"),
+        ({"http-equiv": "Content-Usage", "content": "train-ai=n"}, "content-usage"),
+        ({"name": "tdm-reservation", "content": "1"}, "meta tdm-reservation"),
+        ({"http-equiv": "TDM-Reservation", "content": "1"}, "meta tdm-reservation"),
+    ],
+)
+def test_a_pages_elements_refuse_as_headers_do(meta, signal, broken):
+    said = optout.in_page(page({"name": "viewport", "content": "noai"}, meta, **broken))
+    assert (said.signal, said.value) == (signal, meta["content"])
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"http-equiv": "X-Robots-Tag", "content": "otherbot: noai"},
+        {"http-equiv": "X-Robots-Tag", "content": "all"},
+        {"http-equiv": "X-UA-Compatible", "content": "noai"},
+        {"http-equiv": "refresh", "content": "none"},
+        {"http-equiv": "Content-Usage", "content": "noai"},
+        {"name": "googlebot", "content": "noindex"},
+        {"name": "keywords", "content": "noindex"},
+    ],
+)
+def test_other_elements_of_a_page_do_not(meta):
+    assert optout.in_page(page(meta)) is None
