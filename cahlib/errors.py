@@ -4,6 +4,7 @@
     ├── ConfigError    the user asked for something that cannot be; nothing was started
     ├── ShardError     one shard is lost for now; it is tried again, and reported
     │   └── Postponed  not by its own fault, so that the attempt does not count
+    │       └── MachineFault  the machine that scraped it fails; another one may do it
     └── RunError       the run cannot go on; what is done stays done
         └── Stopped    it was asked to end before it could begin its work
 
@@ -38,6 +39,10 @@ class ShardError(CahError):
 
 class Postponed(ShardError):
     """A shard is given back for what is no fault of its own: the network, or a storage, is away."""
+
+
+class MachineFault(Postponed):
+    """The machine failed that worked on a shard: its disk, memory, files or interpreter."""
 
 
 class RunError(CahError):
@@ -75,6 +80,34 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+#: What the system says when a machine fails, whatever it was asked for.
+_FAILING = {
+    errno.ENOMEM: "its memory is exhausted",
+    errno.EMFILE: "it has no more open files (fewer --connections or a higher ulimit -n help)",
+    errno.ENFILE: "it has no more open files",
+    errno.ENOBUFS: "it has no more sockets",
+    errno.EIO: "its disk fails",
+    errno.EROFS: "its disk takes nothing any more",
+}
+
+
+def machine_fault(error: BaseException | None) -> str:
+    """Return what is wrong with the machine if that led to an error, in words; "" if not."""
+    if is_full(error):
+        return "its disk is full"
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FAILING:
+            return _FAILING[error.errno]
+        if isinstance(error, MemoryError):
+            return "its memory is exhausted"
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            return "it can start no more threads"
+        if isinstance(error, ImportError | SystemError):
+            return "what is installed there is damaged"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def no_space(place: object) -> RunError:

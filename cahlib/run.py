@@ -11,7 +11,6 @@ done again from its parcel or from its WAT, with the same result.
 from __future__ import annotations
 
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, islice
@@ -30,16 +29,8 @@ from cahlib.curate.purge import withdraw
 from cahlib.curate.rows import score_columns
 from cahlib.curate.seal import Sealed
 from cahlib.curate.summary import summary
-from cahlib.errors import (
-    CahError,
-    ConfigError,
-    Postponed,
-    RunError,
-    ShardError,
-    is_full,
-    no_space,
-    writing,
-)
+from cahlib.errors import CahError, ConfigError, RunError, ShardError, writing
+from cahlib.failures import Failures
 from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
 from cahlib.lists import hashes
@@ -164,6 +155,7 @@ class _Work:
         self._harmful = harmful
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
+        self._failures = Failures(ledger, self._folder, attempts=job.place.attempts)
         self._away = self._parcels  #: where the scrapers write them
         self._ours = description.continued(job)
         self._sealed = ledger.tally()  #: of the shards in the dataset
@@ -228,11 +220,12 @@ class _Work:
             if finished := scrapers.take(timeout=0.2):
                 shard, result = leased.pop(finished[0]), finished[1]
                 if isinstance(result, Parcel):
+                    self._failures.scraped(shard)
                     yield self._in_work.setdefault(shard.id, _InWork(parcel=result))
                 elif isinstance(result, RunError | ConfigError):
                     raise result
                 else:
-                    self._fail(shard, result)
+                    self._failures.failed(shard, result, slots=scrapers.slots)
 
     def _submit(self, scrapers: Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
@@ -315,7 +308,8 @@ class _Work:
                 raise
             except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
                 self._in_work.pop(shard.id, None)
-                self._fail(shard, error.args[0] if isinstance(error, _Failed) else error)
+                known = error.args[0] if isinstance(error, _Failed) else error
+                self._failures.failed(shard, known)
                 continue
             description.commit(self._folder, self._ours, [shard.id])
             tars.add(self._folder, sealed)
@@ -334,17 +328,6 @@ class _Work:
         if brought:
             drop(brought)
         parcels.discard(self._parcels, sealed.shard)
-
-    def _fail(self, shard: Shard, error: Exception) -> None:
-        """Note a failed attempt; a bug is noted with its traceback."""
-        known = isinstance(error, CahError)
-        if not known and is_full(error):
-            raise no_space(self._folder) from error
-        text = str(error) if known else "".join(traceback.format_exception(error))
-        if isinstance(error, Postponed):
-            self._ledger.give_back(shard, text)
-            return
-        self._ledger.fail(shard, text, attempts=self._job.place.attempts)
 
     def snapshot(self, elapsed: float, finished: bool) -> Snapshot:
         """Return the state of the work."""

@@ -9,7 +9,8 @@ from functools import partial
 
 from cahlib import relay
 from cahlib.config import Job
-from cahlib.errors import CahError, ConfigError, Postponed, RunError, writing
+from cahlib.errors import ConfigError, RunError, writing
+from cahlib.failures import Failures
 from cahlib.home import home
 from cahlib.needs import introduced
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
@@ -58,6 +59,7 @@ class _Scraping:
     def __init__(self, job: Job, shared: Shared, stop: threading.Event) -> None:
         self._job, self._shared, self._stop = job, shared, stop
         self._folder = job.output.folder / "run" / "parcels"
+        self._failures = Failures(shared, job.output.folder, attempts=1)
         self._leased: dict[str, Shard] = {}
         self._brought = 0
         self._tally = shared.tally()
@@ -81,7 +83,7 @@ class _Scraping:
                 if not scrapers and not self._shared.more():
                     break
                 if finished := scrapers.take(timeout=tick):
-                    self._take(*finished)
+                    self._take(*finished, slots=scrapers.slots)
         left = self._stop.is_set() and self._shared.more()
         return Brought(parcels=self._brought, stopped=left)
 
@@ -92,21 +94,18 @@ class _Scraping:
         places = (self._folder, self._shared.upload)
         scrapers.submit(shard.id, relay.bring, shard, settings, *places, limit=seconds)
 
-    def _take(self, id: str, result: object) -> None:
+    def _take(self, id: str, result: object, *, slots: int) -> None:
         shard = self._leased.pop(id)
         if isinstance(result, tuple):
+            self._failures.scraped(shard)
             tally = Tally.from_dict(result[1])
             self._shared.deliver(shard, result[0], tally)
             self._tally += tally
             self._brought += 1
         elif isinstance(result, RunError | ConfigError):
             raise result  # no shard's fault: the next one would end as this one did
-        elif isinstance(result, Postponed):
-            self._shared.give_back(shard, str(result))
-        elif isinstance(result, CahError):
-            self._shared.fail(shard, str(result), attempts=1)
-        else:
-            self._shared.fail(shard, repr(result), attempts=1)
+        elif isinstance(result, Exception):
+            self._failures.failed(shard, result, slots=slots)
 
     def _snapshot(
         self, scrapers: engine.Engine, speed: Speedometer, elapsed: float, finished: bool

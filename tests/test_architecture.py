@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
-    "colours", "config", "errors", "estimate", "fingerprint", "flow", "lists", "live", "lock",
-    "needs", "pixels", "places",
+    "colours", "config", "errors", "estimate", "failures", "fingerprint", "flow", "lists", "live",
+    "lock", "needs", "pixels", "places",
     "presets", "private", "progress", "records", "resources", "retry", "settings",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}

@@ -8,7 +8,7 @@ import ssl
 
 import aiohttp
 
-from cahlib.errors import RunError
+from cahlib.errors import MachineFault, machine_fault
 from cahlib.records import Reason
 from cahlib.scrape.addresses import NoAddress, NotPublic
 from cahlib.scrape.connectivity import UNREACHABLE
@@ -29,15 +29,12 @@ _CAUSES: tuple[tuple[type[Exception], Reason], ...] = (
 
 
 def cause(error: Exception) -> Reason:
-    """The reason that stands behind an exception; RunError where it is this machine's fault."""
+    """Return the reason that stands behind an exception; raise MachineFault if it is our own."""
     inner = getattr(error, "os_error", error)
     if isinstance(inner, NotPublic):
         return Reason.PRIVATE_ADDRESS
-    if isinstance(inner, OSError) and inner.errno in (errno.EMFILE, errno.ENFILE):
-        raise RunError(
-            "This process has no more open files; give fewer connections, or raise the limit "
-            "(ulimit -n)."
-        ) from error
+    if fault := machine_fault(error):
+        raise MachineFault(fault) from error
     return next(reason for kind, reason in _CAUSES if isinstance(error, kind))
 
 

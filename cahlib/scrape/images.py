@@ -49,9 +49,9 @@ def images(
     Fills the FETCH stage of ``tally``, and ``evidence`` with what was found out. ``tick`` is
     called about once a second while the consumer waits or takes; what it raises ends the work.
     While this machine has no network, nothing is asked; what that time lost is asked again.
-    Raises ConfigError for settings that cannot be, RunError if this machine runs out of sockets,
-    Postponed if there is no network for too long, and at the end ShardError if many hosts were
-    asked and none ever answered.
+    Raises ConfigError for settings that cannot be, MachineFault if this machine runs out of
+    sockets, Postponed if there is no network for too long, and at the end ShardError if many hosts
+    were asked and none ever answered.
     """
     net = net or addresses.net(options)
     agent(options)

@@ -16,6 +16,7 @@ from distributed import Client, Security
 from distributed.versions import VersionMismatchWarning
 
 from cahlib.errors import ConfigError, RunError
+from cahlib.swarm.illness import METRIC
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.worker import Slot
 
@@ -57,6 +58,7 @@ class Node:
     jobs: tuple[str, ...]  #: keys of what it runs, and of what waits for it
     still: float  #: seconds since its jobs last reported something new; 0 without jobs
     version: str  #: of cahlib, "" if it does not say
+    ill: str = ""  #: why it takes no jobs, "" if it does; see `cahlib.swarm.illness`
 
 
 def connected(reach: Reach, timeout: float) -> Client:
@@ -92,6 +94,15 @@ def slots(client: Client, reach: Reach) -> int:
     return sum(int(worker["resources"].get("slot", 0)) for worker in workers)
 
 
+def every_ill(client: Client) -> str:
+    """Return why the machines of all workers fail; "" if one does not, or there is none."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    told = [str(worker["metrics"].get(METRIC, "")) for worker in workers]
+    hosts = {worker["host"] for worker, ill in zip(workers, told, strict=True) if ill}
+    # one worker speaks for all of its machine
+    return next(filter(None, told), "") if {each["host"] for each in workers} == hosts else ""
+
+
 def node(worker: Mapping[str, Any], jobs: Sequence[str], *, still: Mapping[str, float]) -> Node:
     """A worker as the scheduler describes it; ``still``: seconds by job without a new report."""
     return Node(
@@ -103,6 +114,7 @@ def node(worker: Mapping[str, Any], jobs: Sequence[str], *, still: Mapping[str, 
         jobs=tuple(jobs),
         still=min((still.get(key, 0) for key in jobs), default=0),
         version=worker["metrics"].get("cahlib", ""),
+        ill=worker["metrics"].get(METRIC, ""),
     )
 
 

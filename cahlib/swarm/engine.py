@@ -8,6 +8,7 @@ the job again in a fresh one.
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import logging
 import os
@@ -22,7 +23,14 @@ from typing import Any
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
 
-from cahlib.errors import RunError, ShardError, is_full
+from cahlib.errors import (
+    ConfigError,
+    MachineFault,
+    RunError,
+    ShardError,
+    is_full,
+    machine_fault,
+)
 
 #: Where workers tell how far their jobs are.
 TOPIC = "cahlib-progress"
@@ -94,7 +102,7 @@ class Engine:
         if isinstance(error, KilledWorker):
             error = ShardError("the scraper's process died on it again and again.")
         result = future.result() if error is None else error
-        future.release()
+        released(self._client, future)
         return key, result
 
     def told(self) -> list[Any]:
@@ -107,6 +115,12 @@ class Engine:
         with self._lock:
             if key in self._futures:
                 self._told[key] = message
+
+
+def released(client: Client, future: Future[Any]) -> None:
+    """Let a job go, and wait until the client has: else its key, given again, finds the old end."""
+    future.release()
+    client.sync(asyncio.sleep, 0)
 
 
 @contextmanager
@@ -173,5 +187,11 @@ def guarded(
         arm()
         try:
             return function(*arguments, limit=limit, report=report)
+        except (RunError, ConfigError, MachineFault):
+            raise
+        except Exception as error:  # its causes do not cross to another process
+            if (fault := machine_fault(error)) and not is_full(error):
+                raise MachineFault(f"{fault} ({error})") from error
+            raise
         finally:
             faulthandler.cancel_dump_traceback_later()

@@ -26,8 +26,8 @@ from distributed import Client, Future, KilledWorker
 from distributed.client import ClosedClientError
 
 from cahlib.errors import RunError, ShardError
-from cahlib.swarm.cluster import Node, Reach, connected, node, of, slots
-from cahlib.swarm.engine import TOPIC
+from cahlib.swarm.cluster import Node, Reach, connected, every_ill, node, of, slots
+from cahlib.swarm.engine import TOPIC, released
 from cahlib.swarm.supply import Supplies, needed
 from cahlib.swarm.transfer import Damaged, fetch, forget
 from cahlib.swarm.worker import Cargo, Means, Needed, Sent, about, carried
@@ -37,6 +37,9 @@ _PULLS = 2
 
 #: How often a parcel's coming is tried before its shard is scraped again.
 _TRIES = 5
+
+#: Seconds in which whoever looks after machines that all fail must have treated one.
+_TREATED, _MEND = 180.0, "See to that, then run the same command; what is finished is kept."
 
 #: What a broken connection raises in Dask's client. RuntimeError: "ConnectionPool is closed", of a
 #: question that is on its way while the client closes.
@@ -73,6 +76,7 @@ class Remote:
         self._jobs: dict[str, _Job] = {}
         self._finished: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._lost: Exception | None = None
+        self._ill = 0.0  #: since when no machine takes jobs; 0: one does
         self._lock = threading.RLock()
         self._ending = threading.Event()
         self._supplies = Supplies(reach, self._ending.is_set)
@@ -243,6 +247,10 @@ class Remote:
 
     def _count(self) -> None:
         self.slots = slots(self._client, self._reach)
+        why = every_ill(self._client) if not self.slots else ""
+        self._ill = (self._ill or time.monotonic()) if why else 0
+        if self._ill and time.monotonic() > self._ill + _TREATED:
+            self._lost = RunError(f"all machines of {self._reach.address} fail: {why}. {_MEND}")
 
     def _look(self) -> None:
         """One look at every job."""
@@ -350,7 +358,8 @@ class Remote:
             if job.published:
                 self._client.unpublish_dataset([_name(key)])
         if job.future:
-            job.future.release()
+            with suppress(*TROUBLE):
+                released(self._client, job.future)
             job.future = None
 
 

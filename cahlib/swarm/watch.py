@@ -2,7 +2,8 @@
 
     well ──► ill ──► its services restarted over SSH ──► another server in its place
 
-A node is ill when the scheduler does not hear of its worker, or hears nothing new of its jobs. A
+A node is ill when the scheduler does not hear of its worker, hears nothing new of its jobs, or that
+its machine fails; one that fails again after a restart is replaced. A
 head whose scheduler is lost is treated in the same way; the others are then told of the new one,
 and the engine sends its jobs there. A server becomes a node beside the looking, unless it is the
 head, without which there is nothing to see. It does not know what jobs do.
@@ -89,6 +90,7 @@ class Watch:
         self._made, self._engine, self._rules, self._tell = made, engine, rules, tell
         self._reached, self._startup = reached, startup
         self._cases: dict[str, Case] = {}
+        self._fallen: set[str] = set()  #: whose machines have failed before
         self._nodes: dict[str, Server] = dict(made.listed)  #: that shall be there
         self._coming = self._nodes.keys() - {*startup.up()}  #: those that were not up yet
         self._said = ""
@@ -130,14 +132,20 @@ class Watch:
             self._nodes.clear()
             self._engine.give_up(Stopped(_TAKEN_DOWN))
             return
-        lost = [each for each in ill if self._treated(each, listed, head=workers is None)]
+        lost = [each for each in ill if self._treated(each, listed, workers)]
         if lost:
             self._replace(lost)
 
-    def _treated(self, node: Server, listed: Mapping[str, Server], *, head: bool) -> bool:
+    def _treated(
+        self, node: Server, listed: Mapping[str, Server], workers: Sequence[Node] | None
+    ) -> bool:
         """Do for an ill node what can be done; whether it is to be replaced."""
-        server = listed.get(node.name)
+        server, head = listed.get(node.name), workers is None
         off = server is not None and server.status == "off"
+        why = next((each.ill for each in _own(workers, node) if each.ill), "")
+        if why and node.name in self._fallen:  # a restart did not help
+            self._tell(f"{node.name} fails again: {why}.")
+            return True
         sure = 0 if off else self._rules.lost if head else self._rules.sure
         self._cases[node.name], act = treat(
             self._cases.get(node.name, Case()),
@@ -147,7 +155,9 @@ class Watch:
             rules=replace(self._rules, sure=sure),
         )
         if act is Act.RESTART:
-            self._tell(f"{node.name} does not work; restarting its service.")
+            self._fallen |= {node.name} if why else set()
+            said = f"fails ({why})" if why else "does not work"
+            self._tell(f"{node.name} {said}; restarting its service.")
             try:
                 for unit in ("crawl-head", "crawl") if head else ("crawl",):
                     install.restart(self._reached(node), unit=unit, timeout=self._rules.sure)
@@ -166,9 +176,9 @@ class Watch:
     def _well(self, server: Server, workers: Sequence[Node] | None) -> bool:
         if workers is None:  # then only the head can be blamed
             return not _leads(server)
-        own = [each for each in workers if of(each.name, server.name)]
+        own = _own(workers, server)
         return any(each.seen < self._rules.silent for each in own) and all(
-            each.still < self._rules.still for each in own
+            each.still < self._rules.still and not each.ill for each in own
         )
 
     def _replace(self, lost: Sequence[Server]) -> None:
@@ -227,6 +237,10 @@ class Watch:
                 self._tell(str(error))
                 self._made.remove(self._nodes[name])
                 self._startup.forget(name)
+
+
+def _own(workers: Sequence[Node] | None, server: Server) -> list[Node]:
+    return [each for each in workers or () if of(each.name, server.name)]
 
 
 def _leads(server: Server) -> bool:

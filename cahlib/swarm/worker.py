@@ -21,10 +21,10 @@ from distributed import get_worker
 from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from cahlib.errors import RunError, ShardError, is_full
 from cahlib.places import bring
 from cahlib.records import Parcel
 from cahlib.swarm.engine import guarded
+from cahlib.swarm.illness import require_well, watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +76,13 @@ def carried(job: tuple[str, Callable[..., Any], tuple[Any, ...], float], means: 
         host = get_address_host(get_worker().address)
         return Cargo(result=None, files=(), lacks=lacks, host=host)
     bring({each.path: each.place(means.folder) for each in means.files})
-    try:
+    require_well()
+    with watched():
         result = guarded(*job)
-    except RunError as error:
-        if is_full(error):
-            host = get_address_host(get_worker().address)
-            raise ShardError(f"{host}: {error}") from error  # another machine has room
-        raise
-    if not isinstance(result, Parcel):
-        return Cargo(result=result, files=())
-    seal = _offer(result.path.with_suffix(".json"), "", staging)
-    return Cargo(result=result, files=(seal, _offer(result.path, result.sha256, staging)))
+        if not isinstance(result, Parcel):
+            return Cargo(result=result, files=())
+        seal = _offer(result.path.with_suffix(".json"), "", staging)
+        return Cargo(result=result, files=(seal, _offer(result.path, result.sha256, staging)))
 
 
 class Slot(WorkerPlugin):
@@ -106,19 +102,20 @@ def dask_setup(worker: Any) -> None:
 
 def read(path: str, start: int, length: int) -> bytes:
     """A piece of a file."""
-    with open(path, "rb") as file:
+    with watched(), open(path, "rb") as file:
         file.seek(start)
         return file.read(length)
 
 
 def write(path: str, start: int, piece: bytes) -> None:
     """Write a piece of a file; its folder is made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        os.pwrite(file, piece, start)
-    finally:
-        os.close(file)
+    with watched():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(file, piece, start)
+        finally:
+            os.close(file)
 
 
 def settle(part: str, path: str, digest: str) -> bool:

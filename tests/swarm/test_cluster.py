@@ -7,7 +7,7 @@ import pytest
 from distributed import LocalCluster
 
 from cahlib.config import Job, replace
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import ConfigError, MachineFault, RunError, ShardError
 from cahlib.scrapers import scrapers as opened
 from cahlib.swarm.cluster import Reach, connected
 from cahlib.swarm.remote import Remote, remote
@@ -93,6 +93,54 @@ def test_a_worker_that_could_not_serve_files_ends_the_run_when_it_joins(tmp_path
         theirs.worker_spec["thin"] = {**fit, "options": {**fit["options"], "nthreads": 1}}
         theirs.sync(theirs._correct_state)
         with pytest.raises(ConfigError, match="--nthreads 2"):
+            jobs.until(lambda: scrapers.take(timeout=0.1) is not None)
+
+
+def test_a_machine_that_fails_is_given_no_more_jobs_and_others_do_them(tmp_path):
+    (tmp_path / "full").write_text("127.0.0.1")
+    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+        [one] = theirs.worker_spec.values()
+        theirs.worker_spec["other"] = {**one, "options": {**one["options"], "host": "127.0.0.2"}}
+        theirs.sync(theirs._correct_state)
+        jobs.until(lambda: scrapers.slots == 2)
+        failed, done = 0, set()
+        for number in range(6):
+            scrapers.submit(f"job{number}", jobs.use_disk, tmp_path, limit=jobs.LIMIT)
+        while len(done) < 6:
+            key, result = scrapers.take(timeout=jobs.LIMIT)
+            if isinstance(result, MachineFault):
+                assert str(result).startswith("127.0.0.1: its disk is full (")
+                failed += 1
+                scrapers.submit(key, jobs.use_disk, tmp_path, limit=jobs.LIMIT)
+            else:
+                assert result == "127.0.0.2"
+                done.add(key)
+        assert 1 <= failed <= 6  # those that waited there are refused, and none comes again
+        jobs.until(lambda: scrapers.slots == 1)
+        jobs.until(lambda: [bool(n.ill) for n in scrapers.nodes()].count(True) == 1)
+        [ill] = [each for each in scrapers.nodes() if each.ill]
+        assert ill.host == "127.0.0.1" and ill.slots == 0
+
+
+def test_a_job_that_is_given_again_at_once_is_done_again(tmp_path):
+    told = [tmp_path / f"{number}" for number in range(10)]
+    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+        for path in told:
+            scrapers.submit("same", jobs.touch_and_fail, path, limit=jobs.LIMIT)
+            assert isinstance(scrapers.take(timeout=jobs.LIMIT)[1], ShardError)
+    assert all(path.exists() for path in told)
+
+
+def test_where_every_machine_fails_the_run_ends_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("cahlib.swarm.remote._TREATED", 0.5)
+    (tmp_path / "full").write_text("127.0.0.1")
+    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+        scrapers.submit("job", jobs.use_disk, tmp_path, limit=jobs.LIMIT)
+        assert isinstance(scrapers.take(timeout=jobs.LIMIT)[1], MachineFault)
+        scrapers.submit("job", jobs.use_disk, tmp_path, limit=jobs.LIMIT)
+        with pytest.raises(
+            RunError, match="all machines of tcp.* fail: 127.0.0.1: its disk is ful"
+        ):
             jobs.until(lambda: scrapers.take(timeout=0.1) is not None)
 
 

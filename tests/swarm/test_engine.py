@@ -39,6 +39,14 @@ def test_results_and_errors_come_back_under_their_keys(scrapers):
     assert isinstance(taken["bad"], ShardError) and str(taken["bad"]) == "no such shard"
 
 
+def test_a_job_that_is_given_again_at_once_is_done_again(scrapers, tmp_path):
+    told = [tmp_path / f"{number}" for number in range(20)]
+    for path in told:  # as a shard that fails and is leased again
+        scrapers.submit("same", jobs.touch_and_fail, path, limit=jobs.LIMIT)
+        assert isinstance(take(scrapers, 1)["same"], ShardError)
+    assert all(path.exists() for path in told)
+
+
 def test_a_job_whose_worker_is_killed_is_done_by_another(scrapers, tmp_path):
     scrapers.submit("victim", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
     pid = jobs.wait_for(tmp_path / "1")

@@ -1,6 +1,7 @@
 """Nodes that die or stand still during a run, and the head: replaced, and nothing is lost."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from threading import Barrier, Event
 
@@ -144,6 +145,32 @@ def test_a_head_for_which_there_is_no_other_ends_the_run(paper):
     watch.look()
     assert "the swarm's head is lost" in engine.ended
     assert [each["labels"]["role"] for each in paper.servers()] == ["node"]
+
+
+def test_a_node_whose_machine_fails_is_restarted_and_at_the_second_time_replaced(
+    paper, monkeypatch
+):
+    said, restarted = [], []
+    engine, watch = listed(paper, said)
+    monkeypatch.setattr(install, "restart", lambda node, **how: restarted.append(node.name))
+    victim = next(s["name"] for s in paper.servers() if s["labels"]["role"] == "node")
+    nodes = engine.nodes
+
+    def ill():
+        why = "198.18.0.2: its disk is full"
+        return [replace(n, ill=why) if n.name == victim else n for n in nodes()]
+
+    engine.nodes = ill
+    watch.look()
+    assert restarted == [victim]
+    assert f"{victim} fails (198.18.0.2: its disk is full); restarting its service." in said
+    engine.nodes = nodes  # the restarted worker takes jobs again
+    watch.look()
+    engine.nodes = ill
+    watch.look()
+    assert f"{victim} fails again: 198.18.0.2: its disk is full." in said
+    assert f"{victim}: lost; making others." in said
+    assert victim not in {each["name"] for each in paper.servers()} and restarted == [victim]
 
 
 def test_a_head_that_is_off_is_replaced_before_its_silence_is_noticed(paper):

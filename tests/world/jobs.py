@@ -1,11 +1,15 @@
 """Jobs for the engine's tests; workers import them by name."""
 
 import ctypes
+import errno
 import os
 import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+
+from distributed import get_worker
+from distributed.comm.addressing import get_address_host
 
 import cahlib
 from cahlib.errors import ShardError
@@ -38,6 +42,11 @@ def double(number: int, *, limit: float, report: Callable[[object], None]) -> in
 
 def fail(message: str, *, limit: float, report: Callable[[object], None]) -> None:
     raise ShardError(message)
+
+
+def touch_and_fail(path: Path, *, limit: float, report: Callable[[object], None]) -> None:
+    path.touch()
+    raise ShardError(path.name)
 
 
 def note_and_wait(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
@@ -100,6 +109,14 @@ def fill_disk(folder: Path, *, limit: float, report: Callable[[object], None]) -
                 tar.add(f"{number}.jpg", bytes(1 << 20))
     finally:
         path.unlink()
+
+
+def use_disk(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
+    """Fail as on a full disk on the machine that the file "full" names; else tell the machine."""
+    host = get_address_host(get_worker().address)
+    if (folder / "full").read_text() == host:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return host
 
 
 def hang(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
