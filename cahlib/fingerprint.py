@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cahlib.places import here
+from cahlib.places import expanded, here
 from cahlib.settings import Setting
 
 _LOGIN = re.compile(r"(?<=://)[^/@]*@")
@@ -75,7 +75,7 @@ def differences(
 
 def _file(value: str) -> Any:
     """Return what identifies a file or a model's folder; a value that names neither stays."""
-    path = Path(here(value)).expanduser()
+    path = expanded(here(value))
     if path.is_dir():
         parts = [each for each in sorted(path.iterdir()) if each.suffix in _MODEL]
         # open_clip names a model of this form after its folder, and so are its columns

@@ -5,7 +5,9 @@ A job that runs elsewhere names files by their paths at home; whoever brings the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 _brought: dict[str, str] = {}
 
@@ -18,3 +20,8 @@ def bring(files: Mapping[str, str]) -> None:
 def here(path: str) -> str:
     """Where a file lies on this machine."""
     return _brought.get(path, path)
+
+
+def expanded(path: str) -> Path:
+    """Return a path in which "~" is the user's home; a home that nobody has stays a name."""
+    return Path(os.path.expanduser(path))

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from cahlib import private
-from cahlib.config import Crawl, Download, Job
+from cahlib.config import Job
 from cahlib.errors import ConfigError
 from cahlib.estimate import Price, expected
+from cahlib.places import expanded
 from cahlib.progress import Board
 from cahlib.records import Shard
+from cahlib.settings import Checked, held
 from cahlib.swarm.engine import local
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ def orders(job: Job) -> Orders:
     from cahlib.swarm.planner import Limits
 
     place = job.place
-    wheelhouse = Path(place.wheelhouse).expanduser() if place.wheelhouse else None
+    wheelhouse = expanded(place.wheelhouse) if place.wheelhouse else None
     limits = Limits(
         nodes=place.swarm,
         cores=place.cores,
@@ -152,7 +154,7 @@ def _reach(job: Job) -> Reach:
     else:
         keys = private.place(own / "engine", "ticket")
         shutil.rmtree(own / "ticket", ignore_errors=True)  # where an earlier version had them
-        reach = ticket.read(Path(place.engine).expanduser(), keys)
+        reach = ticket.read(expanded(place.engine), keys)
     # they may have other rules for the same shards
     return reach.of_run(private.named(own / "engine"))
 
@@ -187,9 +189,9 @@ class _Supplied:
 def _files(arguments: Sequence[Any]) -> Iterator[str]:
     """The files of this machine that a job names: lists, and a WAT file."""
     for each in arguments:
-        if isinstance(each, Crawl):
-            yield from (*each.blocked_domains, *each.blocked_urls, *each.blocked_pairs)
-        elif isinstance(each, Download):
-            yield from each.known_harm
+        if isinstance(each, Checked):
+            for setting in held(type(each), ""):
+                if setting.option.file and (value := getattr(each, setting.name)):
+                    yield from (value,) if isinstance(value, str) else value
         elif isinstance(each, Shard) and "://" not in each.url:
             yield each.url

@@ -32,6 +32,7 @@ from safetensors.numpy import load_file
 from cahlib.curate.rows import column_name
 from cahlib.curate.safety import SOUGHT
 from cahlib.errors import ConfigError
+from cahlib.places import expanded
 
 Floats = NDArray[np.float32]
 
@@ -88,7 +89,7 @@ class Head:
 def load(paths: Sequence[str], model: Model) -> tuple[Head, ...]:
     """The heads of some JSON files; raises ConfigError for one that is none or does not fit."""
     check(paths, model.name)
-    return tuple(_load(Path(path).expanduser(), model) for path in paths)
+    return tuple(_load(expanded(path), model) for path in paths)
 
 
 def check(paths: Sequence[str], model: str) -> None:
@@ -98,7 +99,7 @@ def check(paths: Sequence[str], model: str) -> None:
     """
     columns = {column_name(name) for name in (SIMILARITY, *SOUGHT.values())}
     for path in paths:
-        card = _card_for(Path(path).expanduser(), model)
+        card = _card_for(expanded(path), model)
         if column_name(card.name) in columns:
             raise ConfigError(
                 f"heads: {path}: another score is called {card.name!r} already; give each head a "

@@ -8,6 +8,7 @@ from pathlib import Path
 from cahlib.config import Judge
 from cahlib.curate import local
 from cahlib.errors import ConfigError
+from cahlib.places import expanded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ def find_source(judge: Judge) -> ModelSource:
     its own, ``bpe.txt.gz``; or one as the Hugging Face hub keeps it.
     """
     name, pretrained, _ = judge.chosen()
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir():
         return _named(name, pretrained)
     if pretrained:
@@ -43,7 +44,7 @@ def _named(model: str, pretrained: str) -> ModelSource:
     """A model that open_clip knows, with weights that it knows or a file of them."""
     if model.startswith("hf-hub:"):
         return ModelSource(name=model, typed=model, model=model, pretrained=None)
-    name, file = model.replace("/", "-"), Path(pretrained).expanduser()
+    name, file = model.replace("/", "-"), expanded(pretrained)
     is_file = bool(pretrained) and file.is_file()
     return ModelSource(
         name=f"{name}/{file.stem if is_file else pretrained}",

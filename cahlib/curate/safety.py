@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cahlib.errors import ConfigError
+from cahlib.places import expanded
 from cahlib.records import Reason
 
 #: The sets with their marks; the marks that a rule looks for.
@@ -82,7 +83,7 @@ class _Set:
 
 def read_rules(path: str) -> dict[str, Any]:
     """Return the sets of a file, or the built-in ones for ""; raise ConfigError for a bad file."""
-    file = Path(path).expanduser() if path else Path(__file__).with_name("safety.json")
+    file = expanded(path) if path else Path(__file__).with_name("safety.json")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cahlib import live
 from cahlib.cli import environment, job_from
 from cahlib.commands.swarm import agreed, reminded
-from cahlib.config import Job
+from cahlib.config import Job, settings
 from cahlib.console import lasting, stopped_early
 from cahlib.errors import CahError, ConfigError, missing
 from cahlib.settings import Option, Setting
@@ -123,11 +123,7 @@ def _answered(told: dict[str, str]) -> dict[str, str]:
     return told
 
 
-#: Settings that name files of this machine, and those that may: what is then there.
-_FILES = (
-    "blocked_domains", "blocked_urls", "blocked_pairs", "known_harm", "harm_looks", "heads",
-    "safety",
-)  # fmt: skip
+#: Settings that may name files of this machine, and what is then there.
 _PERHAPS = {"model": Path.is_dir, "pretrained": Path.is_file}
 
 
@@ -153,15 +149,16 @@ def _job(told: Mapping[str, str]) -> Job:
         )
     if job.place.hours > _HOURS:
         raise ConfigError(f"hours: a session at Kaggle has {_HOURS:g} at most; give fewer.")
-    for name, value in job.values().items():
-        if (name in _FILES and value) or (name in _PERHAPS and _lies_here(name, value)):
+    for setting in settings():
+        name, value = setting.name, setting.of(job)
+        if setting.option.file and value and (name not in _PERHAPS or _lies_here(name, value)):
             raise ConfigError(f"{name}: files of this machine are not brought to Kaggle.")
     return job
 
 
 def _lies_here(name: str, value: str) -> bool:
     """Whether a model or its weights are meant that no name of open_clip's is."""
-    return value.startswith(("/", "~", ".")) or bool(value) and _PERHAPS[name](Path(value))
+    return value.startswith(("/", "~", ".")) or _PERHAPS[name](Path(value))
 
 
 def _account(told: Mapping[str, str]) -> Kaggle:

@@ -17,7 +17,7 @@ from cahlib.config import Job
 
 def remember(job: Job) -> None:
     """Note a job's settings, which hold no secret; a disk that refuses costs only the comfort."""
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # where nobody has a home
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
@@ -41,7 +41,7 @@ def _keys() -> list[str]:
 
 
 def _all() -> dict[str, Any]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RuntimeError):
         found = json.loads(_path().read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found

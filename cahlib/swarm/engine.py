@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,6 +127,13 @@ def released(client: Client, future: Future[Any]) -> None:
 @contextmanager
 def local(workers: int) -> Iterator[Engine]:
     """An engine of this many processes on this machine; they end with it, or with this process."""
+    try:
+        tempfile.gettempdir()  # where Dask has its files: a few bytes each
+    except FileNotFoundError as error:
+        raise RunError(
+            "There is no temporary folder with room on this machine; make room in /tmp, or name "
+            "another folder by TMPDIR, then run the same command again."
+        ) from error
     with dask.config.set(_SETTINGS):
         with _deaf():
             try:

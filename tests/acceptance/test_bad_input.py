@@ -49,6 +49,7 @@ def refused(ran: subprocess.CompletedProcess[str], *, code: int, sentence: str) 
             "write hf-hub:laion/CLIP-ViT-B-32, and leave pretrained empty",
         ),
         (["--crawl", "a.wat.gz", "--model", "no/folder", "--threshold", "0.3"], 2, "no/folder"),
+        (["--crawl", "a.wat.gz", "--model", "~no/folder", "--threshold", "0.3"], 2, "~no/folder"),
         (["--crawl", "a.wat.gz", *MODEL, "--output", "/proc/x"], 2, "cannot be written"),
         (["--crawl", "a.wat.gz", *MODEL, "--output", "nope://x/y"], 2, "nope"),
         (["--crawl", "a.wat.gz", *MODEL, "--replay", "somewhere"], 2, "replay"),
