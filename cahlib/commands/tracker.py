@@ -112,9 +112,10 @@ def _serve(chosen: argparse.Namespace) -> int:
     from cahlib.tracker.app import create
 
     settings = _settings(vars(chosen))
-    with _database(settings.database) as database:
-        if chosen.processes > 1 and database.is_sqlite:
-            raise ConfigError("processes: several server processes need PostgreSQL.")
+    if chosen.processes > 1 and settings.database.startswith("sqlite"):
+        raise ConfigError("processes: several server processes need PostgreSQL.")
+    with _database(settings.database):
+        pass  # it is there, and has the tables that are needed
     options: dict[str, Any] = {
         "access_log": False, "log_level": "info",
         # Without being told so, nobody's word is taken for where he comes from.
@@ -140,6 +141,8 @@ def _listening(host: str, port: int) -> socket.socket:
     What uvicorn makes for several processes lacks TCP_NODELAY: an answer's second packet then
     waits until the first one is acknowledged, 44 ms where a request took 1 ms.
     """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"port: {port} is not a port; give 1 to 65535.")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=2048)
@@ -198,7 +201,7 @@ def _intake(chosen: argparse.Namespace) -> int:
     crawl = Crawl(
         crawl=chosen.crawl, shards=2 * chosen.wats, seed=chosen.seed, base_url=chosen.base_url
     )
-    with _database(chosen.database) as database:
+    with _database(chosen.database, create=True) as database:
         from cahlib.tracker import intake
 
         added = intake.add(database, shards(crawl))
@@ -267,14 +270,14 @@ def _filter(chosen: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _database(url: str) -> Iterator[Database]:
-    """A tracker's database, with the tables that this version needs."""
+def _database(url: str, *, create: bool = False) -> Iterator[Database]:
+    """A tracker's database, with the tables that this version needs; one must be there already."""
     from cahlib.tracker.database import Database
     from cahlib.tracker.migrate import migrate
 
     database = Database(url)
     try:
-        migrate(database)
+        migrate(database, create=create)
         yield database
     finally:
         database.close()

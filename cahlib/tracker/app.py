@@ -55,6 +55,7 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         openapi_url="/v1/openapi.json",
+        redirect_slashes=False,  # a redirection would not know the path below which we lie
     )
     app.state.service = service
     app.include_router(_v1)

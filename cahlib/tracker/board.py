@@ -14,7 +14,7 @@ from sqlalchemy import Select, delete, func, select
 
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import Missing
-from cahlib.tracker.schema import again, failures, history, people, shards, workers
+from cahlib.tracker.schema import again, failures, health, history, people, shards, workers
 
 #: Seconds after which a silent worker is not counted as at work.
 ACTIVE = 900
@@ -168,6 +168,13 @@ def record(database: Database, now: float) -> None:
         connection.execute(delete(history).where(old))
         connection.execute(delete(workers).where(forgotten))
         connection.execute(delete(people).where(idle))
+
+
+def write_health(database: Database, now: float) -> None:
+    """Write something, as each lease does: raise DatabaseAway if nothing can be, and why."""
+    row = database.insert(health).values(id=1, time=now)
+    with database.write() as connection:
+        connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"time": now}))
 
 
 def past(database: Database, since: float) -> list[dict[str, Any]]:

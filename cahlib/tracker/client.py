@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import random
 import re
 import time
@@ -11,11 +12,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.records import Shard, Tally
 from cahlib.tracker import rules
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 #: What a shard may be called: its id becomes the names of files here.
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
@@ -23,6 +27,8 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 class TrackerAway(RunError):
     """The tracker does not answer, or cannot now; the same may be asked again."""
+
+    answered = False  #: by the tracker itself, which says why it cannot
 
 
 class Refused(CahError):
@@ -69,6 +75,17 @@ class Tracker:
         answer = self._ask("/v1/workers", body, patience=patience)
         self.secret, self.upload = answer["secret"], answer["upload"]
         return answer
+
+    def persist(self, ask: Callable[[], T]) -> T:
+        """Ask until the tracker can: as long as it answers itself, as when its database is away."""
+        while True:
+            try:
+                return ask()
+            except TrackerAway as error:
+                if not error.answered:
+                    raise
+                _log.warning("%s Trying again.", error)
+            self._sleep(10 * random.uniform(0.5, 1.5))
 
     def lease(self, *, patience: float = 0) -> tuple[Leased | None, bool]:
         """The next shard, or None; and whether there will be none any more.
@@ -174,10 +191,13 @@ class Tracker:
 
 def _translated(url: str, error: urllib.error.HTTPError) -> CahError:
     """What an HTTP error means; what is not a tracker's word may be a proxy's, and pass."""
+    answered = True
     try:
         text = str(json.loads(error.read(100_000))["detail"])
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        text = f"{url} answers {error.code}."
+        text, answered = f"{url} answers {error.code}.", False
     if error.code == 429 or error.code >= 500:
-        return TrackerAway(text)
+        away = TrackerAway(text)
+        away.answered = answered
+        return away
     return Refused(error.code, text)

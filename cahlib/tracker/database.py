@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
@@ -41,6 +42,11 @@ class Database:
     def is_sqlite(self) -> bool:
         """Whether this is a file of SQLite."""
         return self.engine.dialect.name == "sqlite"
+
+    @property
+    def file(self) -> Path | None:
+        """The file of SQLite; None for a server."""
+        return Path(self.engine.url.database or "") if self.is_sqlite else None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -116,7 +122,9 @@ def _reached(place: str) -> Iterator[None]:
 def _engine(url: str | URL) -> Engine:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+        if parsed.port is not None and not 0 < parsed.port < 65536:
+            raise ValueError(parsed.port)
+    except (ArgumentError, ValueError):  # a port that is none
         raise ConfigError(
             "database: this is no database URL; write sqlite:///FILE or "
             "postgresql+psycopg://USER:PASSWORD@HOST/NAME."

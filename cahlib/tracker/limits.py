@@ -68,6 +68,8 @@ class Gate:
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if scope["method"] == "HEAD":  # the server leaves out the body
+            scope = {**scope, "method": "GET"}
         headers = {name: value for name, value in scope["headers"]}
         seconds = self._wait(scope, headers)
         if seconds:
@@ -102,7 +104,7 @@ class Gate:
 
     def _wait(self, scope: _Scope, headers: dict[bytes, bytes]) -> float:
         address = sender(scope["client"][0] if scope.get("client") else "")
-        if scope["path"] == "/healthz":
+        if scope["path"] in ("/healthz", "/readyz"):
             return 0
         if scope["path"] in ("/v1/workers", "/api/new") and (wait := self._newcomers.wait(address)):
             return wait

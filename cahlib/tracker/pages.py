@@ -114,7 +114,14 @@ def asset(name: str) -> FileResponse:
 
 @router.get("/healthz", response_class=PlainTextResponse)
 def healthz(request: Request) -> str:
-    """Whether the tracker and its database are well; 503 if not."""
+    """Whether work can be written down; 503 with the reason if not, a full disk among them."""
+    of(request).writes()
+    return "ok"
+
+
+@router.get("/readyz", response_class=PlainTextResponse)
+def readyz(request: Request) -> str:
+    """Whether this server should be sent requests: it answers, and reads its database; or 503."""
     with of(request).database.read() as connection:
         connection.exec_driver_sql("SELECT 1")
     return "ok"
@@ -139,7 +146,9 @@ def metrics(request: Request) -> PlainTextResponse:
 
 
 def _page(template: str, request: Request, **values: Any) -> HTMLResponse:
-    text = _PAGES.get_template(template).render(values, now=of(request).clock())
+    # relative: behind a proxy, all of this may lie below a path of which nobody tells us
+    base = "../" * (request.url.path.count("/") - 1) or "./"
+    text = _PAGES.get_template(template).render(values, now=of(request).clock(), base=base)
     return HTMLResponse(text, headers=_HEADERS)
 
 

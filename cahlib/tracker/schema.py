@@ -129,6 +129,14 @@ failures = Table(
     Column("error", String, nullable=False),
 )
 
+# One row, which is written to see whether anything can be.
+health = Table(
+    "health",
+    schema,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("time", Float, nullable=False),
+)
+
 history = Table(
     "history",
     schema,

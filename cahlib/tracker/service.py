@@ -91,6 +91,7 @@ class Service:
         )
         self.active = Cached(lambda: board.active(self.database, clock()), settings.fresh)
         self.stuck = Cached(lambda: board.stuck(self.database), settings.fresh)
+        self.writes = Cached(lambda: board.write_health(self.database, clock()), settings.fresh)
         self._past = Cached(lambda: board.past(self.database, 0), 60)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._clockwork, daemon=True)

@@ -80,8 +80,8 @@ class Shared:
             for shard in self._ledger.in_state("sealed"):
                 self._ledger.done(shard)
         try:
-            if not (self._tracker.secret and self._resume()):
-                self._join()
+            if not (self._tracker.secret and self._tracker.persist(self._resume)):
+                self._tracker.persist(self._join)
         except (TrackerAway, Refused) as error:
             raise ConfigError(f"tracker: {error}") from error
         self._messenger.start()

@@ -15,6 +15,7 @@ from cahlib.records import Tally
 from cahlib.tracker import board
 from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.database import Database
+from cahlib.tracker.migrate import migrate
 from cahlib.tracker.rules import Kind, Result, Rules
 from tests.world.jobs import LIMIT
 from tests.world.trackers import commanded
@@ -117,10 +118,10 @@ def test_a_mistake_is_told_in_one_sentence(arguments, says, capsys, tmp_path, mo
     assert says in said and said.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_said_so(tmp_path, capsys):
+def test_a_port_that_is_taken_is_said_so(database, url, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        line = ["tracker", "serve", "--database", f"sqlite:///{tmp_path}/t.sqlite", "--port", port]
+        line = ["tracker", "serve", "--database", url, "--port", port]
         assert main(line) == 2
     said = capsys.readouterr().err
     assert "cannot be served at" in said and said.count("\n") == 1
@@ -130,7 +131,7 @@ def test_a_port_that_is_taken_is_said_so(tmp_path, capsys):
     ("url", "says"),
     [
         ("postgresql+psycopg://ann:secret@127.0.0.1:9/x", "refused"),
-        ("sqlite:////nowhere/t.sqlite", "unable to open database file"),
+        ("sqlite:////proc", "unable to open database file"),
     ],
 )
 def test_why_a_database_cannot_be_reached_is_said(capsys, url, says):
@@ -158,7 +159,11 @@ def test_a_tracker_that_is_none_is_said_so_before_anything_starts(tmp_path, caps
 
 
 def test_several_server_processes_answer_without_waiting_for_acknowledgements(postgres):
-    with commanded(postgres.create("several"), "--processes", "2") as port:
+    url = postgres.create("several")
+    database = Database(url)
+    migrate(database)
+    database.close()
+    with commanded(url, "--processes", "2") as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
         taken = []
         for _ in range(60):  # the first dozen are acknowledged at once anyway

@@ -1,0 +1,170 @@
+"""A tracker says how it is, and what is wrong with a database, in a sentence."""
+
+import os
+import sqlite3
+import subprocess
+import threading
+import time
+
+import pytest
+
+from cahlib.cli import main
+from cahlib.tracker.app import create
+from cahlib.tracker.client import Tracker, TrackerAway
+from cahlib.tracker.database import Database
+from cahlib.tracker.limits import Limits
+from cahlib.tracker.migrate import migrate
+from cahlib.tracker.service import Settings
+from cahlib.tracker.shared import Shared
+from cahlib.tracker.store import Ledger
+from tests.world.jobs import until
+from tests.world.trackers import ask, serving
+
+from .conftest import wats
+
+ANY = Limits(address=0, worker=0, newcomers=0)
+
+
+def test_head_is_answered_where_get_is(url, database):
+    with serving(create(Settings(database=url, limits=ANY))) as tracker:
+        for path in ("/", "/healthz", "/readyz", "/v1/state"):
+            answer = ask(tracker, path, method="HEAD")
+            assert (answer.status, answer.text) == (200, "")
+            assert int(answer.headers["content-length"]) > 0
+        assert ask(tracker, "/v1/lease", method="HEAD").status == 405
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_told_to_operators_and_workers(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path]).returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        url = f"sqlite:///{tmp_path / 'tracker.sqlite'}"
+        database = Database(url)
+        migrate(database)
+        with serving(create(Settings(database=url, limits=ANY, fresh=0))) as tracker:
+            ann = Tracker(tracker)
+            ann.join("ann", "hybrid")
+            with open(tmp_path / "other", "wb", buffering=0) as other, pytest.raises(OSError):
+                while other.write(bytes(4096)):
+                    pass
+            answer = None
+
+            def full():
+                nonlocal answer
+                answer = ask(tracker, "/healthz")
+                return answer.status == 503
+
+            until(full)
+            assert "No space is left for" in answer.text
+            with pytest.raises(TrackerAway, match="No space is left"):
+                while True:
+                    ann.beat([], "x" * 200)
+            assert ask(tracker, "/readyz").status == 200
+            (tmp_path / "other").unlink()
+            until(lambda: ask(tracker, "/healthz").status == 200)
+        database.close()
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def test_a_join_outlives_a_database_that_is_away(postgres, tmp_path, caplog):
+    url = postgres.create("joining")
+    migrated(url)
+    with serving(create(Settings(database=url, limits=ANY))) as address:
+        postgres.stop()
+        try:
+            ledger = Ledger(tmp_path / "ledger.sqlite")
+            tracker = Tracker(address, sleep=lambda _: time.sleep(0.05))
+            path = tmp_path / "run" / "tracker.json"
+            path.parent.mkdir()
+            shared = Shared(ledger, tracker, path, who=("ann", "hybrid"))
+            joining = threading.Thread(target=shared.__enter__)
+            joining.start()
+            until(lambda: "Trying again." in caplog.text)
+        finally:
+            postgres.start()
+        joining.join()
+        assert tracker.secret
+        shared.__exit__()
+        ledger.close()
+
+
+def run(capsys, *line):
+    code = main(["tracker", *line])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["stats"], ["serve"], ["retry"], ["export", "shards"]])
+def test_a_misspelt_database_is_not_begun(tmp_path, capsys, command):
+    path = tmp_path / "trakcer.sqlite"
+    code, said = run(capsys, *command, "--database", f"sqlite:///{path}")
+    assert code == 2 and "holds no tracker" in said and not path.exists()
+
+
+def test_an_empty_database_is_begun_by_add_alone(postgres, tmp_path, capsys):
+    url = postgres.create("empty")
+    assert "holds no tracker" in run(capsys, "stats", "--database", url)[1]
+    (tmp_path / "a.warc.wat.gz").write_bytes(b"x")
+    crawl = ["--crawl", str(tmp_path / "a.warc.wat.gz")]
+    assert run(capsys, "add", "--database", url, *crawl) == (0, "")
+    assert run(capsys, "stats", "--database", url)[0] == 0
+
+
+def migrated(url):
+    database = Database(url)
+    migrate(database)
+    database.close()
+
+
+def foreign(path):
+    with sqlite3.connect(path) as file:
+        file.execute("CREATE TABLE cats (name TEXT)")
+
+
+def ledger_of_a_run(path):
+    ledger = Ledger(path)
+    ledger.add(wats(1))
+    ledger.close()
+
+
+def newer(path):
+    migrated(f"sqlite:///{path}")
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE alembic_version SET version_num = '9999'")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (foreign, "holds something else (cats)"),
+        (ledger_of_a_run, "holds something else (pairs, shards)"),
+        (newer, "is from a newer version of cahlib"),
+    ],
+)
+def test_a_database_that_is_not_ours_is_left_as_it_is(tmp_path, capsys, make, says):
+    path = tmp_path / "tracker.sqlite"
+    make(path)
+    before = path.read_bytes()
+    (tmp_path / "a.warc.wat.gz").write_bytes(b"x")
+    for line in (["stats"], ["add", "--crawl", str(tmp_path / "a.warc.wat.gz")]):
+        code, said = run(capsys, *line, "--database", f"sqlite:///{path}")
+        assert code == 2 and says in said and said.count("\n") == 1
+    with sqlite3.connect(path) as file:
+        tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master")}
+    assert before[:16] == path.read_bytes()[:16]
+    assert make is newer or "workers" not in tables
+
+
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_a_port_that_is_none_is_said_so(tmp_path, capsys, port):
+    url = f"sqlite:///{tmp_path / 'tracker.sqlite'}"
+    migrated(url)
+    code, said = run(capsys, "serve", "--database", url, f"--port={port}")
+    assert code == 2 and "is not a port" in said
+
+
+@pytest.mark.parametrize("port", ["abc", "99999"])
+def test_a_database_at_a_port_that_is_none_is_said_so(capsys, port):
+    code, said = run(capsys, "stats", "--database", f"postgresql+psycopg://a@127.0.0.1:{port}/x")
+    assert code == 2 and said.count("\n") == 1 and "database" in said
