@@ -105,7 +105,8 @@ def test_a_misspelt_database_is_not_begun(tmp_path, capsys, command):
 def test_an_empty_database_is_begun_by_add_alone(postgres, tmp_path, capsys):
     url = postgres.create("empty")
     assert "holds no tracker" in run(capsys, "stats", "--database", url)[1]
-    (tmp_path / "a.warc.wat.gz").write_bytes(b"x")
+    for name in "ab":
+        (tmp_path / f"{name}.warc.wat.gz").write_bytes(b"x")
     crawl = ["--crawl", str(tmp_path / "*.wat.gz")]
     assert run(capsys, "add", "--database", url, *crawl)[1] == ""
     assert run(capsys, "stats", "--database", url)[0] == 0
