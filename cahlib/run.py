@@ -279,15 +279,15 @@ class _Work:
         return self._ledger.ours(work.parcel.shard, judged)
 
     def _recipe(self, loaded: Models) -> dataset.Recipe:
+        names, ours = scores(loaded.safety, loaded.heads), self._ours
         return dataset.Recipe(
             model=loaded.clip.name,
             threshold=self._job.judge.chosen()[2],
-            scores=score_columns(
-                loaded.clip.name, scores(loaded.safety, loaded.heads), layout=self._ours.layout
-            ),
+            scores=score_columns(loaded.clip.name, names, layout=ours.layout),
             forms=self._job.output.forms,
             versions={"cahlib": __version__},
-            settings=self._ours.digest,
+            settings=ours.digest,
+            layout=ours.layout,
         )
 
     def _write(self, steps: Iterable[_Step], recipe: dataset.Recipe) -> Iterator[Sealed]:

@@ -18,10 +18,13 @@ from cahlib.config import Output
 from cahlib.curate import seal
 from cahlib.curate.files import files
 from cahlib.curate.layout import located
-from cahlib.curate.perceptual import Near, phash
+from cahlib.curate.perceptual import Near, chroma, phash
 from cahlib.curate.seal import Sealed
 from cahlib.lists import Digests
 from cahlib.records import Judged, Reason, Shard
+
+#: What an image is known by, in the metadata.
+_COLUMNS = "sha256", "phash", "chroma"
 
 
 class Seen(NamedTuple):
@@ -29,6 +32,7 @@ class Seen(NamedTuple):
 
     sha256: bytes  #: of the bytes as served
     looks: int  #: its perceptual hash
+    colours: int = 0  #: its mean colours; 0 where an older cahlib did not store them
 
 
 def load(options: Output, shards: Iterable[Shard], *, seen: Callable[[str], bool]) -> Known:
@@ -46,13 +50,13 @@ class _Images:
     def why(self, seen: Seen) -> Reason | None:
         if seen.sha256 in self._bytes:
             return Reason.SAME_IMAGE
-        near = self._near is not None and seen.looks in self._near
+        near = self._near is not None and self._near.has(seen.looks, seen.colours)
         return Reason.NEAR_DUPLICATE if near else None
 
     def add(self, seen: Seen) -> None:
         self._bytes.add(seen.sha256)
         if self._near is not None:
-            self._near.add(seen.looks)
+            self._near.add(seen.looks, seen.colours)
 
 
 class Known:
@@ -80,8 +84,10 @@ class Known:
             return Reason.PAIR_SEEN
         if self._kind == "keep":
             return None
-        looks = int(phash(image.data), 16) if self._kind == "near" else 0
-        seen = Seen(bytes.fromhex(image.sha256), looks)
+        seen = Seen(bytes.fromhex(image.sha256), 0)
+        if self._kind == "near":
+            looks = (int(each(image.data), 16) for each in (phash, chroma))
+            seen = Seen(seen.sha256, *looks)
         reason = self._sealed.why(seen) or self._own.why(seen)
         if reason is None:
             self._own.add(seen)
@@ -102,6 +108,8 @@ def _stored(folder: Path, sealed: Iterable[Sealed]) -> Iterator[Seen]:
         if path not in each.files:
             continue
         with files(each.place or folder).open(path) as file:
-            table = pq.read_table(file, columns=["sha256", "phash"])
-        for sha256, looks in zip(*(table[n].to_pylist() for n in ("sha256", "phash")), strict=True):
-            yield Seen(bytes.fromhex(sha256), int(looks, 16))
+            table = pq.ParquetFile(file)
+            names = [name for name in _COLUMNS if name in table.schema_arrow.names]
+            rows = table.read(columns=names).select(names).to_pydict().values()
+        for sha256, *looks in zip(*rows, strict=True):
+            yield Seen(bytes.fromhex(sha256), *(int(each, 16) for each in looks))

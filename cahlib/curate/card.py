@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from cahlib.curate import loading
 from cahlib.curate.files import files
 from cahlib.curate.summary import Summary, decisive, plural, share, summary
 from cahlib.records import Stage
@@ -17,6 +18,9 @@ from cahlib.records import Stage
 #: Bounds of the hub's size classes: https://huggingface.co/docs/hub/datasets-cards
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
           (10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B")]  # fmt: skip
+
+#: Whose terms hold for a dataset as a whole; `license: other` at the hub wants a name and a link.
+_LICENCE, _TERMS = "common-crawl-terms-of-use", "https://commoncrawl.org/terms-of-use"
 
 #: What the profiles of consent honour, for readers of a card.
 _CONSENT = {
@@ -28,55 +32,6 @@ _CONSENT = {
     "for. ",
     "research": "Honoured was (profile research) robots.txt alone; what owners said by headers is "
     "in the column robots, and was not obeyed. ",
-}
-
-_LOADING = {
-    "metadata": """\
-```python
-import pandas
-table = pandas.read_parquet("metadata")  # URL, TEXT, similarity and more, a row a pair
-```
-""",
-    "images": """\
-```python
-import glob, webdataset
-samples = webdataset.WebDataset(sorted(glob.glob("images/*.tar")), shardshuffle=False)
-kinds = ["jpg", "png", "webp", "avif"]
-for sample in samples.decode(webdataset.imagehandler("pil", kinds)):
-    image = next(sample[kind] for kind in kinds if kind in sample)
-    print(sample["__key__"], image.size, sample["txt"], sample["json"]["similarity"])
-```
-
-```python
-from datasets import load_dataset
-for sample in load_dataset("./images", split="train", streaming=True):
-    image = next(sample[kind] for kind in ("jpg", "png", "webp", "avif") if sample.get(kind))
-    print(sample["__key__"], image.size, sample["txt"], sample["json"]["similarity"])
-```
-""",
-    "embeddings": """\
-```python
-from embedding_reader import EmbeddingReader
-reader = EmbeddingReader(
-    "img_emb", metadata_folder="metadata", meta_columns=["uid", "TEXT"], file_format="parquet_npy"
-)
-for vectors, rows in reader(batch_size=1000):
-    print(vectors.shape, rows["TEXT"][0])
-```
-
-`clip-retrieval index --embeddings_folder . --index_folder index` makes it searchable.
-""",
-    "tfrecords": """\
-```python
-import glob, tensorflow as tf
-records = tf.data.TFRecordDataset(sorted(glob.glob("tfrecords/*.tfrecord")))
-text, number = tf.io.FixedLenFeature([], tf.string), tf.io.FixedLenFeature([], tf.int64)
-kinds = dict.fromkeys(["sampleID", "image", "format", "label"], text)
-kinds |= dict.fromkeys(["height", "width"], number)
-for record in records:
-    print(tf.io.parse_single_example(record, kinds)["label"].numpy().decode())
-```
-""",
 }
 
 
@@ -106,8 +61,7 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
     yield _table(("step", "number"), [(step, f"{n:,}") for step, n in found.funnel()])
     yield _table(("lost in", "number", "share", "reason"), _lost(found))
     yield "## How to load it\n"
-    for form in ("metadata", *found.forms):
-        yield _LOADING[form.partition(":")[0]]
+    yield from loading.shown(found)
     yield (
         "The key `uid` (hex md5 of URL and text) is the same in all files, and the rows of a shard "
         "have the same order in all of them. `cah verify .` checks the files.\n"
@@ -125,7 +79,8 @@ def _front(found: Summary, name: str, languages: list[str]) -> str:
     codes = "".join(f'\n- "{code}"' for code in languages if code.isalpha() and len(code) < 4)
     language = f"language:{codes}\n" if codes and languages != ["all"] else ""
     return (
-        f"---\npretty_name: {json.dumps(name)}\nlicense: other\n{language}"
+        f"---\npretty_name: {json.dumps(name)}\nlicense: other\n"
+        f"license_name: {_LICENCE}\nlicense_link: {_TERMS}\n{language}"
         f"size_categories:\n- {size}\n"
         "task_categories:\n- image-to-text\n- text-to-image\n- zero-shot-image-classification\n"
         "configs:\n- config_name: default\n  data_files: metadata/*.parquet\n---\n"
@@ -144,7 +99,8 @@ def _rights(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:
     yield "## Rights and care\n"
     yield (
         "The images and texts belong to their owners; the column LICENSE names the licence that a "
-        "page links to, as a hint and not as an assurance. Nobody depicted was asked for consent. "
+        "page links to, as a hint and not as an assurance. What the crawl says of them is Common "
+        f"Crawl's, under its [terms of use]({_TERMS}). Nobody depicted was asked for consent. "
         "The dataset is meant for research. Its content is not curated: the column NSFW is a "
         "model's guess by prompts of cahlib's or the run's own wording, not LAION's, and what is "
         "wrong or harmful may be among it.\n"

@@ -34,7 +34,7 @@ from cahlib.curate import seal
 from cahlib.curate.files import files
 from cahlib.curate.formats import Matrix, Table, Tar, Writer
 from cahlib.curate.gallery import Gallery
-from cahlib.curate.layout import FOLDERS, ONE_EXTENSION, has_images, located
+from cahlib.curate.layout import CURRENT_LAYOUT, FOLDERS, ONE_EXTENSION, has_images, located
 from cahlib.curate.reencode import as_jpeg
 from cahlib.curate.rows import REENCODED, Row, as_json, host, row, schema
 from cahlib.curate.seal import Sealed
@@ -60,6 +60,7 @@ class Recipe:
     forms: tuple[str, ...]  #: of "images" or "images:jpg", "embeddings", "tfrecords"
     versions: Mapping[str, str]  #: of what judges
     settings: str = ""  #: the digest of the settings that make it
+    layout: int = CURRENT_LAYOUT
 
 
 def write(
@@ -139,11 +140,15 @@ def uids(place: str | Path, sealed: Sealed) -> list[str]:
 def _stored(judged: Judged, recipe: Recipe) -> tuple[Judged, Row]:
     """Return a pair as the forms store it, and its metadata."""
     if ONE_EXTENSION not in recipe.forms:
-        return judged, row(judged, model=recipe.model, scores=recipe.scores)
+        return judged, _row(judged, recipe)
     pair = dataclasses.replace(judged, image=as_jpeg(judged.image))
-    values = row(pair, model=recipe.model, scores=recipe.scores)
+    values = _row(pair, recipe)
     values[REENCODED] = "" if pair.image is judged.image else judged.image.format
     return pair, values
+
+
+def _row(pair: Judged, recipe: Recipe) -> Row:
+    return row(pair, model=recipe.model, scores=recipe.scores, layout=recipe.layout)
 
 
 def _read(path: Path) -> Sealed | None:
@@ -259,7 +264,11 @@ class Shelf:
 
 def each_form(shelf: Shelf, shard: str, recipe: Recipe) -> Iterator[Writer]:
     """A writer for each form that the recipe asks for."""
-    columns = schema([*recipe.scores.values()], reencoded=ONE_EXTENSION in recipe.forms)
+    columns = schema(
+        [*recipe.scores.values()],
+        reencoded=ONE_EXTENSION in recipe.forms,
+        layout=recipe.layout,
+    )
     yield Table(shelf.sink(located("metadata", shard)), columns)
     if has_images(recipe.forms):
         yield Tar(shelf.sink(located("images", shard)))

@@ -18,6 +18,7 @@ from cahlib import __version__
 from cahlib.config import DamagedJob, Job, settings
 from cahlib.curate import seal, signed
 from cahlib.curate.files import files
+from cahlib.curate.layout import CURRENT_LAYOUT
 from cahlib.curate.sink import Stored
 from cahlib.errors import RunError
 from cahlib.fingerprint import differences, digest
@@ -29,10 +30,6 @@ T = TypeVar("T")
 _told = set[str]()  # of which damaged files users know
 
 NAME = "dataset.json"
-
-#: How the columns of scores are named and the tars called in a dataset that begins today. A dataset
-#: keeps the layout that it began with, so that none is mixed; 1 is what an older cahlib made.
-LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +43,13 @@ class Description:
     #: the report and the card as they were written last
     pages: Mapping[str, Stored] = field(default_factory=dict)
     version: str = __version__  #: of the cahlib that wrote it
-    layout: int = 1  #: which `LAYOUT` it has
+    layout: int = 1  #: which layout it has, up to `CURRENT_LAYOUT`
 
 
 def of(job: Job) -> Description:
     """Return the description of a job's dataset before its first shard."""
     values = job.fingerprint()
-    return Description(settings=values, digest=digest(settings(), values), layout=LAYOUT)
+    return Description(settings=values, digest=digest(settings(), values), layout=CURRENT_LAYOUT)
 
 
 def continued(job: Job) -> Description:
@@ -60,7 +57,7 @@ def continued(job: Job) -> Description:
     output = job.output
     places = (output.folder, output.url) if output.url else (output.folder,)
     has = [layout for place in places if (layout := layout_of(place))]
-    return replace(of(job), layout=min(has, default=LAYOUT))
+    return replace(of(job), layout=min(has, default=CURRENT_LAYOUT))
 
 
 def layout_of(place: str | Path) -> int | None:
@@ -76,7 +73,7 @@ def layout_of(place: str | Path) -> int | None:
     first = next(seal.seals(place, damaged="skip"), None)
     if first is None:
         return None
-    return LAYOUT if first.scores and not any(" " in each for each in first.scores) else 1
+    return CURRENT_LAYOUT if first.scores and not any(" " in each for each in first.scores) else 1
 
 
 def read(place: str | Path) -> Description | None:

@@ -16,6 +16,11 @@ LAYOUT: Mapping[str, str] = {
     "optouts": "optouts/{}.jsonl",
 }
 
+#: How columns of scores and tars are called in a dataset that begins today, and which columns it
+#: has. A dataset keeps the layout that it began with, so that none is mixed; 1 is what an older
+#: cahlib made.
+CURRENT_LAYOUT = 2
+
 #: Where the manifests of the shards are.
 MANIFESTS = "shards"
 

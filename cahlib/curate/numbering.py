@@ -23,7 +23,7 @@ from pathlib import Path
 
 from cahlib.curate import dataset, description, seal
 from cahlib.curate.dataset import Shelf
-from cahlib.curate.layout import SESSION, located, numbered
+from cahlib.curate.layout import CURRENT_LAYOUT, SESSION, located, numbered
 from cahlib.curate.seal import Sealed
 from cahlib.errors import RunError
 
@@ -34,7 +34,7 @@ def number(folder: Path) -> None:
     Nobody else may write to the folder meanwhile. Nothing is done to a dataset of an older layout,
     or where a committed shard has no whole manifest: it may have any of the numbers.
     """
-    if (folder / SESSION).exists() or description.layout_of(folder) != description.LAYOUT:
+    if (folder / SESSION).exists() or description.layout_of(folder) != CURRENT_LAYOUT:
         return
     try:
         every = list(seal.seals(folder))

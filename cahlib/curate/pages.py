@@ -10,7 +10,7 @@ from typing import Any
 
 from cahlib.curate import card, description, numbering, report, tars
 from cahlib.curate.files import files
-from cahlib.curate.layout import PAGES
+from cahlib.curate.layout import CURRENT_LAYOUT, PAGES
 from cahlib.curate.sink import Stored
 from cahlib.curate.summary import summary
 
@@ -26,7 +26,8 @@ def write(place: str | Path, job_values: Mapping[str, Any]) -> None:
     report.write(place, job_values)
     card.write(place, job_values)
     found = summary(place)
-    tars.write(place, found.tars, found.forms, found.scores)
+    layout = description.layout_of(place) or CURRENT_LAYOUT
+    tars.write(place, found.tars, found.forms, found.scores, layout)
     if said := description.found(place):
         there = files(place)
         made = {

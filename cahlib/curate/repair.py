@@ -13,7 +13,7 @@ from pathlib import Path
 from cahlib.curate import dataset, description, pages, seal
 from cahlib.curate.description import Description
 from cahlib.curate.files import files
-from cahlib.curate.layout import LAYOUT
+from cahlib.curate.layout import CURRENT_LAYOUT, LAYOUT
 from cahlib.curate.verify import Kind, Problem, problems
 from cahlib.errors import RunError
 
@@ -106,7 +106,7 @@ def _described(place: str | Path) -> Description:
     """Return what is known of a dataset whose dataset.json is gone: its job, or a digest alone."""
     digests = {sealed.settings for sealed in seal.seals(place, damaged="skip")}
     job = description.job(place) if isinstance(place, Path) else None
-    layout = description.layout_of(place) or description.LAYOUT
+    layout = description.layout_of(place) or CURRENT_LAYOUT
     if job and digests <= {"", (ours := description.of(job)).digest}:
         return replace(ours, layout=layout)
     return Description(digest=max(digests, default=""), layout=layout)

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from cahlib.curate import dataset, seal
 from cahlib.curate.dataset import Account, Recipe, Shelf
-from cahlib.curate.layout import located
-from cahlib.curate.rows import COLUMNS, REENCODED, Row
+from cahlib.curate.layout import CURRENT_LAYOUT, located
+from cahlib.curate.rows import COLUMNS, REENCODED, Row, columns
 from cahlib.curate.seal import Sealed, Shown
 from cahlib.curate.tfrecord import records
 from cahlib.errors import ConfigError, RunError
@@ -69,7 +69,8 @@ def _tried(folder: Path, sealed: Sealed, why: Why) -> Change | None:
 def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
     path = folder / located("metadata", sealed.shard.id)
     table = pq.read_table(path) if sealed.rows else pa.table({})
-    rows = [{**dict.fromkeys(COLUMNS), **row} for row in table.to_pylist()]
+    layout = CURRENT_LAYOUT if "chroma" in table.column_names else 1
+    rows = [{**dict.fromkeys(columns(layout)), **row} for row in table.to_pylist()]
     reasons = [why(row) for row in rows]
     lost = Counter(reason for reason in reasons if reason)
     gallery = tuple(
@@ -84,6 +85,7 @@ def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
         forms=sealed.forms,
         versions=sealed.versions,
         settings=sealed.settings,
+        layout=layout,
     )
     account = Account()
     with ExitStack() as undo:

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from cahlib.curate.perceptual import phash
+from cahlib.curate.layout import CURRENT_LAYOUT
+from cahlib.curate.perceptual import chroma, phash
 from cahlib.records import Judged
 
 #: The metadata of one pair, by column.
@@ -43,6 +44,7 @@ _COLUMNS = [
     ("sha1", pa.string()),
     ("sha256", pa.string()),
     ("phash", pa.string()),
+    ("chroma", pa.string()),
     ("format", pa.string()),
     ("robots", pa.string()),
     ("model", pa.string()),
@@ -52,7 +54,10 @@ _COLUMNS = [
 COLUMNS = tuple(name for name, _ in _COLUMNS)
 
 #: Those that an older dataset may lack.
-ADDED = ("language_evidence",)
+ADDED = ("language_evidence", "chroma")
+
+#: The layout from which on a dataset has a column.
+_SINCE = {"chroma": 2}
 
 #: With `--forms images:jpg`, before the scores: the format that a picture was re-encoded from,
 #: "" if it is stored as it was.
@@ -78,13 +83,23 @@ def column_name(name: str) -> str:
     return _UNSAFE.sub("_", name)
 
 
-def schema(scores: Sequence[str], *, reencoded: bool = False) -> pa.Schema:
-    """The columns of a dataset; a column for each score, empty where a pair was not given it."""
+def columns(layout: int) -> tuple[str, ...]:
+    """Return the columns that every pair of a dataset of this layout has."""
+    return tuple(name for name in COLUMNS if _SINCE.get(name, 1) <= layout)
+
+
+def schema(
+    scores: Sequence[str], *, reencoded: bool = False, layout: int = CURRENT_LAYOUT
+) -> pa.Schema:
+    """Return the columns of a dataset, one for each score, empty where a pair was not given it."""
+    own = [each for each in _COLUMNS if each[0] in columns(layout)]
     more = [(REENCODED, pa.string())] if reencoded else []
-    return pa.schema(_COLUMNS + more + [(name, pa.float32()) for name in scores])
+    return pa.schema(own + more + [(name, pa.float32()) for name in scores])
 
 
-def row(judged: Judged, *, model: str, scores: Mapping[str, str]) -> Row:
+def row(
+    judged: Judged, *, model: str, scores: Mapping[str, str], layout: int = CURRENT_LAYOUT
+) -> Row:
     """Return the metadata of a judged image; ``scores`` has the column of each score.
 
     Raise KeyError for a score that has none.
@@ -113,6 +128,7 @@ def row(judged: Judged, *, model: str, scores: Mapping[str, str]) -> Row:
         "sha1": image.sha1,
         "sha256": image.sha256,
         "phash": phash(image.data),
+        "chroma": chroma(image.data),
         "format": image.format,
         "robots": image.robots,
         "model": model,
@@ -124,8 +140,11 @@ def row(judged: Judged, *, model: str, scores: Mapping[str, str]) -> Row:
     }
     if given:
         raise KeyError(f"scores without a column: {', '.join(given)}")
+    lacks = {*COLUMNS} - {*columns(layout)}
     return {
-        name: _whole(value) if isinstance(value, str) else value for name, value in values.items()
+        name: _whole(value) if isinstance(value, str) else value
+        for name, value in values.items()
+        if name not in lacks
     }
 
 

@@ -33,10 +33,14 @@ def size_of(sealed: Sealed) -> dict[str, int]:
 
 
 def write(
-    place: str | Path, sizes: Mapping[str, int], forms: Iterable[str], scores: Iterable[str]
+    place: str | Path,
+    sizes: Mapping[str, int],
+    forms: Iterable[str],
+    scores: Iterable[str],
+    layout: int,
 ) -> None:
     """Write the files anew, or remove them where there is no tar."""
-    made = {**counts(sizes), CARD: card(forms, scores).encode()} if sizes else {}
+    made = {**counts(sizes), CARD: card(forms, scores, layout).encode()} if sizes else {}
     for name in NAMES:
         if name in made:
             files(place).write(name, made[name])
@@ -87,13 +91,13 @@ def counts(sizes: Mapping[str, int]) -> dict[str, bytes]:
     }
 
 
-def card(forms: Iterable[str], scores: Iterable[str]) -> str:
+def card(forms: Iterable[str], scores: Iterable[str], layout: int) -> str:
     """Return the card of the tars."""
     from cahlib.curate.rows import schema  # needs pyarrow, which who only counts tars may lack
 
     jpg = ONE_EXTENSION in forms
     kinds = EXTENSIONS[:1] if jpg else EXTENSIONS
-    columns = schema(tuple(scores), reencoded=jpg)
+    columns = schema(tuple(scores), reencoded=jpg, layout=layout)
     return "\n".join(
         [
             "---",

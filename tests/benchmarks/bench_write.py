@@ -80,6 +80,7 @@ def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
 def unhashed(every: list[Image], folder: Path) -> None:
     with (
         mock.patch("cahlib.curate.rows.phash", lambda _: "0" * 16),
+        mock.patch("cahlib.curate.rows.chroma", lambda _: "0" * 16),
         mock.patch("cahlib.curate.gallery.phash", lambda _: "0" * 16),
     ):
         write(every, folder, ("images", "embeddings"))

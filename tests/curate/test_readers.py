@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tarfile
 from functools import partial
 from io import BytesIO
-from types import SimpleNamespace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -56,6 +57,11 @@ def listed(folder):
 
 
 both = pytest.mark.parametrize("form", FORMS)
+
+
+def card():
+    """The text of the card in this folder."""
+    return Path("README.md").read_text(encoding="utf-8")
 
 
 def needs(package):
@@ -124,7 +130,11 @@ for place, card in json.loads(sys.argv[1]):
                 uids.append(sample["__key__"])
             print(json.dumps([place, way, uids]))
     os.chdir(place)
-    (code,) = re.findall(r"```python\n(from datasets.*?)```", open("README.md").read(), re.DOTALL)
+    shown = open("README.md").read()
+    table, code = re.findall(r"```python\n(from datasets.*?)```", shown, re.DOTALL)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(table)
+    assert "uid" in out.getvalue() and "num_rows" in out.getvalue()
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(code)
     keys = [line.split()[0] for line in out.getvalue().splitlines()]
@@ -169,15 +179,17 @@ def test_webdataset_reads_every_pair_with_four_workers_and_a_brace_list(made, fo
 def test_open_clip_trains_on_every_pair_of_one_extension(made, monkeypatch):
     """Its own loader, which takes the number of pairs from sizes.json."""
     from open_clip_train import data
+    from open_clip_train.params import parse_args
     from webdataset.tariterators import tar_file_expander
 
     # It was made for webdataset 0.2.86, which puts no marks between the tars.
     monkeypatch.setattr(data, "tar_file_expander", partial(tar_file_expander, eof_value=None))
-    args = SimpleNamespace(
-        train_data=f"{made['jpg']}/images/{{00000..00002}}.tar", train_num_samples=None,
-        train_data_upsampling_factors=None, dataset_resampled=False,
-        seed=0, workers=1, world_size=1, batch_size=5,
-    )  # fmt: skip
+    monkeypatch.chdir(made["jpg"])
+    (shown,) = re.findall(r"```bash\n[^`]*(python -m open_clip.*?)```", card(), flags=re.DOTALL)
+    print_words = shown.replace("python -m open_clip_train.main", "printf '%s\\n'")
+    ran = subprocess.run(["bash", "-c", print_words], capture_output=True, text=True, check=True)
+    args = parse_args([*ran.stdout.splitlines(), "--batch-size", "5", "--workers", "1"])
+    args.world_size = 1
     loaded = data.get_wds_dataset(
         args, lambda image: image.resize((8, 8)).tobytes(), True, tokenizer=lambda text: [text]
     )

@@ -1,19 +1,24 @@
 """What a dataset tells of itself: the report, the card and the summary."""
 
 import base64
+import inspect
+import json
 import re
+import shlex
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from cahlib.config import Job
-from cahlib.curate import card, dataset, report, seal, summary
+from cahlib.curate import card, dataset, pages, report, seal, summary
 from cahlib.curate.summary import lines
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError, RunError
@@ -206,19 +211,51 @@ def test_the_card_says_what_is_owed(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's file
-def test_the_cards_code_runs(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("numbered", [False, True])
+def test_the_cards_code_runs(tmp_path, monkeypatch, capsys, numbered):
     """TensorFlow's part of it runs in test_formats, that of `datasets` in test_readers."""
     world.write(tmp_path)
+    if numbered:
+        world.write(tmp_path, first=100, shard="s-1")
+        pages.write(tmp_path, {})
     text = card_of(tmp_path)
+    assert ("{00000..00001}.tar" in text) == numbered
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks:
         if "tensorflow" not in block and "load_dataset" not in block:
             exec(block, names)
-    assert len(blocks) == 5 and len(names["table"]) == 15
+    assert len(blocks) == 6 and len(names["table"]) == 15 * (1 + numbered)
     shown = capsys.readouterr().out
-    assert "(15, 32)" in shown and names["table"]["uid"][14] in shown
+    assert f"({len(names['table'])}, 32)" in shown
+    for uid in names["table"]["uid"]:
+        assert uid in shown
+
+
+def test_the_cards_commands_are_whole(tmp_path, monkeypatch):
+    """Those of open_clip run in test_readers; of clip-retrieval's what its functions take."""
+    world.write(tmp_path)
+    blocks = re.findall(r"```bash\n(.*?)```", card_of(tmp_path), flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+    (back,) = (line for line in blocks[1].replace("\\\n", "").splitlines() if " back " in line)
+    words = shlex.split(back)
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    columns = json.loads(options["--columns_to_return"])
+    table = pq.read_schema(tmp_path / "metadata/metadata_s-0.parquet").names
+    assert {*columns} <= {*table} and options["--url_column"] in columns
+    assert options["--clip_model"] == "open_clip:ViT-tiny/none"
+    clip_back = pytest.importorskip("clip_retrieval.clip_back")
+    taken = inspect.signature(clip_back.clip_back).parameters
+    assert {each.removeprefix("--") for each in options} <= {*taken}
+
+
+def test_the_cards_front_is_what_the_hub_wants(tmp_path):
+    data = pytest.importorskip("huggingface_hub").DatasetCard(card_of(tmp_path)).data
+    assert data.license == "other" and data.license_link.startswith("https://")
+    assert re.fullmatch(r"[a-z0-9-]+", data.license_name)
 
 
 @pytest.mark.parametrize("obeyed", [1, 0])
