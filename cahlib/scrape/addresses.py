@@ -292,19 +292,18 @@ class Resolver(AbstractResolver):
 
     async def _answers(self) -> bool:
         """Whether name servers answer: about a name that they know, else about the root."""
+        return await self.knows(self._resolved or ".") is not None
+
+    async def knows(self, name: str) -> bool | None:
+        """Return whether a name has addresses, asked anew; None: no name server says."""
         # Another channel than for all other names, since each remembers what it was told.
-        fresh = None
-        if not self._net.lookup:
-            fresh = NameServers(self._net.servers, timeout=self._net.patience.probe / 3)
+        fresh = NameServers(self._net.servers, timeout=self._net.patience.probe / 3)
         try:
-            await (self._net.lookup or fresh)(self._resolved or ".")  # type: ignore[misc]
-        except Unanswered:
-            return False
-        except NoAddress:
-            pass
+            await (self._net.lookup or fresh)(name)
+        except NoAddress as error:
+            return None if isinstance(error, Unanswered) else False
         finally:
-            if fresh:
-                await fresh.close()
+            await fresh.close()
         return True
 
 

@@ -166,9 +166,13 @@ class Outages:
         with self._lock:
             return self._past + self._lasting()
 
+    def overdue(self) -> bool:
+        """Return whether the present outage has lasted too long."""
+        return self.lasting() > self._most
+
     def check(self) -> None:
         """Raise Postponed if the present outage has lasted too long."""
-        if self.lasting() > self._most:
+        if self.overdue():
             raise Postponed(
                 f"This machine has had no network for {self._most / 60:g} minutes; check it. "
                 "The shard is scraped again later."

@@ -8,6 +8,7 @@ other place is ever probed. It does not know what is asked for.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
@@ -77,7 +78,15 @@ class Network:
         return Verdict.OUTAGE if await self.resolver.met(host, begun) else verdict
 
     async def _answers(self) -> bool:
-        """Whether one of those who answered before still does, or the crawl's host."""
+        """Whether one of those who answered before still does, or the crawl's host.
+
+        If none has for as long as an outage may last, it may be they who are silent: one host that
+        lives, and drops us later, would have its shard given back again and again.
+        """
+        if self._net.outages.overdue() and await self._names_answer():
+            self._known.clear()
+            self._net.outages.crawl = None
+            return True
         places = [(domain, place) for domain, place in islice(self._known.items(), _PROBED)]
         for domain, place in places:  # next time it is the turn of others
             del self._known[domain]
@@ -87,6 +96,18 @@ class Network:
             asked.append(self._net.outages.crawl)
         answered = await _any(self._connects(*place) for place in asked)
         return await self._routed() if answered is None else answered
+
+    async def _names_answer(self) -> bool:
+        """Whether name servers can be asked beyond this house, and honestly.
+
+        They are asked for what none of them can have kept. A network that wants a login first
+        finds any name, even one that there cannot be.
+        """
+        if self._net.only:
+            return False
+        token, domain = secrets.token_hex(8), next(iter(self._known), "")
+        beyond = await self.resolver.knows(f"{token}.{domain}.") is not None
+        return beyond and await self.resolver.knows(f"{token}.") is False
 
     async def _connects(self, host: str, port: int) -> bool | None:
         """Whether a host takes a connection, or refuses it itself; None: it must not be asked."""

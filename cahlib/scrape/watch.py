@@ -110,6 +110,7 @@ class Watch:
     async def _decide(self) -> bool:
         """Send a probe, and note what it says."""
         begun, before = time.monotonic(), self._state.offline
+        overdue = self._outages.overdue()  # then the probe asks others too
         probe = asyncio.ensure_future(self._probe())
         try:  # not by wait_for, which until Python 3.12 may miss that it is cancelled itself
             await asyncio.wait({probe}, timeout=self._patience.probe)
@@ -124,7 +125,8 @@ class Watch:
             if not before:
                 log.warning("%s do not answer: waiting for the network", self._what)
                 self._outages.begin(self._what, self._state.since)
-            self._outages.check()
+            if overdue:
+                self._outages.check()
         elif before:
             log.warning("%s answer again", self._what)
             self._outages.end(self._what)

@@ -25,7 +25,7 @@ from tests.world import web as w
 from tests.world.jobs import until
 from tests.world.names import name_server
 from tests.world.pictures import candidate, picture
-from tests.world.wires import NAMES, NOBODY, NOBODY6, OTHER, WEB, WEB6, Wires
+from tests.world.wires import NAMES, NOBODY, NOBODY6, OTHER, WEB, WEB6, Wires, ip
 
 JPEG = picture()
 FOUR, SIX = socket.AF_INET, socket.AF_INET6
@@ -215,6 +215,17 @@ def test_a_shard_is_given_back_when_the_network_stays_away():
         with pytest.raises(Postponed, match="no network"):
             scraping.result()
     assert run.tally.left[Stage.FETCH] == 0
+
+
+def test_the_only_host_that_lives_does_not_hold_its_shard_by_dropping_us():
+    links, dropped = some(["one.example"], each=72), threading.Event()
+    with world(names={"one.example": ((FOUR, WEB),)}, most=0.5) as run:
+        scraping = run.scrape(*links[:64], dropped, *links[64:], consent="headers", read_timeout=1)
+        until(lambda: run.tally.left[Stage.FETCH] == 64)
+        ip("-n", run.wires.far, *f"rule add from {WEB} blackhole".split())
+        dropped.set()
+        assert set(scraping.result(60)) == set(links[:64])
+    assert sum(run.tally.lost.values()) == 8
 
 
 def test_where_only_dead_hosts_are_left_there_is_no_outage():
