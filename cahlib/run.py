@@ -23,7 +23,6 @@ from cahlib.config import Job
 from cahlib.curate import alike, dataset, description, harm, models, pages, seal, tars, upload
 from cahlib.curate.gallery import Latest
 from cahlib.curate.models import Models
-from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.perceptual import Near
 from cahlib.curate.purge import withdraw
 from cahlib.curate.rows import score_columns
@@ -268,14 +267,8 @@ class _Work:
                 yield work, error
 
     def _judged(self, work: _InWork, images: Iterable[Image], loaded: Models) -> Iterator[Judged]:
-        judged = pairs(
-            harm.harmless(images, self._harmful, work.tally),
-            loaded.clip,
-            loaded.safety,
-            judge=self._job.judge,
-            tally=work.tally,
-            heads=loaded.heads,
-        )
+        harmless = harm.harmless(images, self._harmful, work.tally)
+        judged = loaded.judged(harmless, self._job.judge, work.tally)
         return self._ledger.ours(work.parcel.shard, judged)
 
     def _recipe(self, loaded: Models) -> dataset.Recipe:
@@ -283,7 +276,11 @@ class _Work:
         return dataset.Recipe(
             model=loaded.clip.name,
             threshold=self._job.judge.chosen()[2],
+<<<<<<< HEAD
             scores=score_columns(loaded.clip.name, names, layout=ours.layout),
+=======
+            scores=score_columns(loaded.clip.name, loaded.scores(), layout=self._ours.layout),
+>>>>>>> 3194043 (--nsfw-open: a second opinion on kept pairs by Yahoo's Open NSFW, in a column and a table of the report)
             forms=self._job.output.forms,
             versions={"cahlib": __version__},
             settings=ours.digest,

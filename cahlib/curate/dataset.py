@@ -34,7 +34,12 @@ from cahlib.curate import seal
 from cahlib.curate.files import files
 from cahlib.curate.formats import Matrix, Table, Tar, Writer
 from cahlib.curate.gallery import Gallery
+<<<<<<< HEAD
 from cahlib.curate.layout import CURRENT_LAYOUT, FOLDERS, ONE_EXTENSION, has_images, located
+=======
+from cahlib.curate.layout import FOLDERS, ONE_EXTENSION, has_images, located
+from cahlib.curate.open_nsfw import OPEN_NSFW, band
+>>>>>>> 3194043 (--nsfw-open: a second opinion on kept pairs by Yahoo's Open NSFW, in a column and a table of the report)
 from cahlib.curate.reencode import as_jpeg
 from cahlib.curate.rows import REENCODED, Row, as_json, host, row, schema
 from cahlib.curate.seal import Sealed
@@ -199,6 +204,7 @@ class Account:
         self.again = Counter[Reason]()  # pairs that the dataset has already
         self.kept, self.dropped = Counter[int](), Counter[int]()
         self.domains = Counter[str]()
+        self.opinions: dict[str, Counter[str]] = {}  # by label, then by the second classifier
         self.gallery = Gallery()
 
     def count(self, judged: Judged) -> None:
@@ -214,6 +220,8 @@ class Account:
         self.rows += 1
         self.sum += judged.similarity
         self.domains[host(judged.image.candidate.url)] += 1
+        if (second := judged.scores.get(OPEN_NSFW)) is not None:
+            self.opinions.setdefault(judged.nsfw, Counter())[band(second)] += 1
 
     def most(self) -> dict[str, int]:
         """The hosts that gave the most pairs."""
@@ -298,6 +306,7 @@ def _sealed(
         dropped=account.dropped,
         similarity=account.sum / max(account.rows, 1),
         domains=account.most(),
+        opinions=account.opinions,
         gallery=account.gallery.shown(),
         optouts=sum(each.obeyed for each in parcel.optouts),
         overruled=sum(not each.obeyed for each in parcel.optouts),

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from cahlib.curate.open_nsfw import OPEN_NSFW
 from cahlib.curate.rows import column_name
 from cahlib.curate.safety import SOUGHT
 from cahlib.errors import ConfigError
@@ -97,7 +98,7 @@ def check(paths: Sequence[str], model: str) -> None:
 
     Each needs a column of its own.
     """
-    columns = {column_name(name) for name in (SIMILARITY, *SOUGHT.values())}
+    columns = {column_name(name) for name in (SIMILARITY, *SOUGHT.values(), OPEN_NSFW)}
     for path in paths:
         card = _card_for(expanded(path), model)
         if column_name(card.name) in columns:

@@ -5,6 +5,7 @@ Nothing here imports torch before it must, so that what needs no model starts wi
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -13,7 +14,10 @@ from cahlib.config import Judge
 from cahlib.curate import heads as head_files
 from cahlib.curate.heads import Head
 from cahlib.curate.model_source import find_source
+from cahlib.curate.open_nsfw import OPEN_NSFW, OpenNsfw, check_installed
+from cahlib.curate.pairs import pairs, scores
 from cahlib.curate.safety import Safety, read_rules
+from cahlib.records import Image, Judged, Tally
 
 if TYPE_CHECKING:
     from cahlib.curate.clip import Clip
@@ -26,6 +30,16 @@ class Models:
     clip: Clip
     safety: Safety
     heads: tuple[Head, ...]
+    open_nsfw: OpenNsfw | None = None
+
+    def judged(self, images: Iterable[Image], judge: Judge, tally: Tally) -> Iterator[Judged]:
+        """Judge images as `cahlib.curate.pairs.pairs` does, with all scores."""
+        judged = pairs(images, self.clip, self.safety, judge=judge, tally=tally, heads=self.heads)
+        return self.open_nsfw.scored(judged) if self.open_nsfw else judged
+
+    def scores(self) -> tuple[str, ...]:
+        """Return the names of the scores that a pair may have."""
+        return *scores(self.safety, self.heads), *([OPEN_NSFW] if self.open_nsfw else [])
 
 
 def check_files(judge: Judge) -> None:
@@ -36,6 +50,8 @@ def check_files(judge: Judge) -> None:
     for library in ("torch", "torchvision", "open_clip"):
         if find_spec(library) is None:
             raise ModuleNotFoundError(f"No module named {library!r}", name=library)
+    if judge.nsfw_open:
+        check_installed()
     head_files.check(judge.heads, find_source(judge).name)
     read_rules(judge.safety)
 
@@ -61,4 +77,5 @@ def load_models(judge: Judge) -> Models:
         clip=loaded,
         safety=Safety.load(judge.safety, loaded),
         heads=head_files.load(judge.heads, loaded),
+        open_nsfw=OpenNsfw() if judge.nsfw_open else None,
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from cahlib.curate import charts
 from cahlib.curate.files import files
+from cahlib.curate.open_nsfw import BANDS
 from cahlib.curate.rows import host
 from cahlib.curate.seal import Shown
 from cahlib.curate.summary import Summary, decisive, plural, share, summary
@@ -64,6 +65,7 @@ def html(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
         settings=_table(decisive(job_values)),
         versions=_table(sorted(found.versions.items())),
         optouts=_optouts(found),
+        opinions=_opinions(found),
     )
 
 
@@ -130,6 +132,24 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
     return "".join(
         f"<tr><th>{escape(name)}</th><td><bdi>{escape(value)}</bdi></td></tr>"
         for name, value in rows
+    )
+
+
+def _opinions(found: Summary) -> str:
+    """How the labels by CLIP and the scores of the second classifier agree."""
+    if not found.opinions:
+        return ""
+    head = "".join(f"<th>{band}</th>" for band in BANDS)
+    rows = "".join(
+        f"<tr><th>{escape(label)}</th>"
+        + "".join(f"<td>{counts.get(band, 0):,}</td>" for band in BANDS)
+        + "</tr>"
+        for label, counts in sorted(found.opinions.items(), reverse=True)
+    )
+    return (
+        "<h2>Two opinions on safety</h2><p>The kept pairs by their label, which CLIP gives, and by "
+        "the score of Yahoo's Open NSFW (nsfw_open), which looks at the picture alone.</p>"
+        f'<div class="card"><table><tr><th></th>{head}</tr>{rows}</table></div>'
     )
 
 

@@ -127,6 +127,7 @@ def _without(
         kept=account.kept,
         similarity=account.sum / max(account.rows, 1),
         domains=account.most(),
+        opinions=account.opinions,
         gallery=gallery,
     )
 

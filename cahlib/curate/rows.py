@@ -15,8 +15,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
+<<<<<<< HEAD
 from cahlib.curate.layout import CURRENT_LAYOUT
 from cahlib.curate.perceptual import chroma, phash
+=======
+from cahlib.curate.open_nsfw import OPEN_NSFW
+from cahlib.curate.perceptual import phash
+>>>>>>> 3194043 (--nsfw-open: a second opinion on kept pairs by Yahoo's Open NSFW, in a column and a table of the report)
 from cahlib.records import Judged
 
 #: The metadata of one pair, by column.
@@ -71,11 +76,14 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 def score_columns(model: str, scores: Iterable[str], *, layout: int) -> dict[str, str]:
     """Return the column of each score that a model gives, by the layout of the dataset.
 
-    `clip_ViT-B-32_openai_similarity`; in layout 1 `ViT-B-32/openai similarity`.
+    `clip_ViT-B-32_openai_similarity`; in layout 1 `ViT-B-32/openai similarity`. What another
+    model gives has its own name.
     """
-    if layout == 1:
-        return {score: f"{model} {score}" for score in scores}
-    return {score: column_name(f"clip_{model}_{score}") for score in scores}
+    named = "{} {}" if layout == 1 else "clip_{}_{}"
+    columns = {score: named.format(model, score) for score in scores}
+    if layout != 1:
+        columns = {score: column_name(column) for score, column in columns.items()}
+    return columns | {score: score for score in columns if score == OPEN_NSFW}
 
 
 def column_name(name: str) -> str:

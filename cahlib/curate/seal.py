@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +78,8 @@ class Sealed:
     overruled: int = 0  #: refusals that the profile of consent does not honour; evidence as well
     #: the digest of the settings that made it (`cahlib.fingerprint`); "" by an older cahlib
     settings: str = ""
+    #: kept pairs by label and by what the second classifier says: {"UNSURE": {"below 0.2": 3}}
+    opinions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     scores: tuple[str, ...] = ()  #: the columns of its scores; empty by an older cahlib
 
     @property

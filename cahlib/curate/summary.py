@@ -58,6 +58,8 @@ class Summary:
     cut: Mapping[str, int] = field(default_factory=dict)
     tars: Mapping[str, int] = field(default_factory=dict)  #: their samples, by name
     scores: tuple[str, ...] = ()  #: the columns of scores
+    #: kept pairs by label and by what the second classifier says
+    opinions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
         """What whoever uses the dataset should know, a sentence each."""
@@ -98,6 +100,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
     """Add up seals, of which one at a time is in memory."""
     tally = Tally()
     kept, dropped, domains = Counter[int](), Counter[int](), Counter[str]()
+    opinions: dict[str, Counter[str]] = {}
     shown: list[Shown] = []
     work: list[Work] = []
     models, forms, versions = dict[tuple[str, float], None](), dict[str, None](), dict[str, str]()
@@ -109,6 +112,8 @@ def summed(seals: Iterable[Sealed]) -> Summary:
         kept.update(each.kept)
         dropped.update(each.dropped)
         domains.update(each.domains)
+        for label, counts in each.opinions.items():
+            opinions.setdefault(label, Counter()).update(counts)
         shown = _drawn([*shown, *each.gallery])
         work.append(_work(each))
         models[each.model, each.threshold] = None
@@ -129,6 +134,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
         kept=kept,
         dropped=dropped,
         similarity=similarity / max(tally.left[Stage.JUDGE], 1),
+        opinions=opinions,
         domains=dict(domains.most_common(_DOMAINS)),
         gallery=tuple(shown),
         optouts=optouts,
