@@ -23,6 +23,7 @@ from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form
 from cahlib.notebook.follow import follow
 from cahlib.notebook.inputs import free
+from cahlib.notebook.machine import Gauge
 from cahlib.notebook.memory import remember, remembered
 from cahlib.notebook.orphans import Lookout
 from cahlib.notebook.place import Place, mount_drive, online, secret
@@ -58,7 +59,8 @@ class Desk:
         )
         self.child = Child(self._home())
         self._quote: Quote | None = None  #: of the settings as they were
-        self._lookout = Lookout()
+        self._lookout, self._gauge = Lookout(), Gauge(gpu=place.gpu)
+        self._pictured = Path()  #: the run whose pairs are shown
         self._doing = set[str]()  #: what threads beside do
         self._closed, self._wake, self._changing = (
             threading.Event(),
@@ -207,14 +209,15 @@ class Desk:
             child = self.child  # another click may put another in its place
             known = self.known(child)
             shown = state.panel(known)
-            self._put("head", view.head(shown, known.live, running=known.running))
+            machine = self._gauge.read(child.home.parent)
+            self._put("head", view.head(shown, known.live, machine, running=known.running))
             self._put("charts", view.charts(known.live, running=known.running))
             self._put("losses", view.losses(known.live))
             self._put("log", view.log(child.said()))
             if turned or known.running != self._was_running:
                 there = known.live if known.running else {}
                 self._put("nodes", view.nodes(there, int(time.time() / _TURN)))
-                self._put("gallery", view.gallery(known.live, clear=self._unsafe.value))
+                self._show_gallery(child, known.live)
             unsafe = any(pair["clear"] for pair in known.live.get("latest") or ())
             self._unsafe.layout.display = None if unsafe else "none"
             self._put("banner", view.said(shown.banner, bad=True) if shown.banner else "")
@@ -226,6 +229,13 @@ class Desk:
         token = self.form.token
         if self.place.widgets and self._lookout.is_due(child, token, running=known.running):
             self._beside("look", lambda: self._lookout.look(child, token))
+
+    def _show_gallery(self, child: Child, live: Mapping[str, Any]) -> None:
+        """Draw the latest pairs; those of a run that has ended, and tells of none, stay."""
+        html = view.gallery(live, clear=self._unsafe.value)
+        if html or child.home != self._pictured:
+            self._put("gallery", html)
+            self._pictured = child.home
 
     def known(self, child: Child) -> state.Known:
         """Return what is known of a run, and of what is asked for."""
@@ -250,7 +260,7 @@ class Desk:
 
     def _show_plan(self) -> None:
         quote = self.quote
-        html = view.plan(quote.table, quote.expected, quote.crash) if quote else ""
+        html = view.plan(quote.table, (quote.expected, quote.room, quote.crash)) if quote else ""
         if self.plan_shown.value != html:
             self.plan_shown.value = html
 

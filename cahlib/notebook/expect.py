@@ -34,10 +34,10 @@ def advice(live: Mapping[str, Any]) -> str:
         return ""
     if busy < _FED and not _waiting(live, "parcels"):
         more = max(1, min(math.ceil(swarm * (_FED / max(busy, 0.01) - 1)), 20))
-        return f"GPU waits: add {more} {'node' if more == 1 else 'nodes'}"
+        return f"The model waits for images: add {more} {'node' if more == 1 else 'nodes'}"
     waiting, limit = live.get("queues", {}).get("parcels", (0, 0))
     if swarm > 1 and busy > 0.97 and limit and waiting >= limit:
-        return "The nodes wait for the GPU: fewer would do"
+        return "The nodes wait for the model: fewer would do"
     return ""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import threading
 import zipfile
 from collections.abc import Callable
@@ -15,13 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-from IPython.display import HTML, display
+from IPython.display import HTML, FileLink, display
 
-from cahlib.errors import CahError, RunError
+from cahlib.errors import CahError, RunError, writing
 from cahlib.notebook.desk import Desk
 
 #: A larger report is only linked: each saved notebook would carry it.
 _MOST = 5_000_000
+
+#: How a report is changed for the frame: links open beside the notebook, whose theme it follows. A
+#: frame knows the system's theme and not that of its page, but its height, which view.css sets.
+_REPORT = {
+    "<head>": '<head><base target="_blank">',
+    "color-scheme: light dark;": "color-scheme: light;",
+    "(prefers-color-scheme: dark) {": "(min-height: 680px) { :root { color-scheme: dark; }",
+}
 
 #: Shards that are brought to a URL before the next word of it; one commit where commits count.
 _TOGETHER = 20
@@ -45,7 +54,7 @@ class Results:
         self._desk, self._was_running = desk, True
         self._taken = threading.Lock()  #: while the dataset is packed or copied
         self.about, self.report, self.servers = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.message = widgets.HTML()
+        self.message, self.link = widgets.HTML(), widgets.Output()
         self.url = widgets.Text(
             placeholder="s3://…, gdrive://…, file:///content/drive/MyDrive/…",
             layout=widgets.Layout(width="26em"),
@@ -57,7 +66,9 @@ class Results:
         self._taking = widgets.HBox(
             [self.pack, self.url, self.copy], layout=widgets.Layout(flex_flow="row wrap")
         )
-        self.box = widgets.VBox([self.servers, self.about, self._taking, self.message, self.report])
+        self.box = widgets.VBox(
+            [self.servers, self.about, self._taking, self.message, self.link, self.report]
+        )
         if desk.place.widgets:
             desk.beside.append(self.box)
             desk.on_drawing(self._drawn)
@@ -140,20 +151,31 @@ class Results:
         names = ", ".join(each.name for each in left)
         return f"These servers are still there and cost money: {names}. Press “Tear down now”."
 
-    def _zip(self) -> None:
+    def _zip(self) -> str:
+        """Pack the dataset beside it; one that was packed before is replaced."""
         self._here()
         path = self.folder.with_name(f"{self.folder.name}.zip")
         self._say(f"Writing {path} …")
         fresh = path.with_suffix(".part")
-        with zipfile.ZipFile(fresh, "w", zipfile.ZIP_STORED) as archive:
+        try:
+            with writing(path.parent):
+                self._pack(fresh)
+                fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+        self.link.outputs = ()
+        link: Any = FileLink(os.path.relpath(path))  # type: ignore[no-untyped-call]
+        self.link.append_display_data(link)
+        return f"{path}: {path.stat().st_size / 1e6:,.1f} MB."
+
+    def _pack(self, path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for each in sorted(self.folder.rglob("*")):
                 within = each.relative_to(self.folder)
                 if each.is_file() and within.parts[0] != "run":
                     archive.write(each, Path(self.folder.name) / within)
-        fresh.replace(path)
-        self._say(f"{path}: {path.stat().st_size / 1e6:,.1f} MB.")
 
-    def _upload(self) -> None:
+    def _upload(self) -> str:
         from cahlib.curate import seal, upload
 
         url = self.url.value.strip()
@@ -166,18 +188,22 @@ class Results:
             self._say(f"Shard {start + 1} …")
             upload.upload(shards[start : start + _TOGETHER], self.folder, url)
         upload.pages(self.folder, url)
-        self._say(f"The dataset is at {url}, and was checked there.")
+        return f"The dataset is at {url}, and was checked there."
 
-    def _alone(self, action: Callable[[], None]) -> Callable[[], None]:
-        """Return the action for one click at a time: two would write the same files."""
+    def _alone(self, action: Callable[[], str]) -> Callable[[], None]:
+        """Return the action for one click at a time: two would write the same files.
+
+        What it returns is said when the next click is welcome.
+        """
 
         def alone() -> None:
             if not self._taken.acquire(blocking=False):
                 raise RunError("The dataset is being packed or copied; wait until that is done.")
             try:
-                action()
+                sentence = action()
             finally:
                 self._taken.release()
+            self._say(sentence)
 
         return alone
 
@@ -198,11 +224,14 @@ class Results:
 
 
 def _framed(path: Path) -> Any:
-    """A report in a frame of its own, which runs nothing."""
+    """Return a report in a frame of its own, which runs nothing and opens links beside itself."""
     if path.stat().st_size > _MOST:
         return f"<p>The report is in {escape(str(path))}.</p>"
-    page = escape(path.read_text(encoding="utf-8"))
+    page = path.read_text(encoding="utf-8")
+    for before, after in _REPORT.items():
+        page = page.replace(before, after)
+    page = escape(page)
     return (
-        f'<div><iframe title="report" sandbox="" srcdoc="{page}" '
-        'style="width:100%;height:640px;border:1px solid rgba(128,128,128,.35)"></iframe></div>'
+        '<div class="cah"><iframe title="report" srcdoc="' + page + '" sandbox="allow-popups '
+        'allow-popups-to-escape-sandbox"></iframe></div>'
     )

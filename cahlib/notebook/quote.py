@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from cahlib.config import Job
 from cahlib.estimate import expected
+from cahlib.room import told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +16,7 @@ class Quote:
     job: Job
     token: str = field(repr=False)
     expected: str = ""  #: what it brings without servers
+    room: str = ""  #: what the disk has and what is needed, as far as that can be known
     table: str = ""  #: the plan for servers, for people
     servers: int = 0
     price: str = ""  #: of all servers, an hour
@@ -42,7 +44,7 @@ class Quote:
 def quoted(job: Job, token: str) -> Quote:
     """Return what a job would make, cost and bring; makes nothing. Raises CahError."""
     if not job.place.has_servers:
-        return Quote(job=job, token=token, expected=expected(job))
+        return Quote(job=job, token=token, expected=expected(job), room=told(job))
     from cahlib.scrapers import described, server_plan
 
     plan = server_plan(job, token)
@@ -51,6 +53,7 @@ def quoted(job: Job, token: str) -> Quote:
         job=job,
         token=token,
         table=described(job, plan),
+        room=told(job),
         servers=len(plan.first),
         price=f"{money} {plan.hourly():.3f} an hour",
         ceiling=f"{money} {limits.max_cost - limits.spent:.2f}" if limits.max_cost else "",

@@ -5,7 +5,7 @@ Every word that comes from outside is escaped here. It does not know how the HTM
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from cahlib import live as lives
 from cahlib.estimate import duration
 from cahlib.notebook import expect
+from cahlib.notebook.machine import Machine, in_bytes
 from cahlib.notebook.state import Panel
 from cahlib.progress import waiting
 from cahlib.records import Reason, Stage
@@ -37,41 +38,55 @@ def said(sentence: str, *, bad: bool = False) -> str:
     return _cah(f'<div class="said{look}">{escape(sentence)}</div>')
 
 
-def plan(servers: str, expected: str, crash: str) -> str:
-    """What will be made, as a table for people, what to expect, and what a crash would cost."""
-    table = f"<pre>{escape(servers)}</pre>" if servers else ""
-    risk = f'<div class="dim">{escape(crash)}</div>' if crash else ""
-    return _cah(f"<h4>Plan</h4>{table}<div>{escape(expected)}</div>{risk}")
+def plan(servers: str, sentences: Iterable[str]) -> str:
+    """Return what will be made, as a table for people, and what to know about it."""
+    table = f'<pre class="wide">{escape(servers)}</pre>' if servers else ""
+    more = "".join(f"<div>{escape(each)}</div>" for each in sentences if each)
+    return _cah(f"<h4>Plan</h4>{table}{more}")
 
 
-def head(panel: Panel, live: Mapping[str, Any], *, running: bool) -> str:
-    """Where the run stands: its state, shards, the slowest step, and what it costs."""
+def head(panel: Panel, live: Mapping[str, Any], machine: Machine, *, running: bool) -> str:
+    """Where the run stands: its state, its totals, the slowest step, and what it costs."""
     look = ' class="bad"' if panel.bad else ""
     lines = [f"<b{look}>{escape(panel.heading)}</b>"]
     if panel.lines:
         lines.append(f"<pre>{escape(chr(10).join(panel.lines))}</pre>")
     if shards := live.get("shards"):
         done = live["done"]
-        left = expect.remaining(live) if running else None
-        ends = f" · about {duration(left)} to go" if left else ""
         failed = f' · <span class="bad">{live["failed"]:,} failed</span>' if live["failed"] else ""
         lines += [
             f'<div class="bar"><i style="width:{100 * done / shards:.1f}%"></i></div>',
-            f"{done:,} of {shards:,} shards{failed}{ends}",
+            f"{done:,} of {shards:,} shards{failed}",
+            f"<div>{' · '.join(_totals(live, machine, running=running))}</div>",
         ]
-    if running and live.get("state") == "running":
-        lines.append(f'<div class="dim">{expect.bottleneck(live)}; {_queues(live)}</div>')
-    if running and (away := waiting(live.get("offline") or ())):
-        lines.append(f'<div class="hint">{escape(away)}</div>')
-    if running and (hint := expect.advice(live)):
-        lines.append(f'<div class="hint">{escape(hint)}</div>')
-    if live.get("spent") or live.get("hourly"):
-        whole = expect.projected(live)
-        total = f", about EUR {whole:.2f} in all" if whole else ""
-        lines.append(
-            f"<div>EUR {live['spent']:.2f} so far{total}; EUR {live['hourly']:.3f} an hour.</div>"
-        )
+    if running:
+        lines += [f'<div class="dim">{escape(each)}</div>' for each in _now(live, machine)]
+        hints = waiting(live.get("offline") or ()), expect.advice(live)
+        lines += [f'<div class="hint">{escape(each)}</div>' for each in hints if each]
     return _cah("".join(lines))
+
+
+def _totals(live: Mapping[str, Any], machine: Machine, *, running: bool) -> Iterator[str]:
+    """Yield what there is so far, and what is still to come."""
+    yield f"{lives.tally(live).left[Stage.JUDGE]:,} pairs"
+    if elapsed := live.get("elapsed"):
+        yield f"{duration(elapsed)} in this launch"
+    if running and (left := expect.remaining(live)):
+        yield f"about {duration(left)} to go"
+    if machine.size:
+        yield in_bytes(machine.size)
+    if live.get("spent"):
+        whole = expect.projected(live) if running else None
+        now = f" (EUR {live['hourly']:.3f} an hour)" if running and live.get("hourly") else ""
+        yield f"EUR {live['spent']:.2f}{now}" + (f", about EUR {whole:.2f} in all" if whole else "")
+
+
+def _now(live: Mapping[str, Any], machine: Machine) -> Iterator[str]:
+    """Yield what holds at this moment."""
+    if live.get("state") == "running":
+        yield f"{expect.bottleneck(live)}; {_queues(live)}"
+    if text := str(machine):
+        yield text
 
 
 def charts(live: Mapping[str, Any], *, running: bool) -> str:

@@ -57,7 +57,7 @@ def test_the_classic_stack(python, tmp_path):
             page.goto(f"{lab.url}/notebooks/{book.name}")
             page.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()")
             page.evaluate("Jupyter.notebook.execute_all_cells()")
-            nickname = page.locator(".widget-text", has_text="nickname").locator("input")
+            nickname = page.locator(".widget-text", has_text="Nickname").locator("input")
             nickname.fill("ada")
             nickname.press("Tab")
             token = page.locator(".widget-password input, input[type=password]").first

@@ -53,6 +53,12 @@ class Page:
         self.page.goto(f"{self.lab.url}/lab/tree/{notebooks.NOTEBOOK.name}")
         self.page.wait_for_selector(".jp-Notebook")
         self.page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+        self.hide_files()
+
+    def hide_files(self):
+        """Leave the width to the notebook."""
+        self.page.get_by_role("tab", name="File Browser").click()
+        self.page.locator("#filebrowser").wait_for(state="hidden")
 
     def run_all(self):
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -75,7 +81,7 @@ class Page:
         until(saved)
 
     def field(self, label):
-        words = re.compile(f"^{label}$")
+        words = re.compile(f"^{label}( \\*)?$")
         box = self.page.locator(".widget-hbox", has=self.page.locator("label", has_text=words))
         return box.last
 
@@ -102,7 +108,7 @@ class Page:
     def shots(self, name, at):
         """Take pictures of the notebook with something at its top: narrow and wide."""
         to = PICTURES if name in WANTED and os.environ.get("PICTURES") else self.lab.folder
-        for width in (800, 1280):
+        for width in (400, 800, 1280):
             self.page.set_viewport_size({"width": width, "height": 1000})
             self._scroll(at)
             wide = self.page.evaluate(
@@ -161,18 +167,22 @@ def test_a_user_clicks_through_a_run(page):
     notebooks.copy(page.lab.folder, {}, last=BUSY)
     page.open()
     page.run_all()
+    page.field("Nickname").wait_for()
+    assert page.page.locator(".cah .bad").count() == 0  # nothing was typed yet
+    page.button("Plan").click()
     page.sees("nickname: choose one")
-    page.type("nickname", "ada")
-    page.type("contact", "https://example.org/crawl")
-    page.type("swarm", "ten")
-    page.sees("swarm: 'ten' is not a whole number")
-    page.type("swarm", "0")
+    page.type("Nickname", "ada")
+    page.type("Contact", "https://example.org/crawl")
+    page.type("Servers", "ten")
+    page.sees("'ten' is not a whole number")
+    assert page.button("Order servers (Plan first)").is_disabled()
+    page.type("Servers", "0")
     page.type("Hetzner token", TOKEN)
     page.sees("found in this field; stored nowhere")
     assert page.field("Hetzner token").locator("input").input_value() == ""
     page.button("Plan").click()
-    page.sees("are to be expected")
-    page.shots("form", page.field("nickname"))
+    page.sees("pairs an hour")
+    page.shots("form", page.field("Nickname"))
     page.button("Start").click()
     page.page.locator(".cah path.line").first.wait_for()
     page.moves()
@@ -196,7 +206,13 @@ def test_a_user_clicks_through_a_run(page):
     page.button("Stop").click()
     page.sees("was stopped")
     page.sees("To load it")
-    page.page.frame_locator("iframe[title=report]").locator("h1").wait_for()
+    report = page.page.frame_locator("iframe[title=report]")
+    report.locator("h1").wait_for()
+    assert report.locator("body").evaluate("body => getComputedStyle(body).colorScheme") == "dark"
+    page.button("Make a zip").click()
+    link = page.page.get_by_role("link", name="dataset.zip")
+    link.wait_for()
+    assert "/files/dataset.zip" in link.get_attribute("href")
     page.shots("results", page.page.get_by_text("To load it").first)
     page.save()
     saved = book.read_text()

@@ -7,6 +7,7 @@ import pytest
 from cahlib.config import Job, replace
 from cahlib.estimate import expected
 from cahlib.notebook import expect, view
+from cahlib.notebook.machine import Gauge, Machine, parsed
 from cahlib.notebook.state import Known, panel
 
 EVIL = "<img src=x onerror=a>\"'"
@@ -35,7 +36,8 @@ def words(html):
 
 def head(live, *, running):
     known = Known(running=running, live=live, launched=bool(live))
-    return view.head(panel(known), live, running=running)
+    machine = Machine(gpus=("T4: 1.0 GB of 16.1 GB in use",), free=3 * 10**9, size=2 * 10**6)
+    return view.head(panel(known), live, machine, running=running)
 
 
 def test_how_far_a_run_is():
@@ -59,12 +61,12 @@ def test_the_slowest_step_is_named(name, sentence):
 @pytest.mark.parametrize(
     ("busy", "parcels", "nodes", "hint"),
     [
-        (0.5, 0, 3, "GPU waits: add 3 nodes"),
-        (0.8, 0, 4, "GPU waits: add 1 node"),
-        (0.01, 0, 4, "GPU waits: add 20 nodes"),
+        (0.5, 0, 3, "The model waits for images: add 3 nodes"),
+        (0.8, 0, 4, "The model waits for images: add 1 node"),
+        (0.01, 0, 4, "The model waits for images: add 20 nodes"),
         (0.5, 1, 3, ""),
         (0.95, 0, 3, ""),
-        (1.0, 2, 3, "The nodes wait for the GPU: fewer would do"),
+        (1.0, 2, 3, "The nodes wait for the model: fewer would do"),
         (0.5, 0, 0, ""),
     ],
 )
@@ -75,7 +77,28 @@ def test_how_many_nodes_would_feed_the_gpu(busy, parcels, nodes, hint):
 
 def test_costs_so_far_and_to_come():
     html = head(live(spent=0.5, hourly=0.6), running=True)
-    assert "EUR 0.50 so far, about EUR 0.75 in all; EUR 0.600 an hour" in html
+    assert "EUR 0.50 (EUR 0.600 an hour), about EUR 0.75 in all" in html
+
+
+def test_the_totals_stay_and_what_is_of_now_does_not():
+    values = live(spent=0.5, hourly=0.6, tally={"judge": {"in": 9, "out": 1234, "lost": {}}})
+    going, over = (words(head(values, running=running)) for running in (True, False))
+    for each in ("1,234 pairs", "10 minutes in this launch", "2.0 MB", "EUR 0.50"):
+        assert each in going and each in over
+    for each in ("an hour", "to go", "in all", "T4: 1.0 GB", "3.0 GB of disk left", "slowest"):
+        assert each in going and each not in over
+
+
+def test_a_machine_tells_of_its_gpus_and_its_disk(tmp_path):
+    assert parsed("Tesla T4, 1024, 15360\nNVIDIA GB10, [N/A], [N/A]\n") == [
+        "Tesla T4: 1.1 GB of 16.1 GB in use",
+        "NVIDIA GB10",
+    ]
+    (tmp_path / "d" / "run").mkdir(parents=True)
+    for name in ("run/big", "one", "two"):
+        (tmp_path / "d" / name).write_bytes(bytes(1000))
+    seen = Gauge(gpu=False).read(tmp_path / "d")
+    assert seen.size == 2000 and seen.free > 0 and "of disk left" in str(seen)
 
 
 def test_many_nodes_take_turns():

@@ -1,0 +1,87 @@
+"""What this machine has and what the dataset takes of it, looked at now and then."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Seconds between two looks: each walks through the dataset's files.
+_AGAIN = 15.0
+
+_SMI = "nvidia-smi --query-gpu=name,memory.used,memory.total --format=csv,noheader,nounits".split()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What was seen at one moment."""
+
+    gpus: tuple[str, ...] = ()  #: a line on each; none where there is none
+    free: int | None = None  #: bytes of the dataset's disk; None if it does not tell
+    size: int = 0  #: bytes of the dataset
+
+    def __str__(self) -> str:
+        left = [] if self.free is None else [f"{in_bytes(self.free)} of disk left"]
+        return " · ".join([*self.gpus, *left])
+
+
+class Gauge:
+    """Looks at the machine, but not too often."""
+
+    def __init__(self, *, gpu: bool) -> None:
+        self._gpu, self._at, self._of, self._last = gpu, 0.0, Path(), Machine()
+
+    def read(self, dataset: Path) -> Machine:
+        """Return what was seen last, if that was just now and of the same dataset."""
+        if dataset != self._of or time.monotonic() - self._at > _AGAIN:
+            gpus = tuple(parsed(_asked())) if self._gpu else ()
+            self._last = Machine(gpus=gpus, free=_free(dataset), size=_size(dataset))
+            self._at, self._of = time.monotonic(), dataset
+        return self._last
+
+
+def parsed(csv: str) -> list[str]:
+    """Return a line on each GPU from nvidia-smi's answer: name, MiB used, MiB in all."""
+    found = []
+    for line in csv.splitlines():
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
+            used, whole = (int(part) * 2**20 for part in parts[1:])
+            found.append(f"{parts[0]}: {in_bytes(used)} of {in_bytes(whole)} in use")
+        elif parts[0]:
+            found.append(parts[0])
+    return found
+
+
+def in_bytes(size: int) -> str:
+    """Return a number of bytes in the unit that people use."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _asked() -> str:
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(_SMI, capture_output=True, text=True, timeout=5, check=True).stdout
+    return ""
+
+
+def _free(dataset: Path) -> int | None:
+    with suppress(OSError, StopIteration):
+        there = next(path for path in (dataset, *dataset.parents) if path.exists())
+        return shutil.disk_usage(there).free
+    return None
+
+
+def _size(dataset: Path) -> int:
+    """Return the bytes of a dataset without its run's own folder."""
+    size = 0
+    for folder, inner, names in os.walk(dataset):
+        if Path(folder) == dataset and "run" in inner:
+            inner.remove("run")
+        for name in names:
+            with suppress(OSError):  # it was renamed just now
+                size += os.stat(os.path.join(folder, name)).st_size
+    return size
