@@ -272,15 +272,11 @@ class _Work:
         return self._ledger.ours(work.parcel.shard, judged)
 
     def _recipe(self, loaded: Models) -> dataset.Recipe:
-        names, ours = scores(loaded.safety, loaded.heads), self._ours
+        ours = self._ours
         return dataset.Recipe(
             model=loaded.clip.name,
             threshold=self._job.judge.chosen()[2],
-<<<<<<< HEAD
-            scores=score_columns(loaded.clip.name, names, layout=ours.layout),
-=======
-            scores=score_columns(loaded.clip.name, loaded.scores(), layout=self._ours.layout),
->>>>>>> 3194043 (--nsfw-open: a second opinion on kept pairs by Yahoo's Open NSFW, in a column and a table of the report)
+            scores=score_columns(loaded.clip.name, loaded.scores(), layout=ours.layout),
             forms=self._job.output.forms,
             versions={"cahlib": __version__},
             settings=ours.digest,

@@ -34,12 +34,8 @@ from cahlib.curate import seal
 from cahlib.curate.files import files
 from cahlib.curate.formats import Matrix, Table, Tar, Writer
 from cahlib.curate.gallery import Gallery
-<<<<<<< HEAD
 from cahlib.curate.layout import CURRENT_LAYOUT, FOLDERS, ONE_EXTENSION, has_images, located
-=======
-from cahlib.curate.layout import FOLDERS, ONE_EXTENSION, has_images, located
 from cahlib.curate.open_nsfw import OPEN_NSFW, band
->>>>>>> 3194043 (--nsfw-open: a second opinion on kept pairs by Yahoo's Open NSFW, in a column and a table of the report)
 from cahlib.curate.reencode import as_jpeg
 from cahlib.curate.rows import REENCODED, Row, as_json, host, row, schema
 from cahlib.curate.seal import Sealed

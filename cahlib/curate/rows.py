@@ -15,13 +15,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-<<<<<<< HEAD
 from cahlib.curate.layout import CURRENT_LAYOUT
-from cahlib.curate.perceptual import chroma, phash
-=======
 from cahlib.curate.open_nsfw import OPEN_NSFW
-from cahlib.curate.perceptual import phash
->>>>>>> 3194043 (--nsfw-open: a second opinion on kept pairs by Yahoo's Open NSFW, in a column and a table of the report)
+from cahlib.curate.perceptual import chroma, phash
 from cahlib.records import Judged
 
 #: The metadata of one pair, by column.
