@@ -9,6 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cahlib.curate import description, pages, seal
 from cahlib.curate.description import Description
 from cahlib.curate.files import files
+from cahlib.curate.layout import CURRENT_LAYOUT, FOLDERS, PAGES
 from cahlib.curate.repair import plan, repair
 from cahlib.curate.verify import verify
 from tests.curate.test_upload import memory, store  # noqa: F401 - fixtures
@@ -25,15 +26,22 @@ def sound(tmp_path_factory):
 
     It is of the first layout, whose tars have the names of their shards.
     """
-    folder = tmp_path_factory.mktemp("sound")
     scores = {score: f"ViT-tiny/none {score}" for score in world.RECIPE.scores}
-    recipe = replace(world.RECIPE, settings=DIGEST, scores=scores)
+    return made(tmp_path_factory.mktemp("sound"), scores=scores, layout=1)
+
+
+def made(folder, *, layout, **recipe):
+    """The files of such a dataset, which has every form."""
+    recipe = replace(world.RECIPE, settings=DIGEST, **recipe)
     world.write(folder, count=5, shard="s-0", recipe=recipe)
     world.write(folder, count=5, first=100, shard="s-1", recipe=recipe)
     world.write(folder, count=2, first=201, shard="s-2", recipe=recipe)
-    ours = Description(settings={"threshold": 0.3}, digest=DIGEST)
+    ours = Description(settings={"threshold": 0.3}, digest=DIGEST, layout=layout)
     description.commit(folder, ours, SHARDS)
     pages.write(folder, {})
+    assert {path.name for path in folder.iterdir()} == {
+        *FOLDERS, *PAGES, description.NAME,
+    }  # fmt: skip
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -86,6 +94,32 @@ def test_every_file_of_a_folder_can_be_mended(tmp_path, sound, damage):
         else:
             (folder / path).write_bytes(DAMAGES[damage](sound[path]))
         mended(folder, sound, path)
+
+
+def test_every_file_can_be_mended_where_tars_have_numbers(tmp_path):
+    sound = made(tmp_path / "sound", layout=CURRENT_LAYOUT)
+    whose = {
+        path: each.shard.id
+        for each in seal.seals(tmp_path / "sound")
+        for path in (*each.files, seal.name(each.shard.id))
+    }
+    assert whose["images/00001.tar"] == "s-1"
+    parts = {(id, path.split("/")[0]): sound[path] for path, id in whose.items()}
+    damages, folder = cycle([*DAMAGES.values(), None]), tmp_path / "set"
+    for path in sorted(sound):
+        put(folder, sound)
+        if damage := next(damages):
+            (folder / path).write_bytes(damage(sound[path]))
+        else:
+            (folder / path).unlink()
+        assert any(path in problem for problem in verify(folder)), path
+        repair(plan(folder))
+        assert list(verify(folder)) == [], path
+        left = list(seal.seals(folder))
+        assert {each.shard.id for each in left} == {*SHARDS} - {whose.get(path)}, path
+        for each in left:  # the tars of those may have moved up
+            for name in each.files:
+                assert (folder / name).read_bytes() == parts[each.shard.id, name.split("/")[0]]
 
 
 @pytest.mark.parametrize("kind", ["file", "memory", "s3"])
