@@ -7,7 +7,8 @@ from huggingface_hub import HfFileSystem, constants
 from huggingface_hub.utils import close_session
 
 from cahlib.config import Job, Output
-from cahlib.curate import hub, seal, upload
+from cahlib.curate import description, hub, pages, seal, signed, upload
+from cahlib.curate.description import Description
 from cahlib.curate.purge import Lists, purge
 from cahlib.curate.upload import Uploads
 from cahlib.curate.verify import verify
@@ -91,6 +92,48 @@ def test_shards_wait_for_each_other_and_are_done_when_their_commit_is_through(
         True, False,
     }  # fmt: skip
     assert list(verify(URL)) == [] and list(seal.seals(URL)) == shards
+
+
+OURS = Description(settings={"threshold": 0.3}, digest=judged.RECIPE.settings)
+
+
+def described(there):
+    """What the repository says of itself: at any commit the shards that it has."""
+    held = there.repositories["ada/set"]
+    said = signed.unpacked(held["crawl/dataset.json"], Description)
+    assert {*said.committed} == {
+        path.rpartition("/")[2].removesuffix(".json") for path in held if "/shards/" in path
+    }
+    return said
+
+
+def test_the_description_is_true_at_every_commit(there, shards, folder, tmp_path):
+    there.busy = [{"Retry-After": "300"}]
+    description.commit(folder, OURS, ["s-0", "s-1", "s-2"])
+    clock, seen = Clock(), []
+
+    def through(sealed):
+        seen.append((sealed.shard.id, len(there.commits), described(there).committed))
+
+    with Uploads(Output(output=URL), through, sleep=clock.sleep, clock=clock) as bring:
+        bring.add(shards[0])
+        clock.now += hub.PAUSE
+        bring.add(shards[1])
+        bring.add(shards[2])
+    two, all_ = ("s-0", "s-1"), ("s-0", "s-1", "s-2")
+    assert seen == [("s-0", 1, two), ("s-1", 1, two), ("s-2", 2, all_)]
+    assert clock.slept == [301]
+    other = judged.write(tmp_path / "other", 10, first=90, shard="s-9")  # by another machine
+    description.commit(tmp_path / "other", OURS, ["s-9"])
+    upload.upload([other], tmp_path / "other", URL)
+    assert described(there).committed == (*all_, "s-9")
+    upload.upload([other], tmp_path / "other", URL)
+    pages.write(folder, {})
+    upload.pages(folder, URL)
+    said = described(there)
+    assert len(there.commits) == 4 and said.committed == (*all_, "s-9")
+    assert {*said.pages} == {"report.html", "README.md", "images/README.md"}
+    assert list(verify(URL)) == []
 
 
 def test_a_shard_a_minute_is_a_commit_every_other_minute(there, shards, folder):
