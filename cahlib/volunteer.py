@@ -96,7 +96,7 @@ class _Scraping:
 
     def _take(self, id: str, result: object, *, slots: int) -> None:
         shard = self._leased.pop(id)
-        if isinstance(result, tuple):
+        if isinstance(result, list):  # what `relay.bring` gives, as it comes from a worker
             self._failures.scraped(shard)
             tally = Tally.from_dict(result[1])
             self._shared.deliver(shard, result[0], tally)

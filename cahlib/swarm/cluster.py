@@ -8,17 +8,25 @@ from __future__ import annotations
 import ssl
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distributed import Client, Security
+import msgspec
+from distributed import Client, Future, Security
+from distributed.comm.addressing import get_address_host
 from distributed.versions import VersionMismatchWarning
 
 from cahlib.errors import ConfigError, RunError
+from cahlib.swarm import unpickling
 from cahlib.swarm.illness import METRIC
 from cahlib.swarm.keys import Keys
+from cahlib.swarm.wire import printable
 from cahlib.swarm.worker import Slot
+
+#: What is wrong with a machine that is broken, or was broken into.
+UNREAD = "it sent what is not read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +69,31 @@ class Node:
     ill: str = ""  #: why it takes no jobs, "" if it does; see `cahlib.swarm.illness`
 
 
+class _Metrics(msgspec.Struct, frozen=True):
+    memory: int = 0
+    cahlib: str = ""
+    ill: str = msgspec.field(default="", name=METRIC)
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """What a scheduler says of a worker, and a worker of itself."""
+
+    name: str | int
+    host: str
+    nthreads: int
+    resources: dict[str, float]
+    last_seen: float
+    metrics: _Metrics
+
+
 def connected(reach: Reach, timeout: float) -> Client:
     """A client; raises RunError if nobody answers, or not as a member of the same swarm."""
+    unpickling.restrict()
     try:
         with warnings.catch_warnings():
             # that Python is another there: what crosses is records and names of functions
             warnings.simplefilter("ignore", VersionMismatchWarning)
-            return Client(
+            client = Client(
                 reach.address,
                 security=_security(reach.keys) if reach.keys else None,
                 timeout=timeout,
@@ -79,42 +105,65 @@ def connected(reach: Reach, timeout: float) -> Client:
             f"no Dask cluster answers at {reach.address} ({error}); is it running, and do the "
             "certificates belong to it?"
         ) from error
+    for topic in ("print", "warn"):  # workers could write into the user's terminal
+        client.unsubscribe_topic(topic)
+    return client
+
+
+def workers(client: Client) -> dict[str, Worker]:
+    """The workers of a cluster by their addresses; those that say nonsense are left out."""
+    found = {}
+    for address, said in client.scheduler_info(n_workers=-1)["workers"].items():
+        with suppress(msgspec.ValidationError):
+            found[address] = msgspec.convert(said, Worker)
+    return found
+
+
+def hosts(client: Client, future: Future[Any] | None) -> set[str]:
+    """The machines that have a result."""
+    found = client.who_has([future]) if future else {}
+    return {get_address_host(each) for addresses in found.values() for each in addresses}
 
 
 def slots(client: Client, reach: Reach) -> int:
     """Jobs that can run at the same time; raises ConfigError if workers are not fit."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    if not reach.staging and any(worker["nthreads"] < 2 for worker in workers):
+    there = workers(client).values()
+    if not reach.staging and any(worker.nthreads < 2 for worker in there):
         raise ConfigError(
             f"{reach.address} has workers with one thread only; start them with "
             "`--nthreads 2` (the second one serves files), or give --staging."
         )
-    if any("slot" not in worker["resources"] for worker in workers):
+    if any("slot" not in worker.resources for worker in there):
         client.register_plugin(Slot())  # asks every worker, so not where one may stand still
-    return sum(int(worker["resources"].get("slot", 0)) for worker in workers)
+    return sum(int(worker.resources.get("slot", 0)) for worker in there)
 
 
 def every_ill(client: Client) -> str:
     """Return why the machines of all workers fail; "" if one does not, or there is none."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    told = [str(worker["metrics"].get(METRIC, "")) for worker in workers]
-    hosts = {worker["host"] for worker, ill in zip(workers, told, strict=True) if ill}
+    there = workers(client).values()
+    told = {each.host: each.metrics.ill for each in there if each.metrics.ill}
     # one worker speaks for all of its machine
-    return next(filter(None, told), "") if {each["host"] for each in workers} == hosts else ""
+    every = told.keys() == {each.host for each in there}
+    return printable(next(iter(told.values()), ""), 500) if every else ""
 
 
-def node(worker: Mapping[str, Any], jobs: Sequence[str], *, still: Mapping[str, float]) -> Node:
-    """A worker as the scheduler describes it; ``still``: seconds by job without a new report."""
+def node(
+    worker: Worker, jobs: Sequence[str], *, still: Mapping[str, float], unread: Collection[str] = ()
+) -> Node:
+    """A worker as the scheduler describes it; ``still``: seconds by job without a new report.
+
+    What machines in ``unread`` sent is not read.
+    """
     return Node(
-        name=str(worker["name"]),
-        host=worker["host"],
-        slots=int(worker["resources"].get("slot", 0)),
-        seen=max(time.time() - worker["last_seen"], 0),
-        memory=worker["metrics"].get("memory", 0),
+        name=printable(str(worker.name), 100),
+        host=worker.host,
+        slots=int(worker.resources.get("slot", 0)),
+        seen=max(time.time() - worker.last_seen, 0),
+        memory=worker.metrics.memory,
         jobs=tuple(jobs),
         still=min((still.get(key, 0) for key in jobs), default=0),
-        version=worker["metrics"].get("cahlib", ""),
-        ill=worker["metrics"].get(METRIC, ""),
+        version=printable(worker.metrics.cahlib, 40),
+        ill=UNREAD if worker.host in unread else printable(worker.metrics.ill, 500),
     )
 
 
@@ -123,9 +172,18 @@ def of(worker: str, node: str) -> bool:
     return worker == node or worker.rpartition("-")[0] == node
 
 
+class _Checked(Security):
+    """Of the swarm's own, only the node that an address belongs to is believed to be there."""
+
+    def get_connection_args(self, role: str) -> dict[str, Any]:
+        found: dict[str, Any] = super().get_connection_args(role)
+        found["ssl_context"].check_hostname = True
+        return found
+
+
 def _security(keys: Keys) -> Security:
-    own = keys.tls("driver")
-    return Security(
+    own = keys.driver()
+    return _Checked(
         require_encryption=True,
         tls_min_version=ssl.TLSVersion.TLSv1_3,
         tls_ca_file=str(keys.authority().public),

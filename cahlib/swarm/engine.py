@@ -1,9 +1,10 @@
 """The engine: runs functions in worker processes through Dask, and says what came of them.
 
-It does not know what the functions do. A job runs in a worker's only thread; if it is silent for
-longer than its limit, though its own deadlines should have ended it, the worker is killed from
-within by `faulthandler`, which works even when C code holds the interpreter's lock, and Dask starts
-the job again in a fresh one.
+It does not know what the functions do. A job goes to its worker as bytes that only the worker
+unpickles, and what comes back is read as `wire` declares. A job runs in a worker's only thread; if
+it is silent for longer than its limit, though its own deadlines should have ended it, the worker is
+killed from within by `faulthandler`, which works even when C code holds the interpreter's lock, and
+Dask starts the job again in a fresh one.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import asyncio
 import faulthandler
 import logging
 import os
+import pickle
 import queue
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
+from distributed import Client, Future, LocalCluster, get_worker
 
 from cahlib.errors import (
     ConfigError,
@@ -32,6 +34,9 @@ from cahlib.errors import (
     is_full,
     machine_fault,
 )
+from cahlib.records import Parcel
+from cahlib.swarm import unpickling, wire
+from cahlib.swarm.wire import Answer, Foreign, Refused
 
 #: Where workers tell how far their jobs are.
 TOPIC = "cahlib-progress"
@@ -60,6 +65,9 @@ _SETTINGS = {
     "logging": {"distributed": "critical"},
 }
 
+#: What Dask says of a worker whose machine or installation is damaged.
+_DAMAGED = {"ImportError", "ModuleNotFoundError", "SystemError", "MemoryError"}
+
 Report = Callable[[Any], None]
 
 
@@ -81,7 +89,8 @@ class Engine:
 
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
         """Start ``function(*arguments, limit=…, report=…)``, which may take ``limit`` seconds."""
-        future = self._client.submit(guarded, key, function, arguments, limit, key=key, pure=False)
+        job = pickle.dumps((key, function, arguments, limit))
+        future = self._client.submit(done, job, key=key, pure=False)
         with self._lock:
             self._futures[key] = future
         future.add_done_callback(lambda _: self._finished.put(key))
@@ -100,9 +109,7 @@ class Engine:
             future = self._futures.pop(key)
             self._told.pop(key, None)
         error = future.exception()
-        if isinstance(error, KilledWorker):
-            error = ShardError("the scraper's process died on it again and again.")
-        result = future.result() if error is None else error
+        result = failure(error) if error else wire.answer(future.result()).result()
         released(self._client, future)
         return key, result
 
@@ -111,11 +118,12 @@ class Engine:
         with self._lock:
             return list(self._told.values())
 
-    def _hear(self, event: tuple[float, tuple[str, Any]]) -> None:
-        key, message = event[1]
-        with self._lock:
-            if key in self._futures:
-                self._told[key] = message
+    def _hear(self, event: tuple[float, bytes]) -> None:
+        with suppress(Refused):
+            key, message = wire.heard(event[1])
+            with self._lock:
+                if key in self._futures:
+                    self._told[key] = message
 
 
 def released(client: Client, future: Future[Any]) -> None:
@@ -134,6 +142,7 @@ def local(workers: int) -> Iterator[Engine]:
             "There is no temporary folder with room on this machine; make room in /tmp, or name "
             "another folder by TMPDIR, then run the same command again."
         ) from error
+    unpickling.restrict()
     with dask.config.set(_SETTINGS):
         with _deaf():
             try:
@@ -173,6 +182,27 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def failure(error: BaseException) -> BaseException:
+    """What Dask says of a job that its workers could not end."""
+    if isinstance(error, Foreign) and error.kind == "KilledWorker":
+        return ShardError("the scraper's process died on it again and again.")
+    if isinstance(error, Foreign) and error.kind in _DAMAGED:
+        return MachineFault(str(error))
+    if type(error) is Exception and any(isinstance(each, bytes) for each in error.args):
+        return ShardError("a machine answered with an error in a form that is not read.")
+    return error
+
+
+def done(job: bytes) -> bytes:
+    """Do a job in a worker of this machine."""
+    return wire.answered(lambda: answer(guarded(*pickle.loads(job))))
+
+
+def answer(result: Any) -> Answer:
+    """The answer of a job that has ended well."""
+    return Answer(parcel=result) if isinstance(result, Parcel) else Answer(value=result)
+
+
 def guarded(
     key: str, function: Callable[..., Any], arguments: tuple[Any, ...], limit: float
 ) -> Any:
@@ -189,7 +219,7 @@ def guarded(
             faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=nowhere)
 
         def report(message: Any) -> None:
-            worker.log_event(TOPIC, (key, message))
+            worker.log_event(TOPIC, wire.report(key, message))
             arm()
 
         arm()

@@ -159,9 +159,10 @@ def _same_time(node: Session) -> None:
 
 
 def _installed(node: Session, login: Login, goods: Package, timeout: float) -> None:
-    node.run(f"mkdir -p -m 700 {HOME}/tls {HOME}/wheels {HOME}/parcels && "
+    node.run(f"mkdir -p -m 700 {HOME}/tls {HOME}/wheels {HOME}/parcels "
+             f"{HOME}/dask {HOME}/files && "
              f"rm -f {HOME}/wheels/cahlib-*.whl {_STAMP}")  # fmt: skip
-    authority, own = login.keys.authority(), login.keys.tls("node")
+    authority, own = login.keys.authority(), login.keys.node(login.name, login.address)
     there = set(node.run(["ls", f"{HOME}/wheels"]).split())
     wheels = [each for each in goods.wheelhouse if each.name not in there]
     node.put(
@@ -200,7 +201,7 @@ def _started(node: Session, login: Login, head: Login, timeout: float) -> None:
 
 def _stamp(login: Login, goods: Package, head: Login) -> str:
     """What a node shall be; one that is so is left alone, or the scheduler forgets its jobs."""
-    certificate = login.keys.tls("node").public.read_text()
+    certificate = login.keys.node(login.name, login.address).public.read_text()
     parts = (goods.wheel.name, goods.pins, certificate, login.address, head.address)
     return sha256("\n".join(parts).encode()).hexdigest()
 

@@ -9,9 +9,10 @@ outlive it. It does not know any server.
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _LIFETIME = datetime.timedelta(days=30)
 
@@ -64,10 +65,17 @@ class Keys:
         """The authority that signs the swarm's certificates."""
         return self._made("authority", "crt", lambda: _certified("cahlib swarm", None))
 
-    def tls(self, role: str) -> Pair:
-        """Key and certificate of a role in the swarm: "node" or "driver"."""
+    def driver(self) -> Pair:
+        """Key and certificate of the driver."""
         authority = self.authority()
-        return self._made(role, "crt", lambda: _certified(role, authority))
+        return self._made("driver", "crt", lambda: _certified("driver", authority))
+
+    def node(self, name: str, *addresses: str) -> Pair:
+        """Key and certificate of a node, which hold for its addresses alone."""
+        authority = self.authority()
+        # one that comes back at another address gets others
+        role = "-".join(["node", name, *(each.replace(":", ".") for each in addresses)])
+        return self._made(role, "crt", lambda: _certified(name, authority, addresses=addresses))
 
     def renew(self, *, now: datetime.datetime | None = None) -> None:
         """Forget the certificates if they end soon; nodes that have them are then set up anew."""
@@ -115,9 +123,16 @@ def _ed25519() -> tuple[bytes, bytes]:
 
 
 def _certified(
-    name: str, authority: Pair | None, lifetime: datetime.timedelta = _LIFETIME
+    name: str,
+    authority: Pair | None,
+    lifetime: datetime.timedelta = _LIFETIME,
+    *,
+    addresses: Sequence[str] = (),
 ) -> tuple[bytes, bytes]:
-    """A key and its certificate, signed by the authority; without one it becomes one."""
+    """A key and its certificate, signed by the authority; without one it becomes one.
+
+    One without addresses is a client's: nobody can be served with it.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     issuer, signer = subject, key
@@ -127,7 +142,7 @@ def _certified(
         assert isinstance(loaded, ec.EllipticCurvePrivateKey)
         signer = loaded
     now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
@@ -141,8 +156,15 @@ def _certified(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
         )
         .add_extension(_usage(sign=not authority), critical=True)
-        .sign(signer, hashes.SHA256())
     )
+    if authority:
+        uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        if addresses:
+            names = [x509.IPAddress(ipaddress.ip_address(each)) for each in addresses]
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+            uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+    certificate = builder.sign(signer, hashes.SHA256())
     return (
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
         certificate.public_bytes(Encoding.PEM),

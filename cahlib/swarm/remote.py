@@ -8,13 +8,12 @@ scheduler keeps what is published. It does not know how the machines came about.
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import pickle
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -22,15 +21,29 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, Future, KilledWorker
-from distributed.client import ClosedClientError
+from distributed import Client, Future
 
-from cahlib.errors import RunError, ShardError
-from cahlib.swarm.cluster import Node, Reach, connected, every_ill, node, of, slots
-from cahlib.swarm.engine import TOPIC, released
+from cahlib.errors import MachineFault, RunError, ShardError
+from cahlib.records import Shard
+from cahlib.swarm import wire
+from cahlib.swarm.cluster import (
+    UNREAD,
+    Node,
+    Reach,
+    connected,
+    every_ill,
+    hosts,
+    node,
+    of,
+    slots,
+    workers,
+)
+from cahlib.swarm.engine import TOPIC, failure, released
 from cahlib.swarm.supply import Supplies, needed
-from cahlib.swarm.transfer import Damaged, fetch, forget
-from cahlib.swarm.worker import Cargo, Means, Needed, Sent, about, carried
+from cahlib.swarm.transfer import TROUBLE as TROUBLE
+from cahlib.swarm.transfer import Damaged, fetch_all, forget_all, located
+from cahlib.swarm.wire import Answer, Refused
+from cahlib.swarm.worker import Means, Needed, carried
 
 #: Parcels that are brought here at the same time.
 _PULLS = 2
@@ -40,13 +53,6 @@ _TRIES = 5
 
 #: Seconds in which whoever looks after machines that all fail must have treated one.
 _TREATED, _MEND = 180.0, "See to that, then run the same command; what is finished is kept."
-
-#: What a broken connection raises in Dask's client. RuntimeError: "ConnectionPool is closed", of a
-#: question that is on its way while the client closes.
-TROUBLE = (
-    OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError, ClosedClientError,
-    RuntimeError,
-)  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +83,7 @@ class Remote:
         self._finished: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._lost: Exception | None = None
         self._ill = 0.0  #: since when no machine takes jobs; 0: one does
+        self._refused = set[str]()  #: machines that sent what is not read
         self._lock = threading.RLock()
         self._ending = threading.Event()
         self._supplies = Supplies(reach, self._ending.is_set)
@@ -146,7 +153,7 @@ class Remote:
         if client.status != "running":
             raise RunError(f"{self._reach.address} does not answer.")
         try:
-            workers = client.scheduler_info(n_workers=-1)["workers"]
+            known_there = workers(client)
             # not by what they report: one that stands still says nothing
             assigned = client.processing()
         except TROUBLE as error:
@@ -155,13 +162,9 @@ class Remote:
         jobs = {each: tuple(key for key in keys if key in known) for each, keys in assigned.items()}
         still = {key: now - job.changed for key, job in known.items()}
         return [
-            node(worker, jobs.get(address, ()), still=still) for address, worker in workers.items()
+            node(worker, jobs.get(address, ()), still=still, unread=self._refused)
+            for address, worker in known_there.items()
         ]
-
-    def versions(self) -> dict[str, str]:
-        """The version of cahlib that each worker runs, by the worker's name."""
-        found = self._client.run(about, on_error="ignore")
-        return dict(found.values())
 
     def gather(self, nodes: Sequence[str], *, timeout: float) -> set[str]:
         """Wait until workers of these nodes are there; gives the nodes that are missing."""
@@ -189,7 +192,7 @@ class Remote:
         """Bring here what is finished now; running jobs are not waited for."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and any(
-            not job.ended and (job.coming or _is_finished(job.future))
+            not job.ended and (job.coming or (job.future and job.future.status == "finished"))
             for job in self._jobs.copy().values()
         ):
             time.sleep(0.1)
@@ -262,7 +265,8 @@ class Remote:
                 if job.future is None or job.future.status == "cancelled":
                     self._send(key, job)  # the connection was lost; a job that was sent runs on
                 elif job.future.status == "error":
-                    self._end(key, job, _translated(job.future.exception(timeout=10)))
+                    error = job.future.exception(timeout=10)
+                    self._end(key, job, failure(error) if error else error)
                 elif job.future.status == "finished" and job.published and not job.coming:
                     job.coming = True  # not before: what is released must not be published then
                     self._pulls.submit(self._bring, key, job)
@@ -282,21 +286,17 @@ class Remote:
 
     def _send(self, key: str, job: _Job) -> None:
         job.published = False
+        means = Means(files=job.files, folder=self._reach.files, staging=self._reach.staging)
+        packed = pickle.dumps(((key, job.function, job.arguments, job.limit), means))
         job.future = self._client.submit(
-            carried,
-            (key, job.function, job.arguments, job.limit),
-            Means(files=job.files, folder=self._reach.files, staging=self._reach.staging),
-            key=key,
-            pure=False,
-            resources={"slot": 1},
+            carried, packed, key=key, pure=False, resources={"slot": 1}
         )
 
-    def _hear(self, event: tuple[float, tuple[str, Any]]) -> None:
-        key, message = event[1]
-        if (job := self._jobs.get(key)) and not job.ended and message != job.told:
-            job.told, job.changed = message, time.monotonic()
-
-    # parcels
+    def _hear(self, event: tuple[float, bytes]) -> None:
+        with suppress(Refused):
+            key, message = wire.heard(event[1])
+            if (job := self._jobs.get(key)) and not job.ended and message != job.told:
+                job.told, job.changed = message, time.monotonic()
 
     def _bring(self, key: str, job: _Job) -> None:
         """Bring a finished job's result here, or leave it for another try."""
@@ -305,15 +305,22 @@ class Remote:
             if future is None:  # it has ended, or is to be sent again
                 job.coming = False
                 return
-            cargo = future.result(timeout=self._reach.patience)
-            if cargo.lacks:
-                self._supplies.bring(self._client, cargo)
-                with self._lock:
-                    self._release(key, job)
-                    self._send(key, job)
-                    job.coming = False
+            said = wire.answer(future.result(timeout=self._reach.patience))
+            if said.lacks:
+                lacks = [job.files[n] for n in said.lacks if n < len(job.files)]
+                self._supplies.bring(self._client, lacks, said.host)
+                self._again(key, job)
                 return
-            result = self._pulled(cargo)
+            result = self._pulled(job, said)
+        except Refused as error:
+            with suppress(*TROUBLE):  # the machine is gone
+                self._refused |= hosts(self._client, future)
+            _log.error("%s at %s: %s", key, self._refused, error)
+            job.tries += 1
+            if job.tries < _TRIES:
+                self._again(key, job)
+                return
+            result = MachineFault(f"{UNREAD} ({error})")
         except (*TROUBLE, Damaged) as error:
             job.tries += 1
             if job.tries < _TRIES:
@@ -322,28 +329,31 @@ class Remote:
                 job.coming = False
                 return
             # else it would be found again, as damaged as it is
-            self._forget(cargo.files if isinstance(error, Damaged) else ())
+            if isinstance(error, Damaged):
+                forget_all(self._client, located(said, self._reach.staging))
             result = ShardError(f"the parcel of {key} could not be brought here: {error}")
         except Exception as error:  # noqa: BLE001 - the job's own, or a bug: the run's to judge
             result = error
         with self._lock:
             self._end(key, job, result)
 
-    def _pulled(self, cargo: Cargo) -> Any:
-        """A job's result with its files in this machine's folder, the first one (the seal) last."""
-        if not cargo.files:
-            return cargo.result
-        self._home.mkdir(parents=True, exist_ok=True)
-        for sent in reversed(cargo.files):
-            target = self._home / Path(sent.place).name
-            fetch(self._client, sent, target, patience=self._reach.patience)
-        self._forget(cargo.files)
-        return replace(cargo.result, path=self._home / Path(cargo.result.path).name)
+    def _again(self, key: str, job: _Job) -> None:
+        """Have a job begin anew."""
+        with self._lock:
+            self._release(key, job)
+            self._send(key, job)
+            job.coming = False
 
-    def _forget(self, files: Sequence[Sent]) -> None:
-        for sent in files:
-            with suppress(*TROUBLE):  # the machine's disk is a little fuller
-                forget(self._client, sent, patience=self._reach.patience)
+    def _pulled(self, job: _Job, said: Answer) -> Any:
+        """A job's result with its files in this machine's folder."""
+        if not (parcel := said.parcel):
+            return said.result()
+        asked = [each for each in job.arguments if isinstance(each, Shard)]
+        if asked not in ([], [parcel.shard]):
+            raise Refused(f"It sent a parcel of another shard than {asked[0].id}.")
+        files = located(said, self._reach.staging)
+        tar = fetch_all(self._client, files, self._home, patience=self._reach.patience)
+        return replace(parcel, path=tar)
 
     def _end(self, key: str, job: _Job, result: Any) -> None:
         if job.ended:  # the keeper and a pull may both find that it has failed
@@ -383,16 +393,6 @@ def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]
         finally:
             engine.close()
             logger.setLevel(level)
-
-
-def _is_finished(future: Future[Any] | None) -> bool:
-    return future is not None and future.status == "finished"
-
-
-def _translated(error: BaseException | None) -> BaseException | None:
-    if isinstance(error, KilledWorker):
-        return ShardError("the scraper's process died on it again and again.")
-    return error
 
 
 def _name(key: str) -> str:

@@ -11,7 +11,7 @@ import shutil
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
@@ -22,8 +22,8 @@ from distributed import Client, Future
 from cahlib.errors import RunError
 from cahlib.swarm import transfer
 from cahlib.swarm.cluster import Reach
-from cahlib.swarm.transfer import Damaged, on
-from cahlib.swarm.worker import Cargo, Needed, Sent, remove, settle, whole, write
+from cahlib.swarm.transfer import Damaged, Sent, on, said
+from cahlib.swarm.worker import Needed, remove, settle, whole, write
 
 #: Bytes of a piece, which passes through the scheduler with its task, and how many at once.
 _PIECE, _AHEAD = 4 << 20, 4
@@ -37,14 +37,14 @@ class Supplies:
         self._lock = threading.Lock()
         self._brought = set[Sent]()
 
-    def bring(self, client: Client, cargo: Cargo) -> None:
+    def bring(self, client: Client, files: Iterable[Needed], host: str) -> None:
         """Bring what a job lacks to where it was to run. Raises as `transfer.fetch` does."""
         with self._lock:  # others that lack the same wait, and then find it there
-            for file in cargo.lacks:
+            for file in files:
                 if self._reach.staging:
                     sent = _stage(file, self._reach.staging)
                 else:
-                    sent = _push(client, file, cargo.host, self._reach, self._ended)
+                    sent = _push(client, file, host, self._reach, self._ended)
                 self._brought.add(sent)
 
     def forget(self, client: Client) -> None:
@@ -78,7 +78,7 @@ def _push(client: Client, file: Needed, host: str, reach: Reach, ended: Callable
     """
     patience, target = reach.patience, file.place(reach.files)
     sent = Sent(place=target, host=host, size=file.size, sha256=file.sha256)
-    if on(client, host, whole, target, file.sha256).result(timeout=patience):
+    if said(on(client, host, whole, target, file.sha256), bool, patience):
         return sent
     part, going = f"{target}.{uuid.uuid4().hex[:8]}.part", deque[Future[Any]]()
     with open(file.path, "rb") as source:
@@ -90,8 +90,8 @@ def _push(client: Client, file: Needed, host: str, reach: Reach, ended: Callable
             going.append(on(client, host, write, part, start, source.read(_PIECE)))
     for each in going:
         each.result(timeout=patience)
-    if not on(client, host, settle, part, target, file.sha256).result(timeout=patience):
-        on(client, host, remove, part).result(timeout=patience)
+    if not said(on(client, host, settle, part, target, file.sha256), bool, patience):
+        said(on(client, host, remove, part), type(None), patience)
         raise Damaged(f"{file.path} was damaged on its way to {host}, or changed meanwhile.")
     return sent
 

@@ -7,21 +7,29 @@ file; a place that all machines share may stand between them instead.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import distributed
 import fsspec
 from distributed import Client
+from distributed.client import ClosedClientError
 
 from cahlib.errors import ShardError
-from cahlib.swarm.worker import Sent, read, remove
+from cahlib.swarm.wire import Answer, Refused
+from cahlib.swarm.worker import read, remove
+
+T = TypeVar("T")
 
 #: Bytes of a piece, and how many are on their way at once.
 _PIECE, _AHEAD = 16 << 20, 4
@@ -30,8 +38,64 @@ _PIECE, _AHEAD = 16 << 20, 4
 PIECE = "cahlib-piece-"
 
 
+#: What a broken connection raises in Dask's client. RuntimeError: "ConnectionPool is closed", of a
+#: question that is on its way while the client closes.
+TROUBLE = (
+    OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError, ClosedClientError,
+    RuntimeError,
+)  # fmt: skip
+
+
 class Damaged(ShardError):
     """What arrived is not what was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A file that waits to be fetched."""
+
+    place: str  #: its path on its machine, or the URL of the shared place
+    host: str  #: the machine that has it, "" at a shared place
+    size: int
+    sha256: str  #: hex
+
+
+def located(said: Answer, staging: str) -> list[Sent]:
+    """Where a parcel's manifest and tar are; raises Refused for other files than those.
+
+    At a shared place they are only where this machine looks for them.
+    """
+    name = said.parcel and said.parcel.shard.id
+    if [each.name for each in said.files] != [f"{name}.json", f"{name}.tar"]:
+        raise Refused("It sent other files than a parcel has.")
+    return [
+        Sent(
+            place=f"{staging.rstrip('/') or each.folder}/{each.name}",
+            host="" if staging else said.host,
+            size=each.size,
+            sha256=each.sha256,
+        )
+        for each in said.files
+    ]
+
+
+def fetch_all(client: Client, files: Sequence[Sent], home: Path, *, patience: float) -> Path:
+    """Bring a parcel's files here, its manifest last; gives the path of its tar.
+
+    Then they are deleted where they were. Raises as `fetch` does.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    for sent in reversed(files):
+        fetch(client, sent, home / Path(sent.place).name, patience=patience)
+    forget_all(client, files)
+    return home / Path(files[-1].place).name
+
+
+def forget_all(client: Client, files: Sequence[Sent]) -> None:
+    """Delete files where they were sent from, if that can be."""
+    for sent in files:
+        with suppress(*TROUBLE):  # the machine's disk is a little fuller
+            forget(client, sent, patience=60)
 
 
 def fetch(client: Client, sent: Sent, target: Path, *, patience: float) -> None:
@@ -60,7 +124,7 @@ def fetch(client: Client, sent: Sent, target: Path, *, patience: float) -> None:
 def forget(client: Client, sent: Sent, *, patience: float) -> None:
     """Delete a file where it was sent from."""
     if sent.host:
-        on(client, sent.host, remove, sent.place).result(timeout=patience)
+        said(on(client, sent.host, remove, sent.place), type(None), patience)
         return
     system, path = fsspec.url_to_fs(sent.place)
     system.rm(path)
@@ -74,8 +138,7 @@ def _pieces(client: Client, sent: Sent, patience: float) -> Iterator[bytes]:
         return
 
     def bring(start: int) -> bytes:
-        piece: bytes = on(client, sent.host, read, sent.place, start, _PIECE).result(patience)
-        return piece
+        return said(on(client, sent.host, read, sent.place, start, _PIECE), bytes, patience)
 
     # A piece sets out when its result is asked for, and not before: so several threads ask. One
     # more waits, so that none of them stands still while a piece is written.
@@ -99,3 +162,11 @@ def on(client: Client, host: str, function: Any, *arguments: Any) -> distributed
         pure=False,
         priority=10,  # a job that waits for a slot does not come before it
     )
+
+
+def said(future: distributed.Future[Any], kind: type[T], patience: float) -> T:
+    """What a machine answers within so many seconds; raises Refused if it is not of its kind."""
+    answer = future.result(timeout=patience)
+    if not isinstance(answer, kind):
+        raise Refused(f"It sent a {type(answer).__name__}, not the {kind.__name__} it was to send.")
+    return answer

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from cahlib.errors import RunError
 from cahlib.progress import Board, Node, Speedometer
 from cahlib.records import Stage, Tally
-from cahlib.swarm import cluster, install, remote, ssh
+from cahlib.swarm import cluster, install, remote, ssh, wire
 from cahlib.swarm.engine import TOPIC
 from cahlib.swarm.fleet import Fleet
 from cahlib.swarm.keys import Keys
@@ -77,15 +77,21 @@ def _state(cloud: str, step: str, seen: float | None, works: bool) -> str:
 def overheard(reach: cluster.Reach) -> Work:
     """What a cluster's workers do, whoever gave it to them; nothing if it does not answer."""
     with suppress(RunError, *remote.TROUBLE), closing(cluster.connected(reach, 5)) as client:
-        workers = client.scheduler_info(n_workers=-1)["workers"]
+        workers = cluster.workers(client)
         assigned = client.processing()
         nodes = [
             cluster.node(each, [k for k in assigned.get(address, ()) if PIECE not in k], still={})
             for address, each in workers.items()
         ]
-        clock = max((each["last_seen"] for each in workers.values()), default=0)
-        return nodes, speeds(client.get_events(TOPIC), clock)
+        clock = max((each.last_seen for each in workers.values()), default=0)
+        return nodes, speeds(_heard(client.get_events(TOPIC)), clock)
     return (), {}
+
+
+def _heard(events: Iterable[tuple[float, object]]) -> Iterator[tuple[float, Any]]:
+    for when, said in events:
+        with suppress(wire.Refused):
+            yield when, wire.heard(said)
 
 
 def speeds(events: Iterable[tuple[float, Any]], now: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ A worker loads nothing of the swarm but this and `engine`: no SSH, no keys, no c
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import uuid
 from collections.abc import Callable
@@ -22,19 +23,9 @@ from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from cahlib.places import bring
-from cahlib.records import Parcel
-from cahlib.swarm.engine import guarded
+from cahlib.swarm import peers, wire
+from cahlib.swarm.engine import answer, guarded
 from cahlib.swarm.illness import require_well, watched
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """A file that waits to be fetched."""
-
-    place: str  #: its path on its machine, or the URL of the shared place
-    host: str  #: the machine that has it, "" at a shared place
-    size: int
-    sha256: str  #: hex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +42,6 @@ class Needed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cargo:
-    """What a job gave, and the files that belong to it."""
-
-    result: Any
-    files: tuple[Sent, ...]
-    lacks: tuple[Needed, ...] = ()  #: what it cannot begin without
-    host: str = ""  #: the machine that lacks it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
     """What a job works with, and the way its files go."""
 
@@ -69,20 +50,27 @@ class Means:
     staging: str  #: a shared place by which files come and go, "" = from machine to machine
 
 
-def carried(job: tuple[str, Callable[..., Any], tuple[Any, ...], float], means: Means) -> Cargo:
+def carried(job: bytes) -> bytes:
+    """Do a job that `pickle` packed with its `Means`; gives the bytes of an `Answer`."""
+    return wire.answered(lambda: _carried(*pickle.loads(job)))
+
+
+def _carried(
+    job: tuple[str, Callable[..., Any], tuple[Any, ...], float], means: Means
+) -> wire.Answer:
     """Do a job, and say where its files are, or which it lacks; with staging, by way of that."""
-    staging = means.staging
-    if lacks := tuple(each for each in means.files if not _there(each, means)):
-        host = get_address_host(get_worker().address)
-        return Cargo(result=None, files=(), lacks=lacks, host=host)
+    host = get_address_host(get_worker().address)
+    if lacks := tuple(n for n, each in enumerate(means.files) if not _there(each, means)):
+        return wire.Answer(lacks=lacks, host=host)
     bring({each.path: each.place(means.folder) for each in means.files})
     require_well()
     with watched():
-        result = guarded(*job)
-        if not isinstance(result, Parcel):
-            return Cargo(result=result, files=())
-        seal = _offer(result.path.with_suffix(".json"), "", staging)
-        return Cargo(result=result, files=(seal, _offer(result.path, result.sha256, staging)))
+        said = answer(guarded(*job))
+        if not (parcel := said.parcel):
+            return said
+        seal = _offer(parcel.path.with_suffix(".json"), "", means.staging)
+        files = (seal, _offer(parcel.path, parcel.sha256, means.staging))
+        return wire.Answer(parcel=parcel, host=host, files=files)
 
 
 class Slot(WorkerPlugin):
@@ -97,6 +85,7 @@ class Slot(WorkerPlugin):
 
 def dask_setup(worker: Any) -> None:
     """Called by Dask as nodes start: the scheduler knows of each which cahlib it runs."""
+    peers.dask_setup(worker)
     worker.metrics["cahlib"] = lambda _: version("cahlib")
 
 
@@ -139,11 +128,6 @@ def remove(path: str) -> None:
     Path(path).unlink(missing_ok=True)
 
 
-def about(dask_worker: Any) -> tuple[str, str]:
-    """A worker's name, and the version of cahlib that it runs."""
-    return str(dask_worker.name), version("cahlib")
-
-
 def _there(needed: Needed, means: Means) -> bool:
     """Whether a file is on this machine, if need be fetched from the shared place."""
     path = needed.place(means.folder)
@@ -173,7 +157,7 @@ def _digest(path: str, changed: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def _offer(path: Path, digest: str, staging: str) -> Sent:
+def _offer(path: Path, digest: str, staging: str) -> wire.Sent:
     """Say how a file can be fetched, or bring it to the shared place."""
     size = path.stat().st_size
     digest = digest or sha256(path.read_bytes()).hexdigest()
@@ -182,6 +166,4 @@ def _offer(path: Path, digest: str, staging: str) -> Sent:
         with path.open("rb") as source, fsspec.open(place, "wb") as target:
             shutil.copyfileobj(source, target, 16 << 20)
         path.unlink()
-        return Sent(place=place, host="", size=size, sha256=digest)
-    host = get_address_host(get_worker().address)
-    return Sent(place=str(path.absolute()), host=host, size=size, sha256=digest)
+    return wire.Sent(name=path.name, folder=str(path.parent.absolute()), size=size, sha256=digest)

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from distributed import LocalCluster
+from distributed.scheduler import DEFAULT_EXTENSIONS
 
 from cahlib.config import Job, replace
 from cahlib.errors import ConfigError, MachineFault, RunError, ShardError
@@ -26,8 +27,17 @@ def cluster(*, threads=2, **settings):
 
 
 def within():
-    """One whose workers are threads of this process."""
-    return cluster(processes=False, protocol="tcp://")
+    """One whose workers are threads of this process, which unpickles nothing.
+
+    So they cannot be given plugins.
+    """
+    extensions = {name: each for name, each in DEFAULT_EXTENSIONS.items() if name != "shuffle"}
+    return cluster(
+        processes=False,
+        protocol="tcp://",
+        resources={"slot": 1},
+        scheduler_kwargs={"extensions": extensions},
+    )
 
 
 @pytest.mark.parametrize("staging", [False, True])

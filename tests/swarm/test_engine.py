@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cahlib.errors import RunError, ShardError
-from cahlib.swarm import engine
+from cahlib.swarm import engine, wire
 from tests.world import command, jobs
 from tests.world.races import shaken, together
 
@@ -144,7 +144,7 @@ def test_a_report_that_comes_while_its_job_is_taken_is_not_counted_for_ever(scra
 
     def report():  # as Dask's thread does with what a worker has sent
         while not ended.is_set():
-            scrapers._hear((0.0, ("same", {"images": 1})))
+            scrapers._hear((0.0, wire.report("same", {"images": 1})))
 
     with shaken(engine):
         together(work, report)

@@ -34,13 +34,28 @@ def needs(program):
 
 
 def test_keys_are_made_once_and_for_their_owner_only(keys):
-    made = [keys.ssh(), keys.host("alpha"), keys.authority(), keys.tls("node")]
+    made = [keys.ssh(), keys.host("alpha"), keys.authority(), keys.node("node", "192.0.2.1")]
     before = [(p.private.read_bytes(), p.public.read_bytes()) for p in made]
     again = Keys(keys.folder)
-    after = [again.ssh(), again.host("alpha"), again.authority(), again.tls("node")]
+    after = [again.ssh(), again.host("alpha"), again.authority(), again.node("node", "192.0.2.1")]
     assert [(p.private.read_bytes(), p.public.read_bytes()) for p in after] == before
     assert stat.S_IMODE(keys.folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in keys.folder.iterdir()} == {0o600}
+
+
+def test_a_certificate_holds_for_its_nodes_addresses_and_the_drivers_for_none(keys):
+    def read(pair):
+        found = x509.load_pem_x509_certificate(pair.public.read_bytes()).extensions
+        names = [each.value for each in found if each.oid == x509.SubjectAlternativeName.oid]
+        use = found.get_extension_for_class(x509.ExtendedKeyUsage).value
+        return [str(ip) for each in names for ip in each.get_values_for_type(x509.IPAddress)], use
+
+    serves = x509.oid.ExtendedKeyUsageOID.SERVER_AUTH
+    alpha, beta = keys.node("alpha", "192.0.2.1"), keys.node("beta", "192.0.2.2")
+    assert alpha.private.read_bytes() != beta.private.read_bytes()
+    assert read(alpha)[0] == ["192.0.2.1"] and serves in read(alpha)[1]
+    assert read(keys.node("alpha", "2001:db8::1"))[0] == ["2001:db8::1"]  # it has come back there
+    assert read(keys.driver())[0] == [] and serves not in read(keys.driver())[1]
 
 
 def days(number):
@@ -48,7 +63,7 @@ def days(number):
 
 
 def test_certificates_that_end_soon_are_renewed_and_what_opens_the_nodes_stays(keys):
-    signed = [keys.tls("node"), keys.tls("driver"), keys.authority()]
+    signed = [keys.node("node", "192.0.2.1"), keys.driver(), keys.authority()]
     stay = [keys.ssh(), keys.host("alpha")]
     before = [p.public.read_bytes() for p in (*signed, *stay)]
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -57,7 +72,7 @@ def test_certificates_that_end_soon_are_renewed_and_what_opens_the_nodes_stays(k
     keys.renew(now=now + days(16))
     after = [
         pair().public.read_bytes()
-        for pair in (lambda: keys.tls("node"), lambda: keys.tls("driver"), keys.authority)
+        for pair in (lambda: keys.node("node", "192.0.2.1"), lambda: keys.driver(), keys.authority)
     ]
     assert not set(after) & set(before)
     assert [p.public.read_bytes() for p in stay] == before[3:]
@@ -80,12 +95,12 @@ def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch)
 
 
 def test_user_data_fits_and_tells_no_secret_of_the_swarm(keys):
-    keys.tls("node")
+    keys.node("node", "192.0.2.1")
     text = user_data(keys, "alpha")
     assert len(text.encode()) < 32 * 1024
     told = json.loads(text.partition("\n")[2])
     assert told["ssh_keys"]["ed25519_private"] == keys.host("alpha").private.read_text()
-    for secret in (keys.ssh(), keys.authority(), keys.tls("node")):
+    for secret in (keys.ssh(), keys.authority(), keys.node("node", "192.0.2.1")):
         assert secret.private.read_text().split("\n")[2] not in text
 
 
@@ -114,17 +129,34 @@ def test_sshd_knows_its_settings(keys, tmp_path):
     assert "permitrootlogin no" in ran.stdout and "passwordauthentication no" in ran.stdout
 
 
+def _unit(folder, name):
+    """A unit of ours whose program there is here."""
+    path = folder / name
+    path.write_text(re.sub(r"(?m)^ExecStart=.*$", "ExecStart=/bin/true", (HERE / name).read_text()))
+    return path
+
+
 @needs("systemd-analyze")
-def test_systemd_knows_the_units(tmp_path):
-    for unit in ("crawl.service", "crawl-head.service"):
-        text = re.sub(
-            r"(?m)^ExecStart(Pre)?=.*$", r"ExecStart\1=/bin/true", (HERE / unit).read_text()
-        )
-        (tmp_path / unit).write_text(text)
-        ran = subprocess.run(
-            ["systemd-analyze", "verify", tmp_path / unit], capture_output=True, text=True
-        )
-        assert str(tmp_path / unit) not in ran.stderr, ran.stderr
+@pytest.mark.parametrize("name", ["crawl.service", "crawl-head.service"])
+def test_systemd_knows_the_units_and_finds_them_shut(tmp_path, name):
+    unit = _unit(tmp_path, name)
+    ran = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert str(unit) not in ran.stderr, ran.stderr
+    line = ["systemd-analyze", "security", "--offline=yes", "--threshold=30", unit]
+    ran = subprocess.run(line, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_root_runs_nothing_that_the_user_of_the_crawl_could_change():
+    units = [path for path in HERE.iterdir() if path.suffix in (".service", ".mount")]
+    assert len(units) == 3
+    for unit in units:
+        text = unit.read_text()
+        assert not re.search(r"(?m)^Exec\w+=[+!]|^PermissionsStartOnly", text)
+        if unit.suffix == ".service":
+            assert "\nUser=crawl\n" in text and "\nNoNewPrivileges=yes\n" in text
+        else:  # as root, in folders of root's
+            assert "/home/" not in text
 
 
 def test_the_wheel_is_the_same_for_the_same_code_and_holds_all(tmp_path):

@@ -16,7 +16,7 @@ from cahlib.progress import Board
 from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.shards import shards
-from cahlib.swarm import engine, install, view
+from cahlib.swarm import engine, install, view, wire
 from cahlib.swarm.cluster import Reach
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
@@ -111,7 +111,12 @@ def _content(parcel):
 def test_the_wheel_that_was_brought_is_the_one_that_runs(swarm, scrapers):
     version = swarm.goods.wheel.name.split("-")[1]
     # a worker that another test killed may just be coming back
-    jobs.until(lambda: scrapers.versions() == {"alpha": version, "beta": version})
+    jobs.until(
+        lambda: (
+            {each.name: each.version for each in scrapers.nodes()}
+            == {"alpha": version, "beta": version}
+        )
+    )
     scrapers.submit("where", jobs.code, limit=jobs.LIMIT)
     assert take(scrapers, 1)["where"].startswith("/home/crawl/venv/")
 
@@ -242,7 +247,8 @@ def test_a_parcel_that_was_damaged_on_its_way_is_brought_again(
         for host in swarm.machines.all.values()
         for path in (host.home / "parcels").glob("parcel1000.tar")
     ]
-    first = bytes.fromhex(scrapers._jobs["bad"].future.result().result.versions["first"])
+    said = wire.answer(scrapers._jobs["bad"].future.result())
+    first = bytes.fromhex(said.parcel.versions["first"])
     path.write_bytes(first + path.read_bytes()[1:])
     assert take(scrapers, 1)["bad"].path.stat().st_size == 1000
 

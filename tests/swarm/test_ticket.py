@@ -30,7 +30,7 @@ def swarm(tmp_path_factory):
 
 def _all(keys):
     """One certificate for every role of the cluster."""
-    own = keys.tls("node")
+    own = keys.node("node", "127.0.0.1")
     files = {}
     for role in ("scheduler", "worker", "client"):
         files |= {f"tls_{role}_cert": str(own.public), f"tls_{role}_key": str(own.private)}

@@ -21,7 +21,7 @@ HOME = f"/home/{USER}"
 _FILES = {
     "crawl.service": ("/etc/systemd/system/crawl.service", "0644"),
     "crawl-head.service": ("/etc/systemd/system/crawl-head.service", "0644"),
-    "crawl-tmpfs": ("/usr/local/sbin/crawl-tmpfs", "0755"),
+    "parcels.mount": ("/etc/systemd/system/var-lib-crawl-parcels.mount", "0644"),
     "dask.yaml": ("/etc/cahlib/dask.yaml", "0644"),
     "resolver": ("/usr/local/sbin/crawl-resolver", "0755"),
     "sshd.conf": ("/etc/ssh/sshd_config.d/00-cahlib.conf", "0644"),
@@ -62,7 +62,13 @@ def user_data(keys: Keys, node: str) -> str:
         "package_update": True,
         "packages": ["python3-venv", "unbound"],
         "runcmd": [
+            # Parcels lie beside the user's home, in a folder that is root's: there the user cannot
+            # put a link to elsewhere in the place of what root mounts.
+            "install -d -m 755 /var/lib/crawl",
             "systemctl daemon-reload",
+            "systemctl enable --now var-lib-crawl-parcels.mount",
+            f"install -d -m 700 -o {USER} -g {USER} /var/lib/crawl/parcels",
+            f"ln -sfn /var/lib/crawl/parcels {HOME}/parcels",
             "systemctl try-reload-or-restart ssh",
             "/usr/local/sbin/crawl-resolver",
         ],

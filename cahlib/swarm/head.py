@@ -1,0 +1,9 @@
+"""Preloaded by the scheduler of a swarm: it unpickles nothing that its nodes send.
+
+Dask imports it before it listens; if it cannot be restricted, it does not start.
+"""
+
+from cahlib.swarm import unpickling
+from cahlib.swarm.peers import dask_setup as dask_setup
+
+unpickling.restrict()

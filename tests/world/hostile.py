@@ -1,0 +1,94 @@
+"""A worker that was taken over: Dask preloads this, and it sends pickles that run code.
+
+What they run notes the process that unpickled it, in the folder of `SPRUNG`.
+"""
+
+import copyreg
+import os
+import pickle
+from pathlib import Path
+
+import distributed.worker
+from distributed.protocol import to_serialize
+from distributed.protocol.serialize import ToPickle
+
+import cahlib.swarm.worker
+from cahlib.swarm.engine import TOPIC
+
+#: In the environment, the folder.
+SPRUNG = "CAH_TEST_SPRUNG"
+
+
+def spring(way):
+    """What the pickles run."""
+    (Path(os.environ[SPRUNG]) / f"{way}.{os.getpid()}").touch()
+    return ValueError("sprung")
+
+
+class Trap(Exception):
+    """What pickles into a call of `spring`."""
+
+    def __init__(self, way):
+        super().__init__(way)
+        self.way = way
+
+    def __reduce__(self):
+        return spring, (self.way,)
+
+
+class _Kind(type):
+    pass
+
+
+class Typed(metaclass=_Kind):
+    """Whose type pickles so."""
+
+
+copyreg.pickle(_Kind, lambda _: (spring, ("type",)))
+
+
+def carried(job):
+    """In place of the real one: answer a job by the way that its key names."""
+    key = pickle.loads(job)[0][0]
+    worker = distributed.get_worker()
+    worker.log_event(TOPIC, to_serialize(Trap("event")))
+    worker.log_event("print", {"args": (to_serialize(Trap("print")),)})
+    trap = pickle.dumps(Trap("warning"))
+    worker.log_event("warn", {"message": trap, "category": trap})
+    if key == "type":
+        return Typed()
+    if key == "exception":
+        raise Trap("exception")
+    if key == "traceback":
+        raise ValueError("traceback")
+    if key == "nothing":
+        return b"nothing"
+    return Trap(key)
+
+
+def _error_message(error, status="error"):
+    told = _error_message.real(error, status)
+    return told | {"traceback": to_serialize(pickle.dumps(Trap("traceback")))}
+
+
+_error_message.real = distributed.worker.error_message
+
+
+async def dask_setup(worker):
+    cahlib.swarm.worker.carried = carried
+    distributed.worker.error_message = _error_message
+    get_data = worker.handlers["get_data"]
+
+    async def sent(comm, keys, **named):
+        if "peer" in keys:
+            await comm.write({"status": "OK", "data": {"peer": pickle_me(Trap("peer"))}})
+            return distributed.core.Status.dont_reply
+        return await get_data(comm, keys=keys, **named)
+
+    worker.handlers["get_data"] = sent
+    worker.metrics["trap"] = lambda _: to_serialize(Trap("metrics"))
+
+
+def pickle_me(thing):
+    """What Dask unpickles as soon as the message arrives, at schedulers too."""
+    return ToPickle(thing)
