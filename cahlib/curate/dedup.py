@@ -49,8 +49,8 @@ def find(place: str | Path, distance: int) -> Found:
     """Look for images whose perceptual hashes differ in ``distance`` bits of 64 at most.
 
     Their mean colours have to be the same, where the dataset has them. Reads the metadata alone; 10
-    million images take two minutes and 1.6 GiB on one core. Raises ConfigError if there is no dataset,
-    or the distance is not 0 to 8.
+    million images take two minutes and 1.6 GiB on one core. Raises ConfigError if there is no
+    dataset, or the distance is not 0 to 8.
     """
     if not 0 <= distance <= 8:
         raise ConfigError(f"distance: {distance} is not possible; give 0 to 8 bits of 64.")
