@@ -63,7 +63,13 @@ def add(commands: Any) -> None:
         "--undo", action="store_true", help="put what they completed back on the list, uncounted"
     )
     expel.set_defaults(act=_expel)
-    for parser in (intake, stats, export, retry, expel):
+    keep = own.add_parser("backup", help="write all of a tracker into a file, while it runs")
+    keep.add_argument("file")
+    keep.set_defaults(act=_backup)
+    restore = own.add_parser("restore", help="fill an empty database, of any kind, from a backup")
+    restore.add_argument("file")
+    restore.set_defaults(act=_restore)
+    for parser in (intake, stats, export, retry, expel, keep, restore):
         _add_database(parser)
     create = own.add_parser("filter", help="make an empty Bloom filter for workers to share")
     create.add_argument("file", help="NAME.bloom, in the folder that serve is given by --filters")
@@ -97,6 +103,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     option("--upload", default="", metavar="URL", help="where CPU workers bring parcels (s3://…)")
     option("--old-upload", default="", metavar="TEXT", help="the same for old clients (rsync …)")
+    option("--no-legacy", action="store_true", help="serve no clients of Crawling@Home (2021)")
     option("--filters", default="", metavar="FOLDER", help="serve the Bloom filters in it")
     option("--lease-minutes", type=float, default=15, help="patience with silent workers [15]")
     option("--failures", type=int, default=3, help="workers that must fail with a shard [3]")
@@ -188,6 +195,7 @@ def _settings(chosen: dict[str, Any]) -> Settings:
             old_upload=chosen["old_upload"],
         ),
         limits=Limits(address=rate, worker=rate / 5, newcomers=rate / 100),
+        legacy=not chosen["no_legacy"],
         filters=filters,
         admin=os.environ.get("CAH_TRACKER_SECRET", ""),
     )
@@ -257,6 +265,28 @@ def _expel(chosen: argparse.Namespace) -> int:
             crowd.expel(number)
             again += intake.undo(database, number) if chosen.undo else 0
     print(f"{len(numbers):,} workers are sent away; {again:,} shards are to do again.")
+    return 0
+
+
+def _backup(chosen: argparse.Namespace) -> int:
+    with _database(chosen.database) as database:
+        from cahlib.tracker import backup
+
+        count = backup.backup(database, Path(chosen.file))
+    print(f"{count:,} rows are in {chosen.file}.")
+    return 0
+
+
+def _restore(chosen: argparse.Namespace) -> int:
+    from cahlib.tracker import backup
+    from cahlib.tracker.database import Database
+
+    database = Database(chosen.database)
+    try:
+        count = backup.restore(database, Path(chosen.file))
+    finally:
+        database.close()
+    print(f"{count:,} rows are restored.")
     return 0
 
 

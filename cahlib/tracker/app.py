@@ -59,8 +59,9 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
     )
     app.state.service = service
     app.include_router(_v1)
-    app.include_router(legacy.router)
-    if settings.rules.old_upload:
+    if settings.legacy:
+        app.include_router(legacy.router)
+    if settings.legacy and settings.rules.old_upload:
         app.include_router(legacy.files)
     if settings.filters:
         app.include_router(legacy.filters)

@@ -30,7 +30,6 @@ from cahlib.tracker.rules import (
     Lease,
     Missing,
     NotHeld,
-    Refusal,
     Result,
     Rules,
     Worker,
@@ -228,7 +227,7 @@ class Crowd:
 
     def _part(self, connection: Connection, worker: Worker, number: int, error: str) -> int:
         """Take a shard from a worker that failed with it; the shard's attempts."""
-        free = {"state": worker.kind.takes, "worker": None, "error": error}
+        free = {"state": worker.kind.takes, "worker": None, "error": error, "expires": 0}
         attempts = self._change(connection, worker, number, **free)
         if attempts is None:
             raise self._refusal(connection, number)
@@ -252,7 +251,7 @@ class Crowd:
         """Return which of these pairs a completed shard has; this one leaves them to it."""
         with self._as(secret) as (connection, worker):
             if worker.kind is Kind.CPU:
-                raise Invalid("A CPU worker brings a parcel; it has no pairs to name.")
+                raise Invalid("A CPU worker brings a parcel, and names no pairs.")
             self._must(connection, number, and_(*_mine(worker)))
             named, most = map(bytes.fromhex, keys), self.rules.most_pairs
             owned = uids.taken(self._database, connection, number, named, most=most)
@@ -309,6 +308,7 @@ class Crowd:
             .where(shards.c.number.in_(late))
             .values(
                 state=case((used, "failed"), else_=_FREE),
+                expires=0,
                 error=case((used, "Every worker that had it went silent."), else_=shards.c.error),
             )
         )
@@ -342,7 +342,7 @@ class Crowd:
     def _release(self, connection: Connection, worker: Worker, which: Any, back: int = 1) -> int:
         attempts = shards.c.attempts - back
         state = case((attempts >= self.rules.attempts, "failed"), else_=worker.kind.takes)
-        values = {"state": state, "worker": None, "attempts": attempts}
+        values = {"state": state, "worker": None, "attempts": attempts, "expires": 0}
         freed = update(shards).where(which, *_mine(worker)).values(**values)
         return int(connection.execute(freed).rowcount)
 
@@ -364,7 +364,7 @@ class Crowd:
         if images not in (None, result.tally.left[Stage.FETCH]):
             raise Invalid(f"tally: the parcel of shard {number} holds {images:,} images.")
 
-    def _refusal(self, connection: Connection, number: int) -> Refusal:
+    def _refusal(self, connection: Connection, number: int) -> Missing | NotHeld:
         query = select(shards.c.number).where(shards.c.number == number)
         if connection.execute(query).first() is None:
             return Missing(f"There is no shard {number}.")

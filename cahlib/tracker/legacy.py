@@ -7,8 +7,11 @@ its CPU results are parcels of a format of their own, which only its own GPU wor
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import PlainTextResponse
@@ -159,7 +162,7 @@ def bye(request: Request, said: Said) -> str:
 def get_cpu_wat(request: Request) -> str:
     """A WAT file none of whose shards is taken."""
     service = of(request)
-    url = wholes.offer(service.database, service.clock(), service.settings.rules.old_lease)
+    url = wholes.offer(service.database, service.clock(), service.settings.rules)
     if url is None:
         raise NotHeld("There is no whole WAT file to give now; ask again later.")
     return url
@@ -199,7 +202,7 @@ def data(request: Request) -> dict[str, Any]:
     state = of(request).state()
     counts = state.counts
     return {
-        "completion_str": f"{counts.done:,} / {counts.total:,} ({counts.share:.2%})",
+        "completion_str": f"{counts.done:,} / {counts.total:,}",
         "completion_float": counts.share * 100,
         "total_connected_workers": sum(state.workers.values()),
         "total_pairs_scraped": counts.pairs,
@@ -294,7 +297,22 @@ def _address(text: str | None) -> str:
     address = rules.sentence(text or "", 2000)
     if not _SAFE.fullmatch(address):
         raise Invalid("url: say where the result can be fetched: `rsync NAME`, or a plain URL.")
+    if not address.startswith("rsync ") and not _is_public(urlsplit(address).hostname or ""):
+        raise Invalid("url: GPU workers fetch the result over the internet; name a public host.")
     return address
+
+
+def _is_public(host: str) -> bool:
+    """Whether a host may be public, as far as its name tells: nothing is looked up."""
+    last = host.rstrip(".").rpartition(".")[2]
+    if last in ("localhost", "local", "internal", "lan"):
+        return False
+    if not last[:1].isdigit():
+        return True
+    try:  # an address, also one that only old programs take: 127.1, 0x7f.1, 2130706433
+        return IPv4Address(socket.inet_aton(host)).is_global
+    except OSError:
+        return False
 
 
 async def _in_turn(request: Request, act: Callable[[], T]) -> T:

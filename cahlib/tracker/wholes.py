@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
 from cahlib.tracker.database import Database
+from cahlib.tracker.rules import Rules
 from cahlib.tracker.schema import shards, wats
 
 
-def offer(database: Database, now: float, seconds: float) -> str | None:
-    """The URL of a WAT file with both halves free, not offered to another for some seconds.
+def offer(database: Database, now: float, rules: Rules) -> str | None:
+    """The URL of a WAT file with both halves free, not offered to another for some time.
 
-    From the far end of the list, where a lease comes last: so the two ways seldom meet.
+    From the far end of the list, where a lease comes last: so the two ways seldom meet. What was
+    tried before comes after the rest, each time in one step of the index.
     """
+    with database.write() as connection:
+        for attempts in range(rules.attempts):
+            if url := _offer(connection, now, now + rules.old_lease, attempts):
+                return url
+    return None
+
+
+def _offer(connection: Connection, now: float, until: float, attempts: int) -> str | None:
     other = shards.alias()
     free = select(1).where(other.c.number == shards.c.number + 1, other.c.state == "todo").exists()
     whole = (
         select(shards.c.number)
-        .where(shards.c.state == "todo", shards.c.lane == 0, shards.c.attempts == 0)
+        .where(shards.c.state == "todo", shards.c.lane == 0, shards.c.attempts == attempts)
         .where(shards.c.half == 0, shards.c.expires <= now, free)
         .order_by(shards.c.number.desc())
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    with database.write() as connection:
-        first = connection.execute(whole).scalar()
-        if first is None:
-            return None
-        # Both halves: what was never offered is not taken back.
-        halves = shards.c.number.in_([first, first + 1]) & (shards.c.state == "todo")
-        offered = update(shards).where(halves).values(expires=now + seconds)
-        return connection.execute(offered.returning(shards.c.url)).scalars().first()
+    first = connection.execute(whole).scalar()
+    if first is None:
+        return None
+    # Both halves: what was never offered is not taken back.
+    halves = shards.c.number.in_([first, first + 1]) & (shards.c.state == "todo")
+    offered = update(shards).where(halves).values(expires=until)
+    return connection.execute(offered.returning(shards.c.url)).scalars().first()
 
 
 def find(database: Database, url: str) -> list[int]:

@@ -112,7 +112,8 @@ def test_a_hybrid_worker_from_hello_to_goodbye(tracker, clock):
         worker.say("api/markAsDone", count=1234)
     data = json.loads(worker.get("data"))
     assert data["total_pairs_scraped"] == 1234 and data["total_connected_workers"] == 1
-    assert data["completion_float"] == pytest.approx(100 / 6) and data["completion_str"]
+    assert data["completion_float"] == pytest.approx(100 / 6)
+    assert data["completion_str"] == "1 / 6"
     assert isinstance(data["eta"], str)
 
     other = json.loads(worker.say("api/newJob"))
@@ -209,7 +210,34 @@ FOR_A_SHELL = [
     "https://host/$(reboot)",
     "https://-e",
     "ftp://host/a.tar",
+    "http://127.0.0.1/a.tar",
+    "http://10.0.0.7:8000/a.tar",
+    "http://169.254.169.254/latest/",
+    "http://2130706433/a.tar",
+    "http://127.1/a.tar",
+    "http://0x7f.1/a.tar",
+    "http://localhost/a.tar",
+    "http://nas.local./a.tar",
+    "http://someone@192.168.0.1/a.tar",
 ]
+
+
+def test_a_whole_wat_file_that_was_leased_and_given_back_is_offered_again(tracker):
+    hybrid, cpu = Client(tracker, "ann", "HYBRID"), Client(tracker, "carl", "CPU")
+    first = json.loads(hybrid.say("api/newJob"))
+    hybrid.say("api/bye")
+    urls = [cpu.get("custom/get-cpu-wat") for _ in range(3)]
+    assert len(set(urls)) == 3 and urls[-1] == first["url"]
+    with pytest.raises(ZeroJobError):
+        cpu.get("custom/get-cpu-wat")
+
+
+def test_the_old_protocol_can_be_switched_off(url, database):
+    settings = Settings(database=url, limits=ANY, legacy=False, rules=Rules(old_upload="rsync x"))
+    with serving(create(settings)) as tracker:
+        for path in ("/api/new?nickname=ann&type=HYBRID", "/data", "/custom/get-cpu-wat"):
+            assert ask(tracker, path).status == 404
+        assert ask(tracker, "/v1/state").status == 200
 
 
 def test_what_old_gpu_workers_would_hand_to_a_shell_is_refused(tracker):
@@ -219,13 +247,13 @@ def test_what_old_gpu_workers_would_hand_to_a_shell_is_refused(tracker):
     found = json.loads(cpu.post("custom/lookup-wat", url=wat))
     numbers = [number for number, _ in found["shards"]]
     for where in FOR_A_SHELL:
-        with pytest.raises(ValueError, match="rsync NAME"):
+        with pytest.raises(ValueError, match="rsync NAME|public host"):
             cpu.say("api/markAsDone", url=where)
         whole = {"urls": {str(number): where for number in numbers}, "shards": numbers}
         said = json.loads(
             cpu.post("custom/markasdone-cpu", **whole, nickname="eve", token=cpu.token)
         )
-        assert (where, said["status"]) == (where, "failed") and "rsync NAME" in said["detail"]
+        assert (where, said["status"]) == (where, "failed") and "url: " in said["detail"]
     with pytest.raises(ZeroJobError):
         gpu.say("api/newJob")
 

@@ -1,0 +1,175 @@
+"""A tracker in a file: as it is at one moment, while it runs, from one database to any other."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    func,
+    inspect,
+    select,
+    text,
+)
+
+from cahlib.errors import ConfigError, writing
+from cahlib.tracker.database import Database
+from cahlib.tracker.migrate import migrate
+from cahlib.tracker.schema import schema
+
+#: What the first line of such a file says it is.
+_FORM = "cahlib tracker"
+#: Rows that are read, and written, at once.
+_BATCH = 2000
+
+
+def backup(database: Database, path: Path) -> int:
+    """Write all of a tracker into a file, which only its owner reads; return the rows.
+
+    Raise RunError where there is no room for it.
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    with writing(path):
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as raw:
+            with gzip.open(raw, "wt", compresslevel=3, encoding="utf-8") as file:
+                count = _write(database, file)
+            raw.flush()
+            os.fsync(raw.fileno())
+        fresh.replace(path)
+    return count
+
+
+def restore(database: Database, path: Path) -> int:
+    """Fill an empty database from such a file, an earlier version's too; return the rows.
+
+    Raise ConfigError if the database holds something, or the file is not a backup.
+    """
+    try:
+        _check(path)  # all of it, before anything is made
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            head = json.loads(next(file))
+            with database.read() as connection:
+                if inspect(connection).get_table_names():
+                    raise ConfigError(
+                        f"database: {database.shown} holds something; restore into an empty one."
+                    )
+            migrate(database, head["revision"])
+            with database.write() as connection:
+                count = _fill(database, connection, file)
+        migrate(database)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist.") from None
+    except (OSError, EOFError, ValueError, KeyError, StopIteration) as error:
+        raise ConfigError(f"{path} is not a whole backup of a tracker.") from error
+    return count
+
+
+def _write(database: Database, file: IO[str]) -> int:
+    count = 0
+    with _snapshot(database) as connection:
+        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+        _line(file, {"form": _FORM, "revision": revision})
+        for table in schema.sorted_tables:
+            binary = [isinstance(column.type, LargeBinary) for column in table.columns]
+            columns = [column.name for column in table.columns]
+            _line(file, {"table": table.name, "columns": columns, "binary": binary})
+            query = select(table).execution_options(yield_per=_BATCH)
+            for row in connection.execute(query):
+                _line(file, [v.hex() if isinstance(v, bytes) else v for v in row])
+                count += 1
+        _line(file, {"rows": count})
+    return count
+
+
+def _snapshot(database: Database) -> Connection:
+    """Connect so that all statements see one moment, as SQLite has it by itself."""
+    connection = database.engine.connect()
+    if not database.is_sqlite:
+        connection = connection.execution_options(isolation_level="REPEATABLE READ")
+    return connection
+
+
+def _line(file: IO[str], value: Any) -> None:
+    file.write(json.dumps(value, separators=(",", ":")) + "\n")
+
+
+def _check(path: Path) -> None:
+    """Raise ValueError, or what reading raises, for a file that is not a whole backup."""
+    count, line = 0, b""
+    with gzip.open(path, "rb") as file:
+        if json.loads(next(file))["form"] != _FORM:
+            raise ValueError(path)
+        for line in file:
+            count += line.startswith(b"[")
+    if json.loads(line) != {"rows": count}:
+        raise ValueError(path)
+
+
+def _fill(database: Database, connection: Connection, file: Iterable[str]) -> int:
+    count, tables = 0, MetaData()
+    lines = (json.loads(line) for line in file)
+    table: Table | None = None
+    head: dict[str, Any] = {}
+    for rows in _runs(lines):
+        if isinstance(rows, dict):
+            head = rows
+            if "rows" in head:
+                break
+            table = Table(head["table"], tables, autoload_with=connection)
+            for column in table.columns:
+                if isinstance(column.type, JSON):
+                    column.type.none_as_null = True
+            continue
+        if table is None:
+            raise ValueError("rows of no table")
+        values = [
+            {
+                name: bytes.fromhex(value) if binary and value is not None else value
+                for name, binary, value in zip(head["columns"], head["binary"], row, strict=True)
+            }
+            for row in rows
+        ]
+        connection.execute(table.insert(), values)
+        count += len(values)
+    if not database.is_sqlite:
+        _advance(connection, tables)
+    return count
+
+
+def _runs(lines: Iterator[Any]) -> Iterator[dict[str, Any] | list[list[Any]]]:
+    """Yield each head by itself, and the rows after it some at a time."""
+    waiting: list[list[Any]] = []
+    for line in lines:
+        if isinstance(line, list):
+            waiting.append(line)
+        if waiting and (isinstance(line, dict) or len(waiting) == _BATCH):
+            yield waiting
+            waiting = []
+        if isinstance(line, dict):
+            yield line
+    if waiting:
+        yield waiting
+
+
+def _advance(connection: Connection, tables: MetaData) -> None:
+    """Have PostgreSQL count on from the numbers that were brought."""
+    for table in tables.tables.values():
+        (key, *others) = table.primary_key.columns
+        if others or not isinstance(key.type, Integer):
+            continue
+        sequence = func.pg_get_serial_sequence(table.name, key.name)
+        name = connection.execute(select(sequence)).scalar()
+        last = connection.execute(select(func.max(key))).scalar()
+        if name and last:
+            connection.execute(select(func.setval(name, last)))

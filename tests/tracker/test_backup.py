@@ -1,0 +1,104 @@
+"""A backup is one moment of a tracker that runs, and brings it into any database."""
+
+import threading
+
+import pytest
+from sqlalchemy import func, select
+
+from cahlib.cli import main
+from cahlib.errors import ConfigError
+from cahlib.records import Tally
+from cahlib.tracker import board
+from cahlib.tracker.backup import backup, restore
+from cahlib.tracker.crowd import Crowd
+from cahlib.tracker.database import Database
+from cahlib.tracker.rules import Kind, Result, Rules
+from cahlib.tracker.schema import lost, pairs, people, schema, shards
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def other(request, tmp_path):
+    """An empty database, of the same kind or of the other."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'other.sqlite'}"
+    return request.getfixturevalue("postgres").create("other")
+
+
+def work(crowd, secret, until=lambda: False):
+    while not until() and (lease := crowd.lease(secret)):
+        uids = (b"%016d" % lease.number, b"of all of them..")
+        crowd.complete(secret, lease.number, Result(pairs=2, uids=uids, tally=Tally()))
+
+
+def rows(database):
+    with database.read() as connection:
+        return {
+            table.name: sorted(map(tuple, connection.execute(select(table))), key=repr)
+            for table in schema.sorted_tables
+        }
+
+
+def test_what_is_restored_is_what_was_there_and_goes_on(crowd, fill, database, other, tmp_path):
+    fill(3)
+    cpu = crowd.register("carl", Kind.CPU, proof="his")[1]
+    crowd.deliver(cpu, crowd.lease(cpu).number, {"url": "s3://a", "sha256": "0", "size": 1})
+    crowd.fail(cpu, crowd.lease(cpu).number, "broken: ü")
+    work(crowd, crowd.register("ann", Kind.HYBRID)[1], lambda: board.counts(database).done == 2)
+    path = tmp_path / "backup"
+    count = backup(database, path)
+    assert path.stat().st_mode & 0o077 == 0
+    again = Database(other)
+    assert restore(again, path) == count
+    assert rows(again) == rows(database)
+    fresh = Crowd(again, Rules())
+    work(fresh, fresh.register("bob", Kind.HYBRID)[1])
+    assert board.counts(again).done == 5
+    with pytest.raises(ConfigError, match="restore into an empty one"):
+        restore(again, path)
+    again.close()
+
+
+def test_a_backup_of_a_tracker_at_work_is_one_moment(crowd, fill, database, tmp_path):
+    fill(40)
+    threads = [
+        threading.Thread(target=work, args=(crowd, crowd.register(f"n{n}", Kind.HYBRID)[1]))
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    taken = 0
+    while any(thread.is_alive() for thread in threads) or not taken:
+        path = tmp_path / "backup"
+        backup(database, path)
+        place = tmp_path / f"{taken}.sqlite"
+        again = Database(f"sqlite:///{place}")
+        restore(again, path)
+        with again.read() as connection:
+            done = connection.execute(select(func.sum(people.c.done))).scalar() or 0
+            made = connection.execute(select(func.sum(people.c.pairs))).scalar() or 0
+            closed = select(func.count()).where(shards.c.state == "done")
+            assert connection.execute(closed).scalar() == done
+            assert connection.execute(select(func.count()).select_from(pairs)).scalar() == made
+            left = connection.execute(select(func.count()).select_from(lost)).scalar()
+            assert left == max(done - 1, 0)
+        again.close()
+        taken += 1
+    for thread in threads:
+        thread.join()
+
+
+def test_the_commands(url, database, crowd, fill, tmp_path, capsys):
+    fill(1)
+    path, other = tmp_path / "b.gz", f"sqlite:///{tmp_path / 'c.sqlite'}"
+    assert main(["tracker", "backup", str(path), "--database", url]) == 0
+    assert main(["tracker", "restore", str(path), "--database", other]) == 0
+    assert capsys.readouterr().out.count(" rows") == 2
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"", b"x" * 100):
+        path.write_bytes(broken)
+        fresh = f"sqlite:///{tmp_path / 'd.sqlite'}"
+        assert main(["tracker", "restore", str(path), "--database", fresh]) == 2
+        assert "is not a whole backup" in capsys.readouterr().err
+    path.write_bytes(whole)
+    assert main(["tracker", "restore", str(path), "--database", fresh]) == 0
+    assert main(["tracker", "restore", str(tmp_path / "no"), "--database", other]) == 2
