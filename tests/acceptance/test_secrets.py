@@ -1,5 +1,6 @@
 """Secrets are used and never told: not in files, on the screen, nor in the list of processes."""
 
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -7,6 +8,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from cahlib import cli
 from cahlib.errors import RunError
 from cahlib.swarm.fleet import Fleet, fleet
 from cahlib.swarm.hetzner import accounts
@@ -110,3 +112,18 @@ def test_a_server_is_told_no_secret_of_the_cloud(tmp_path):
             plan(accounts("planted-wrong", endpoint=cloud.url), Limits(nodes=1))
     assert MARK.decode() not in repr(caught.value) + repr(theirs)
     assert told(tmp_path) == []
+
+
+def test_what_a_run_starts_inherits_no_token(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HCLOUD_TOKEN", PLANTED["HCLOUD_TOKEN"])
+    monkeypatch.setenv("HCLOUD_ENDPOINT", "http://127.0.0.1:9/v1")
+
+    def follow(job, tokens):
+        seen.append((tokens, os.environ.get("HCLOUD_TOKEN")))
+        return 0
+
+    monkeypatch.setattr(cli, "_follow", follow)
+    assert cli.main(["run", "--crawl", "any"]) == 0
+    assert seen == [(PLANTED["HCLOUD_TOKEN"], None)]

@@ -70,6 +70,8 @@ def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, c
     assert "as soon as" in waiting.about.value
     desk.buttons["start"].click()
     assert desk.child.running() and desk.buttons["start"].disabled
+    pid = json.loads((desk.child.home / "child.json").read_text())["pid"]
+    assert b"hetzner" not in Path(f"/proc/{pid}/environ").read_bytes()  # it makes no servers
     assert desk.form.fields["crawl"].widget.disabled
     again = desks(place, {}, {})  # a second "Run all": without being told, it finds the run
     assert again.child.running() and again.form.job() == desk.form.job()
