@@ -9,12 +9,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cahlib import __version__
+from cahlib import __version__, logs
 from cahlib.commands import blocklist, checked, finished, swarm, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.console import lasting, stopped_early
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _done(chosen: argparse.Namespace) -> int:
     """Return the exit code of a command, and say what is wrong."""
     try:
-        with swarm.reminded(environment(), _looked_after(chosen), chosen):
+        told = environment()
+        with _logged(chosen), swarm.reminded(told, _looked_after(chosen), chosen):
             return _act(chosen)
     except CahError as error:
         print(f"cah: {error}", file=sys.stderr)
@@ -85,12 +86,24 @@ def _act(chosen: argparse.Namespace) -> int:
         raise missing(error, getattr(chosen, "extra", "")) from error
 
 
+def _logged(chosen: argparse.Namespace) -> AbstractContextManager[None]:
+    """Keep log lines out of the terminal while a run's command works."""
+    if not hasattr(chosen, "works"):
+        return nullcontext()
+    return logs.kept(_output(chosen) / "run", swarm.say)
+
+
+def _output(chosen: argparse.Namespace) -> Path:
+    """Return the folder of the dataset that a command works on."""
+    given = {"output": chosen.output} if hasattr(chosen, "output") else {}
+    return job_from(given, environment()).output.folder
+
+
 def _looked_after(chosen: argparse.Namespace) -> Path | None:
     """The state of the swarm that the command itself looks after."""
     if not hasattr(chosen, "looks_after"):
         return None
-    given = {"output": chosen.output} if hasattr(chosen, "output") else {}
-    return job_from(given, environment()).output.folder / "run" / "swarm"
+    return _output(chosen) / "run" / "swarm"
 
 
 def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:

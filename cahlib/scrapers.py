@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from cahlib import private
 from cahlib.config import Job
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, RunError
 from cahlib.estimate import Price, expected
 from cahlib.places import expanded
 from cahlib.progress import Board
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from cahlib.swarm.hetzner import Hetzner
     from cahlib.swarm.planner import Plan
     from cahlib.swarm.remote import Remote
+
+
+#: Seconds in which a cluster must have a worker.
+_WORKERS = 20.0
 
 
 class Engine(Protocol):
@@ -80,6 +85,7 @@ def scrapers(
         from cahlib.swarm.remote import remote
 
         with remote(_reach(job), home) as cluster:
+            _await_workers(cluster, place.engine, stop)
             yield _Supplied(cluster), cluster.folder
         return
     from cahlib.swarm.crew import crew
@@ -87,6 +93,17 @@ def scrapers(
     shown = board or Board()
     with crew(clouds(tokens), orders(job), home, tell=tell, stop=stop, board=shown) as swarm:
         yield _Supplied(swarm), swarm.folder
+
+
+def _await_workers(cluster: Remote, address: str, stop: threading.Event) -> None:
+    """Raise RunError if a cluster has no workers; those that are just starting have their time."""
+    deadline = time.monotonic() + _WORKERS
+    while not (cluster.slots or stop.wait(0.1)):
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"{address} has no workers; start some that can import cahlib, with two threads "
+                "each, then run the same command again."
+            )
 
 
 def planned(job: Job, tokens: str) -> str:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
     "colours", "config", "errors", "estimate", "failures", "fingerprint", "flow", "lists", "live",
-    "lock", "needs", "pixels", "places",
+    "lock", "logs", "needs", "pixels", "places",
     "presets", "private", "progress", "records", "resources", "retry", "settings",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}

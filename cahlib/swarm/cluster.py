@@ -134,7 +134,15 @@ def slots(client: Client, reach: Reach) -> int:
             "`--nthreads 2` (the second one serves files), or give --staging."
         )
     if any("slot" not in worker.resources for worker in there):
-        client.register_plugin(Slot())  # asks every worker, so not where one may stand still
+        try:
+            client.register_plugin(Slot())  # asks every worker, so not where one may stand still
+        except Exception as error:  # what it raised there is raised here, in other words
+            if "No module named 'cahlib" not in str(error):
+                raise
+            raise ConfigError(
+                f"{reach.address} has workers that cannot import cahlib; install it there, in this "
+                "version, then run the same command again."
+            ) from error
     return sum(int(worker.resources.get("slot", 0)) for worker in there)
 
 

@@ -379,9 +379,6 @@ def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]
 
     Raises RunError if nobody answers there, or not as a member of the same swarm.
     """
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # its inner life; what matters comes back as results
     settings = {
         "distributed.comm.timeouts.connect": "10s",
         "distributed.comm.timeouts.tcp": f"{reach.silence}s",  # for the nodes' side see dask.yaml
@@ -392,7 +389,6 @@ def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]
             yield engine
         finally:
             engine.close()
-            logger.setLevel(level)
 
 
 def _name(key: str) -> str:

@@ -1,6 +1,8 @@
 """The engine on a Dask cluster of anybody's: here on loopback, for nothing of it needs hosts."""
 
 import logging
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -95,6 +97,47 @@ def test_workers_that_could_not_serve_files_are_refused(tmp_path):
         ):
             pass
     assert not [t for t in threading.enumerate() if t.name == "keeper"]
+
+
+WITHOUT = """
+import sys
+sys.modules["cahlib"] = None
+from distributed.cli.dask_worker import main
+main()
+"""
+
+
+def test_a_cluster_without_workers_gets_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("cahlib.scrapers._WORKERS", 0.5)
+    with within() as theirs:
+        theirs.scale(0)
+        theirs.sync(theirs._correct_state)
+        job = replace(Job(), output=str(tmp_path), engine=theirs.scheduler_address)
+        with (
+            pytest.raises(RunError, match="has no workers; start some that can import cahlib"),
+            opened(job, stop=threading.Event()),
+        ):
+            pass
+
+
+def test_a_cluster_whose_workers_lack_cahlib_gets_a_sentence(tmp_path):
+    """Earns its second: only another process can be without what this one has."""
+    with within() as theirs:
+        theirs.scale(0)
+        theirs.sync(theirs._correct_state)
+        line = [sys.executable, "-c", WITHOUT, theirs.scheduler_address]
+        with subprocess.Popen(
+            [*line, "--nthreads=2", "--no-nanny", "--no-dashboard"], stderr=subprocess.DEVNULL
+        ) as worker:
+            try:
+                theirs.wait_for_workers(1, timeout=jobs.LIMIT)
+                with (
+                    pytest.raises(ConfigError, match="workers that cannot import cahlib"),
+                    remote(Reach(address=theirs.scheduler_address), tmp_path),
+                ):
+                    pass
+            finally:
+                worker.kill()
 
 
 def test_a_worker_that_could_not_serve_files_ends_the_run_when_it_joins(tmp_path):
