@@ -7,6 +7,7 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
 from cahlib.scrape.shards import shards
 from cahlib.swarm import engine, install, view, wire
+from cahlib.swarm.bills import Bills
 from cahlib.swarm.cluster import Reach
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
@@ -193,6 +195,7 @@ def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
 
 _DRIVER = """
 import sys
+import time
 from pathlib import Path
 from cahlib.swarm.cluster import Reach
 from cahlib.swarm.keys import Keys
@@ -305,6 +308,9 @@ class FleetOf:
             )
             for n, each in enumerate(logins)
         }  # fmt: skip
+        self.bills, self.clock = Bills(), time.time
+        for name in self.listed:
+            self.bills.open(name, 0.25, time.time())
 
     def servers(self):
         return list(self.listed.values())
@@ -312,14 +318,8 @@ class FleetOf:
     def mark(self):
         pass
 
-    def cost(self, name):
-        return 0.25
-
     def spent(self):
-        return 0.5
-
-    def hourly(self):
-        return 0.014
+        return self.bills.spent(self.clock())
 
 
 @needs_hosts
