@@ -19,6 +19,7 @@ import ipywidgets as widgets
 from cahlib.config import Job, Output, settings
 from cahlib.errors import CahError, RunError, missing
 from cahlib.notebook import crawls, state, view
+from cahlib.notebook.budget import fitted, parsed
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form
 from cahlib.notebook.follow import follow
@@ -34,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 #: Seconds between two drawings of the run, and of the pairs and nodes in it.
 _TICK, _TURN = 1.0, 5.0
 #: The parts of the view, from top to bottom.
-_PARTS = ("banner", "head", "charts", "nodes", "losses", "gallery", "log")
+_PARTS = ("banner", "plan", "head", "charts", "nodes", "losses", "gallery", "log")
 
 #: The buttons for servers that nobody works with: only there when there are such.
 _RESCUE = ("delete", "adopt")
@@ -62,19 +63,17 @@ class Desk:
         self._lookout, self._gauge = Lookout(), Gauge(gpu=place.gpu)
         self._pictured = Path()  #: the run whose pairs are shown
         self._doing = set[str]()  #: what threads beside do
-        self._closed, self._wake, self._changing = (
-            threading.Event(),
-            threading.Event(),
-            threading.Lock(),
-        )
+        self._closed, self._wake = threading.Event(), threading.Event()
+        self._changing, self._drawing = threading.Lock(), threading.RLock()
         self._drawer: threading.Thread | None = None
-        self._drawing = threading.RLock()
         self._was_running = False
         self._watchers: list[Callable[[bool], None]] = []
         self.beside: list[widgets.Widget] = []  #: boxes that other cells show, freed with ours
-        self.message, self.plan_shown = widgets.HTML(), widgets.HTML()
+        self.message = widgets.HTML()
         self.parts = {name: widgets.HTML() for name in _PARTS}
+        self.budget = widgets.Text(placeholder="10 EUR, 3 h", layout=widgets.Layout(width="10em"))
         self.buttons = {
+            "fit": _button("Plan for this budget:", self._guarded(self.fit)),
             "plan": _button("Plan", self._guarded(self.plan)),
             "start": _button("Start", self._guarded(self.start), style="success"),
             "stop": _button("Stop", self._guarded(self.stop), style="warning"),
@@ -83,7 +82,8 @@ class Desk:
             "adopt": _button("Go on with them", self._guarded(self.adopt)),
             "mount": _button("Mount Drive", self._guarded(self.mount)),
         }
-        self.buttons["start"].layout.width = "auto"
+        for name in ("start", "fit"):
+            self.buttons[name].layout.width = "auto"
         self._unsafe = widgets.Checkbox(description="show unsafe pictures", indent=False)
         self._unsafe.observe(lambda _: self._refresh(), names="value")
         self._fold = widgets.Accordion(children=[self.form.box], selected_index=0)
@@ -105,20 +105,32 @@ class Desk:
     def plan(self) -> None:
         """Find out beside the kernel what the job will make, cost and bring; makes nothing."""
         job, token = self.form.job(), self.form.token
+        if not self.child.running():
+            self._beside("plan", lambda: self._ask(job, token))
+
+    def fit(self) -> None:
+        """Choose the servers that the budget pays for, and show the plan for them."""
+        budget, job, token = parsed(self.budget.value), self.form.job(), self.form.token
 
         def work() -> None:
-            if job.place.has_servers:
-                self._say("Asking the cloud for offers and prices …")
-            quote = quoted(job, token)
-            if token:
-                self._lookout.look(self.child, token)
-            self._say("")
-            self._quote = quote
-            if self.quote is None:
-                self._say("The settings have changed since; press Plan again.", bad=True)
+            self._say("Asking the cloud for offers and prices …")
+            for name, text in fitted(job, token, budget).items():
+                self.form.fields[name].write(text)
+            self._ask(self.form.job(), token)
 
         if not self.child.running():
             self._beside("plan", work)
+
+    def _ask(self, job: Job, token: str) -> None:
+        if job.place.has_servers:
+            self._say("Asking the cloud for offers and prices …")
+        quote = quoted(job, token)
+        if token:
+            self._lookout.look(self.child, token)
+        self._say("")
+        self._quote = quote
+        if self.quote is None:
+            self._say("The settings have changed since; press Plan again.", bad=True)
 
     def start(self) -> None:
         """Start the run; servers are ordered only by a plan that was drawn for these settings."""
@@ -260,9 +272,7 @@ class Desk:
 
     def _show_plan(self) -> None:
         quote = self.quote
-        html = view.plan(quote.table, (quote.expected, quote.room, quote.crash)) if quote else ""
-        if self.plan_shown.value != html:
-            self.plan_shown.value = html
+        self._put("plan", view.plan(quote.table, quote.sentences) if quote else "")
 
     def _allow(self, shown: state.Panel, *, running: bool) -> None:
         """Let be clicked what can be done now; the settings of a run that goes on are folded."""
@@ -323,10 +333,9 @@ class Desk:
                 self.parts["banner"],
                 self._row(*_RESCUE),
                 self._fold,
-                self._row("mount", "plan", "start", "stop", "down"),
+                self._row("mount", "plan", "start", "stop", "down", "fit", self.budget),
                 self.message,
-                self.plan_shown,
-                *(self.parts[name] for name in ("head", "charts", "nodes", "losses")),
+                *(self.parts[name] for name in ("plan", "head", "charts", "nodes", "losses")),
                 self._unsafe,
                 *(self.parts[name] for name in ("gallery", "log")),
             ]
@@ -335,9 +344,10 @@ class Desk:
     def _warning(self, name: str, text: str) -> str:
         return self.place.warning(text) if name == "output" else ""
 
-    def _row(self, *names: str) -> widgets.HBox:
-        buttons = [self.buttons[name] for name in names]
-        return widgets.HBox(buttons, layout=widgets.Layout(flex_flow="row wrap"))
+    def _row(self, *parts: Any) -> widgets.HBox:
+        """Return buttons, by their names, and other widgets beside each other."""
+        row = [self.buttons[each] if isinstance(each, str) else each for each in parts]
+        return widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap"))
 
     def _changed(self) -> None:
         """Something else was typed: the plan holds no more, and the dataset may be another."""

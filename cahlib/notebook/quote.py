@@ -31,7 +31,12 @@ class Quote:
         return f"{what} for at most {self.ceiling}" if self.ceiling else f"{what} at {self.price}"
 
     @property
-    def crash(self) -> str:
+    def sentences(self) -> tuple[str, str, str]:
+        """Return what is said below the plan; "" for what is not to be said."""
+        return self.expected, self.room, self._crash
+
+    @property
+    def _crash(self) -> str:
         """Return what a crash of this machine would cost; "" without servers."""
         if not self.servers:
             return ""

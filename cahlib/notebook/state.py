@@ -176,6 +176,7 @@ def _allowed(known: Known) -> set[str]:
     idle = not known.running and not known.busy
     allowed = {
         "plan": idle,
+        "fit": idle,
         "start": idle and bool(known.order or not known.wanted),
         "stop": known.running and phase(known) is not Phase.STOPPING,
         "delete": bool(known.orphans) and known.busy in ("", "plan"),

@@ -64,7 +64,7 @@ def desks():
 def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, capsys):
     desk = desks(place, {"HCLOUD_TOKEN": "hetzner-secret"}, values)
     desk.buttons["plan"].click()
-    until(lambda: "links" in desk.plan_shown.value)
+    until(lambda: "links" in desk.parts["plan"].value)
     assert not desk.child.running()
     waiting = Results(desk)
     assert "as soon as" in waiting.about.value
@@ -185,16 +185,20 @@ def test_servers_are_planned_and_priced_before_any_is_made(desks, place, values,
             assert start.disabled and "Press Plan first" in desk.message.value
         plan.click()
         until(lambda: not start.disabled)
-        assert "EUR" in desk.plan_shown.value and "8 hours" in desk.plan_shown.value
-        assert "the servers go on costing EUR 0.014 an hour" in desk.plan_shown.value
+        assert "EUR" in desk.parts["plan"].value and "8 hours" in desk.parts["plan"].value
+        assert "the servers go on costing EUR 0.014 an hour" in desk.parts["plan"].value
         assert start.description == "Order 2 servers at EUR 0.014 an hour"
         desk.form.fields["max_cost"].write("0.5")  # another job, another promise
-        assert start.disabled and desk.plan_shown.value == ""
+        assert start.disabled and desk.parts["plan"].value == ""
         plan.click()
         until(lambda: not start.disabled)
         assert start.description == "Order 2 servers for at most EUR 0.50"
+        desk.budget.value = "0.05 EUR, 2 h"
+        desk.buttons["fit"].click()
+        until(lambda: "for at most EUR 0.05" in start.description)
+        assert desk.form.fields["hours"].text == "2" and desk.form.job().place.cores > 1
         desk.form.password.value = "other-token"
-        assert start.disabled and desk.plan_shown.value == ""
+        assert start.disabled and desk.parts["plan"].value == ""
     assert "POST /servers" not in cloud.calls and not desk.child.running()
 
 

@@ -1,0 +1,60 @@
+"""A budget in words, and the servers that it pays for."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from cahlib.config import Job, replace
+from cahlib.errors import ConfigError
+
+#: Cores that one GPU keeps up with: Crawling@Home's 100 one-core servers fed one RTX 3090.
+_FED = 100
+
+_WORDS = re.compile(
+    r"(?:eur|€)?\s*(\d+(?:[.,]\d+)?)\s*(?:eur|euros?|€)?\s*(?:,|;|/|for|in)?\s+(\d+(?:[.,]\d+)?)\s*"
+    r"(?:h|hours?)\.?",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a run may cost and last."""
+
+    money: float
+    hours: float
+
+
+def parsed(text: str) -> Budget:
+    """Return a budget as people write it; raises ConfigError."""
+    found = _WORDS.fullmatch(text.strip())
+    money, hours = (float(each.replace(",", ".")) for each in found.groups()) if found else (0, 0)
+    if money <= 0 or hours <= 0:
+        raise ConfigError("budget: write what may be spent and for how long, as 10 EUR, 3 h.")
+    return Budget(money=money, hours=hours)
+
+
+def fitted(job: Job, token: str, budget: Budget) -> dict[str, str]:
+    """Return the settings that spend a budget, as texts by name; asks for prices, makes nothing."""
+    from cahlib.scrapers import server_plan
+
+    wanted = replace(job, swarm=0, cores=_FED, max_cost=0, hours=budget.hours)
+    price = server_plan(wanted, token).hourly() * max(1, math.ceil(budget.hours))
+    cores = affordable(price, budget.money)
+    if not cores:
+        raise ConfigError(
+            f"budget: {budget.money:g} does not pay for a core for {budget.hours:g} hours."
+        )
+    return {
+        "swarm": "0",
+        "cores": str(cores),
+        "max_cost": f"{budget.money:g}",
+        "hours": f"{budget.hours:g}",
+    }
+
+
+def affordable(price: float, money: float) -> int:
+    """Return how many cores can be paid, by the price of as many as one GPU keeps up with."""
+    return min(_FED, math.floor(_FED * money / price + 1e-9)) if price else _FED

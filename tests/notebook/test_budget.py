@@ -1,0 +1,56 @@
+"""A budget in words, and what it pays for."""
+
+import math
+
+import pytest
+
+from cahlib.config import Job, replace
+from cahlib.errors import ConfigError
+from cahlib.notebook.budget import affordable, fitted, parsed
+from cahlib.scrapers import server_plan
+from tests.world import cloud as clouds
+
+
+@pytest.mark.parametrize(
+    ("text", "money", "hours"),
+    [
+        ("10 EUR, 3 h", 10, 3),
+        ("10€ 3h", 10, 3),
+        ("€ 2,50 for 1.5 hours", 2.5, 1.5),
+        (" 0.5 euro / 8 hours", 0.5, 8),
+        ("EUR 10 in 3 h", 10, 3),
+    ],
+)
+def test_a_budget_is_read_as_people_write_it(text, money, hours):
+    budget = parsed(text)
+    assert (budget.money, budget.hours) == (money, hours)
+
+
+@pytest.mark.parametrize("text", ["", "10", "10 EUR", "0 EUR, 3 h", "10 EUR, 0 h", "3 h", "-1 3 h"])
+def test_what_is_no_budget_gets_a_sentence(text):
+    with pytest.raises(ConfigError, match="^budget: write what"):
+        parsed(text)
+
+
+def test_no_more_is_paid_for_than_one_gpu_keeps_up_with():
+    assert affordable(price=2.0, money=1.0) == 50
+    assert affordable(price=2.0, money=100.0) == 100
+    assert affordable(price=2.0, money=0.01) == 0
+
+
+@pytest.mark.parametrize("words", ["0.05 EUR, 1 h", "0.3 EUR, 2.5 h", "1000 EUR, 3 h"])
+def test_the_servers_of_a_budget_can_be_planned_and_cost_no_more(words, monkeypatch):
+    with clouds.serve(clouds.Cloud({"token": clouds.Account()})) as cloud:
+        monkeypatch.setenv("HCLOUD_ENDPOINT", cloud.url)
+        budget = parsed(words)
+        job = replace(Job(), **fitted(replace(Job(), swarm=5), "token", budget))
+        plan = server_plan(job, "token")
+    assert job.place.swarm == 0 and 1 <= job.place.cores <= 100
+    assert plan.hourly() * math.ceil(budget.hours) <= budget.money
+
+
+def test_a_budget_that_pays_for_nothing_says_so(monkeypatch):
+    with clouds.serve(clouds.Cloud({"token": clouds.Account()})) as cloud:
+        monkeypatch.setenv("HCLOUD_ENDPOINT", cloud.url)
+        with pytest.raises(ConfigError, match="does not pay for a core for 9 hours"):
+            fitted(Job(), "token", parsed("0.01 EUR, 9 h"))
