@@ -39,6 +39,7 @@ base = [
     "fsspec>=2024.2",  # outputs may be s3://, gdrive:// …
     "distributed>=2025.1",  # runs the scraping, here or anywhere
     "sqlalchemy>=2.0.30",  # the ledger; the same code serves the tracker on PostgreSQL
+    "packaging>=22",  # which Pythons a package runs on; distributed needs it too
     "psutil>=5.9",  # how long a session has run already; distributed needs it too
     "tqdm>=4.66",  # the live lines in terminals and notebooks
     "python-dotenv>=1.0",  # reads .env

@@ -240,6 +240,7 @@ def _prepared(
         tell,
         bills=Bills.of(orders.state),
         stop=stop,
+        image=goods.image,
     )
     return made, goods, keys
 

@@ -57,6 +57,7 @@ class Fleet:
     bills: Bills = field(default_factory=Bills)
     clock: Callable[[], float] = time.time
     stop: threading.Event = field(default_factory=threading.Event)  #: set: no more are wanted
+    image: str = "debian-12"  #: of the cloud's, that servers are made of
     listed: Mapping[str, Server] = field(default_factory=dict)  #: by name, as last heard
     _accounts: dict[str, Account] = field(default_factory=dict)  #: those that take servers just now
     _refused: set[Option] = field(default_factory=set)  #: not to be had just now
@@ -233,7 +234,12 @@ class Fleet:
     def _make(self, account: str, offer: Offer, role: str) -> Server | None:
         """Make one server; None if it is not to be had, and noted so."""
         name = f"cah-{self.run}-{self._made + 1}-{secrets.token_hex(2)}"
-        wish = Wish(name=name, labels={**self.labels, "role": role}, user_data=self.user_data(name))
+        wish = Wish(
+            name=name,
+            labels={**self.labels, "role": role},
+            user_data=self.user_data(name),
+            image=self.image,
+        )
         self._unsure.add(name)  # first: who deletes all then waits for it, or has stopped us
         if self.stop.is_set():
             self._unsure.discard(name)

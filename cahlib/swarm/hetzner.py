@@ -25,8 +25,6 @@ T = TypeVar("T")
 
 ENDPOINT = "https://api.hetzner.cloud/v1"
 
-_IMAGE = "debian-12"
-
 #: Ports of SSH, Dask's scheduler, and its workers and nannies.
 _PORTS = ("22", "8786", "9000-9099")
 
@@ -115,6 +113,8 @@ class Hetzner:
             self._patiently(lambda: create_key(name, public_key, dict(labels)), unless=_EXISTS)
         if not self._firewall(name):
             rules = [_inward(port) for port in _PORTS]
+            rules += [_outward("tcp", port) for port in ("53", "80", "443", *_PORTS[1:])]
+            rules += [_outward("udp", port) for port in ("53", "123")] + [_outward("icmp", None)]
             create: Any = self._client.firewalls.create
             self._patiently(lambda: create(name, rules, dict(labels)), unless=_EXISTS)
 
@@ -177,7 +177,7 @@ class Hetzner:
         return self._client.servers.create(
             name=wish.name,
             server_type=ServerType(name=offer.type),
-            image=self._image(offer.architecture),
+            image=self._image(wish.image, offer.architecture),
             ssh_keys=list(keys),
             firewalls=list(walls),
             location=Location(name=offer.location),
@@ -185,10 +185,10 @@ class Hetzner:
             user_data=wish.user_data,
         ).server
 
-    def _image(self, architecture: str) -> BoundImage:
-        image = self._client.images.get_by_name_and_architecture(_IMAGE, architecture)
+    def _image(self, name: str, architecture: str) -> BoundImage:
+        image = self._client.images.get_by_name_and_architecture(name, architecture)
         if image is None:
-            raise Denied(Denial.STOCK, f"Hetzner has no image {_IMAGE} for {architecture}.")
+            raise Denied(Denial.STOCK, f"Hetzner has no image {name} for {architecture}.")
         return image
 
     def _firewall(self, name: str) -> BoundFirewall | None:
@@ -308,3 +308,8 @@ def _server(bound: BoundServer) -> Server:
 
 def _inward(port: str) -> FirewallRule:
     return FirewallRule(direction="in", protocol="tcp", port=port, source_ips=["0.0.0.0/0", "::/0"])
+
+
+def _outward(protocol: str, port: str | None) -> FirewallRule:
+    every = ["0.0.0.0/0", "::/0"]
+    return FirewallRule(direction="out", protocol=protocol, port=port, destination_ips=every)

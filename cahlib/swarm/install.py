@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cahlib.errors import ConfigError, RunError
-from cahlib.swarm import wheel
+from cahlib.swarm import image, wheel
 from cahlib.swarm.node import HOME
 from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
 
@@ -49,6 +49,7 @@ class Package:
     wheel: Path
     pins: str  #: pip's constraints
     wheelhouse: tuple[Path, ...] = ()  #: all that is needed; () = the node asks its registry
+    image: str = "debian-12"  #: of the cloud's, the one whose Python runs it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,12 @@ def package(folder: Path, *, wheelhouse: Path | None = None) -> Package:
                 f"wheelhouse: {wheelhouse} holds no wheels; fill it with "
                 f"`pip download --dest {wheelhouse} cahlib`."
             )
-    return Package(wheel=wheel.build(folder), pins=wheel.pins(), wheelhouse=wheels)
+    return Package(
+        wheel=wheel.build(folder),
+        pins=wheel.pins(),
+        wheelhouse=wheels,
+        image=image.chosen(wheel.pythons(), wheels),
+    )
 
 
 #: Hears the name of a node and the step that it begins: ssh, boot, install, start, up.

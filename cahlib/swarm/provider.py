@@ -74,6 +74,7 @@ class Wish:
     name: str  #: unique in the account, so that asking twice makes one
     labels: Mapping[str, str]
     user_data: str  #: for cloud-init, at most 32 KiB; any process on the server can read it
+    image: str
 
 
 class Account(Protocol):

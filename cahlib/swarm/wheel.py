@@ -50,7 +50,20 @@ def build(folder: Path) -> Path:
 
 def pins() -> str:
     """pip's constraints that hold what cahlib needs to the versions installed here."""
-    found: dict[str, str] = {}
+    found = {name: each.version for name, each in _pinned().items()}
+    return "".join(
+        f"{name}=={version}\n" for name, version in sorted(found.items()) if "+" not in version
+    )
+
+
+def pythons() -> list[str]:
+    """Return which Pythons the pinned versions run on, as each says itself."""
+    known = [each.metadata for each in _pinned().values()]
+    return [each["Requires-Python"] for each in known if "Requires-Python" in each]
+
+
+def _pinned() -> dict[str, Distribution]:
+    found: dict[str, Distribution] = {}
     waiting = list(_needs(_ours()))
     while waiting:
         name = waiting.pop()
@@ -60,11 +73,9 @@ def pins() -> str:
             needed = distribution(name)
         except PackageNotFoundError:
             continue  # for another platform or Python
-        found[name] = needed.version
+        found[name] = needed
         waiting += _needs(needed)
-    return "".join(
-        f"{name}=={version}\n" for name, version in sorted(found.items()) if "+" not in version
-    )
+    return found
 
 
 def _ours() -> Distribution:

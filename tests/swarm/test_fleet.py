@@ -366,3 +366,12 @@ def test_what_is_known_of_the_servers_fits_together_while_two_threads_change_it(
         with shaken(fleets):
             together(replace, look)
         assert swarm.bills.hourly() == pytest.approx(3 * 0.007)
+
+
+def test_servers_are_let_out_to_the_web_to_names_and_to_each_other_alone(cloud):
+    swarm, _ = made(cloud)
+    with hold(swarm):
+        [wall] = cloud.accounts[ONE].things["firewalls"].values()
+    out = {(rule["protocol"], rule["port"]) for rule in wall["rules"] if rule["direction"] == "out"}
+    tcp = {("tcp", port) for port in ("53", "80", "443", "8786", "9000-9099")}
+    assert out == tcp | {("udp", "53"), ("udp", "123"), ("icmp", None)}

@@ -38,7 +38,7 @@ def logins(running, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     keys = Keys(folder / "keys")
     for name in ("alpha", "beta"):
-        running.boot(name, user_data(keys, name))
+        running.boot(name, user_data(keys, name, own=machines.NETWORK))
     logins = [Login(name=m.name, address=m.address, keys=keys) for m in running.all.values()]
     goods = install.package(folder / "wheel", wheelhouse=machines.WHEELS)
     failed = hosts.set_up(logins, goods)

@@ -8,19 +8,23 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import zipfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.private import place
-from cahlib.swarm import crew, hetzner, install, wheel
+from cahlib.swarm import crew, hetzner, image, install, wheel
 from cahlib.swarm import keys as key_files
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HERE, user_data
 from cahlib.swarm.planner import Limits
 from tests.world import cloud as clouds
+from tests.world import hosts, wires
 
 
 @pytest.fixture
@@ -147,6 +151,66 @@ def test_systemd_knows_the_units_and_finds_them_shut(tmp_path, name):
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+#: Listens on the ports that are given, in this network namespace, and says so.
+_LISTEN = """
+import socket, sys
+held = [socket.create_server(("", int(port))) for port in sys.argv[1:]]
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+#: Says of each HOST:PORT whether somebody answers there.
+_TRY = """
+import socket, sys
+for place in sys.argv[1:]:
+    host, port = place.split(":")
+    with socket.socket() as tried:
+        tried.settimeout(20)
+        print(place, tried.connect_ex((host, int(port))) == 0)
+"""
+
+
+@contextmanager
+def _listening(space, *ports):
+    line = ["ip", "netns", "exec", space, sys.executable, "-c", _LISTEN, *ports]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        yield
+        process.stdin.close()
+
+
+def _answers(space, *places):
+    line = ["ip", "netns", "exec", space, sys.executable, "-c", _TRY, *places]
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
+    return {place for place, yes in zip(said[::2], said[1::2], strict=True) if yes == "True"}
+
+
+@needs("nft")
+@pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
+def test_a_node_reaches_the_web_alone_and_is_reached_at_its_own_ports(keys, tmp_path):
+    rules = tmp_path / "nftables.conf"
+    files = json.loads(user_data(keys, "alpha", own="198.18.7.0/24").partition("\n")[2])
+    [text] = [
+        each["content"] for each in files["write_files"] if each["path"] == "/etc/nftables.conf"
+    ]
+    rules.write_text(text)
+    near = ["10.0.0.5", "192.168.3.4", "172.16.1.1", "100.64.0.9", "198.18.8.1"]
+    with wires.Wires("4") as pair:
+        for each in (*near, "198.18.7.1", "169.254.169.254"):
+            wires.ip("-n", pair.far, "addr", "add", f"{each}/32", "dev", "br0")
+        line = ["ip", "netns", "exec", pair.near, "nft", "-f", rules]
+        subprocess.run(line, check=True)
+        web = {f"{wires.WEB}:{port}" for port in (80, 443, 8786)}
+        own = {"198.18.7.1:8080", "169.254.169.254:80"}  # the latter for root
+        shut = {f"{each}:80" for each in near} | {f"{wires.WEB}:22", f"{wires.WEB}:8080"}
+        with _listening(pair.far, "80", "443", "8786", "8080", "22"):
+            assert _answers(pair.near, *web, *own, *shut) == web | own
+        node = "93.184.216.2"
+        with _listening(pair.near, "22", "8786", "9050", "80"):
+            places = {f"{node}:{port}" for port in (22, 8786, 9050)}
+            assert _answers(pair.far, *places, f"{node}:80") == places
+
+
 def test_root_runs_nothing_that_the_user_of_the_crawl_could_change():
     units = [path for path in HERE.iterdir() if path.suffix in (".service", ".mount")]
     assert len(units) == 3
@@ -171,6 +235,30 @@ def test_the_versions_of_what_scraping_needs_are_pinned():
     pins = dict(line.split("==") for line in wheel.pins().split())
     assert {"distributed", "dask", "aiohttp", "pillow"} <= pins.keys()
     assert "torch" not in pins
+
+
+@pytest.mark.parametrize(
+    "here,needs,wheels,expected",
+    [
+        ((3, 10), [">=3.10"], [], "debian-12"),
+        ((3, 11), [">=3.10", ">=3.11"], [], "debian-12"),
+        ((3, 11), [">=3.12"], [], "debian-13"),
+        ((3, 12), [">=3.10,<3.13"], [], "debian-12"),
+        ((3, 14), [">=3.10"], [], "debian-13"),
+        ((3, 11), [], ["a-1-cp313-cp313-linux_x86_64.whl", "b-1-cp310-abi3-any.whl"], "debian-13"),
+    ],
+)
+def test_nodes_have_a_python_that_runs_what_is_pinned(here, needs, wheels, expected):
+    assert image.chosen(needs, [Path(each) for each in wheels], here=here) == expected
+
+
+@pytest.mark.parametrize(
+    "needs,wheels,said",
+    [([">=3.14"], [], "3.11, 3.13"), ([], ["a-1-cp312-cp312-any.whl"], "for Python 3.12, .*3.13")],
+)
+def test_no_image_will_do(needs, wheels, said):
+    with pytest.raises(ConfigError, match=said):
+        image.chosen(needs, [Path(each) for each in wheels])
 
 
 def test_an_empty_wheelhouse_is_named(tmp_path):

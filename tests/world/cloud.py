@@ -131,7 +131,7 @@ class Cloud:
         if kind == "servers":
             self._boot(account, thing, body)
         if kind == "firewalls":
-            empty = {"destination_ips": [], "description": None}
+            empty = {"source_ips": [], "destination_ips": [], "port": None, "description": None}
             thing |= {"rules": [empty | rule for rule in body.get("rules", ())], "applied_to": []}
         if kind == "ssh_keys":
             thing |= {"public_key": body["public_key"], "fingerprint": "00"}

@@ -21,6 +21,9 @@ from tests.world.hosts import SUBNET
 #: Where the tree is kept; it outlives the tests.
 TREE = Path(os.environ.get("CAHLIB_TEST_TREE", "/var/tmp/cahnode/base"))
 
+#: All machines of tests are in it.
+NETWORK = f"{SUBNET}.0.0/16"
+
 #: What a node needs beside cahlib's own wheel, for the Python of the tree.
 WHEELS = TREE.parent / "wheels"
 
@@ -75,7 +78,7 @@ def make() -> None:
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (
         ["update"],
-        ["install", "-y", "--no-install-recommends", "cloud-init", "unbound"],
+        ["install", "-y", "--no-install-recommends", "cloud-init", "unbound", "nftables"],
     ):
         subprocess.run(["chroot", TREE, "apt-get", *words], check=True, env=quiet)
     (TREE / ".done").touch()

@@ -21,6 +21,7 @@ HOME = f"/home/{USER}"
 _FILES = {
     "crawl.service": ("/etc/systemd/system/crawl.service", "0644"),
     "crawl-head.service": ("/etc/systemd/system/crawl-head.service", "0644"),
+    "nftables.conf": ("/etc/nftables.conf", "0644"),
     "parcels.mount": ("/etc/systemd/system/var-lib-crawl-parcels.mount", "0644"),
     "dask.yaml": ("/etc/cahlib/dask.yaml", "0644"),
     "resolver": ("/usr/local/sbin/crawl-resolver", "0755"),
@@ -30,8 +31,11 @@ _FILES = {
 }
 
 
-def user_data(keys: Keys, node: str) -> str:
-    """cloud-init's user-data for a node, at most 32 KiB."""
+def user_data(keys: Keys, node: str, *, own: str = "") -> str:
+    """cloud-init's user-data for a node, at most 32 KiB.
+
+    ``own`` is a network that is not public and yet the swarm's, as in tests.
+    """
     host = keys.host(node)
     told = {
         "users": [
@@ -54,13 +58,13 @@ def user_data(keys: Keys, node: str) -> str:
             "ed25519_public": host.public.read_text().strip(),
         },
         "write_files": [
-            {"path": path, "permissions": mode, "content": (HERE / name).read_text()}
+            {"path": path, "permissions": mode, "content": _content(name, own)}
             for name, (path, mode) in _FILES.items()
         ],
         # one transaction; Debian's own first-boot work may hold dpkg's lock meanwhile
         "apt": {"conf": 'DPkg::Lock::Timeout "300";\nAPT::Install-Recommends "false";\n'},
         "package_update": True,
-        "packages": ["python3-venv", "unbound"],
+        "packages": ["nftables", "python3-venv", "unbound"],
         "runcmd": [
             # Parcels lie beside the user's home, in a folder that is root's: there the user cannot
             # put a link to elsewhere in the place of what root mounts.
@@ -71,6 +75,13 @@ def user_data(keys: Keys, node: str) -> str:
             f"ln -sfn /var/lib/crawl/parcels {HOME}/parcels",
             "systemctl try-reload-or-restart ssh",
             "/usr/local/sbin/crawl-resolver",
+            "systemctl enable nftables",
+            "systemctl restart nftables",
         ],
     }
     return "#cloud-config\n" + json.dumps(told, indent=1) + "\n"  # JSON is YAML
+
+
+def _content(name: str, own: str) -> str:
+    text = (HERE / name).read_text()
+    return text.replace("@OWN@", f"elements = {{ {own} }}" if own else "")
