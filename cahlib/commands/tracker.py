@@ -40,6 +40,8 @@ def add(commands: Any) -> None:
     intake.set_defaults(act=_intake)
     stats = own.add_parser("stats", help="print how far the crawl is")
     stats.set_defaults(act=_stats)
+    checks = own.add_parser("checks", help="compare finished shards with their spot checks")
+    checks.set_defaults(act=_checks)
     export = own.add_parser("export", help="write the leaderboard or every shard's state")
     export.add_argument("what", choices=("leaderboard", "shards"))
     export.add_argument("--form", choices=("csv", "json"), default="csv", help="[csv]")
@@ -69,7 +71,7 @@ def add(commands: Any) -> None:
     restore = own.add_parser("restore", help="fill an empty database, of any kind, from a backup")
     restore.add_argument("file")
     restore.set_defaults(act=_restore)
-    for parser in (intake, stats, export, retry, expel, keep, restore):
+    for parser in (intake, stats, checks, export, retry, expel, keep, restore):
         _add_database(parser)
     create = own.add_parser("filter", help="make an empty Bloom filter for workers to share")
     create.add_argument("file", help="NAME.bloom, in the folder that serve is given by --filters")
@@ -108,6 +110,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     option("--lease-minutes", type=float, default=15, help="patience with silent workers [15]")
     option("--failures", type=int, default=3, help="workers that must fail with a shard [3]")
     option("--most-pairs", type=int, default=20_000, help="that a shard can bring [20000]")
+    option(
+        "--verify-share", type=float, default=0, metavar="SHARE",
+        help="of the finished shards, that somebody else does again to compare, 0 to 1 [0]",
+    )  # fmt: skip
     option("--rate", type=float, default=50, help="requests a second of one address; 0 = any [50]")
     parser.set_defaults(act=_serve)
 
@@ -174,13 +180,17 @@ def application() -> FastAPI:
 
 def _settings(chosen: dict[str, Any]) -> Settings:
     from cahlib.tracker.limits import Limits
-    from cahlib.tracker.rules import Rules
+    from cahlib.tracker.rules import MOST_PAIRS, Rules
     from cahlib.tracker.service import Settings
 
     least = {"lease_minutes": 0.01, "failures": 1, "most_pairs": 1, "rate": 0, "processes": 1}
     for name, bound in least.items():
         if chosen[name] < bound:
             raise ConfigError(f"{name}: {chosen[name]:g} is not allowed; give at least {bound:g}.")
+    if chosen["most_pairs"] > MOST_PAIRS:
+        raise ConfigError(f"most_pairs: give at most {MOST_PAIRS:,}.")
+    if not 0 <= chosen["verify_share"] <= 1:
+        raise ConfigError("verify_share: give a share from 0 to 1, such as 0.02.")
     rate = chosen["rate"]
     filters = chosen["filters"]
     if filters and not Path(filters).is_dir():
@@ -191,6 +201,7 @@ def _settings(chosen: dict[str, Any]) -> Settings:
             lease=chosen["lease_minutes"] * 60,
             failures=chosen["failures"],
             most_pairs=chosen["most_pairs"],
+            verify=chosen["verify_share"],
             upload=chosen["upload"],
             old_upload=chosen["old_upload"],
         ),
@@ -229,6 +240,20 @@ def _stats(chosen: argparse.Namespace) -> int:
         print(f"  {name:<8} {getattr(counts, name):>12,}")
     for one in people:
         print(f"  {one['pairs']:>12,} pairs  {one['done']:>8,} shards  {one['nickname']}")
+    return 0
+
+
+def _checks(chosen: argparse.Namespace) -> int:
+    with _database(chosen.database) as database:
+        from cahlib.tracker import checks
+
+        found = checks.results(database)
+    print(f"{len(found):,} shards were done again by somebody else, those that agree least first:")
+    for each in found:
+        print(
+            f"  {each.share:>6.1%} of {each.claimed:>6,} pairs  shard {each.number}  "
+            f"{each.nickname}, checked by {each.checker}"
+        )
     return 0
 
 

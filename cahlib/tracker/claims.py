@@ -9,21 +9,28 @@ import hashlib
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Update, bindparam, func, select, update
+from sqlalchemy import Select, Update, and_, bindparam, func, select, update
 
 from cahlib.tracker.rules import Kind, Unknown, Worker
-from cahlib.tracker.schema import failures, shards, workers
+from cahlib.tracker.schema import again, failures, shards, workers
 from cahlib.tracker.store import following
 
 BY_SECRET = select(
     workers.c.id, workers.c.name, workers.c.nickname, workers.c.kind, workers.c.last_seen
 ).where(workers.c.secret == bindparam("hash"), ~workers.c.gone)
 
-#: Of a shard: this worker has not failed with it.
-_UNTRIED = ~(
-    select(1)
-    .where(failures.c.shard == shards.c.number, failures.c.worker == bindparam("me"))
-    .exists()
+#: Of a shard: this worker has not failed with it, and it does not check work of the same person.
+_UNTRIED = and_(
+    ~(
+        select(1)
+        .where(failures.c.shard == shards.c.number, failures.c.worker == bindparam("me"))
+        .exists()
+    ),
+    ~(
+        select(1)
+        .where(again.c.number == shards.c.number, again.c.avoid == bindparam("nickname"))
+        .exists()
+    ),
 )
 
 

@@ -11,16 +11,17 @@ out is still its worker's until somebody else takes the shard: late work is not 
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, select, update
 
 from cahlib.records import Shard, Stage, Tally
-from cahlib.tracker import credit, names, people, uids
+from cahlib.tracker import checks, credit, names, people, uids
 from cahlib.tracker.claims import BY_SECRET, claiming, coming, completing, found, hashed
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import (
@@ -95,7 +96,7 @@ class Crowd:
         ``old``: by the old protocol, whose workers hold one shard at most and give it back by
         asking for another. They do not say why, and may have failed: so the attempt counts.
         """
-        with self._as(secret) as (connection, worker):
+        with self.acting(secret) as (connection, worker):
             if old:
                 self._release(connection, worker, _HELD, back=0)
             lease = self._claim(connection, worker, old=old)
@@ -107,12 +108,12 @@ class Crowd:
         """Whether this worker will be given no shard any more, whatever the others do."""
         with self._database.read() as connection:
             worker = found(connection.execute(BY_SECRET, {"hash": hashed(secret)}).first())
-            return connection.execute(coming(worker.kind), {"me": worker.id}).first() is None
+            return connection.execute(coming(worker.kind), _me(worker)).first() is None
 
     def _claim(self, connection: Connection, worker: Worker, *, old: bool) -> Lease | None:
         lane = 1 if old and worker.kind is Kind.GPU else 0
         values = {
-            "me": worker.id,
+            **_me(worker),
             "until": self._clock() + (self.rules.old_lease if old else self.rules.lease),
             "most": self.rules.most_held,
         }
@@ -131,7 +132,7 @@ class Crowd:
 
         ``old``: whatever it holds, by the old protocol.
         """
-        with self._as(secret, progress) as (connection, worker):
+        with self.acting(secret, progress) as (connection, worker):
             which = _HELD if old else shards.c.number.in_(numbers)
             lease = self.rules.old_lease if old else self.rules.lease
             renewed = (
@@ -144,13 +145,13 @@ class Crowd:
 
     def held(self, secret: str) -> list[int]:
         """The shards whose leases a worker has."""
-        with self._as(secret) as (connection, worker):
+        with self.acting(secret) as (connection, worker):
             query = select(shards.c.number).where(shards.c.worker == worker.id, _HELD)
             return sorted(connection.execute(query).scalars())
 
     def complete(self, secret: str, number: int, result: Result) -> Closed:
         """Close a shard whose pairs are made; those that another brought first do not count."""
-        with self._as(secret) as (connection, worker):
+        with self.acting(secret) as (connection, worker):
             if worker.kind is Kind.CPU:
                 raise Invalid("A CPU worker brings a parcel; it has no pairs to count.")
             values = {
@@ -168,6 +169,9 @@ class Crowd:
             if late:
                 left = {"pairs": result.pairs - len(late), "tally": result.account(late=len(late))}
                 connection.execute(update(shards).where(shards.c.number == number).values(**left))
+            checks.compare(connection, number, result.uids or ())
+            if result.uids and random.random() < self.rules.verify:
+                checks.begin(self._database, connection, number, worker.nickname)
             self._count(connection, worker, done=1, pairs=result.pairs - len(late))
             return Closed(counted=True, lost=tuple(late))
 
@@ -181,7 +185,7 @@ class Crowd:
         old: bool = False,
     ) -> bool:
         """A CPU worker's parcel is there: work for a GPU; False if that was known already."""
-        with self._as(secret) as (connection, worker):
+        with self.acting(secret) as (connection, worker):
             if worker.kind is not Kind.CPU:
                 raise Invalid("Only a CPU worker brings a parcel.")
             brought = {"state": "scraped", "lane": int(old), "attempts": 0, "parcel": parcel}
@@ -198,24 +202,24 @@ class Crowd:
 
     def give_back(self, secret: str, number: int) -> None:
         """A leased shard is free again, and the attempt does not count."""
-        with self._as(secret) as (connection, worker):
+        with self.acting(secret) as (connection, worker):
             if not self._release(connection, worker, shards.c.number == number):
                 raise self._refusal(connection, number)
 
     def leave(self, secret: str) -> None:
         """The worker goes; what it held is free again."""
-        with self._as(secret) as (connection, worker):
+        with self.acting(secret) as (connection, worker):
             self._dismiss(connection, worker)
 
     def fail(self, secret: str, number: int, error: str) -> bool:
         """A worker failed with a shard; True if it is set aside, having failed for several."""
-        with self._as(secret) as (connection, worker):
+        with self.acting(secret) as (connection, worker):
             attempts = self._part(connection, worker, number, error)
             return self._blame(connection, worker.id, number, attempts, error)
 
     def refetch(self, secret: str, number: int, error: str) -> bool:
         """A GPU worker cannot fetch a parcel; if two cannot, somebody else scrapes it anew."""
-        with self._as(secret) as (connection, worker):
+        with self.acting(secret) as (connection, worker):
             if worker.kind is not Kind.GPU:
                 raise Invalid("Only a GPU worker fetches parcels.")
             attempts = self._part(connection, worker, number, error)
@@ -249,35 +253,13 @@ class Crowd:
 
     def taken(self, secret: str, number: int, keys: Sequence[str]) -> list[str]:
         """Return which of these pairs a completed shard has; this one leaves them to it."""
-        with self._as(secret) as (connection, worker):
+        with self.acting(secret) as (connection, worker):
             if worker.kind is Kind.CPU:
                 raise Invalid("A CPU worker brings a parcel, and names no pairs.")
             self._must(connection, number, and_(*_mine(worker)))
             named, most = map(bytes.fromhex, keys), self.rules.most_pairs
             owned = uids.taken(self._database, connection, number, named, most=most)
             return [key.hex() for key in owned]
-
-    def bring(self, secret: str, urls: Mapping[int, str]) -> int:
-        """Take parcels of whole WAT files; how many were offered and are free yet, or his."""
-        with self._as(secret) as (connection, worker):
-            if worker.kind is not Kind.CPU:
-                raise Invalid("Only a CPU worker brings a parcel.")
-            offered = (shards.c.state == "todo") & (shards.c.expires > 0)
-            mine = (shards.c.state == "leased") & (shards.c.worker == worker.id)
-            brought = 0
-            for number, url in sorted(urls.items()):
-                delivered = (
-                    update(shards)
-                    .where(shards.c.number == number, or_(offered, mine))
-                    .values(
-                        state="scraped", lane=1, attempts=0, worker=None, scraper=worker.id,
-                        parcel={"url": url},
-                    )
-                )  # fmt: skip
-                brought += int(connection.execute(delivered).rowcount)
-            if brought:
-                self._count(connection, worker, scraped=brought)
-            return brought
 
     def expel(self, number: int) -> None:
         """Send a worker away by its id: what it held is free again."""
@@ -315,7 +297,7 @@ class Crowd:
         return int(connection.execute(freed).rowcount)
 
     @contextmanager
-    def _as(self, secret: str, progress: str = "") -> Iterator[tuple[Connection, Worker]]:
+    def acting(self, secret: str, progress: str = "") -> Iterator[tuple[Connection, Worker]]:
         """A transaction in a worker's name, which is seen to be alive."""
         with self._database.write() as connection:
             row = connection.execute(BY_SECRET, {"hash": hashed(secret)}).first()
@@ -392,6 +374,10 @@ class Crowd:
     def _count(self, connection: Connection, worker: Worker, **more: int) -> None:
         """Add to what a worker and the person behind it have done."""
         credit.count(self._database, connection, worker.id, worker.nickname, **more)
+
+
+def _me(worker: Worker) -> dict[str, Any]:
+    return {"me": worker.id, "nickname": worker.nickname}
 
 
 def _mine(worker: Worker) -> tuple[Any, ...]:

@@ -187,7 +187,8 @@ def markasdone_cpu(request: Request, whole: Whole) -> dict[str, Any]:
             for number in whole.shards
             if 0 <= number < 2**31
         }
-        completed = of(request).crowd.bring(whole.token, urls)
+        service = of(request)
+        completed = wholes.bring(service.crowd, service.database, whole.token, urls)
     except Refusal as refusal:
         return {"status": "failed", "detail": str(refusal)}
     if not completed:

@@ -48,6 +48,7 @@ class Rules:
     #: a shard's most pairs: LAION found about 17,000 candidates in a whole WAT file
     most_pairs: int = 20_000
     most_held: int = 256  #: shards that one worker may hold
+    verify: float = 0  #: share of finished shards that somebody else does again, 0 … 1
     upload: str = ""  #: where CPU workers bring their parcels: a URL that fsspec knows
     old_upload: str = ""  #: the same for the old protocol: what its clients hand to rsync
 

@@ -10,6 +10,7 @@ taken. When that does not bring it, the next shard that had it is passed over ag
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 
@@ -28,7 +29,8 @@ def taken(
 
     Raise Invalid if it leaves more than ``most``.
     """
-    found = _owned(connection, keys)
+    checked = select(again.c.checks).where(again.c.number == number)
+    found = _owned(connection, keys, but=connection.execute(checked).scalar())
     _leave(database, connection, number, found)
     if found:
         count = select(func.count()).where(lost.c.shard == number)
@@ -101,14 +103,17 @@ def revive(database: Database, connection: Connection, keys: Iterable[bytes]) ->
     if first and not database.is_sqlite:
         connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
     for number, uids in sorted(first.items()):
-        passed = _pass_again(database, connection, number)
+        passed = pass_again(database, connection, number)
         for batch in _batches(uids):
             mine = (lost.c.shard == number) & lost.c.uid.in_(batch)
             connection.execute(update(lost).where(mine).values(again=passed))
 
 
-def _pass_again(database: Database, connection: Connection, number: int) -> int:
-    """Add a second pass over a shard; return its number."""
+def pass_again(database: Database, connection: Connection, number: int, **check: Any) -> int:
+    """Add a second pass over a shard, which may be a check of it; return its number.
+
+    The table of the WATs must be locked.
+    """
     root = select(again.c.of).where(again.c.number == number)
     of = connection.execute(root).scalar() or number
     row = connection.execute(select(shards).where(shards.c.number == of)).one()
@@ -116,14 +121,17 @@ def _pass_again(database: Database, connection: Connection, number: int) -> int:
     fresh = 2 * (last // 2 + 1) + row.half
     values = {"number": fresh, "id": f"{row.id[:180]}-again{fresh}", "url": row.url}
     connection.execute(database.insert(shards).values(half=row.half, **values))
-    connection.execute(database.insert(again).values(number=fresh, of=of))
+    connection.execute(database.insert(again).values(number=fresh, of=of, **check))
     return int(fresh)
 
 
-def _owned(connection: Connection, keys: Iterable[bytes]) -> list[bytes]:
+def _owned(connection: Connection, keys: Iterable[bytes], *, but: int | None = None) -> list[bytes]:
+    """Return which pairs a shard has, ``but`` for one."""
     found: list[bytes] = []
     for batch in _batches(keys):
         query = select(pairs.c.uid).where(pairs.c.uid.in_(batch))
+        if but is not None:
+            query = query.where(pairs.c.shard != but)
         found += connection.execute(query).scalars()
     return found
 

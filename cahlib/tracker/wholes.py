@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+from collections.abc import Mapping
 
+from sqlalchemy import Connection, or_, select, update
+
+from cahlib.tracker import credit
+from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.database import Database
-from cahlib.tracker.rules import Rules
+from cahlib.tracker.rules import Invalid, Kind, Rules
 from cahlib.tracker.schema import shards, wats
 
 
@@ -47,3 +51,24 @@ def find(database: Database, url: str) -> list[int]:
     with database.read() as connection:
         number = connection.execute(select(wats.c.number).where(wats.c.url == url)).scalar()
     return [] if number is None else [2 * number, 2 * number + 1]
+
+
+def bring(crowd: Crowd, database: Database, secret: str, urls: Mapping[int, str]) -> int:
+    """Take parcels of whole WAT files; how many were offered and are free yet, or his."""
+    with crowd.acting(secret) as (connection, worker):
+        if worker.kind is not Kind.CPU:
+            raise Invalid("Only a CPU worker brings a parcel.")
+        offered = (shards.c.state == "todo") & (shards.c.expires > 0)
+        mine = (shards.c.state == "leased") & (shards.c.worker == worker.id)
+        scraped = {"state": "scraped", "lane": 1, "attempts": 0, "worker": None}
+        brought = 0
+        for number, url in sorted(urls.items()):
+            delivered = (
+                update(shards)
+                .where(shards.c.number == number, or_(offered, mine))
+                .values(scraper=worker.id, parcel={"url": url}, **scraped)
+            )
+            brought += int(connection.execute(delivered).rowcount)
+        if brought:
+            credit.count(database, connection, worker.id, worker.nickname, scraped=brought)
+        return brought

@@ -1,0 +1,57 @@
+"""A finished shard is done again by somebody else; whoever invents pairs is seen by it."""
+
+import pytest
+
+from cahlib.cli import main
+from cahlib.records import Tally
+from cahlib.tracker import board, checks, intake
+from cahlib.tracker.crowd import Crowd
+from cahlib.tracker.rules import Kind, Result, Rules
+
+PAIRS = [f"{n:032x}" for n in range(10)]
+
+
+@pytest.fixture
+def crowd(database, clock):
+    return Crowd(database, Rules(verify=1), clock=clock)
+
+
+def bring(crowd, secret, number, uids):
+    keys = tuple(map(bytes.fromhex, uids))
+    crowd.taken(secret, number, uids)
+    closed = crowd.complete(secret, number, Result(pairs=len(keys), uids=keys, tally=Tally()))
+    return [key.hex() for key in closed.lost]
+
+
+def test_a_check_finds_who_invents_pairs(crowd, fill, database, url, capsys):
+    fill(1)
+    ann, eve = (crowd.register(name, Kind.HYBRID)[1] for name in ("ann", "eve"))
+    honest, invented = crowd.lease(ann).number, crowd.lease(eve).number
+    assert bring(crowd, ann, honest, PAIRS[:4]) == []
+    assert bring(crowd, eve, invented, ["ab" * 16, "cd" * 16]) == []
+    own = crowd.lease(ann)
+    assert own.shard.id.startswith("wat000000-1-again")  # eve's; its own is for others
+    assert crowd.taken(ann, own.number, [PAIRS[0], "ab" * 16]) == [PAIRS[0]]
+    assert bring(crowd, ann, own.number, PAIRS[4:7]) == []
+    assert crowd.lease(ann) is None and crowd.finished(ann)
+    other = crowd.lease(eve)
+    # what was there before stays the first one's; an image is gone, and another one is found
+    assert bring(crowd, eve, other.number, PAIRS[1:4] + PAIRS[7:8]) == PAIRS[1:4]
+    assert crowd.lease(eve) is None  # a check is not checked
+    told = [(c.nickname, c.checker, c.agreed, c.claimed) for c in checks.results(database)]
+    assert told == [("eve", "ann", 0, 2), ("ann", "eve", 3, 4)]
+    counts = board.counts(database)
+    assert (counts.total, counts.done, counts.pairs) == (4, 4, 4 + 2 + 3 + 1)
+    assert main(["tracker", "checks", "--database", url]) == 0
+    said = capsys.readouterr().out
+    assert "0.0% of      2 pairs  shard 1  eve, checked by ann" in said and "75.0%" in said
+    crowd.expel(crowd.known(eve).id)
+    assert intake.undo(database, board.named(database, "eve")[0]) == 2
+
+
+def test_no_shard_is_checked_unless_it_is_asked_for(database, fill, clock):
+    fill(1)
+    crowd = Crowd(database, Rules(), clock=clock)
+    ann = crowd.register("ann", Kind.HYBRID)[1]
+    bring(crowd, ann, crowd.lease(ann).number, PAIRS)
+    assert board.counts(database).total == 2 and checks.results(database) == []
