@@ -52,7 +52,7 @@ def swarm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swarm")
     keys = Keys(folder / "keys")
     goods = install.package(folder / "wheel")
-    with hosts.Hosts(folder) as machines:
+    with hosts.Hosts(folder, pip=True) as machines:
         for name in ("alpha", "beta"):
             machines.boot(name, user_data(keys, name))
         swarm = Swarm(machines, keys, goods)
