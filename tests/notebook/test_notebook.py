@@ -4,7 +4,6 @@ import ast
 import subprocess
 import sys
 
-import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -47,6 +46,8 @@ def execute(path, **more):
 
 
 def test_the_cells_are_thin():
+    import nbformat  # takes a second and a half
+
     book = nbformat.read(notebooks.NOTEBOOK, as_version=4)
     nbformat.validate(book)
     sources = [cell.source for cell in book.cells if cell.cell_type == "code"]

@@ -7,10 +7,10 @@ import json
 import random
 from pathlib import Path
 
-import open_clip
-import torch
 from PIL import Image as Picture
 from safetensors.torch import save_file
+
+from cahlib.curate.frameworks import open_clip, torch
 
 # Two threads would mostly wait for each other, with so small a model on a busy machine.
 torch.set_num_threads(1)
