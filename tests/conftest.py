@@ -7,11 +7,13 @@ each of these has a network of its own.
 import os
 import signal
 import socket
+import sys
 
 import hypothesis
 import pytest
 
 from tests import quick
+from tests.world import forks
 from tests.world.isolation import isolate
 
 # Side by side, or in processes of their own, models would wait for each other's threads.
@@ -59,6 +61,11 @@ def pytest_collection(session):
         quick.enforce()
 
 
+def pytest_collection_finish(session):
+    if "distributed" in sys.modules and not session.config.getoption("quick"):
+        forks.scrape()
+
+
 @pytest.fixture(autouse=True)
 def _closed_world(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(socket.socket, "connect", _guarded)
@@ -75,11 +82,12 @@ _APART = (
     "notebook/test_notebook.py", "swarm/test_fleet.py", "swarm/test_watch.py",
     "tracker/test_chaos.py", "tracker/test_schema.py", "tracker/test_together.py",
 )  # fmt: skip
-#: What takes longest, each a minute or so in one process; no process shall begin it at the end.
+#: What takes longest, the longest first; no process shall begin one of them at the end.
 _FIRST = (
-    "swarm/test_remote.py", "acceptance/test_demo.py", "notebook/test_lab.py",
-    "acceptance/test_kaggle.py", "acceptance/test_swarm.py", "swarm/test_watch.py",
-    "tracker/test_chaos.py", "tracker/test_together.py", "notebook/test_notebook.py",
+    "notebook/test_lab.py", "acceptance/test_kaggle.py", "acceptance/test_demo.py",
+    "acceptance/test_swarm.py", "swarm/test_remote.py", "acceptance/test_committed.py",
+    "swarm/test_watch.py", "notebook/test_notebook.py", "tracker/test_chaos.py",
+    "acceptance/test_bad_input.py", "tracker/test_together.py", "kaggle/test_shell.py",
 )  # fmt: skip
 
 
@@ -104,4 +112,5 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(config, items):
     """In several processes, begin with what takes longest; the order is random but for that."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: _place(item.nodeid) not in _FIRST)
+        first = {place: number - len(_FIRST) for number, place in enumerate(_FIRST)}
+        items.sort(key=lambda item: first.get(_place(item.nodeid), 0))

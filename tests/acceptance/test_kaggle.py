@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,10 +21,10 @@ from cahlib.config import Job, Output, replace, settings
 from cahlib.curate.seal import seals
 from cahlib.curate.verify import verify
 from cahlib.demo import world
-from cahlib.demo.web import Answer, Web
+from cahlib.demo.web import Answer
 from tests.acceptance.test_demo import rows
 from tests.world import cloud as clouds
-from tests.world import command, hosts, jobs, kaggle
+from tests.world import command, forks, hosts, jobs, kaggle, small
 from tests.world.crawl import NAME
 
 TOKEN = "hcloud-token-of-ada"
@@ -80,10 +81,9 @@ class Machine:
         where = f"    inputs=__import__('pathlib').Path({str(inputs)!r}),\n    hours="
         script = script.replace("    hours=", where)
         with (self.folder / "log").open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", script], cwd=working, stdout=log, stderr=log,
-                env=self.environment, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            self.process = forks.start(
+                ["-c", script], env=self.environment, cwd=working, stdout=log
+            )
         return kaggle.Kernel(request, ["RUNNING"])
 
     def look(self, name: str) -> None:
@@ -128,12 +128,20 @@ def launched(tmp_path, job, *, cell=_RUN, **more) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def crawled(shown: world.World, number: int) -> Web:
-    """The demo's web with a crawl of many WAT files, which are all the same."""
-    names = [f"crawl-data/{NAME}/{n}.warc.wat.gz" for n in range(number)]
-    listed = gzip.compress("".join(f"{name}\n" for name in names).encode())
-    crawl = {f"/{name}": Answer(body=shown.wat, type="application/gzip") for name in names}
-    return Web({f"/crawl-data/{NAME}/wat.paths.gz": Answer(body=listed), **crawl, **shown.answers})
+class Crawled(small.Pictures):
+    """A crawl of many small WAT files, and a web whose owners let a run take its time."""
+
+    def __init__(self, files: int) -> None:
+        super().__init__()
+        paths = [f"crawl-data/{NAME}/{n:05}.warc.wat.gz" for n in range(files)]
+        listed = gzip.compress("".join(f"{path}\n" for path in paths).encode())
+        self._crawl = {f"/crawl-data/{NAME}/wat.paths.gz": Answer(body=listed)}
+        for path in paths:
+            body = small.file(Path(path).name[:5], links=21)  # three for each host
+            self._crawl[f"/{path}"] = Answer(body=body, type="application/gzip")
+
+    def answer(self, request):
+        return self._crawl.get(urlsplit(request.url).path) or super().answer(request)
 
 
 def session(job, service, folder, hours):
@@ -151,12 +159,12 @@ def session(job, service, folder, hours):
 
 def test_a_session_ends_within_its_limit_and_the_next_one_goes_on(tmp_path):
     """On a slow machine a session ends before its first shard; then the next one has longer."""
-    with crawled(world.build(), 20) as web, kaggle.serve(kaggle.Service()) as service:
-        job = demo.job(str(tmp_path / "dataset"), web)
+    with Crawled(20) as web, kaggle.serve(kaggle.Service()) as service:
         job = replace(
-            job, crawl=NAME, base_url=f"http://{web.address}/", nickname="ada", workers=1,
+            small.job(tmp_path, tmp_path / "dataset", web),
+            crawl=NAME, base_url=f"http://{web.address}/", nickname="ada", per_second=1,
         )  # fmt: skip
-        hours, done = 0.006, set()
+        hours, done = 0.004, set()
         while not done:
             done, hours = session(job, service, tmp_path / f"first{hours}", hours), 2 * hours
         assert len(done) < 40  # they take minutes

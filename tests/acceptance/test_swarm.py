@@ -8,7 +8,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from functools import partial
@@ -46,13 +45,7 @@ def own(cloud):
 
 
 def cah(cloud, *arguments):
-    ran = subprocess.run(
-        [sys.executable, "-m", "cahlib.cli", *map(str, arguments)],
-        env={**command.environment(), **own(cloud)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    ran = command.cah(*arguments, **own(cloud))
     assert not any(token in ran.stdout + ran.stderr for token in TOKENS)
     return ran
 
@@ -142,12 +135,8 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
 def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_path):
     with world.build().serve(host=cloud.hosts.address) as web:
         job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
-        line = [sys.executable, "-m", "cahlib.cli", "run", *command.options(job)]
         with open(tmp_path / "said", "w+") as said:
-            run = subprocess.Popen(
-                [str(word) for word in line], env={**command.environment(), **own(cloud)},
-                stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-            )  # fmt: skip
+            run = command.started("run", *command.options(job), stdout=said, **own(cloud))
             until(lambda: "scrape " in (tmp_path / "said").read_text())
             run.send_signal(signal.SIGINT)
             until(lambda: "Ctrl-C again" in (tmp_path / "said").read_text())
@@ -186,16 +175,12 @@ def test_a_closed_terminal_leaves_no_server(cloud, tmp_path):
     ours, theirs = pty.openpty()
     with world.build().serve(host=cloud.hosts.address) as web:
         job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
-        line = [sys.executable, "-m", "cahlib.cli", "run", *command.options(job)]
-        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` would be handed down
-        process = subprocess.Popen(
-            line, env={**command.environment(), **own(cloud)}, stdin=subprocess.DEVNULL,
-            stdout=theirs, stderr=theirs,
-        )  # fmt: skip
-        signal.signal(signal.SIGHUP, before)
+        with open(theirs, "w") as terminal:
+            process = command.started(
+                "run", *command.options(job), stdout=terminal, **own(cloud)
+            )  # fmt: skip
         try:
             until(lambda: len(cloud.servers()) > 1)
-            os.close(theirs)
             os.close(ours)  # whatever is printed from now on is an error
             for _ in range(2):  # by the kernel, and by the shell
                 process.send_signal(signal.SIGHUP)

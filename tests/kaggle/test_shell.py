@@ -12,7 +12,7 @@ import pytest
 from cahlib.swarm import hetzner
 from cahlib.swarm.planner import Limits, plan
 from tests.world import cloud as clouds
-from tests.world import kaggle
+from tests.world import forks, kaggle
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "kaggle.sh"
@@ -150,7 +150,7 @@ OWN = {"CAH_THRESHOLD": "0.3"}  # which a model of one's own needs
 def test_a_mistake_gets_a_sentence(told, code, sentence, environment):
     Path("models").mkdir()
     with kaggle.serve(kaggle.Service()) as service:
-        ran = run("bash", f". {SCRIPT}", environment | told)
+        ran = forks.run(["-m", "cahlib.kaggle"], env=environment | told)  # the script's last line
     assert (ran.returncode, sentence in ran.stdout) == (code, True), ran.stdout + ran.stderr
     assert "Traceback" not in ran.stdout + ran.stderr and not service.pushed
 
@@ -161,7 +161,7 @@ def test_servers_that_nobody_works_with_are_told_of(environment):
             labels={"project": "cahlib", "run": "old"}, created="2026-01-01T00:00:00+00:00"
         )
         told = {"CAH_NICKNAME": "", "HCLOUD_TOKEN": "token", "HCLOUD_ENDPOINT": cloud.url}
-        ran = run("bash", f". {SCRIPT}", environment | told)
+        ran = forks.run(["-m", "cahlib.kaggle"], env=environment | told)
     assert ran.returncode == 2 and "nickname: choose one" in ran.stdout
     assert "until you type `cah swarm down --run old`" in ran.stderr
 

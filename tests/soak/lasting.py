@@ -34,7 +34,7 @@ from cahlib.curate.seal import seals
 from cahlib.curate.verify import verify
 from cahlib.demo.web import Answer, Request
 from cahlib.records import Reason, Stage
-from tests.world import command, small
+from tests.world import command, forks, small
 
 NAME = "CC-MAIN-2024-10"
 LINKS = 40  #: in a shard
@@ -81,7 +81,7 @@ class Watch:
         default_factory=lambda: defaultdict(list)
     )  #: by kind and id: seconds, MiB, open files
 
-    def look(self, process: subprocess.Popen[str]) -> None:
+    def look(self, process: forks.Process) -> None:
         with suppress(psutil.Error):
             judge = psutil.Process(process.pid)
             for each in [judge, *judge.children(recursive=True)]:
@@ -154,7 +154,7 @@ def _launched(job: Job, watch: Watch) -> int:
 
 
 @contextmanager
-def _started(job: Job) -> Iterator[subprocess.Popen[str]]:
+def _started(job: Job) -> Iterator[forks.Process]:
     """A launch, which does not outlive this."""
     process = command.started("run", *command.options(job))
     reader = threading.Thread(target=process.stdout.read)  # type: ignore[union-attr]
@@ -166,7 +166,7 @@ def _started(job: Job) -> Iterator[subprocess.Popen[str]]:
         reader.join()
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill(process: forks.Process) -> None:
     with suppress(psutil.Error):
         left = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -192,9 +192,7 @@ def _chaos(
             return events, launches
 
 
-def _happens(
-    event: str, process: subprocess.Popen[str], web: Crawl, fill: Callable[[bool], bool]
-) -> bool:
+def _happens(event: str, process: forks.Process, web: Crawl, fill: Callable[[bool], bool]) -> bool:
     """One disturbance; whether it could be."""
     if event == "scraper":
         with suppress(psutil.Error):

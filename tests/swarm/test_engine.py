@@ -10,6 +10,7 @@ import sys
 import threading
 from contextlib import suppress
 
+import dask
 import psutil
 import pytest
 
@@ -57,7 +58,7 @@ def test_a_job_whose_worker_is_killed_is_done_by_another(scrapers, tmp_path):
 
 
 def test_scrapers_that_are_killed_while_they_start_end_the_run_with_a_sentence():
-    """As the kernel does where memory is short."""
+    """As the kernel does where memory is short; a fork would have started before it is found."""
     ended = threading.Event()
 
     def kill():
@@ -71,6 +72,7 @@ def test_scrapers_that_are_killed_while_they_start_end_the_run_with_a_sentence()
     killer.start()
     try:
         with (
+            dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
             pytest.raises(RunError, match="could not be started .* run the same command again"),
             engine.local(1),
         ):

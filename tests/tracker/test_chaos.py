@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -23,13 +19,13 @@ from cahlib.tracker import board, intake
 from cahlib.tracker.client import Refused, Tracker, TrackerAway
 from cahlib.tracker.database import Database, DatabaseAway
 from cahlib.tracker.migrate import migrate
+from tests.world import command
 from tests.world import postgres as servers
 from tests.world.jobs import LIMIT, until
 
 from .conftest import wats
 
-ROOT = Path(__file__).parent.parent.parent
-SHARDS, THREADS = 1000, 64
+SHARDS, THREADS = 500, 64
 
 
 class Server:
@@ -44,13 +40,11 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        code = "import sys; from cahlib.cli import main; sys.exit(main(sys.argv[1:]))"
-        options = ["--port", str(self.port), "--rate", "0", "--lease-minutes", "0.1"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, "tracker", "serve", *options],
-            env=os.environ | {"CAH_TRACKER_DATABASE": self._database, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.DEVNULL,
-        )
+        options = ["--port", self.port, "--rate", "0", "--lease-minutes", "0.1"]
+        with open(os.devnull, "w") as nowhere:
+            self.process = command.started(
+                "tracker", "serve", *options, stdout=nowhere, CAH_TRACKER_DATABASE=self._database
+            )
         until(self._listens)
 
     def _listens(self) -> bool:
@@ -60,7 +54,7 @@ class Server:
         return False
 
     def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
 

@@ -6,20 +6,14 @@ It earns its half minute: nothing less shows that the datasets of all hold each 
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import subprocess
-import sys
 import threading
-import urllib.request
 from collections import Counter
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from cahlib import demo
 from cahlib.config import Crawl, replace
-from cahlib.demo import world
 from cahlib.demo.web import Web
 from cahlib.records import Shard
 from cahlib.run import run
@@ -32,27 +26,15 @@ from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.rules import Kind, Rules
 from cahlib.tracker.service import Settings
+from tests.world import command, small
 from tests.world.trackers import serving
 
-ROOT = Path(__file__).parent.parent.parent
 ANY = Limits(address=0, worker=0, newcomers=0)
 
 
-def command(what, job, tracker, nickname, output):
+def started(what, job, tracker, nickname, output):
     mine = replace(job, tracker=tracker, nickname=nickname, output=str(output), crawl="", workers=1)
-    arguments = [sys.executable, "-m", "cahlib.cli", what]
-    for name, value in mine.values().items():
-        text = ",".join(value) if isinstance(value, list) else value
-        text = {True: "yes", False: "no"}.get(text, text) if isinstance(text, bool) else text
-        arguments.append(f"--{name.replace('_', '-')}={text}")
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=output.parent,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    return command.started(what, *command.options(mine), cwd=output.parent)
 
 
 def uids(folder):
@@ -66,20 +48,18 @@ def uids(folder):
 def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
-    with world.build().serve(0) as web:
-        job = demo.job(str(tmp_path / "x"), web)
+    with small.Pictures() as web:
         # the same crawl under several names: each pair is in many shards
-        with urllib.request.urlopen(job.crawl.crawl) as answer:
-            wat = answer.read()
-        for n in range(2):
-            (tmp_path / f"demo{n}.warc.wat.gz").write_bytes(wat)
+        for n in range(4):
+            (tmp_path / f"demo{n}.warc.wat.gz").write_bytes(small.file("same", links=40))
+        job = small.job(tmp_path, tmp_path / "x", web)
         intake.add(database, shards(Crawl(crawl=str(tmp_path / "*.wat.gz"))))
         rules = Rules(upload=f"file://{tmp_path / 'parcels'}", lease=60)
         app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
         with serving(app) as tracker:
             who = [("run", "ann"), ("run", "bob"), ("worker", "carl"), ("gpu", "gus")]
             running = {
-                name: command(what, job, tracker, name, tmp_path / name) for what, name in who
+                name: started(what, job, tracker, name, tmp_path / name) for what, name in who
             }
             said = {name: process.communicate()[0] for name, process in running.items()}
     assert {name: process.returncode for name, process in running.items()} == dict.fromkeys(
@@ -87,7 +67,7 @@ def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
     ), said
     counts = board.counts(database)
     database.close()
-    assert (counts.done, counts.failed, counts.total) == (4, 0, 4), said
+    assert (counts.done, counts.failed, counts.total) == (8, 0, 8), said
     made = Counter(uid for name in ("ann", "bob", "gus") for uid in uids(tmp_path / name))
     assert made and set(made.values()) == {1}
     assert counts.pairs == len(made)

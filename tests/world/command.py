@@ -1,7 +1,8 @@
-"""The command `cah` as a process of its own, as a user starts it, or within the tests' own.
+"""The command `cah` as a process of its own, or within the tests' own.
 
-A process costs the seconds in which it imports torch; only what is killed, or is somebody else's
-environment, needs one.
+Only what is killed, pressed Ctrl-C or has an environment of its own needs a process; those here are
+forks, for a start costs the seconds in which it imports torch. How `cah` starts is tried by
+`tests.acceptance.test_secrets`, `tests.acceptance.test_bad_input` and others.
 """
 
 from __future__ import annotations
@@ -9,22 +10,22 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from cahlib.cli import main
 from cahlib.config import Job, settings
+from tests.world import forks
+from tests.world.forks import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 
-
-def cah(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(
-        _line(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True
-    )
+def cah(
+    *arguments: str | Path | int, cwd: Path | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; ``more`` is of its environment."""
+    return forks.run(_line(*arguments), env=environment() | more, cwd=cwd)
 
 
 def said(
@@ -40,19 +41,19 @@ def said(
     return subprocess.CompletedProcess(line, code, shown.out, shown.err)
 
 
-def started(*arguments: str | Path | int, **more: str) -> subprocess.Popen[str]:
+def started(
+    *arguments: str | Path | int,
+    cwd: Path | None = None,
+    stdout: int | IO[str] = subprocess.PIPE,
+    stderr: int | IO[str] = subprocess.STDOUT,
+    **more: str,
+) -> forks.Process:
     """Start a command in a process group of its own, as a terminal does."""
-    return subprocess.Popen(
-        _line(*arguments),
-        env=environment() | more,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    env = environment() | more
+    return forks.start(_line(*arguments), env=env, cwd=cwd, stdout=stdout, stderr=stderr)
 
 
-def press_ctrl_c(process: subprocess.Popen[str]) -> None:
+def press_ctrl_c(process: forks.Process) -> None:
     """What a terminal does at Ctrl-C: the signal goes to the whole group."""
     os.killpg(process.pid, signal.SIGINT)
 
@@ -69,7 +70,7 @@ def options(job: Job) -> list[str]:
 
 
 def _line(*arguments: str | Path | int) -> list[str]:
-    return [sys.executable, "-m", "cahlib.cli", *map(str, arguments)]
+    return ["-m", "cahlib.cli", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:

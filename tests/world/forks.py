@@ -1,0 +1,181 @@
+"""Processes that cost no start: each is the fork of one that has all loaded.
+
+To import torch and what else a run needs takes two CPU seconds, what a scraper needs one, and most
+tests that start them are about what they do afterwards. What a start reads but once, such as
+OMP_NUM_THREADS, is that of the first one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).parent.parent.parent
+
+#: What commands import when they need it.
+_LOADED = (
+    "alembic.command", "cahlib.commands.checked", "cahlib.curate.clip", "cahlib.curate.dataset",
+    "cahlib.curate.local", "cahlib.curate.report", "cahlib.curate.verify", "cahlib.demo.world",
+    "cahlib.kaggle.servers", "cahlib.kaggle.session", "cahlib.run", "cahlib.scrapers",
+    "cahlib.swarm.crew", "cahlib.swarm.hetzner", "cahlib.tracker.app", "cahlib.volunteer",
+    "pyarrow.parquet", "uvicorn",
+)  # fmt: skip
+
+
+class Process:
+    """As much of `subprocess.Popen`, for text, as tests ask of a command."""
+
+    def __init__(self, process: Any, stdout: IO[str] | None) -> None:
+        self._process, self.stdout, self.pid = process, stdout, process.pid
+
+    @property
+    def returncode(self) -> int:
+        """Its exit code once it has ended; negative: by this signal."""
+        code = self._process.exitcode
+        return code  # type: ignore[no-any-return]
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("cah", timeout or 0)
+        return self.returncode
+
+    def communicate(self) -> tuple[str, None]:
+        said = ""
+        if self.stdout:
+            with self.stdout as stdout:
+                said = stdout.read()
+        self.wait()
+        return said, None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def scrape() -> None:
+    """Let the scrapers that Dask starts for this very process be forks, too."""
+    import dask
+    from distributed import utils
+
+    _context()
+    utils._forkserver_preload_set = True  # else it would load what it likes
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+
+
+def start(
+    line: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    stdout: int | IO[str] = subprocess.PIPE,
+    stderr: int | IO[str] = subprocess.STDOUT,
+) -> Process:
+    """Start ``python LINE`` (``-m MODULE …`` or ``-c CODE``) in a session of its own.
+
+    It reads nothing; its streams go where `subprocess.Popen` would have them.
+    """
+    context = _context()
+    reader, writer = os.pipe() if stdout == subprocess.PIPE else (-1, -1)
+    out = writer if isinstance(stdout, int) else stdout.fileno()
+    err = out if isinstance(stderr, int) else stderr.fileno()
+    with open(os.devnull) as nothing:
+        streams = [_Stream(each) for each in (nothing.fileno(), out, err)]
+        arguments = (list(line), dict(env), str(cwd or os.getcwd()), streams)
+        process = context.Process(target=_become, args=arguments, daemon=True)
+        process.start()
+    if writer >= 0:
+        os.close(writer)
+    return Process(process, open(reader, encoding="utf-8") if writer >= 0 else None)
+
+
+def _context() -> Any:
+    os.environ["PYTHONPATH"] = str(ROOT)  # by which the process that forks finds this module
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def run(
+    line: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a line to its end, as `subprocess.run` would."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        code = start(line, env=env, cwd=cwd, stdout=out, stderr=err).wait()
+        shown = [each.seek(0) or each.read() for each in (out, err)]
+    return subprocess.CompletedProcess(line, code, *shown)
+
+
+class _Stream:
+    """A file descriptor that is handed to another process."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __reduce__(self) -> tuple[Callable[[Any], int], tuple[Any]]:
+        return _handed, (DupFd(self._number),)
+
+
+def _handed(given: Any) -> int:
+    return int(given.detach())
+
+
+def _become(line: list[str], env: dict[str, str], cwd: str, streams: list[int]) -> None:
+    """Be a Python that was started by this line; what it shares with a fork is undone."""
+    os.setsid()
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    paths = env.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = ["", *(path for path in paths if path not in sys.path)]
+    try:
+        if line[0] == "-m":
+            sys.modules.pop(line[1], None)  # else runpy warns of it
+            sys.argv = line[1:]
+            runpy.run_module(line[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = ["-c", *line[2:]]
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(line[1], "<string>", "exec"), main.__dict__)
+    finally:
+        atexit._run_exitfuncs()
+
+
+if multiprocessing.parent_process() is None and "forkserver" in " ".join(sys.orig_argv):
+    for _module in _LOADED:
+        importlib.import_module(_module)
+    gc.freeze()  # a fork that looked through all of it would copy all of it
+    # pyarrow's jemalloc has one of its own, which it starts anew in a fork
+    _threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    assert len(_threads - {"jemalloc_bg_thd"}) == 1, "in a fork no other thread goes on"
