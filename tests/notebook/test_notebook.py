@@ -71,7 +71,7 @@ def test_settings_are_given_one_by_one_or_together():
 
 def install(folder, **more):
     """Execute the first cell where cahlib and pip are those of a folder."""
-    source = nbformat.read(notebooks.NOTEBOOK, as_version=4).cells[1].source
+    source = "".join(notebooks.read(notebooks.NOTEBOOK)["cells"][1]["source"])
     lines = "\n".join(source.splitlines()[1:])
     fake = folder / "fake"
     (fake / "pip").mkdir(parents=True, exist_ok=True)
