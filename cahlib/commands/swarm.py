@@ -18,8 +18,7 @@ from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.private import named
 
 if TYPE_CHECKING:
-    from cahlib.swarm.hetzner import Hetzner
-    from cahlib.swarm.provider import Server
+    from cahlib.swarm.provider import Account, Server
     from cahlib.swarm.ssh import Login
 
 #: Makes a Job of what was typed, and the environment with what .env adds: the CLI's.
@@ -113,10 +112,13 @@ def reminded(
 def _remind(environment: Mapping[str, str], but: set[str], asking: threading.Event) -> None:
     with suppress(CahError, ModuleNotFoundError, OSError):
         try:
+            from cahlib.scrapers import clouds
+            from cahlib.swarm.provider import usable
             from cahlib.swarm.runs import forsaken
         finally:
             asking.set()
-        for sentence in forsaken(_accounts(environment), but=but):
+        good, _ = usable(clouds(environment.get("HCLOUD_TOKEN", "")))
+        for sentence in forsaken(good, but=but):
             say(f"cah: {sentence}")
 
 
@@ -129,7 +131,7 @@ def say(sentence: str) -> None:
 
 def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.config import replace
-    from cahlib.scrapers import orders
+    from cahlib.scrapers import clouds, orders
     from cahlib.swarm import crew
 
     if chosen.nodes is not None:
@@ -137,13 +139,13 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     if not job.place.has_servers:
         raise ConfigError("swarm: say how many servers, `cah swarm up N`, or how many --cores.")
     wanted = orders(job)
-    clouds = _accounts(environment)
-    plan = crew.planned(clouds, wanted)
+    accounts = clouds(environment.get("HCLOUD_TOKEN", ""))
+    plan = crew.planned(accounts, wanted)
     print(plan.table(), _UNATTENDED, crew.already(plan, wanted.state), sep="\n")
     if not agreed("Make these servers?", yes=chosen.yes):
         return 2
     try:
-        for login in crew.up(clouds, wanted, tell=print):
+        for login in crew.up(accounts, wanted, tell=print):
             print(f"{login.name} at {login.address} is up")
     finally:
         print(
@@ -279,10 +281,15 @@ def _logins(job: Job, environment: Mapping[str, str], node: str | None) -> Seque
     return crew.logins(chosen, _state(job))
 
 
-def _accounts(environment: Mapping[str, str]) -> Sequence[Hetzner]:
+def _accounts(environment: Mapping[str, str]) -> Sequence[Account]:
+    """Return the accounts whose tokens are good, and name the others."""
     from cahlib.scrapers import clouds
+    from cahlib.swarm.provider import usable
 
-    return clouds(environment.get("HCLOUD_TOKEN", ""))
+    good, left_out = usable(clouds(environment.get("HCLOUD_TOKEN", "")))
+    for sentence in left_out:
+        print(f"cah: {sentence}", file=sys.stderr)
+    return good
 
 
 def _state(job: Job) -> Path:

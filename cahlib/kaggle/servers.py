@@ -15,7 +15,7 @@ from cahlib.scrapers import orders, state
 from cahlib.swarm import crew
 from cahlib.swarm.hetzner import Hetzner
 from cahlib.swarm.planner import plan
-from cahlib.swarm.provider import mark
+from cahlib.swarm.provider import Account, mark
 from cahlib.swarm.signals import undisturbed
 
 _MARK = 100.0  # seconds between two notes that the servers are in use
@@ -33,7 +33,8 @@ class Swarm:
         pause: float = 1,
     ) -> None:
         self._pause = pause  #: seconds between two looks at what is left
-        self._accounts, self._tell = accounts, tell
+        self._accounts: Sequence[Account] = accounts
+        self._tell = tell
         self._orders = orders(job)
         self._labels = crew.labels(state(job), run=named(state(job)))
         self._settled = True  #: no request for a server may be unanswered
@@ -43,6 +44,7 @@ class Swarm:
         """What will be made and costs, for people; raises ConfigError if it is too dear."""
         limits = replace(self._orders.limits, hours=hours)
         wanted = plan(self._accounts, limits)
+        self._accounts = wanted.accounts  # what a bad token reaches can be neither made nor deleted
         cost, money = wanted.hourly() * math.ceil(hours), wanted.currency
         if limits.max_cost and cost > limits.max_cost:
             raise ConfigError(
@@ -73,3 +75,5 @@ class Swarm:
             if not self._settled:
                 time.sleep(self._orders.late)  # what was asked for may be made only now
                 crew.down(self._accounts, self._labels, pause=self._pause)
+        if account := crew.settled(self._orders.state, self._labels):
+            self._tell(f"the servers are gone. {account}")

@@ -18,6 +18,7 @@ from typing import TypeAlias
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import image, wheel
 from cahlib.swarm.node import HOME
+from cahlib.swarm.planner import scrapers
 from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
 
 LOG = f"{HOME}/crawl.log"
@@ -196,13 +197,18 @@ def _started(node: Session, login: Login, head: Login, timeout: float) -> None:
         "PROTOCOL": "tls",
         "ADDRESS": login.address,
         "NODE": login.name,
-        "WORKERS": node.run(["nproc"]).strip(),
+        "WORKERS": str(max(1, scrapers(int(node.run(["nproc"])), _memory(node)))),
     }
     lines = "".join(f"{name}={value}\n" for name, value in told.items())
     node.put([(lines.encode(), f"{HOME}/crawl.env")])
     for unit in ("crawl-head", "crawl") if login.name == head.name else ("crawl",):
         node.run(["sudo", "systemctl", "enable", unit], timeout=timeout)
         node.run(["sudo", "systemctl", "restart", unit], timeout=timeout)
+
+
+def _memory(node: Session) -> float:
+    """Return the GB of memory that a machine has."""
+    return int(node.run("awk '/^MemTotal:/ {print $2}' /proc/meminfo")) / 1e6
 
 
 def _stamp(login: Login, goods: Package, head: Login) -> str:

@@ -25,6 +25,9 @@ SPREAD = 1.15
 #: scraper with 256 connections was measured at 200 MiB, its nanny at 70, the scheduler at 80.
 _SYSTEM, _SCRAPER = 0.75, 0.3
 
+#: Scrapers of a node, for which its service has ports.
+_PORTS = 50
+
 #: GB below which no server is a node.
 _LEAST = 2
 
@@ -54,9 +57,14 @@ class Limits:
         return max(1, math.ceil(self.hours))
 
 
+def scrapers(cores: int, memory: float) -> int:
+    """Return how many scrapers a server can run: one a core, as far as its memory (GB) goes."""
+    return max(min(cores, int((memory - _SYSTEM) / _SCRAPER), _PORTS), 0)
+
+
 def useful(offer: Offer) -> int:
-    """Return how many scrapers a server can run: one a core, as far as its memory goes."""
-    return max(min(offer.cores, int((offer.memory - _SYSTEM) / _SCRAPER)), 0)
+    """Return how many cores of a server will scrape."""
+    return scrapers(offer.cores, offer.memory)
 
 
 def rate(offer: Offer) -> float:

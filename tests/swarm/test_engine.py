@@ -14,7 +14,7 @@ import dask
 import psutil
 import pytest
 
-from cahlib.errors import RunError, ShardError
+from cahlib.errors import MachineFault, RunError, ShardError
 from cahlib.swarm import engine, wire
 from tests.world import command, jobs
 from tests.world.races import shaken, together
@@ -46,6 +46,12 @@ def test_a_job_that_is_given_again_at_once_is_done_again(scrapers, tmp_path):
         scrapers.submit("same", jobs.touch_and_fail, path, limit=jobs.LIMIT)
         assert isinstance(take(scrapers, 1)["same"], ShardError)
     assert all(path.exists() for path in told)
+
+
+def test_what_the_machine_fails_at_is_not_the_jobs_fault(scrapers):
+    scrapers.submit("large", jobs.exhaust, limit=jobs.LIMIT)
+    error = take(scrapers, 1)["large"]
+    assert isinstance(error, MachineFault) and "its memory is exhausted" in str(error)
 
 
 def test_a_job_whose_worker_is_killed_is_done_by_another(scrapers, tmp_path):

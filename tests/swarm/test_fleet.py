@@ -293,8 +293,8 @@ def test_what_does_not_answer_is_left_for_the_next_account_but_a_locked_server_i
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_nothing_disturbs_the_deletion(cloud, number):
-    swarm, _ = made(cloud, nodes=2)
+def test_nothing_disturbs_the_deletion(cloud, number, capfd):
+    swarm, told = made(cloud, nodes=2)
 
     def interrupted(number, frame):
         raise KeyboardInterrupt
@@ -310,6 +310,9 @@ def test_nothing_disturbs_the_deletion(cloud, number):
     finally:
         signal.signal(number, before)
     assert nothing_is_left(cloud)
+    would = "2 servers are still being deleted, and would be left at EUR 0.0140 an hour"
+    assert (would in capfd.readouterr().err) == (number is signal.SIGINT)
+    assert "deleting 2 servers …" in told
 
 
 def test_servers_of_runs_that_are_over_are_told_of_with_price_and_command(cloud):

@@ -134,6 +134,14 @@ def test_cores_cost_what_the_best_of_all_choices_costs():
         assert sum(each.hourly for each in spread) <= SPREAD * least + 1e-9
 
 
+def test_a_core_without_memory_for_a_scraper_is_of_no_use():
+    assert useful(offer("x", "fsn1", 16, 1, memory=32)) == 16
+    assert useful(offer("x", "fsn1", 16, 1, memory=4)) == 10
+    assert useful(offer("x", "fsn1", 1, 1, memory=2)) == 1
+    assert useful(offer("x", "fsn1", 1, 1, memory=0.5)) == 0
+    assert useful(offer("x", "fsn1", 96, 1, memory=384)) == 50  # its service has no more ports
+
+
 EU = [offer("cx53", place, 16, 0.028) for place in ("fsn1", "nbg1", "hel1")]
 SMALL = [offer("cx23", place, 2, 0.006) for place in ("fsn1", "nbg1")]
 FAR = [offer("cpx11", "ash", 2, 0.0112), offer("cpx51", "sin", 16, 0.2)]

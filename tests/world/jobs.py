@@ -49,6 +49,11 @@ def touch_and_fail(path: Path, *, limit: float, report: Callable[[object], None]
     raise ShardError(path.name)
 
 
+def exhaust(*, limit: float, report: Callable[[object], None]) -> None:
+    """Ask for more memory than any machine has."""
+    bytearray(1 << 60)
+
+
 def note_and_wait(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
     """Write this process's id into the file 1, or 2 …, then wait for the file "go"."""
     start = next(n for n in range(1, 9) if not (folder / str(n)).exists())
