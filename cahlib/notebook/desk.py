@@ -75,8 +75,8 @@ class Desk:
         self.buttons = {
             "fit": _button("Plan for this budget:", self._guarded(self.fit)),
             "plan": _button("Plan", self._guarded(self.plan)),
-            "start": _button("Start", self._guarded(self.start), style="success"),
-            "stop": _button("Stop", self._guarded(self.stop), style="warning"),
+            "start": _button("Start", self._guarded(self.start), style="primary"),
+            "stop": _button("Stop", self._guarded(self.stop)),
             "down": _button("Tear down now", self._guarded(self.tear_down), style="danger"),
             "delete": _button("Delete them now", self._guarded(self.delete), style="danger"),
             "adopt": _button("Go on with them", self._guarded(self.adopt)),
@@ -97,10 +97,9 @@ class Desk:
         """The plan that was drawn, if it is for exactly the settings and the token of now."""
         quote = self._quote
         try:
-            valid = quote and (quote.job, quote.token) == (self.form.job(), self.form.token)
+            return quote if quote and quote.holds(self.form.job(), self.form.token) else None
         except CahError:
-            valid = False
-        return quote if valid else None
+            return None
 
     def plan(self) -> None:
         """Find out beside the kernel what the job will make, cost and bring; makes nothing."""

@@ -28,12 +28,15 @@ class Lookout:
     trouble: str = ""  #: why the cloud could not be asked
     _asked: tuple[str, Path, bool] = ("", Path(), False)  #: of which token, run and state
     _at: float = 0
+    _alive: dict[Path, float] = field(default_factory=dict)  #: when runs were seen alive last
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def is_due(self, child: Child, token: str, *, running: bool) -> bool:
         """Return whether to ask now; whoever is told so does it."""
         asked = (token, child.home, running)
         with self._lock:
+            if running:
+                self._alive[child.home] = time.time()
             late = not running and time.monotonic() - self._at > _AGAIN
             if not token or (asked == self._asked and not late):
                 return False
@@ -43,7 +46,7 @@ class Lookout:
     def look(self, child: Child, token: str) -> None:
         """Ask the cloud; without its client there is nothing to ask for."""
         try:
-            self.found, self.trouble = _orphans(child, token), ""
+            self.found, self.trouble = self._orphans(child, token), ""
         except CahError as error:
             self.trouble = str(error)
         except ModuleNotFoundError:
@@ -55,7 +58,7 @@ class Lookout:
         from cahlib.swarm import crew
 
         shown = {each.run for each in self.found}
-        for each in _orphans(child, token):
+        for each in self._orphans(child, token):
             if each.run not in shown:
                 continue  # nobody has seen its name
             crew.down(clouds(token), crew.labels(_state(child), run=each.run))
@@ -66,17 +69,16 @@ class Lookout:
         name = _name(child)
         return sum(each.servers for each in self.found if each.run == name)
 
+    def _orphans(self, child: Child, token: str) -> list[Run]:
+        """Return the servers of all runs that are over, that of this panel included if it is."""
+        from cahlib.scrapers import clouds
+        from cahlib.swarm.runs import orphaned
 
-def _orphans(child: Child, token: str) -> list[Run]:
-    """Return the servers of all runs that are over, that of this panel included if it is dead."""
-    from cahlib.scrapers import clouds
-    from cahlib.swarm.runs import orphaned
-
-    own = _name(child)
-    if own and child.running():
-        return orphaned(clouds(token), but={own})
-    died = {own: float(child.live().get("written", 0))} if own else {}
-    return orphaned(clouds(token), died=died)
+        own = _name(child)
+        if own and child.running():
+            return orphaned(clouds(token), but={own})
+        died = max(float(child.live().get("written", 0)), self._alive.get(child.home, 0))
+        return orphaned(clouds(token), died={own: died} if own else {})
 
 
 def _name(child: Child) -> str:

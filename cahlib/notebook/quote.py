@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from cahlib.config import Job
 from cahlib.estimate import expected
 from cahlib.room import told
+
+#: Seconds for which prices and stock are taken to be those that were asked for.
+_VALID = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +25,12 @@ class Quote:
     servers: int = 0
     price: str = ""  #: of all servers, an hour
     ceiling: str = ""  #: what they may cost at most; "" without a limit
+    made: float = field(default_factory=time.monotonic, compare=False)
+
+    def holds(self, job: Job, token: str) -> bool:
+        """Return whether this is the answer for a job and token, and prices are those of now."""
+        fresh = not self.servers or time.monotonic() - self.made < _VALID
+        return fresh and (self.job, self.token) == (job, token)
 
     @property
     def order(self) -> str:

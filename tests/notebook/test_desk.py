@@ -16,6 +16,7 @@ from cahlib.config import Job, replace
 from cahlib.curate import report, upload
 from cahlib.curate.verify import verify
 from cahlib.demo import world
+from cahlib.notebook import quote
 from cahlib.notebook.child import Child
 from cahlib.notebook.desk import Desk
 from cahlib.notebook.lines import report_lines
@@ -197,6 +198,12 @@ def test_servers_are_planned_and_priced_before_any_is_made(desks, place, values,
         desk.buttons["fit"].click()
         until(lambda: "for at most EUR 0.05" in start.description)
         assert desk.form.fields["hours"].text == "2" and desk.form.job().place.cores > 1
+        monkeypatch.setattr(quote, "_VALID", 0)  # a quarter of an hour later
+        desk.draw()
+        assert start.disabled and desk.parts["plan"].value == ""
+        monkeypatch.setattr(quote, "_VALID", LIMIT)
+        desk.draw()
+        assert not start.disabled
         desk.form.password.value = "other-token"
         assert start.disabled and desk.parts["plan"].value == ""
     assert "POST /servers" not in cloud.calls and not desk.child.running()
