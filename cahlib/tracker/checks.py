@@ -40,12 +40,8 @@ def begin(database: Database, connection: Connection, number: int, nickname: str
         uids.pass_again(database, connection, number, checks=number, avoid=nickname)
 
 
-def compare(connection: Connection, number: int, named: tuple[bytes, ...]) -> None:
-    """Note how a check agrees with the shard that it is of, if it is one."""
-    query = select(again.c.checks).where(again.c.number == number)
-    checked = connection.execute(query).scalar()
-    if checked is None:
-        return
+def compare(connection: Connection, number: int, checked: int, named: tuple[bytes, ...]) -> None:
+    """Note how a check agrees with the shard that it is of."""
     claimed = set(connection.execute(select(pairs.c.uid).where(pairs.c.shard == checked)).scalars())
     values = {"claimed": len(claimed), "agreed": len(claimed.intersection(named))}
     connection.execute(update(again).where(again.c.number == number).values(**values))

@@ -9,10 +9,10 @@ import hashlib
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Update, and_, bindparam, func, select, update
+from sqlalchemy import Select, Update, and_, bindparam, func, or_, select, update
 
 from cahlib.tracker.rules import Kind, Unknown, Worker
-from cahlib.tracker.schema import again, failures, shards, workers
+from cahlib.tracker.schema import again, failures, lost, shards, workers
 from cahlib.tracker.store import following
 
 BY_SECRET = select(
@@ -72,7 +72,11 @@ def coming(kind: Kind) -> Select[tuple[int]]:
 
 @cache
 def completing(kind: Kind) -> Update:
-    """Close a shard that this worker holds."""
+    """Close a shard that this worker holds; what it checks, and whether it has left pairs."""
+    # by the number that is given: SQLite's RETURNING takes the table's column for that of `again`
+    number: Any = bindparam("number_")
+    checks = select(again.c.checks).where(again.c.number == number)
+    left = [select(1).where(each == number).exists() for each in (lost.c.shard, lost.c.again)]
     return (
         update(shards)
         .where(shards.c.number == bindparam("number_"), shards.c.worker == bindparam("me"))
@@ -85,7 +89,7 @@ def completing(kind: Kind) -> Update:
             output=bindparam("output_"),
             finished=bindparam("now"),
         )
-        .returning(shards.c.attempts)
+        .returning(checks.scalar_subquery().label("checks"), or_(*left).label("left"))
     )
 
 

@@ -159,17 +159,20 @@ class Crowd:
                 "output_": result.output, "tally_": result.account(),
             }  # fmt: skip
             self._must_fit(connection, worker, number, result)
-            closed = connection.execute(completing(worker.kind), values).scalar()
+            closed = connection.execute(completing(worker.kind), values).first()
             if closed is None:
                 done = (shards.c.state == "done") & (shards.c.worker == worker.id)
                 self._must(connection, number, done)
                 late = uids.settled_again(self._database, connection, number, result.uids or ())
                 return Closed(counted=False, lost=tuple(late))
             late = uids.settle(self._database, connection, number, result.uids or ())
+            if closed.left:
+                uids.revive_left(self._database, connection, number)
             if late:
                 left = {"pairs": result.pairs - len(late), "tally": result.account(late=len(late))}
                 connection.execute(update(shards).where(shards.c.number == number).values(**left))
-            checks.compare(connection, number, result.uids or ())
+            if closed.checks is not None:
+                checks.compare(connection, number, closed.checks, result.uids or ())
             if result.uids and random.random() < self.rules.verify:
                 checks.begin(self._database, connection, number, worker.nickname)
             self._count(connection, worker, done=1, pairs=result.pairs - len(late))

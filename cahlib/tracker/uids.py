@@ -50,9 +50,13 @@ def settle(
         ours = set(connection.execute(insert.returning(pairs.c.uid)).scalars())
         late += (key for key in batch if key not in ours)
     _leave(database, connection, number, late)
+    return late
+
+
+def revive_left(database: Database, connection: Connection, number: int) -> None:
+    """Bring back what a shard left to one that is undone by now, or was to bring and did not."""
     waiting = select(lost.c.uid).where((lost.c.shard == number) | (lost.c.again == number))
     revive(database, connection, connection.execute(waiting).scalars().all())
-    return late
 
 
 def settled_again(
