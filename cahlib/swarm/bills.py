@@ -93,11 +93,10 @@ class Bills:
 
     def told(self, now: float) -> str:
         """Return the whole account in words."""
-        here = len(self.running())
-        gone = len(self) - here
+        every, gone = len(self), len(self) - len(self.running())
         return (
-            f"{self.currency} {self.spent(now):.4f} in all for {here} servers that are there and "
-            f"{gone} that {'is' if gone == 1 else 'are'} gone, with IPv4 and tax."
+            f"{self.currency} {self.spent(now):.4f} in all, with IPv4 and tax, for {every} "
+            f"server{'s' * (every != 1)}, {'all' if gone == every else gone} of them gone."
         )
 
     def _runs(self, name: str) -> bool:

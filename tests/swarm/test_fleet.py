@@ -11,6 +11,7 @@ import pytest
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import crew
 from cahlib.swarm import fleet as fleets
+from cahlib.swarm.bills import Bills
 from cahlib.swarm.fleet import Fleet, fleet, sweep
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.planner import Limits, plan
@@ -93,6 +94,32 @@ def test_the_ceiling_holds_for_what_is_taken_instead_and_for_replacements(cloud)
         assert "than max_cost leaves" in told[-1]
         assert "going on with 1 of 2 servers." in told
         assert swarm.spent() == pytest.approx(0.019)
+
+
+def test_the_ceiling_holds_for_all_launches_of_a_run_together(cloud, tmp_path):
+    theirs = accounts(f"{ONE},{TWO}", endpoint=cloud.url, poll=0.01)
+    orders = crew.Orders(limits=Limits(nodes=2, max_cost=0.03), state=tmp_path)
+    for spent in (0.0, 0.014):
+        bills = Bills.of(tmp_path)
+        assert bills.spent(time.time()) == pytest.approx(spent)
+        wanted = crew.planned(theirs, orders)
+        with hold(Fleet("r1", wanted, lambda name: "", lambda _: None, bills=bills)):
+            pass
+    with pytest.raises(ConfigError, match="ceiling of EUR 0.03, of which 0.03 are spent"):
+        crew.planned(theirs, orders)
+    told = Bills.of(tmp_path).told(time.time())
+    assert told == "EUR 0.0280 in all, with IPv4 and tax, for 4 servers, all of them gone."
+
+
+def test_an_account_that_cannot_be_read_begins_anew_and_one_that_returns_goes_on(tmp_path):
+    (tmp_path / "account.json").write_text("{")
+    bills = Bills.of(tmp_path)
+    bills.open("a", 0.01, 1000)
+    bills.close(["a"], 1000 + 7000)  # the cloud did not list it for a moment
+    assert bills.gone(9000) == pytest.approx(0.02) and not bills.running()
+    bills.open("a", 0.01, 1000)
+    assert Bills.of(tmp_path).cost("a", 1000 + 7300) == pytest.approx(0.03)
+    assert "for 1 server, 0 of them gone" in bills.told(8000)
 
 
 def test_a_ceiling_of_just_the_plans_price_is_enough(cloud):

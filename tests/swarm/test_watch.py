@@ -173,6 +173,35 @@ def test_a_node_whose_machine_fails_is_restarted_and_at_the_second_time_replaced
     assert victim not in {each["name"] for each in paper.servers()} and restarted == [victim]
 
 
+def test_a_server_that_was_late_at_the_start_is_waited_for_and_then_replaced(paper):
+    said, go = [], Event()
+    accounts = hetzner.accounts(TOKEN, endpoint=paper.url, poll=0.01)
+    made = Fleet("r1", plan(accounts, Limits(nodes=2)), lambda name: "", said.append)
+    made.fill()
+    head, late = sorted(made.servers(), key=lambda each: each.labels["role"])
+
+    def bring_up(login, head):
+        if login.name == late.name:
+            assert go.wait(jobs.LIMIT)
+            raise install.NotReady("no SSH within 180 s")
+
+    startup = Startup(bring_up)
+    startup.start([head, late], head)
+    startup.wait([head.name])
+    rules = Rules(sure=0, drain=0)
+    watch = Watch(made, Engine(paper), lambda each: each, startup, tell=said.append, rules=rules)
+    watch.look()
+    assert [each["name"] for each in paper.servers()] == [head.name, late.name]
+    go.set()
+    startup.wait()
+    watch.look()
+    assert "no SSH within 180 s" in said and f"{late.name}: lost; making others." in said
+    names = [each["name"] for each in paper.servers()]
+    assert len(names) == 2 and late.name not in names
+    startup.wait()
+    assert {*startup.up()} == {*names}
+
+
 def test_a_head_that_is_off_is_replaced_before_its_silence_is_noticed(paper):
     said = []
     engine, watch = listed(paper, said)
