@@ -106,12 +106,12 @@ def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
     )
 
 
-def node_lines(nodes: Sequence[Node]) -> list[str]:
+def node_lines(nodes: Sequence[Node], currency: str = "EUR") -> list[str]:
     """What each node is and does, a line each under a line of headings."""
     name, job = (max([8, *(len(getattr(n, what)) for n in nodes)]) for what in ("name", "job"))
     lines = [
         f"{'node':<{name}}  {'type':<6} {'place':<5} {'state':<8} {'shard':<{job}} "
-        f"{'links/s':>7} {'seen':>6} {'EUR':>7}"
+        f"{'links/s':>7} {'seen':>6} {currency:>7}"
     ]
     for each in nodes:
         seen = "-" if each.seen is None else f"{each.seen:.0f} s"
@@ -128,7 +128,8 @@ def swarm_line(snapshot: Snapshot) -> str:
         return ""
     states = Counter(each.state for each in snapshot.nodes)
     told = ", ".join(f"{state} {number}" for state, number in states.items()) or "no servers"
-    return f"swarm   {told}, EUR {snapshot.spent:.4f} so far, {snapshot.hourly:.4f} an hour"
+    cost = f"{snapshot.currency} {snapshot.spent:.4f} so far, {snapshot.hourly:.4f} an hour"
+    return f"swarm   {told}, {cost}"
 
 
 def log_line(snapshot: Snapshot) -> str:
@@ -187,7 +188,7 @@ def _swarm(snapshot: Snapshot, *, room: int) -> list[str]:
     """The nodes, as many as there is room for; the others have their turn."""
     if not snapshot.nodes:
         return [each for each in [swarm_line(snapshot)] if each]
-    heading, *nodes = node_lines(snapshot.nodes)
+    heading, *nodes = node_lines(snapshot.nodes, snapshot.currency)
     room = min(max(room, 1), _NODES)
     pages = -(-len(nodes) // room)
     first = int(snapshot.elapsed / _TURN) % pages * room

@@ -29,7 +29,7 @@ class Node:
     job: str  #: ids of the shards that it has, "" without
     rate: float  #: links a second
     seen: float | None  #: seconds since its last sign of life; None before the first
-    cost: float  #: euros so far, with IPv4 and tax; a started hour counts whole
+    cost: float  #: so far, with IPv4 and tax; a started hour counts whole
     version: str  #: of the cahlib that runs there, "" if unknown
     line: str  #: the last one of its log
 
@@ -41,6 +41,7 @@ class Board:
     nodes: tuple[Node, ...] = ()
     spent: float = 0
     hourly: float = 0
+    currency: str = "EUR"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +59,9 @@ class Snapshot:
     busy: float  #: share of the last seconds in which the model worked, 0 … 1
     finished: bool  #: the last snapshot of a run
     nodes: tuple[Node, ...] = ()  #: of the run's swarm
-    spent: float = 0  #: euros that its servers have cost, those that are gone included
-    hourly: float = 0  #: euros an hour that they cost now
+    spent: float = 0  #: what its servers have cost, those that are gone included
+    hourly: float = 0  #: an hour of those that are there
+    currency: str = "EUR"  #: of both, as the accounts pay
     offline: Sequence[float] = ()  #: of each scraper without network: for how many seconds
     #: pairs that were judged last, the newest first, as `cahlib.curate.gallery.Latest` shows them
     latest: Sequence[Mapping[str, Any]] = ()

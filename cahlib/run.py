@@ -348,6 +348,7 @@ class _Work:
             nodes=self._board.nodes,
             spent=self._board.spent,
             hourly=self._board.hourly,
+            currency=self._board.currency,
             offline=offline(self._told()),
             latest=self._latest.shown(),
         )

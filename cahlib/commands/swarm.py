@@ -215,7 +215,9 @@ def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]
 
     clouds = _accounts(environment)
     nodes, account = crew.nodes(clouds, _state(job)), crew.account_of(clouds, _state(job))
-    for line in node_lines(nodes) if nodes else ["There are no servers of this run."]:
+    for line in (
+        node_lines(nodes, account.currency) if nodes else ["There are no servers of this run."]
+    ):
         print(line)
     for each in nodes:
         print(f"{each.name}  cahlib {each.version or 'does not answer'}: {each.line or 'no log'}")

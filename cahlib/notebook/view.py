@@ -20,7 +20,7 @@ from cahlib.records import Reason, Stage
 
 #: Nodes that are shown at once; if there are more, they take turns.
 _NODES = 8
-_COLUMNS = "node", "place", "type", "state", "job", "links/s", "seen", "EUR"
+_COLUMNS = "node", "place", "type", "state", "job", "links/s", "seen"
 #: Characters of a caption that are shown.
 _CAPTION = 90
 
@@ -77,8 +77,10 @@ def _totals(live: Mapping[str, Any], machine: Machine, *, running: bool) -> Iter
         yield in_bytes(machine.size)
     if live.get("spent"):
         whole = expect.projected(live) if running else None
-        now = f" (EUR {live['hourly']:.3f} an hour)" if running and live.get("hourly") else ""
-        yield f"EUR {live['spent']:.2f}{now}" + (f", about EUR {whole:.2f} in all" if whole else "")
+        money = escape(str(live.get("currency", "EUR")))
+        now = f" ({money} {live['hourly']:.3f} an hour)" if running and live.get("hourly") else ""
+        about = f", about {money} {whole:.2f} in all" if whole else ""
+        yield f"{money} {live['spent']:.2f}{now}{about}"
 
 
 def _now(live: Mapping[str, Any], machine: Machine) -> Iterator[str]:
@@ -107,7 +109,8 @@ def nodes(live: Mapping[str, Any], turn: int) -> str:
     pages = -(-len(every) // _NODES)
     first = turn % pages * _NODES
     title = f"Nodes {first + 1} to {min(first + _NODES, len(every))} of {len(every)}"
-    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+    columns = (*_COLUMNS, escape(str(live.get("currency", "EUR"))))
+    head = "".join(f"<th>{name}</th>" for name in columns)
     rows = "".join(map(_node, every[first : first + _NODES]))
     return _cah(
         f'<h4>{title}</h4><div class="wide"><table><thead><tr>{head}</tr></thead>'
@@ -164,7 +167,9 @@ def text(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
         if running and live["state"] == "running":
             words.append(waiting(live.get("offline") or ()) or expect.bottleneck(live))
         if live.get("nodes"):
-            words.append(f"{len(live['nodes'])} nodes, EUR {live['spent']:.2f}")
+            words.append(
+                f"{len(live['nodes'])} nodes, {live.get('currency', 'EUR')} {live['spent']:.2f}"
+            )
     return " · ".join(words)
 
 

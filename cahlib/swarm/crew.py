@@ -210,6 +210,7 @@ def account_of(accounts: Sequence[Account], state: Path) -> Bills:
     for each in found:
         offer = known.get((each.type, each.location))
         bills.open(each.name, offer.hourly if offer else 0, each.created)
+    bills.currency = next((each.currency for each in known.values()), bills.currency)
     bills.close(bills.running().keys() - {each.name for each in found}, time.time())
     return bills
 

@@ -133,6 +133,7 @@ class View:
 
     def __init__(self, made: Fleet, keys: Keys, board: Board) -> None:
         self._made, self._keys, self._board = made, keys, board
+        board.currency = made.bills.currency
         self._engine: remote.Remote | None = None
         self._steps: dict[str, str] = {}
         self._logs: dict[str, str] = {}

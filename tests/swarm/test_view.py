@@ -117,6 +117,13 @@ def test_a_terminal_shows_every_node_and_the_ends_of_their_logs_in_turn():
     assert "works 25, EUR 0.5000 so far, 0.1000 an hour" in shown
 
 
+def test_a_swarm_is_told_of_in_the_currency_that_its_accounts_pay():
+    node = view.described(SERVER, ([worker()], {}), cost=0)
+    with console.view(terminal := Terminal()) as listener:
+        listener(replace(snapshot([node]), currency="USD"))
+    assert "USD 0.5000 so far" in terminal.getvalue() and "EUR" not in terminal.getvalue()
+
+
 def test_no_swarm_takes_no_lines():
     for stream in (Terminal(), io.StringIO()):
         with console.view(stream) as listener:
