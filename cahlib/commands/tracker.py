@@ -103,6 +103,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     option(
         "--behind-proxy", default="", metavar="ADDRESS", help="trust this proxy's X-Forwarded-For"
     )
+    option("--title", default="Tracker", help="the community's name, on its pages [Tracker]")
     option("--upload", default="", metavar="URL", help="where CPU workers bring parcels (s3://…)")
     option("--old-upload", default="", metavar="TEXT", help="the same for old clients (rsync …)")
     option("--no-legacy", action="store_true", help="serve no clients of Crawling@Home (2021)")
@@ -206,6 +207,7 @@ def _settings(chosen: dict[str, Any]) -> Settings:
             old_upload=chosen["old_upload"],
         ),
         limits=Limits(address=rate, worker=rate / 5, newcomers=rate / 100),
+        title=chosen["title"],
         legacy=not chosen["no_legacy"],
         filters=filters,
         admin=os.environ.get("CAH_TRACKER_SECRET", ""),

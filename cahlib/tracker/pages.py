@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cahlib.tracker import board
@@ -23,6 +23,9 @@ from cahlib.tracker.service import of, shown_time
 router = APIRouter(include_in_schema=False)
 _SITE = FilePath(__file__).parent / "site"
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_ABOUT = (
+    "Volunteers turn the web pages of Common Crawl into image–text pairs that models learn from."
+)
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -67,7 +70,20 @@ def overview(request: Request) -> HTMLResponse:
         _chart("Shards per hour, last day", rates, now=state.time),
         _chart("Pairs, all time", pairs, now=state.time),
     ]
-    return _page("overview.html", request, state=state, charts=charts)
+    address = str(request.base_url).rstrip("/")
+    return _page("overview.html", request, state=state, charts=charts, address=address)
+
+
+@router.get("/badge.svg")
+def badge(request: Request) -> Response:
+    """How far the crawl is, to show elsewhere."""
+    service = of(request)
+    counts = service.state().counts
+    said = f"{counts.share:.1%} · {_number(counts.pairs)} pairs"
+    values = {"title": service.settings.title, "share": counts.share, "said": said}
+    text = _PAGES.get_template("badge.svg").render(values)
+    headers = {"Cache-Control": "max-age=60", "X-Content-Type-Options": "nosniff"}
+    return Response(text, media_type="image/svg+xml", headers=headers)
 
 
 @router.get("/leaderboard")
@@ -148,7 +164,9 @@ def metrics(request: Request) -> PlainTextResponse:
 def _page(template: str, request: Request, **values: Any) -> HTMLResponse:
     # relative: behind a proxy, all of this may lie below a path of which nobody tells us
     base = "../" * (request.url.path.count("/") - 1) or "./"
-    text = _PAGES.get_template(template).render(values, now=of(request).clock(), base=base)
+    service = of(request)
+    more = {"now": service.clock(), "base": base, "title": service.settings.title, "about": _ABOUT}
+    text = _PAGES.get_template(template).render(values, **more)
     return HTMLResponse(text, headers=_HEADERS)
 
 

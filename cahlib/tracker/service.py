@@ -28,6 +28,7 @@ class Settings:
     database: str  #: URL
     rules: Rules = Rules()
     limits: Limits = Limits()
+    title: str = "Tracker"  #: the community's name, on its pages
     legacy: bool = True  #: clients of the old protocol are served
     filters: str = ""  #: the folder of the Bloom filters, "" for none
     admin: str = field(default="", repr=False)  #: the administrator's secret, "" for none

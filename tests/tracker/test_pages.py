@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from xml.etree import ElementTree
 
 import pytest
 
@@ -55,6 +56,19 @@ def test_pages_escape_what_is_other_peoples_text(tracker, crowd):
     assert ask(tracker, "/worker/hybrid/nobody-1").status == 404
     assert ask(tracker, "/site/..%2fapp.py").status == 404
     assert ask(tracker, "/site/nothing.css").status == 404
+
+
+def test_a_community_shows_its_name_and_how_to_join(url, database):
+    settings = Settings(database=url, limits=ANY, title="<Friends> of pictures")
+    with serving(create(settings)) as tracker:
+        text = ask(tracker, "/").text
+        assert text.count("&lt;Friends&gt; of pictures") == 4 and "<Friends>" not in text
+        assert f'--tracker <span data-here="./">{tracker}</span>' in text
+        assert 'property="og:title" content="0.0 % done – &lt;Friends&gt;' in text
+        badge = ask(tracker, "/badge.svg")
+        assert badge.headers["content-type"] == "image/svg+xml"
+        shown = ElementTree.fromstring(badge.text)
+        assert shown.attrib["aria-label"] == "<Friends> of pictures: 0.0% · 0 pairs"
 
 
 def test_prometheus_can_read_the_numbers(tracker):

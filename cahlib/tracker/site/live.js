@@ -14,11 +14,20 @@ async function renew() {
     old.replaceWith(fresh.querySelector("main"));
     document.querySelectorAll("main .scroll").forEach((box, n) => { box.scrollLeft = scrolled[n] || 0; });
     document.title = fresh.title;
+    locate();
     pulse.textContent = "Updated " + new Date().toLocaleTimeString() + ".";
   } catch {
     pulse.textContent = "The tracker does not answer; trying again.";
   }
 }
 
+// Where this is, only the browser knows: a proxy may hold it below a path.
+function locate() {
+  document.querySelectorAll("[data-here]").forEach((place) => {
+    place.textContent = new URL(place.dataset.here, location.href).href.replace(/\/$/, "");
+  });
+}
+
+locate();
 setInterval(renew, 5000);
 document.addEventListener("visibilitychange", renew);
