@@ -227,7 +227,7 @@ def _node(node: Mapping[str, Any]) -> str:
     )
     short = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
     line = escape(str(node.get("line", "")))
-    return f'<tr>{short}</tr><tr><td class="line" colspan="{len(_COLUMNS)}">{line}</td></tr>'
+    return f'<tr>{short}</tr><tr><td class="line" colspan="{len(_COLUMNS) + 1}">{line}</td></tr>'
 
 
 def _figure(pair: Mapping[str, Any], clear: bool) -> str:
