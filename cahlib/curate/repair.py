@@ -28,11 +28,19 @@ class Plan:
     #: whole shards and other files that somebody has put there
     foreign: dict[str, str] = field(default_factory=dict)
     again: dict[str, str] = field(default_factory=dict)  #: dataset.json and pages, made anew
+    unfinished: dict[str, str] = field(
+        default_factory=dict
+    )  #: shards whose change is to be finished
 
     def lines(self) -> Iterator[str]:
         """Return what is done, a line each."""
         for id, why in self.broken.items():
             yield f"{why} Shard {id} is given up: its files are removed, and it is to do again."
+        here = isinstance(self.place, Path)
+        for why in self.unfinished.values():
+            yield f"{why} " + (
+                "It is finished." if here else "It is left alone; repair it in a folder."
+            )
         for why in self.left.values():
             yield f"{why} It is removed."
         for why in self.again.values():
@@ -48,7 +56,12 @@ def plan(place: str | Path, known: Collection[str] = ()) -> Plan:
     """
     found = Plan(place=place)
     for problem in problems(place, known):
-        kinds = {Kind.SHARD: found.broken, Kind.LEFT: found.left, Kind.FOREIGN: found.foreign}
+        kinds = {
+            Kind.SHARD: found.broken,
+            Kind.LEFT: found.left,
+            Kind.FOREIGN: found.foreign,
+            Kind.UNFINISHED: found.unfinished,
+        }
         _note(kinds.get(problem.kind, found.again), problem)
     for id in found.broken:  # its files go with it
         found.foreign.pop(id, None)
@@ -72,7 +85,7 @@ def repair(found: Plan) -> None:
     said = before or _described(place)
     if whole or before:
         description.write(place, replace(said, committed=tuple(whole)))
-    if found.broken or found.again:
+    if found.broken or found.again or found.unfinished:
         pages.write(place, _values(place, said))
 
 

@@ -73,6 +73,7 @@ class Kind(enum.Enum):
     SHARD = enum.auto()  #: a committed shard that is not whole, by its id
     FOREIGN = enum.auto()  #: a whole shard of another dataset, or another file: by its id or path
     LEFT = enum.auto()  #: a file that belongs to no shard, by its path
+    UNFINISHED = enum.auto()  #: a shard that is being changed, or was when a command was killed
     DESCRIPTION = enum.auto()  #: dataset.json
     PAGE = enum.auto()  #: the report or the card, by its name
 
@@ -119,10 +120,17 @@ def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem
             yield Problem(Kind.SHARD, id, f"{path} is damaged: {error}.")
             continue
         settings.add(sealed.settings)
+        if fresh := _successor(there, id, sizes):
+            # whichever of its files have their new names by now, `dataset.sweep` finishes it
+            counted |= tars.size_of(fresh)
+            both = {path, *sealed.files, *fresh.files}
+            named |= both | {str(part(Path(name))) for name in both}
+            yield Problem(
+                Kind.UNFINISHED, id, f"{path} is being changed, or that change was interrupted."
+            )
+            continue
         counted |= tars.size_of(sealed)
-        if said and said.digest and sealed.settings not in ("", said.digest):
-            other = f"{path} was made with other settings than {description.NAME} says."
-            yield Problem(Kind.FOREIGN, id, other)
+        yield from _foreign(sealed, said)
         shard = _Shard(files(sealed.place or place), sealed)
         wrong = [*_account(path, sealed), *shard.problems()]
         yield from (Problem(Kind.SHARD, id, sentence) for sentence in wrong)
@@ -143,6 +151,24 @@ def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem
     yield from _pages(there, said)
     yield from (Problem(Kind.PAGE, *each) for each in tars.faults(place, counted))
     yield from _left(sizes, named)
+
+
+def _foreign(sealed: Sealed, said: Description | None) -> Iterator[Problem]:
+    """Whether a shard has other settings than its dataset."""
+    if said and said.digest and sealed.settings not in ("", said.digest):
+        path = seal.name(sealed.shard.id)
+        other = f"{path} was made with other settings than {description.NAME} says."
+        yield Problem(Kind.FOREIGN, sealed.shard.id, other)
+
+
+def _successor(there: Files, id: str, sizes: Collection[str]) -> Sealed | None:
+    """Return the manifest that is to replace a committed shard's, if there is a whole one."""
+    path = str(part(Path(seal.name(id))))
+    try:
+        fresh = seal.unpacked(there.read(path)) if path in sizes else None
+    except (ValueError, FileNotFoundError):
+        return None
+    return fresh if fresh and fresh.shard.id == id else None
 
 
 def _pages(there: Files, said: Description | None) -> Iterator[Problem]:

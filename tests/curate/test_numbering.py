@@ -74,13 +74,9 @@ def test_numbers_have_no_holes_whatever_shards_are_empty_and_stay(folder):
     assert inodes == {path: path.stat().st_ino for path in inodes}
 
 
-@pytest.mark.parametrize("back", [False, True], ids=["numbered", "named by shards"])
-def test_a_kill_at_any_moment_costs_nothing(folder, tmp_path, monkeypatch, back):
-    """Before each name that is given or taken the folder is kept as a kill would leave it."""
-    if back:
-        numbering.number(folder)
-    act, kept = numbering.unnumber if back else numbering.number, []
-    before, own = contents(folder), {name: getattr(Path, name) for name in ("replace", "unlink")}
+def killed(folder, tmp_path, monkeypatch, act):
+    """Copies of a folder as a kill would leave it, one before each name that is given or taken."""
+    kept, own = [], {name: getattr(Path, name) for name in ("replace", "unlink")}
 
     def watched(name):
         def step(path, *args, **more):
@@ -93,14 +89,45 @@ def test_a_kill_at_any_moment_costs_nothing(folder, tmp_path, monkeypatch, back)
     with monkeypatch.context() as watching:
         for name in own:
             watching.setattr(Path, name, watched(name))
-        act(folder)
+        act()
     assert len(kept) >= 8
-    for each in kept:
+    return kept
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["numbered", "named by shards"])
+def test_a_kill_at_any_moment_costs_nothing(folder, tmp_path, monkeypatch, back):
+    if back:
+        numbering.number(folder)
+    act = numbering.unnumber if back else numbering.number
+    before = contents(folder)
+    for each in killed(folder, tmp_path, monkeypatch, lambda: act(folder)):
         dataset.sweep(each)
         assert contents(each) == before and list(verify(each)) == []
         act(each)
         assert names(each) == names(folder) and contents(each) == before
         assert list(verify(each)) == []
+
+
+@pytest.mark.parametrize("act", ["number", "unnumber", "purge"])
+def test_a_repair_finishes_what_was_killed_and_gives_up_nothing(folder, tmp_path, monkeypatch, act):
+    if act != "number":
+        numbering.number(folder)
+    listed = tmp_path / "uids"
+    listed.write_text(dataset.uids(folder, seal.sealed(folder, "s-1"))[0])
+    acts = {
+        "number": lambda: numbering.number(folder),
+        "unnumber": lambda: numbering.unnumber(folder),
+        "purge": lambda: [*purge(folder, Lists(uids=[str(listed)]))],
+    }
+    before = contents(folder)
+    for each in killed(folder, tmp_path, monkeypatch, acts[act]):
+        found = plan(each)
+        assert found.broken == {}
+        repair(found)
+        assert list(verify(each)) == []
+        assert (
+            contents(each) == before if act != "purge" else contents(each).keys() == before.keys()
+        )
 
 
 def test_holes_that_a_purge_leaves_are_closed(folder, tmp_path):
