@@ -41,7 +41,7 @@ CALLS = {
     ),
 }
 
-_TYPES = {("builtins", each.__name__): each for each in (bytes, bytearray, memoryview)}
+_TYPES = {("builtins", each.__name__): each for each in (bytes, bytearray, memoryview, bool)}
 
 #: Exceptions of Dask's that a client hears of; of Python's own, all.
 _ERRORS = {
@@ -116,6 +116,8 @@ def _known(value: Any) -> Any:
     if isinstance(value, _Object):
         if kind == (_TBLIB, "unpickle_traceback"):
             return None
+        if kind == ("builtins", "type") and value.args == (None,):
+            return type(None)
         if kind == ("dask._expr", "Expr._reconstruct"):
             return _graph(*value.args)
         if kind == ("dask._task_spec", "Task"):

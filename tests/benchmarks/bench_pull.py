@@ -18,13 +18,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from cahlib.swarm import install
 from cahlib.swarm.cluster import Reach
-from cahlib.swarm.keys import Keys
+from cahlib.swarm.keys import Keys, Pair
 from cahlib.swarm.node import user_data
 from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Login, session
@@ -58,6 +58,16 @@ class Sizes(NamedTuple):
     file: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Keys(Keys):
+    """Whose nodes are believed to be where the relays are, too."""
+
+    relays: str
+
+    def node(self, name: str, *addresses: str) -> Pair:
+        return Keys.node(self, name, *addresses, self.relays)
+
+
 def main(arguments: Sequence[str]) -> None:
     made = parser(__doc__, arguments, parcel=(1 << 30, 1 << 20), file=(256 << 20, 1 << 20))
     options = made.parse_args(arguments)
@@ -65,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     if reason := hosts.lacking():
         raise Absent(reason)
     with tempfile.TemporaryDirectory() as folder, hosts.Hosts(Path(folder)) as machines:
-        keys = Keys(Path(folder) / "keys")
+        keys = _Keys(Path(folder) / "keys", relays=machines.address)
         host = machines.boot("node", user_data(keys, "node"))
         login = Login(name="node", address=host.address, keys=keys)
         install.bring_up(login, install.package(Path(folder) / "wheel"), head=login)
