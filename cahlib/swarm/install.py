@@ -17,8 +17,8 @@ from typing import TypeAlias
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import image, wheel
-from cahlib.swarm.node import HOME
 from cahlib.swarm.planner import scrapers
+from cahlib.swarm.node import HOME, PARCELS
 from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
 
 LOG = f"{HOME}/crawl.log"
@@ -166,9 +166,14 @@ def _same_time(node: Session) -> None:
 
 
 def _installed(node: Session, login: Login, goods: Package, timeout: float) -> None:
-    node.run(f"mkdir -p -m 700 {HOME}/tls {HOME}/wheels {HOME}/parcels "
-             f"{HOME}/dask {HOME}/files && touch {LOG} && "  # else root's, and closed to us
-             f"rm -f {HOME}/wheels/cahlib-*.whl {_STAMP}")  # fmt: skip
+    node.run(
+        f"mkdir -p -m 700 {HOME}/tls {HOME}/wheels {HOME}/dask {HOME}/files && "
+        # in memory, where the machine has plenty; hosts of tests have no such place
+        f"{{ test -e {HOME}/parcels || {{ test -d {PARCELS} && "
+        f"ln -s {PARCELS} {HOME}/parcels; }} || mkdir -m 700 {HOME}/parcels; }} && "
+        f"touch {LOG} && "  # else it is root's, and closed to us
+        f"rm -f {HOME}/wheels/cahlib-*.whl {_STAMP}"
+    )
     authority, own = login.keys.authority(), login.keys.node(login.name, login.address)
     there = set(node.run(["ls", f"{HOME}/wheels"]).split())
     wheels = [each for each in goods.wheelhouse if each.name not in there]

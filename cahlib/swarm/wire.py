@@ -22,6 +22,7 @@ from cahlib.errors import (
     RunError,
     ShardError,
     is_full,
+    machine_fault,
     no_space,
 )
 from cahlib.records import Parcel, Reason, Stage, Tally
@@ -119,6 +120,8 @@ def answered(act: Callable[[], Answer]) -> bytes:
         known = next((each for each in type(error).__mro__ if each.__name__ in ERRORS), None)
         if known is None and is_full(error):
             return encode(Answer(error="RunError", message=str(no_space("a machine that scrapes"))))
+        if known is None and (fault := machine_fault(error)):
+            return encode(Answer(error="MachineFault", message=f"{fault} ({error})"))
         if known is None:  # a bug: whoever reads of it needs to know where
             told = "".join(traceback.format_exception(error))
             return encode(Answer(error=type(error).__name__, message=f"{error}\n{told[-1500:]}"))

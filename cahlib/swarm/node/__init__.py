@@ -17,6 +17,9 @@ HERE = Path(__file__).parent
 USER = "crawl"
 HOME = f"/home/{USER}"
 
+#: Where parcels lie, if `parcels.mount` could be.
+PARCELS = "/var/lib/crawl/parcels"
+
 #: Where each file goes on a node, and its mode.
 _FILES = {
     "crawl.service": ("/etc/systemd/system/crawl.service", "0644"),
@@ -71,8 +74,7 @@ def user_data(keys: Keys, node: str, *, own: str = "") -> str:
             "install -d -m 755 /var/lib/crawl",
             "systemctl daemon-reload",
             "systemctl enable --now var-lib-crawl-parcels.mount",
-            f"install -d -m 700 -o {USER} -g {USER} /var/lib/crawl/parcels",
-            f"ln -sfn /var/lib/crawl/parcels {HOME}/parcels",
+            f"install -d -m 700 -o {USER} -g {USER} {PARCELS}",
             "systemctl try-reload-or-restart ssh",
             "/usr/local/sbin/crawl-resolver",
             "systemctl enable nftables",
