@@ -17,8 +17,8 @@ from typing import TypeAlias
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import image, wheel
-from cahlib.swarm.planner import scrapers
 from cahlib.swarm.node import HOME, PARCELS
+from cahlib.swarm.planner import scrapers
 from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
 
 LOG = f"{HOME}/crawl.log"
