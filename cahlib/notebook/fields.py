@@ -122,7 +122,7 @@ class Form:
 
     @property
     def wants_servers(self) -> bool:
-        """Whether the form asks for servers, as far as it can be read."""
+        """Return whether the form asks for servers, as far as it can be read."""
         return any(self.fields[name].text.strip() not in ("", "0") for name in ("swarm", "cores"))
 
     def job(self) -> Job:

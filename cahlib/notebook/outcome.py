@@ -54,7 +54,10 @@ class Results:
         self._desk, self._was_running = desk, True
         self._taken = threading.Lock()  #: while the dataset is packed or copied
         self.about, self.report, self.servers = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.message, self.link = widgets.HTML(), widgets.Output()
+        self.message = widgets.HTML()
+        self._link: Any = (
+            None  #: a place for a link, which no widget's HTML can follow in JupyterLab
+        )
         self.url = widgets.Text(
             placeholder="s3://…, gdrive://…, file:///content/drive/MyDrive/…",
             layout=widgets.Layout(width="26em"),
@@ -66,13 +69,12 @@ class Results:
         self._taking = widgets.HBox(
             [self.pack, self.url, self.copy], layout=widgets.Layout(flex_flow="row wrap")
         )
-        self.box = widgets.VBox(
-            [self.servers, self.about, self._taking, self.message, self.link, self.report]
-        )
+        self.box = widgets.VBox([self.servers, self.about, self._taking, self.message, self.report])
         if desk.place.widgets:
             desk.beside.append(self.box)
             desk.on_drawing(self._drawn)
             display(self.box)  # type: ignore[no-untyped-call]
+            self._link = display(HTML(""), display_id=True)  # type: ignore[no-untyped-call]
         else:
             self._print()
 
@@ -163,9 +165,8 @@ class Results:
                 fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)
-        self.link.outputs = ()
-        link: Any = FileLink(os.path.relpath(path))  # type: ignore[no-untyped-call]
-        self.link.append_display_data(link)
+        if self._link:  # there is a kernel
+            self._link.update(FileLink(os.path.relpath(path)))  # type: ignore[no-untyped-call]
         return f"{path}: {path.stat().st_size / 1e6:,.1f} MB."
 
     def _pack(self, path: Path) -> None:
