@@ -31,3 +31,15 @@ def held(folder: Path) -> Iterator[None]:
                 "wait for it, or choose another folder."
             ) from error
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a process writes to the dataset now; a look makes no file there."""
+    try:
+        with open(folder / "run" / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -34,15 +34,22 @@ def add(commands: Any) -> None:
 def _verify(chosen: argparse.Namespace) -> int:
     from cahlib.curate.summary import plural
     from cahlib.curate.verify import verify
+    from cahlib.lock import is_held
     from cahlib.tracker.store import committed
 
-    number = 0
+    number, busy = 0, is_held(Path(chosen.dataset))
     for problem in verify(chosen.dataset, committed(Path(chosen.dataset) / _LEDGER)):
         number += 1
         print(problem)
     if not number:
         print("Every file is whole, and all rows agree.")
         return 0
+    if busy or is_held(Path(chosen.dataset)):
+        print(
+            f"{plural(number, 'problem')}; but another command is writing to this dataset, and "
+            "what it changes may be named above. Verify it again when that has ended."
+        )
+        return 1
     print(
         f"{plural(number, 'problem')}. cah repair {shlex.quote(chosen.dataset)} puts what is not "
         "whole back to do; then the run's own command does it again."

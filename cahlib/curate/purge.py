@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cahlib import live
 from cahlib.config import Job
 from cahlib.curate import harm, pages, seal, upload
+from cahlib.curate.files import files
 from cahlib.curate.rewrite import Change, Why, rewrite
 from cahlib.curate.rows import Row, as_json
 from cahlib.curate.sink import disk
@@ -109,6 +112,15 @@ def _note(folder: Path, what: str, change: Change) -> None:
     line = {"time": time.time(), "what": what, "shard": change.shard, "lost": lost}
     with disk(folder), open(folder / CHANGES, "ab") as file:
         file.write(as_json(line) + b"\n")
+
+
+def changed_shards(place: str | Path) -> frozenset[str]:
+    """Return the ids of the shards out of which pairs were taken."""
+    there, ids = files(place), set[str]()
+    for line in there.read(CHANGES).splitlines() if there.exists(CHANGES) else ():
+        with suppress(ValueError, TypeError, KeyError):  # a damaged line
+            ids.add(str(json.loads(line)["shard"]))
+    return frozenset(ids)
 
 
 def _bring(folder: Path, url: str) -> None:

@@ -14,6 +14,7 @@ from cahlib.curate import dataset, description, pages, seal
 from cahlib.curate.description import Description
 from cahlib.curate.files import files
 from cahlib.curate.layout import CURRENT_LAYOUT, LAYOUT
+from cahlib.curate.purge import changed_shards
 from cahlib.curate.verify import Kind, Problem, problems
 from cahlib.errors import RunError
 
@@ -28,14 +29,18 @@ class Plan:
     #: whole shards and other files that somebody has put there
     foreign: dict[str, str] = field(default_factory=dict)
     again: dict[str, str] = field(default_factory=dict)  #: dataset.json and pages, made anew
-    unfinished: dict[str, str] = field(
-        default_factory=dict
-    )  #: shards whose change is to be finished
+    #: shards whose change is to be finished
+    unfinished: dict[str, str] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()  #: shards out of which pairs were taken
 
     def lines(self) -> Iterator[str]:
         """Return what is done, a line each."""
         for id, why in self.broken.items():
-            yield f"{why} Shard {id} is given up: its files are removed, and it is to do again."
+            yield (
+                f"{why} Shard {id} is given up: its files are removed, and it is to do again."
+                + " What was taken out of it comes back then, unless it is taken out again."
+                * (id in self.changed)
+            )
         here = isinstance(self.place, Path)
         for why in self.unfinished.values():
             yield f"{why} " + (
@@ -54,7 +59,7 @@ def plan(place: str | Path, known: Collection[str] = ()) -> Plan:
 
     Raise ConfigError if there is no dataset.
     """
-    found = Plan(place=place)
+    found = Plan(place=place, changed=changed_shards(place))
     for problem in problems(place, known):
         kinds = {
             Kind.SHARD: found.broken,

@@ -6,12 +6,14 @@ from itertools import cycle
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cahlib.curate import description, pages, seal
+from cahlib.curate import dataset, description, pages, seal
 from cahlib.curate.description import Description
 from cahlib.curate.files import files
 from cahlib.curate.layout import CURRENT_LAYOUT, FOLDERS, PAGES
+from cahlib.curate.purge import Lists, purge
 from cahlib.curate.repair import plan, repair
 from cahlib.curate.verify import verify
+from cahlib.lock import held
 from tests.curate.test_upload import memory, store  # noqa: F401 - fixtures
 from tests.world import judged as world
 from tests.world.command import said
@@ -181,6 +183,31 @@ def test_a_conflicted_copy_is_named_and_counts_for_nothing(tmp_path, sound, name
     )
     repair(plan(tmp_path))
     assert list(verify(tmp_path)) == [] and not (tmp_path / name).exists()
+
+
+def test_what_would_come_back_by_a_repair_is_said(tmp_path, sound, capsys):
+    put(tmp_path / "set", sound)
+    uids = tmp_path / "uids"
+    uids.write_text(dataset.uids(tmp_path / "set", seal.sealed(tmp_path / "set", "s-0"))[0])
+    list(purge(tmp_path / "set", Lists(uids=[str(uids)])))
+    for shard in "s-0", "s-1":
+        (tmp_path / f"set/metadata/metadata_{shard}.parquet").unlink()
+    lines = said(capsys, "repair", tmp_path / "set").stdout.splitlines()
+    told = {line.split()[0]: line for line in lines}
+    back = "What was taken out of it comes back then, unless it is taken out again."
+    assert told["metadata/metadata_s-0.parquet"].endswith(back)
+    assert back not in told["metadata/metadata_s-1.parquet"]
+
+
+def test_a_check_beside_a_run_says_so_instead_of_advising_a_repair(tmp_path, sound, capsys):
+    put(tmp_path, sound)
+    (tmp_path / "images/s-1.tar").unlink()
+    assert "cah repair" in said(capsys, "verify", tmp_path).stdout
+    with held(tmp_path):
+        beside = said(capsys, "verify", tmp_path)
+    assert beside.returncode == 1 and "cah repair" not in beside.stdout
+    assert "Verify it again when that has ended." in beside.stdout
+    assert "cah repair" in said(capsys, "verify", tmp_path).stdout
 
 
 def test_another_datasets_shards_are_named_and_left_alone(tmp_path, sound):
