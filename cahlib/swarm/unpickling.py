@@ -7,7 +7,7 @@ data passes; of the rest, a closed list is made into what it stands for (the typ
 message of an error, and graphs of the functions in `CALLS` on plain data); anything else is
 `Refused`. Workers do not call it, for they run what their driver sends anyway.
 
-Tried with distributed 2025.3 and 2026.8. `restrict` tries each way in, and refuses to go on with
+Tried with distributed 2025.4.1 and 2026.8. `restrict` tries each way in, and refuses to go on with
 a version that unpickles elsewhere.
 """
 
