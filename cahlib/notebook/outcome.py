@@ -69,12 +69,14 @@ class Results:
         self._taking = widgets.HBox(
             [self.pack, self.url, self.copy], layout=widgets.Layout(flex_flow="row wrap")
         )
-        self.box = widgets.VBox([self.servers, self.about, self._taking, self.message, self.report])
+        link = [self._link] if self._link else []
+        self.box = widgets.VBox(
+            [self.servers, self.about, self._taking, self.message, *link, self.report]
+        )
         if desk.place.widgets:
             desk.beside.append(self.box)
             desk.on_drawing(self._drawn)
             display(self.box)  # type: ignore[no-untyped-call]
-            self._link = display(HTML(""), display_id=True)  # type: ignore[no-untyped-call]
         else:
             self._print()
 
@@ -165,8 +167,10 @@ class Results:
                 fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)
-        if self._link:  # there is a kernel
-            self._link.update(FileLink(os.path.relpath(path)))  # type: ignore[no-untyped-call]
+        if self._link:
+            link: Any = FileLink(os.path.relpath(path))  # type: ignore[no-untyped-call]
+            self._link.outputs = ()
+            self._link.append_display_data(link)
         return f"{path}: {path.stat().st_size / 1e6:,.1f} MB."
 
     def _pack(self, path: Path) -> None:

@@ -218,6 +218,6 @@ def test_a_user_clicks_through_a_run(page):
     saved = book.read_text()
     assert TOKEN not in saved and "Traceback" not in saved and "not found" not in saved
     outputs = [o for c in json.loads(saved)["cells"] for o in c.get("outputs", ())]
-    assert len(outputs) == 3 and all(o["output_type"] == "display_data" for o in outputs)
+    assert len(outputs) == 2 and all(o["output_type"] == "display_data" for o in outputs)
     assert list(verify(page.lab.folder / "dataset")) == []
     assert page.wrong == []
