@@ -55,9 +55,10 @@ class Results:
         self._taken = threading.Lock()  #: while the dataset is packed or copied
         self.about, self.report, self.servers = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.message = widgets.HTML()
-        self._link: Any = (
-            None  #: a place for a link, which no widget's HTML can follow in JupyterLab
-        )
+        # for a link, which JupyterLab follows in outputs alone; the classic notebook of ipywidgets 7
+        # has no such widget, and cannot save a notebook that holds one
+        new = int(widgets.__version__.partition(".")[0]) >= 8
+        self._link: Any = widgets.Output() if new else None
         self.url = widgets.Text(
             placeholder="s3://…, gdrive://…, file:///content/drive/MyDrive/…",
             layout=widgets.Layout(width="26em"),
@@ -69,7 +70,7 @@ class Results:
         self._taking = widgets.HBox(
             [self.pack, self.url, self.copy], layout=widgets.Layout(flex_flow="row wrap")
         )
-        link = [self._link] if self._link else []
+        link: list[Any] = [self._link] if self._link else []
         self.box = widgets.VBox(
             [self.servers, self.about, self._taking, self.message, *link, self.report]
         )
