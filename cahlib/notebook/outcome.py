@@ -55,8 +55,8 @@ class Results:
         self._taken = threading.Lock()  #: while the dataset is packed or copied
         self.about, self.report, self.servers = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.message = widgets.HTML()
-        # for a link, which JupyterLab follows in outputs alone; the classic notebook of ipywidgets 7
-        # has no such widget, and cannot save a notebook that holds one
+        # for a link, which JupyterLab follows in outputs alone; the classic notebook of ipywidgets
+        # 7 has no such widget, and cannot save a notebook that holds one
         new = int(widgets.__version__.partition(".")[0]) >= 8
         self._link: Any = widgets.Output() if new else None
         self.url = widgets.Text(
