@@ -300,9 +300,8 @@ class Job(Checked):
         """Raise ConfigError, which names them, if there are differences from a place's dataset."""
         if differences:
             raise ConfigError(
-                f"output: {place} holds the dataset of a job with another "
-                f"{', '.join(differences)}; choose another folder, or repeat that job's settings: "
-                f"{'; '.join(differences.values())}."
+                f"output: {place} holds the dataset of a job with other settings; choose another "
+                f"folder, or repeat that job's: {'; '.join(differences.values())}."
             )
 
     def store(self, path: Path) -> None:
@@ -323,7 +322,12 @@ class Job(Checked):
         there, asked = (fingerprint(apart, job) for job in (other, self))
         found = differences(settings(), there, asked)
         if self.output.url != other.output.url:
-            found["output"] = "the output as it was"  # a URL may hold a password
+            # not the URL itself, which may hold a password
+            found["output"] = "output " + (
+                "to the URL that it was brought to"
+                if other.output.url
+                else "to a folder, not a URL"
+            )
         return found
 
 

@@ -78,6 +78,14 @@ def test_an_output_url_has_a_folder_of_its_name_here():
     assert Job.from_values({"output": "mine"}).output.url is None
 
 
+def test_a_folder_that_is_brought_to_a_url_is_told_from_one_that_is_not():
+    url, folder = (Job.from_values({"output": each}) for each in ("s3://me:word@b/ds", "ds"))
+    for before, now, said in ((url, folder, "to the URL"), (folder, url, "to a folder")):
+        with pytest.raises(ConfigError, match=f"repeat that job's: output {said}") as refused:
+            now.require_same(now.differences(before), "ds")
+        assert "word" not in str(refused.value)
+
+
 def test_an_output_that_no_shell_has_seen_may_begin_at_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert job_from({}, {"CAH_OUTPUT": "~/x"}).output.folder == tmp_path / "x"

@@ -387,5 +387,5 @@ def test_what_a_kernel_makes_for_another_session_is_not_fetched(service, launch)
 def test_another_jobs_dataset_is_refused(service, launch):
     service.run = completes
     launch()
-    with pytest.raises(ConfigError, match="a job with another min_side"):
+    with pytest.raises(ConfigError, match="that job's: min_side"):
         launch(min_side=100)
