@@ -53,10 +53,14 @@ COMMANDS = {
         "tracker export": (["shards", "--form", "json"], 0, '"state": "todo"'),
         "tracker retry": ([], 0, "0 shards are to do again."),
         "tracker expel": (["ann"], 1, "ann"),
+        "tracker checks": ([], 0, ""),
+        "tracker backup": (["backup"], 0, ""),
+        "tracker restore": (["backup", "--database", "sqlite:///restored.sqlite"], 0, ""),
     },
     "swarm": {
         "swarm up": (["1", "--max-cost", "0.00001"], 2, "more than the ceiling"),
         "swarm down": ([], 2, NO_SERVERS),
+        "swarm list": ([], 0, ""),
         "swarm status": ([], 2, NO_SERVERS),
         "swarm logs": ([], 2, NO_SERVERS),
         "swarm ssh": (["node"], 2, NO_SERVERS),
@@ -189,8 +193,12 @@ def test_a_run_judges_with_its_extra(installed, tmp_path):
 def test_a_tracker_serves_with_its_extra(installed, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    begun = [["tracker", "add", "--crawl", str(tmp_path / "a.warc.wat.gz")]]
+    (tmp_path / "a.warc.wat.gz").write_bytes(small.file(0, 1))
+    environment = installed("tracker")
+    environment.cah(begun, cwd=tmp_path)
     line = ("-m", "cahlib.cli", "tracker", "serve", "--port", port)
-    process = installed("tracker").start(*line, cwd=tmp_path)
+    process = environment.start(*line, cwd=tmp_path)
     try:
         until(lambda: healthy(port) or process.poll() is not None)
         assert process.poll() is None
