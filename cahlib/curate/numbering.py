@@ -21,11 +21,13 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import pyarrow as pa
+
 from cahlib.curate import dataset, description, seal
 from cahlib.curate.dataset import Shelf
 from cahlib.curate.layout import CURRENT_LAYOUT, SESSION, located, numbered
 from cahlib.curate.seal import Sealed
-from cahlib.errors import RunError
+from cahlib.errors import CahError, RunError
 
 
 def number(folder: Path) -> None:
@@ -85,12 +87,12 @@ def _remove_copies(folder: Path, every: Iterable[Sealed]) -> None:
         name = f"images/{path.name}"
         if name in named or numbered(name) is None:
             continue
-        uids = {uid for each in every for uid in dataset.uids(folder, each)}
         try:
+            uids = {uid for each in every for uid in dataset.uids(folder, each)}
             with tarfile.open(path) as tar:
                 found = {member.name.partition(".")[0] for member in tar}
-        except tarfile.TarError:
-            continue
+        except (CahError, pa.ArrowException, tarfile.TarError, OSError, KeyError, ValueError):
+            continue  # nobody knows whether it is a copy; `cah verify` names what is damaged
         if found <= uids:
             path.unlink()
 

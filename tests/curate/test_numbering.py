@@ -171,6 +171,25 @@ def test_a_tar_whose_manifest_was_lost_goes_when_its_shard_was_done_again(folder
     assert list(verify(folder)) == []
 
 
+@pytest.mark.parametrize("damage", ["cut table", "no table", "cut tar", "no tar but a folder"])
+def test_a_tar_of_which_nobody_knows_what_it_is_stays(folder, damage):
+    pages.write(folder, {})
+    stray = shutil.copy(folder / "images/00000.tar", folder / "images/00007.tar")
+    table = folder / "metadata/metadata_s-2.parquet"
+    if "tar" in damage:
+        stray.unlink()
+    if damage == "cut tar":
+        stray.write_bytes((folder / "images/00000.tar").read_bytes()[:3000])
+    elif damage == "no tar but a folder":
+        stray.mkdir()
+    elif damage == "cut table":
+        table.write_bytes(table.read_bytes()[:100])
+    else:
+        table.unlink()
+    pages.write(folder, {})
+    assert names(folder) == [*(f"{n:05}.tar" for n in range(4)), "00007.tar"]
+
+
 def test_where_names_must_be_those_of_shards_they_stay(folder):
     own = names(folder)
     (folder / SESSION).parent.mkdir()
