@@ -123,7 +123,10 @@ def sweep(folder: Path) -> None:
         for path in sorted((folder / seal.FOLDER).glob(f".*.json{PART}")):
             if fresh := _read(path):
                 before = _read(folder / seal.name(fresh.shard.id))
-                _exchange(folder, fresh, before) if before else _unmake(folder, fresh)
+                if before is None:
+                    _unmake(folder, fresh)
+                elif _is_there(folder, fresh, before):
+                    _exchange(folder, fresh, before)
         for each in FOLDERS:
             for path in (folder / each).glob(f".*{PART}"):
                 path.unlink()
@@ -163,6 +166,21 @@ def _read(path: Path) -> Sealed | None:
 def _unmake(folder: Path, fresh: Sealed) -> None:
     for name in fresh.files:
         (folder / name).unlink(missing_ok=True)
+
+
+def _is_there(folder: Path, fresh: Sealed, before: Sealed) -> bool:
+    """Whether all files of a successor are there, by their sizes.
+
+    A copy that was made during a change and brought up to date later still has that change's
+    manifest, and none of its files.
+    """
+
+    def has(name: str, stored: Stored) -> bool:
+        path = folder / name
+        return part(path).exists() or (path.exists() and path.stat().st_size == stored.size)
+
+    kept = {*before.files.values()}
+    return all(stored in kept or has(name, stored) for name, stored in fresh.files.items())
 
 
 def _exchange(folder: Path, fresh: Sealed, before: Sealed) -> None:

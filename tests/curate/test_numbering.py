@@ -130,6 +130,19 @@ def test_a_repair_finishes_what_was_killed_and_gives_up_nothing(folder, tmp_path
         )
 
 
+def test_a_copy_that_keeps_the_manifest_of_an_older_change_is_not_damaged_by_it(folder, tmp_path):
+    path = folder / seal.name("s-1")
+    numbering.number(folder)
+    older = path.read_bytes()
+    listed = tmp_path / "uids"
+    listed.write_text(dataset.uids(folder, seal.sealed(folder, "s-1"))[0])
+    list(purge(folder, Lists(uids=[str(listed)])))
+    before = contents(folder)
+    path.with_name(f".{path.name}.part").write_bytes(older)
+    repair(plan(folder))
+    assert contents(folder) == before and list(verify(folder)) == []
+
+
 def test_holes_that_a_purge_leaves_are_closed(folder, tmp_path):
     pages.write(folder, {})
     gone = next(id for id, number in numbers(folder).items() if number == "00001")
