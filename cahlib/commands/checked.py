@@ -69,7 +69,10 @@ def _repair(chosen: argparse.Namespace) -> int:
     found = plan(place, committed(ledger))
     if chosen.dry_run:
         _print(found)
-        print("Nothing was changed; without --dry-run it is.")
+        if any(found.lines()):
+            print("Nothing was changed; without --dry-run it is.")
+        else:
+            print("There is nothing to repair.")
         return 0
     with held(Path(place)) if local else nullcontext():
         found = plan(place, committed(ledger))  # a run may have gone on until now

@@ -160,6 +160,7 @@ def test_what_would_be_done_is_said_and_not_done(tmp_path, sound, capsys):
     (tmp_path / "images/my notes.txt").unlink()
     assert said(capsys, "repair", tmp_path).returncode == 0
     assert list(verify(tmp_path)) == []
+    assert said(capsys, "repair", tmp_path, "--dry-run").stdout == "There is nothing to repair.\n"
 
 
 @pytest.mark.parametrize(
