@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,6 +27,7 @@ from cahlib.tracker.service import Settings
 from tests.world import cloud as clouds
 from tests.world import command, extras, judged, small
 from tests.world.jobs import until
+from tests.world.ports import free_port
 from tests.world.trackers import ask, serving
 
 NO_SERVERS = "no servers were made for"
@@ -191,8 +191,7 @@ def test_a_run_judges_with_its_extra(installed, tmp_path):
 
 
 def test_a_tracker_serves_with_its_extra(installed, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     begun = [["tracker", "add", "--crawl", str(tmp_path / "a.warc.wat.gz")]]
     (tmp_path / "a.warc.wat.gz").write_bytes(small.file(0, 1))
     environment = installed("tracker")

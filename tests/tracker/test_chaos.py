@@ -22,6 +22,7 @@ from cahlib.tracker.migrate import migrate
 from tests.world import command
 from tests.world import postgres as servers
 from tests.world.jobs import LIMIT, until
+from tests.world.ports import free_port
 
 from .conftest import wats
 
@@ -32,9 +33,7 @@ class Server:
     """The installed command on a port of its own; killed and started again."""
 
     def __init__(self, database: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._database = database
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()

@@ -18,6 +18,7 @@ from cahlib.tracker.client import Tracker
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.service import Settings
 from tests.world.jobs import until
+from tests.world.ports import free_port
 from tests.world.trackers import serving
 
 ANY = Limits(address=0, worker=0, newcomers=0)
@@ -81,8 +82,7 @@ def url(tmp_path):
 
 @contextmanager
 def proxied(program, inner, folder):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     words = {"folder": folder, "port": port, "inner": inner, "address": urlsplit(inner).netloc}
     if program == "nginx":
         (folder / "nginx.conf").write_text(NGINX.format(**words))

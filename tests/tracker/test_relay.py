@@ -1,7 +1,6 @@
 """Storage whose drivers fail in ways of their own costs a shard, and no run."""
 
 import errno
-import socket
 from pathlib import Path
 
 import fsspec
@@ -14,6 +13,7 @@ from cahlib.errors import RunError, ShardError
 from cahlib.records import Shard, Tally
 from cahlib.scrape import parcel as parcels
 from tests.world.pictures import image
+from tests.world.ports import free_port
 
 SHARD = Shard(id="a", url="https://example.org/a.warc.wat.gz", half=0)
 BROUGHT = {"url": "moody://parcels/a.tar", "sha256": "0" * 64, "size": 5}
@@ -73,8 +73,7 @@ def test_a_parcel_that_is_not_there_is_told_from_storage_that_does_not_answer(tm
             fetched(f"http://{web.address}/a.tar", tmp_path)
         with pytest.raises(relay.StorageAway, match="503"):
             fetched(f"http://{web.address}/busy.tar", tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = "{}:{}".format(*closed.getsockname())
+    address = f"127.0.0.1:{free_port()}"
     with pytest.raises(relay.StorageAway, match="cannot be reached"):
         fetched(f"http://{address}/a.tar", tmp_path)
     assert not isinstance(gone.value, relay.StorageAway)

@@ -6,7 +6,6 @@ It earns its half minute: nothing less shows that the datasets of all hold each 
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections import Counter
 
@@ -27,6 +26,7 @@ from cahlib.tracker.migrate import migrate
 from cahlib.tracker.rules import Kind, Rules
 from cahlib.tracker.service import Settings
 from tests.world import command, small
+from tests.world.ports import free_port
 from tests.world.trackers import serving
 
 ANY = Limits(address=0, worker=0, newcomers=0)
@@ -76,8 +76,7 @@ def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
 
 def test_a_gpu_worker_blames_no_parcel_for_storage_that_is_away(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        upload = "http://{}:{}".format(*closed.getsockname())
+    upload = f"http://127.0.0.1:{free_port()}"
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
     intake.add(database, [Shard(id=f"w-{half}", url="https://x/w", half=half) for half in (0, 1)])

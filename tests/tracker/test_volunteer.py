@@ -1,7 +1,6 @@
 """What goes wrong for a CPU volunteer alone leaves the crawl as it was."""
 
 import logging
-import socket
 import threading
 from contextlib import contextmanager
 
@@ -21,6 +20,7 @@ from cahlib.tracker.migrate import migrate
 from cahlib.tracker.rules import NotHeld, Rules
 from cahlib.tracker.service import Settings
 from cahlib.volunteer import volunteer
+from tests.world.ports import free_port
 from tests.world.trackers import serving
 
 ANY = Limits(address=0, worker=0, newcomers=0)
@@ -71,8 +71,7 @@ def test_who_is_banned_asks_no_more_and_no_shard_is_blamed(tmp_path):
 
 def test_no_shard_is_blamed_for_storage_that_is_away(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        upload = "http://{}:{}/parcels".format(*closed.getsockname())
+    upload = f"http://127.0.0.1:{free_port()}/parcels"
     stop = threading.Event()
 
     def listener(_):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
 from tests.world import notebooks
 from tests.world.jobs import until
+from tests.world.ports import free_port
 
 _COMMON = "--no-browser --ip=127.0.0.1 --allow-root"
 _LAB = (
@@ -42,9 +42,7 @@ class Lab:
 @contextmanager
 def serve(folder: Path, *, classic: Path | None = None, **environment: str) -> Iterator[Lab]:
     """JupyterLab in a folder, or the classic notebook of another Python; kernels end with it."""
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     lab = Lab(folder, port)
     own = {"JUPYTERLAB_SETTINGS_DIR": str(lab.settings), **environment}
     with open(folder / "lab.log", "w") as log:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.world.ports import free_port
 
 
 def missing() -> str | None:
@@ -111,7 +112,7 @@ def postgres(*, durable: bool = False) -> Iterator[Postgres]:
     user = _user()
     if os.geteuid() == 0 and user is not None:
         os.chown(folder, user.pw_uid, user.pw_gid)
-    server = Postgres(folder, _free_port(), durable=durable)
+    server = Postgres(folder, free_port(), durable=durable)
     try:
         server.init()
         server.start()
@@ -121,9 +122,3 @@ def postgres(*, durable: bool = False) -> Iterator[Postgres]:
             server.stop()
     finally:
         shutil.rmtree(folder)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

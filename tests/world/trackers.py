@@ -16,6 +16,7 @@ import uvicorn
 
 from tests.world.command import started
 from tests.world.jobs import LIMIT, until
+from tests.world.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ def serving(app: Any, *, port: int = 0, **options: Any) -> Iterator[str]:
 @contextmanager
 def commanded(database: str, *options: str) -> Iterator[int]:
     """The command ``cah tracker serve`` on a port of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     line = ["tracker", "serve", "--database", database, "--port", str(port), "--rate", "0"]
     server = started(*line, *options)
     try:
