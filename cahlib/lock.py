@@ -27,8 +27,8 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(
-                f"output: another run is writing to {folder}; "
-                "wait for it, or choose another folder."
+                f"output: another command is writing to {folder}; "
+                "wait for it, or name another folder."
             ) from error
         yield
 

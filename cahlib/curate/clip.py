@@ -169,9 +169,9 @@ def require_listed(source: ModelSource) -> None:
     if not Path(pretrained).is_file() and not open_clip.get_pretrained_cfg(name, pretrained):
         tags = open_clip.list_pretrained_tags_by_model(name)
         near = ", ".join(get_close_matches(pretrained, tags, cutoff=0))
-        what = f"{pretrained!r} are no weights of {name}" if pretrained else f"{name} needs weights"
+        what = f"has no weights called {pretrained!r}" if pretrained else "needs weights"
         more = f", or some that open_clip has: {near}" if near else ""
-        raise ConfigError(f"pretrained: {what}; name a file of them{more}.")
+        raise ConfigError(f"pretrained: {name} {what}; name a file of them{more}.")
     weights.known(name, pretrained)
 
 

@@ -302,7 +302,7 @@ def test_two_runs_do_not_write_to_one_folder(web, tmp_path, capsys):
     with open(folder / "run" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as a run does
         ran = command.said(capsys, "run", *run_options(web, folder))
-    assert (ran.returncode, ran.stderr.count("another run is writing")) == (2, 1)
+    assert (ran.returncode, ran.stderr.count("another command is writing")) == (2, 1)
 
 
 def test_the_folder_of_another_job_is_refused(whole, undisturbed, capsys):

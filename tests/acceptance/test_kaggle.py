@@ -164,15 +164,15 @@ def test_a_session_ends_within_its_limit_and_the_next_one_goes_on(tmp_path):
             small.job(tmp_path, tmp_path / "dataset", web),
             crawl=NAME, base_url=f"http://{web.address}/", nickname="ada", per_second=1,
         )  # fmt: skip
-        hours, done = 0.004, set()
-        while not done:
-            done, hours = session(job, service, tmp_path / f"first{hours}", hours), 2 * hours
+        hours = 0.004
+        while not (done := session(job, service, tmp_path / f"first{hours}", hours)):
+            hours *= 1.5
         assert len(done) < 40  # they take minutes
         assert list(verify(tmp_path / "dataset")) == []
-        pairs, again = rows(tmp_path / "dataset"), done
-        while again == done:
+        pairs, last = rows(tmp_path / "dataset"), tmp_path / f"next{hours}"
+        while (again := session(job, service, last, hours)) == done:
+            hours *= 1.5
             last = tmp_path / f"next{hours}"
-            again, hours = session(job, service, last, hours), 2 * hours
     assert again > done
     fresh = {path.stem for path in (last / "working/dataset/metadata").glob("*")}
     assert not {f"metadata_{shard}" for shard in done} & fresh  # not carried to and fro

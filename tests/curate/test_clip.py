@@ -312,7 +312,7 @@ def test_weights_for_a_known_model_may_be_a_file(tmp_path):
         ({"model": "ViT-B-32"}, "pretrained: ViT-B-32 needs weights; name a file .* openai"),
         (
             {"model": "ViT-B-32", "pretrained": "openia"},
-            "pretrained: 'openia' are no weights of ViT-B-32; name a file .* openai",
+            "pretrained: ViT-B-32 has no weights called 'openia'; name a file .* openai",
         ),
         ({"preset": "laion400m"}, "model: ViT-B-32/openai could not be downloaded .* network"),
         ({"model": "hf-hub:no/such"}, "model: hf-hub:no/such could not be downloaded"),

@@ -284,7 +284,7 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
 def test_nobody_else_may_be_writing(tmp_path):
     write(tmp_path)
     uids = listed(tmp_path / "uids", kept()[0].image.candidate.uid)
-    with held(tmp_path), pytest.raises(ConfigError, match="another run is writing"):
+    with held(tmp_path), pytest.raises(ConfigError, match="another command is writing"):
         list(purge(tmp_path, Lists(uids=uids)))
 
 

@@ -332,7 +332,7 @@ def test_a_second_launch_on_the_folder_leaves_the_servers_of_the_first(service, 
 
     service.before = second
     launch()
-    assert ["another run is writing to" in each for each in refused] == [True]
+    assert ["another command is writing to" in each for each in refused] == [True]
     assert servers[0] == servers[1] and len(servers[0]) == 3 and len(service.pushed) == 1
 
 
