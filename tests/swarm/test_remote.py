@@ -382,3 +382,5 @@ def test_a_full_disk_costs_a_shard_one_try_on_that_node(swarm, scrapers):
         for login in swarm.logins:
             with session(login) as node:
                 node.run(["umount", str(folder)])
+            install.restart(login)  # it is drained
+        jobs.until(lambda: [each.ill for each in scrapers.nodes()] == ["", ""])
