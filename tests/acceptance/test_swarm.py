@@ -80,7 +80,7 @@ def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_
         job = replace(awake.job(str(tmp_path / "swarm"), web), **files)
         ran = cah(cloud, "run", *command.options(replace(job, swarm=2, max_cost=1)))
         assert ran.returncode == 0, ran.stderr
-        assert re.search("(boot|install|start): cah-", ran.stderr), ran.stderr
+        assert re.search("(boot|install|start|up): cah-", ran.stderr), ran.stderr
         assert "swarm no servers, EUR 0.0140 so far, 0.0000 an hour" in ran.stderr
         job = replace(job, output=str(tmp_path / "alone"))
         alone = command.said(capsys, "run", *command.options(job))

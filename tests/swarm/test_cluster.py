@@ -110,6 +110,7 @@ main()
 def test_a_cluster_without_workers_gets_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("cahlib.scrapers._WORKERS", 0.5)
     with within() as theirs:
+        jobs.until(lambda: theirs.scheduler_info["workers"])  # it cannot remove one unknown to it
         theirs.scale(0)
         theirs.sync(theirs._correct_state)
         job = replace(Job(), output=str(tmp_path), engine=theirs.scheduler_address)
@@ -123,6 +124,7 @@ def test_a_cluster_without_workers_gets_a_sentence(tmp_path, monkeypatch):
 def test_a_cluster_whose_workers_lack_cahlib_gets_a_sentence(tmp_path):
     """Earns its second: only another process can be without what this one has."""
     with within() as theirs:
+        jobs.until(lambda: theirs.scheduler_info["workers"])  # it cannot remove one unknown to it
         theirs.scale(0)
         theirs.sync(theirs._correct_state)
         line = [sys.executable, "-c", WITHOUT, theirs.scheduler_address]
