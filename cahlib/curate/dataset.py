@@ -169,7 +169,7 @@ def _unmake(folder: Path, fresh: Sealed) -> None:
 
 
 def _is_there(folder: Path, fresh: Sealed, before: Sealed) -> bool:
-    """Whether all files of a successor are there, by their sizes.
+    """Return whether all files of a successor are there, by their sizes.
 
     A copy that was made during a change and brought up to date later still has that change's
     manifest, and none of its files.

@@ -1,4 +1,4 @@
-"""What tells of a whole dataset, made anew each time: the report, the card, the tars' sizes."""
+"""Make what describes a whole dataset, anew each time: the report, the card, the tars' sizes."""
 
 from __future__ import annotations
 

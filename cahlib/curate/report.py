@@ -136,7 +136,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _opinions(found: Summary) -> str:
-    """How the labels by CLIP and the scores of the second classifier agree."""
+    """Return a table of how CLIP's labels and the second classifier's scores agree."""
     if not found.opinions:
         return ""
     head = "".join(f"<th>{band}</th>" for band in BANDS)

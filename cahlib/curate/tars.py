@@ -1,4 +1,4 @@
-"""What readers of the tars look for beside them: how many samples each has, and a card of theirs.
+"""Write what readers of the tars look for beside them: the samples of each, and a card of theirs.
 
 open_clip takes the size of a dataset from `sizes.json`, and others read `nshards.txt`. One card
 describes one kind of files to Hugging Face's `datasets`: the dataset's own is for the metadata, so

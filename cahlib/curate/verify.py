@@ -154,7 +154,7 @@ def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem
 
 
 def _foreign(sealed: Sealed, said: Description | None) -> Iterator[Problem]:
-    """Whether a shard has other settings than its dataset."""
+    """Yield the problem of a shard that has other settings than its dataset."""
     if said and said.digest and sealed.settings not in ("", said.digest):
         path = seal.name(sealed.shard.id)
         other = f"{path} was made with other settings than {description.NAME} says."

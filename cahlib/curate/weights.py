@@ -1,4 +1,4 @@
-"""What open_clip knows of a file of weights: how they were trained, which the file does not say.
+"""Find what open_clip knows of a file of weights: how they were trained, which no file says.
 
 Weights that were trained with QuickGELU score otherwise with GELU, and so do pictures of another
 size, mean or deviation; nothing fails of it. open_clip knows all that of the weights it names. A

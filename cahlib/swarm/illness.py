@@ -54,18 +54,19 @@ def _on(worker: Any, action: Any) -> None:
 
 async def _drain(worker: Any) -> None:
     """Let the scheduler give no job to the machine's workers, until this one tries again."""
-    host = get_address_host(worker.address)
-    known = (await worker.scheduler.identity())["workers"]
-    for address, each in known.items():
-        if each["host"] == host:
-            await worker.scheduler.set_resources(worker=address, resources={"slot": 0})
+    await _take_jobs(worker, 0)
     worker.loop.call_later(_AGAIN, lambda: asyncio.ensure_future(_recover(worker)))
 
 
 async def _recover(worker: Any) -> None:
     worker.metrics.pop(METRIC, None)
-    host = get_address_host(worker.address)
     with suppress(Exception):
-        for address, each in (await worker.scheduler.identity())["workers"].items():
-            if each["host"] == host:
-                await worker.scheduler.set_resources(worker=address, resources={"slot": 1})
+        await _take_jobs(worker, 1)
+
+
+async def _take_jobs(worker: Any, count: int) -> None:
+    """Let the scheduler give so many jobs to each worker of this machine."""
+    host = get_address_host(worker.address)
+    for address, each in (await worker.scheduler.identity())["workers"].items():
+        if each["host"] == host:
+            await worker.scheduler.set_resources(worker=address, resources={"slot": count})

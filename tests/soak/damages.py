@@ -134,17 +134,17 @@ def _swap(at: Befall) -> str:
 
 def _foreign_run(at: Befall) -> str:
     """The run directory of another dataset is copied over this one's."""
-    shutil.rmtree(at.folder / "run", ignore_errors=True)
-    shutil.copytree(at.foreign / "run", at.folder / "run")
-    return str(at.folder / "run")
+    return _run_of(at, at.foreign)
 
 
 def _old_run(at: Befall) -> str:
     """The run directory comes back from a backup."""
-    if not (at.saved / "run").is_dir():
-        return ""
+    return _run_of(at, at.saved) if (at.saved / "run").is_dir() else ""
+
+
+def _run_of(at: Befall, other: Path) -> str:
     shutil.rmtree(at.folder / "run", ignore_errors=True)
-    shutil.copytree(at.saved / "run", at.folder / "run")
+    shutil.copytree(other / "run", at.folder / "run")
     return str(at.folder / "run")
 
 
