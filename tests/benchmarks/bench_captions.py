@@ -14,7 +14,7 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,8 @@ from cahlib.scrape.candidates import candidates
 from cahlib.scrape.wat import Link, Meta, Page
 from tests.benchmarks.common import parser
 
-CAPTIONS = Path(__file__).parent.parent / "data" / "captions.tsv"
+DATA = Path(__file__).parent.parent / "data"
+SETS = ("captions", "captions-unseen", "captions-unseen-2")
 SHORT = 30
 
 
@@ -38,18 +39,18 @@ class Rates(NamedTuple):
     false: list[str]  #: the captions of other languages that are kept as English
 
 
-def captions() -> list[dict[str, str]]:
-    """Return the labelled captions."""
-    with CAPTIONS.open(encoding="utf-8", newline="") as file:
+def captions(name: str = "captions") -> list[dict[str, str]]:
+    """Return the labelled captions of a set."""
+    with (DATA / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def kept(language: str, evidence: str) -> set[tuple[str, str]]:
+def kept(rows: list[dict[str, str]], language: str, evidence: str) -> set[tuple[str, str]]:
     """Return page and text of the captions that are kept where a language is wanted."""
     options = Crawl(languages=(language,), language_evidence=evidence)
     pages = []
-    for number, rows in groupby(captions(), key=lambda row: row["page"]):
-        shown = list(rows)
+    for number, of_page in groupby(rows, key=lambda row: row["page"]):
+        shown = list(of_page)
         links = [Link("IMG@/src", f"/{n}.jpg", row["text"]) for n, row in enumerate(shown)]
         declared = shown[0]["declared"]
         metas = [] if declared == "-" else [Meta(name="HTML@/lang", content=declared)]
@@ -58,18 +59,18 @@ def kept(language: str, evidence: str) -> set[tuple[str, str]]:
     return {(each.page[8:-5], each.text) for each in found}
 
 
-def measured(evidence: str) -> Rates:
-    """Return the rates of one way to tell."""
-    rows = captions()
+def measured(evidence: str, name: str = "captions") -> Rates:
+    """Return the rates of one way to tell on a set."""
+    rows = captions(name)
     whole = Counter(row["language"] for row in rows)
     recall = {}
     for language in whole:
-        found = kept(language, evidence)
+        found = kept(rows, language, evidence)
         good = sum(
             (row["page"], row["text"]) in found for row in rows if row["language"] == language
         )
         recall[language] = good / whole[language]
-    english = kept("en", evidence)
+    english = kept(rows, "en", evidence)
     is_kept = [(row, (row["page"], row["text"]) in english) for row in rows]
     short = [k for row, k in is_kept if row["language"] == "en" and len(row["text"]) <= SHORT]
     false = [row["text"] for row, k in is_kept if row["language"] != "en" and k]
@@ -79,11 +80,11 @@ def measured(evidence: str) -> Rates:
 
 def main(arguments: Sequence[str]) -> None:
     parser(__doc__, arguments).parse_args(arguments)
-    for evidence in ("caption", "page"):
-        rates = measured(evidence)
+    for name, evidence in product(SETS, ("caption", "page")):
+        rates = measured(evidence, name)
         others = [share for language, share in rates.recall.items() if language != "en"]
         print(
-            f"{evidence:8} English {rates.recall['en']:.1%}, short English "
+            f"{name}, {evidence}: English {rates.recall['en']:.1%}, short English "
             f"{rates.short_english:.1%}, other languages {sum(others) / len(others):.1%}, "
             f"falsely English {rates.false_english:.1%}"
         )

@@ -17,7 +17,8 @@ from typing import NamedTuple
 from cahlib.scrape.personal import masked
 from tests.benchmarks.common import parser
 
-LINES = Path(__file__).parent.parent / "data" / "personal.tsv"
+DATA = Path(__file__).parent.parent / "data"
+SETS = ("personal", "personal-unseen", "personal-unseen-2")
 
 
 class Rates(NamedTuple):
@@ -29,9 +30,9 @@ class Rates(NamedTuple):
     missed: list[str]
 
 
-def measured() -> Rates:
-    """Return how the lines were masked."""
-    with LINES.open(encoding="utf-8", newline="") as file:
+def measured(name: str = "personal") -> Rates:
+    """Return how the lines of a set were masked."""
+    with (DATA / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
         rows = [
             (row["holds"], row["text"])
             for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -45,12 +46,13 @@ def measured() -> Rates:
 
 def main(arguments: Sequence[str]) -> None:
     parser(__doc__, arguments).parse_args(arguments)
-    rates = measured()
-    print(f"precision {rates.precision:.1%}, recall {rates.recall:.1%}")
-    for text in rates.false:
-        print(f"false:  {text}")
-    for text in rates.missed:
-        print(f"missed: {text}")
+    for name in SETS:
+        rates = measured(name)
+        print(f"{name}: precision {rates.precision:.1%}, recall {rates.recall:.1%}")
+        for text in rates.false:
+            print(f"  false:  {text}")
+        for text in rates.missed:
+            print(f"  missed: {text}")
 
 
 if __name__ == "__main__":
