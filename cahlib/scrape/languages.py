@@ -16,6 +16,8 @@ _CODES = {code.lower(): code for _, code in pycld2.LANGUAGES} | {"un": "un"}
 _OTHERS = {"he": "iw", "jv": "jw", "nb": "no", "fil": "tl", "cmn": "zh"}
 #: Both ways to write Chinese, as CLD2 names them, by script and by the regions that use it.
 CHINESE = frozenset({"zh", "zh-Hant"})
+#: And both to write Norwegian.
+_NORWEGIAN = "no", "nn"
 _HANS, _HANT = "zh", "zh-Hant"
 _WRITTEN = dict.fromkeys(("Hans", "CN", "SG", "MY"), _HANS)
 _WRITTEN |= dict.fromkeys(("Hant", "TW", "HK", "MO"), _HANT)
@@ -88,7 +90,7 @@ def _holds(known: str, letters: str) -> bool:
 def _meant(tag: str) -> Mapping[str, regex.Pattern[str] | None]:
     """Return what a tag of a user means; raise ConfigError if that cannot be told from a text."""
     if tag.lower() in _CODES and tag.lower() != "zh":
-        return {_CODES[tag.lower()]: None}
+        return dict.fromkeys(_NORWEGIAN if tag.lower() == "no" else (_CODES[tag.lower()],))
     from langcodes import Language
 
     try:

@@ -1,22 +1,24 @@
 """Personal data in texts: e-mail addresses, phone, payment card and passport numbers.
 
 Found by their form first, so that ordinary captions with sizes, dates and prices stay as they are:
-a phone number needs an international prefix, the form of one in North America, or a word that says
-so; a passport number the word. What has the form is then held to the rules of its kind: the plans
-of all countries for phone numbers, and for cards the check digit (ISO/IEC 7812-1), the numbers and
-lengths that networks have given out, and that it is no article's number (GS1: ISBN, EAN, GTIN).
+a phone number needs a prefix, international or a 0 before its area's, the form of one in North
+America, or a word that says so in a large language; a passport number the word. What has the form
+is then held to the rules of its kind: the plans of all countries for phone numbers, and for cards
+the check digit (ISO/IEC 7812-1), the numbers and lengths that networks have given out, and that it
+is no article's number (GS1: ISBN, EAN, GTIN).
 """
 
 from __future__ import annotations
 
 import re as _re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import regex as re
 
 #: Digits in groups, as people write long numbers.
-_MORE = r"(?:[ ./()-]{0,2}\d)"
+_GAP = r"[ ./()\u2010-\u2015\uff0d-]{0,2}"
+_MORE = rf"(?:{_GAP}\d)"
 _EMAIL = re.compile(
     r"[\w.+%-]{1,64}@(?!\dx\.)(?:[\w-]{1,63}\.){1,8}(?:xn--[\w-]{2,20}|[^\W\d_]{2,24})\b"
 )
@@ -26,22 +28,55 @@ _CARD = re.compile(
 )
 _ABROAD = re.compile(rf"(?<![\w.])(?:\+|00)[1-9]{_MORE}{{7,14}}(?!\w)")
 _AMERICAN = re.compile(
-    r"(?<![\w.])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[ .-]\d{4}(?!\w)"
+    r"(?<![\w.])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d(?:[.-]|(?<=1 \d\d\d) ))"
+    r"[2-9]\d\d[ .-]\d{4}(?!\w)"
+)
+#: With the 0 that many countries dial before an area, in groups as written there.
+_NATIONAL = re.compile(
+    rf"(?<![\w.,/-]|\d )(?:\(?0[1-9]\d{{0,3}}(?=\D)|0 ?\([1-9]\d){_MORE}{{7,9}}(?![ .,/-]?\d|\w)"
 )
 _NAMED = re.compile(
-    r"(?P<kept>\b(?:tel|fax|call|cell|phone|mobile|whatsapp)\b[:. ]{1,3})"
+    r"(?P<kept>(?<![\w/.])(?:tel|fax|whatsapp"
+    r"|(?:call|cell|phone|mobile)(?=[:. ]{1,3}\d{3}[ -]\d{4}(?![\w.-]| \d)))\b[:. ]{1,3})"
     rf"(?P<number>\(?\d{_MORE}{{5,14}})(?!\w)",
     re.IGNORECASE,
 )
-_PASSPORT = re.compile(
-    r"(?P<kept>\bpassport(?:\s*(?:no|nr|number)\b\.?|\s*#)?[:\s]{0,3})"
-    r"(?=(?:[A-Z]*\d){5})[A-Z\d]{7,9}(?!\w)",
+#: Words, or their beginnings, that name a phone or tell to call, in the web's large languages.
+_CALLS = (
+    r"(?:appel|bel(?:t|len)?\b|call|cel[. :]|celular|cell|chiam|contact|fax|fono|gsm\b|handy|hívj"
+    r"|hotline|hubungi|kontakt|liga\b|ligue|llam|mob(?:il|[.: ])|m[óo]vil|num[eé]r|ph(?:one)?\b"
+    r"|ring|ruf|soita|suna|sđt|t[ée]l|tlf|whatsapp|zadzwo|zap\b|zavol|zovi|zvoni|дзвон|звон|моб"
+    r"|тел|κιν|κλή|τηλ)"
+)
+_CALLS_UNSPACED = (
+    "☎|☏|✆|📞|📱|电话|電話|手机|手機|热线|聯絡|联系|問い合わせ|予約|携帯|전화|문의|연락|휴대|โทร|ติดต่อ"
+    "|هاتف|جوال|اتصل|تلفن|شماره|موبایل|موبايل|واتساب|טלפון|נייד|הזמנות|फोन|मोबाइल|संपर्क|ফোন|মোবাইল"
+)
+_CALLED = re.compile(
+    rf"(?P<kept>(?:(?<![^\W_]){_CALLS}|{_CALLS_UNSPACED})[^\d\n+]{{0,20}}?)"
+    rf"(?<![\d.,/-])(?P<number>\(?\d{_MORE}{{7,11}})(?![ .,/-]?\d|\w)",
     re.IGNORECASE,
 )
+#: Written so that programs do not find it.
+_HIDDEN = re.compile(
+    r"(?<![\w.])[\w.+-]{1,64} ?[\[({] ?at ?[\])}] ?[\w-]{1,63}"
+    r"(?:(?P<dot>\.| ?[\[({] ?dot ?[\])}] ?)[\w-]{1,63}){0,6}(?&dot)[^\W\d_]{2,24}\b",
+    re.IGNORECASE,
+)
+_PASSPORT = re.compile(
+    r"(?P<kept>\b(?:pass?(?:e?port|aport)[eou]?|reisepass|paspoort|paszportu?|паспорт\w{0,2})"
+    r"(?:-?\s*(?:no|nr|num[ems]?[eé]?r[o]?|número|n[°º.]|nummer|number|numer|серия)"
+    r"(?!\p{L})[.:°º]?|\s*[#№])?[:\s]{0,3})"
+    r"(?:(?=(?:[A-Z]*\d){5})[A-Z\d]{7,9}"
+    r"|\d\d ?\d\d(?: номер| №)? ?\d{6}|\d\d \d{7})(?!\w)",
+    re.IGNORECASE,
+)
+#: The lines that machines read (ICAO 9303).
+_MACHINE = re.compile(r"(?<!\w)P[A-Z<][A-Z]{3}[A-Z<]{20,39}(?:\s?[A-Z\d<]{28,44})?")
 #: Nor does a text without one of these, which is asked in a fifth of the time.
-_MAYBE = _re.compile("[@0-9\x80-\U0010ffff]")
+_MAYBE = _re.compile("[@0-9\x80-\U0010ffff\\[({<]")
 #: A text without these holds none of them: most need no further look.
-_HINT = re.compile(r"[@\d](?:(?<=@)|(?:\D{0,3}\d){5})")
+_HINT = re.compile(r"[@\d](?:(?<=@)|(?:\D{0,3}\d){5})|[\[({] ?at ?[\])}]|<<<", re.IGNORECASE)
 
 #: Words before a number that say what else it is.
 _OTHERWISE = re.compile(
@@ -68,8 +103,14 @@ _EDGES = frozenset(
     "2532 2556 2560 2622 2688 2712 2732 2778 2796 2868 2880 3040 3088 3120 3200 3840 4096 4320 "
     "5120 7680 16 32 64 128 256 512".split()  # and of what a phone stores
 )
+#: Countries whose numbers are looked for without a prefix: those with most of the web's pages.
+_REGIONS = (
+    "GB DE FR IT ES NL PL BR RU IN CN JP KR TR UA GR IL SA EG IR VN ID TH AU NZ ZA IE SE NO FI DK "
+    "CH AT BE PT CZ SK HU RO BG HR RS MX AR CO PE CL BD MY"
+).split()
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _DAY = re.compile(r"(?:0?[1-9]|[12]\d|3[01])")
+_VERSION = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 _THOUSANDS = re.compile(r"\d{1,3}(?:[.]\d{3})*[.]\d{2}0")
 
 
@@ -96,6 +137,9 @@ def _is_otherwise(match: re.Match[str]) -> bool:
 def _is_card(match: re.Match[str]) -> bool:
     number = "".join(each for each in match[0] if each.isdecimal())
     if not _ISSUED.fullmatch(number) or not _is_checked(number) or _is_otherwise(match):
+        return False
+    groups = re.findall(r"\d+", match[0])
+    if len(groups) > 1 and all(each.endswith("000") for each in groups):
         return False
     return number != match[0] or not _is_article(number)
 
@@ -126,23 +170,58 @@ def _is_abroad(match: re.Match[str]) -> bool:
     # without a gap it is rather a part's, unless it is as long as few others are
     if number.isdecimal() and (len(number) < 13 or _is_article(number)):
         return False
-    return not _is_otherwise(match) and _fits_plan("+" + number.removeprefix("00"), strict=True)
+    return not _is_otherwise(match) and _fits_plan("+" + number.removeprefix("00"))
+
+
+def _is_national(match: re.Match[str]) -> bool:
+    """Return whether a number may be a phone's in some country, as it is written there."""
+    number = match.groupdict().get("number") or match[0]
+    groups = re.findall(r"\d+", number)
+    if _is_date(groups) or _is_series(number, groups) or _is_otherwise(match):
+        return False
+    trunk = int(groups[0][0]) == 0
+    if _is_row(groups) and not (trunk and "kept" in match.groupdict()):
+        return False
+    free = trunk or len(groups) == 1 or min(map(len, groups)) > 2
+    return any(_fits_plan(number, each, groups=() if free else groups) for each in _REGIONS)
+
+
+def _is_series(number: str, groups: list[str]) -> bool:
+    """Return whether numbers are sizes or prices."""
+    if len(groups) > 1 and all(each in _EDGES for each in groups):
+        return True
+    rounded = len(groups) > 1 and all(each.endswith("00") for each in groups)
+    return rounded or bool(_THOUSANDS.fullmatch(number) or re.match(r"\d{1,2}\.\d(?!\d)", number))
+
+
+def _is_row(groups: list[str]) -> bool:
+    """Return whether numbers grow or fall, as those of a lottery, a calendar or sizes."""
+    values = [int(each) for each in groups]
+    return len(values) > 3 and values in (sorted(values), sorted(values)[::-1])
 
 
 def _is_american(match: re.Match[str]) -> bool:
-    return not _is_otherwise(match) and _fits_plan(match[0], strict=True)
+    return not _is_otherwise(match) and _fits_plan(match[0])
 
 
-def _fits_plan(number: str, *, strict: bool) -> bool:
-    """Return whether a country has such numbers: by its ranges, or else by their length alone."""
+def _fits_plan(
+    number: str, region: str = "US", *, strict: bool = True, groups: Sequence[str] = ()
+) -> bool:
+    """Return whether a country has such numbers: by its ranges, or else by their length alone.
+
+    Where ``groups`` are given, they have to be those in which the country writes the number.
+    """
     import phonenumbers  # 60 ms, which most runs of `cah` need not
 
     try:
-        parsed = phonenumbers.parse(number, "US")
+        parsed = phonenumbers.parse(number, region)
     except phonenumbers.NumberParseException:
         return False
     fits = phonenumbers.is_valid_number if strict else phonenumbers.is_possible_number
-    return bool(fits(parsed))
+    if not fits(parsed) or not groups:
+        return bool(fits(parsed))
+    written = phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.NATIONAL)
+    return [int(each) for each in re.findall(r"\d+", written)] == [int(each) for each in groups]
 
 
 def _is_date(groups: list[str]) -> bool:
@@ -152,30 +231,21 @@ def _is_date(groups: list[str]) -> bool:
 
 
 def _is_named(match: re.Match[str]) -> bool:
-    """Return whether a number behind a word like "phone" is none of what such words go with too.
-
-    That is sizes of screens and memories, years and dates, prices, batteries and scales.
-    """
+    """Return whether a number behind a word for a phone is no date, version or network address."""
     number = match["number"]
     groups = re.findall(r"\d+", number)
-    sure = match["kept"].lower().startswith(("tel", "fax", "whatsapp"))
-    if _is_date(groups):
-        return False
-    if sure:
-        return True
-    if len(groups) > 1 and all(each in _EDGES for each in groups):
-        return False
-    rounded = len(groups) > 1 and all(each.endswith("00") for each in groups)
-    if rounded or _THOUSANDS.fullmatch(number) or re.match(r"\d{1,2}\.\d(?!\d)", number):
-        return False
-    return len("".join(groups)) >= 7 and re.match(r"\d{5} \d{4} \d{4}(?!\d)", number) is None
+    return not (_is_date(groups) or _is_series(number, groups) or _VERSION.fullmatch(number))
 
 
 _FORMS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]], ...] = (
     ("<e-mail>", _EMAIL, lambda match: True),
+    ("<e-mail>", _HIDDEN, lambda match: True),
+    ("<passport>", _MACHINE, lambda match: True),
     ("<card>", _CARD, _is_card),
     ("<phone>", _ABROAD, _is_abroad),
     ("<phone>", _AMERICAN, _is_american),
     ("<phone>", _NAMED, _is_named),
+    ("<phone>", _NATIONAL, _is_national),
+    ("<phone>", _CALLED, _is_national),
     ("<passport>", _PASSPORT, lambda match: True),
 )

@@ -222,10 +222,19 @@ def detect(text: str) -> tuple[str, bool]:
     return details[0][1], reliable
 
 
-def guess(text: str) -> str:
-    """Return the language that CLD2 finds the likeliest, however short a text is."""
+def of_most(text: str, percent: int) -> str:
+    """Return the language of so much of a text at least, "" if CLD2 is not sure of one."""
     try:
-        _, _, details = pycld2.detect(text, isPlainText=True, bestEffort=True)
+        reliable, _, details = pycld2.detect(text, True)
+    except _REFUSED:
+        return ""
+    return str(details[0][1]) if reliable and details[0][2] >= percent else ""
+
+
+def guess(text: str, hint: str | None = None) -> str:
+    """Return the language that CLD2 finds the likeliest in any text, given that of its page."""
+    try:
+        _, _, details = pycld2.detect(text, True, hintLanguage=hint, bestEffort=True)
     except _REFUSED:
         return "un"
     return str(details[0][1])

