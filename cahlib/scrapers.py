@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 #: Seconds in which a cluster must have a worker.
 _WORKERS = 20.0
 
+#: Seconds in which a cluster's finished parcels must arrive when a run ends.
+_DRAIN = 120.0
+
 
 class Engine(Protocol):
     """Runs jobs by their keys; see `cahlib.swarm.engine.Engine`."""
@@ -87,6 +90,7 @@ def scrapers(
         with remote(_reach(job), home) as cluster:
             _await_workers(cluster, place.engine, stop)
             yield _Supplied(cluster), cluster.folder
+            cluster.drain(timeout=_DRAIN)
         return
     from cahlib.swarm.crew import crew
 

@@ -111,9 +111,15 @@ def connected(reach: Reach, timeout: float) -> Client:
 
 
 def workers(client: Client) -> dict[str, Worker]:
-    """The workers of a cluster by their addresses; those that say nonsense are left out."""
+    """Return the workers of a cluster by their addresses, without those that report nonsense.
+
+    Raises OSError if the scheduler has never answered.
+    """
     found = {}
-    for address, said in client.scheduler_info(n_workers=-1)["workers"].items():
+    known = client.scheduler_info(n_workers=-1)
+    if "workers" not in known:
+        raise OSError("the scheduler does not answer")
+    for address, said in known["workers"].items():
         with suppress(msgspec.ValidationError):
             found[address] = msgspec.convert(said, Worker)
     return found

@@ -51,6 +51,8 @@ _PULLS = 2
 #: How often a parcel's coming is tried before its shard is scraped again.
 _TRIES = 5
 
+_PARTING = 5  #: seconds for each step of leaving a cluster
+
 #: Seconds in which whoever looks after machines that all fail must have treated one.
 _TREATED, _MEND = 180.0, "See to that, then run the same command; what is finished is kept."
 
@@ -198,19 +200,22 @@ class Remote:
             time.sleep(0.1)
 
     def close(self) -> None:
-        """End the jobs that are still running, and let go of the cluster."""
+        """End running jobs and leave the cluster, in seconds even if it does not answer."""
         self._ending.set()
-        self._keeper.join()
-        self._pulls.shutdown(wait=True, cancel_futures=True)
-        with suppress(*TROUBLE):
-            running = [job.future for job in self._jobs.values() if job.future]
-            names: list[Any] = [_name(key) for key, job in self._jobs.items() if job.published]
-            if self._client.status == "running" and running:
-                self._client.unpublish_dataset(names)
-                self._client.cancel(running, force=True)
-            if self._client.status == "running":
+        self._keeper.join(_PARTING)
+        self._pulls.shutdown(wait=False, cancel_futures=True)
+        if self._client.status == "running":
+            with suppress(*TROUBLE):
+                self._client.sync(self._part, callback_timeout=_PARTING)
                 self._supplies.forget(self._client)
-        self._client.close(timeout=5)
+        self._client.close(timeout=_PARTING)  # ends what pulls wait for
+        self._pulls.shutdown(wait=True)
+
+    async def _part(self) -> None:
+        if running := [job.future for job in self._jobs.values() if job.future]:
+            names: list[Any] = [_name(key) for key, job in self._jobs.items() if job.published]
+            await self._client.unpublish_dataset(names)
+            await self._client.cancel(running, force=True)
 
     # the connection
 

@@ -133,15 +133,18 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
 
 
 def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_path):
-    with world.build().serve(host=cloud.hosts.address) as web:
+    serving = world.build().serve(host=cloud.hosts.address)
+    with serving as web, open(tmp_path / "said", "w+") as said:
         job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
-        with open(tmp_path / "said", "w+") as said:
-            run = command.started("run", *command.options(job), stdout=said, **own(cloud))
-            until(lambda: "scrape " in (tmp_path / "said").read_text())
-            run.send_signal(signal.SIGINT)
-            until(lambda: "Ctrl-C again" in (tmp_path / "said").read_text())
-            run.send_signal(signal.SIGINT)
-            assert run.wait() == 130, (tmp_path / "said").read_text()
+        job = replace(job, connect_timeout=600, read_timeout=600, total_timeout=600)
+        run = command.started("run", *command.options(job), stdout=said, **own(cloud))
+        until(lambda: any(demo.WAT_PATH not in each.url for each in web.requests))
+        [host] = cloud.hosts.all.values()
+        host.cable(plugged=False)  # so that its log is waited for
+        run.send_signal(signal.SIGINT)
+        until(lambda: "Ctrl-C again" in (tmp_path / "said").read_text())
+        run.send_signal(signal.SIGINT)
+        assert run.wait() == 130, (tmp_path / "said").read_text()
     assert names(cloud) == ["stranger"]
 
 
