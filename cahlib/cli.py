@@ -19,7 +19,7 @@ from cahlib.commands import blocklist, checked, finished, swarm, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.console import lasting, stopped_early
 from cahlib.errors import CahError, ConfigError, is_full, missing, no_space
-from cahlib.private import FOLDER
+from cahlib.private import FOLDER, WATCHDOG
 from cahlib.swarm.signals import ending, hush
 
 if TYPE_CHECKING:
@@ -184,20 +184,22 @@ def _run(chosen: argparse.Namespace) -> int:
     from cahlib.room import told
 
     job = _job(chosen)
-    tokens = environment().get("HCLOUD_TOKEN", "")
-    os.environ.pop("HCLOUD_TOKEN", None)  # scrapers and other processes inherit the environment
+    names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG}
+    secrets = {name: environment().get(variable, "") for name, variable in names.items()}
+    for variable in names.values():  # scrapers and other processes inherit the environment
+        os.environ.pop(variable, None)
     if room := told(job):
         print(room)
-    if job.place.has_servers and not _agreed(job, tokens):
+    if job.place.has_servers and not _agreed(job, **secrets):
         return 2
-    return _follow(job, tokens)
+    return _follow(job, **secrets)
 
 
-def _agreed(job: Job, tokens: str) -> bool:
+def _agreed(job: Job, tokens: str, watchdog: str) -> bool:
     """Whether the user wants the servers that the job asks for; asked in a terminal alone."""
     from cahlib.scrapers import planned
 
-    print(planned(job, tokens))
+    print(planned(job, tokens, watchdog))
     return swarm.agreed("Make these servers?")
 
 
@@ -228,11 +230,11 @@ def _watched(job: Job, work: Callable[..., T]) -> T:
         return work(job, listener, stop=stop)
 
 
-def _follow(job: Job, tokens: str = "") -> int:
+def _follow(job: Job, tokens: str = "", watchdog: str = "") -> int:
     from cahlib.run import run
     from cahlib.scrapers import scrapers
 
-    scraping = partial(scrapers, tokens=tokens, tell=swarm.say)
+    scraping = partial(scrapers, tokens=tokens, watchdog=watchdog, tell=swarm.say)
     outcome = _watched(job, partial(run, scraping=scraping))
     _tell(outcome)
     if outcome.stopped:

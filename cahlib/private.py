@@ -19,6 +19,9 @@ from cahlib.errors import ConfigError, is_full, no_space
 #: Names another folder than the one in the user's home.
 FOLDER = "CAH_STATE"
 
+#: The variable with the token of a swarm's watchdog.
+WATCHDOG = "CAH_WATCHDOG_TOKEN"
+
 
 def named(own: Path) -> str:
     """The name by which clouds and clusters know a run: the same as long as its folder is there."""

@@ -45,6 +45,15 @@ class Place(Checked):
         0, "most that the run's servers may cost, in the currency of their account (EUR); 0 = no "
         "ceiling", least=0, most=100_000, free=True,
     )  # fmt: skip
+    watchdog: bool = option(
+        False, "let the head delete the servers, with a token of its own (CAH_WATCHDOG_TOKEN), if "
+        "this machine dies: whoever takes the head over can delete all of that token's project",
+        free=True,
+    )  # fmt: skip
+    watchdog_minutes: float = option(
+        60, "minutes without a sign of this machine after which it does", least=15, most=1440,
+        free=True,
+    )  # fmt: skip
     wheelhouse: str = option(
         "", "a folder of wheels for the servers, which else ask their registry", free=True
     )

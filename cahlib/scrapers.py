@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cahlib.swarm.hetzner import Hetzner
     from cahlib.swarm.planner import Plan
     from cahlib.swarm.remote import Remote
+    from cahlib.swarm.watchdog import Watchdog
 
 
 #: Seconds in which a cluster must have a worker.
@@ -70,13 +71,14 @@ def scrapers(
     stop: threading.Event,
     board: Board | None = None,
     tokens: str = "",
+    watchdog: str = "",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[Engine, Path]]:
     """The engine of a run, and the folder in which its jobs shall write their parcels.
 
-    ``tokens`` of the cloud are in no job; ``tell`` hears of servers, which ``board`` then shows;
-    ``stop`` is set when they become too dear, and ends their making. Raises ConfigError for what
-    cannot run there.
+    ``tokens`` of the cloud, and that of the ``watchdog``, are in no job; ``tell`` hears of servers,
+    which ``board`` then shows; ``stop`` is set when they become too dear, and ends their making.
+    Raises ConfigError for what cannot run there.
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
     if not (place.has_servers or place.engine):
@@ -95,7 +97,8 @@ def scrapers(
     from cahlib.swarm.crew import crew
 
     shown = board or Board()
-    with crew(clouds(tokens), orders(job), home, tell=tell, stop=stop, board=shown) as swarm:
+    wanted = orders(job, guard(job, watchdog, tokens))
+    with crew(clouds(tokens), wanted, home, tell=tell, stop=stop, board=shown) as swarm:
         yield _Supplied(swarm), swarm.folder
 
 
@@ -110,9 +113,11 @@ def _await_workers(cluster: Remote, address: str, stop: threading.Event) -> None
             )
 
 
-def planned(job: Job, tokens: str) -> str:
+def planned(job: Job, tokens: str, watchdog: str = "") -> str:
     """Return what servers will be made for a job, cost and bring, for people; makes nothing."""
-    return described(job, server_plan(job, tokens))
+    guard(job, watchdog, tokens)
+    plan = server_plan(job, tokens)
+    return f"{described(job, plan)}\n{plan.crash()}"
 
 
 def server_plan(job: Job, tokens: str) -> Plan:
@@ -132,7 +137,20 @@ def described(job: Job, wanted: Plan) -> str:
     return "\n".join(filter(None, (*lines, crew.already(wanted, state(job)))))
 
 
-def orders(job: Job) -> Orders:
+def guard(job: Job, token: str, tokens: str) -> Watchdog | None:
+    """Return the watchdog that a job asks for, by its token and the cloud's; raises ConfigError."""
+    if not (job.place.watchdog and job.place.has_servers):
+        return None
+    from cahlib.swarm.watchdog import Watchdog, required
+
+    return Watchdog(
+        token=required(token, tokens),
+        endpoint=_endpoint(),
+        silence=job.place.watchdog_minutes * 60,
+    )
+
+
+def orders(job: Job, watchdog: Watchdog | None = None) -> Orders:
     """What a job's swarm shall be."""
     from cahlib.swarm.crew import Orders
     from cahlib.swarm.planner import Limits
@@ -146,9 +164,10 @@ def orders(job: Job) -> Orders:
         server_type=place.server_type,
         max_cost=place.max_cost,
         hours=place.hours,
+        watchdog=place.watchdog_minutes if place.watchdog else 0,
         arm=bool(wheelhouse and any(wheelhouse.glob("pycld2-*aarch64.whl"))),
     )
-    return Orders(limits=limits, state=state(job), wheelhouse=wheelhouse)
+    return Orders(limits=limits, state=state(job), wheelhouse=wheelhouse, watchdog=watchdog)
 
 
 def state(job: Job) -> Path:
@@ -160,8 +179,13 @@ def clouds(tokens: str) -> Sequence[Hetzner]:
     """The accounts of the tokens, at Hetzner or where HCLOUD_ENDPOINT says (as its own command)."""
     from cahlib.swarm import hetzner
 
-    endpoint = os.environ.get("HCLOUD_ENDPOINT", "") or hetzner.ENDPOINT
-    return hetzner.accounts(tokens, endpoint=endpoint)
+    return hetzner.accounts(tokens, endpoint=_endpoint())
+
+
+def _endpoint() -> str:
+    from cahlib.swarm import hetzner
+
+    return os.environ.get("HCLOUD_ENDPOINT", "") or hetzner.ENDPOINT
 
 
 def _reach(job: Job) -> Reach:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError, RunError
-from cahlib.private import named
+from cahlib.private import WATCHDOG, named
 
 if TYPE_CHECKING:
     from cahlib.swarm.provider import Account, Server
@@ -31,6 +31,12 @@ _DASHBOARD = 8787
 _UNATTENDED = (
     "Nobody ends them by themselves: --max-cost and --hours hold only while `cah run` works with "
     "them."
+)
+
+#: The same with a watchdog, that says after how many minutes.
+_GUARDED = (
+    "The head deletes them when no `cah run` works with them for {:g} minutes, when --hours are "
+    "over, or before they cost more than --max-cost."
 )
 
 #: Seconds that a command waits at its end for a cloud that is asked for forgotten servers.
@@ -131,17 +137,19 @@ def say(sentence: str) -> None:
 
 def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.config import replace
-    from cahlib.scrapers import clouds, orders
+    from cahlib.scrapers import clouds, guard, orders
     from cahlib.swarm import crew
 
     if chosen.nodes is not None:
         job = replace(job, swarm=chosen.nodes, cores=0)
     if not job.place.has_servers:
         raise ConfigError("swarm: say how many servers, `cah swarm up N`, or how many --cores.")
-    wanted = orders(job)
-    accounts = clouds(environment.get("HCLOUD_TOKEN", ""))
+    tokens = environment.get("HCLOUD_TOKEN", "")
+    wanted = orders(job, guard(job, environment.get(WATCHDOG, ""), tokens))
+    accounts = clouds(tokens)
     plan = crew.planned(accounts, wanted)
-    print(plan.table(), _UNATTENDED, crew.already(plan, wanted.state), sep="\n")
+    end = _GUARDED.format(job.place.watchdog_minutes) if wanted.watchdog else _UNATTENDED
+    print(plan.table(), end, crew.already(plan, wanted.state), sep="\n")
     if not agreed("Make these servers?", yes=chosen.yes):
         return 2
     try:

@@ -17,6 +17,7 @@ from cahlib.swarm.hetzner import Hetzner
 from cahlib.swarm.planner import plan
 from cahlib.swarm.provider import Account, mark
 from cahlib.swarm.signals import undisturbed
+from cahlib.swarm.watchdog import Watchdog
 
 _MARK = 100.0  # seconds between two notes that the servers are in use
 
@@ -31,11 +32,12 @@ class Swarm:
         tell: Callable[[str], None],
         *,
         pause: float = 1,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._pause = pause  #: seconds between two looks at what is left
         self._accounts: Sequence[Account] = accounts
         self._tell = tell
-        self._orders = orders(job)
+        self._orders = orders(job, watchdog)
         self._labels = crew.labels(state(job), run=named(state(job)))
         self._settled = True  #: no request for a server may be unanswered
         self._marked = 0.0
@@ -52,12 +54,13 @@ class Swarm:
                 f"more than the ceiling of {money} {limits.max_cost:.2f}; raise it, or "
                 "ask for fewer."
             )
-        return f"{wanted.table()}\n{wanted.promise()}"
+        return f"{wanted.table()}\n{wanted.promise()}\n{wanted.crash()}"
 
     def up(self, hours: float) -> bytes:
         """Make the servers; gives a ticket for so many hours."""
         self._settled = False
-        head, *_ = crew.up(self._accounts, self._orders, tell=self._tell)
+        wanted = replace(self._orders, limits=replace(self._orders.limits, hours=hours))
+        head, *_ = crew.up(self._accounts, wanted, tell=self._tell)
         self._settled = True
         return crew.ticket(head, hours=hours)
 

@@ -24,7 +24,7 @@ from cahlib.config import Job, settings
 from cahlib.errors import ConfigError, RunError
 from cahlib.notebook.fields import written
 from cahlib.notebook.place import TOKEN
-from cahlib.private import FOLDER
+from cahlib.private import FOLDER, WATCHDOG
 
 _NOTE, _LOG = "child.json", "console.log"
 
@@ -217,4 +217,5 @@ def _environment(environment: Mapping[str, str], token: str) -> dict[str, str]:
     }
     root = str(Path(__file__).parent.parent.parent)
     path = os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH", ""))))
-    return kept | {"PYTHONPATH": path} | ({TOKEN: token} if token else {})
+    given = {TOKEN: token, WATCHDOG: environment.get(WATCHDOG, "")} if token else {}
+    return kept | {"PYTHONPATH": path} | given

@@ -25,6 +25,7 @@ class Quote:
     servers: int = 0
     price: str = ""  #: of all servers, an hour
     ceiling: str = ""  #: what they may cost at most; "" without a limit
+    crash: str = ""  #: what a crash of this machine would cost
     made: float = field(default_factory=time.monotonic, compare=False)
 
     def holds(self, job: Job, token: str) -> bool:
@@ -43,17 +44,7 @@ class Quote:
     @property
     def sentences(self) -> tuple[str, str, str]:
         """Return what is said below the plan; "" for what is not to be said."""
-        return self.expected, self.room, self._crash
-
-    @property
-    def _crash(self) -> str:
-        """Return what a crash of this machine would cost; "" without servers."""
-        if not self.servers:
-            return ""
-        return (
-            f"If this machine or its session dies, the servers go on costing {self.price} until "
-            "somebody opens this notebook again or types `cah swarm down`."
-        )
+        return self.expected, self.room, self.crash
 
 
 def quoted(job: Job, token: str) -> Quote:
@@ -71,5 +62,6 @@ def quoted(job: Job, token: str) -> Quote:
         room=told(job),
         servers=len(plan.first),
         price=f"{money} {plan.hourly():.3f} an hour",
+        crash=plan.crash(),
         ceiling=f"{money} {limits.max_cost - limits.spent:.2f}" if limits.max_cost else "",
     )

@@ -31,6 +31,7 @@ from cahlib.swarm.remote import Remote, remote
 from cahlib.swarm.startup import Startup, begin, finish
 from cahlib.swarm.ticket import issued
 from cahlib.swarm.watch import Rules, Watch, watched
+from cahlib.swarm.watchdog import Watchdog
 
 #: Seconds in which workers must have joined, and in which finished parcels are brought at the end.
 _JOIN, _DRAIN = 60, 120
@@ -51,6 +52,7 @@ class Orders:
     wheelhouse: Path | None = None  #: wheels for the nodes; None: they ask their registry
     late: float = 10  #: seconds in which a request that was never answered may make a server
     rules: Rules = field(default_factory=Rules)  #: by which nodes are looked after
+    watchdog: Watchdog | None = None  #: what deletes the servers if this machine dies
 
 
 @contextmanager
@@ -243,6 +245,9 @@ def _prepared(
         stop=stop,
         image=goods.image,
     )
+    if dog := orders.watchdog:
+        dog.require(made, _public(keys))
+        goods = replace(goods, watchdog=lambda node: dog.told(node, made))
     return made, goods, keys
 
 

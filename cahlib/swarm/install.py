@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import image, wheel
-from cahlib.swarm.node import HOME, PARCELS
+from cahlib.swarm.node import HOME, PARCELS, WATCHDOG
 from cahlib.swarm.planner import scrapers
 from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
 
@@ -51,6 +51,7 @@ class Package:
     pins: str  #: pip's constraints
     wheelhouse: tuple[Path, ...] = ()  #: all that is needed; () = the node asks its registry
     image: str = "debian-12"  #: of the cloud's, the one whose Python runs it
+    watchdog: Callable[[str], bytes] | None = None  #: what a head's is told, by the head's name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,7 @@ def bring_up(
                 timed("install", lambda: _installed(node, login, goods, limits.install))
                 timed("start", lambda: _started(node, login, head, limits.start))
                 node.put([(stamp.encode(), _STAMP)])
+            _guarded(node, goods.watchdog if login.name == head.name else None, login.name)
     except (Failed, Unreachable) as error:
         raise NotReady(f"{login.name} did not come up: {error}{_logs(login)}") from error
     step(login.name, "up")
@@ -209,6 +211,17 @@ def _started(node: Session, login: Login, head: Login, timeout: float) -> None:
     for unit in ("crawl-head", "crawl") if login.name == head.name else ("crawl",):
         node.run(["sudo", "systemctl", "enable", unit], timeout=timeout)
         node.run(["sudo", "systemctl", "restart", unit], timeout=timeout)
+
+
+def _guarded(node: Session, told: Callable[[str], bytes] | None, name: str) -> None:
+    """Start the watchdog of a head, or end one that an earlier launch has started.
+
+    Its token comes by the connection into a file of root's, and lies nowhere else on its way.
+    """
+    if told or node.run(f"test -s {WATCHDOG} && echo watched || true"):
+        node.run(f"sudo tee {WATCHDOG} > /dev/null", stdin=told(name) if told else b"")
+        for verb in ("enable", "restart"):
+            node.run(["sudo", "systemctl", verb, "crawl-watchdog"])
 
 
 def _memory(node: Session) -> float:

@@ -49,6 +49,7 @@ class Limits:
     max_cost: float = 0  #: in the accounts' currency; 0 = no ceiling
     hours: float = 0  #: 0 = until the work is done
     spent: float = 0  #: by the run so far
+    watchdog: float = 0  #: minutes after which the head deletes them if nobody drives; 0 = never
     arm: bool = False  #: whether what nodes need can be installed on arm64
 
     @property
@@ -211,6 +212,15 @@ class Plan:
         ceiling = f"At most {self.currency} {limits.max_cost:.2f}"
         end = f"after {limits.hours:g} hours" if limits.hours else "when the work is done"
         return f"{ceiling if limits.max_cost else 'No ceiling'}; ends {end}."
+
+    def crash(self) -> str:
+        """Return what a crash of this machine would cost."""
+        if minutes := self.limits.watchdog:
+            return f"If this machine dies, the head deletes the servers {minutes:g} minutes later."
+        return (
+            f"If this machine dies, the servers go on costing {self.currency} {self.hourly():.4f} "
+            "an hour until somebody goes on with the run or types `cah swarm down`."
+        )
 
     def known(self) -> dict[tuple[str, str], Offer]:
         """Return every offer by type and location, also those that are sold out."""

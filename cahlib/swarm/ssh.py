@@ -66,14 +66,16 @@ class Session:
     def __init__(self, client: paramiko.SSHClient, name: str) -> None:
         self._client, self._name = client, name
 
-    def run(self, command: str | Sequence[str], *, timeout: float = 60) -> str:
+    def run(self, command: str | Sequence[str], *, timeout: float = 60, stdin: bytes = b"") -> str:
         """What a command wrote; raises Failed, with the end of it, if it does not exit with 0."""
         line = command if isinstance(command, str) else shlex.join(command)
         try:
-            _, out, _ = self._client.exec_command(line, timeout=timeout)
+            given, out, _ = self._client.exec_command(line, timeout=timeout)
             # both streams in one, and read before the exit status: a full pipe never exits
             channel = out.channel
             channel.set_combine_stderr(True)
+            given.write(stdin)
+            given.close()
             text = _read(channel, time.monotonic() + timeout)
             status = channel.recv_exit_status() if text is not None else None
         except _TROUBLE as error:

@@ -22,6 +22,7 @@ from tests.world.jobs import LIMIT
 #: In the environment and in .env; a value that is found anywhere has been told.
 PLANTED = {
     "HCLOUD_TOKEN": "planted-hcloud-token",
+    "CAH_WATCHDOG_TOKEN": "planted-watchdog-token",
     "CAH_TRACKER_SECRET": "planted-tracker-secret",
     "AWS_ACCESS_KEY_ID": "planted-aws-key",
     "AWS_SECRET_ACCESS_KEY": "planted-aws-secret",
@@ -117,13 +118,15 @@ def test_a_server_is_told_no_secret_of_the_cloud(tmp_path):
 def test_what_a_run_starts_inherits_no_token(monkeypatch, tmp_path):
     seen = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HCLOUD_TOKEN", PLANTED["HCLOUD_TOKEN"])
+    given = ("HCLOUD_TOKEN", "CAH_WATCHDOG_TOKEN")
+    for name in given:
+        monkeypatch.setenv(name, PLANTED[name])
     monkeypatch.setenv("HCLOUD_ENDPOINT", "http://127.0.0.1:9/v1")
 
-    def follow(job, tokens):
-        seen.append((tokens, os.environ.get("HCLOUD_TOKEN")))
+    def follow(job, tokens, watchdog):
+        seen.append((tokens, watchdog, *map(os.environ.get, given)))
         return 0
 
     monkeypatch.setattr(cli, "_follow", follow)
     assert cli.main(["run", "--crawl", "any"]) == 0
-    assert seen == [(PLANTED["HCLOUD_TOKEN"], None)]
+    assert seen == [(*(PLANTED[name] for name in given), None, None)]

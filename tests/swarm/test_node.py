@@ -141,7 +141,7 @@ def _unit(folder, name):
 
 
 @needs("systemd-analyze")
-@pytest.mark.parametrize("name", ["crawl.service", "crawl-head.service"])
+@pytest.mark.parametrize("name", ["crawl.service", "crawl-head.service", "crawl-watchdog.service"])
 def test_systemd_knows_the_units_and_finds_them_shut(tmp_path, name):
     unit = _unit(tmp_path, name)
     ran = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
@@ -213,11 +213,14 @@ def test_a_node_reaches_the_web_alone_and_is_reached_at_its_own_ports(keys, tmp_
 
 def test_root_runs_nothing_that_the_user_of_the_crawl_could_change():
     units = [path for path in HERE.iterdir() if path.suffix in (".service", ".mount")]
-    assert len(units) == 3
+    assert len(units) == 4
     for unit in units:
         text = unit.read_text()
         assert not re.search(r"(?m)^Exec\w+=[+!]|^PermissionsStartOnly", text)
-        if unit.suffix == ".service":
+        if unit.name == "crawl-watchdog.service":  # holds a token, which the crawl must not reach
+            assert "\nDynamicUser=yes\n" in text and "/home/" not in text
+            assert "ExecStart=/usr/bin/python3 -I /usr/local/" in text
+        elif unit.suffix == ".service":
             assert "\nUser=crawl\n" in text and "\nNoNewPrivileges=yes\n" in text
         else:  # as root, in folders of root's
             assert "/home/" not in text
@@ -281,3 +284,19 @@ def test_ctrl_c_while_the_wheel_is_packed_is_nothing_but_that(tmp_path, monkeypa
             wheel.build(tmp_path)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_watchdogs_token_has_a_file_of_roots_and_the_standard_library_alone(keys):
+    told = json.loads(user_data(keys, "alpha").partition("\n")[2])
+    files = {each["path"]: each for each in told["write_files"]}
+    assert files["/etc/cahlib/watchdog.json"]["permissions"] == "0600"
+    code = files["/usr/local/lib/cahlib/watchdog.py"]["content"]
+    names = {
+        line.split()[1].split(".")[0] for line in code.splitlines() if re.match("from|import", line)
+    }
+    assert names <= sys.stdlib_module_names | {"__future__"} and "cahlib" not in names
+
+
+@needs("visudo")
+def test_sudo_knows_its_rules():
+    subprocess.run(["/usr/sbin/visudo", "-cf", HERE / "sudoers"], check=True, capture_output=True)

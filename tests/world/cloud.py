@@ -203,7 +203,7 @@ class Cloud:
 
 
 @contextmanager
-def serve(cloud: Cloud) -> Iterator[Cloud]:
+def serve(cloud: Cloud, *, host: str = "127.0.0.1") -> Iterator[Cloud]:
     """The stand-in on a port of its own."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -244,11 +244,11 @@ def serve(cloud: Cloud) -> Iterator[Cloud]:
         def log_message(self, *arguments):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    cloud.url = f"http://127.0.0.1:{server.server_port}/v1"
+    cloud.url = f"http://{host}:{server.server_port}/v1"
     try:
         yield cloud
     finally:

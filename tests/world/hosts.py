@@ -55,9 +55,12 @@ verb=$1 unit=$2 pid=@BASE@/$2.pid
 [ "$verb" = enable ] && exit 0
 if [ -f $pid ]; then kill -9 -- -$(cat $pid) 2>/dev/null; rm $pid; fi
 [ "$verb" = stop ] && exit 0
-line=$(sed -n 's/^ExecStart=//p' @BASE@/etc/$unit.service)
+line=$(sed -n 's#/usr/local/lib/cahlib#@BASE@/etc#; s/^ExecStart=//p' @BASE@/etc/$unit.service)
+asked=$(sed -n 's#^ConditionFileNotEmpty=/etc/cahlib#@BASE@/etc#p' @BASE@/etc/$unit.service)
+[ -z "$asked" ] || [ -s "$asked" ] || exit 0
 cat > @BASE@/$unit.sh <<EOT
 set -a; . /home/crawl/crawl.env; DASK_CONFIG=@BASE@/etc
+CREDENTIALS_DIRECTORY=@BASE@/etc; STATE_DIRECTORY=@BASE@
 cd /home/crawl
 while :; do $line; sleep 0.5; done
 EOT
@@ -212,7 +215,8 @@ class Hosts:
         # a mount namespace of its own comes with `ip netns exec`
         script = (
             f"mkdir -p /home/crawl && mount --bind {host.home} /home/crawl && "
-            f"mount --bind {host.base}/passwd /etc/passwd && mkdir -p /run/sshd && "
+            f"mount --bind {host.base}/passwd /etc/passwd && mkdir -p /run/sshd /etc/cahlib && "
+            f"mount --bind {host.base}/etc /etc/cahlib && "
             f"{units} exec {_SSHD} -D -e -f {host.base}/sshd_config"
         )
         # what is installed there counts, not the tree that the tests run in
@@ -247,7 +251,7 @@ def _prepare(host: Host, told: dict) -> None:
     for folder in (host.home / ".ssh", tools, etc):
         folder.mkdir(parents=True)
     for each in told["write_files"]:
-        if each["path"].endswith((".service", "dask.yaml")):
+        if each["path"].endswith((".service", "dask.yaml", "watchdog.py", "watchdog.json")):
             (etc / Path(each["path"]).name).write_text(each["content"])
     (host.home / ".ssh/authorized_keys").write_text("\n".join(user["ssh_authorized_keys"]) + "\n")
     (host.base / "host_key").write_text(told["ssh_keys"]["ed25519_private"])

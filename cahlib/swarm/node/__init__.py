@@ -20,10 +20,15 @@ HOME = f"/home/{USER}"
 #: Where parcels lie, if `parcels.mount` could be.
 PARCELS = "/var/lib/crawl/parcels"
 
+#: What the head's watchdog is told, token and all: root's alone, empty until a driver wants one.
+WATCHDOG = "/etc/cahlib/watchdog.json"
+
 #: Where each file goes on a node, and its mode.
 _FILES = {
     "crawl.service": ("/etc/systemd/system/crawl.service", "0644"),
     "crawl-head.service": ("/etc/systemd/system/crawl-head.service", "0644"),
+    "crawl-watchdog.service": ("/etc/systemd/system/crawl-watchdog.service", "0644"),
+    "watchdog.py": ("/usr/local/lib/cahlib/watchdog.py", "0644"),
     "nftables.conf": ("/etc/nftables.conf", "0644"),
     "parcels.mount": ("/etc/systemd/system/var-lib-crawl-parcels.mount", "0644"),
     "dask.yaml": ("/etc/cahlib/dask.yaml", "0644"),
@@ -61,13 +66,16 @@ def user_data(keys: Keys, node: str, *, own: str = "") -> str:
             "ed25519_public": host.public.read_text().strip(),
         },
         "write_files": [
-            {"path": path, "permissions": mode, "content": _content(name, own)}
-            for name, (path, mode) in _FILES.items()
+            {"path": WATCHDOG, "permissions": "0600", "content": ""},
+            *(
+                {"path": path, "permissions": mode, "content": _content(name, own)}
+                for name, (path, mode) in _FILES.items()
+            ),
         ],
         # one transaction; Debian's own first-boot work may hold dpkg's lock meanwhile
         "apt": {"conf": 'DPkg::Lock::Timeout "300";\nAPT::Install-Recommends "false";\n'},
         "package_update": True,
-        "packages": ["nftables", "python3-venv", "unbound"],
+        "packages": ["ca-certificates", "nftables", "python3-venv", "unbound"],
         "runcmd": [
             # Parcels lie beside the user's home, in a folder that is root's: there the user cannot
             # put a link to elsewhere in the place of what root mounts.

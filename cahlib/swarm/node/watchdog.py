@@ -1,0 +1,231 @@
+"""Runs on the head: delete the run's servers when nobody drives them, or when their time is over.
+
+It is copied to the server and started by systemd's `crawl-watchdog`, with the standard library
+alone and as a user of its own, apart from everything that the crawl can write. A driver's sign of
+life is a label that it renews at the cloud. Time is monotonic, and silence counts only between two
+answers of the cloud: while the cloud is away, nobody could have renewed the label.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+#: The file of what it is told, by the name of systemd's credential.
+TOLD = "watchdog.json"
+
+#: The label that a driver renews, and the seconds of silence after which it has left its servers.
+_ALIVE, _LEFT = "alive", 300.0
+
+#: Seconds in which the cloud must answer.
+_TIMEOUT = 30.0
+
+
+class Away(Exception):
+    """The cloud does not do what it is asked, for now."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a driver brings; all spans are in seconds, 0 for none."""
+
+    token: str = field(repr=False)
+    endpoint: str
+    labels: Mapping[str, str]  #: of the run's servers
+    node: str  #: the name of this one
+    launch: str  #: of which bring-up this is; the time begins anew with each
+    silence: float  #: for which nothing may be heard of a driver
+    end: float  #: after which the servers are deleted, whoever drives them
+    paid: float  #: after which they are deleted if nobody drives them
+    look: float = 60  #: between two questions to the cloud
+
+    def __post_init__(self) -> None:
+        if not all(self.labels.get(key) for key in ("project", "run")):
+            raise ValueError("the labels name no run; without them all servers would be meant")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of the run so far; it survives a restart."""
+
+    launch: str = ""
+    heard: str = ""  #: the servers and their signs of life, as the cloud told them last
+    silent: float = 0  #: seconds since that changed
+    total: float = 0  #: seconds since the launch
+
+
+def after(seen: Seen, told: Told, heard: str, passed: float) -> Seen:
+    """Return what is known after an answer of the cloud, ``passed`` seconds after the last look."""
+    total = seen.total + passed
+    if heard != seen.heard:
+        return replace(seen, heard=heard, silent=0, total=total)
+    return replace(seen, silent=seen.silent + min(passed, 2 * told.look), total=total)
+
+
+def reason(seen: Seen, told: Told) -> str:
+    """Return why the servers are to be deleted; "" if they are not."""
+    if seen.silent >= told.silence:
+        return f"nothing was heard of a driver for {seen.silent / 60:.0f} minutes"
+    if told.end and seen.total >= told.end:
+        return "the run's hours are over"
+    if told.paid and seen.total >= told.paid and seen.silent >= min(_LEFT, told.silence):
+        return "nobody drives them, and the hours or the money allowed are used up"
+    return ""
+
+
+class _Nowhere(urllib.request.HTTPRedirectHandler):
+    """Follow no redirect: the token is for the cloud alone."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Refuse it."""
+
+
+class Cloud:
+    """The few calls of Hetzner's API that are needed, within the labels of one run."""
+
+    def __init__(self, told: Told) -> None:
+        self._told = told
+        self._opener = urllib.request.build_opener(_Nowhere)
+
+    def servers(self) -> list[dict[str, Any]]:
+        """Return the run's servers."""
+        return self._listed("servers")
+
+    def delete(self, server: Mapping[str, Any]) -> None:
+        """Delete a server; one that is gone is fine."""
+        self._ask("DELETE", f"servers/{int(server['id'])}")
+
+    def clean(self) -> None:
+        """Delete the run's SSH key: without it and its servers, a driver knows that all is over."""
+        for each in self._listed("ssh_keys"):
+            self._ask("DELETE", f"ssh_keys/{int(each['id'])}")
+
+    def _listed(self, kind: str) -> list[dict[str, Any]]:
+        """Return what carries the run's labels, whatever else the cloud may name."""
+        labels, page, found = self._told.labels, 1, list[dict[str, Any]]()
+        selector = ",".join(f"{key}=={value}" for key, value in labels.items())
+        try:
+            while page:
+                query = urllib.parse.urlencode({"label_selector": selector, "page": page})
+                answer = self._ask("GET", f"{kind}?{query}")
+                found += (each for each in answer[kind] if labels.items() <= each["labels"].items())
+                page = answer["meta"]["pagination"]["next_page"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Away(f"The cloud's answer is not understood ({type(error).__name__})") from None
+        return found
+
+    def _ask(self, method: str, path: str) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self._told.endpoint}/{path}", method=method)
+        request.add_unredirected_header("Authorization", f"Bearer {self._told.token}")
+        try:
+            with self._opener.open(request, timeout=_TIMEOUT) as answer:
+                return dict(json.loads(answer.read() or b"{}"))
+        except urllib.error.HTTPError as error:
+            if method == "DELETE" and error.code == 404:
+                return {}
+            refused = "The token is refused" if error.code in (401, 403) else "The cloud is away"
+            raise Away(f"{refused} ({error.code})") from None
+        except (OSError, HTTPException, ValueError, TypeError) as error:
+            raise Away(f"The cloud does not answer ({type(error).__name__})") from None
+
+
+class Watchdog:
+    """Looks at the cloud until the servers are to be deleted, and then until they are."""
+
+    def __init__(
+        self,
+        told: Told,
+        state: Path,
+        *,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._told, self._state, self._tell = told, state, tell
+        self._clock, self._sleep = clock, sleep
+        self._cloud = Cloud(told)
+        self._said = ""
+
+    def work(self) -> None:
+        """Watch; return when the cloud says that none of the servers is left."""
+        seen, last = self._read(), self._clock()
+        while not (why := reason(seen, self._told)):
+            try:
+                heard = _signs(self._cloud.servers())
+                now = self._clock()
+                seen, last = after(seen, self._told, heard, now - last), now
+                self._write(seen)
+                self._say("The cloud answers.")
+            except Away as error:
+                self._say(f"{error}; asking again.")
+            self._sleep(self._told.look)
+        self._tell(f"Deleting the run's servers, this one last: {why}.")
+        while not self._deleted():
+            self._sleep(min(self._told.look, 10))
+
+    def _deleted(self) -> bool:
+        """Ask for the deletion of the others, or of this one if it is alone; return if none is."""
+        try:
+            servers = self._cloud.servers()
+            others = [each for each in servers if each["name"] != self._told.node]
+            if not others:
+                self._cloud.clean()
+        except Away as error:
+            self._say(f"{error}; asking again.")
+            return False
+        for each in others or servers:
+            try:
+                if each.get("status") != "deleting":
+                    self._cloud.delete(each)
+            except Away as error:  # those after it may go
+                self._say(f"{each['name']}: {error}; asking again.")
+        return not servers
+
+    def _say(self, sentence: str) -> None:
+        """Tell what is new."""
+        if sentence != self._said:
+            self._said = sentence
+            self._tell(sentence)
+
+    def _read(self) -> Seen:
+        """Return what was known before a restart, if it is of this launch."""
+        with suppress(OSError, ValueError, TypeError):
+            seen = Seen(**json.loads(self._state.read_text(encoding="utf-8")))
+            if seen.launch == self._told.launch:
+                return seen
+        return Seen(launch=self._told.launch)
+
+    def _write(self, seen: Seen) -> None:
+        """Keep what is known; a full disk ends no watch."""
+        fresh = self._state.with_suffix(".new")
+        with suppress(OSError):
+            fresh.write_text(json.dumps(asdict(seen)), encoding="utf-8")
+            fresh.replace(self._state)
+
+
+def _signs(servers: list[dict[str, Any]]) -> str:
+    """Return what tells of a driver: which servers there are, and what it noted at them."""
+    return json.dumps(sorted((each["id"], each["labels"].get(_ALIVE, "")) for each in servers))
+
+
+def main() -> None:
+    """Watch by what systemd gives: a credential, and a folder that survives a restart."""
+    told = Path(os.environ["CREDENTIALS_DIRECTORY"], TOLD).read_text(encoding="utf-8")
+    state = Path(os.environ["STATE_DIRECTORY"], "seen.json")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    Watchdog(Told(**json.loads(told)), state, tell=logging.info).work()
+
+
+if __name__ == "__main__":
+    main()

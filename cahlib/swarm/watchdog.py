@@ -1,0 +1,123 @@
+"""A swarm's watchdog as its driver sees it: what it is told, and what must hold before it is.
+
+What it does on the head is in `node/watchdog.py`. It has a token of its own: whoever takes the head
+over finds it there, so its project should hold nothing but the swarm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from cahlib.errors import ConfigError
+from cahlib.private import WATCHDOG as TOKEN
+from cahlib.swarm import hetzner
+from cahlib.swarm.bills import Bills
+from cahlib.swarm.fleet import Fleet
+from cahlib.swarm.provider import PROJECT, Denied
+
+#: Seconds after its hours in which a run finishes what it has begun.
+_GRACE = 1800.0
+
+#: Seconds before an hour begins that the ceiling does not allow.
+_EARLY = 120.0
+
+#: Seconds for which a ceiling is looked ahead.
+_MONTH = 31 * 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watchdog:
+    """What a driver wants of it."""
+
+    token: str = field(repr=False)
+    endpoint: str
+    silence: float  #: seconds without a sign of the driver
+    look: float = 60  #: seconds between two questions to the cloud
+    began: float = field(default_factory=time.monotonic)  #: when the run's hours did
+
+    def told(self, node: str, made: Fleet) -> bytes:
+        """Return what it is told on a head, as `node/watchdog.py` reads it."""
+        limits, now = made.plan.limits, made.clock()
+        spans = [_paid(made.bills, limits.max_cost, now)] if limits.max_cost else []
+        if limits.hours:
+            spans.append(max(limits.hours * 3600 - (time.monotonic() - self.began), 1))
+        told = {
+            "token": self.token,
+            "endpoint": self.endpoint,
+            "labels": made.labels,
+            "node": node,
+            "launch": secrets.token_hex(8),
+            "silence": self.silence,
+            "end": spans[-1] + _GRACE if limits.hours else 0,
+            "paid": min(spans, default=0),
+            "look": self.look,
+        }
+        return json.dumps(told).encode()
+
+    def require(self, made: Fleet, public_key: str) -> None:
+        """Raise ConfigError unless the token is good for the project in which servers are made."""
+        if len(made.accounts) != 1:
+            raise ConfigError("watchdog: it works in one project; give one token in HCLOUD_TOKEN.")
+        [account] = hetzner.accounts(self.token, endpoint=self.endpoint)
+        made.prepare(public_key)
+        try:
+            account.check()
+            seen, every = account.prepared(made.labels), account.servers({})
+        except Denied as denied:
+            _withdraw(made)
+            raise ConfigError(f"watchdog: {TOKEN}, {denied}") from denied
+        others = [each.name for each in every if each.labels.get(PROJECT[0]) != PROJECT[1]]
+        if not seen or others:
+            _withdraw(made)
+        if not seen:
+            raise ConfigError(
+                f"watchdog: {TOKEN} is of another project than HCLOUD_TOKEN; make it in the same."
+            )
+        if others:
+            raise ConfigError(
+                f"watchdog: its project holds other servers ({', '.join(others[:3])}), which a "
+                "head that was taken over could delete; make a project for cahlib alone."
+            )
+
+
+def required(token: str, tokens: str) -> str:
+    """Return the watchdog's token; raises ConfigError if it is none, or among the driver's."""
+    if not token.strip():
+        raise ConfigError(
+            f"watchdog: put {TOKEN}=… into .env or the environment: a second token of the project "
+            "at Hetzner in which the servers are made, and which should hold nothing else."
+        )
+    if token.strip() in _split(tokens) or len(_split(token)) > 1:
+        raise ConfigError(
+            f"watchdog: {TOKEN} must be one token, and not that of HCLOUD_TOKEN, which you could "
+            "then not withdraw alone."
+        )
+    return token.strip()
+
+
+def _split(tokens: str) -> Collection[str]:
+    return tokens.replace(",", " ").split()
+
+
+def _withdraw(made: Fleet) -> None:
+    """Delete the key and the firewall that were just made, but not under servers."""
+    if not made.servers():
+        for account in made.accounts:
+            account.clean(made.labels)
+
+
+def _paid(bills: Bills, ceiling: float, now: float) -> float:
+    """Return for how many seconds the servers that there are may stay within a ceiling."""
+    ends = (
+        each.since + 3600 * hours
+        for each in bills.running().values()
+        for hours in range(math.ceil((now - each.since) / 3600), _MONTH // 3600)
+    )
+    # each end of a paid hour begins another one: the first that costs too much is the last moment
+    last = next((end for end in sorted(ends) if bills.spent(end + 1) > ceiling), now + _MONTH)
+    return max(last - _EARLY - now, 1)
