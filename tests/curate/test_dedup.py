@@ -132,7 +132,7 @@ HARMLESS = {
 #: What makes another thing of it: shirts of two colours.
 RECOLOURED = {
     f"{degrees} degrees": lambda p, degrees=degrees: saved(turned(p, degrees), quality=85)
-    for degrees in (60, 120, 180, 240)
+    for degrees in (20, 30, 60, 120, 180, 240, -20)
 }
 
 
