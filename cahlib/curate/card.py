@@ -61,7 +61,7 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
     yield _table(("step", "number"), [(step, f"{n:,}") for step, n in found.funnel()])
     yield _table(("lost in", "number", "share", "reason"), _lost(found))
     yield "## How to load it\n"
-    yield from loading.shown(found)
+    yield from loading.shown(found, job_values)
     yield (
         "The key `uid` (hex md5 of URL and text) is the same in all files, and the rows of a shard "
         "have the same order in all of them. `cah verify .` checks the files.\n"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from cahlib.curate.layout import ONE_EXTENSION, numbered
 from cahlib.curate.summary import Summary
@@ -57,11 +58,15 @@ for vectors, rows in reader(batch_size=1000):
 ```bash
 # makes it searchable, and serves the search at port 1234
 clip-retrieval index --embeddings_folder . --index_folder index
+%(back)s```
+"""
+
+#: Loads the model as well, which has to be one that open_clip lists.
+_BACK = """\
 echo '{"dataset": "index"}' > indices_paths.json
 clip-retrieval back --indices_paths indices_paths.json --clip_model %(model)s \\
     --columns_to_return '["URL", "TEXT", "NSFW", "similarity"]' --url_column URL \\
     --use_jit False --enable_mclip_option False --provide_aesthetic_embeddings False
-```
 """
 
 _TFRECORDS = """\
@@ -77,14 +82,14 @@ for record in records:
 """
 
 
-def shown(found: Summary) -> Iterator[str]:
+def shown(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:
     """Return a part for each form that a dataset has."""
     yield _METADATA
     for form in found.forms:
         if form.startswith("images"):
             yield _images(found, form)
         elif form == "embeddings":
-            yield _EMBEDDINGS % {"model": shlex.quote(_model(found))}
+            yield _EMBEDDINGS % {"back": _back(found, job_values)}
         else:
             yield _TFRECORDS
 
@@ -117,8 +122,13 @@ def _tars(found: Summary) -> tuple[str, str]:
     return 'sorted(glob.glob("images/*.tar"))', listed
 
 
-def _model(found: Summary) -> str:
-    """Return the model as clip-retrieval calls it."""
+def _back(found: Summary, job_values: Mapping[str, Any]) -> str:
+    """Return how the search is served, which clip-retrieval cannot by a model in files."""
     name = found.models[0][0] if found.models else ""
-    plain = re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", name)
-    return f"open_clip:{name if plain else 'MODEL/WEIGHTS'}"
+    model, weights = (str(job_values.get(each, "")) for each in ("model", "pretrained"))
+    in_files = (model and Path(model).is_dir()) or Path(weights).suffix
+    if in_files or not re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", name):
+        return (
+            "# to serve the search, it needs a model that open_clip lists; this dataset's is none\n"
+        )
+    return _BACK % {"model": f"open_clip:{name}"}

@@ -252,6 +252,16 @@ def test_the_cards_commands_are_whole(tmp_path, monkeypatch):
     assert {each.removeprefix("--") for each in options} <= {*taken}
 
 
+def test_a_model_that_only_files_hold_serves_no_search(tmp_path):
+    """clip-retrieval loads what open_clip lists."""
+    world.write(tmp_path)
+    for values in ({"model": str(tmp_path)}, {"model": "ViT-B-32", "pretrained": "mine.pt"}):
+        text = card_of(tmp_path, values)
+        assert "clip-retrieval index" in text and "open_clip:" not in text
+        for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
+            subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+
+
 def test_the_cards_front_is_what_the_hub_wants(tmp_path):
     data = pytest.importorskip("huggingface_hub").DatasetCard(card_of(tmp_path)).data
     assert data.license == "other" and data.license_link.startswith("https://")
