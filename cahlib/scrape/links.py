@@ -44,9 +44,7 @@ _ENDS = "".join(map(chr, range(33)))
 #: Bytes that are not UTF-8, as Python gives them, and lone surrogates.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-_HOST = re.compile(
-    r"(?=.{4,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])"
-)
+_HOST = re.compile(r"(?=.{4,253}\Z)(?:(?!-+\.)[a-z0-9_-]{1,63}\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])")
 #: Names that are not of the public web (RFC 6761, 6762, 7686 and 8375, ICANN's "internal").
 _PRIVATE = (
     ".localhost", ".local", ".internal", ".intranet", ".lan", ".home", ".corp", ".private", ".test",
@@ -129,7 +127,7 @@ def absolute(url: str, base: Base, most: int) -> str | Reason:
     """An address made absolute, without its fragment and with its blanks escaped."""
     url = url.partition("#")[0]
     if not (url.isascii() and url.isprintable()) or " " in url:
-        url = url.translate(_DROPPED).strip(_ENDS).strip().replace(" ", "%20")
+        url = url.translate(_DROPPED).strip(_ENDS).replace(" ", "%20")
     if not url:
         return Reason.BAD_URL
     joined = _joined(url, base)

@@ -25,7 +25,7 @@ def test_addresses_mean_what_they_mean_to_browsers(host, path, start, rest):
     url = f"{start}{host}/{rest}" if start.endswith("//") else start + rest
     answer = links.absolute(url, links.Base.of(page, ""), 2000)
     if isinstance(answer, str):
-        meant = links.join(page, url.strip())
+        meant = links.join(page, url)
         assert links.join("", answer) == meant.replace("/?#", "/#") or answer == meant
         asked, parts = parse(answer), links.split(meant)
         assert str(asked.raw_path_qs) == parts.target.removesuffix("?") or "?" in parts.target[-1:]
@@ -71,6 +71,9 @@ CASES = [
     ("a.jpg", "//cdn.org/x/", "http://cdn.org/x/a.jpg"),
     ("a.jpg", "..\\x\\", "http://shop.example.org/x/a.jpg"),
     ("http://cdn.org/a.jpg?sig=a%2fb%2Bc+d'~|", "", "http://cdn.org/a.jpg?sig=a%2fb%2Bc+d'~|"),
+    ("\xa0a.jpg\xa0", "", "http://shop.example.org/dir/\xa0a.jpg\xa0"),  # no blank of addresses
+    ("\x01 a.jpg\n\x1f", "", "http://shop.example.org/dir/a.jpg"),
+    ("http://-a-.cdn.org/a.jpg", "", "http://-a-.cdn.org/a.jpg"),
     ("http://me:pw@cdn.org/a.jpg", "", Reason.BAD_URL),
     ("http://cdn.org:22/a.jpg", "", Reason.BAD_URL),
     ("http://cdn.org:99999/a.jpg", "", Reason.BAD_URL),
