@@ -125,7 +125,7 @@ def _orientation(exif: bytes) -> int:
 
 def _png(data: bytes) -> Anatomy | None:
     at, name, orientation = 8, b"", 1
-    while name != b"IEND":
+    while name != b"IEND" and len(data) - at >= 12:  # a missing end is harmless
         length, name = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if end > len(data):

@@ -23,6 +23,7 @@ from cahlib.scrape.jpeg import AFTER_SCAN
 _PROFILE = b"ICC_PROFILE\0"  # how such a part of a JPEG begins
 
 _PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_IEND = b"\0\0\0\0IEND\xaeB`\x82"
 _PALETTE = 3  # the colour type of a PNG
 #: What may stand beside the pixels of a PNG: its length, or that by colour type; and whether it
 #: belongs behind the palette.
@@ -137,6 +138,8 @@ def _png(data: bytes, orientation: int) -> Iterator[bytes]:
     yield data[:8]
     at, name, before = 8, b"", dict[bytes, int]()  # the lengths of what is kept so far
     while name != b"IEND":
+        if len(data) - at < len(_IEND) and b"IDAT" in before:
+            data = data[:at] + _IEND  # a missing end says nothing of the pixels
         length, name = struct.unpack_from(">I4s", data, at)
         chunk = data[at : at + 12 + length]
         at += 12 + length

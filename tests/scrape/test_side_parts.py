@@ -115,6 +115,15 @@ def test_damaged_pixels_of_a_png_are_broken():
     assert prove(bytes(data), ANY) is Reason.BROKEN_IMAGE
 
 
+def test_a_png_whose_end_alone_is_missing_is_whole():
+    data = picture("PNG")
+    for missing in range(1, 13):
+        with Image.open(io.BytesIO(prove(data[:-missing], ANY)["data"])) as kept:
+            assert kept.tobytes() == Image.open(io.BytesIO(data)).tobytes()
+    for missing in range(13, 40):
+        assert prove(data[:-missing], ANY) is Reason.BROKEN_IMAGE
+
+
 def segments(*parts):
     whole = picture("JPEG")
     made = [b"\xff\xe2" + struct.pack(">H", 2 + len(part)) + part for part in parts]
