@@ -131,15 +131,15 @@ def hosts(client: Client, future: Future[Any] | None) -> set[str]:
     return {get_address_host(each) for addresses in found.values() for each in addresses}
 
 
-def slots(client: Client, reach: Reach) -> int:
-    """Jobs that can run at the same time; raises ConfigError if workers are not fit."""
-    there = workers(client).values()
-    if not reach.staging and any(worker.nthreads < 2 for worker in there):
+def slots(client: Client, reach: Reach) -> dict[str, int]:
+    """Return how many jobs each worker can run; raises ConfigError if workers are not fit."""
+    there = workers(client)
+    if not reach.staging and any(worker.nthreads < 2 for worker in there.values()):
         raise ConfigError(
             f"{reach.address} has workers with one thread only; start them with "
             "`--nthreads 2` (the second one serves files), or give --staging."
         )
-    if any("slot" not in worker.resources for worker in there):
+    if any("slot" not in worker.resources for worker in there.values()):
         try:
             client.register_plugin(Slot())  # asks every worker, so not where one may stand still
         except Exception as error:  # what it raised there is raised here, in other words
@@ -149,7 +149,7 @@ def slots(client: Client, reach: Reach) -> int:
                 f"{reach.address} has workers that cannot import cahlib; install it there, in this "
                 "version, then run the same command again."
             ) from error
-    return sum(int(worker.resources.get("slot", 0)) for worker in there)
+    return {address: int(each.resources.get("slot", 0)) for address, each in there.items()}
 
 
 def every_ill(client: Client) -> str:

@@ -1,9 +1,10 @@
 """An engine on a Dask cluster that is somewhere else: the swarm's, or anybody's.
 
-To its user it is like `engine.Engine`. What differs: jobs write their parcels on the machine where
-they run, and they are brought here before they count as finished; the connection may be gone for
-minutes, after which jobs are submitted again under their keys and so found again, for the
-scheduler keeps what is published. It does not know how the machines came about.
+To its user it is like `engine.Engine`. What differs: jobs are held back until a worker is free for
+them; they write their parcels on the machine where they run, and these are brought here before they
+count as finished; the connection may be gone for minutes, after which jobs are submitted again
+under their keys and so found again, for the scheduler keeps what is published. It does not know how
+the machines came about.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, Future
+from distributed import Client
 
 from cahlib.errors import MachineFault, RunError, ShardError
 from cahlib.records import Shard
@@ -38,12 +39,13 @@ from cahlib.swarm.cluster import (
     slots,
     workers,
 )
+from cahlib.swarm.dispatch import Job, due, stuck
 from cahlib.swarm.engine import TOPIC, failure, released
 from cahlib.swarm.supply import Supplies, needed
 from cahlib.swarm.transfer import TROUBLE as TROUBLE
 from cahlib.swarm.transfer import Damaged, fetch_all, forget_all, located
 from cahlib.swarm.wire import Answer, Refused
-from cahlib.swarm.worker import Means, Needed, carried
+from cahlib.swarm.worker import Means, carried
 
 #: Parcels that are brought here at the same time.
 _PULLS = 2
@@ -56,22 +58,10 @@ _PARTING = 5  #: seconds for each step of leaving a cluster
 #: Seconds in which whoever looks after machines that all fail must have treated one.
 _TREATED, _MEND = 180.0, "See to that, then run the same command; what is finished is kept."
 
+#: What the names begin with under which jobs are published.
+_NAME = "cahlib-"
+
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    limit: float
-    files: tuple[Needed, ...] = ()
-    future: Future[Any] | None = None
-    published: bool = False
-    coming: bool = False  #: its parcel is on its way
-    ended: bool = False
-    tries: int = 0
-    told: Any = None
-    changed: float = field(default_factory=time.monotonic)
 
 
 class Remote:
@@ -81,7 +71,8 @@ class Remote:
         self.slots = 0  #: jobs that can run at the same time, as of now
         self.folder = Path(reach.away)  #: where jobs write their parcels
         self._reach, self._home, self._connect = reach, home, connect
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
+        self._known = set[str]()  #: keys of the jobs that are published there
         self._finished: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._lost: Exception | None = None
         self._ill = 0.0  #: since when no machine takes jobs; 0: one does
@@ -111,17 +102,15 @@ class Remote:
         limit: float,
         files: Sequence[str] = (),
     ) -> None:
-        """Start ``function(*arguments, limit=…, report=…)``, or find it where it already runs.
+        """Start ``function(*arguments, limit=…, report=…)`` as soon as a worker is free for it.
 
+        If it already runs there, submitted by a driver that died, it is found again.
         It finds ``files`` of this machine with `cahlib.places.here`; they are brought to each
         machine that lacks them, once.
         """
-        job = _Job(function, arguments, limit, tuple(map(needed, files)))
-        key = self._reach.run + key
+        job = Job(function, arguments, limit, tuple(map(needed, files)))
         with self._lock:
-            self._jobs[key] = job
-            with suppress(*TROUBLE):  # the keeper sends it, once there is a connection again
-                self._send(key, job)
+            self._jobs[self._reach.run + key] = job
 
     def take(self, *, timeout: float) -> tuple[str, Any] | None:
         """A finished job's key with its result, or with the exception that ended it.
@@ -213,7 +202,7 @@ class Remote:
 
     async def _part(self) -> None:
         if running := [job.future for job in self._jobs.values() if job.future]:
-            names: list[Any] = [_name(key) for key, job in self._jobs.items() if job.published]
+            names: list[Any] = [_NAME + key for key, job in self._jobs.items() if job.published]
             await self._client.unpublish_dataset(names)
             await self._client.cancel(running, force=True)
 
@@ -222,6 +211,7 @@ class Remote:
     def _begin(self) -> None:
         """What a fresh client needs."""
         self._client.subscribe_topic(TOPIC, self._hear)
+        self._find()
         self._count()
 
     def _keep(self) -> None:
@@ -241,6 +231,7 @@ class Remote:
                         self._count()
                         counted = time.monotonic()
                     self._look()
+                    self._hand_out()
                     last = time.monotonic()
             except (*TROUBLE, RunError) as error:
                 _log.warning("%s: %s", self._reach.address, error)
@@ -254,43 +245,61 @@ class Remote:
                 )
 
     def _count(self) -> None:
-        self.slots = slots(self._client, self._reach)
+        found = slots(self._client, self._reach)
+        self.slots = sum(found.values())
         why = every_ill(self._client) if not self.slots else ""
         self._ill = (self._ill or time.monotonic()) if why else 0
         if self._ill and time.monotonic() > self._ill + _TREATED:
             self._lost = RunError(f"all machines of {self._reach.address} fail: {why}. {_MEND}")
+        jobs = self._jobs.copy()
+        for key in stuck(jobs, self._client.processing(), found):
+            self._again(key, jobs[key])
+
+    def _find(self) -> None:
+        """Learn which jobs the cluster has of before the connection broke, or of another driver."""
+        names = map(str, self._client.list_datasets())
+        self._known = {name.removeprefix(_NAME) for name in names}
 
     def _look(self) -> None:
-        """One look at every job."""
-        fresh = {}
+        """One look at every job that was sent."""
+        sent = {key: job for key, job in self._jobs.copy().items() if job.future and not job.ended}
+        lost = [job for job in sent.values() if job.future and job.future.status == "cancelled"]
+        if lost:  # the connection was; what was published runs on
+            self._find()
         with self._lock:
-            for key, job in list(self._jobs.items()):
-                if job.ended:
+            for job in lost:
+                job.future = None
+            for key, job in sent.items():
+                if job.future is None or job.ended:
                     continue
-                if job.future is None or job.future.status == "cancelled":
-                    self._send(key, job)  # the connection was lost; a job that was sent runs on
-                elif job.future.status == "error":
+                if job.future.status == "error":
                     error = job.future.exception(timeout=10)
                     self._end(key, job, failure(error) if error else error)
                 elif job.future.status == "finished" and job.published and not job.coming:
                     job.coming = True  # not before: what is released must not be published then
                     self._pulls.submit(self._bring, key, job)
-                if not (job.published or job.ended) and job.future:
-                    fresh[key] = job
-        if fresh:
-            # What is published still, since before the connection broke, is left alone: to publish
-            # it anew is to release it first, and its job would be ended that runs on.
-            futures = {key: job.future for key, job in fresh.items()}
-            there = set(self._client.list_datasets())
-            named: dict[Any, Any] = {_name(key): future for key, future in futures.items()}
-            if new := {name: future for name, future in named.items() if name not in there}:
-                self._client.publish_dataset(new)  # together: each asks every worker, 0.1 to 1 s
-            with self._lock:
-                for key, job in fresh.items():
-                    job.published = job.published or job.future is futures[key]
 
-    def _send(self, key: str, job: _Job) -> None:
-        job.published = False
+    def _hand_out(self) -> None:
+        """Send what is due, and publish what was sent."""
+        with self._lock:
+            for key, job in due(self._jobs, self.slots, self._known):
+                self._send(key, job)
+            fresh = [
+                (key, job, job.future)
+                for key, job in self._jobs.items()
+                if job.future and not (job.published or job.ended)
+            ]
+        # What is published still, since before the connection broke, is left alone: to publish it
+        # anew is to release it first, and its job would be ended that runs on.
+        new: Any = {_NAME + key: future for key, _, future in fresh if key not in self._known}
+        if new:
+            self._client.publish_dataset(new)  # together: each asks every worker, 0.1 to 1 s
+        with self._lock:
+            for _, job, future in fresh:
+                job.published = job.published or job.future is future
+
+    def _send(self, key: str, job: Job) -> None:
+        job.published, job.changed = False, time.monotonic()
         means = Means(files=job.files, folder=self._reach.files, staging=self._reach.staging)
         packed = pickle.dumps(((key, job.function, job.arguments, job.limit), means))
         job.future = self._client.submit(
@@ -303,7 +312,7 @@ class Remote:
             if (job := self._jobs.get(key)) and not job.ended and message != job.told:
                 job.told, job.changed = message, time.monotonic()
 
-    def _bring(self, key: str, job: _Job) -> None:
+    def _bring(self, key: str, job: Job) -> None:
         """Bring a finished job's result here, or leave it for another try."""
         future = job.future  # the keeper may end the job meanwhile
         try:
@@ -342,14 +351,13 @@ class Remote:
         with self._lock:
             self._end(key, job, result)
 
-    def _again(self, key: str, job: _Job) -> None:
+    def _again(self, key: str, job: Job) -> None:
         """Have a job begin anew."""
         with self._lock:
             self._release(key, job)
-            self._send(key, job)
             job.coming = False
 
-    def _pulled(self, job: _Job, said: Answer) -> Any:
+    def _pulled(self, job: Job, said: Answer) -> Any:
         """A job's result with its files in this machine's folder."""
         if not (parcel := said.parcel):
             return said.result()
@@ -360,18 +368,19 @@ class Remote:
         tar = fetch_all(self._client, files, self._home, patience=self._reach.patience)
         return replace(parcel, path=tar)
 
-    def _end(self, key: str, job: _Job, result: Any) -> None:
+    def _end(self, key: str, job: Job, result: Any) -> None:
         if job.ended:  # the keeper and a pull may both find that it has failed
             return
         job.ended, job.told = True, None
         self._release(key, job)
         self._finished.put((key, result))
 
-    def _release(self, key: str, job: _Job) -> None:
+    def _release(self, key: str, job: Job) -> None:
         """Let the scheduler forget a job."""
+        self._known.discard(key)
         with suppress(*TROUBLE):
             if job.published:
-                self._client.unpublish_dataset([_name(key)])
+                self._client.unpublish_dataset([_NAME + key])
         if job.future:
             with suppress(*TROUBLE):
                 released(self._client, job.future)
@@ -394,7 +403,3 @@ def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]
             yield engine
         finally:
             engine.close()
-
-
-def _name(key: str) -> str:
-    return f"cahlib-{key}"

@@ -155,9 +155,7 @@ def test_a_worker_that_could_not_serve_files_ends_the_run_when_it_joins(tmp_path
 def test_a_machine_that_fails_is_given_no_more_jobs_and_others_do_them(tmp_path):
     (tmp_path / "full").write_text("127.0.0.1")
     with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
-        [one] = theirs.worker_spec.values()
-        theirs.worker_spec["other"] = {**one, "options": {**one["options"], "host": "127.0.0.2"}}
-        theirs.sync(theirs._correct_state)
+        joined(theirs, "127.0.0.2")
         jobs.until(lambda: scrapers.slots == 2)
         failed, done = 0, set()
         for number in range(6):
@@ -176,6 +174,55 @@ def test_a_machine_that_fails_is_given_no_more_jobs_and_others_do_them(tmp_path)
         jobs.until(lambda: [bool(n.ill) for n in scrapers.nodes()].count(True) == 1)
         [ill] = [each for each in scrapers.nodes() if each.ill]
         assert ill.host == "127.0.0.1" and ill.slots == 0
+
+
+def joined(theirs, name):
+    """One more worker of a cluster, on an address of its own."""
+    one = theirs.worker_spec[0]
+    theirs.worker_spec[name] = {**one, "options": {**one["options"], "host": name}}
+    theirs.sync(theirs._correct_state)
+
+
+def test_jobs_are_held_back_for_a_worker_that_comes_later(tmp_path):
+    folders = [tmp_path / str(n) for n in range(3)]
+    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+        for folder in folders:
+            folder.mkdir()
+            scrapers.submit(folder.name, jobs.note_and_wait, folder, limit=jobs.LIMIT)
+        jobs.wait_for(folders[0] / "1")
+        joined(theirs, "127.0.0.2")
+        jobs.wait_for(folders[1] / "1")  # though the first one has not ended
+        assert not (folders[2] / "1").exists()
+        (folders[0] / "go").touch()
+        assert scrapers.take(timeout=jobs.LIMIT) == ("0", "done")
+        jobs.wait_for(folders[2] / "1")
+        for folder in folders:
+            (folder / "go").touch()
+        assert {scrapers.take(timeout=jobs.LIMIT) for _ in "12"} == {("1", "done"), ("2", "done")}
+    assert not [folder for folder in folders if (folder / "2").exists()]
+
+
+def test_a_job_that_dask_put_behind_another_one_goes_to_a_worker_that_comes_later(tmp_path):
+    folders = [tmp_path / str(n) for n in range(2)]
+    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+        joined(theirs, "127.0.0.2")
+        jobs.until(lambda: scrapers.slots == 2)
+        for folder in folders:
+            folder.mkdir()
+            scrapers.submit(folder.name, jobs.note_and_wait, folder, limit=jobs.LIMIT)
+        for folder in folders:
+            jobs.wait_for(folder / "1")
+        assigned = scrapers._client.processing()
+        [other] = [address for address in assigned if "127.0.0.2" in address]
+        [moved] = assigned[other]
+        gone = {"address": other, "stimulus_id": "test", "close": False}
+        theirs.sync(theirs.scheduler.remove_worker, **gone)
+        jobs.until(lambda: sorted(map(len, scrapers._client.processing().values())) == [2])
+        joined(theirs, "127.0.0.3")
+        jobs.wait_for(tmp_path / moved / "2")
+        for folder in folders:
+            (folder / "go").touch()
+        assert {scrapers.take(timeout=jobs.LIMIT) for _ in "01"} == {("0", "done"), ("1", "done")}
 
 
 def test_a_job_that_is_given_again_at_once_is_done_again(tmp_path):

@@ -1,0 +1,79 @@
+"""Which jobs a cluster is given now, and which are taken back.
+
+Dask never moves a job that waits for a busy worker to one that comes later, so a cluster is given
+no more jobs than its workers run at the same time. It does not know how a job is sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Future
+
+from cahlib.swarm.transfer import PIECE
+from cahlib.swarm.worker import Needed
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A job from its submission to its end."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    limit: float
+    files: tuple[Needed, ...] = ()
+    future: Future[Any] | None = None  #: None: held back
+    published: bool = False
+    coming: bool = False  #: its parcel is on its way
+    ended: bool = False
+    tries: int = 0
+    told: Any = None
+    changed: float = field(default_factory=time.monotonic)
+    worker: str = ""  #: the address of the one that has it
+    since: float = 0  #: when it was first seen there
+
+    @property
+    def takes_slot(self) -> bool:
+        """Return whether it runs, or waits for a worker."""
+        return not self.ended and self.future is not None and self.future.status == "pending"
+
+
+def due(jobs: Mapping[str, Job], slots: int, known: set[str]) -> Iterator[tuple[str, Job]]:
+    """Yield the jobs to send now, in the order of their submission.
+
+    Those that are ``known`` there run already: they are found again by being sent.
+    """
+    free = slots - sum(job.takes_slot for job in jobs.values())
+    for key, job in jobs.items():
+        if job.ended or job.coming or job.future is not None:
+            continue
+        if key in known:
+            yield key, job
+        elif free > 0:
+            free -= 1
+            yield key, job
+
+
+def stuck(
+    jobs: Mapping[str, Job], assigned: Mapping[str, Sequence[str]], slots: Mapping[str, int]
+) -> list[str]:
+    """Return the keys of jobs that wait for a busy worker while another one is free.
+
+    ``assigned`` has the keys that each worker has, those that it runs and those that wait for it.
+    Dask gives the job of a worker that died to another one, behind what that one runs.
+    """
+    behind, free = list[str](), 0
+    for address, slot in slots.items():
+        keys = [key for key in assigned.get(address, ()) if not key.startswith(PIECE)]
+        free += max(slot - len(keys), 0)
+        own = {key: job for key in keys if (job := jobs.get(key)) and job.takes_slot}
+        for job in own.values():
+            if job.worker != address:
+                job.worker, job.since = address, time.monotonic()
+        surplus = len(keys) - slot
+        if surplus > 0:
+            behind += sorted(own, key=lambda key: own[key].since)[-surplus:]
+    return behind[:free]
