@@ -181,26 +181,20 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from cahlib.room import told
+    from cahlib.quote import quoted
+    from cahlib.scrapers import guard
 
     job = _job(chosen)
     names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG}
     secrets = {name: environment().get(variable, "") for name, variable in names.items()}
     for variable in names.values():  # scrapers and other processes inherit the environment
         os.environ.pop(variable, None)
-    if room := told(job):
-        print(room)
-    if job.place.has_servers and not _agreed(job, **secrets):
+    guard(job, secrets["watchdog"], secrets["tokens"])
+    quote = quoted(job, secrets["tokens"])
+    print(*filter(None, (quote.table, *quote.sentences)), sep="\n")
+    if quote.servers and not swarm.agreed(f"Order {quote.order}?"):
         return 2
     return _follow(job, **secrets)
-
-
-def _agreed(job: Job, tokens: str, watchdog: str) -> bool:
-    """Whether the user wants the servers that the job asks for; asked in a terminal alone."""
-    from cahlib.scrapers import planned
-
-    print(planned(job, tokens, watchdog))
-    return swarm.agreed("Make these servers?")
 
 
 def environment() -> dict[str, str]:
@@ -271,8 +265,8 @@ def _stoppable() -> Iterator[threading.Event]:
 
 
 def _tell(outcome: Outcome) -> None:
-    from cahlib.curate.summary import plural
     from cahlib.records import Stage
+    from cahlib.words import plural
 
     shards, tally = outcome.shards, outcome.tally
     print(

@@ -9,17 +9,21 @@ import io
 import os
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from cahlib.progress import Listener, Node, Snapshot, waiting
+from cahlib.progress import Board, Listener, Node, Passing, Snapshot, waiting
 from cahlib.records import Reason, Stage, Tally
 
 #: Seconds between two plain lines.
 _PAUSE = 15
+
+#: How far a node is on its way to work, by its state.
+_STEPS = ("made", "ssh", "boot", "install", "start")
 
 #: Lines of nodes at most, and seconds after which others have their turn; likewise of logs.
 _NODES, _TURN = 10, 4
@@ -122,6 +126,55 @@ def node_lines(nodes: Sequence[Node], currency: str = "EUR") -> list[str]:
     return lines
 
 
+def coming_line(nodes: Sequence[Node], elapsed: float, width: int) -> str:
+    """How far nodes are on their way, as a bar with an estimate; "" if they have arrived."""
+    from tqdm import tqdm
+
+    if not any(each.state in _STEPS for each in nodes) or any(each.seen for each in nodes):
+        return ""
+    steps = len(_STEPS)
+    done = sum(_STEPS.index(n.state) if n.state in _STEPS else steps for n in nodes)
+    left = "about {remaining} left" if done else "no estimate yet"
+    line: str = tqdm.format_meter(
+        done,
+        steps * len(nodes),
+        elapsed,
+        ncols=width,
+        bar_format=f"servers come up {{percentage:.0f}} % |{{bar}}| {left}",
+    )
+    return line
+
+
+@contextmanager
+def coming_up(board: Board, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+    """Hear sentences while the nodes of a board come up; a terminal shows a bar below them."""
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield print
+        return
+    from tqdm import tqdm
+
+    started, ended = time.monotonic(), threading.Event()
+
+    def tell(sentence: str) -> None:
+        if not isinstance(sentence, Passing):
+            tqdm.write(sentence, file=sys.stdout)
+
+    def draw(bar: Any) -> None:
+        while not ended.wait(1):
+            width = shutil.get_terminal_size().columns - 1
+            bar.set_description_str(coming_line(board.nodes, time.monotonic() - started, width))
+
+    with tqdm(file=stream, bar_format="{desc}", leave=False) as bar:
+        drawing = threading.Thread(target=draw, args=(bar,), daemon=True)
+        drawing.start()
+        try:
+            yield tell
+        finally:
+            ended.set()
+            drawing.join()
+
+
 def swarm_line(snapshot: Snapshot) -> str:
     """What all nodes together do and cost; "" without any, now and before."""
     if not (snapshot.nodes or snapshot.spent):
@@ -190,10 +243,12 @@ def _swarm(snapshot: Snapshot, *, room: int) -> list[str]:
         return [each for each in [swarm_line(snapshot)] if each]
     heading, *nodes = node_lines(snapshot.nodes, snapshot.currency)
     room = min(max(room, 1), _NODES)
+    coming = coming_line(snapshot.nodes, snapshot.elapsed, shutil.get_terminal_size().columns - 1)
     pages = -(-len(nodes) // room)
     first = int(snapshot.elapsed / _TURN) % pages * room
     shown = nodes[first : first + room]
-    return [swarm_line(snapshot), heading, *shown, log_line(snapshot)]
+    arriving = [coming] if coming else []
+    return [swarm_line(snapshot), *arriving, heading, *shown, log_line(snapshot)]
 
 
 def _plain(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Listener:

@@ -34,6 +34,10 @@ class Node:
     line: str  #: the last one of its log
 
 
+class Passing(str):
+    """A sentence that the next one replaces; where the nodes are drawn, it need not be printed."""
+
+
 @dataclass(slots=True)
 class Board:
     """Where a swarm writes, from a thread of its own, what a run's snapshots tell of it."""

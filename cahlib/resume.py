@@ -20,11 +20,11 @@ from cahlib.config import Job
 from cahlib.curate import dataset, description, numbering, seal, sink
 from cahlib.curate.layout import ELSEWHERE
 from cahlib.curate.model_source import find_source
-from cahlib.curate.summary import plural
 from cahlib.curate.survey import Found, Place
 from cahlib.errors import CahError, ConfigError
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Ledger
+from cahlib.words import plural
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from cahlib.config import Job
 from cahlib.curate.layout import has_images
 from cahlib.curate.seal import seals
-from cahlib.curate.summary import plural
 from cahlib.errors import CahError
+from cahlib.words import plural
 
 #: Pairs that a shard brings at least, by Crawling@Home's figures: 1,000 to 1,500 a WAT file.
 _PAIRS = 500

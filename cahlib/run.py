@@ -35,6 +35,7 @@ from cahlib.home import home
 from cahlib.lists import hashes
 from cahlib.needs import introduced
 from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody, offline, watched
+from cahlib.rates import Meter
 from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
 from cahlib.relay import drop, fetch
 from cahlib.resume import faults, resume
@@ -163,7 +164,7 @@ class _Work:
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
         self._lines: dict[str, Line[Any]] = {}
-        self._board, self._speed = Board(), Speedometer()
+        self._board, self._speed, self._meter = Board(), Speedometer(), Meter(job)
         self._latest = Latest()
 
     def through(self) -> None:
@@ -309,6 +310,8 @@ class _Work:
             self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
             self._known.keep()
             self._silence.learn(sealed.silent)
+            scraped = work.parcel.finished - work.parcel.started
+            self._meter.add(sealed.tally, scraped=scraped, worked=self._worked())
             with self._counting:
                 self._in_work.pop(shard.id, None)
                 self._sealed += sealed.tally

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from cahlib import private
 from cahlib.config import Job
 from cahlib.errors import ConfigError, RunError
-from cahlib.estimate import Price, expected
 from cahlib.places import expanded
 from cahlib.progress import Board
 from cahlib.records import Shard
@@ -113,28 +112,12 @@ def _await_workers(cluster: Remote, address: str, stop: threading.Event) -> None
             )
 
 
-def planned(job: Job, tokens: str, watchdog: str = "") -> str:
-    """Return what servers will be made for a job, cost and bring, for people; makes nothing."""
-    guard(job, watchdog, tokens)
-    plan = server_plan(job, tokens)
-    return f"{described(job, plan)}\n{plan.crash()}"
-
-
 def server_plan(job: Job, tokens: str) -> Plan:
     """Return which servers will be made for a job; makes nothing. Raises as `crew.planned`."""
     from cahlib.swarm import crew
 
     check(job)
     return crew.planned(clouds(tokens), orders(job))
-
-
-def described(job: Job, wanted: Plan) -> str:
-    """Return a plan of servers, and what they cost and bring, for people."""
-    from cahlib.swarm import crew
-
-    price = Price(cores=wanted.cores(), hourly=wanted.hourly(), currency=wanted.currency)
-    lines = (wanted.table(), wanted.promise(), expected(job, price))
-    return "\n".join(filter(None, (*lines, crew.already(wanted, state(job)))))
 
 
 def guard(job: Job, token: str, tokens: str) -> Watchdog | None:

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
     "colours", "config", "errors", "estimate", "failures", "fingerprint", "flow", "lists", "live",
     "lock", "logs", "needs", "pixels", "places",
-    "presets", "private", "progress", "records", "resources", "retry", "settings",
+    "presets", "private", "progress", "rates", "records", "resources", "retry", "settings", "words",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}
 DOORS = {"cli", "commands", "console", "kaggle", "notebook"}

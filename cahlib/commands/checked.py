@@ -32,10 +32,10 @@ def add(commands: Any) -> None:
 
 
 def _verify(chosen: argparse.Namespace) -> int:
-    from cahlib.curate.summary import plural
     from cahlib.curate.verify import verify
     from cahlib.lock import is_held
     from cahlib.tracker.store import committed
+    from cahlib.words import plural
 
     number, busy = 0, is_held(Path(chosen.dataset))
     for problem in verify(chosen.dataset, committed(Path(chosen.dataset) / _LEDGER)):
@@ -59,9 +59,9 @@ def _verify(chosen: argparse.Namespace) -> int:
 
 def _repair(chosen: argparse.Namespace) -> int:
     from cahlib.curate.repair import plan, repair
-    from cahlib.curate.summary import plural
     from cahlib.lock import held
     from cahlib.tracker.store import Ledger, committed
+    from cahlib.words import plural
 
     local = "://" not in chosen.dataset
     place = Path(chosen.dataset) if local else chosen.dataset

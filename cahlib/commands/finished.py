@@ -89,7 +89,7 @@ def _folder(dataset: str) -> Path:
 
 
 def _follow(changes: Iterable[Change]) -> None:
-    from cahlib.curate.summary import plural
+    from cahlib.words import plural
 
     pairs = shards = 0
     for change in changes:

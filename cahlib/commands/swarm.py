@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.private import WATCHDOG, named
+from cahlib.progress import Board, Passing
+from cahlib.words import plural, verb
 
 if TYPE_CHECKING:
     from cahlib.swarm.provider import Account, Server
@@ -129,14 +131,17 @@ def _remind(environment: Mapping[str, str], but: set[str], asking: threading.Eve
 
 
 def say(sentence: str) -> None:
-    """Print above the live lines, if there are any."""
+    """Print above the live lines, if there are any, what these do not show."""
     from tqdm import tqdm
 
+    if isinstance(sentence, Passing) and sys.stderr.isatty():
+        return
     tqdm.write(sentence, file=sys.stderr)
 
 
 def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.config import replace
+    from cahlib.console import coming_up
     from cahlib.scrapers import clouds, guard, orders
     from cahlib.swarm import crew
 
@@ -153,7 +158,9 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     if not agreed("Make these servers?", yes=chosen.yes):
         return 2
     try:
-        for login in crew.up(accounts, wanted, tell=print):
+        with coming_up(board := Board()) as tell:
+            nodes = crew.up(accounts, wanted, tell=tell, board=board)
+        for login in nodes:
             print(f"{login.name} at {login.address} is up")
     finally:
         print(
@@ -184,7 +191,7 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     question = f"{_works(busy)}, and will end. " if busy else ""
     if servers and not agreed(f"{question}Delete these servers?", yes=chosen.yes):
         return 2
-    print(f"Deleting {len(servers)} servers …", file=sys.stderr)
+    print(f"Deleting {plural(len(servers), 'server')} …", file=sys.stderr)
     try:
         crew.down(clouds, labels)
     except KeyboardInterrupt:
@@ -192,7 +199,8 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
             "Some of them may still be there; the same command deletes the rest.", file=sys.stderr
         )
         raise
-    print(f"{len(servers)} servers were deleted; the cloud says that nothing is left.")
+    deleted = f"{plural(len(servers), 'server')} {verb(len(servers), 'was', 'were')} deleted"
+    print(f"{deleted}; the cloud says that nothing is left.")
     if account := crew.settled(_state(job), labels):
         print(account)
     return 0

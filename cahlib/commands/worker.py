@@ -41,8 +41,8 @@ def _worker(chosen: argparse.Namespace, follow: Follow) -> int:
 
 
 def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:
-    from cahlib.curate.summary import plural
     from cahlib.run import run
+    from cahlib.words import plural
 
     outcome = follow(chosen, lambda job, *a, **k: run(_with_tracker(job), *a, role="gpu", **k))
     print(f"{plural(outcome.shards.done, 'shard')} judged; the dataset is in {outcome.folder}.")

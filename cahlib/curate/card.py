@@ -12,8 +12,9 @@ from typing import Any
 
 from cahlib.curate import loading
 from cahlib.curate.files import files
-from cahlib.curate.summary import Summary, decisive, plural, share, summary
+from cahlib.curate.summary import Summary, decisive, share, summary
 from cahlib.records import Stage
+from cahlib.words import plural
 
 #: Bounds of the hub's size classes: https://huggingface.co/docs/hub/datasets-cards
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),

@@ -20,8 +20,9 @@ from cahlib.curate.files import files
 from cahlib.curate.open_nsfw import BANDS
 from cahlib.curate.rows import host
 from cahlib.curate.seal import Shown
-from cahlib.curate.summary import Summary, decisive, plural, share, summary
+from cahlib.curate.summary import Summary, decisive, share, summary
 from cahlib.records import Stage
+from cahlib.words import plural
 
 #: Characters of a caption that are shown.
 _CAPTION = 300

@@ -13,6 +13,7 @@ from cahlib.curate import tars
 from cahlib.curate.seal import FOLDER, Sealed, Shown, seals
 from cahlib.errors import ConfigError
 from cahlib.records import Reason, Stage, Tally
+from cahlib.words import plural
 
 #: Pairs of each kind that are kept for show.
 _SHOWN = 24
@@ -187,10 +188,6 @@ def share(part: int, whole: int) -> str:
     """A share in percent, with as many digits as it takes to not be zero."""
     percent = 100 * part / whole if whole else 0.0
     return f"{percent:.1f} %" if percent >= 0.1 or not part else f"{percent:.1g} %"
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _text(value: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cahlib.config import Job, replace
 from cahlib.errors import ConfigError
+from cahlib.words import plural
 
 #: Cores that one GPU keeps up with: Crawling@Home's 100 one-core servers fed one RTX 3090.
 _FED = 100
@@ -45,7 +46,7 @@ def fitted(job: Job, token: str, budget: Budget) -> dict[str, str]:
     cores = affordable(price, budget.money)
     if not cores:
         raise ConfigError(
-            f"budget: {budget.money:g} does not pay for a core for {budget.hours:g} hours."
+            f"budget: {budget.money:g} does not pay for a core for {plural(budget.hours, 'hour')}."
         )
     return {
         "swarm": "0",

@@ -28,7 +28,7 @@ from cahlib.notebook.machine import Gauge
 from cahlib.notebook.memory import remember, remembered
 from cahlib.notebook.orphans import Lookout
 from cahlib.notebook.place import Place, mount_drive, online, secret
-from cahlib.notebook.quote import Quote, quoted
+from cahlib.quote import Quote, quoted
 
 _LOG = logging.getLogger(__name__)
 

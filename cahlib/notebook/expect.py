@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from cahlib.words import plural
+
 #: Share of the time that the model may work before more nodes bring nothing.
 _FED = 0.85
 
@@ -34,7 +36,7 @@ def advice(live: Mapping[str, Any]) -> str:
         return ""
     if busy < _FED and not _waiting(live, "parcels"):
         more = max(1, min(math.ceil(swarm * (_FED / max(busy, 0.01) - 1)), 20))
-        return f"The model waits for images: add {more} {'node' if more == 1 else 'nodes'}"
+        return f"The model waits for images: add {plural(more, 'node')}"
     waiting, limit = live.get("queues", {}).get("parcels", (0, 0))
     if swarm > 1 and busy > 0.97 and limit and waiting >= limit:
         return "The nodes wait for the model: fewer would do"

@@ -8,10 +8,10 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 from cahlib.errors import ConfigError
+from cahlib.rates import has_gpu
 
 #: The name of Hetzner's token, in the environment and among a notebook's secrets.
 TOKEN = "HCLOUD_TOKEN"
@@ -96,7 +96,7 @@ def here(environment: Mapping[str, str] = os.environ) -> Place:
     batch = environment.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
     return Place(
         name=name,
-        gpu=which("nvidia-smi") is not None or Path("/dev/nvidia0").exists(),
+        gpu=has_gpu(),
         widgets=not batch and _asked_by_a_person(),
         output=_output(name),
     )

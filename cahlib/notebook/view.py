@@ -17,6 +17,7 @@ from cahlib.notebook.machine import Machine, in_bytes
 from cahlib.notebook.state import Panel
 from cahlib.progress import waiting
 from cahlib.records import Reason, Stage
+from cahlib.words import plural
 
 #: Nodes that are shown at once; if there are more, they take turns.
 _NODES = 8
@@ -167,9 +168,8 @@ def text(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
         if running and live["state"] == "running":
             words.append(waiting(live.get("offline") or ()) or expect.bottleneck(live))
         if live.get("nodes"):
-            words.append(
-                f"{len(live['nodes'])} nodes, {live.get('currency', 'EUR')} {live['spent']:.2f}"
-            )
+            money = f"{live.get('currency', 'EUR')} {live['spent']:.2f}"
+            words.append(f"{plural(len(live['nodes']), 'node')}, {money}")
     return " · ".join(words)
 
 

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from cahlib.words import plural
+
 FILE = "account.json"
 
 
@@ -95,8 +97,8 @@ class Bills:
         """Return the whole account in words."""
         every, gone = len(self), len(self) - len(self.running())
         return (
-            f"{self.currency} {self.spent(now):.4f} in all, with IPv4 and tax, for {every} "
-            f"server{'s' * (every != 1)}, {'all' if gone == every else gone} of them gone."
+            f"{self.currency} {self.spent(now):.4f} in all, with IPv4 and tax, for "
+            f"{plural(every, 'server')}, {'all' if gone == every else gone or 'none'} of them gone."
         )
 
     def _runs(self, name: str) -> bool:

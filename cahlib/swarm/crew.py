@@ -32,6 +32,7 @@ from cahlib.swarm.startup import Startup, begin, finish
 from cahlib.swarm.ticket import issued
 from cahlib.swarm.watch import Rules, Watch, watched
 from cahlib.swarm.watchdog import Watchdog
+from cahlib.words import verb
 
 #: Seconds in which workers must have joined, and in which finished parcels are brought at the end.
 _JOIN, _DRAIN = 60, 120
@@ -116,20 +117,27 @@ def planned(accounts: Sequence[Account], orders: Orders) -> Plan:
 def already(wanted: Plan, state: Path) -> str:
     """Return how many servers of a run are there already, as a sentence; "" if none is."""
     there = len(servers(wanted.accounts, state)) if (state / "run").exists() else 0
-    return f"{there} of them are there already." if there else ""
+    return f"{there} of them {verb(there)} there already." if there else ""
 
 
 def up(
-    accounts: Sequence[Account], orders: Orders, *, tell: Callable[[str], None]
+    accounts: Sequence[Account],
+    orders: Orders,
+    *,
+    tell: Callable[[str], None],
+    board: Board | None = None,
 ) -> list[ssh.Login]:
-    """Make servers and nodes of them, and leave them to a `crew` with the same state."""
+    """Make servers and nodes of them, and leave them to a `crew` with the same state.
+
+    ``tell`` and ``board`` are as for `crew`.
+    """
     made, goods, keys = _prepared(accounts, orders, tell, threading.Event())
     made.prepare(_public(keys))
 
     def reached(server: Server) -> ssh.Login:
         return _login(server, keys)
 
-    with view.viewed(made, keys, Board(), tell) as seen:
+    with view.viewed(made, keys, board or Board(), tell) as seen:
         startup = _startup(goods, seen.step)
         head = begin(made, startup, reached, tell=tell)
         finish(made, startup, reached, head, tell=tell)

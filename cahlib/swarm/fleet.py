@@ -29,6 +29,7 @@ from cahlib.swarm.provider import (
     mark,
 )
 from cahlib.swarm.signals import undisturbed
+from cahlib.words import plural, verb
 
 #: How many times dearer than planned a server, and each of its cores, may be.
 _DEAR = 3
@@ -162,7 +163,7 @@ class Fleet:
         """
         started = time.monotonic()
         if self.listed:
-            self.tell(f"deleting {len(self.listed)} servers …")
+            self.tell(f"deleting {plural(len(self.listed), 'server')} …")
         while True:
             # both before the sweep, which deletes what it finds, and not what is made after it
             waited, unsure = time.monotonic() - started, bool(self._unsure)
@@ -193,7 +194,8 @@ class Fleet:
         """Return what would stay at the cloud if the deletion ended now."""
         there = list(self.listed.values())
         return (
-            f"{len(there)} servers are still being deleted, and would be left at "
+            f"{plural(len(there), 'server')} {verb(len(there))} still being deleted, and would be "
+            "left at "
             f"{self._cost(there)}; this waits for them."
         )
 
@@ -284,12 +286,12 @@ class Fleet:
     def _count(self, have: Sequence[Server]) -> None:
         """Say so if there are fewer servers than planned."""
         limits, known = self.plan.limits, self.plan.known()
-        what, wanted, got = "servers", limits.nodes, len(have)
+        what, wanted, got = "server", limits.nodes, len(have)
         if limits.cores:
             there = (known.get((each.type, each.location), _UNKNOWN) for each in have)
-            what, wanted, got = "cores", limits.cores, sum(map(useful, there))
+            what, wanted, got = "core", limits.cores, sum(map(useful, there))
         if got < wanted:
-            self.tell(f"going on with {got} of {wanted} {what}.")
+            self.tell(f"going on with {got} of {plural(wanted, what)}.")
 
 
 #: A server of a type that nobody tells of any more.

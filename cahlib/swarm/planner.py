@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm.provider import Account, Offer, usable
+from cahlib.words import plural
 
 #: An account's name, and what it offers.
 Option: TypeAlias = tuple[str, Offer]
@@ -185,8 +186,8 @@ class Plan:
         lines += [_row(str(count), offer) for offer, count in first.items()]
         lines += [_row("-", offer, why) for offer, why in self._others(first)]
         lines.append(
-            f"{self.currency} {self.hourly():.4f} an hour for {self.cores()} cores, with IPv4 and "
-            "tax (a started hour counts whole)."
+            f"{self.currency} {self.hourly():.4f} an hour for {plural(self.cores(), 'core')}, with "
+            "IPv4 and tax (a started hour counts whole)."
         )
         return "\n".join([*lines, *self.left_out])
 
@@ -210,7 +211,7 @@ class Plan:
         """Return what holds while a run works with its servers."""
         limits = self.limits
         ceiling = f"At most {self.currency} {limits.max_cost:.2f}"
-        end = f"after {limits.hours:g} hours" if limits.hours else "when the work is done"
+        end = f"after {plural(limits.hours, 'hour')}" if limits.hours else "when the work is done"
         return f"{ceiling if limits.max_cost else 'No ceiling'}; ends {end}."
 
     def crash(self) -> str:
@@ -300,12 +301,12 @@ def _affordable(
             if first and sum(each.hourly for each in first) <= left / hours:
                 return hours, spread, first
     if limits.cores:
-        what, cheapest = "cores", [offer for _, offer in choose(options, limits, spread=1)]
+        what, cheapest = "core", [offer for _, offer in choose(options, limits, spread=1)]
     else:
-        what, cheapest = "nodes", limits.nodes * [min((o for _, o in options), key=_price)]
+        what, cheapest = "node", limits.nodes * [min((o for _, o in options), key=_price)]
     gone = f", of which {limits.spent:.2f} are spent" if limits.spent else ""
     raise ConfigError(
-        f"max_cost: one hour of {limits.cores or limits.nodes} {what} costs {currency} "
+        f"max_cost: one hour of {plural(limits.cores or limits.nodes, what)} costs {currency} "
         f"{sum(map(_price, cheapest)):.4f}, more than the ceiling of {currency} "
         f"{limits.max_cost:.2f}{gone}; raise it, or ask for fewer."
     )

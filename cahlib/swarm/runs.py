@@ -19,6 +19,7 @@ from cahlib.swarm.provider import (
     prices,
     worked,
 )
+from cahlib.words import plural, verb
 
 #: Seconds that the cloud's clock may be ahead of a driver's.
 _SKEW = 30.0
@@ -37,10 +38,9 @@ class Run:
     in_use: bool  #: whether somebody works with them
 
     def __str__(self) -> str:
-        one = self.servers == 1
         return (
-            f"{self.servers} server{'s' * (not one)} of run {self.run} {'is' if one else 'are'} "
-            f"still there, and nobody works with {'it' if one else 'them'}: {self.currency} "
+            f"{plural(self.servers, 'server')} of run {self.run} {verb(self.servers)} still there, "
+            f"and nobody works with {verb(self.servers, 'it', 'them')}: {self.currency} "
             f"{self.hourly:.4f} an hour"
         )
 

@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from cahlib.errors import RunError
-from cahlib.progress import Board, Node, Speedometer
+from cahlib.progress import Board, Node, Passing, Speedometer
 from cahlib.records import Stage, Tally
 from cahlib.swarm import cluster, install, remote, ssh, wire
 from cahlib.swarm.engine import TOPIC
@@ -213,7 +213,7 @@ class View:
         return (), {}
 
 
-def progress(nodes: Sequence[Node]) -> str:
+def progress(nodes: Sequence[Node]) -> Passing:
     """How far nodes are on their way up, in a line; names where there are few."""
     at = defaultdict[str, list[str]](list)
     for each in nodes:
@@ -222,7 +222,7 @@ def progress(nodes: Sequence[Node]) -> str:
         f"{state}: {', '.join(names) if len(nodes) <= 4 else len(names)}"
         for state, names in at.items()
     )
-    return "; ".join(told)
+    return Passing("; ".join(told))
 
 
 @contextmanager

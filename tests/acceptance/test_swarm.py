@@ -215,7 +215,7 @@ def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     assert busy.returncode == 2 and f"servers of run {name}; give --yes" in busy.stderr
     del server["labels"]["alive"]
     gone = down("--run", name)
-    assert "1 servers were deleted" in gone.stdout and "still there" not in gone.stderr
+    assert "1 server was deleted" in gone.stdout and "still there" not in gone.stderr
     assert names(cloud) == ["stranger"]
     assert "0 servers were deleted" in down("--all-runs").stdout
     things = [t for each in cloud.accounts.values() for t in each.things.values()]

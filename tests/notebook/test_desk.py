@@ -11,12 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cahlib import demo, notebook
+from cahlib import demo, notebook, quote
 from cahlib.config import Job, replace
 from cahlib.curate import report, upload
 from cahlib.curate.verify import verify
 from cahlib.demo import world
-from cahlib.notebook import quote
 from cahlib.notebook.child import Child
 from cahlib.notebook.desk import Desk
 from cahlib.notebook.lines import report_lines

@@ -4,8 +4,6 @@ import re
 
 import pytest
 
-from cahlib.config import Job, replace
-from cahlib.estimate import expected
 from cahlib.notebook import expect, view
 from cahlib.notebook.machine import Gauge, Machine, parsed
 from cahlib.notebook.state import Known, panel
@@ -138,7 +136,7 @@ def test_charts_and_failures():
 
 def test_the_same_as_one_line():
     line = view.text("Words.", live(failed=1, nodes=[NODE], spent=0.25), running=True)
-    assert "shards 3/8, 1 failed" in line and "1 nodes, EUR 0.25" in line and "\n" not in line
+    assert "shards 3/8, 1 failed" in line and "1 node, EUR 0.25" in line and "\n" not in line
     assert line.startswith("Words. · ") and view.text("Words.", {}, running=True) == "Words."
 
 
@@ -148,10 +146,3 @@ def test_who_waits_for_the_network_is_said():
     assert words in head(away, running=True) and words in view.text("", away, running=True)
     assert "no network" not in head(away, running=False)
     assert "no network" not in head(live(offline=[]), running=True)
-
-
-def test_a_plan_tells_what_to_expect():
-    job = replace(Job(), shards=20, swarm=4, hours=8)
-    assert expected(job).startswith("20 shards bring some 170,000 links and 10,000 to 15,000")
-    assert "after 8 hours" in expected(job)
-    assert "reads all there is" in expected(replace(job, shards=0))

@@ -119,7 +119,7 @@ def test_an_account_that_cannot_be_read_begins_anew_and_one_that_returns_goes_on
     assert bills.gone(9000) == pytest.approx(0.02) and not bills.running()
     bills.open("a", 0.01, 1000)
     assert Bills.of(tmp_path).cost("a", 1000 + 7300) == pytest.approx(0.03)
-    assert "for 1 server, 0 of them gone" in bills.told(8000)
+    assert "for 1 server, none of them gone" in bills.told(8000)
 
 
 def test_a_ceiling_of_just_the_plans_price_is_enough(cloud):

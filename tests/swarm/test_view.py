@@ -7,10 +7,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from cahlib import console
-from cahlib.progress import Node, Snapshot, offline
+from cahlib.progress import Board, Node, Passing, Snapshot, offline
 from cahlib.records import Reason, Stage, Tally
 from cahlib.swarm import cluster, view
 from cahlib.swarm.provider import Server
+from tests.world.jobs import until
 
 SERVER = Server(
     id=1,
@@ -122,6 +123,38 @@ def test_a_swarm_is_told_of_in_the_currency_that_its_accounts_pay():
     with console.view(terminal := Terminal()) as listener:
         listener(replace(snapshot([node]), currency="USD"))
     assert "USD 0.5000 so far" in terminal.getvalue() and "EUR" not in terminal.getvalue()
+
+
+def on_their_way(*states):
+    return tuple(
+        replace(view.described(SERVER, ((), {}), cost=0), name=f"cah-{n}", state=state)
+        for n, state in enumerate(states)
+    )
+
+
+def test_the_way_up_is_a_bar_with_an_estimate_until_somebody_works():
+    line = console.coming_line(on_their_way("boot", "up", "start", "made"), 30.0, 79)
+    assert line.startswith("servers come up 55 % |") and len(line) == 79
+    assert line.endswith("| about 00:24 left")
+    assert "no estimate yet" in console.coming_line(on_their_way("made"), 30.0, 79)
+    working = replace(on_their_way("idle")[0], seen=1.0)
+    for nodes in ((), on_their_way("up", "up"), (*on_their_way("boot"), working)):
+        assert console.coming_line(nodes, 30.0, 79) == ""
+    with console.view(terminal := Terminal()) as listener:
+        listener(snapshot(on_their_way("boot", "up"), elapsed=20.0))
+    assert "servers come up 70 %" in terminal.getvalue()
+
+
+def test_servers_that_are_brought_up_alone_are_a_bar_in_a_terminal_and_lines_elsewhere(capsys):
+    board = Board(nodes=on_their_way("install"))
+    with console.coming_up(board, terminal := Terminal()) as tell:
+        tell("cah-1: made")
+        tell(Passing("install: cah-1"))
+        until(lambda: "servers come up 60 %" in terminal.getvalue())
+    assert capsys.readouterr().out == "cah-1: made\n"
+    with console.coming_up(board, io.StringIO()) as tell:
+        tell(Passing("install: cah-1"))
+    assert capsys.readouterr().out == "install: cah-1\n"
 
 
 def test_no_swarm_takes_no_lines():

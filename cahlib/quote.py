@@ -1,13 +1,15 @@
-"""What a job would make, cost and bring: asked before a run, and the order that it allows."""
+"""What a job would make, cost and bring: shown before a run, and the order that it allows."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
 from cahlib.config import Job
-from cahlib.estimate import expected
+from cahlib.estimate import Estimate, Price, expected
 from cahlib.room import told
+from cahlib.words import plural
 
 #: Seconds for which prices and stock are taken to be those that were asked for.
 _VALID = 900.0
@@ -19,7 +21,7 @@ class Quote:
 
     job: Job
     token: str = field(repr=False)
-    expected: str = ""  #: what it brings without servers
+    estimate: Estimate
     room: str = ""  #: what the disk has and what is needed, as far as that can be known
     table: str = ""  #: the plan for servers, for people
     servers: int = 0
@@ -38,30 +40,35 @@ class Quote:
         """Return what an order comes to, to be said after "Order"; "" without servers."""
         if not self.servers:
             return ""
-        what = f"{self.servers} server{'s' * (self.servers != 1)}"
+        what = plural(self.servers, "server")
         return f"{what} for at most {self.ceiling}" if self.ceiling else f"{what} at {self.price}"
 
     @property
     def sentences(self) -> tuple[str, str, str]:
         """Return what is said below the plan; "" for what is not to be said."""
-        return self.expected, self.room, self.crash
+        return str(self.estimate), self.room, self.crash
 
 
 def quoted(job: Job, token: str) -> Quote:
     """Return what a job would make, cost and bring; makes nothing. Raises CahError."""
     if not job.place.has_servers:
-        return Quote(job=job, token=token, expected=expected(job), room=told(job))
-    from cahlib.scrapers import described, server_plan
+        return Quote(job=job, token=token, estimate=expected(job), room=told(job))
+    from cahlib.scrapers import server_plan, state
+    from cahlib.swarm.crew import already
 
     plan = server_plan(job, token)
     money, limits = plan.currency, plan.limits
+    left = limits.max_cost - limits.spent if limits.max_cost else math.inf
+    price = Price(cores=plan.cores(), hourly=plan.hourly(), currency=money, left=left)
+    lines = plan.table(), plan.promise(), already(plan, state(job))
     return Quote(
         job=job,
         token=token,
-        table=described(job, plan),
+        estimate=expected(job, price),
+        table="\n".join(filter(None, lines)),
         room=told(job),
         servers=len(plan.first),
         price=f"{money} {plan.hourly():.3f} an hour",
         crash=plan.crash(),
-        ceiling=f"{money} {limits.max_cost - limits.spent:.2f}" if limits.max_cost else "",
+        ceiling=f"{money} {left:.2f}" if limits.max_cost else "",
     )
