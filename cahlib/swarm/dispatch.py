@@ -33,7 +33,7 @@ class Job:
     told: Any = None
     changed: float = field(default_factory=time.monotonic)
     worker: str = ""  #: the address of the one that has it
-    since: float = 0  #: when it was first seen there
+    since: float = 0  #: when it was first seen with that one
 
     @property
     def takes_slot(self) -> bool:
@@ -57,12 +57,22 @@ def due(jobs: Mapping[str, Job], slots: int, known: set[str]) -> Iterator[tuple[
             yield key, job
 
 
+def track(jobs: Mapping[str, Job], assigned: Mapping[str, Sequence[str]]) -> None:
+    """Note which worker has each job; where one begins anew, so does the time without news of it.
+
+    ``assigned`` has the keys that each worker has, those that it runs and those that wait for it.
+    """
+    workers, now = {key: each for each, keys in assigned.items() for key in keys}, time.monotonic()
+    for key, job in jobs.items():
+        if job.takes_slot and job.worker != (worker := workers.get(key, "")):
+            job.worker, job.since, job.changed = worker, now, now
+
+
 def stuck(
     jobs: Mapping[str, Job], assigned: Mapping[str, Sequence[str]], slots: Mapping[str, int]
 ) -> list[str]:
     """Return the keys of jobs that wait for a busy worker while another one is free.
 
-    ``assigned`` has the keys that each worker has, those that it runs and those that wait for it.
     Dask gives the job of a worker that died to another one, behind what that one runs.
     """
     behind, free = list[str](), 0
@@ -70,10 +80,6 @@ def stuck(
         keys = [key for key in assigned.get(address, ()) if not key.startswith(PIECE)]
         free += max(slot - len(keys), 0)
         own = {key: job for key in keys if (job := jobs.get(key)) and job.takes_slot}
-        for job in own.values():
-            if job.worker != address:
-                job.worker, job.since = address, time.monotonic()
-        surplus = len(keys) - slot
-        if surplus > 0:
+        if (surplus := len(keys) - slot) > 0:
             behind += sorted(own, key=lambda key: own[key].since)[-surplus:]
     return behind[:free]

@@ -39,7 +39,7 @@ from cahlib.swarm.cluster import (
     slots,
     workers,
 )
-from cahlib.swarm.dispatch import Job, due, stuck
+from cahlib.swarm.dispatch import Job, due, stuck, track
 from cahlib.swarm.engine import TOPIC, failure, released
 from cahlib.swarm.supply import Supplies, needed
 from cahlib.swarm.transfer import TROUBLE as TROUBLE
@@ -104,9 +104,8 @@ class Remote:
     ) -> None:
         """Start ``function(*arguments, limit=…, report=…)`` as soon as a worker is free for it.
 
-        If it already runs there, submitted by a driver that died, it is found again.
-        It finds ``files`` of this machine with `cahlib.places.here`; they are brought to each
-        machine that lacks them, once.
+        If it runs there already, for a driver that died, it is found again. It finds ``files`` of
+        this machine with `cahlib.places.here`; each machine that lacks them is brought them once.
         """
         job = Job(function, arguments, limit, tuple(map(needed, files)))
         with self._lock:
@@ -251,14 +250,14 @@ class Remote:
         self._ill = (self._ill or time.monotonic()) if why else 0
         if self._ill and time.monotonic() > self._ill + _TREATED:
             self._lost = RunError(f"all machines of {self._reach.address} fail: {why}. {_MEND}")
-        jobs = self._jobs.copy()
-        for key in stuck(jobs, self._client.processing(), found):
+        jobs, assigned = self._jobs.copy(), self._client.processing()
+        track(jobs, assigned)
+        for key in stuck(jobs, assigned, found):
             self._again(key, jobs[key])
 
     def _find(self) -> None:
         """Learn which jobs the cluster has of before the connection broke, or of another driver."""
-        names = map(str, self._client.list_datasets())
-        self._known = {name.removeprefix(_NAME) for name in names}
+        self._known = {str(name).removeprefix(_NAME) for name in self._client.list_datasets()}
 
     def _look(self) -> None:
         """One look at every job that was sent."""
