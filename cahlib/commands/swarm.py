@@ -191,7 +191,8 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     question = f"{_works(busy)}, and will end. " if busy else ""
     if servers and not agreed(f"{question}Delete these servers?", yes=chosen.yes):
         return 2
-    print(f"Deleting {plural(len(servers), 'server')} …", file=sys.stderr)
+    if servers:
+        print(f"Deleting {plural(len(servers), 'server')} …", file=sys.stderr)
     try:
         crew.down(clouds, labels)
     except KeyboardInterrupt:
@@ -199,8 +200,8 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
             "Some of them may still be there; the same command deletes the rest.", file=sys.stderr
         )
         raise
-    deleted = f"{plural(len(servers), 'server')} {verb(len(servers), 'was', 'were')} deleted"
-    print(f"{deleted}; the cloud says that nothing is left.")
+    done = f"{plural(len(servers), 'server')} {verb(len(servers), 'was', 'were')} deleted"
+    print(f"{done if servers else 'There was no server'}; the cloud says that nothing is left.")
     if account := crew.settled(_state(job), labels):
         print(account)
     return 0

@@ -113,12 +113,13 @@ def connected(reach: Reach, timeout: float) -> Client:
 def workers(client: Client) -> dict[str, Worker]:
     """Return the workers of a cluster by their addresses, without those that report nonsense.
 
-    Raises OSError if the scheduler has never answered.
+    Raises OSError if the scheduler does not answer.
     """
     found = {}
-    known = client.scheduler_info(n_workers=-1)
-    if "workers" not in known:
-        raise OSError("the scheduler does not answer")
+    if client.scheduler is None:
+        raise OSError("the connection to the scheduler is closed")
+    # not `scheduler_info`, whose answer a look of the client's own now and then empties meanwhile
+    known = client.sync(client.scheduler.identity, n_workers=-1)
     for address, said in known["workers"].items():
         with suppress(msgspec.ValidationError):
             found[address] = msgspec.convert(said, Worker)

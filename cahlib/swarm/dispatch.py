@@ -36,9 +36,14 @@ class Job:
     since: float = 0  #: when it was first seen with that one
 
     @property
+    def status(self) -> str:
+        """Return what Dask says of it; "" where that does not matter, for it is here or held."""
+        return "" if self.ended or self.future is None else str(self.future.status)
+
+    @property
     def takes_slot(self) -> bool:
         """Return whether it runs, or waits for a worker."""
-        return not self.ended and self.future is not None and self.future.status == "pending"
+        return self.status == "pending"
 
 
 def due(jobs: Mapping[str, Job], slots: int, known: set[str]) -> Iterator[tuple[str, Job]]:

@@ -181,10 +181,9 @@ class Remote:
     def drain(self, *, timeout: float) -> None:
         """Bring here what is finished now; running jobs are not waited for."""
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and any(
-            not job.ended and (job.coming or (job.future and job.future.status == "finished"))
-            for job in self._jobs.copy().values()
-        ):
+        while any(job.status == "finished" for job in self._jobs.copy().values()):
+            if time.monotonic() > deadline:
+                return
             time.sleep(0.1)
 
     def close(self) -> None:
@@ -261,20 +260,17 @@ class Remote:
 
     def _look(self) -> None:
         """One look at every job that was sent."""
-        sent = {key: job for key, job in self._jobs.copy().items() if job.future and not job.ended}
-        lost = [job for job in sent.values() if job.future and job.future.status == "cancelled"]
-        if lost:  # the connection was; what was published runs on
-            self._find()
+        jobs = self._jobs.copy()
+        if lost := [job for job in jobs.values() if job.status == "cancelled"]:
+            self._find()  # the connection was lost; what was published runs on
         with self._lock:
             for job in lost:
                 job.future = None
-            for key, job in sent.items():
-                if job.future is None or job.ended:
-                    continue
-                if job.future.status == "error":
+            for key, job in jobs.items():
+                if job.future and job.status == "error":
                     error = job.future.exception(timeout=10)
                     self._end(key, job, failure(error) if error else error)
-                elif job.future.status == "finished" and job.published and not job.coming:
+                elif job.status == "finished" and job.published and not job.coming:
                     job.coming = True  # not before: what is released must not be published then
                     self._pulls.submit(self._bring, key, job)
 
@@ -283,11 +279,8 @@ class Remote:
         with self._lock:
             for key, job in due(self._jobs, self.slots, self._known):
                 self._send(key, job)
-            fresh = [
-                (key, job, job.future)
-                for key, job in self._jobs.items()
-                if job.future and not (job.published or job.ended)
-            ]
+            unnamed = {k: job for k, job in self._jobs.items() if job.status and not job.published}
+            fresh = [(key, job, job.future) for key, job in unnamed.items()]
         # What is published still, since before the connection broke, is left alone: to publish it
         # anew is to release it first, and its job would be ended that runs on.
         new: Any = {_NAME + key: future for key, _, future in fresh if key not in self._known}
