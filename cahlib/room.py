@@ -27,26 +27,26 @@ def told(job: Job) -> str:
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     except OSError:  # the run itself says what is wrong with the place
         return ""
-    said = f"The disk of {folder} has {_size(free)} free."
+    said = f"The disk of {folder} has {sized(free)} free."
     if job.output.url and not job.output.keep_local:
         return said  # a shard at a time
-    done, taken = _so_far(folder)
+    done, taken = so_far(folder)
     left = job.crawl.shards - done
     if left <= 0:
         return said
     if done:
         need = left * taken // done
         said += (
-            f" The shards so far ({done:,}) took {_size(taken)}, so {left:,} more will take about "
+            f" The shards so far ({done:,}) took {sized(taken)}, so {left:,} more will take about "
         )
     else:
         need = left * _PAIRS * (job.download.min_bytes if has_images(job.output.forms) else 0)
         said += f" {plural(left, 'shard')} will take at least "
     short = " That is not enough: make room, or give fewer --shards." if need > free else ""
-    return f"{said}{_size(need)}.{short}"
+    return f"{said}{sized(need)}.{short}"
 
 
-def _so_far(folder: Path) -> tuple[int, int]:
+def so_far(folder: Path) -> tuple[int, int]:
     """The shards in the dataset, and the bytes that they take."""
     done = taken = 0
     with suppress(CahError):  # what is damaged is told of by the run
@@ -55,5 +55,5 @@ def _so_far(folder: Path) -> tuple[int, int]:
     return done, taken
 
 
-def _size(size: int) -> str:
+def sized(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
-    "colours", "config", "errors", "estimate", "failures", "fingerprint", "flow", "lists", "live",
-    "lock", "logs", "needs", "pixels", "places",
+    "colours", "config", "crawls", "errors", "estimate", "failures", "fingerprint", "flow", "lists",
+    "live", "lock", "logs", "needs", "pixels", "places",
     "presets", "private", "progress", "rates", "records", "resources", "retry", "settings", "words",
 }  # fmt: skip
 ROOMS = {"scrape", "curate", "swarm", "tracker"}

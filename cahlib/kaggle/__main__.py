@@ -11,12 +11,14 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cahlib import live
+from cahlib import crawls, live, needs
 from cahlib.cli import environment, job_from
 from cahlib.commands.swarm import agreed, reminded
-from cahlib.config import Job, settings
+from cahlib.config import Crawl, Job, settings
 from cahlib.console import lasting, stopped_early
 from cahlib.errors import CahError, ConfigError, missing
+from cahlib.lock import held
+from cahlib.private import WATCHDOG
 from cahlib.settings import Option, Setting
 from cahlib.swarm.signals import ending, hush
 
@@ -38,7 +40,7 @@ _KAGGLE = "Kaggle API token, from https://www.kaggle.com/settings (not shown, an
 #: No version of the client that fetches what a kernel made runs on 3.10.
 _OLD = "Kaggle's client needs Python 3.11 or newer; make .venv anew with one."
 
-#: Hours of a session at Kaggle, at most.
+#: Hours of a session at Kaggle, if nobody says how many; it allows twelve since 2025.
 _HOURS = 9.0
 
 #: Where Kaggle's package looks for credentials.
@@ -55,12 +57,10 @@ def _main() -> int:
     for number in ending():
         signal.signal(number, _interrupted)
     try:
-        told = environment()
-        try:
-            return _attended(_answered(told))
-        finally:  # what is told of then is nobody's to delete any more
-            with reminded(told, None):
-                pass
+        told = _answered(environment())
+        with reminded(told, _own(told)):
+            pass  # it is awaited: nothing is asked or ordered before it is told
+        return _attended(told)
     except ModuleNotFoundError as error:
         old = error.name == "kaggle" and sys.version_info < (3, 11)
         _say(_OLD if old else str(missing(error)))
@@ -72,19 +72,16 @@ def _main() -> int:
         _say("nothing was started: a question has no answer.")
         return 130
     except KeyboardInterrupt:
-        _say(
-            "interrupted. A kernel that was started ends by itself within minutes of losing its "
-            "servers; the same command fetches what it sealed, and goes on."
-        )
+        _say("interrupted; nothing was started.")
         return 130
 
 
 def _attended(told: Mapping[str, str]) -> int:
-    from cahlib.kaggle.session import Session, attend, needed
+    from cahlib.kaggle.session import Session, attend, left_alone, needed, prospect
 
     job = _job(told)
     own = job.place.has_servers and _secret(told)
-    tokens = "" if own else told.get("HCLOUD_TOKEN", "")
+    _require_crawl(job, told)
     kaggle = _account(told)
     _say(f"Kaggle account: {kaggle.user}")
     session = Session(
@@ -96,12 +93,18 @@ def _attended(told: Mapping[str, str]) -> int:
         pause=_pause(told),
         secrets=[*_tokens(told), *kaggle.secrets],
     )
-    servers = (
-        None if own or not job.place.has_servers else _swarm(job, tokens, needed(session.hours))
-    )
+    session = prospect(session, kaggle, tell=_say)
+    with held(job.output.folder):
+        pass  # what cannot be written, or is another command's, is refused before it costs anything
+    servers = None if own or not job.place.has_servers else _swarm(job, told, needed(session.hours))
+    _say(_kept(job))
     if not agreed("Start?"):
         return 2
-    folder = attend(session, kaggle, servers, tell=_say)
+    try:
+        folder = attend(session, kaggle, servers, tell=_say)
+    except KeyboardInterrupt:
+        _say(left_alone(session, kaggle.user))
+        return 130
     _say(f"the dataset is in {folder}; the same command goes on with it in another session.")
     told = live.read(folder / "run")
     if left := live.left(told):
@@ -123,22 +126,24 @@ def _answered(told: dict[str, str]) -> dict[str, str]:
     return told
 
 
+def _own(told: Mapping[str, str]) -> Path | None:
+    """The state of the swarm that this launch looks after itself; None if it makes none."""
+    if _secret(told) or told.get("CAH_SWARM", "0") == "0" == told.get("CAH_CORES", "0"):
+        return None
+    given = {"output": told["CAH_OUTPUT"]} if told.get("CAH_OUTPUT") else {}
+    return Job.from_values(given).output.folder / "run" / "swarm"
+
+
 #: Settings that may name files of this machine, and what is then there.
 _PERHAPS = {"model": Path.is_dir, "pretrained": Path.is_file}
 
 
 def _job(told: Mapping[str, str]) -> Job:
     """The job; what would be refused in the kernel is refused here."""
+    from cahlib.kaggle.limits import MOST
+
     job = job_from({}, told)
-    for name, value, advice in (
-        ("nickname", job.nickname, "choose one; it is shown in the dataset's card."),
-        ("contact", job.download.contact or job.download.replay, "give a web page or an e-mail "
-         "address where site owners reach you; images are not asked for without."),
-        ("crawl", job.crawl.crawl or job.place.tracker, "say what to read: a crawl's name, such as "
-         "CC-MAIN-2024-10."),
-    ):  # fmt: skip
-        if not value:
-            raise ConfigError(f"{name}: {advice} Set CAH_{name.upper()}, or start in a terminal.")
+    _require_all(job)
     if job.place.engine:
         raise ConfigError("engine: Kaggle's kernel scrapes by itself, or with servers (swarm).")
     if job.output.url:
@@ -147,13 +152,51 @@ def _job(told: Mapping[str, str]) -> Job:
         raise ConfigError(
             "crawl: Kaggle cannot read this machine's files; give a URL or a crawl's name."
         )
-    if job.place.hours > _HOURS:
-        raise ConfigError(f"hours: a session at Kaggle has {_HOURS:g} at most; give fewer.")
+    if job.place.hours > MOST:
+        raise ConfigError(f"hours: a session at Kaggle has {MOST:g} at most; give fewer.")
+    if job.place.watchdog and _secret(told):
+        raise ConfigError("watchdog: servers that the kernel makes itself cannot have one.")
     for setting in settings():
         name, value = setting.name, setting.of(job)
         if setting.option.file and value and (name not in _PERHAPS or _lies_here(name, value)):
             raise ConfigError(f"{name}: files of this machine are not brought to Kaggle.")
     return job
+
+
+def _require_all(job: Job) -> None:
+    """Refuse a job that lacks what is asked for in a terminal."""
+    try:
+        needs.named(job)
+        needs.introduced(job)
+        if not job.place.tracker:
+            needs.reading(job.crawl)
+    except ConfigError as error:
+        if sys.stdin.isatty():
+            raise
+        name = str(error).partition(":")[0].upper()
+        raise ConfigError(f"{error} Set CAH_{name}, or start in a terminal.") from error
+
+
+def _require_crawl(job: Job, told: Mapping[str, str]) -> None:
+    """Refuse a crawl that Common Crawl does not list, if it can be asked."""
+    name = job.crawl.crawl
+    if job.place.tracker or "://" in name or job.crawl.base_url != Crawl().base_url:
+        return
+    listed = crawls.names(told.get("CAH_KAGGLE_CRAWLS") or crawls.LIST)
+    if not listed:
+        _say(f"{crawls.LIST} does not answer, so nobody has checked that {name} is there.")
+    elif name not in listed:
+        raise ConfigError(f"crawl: there is no {name}; the newest are {', '.join(listed[:3])}.")
+
+
+def _kept(job: Job) -> str:
+    """Return what Kaggle's room means for a session, as far as that can be known."""
+    from cahlib.kaggle.inside import ROOM
+    from cahlib.room import sized, so_far
+
+    done, taken = so_far(job.output.folder)
+    shards = f", at {sized(taken // done)} a shard after {ROOM * done // taken:,}" if taken else ""
+    return f"Kaggle keeps 20 GB of a session: it stops before it has more{shards}."
 
 
 def _lies_here(name: str, value: str) -> bool:
@@ -177,12 +220,14 @@ def _account(told: Mapping[str, str]) -> Kaggle:
     return Kaggle()
 
 
-def _swarm(job: Job, tokens: str, hours: float) -> Swarm:
+def _swarm(job: Job, told: Mapping[str, str], hours: float) -> Swarm:
     """The servers to be made, whose cost is told."""
     from cahlib.kaggle.servers import Swarm
-    from cahlib.scrapers import clouds
+    from cahlib.scrapers import clouds, guard
 
-    servers = Swarm(job, clouds(tokens), _say)
+    tokens = told.get("HCLOUD_TOKEN", "")
+    watchdog = guard(job, told.get(WATCHDOG, ""), tokens)
+    servers = Swarm(job, clouds(tokens), _say, watchdog=watchdog)
     print(servers.planned(hours), flush=True)
     return servers
 
@@ -210,7 +255,7 @@ def _secret(told: Mapping[str, str]) -> bool:
 
 def _tokens(told: Mapping[str, str]) -> list[str]:
     """The tokens in the environment; of the cloud's there may be several, with spaces or commas."""
-    names = ("HCLOUD_TOKEN", "KAGGLE_API_TOKEN", "KAGGLE_KEY")
+    names = ("HCLOUD_TOKEN", WATCHDOG, "KAGGLE_API_TOKEN", "KAGGLE_KEY")
     return " ".join(told.get(name, "") for name in names).replace(",", " ").split()
 
 

@@ -5,19 +5,30 @@ It does not know who pushed it, and needs nothing of Kaggle but its folders.
 
 from __future__ import annotations
 
+import os
+import signal
 import tarfile
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cahlib import live
 from cahlib.curate.layout import SESSION
 from cahlib.errors import ConfigError
 
 #: Names of the files in the kernel's private input.
 TICKET, STATE = "ticket.json", "state.pack"
+
+#: Bytes at which a run is asked to end: Kaggle keeps 20 GB, and what is in work is finished then.
+ROOM = 18 * 10**9
+
+#: Seconds between two looks at them.
+_LOOK = 30.0
 
 #: The share of a short session, and the hours of a long one, that are kept for the end.
 _SHARE, _MOST = 0.25, 0.25
@@ -42,11 +53,41 @@ def received(
     home = Path(settings["output"])
     (home / SESSION).parent.mkdir(parents=True, exist_ok=True)
     (home / SESSION).write_text(session)
+    if settings.get("swarm") or settings.get("cores"):
+        (home / "run" / "swarm").mkdir(exist_ok=True)
+        (home / "run" / "swarm" / "run").write_text(run_of(session))
     for state in sorted(inputs.rglob(STATE)):
         if not (home / "run" / "ledger.sqlite").exists():  # else the cell is run once more
             with tarfile.open(state) as pack:
                 pack.extractall(home, filter="data")
+    threading.Thread(target=end_when_full, args=(home,), daemon=True).start()
     return settings
+
+
+def end_when_full(home: Path, most: int = ROOM, pause: float = _LOOK) -> None:
+    """Ask the run to end, as Ctrl-C does, before its output has more bytes than are kept."""
+    while _size(home.parent) < most:
+        time.sleep(pause)
+    told = live.read(home / "run")
+    if live.alive(told):
+        os.kill(int(told["pid"]), signal.SIGTERM)
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of all files below; some may vanish meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
+
+
+def run_of(session: str) -> str:
+    """Return by which name the cloud knows the servers that a session's kernel makes.
+
+    Told by the machine that pushed it, which can so have them deleted, and the kernel with them.
+    """
+    return session.rpartition("-")[2]
 
 
 def working(hours: float) -> float:

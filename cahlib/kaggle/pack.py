@@ -114,6 +114,7 @@ def settings(job: Job, *, hours: float, own_swarm: bool, ticket: bool) -> dict[s
         swarm=job.place.swarm if own_swarm else 0,
         cores=job.place.cores if own_swarm else 0,
         wheelhouse="",
+        watchdog=False,
         hours=hours,
     )
     plain = Job().values()

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,7 +114,7 @@ class Kaggle:
         try:
             told = self._ask(lambda: self._api.kernels_push(str(folder), str(max(int(seconds), 1))))
         except _Unknown as error:
-            raise Refused(_why(str(error.__cause__ or error))) from error
+            raise Refused(_why(_said(error.__cause__ or error))) from error
         wrong = [*(told.invalid_dataset_sources or ()), *(told.invalid_kernel_sources or ())]
         if told.error or wrong:
             raise Refused(_why(told.error or f"it does not find {', '.join(wrong)}"))
@@ -127,6 +127,21 @@ class Kaggle:
         except _Unknown:
             return State(name="")
         return State(name=told.status.name, why=told.failure_message or "")
+
+    def at_work(self, within: timedelta) -> list[str]:
+        """Return the account's kernels that work with a GPU, of those begun ``within`` a time."""
+        oldest = datetime.now(timezone.utc) - within
+
+        def may_work(each: Any) -> bool:
+            begun = each.last_run_time
+            late = begun is None or begun.replace(tzinfo=begun.tzinfo or timezone.utc) > oldest
+            return late and each.enable_gpu is not False and "/" in each.ref
+
+        try:
+            listed = self._ask(lambda: self._api.kernels_list(mine=True, sort_by="dateRun")) or ()
+        except _Unknown:  # then the push is refused, if there are too many
+            return []
+        return [e.ref for e in listed if may_work(e) and not self.state(e.ref).over]
 
     def log(self, kernel: str) -> Iterator[str]:
         """The kernel's output so far, then as it comes; ends with the session or the network."""
@@ -192,6 +207,11 @@ def _why(refusal: str) -> str:
         return (
             f"{said} GPU and internet need a verified phone number; verify yours at "
             "https://www.kaggle.com/settings, then start again."
+        )
+    if "session count" in low:
+        return (
+            f"{said} Others of your kernels are working: wait for the end of one, or cancel it on "
+            "its page, then start again."
         )
     if "quota" in low:
         return f"{said} The week's GPU hours are used up; try again when they are renewed."
@@ -266,12 +286,38 @@ def _translated(error: BaseException) -> BaseException:
         if status == 401:
             return ConfigError(_LOGIN)
         if status in (403, 404):
-            return _Unknown(f"Kaggle has no such thing, or not for you ({error}).")
+            return _Unknown(f"Kaggle has no such thing, or not for you ({_said(error)}).")
         if status == 429 or status >= 500:
-            return Away(f"Kaggle answers {status}; it may be overloaded ({error}).")
-        return RunError(f"Kaggle refuses: {error}")
+            return Away(f"Kaggle answers {status}; it may be overloaded, so try again later.")
+        return RunError(f"Kaggle refuses: {_said(error)}.")
     if isinstance(error, (requests.RequestException, OSError)):
-        return Away(f"Kaggle cannot be reached ({error}).")
+        return Away(f"Kaggle cannot be reached ({_cause(error)}); see to this machine's network.")
     if isinstance(error, ValueError) and "denied" in str(error):
         return _Unknown(f"Kaggle has no such thing, or not for you ({error}).")
     return error
+
+
+def _said(error: BaseException) -> str:
+    """Return what Kaggle says of an error, without the address that was asked."""
+    answer = getattr(error, "response", None)
+    if answer is None:
+        return str(error)
+    with contextlib.suppress(ValueError, AttributeError):
+        if said := str(answer.json().get("message") or ""):
+            return said.rstrip(".")
+    return f"{answer.status_code} {answer.reason}"
+
+
+def _cause(error: BaseException) -> str:
+    """Return why nobody answers, in a few words."""
+    import requests
+
+    for kind, words in (
+        (requests.exceptions.SSLError, "its certificate is not trusted here"),
+        (requests.exceptions.ProxyError, "the proxy does not let it through"),
+        (requests.Timeout, "no answer in time"),
+        (requests.ConnectionError, "no connection"),
+    ):
+        if isinstance(error, kind):
+            return words
+    return getattr(error, "strerror", None) or type(error).__name__

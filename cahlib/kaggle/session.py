@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,21 +22,27 @@ from cahlib.curate.layout import ELSEWHERE, SESSION
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.home import require_same
 from cahlib.kaggle import pack
-from cahlib.kaggle.service import Away, Kaggle, Quota, Refused, State
+from cahlib.kaggle.inside import run_of
+from cahlib.kaggle.limits import QUEUE, allowed
+from cahlib.kaggle.service import Away, Kaggle, Refused, State
 from cahlib.lock import held
 
-#: The least hours that are worth a session.
-_LEAST = 0.5
-
-#: Hours that a kernel may wait for a GPU, and that it may be late at its end.
-_QUEUE, _LATE = 1.0, 0.1
+#: Hours that a kernel may be late at its end.
+_LATE = 0.1
 
 #: What of a kernel's output belongs to the dataset, and what of that is of no use elsewhere.
 _BELOW = "dataset/"
 _LAST = tuple(f"{_BELOW}{name}" for name in ("shards/", "dataset.json", "run/"))
 _NOT = tuple(
     f"{_BELOW}{name}"
-    for name in ("run/parcels/", "run/ticket/", "run/job.json", ELSEWHERE, SESSION)
+    for name in (
+        "run/parcels/",
+        "run/ticket/",
+        "run/swarm/run",
+        "run/job.json",
+        ELSEWHERE,
+        SESSION,
+    )
 )
 
 
@@ -97,6 +103,19 @@ class Note:
         return told if isinstance(told, dict) else {}
 
 
+def prospect(session: Session, kaggle: Kaggle, *, tell: Callable[[str], None]) -> Session:
+    """Return a session with the hours that its account has; raises ConfigError if it cannot begin.
+
+    What an earlier launch lost sight of is followed or fetched first, whatever is left.
+    """
+    kernel = f"{kaggle.user}/{session.name}"
+    if Note.of(session.job).pushed:
+        return session
+    if not kaggle.state(kernel).over:
+        raise _another(kernel, session.job.output.folder)
+    return replace(session, hours=allowed(kaggle, session.hours, tell=tell))
+
+
 def attend(
     session: Session, kaggle: Kaggle, servers: Servers | None, *, tell: Callable[[str], None]
 ) -> Path:
@@ -128,15 +147,12 @@ def _attend(
                 fetch(kaggle, kernel, folder)
             note.forget()
         if going and not note.pushed:
-            raise ConfigError(
-                f"the kernel {kernel} is running, and not for {folder}; wait for its end, or give "
-                "another CAH_KAGGLE_NAME."
-            )
+            raise _another(kernel, folder)
         if going:
             hours = session.hours
             tell(f"{kernel} is running; following it.")
         else:
-            hours = affordable(session.hours, kaggle.quota())
+            hours = allowed(kaggle, session.hours, tell=tell)
             _launch(session, kaggle, servers, hours, tell)
         tend = servers.tend if servers else lambda: None
         state = follow(kaggle, kernel, hours, pause=session.pause, tell=tell, tend=tend)
@@ -157,22 +173,39 @@ def _attend(
     return folder
 
 
+def left_alone(session: Session, user: str) -> str:
+    """Return what goes on at Kaggle after this machine was interrupted, and how to end it."""
+    note, has_servers = Note.of(session.job), session.job.place.has_servers
+    if not note.pushed:
+        return "interrupted; no kernel was started."
+    if has_servers and not session.own_swarm:
+        return (
+            "interrupted. A kernel that was started ends by itself within minutes of losing its "
+            "servers; the same command fetches what it sealed, and goes on."
+        )
+    costs = "its servers cost money" if has_servers else "costs GPU hours, but no money"
+    end = (
+        f"`cah swarm down --run {run_of(note.inputs)}` with HCLOUD_TOKEN set deletes its servers, "
+        "and the kernel ends within minutes of it"
+        if has_servers
+        else f"cancel it at https://www.kaggle.com/code/{user}/{session.name}, which no program can"
+    )
+    return (
+        f"interrupted here. The kernel works on and {costs}, for {session.hours:g} hours at most; "
+        f"the same command follows it and fetches what it made. To end it: {end}."
+    )
+
+
+def _another(kernel: str, folder: Path) -> ConfigError:
+    return ConfigError(
+        f"the kernel {kernel} is running, and not for {folder}; wait for its end, or give another "
+        "CAH_KAGGLE_NAME."
+    )
+
+
 def needed(hours: float) -> float:
     """The hours for which a session needs its servers, at most."""
-    return hours + _QUEUE + _LATE
-
-
-def affordable(hours: float, quota: Quota | None) -> float:
-    """The hours of a session that the account's quota allows; raises ConfigError for too few."""
-    if quota is None or quota.hours >= hours:
-        return hours
-    if quota.hours < min(_LEAST, hours):
-        again = f" on {quota.renewed:%A, %d %B, %H:%M} UTC" if quota.renewed else " next week"
-        raise ConfigError(
-            f"Kaggle's GPU quota is used up ({quota.hours:.1f} hours are left); it is renewed"
-            f"{again}."
-        )
-    return quota.hours
+    return hours + QUEUE + _LATE
 
 
 def follow(
@@ -211,8 +244,8 @@ def follow(
             began = began or (now if state.name == "RUNNING" else 0.0)
             if began and now - began > (hours + _LATE) * 3600:
                 raise RunError(f"{kernel} has not ended within {hours:g} hours.")
-            if not began and now - pushed > _QUEUE * 3600:
-                raise RunError(f"{kernel} got no GPU within {_QUEUE:g} hours; try again later.")
+            if not began and now - pushed > QUEUE * 3600:
+                raise RunError(f"{kernel} got no GPU within {QUEUE:g} hours; try again later.")
             tend()
             time.sleep(pause)
     finally:

@@ -16,9 +16,10 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from cahlib import crawls
 from cahlib.config import Job, Output, settings
 from cahlib.errors import CahError, RunError, missing
-from cahlib.notebook import crawls, state, view
+from cahlib.notebook import state, view
 from cahlib.notebook.budget import fitted, parsed
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form

@@ -31,6 +31,12 @@ from cahlib.swarm.provider import (
 from cahlib.swarm.signals import undisturbed
 from cahlib.words import plural, verb
 
+#: What a run is told whose servers somebody else has deleted.
+TAKEN_DOWN = (
+    "the run's servers and its key were deleted, as `cah swarm down` does; what is finished is "
+    "kept, and the same command goes on from here."
+)
+
 #: How many times dearer than planned a server, and each of its cores, may be.
 _DEAR = 3
 
@@ -89,8 +95,11 @@ class Fleet:
     def fill(self) -> None:
         """Make servers until there are as many as planned, or no account takes more.
 
-        Raises RunError if not even one came up, or if no more are wanted.
+        Raises RunError if not even one came up, or if no more are wanted: those that there were
+        may have been taken down by somebody else.
         """
+        if self._made and not any(each.prepared(self.labels) for each in self.accounts):
+            raise Stopped(TAKEN_DOWN)
         self._accounts = {each.name: each for each in self.accounts}
         self._refused.clear()  # servers may be gone since, and others' too
         have = self.servers()

@@ -21,15 +21,10 @@ from enum import Enum, auto
 from cahlib.errors import RunError, Stopped
 from cahlib.swarm import install, ssh
 from cahlib.swarm.cluster import Node, of
-from cahlib.swarm.fleet import Fleet
+from cahlib.swarm.fleet import TAKEN_DOWN, Fleet
 from cahlib.swarm.provider import Server
 from cahlib.swarm.remote import TROUBLE, Remote
 from cahlib.swarm.startup import Startup
-
-_TAKEN_DOWN = (
-    "the run's servers and its key were deleted, as `cah swarm down` does; what is finished is "
-    "kept, and the same command goes on from here."
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +111,8 @@ class Watch:
 
     def look(self) -> None:
         """Look once at every node. Raises RunError if the cloud does not answer."""
+        if self._taken_down():
+            return
         self._come(self._coming - self._startup.pending())
         off = {name for name, each in self._made.listed.items() if each.status == "off"}
         head = next((n for n, each in self._nodes.items() if _leads(each)), "")
@@ -128,13 +125,21 @@ class Watch:
         if not ill or self._made.stop.is_set():  # what is stopped needs none of them any more
             return
         listed = {server.name: server for server in self._made.servers()}
-        if not listed and self._made.taken_down():
-            self._nodes.clear()
-            self._engine.give_up(Stopped(_TAKEN_DOWN))
+        if self._taken_down():
             return
         lost = [each for each in ill if self._treated(each, listed, workers)]
         if lost:
             self._replace(lost)
+
+    def _taken_down(self) -> bool:
+        """Return whether somebody has deleted the run's servers, which then ends."""
+        if not self._nodes or self._made.listed or self._made.stop.is_set():
+            return False  # what is stopped deletes its servers itself
+        if self._ended.is_set() or not self._made.taken_down():
+            return False
+        self._nodes.clear()
+        self._engine.give_up(Stopped(TAKEN_DOWN))
+        return True
 
     def _treated(
         self, node: Server, listed: Mapping[str, Server], workers: Sequence[Node] | None

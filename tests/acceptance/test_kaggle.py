@@ -120,7 +120,7 @@ def launched(tmp_path, job, *, cell=_RUN, **more) -> subprocess.Popen:
         ["bash", command.ROOT / "kaggle.sh"],
         env={
             **os.environ, "PYTHONPATH": str(command.ROOT), "CAH_PYTHON": sys.executable,
-            "KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLE_API_TOKEN": kaggle.TOKEN,
+            **kaggle.CRAWLS, "KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLE_API_TOKEN": kaggle.TOKEN,
             "CAH_KAGGLE_NOTEBOOK": str(notebook), "CAH_KAGGLE_PAUSE": "0.1", **told, **more,
         },
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -2,17 +2,21 @@
 
 import ast
 import json
+import signal
+import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from cahlib import live
 from cahlib.config import Job, Output
 from cahlib.curate import alike, dataset
 from cahlib.errors import ConfigError
 from cahlib.kaggle import pack
-from cahlib.kaggle.inside import received, working
+from cahlib.kaggle.inside import end_when_full, received, working
+from cahlib.private import named
 from cahlib.tracker.store import Ledger
 from tests.world import judged as world
 
@@ -70,6 +74,25 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     brought = {path.name for path in there.folder.rglob("*.*")}
     whole = {"ledger.sqlite", "full.json", "empty.json"}
     assert brought == whole | ({"metadata_full.parquet"} if kind != "keep" else set())
+
+
+def test_servers_that_a_kernel_makes_have_the_name_that_its_session_was_given(tmp_path):
+    values = {"swarm": 2, "output": str(tmp_path / "dataset")}
+    received(values, session="cahlib-inputs-0123abcd", hours=9, inputs=tmp_path / "none")
+    assert named(tmp_path / "dataset/run/swarm") == "0123abcd"
+    received(values | {"swarm": 0, "output": str(tmp_path / "b")}, session="a-b", hours=9)
+    assert not (tmp_path / "b/run/swarm").exists()
+
+
+def test_a_run_ends_before_its_output_is_more_than_kaggle_keeps(tmp_path):
+    home = tmp_path / "working/dataset"
+    (home / "run").mkdir(parents=True)
+    (home / "images.tar").write_bytes(bytes(2000))
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        (home / "run" / live.FILE).write_text(json.dumps(live.process(process.pid)))
+        end_when_full(home, most=2000, pause=0)
+        assert process.wait() == -signal.SIGTERM
+        end_when_full(home, most=2000, pause=0)  # nobody is there any more
 
 
 def test_a_session_ends_a_quarter_of_an_hour_early_or_less():

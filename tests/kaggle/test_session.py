@@ -4,6 +4,7 @@ The servers are only listed, for nothing runs on them here; tests/acceptance has
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import pytest
 from cahlib.config import Job
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.kaggle import pack
+from cahlib.kaggle.limits import affordable
 from cahlib.kaggle.servers import Swarm
 from cahlib.kaggle.service import Kaggle, Quota
-from cahlib.kaggle.session import Session, affordable, attend
+from cahlib.kaggle.session import Note, Session, attend, left_alone, prospect
 from cahlib.private import place
 from cahlib.swarm import hetzner, ticket
 from cahlib.swarm.cluster import Reach
@@ -83,12 +85,15 @@ class Launch:
         accounts = hetzner.accounts(HCLOUD, endpoint=self.cloud.url)
         return Listed(job, accounts, self.said.append, pause=0.01)
 
+    def session(self, *, own_swarm=False, **settings) -> Session:
+        return Session(
+            job=self.job(**settings), hours=9, source=self.source, own_swarm=own_swarm,
+            pause=0.01, secrets=[HCLOUD, kaggle.TOKEN],
+        )  # fmt: skip
+
     def __call__(self, **settings) -> Path:
-        job = self.job(**settings)
-        servers = self.swarm(job) if job.place.swarm else None
-        session = Session(
-            job=job, hours=9, source=self.source, pause=0.01, secrets=[HCLOUD, kaggle.TOKEN]
-        )
+        session = self.session(**settings)
+        servers = self.swarm(session.job) if session.job.place.swarm else None
         return attend(session, Kaggle(), servers, tell=self.said.append)
 
     @property
@@ -181,7 +186,7 @@ def test_a_token_in_a_setting_is_not_pushed(service, launch):
 @pytest.mark.parametrize(
     ("refusal", "sentence"),
     [
-        ("Maximum batch GPU session count of 2 reached.", "Kaggle refused the kernel: Maximum"),
+        ("Maximum batch GPU session count of 2 reached.", "Others of your kernels are working"),
         ("Please verify your phone number to use GPU", "verified phone number; verify yours at"),
         ("You have exhausted your weekly GPU quota", "GPU hours are used up"),
     ],
@@ -193,6 +198,53 @@ def test_a_push_that_is_refused_says_why(service, launch, refusal, sentence):
     assert len(service.removed) == 1 and "none of the servers" in launch.text
     service.refusal, service.run = "", completes
     launch()  # nothing is left to fetch from the one that was refused
+
+
+def test_two_kernels_that_work_are_seen_before_anything_is_made(service, launch):
+    service.others = {"ada/first": "RUNNING", "ada/on-a-cpu": "RUNNING", "ada/older": "COMPLETE"}
+    service.run = completes
+    launch()
+    service.others |= {"ada/second": "QUEUED"}
+    before = len(launch.cloud.calls)
+    with pytest.raises(ConfigError, match="2 GPU kernels .* ada/first, ada/second are working"):
+        launch(output=str(launch.folder / "other"))
+    assert "POST /servers" not in launch.cloud.calls[before:] and len(service.pushed) == 1
+
+
+def test_what_a_session_may_have_is_said_before_the_question(service, launch):
+    session, said = launch.session(), []
+    service.hours = (30, 25)
+    assert prospect(session, Kaggle(), tell=said.append).hours == 5
+    assert said == ["5.0 GPU hours are left of this week; the session takes 5."]
+    service.hours = (30, 30)
+    with pytest.raises(ConfigError, match="quota is used up"):
+        prospect(session, Kaggle(), tell=said.append)
+    pushed(launch)  # what is there is fetched first
+    assert prospect(session, Kaggle(), tell=said.append) == session
+    Note.of(session.job).forget()
+    service.kernel = kaggle.Kernel({}, ["RUNNING"])
+    with pytest.raises(ConfigError, match="is running, and not for"):
+        prospect(session, Kaggle(), tell=said.append)
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "sentence"),
+    [
+        ({"swarm": 2}, False, "ends by itself within minutes of losing its servers"),
+        ({"swarm": 2}, True, r"cost money, .*`cah swarm down --run 0123abcd` with HCLOUD_TOKEN"),
+        (
+            {"swarm": 0},
+            False,
+            "but no money, .*cancel it at https://www.kaggle.com/code/ada/cahlib",
+        ),
+    ],
+)
+def test_who_leaves_is_told_what_goes_on(launch, settings, own, sentence):
+    session = launch.session(own_swarm=own, **settings)
+    assert left_alone(session, "ada") == "interrupted; no kernel was started."
+    Note.of(session.job).path.parent.mkdir(parents=True)
+    Note.of(session.job).write(inputs="cahlib-inputs-0123abcd", pushed=True)
+    assert re.search(sentence, left_alone(session, "ada"))
 
 
 def test_a_quota_that_is_used_up_is_seen_before_anything_is_made(service, launch):

@@ -46,6 +46,7 @@ def environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return {
         **os.environ,
+        **kaggle.CRAWLS,
         "PYTHONPATH": str(ROOT),
         "CAH_PYTHON": sys.executable,
         "KAGGLE_API_ENVIRONMENT": "TEST",
@@ -132,7 +133,12 @@ OWN = {"CAH_THRESHOLD": "0.3"}  # which a model of one's own needs
         (OWN | {"CAH_MODEL": "models"}, 2, "model: files of this machine are not"),
         (OWN | {"CAH_MODEL": "ViT-B-32", "CAH_PRETRAINED": "gpucah.ipynb"}, 2,
          "pretrained: files of this machine are not"),
-        ({"CAH_HOURS": "9.1"}, 2, "hours: a session at Kaggle has 9 at most"),
+        ({"CAH_HOURS": "12.1"}, 2, "hours: a session at Kaggle has 12 at most"),
+        ({"CAH_CONTACT": "ada"}, 2, "contact: 'ada' is neither a web page"),
+        ({"CAH_CRAWL": "CC-MAIN-2024-11"}, 2, "crawl: there is no CC-MAIN-2024-11; the newest are"),
+        ({"CAH_OUTPUT": "gpucah.ipynb"}, 2, "gpucah.ipynb cannot be written"),
+        ({"CAH_WATCHDOG": "yes", "CAH_KAGGLE_SECRET": "yes"}, 2, "watchdog: servers that the kern"),
+        ({"CAH_WATCHDOG": "yes", "CAH_SWARM": "1", "HCLOUD_TOKEN": "a"}, 2, "watchdog: put CAH_W"),
         ({"CAH_KAGGLE_NAME": "a" * 35}, 2, f"CAH_KAGGLE_NAME: '{'a' * 35}' cannot be"),
         ({"CAH_KAGGLE_NAME": "abcd"}, 2, "give 5 to 34 characters"),
         ({"CAH_KAGGLE_NAME": "my kernel"}, 2, "CAH_KAGGLE_NAME: 'my kernel' cannot be"),

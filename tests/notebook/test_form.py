@@ -9,10 +9,9 @@ from html import unescape
 import ipywidgets as widgets
 import pytest
 
-from cahlib import cli, notebook
+from cahlib import cli, crawls, notebook
 from cahlib.config import Job, settings
 from cahlib.errors import ConfigError
-from cahlib.notebook import crawls
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form, written
 from cahlib.notebook.inputs import free

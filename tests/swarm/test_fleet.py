@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import ConfigError, RunError, Stopped
 from cahlib.swarm import crew
 from cahlib.swarm import fleet as fleets
 from cahlib.swarm.bills import Bills
@@ -405,3 +405,13 @@ def test_servers_are_let_out_to_the_web_to_names_and_to_each_other_alone(cloud):
     out = {(rule["protocol"], rule["port"]) for rule in wall["rules"] if rule["direction"] == "out"}
     tcp = {("tcp", port) for port in ("53", "80", "443", "8786", "9000-9099")}
     assert out == tcp | {("udp", "53"), ("udp", "123"), ("icmp", None)}
+
+
+def test_servers_that_are_taken_down_while_they_come_up_are_not_made_again(cloud):
+    swarm, _ = made(cloud)
+    swarm.prepare("ssh-ed25519 AAAA")
+    swarm.fill()
+    crew.down(swarm.accounts, swarm.labels, pause=0.01)
+    with pytest.raises(Stopped, match="deleted, as `cah swarm down` does"):
+        swarm.fill()
+    assert nothing_is_left(cloud)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -16,6 +17,9 @@ from tests.world.jobs import until
 
 PORT = 7777
 TOKEN = "kaggle-token-of-ada"
+
+#: What stands in for Common Crawl's list of crawls.
+CRAWLS = {"CAH_KAGGLE_CRAWLS": 'data:application/json,[{"id":"CC-MAIN-2024-10"}]'}
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Service:
     removed: list[str] = field(default_factory=list)
     pushed: list[dict] = field(default_factory=list)
     kernel: Kernel | None = None
+    others: dict[str, str] = field(default_factory=dict)  #: states of the account's other kernels
     received: list[bytes] = field(default_factory=list)  #: all bodies, as they came
     _blobs: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
@@ -109,8 +114,17 @@ class Service:
             "url": f"https://www.kaggle.com/code/{body['slug']}", "invalidDatasetSources": wrong,
         }  # fmt: skip
 
+    def _ListKernels(self, body):
+        begun = datetime.now(timezone.utc).isoformat()
+        return {"kernels": [
+            {"ref": ref, "enableGpu": ref != "ada/on-a-cpu", "lastRunTime": begun}
+            for ref in self.others
+        ]}  # fmt: skip
+
     def _GetKernelSessionStatus(self, body):
-        kernel = self.kernel
+        kernel, ref = self.kernel, f"{body['userName']}/{body['kernelSlug']}"
+        if ref in self.others:
+            return {"status": self.others[ref]}
         if kernel is None:
             raise No(403, "Permission 'kernels.get' was denied")
         state = kernel.states.pop(0) if len(kernel.states) > 1 else kernel.states[0]

@@ -1,0 +1,52 @@
+"""What Kaggle lets an account do: how long a session may be, how many at once, what is left.
+
+It is asked before anything is made, pushed or paid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from cahlib.errors import ConfigError
+from cahlib.kaggle.service import Kaggle, Quota
+
+#: The most hours of a session on a CPU or GPU, as Kaggle's documents say since 2025.
+MOST = 12.0
+
+#: GPU sessions that an account may have at once.
+_AT_ONCE = 2
+
+#: The least hours that are worth a session.
+_LEAST = 0.5
+
+#: Hours that a kernel may wait for a GPU.
+QUEUE = 1.0
+
+
+def allowed(kaggle: Kaggle, hours: float, *, tell: Callable[[str], None]) -> float:
+    """Return the hours of a session that may begin now; raises ConfigError if none may."""
+    others = kaggle.at_work(timedelta(hours=MOST + QUEUE))
+    if len(others) >= _AT_ONCE:
+        raise ConfigError(
+            f"Kaggle runs {_AT_ONCE} GPU kernels of an account at once, and {', '.join(others)} "
+            "are working; wait for the end of one, or cancel it on its page."
+        )
+    quota = kaggle.quota()
+    fit = affordable(hours, quota)
+    if quota:
+        tell(f"{quota.hours:.1f} GPU hours are left of this week; the session takes {fit:g}.")
+    return fit
+
+
+def affordable(hours: float, quota: Quota | None) -> float:
+    """The hours of a session that the account's quota allows; raises ConfigError for too few."""
+    if quota is None or quota.hours >= hours:
+        return hours
+    if quota.hours < min(_LEAST, hours):
+        again = f" on {quota.renewed:%A, %d %B, %H:%M} UTC" if quota.renewed else " next week"
+        raise ConfigError(
+            f"Kaggle's GPU quota is used up ({quota.hours:.1f} hours are left); it is renewed"
+            f"{again}."
+        )
+    return quota.hours
