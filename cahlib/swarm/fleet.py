@@ -98,7 +98,7 @@ class Fleet:
         Raises RunError if not even one came up, or if no more are wanted: those that there were
         may have been taken down by somebody else.
         """
-        if self._made and not any(each.prepared(self.labels) for each in self.accounts):
+        if self._made and self.taken_down():
             raise Stopped(TAKEN_DOWN)
         self._accounts = {each.name: each for each in self.accounts}
         self._refused.clear()  # servers may be gone since, and others' too
