@@ -108,4 +108,5 @@ def _host(domain: str) -> str:
     domain = domain.lower().strip(".")
     if ":" in domain:
         return host_of(f"http://[{domain}]") or domain
-    return domain if domain.isascii() else host_of(f"http://{domain}") or domain
+    number = domain.rpartition(".")[2][:1].isdigit()  # of an IPv4 address, which has many forms
+    return domain if domain.isascii() and not number else host_of(f"http://{domain}") or domain

@@ -71,6 +71,12 @@ def test_an_address_is_left_out_however_it_is_spelled(listed):
         assert lists.address(url) is None
 
 
+@pytest.mark.parametrize("listed", ["9.8.7.6", "9.8.1798", "011.8.7.6", "9.0x8.7.6"])
+def test_an_ip_address_is_left_out_however_it_is_written(listed):
+    for host in ("9.8.7.6", "9.8.1798", "151521030", "0x9.8.7.6"):
+        assert Blocklists(domains=[listed]).address(f"http://{host}/a.jpg")
+
+
 def test_files_are_known_by_any_of_their_hashes(tmp_path):
     (tmp_path / "a").write_text(f"{'AB' * 16}\n{'12' * 20}  # since May\n\n{'cd' * 32}\n")
     found = hash_lists((str(tmp_path / "a"),), "known_harm")
