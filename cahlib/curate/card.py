@@ -26,9 +26,10 @@ _LICENCE, _TERMS = "common-crawl-terms-of-use", "https://commoncrawl.org/terms-o
 #: What the profiles of consent honour, for readers of a card.
 _CONSENT = {
     "strict": "Honoured were (profile strict): robots.txt with its Content-Usage and "
-    "Content-Signal, tdmrep.json, the headers X-Robots-Tag, tdm-reservation and Content-Usage, and "
-    "what pages say in their meta elements and headers. ",
-    "headers": "Honoured were (profile headers): X-Robots-Tag, tdm-reservation, Content-Usage, and "
+    "Content-Signal, tdmrep.json, the headers X-Robots-Tag, tdm-reservation, Content-Usage and "
+    "Content-Signal, and what pages say in their meta elements and headers. ",
+    "headers": "Honoured were (profile headers): X-Robots-Tag, tdm-reservation, Content-Usage, "
+    "Content-Signal, and "
     "what pages say in their meta elements and headers; robots.txt and tdmrep.json were not asked "
     "for. ",
     "research": "Honoured was (profile research) robots.txt alone; what owners said by headers is "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ HONOURED: Mapping[str, frozenset[str]] = {
             "x-robots-tag",
             "tdm-reservation",
             "content-usage",
+            "content-signal",
             "meta robots",
             "meta tdm-reservation",
         }
@@ -42,6 +44,7 @@ HONOURED: Mapping[str, frozenset[str]] = {
             "x-robots-tag",
             "tdm-reservation",
             "content-usage",
+            "content-signal",
             "meta robots",
             "meta tdm-reservation",
         }
@@ -50,7 +53,7 @@ HONOURED: Mapping[str, frozenset[str]] = {
 }
 
 #: Headers by which owners speak.
-HEADERS = ("X-Robots-Tag", "TDM-Reservation", "Content-Usage")
+HEADERS = ("X-Robots-Tag", "TDM-Reservation", "Content-Usage", "Content-Signal")
 _LOWER = frozenset(map(str.lower, HEADERS))
 
 #: Directives that have a value of their own behind a colon, which is no scope.
@@ -65,10 +68,16 @@ _WORD = re.compile(r"(\*|[\w-]+)(?:(?:/[\d.]+)?\s*(:)|\s*=\s*[\"']?([\w-]+))?")
 _SCOPE = re.compile(r"\*|\d*[a-z_][a-z_-]*|[a-z_][\w-]*")
 _NOT = frozenset({"0", "false", "no", "off"})
 
-#: How the training of models is refused by a Content-Usage, and by a Content-Signal.
-_NO_TRAINING = re.compile(
-    r"(?<![\w-])(?:train-ai|ai-train)\s*=\s*[\"']?no?(?![\w-])", re.IGNORECASE
-)
+#: What separates words although it may stand in one, and spellings of one word as two.
+_BETWEEN = re.compile(r"-{2,}|-?>")
+_APART = re.compile(r"\bno[\s_-]+(image)?[\s_-]*(ai|index|ml)\b")
+
+#: How the training of models is refused by a Content-Usage, whose drafts have had several names and
+#: wider categories, which a permission for training excepts; and by a Content-Signal.
+_USE = r"(?<![\w-])(?:%s)\s*=\s*[\"']?%s(?![\w-])"
+_NO_TRAINING = re.compile(_USE % ("train-ai|ai-train|train-genai|genai", "no?"), re.IGNORECASE)
+_NO_USE = re.compile(_USE % ("all|bots|tdm|ai", "no?"), re.IGNORECASE)
+_TRAINING = re.compile(_USE % ("train-ai|ai-train", "y(?:es)?"), re.IGNORECASE)
 
 #: How rights are reserved by a header or a meta element.
 _RESERVED = re.compile(r"\W*(?:1|true)\b", re.IGNORECASE)
@@ -109,6 +118,7 @@ def spoken(headers: Iterable[tuple[str, str]], consent: str) -> Said | None:
             "x-robots-tag": lambda value: refusal([value]) is not None,
             "tdm-reservation": lambda value: _RESERVED.match(value) is not None,
             "content-usage": no_training,
+            "content-signal": no_training,
         }[signal]
         if signal in HONOURED[consent] and refuses(value):
             return heard(signal, value)
@@ -168,7 +178,7 @@ def refusal(headers: Iterable[str]) -> str | None:
 def directives(header: str) -> Iterator[tuple[str, str]]:
     """The directives of one header with the user agent each is meant for ("": all), lower case."""
     agent, valued = "", False
-    for match in _WORD.finditer(header.lower()):
+    for match in _WORD.finditer(_APART.sub(r"no\1\2", _BETWEEN.sub(" ", _plain(header)))):
         word, colon, value = match[1], match[2], match[3]
         if valued:
             valued = False
@@ -178,12 +188,25 @@ def directives(header: str) -> Iterator[tuple[str, str]]:
             agent = word
         elif value not in _NOT:
             yield agent, word
+            if value:
+                yield agent, value
+
+
+def _plain(words: str) -> str:
+    """Return words in small letters of ASCII as far as they look like those."""
+    if words.isascii():
+        return words.lower()
+    words = unicodedata.normalize("NFKC", words).replace("\u200b", " ")
+    seen = (each for each in words if unicodedata.category(each) != "Cf")
+    return "".join("-" if unicodedata.category(each) == "Pd" else each for each in seen).lower()
 
 
 def no_training(value: str) -> bool:
     """Whether a Content-Usage (``train-ai=n``) or a Content-Signal (``ai-train=no``) refuses the
     training of models.
     """
+    if _NO_USE.search(value) and not _TRAINING.search(value):
+        return True
     return _NO_TRAINING.search(value) is not None
 
 

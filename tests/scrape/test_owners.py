@@ -201,6 +201,11 @@ SIGNALS = {
         "/a.jpg",
         "strict headers",
     ),
+    "content-signal": (
+        {"/a.jpg": Answer(body=JPEG, headers=[("Content-Signal", "search=yes, ai-train=no")])},
+        "/a.jpg",
+        "strict headers",
+    ),
 }
 
 
