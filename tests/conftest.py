@@ -61,6 +61,11 @@ def pytest_collection(session):
         quick.enforce()
 
 
+def pytest_collectreport(report):
+    if report.skipped:  # what is half imported is not there for those that import from it
+        sys.modules.pop(report.nodeid.removesuffix(".py").replace("/", "."), None)
+
+
 def pytest_collection_finish(session):
     if "distributed" in sys.modules and not session.config.getoption("quick"):
         forks.scrape()
