@@ -22,6 +22,7 @@ from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import unpickling
 from cahlib.swarm.illness import METRIC
 from cahlib.swarm.keys import Keys
+from cahlib.swarm.peers import of as of
 from cahlib.swarm.wire import printable
 from cahlib.swarm.worker import Slot
 
@@ -180,11 +181,6 @@ def node(
         version=printable(worker.metrics.cahlib, 40),
         ill=UNREAD if worker.host in unread else printable(worker.metrics.ill, 500),
     )
-
-
-def of(worker: str, node: str) -> bool:
-    """Whether a worker's name is a node's: Dask adds -0, -1 … to it."""
-    return worker == node or worker.rpartition("-")[0] == node
 
 
 class _Checked(Security):

@@ -169,7 +169,9 @@ def _same_time(node: Session) -> None:
 
 def _installed(node: Session, login: Login, goods: Package, timeout: float) -> None:
     node.run(
-        f"mkdir -p -m 700 {HOME}/tls {HOME}/wheels {HOME}/dask {HOME}/files && "
+        # the scheduler's user comes through, to the code and to the authority's certificate
+        f"chmod 711 {HOME} && mkdir -p -m 711 {HOME}/tls && "
+        f"mkdir -p -m 700 {HOME}/wheels {HOME}/dask {HOME}/files && "
         # in memory, where the machine has plenty; hosts of tests have no such place
         f"{{ test -e {HOME}/parcels || {{ test -d {PARCELS} && "
         f"ln -s {PARCELS} {HOME}/parcels; }} || mkdir -m 700 {HOME}/parcels; }} && "
@@ -191,6 +193,7 @@ def _installed(node: Session, login: Login, goods: Package, timeout: float) -> N
     )
     source = f"--no-index --find-links {HOME}/wheels" if goods.wheelhouse else ""
     node.run(
+        f"chmod 644 {HOME}/tls/authority.crt && umask 022 && "
         f"test -x {HOME}/venv/bin/python || python3 -m venv {HOME}/venv && "
         f"{HOME}/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "
         f"{source} --constraint {HOME}/pins.txt {HOME}/wheels/{shlex.quote(goods.wheel.name)}",
@@ -208,7 +211,13 @@ def _started(node: Session, login: Login, head: Login, timeout: float) -> None:
     }
     lines = "".join(f"{name}={value}\n" for name, value in told.items())
     node.put([(lines.encode(), f"{HOME}/crawl.env")])
-    for unit in ("crawl-head", "crawl") if login.name == head.name else ("crawl",):
+    if leads := login.name == head.name:
+        own = login.keys.scheduler(login.address)
+        node.run(
+            ["sudo", "/usr/local/sbin/crawl-scheduler"],
+            stdin=own.public.read_bytes() + own.private.read_bytes(),
+        )
+    for unit in ("crawl-head", "crawl") if leads else ("crawl",):
         node.run(["sudo", "systemctl", "enable", unit], timeout=timeout)
         node.run(["sudo", "systemctl", "restart", unit], timeout=timeout)
 

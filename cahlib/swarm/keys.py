@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cahlib.swarm.wire import DRIVERS, SCHEDULER
+
 _LIFETIME = datetime.timedelta(days=30)
 
 #: What must be left of it when servers are brought up.
@@ -68,14 +70,16 @@ class Keys:
     def driver(self) -> Pair:
         """Key and certificate of the driver."""
         authority = self.authority()
-        return self._made("driver", "crt", lambda: _certified("driver", authority))
+        return self._made("driver", "crt", lambda: _certified(DRIVERS[0], authority))
 
     def node(self, name: str, *addresses: str) -> Pair:
         """Key and certificate of a node, which hold for its addresses alone."""
-        authority = self.authority()
-        # one that comes back at another address gets others
-        role = "-".join(["node", name, *(each.replace(":", ".") for each in addresses)])
-        return self._made(role, "crt", lambda: _certified(name, authority, addresses=addresses))
+        assert name not in (*DRIVERS, SCHEDULER)
+        return self._served(f"node-{name}", name, addresses)
+
+    def scheduler(self, *addresses: str) -> Pair:
+        """Key and certificate of the scheduler at these addresses, which its node has not."""
+        return self._served(SCHEDULER, SCHEDULER, addresses)
 
     def renew(self, *, now: datetime.datetime | None = None) -> None:
         """Forget the certificates if they end soon; nodes that have them are then set up anew."""
@@ -90,7 +94,13 @@ class Keys:
 
     def guest(self, hours: float) -> tuple[bytes, bytes]:
         """Key and certificate of a driver on another machine, for so many hours; kept nowhere."""
-        return _certified("guest", self.authority(), datetime.timedelta(hours=hours))
+        return _certified(DRIVERS[1], self.authority(), datetime.timedelta(hours=hours))
+
+    def _served(self, file: str, name: str, addresses: Sequence[str]) -> Pair:
+        authority = self.authority()
+        # one that comes back at another address gets others
+        file = "-".join([file, *(each.replace(":", ".") for each in addresses)])
+        return self._made(file, "crt", lambda: _certified(name, authority, addresses=addresses))
 
     def _openssh(self, name: str) -> Pair:
         return self._made(name, "pub", _ed25519)

@@ -37,6 +37,10 @@ ERRORS = {
 }
 
 
+#: The names of certificates that are no node's: a driver's, one elsewhere, and the scheduler's.
+DRIVERS, SCHEDULER = ("driver", "guest"), "scheduler"
+
+
 class Refused(TypeError):
     """Another machine sent what is not read. A TypeError, as Dask knows from broken pickles."""
 

@@ -23,7 +23,7 @@ from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from cahlib.places import bring
-from cahlib.swarm import peers, wire
+from cahlib.swarm import wire
 from cahlib.swarm.engine import answer, guarded
 from cahlib.swarm.illness import require_well, watched
 
@@ -85,7 +85,6 @@ class Slot(WorkerPlugin):
 
 def dask_setup(worker: Any) -> None:
     """Called by Dask as nodes start: the scheduler knows of each which cahlib it runs."""
-    peers.dask_setup(worker)
     worker.metrics["cahlib"] = lambda _: version("cahlib")
 
 

@@ -123,14 +123,15 @@ def idle(options: Options) -> None:
 
 def bringup(_: Options) -> None:
     """Seconds until a real machine is a node, step by step."""
-    if reason := machines.lacking():
+    image = machines.IMAGES[0]
+    if reason := image.lacking():
         print(f"bring-up was not measured: {reason}")
         return
-    with tempfile.TemporaryDirectory() as folder, machines.Machines(Path(folder)) as running:
+    with tempfile.TemporaryDirectory() as folder, machines.Machines(Path(folder), image) as running:
         keys = Keys(Path(folder) / "keys")
         machine = running.boot("node", user_data(keys, "node"))
         login = Login(name="node", address=machine.address, keys=keys)
-        goods = install.package(Path(folder) / "wheel", wheelhouse=machines.WHEELS)
+        goods = install.package(Path(folder) / "wheel", wheelhouse=image.wheels)
         took = install.bring_up(login, goods, head=login)
         started = time.monotonic()
         with remote(reached(login), Path(folder) / "home") as scrapers:

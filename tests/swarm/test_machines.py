@@ -4,6 +4,7 @@ These tests earn their minute: nothing else tells whether a server would underst
 """
 
 import dataclasses
+import re
 
 import pytest
 
@@ -22,25 +23,29 @@ from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Failed, Login, session
 from tests.world import hosts, jobs, machines
 
-pytestmark = [
-    pytest.mark.skipif(bool(machines.lacking()), reason=machines.lacking()),
-]
 
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    with machines.Machines(tmp_path_factory.mktemp("machines")) as running:
+@pytest.fixture(scope="module", params=machines.IMAGES, ids=lambda image: image.name)
+def running(request, tmp_path_factory):
+    if reason := request.param.lacking():
+        pytest.skip(reason)
+    with machines.Machines(tmp_path_factory.mktemp("machines"), request.param) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def logins(running, tmp_path_factory):
+def goods(running, tmp_path_factory):
+    goods = install.package(tmp_path_factory.mktemp("wheel"), wheelhouse=running.image.wheels)
+    assert goods.image == running.image.name
+    return goods
+
+
+@pytest.fixture(scope="module")
+def logins(running, goods, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     keys = Keys(folder / "keys")
     for name in ("alpha", "beta"):
         running.boot(name, user_data(keys, name, own=machines.NETWORK))
     logins = [Login(name=m.name, address=m.address, keys=keys) for m in running.all.values()]
-    goods = install.package(folder / "wheel", wheelhouse=machines.WHEELS)
     failed = hosts.set_up(logins, goods)
     assert not failed, failed
     return logins
@@ -71,8 +76,47 @@ def test_a_machine_is_as_its_user_data_says(logins):
             node.run("sudo -n cat /etc/shadow")
         with pytest.raises(Failed):
             node.run("touch /usr/local/bin/mine")
-    assert "distributed" in install.log(logins[0])
+        for unit in ("crawl", "crawl-head"):
+            rated = node.run(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+            assert float(re.findall(r"[0-9]+[.][0-9]+", rated)[0]) <= 3.0, rated
+    jobs.until(lambda: "distributed" in install.log(logins[0]))
     assert "cloud-init" in install.log(logins[0], boot=True, lines=200).lower()
+
+
+class Ran:
+    """A job that runs a command, as whoever has taken a scraper over would."""
+
+    def __init__(self, line):
+        self.line = line
+
+    def __reduce__(self):
+        run = f"__import__('subprocess').run({self.line!r}, shell=True, capture_output=True)"
+        return eval, (f"lambda **_: repr({run})",)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cat /etc/cahlib/scheduler.pem",
+        "touch /home/crawl/.profile",
+        "touch /home/crawl/venv/bin/python",
+        "echo PATH=/tmp >> /home/crawl/crawl.env",
+        "touch /home/crawl/.ssh/authorized_keys",
+        "sudo -n systemctl stop crawl-head",
+        "XDG_RUNTIME_DIR=/run/user/$(id -u) systemd-run --user --wait true",
+        "busctl --system list",
+        "kill -9 $(pgrep -f dask_scheduler)",
+        "cat /root/.bashrc",
+        "cat /proc/1/environ",
+        "nft list ruleset",
+        "unshare --user --map-root-user true",
+    ],
+)
+def test_who_takes_a_scraper_over_stays_in_it(logins, scrapers, line):
+    with session(logins[0]):  # as a login has the user's own systemd started
+        scrapers.submit(line, Ran(line), limit=jobs.LIMIT)
+        [*_, said] = scrapers.take(timeout=jobs.LIMIT)
+    assert "returncode=0" not in str(said) and "returncode=" in str(said), said
 
 
 def test_a_restarted_service_is_back(logins, scrapers):
@@ -88,8 +132,7 @@ def test_a_restarted_service_is_back(logins, scrapers):
     assert not scrapers.gather(["beta"], timeout=jobs.LIMIT)
 
 
-def test_a_machine_that_does_not_come_up_shows_what_cloud_init_said(logins, tmp_path):
-    goods = install.package(tmp_path / "wheel", wheelhouse=machines.WHEELS)
+def test_a_machine_that_does_not_come_up_shows_what_cloud_init_said(logins, goods):
     broken = dataclasses.replace(goods, pins=f"{goods.pins}aiohttp==0\n")
     steps = []
     with pytest.raises(install.NotReady) as caught:

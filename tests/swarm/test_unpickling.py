@@ -4,17 +4,20 @@ One real cluster over TLS: the scheduler as nodes run it, and a worker that send
 way there is.
 """
 
+import asyncio
 import json
 import os
 import pickle
 import subprocess
 import sys
+from asyncio import wait_for
 from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
+from distributed import Security
+from distributed.comm import CommClosedError, connect
 from distributed.core import rpc
-from distributed.utils import LoopRunner
 
 from cahlib.errors import RunError, ShardError
 from cahlib.swarm import cluster, unpickling, wire
@@ -29,44 +32,81 @@ from tests.world import command, hostile, jobs
 def swarm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     keys = Keys(folder / "keys")
-    own, ca = keys.node("node", "127.0.0.1"), keys.authority().public
-    settings = (HERE / "dask.yaml").read_text()
-    for name, path in ("node.crt", own.public), ("node.key", own.private), (ca.name, ca):
-        settings = settings.replace(f"/home/crawl/tls/{name}", str(path))
-    (folder / "dask").mkdir()
-    (folder / "dask" / "dask.yaml").write_text(settings)
     (folder / "sprung").mkdir()
-    environment = command.environment() | {
-        "DASK_CONFIG": str(folder / "dask"),
-        hostile.SPRUNG: str(folder / "sprung"),
-    }
-    at, host = folder / "at", ["--protocol", "tls", "--host", "127.0.0.1", "--no-dashboard"]
-    lines = {
-        "scheduler": ["--scheduler-file", str(at), "--port", "0"],
-        "worker": ["--no-nanny", "--nthreads", "2", "--resources", "slot=1",
-                   "--preload", "tests.world.hostile"],
-    }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv(hostile.SPRUNG, str(folder / "sprung"))
-        log = stack.enter_context(open(folder / "log", "wb"))
-
-        def start(kind, *more):
-            line = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *host, *lines[kind]]
-            process = subprocess.Popen([*line, *more], env=environment, stdout=log, stderr=log)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            return process.pid
-
-        scheduler = start("scheduler")
+        swarm = Swarm(folder, keys, stack, stack.enter_context(open(folder / "log", "wb")))
+        scheduler = swarm.start("scheduler", "--scheduler-file", str(folder / "at"), "--port", "0")
+        at = folder / "at"
         jobs.until(lambda: at.exists() and at.read_text().rstrip().endswith("}"))
-        address = json.loads(at.read_text())["address"]
-        start("worker", address)
-        yield Swarm(Reach(address=address, keys=keys), folder / "sprung", scheduler)
+        swarm.scheduler = scheduler
+        swarm.reach = Reach(address=json.loads(at.read_text())["address"], keys=keys)
+        swarm.work("node", "--preload", "tests.world.hostile")
+        yield swarm
+
+
+#: Where each node is.
+PLACES = {"node": "127.0.0.2", "well": "127.0.0.3"}
 
 
 class Swarm:
-    def __init__(self, reach, folder, scheduler):
-        self.reach, self.folder, self.scheduler = reach, folder, scheduler
+    def __init__(self, folder, keys, stack, log):
+        self.top, self.folder, self.keys, self.stack, self.log = (
+            folder, folder / "sprung", keys, stack, log,
+        )  # fmt: skip
+        self.reach = self.scheduler = None
+
+    def start(self, kind, *line, node="node", stack=None):
+        """Start a process of Dask's as nodes do, with the settings of a node."""
+        at = "127.0.0.1" if kind == "scheduler" else PLACES[node]
+        pem, own = self.top / "scheduler.pem", self.keys.node(node, PLACES[node])
+        made = self.keys.scheduler("127.0.0.1")
+        pem.write_bytes(made.public.read_bytes() + made.private.read_bytes())
+        text = (HERE / "dask.yaml").read_text().replace("/etc/cahlib/scheduler.pem", str(pem))
+        ca = self.keys.authority().public
+        for name, path in ("node.crt", own.public), ("node.key", own.private), (ca.name, ca):
+            text = text.replace(f"/home/crawl/tls/{name}", str(path))
+        settings = self.top / f"dask-{node}"
+        settings.mkdir(exist_ok=True)
+        (settings / "dask.yaml").write_text(text)
+        words = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--protocol", "tls"]
+        environment = command.environment() | {
+            "DASK_CONFIG": str(settings),
+            hostile.SPRUNG: str(self.folder),
+        }
+        process = subprocess.Popen(
+            [*words, "--host", at, "--no-dashboard", *line],
+            env=environment, stdout=self.log, stderr=self.log,
+        )  # fmt: skip
+        (stack or self.stack).callback(process.wait)
+        (stack or self.stack).callback(process.kill)
+        return process.pid
+
+    def work(self, node, *line, stack=None):
+        """Start a worker; it ends with the stack."""
+        given = ["--no-nanny", "--nthreads", "2", "--resources", "slot=1", "--name", node, *line]
+        return self.start("worker", self.reach.address, *given, node=node, stack=stack)
+
+    def ask(self, pair, address, *asked):
+        """Return what comes of calls, each a name with its arguments, by this certificate."""
+        files = {"tls_client_cert": str(pair.public), "tls_client_key": str(pair.private)}
+        ca = str(self.keys.authority().public)
+        security = Security(require_encryption=True, tls_ca_file=ca, **files)
+        connection = security.get_connection_args("client")
+
+        async def ask(way, named):
+            node = rpc(address, connection_args=connection)
+            try:
+                return await getattr(node, way)(**named)
+            except Exception as error:  # noqa: BLE001 - whatever comes of it
+                return error
+            finally:
+                await node.close_rpc()
+
+        async def ask_all():
+            return [await wait_for(ask(*each), jobs.LIMIT) for each in asked]
+
+        return asyncio.run(ask_all())
 
     def sprung(self):
         """By which ways code ran where it must not."""
@@ -93,7 +133,7 @@ def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeyp
     assert swarm.sprung() == []
 
 
-def test_nothing_that_a_node_asks_of_the_scheduler_runs_there(swarm):
+def test_nothing_that_is_asked_of_the_scheduler_runs_there(swarm):
     trap = pickle.dumps(hostile.Trap("scheduler"))
     ways = {
         "run_function": {"function": trap, "args": trap},
@@ -112,30 +152,117 @@ def test_nothing_that_a_node_asks_of_the_scheduler_runs_there(swarm):
             }
         },
     }
-    connection = cluster._security(swarm.reach.keys).get_connection_args("client")
-
-    async def ask(way, named):
-        node = rpc(swarm.reach.address, connection_args=connection)
-        try:
-            await getattr(node, way)(**named)
-        except Exception as error:  # noqa: BLE001 - whatever comes of it
-            return error
-        finally:
-            await node.close_rpc()
-
-    loop = LoopRunner()
-    loop.start()
-    try:
-        for way, named in ways.items():
-            error = loop.run_sync(ask, way, named, callback_timeout=jobs.LIMIT)
+    for pair in swarm.keys.driver(), swarm.keys.node("node", PLACES["node"]):
+        said = swarm.ask(pair, swarm.reach.address, *ways.items())
+        for way, error in zip(ways, said, strict=True):
             assert "Refused" in str(error), way
-    finally:
-        loop.stop()
     with cluster.connected(swarm.reach, jobs.LIMIT) as client:
         client.wait_for_workers(1, timeout=jobs.LIMIT)  # it goes on
         graph = client.submit(hostile.spring, "graph")
         assert "deserialization" in str(graph.exception(timeout=jobs.LIMIT))
     assert swarm.sprung() == []
+
+
+#: Of all that a scheduler does, what no node may have done, whatever it is told with it.
+DRIVEN = [
+    "broadcast", "proxy", "scatter", "gather", "feed", "terminate", "restart", "run_function",
+    "restart_workers", "retire_workers", "update_data", "add_keys", "set_metadata", "replicate",
+    "register_scheduler_plugin", "register_worker_plugin", "register_nanny_plugin", "rebalance",
+    "set_restrictions", "set_resources", "retry", "get_cluster_state", "events", "who_has",
+    "register-client", "identity", "worker_logs", "dump_cluster_state_to_url",
+]  # fmt: skip
+
+
+def test_a_node_drives_nothing(swarm):
+    node = swarm.keys.node("node", PLACES["node"])
+    said = swarm.ask(node, swarm.reach.address, *((way, {}) for way in DRIVEN))
+    for way, error in zip(DRIVEN, said, strict=True):
+        assert "node may not ask for" in str(error), way
+
+
+def registered(**changed):
+    """What a worker says of itself as it begins."""
+    at = f"tls://{PLACES['node']}"
+    return {
+        "op": "register-worker", "address": f"{at}:9", "nanny": f"{at}:8", "name": "node-7",
+        "status": "running", "server_id": "x", "nthreads": 2, "now": 0.0, "pid": 1, "versions": {},
+        "resources": {"slot": 1}, "memory_limit": 0, "services": {}, "local_directory": "/",
+        "extra": {}, "stimulus_id": "x", "metrics": {}, **changed,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("op", "said"),
+    [
+        ("heartbeat_worker", {"address": "tls://127.0.0.3:9", "metrics": {}}),
+        ("unregister", {"address": "tls://127.0.0.3:9"}),
+        ("unregister", {"address": None}),
+        ("register_nanny", {"address": "tls://127.0.0.1:9"}),
+        ("register-worker", registered(address="tls://127.0.0.3:9")),
+        ("register-worker", registered(address="tls://localhost:9")),
+        ("register-worker", registered(nanny="tls://127.0.0.3:9")),
+        ("register-worker", registered(name="well-0")),
+        ("register-worker", registered(resources={"slot": 1000})),
+    ],
+)
+def test_a_node_speaks_for_itself_alone(swarm, op, said):
+    node = swarm.keys.node("node", PLACES["node"])
+    named = {name: value for name, value in said.items() if name != "op"}
+    [error] = swarm.ask(node, swarm.reach.address, (op, named))
+    assert "Refused" in str(error)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"op": "update-graph", "client": "x", "keys": ["a"]},
+        {"op": "add-keys", "keys": ["a"]},
+        {"op": "task-finished", "worker": "tls://127.0.0.3:9", "key": "a"},
+        {"op": "cancel-keys", "client": "x", "keys": ["a"]},
+        {"op": ["update-graph"]},
+        "anything",
+    ],
+)
+def test_a_worker_that_tells_more_than_of_itself_is_gone(swarm, said):
+    pair = swarm.keys.node("node", PLACES["node"])
+    files = {"tls_worker_cert": str(pair.public), "tls_worker_key": str(pair.private)}
+    security = Security(
+        require_encryption=True, tls_ca_file=str(swarm.keys.authority().public), **files
+    )
+    metrics = {
+        "bandwidth": {"total": 1, "workers": {}, "types": {}}, "memory": 1,
+        "digests_total_since_heartbeat": {}, "spilled_bytes": {"memory": 0},
+    }  # fmt: skip
+
+    async def tell():
+        comm = await connect(swarm.reach.address, **security.get_connection_args("worker"))
+        try:
+            await comm.write(registered(metrics=metrics))
+            assert (await comm.read())["status"] == "OK"
+            await comm.write([{"op": "keep-alive"}, said])
+            with pytest.raises(CommClosedError):
+                while True:
+                    await comm.read()
+        finally:
+            comm.abort()
+
+    asyncio.run(asyncio.wait_for(tell(), jobs.LIMIT))
+    with cluster.connected(swarm.reach, jobs.LIMIT) as client:
+        jobs.until(lambda: [each.name for each in cluster.workers(client).values()] == ["node"])
+
+
+def test_a_worker_knows_no_other_node(swarm):
+    with ExitStack() as stack, cluster.connected(swarm.reach, jobs.LIMIT) as client:
+        swarm.work("well", "--preload", "cahlib.swarm.member", stack=stack)
+        client.wait_for_workers(2, timeout=jobs.LIMIT)
+        [address] = [at for at, each in cluster.workers(client).items() if each.name == "well"]
+        spring = ("run", {"function": pickle.dumps(hostile.spring), "args": pickle.dumps(["run"])})
+        [said] = swarm.ask(swarm.keys.driver(), address, spring)
+        assert said["status"] == "OK"  # it does what drivers ask
+        node = swarm.keys.node("node", PLACES["node"])
+        before = set(swarm.folder.iterdir())
+        [error] = swarm.ask(node, address, spring)
+        assert isinstance(error, OSError) and set(swarm.folder.iterdir()) == before
 
 
 @pytest.mark.parametrize(

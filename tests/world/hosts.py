@@ -253,6 +253,9 @@ def _prepare(host: Host, told: dict) -> None:
     for each in told["write_files"]:
         if each["path"].endswith((".service", "dask.yaml", "watchdog.py", "watchdog.json")):
             (etc / Path(each["path"]).name).write_text(each["content"])
+        if each["path"].endswith("crawl-scheduler"):
+            (tools / "crawl-scheduler").write_text(each["content"])
+            (tools / "crawl-scheduler").chmod(0o755)
     (host.home / ".ssh/authorized_keys").write_text("\n".join(user["ssh_authorized_keys"]) + "\n")
     (host.base / "host_key").write_text(told["ssh_keys"]["ed25519_private"])
     for path in (host.home / ".ssh/authorized_keys", host.base / "host_key"):
@@ -261,10 +264,12 @@ def _prepare(host: Host, told: dict) -> None:
         folder.chmod(0o700)
     # the user is root by another name: the interpreter of the tests may lie where only root reads
     passwd = Path("/etc/passwd").read_text()
-    (host.base / "passwd").write_text(f"{passwd}crawl:x:0:0::/home/crawl:/bin/bash\n")
+    (host.base / "passwd").write_text(
+        f"{passwd}crawl:x:0:0::/home/crawl:/bin/bash\ncrawl-head:x:0:0::/:/bin/sh\n"
+    )
     for name, text in (
         ("systemctl", _SYSTEMCTL.replace("@BASE@", str(host.base))),
-        ("sudo", '#!/bin/sh\nexec "$@"\n'),
+        ("sudo", '#!/bin/bash\nexec "${1##*/}" "${@:2}"\n'),
         ("cloud-init", "#!/bin/sh\necho status: done\n"),
         ("nproc", "#!/bin/sh\necho 1\n"),
         ("python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n'),

@@ -1,7 +1,7 @@
 """Real machines: Debian booted by systemd-nspawn, with the real cloud-init on our user-data.
 
-Each is an overlay of one tree that debootstrap made (`python -m tests.world.machines` does, in two
-minutes), with a NoCloud seed and a static address on a bridge. They reach no registry.
+Each is an overlay of a tree that debootstrap made (`python -m tests.world.machines` does, in two
+minutes an image), with a NoCloud seed and a static address on a bridge. They reach no registry.
 """
 
 from __future__ import annotations
@@ -13,26 +13,23 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import distribution
 from pathlib import Path
 
+from cahlib.swarm import image, wheel
 from tests.world.hosts import SUBNET
 
-#: Where the tree is kept; it outlives the tests.
-TREE = Path(os.environ.get("CAHLIB_TEST_TREE", "/var/tmp/cahnode/base"))
+#: Where the trees are kept; they outlive the tests.
+TREES = Path(os.environ.get("CAHLIB_TEST_TREES", "/var/tmp/cahnode"))
 
 #: All machines of tests are in it.
 NETWORK = f"{SUBNET}.0.0/16"
 
-#: What a node needs beside cahlib's own wheel, for the Python of the tree.
-WHEELS = TREE.parent / "wheels"
-
-#: What they were fetched for.
-_NEEDS = WHEELS / "needs.txt"
+#: Debian's name of each image.
+SUITES = {"debian-12": "bookworm", "debian-13": "trixie"}
 
 _FIRST = (
     "systemd,systemd-sysv,dbus,openssh-server,python3-venv,python3-pip,iproute2,sudo,locales,"
-    "netbase,ca-certificates"
+    "netbase,ca-certificates,libpam-systemd"
 )
 
 _NETWORK = """[Match]
@@ -43,51 +40,73 @@ LinkLocalAddressing=no
 """
 
 
-def lacking() -> str:
-    """Why there can be no real machines here, as a sentence; "" if there can."""
-    if os.geteuid() != 0:
-        return "real machines need root."
-    if not shutil.which("systemd-nspawn"):
-        return "real machines need systemd-nspawn (apt-get install systemd-container)."
-    if not (TREE / ".done").exists():
-        return f"there is no tree of Debian at {TREE}; `make test-nodes` makes it."
-    if not _NEEDS.exists() or _NEEDS.read_text() != _needs():
-        return f"the wheels at {WHEELS} are not what cahlib needs; `make test-nodes` renews them."
-    return ""
+@dataclass(frozen=True)
+class Image:
+    """What machines are made of, by the cloud's name for it."""
 
+    name: str
+    python: str
 
-def make() -> None:
-    """Make the tree that all machines are overlays of, and the wheels, if they are not there."""
-    WHEELS.mkdir(parents=True, exist_ok=True)
-    if not _NEEDS.exists() or _NEEDS.read_text() != _needs():
+    @property
+    def tree(self) -> Path:
+        """Its files."""
+        return TREES / self.name
+
+    @property
+    def wheels(self) -> Path:
+        """What a node needs beside cahlib's own wheel, for its Python."""
+        return TREES / f"{self.name}-wheels"
+
+    def lacking(self) -> str:
+        """Return why there can be no such machines here, as a sentence; "" if there can."""
+        if os.geteuid() != 0:
+            return "real machines need root."
+        if not shutil.which("systemd-nspawn"):
+            return "real machines need systemd-nspawn (apt-get install systemd-container)."
+        if not (self.tree / ".done").exists():
+            return f"there is no tree of Debian at {self.tree}; `make test-nodes` makes it."
+        if not _is_filled(self.wheels):
+            return f"the wheels at {self.wheels} are not the pins; `make test-nodes` renews them."
+        return ""
+
+    def make(self) -> None:
+        """Make the tree and fetch the pinned wheels, if they are not there."""
+        if not _is_filled(self.wheels):
+            shutil.rmtree(self.wheels, ignore_errors=True)
+            self.wheels.mkdir(parents=True)
+            pins = self.wheels / "pins.txt"
+            pins.write_text(wheel.pins())
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "--quiet", "--dest", self.wheels,
+                 "--python-version", self.python, "--only-binary=:all:", "--no-deps",
+                 "--requirement", pins],
+                check=True,
+            )  # fmt: skip
+            (self.wheels / ".done").touch()
+        if (self.tree / ".done").exists():
+            return
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--dest", WHEELS,
-             "--python-version", "3.11", "--only-binary=:all:", *_needs().splitlines()],
+            ["debootstrap", "--variant=minbase", f"--include={_FIRST}", SUITES[self.name],
+             self.tree],
             check=True,
         )  # fmt: skip
-        _NEEDS.write_text(_needs())
-    if (TREE / ".done").exists():
-        return
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", f"--include={_FIRST}", "bookworm", TREE],
-        check=True,
-    )
-    for path in Path("/etc/apt/apt.conf.d").iterdir():  # proxies of this machine
-        shutil.copy(path, TREE / "etc/apt/apt.conf.d")
-    shutil.copy("/etc/resolv.conf", TREE / "etc/resolv.conf")
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for words in (
-        ["update"],
-        ["install", "-y", "--no-install-recommends", "cloud-init", "unbound", "nftables"],
-    ):
-        subprocess.run(["chroot", TREE, "apt-get", *words], check=True, env=quiet)
-    (TREE / ".done").touch()
+        for path in Path("/etc/apt/apt.conf.d").iterdir():  # proxies of this machine
+            shutil.copy(path, self.tree / "etc/apt/apt.conf.d")
+        shutil.copy("/etc/resolv.conf", self.tree / "etc/resolv.conf")
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for words in (
+            ["update"],
+            ["install", "-y", "--no-install-recommends", "cloud-init", "unbound", "nftables"],
+        ):
+            subprocess.run(["chroot", self.tree, "apt-get", *words], check=True, env=quiet)
+        (self.tree / ".done").touch()
 
 
-def _needs() -> str:
-    """What cahlib itself needs, a line each."""
-    lines = distribution("cahlib").requires or ()
-    return "\n".join(sorted(line.split(";")[0] for line in lines if "extra ==" not in line))
+IMAGES = [Image(name, python) for python, name in image.IMAGES.items()]
+
+
+def _is_filled(wheels: Path) -> bool:
+    return (wheels / ".done").exists() and (wheels / "pins.txt").read_text() == wheel.pins()
 
 
 @dataclass(eq=False)
@@ -141,6 +160,7 @@ class Machines:
     """All real machines of a test, on one bridge; they fit `tests.world.cloud`."""
 
     folder: Path
+    image: Image
     net: int = field(default_factory=lambda: os.getpid() % 200 + 51)
     all: dict[str, Machine] = field(default_factory=dict)
     _count: int = 0
@@ -193,9 +213,11 @@ class Machines:
         self.all[name] = machine
         for part in ("upper", "work", "root"):
             (machine.base / part).mkdir(parents=True)
-        layers = f"lowerdir={TREE},upperdir={machine.base}/upper,workdir={machine.base}/work"
+        layers = {"lowerdir": self.image.tree, "upperdir": machine.base / "upper",
+                  "workdir": machine.base / "work"}  # fmt: skip
+        options = ",".join(f"{name}={path}" for name, path in layers.items())
         subprocess.run(
-            ["mount", "-t", "overlay", "overlay", "-o", layers, machine.root], check=True
+            ["mount", "-t", "overlay", "overlay", "-o", options, machine.root], check=True
         )
         for path, text in (
             ("var/lib/cloud/seed/nocloud/user-data", user_data),
@@ -252,4 +274,5 @@ def _ip(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    make()
+    for each in IMAGES:
+        each.make()

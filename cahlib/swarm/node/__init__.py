@@ -17,6 +17,9 @@ HERE = Path(__file__).parent
 USER = "crawl"
 HOME = f"/home/{USER}"
 
+#: The user that the scheduler runs as.
+SCHEDULER = "crawl-head"
+
 #: Where parcels lie, if `parcels.mount` could be.
 PARCELS = "/var/lib/crawl/parcels"
 
@@ -33,6 +36,7 @@ _FILES = {
     "parcels.mount": ("/etc/systemd/system/var-lib-crawl-parcels.mount", "0644"),
     "dask.yaml": ("/etc/cahlib/dask.yaml", "0644"),
     "resolver": ("/usr/local/sbin/crawl-resolver", "0755"),
+    "scheduler": ("/usr/local/sbin/crawl-scheduler", "0755"),
     "sshd.conf": ("/etc/ssh/sshd_config.d/00-cahlib.conf", "0644"),
     "sudoers": ("/etc/sudoers.d/cahlib", "0440"),
     "unbound.conf": ("/etc/unbound/unbound.conf.d/cahlib.conf", "0644"),
@@ -54,7 +58,9 @@ def user_data(keys: Keys, node: str, *, own: str = "") -> str:
                 # adm reads the logs of cloud-init
                 "groups": "adm,systemd-journal",
                 "ssh_authorized_keys": [keys.ssh().public.read_text().strip()],
-            }
+            },
+            # whoever scrapes beside the scheduler is not to have its key
+            {"name": SCHEDULER, "system": True, "no_create_home": True, "lock_passwd": True},
         ],
         "manage_etc_hosts": "localhost",  # or sudo asks the name servers who we are
         "disable_root": True,
