@@ -60,7 +60,7 @@ class Swarm:
         """Make the servers; gives a ticket for so many hours."""
         self._settled = False
         wanted = replace(self._orders, limits=replace(self._orders.limits, hours=hours))
-        head, *_ = crew.up(self._accounts, wanted, tell=self._tell)
+        head, *_ = crew.up(self._accounts, wanted, tell=self._tell, guests=True)
         self._settled = True
         return crew.ticket(head, hours=hours)
 

@@ -22,6 +22,7 @@ from cahlib.progress import Board, Node
 from cahlib.swarm import install, ssh, view
 from cahlib.swarm.bills import Bills
 from cahlib.swarm.cluster import Reach
+from cahlib.swarm.doors import Doors
 from cahlib.swarm.fleet import Fleet, fleet, remains, sweep
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HOME, user_data
@@ -82,7 +83,8 @@ def crew(
         view.viewed(made, keys, board, tell) as seen,
         fleet(made, public_key=_public(keys), late=orders.late),
     ):
-        startup = _startup(goods, seen.step)
+        doors = Doors(made, reached)
+        startup = _startup(goods, seen.step, doors)
         head = begin(made, startup, reached, tell=tell)
         with (
             _metered(made, keys, orders, tell),
@@ -90,7 +92,7 @@ def crew(
         ):
             _joined(engine, startup.up(), tell)
             seen.works(engine)
-            watch = Watch(made, engine, reached, startup, tell=tell, rules=orders.rules)
+            watch = Watch(made, engine, doors, startup, tell=tell, rules=orders.rules)
             with _wound_up(made, engine, keys, orders), watched(watch):
                 yield engine
 
@@ -126,10 +128,12 @@ def up(
     *,
     tell: Callable[[str], None],
     board: Board | None = None,
+    guests: bool = False,
 ) -> list[ssh.Login]:
     """Make servers and nodes of them, and leave them to a `crew` with the same state.
 
-    ``tell`` and ``board`` are as for `crew`.
+    ``tell`` and ``board`` are as for `crew`; with ``guests`` whoever has a ticket reaches them,
+    from anywhere.
     """
     made, goods, keys = _prepared(accounts, orders, tell, threading.Event())
     made.prepare(_public(keys))
@@ -138,7 +142,7 @@ def up(
         return _login(server, keys)
 
     with view.viewed(made, keys, board or Board(), tell) as seen:
-        startup = _startup(goods, seen.step)
+        startup = _startup(goods, seen.step, Doors(made, reached, guests=guests))
         head = begin(made, startup, reached, tell=tell)
         finish(made, startup, reached, head, tell=tell)
     mark(made.accounts, made.labels, 0)  # from now on nobody works with them
@@ -272,8 +276,10 @@ def _reach(head: ssh.Login, keys: Keys) -> Reach:
     )
 
 
-def _startup(goods: install.Package, step: install.Step) -> Startup:
-    return Startup(lambda login, head: install.bring_up(login, goods, head=head, step=step))
+def _startup(goods: install.Package, step: install.Step, doors: Doors) -> Startup:
+    return Startup(
+        lambda login, head: install.bring_up(login, goods, head=head, admit=doors.admit, step=step)
+    )
 
 
 def _joined(engine: Remote, names: Sequence[str], tell: Callable[[str], None]) -> None:

@@ -92,6 +92,11 @@ class Fleet:
         for account in self.accounts:
             account.prepare(self.labels, public_key)
 
+    def admit(self, networks: Sequence[str]) -> None:
+        """Open the servers' ports of Dask to these networks alone."""
+        for account in self.accounts:
+            account.admit(self.labels, networks)
+
     def fill(self) -> None:
         """Make servers until there are as many as planned, or no account takes more.
 

@@ -25,8 +25,13 @@ T = TypeVar("T")
 
 ENDPOINT = "https://api.hetzner.cloud/v1"
 
-#: Ports of SSH, Dask's scheduler, and its workers and nannies.
-_PORTS = ("22", "8786", "9000-9099")
+#: Ports of Dask's scheduler, and its workers and nannies.
+_PORTS = ("8786", "9000-9099")
+
+#: Networks that one rule of a firewall takes.
+_NETWORKS = 100
+
+_ANYWHERE = ("0.0.0.0/0", "::/0")
 
 #: Seconds to connect: where packets are lost, waiting longer helps nobody.
 _CONNECT = 10.0
@@ -112,11 +117,13 @@ class Hetzner:
             create_key: Any = keys.create  # its type says that labels are a text
             self._patiently(lambda: create_key(name, public_key, dict(labels)), unless=_EXISTS)
         if not self._firewall(name):
-            rules = [_inward(port) for port in _PORTS]
-            rules += [_outward("tcp", port) for port in ("53", "80", "443", *_PORTS[1:])]
-            rules += [_outward("udp", port) for port in ("53", "123")] + [_outward("icmp", None)]
             create: Any = self._client.firewalls.create
-            self._patiently(lambda: create(name, rules, dict(labels)), unless=_EXISTS)
+            self._patiently(lambda: create(name, _rules([]), dict(labels)), unless=_EXISTS)
+
+    def admit(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
+        """Open the ports of Dask to these networks alone, on all servers of a run."""
+        if wall := self._firewall("-".join(labels.values())):
+            self._patiently(lambda: wall.set_rules(_rules(networks)), unless={"not_found"})
 
     def prepared(self, labels: Mapping[str, str]) -> bool:
         """Return whether the run's key is still there; `clean` has deleted it if not."""
@@ -306,10 +313,24 @@ def _server(bound: BoundServer) -> Server:
     )
 
 
-def _inward(port: str) -> FirewallRule:
-    return FirewallRule(direction="in", protocol="tcp", port=port, source_ips=["0.0.0.0/0", "::/0"])
+def _rules(networks: Sequence[str]) -> list[FirewallRule]:
+    """Return the rules of a firewall: SSH in, the web out, and Dask's ports to these networks."""
+    rules = [_rule("in", "tcp", "22", _ANYWHERE)]
+    rules += [_rule("out", "tcp", port, _ANYWHERE) for port in ("53", "80", "443")]
+    rules += [_rule("out", "udp", port, _ANYWHERE) for port in ("53", "123")]
+    rules += [_rule("out", "icmp", None, _ANYWHERE)]
+    for start in range(0, len(networks), _NETWORKS):
+        some = networks[start : start + _NETWORKS]
+        rules += [_rule(way, "tcp", port, some) for way in ("in", "out") for port in _PORTS]
+    return rules
 
 
-def _outward(protocol: str, port: str | None) -> FirewallRule:
-    every = ["0.0.0.0/0", "::/0"]
-    return FirewallRule(direction="out", protocol=protocol, port=port, destination_ips=every)
+def _rule(way: str, protocol: str, port: str | None, networks: Sequence[str]) -> FirewallRule:
+    sources, destinations = (list(networks) if way == each else [] for each in ("in", "out"))
+    return FirewallRule(
+        direction=way,
+        protocol=protocol,
+        port=port,
+        source_ips=sources,
+        destination_ips=destinations,
+    )

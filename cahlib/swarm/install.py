@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -87,11 +87,17 @@ def package(folder: Path, *, wheelhouse: Path | None = None) -> Package:
 Step: TypeAlias = Callable[[str, str], None]
 
 
+#: Hears under which address a node sees this machine; returns the networks of all that may reach
+#: the ports of Dask there.
+Admit: TypeAlias = Callable[[str], Sequence[str]]
+
+
 def bring_up(
     login: Login,
     goods: Package,
     *,
     head: Login,
+    admit: Admit,
     patience: Patience | None = None,
     step: Step = lambda name, step: None,
 ) -> dict[str, float]:
@@ -112,6 +118,7 @@ def bring_up(
         timed("boot", lambda: _booted(login, limits.boot))
         with session(login) as node:
             _same_time(node)
+            open_ports(node, admit(seen(node)))
             stamp = _stamp(login, goods, head)
             if node.tail(_STAMP, lines=1) != stamp:
                 timed("install", lambda: _installed(node, login, goods, limits.install))
@@ -122,6 +129,16 @@ def bring_up(
         raise NotReady(f"{login.name} did not come up: {error}{_logs(login)}") from error
     step(login.name, "up")
     return took
+
+
+def seen(node: Session) -> str:
+    """Return the address under which a node sees this machine."""
+    return node.run('echo "${SSH_CONNECTION%% *}"').strip()
+
+
+def open_ports(node: Session, networks: Sequence[str]) -> None:
+    """Have a node let these reach the ports of Dask, and nobody else."""
+    node.run(["sudo", "/usr/local/sbin/crawl-peers", *networks])
 
 
 def restart(login: Login, *, unit: str = "crawl", timeout: float = 60) -> None:

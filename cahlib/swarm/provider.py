@@ -94,6 +94,9 @@ class Account(Protocol):
     def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
         """Make what servers of a run share, its key and firewall; those already there are kept."""
 
+    def admit(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
+        """Open the ports of Dask to these networks alone, on all servers of a run."""
+
     def create(self, offer: Offer, wish: Wish) -> Server:
         """Make a server, or take the one of this name and these labels that is there already."""
 

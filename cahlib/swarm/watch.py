@@ -21,6 +21,7 @@ from enum import Enum, auto
 from cahlib.errors import RunError, Stopped
 from cahlib.swarm import install, ssh
 from cahlib.swarm.cluster import Node, of
+from cahlib.swarm.doors import Doors
 from cahlib.swarm.fleet import TAKEN_DOWN, Fleet
 from cahlib.swarm.provider import Server
 from cahlib.swarm.remote import TROUBLE, Remote
@@ -76,14 +77,14 @@ class Watch:
         self,
         made: Fleet,
         engine: Remote,
-        reached: Callable[[Server], ssh.Login],
+        doors: Doors,
         startup: Startup,
         *,
         tell: Callable[[str], None],
         rules: Rules,
     ) -> None:
         self._made, self._engine, self._rules, self._tell = made, engine, rules, tell
-        self._reached, self._startup = reached, startup
+        self._doors, self._startup = doors, startup
         self._cases: dict[str, Case] = {}
         self._fallen: set[str] = set()  #: whose machines have failed before
         self._nodes: dict[str, Server] = dict(made.listed)  #: that shall be there
@@ -118,6 +119,8 @@ class Watch:
         head = next((n for n, each in self._nodes.items() if _leads(each)), "")
         # who asks an engine whose head is off waits for its silence
         workers = None if head in off else self._workers()
+        if workers is None and head not in off:
+            self._doors.follow()  # perhaps it is us who are elsewhere
         there = [each for name, each in self._nodes.items() if name not in self._coming]
         ill = [each for each in there if not self._well(each, workers)]
         for name in self._cases.keys() - {each.name for each in ill}:
@@ -165,7 +168,7 @@ class Watch:
             self._tell(f"{node.name} {said}; restarting its service.")
             try:
                 for unit in ("crawl-head", "crawl") if head else ("crawl",):
-                    install.restart(self._reached(node), unit=unit, timeout=self._rules.sure)
+                    install.restart(self._doors.reached(node), unit=unit, timeout=self._rules.sure)
             except (ssh.Failed, ssh.Unreachable):  # no use in waiting for it to be well again
                 ill = time.monotonic() - self._rules.again + self._rules.sure
                 self._cases[node.name] = Case(ill, restarted=True)
@@ -224,7 +227,7 @@ class Watch:
             return
         self._nodes |= {each.name: each for each in fresh}
         self._coming |= {each.name for each in fresh}
-        self._startup.start(map(self._reached, fresh), self._reached(head))
+        self._startup.start(map(self._doors.reached, fresh), self._doors.reached(head))
         if moved:
             self._startup.wait([head.name])
             if head.name in self._startup.up():

@@ -78,7 +78,12 @@ def main(arguments: Sequence[str]) -> None:
         keys = _Keys(Path(folder) / "keys", relays=machines.address)
         host = machines.boot("node", user_data(keys, "node"))
         login = Login(name="node", address=host.address, keys=keys)
-        install.bring_up(login, install.package(Path(folder) / "wheel"), head=login)
+        install.bring_up(
+            login,
+            install.package(Path(folder) / "wheel"),
+            head=login,
+            admit=hosts.admitted([login]),
+        )
         print(f"the driver's memory: {rss()} MiB before")
         near = [f"{host.address}:{port}" for port in (install.PORT, 22, _PORT)]
         _measure("0 ms", login, near, sizes)

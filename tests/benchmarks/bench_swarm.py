@@ -132,7 +132,7 @@ def bringup(_: Options) -> None:
         machine = running.boot("node", user_data(keys, "node"))
         login = Login(name="node", address=machine.address, keys=keys)
         goods = install.package(Path(folder) / "wheel", wheelhouse=image.wheels)
-        took = install.bring_up(login, goods, head=login)
+        took = install.bring_up(login, goods, head=login, admit=hosts.admitted([login]))
         started = time.monotonic()
         with remote(reached(login), Path(folder) / "home") as scrapers:
             scrapers.gather([login.name], timeout=60)

@@ -400,11 +400,28 @@ def test_what_is_known_of_the_servers_fits_together_while_two_threads_change_it(
 
 def test_servers_are_let_out_to_the_web_to_names_and_to_each_other_alone(cloud):
     swarm, _ = made(cloud)
-    with hold(swarm):
-        [wall] = cloud.accounts[ONE].things["firewalls"].values()
-    out = {(rule["protocol"], rule["port"]) for rule in wall["rules"] if rule["direction"] == "out"}
-    tcp = {("tcp", port) for port in ("53", "80", "443", "8786", "9000-9099")}
-    assert out == tcp | {("udp", "53"), ("udp", "123"), ("icmp", None)}
+    swarm.prepare("ssh-ed25519 AAAA")
+    open_ = {("out", "tcp", port) for port in ("53", "80", "443")}
+    open_ |= {("out", "udp", "53"), ("out", "udp", "123"), ("out", "icmp", None)}
+    assert ruled(cloud) == dict.fromkeys(open_ | {("in", "tcp", "22")}, {"0.0.0.0/0", "::/0"})
+    for many in (3, 250, 1):
+        networks = [f"192.0.2.{number}/32" for number in range(many)]
+        swarm.admit(networks)
+        dask = {(way, "tcp", port) for way in ("in", "out") for port in ("8786", "9000-9099")}
+        assert {each: ruled(cloud)[each] for each in dask} == dict.fromkeys(dask, set(networks))
+        assert ruled(cloud).keys() == open_ | dask | {("in", "tcp", "22")}
+
+
+def ruled(cloud):
+    """The networks that a firewall is open to, by way, protocol and port."""
+    [wall] = cloud.accounts[ONE].things["firewalls"].values()
+    found = {}
+    for rule in wall["rules"]:
+        networks = {*rule["source_ips"], *rule["destination_ips"]}
+        found.setdefault((rule["direction"], rule["protocol"], rule["port"]), set()).update(
+            networks
+        )
+    return found
 
 
 def test_servers_that_are_taken_down_while_they_come_up_are_not_made_again(cloud):

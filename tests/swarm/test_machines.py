@@ -134,13 +134,15 @@ def test_a_restarted_service_is_back(logins, scrapers):
 
 def test_a_machine_that_does_not_come_up_shows_what_cloud_init_said(logins, goods):
     broken = dataclasses.replace(goods, pins=f"{goods.pins}aiohttp==0\n")
-    steps = []
+    steps, admit = [], hosts.admitted(logins)
     with pytest.raises(install.NotReady) as caught:
-        install.bring_up(logins[1], broken, head=logins[0], step=lambda *s: steps.append(s))
+        install.bring_up(
+            logins[1], broken, head=logins[0], admit=admit, step=lambda *s: steps.append(s)
+        )
     said = str(caught.value).partition("cloud-init-output.log on beta:")[2]
     assert "Cloud-init" in said and len(said.splitlines()) < 20
     assert steps == [("beta", step) for step in ("ssh", "boot", "install")]
-    install.bring_up(logins[1], goods, head=logins[0])
+    install.bring_up(logins[1], goods, head=logins[0], admit=admit)
 
 
 def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers, tmp_path):

@@ -198,17 +198,31 @@ def test_a_node_reaches_the_web_alone_and_is_reached_at_its_own_ports(keys, tmp_
     with wires.Wires("4") as pair:
         for each in (*near, "198.18.7.1", "169.254.169.254"):
             wires.ip("-n", pair.far, "addr", "add", f"{each}/32", "dev", "br0")
-        line = ["ip", "netns", "exec", pair.near, "nft", "-f", rules]
-        subprocess.run(line, check=True)
-        web = {f"{wires.WEB}:{port}" for port in (80, 443, 8786)}
+        line = ["ip", "netns", "exec", pair.near]
+        subprocess.run([*line, "nft", "-f", rules], check=True)
+        web = {f"{wires.WEB}:{port}" for port in (80, 443)}
         own = {"198.18.7.1:8080", "169.254.169.254:80"}  # the latter for root
         shut = {f"{each}:80" for each in near} | {f"{wires.WEB}:22", f"{wires.WEB}:8080"}
-        with _listening(pair.far, "80", "443", "8786", "8080", "22"):
-            assert _answers(pair.near, *web, *own, *shut) == web | own
-        node = "93.184.216.2"
-        with _listening(pair.near, "22", "8786", "9050", "80"):
-            places = {f"{node}:{port}" for port in (22, 8786, 9050)}
-            assert _answers(pair.far, *places, f"{node}:80") == places
+        dask, node = {f"{wires.WEB}:8786"}, "93.184.216.2"
+        closed, ssh = {f"{node}:{port}" for port in (8786, 9050)}, {f"{node}:22"}
+        peers = tmp_path / "peers"
+        peers.write_text((HERE / "peers").read_text().replace("/etc/cahlib", str(tmp_path)))
+        with (
+            _listening(pair.far, "80", "443", "8786", "8080", "22"),
+            _listening(pair.near, "22", "8786", "9050", "80"),
+        ):
+            assert _answers(pair.near, *web, *own, *shut, *dask) == web | own
+            assert _answers(pair.far, *ssh, *closed, f"{node}:80") == ssh
+            for networks, opened in (
+                ([f"{wires.WEB}/32", f"{wires.OTHER}/32"], True),
+                (["192.0.2.1/32"], False),
+                (["192.0.2.1/32", "0.0.0.0/0"], True),
+                ([], False),
+            ):
+                subprocess.run([*line, "sh", peers, *networks], check=True)
+                assert _answers(pair.near, *dask) == (dask if opened else set())
+                assert _answers(pair.far, *ssh, *closed) == ssh | (closed if opened else set())
+            assert subprocess.run([*line, "sh", peers, "10.0.0.0/8 }; flush"]).returncode == 1
 
 
 def test_root_runs_nothing_that_the_user_of_the_crawl_could_change():

@@ -39,6 +39,7 @@ class Swarm:
             Login(name=host.name, address=host.address, keys=keys) for host in machines.all.values()
         ]
         self.address = f"tls://{self.logins[0].address}:{install.PORT}"
+        self.admit = hosts.admitted(self.logins)
 
     def reach(self, **settings):
         return Reach(address=self.address, keys=self.keys, away="/home/crawl/parcels", **settings)
@@ -340,15 +341,18 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
     jobs.until(lambda: "distributed" in swarm.host("beta").log)  # it may have been started just now
     nobody = Login(name="alpha", address=swarm.machines.address, keys=swarm.keys)
     with pytest.raises(install.NotReady, match="no SSH within 0.5 s"):
-        install.bring_up(nobody, swarm.goods, head=nobody, patience=install.Patience(ssh=0.5))
+        install.bring_up(
+            nobody, swarm.goods, head=nobody, admit=swarm.admit, patience=install.Patience(ssh=0.5)
+        )
     with pytest.raises(install.NotReady, match=r"crawl.log on beta:\n(.*\n)*.*distributed"):
         install.bring_up(
             swarm.logins[1],
             install.Package(wheel=tmp_path / "cahlib-0-py3-none-any.whl", pins=""),
             head=swarm.logins[0],
+            admit=swarm.admit,
             patience=install.Patience(install=jobs.LIMIT),
         )
-    install.bring_up(swarm.logins[1], swarm.goods, head=swarm.logins[0])
+    install.bring_up(swarm.logins[1], swarm.goods, head=swarm.logins[0], admit=swarm.admit)
 
 
 @needs_hosts
@@ -358,7 +362,7 @@ def test_a_node_whose_clock_is_wrong_is_told_of(swarm):
     clock.chmod(0o755)
     try:
         with pytest.raises(install.NotReady, match="clock and this machine's are .* hours apart"):
-            install.bring_up(beta, swarm.goods, head=swarm.logins[0])
+            install.bring_up(beta, swarm.goods, head=swarm.logins[0], admit=swarm.admit)
     finally:
         clock.unlink()
 

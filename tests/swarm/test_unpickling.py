@@ -108,6 +108,17 @@ class Swarm:
 
         return asyncio.run(ask_all())
 
+    def held(self):
+        """Fail at once if code has run where it must not: then all else may hang."""
+        assert self.sprung() == []
+        return True
+
+    def taken(self, scrapers):
+        """What a job comes to."""
+        while (end := scrapers.take(timeout=0.1)) is None:
+            self.held()
+        return end[1]
+
     def sprung(self):
         """By which ways code ran where it must not."""
         safe = {os.getpid(), self.scheduler}
@@ -118,16 +129,16 @@ class Swarm:
 def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeypatch):
     monkeypatch.setattr("cahlib.swarm.remote._TRIES", 2)
     with remote(swarm.reach, tmp_path) as scrapers:
-        jobs.until(lambda: scrapers.slots)
+        jobs.until(lambda: swarm.held() and scrapers.slots)
         for way in ("result", "type", "exception", "traceback", "nothing"):
             scrapers.submit(way, jobs.double, 1, limit=jobs.LIMIT)
-            assert isinstance(scrapers.take(timeout=jobs.LIMIT)[1], ShardError | RuntimeError), way
+            assert isinstance(swarm.taken(scrapers), ShardError | RuntimeError), way
         assert scrapers.told() == []
         [node] = scrapers.nodes()
         assert "not read" in node.ill
     with remote(replace(swarm.reach, patience=1), tmp_path) as scrapers:
         scrapers.submit("peer", jobs.double, 1, limit=jobs.LIMIT)
-        assert isinstance(scrapers.take(timeout=jobs.LIMIT)[1], ShardError)
+        assert isinstance(swarm.taken(scrapers), ShardError)
     with cluster.connected(swarm.reach, jobs.LIMIT) as client:
         assert client.get_events("warn")
     assert swarm.sprung() == []

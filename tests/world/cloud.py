@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_network
 from urllib.parse import parse_qs, urlsplit
 
 PLACES = ("fsn1", "nbg1", "hel1")
@@ -109,6 +110,9 @@ class Cloud:
             return _pages(kind, [t for t in things.values() if _matches(t, query)], query)
         if method == "POST" and not rest:
             return self._make(account, kind, body)
+        if rest.endswith("/actions/set_rules"):
+            things[int(rest.split("/")[0])]["rules"] = _ruled(body)
+            return {"actions": []}
         number = int(rest.split("/")[0])
         if number not in things:
             raise No(404, "not_found", "not found")
@@ -131,8 +135,7 @@ class Cloud:
         if kind == "servers":
             self._boot(account, thing, body)
         if kind == "firewalls":
-            empty = {"source_ips": [], "destination_ips": [], "port": None, "description": None}
-            thing |= {"rules": [empty | rule for rule in body.get("rules", ())], "applied_to": []}
+            thing |= {"rules": _ruled(body), "applied_to": []}
         if kind == "ssh_keys":
             thing |= {"public_key": body["public_key"], "fingerprint": "00"}
         things[thing["id"]] = thing
@@ -258,6 +261,19 @@ def serve(cloud: Cloud, *, host: str = "127.0.0.1") -> Iterator[Cloud]:
         server.server_close()
         for each in cloud.servers():
             cloud.hosts.stop(each)
+
+
+def _ruled(body):
+    """The rules of a firewall, which the API refuses if one has no end or too many."""
+    empty = {"source_ips": [], "destination_ips": [], "port": None, "description": None}
+    rules = [empty | rule for rule in body.get("rules", ())]
+    end = {"in": "source_ips", "out": "destination_ips"}
+    ends = [rule[end[rule["direction"]]] for rule in rules]
+    if len(rules) > 50 or not all(0 < len(each) <= 100 for each in ends):
+        raise No(422, "invalid_input", "invalid rules")
+    if not all(ip_network(network) for each in ends for network in each):
+        raise No(422, "invalid_input", "invalid network")
+    return rules
 
 
 def _matches(thing, query):

@@ -16,7 +16,7 @@ import cahlib.swarm.worker
 from cahlib.swarm.engine import TOPIC
 
 #: In the environment, the folder.
-SPRUNG = "CAH_TEST_SPRUNG"
+SPRUNG = "TEST_SPRUNG"
 
 
 def spring(way):
@@ -51,6 +51,8 @@ def carried(job):
     """In place of the real one: answer a job by the way that its key names."""
     key = pickle.loads(job)[0][0]
     worker = distributed.get_worker()
+    # not before: a scheduler that does not know what to make of it would not let us in
+    worker.metrics["trap"] = lambda _: to_serialize(Trap("metrics"))
     worker.log_event(TOPIC, to_serialize(Trap("event")))
     worker.log_event("print", {"args": (to_serialize(Trap("print")),)})
     trap = pickle.dumps(Trap("warning"))
@@ -86,7 +88,6 @@ async def dask_setup(worker):
         return await get_data(comm, keys=keys, **named)
 
     worker.handlers["get_data"] = sent
-    worker.metrics["trap"] = lambda _: to_serialize(Trap("metrics"))
 
 
 def pickle_me(thing):

@@ -239,10 +239,17 @@ class Hosts:
 
 def set_up(logins: list[Login], goods: install.Package) -> dict[str, Exception]:
     """Make nodes of machines that are there, the first one the head; gives what went wrong."""
-    startup = Startup(lambda login, head: install.bring_up(login, goods, head=head))
+    startup = Startup(
+        lambda login, head: install.bring_up(login, goods, head=head, admit=admitted(logins))
+    )
     startup.start(logins, logins[0])
     startup.wait()
     return startup.errors()
+
+
+def admitted(logins: list[Login]) -> install.Admit:
+    """Return how the ports of machines are opened to them, and to this one."""
+    return lambda driver: [*(each.address for each in logins), driver]
 
 
 def _prepare(host: Host, told: dict) -> None:
@@ -251,11 +258,12 @@ def _prepare(host: Host, told: dict) -> None:
     for folder in (host.home / ".ssh", tools, etc):
         folder.mkdir(parents=True)
     for each in told["write_files"]:
-        if each["path"].endswith((".service", "dask.yaml", "watchdog.py", "watchdog.json")):
-            (etc / Path(each["path"]).name).write_text(each["content"])
-        if each["path"].endswith("crawl-scheduler"):
-            (tools / "crawl-scheduler").write_text(each["content"])
-            (tools / "crawl-scheduler").chmod(0o755)
+        path = Path(each["path"])
+        if path.parts[1:3] == ("etc", "cahlib") or path.suffix in (".service", ".py"):
+            (etc / path.name).write_text(each["content"])
+        if path.name in ("crawl-peers", "crawl-scheduler"):
+            (tools / path.name).write_text(each["content"])
+            (tools / path.name).chmod(0o755)
     (host.home / ".ssh/authorized_keys").write_text("\n".join(user["ssh_authorized_keys"]) + "\n")
     (host.base / "host_key").write_text(told["ssh_keys"]["ed25519_private"])
     for path in (host.home / ".ssh/authorized_keys", host.base / "host_key"):
@@ -271,6 +279,7 @@ def _prepare(host: Host, told: dict) -> None:
         ("systemctl", _SYSTEMCTL.replace("@BASE@", str(host.base))),
         ("sudo", '#!/bin/bash\nexec "${1##*/}" "${@:2}"\n'),
         ("cloud-init", "#!/bin/sh\necho status: done\n"),
+        ("nft", "#!/bin/sh\n"),
         ("nproc", "#!/bin/sh\necho 1\n"),
         ("python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n'),
     ):

@@ -36,6 +36,7 @@ _FILES = {
     "parcels.mount": ("/etc/systemd/system/var-lib-crawl-parcels.mount", "0644"),
     "dask.yaml": ("/etc/cahlib/dask.yaml", "0644"),
     "resolver": ("/usr/local/sbin/crawl-resolver", "0755"),
+    "peers": ("/usr/local/sbin/crawl-peers", "0755"),
     "scheduler": ("/usr/local/sbin/crawl-scheduler", "0755"),
     "sshd.conf": ("/etc/ssh/sshd_config.d/00-cahlib.conf", "0644"),
     "sudoers": ("/etc/sudoers.d/cahlib", "0440"),
