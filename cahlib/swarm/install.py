@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import image, wheel
-from cahlib.swarm.node import HOME, PARCELS, WATCHDOG
+from cahlib.swarm.node import BOOTED, HOME, PARCELS, WATCHDOG
 from cahlib.swarm.planner import scrapers
 from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
 
@@ -165,14 +165,18 @@ def _booted(login: Login, timeout: float) -> None:
     while True:
         try:
             with session(login) as node:
-                with suppress(Failed):  # its status is "error" if one mirror was away for a moment
+                # it says "error", and waits no longer, as soon as one mirror was away for a moment
+                with suppress(Failed):
                     node.run("cloud-init status --wait", timeout=deadline - time.monotonic())
-                node.run("python3 -c 'import ensurepip, venv'")
-                return
+                if node.run(f"ls {BOOTED} 2>/dev/null || true"):
+                    node.run("python3 -c 'import ensurepip, venv'")
+                    return
+            if time.monotonic() > deadline:
+                raise Failed(f"its first boot did not end within {timeout:g} s.")
         except Unreachable:  # sshd is restarted at the first boot, after it has answered once
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.5)
+        time.sleep(0.5)
 
 
 def _same_time(node: Session) -> None:

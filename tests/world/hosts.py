@@ -265,6 +265,7 @@ def _prepare(host: Host, told: dict) -> None:
             (tools / path.name).write_text(each["content"])
             (tools / path.name).chmod(0o755)
     (host.home / ".ssh/authorized_keys").write_text("\n".join(user["ssh_authorized_keys"]) + "\n")
+    (host.home / "booted").touch()
     (host.base / "host_key").write_text(told["ssh_keys"]["ed25519_private"])
     for path in (host.home / ".ssh/authorized_keys", host.base / "host_key"):
         path.chmod(0o600)

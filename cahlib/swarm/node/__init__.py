@@ -20,6 +20,9 @@ HOME = f"/home/{USER}"
 #: The user that the scheduler runs as.
 SCHEDULER = "crawl-head"
 
+#: Is there once the first boot has ended.
+BOOTED = f"{HOME}/booted"
+
 #: Where parcels lie, if `parcels.mount` could be.
 PARCELS = "/var/lib/crawl/parcels"
 
@@ -94,6 +97,7 @@ def user_data(keys: Keys, node: str, *, own: str = "") -> str:
             "/usr/local/sbin/crawl-resolver",
             "systemctl enable nftables",
             "systemctl restart nftables",
+            f"touch {BOOTED}",
         ],
     }
     return "#cloud-config\n" + json.dumps(told, indent=1) + "\n"  # JSON is YAML
