@@ -35,6 +35,7 @@ class Estimate:
     cost: float  #: of its servers, each started hour whole; 0 without
     currency: str
     judging: float  #: images a second that the model judges, if that is the slowest step; else 0
+    fed: int  #: cores that scrape as fast as it judges
     source: str  #: of the figures
 
     @property
@@ -54,7 +55,10 @@ class Estimate:
         part = f" That is {self.share:.0%} of what was asked for." if self.share < 0.995 else ""
         slow = ""
         if self.judging:
-            slow = f" The model is the slowest step: it judges {_rounded(self.judging)} images/s."
+            slow = (
+                f" The model is the slowest step: it judges {_rounded(self.judging)} images/s, as "
+                f"many as {plural(self.fed, 'core')} can fetch."
+            )
         return (
             f"Expect about {_rounded(self.links):,} links and {pairs} pairs {when}{money}, at "
             f"{self.rate:,.0f} links/s: {self.source}.{part}{slow}"
@@ -82,6 +86,7 @@ def expected(job: Job, servers: Price | None = None) -> Estimate:
         cost=servers.hourly * max(math.ceil(hours - 1e-9), 1) if servers else 0,
         currency=servers.currency if servers else "",
         judging=judging,
+        fed=math.ceil(rate / rates.core),
         source=rates.source,
     )
 

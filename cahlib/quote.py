@@ -21,7 +21,7 @@ class Quote:
 
     job: Job
     token: str = field(repr=False)
-    estimate: Estimate
+    estimate: Estimate | None = None  #: None: nobody knows how many cores will scrape
     room: str = ""  #: what the disk has and what is needed, as far as that can be known
     table: str = ""  #: the plan for servers, for people
     servers: int = 0
@@ -46,13 +46,14 @@ class Quote:
     @property
     def sentences(self) -> tuple[str, str, str]:
         """Return what is said below the plan; "" for what is not to be said."""
-        return str(self.estimate), self.room, self.crash
+        return str(self.estimate or ""), self.room, self.crash
 
 
 def quoted(job: Job, token: str) -> Quote:
     """Return what a job would make, cost and bring; makes nothing. Raises CahError."""
     if not job.place.has_servers:
-        return Quote(job=job, token=token, estimate=expected(job), room=told(job))
+        estimate = None if job.place.engine else expected(job)
+        return Quote(job=job, token=token, estimate=estimate, room=told(job))
     from cahlib.scrapers import server_plan, state
     from cahlib.swarm.crew import already
 

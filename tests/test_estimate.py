@@ -84,7 +84,7 @@ def test_without_a_gpu_the_model_is_what_more_servers_cannot_help(tmp_path, monk
     monkeypatch.setattr(rates, "has_gpu", lambda: False)
     slow = expected(mine, servers(4))
     assert slow.hours > 5 * fast.hours and slow.cost > fast.cost
-    assert slow.rate == 20 and "the slowest step: it judges 14 images/s" in str(slow)
+    assert slow.rate == 20 and "it judges 14 images/s, as many as 2 cores can" in str(slow)
     assert expected(mine, servers(8)).hours == slow.hours
 
 

@@ -9,6 +9,8 @@ from cahlib.config import replace
 from cahlib.curate import dataset, description, numbering, rows, seal
 from cahlib.curate.summary import lines
 from cahlib.curate.verify import verify
+from cahlib.rates import Meter, known
+from cahlib.records import Stage
 from cahlib.run import run
 from tests.world import small
 
@@ -44,6 +46,20 @@ def test_a_shard_that_cannot_be_written_costs_no_more_than_itself(tmp_path, monk
         outcome = run(replace(small.job(crawl, tmp_path / "set", web), attempts=2))
     assert (outcome.shards.done, outcome.shards.failed) == (3, 1)
     assert list(verify(tmp_path / "set")) == []
+
+
+def test_a_run_measures_its_shards_for_the_next_plan(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    crawl = small.write(tmp_path / "crawl", files=1, links=3)
+    with small.Pictures() as web:
+        job = small.job(crawl, tmp_path / "set", web)
+        monkeypatch.setattr("cahlib.run.Meter", lambda job: Meter(replace(job, replay="")))
+        outcome = run(job, scraping=small.scraping)
+    seen, tally = known(job), outcome.tally
+    assert seen.links == tally.done(Stage.FETCH) / outcome.shards.done
+    assert seen.pairs == (tally.left[Stage.JUDGE] / outcome.shards.done,) * 2
+    assert seen.images == tally.entered[Stage.JUDGE] / tally.done(Stage.FETCH)
+    assert 0 < seen.core != 14 and seen.model > 0 and "the last runs" in seen.source
 
 
 def test_parcels_that_a_kill_left_behind_go_at_the_next_launch(tmp_path, monkeypatch):

@@ -230,9 +230,9 @@ class Fleet:
         fit = [each for each in options if not self._is_dear(each[1])]
         if options and not fit and self.plan.missing(options, there, math.inf):
             self.tell(
-                f"what is still offered costs {self.plan.currency} "
-                f"{min(offer.hourly for _, offer in options):.4f} an hour or more a server: more "
-                f"than {_DEAR} times the plan's price, of a server or a core, or than max_cost "
+                f"what is still offered, from {self.plan.currency} "
+                f"{min(offer.hourly for _, offer in options):.4f} an hour, is too dear: a server "
+                f"or a core costs over {_DEAR} times what was planned, or more than max_cost "
                 "leaves; none is made."
             )
         ceiling = self.plan.limits.max_cost or math.inf
