@@ -63,7 +63,7 @@ class Blocklists:
         """Whether a pair is blocked, by the hex md5 of its url + text."""
         if self._pairs and bytes.fromhex(uid) in self._pairs:
             return True
-        return any(uid in each for each in self._filters)
+        return bool(self._filters) and any(uid in each for each in self._filters)
 
 
 def save_bloom(path: Path, uids: Iterable[str], *, expected: int, false_share: float) -> None:

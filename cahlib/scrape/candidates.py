@@ -41,6 +41,7 @@ def candidates(
     profile ``consent`` honours that or not.
     """
     choose = _Choice(options, blocked)
+    lost, left = tally.lost, tally.left
     position = 0
     for page in pages:
         shown = _shown(page, options)
@@ -50,25 +51,25 @@ def candidates(
         licence = ""
         tally.entered[Stage.CHOOSE] += len(shown)
         if len(page.url) > _MOST_KEPT:
-            tally.lost[Reason.LONG_URL] += len(shown)
+            lost[Reason.LONG_URL] += len(shown)
             continue
         texted = [link for link in shown if link.alt]
-        tally.lost[Reason.NO_TEXT] += len(shown) - len(texted)
+        lost[Reason.NO_TEXT] += len(shown) - len(texted)
         choose.turn_to(page, texted)
         for link in texted:
             answer = choose(link, base)
             if not isinstance(answer, tuple):
-                tally.lost[answer] += 1
+                lost[answer] += 1
                 continue
             url, text, uid = answer
             if refused and optouts is not None:
                 said = {**refused._asdict(), "obeyed": obeyed}
                 optouts.append(OptOut(url=url, where=page.url, time=time.time(), **said))
             if obeyed:
-                tally.lost[Reason.PAGE_OPTED_OUT] += 1
+                lost[Reason.PAGE_OPTED_OUT] += 1
                 continue
             licence = licence or _licence(page)
-            tally.left[Stage.CHOOSE] += 1
+            left[Stage.CHOOSE] += 1
             yield Candidate(
                 uid=uid,
                 position=position,

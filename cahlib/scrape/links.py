@@ -18,6 +18,7 @@ from cahlib.scrape.addresses import literal, public
 
 #: Files that are no photos.
 _NO_PICTURE = (".svg", ".svgz", ".gif", ".ico", ".css", ".js")
+_PICTURE = (".jpg", ".png", ".jpeg", ".webp")
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _WEB = frozenset({"http", "https"})
 #: The ports of the web; a crawl that tries others looks like a port scan.
@@ -31,6 +32,9 @@ _ORDINARY = re.compile(
 #: What changes where an address seems to lead: steps, backslashes, blanks and control characters.
 _ODD = re.compile(r"/(?:\.|%2e){1,2}(?=[/?]|\Z)|[\x00-\x20\\\x7f]", re.IGNORECASE)
 _ORIGIN = re.compile(r"(https?:)//[A-Za-z0-9.:-]+(?=/|\Z)")
+
+#: Whose parts ada gives as they stand (checked by test), without steps and names in Punycode.
+_PLAIN = re.compile(r"(https?)://((?:[a-z0-9-]+\.)+[a-z][a-z0-9-]*)(/[!$-&(-;=?-\[\]_a-z|~]*)")
 
 #: An address as ada gives it: user, host, port, path with query.
 _GIVEN = re.compile(
@@ -70,6 +74,9 @@ class Parts(NamedTuple):
 
 def split(url: str) -> Parts | None:
     """Return what an absolute address asks for, None if it is not one of the web."""
+    plain = _PLAIN.fullmatch(url)
+    if plain and "/." not in url and "/%2" not in url and "xn--" not in url:
+        return Parts(plain[1], plain[2], None, plain[3])
     try:
         given = _GIVEN.fullmatch(ada_url.normalize_url(_bytes_escaped(url)))
     except ValueError:
@@ -117,23 +124,26 @@ def refuse(url: str) -> Reason | None:
         scheme = _SCHEME.match(url)
         if scheme and scheme[1].lower() not in _WEB:
             return Reason.NOT_A_PICTURE_URL
-    path = url
-    if "?" in url or "#" in url:
-        path = url.partition("?")[0].partition("#")[0]
+    if url.endswith(_PICTURE) and "?" not in url and "#" not in url:
+        return None
+    path = url.partition("?")[0].partition("#")[0]
     return Reason.NOT_A_PICTURE_URL if path.rstrip()[-5:].lower().endswith(_NO_PICTURE) else None
 
 
 def absolute(url: str, base: Base, most: int) -> str | Reason:
     """An address made absolute, without its fragment and with its blanks escaped."""
-    url = url.partition("#")[0]
+    raw = url = url.partition("#")[0]
+    joined = _joined(url, base)
+    if answer := _ordinary(joined, most):
+        return answer
     if not (url.isascii() and url.isprintable()) or " " in url:
         url = url.translate(_DROPPED).strip(_ENDS).replace(" ", "%20")
     if not url:
         return Reason.BAD_URL
-    joined = _joined(url, base)
-    plain = joined and "/." not in joined and "/%2" not in joined
-    if plain and (match := _ORDINARY.fullmatch(joined)):
-        return Reason.LONG_URL if len(joined) > most else _host(match[1]) or joined
+    if url != raw:
+        joined = _joined(url, base)
+        if answer := _ordinary(joined, most):
+            return answer
     try:
         asked = join("" if _SCHEME.match(url) and not base.scheme else base.url, url)
         written = _written(joined or urljoin(base.url, url), asked)
@@ -145,6 +155,16 @@ def absolute(url: str, base: Base, most: int) -> str | Reason:
     if (int(given[3]) if given[3] else None) not in PORTS:
         return Reason.BAD_URL
     return Reason.LONG_URL if len(written) > most else _host(given[2]) or written
+
+
+def _ordinary(joined: str, most: int) -> str | Reason | None:
+    """The answer about an address that looks as most do, None about others."""
+    if not joined or "/." in joined or "/%2" in joined:
+        return None
+    match = _ORDINARY.fullmatch(joined)
+    if match is None:
+        return None
+    return Reason.LONG_URL if len(joined) > most else _host(match[1]) or joined
 
 
 def _joined(url: str, base: Base) -> str:

@@ -133,8 +133,10 @@ def in_page(page: Page) -> Said | None:
             signal = _signal(meta.equiv[:_MOST_NAME])
         if signal and (said := _in_element(signal, meta.content)):
             return said
+    if _LOWER.isdisjoint(map(str.lower, page.headers)):
+        return None
     speaking = [name for name in page.headers if name.lower() in _LOWER]
-    return spoken(_words(page.headers, speaking), "strict") if speaking else None
+    return spoken(_words(page.headers, speaking), "strict")
 
 
 @lru_cache(maxsize=1000)  # most pages have the same names, none of which speaks

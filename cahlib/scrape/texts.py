@@ -121,11 +121,12 @@ def judge(options: Crawl) -> Callable[[str], Text | Reason]:
     Where the page is asked as well, texts of all languages pass: `cahlib.scrape.evidence` decides.
     """
     wanted, by_page = languages.wanted(options), options.language_evidence == "page"
+    english = wanted == _ENGLISH and not by_page
     takes = None if wanted is None or by_page else wanted.takes
     whole = wanted.whole() if wanted is not None else frozenset()
 
     def judged(raw: str) -> Text | Reason:
-        if wanted == _ENGLISH and not by_page and not _LATIN.search(raw):
+        if english and not _LATIN.search(raw):
             return refuse(_spaced(raw), options) or Reason.LANGUAGE
         text = repaired(raw)
         reason = refuse(text, options)
@@ -155,8 +156,9 @@ def repaired(raw: str) -> str:
     """A text as people see it: mojibake mended by ftfy, no tags, white space normalised."""
     if "<" in raw:
         raw = _untagged(raw)
+    # of all white space in ASCII only " " is printable
     if raw.isascii() and raw.isprintable() and ";" not in raw:
-        return _spaced(raw)
+        return " ".join(raw.split()) if "  " in raw else raw.strip()
     if not _PLAIN.fullmatch(raw):
         raw = _BLANKS.sub(" ", raw)
         if "<" not in raw:
@@ -176,11 +178,8 @@ def _untagged(text: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    """A text with its white space normalised; most need that at their ends at most."""
-    # of all white space in ASCII only " " is printable
-    if "  " in text or not (text.isascii() and text.isprintable()):
-        return " ".join(text.split())
-    return text.strip()
+    """A text with its white space normalised."""
+    return " ".join(text.split())
 
 
 def refuse(text: str, options: Crawl) -> Reason | None:

@@ -32,6 +32,23 @@ def test_addresses_mean_what_they_mean_to_browsers(host, path, start, rest):
         assert answer == links.absolute(answer, links.Base.of(page, ""), 2000)
 
 
+NAME = st.from_regex(r"([a-c0-9-]{1,4}\.|xn--a\.){1,3}[a-c0x-]{1,3}", fullmatch=True)
+PRINTED = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=12)
+
+
+@settings(max_examples=400)
+@given(NAME, PATH | PRINTED)
+def test_the_parts_of_an_address_are_those_that_the_parser_finds(host, path):
+    url = f"https://{host}/{path}"
+    parts = links.split(url)
+    try:
+        meant = links.join("", url).partition("#")[0]
+    except ValueError:
+        assert parts is None
+    else:
+        assert f"https://{parts.host}{parts.target}" == meant
+
+
 ORDINARY = st.text(st.sampled_from("ab/?=&%+~@:!$()[],_-"), max_size=10)
 
 
