@@ -20,6 +20,9 @@ from cahlib.errors import ShardError, is_full, no_space
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
+#: A header without a name: mode 644, time 0, no owner.
+_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+_MOST_NAME, _MOST_SIZE = 100, 8**11
 #: Bytes that are written and hashed at once. Both give the interpreter's lock away and then wait
 #: for it: done for each file, an image of 30 kB cost 5.3 ms of CPU, not 4.9 (two threads decode,
 #: one fetches).
@@ -74,12 +77,22 @@ class TarWriter:
 
     def add(self, name: str, data: bytes) -> None:
         """Append a file; its header is the same on every machine and day."""
-        info = tarfile.TarInfo(name)  # mode 644, time 0, no owner
-        info.size = len(data)
+        header = _header(name, len(data))
         with disk(self._path.parent):
-            self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
+            self._file.write(header)
             self._file.write(data)
             self._file.write(bytes(-len(data) % _BLOCK))
+
+
+def _header(name: str, size: int) -> bytes:
+    """Return a file's header as `tarfile` writes it, in a fifth of the time."""
+    named = name.encode("ascii").ljust(_MOST_NAME, b"\0")
+    if len(named) > _MOST_NAME or size >= _MOST_SIZE:
+        raise ValueError(f"{name} does not fit into a tar of this form")
+    begin = named + _HEADER[100:124] + b"%011o\0" % size + _HEADER[136:148]
+    end = _HEADER[156:]
+    # the checksum counts itself as eight blanks
+    return b"%b%06o\0 %b" % (begin, sum(begin) + 8 * ord(" ") + sum(end), end)
 
 
 class _Hashed(io.FileIO):

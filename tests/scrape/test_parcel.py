@@ -19,7 +19,7 @@ from cahlib import __version__
 from cahlib.errors import RunError, ShardError
 from cahlib.records import Evidence, OptOut, Reason, Shard, Stage, Tally
 from cahlib.scrape import parcel as parcels
-from cahlib.scrape.tar import disk
+from cahlib.scrape.tar import TarWriter, disk
 from tests.world.pictures import candidate, image
 
 ROOT = Path(__file__).parent.parent.parent
@@ -83,6 +83,18 @@ def test_a_sealed_parcel_is_recognised_with_all_it_says(tmp_path):
     assert parcel.size == parcel.path.stat().st_size
     assert parcel.sha256 == hashlib.sha256(parcel.path.read_bytes()).hexdigest()
     assert {path.name for path in tmp_path.iterdir()} == {f"{SHARD.id}.tar", f"{SHARD.id}.json"}
+
+
+@pytest.mark.parametrize("size", [0, 7, 511, 512, 112_000])
+@pytest.mark.parametrize("name", [f"{'a' * 32}.json", "a.jpg", "b" * 100])
+def test_headers_are_those_of_tarfile(tmp_path, name, size):
+    with TarWriter(tmp_path / "a.tar") as writer:
+        writer.add(name, bytes(size))
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert (tmp_path / "a.tar").read_bytes()[:512] == info.tobuf(tarfile.USTAR_FORMAT)
+    with pytest.raises(ValueError, match="does not fit"), TarWriter(tmp_path / "b.tar") as writer:
+        writer.add("c" * 101, b"")
 
 
 def test_the_tar_is_the_same_whenever_and_wherever_it_is_made(tmp_path):
