@@ -71,6 +71,7 @@ class _Crossing(Generic[T]):
         self._items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
         self._begun = threading.Event()
         self._closed = False
+        self._full = False  # the async side may be waiting for room
         self.thread = threading.Thread(target=self._run, name="cahlib-bridge", daemon=True)
 
     def take(self, timeout: float) -> T | _End | _Late:
@@ -79,8 +80,9 @@ class _Crossing(Generic[T]):
             item = self._items.get(timeout=timeout)
         except queue.Empty:
             return _Late()
-        if not isinstance(item, _End):
-            self._call(self._room.release)
+        if self._full:  # asked for each item, the loop would be woken as often
+            self._full = False
+            self._call(self._room.set)
         return item
 
     def close(self) -> None:
@@ -108,7 +110,7 @@ class _Crossing(Generic[T]):
 
     async def _carry(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._room = asyncio.Semaphore(self._ahead)
+        self._room = asyncio.Event()
         task = asyncio.current_task()
         assert task is not None
         self._task = task
@@ -116,7 +118,11 @@ class _Crossing(Generic[T]):
         items = self._make()
         try:
             async for item in items:
-                await self._room.acquire()
+                while self._items.qsize() >= self._ahead:
+                    self._room.clear()
+                    self._full = True
+                    if self._items.qsize() >= self._ahead:  # else one was taken meanwhile
+                        await self._room.wait()
                 self._items.put(item)
         finally:
             await items.aclose()

@@ -123,6 +123,7 @@ class _Crew:
         self._ready: asyncio.Queue[Candidate | None] = asyncio.Queue()
         self._beginning = asyncio.Lock()
         self._moved = asyncio.Event()  # something in the two above has changed
+        self._awaited: Callable[[], bool] = lambda: True  # what the reader waits for
         self._reader = ThreadPoolExecutor(1, "cahlib-candidates")
         self._decoders = ThreadPoolExecutor(_DECODERS, "cahlib-decoder")
         self.finished: asyncio.Queue[Image | None] = asyncio.Queue(_AHEAD)
@@ -158,7 +159,8 @@ class _Crew:
             domain = domain_of(candidate.url)
             if following := self._turns.leave(domain):
                 self._start(domain, following)
-            self._moved.set()
+            if self._awaited():
+                self._moved.set()
 
     async def end(self, tasks: list[asyncio.Task[None]]) -> None:
         """Wait for the other tasks, and put an end behind the images; raises what a task raises."""
@@ -217,6 +219,7 @@ class _Crew:
         return not enough and len(self._turns) < _MOST_WAITING
 
     async def _until(self, true: Callable[[], bool]) -> None:
+        self._awaited = true
         while not true():
             self._moved.clear()
             await self._moved.wait()
