@@ -30,6 +30,12 @@ _NAME = re.compile(rb"[!#-'*+.0-9A-Z^-z|~-]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _INTERIM = re.compile(rb"[^\r\n]{0,12}[ \t]1(?!01)\d\d(?!\d)")
 _FRAMED = re.compile(rb"\n((?:content-length|transfer-encoding)[^\r\n]*)")
+_OTHER = rb"(?:(?!content-length|transfer-encoding)[!#-'*+.0-9A-Z^-z|~-]+: [ -~]*\r\n)*"
+#: What most heads look like: a single line says where the body ends, and nothing is to be changed.
+_REGULAR = re.compile(
+    rb"HTTP/1\.1 [2-5]\d\d [ -~]*\r\n%bcontent-length: \d{1,18}\r\n%b\r\n" % (_OTHER, _OTHER),
+    re.IGNORECASE,
+)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -95,6 +101,10 @@ class Handler(ResponseHandler):
         """Wait for a whole head, and then hand on all that comes."""
         waiting = self._head
         if waiting is None or not data:
+            super().data_received(data)
+            return
+        if not waiting and _REGULAR.match(data):  # is not copied
+            self._head = None
             super().data_received(data)
             return
         waiting += data
