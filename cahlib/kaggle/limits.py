@@ -24,7 +24,7 @@ _LEAST = 0.5
 QUEUE = 1.0
 
 
-def allowed(kaggle: Kaggle, hours: float, *, tell: Callable[[str], None]) -> float:
+def allowed(kaggle: Kaggle, hours: float, *, tell: Callable[[str], None] = lambda _: None) -> float:
     """Return the hours of a session that may begin now; raises ConfigError if none may."""
     others = kaggle.at_work(timedelta(hours=MOST + QUEUE))
     if len(others) >= _AT_ONCE:

@@ -26,6 +26,9 @@ T = TypeVar("T")
 #: Seconds for a question, and for what brings files.
 _ASK, _BRING = 60, 1800
 
+#: Seconds between tries to bring something over a network that is away.
+_PAUSES = (1, 2, 4, 8, 16)
+
 #: How a kernel has ended, as Kaggle says it.
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
 
@@ -235,6 +238,21 @@ def _authenticated() -> Any:
                     password=told.get(self.CONFIG_NAME_KEY),
                     api_token=told.get(self.CONFIG_NAME_TOKEN),
                 )
+
+            def with_retry(self, func: Callable[..., T], *_: Any) -> Callable[..., T]:
+                """Try for half a minute, in silence: the package prints each error as it is."""
+
+                def retried(*arguments: Any, **more: Any) -> T:
+                    for pause in _PAUSES:
+                        try:
+                            return func(*arguments, **more)
+                        except Exception as error:  # of any kind: those of the network pass
+                            if not isinstance(_translated(error), Away):
+                                raise
+                        time.sleep(pause)
+                    return func(*arguments, **more)
+
+                return retried
 
         api = Api()
         try:

@@ -152,7 +152,7 @@ def _attend(
             hours = session.hours
             tell(f"{kernel} is running; following it.")
         else:
-            hours = allowed(kaggle, session.hours, tell=tell)
+            hours = allowed(kaggle, session.hours)
             _launch(session, kaggle, servers, hours, tell)
         tend = servers.tend if servers else lambda: None
         state = follow(kaggle, kernel, hours, pause=session.pause, tell=tell, tend=tend)
@@ -186,9 +186,10 @@ def left_alone(session: Session, user: str) -> str:
     costs = "its servers cost money" if has_servers else "costs GPU hours, but no money"
     end = (
         f"`cah swarm down --run {run_of(note.inputs)}` with HCLOUD_TOKEN set deletes its servers, "
-        "and the kernel ends within minutes of it"
+        "and the kernel ends within a minute of it"
         if has_servers
-        else f"cancel it at https://www.kaggle.com/code/{user}/{session.name}, which no program can"
+        else f"cancel it on its page, https://www.kaggle.com/code/{user}/{session.name}: no "
+        "program can"
     )
     return (
         f"interrupted here. The kernel works on and {costs}, for {session.hours:g} hours at most; "

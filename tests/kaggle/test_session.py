@@ -200,6 +200,18 @@ def test_a_push_that_is_refused_says_why(service, launch, refusal, sentence):
     launch()  # nothing is left to fetch from the one that was refused
 
 
+def test_a_network_that_blinks_while_files_are_brought_costs_no_session(service, launch, capfd):
+    service.run = completes
+    service.before = lambda name: setattr(
+        service, "lost", name == "CreateDataset" and service.calls.count(name) == 1
+    )
+    launch()
+    shown = capfd.readouterr()
+    assert (
+        service.calls.count("CreateDataset") == 2 and "Request failed" not in shown.out + shown.err
+    )
+
+
 def test_two_kernels_that_work_are_seen_before_anything_is_made(service, launch):
     service.others = {"ada/first": "RUNNING", "ada/on-a-cpu": "RUNNING", "ada/older": "COMPLETE"}
     service.run = completes
@@ -235,7 +247,7 @@ def test_what_a_session_may_have_is_said_before_the_question(service, launch):
         (
             {"swarm": 0},
             False,
-            "but no money, .*cancel it at https://www.kaggle.com/code/ada/cahlib",
+            "but no money, .*cancel it on its page, https://www.kaggle.com/code/ada/cahlib",
         ),
     ],
 )

@@ -17,11 +17,16 @@ from cahlib.scrape import scrape
 from cahlib.scrape.shards import shards
 from cahlib.swarm import engine, install
 from cahlib.swarm.cluster import Reach
+from cahlib.swarm.fleet import Fleet
+from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
+from cahlib.swarm.planner import Limits, plan
 from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Failed, Login, session
+from cahlib.swarm.watchdog import Watchdog
 from tests.world import hosts, jobs, machines
+from tests.world.cloud import Account, Cloud, serve
 
 
 @pytest.fixture(scope="module", params=machines.IMAGES, ids=lambda image: image.name)
@@ -177,3 +182,34 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
         ]
     running.power(running.all["beta"])
     assert not scrapers.gather(["beta"], timeout=jobs.LIMIT)
+
+
+def test_a_watchdog_is_alone_with_its_token(logins, running, tmp_path):
+    one, token = Account(limit=4), "token-of-the-watchdog"
+    with serve(Cloud({"token-of-ada": one, token: one}), host=running.address) as cloud:
+        limits, said = Limits(nodes=2), []
+        theirs = accounts("token-of-ada", endpoint=cloud.url)
+        made = Fleet("r1", plan(theirs, limits), lambda name: "", said.append)
+        made.prepare("ssh-ed25519 AAAA")
+        made.fill()
+        head = next(s.name for s in made.servers() if s.labels["role"] == "head")
+        dog = Watchdog(token=token, endpoint=cloud.url, silence=600, look=1)
+        goods = install.package(tmp_path / "wheel", wheelhouse=machines.WHEELS)
+        for silence in (600, 1):
+            dog = dataclasses.replace(dog, silence=silence)
+            told = dataclasses.replace(goods, watchdog=lambda name, dog=dog: dog.told(head, made))
+            install.bring_up(logins[0], told, head=logins[0])
+            with session(logins[0]) as node:
+                for secret in (
+                    "cat /etc/cahlib/watchdog.json",
+                    "sudo -n cat /etc/cahlib/watchdog.json",
+                    "ls /run/credentials/crawl-watchdog.service",
+                    "sudo -n tee /etc/shadow < /dev/null",
+                ):
+                    with pytest.raises(Failed):
+                        node.run(secret)
+        jobs.until(lambda: not cloud.servers("token-of-ada"))
+        assert token not in install.log(logins[0], lines=1000)
+    install.bring_up(logins[0], goods, head=logins[0])
+    with session(logins[0]) as node:
+        assert node.run("systemctl is-active crawl-watchdog || true").strip() == "inactive"
