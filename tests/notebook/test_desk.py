@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +26,7 @@ from cahlib.notebook.place import Place
 from tests.world import cloud as clouds
 from tests.world import judged
 from tests.world.jobs import LIMIT, until
+from tests.world.races import together
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +230,37 @@ def test_a_click_while_the_plan_is_made_orders_nothing(desks, place, values, mon
         answer.set()
         until(lambda: not desk.buttons["start"].disabled)
         assert calls == 1 and not desk.child.running() and "POST /servers" not in cloud.calls
+
+
+class Meeting(set):
+    """A set in which a look waits, for half a second at most, for that of another thread."""
+
+    def __init__(self):
+        super().__init__()
+        self.both = threading.Barrier(2)
+
+    def __contains__(self, what):
+        found = super().__contains__(what)
+        with suppress(threading.BrokenBarrierError):
+            self.both.wait(0.5)
+        return found
+
+
+def test_what_two_threads_ask_for_at_once_is_done_once(desks, place, values):
+    """Clicks are not alone: the thread that draws asks, too."""
+    desk, begun, go = desks(place, {}, values), [], threading.Event()
+
+    def work():
+        begun.append(None)
+        go.wait(LIMIT)
+
+    others = set(threading.enumerate())
+    desk._doing = Meeting()
+    together(*[lambda: desk._beside("any", work)] * 2)
+    go.set()
+    for each in set(threading.enumerate()) - others:
+        each.join(LIMIT)
+    assert len(begun) == 1
 
 
 def left_behind(cloud, run, *, age):

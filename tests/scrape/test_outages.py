@@ -143,9 +143,11 @@ def test_a_cut_in_the_middle_costs_nothing_but_time(trouble):
         assert run.outages.lasting() == 0
     assert len(arrived) == len(before) + len(after) + 20
     assert set(arrived.values()) == {1}
-    lost = Counter(reason for _, reason in DEAD.values())
-    lost[Reason.NO_ROBOTS] += lost.pop(Reason.TIMEOUT)
-    assert {reason: n for reason, n in run.tally.lost.items() if n} == lost
+    assert run.tally.lost[Reason.DNS] == 2
+    # a busy machine hears after 3 s that nobody is at an address, before it has given up waiting
+    refused, silent = run.tally.lost[Reason.REFUSED], run.tally.lost[Reason.NO_ROBOTS]
+    assert refused in (1, 2) and refused + silent == 3
+    assert sum(run.tally.lost.values()) == len(DEAD)
     assert run.evidence.silent == []
 
 
