@@ -555,6 +555,32 @@ class Busy:
                 self.world.crowd.give_back(self.world.rival, found.number)
 
 
+def test_a_shard_is_forgotten_before_it_can_be_leased_again(place, monkeypatch):
+    """Between the note that it is given back and its end in the ledger, others have a second."""
+    monkeypatch.setattr(shared, "_PAUSE", 0)
+    world, again = World(*place, kind="hybrid", count=1), []
+    worker = world.launch()
+    forget = world.ledger.forget
+
+    def others():
+        worker._tell()
+        again.append(worker.lease())
+
+    def forgetting(shard):
+        world.ledger.forget = forget
+        other.start()
+        other.join(1)
+        forget(shard)
+
+    other = threading.Thread(target=others, daemon=True)
+    world.ledger.forget = forgetting
+    shard = worker.lease()
+    worker.give_back(shard, "no storage")
+    other.join()
+    assert again == [shard] and worker.in_state("leased") == [shard]
+    world.close()
+
+
 @pytest.mark.parametrize("kind", ["hybrid", "cpu", "gpu"])
 def test_threads_that_are_held_up_anywhere_lose_no_lease(place, kind, monkeypatch):
     monkeypatch.setattr(shared, "_PAUSE", 0)  # what is given back may be leased again at once
