@@ -29,6 +29,7 @@ from cahlib.notebook.machine import Gauge
 from cahlib.notebook.memory import remember, remembered
 from cahlib.notebook.orphans import Lookout
 from cahlib.notebook.place import Place, mount_drive, online, secret
+from cahlib.private import WATCHDOG
 from cahlib.quote import Quote, quoted
 
 _LOG = logging.getLogger(__name__)
@@ -123,7 +124,10 @@ class Desk:
 
     def _ask(self, job: Job, token: str) -> None:
         if job.place.has_servers:
+            from cahlib.scrapers import guard
+
             self._say("Asking the cloud for offers and prices …")
+            guard(job, self._environment.get(WATCHDOG, ""), token)  # before an order, not after
         quote = quoted(job, token)
         if token:
             self._lookout.look(self.child, token)

@@ -173,6 +173,12 @@ def test_servers_are_planned_and_priced_before_any_is_made(desks, place, values,
         desk = desks(place, {}, values | {"swarm": 2, "hours": 8, "location": "moon"})
         desk.form.password.value = "wrong-token"
         plan, start = desk.buttons["plan"], desk.buttons["start"]
+        desk.form.fields["watchdog"].write("yes")
+        plan.click()
+        until(
+            lambda: "watchdog: put CAH_WATCHDOG_TOKEN" in desk.message.value and not plan.disabled
+        )
+        desk.form.fields["watchdog"].write("no")
         plan.click()
         until(lambda: "token" in desk.message.value and not plan.disabled)
         assert "token" in desk.form.token_note.value
@@ -188,7 +194,7 @@ def test_servers_are_planned_and_priced_before_any_is_made(desks, place, values,
         plan.click()
         until(lambda: not start.disabled)
         assert "EUR" in desk.parts["plan"].value and "8 hours" in desk.parts["plan"].value
-        assert "the servers go on costing EUR 0.014 an hour" in desk.parts["plan"].value
+        assert "the servers go on costing EUR 0.0140 an hour" in desk.parts["plan"].value
         assert start.description == "Order 2 servers at EUR 0.014 an hour"
         desk.form.fields["max_cost"].write("0.5")  # another job, another promise
         assert start.disabled and desk.parts["plan"].value == ""

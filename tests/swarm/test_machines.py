@@ -184,7 +184,7 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
     assert not scrapers.gather(["beta"], timeout=jobs.LIMIT)
 
 
-def test_a_watchdog_is_alone_with_its_token(logins, running, tmp_path):
+def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
     one, token = Account(limit=4), "token-of-the-watchdog"
     with serve(Cloud({"token-of-ada": one, token: one}), host=running.address) as cloud:
         limits, said = Limits(nodes=2), []
@@ -194,7 +194,6 @@ def test_a_watchdog_is_alone_with_its_token(logins, running, tmp_path):
         made.fill()
         head = next(s.name for s in made.servers() if s.labels["role"] == "head")
         dog = Watchdog(token=token, endpoint=cloud.url, silence=600, look=1)
-        goods = install.package(tmp_path / "wheel", wheelhouse=machines.WHEELS)
         for silence in (600, 1):
             dog = dataclasses.replace(dog, silence=silence)
             told = dataclasses.replace(goods, watchdog=lambda name, dog=dog: dog.told(head, made))
