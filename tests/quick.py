@@ -15,7 +15,10 @@ import pytest
 #: Imports that take seconds, and after which models are loaded or processes started.
 _SLOW = {"torch", "open_clip", "tensorflow", "distributed", "playwright"}
 #: What is told when a process is started, and the module that multiprocessing does it by.
-_STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn", "multiprocessing.popen_spawn_posix"}
+_STARTS = {
+    "subprocess.Popen", "os.fork", "os.posix_spawn", "multiprocessing.popen_spawn_posix",
+    "multiprocessing.popen_forkserver",
+}  # fmt: skip
 
 
 def enforce() -> None:

@@ -1,7 +1,6 @@
-"""The readers of strangers' bytes, for a second of a processor each; `make fuzz` takes longer."""
+"""The readers of strangers' bytes, by the same few inputs each time; `make fuzz` tries others."""
 
 import random
-import time
 
 import hypothesis
 import pytest
@@ -12,16 +11,15 @@ from tests.fuzz.targets import TARGETS
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_garbage_that_begins_well_breaks_no_reader(name):
-    seed = random.randrange(2**32)
-    chance, end = random.Random(seed), time.process_time() + 1
+    chance = random.Random(name)
     for beginning in TARGETS[name].beginnings:
         TARGETS[name].read(beginning)
-    while time.process_time() < end:
+    for _ in range(200):
         data = changed(chance, chance.choice(TARGETS[name].beginnings))
         try:
             TARGETS[name].read(data)
         except Exception as error:
-            raise AssertionError(f"{name}, seed {seed}, broke on {data[:2000]!r}") from error
+            raise AssertionError(f"{name} broke on {data[:2000]!r}") from error
 
 
 def test_the_suite_draws_the_same_examples_each_time():
