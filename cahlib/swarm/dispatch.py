@@ -78,13 +78,14 @@ def stuck(
 ) -> list[str]:
     """Return the keys of jobs that wait for a busy worker while another one is free.
 
-    Dask gives the job of a worker that died to another one, behind what that one runs.
+    Dask gives the job of a worker that died to another one, behind what that one runs. One without
+    slots is drained, and may finish what it has.
     """
     behind, free = list[str](), 0
     for address, slot in slots.items():
         keys = [key for key in assigned.get(address, ()) if not key.startswith(PIECE)]
         free += max(slot - len(keys), 0)
         own = {key: job for key in keys if (job := jobs.get(key)) and job.takes_slot}
-        if (surplus := len(keys) - slot) > 0:
+        if slot and (surplus := len(keys) - slot) > 0:
             behind += sorted(own, key=lambda key: own[key].since)[-surplus:]
     return behind[:free]

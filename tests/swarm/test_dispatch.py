@@ -42,6 +42,7 @@ def test_the_job_that_came_last_to_a_busy_worker_goes_to_a_free_one(monkeypatch)
     assert stuck(jobs, moved | {"three": ["cahlib-piece-1"]}, {"one": 1, "three": 1}) == ["b"]
     assert stuck(jobs, moved, {"one": 2, "three": 1}) == []
     assert stuck(jobs, {"one": ["a"], "three": ["b"]}, {"one": 1, "three": 1}) == []
+    assert stuck(jobs, {"one": ["a"]}, {"one": 0, "three": 1}) == []  # it is drained
 
 
 def test_a_job_of_a_worker_that_was_restarted_has_its_time_anew(monkeypatch):
