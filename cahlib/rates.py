@@ -81,8 +81,8 @@ class Meter:
 
     def __init__(self, job: Job) -> None:
         self._keys, self._worked = _keys(job), 0.0
-        # what is replayed, as in the demo, says nothing of the web
-        self._path = None if job.download.replay else _path()
+        # what is replayed, as in the demo, says nothing of the web, nor what strangers scraped of us
+        self._path = None if job.download.replay or job.place.tracker else _path()
 
     def add(self, tally: Tally, *, scraped: float, worked: float) -> None:
         """Note a shard, that took ``scraped`` seconds, and until when the model has worked."""

@@ -64,10 +64,10 @@ def test_the_latest_shards_count_most(tmp_path):
     assert 9 < known(job(tmp_path)).core < 10
 
 
-def test_what_is_replayed_says_nothing_of_the_web(tmp_path):
-    demo = job(tmp_path, replay="127.0.0.1:1")
-    Meter(demo).add(shard(), scraped=1, worked=1)
-    assert known(demo).core == 14
+@pytest.mark.parametrize("by", [{"replay": "127.0.0.1:1"}, {"tracker": "http://tracker.example"}])
+def test_what_is_replayed_or_was_scraped_by_others_is_not_measured(tmp_path, by):
+    Meter(job(tmp_path, **by)).add(shard(), scraped=1, worked=1)
+    assert known(job(tmp_path, **by)).core == 14
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"scraped here": 3}', '{"scraped here": {"x": []}}'])
