@@ -81,7 +81,7 @@ class Meter:
 
     def __init__(self, job: Job) -> None:
         self._keys, self._worked = _keys(job), 0.0
-        # what is replayed, as in the demo, says nothing of the web, nor what strangers scraped of us
+        # what is replayed, as in the demo, says nothing of the web, nor what others scraped of us
         self._path = None if job.download.replay or job.place.tracker else _path()
 
     def add(self, tally: Tally, *, scraped: float, worked: float) -> None:
