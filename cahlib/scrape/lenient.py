@@ -39,6 +39,11 @@ _REGULAR = re.compile(
 _CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
 
 
+def is_regular(data: bytes) -> bool:
+    """Return whether some bytes begin with a whole head in which nothing is to be changed."""
+    return _REGULAR.match(data) is not None
+
+
 def normal(head: bytes) -> bytes | None:
     """Return a head, with its empty line, in regular form; None if it must stay as it is."""
     first, *rest = re.split(rb"\r?\n", head.rstrip(b"\r\n"))
@@ -103,7 +108,7 @@ class Handler(ResponseHandler):
         if waiting is None or not data:
             super().data_received(data)
             return
-        if not waiting and _REGULAR.match(data):  # is not copied
+        if not waiting and is_regular(data):  # is not copied
             self._head = None
             super().data_received(data)
             return
