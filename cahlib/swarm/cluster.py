@@ -90,17 +90,17 @@ class Worker(msgspec.Struct, frozen=True):
 def connected(reach: Reach, timeout: float) -> Client:
     """A client; raises RunError if nobody answers, or not as a member of the same swarm."""
     unpickling.restrict()
+    # that Python is another there, as a client also says when it connects anew: what crosses is
+    # records and names of functions
+    warnings.simplefilter("ignore", VersionMismatchWarning)
     try:
-        with warnings.catch_warnings():
-            # that Python is another there: what crosses is records and names of functions
-            warnings.simplefilter("ignore", VersionMismatchWarning)
-            client = Client(
-                reach.address,
-                security=_security(reach.keys) if reach.keys else None,
-                timeout=timeout,
-                direct_to_workers=True,
-                set_as_default=False,
-            )
+        client = Client(
+            reach.address,
+            security=_security(reach.keys) if reach.keys else None,
+            timeout=timeout,
+            direct_to_workers=True,
+            set_as_default=False,
+        )
     except (OSError, TimeoutError, ValueError, RuntimeError) as error:
         raise RunError(
             f"no Dask cluster answers at {reach.address} ({error}); is it running, and do the "

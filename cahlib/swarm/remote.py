@@ -312,6 +312,8 @@ class Remote:
                 job.coming = False
                 return
             said = wire.answer(future.result(timeout=self._reach.patience))
+            if (said.lacks or said.parcel) and said.host not in hosts(self._client, future):
+                raise Refused("It speaks for another machine.")
             if said.lacks:
                 lacks = [job.files[n] for n in said.lacks if n < len(job.files)]
                 self._supplies.bring(self._client, lacks, said.host)

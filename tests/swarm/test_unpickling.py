@@ -130,7 +130,7 @@ def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeyp
     monkeypatch.setattr("cahlib.swarm.remote._TRIES", 2)
     with remote(swarm.reach, tmp_path) as scrapers:
         jobs.until(lambda: swarm.held() and scrapers.slots)
-        for way in ("result", "type", "exception", "traceback", "nothing"):
+        for way in ("result", "type", "exception", "traceback", "nothing", *hostile.ELSEWHERE):
             scrapers.submit(way, jobs.double, 1, limit=jobs.LIMIT)
             assert isinstance(swarm.taken(scrapers), ShardError | RuntimeError), way
         assert scrapers.told() == []

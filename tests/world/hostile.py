@@ -14,9 +14,14 @@ from distributed.protocol.serialize import ToPickle
 
 import cahlib.swarm.worker
 from cahlib.swarm.engine import TOPIC
+from cahlib.swarm.wire import Answer, encode
 
 #: In the environment, the folder.
 SPRUNG = "TEST_SPRUNG"
+
+
+#: Which machines a worker speaks for, by the job: the driver's own, and another node.
+ELSEWHERE = {"driver": "", "other": "127.0.0.3"}
 
 
 def spring(way):
@@ -63,6 +68,8 @@ def carried(job):
         raise Trap("exception")
     if key == "traceback":
         raise ValueError("traceback")
+    if key in ELSEWHERE:
+        return encode(Answer(lacks=(0,), host=ELSEWHERE[key]))
     if key == "nothing":
         return b"nothing"
     return Trap(key)
