@@ -198,7 +198,7 @@ def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
         for silence in (600, 1):
             dog = dataclasses.replace(dog, silence=silence)
             told = dataclasses.replace(goods, watchdog=lambda name, dog=dog: dog.told(head, made))
-            install.bring_up(logins[0], told, head=logins[0])
+            install.bring_up(logins[0], told, head=logins[0], admit=hosts.admitted(logins))
             with session(logins[0]) as node:
                 for secret in (
                     "cat /etc/cahlib/watchdog.json",
@@ -210,6 +210,6 @@ def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
                         node.run(secret)
         jobs.until(lambda: not cloud.servers("token-of-ada"))
         assert token not in install.log(logins[0], lines=1000)
-    install.bring_up(logins[0], goods, head=logins[0])
+    install.bring_up(logins[0], goods, head=logins[0], admit=hosts.admitted(logins))
     with session(logins[0]) as node:
         assert node.run("systemctl is-active crawl-watchdog || true").strip() == "inactive"
