@@ -77,6 +77,8 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
 def _front(found: Summary, name: str, languages: list[str]) -> str:
     """What a hub reads."""
     size = next((label for bound, label in _SIZES if found.pairs < bound), "n>1B")
+    # One config: HF datasets (5.2) reads each of a repository's with the builder of the first, so
+    # one for the tars fails; the card shows how `load_dataset("webdataset", …)` reads them.
     # quoted: Norwegian's "no" means false in YAML
     codes = "".join(f'\n- "{code}"' for code in languages if code.isalpha() and len(code) < 4)
     language = f"language:{codes}\n" if codes and languages != ["all"] else ""
