@@ -20,9 +20,10 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, case, delete, func, select, update
 
-from cahlib.records import Shard, Stage, Tally
-from cahlib.tracker import checks, credit, names, people, uids
-from cahlib.tracker.claims import BY_SECRET, claiming, coming, completing, found, hashed
+from cahlib.records import Shard, Tally
+from cahlib.tracker import blame, checks, credit, names, people, uids
+from cahlib.tracker.claims import BY_SECRET, claiming, coming, found, hashed
+from cahlib.tracker.completion import complete, require_fitting
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import (
     Closed,
@@ -39,6 +40,10 @@ from cahlib.tracker.schema import failures, shards, workers
 
 #: A sign of life is written down when the last one is older than this, in seconds.
 _SEEN = 10
+#: Workers that are remembered between two such moments.
+_MOST_RECOGNIZED = 100_000
+#: Shards that one call leases at most.
+MOST_LEASES = 64
 #: GPU workers that must fail with a parcel before it is dropped: one of them may lie.
 _DOUBTS = 2
 
@@ -60,6 +65,8 @@ class Crowd:
         self._database, self._clock, self.rules = database, clock, rules
         # Until then nothing runs out: after a restart workers need a while to say that they live.
         self._patient = clock() + min(rules.lease / 3, 120)
+        #: by the hash of its secret: the worker, and when it was last written that it lives
+        self._recognized: dict[bytes, tuple[Worker, float]] = {}
 
     def register(
         self, nickname: str, kind: Kind, *, proof: str = "", old: bool = False
@@ -88,42 +95,64 @@ class Crowd:
     def known(self, secret: str) -> Worker:
         """The worker of this secret."""
         with self._database.read() as connection:
-            return found(connection.execute(BY_SECRET, {"hash": hashed(secret)}).first())
+            return self._recognize(connection, hashed(secret))[0]
+
+    def _recognize(self, connection: Connection, key: bytes) -> tuple[Worker, float]:
+        """Return the worker whose secret has this hash, and when it was seen; raise Unknown."""
+        row = connection.execute(BY_SECRET, {"hash": key}).first()
+        return found(row), row.last_seen if row else 0.0
 
     def lease(self, secret: str, *, old: bool = False) -> Lease | None:
-        """The next shard for this worker, if any.
+        """Lease the next shard to this worker, if there is one."""
+        return next(iter(self.lease_several(secret, 1, old=old)), None)
+
+    def lease_several(self, secret: str, count: int, *, old: bool = False) -> list[Lease]:
+        """Lease the next shards to this worker, ``count`` at most.
 
         ``old``: by the old protocol, whose workers hold one shard at most and give it back by
         asking for another. They do not say why, and may have failed: so the attempt counts.
         """
-        with self.acting(secret) as (connection, worker):
+        with self.acting(secret, lookup=False) as (connection, worker):
             if old:
                 self._release(connection, worker, _HELD, back=0)
-            lease = self._claim(connection, worker, old=old)
-            if lease is None and self._expire(connection):
-                lease = self._claim(connection, worker, old=old)
-            return lease
+            leases = self._claim(connection, secret, worker, count, old=old)
+            if not leases and self._expire(connection):
+                leases = self._claim(connection, secret, worker, count, old=old)
+            if not leases:
+                self._recognize(connection, hashed(secret))
+            return leases
 
     def finished(self, secret: str) -> bool:
         """Whether this worker will be given no shard any more, whatever the others do."""
         with self._database.read() as connection:
-            worker = found(connection.execute(BY_SECRET, {"hash": hashed(secret)}).first())
+            worker, _ = self._recognize(connection, hashed(secret))
             return connection.execute(coming(worker.kind), _me(worker)).first() is None
 
-    def _claim(self, connection: Connection, worker: Worker, *, old: bool) -> Lease | None:
+    def _claim(
+        self, connection: Connection, secret: str, worker: Worker, count: int, *, old: bool
+    ) -> list[Lease]:
         lane = 1 if old and worker.kind is Kind.GPU else 0
         values = {
             **_me(worker),
+            "hash": hashed(secret),
             "until": self._clock() + (self.rules.old_lease if old else self.rules.lease),
             "most": self.rules.most_held,
         }
-        row = connection.execute(claiming(worker.kind, lane), values).first()
-        if row is None:
-            return None
-        if row.attempts > 1:  # until now, who had fallen silent could have come back to it
-            uids.forget(connection, row.number)
-        shard = Shard(id=row.id, url=row.url, half=row.half)
-        return Lease(number=row.number, shard=shard, expires=row.expires, parcel=row.parcel)
+        rows: Sequence[Any] = ()
+        for size in dict.fromkeys((min(count, MOST_LEASES), 1)):  # it may hold just one more
+            rows = rows or connection.execute(claiming(worker.kind, lane, size), values).all()
+        for row in rows:
+            if row.attempts > 1:  # until now, who had fallen silent could have come back to it
+                uids.forget(connection, row.number)
+        return [
+            Lease(
+                number=row.number,
+                shard=Shard(id=row.id, url=row.url, half=row.half),
+                expires=row.expires,
+                parcel=row.parcel,
+            )
+            for row in sorted(rows, key=lambda row: (row.attempts, row.number))
+        ]
 
     def beat(
         self, secret: str, numbers: Sequence[int], progress: str = "", *, old: bool = False
@@ -151,32 +180,25 @@ class Crowd:
 
     def complete(self, secret: str, number: int, result: Result) -> Closed:
         """Close a shard whose pairs are made; those that another brought first do not count."""
-        with self.acting(secret) as (connection, worker):
+        with self.acting(secret, lookup=False) as (connection, worker):
             if worker.kind is Kind.CPU:
                 raise Invalid("A CPU worker brings a parcel; it has no pairs to count.")
-            values = {
-                "number_": number, "me": worker.id, "pairs_": result.pairs, "now": self._clock(),
-                "output_": result.output, "tally_": result.account(),
-            }  # fmt: skip
-            self._must_fit(connection, worker, number, result)
-            closed = connection.execute(completing(worker.kind), values).first()
+            require_fitting(connection, worker, number, result)
+            values = {"now": self._clock(), "hash": hashed(secret)}
+            closed = complete(self._database, connection, worker, number, result, values)
             if closed is None:
+                self._recognize(connection, hashed(secret))
                 done = (shards.c.state == "done") & (shards.c.worker == worker.id)
                 self._must(connection, number, done)
                 late = uids.settled_again(self._database, connection, number, result.uids or ())
                 return Closed(counted=False, lost=tuple(late))
-            late = uids.settle(self._database, connection, number, result.uids or ())
             if closed.left:
                 uids.revive_left(self._database, connection, number)
-            if late:
-                left = {"pairs": result.pairs - len(late), "tally": result.account(late=len(late))}
-                connection.execute(update(shards).where(shards.c.number == number).values(**left))
             if closed.checks is not None:
                 checks.compare(connection, number, closed.checks, result.uids or ())
             if result.uids and random.random() < self.rules.verify:
                 checks.begin(self._database, connection, number, worker.nickname)
-            self._count(connection, worker, done=1, pairs=result.pairs - len(late))
-            return Closed(counted=True, lost=tuple(late))
+            return Closed(counted=True, lost=tuple(closed.late))
 
     def deliver(
         self,
@@ -220,13 +242,20 @@ class Crowd:
             attempts = self._part(connection, worker, number, error)
             return self._blame(connection, worker.id, number, attempts, error)
 
+    def _blame(
+        self, connection: Connection, worker: int | None, number: int, attempts: int, error: str
+    ) -> bool:
+        if worker is not None:
+            blame.note(self._database, connection, worker, number, error, self._clock())
+        return blame.set_aside(connection, number, attempts, self.rules)
+
     def refetch(self, secret: str, number: int, error: str) -> bool:
         """A GPU worker cannot fetch a parcel; if two cannot, somebody else scrapes it anew."""
         with self.acting(secret) as (connection, worker):
             if worker.kind is not Kind.GPU:
                 raise Invalid("Only a GPU worker fetches parcels.")
             attempts = self._part(connection, worker, number, error)
-            self._note(connection, worker.id, number, error)
+            blame.note(self._database, connection, worker.id, number, error, self._clock())
             gpus = select(workers.c.id).where(workers.c.kind == Kind.GPU.value)
             doubts = (failures.c.shard == number) & failures.c.worker.in_(gpus)
             said = connection.execute(select(func.count()).where(doubts)).scalar_one()
@@ -300,16 +329,28 @@ class Crowd:
         return int(connection.execute(freed).rowcount)
 
     @contextmanager
-    def acting(self, secret: str, progress: str = "") -> Iterator[tuple[Connection, Worker]]:
-        """A transaction in a worker's name, which is seen to be alive."""
+    def acting(
+        self, secret: str, progress: str = "", *, lookup: bool = True
+    ) -> Iterator[tuple[Connection, Worker]]:
+        """A transaction in a worker's name, which is seen to be alive.
+
+        Without ``lookup`` one that was recognized a moment ago is taken for who it was: for
+        statements that ask for themselves whether it was sent away.
+        """
+        key, now = hashed(secret), self._clock()
         with self._database.write() as connection:
-            row = connection.execute(BY_SECRET, {"hash": hashed(secret)}).first()
-            worker, now = found(row), self._clock()
-            if row is None or progress or now - row.last_seen > _SEEN:
+            worker, seen = self._recognized.get(key, (None, 0.0))
+            if lookup or worker is None or not 0 <= now - seen <= _SEEN:
+                worker, seen = self._recognize(connection, key)
+            if progress or now - seen > _SEEN:
                 values: dict[str, Any] = {"progress": progress} if progress else {}
                 connection.execute(
                     update(workers).where(workers.c.id == worker.id).values(last_seen=now, **values)
                 )
+                seen = now
+            if len(self._recognized) > _MOST_RECOGNIZED:
+                self._recognized.clear()
+            self._recognized[key] = worker, seen
             yield connection, worker
 
     def _change(
@@ -337,45 +378,13 @@ class Crowd:
         if connection.execute(query).first() is None:
             raise self._refusal(connection, number)
 
-    def _must_fit(
-        self, connection: Connection, worker: Worker, number: int, result: Result
-    ) -> None:
-        """Raise Invalid for more images than there are in the parcel, as its scraper said."""
-        if worker.kind is not Kind.GPU or result.tally is None:
-            return
-        query = select(shards.c.tally).where(shards.c.number == number, shards.c.state != "done")
-        scraped = connection.execute(query).scalar()
-        images = Tally.from_dict(scraped).left[Stage.FETCH] if scraped else None
-        if images not in (None, result.tally.left[Stage.FETCH]):
-            raise Invalid(f"tally: the parcel of shard {number} holds {images:,} images.")
-
     def _refusal(self, connection: Connection, number: int) -> Missing | NotHeld:
         query = select(shards.c.number).where(shards.c.number == number)
         if connection.execute(query).first() is None:
             return Missing(f"There is no shard {number}.")
         return NotHeld(f"Shard {number} is not yours; it was given to another, or is closed.")
 
-    def _blame(
-        self, connection: Connection, worker: int | None, number: int, attempts: int, error: str
-    ) -> bool:
-        if worker is not None:
-            self._note(connection, worker, number, error)
-        several = select(func.count()).where(failures.c.shard == number)
-        failed: int = connection.execute(several).scalar_one()
-        if failed < self.rules.failures and attempts < self.rules.attempts:
-            return False
-        connection.execute(update(shards).where(shards.c.number == number).values(state="failed"))
-        return True
-
-    def _note(self, connection: Connection, worker: int, number: int, error: str) -> None:
-        """Write down that a worker failed with a shard; it does not get it again."""
-        values = {"time": self._clock(), "error": error}
-        noted = self._database.insert(failures).values(shard=number, worker=worker, **values)
-        keys = ["shard", "worker"]
-        connection.execute(noted.on_conflict_do_update(index_elements=keys, set_=values))
-
     def _count(self, connection: Connection, worker: Worker, **more: int) -> None:
-        """Add to what a worker and the person behind it have done."""
         credit.count(self._database, connection, worker.id, worker.nickname, **more)
 
 

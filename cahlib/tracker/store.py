@@ -19,7 +19,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, ScalarSelect, case, delete, func, select, update
+from sqlalchemy import (
+    URL,
+    Connection,
+    Select,
+    case,
+    delete,
+    func,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from cahlib.errors import ConfigError, is_full, no_space
@@ -37,8 +47,8 @@ _OTHER = re.compile("no such|has no column")
 _STATES = "todo", "leased", "sealed", "done", "failed", "damaged"
 
 
-def following(state: str, *conditions: Any, lane: int = 0) -> ScalarSelect[int]:
-    """The number of the next shard in a state; those that failed come after the others.
+def following(state: str, *conditions: Any, lane: int = 0, count: int = 1) -> Select[tuple[int]]:
+    """The numbers of the next shards in a state; those that failed come after the others.
 
     Locked for who asks, and those that others have locked are passed over, so that claiming it is
     one statement. SQLite has no such locks and needs none: it lets one writer in at a time.
@@ -47,9 +57,8 @@ def following(state: str, *conditions: Any, lane: int = 0) -> ScalarSelect[int]:
         select(_shards.c.number)
         .where(_shards.c.state == state, _shards.c.lane == lane, *conditions)
         .order_by(_shards.c.attempts, _shards.c.number)
-        .limit(1)
+        .limit(literal_column(str(count)))  # PostgreSQL's planner has to know how few they are
         .with_for_update(skip_locked=True)
-        .scalar_subquery()
     )
 
 
@@ -162,7 +171,7 @@ class Ledger:
         with self._database.write() as connection:
             row = connection.execute(
                 update(_shards)
-                .where(_shards.c.number == following("todo"))
+                .where(_shards.c.number == following("todo").scalar_subquery())
                 .values(state="leased", attempts=_shards.c.attempts + 1)
                 .returning(_shards.c.id, _shards.c.url, _shards.c.half)
             ).first()

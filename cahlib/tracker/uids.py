@@ -43,14 +43,22 @@ def settle(
     database: Database, connection: Connection, number: int, keys: Iterable[bytes]
 ) -> list[bytes]:
     """Make pairs a completed shard's; return those that another one was first to bring."""
-    late: list[bytes] = []
-    for batch in _batches(keys):
-        rows = [{"uid": key, "shard": number} for key in batch]
-        insert = database.insert(pairs).values(rows).on_conflict_do_nothing()
-        ours = set(connection.execute(insert.returning(pairs.c.uid)).scalars())
-        late += (key for key in batch if key not in ours)
-    _leave(database, connection, number, late)
-    return late
+    named = sorted(set(keys))
+    if not named:
+        return []
+    rows = [{"uid": key, "shard": number} for key in named]
+    connection.execute(database.insert(pairs).on_conflict_do_nothing(), rows)
+    return late(database, connection, number, named)
+
+
+def late(
+    database: Database, connection: Connection, number: int, keys: Sequence[bytes]
+) -> list[bytes]:
+    """Return which of these pairs are not the shard's, and note that it left them."""
+    ours = set(connection.execute(select(pairs.c.uid).where(pairs.c.shard == number)).scalars())
+    others = [key for key in keys if key not in ours]
+    _leave(database, connection, number, others)
+    return others
 
 
 def revive_left(database: Database, connection: Connection, number: int) -> None:
@@ -65,8 +73,8 @@ def settled_again(
     """Return the same once more, of the pairs that the shard named when it was completed."""
     named = set(connection.execute(select(pairs.c.uid).where(pairs.c.shard == number)).scalars())
     left = set(connection.execute(select(lost.c.uid).where(lost.c.shard == number)).scalars())
-    late = settle(database, connection, number, left.intersection(keys))
-    return [key for key in late if key not in named]
+    others = settle(database, connection, number, left.intersection(keys))
+    return [key for key in others if key not in named]
 
 
 def undo(database: Database, connection: Connection, numbers: Sequence[int]) -> None:
@@ -141,9 +149,9 @@ def _owned(connection: Connection, keys: Iterable[bytes], *, but: int | None = N
 
 
 def _leave(database: Database, connection: Connection, number: int, keys: Sequence[bytes]) -> None:
-    for batch in _batches(keys):
-        rows = [{"uid": key, "shard": number} for key in batch]
-        connection.execute(database.insert(lost).values(rows).on_conflict_do_nothing())
+    if keys:
+        rows = [{"uid": key, "shard": number} for key in sorted(keys)]
+        connection.execute(database.insert(lost).on_conflict_do_nothing(), rows)
 
 
 def _batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:

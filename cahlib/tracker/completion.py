@@ -1,0 +1,142 @@
+"""The completion of a shard: it is closed, its pairs become its own, and they are counted.
+
+On PostgreSQL all of it is one statement, because each round trip costs 0.3 ms of CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    LargeBinary,
+    Select,
+    Update,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+
+from cahlib.records import Stage, Tally
+from cahlib.tracker import credit, uids
+from cahlib.tracker.claims import WELCOME
+from cahlib.tracker.database import Database
+from cahlib.tracker.rules import Invalid, Kind, Result, Worker
+from cahlib.tracker.schema import again, lost, pairs, people, shards, workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What became of a shard that was completed."""
+
+    checks: int | None  #: the shard that it was a check of
+    left: bool  #: it has left pairs to other shards
+    late: Sequence[bytes]  #: pairs that another shard was first to bring
+
+
+def complete(
+    database: Database,
+    connection: Connection,
+    worker: Worker,
+    number: int,
+    result: Result,
+    values: dict[str, Any],
+) -> Completion | None:
+    """Complete a shard; return None, changing nothing, if the worker does not hold it.
+
+    ``values`` are ``now`` and the ``hash`` of the worker's secret.
+    """
+    keys = sorted(result.uids or ())
+    values = values | {
+        "number_": number, "me": worker.id, "keys": keys, "unnamed": result.pairs - len(keys),
+        "pairs_": result.pairs, "output_": result.output, "tally_": result.account(),
+    }  # fmt: skip
+    if database.is_sqlite:
+        row = connection.execute(_closing(worker.kind), values).first()
+        late = uids.settle(database, connection, number, keys) if row else []
+        if row:
+            counted = result.pairs - len(late)
+            credit.count(database, connection, worker.id, worker.nickname, done=1, pairs=counted)
+    else:
+        row = connection.execute(_in_one(worker.kind), values).first()
+        late = []
+        if row and row.brought < len(keys):
+            late = uids.late(database, connection, number, keys)
+    if row is None:
+        return None
+    if late:
+        left = {"pairs": result.pairs - len(late), "tally": result.account(late=len(late))}
+        connection.execute(update(shards).where(shards.c.number == number).values(**left))
+    return Completion(checks=row.checks, left=row.left, late=late)
+
+
+def require_fitting(connection: Connection, worker: Worker, number: int, result: Result) -> None:
+    """Raise Invalid for more images than there are in the parcel, as its scraper said."""
+    if worker.kind is not Kind.GPU or result.tally is None:
+        return
+    query = select(shards.c.tally).where(shards.c.number == number, shards.c.state != "done")
+    scraped = connection.execute(query).scalar()
+    images = Tally.from_dict(scraped).left[Stage.FETCH] if scraped else None
+    if images not in (None, result.tally.left[Stage.FETCH]):
+        raise Invalid(f"tally: the parcel of shard {number} holds {images:,} images.")
+
+
+@cache
+def _closing(kind: Kind) -> Update:
+    """Close a shard that this worker holds."""
+    # by the number that is given: SQLite's RETURNING takes the table's column for that of `again`
+    number: Any = bindparam("number_")
+    checks = select(again.c.checks).where(again.c.number == number)
+    left = [select(1).where(each == number).exists() for each in (lost.c.shard, lost.c.again)]
+    return (
+        update(shards)
+        .where(shards.c.number == bindparam("number_"), shards.c.worker == bindparam("me"))
+        .where(shards.c.state.in_([kind.holds, kind.takes]), WELCOME)
+        .values(
+            state="done",
+            error=None,
+            pairs=bindparam("pairs_"),
+            tally=bindparam("tally_"),
+            output=bindparam("output_"),
+            finished=bindparam("now"),
+        )
+        .returning(
+            shards.c.number, checks.scalar_subquery().label("checks"), or_(*left).label("left")
+        )
+    )
+
+
+@cache
+def _in_one(kind: Kind) -> Select[Any]:
+    """The same, with the pairs and what they count for, as PostgreSQL can.
+
+    The person's row is made of the worker's, so that every transaction locks them in this order.
+    """
+    closed = _closing(kind).cte("closed")
+    keys = func.unnest(bindparam("keys", type_=ARRAY(LargeBinary)))
+    own = insert(pairs).from_select(["uid", "shard"], select(keys, closed.c.number))
+    brought = own.on_conflict_do_nothing().returning(pairs.c.uid).cte("brought")
+    count = select(func.count()).select_from(brought).scalar_subquery()
+    counted = count + bindparam("unnamed")
+    grown = (
+        update(workers)
+        .where(workers.c.id == bindparam("me"), select(closed.c.number).exists())
+        .values(done=workers.c.done + 1, pairs=workers.c.pairs + counted)
+        .returning(workers.c.nickname)
+        .cte("grown")
+    )
+    fresh = select(grown.c.nickname, literal(0), literal(1), counted)
+    columns = ["nickname", "scraped", "done", "pairs"]  # the others have the server's defaults
+    person = insert(people).from_select(columns, fresh, include_defaults=False)
+    more = {name: people.c[name] + person.excluded[name] for name in ("done", "pairs")}
+    person = person.on_conflict_do_update(index_elements=["nickname"], set_=more)
+    shown = select(closed.c.checks, closed.c.left, count.label("brought"))
+    return shown.add_cte(person.returning(people.c.nickname).cte("person"))
