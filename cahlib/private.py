@@ -14,7 +14,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from cahlib.errors import ConfigError, is_full, no_space
+from cahlib.errors import ConfigError, is_full, no_space, writing
 
 #: Names another folder than the one in the user's home.
 FOLDER = "CAH_STATE"
@@ -54,6 +54,15 @@ def place(own: Path, what: str) -> Path:
             "dataset; name another folder."
         ) from error
     return there
+
+
+def keep(path: Path, secret: str) -> None:
+    """Write a secret where `place` said."""
+    fresh = path.with_suffix(".new")
+    with writing(path):
+        fresh.touch(mode=0o600)
+        fresh.write_text(secret, encoding="utf-8")
+        fresh.replace(path)
 
 
 def of_nickname(tracker: str, nickname: str, dataset: Path) -> str:

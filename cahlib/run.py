@@ -209,7 +209,9 @@ class _Work:
         leased: dict[str, Shard] = {}
         while not (self._stop.is_set() or flow.closed):
             # Twice the slots: no scraper waits for us, and no more parcels than that pile up.
-            while len(scrapers) < 2 * scrapers.slots and (shard := self._ledger.lease()):
+            while (room := 2 * scrapers.slots - len(scrapers)) > 0 and (
+                shard := self._ledger.lease(room)
+            ):
                 if left := parcels.sealed(self._parcels, shard):  # by an earlier launch
                     yield self._in_work.setdefault(shard.id, _InWork(parcel=left))
                     continue

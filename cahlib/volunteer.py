@@ -78,7 +78,9 @@ class _Scraping:
             ),
         ):
             while not self._stop.is_set():
-                while len(scrapers) < scrapers.slots and (shard := self._shared.lease()):
+                while (room := scrapers.slots - len(scrapers)) > 0 and (
+                    shard := self._shared.lease(room)
+                ):
                     self._submit(scrapers, shard)
                 if not scrapers and not self._shared.more():
                     break

@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 import cahlib
-from cahlib.tracker import bloom, board, intake, legacy, names, pages, rules
+from cahlib.tracker import bloom, board, calls, intake, legacy, names, pages, rules
 from cahlib.tracker.database import DatabaseAway
 from cahlib.tracker.limits import Gate
-from cahlib.tracker.rules import IDS, MOST_PAIRS, Kind, Lease, Refusal, Result, Unknown
+from cahlib.tracker.rules import Kind, Outdated, Refusal, Unknown
 from cahlib.tracker.service import Service, Settings, of
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ _v1 = APIRouter(prefix="/v1", tags=["workers"])
 _admin = APIRouter(prefix="/v1/admin", tags=["administrator"])
 
 Number = Annotated[int, Path(ge=0, le=2**31 - 1, description="the shard's number")]
-Uid = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Key = Annotated[HTTPAuthorizationCredentials, Security(HTTPBearer())]
 
 
@@ -58,6 +57,9 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
         redirect_slashes=False,  # a redirection would not know the path below which we lie
     )
     app.state.service = service
+    app.router.routes.extend(calls.routes(service))
+    document = app.openapi
+    app.openapi = lambda: app.openapi_schema or calls.described(document())  # type: ignore[method-assign]
     app.include_router(_v1)
     if settings.legacy:
         app.include_router(legacy.router)
@@ -92,21 +94,6 @@ class Newcomer(_Body):
     )
 
 
-class Beat(_Body):
-    """A sign of life."""
-
-    shards: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(max_length=1000)
-    progress: str = Field("", max_length=2000, description="in a few words")
-
-
-class Done(_Body):
-    """A shard whose pairs are made."""
-
-    uids: list[Uid] = Field(max_length=MOST_PAIRS, description="its pairs, each once")
-    tally: dict[str, Any] = Field(description="{stage: {in, out, lost: {reason: n}}}")
-    output: str = Field("", max_length=2000, description="where the pairs are")
-
-
 class Delivery(_Body):
     """A parcel that waits where a GPU worker can fetch it."""
 
@@ -122,12 +109,6 @@ class Failure(_Body):
     reason: str = Field(max_length=20_000)
 
 
-class Uids(_Body):
-    """Pairs, by their hex md5 of url + text."""
-
-    uids: list[Uid] = Field(max_length=20_000)
-
-
 class Numbers(_Body):
     """Shards by their numbers; none = all that apply."""
 
@@ -137,6 +118,8 @@ class Numbers(_Body):
 @_v1.post("/workers", status_code=201)
 def register(request: Request, body: Newcomer) -> dict[str, Any]:
     """Join: the secret is shown this once, and goes into `Authorization: Bearer` from now on."""
+    if request.headers.get("user-agent") == "cahlib":
+        raise Outdated()
     service = of(request)
     nickname, proof = names.nickname(body.nickname), body.nickname_secret
     worker, secret = service.crowd.register(nickname, Kind(body.kind), proof=proof)
@@ -147,40 +130,6 @@ def register(request: Request, body: Newcomer) -> dict[str, Any]:
         "lease_seconds": service.settings.rules.lease,
         "upload": service.settings.rules.upload,
     }
-
-
-@_v1.post("/lease")
-def lease(request: Request, key: Key) -> dict[str, Any]:
-    """A shard to work on, or null; `finished` when you will be given none any more."""
-    service = of(request)
-    found = service.crowd.lease(key.credentials)
-    finished = found is None and service.crowd.finished(key.credentials)
-    return {"shard": found and _shown(found), "finished": finished}
-
-
-@_v1.post("/heartbeat")
-def heartbeat(request: Request, key: Key, body: Beat) -> dict[str, Any]:
-    """A sign of life: which of the shards you hold are still yours, for a lease from now on."""
-    progress = rules.sentence(body.progress, 200)
-    return {"shards": of(request).crowd.beat(key.credentials, body.shards, progress)}
-
-
-@_v1.post("/shards/{number}/complete")
-def complete(request: Request, key: Key, number: Number, body: Done) -> dict[str, Any]:
-    """A shard's pairs are made; sent again it counts once.
-
-    `lost` names those that another shard was first to bring: they are that one's, so leave them
-    out of your dataset.
-    """
-    service = of(request)
-    result = Result(
-        pairs=rules.pairs(len(body.uids), service.settings.rules),
-        uids=rules.uids(body.uids),
-        tally=rules.tally(body.tally, pairs=len(body.uids)),
-        output=rules.sentence(body.output, 2000),
-    )
-    closed = service.crowd.complete(key.credentials, number, result)
-    return {"counted": closed.counted, "lost": [uid.hex() for uid in closed.lost]}
 
 
 @_v1.post("/shards/{number}/parcel")
@@ -212,12 +161,6 @@ def refetch(request: Request, key: Key, number: Number, body: Failure) -> dict[s
     """A GPU worker could not fetch the parcel: another tries, before it is scraped anew."""
     reason = rules.sentence(body.reason, 1000)
     return {"set_aside": of(request).crowd.refetch(key.credentials, number, reason)}
-
-
-@_v1.post("/shards/{number}/pairs")
-def pairs(request: Request, key: Key, number: Number, body: Uids) -> dict[str, list[str]]:
-    """Which of a shard's pairs a completed shard has; leave them out of your dataset."""
-    return {"taken": of(request).crowd.taken(key.credentials, number, body.uids)}
 
 
 @_v1.post("/leave")
@@ -275,15 +218,6 @@ def _administrator(request: Request, key: HTTPAuthorizationCredentials) -> Any:
     if not secrets.compare_digest(given, secret):
         raise Unknown("This is not the administrator's secret.")
     return service.database
-
-
-def _shown(lease: Lease) -> dict[str, Any]:
-    first = lease.number // 2 * IDS
-    return {
-        "number": lease.number, "id": lease.shard.id, "url": lease.shard.url,
-        "half": lease.shard.half, "start_id": first, "end_id": first + IDS - 1,
-        "parcel": lease.parcel,
-    }  # fmt: skip
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import cahlib
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.records import Shard, Tally
 from cahlib.tracker import rules
@@ -87,18 +88,18 @@ class Tracker:
                 _log.warning("%s Trying again.", error)
             self._sleep(10 * random.uniform(0.5, 1.5))
 
-    def lease(self, *, patience: float = 0) -> tuple[Leased | None, bool]:
-        """The next shard, or None; and whether there will be none any more.
+    def lease(self, count: int = 1, *, patience: float = 0) -> tuple[list[Leased], bool]:
+        """Return the next shards, ``count`` at most; and whether there will be none any more.
 
-        Raises RunError for a shard that would touch what is not its own.
+        Raise RunError for a shard that would touch what is not its own.
         """
-        answer = self._ask("/v1/lease", {}, patience=patience)
-        given = answer["shard"]
-        if given is None:
-            return None, bool(answer["finished"])
+        answer = self._ask("/v1/lease", {"count": min(count, 64)}, patience=patience)
+        return [self._leased(given) for given in answer["shards"]], bool(answer["finished"])
+
+    def _leased(self, given: dict[str, Any]) -> Leased:
         shard = Shard(id=given["id"], url=given["url"], half=given["half"])
         self._check(shard, given["parcel"])
-        return Leased(number=given["number"], shard=shard, parcel=given["parcel"]), False
+        return Leased(number=given["number"], shard=shard, parcel=given["parcel"])
 
     def beat(self, numbers: Iterable[int], progress: str = "", *, patience: float = 0) -> set[int]:
         """Say that we live; which of these shards are still ours."""
@@ -172,7 +173,9 @@ class Tracker:
             pause = min(2 * pause, 30)
 
     def _post(self, path: str, body: Any) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json", "User-Agent": "cahlib"}
+        # with the version: an older one, which gave none, is told by the tracker to update
+        agent = f"cahlib/{cahlib.__version__}"
+        headers = {"Content-Type": "application/json", "User-Agent": agent}
         if self.secret:
             headers["Authorization"] = f"Bearer {self.secret}"
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)

@@ -36,6 +36,7 @@ from cahlib.tracker.rules import (
     Rules,
     Worker,
 )
+from cahlib.tracker.rules import uids as pair_keys
 from cahlib.tracker.schema import failures, shards, workers
 
 #: A sign of life is written down when the last one is older than this, in seconds.
@@ -289,7 +290,7 @@ class Crowd:
             if worker.kind is Kind.CPU:
                 raise Invalid("A CPU worker brings a parcel, and names no pairs.")
             self._must(connection, number, and_(*_mine(worker)))
-            named, most = map(bytes.fromhex, keys), self.rules.most_pairs
+            named, most = pair_keys(keys), self.rules.most_pairs
             owned = uids.taken(self._database, connection, number, named, most=most)
             return [key.hex() for key in owned]
 

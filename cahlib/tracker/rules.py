@@ -137,6 +137,22 @@ class Invalid(Refusal):
     status, old_status = 422, 400
 
 
+class Malformed(Refusal):
+    """What was sent cannot be read."""
+
+
+class Outdated(Refusal):
+    """The worker is older than this tracker's protocol."""
+
+    status = 426
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This worker is too old for this tracker, which has to know the pairs of each shard; "
+            "update cahlib (pip install --upgrade) and start it again."
+        )
+
+
 def sentence(text: str, most: int) -> str:
     """A text of others, without what a database or a log cannot hold, cut to a length."""
     shown = (c if unicodedata.category(c)[0] != "C" else " " for c in text[: 4 * most])
@@ -150,9 +166,16 @@ def pairs(count: int, rules: Rules) -> int:
     return count
 
 
+_HEX = re.compile("[0-9a-f]*")
+
+
 def uids(named: Sequence[str]) -> tuple[bytes, ...]:
-    """Return the keys of pairs; raise Invalid if one is named twice."""
-    found = tuple(map(bytes.fromhex, named))
+    """Return the keys of pairs; raise Invalid if one is none, or is named twice."""
+    every = "".join(named)
+    if any(len(each) != 32 for each in named) or not _HEX.fullmatch(every):
+        raise Invalid("uids: each is 32 hex digits, the md5 of url + text.")
+    keys = bytes.fromhex(every)
+    found = tuple(keys[start : start + 16] for start in range(0, len(keys), 16))
     if len(set(found)) < len(found):
         raise Invalid("uids: name each pair once.")
     return found

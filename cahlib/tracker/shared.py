@@ -13,12 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cahlib.errors import ConfigError, RunError, ShardError, writing
-from cahlib.private import of_nickname, place
+from cahlib.private import keep, of_nickname, place
 from cahlib.records import Judged, Shard, Tally
 from cahlib.tracker.client import Leased, Refused, Tracker, TrackerAway
 from cahlib.tracker.pending import PendingReport, PendingReports
@@ -26,7 +25,7 @@ from cahlib.tracker.store import Counts, Ledger
 
 _log = logging.getLogger(__name__)
 
-#: Judged images whose uids are asked for in one call; they wait in memory meanwhile.
+#: Pairs whose uids are asked for in one call; they wait in memory meanwhile, others do not.
 _AHEAD = 64
 #: Seconds that the end of a run waits for a tracker that is away.
 _GOODBYE = 15
@@ -54,9 +53,8 @@ class Shared:
         (self._every, self._poll), self._clock = often, clock
         self._reports = PendingReports(self._save)
         self._taken: set[str] = set()
-        self._lost: frozenset[str] = (
-            frozenset()
-        )  #: to leave our dataset: another shard brought them first
+        #: to leave our dataset: another shard brought them first
+        self._lost: frozenset[str] = frozenset()
         self._finished, self._ask_again = False, float("-inf")
         self._trouble = float("inf")  #: since when the storage of parcels does not answer
         self._lock = threading.Lock()  #: of the three lines above
@@ -100,21 +98,20 @@ class Shared:
         self._messenger.join()
         self._tell_all()
 
-    def lease(self) -> Shard | None:
-        """A shard of an earlier launch that is still ours, or the tracker's next, if any.
+    def lease(self, room: int = 1) -> Shard | None:
+        """Return a shard that is ours already, or the tracker's next, if any; it gives up to room.
 
-        Raises RunError when the tracker does not know us any more.
+        Raise RunError when the tracker does not know us any more.
         """
         if shard := self._ledger.lease():
             return shard
         if self._clock() < self._ask_again:
             return None
-        found = None
         try:
             with self._exchange:
-                leased, self._finished = self._tracker.lease()
-                if leased:
-                    found = self._enter(leased)
+                leases, self._finished = self._tracker.lease(room)
+                for leased in leases:
+                    self._enter(leased)
         except (TrackerAway, Refused) as error:
             if isinstance(error, Refused) and error.status == 401:
                 raise RunError(
@@ -123,7 +120,7 @@ class Shared:
                     "starts again joins anew."
                 ) from error
             _log.warning("%s", error)
-        if found is None:
+        if (found := self._ledger.lease()) is None:
             with self._lock:
                 self._ask_again = max(self._ask_again, self._clock() + self._poll)
         return found
@@ -196,14 +193,26 @@ class Shared:
         Waits as long as it takes: else most of the pairs that others have would be dropped later.
         Raises ShardError without a lease, Refused if the tracker has ended it.
         """
-        while batch := list(islice(judged, _AHEAD)):
-            if uids := [each.image.candidate.uid for each in batch if each.reason is None]:
-                report = self._reports.get(shard.id)
-                if report is None:
-                    raise ShardError(f"{shard.id} is not leased any more; another worker does it.")
-                taken = self._tracker.taken(report.number, uids, patience=float("inf"))
-                self._taken.update(taken)
-            yield from batch
+        kept: list[Judged] = []
+        for each in judged:
+            if each.reason is not None:
+                yield each
+                continue
+            kept.append(each)
+            if len(kept) == _AHEAD:
+                yield from self._known(shard, kept)
+                kept = []
+        yield from self._known(shard, kept)
+
+    def _known(self, shard: Shard, kept: list[Judged]) -> list[Judged]:
+        """Return these pairs of a shard, once it is known which of them others have."""
+        if kept:
+            report = self._reports.get(shard.id)
+            if report is None:
+                raise ShardError(f"{shard.id} is not leased any more; another worker does it.")
+            uids = (each.image.candidate.uid for each in kept)
+            self._taken |= self._tracker.taken(report.number, uids, patience=float("inf"))
+        return kept
 
     def leave_out(self, take: Callable[[Set[str]], None]) -> None:
         """Have the pairs taken out of this dataset that others were first to bring.
@@ -234,23 +243,22 @@ class Shared:
         """None of those that failed here, which are the tracker's to show."""
         return [] if state == "failed" else self._ledger.errors(state)
 
-    def _enter(self, leased: Leased) -> Shard | None:
-        """Enter a leased shard in the ledger; None if there is nothing to do for it now."""
+    def _enter(self, leased: Leased) -> None:
+        """Enter a leased shard in the ledger, if there is something to do for it now."""
         shard = leased.shard
         with self._reports:
             fresh = PendingReport(number=leased.number, parcel=leased.parcel)
             if not self._reports.start(shard.id, fresh):
                 self._owing.set()  # the report of the lease that ran out ends this one as well
-                return None
-            self._ledger.add([shard])
-            if (found := self._ledger.lease()) or shard not in self._ledger.in_state("done"):
-                return found  # None: its lease ran out and is ours again, while we work on it
+                return
+            self._ledger.add([shard])  # it is in it, if its lease ran out while we work on it
+            if not self._ledger.is_done(shard):
+                return
             if self._kind == "cpu":  # its parcel is gone, or was refused
                 self._ledger.give_back(shard, "")
-                return self._ledger.lease()
-            self._reports.finish(shard.id, "complete")
-            self._owing.set()
-            return None
+            else:
+                self._reports.finish(shard.id, "complete")
+                self._owing.set()
 
     def _settle(self, shard: Shard, act: str, *, reason: str = "") -> None:
         with self._reports:  # else it could be leased anew before it is forgotten
@@ -266,7 +274,7 @@ class Shared:
         dataset = self._path.parent.parent
         proof = of_nickname(self._tracker.url, self._nickname, dataset)
         self._tracker.join(self._nickname, self._kind, proof=proof)
-        self._keep_secret()
+        keep(self._secret, self._tracker.secret)
         for shard in self._ledger.in_state("todo", "leased"):
             self._ledger.forget(shard)  # leased by who we were
         with self._reports:
@@ -369,7 +377,7 @@ class Shared:
             self._reports.load({id: PendingReport(**each) for id, each in told["debts"].items()})
             if "secret" in told:  # as an earlier version kept it
                 self._tracker.secret = told["secret"]
-                self._keep_secret()
+                keep(self._secret, self._tracker.secret)
                 self._reports.save()
             elif self._secret.exists():
                 self._tracker.secret = self._secret.read_text(encoding="utf-8")
@@ -377,13 +385,6 @@ class Shared:
             return
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self._path} is damaged; remove it to join anew.") from error
-
-    def _keep_secret(self) -> None:
-        fresh = self._secret.with_suffix(".new")
-        with writing(self._secret):
-            fresh.touch(mode=0o600)
-            fresh.write_text(self._tracker.secret, encoding="utf-8")
-            fresh.replace(self._secret)
 
     def _save(self, reports: Mapping[str, PendingReport]) -> None:
         told = {

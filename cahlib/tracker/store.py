@@ -166,8 +166,11 @@ class Ledger:
                 .values(state="todo", attempts=0)
             )
 
-    def lease(self) -> Shard | None:
-        """The next shard to do, if any; those that failed come after the others."""
+    def lease(self, room: int = 1) -> Shard | None:
+        """Lease the next shard, if any; those that failed come after the others.
+
+        ``room``: so many would be taken, which matters only to a tracker.
+        """
         with self._database.write() as connection:
             row = connection.execute(
                 update(_shards)
@@ -241,6 +244,12 @@ class Ledger:
         with self._database.write() as connection:
             connection.execute(delete(_pairs).where(_pairs.c.shard.in_(numbers)))
             connection.execute(delete(_shards).where(_shards.c.id == id))
+
+    def is_done(self, shard: Shard) -> bool:
+        """Whether a shard is where it shall be."""
+        query = select(_shards.c.state).where(_shards.c.id == shard.id)
+        with self._database.read() as connection:
+            return connection.execute(query).scalar() == "done"
 
     def states(self) -> dict[str, str]:
         """Return the state of every shard, by id."""

@@ -83,14 +83,20 @@ def test_a_parcel_passes_from_cpu_to_gpu_and_back_when_it_cannot_be_fetched(trac
         assert (lied.status, "holds 15 images" in lied.text) == (422, True)
         gone = ask(tracker, "/v1/shards/0/refetch", {"reason": "404"}, secret=secret)
         assert gone.json == {"set_aside": False}
-    assert ask(tracker, "/v1/lease", {}, secret=gpu).json == {"shard": None, "finished": False}
+    assert ask(tracker, "/v1/lease", {}, secret=gpu).json == {
+        "shard": None,
+        "shards": [],
+        "finished": False,
+    }
 
 
 def test_a_worker_is_finished_when_only_others_could_be_given_more(tracker):
     def asked(secret):
         return ask(tracker, "/v1/lease", {}, secret=secret).json
 
-    none_yet, no_more = ({"shard": None, "finished": finished} for finished in (False, True))
+    none_yet, no_more = (
+        {"shard": None, "shards": [], "finished": finished} for finished in (False, True)
+    )
     ann, cpu, gpu = join(tracker), join(tracker, "cpu"), join(tracker, "gpu")
     for number in range(6):
         assert asked(ann)["shard"]["number"] == number
@@ -108,6 +114,24 @@ def test_a_worker_is_finished_when_only_others_could_be_given_more(tracker):
     assert asked(gpu)["shard"]["number"] == 0
     ask(tracker, "/v1/shards/0/refetch", {"reason": "404"}, secret=gpu)
     assert asked(gpu) == no_more
+
+
+def test_several_shards_are_leased_at_once_and_kept_by_one_sign_of_life(tracker):
+    secret = join(tracker)
+    several = ask(tracker, "/v1/lease", {"count": 4}, secret=secret).json
+    assert [each["number"] for each in several["shards"]] == [0, 1, 2, 3]
+    assert several["shard"] == several["shards"][0]
+    held = {"shards": [0, 1, 2, 3]}
+    assert ask(tracker, "/v1/heartbeat", held, secret=secret).json == held
+    rest = ask(tracker, "/v1/lease", {"count": 4}, secret=secret).json["shards"]
+    assert [each["number"] for each in rest] == [4, 5]
+
+
+def test_an_older_worker_is_told_to_update_when_it_joins(tracker):
+    older = {"User-Agent": "cahlib"}  # which gave no version
+    newcomer = {"nickname": "ann", "kind": "hybrid"}
+    answer = ask(tracker, "/v1/workers", newcomer, headers=older)
+    assert (answer.status, "update cahlib" in answer.json["detail"]) == (426, True)
 
 
 def test_giving_back_failing_and_leaving(tracker):
@@ -139,7 +163,11 @@ def test_each_pair_is_given_to_one_shard(tracker):
 REFUSED = [
     ("/v1/shards/5/complete", FOUR, 409, "not yours"),
     ("/v1/shards/99/complete", FOUR, 404, "no shard 99"),
-    ("/v1/shards/0/complete", {"pairs": 4, "tally": TALLY}, 422, "uids"),
+    ("/v1/shards/0/complete", {"tally": TALLY}, 422, "uids"),
+    ("/v1/shards/0/complete", {"pairs": 4, "tally": TALLY}, 426, "update cahlib"),
+    ("/v1/shards/0/complete", FOUR | {"uids": [f"{n:031x} " for n in range(4)]}, 422, "uids"),
+    ("/v1/lease", {"count": 0}, 422, "count"),
+    ("/v1/lease", {"count": 65}, 422, "count"),
     ("/v1/shards/0/complete", FOUR | {"uids": ["ab"]}, 422, "uids"),
     ("/v1/shards/0/complete", FOUR | {"uids": uids(20_001)}, 422, "20,000"),
     ("/v1/shards/0/complete", FOUR | {"uids": uids(1) * 4}, 422, "each pair once"),

@@ -73,12 +73,13 @@ def live(url: str, mood: random.Random, said: Acknowledged, ended: threading.Eve
         with suppress(TrackerAway, Refused):
             if not tracker.secret or mood.random() < 0.01:
                 tracker.join(f"person{mood.randrange(9)}", "hybrid", patience=20)
-            leased, finished = tracker.lease(patience=20)
+            leases, finished = tracker.lease(patience=20)
             if finished:
                 return
-            if leased is None:
+            if not leases:
                 ended.wait(0.2)
                 continue
+            leased = leases[0]
             if mood.random() < 0.02:
                 tracker.secret = ""  # killed: nobody hears of it again
                 continue

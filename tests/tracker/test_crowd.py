@@ -355,6 +355,28 @@ def test_a_shard_leaves_no_more_pairs_than_it_may_have(database, clock, fill):
         crowd.taken(eve, second, every[1200:])
 
 
+def test_several_leases_at_once_are_no_more_than_a_worker_may_hold(database, clock, fill):
+    fill(5)
+    crowd = Crowd(database, Rules(most_held=5), clock=clock)
+    secret = join(crowd)
+    given = [[lease.number for lease in crowd.lease_several(secret, 3)] for _ in range(4)]
+    assert given == [[0, 1, 2], [3], [4], []]
+
+
+def test_who_is_sent_away_elsewhere_leases_and_completes_nothing_from_then_on(
+    crowd, database, clock, fill
+):
+    fill(2)
+    secret = join(crowd)
+    number = crowd.lease(secret).number
+    other = Crowd(database, Rules(), clock=clock)  # another server process
+    other.expel(other.known(secret).id)
+    for act in (crowd.lease, lambda secret: bring(crowd, secret, number, A)):
+        with pytest.raises(Unknown):
+            act(secret)
+    assert board.counts(database).done == 0
+
+
 def test_wats_are_added_once_and_numbered_in_pairs(database, crowd):
     assert intake.add(database, wats(3)) == 3
     assert intake.add(database, wats(5)) == 2

@@ -45,7 +45,8 @@ class Honest:
 
     def step(self):
         if self.leased is None:
-            self.leased, self.finished = self.tracker.lease()
+            leases, self.finished = self.tracker.lease()
+            self.leased = leases[0] if leases else None
         elif self.judged is None:
             pairs = self.world[
                 int(self.leased.shard.id.split("-")[0][3:]) * 2 + self.leased.shard.half
@@ -79,9 +80,7 @@ class Hostile:
     def step(self):
         act = self.chance.choice(["claim", "lie", "lie", "give back", "fail", "leave", "silence"])
         if len(self.held) < 3:
-            leased, _ = self.tracker.lease()
-            if leased:
-                self.held.append(leased.number)
+            self.held += [leased.number for leased in self.tracker.lease(2)[0]]
         if not self.held:
             return
         number = self.held[-1]

@@ -1,0 +1,199 @@
+"""The calls that workers make all the time, without what a framework adds to each of them.
+
+A body is decoded and validated by msgspec on a thread; what is refused, the application's handlers
+answer as everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from cahlib.tracker import rules
+from cahlib.tracker.crowd import MOST_LEASES
+from cahlib.tracker.rules import IDS, MOST_PAIRS, Invalid, Lease, Malformed, Outdated, Result
+from cahlib.tracker.service import Service
+
+#: Threads that serve these calls; a database lets in fewer at once.
+_THREADS = 16
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Tally = Annotated[dict[str, Any], msgspec.Meta(description="{stage: {in, out, lost: {reason: n}}}")]
+# `rules.uids` looks at all of them at once, in a tenth of the time of one pattern each
+Uid = Annotated[str, msgspec.Meta(description="hex md5 of url + text")]
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Wish(_Body):
+    """How many shards a worker has room for."""
+
+    count: Annotated[int, msgspec.Meta(ge=1, le=MOST_LEASES)] = 1
+
+
+class Beat(_Body):
+    """A sign of life, for all shards that a worker holds."""
+
+    shards: Annotated[list[Number], msgspec.Meta(max_length=1000)]
+    progress: Annotated[str, msgspec.Meta(max_length=2000, description="in a few words")] = ""
+
+
+class Done(_Body):
+    """A shard whose pairs are made."""
+
+    uids: Annotated[list[Uid], msgspec.Meta(max_length=MOST_PAIRS)]
+    tally: Tally
+    output: Annotated[str, msgspec.Meta(max_length=2000, description="where the pairs are")] = ""
+
+
+class Uids(_Body):
+    """Pairs of a shard."""
+
+    uids: Annotated[list[Uid], msgspec.Meta(max_length=20_000)]
+
+
+def lease(service: Service, secret: str, number: int, body: Wish) -> dict[str, Any]:
+    """Shards to work on, if there are any; `finished` when you will be given none any more.
+
+    `shard` is the first of `shards`, or null.
+    """
+    leases = [_shown(each) for each in service.crowd.lease_several(secret, body.count)]
+    finished = not leases and service.crowd.finished(secret)
+    return {"shard": leases[0] if leases else None, "shards": leases, "finished": finished}
+
+
+def heartbeat(service: Service, secret: str, number: int, body: Beat) -> dict[str, Any]:
+    """A sign of life: which of the shards you hold are still yours, for a lease from now on."""
+    progress = rules.sentence(body.progress, 200)
+    return {"shards": service.crowd.beat(secret, body.shards, progress)}
+
+
+def complete(service: Service, secret: str, number: int, body: Done) -> dict[str, Any]:
+    """A shard's pairs are made; sent again it counts once.
+
+    `lost` names those that another shard was first to bring: they are that one's, so leave them
+    out of your dataset.
+    """
+    result = Result(
+        pairs=rules.pairs(len(body.uids), service.settings.rules),
+        uids=rules.uids(body.uids),
+        tally=rules.tally(body.tally, pairs=len(body.uids)),
+        output=rules.sentence(body.output, 2000),
+    )
+    closed = service.crowd.complete(secret, number, result)
+    return {"counted": closed.counted, "lost": [uid.hex() for uid in closed.lost]}
+
+
+def pairs(service: Service, secret: str, number: int, body: Uids) -> dict[str, Any]:
+    """Which of a shard's pairs a completed shard has; leave them out of your dataset."""
+    return {"taken": service.crowd.taken(secret, number, body.uids)}
+
+
+_CALLS: dict[str, tuple[type[_Body], Callable[..., dict[str, Any]]]] = {
+    "/v1/lease": (Wish, lease),
+    "/v1/heartbeat": (Beat, heartbeat),
+    "/v1/shards/{number:int}/complete": (Done, complete),
+    "/v1/shards/{number:int}/pairs": (Uids, pairs),
+}
+
+
+def routes(service: Service) -> list[Route]:
+    """Return the routes of these calls."""
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="call")
+    return [
+        Route(path, _Call(partial(_serve, service, act, msgspec.json.Decoder(body)), threads))
+        for path, (body, act) in _CALLS.items()
+    ]
+
+
+def described(document: dict[str, Any]) -> dict[str, Any]:
+    """Return an OpenAPI document with these calls in it."""
+    bodies = [body for body, _ in _CALLS.values()]
+    references, schemas = msgspec.json.schema_components(
+        bodies, ref_template="#/components/schemas/{name}"
+    )
+    number = {"name": "number", "in": "path", "required": True, "schema": {"type": "integer"}}
+    for (path, (_, act)), reference in zip(_CALLS.items(), references, strict=True):
+        summary, _, more = (act.__doc__ or "").partition("\n")
+        call = {
+            "tags": ["workers"], "summary": summary, "description": more.strip(),
+            "operationId": act.__name__, "security": [{"HTTPBearer": []}],
+            "parameters": [number] if "number" in path else [],
+            "requestBody": {
+                "required": True, "content": {"application/json": {"schema": reference}},
+            },
+            "responses": {"200": {"description": "Successful Response"}},
+        }  # fmt: skip
+        document["paths"][path.replace(":int", "")] = {"post": call}
+    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+    return document
+
+
+class _Call:
+    """One call as an ASGI application."""
+
+    def __init__(self, serve: Callable[[str, int, bytes], bytes], threads: Any) -> None:
+        self._serve, self._threads = serve, threads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise HTTPException(405, headers={"Allow": "POST"})
+        parts = []
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            parts.append(message.get("body", b""))
+            if not message.get("more_body"):
+                break
+        number = scope["path_params"].get("number", 0)
+        answer = await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._serve, _secret(scope), number, b"".join(parts)
+        )
+        length = str(len(answer)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+
+def _serve(
+    service: Service, act: Callable[..., Any], decoder: Any, secret: str, number: int, body: bytes
+) -> bytes:
+    if number >= 2**31:
+        raise Invalid("number: there is no shard of such a number.")
+    try:
+        said = decoder.decode(body)
+    except msgspec.ValidationError as error:
+        if act is complete and b'"pairs"' in body:
+            raise Outdated() from None
+        what, _, where = str(error).partition(" - at `$.")
+        raise Invalid(f"{where.rstrip('`')}: {what}." if where else f"{what}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise Malformed("The body is not JSON.") from None
+    return msgspec.json.encode(act(service, secret, number, said))
+
+
+def _secret(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return str(value[7:].strip(), "latin-1")
+    raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"})
+
+
+def _shown(lease: Lease) -> dict[str, Any]:
+    first = lease.number // 2 * IDS
+    return {
+        "number": lease.number, "id": lease.shard.id, "url": lease.shard.url,
+        "half": lease.shard.half, "start_id": first, "end_id": first + IDS - 1,
+        "parcel": lease.parcel,
+    }  # fmt: skip
