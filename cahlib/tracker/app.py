@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 import cahlib
-from cahlib.tracker import bloom, board, calls, intake, legacy, names, pages, rules
+from cahlib.tracker import bloom, board, calls, intake, legacy, metrics, names, pages, rules
 from cahlib.tracker.database import DatabaseAway
 from cahlib.tracker.limits import Gate
 from cahlib.tracker.rules import Kind, Outdated, Refusal, Unknown
@@ -68,6 +68,7 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
     if settings.filters:
         app.include_router(legacy.filters)
     app.include_router(pages.router)
+    app.include_router(metrics.router)
     if settings.admin:
         app.include_router(_admin)
     app.add_exception_handler(Refusal, _refused)

@@ -137,13 +137,28 @@ def _engine(url: str | URL) -> Engine:
         raise ConfigError(
             f"database: {parsed.drivername} is not known; use sqlite or postgresql+psycopg."
         )
-    return create_engine(
-        parsed,
-        pool_size=16,
-        max_overflow=0,
-        pool_timeout=10,
-        connect_args={"connect_timeout": 5, "options": "-c statement_timeout=30000"},
+    options = {"connect_timeout": 5}
+    engine = create_engine(
+        parsed, pool_size=16, max_overflow=0, pool_timeout=10, connect_args=options
     )
+    event.listen(engine, "connect", _settle)
+    return engine
+
+
+def _settle(connection: Any, record: object) -> None:
+    """Bound how long a statement takes; behind PgBouncer, prepare none.
+
+    In its transaction mode each transaction may meet another session, in which a statement is not
+    prepared, and settings of a session would be another client's. The process that serves us is
+    then not the one that answered when we connected.
+    """
+    with connection.cursor() as cursor:
+        pid = cursor.execute("SELECT pg_backend_pid()").fetchone()[0]
+        if pid != connection.info.backend_pid:
+            connection.prepare_threshold = None
+        else:
+            cursor.execute("SET statement_timeout = 30000")
+    connection.commit()
 
 
 def _sqlite(url: URL) -> Engine:

@@ -143,24 +143,6 @@ def readyz(request: Request) -> str:
     return "ok"
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
-def metrics(request: Request) -> PlainTextResponse:
-    """The numbers for Prometheus."""
-    state = of(request).state()
-    counts = state.counts
-    by_state = {
-        name: getattr(counts, name)
-        for name in ("todo", "leased", "scraped", "judging", "failed", "done")
-    }
-    lines = ["# TYPE cah_shards gauge"]
-    lines += [f'cah_shards{{state="{name}"}} {n}' for name, n in by_state.items()]
-    lines += ["# TYPE cah_workers gauge"]
-    lines += [f'cah_workers{{kind="{kind}"}} {n}' for kind, n in state.workers.items()]
-    lines += ["# TYPE cah_pairs_total counter", f"cah_pairs_total {counts.pairs}"]
-    lines += ["# TYPE cah_parcels_total counter", f"cah_parcels_total {counts.parcels}"]
-    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
-
-
 def _page(template: str, request: Request, **values: Any) -> HTMLResponse:
     # relative: behind a proxy, all of this may lie below a path of which nobody tells us
     base = "../" * (request.url.path.count("/") - 1) or "./"

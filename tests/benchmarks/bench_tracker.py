@@ -3,7 +3,9 @@
     python -m tests.benchmarks.bench_tracker [--shards N] [--seconds S] [--small]
 
 PostgreSQL with fsync on, on this machine, which the clients share. A cycle is a lease and a
-completion. The old server's claim is measured on the same table with the same driver.
+completion; a worker leases several shards at once, or one. What each side spends of the processors
+is told too, because it depends less on what else the machine does. The old server's claim is
+measured on the same table with the same driver.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from multiprocessing.pool import ThreadPool
+from time import process_time
 from typing import Any
 
+import psutil
 from sqlalchemy import text
 
 from cahlib.records import Shard
@@ -42,34 +47,41 @@ OLD = text("""
 
 
 def main(arguments: Sequence[str]) -> None:
-    sizes = {"shards": (1_000_000, 1000), "seconds": (10.0, 0.2), "workers": (64, 4)}
+    sizes = {
+        "shards": (1_000_000, 1000), "seconds": (10.0, 0.2), "workers": (64, 4), "pairs": (1, 1),
+    }  # fmt: skip
     chosen = parser(__doc__, arguments, **sizes).parse_args(arguments)
     if reason := missing():
         raise Absent(reason)
-    with postgres(durable=True) as server, tempfile.TemporaryDirectory() as folder:
-        sizes = sorted({min(n, chosen.shards) for n in (10_000, 100_000, 1_000_000)})
+    sizes = sorted({min(n, chosen.shards) for n in (10_000, 100_000, 1_000_000)})
+    with postgres(durable=True) as server:
         for size in sizes:
             url = server.create(f"bench{size}")
             database = filled(url, size)
             claims(database, size, chosen.seconds)
             if size == sizes[-1]:
                 through_store(database, "PostgreSQL", chosen.workers, chosen.seconds)
-                for processes in (1,) if chosen.small else (1, 2):
+                for processes, several in ((1, 8),) if chosen.small else ((1, 1), (2, 1), (2, 8)):
                     with commanded(url, "--processes", str(processes)) as port:
-                        name = f"PostgreSQL, HTTP, {processes} processes"
-                        through_http(port, name, chosen.workers, chosen.seconds, small=chosen.small)
+                        name = f"PostgreSQL, HTTP, {processes} processes, {several} at once"
+                        through_http(port, name, chosen, several, database_pid=server.pid)
                         if processes == 1:
                             overview(database, port, chosen.seconds / 3)
                 exactly_once(database)
             database.close()
-        url = f"sqlite:///{folder}/tracker.sqlite"
-        database = filled(url, min(chosen.shards, 100_000))
-        through_store(database, "SQLite", min(chosen.workers, 16), chosen.seconds)
-        if not chosen.small:  # the same server as above, and two seconds until it is up
-            with commanded(url, "--processes", "1") as port:
-                through_http(port, "SQLite, HTTP, 1 processes", 16, chosen.seconds)
-        exactly_once(database)
-        database.close()
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            url = f"sqlite:///{folder}/tracker.sqlite"
+            database = filled(url, size)
+            claims(database, size, chosen.seconds)
+            if size == sizes[-1]:
+                chosen.workers = min(chosen.workers, 16)
+                through_store(database, "SQLite", chosen.workers, chosen.seconds)
+                if not chosen.small:  # the same server as above, and two seconds until it is up
+                    with commanded(url, "--processes", "1") as port:
+                        through_http(port, "SQLite, HTTP, 1 process, 8 at once", chosen, 8)
+                exactly_once(database)
+            database.close()
 
 
 def filled(url: str, size: int) -> Database:
@@ -92,7 +104,7 @@ def filled(url: str, size: int) -> Database:
 
 
 def claims(database: Database, size: int, seconds: float) -> None:
-    """One worker's claims, ours and the old server's, on the same table."""
+    """One worker's claims, and the old server's on the same table where it is PostgreSQL."""
     crowd = Crowd(database, Rules())
     secret = crowd.register("bench", Kind.HYBRID)[1]
     ours: list[float] = []
@@ -104,13 +116,17 @@ def claims(database: Database, size: int, seconds: float) -> None:
         assert lease is not None
         crowd.complete(secret, lease.number, Result(pairs=1))
     ours.sort()
+    p50 = ours[len(ours) // 2]
+    if database.is_sqlite:
+        print(f"{size:>9,} shards, SQLite: a lease takes {1000 * p50:.2f} ms")
+        return
 
     def old() -> None:
         with database.write() as connection:
             connection.execute(OLD, {"worker": -1}).one()
 
     theirs = timed(old, seconds / 2, least=3)
-    p50, old50 = ours[len(ours) // 2], theirs[len(theirs) // 2]
+    old50 = theirs[len(theirs) // 2]
     print(
         f"{size:>9,} shards: a lease takes {1000 * p50:.2f} ms, the old query "
         f"{1000 * old50:.2f} ms: {old50 / p50:.1f} times as long"
@@ -144,20 +160,48 @@ def through_store(database: Database, name: str, workers: int, seconds: float) -
 
 
 def through_http(
-    port: int, name: str, workers: int, seconds: float, *, small: bool = False
+    port: int, name: str, chosen: Namespace, several: int, *, database_pid: int | None = None
 ) -> None:
     """Cycles over HTTP, the clients in two processes on the same machine, or ``small`` in none."""
-    pools = multiprocessing.get_context("spawn").Pool if not small else ThreadPool
+    clients(port, 4, chosen.seconds / 5, several, chosen.pairs)  # until all processes are up
+    sides = {"server": psutil.Process().children(recursive=True)}
+    if database_pid:
+        main = psutil.Process(database_pid)
+        sides["PostgreSQL"] = [main, *main.children()]
+    before = {side: spent(processes) for side, processes in sides.items()}
+    pools = multiprocessing.get_context("spawn").Pool if not chosen.small else ThreadPool
+    what = (port, chosen.workers // 2, chosen.seconds, several, chosen.pairs)
     with pools(2) as pool:
-        each = pool.starmap(clients, [(port, workers // 2, seconds)] * 2)
-    waits = sorted(wait for some in each for wait in some)
-    tell(name, workers, len(waits) / seconds, waits)
+        each = pool.starmap(clients, [what] * 2)
+    if database_pid:  # with the processes of connections that were made meanwhile
+        sides["PostgreSQL"] = [main, *main.children()]
+    waits = sorted(wait for some, _ in each for wait in some)
+    cycles = several * len(waits)
+    tell(name, chosen.workers, cycles / chosen.seconds, waits)
+    cost = {side: spent(sides[side]) - before[side] for side in sides}
+    cost["clients"] = sum(cpu for _, cpu in each)
+    shown = ", ".join(f"{side} {1000 * cpu / cycles:.2f}" for side, cpu in cost.items())
+    total = 1000 * sum(cost.values()) / cycles
+    print(f"    CPU ms a cycle: {shown}; two cores have time for {2000 / total:.0f} cycles/s")
 
 
-def clients(port: int, workers: int, seconds: float) -> list[float]:
-    """Workers that do nothing but lease and complete; how long each lease took."""
+def spent(processes: Iterable[psutil.Process]) -> float:
+    """CPU seconds that processes have used."""
+    used = 0.0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            used += times.user + times.system
+    return used
+
+
+def clients(
+    port: int, workers: int, seconds: float, several: int, pairs: int
+) -> tuple[list[float], float]:
+    """Workers that do nothing but lease and complete; how long leases took, and the CPU seconds."""
     waits: list[float] = []
-    lock, ready = threading.Lock(), threading.Barrier(workers)
+    lock, ready = threading.Lock(), threading.Barrier(workers, lambda: begun.append(process_time()))
+    begun: list[float] = []
 
     def work(number: int) -> None:
         with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
@@ -178,9 +222,11 @@ def clients(port: int, workers: int, seconds: float) -> list[float]:
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             started = time.perf_counter()
-            shard = ask("/v1/lease", "{}", secret)["shard"]
+            shards = ask("/v1/lease", json.dumps({"count": several}), secret)["shards"]
             waited = time.perf_counter() - started
-            ask(f"/v1/shards/{shard['number']}/complete", result(shard["number"]), secret)
+            assert len(shards) == several
+            for each in (shard["number"] for shard in shards):
+                ask(f"/v1/shards/{each}/complete", result(each, pairs), secret)
             with lock:
                 waits.append(waited)
 
@@ -189,14 +235,14 @@ def clients(port: int, workers: int, seconds: float) -> list[float]:
         thread.start()
     for thread in threads:
         thread.join()
-    return waits
+    return waits, process_time() - begun[0]
 
 
-def result(number: int) -> str:
-    """What a worker says of a shard with one pair."""
-    one = {"in": 1, "out": 1}
-    tally = dict.fromkeys(("choose", "fetch", "judge"), one)
-    return json.dumps({"uids": [f"{number:032x}"], "tally": tally})
+def result(number: int, pairs: int) -> str:
+    """What a worker says of a shard with so many pairs."""
+    count = {"in": pairs, "out": pairs}
+    tally = dict.fromkeys(("choose", "fetch", "judge"), count)
+    return json.dumps({"uids": [f"{number:08x}{n:024x}" for n in range(pairs)], "tally": tally})
 
 
 def overview(database: Database, port: int, seconds: float) -> None:
@@ -228,8 +274,9 @@ def overview(database: Database, port: int, seconds: float) -> None:
 def exactly_once(database: Database) -> None:
     """Every shard that is done was counted once, so none was leased twice."""
     counts = board.counts(database)
-    done = sum(row["state"] == "done" for row in board.export(database))
-    assert 0 < done == counts.done == counts.pairs, (done, counts)
+    rows = [row for row in board.export(database) if row["state"] == "done"]
+    done = len(rows)
+    assert 0 < done == counts.done and counts.pairs == sum(row["pairs"] for row in rows)
     print(f"{done:,} shards done, each counted once")
 
 

@@ -51,6 +51,11 @@ class Postgres:
         """A database's address, for SQLAlchemy."""
         return f"postgresql+psycopg://crowd@127.0.0.1:{self.port}/{name}"
 
+    @property
+    def pid(self) -> int:
+        """The process of the server."""
+        return int((self._folder / "data/postmaster.pid").read_text().split()[0])
+
     def init(self) -> None:
         """Make the server's folder."""
         options = [

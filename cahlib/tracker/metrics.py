@@ -1,0 +1,67 @@
+"""The tracker's numbers for Prometheus: how far the crawl is, and what an alert can be made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
+from sqlalchemy import func, select
+
+from cahlib.tracker.database import Database
+from cahlib.tracker.schema import failures, shards
+from cahlib.tracker.service import State, of
+
+router = APIRouter(tags=["public"])
+
+_HOUR = 3600
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(request: Request) -> PlainTextResponse:
+    """The numbers for Prometheus."""
+    service = of(request)
+    state = service.state()
+    first, failed = trouble(service.database, state.time)
+    quiet = max(service.settings.rules.lease - (first - state.time), 0) if first else 0
+    done = _done(state)
+    every = [
+        *_metric("shards", "gauge", "Shards by state; todo and scraped are the queues.", {
+            f'state="{name}"': getattr(state.counts, name)
+            for name in ("todo", "leased", "scraped", "judging", "failed", "done")
+        }),
+        *_metric("workers", "gauge", "Workers that gave a sign of life lately.", {
+            f'kind="{kind}"': count for kind, count in state.workers.items()
+        }),
+        *_metric("pairs_total", "counter", "Pairs so far.", {"": state.counts.pairs}),
+        *_metric("parcels_total", "counter", "Parcels so far.", {"": state.counts.parcels}),
+        *_metric("oldest_lease_seconds", "gauge", "Seconds since the sign of life of the lease "
+                 "that is silent for longest; 0 without leases.", {"": round(quiet, 1)}),
+        *_metric("failures_hour", "gauge", "Failures in the last hour.", {"": failed}),
+        *_metric("error_share", "gauge", "Failures by failures and finished shards of the last "
+                 "hour.", {"": round(failed / max(failed + done, 1), 4)}),
+    ]  # fmt: skip
+    return PlainTextResponse("\n".join(every) + "\n", media_type="text/plain; version=0.0.4")
+
+
+def trouble(database: Database, now: float) -> tuple[float | None, int]:
+    """Return when the first lease runs out, if any, and how many failures an hour has seen."""
+    held = shards.c.state.in_(["leased", "judging"])
+    with database.read() as connection:
+        first = connection.execute(select(func.min(shards.c.expires)).where(held)).scalar()
+        lately = select(func.count()).where(failures.c.time > now - _HOUR)
+        return first, connection.execute(lately).scalar_one()
+
+
+def _done(state: State) -> int:
+    """Return how many shards were finished in the last hour, or since the tracker began."""
+    before = [row for row in state.ever if row["time"] <= state.time - _HOUR]
+    return max(state.counts.done - (before[-1]["done"] if before else 0), 0)
+
+
+def _metric(name: str, kind: str, text: str, values: dict[str, Any]) -> Iterable[str]:
+    yield f"# HELP cah_{name} {text}"
+    yield f"# TYPE cah_{name} {kind}"
+    for labels, value in values.items():
+        yield f"cah_{name}{{{labels}}} {value}" if labels else f"cah_{name} {value}"

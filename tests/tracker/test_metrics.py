@@ -1,0 +1,51 @@
+"""The numbers for Prometheus, which an alert and the dashboard are made of."""
+
+import json
+import re
+from importlib.resources import files
+
+from cahlib.tracker import board
+from cahlib.tracker.app import create
+from cahlib.tracker.limits import Limits
+from cahlib.tracker.rules import Kind, Result, Rules
+from cahlib.tracker.service import Settings
+from tests.world.trackers import ask, serving
+
+
+def read(url):
+    lines = [line for line in ask(url, "/metrics").text.splitlines() if line[0] != "#"]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def test_silence_errors_and_queues_are_numbers_for_an_alert(url, database, fill, clock):
+    fill(3)
+    settings = Settings(database=url, rules=Rules(lease=900), limits=Limits(address=0), fresh=0)
+    app = create(settings, clock=clock)
+    crowd = app.state.service.crowd
+    board.record(database, clock.now - 7200)
+    with serving(app) as tracker:
+        idle = read(tracker)
+        assert (idle["cah_oldest_lease_seconds"], idle["cah_error_share"]) == (0, 0)
+        secrets = [crowd.register(f"person{n}", Kind.HYBRID)[1] for n in range(3)]
+        first, second, third = (crowd.lease(secret).number for secret in secrets)
+        crowd.complete(secrets[0], first, Result(pairs=7))
+        crowd.fail(secrets[1], second, "broken")
+        clock.now += 100
+        crowd.lease(secrets[0])
+        busy = read(tracker)
+        assert busy["cah_oldest_lease_seconds"] == 100  # of the third
+        assert (busy["cah_failures_hour"], busy["cah_error_share"]) == (1, 0.5)
+        assert (busy['cah_shards{state="todo"}'], busy['cah_shards{state="leased"}']) == (3, 2)
+        crowd.beat(secrets[2], [third])
+        clock.now += 3601
+        later = read(tracker)
+        assert later["cah_failures_hour"] == 0
+
+
+def test_the_dashboard_shows_numbers_that_there_are(url, database):
+    dashboard = json.loads((files("cahlib.tracker") / "ops/grafana.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    with serving(create(Settings(database=url))) as tracker:
+        there = {name.split("{")[0] for name in read(tracker)}
+    assert {name for each in asked for name in re.findall(r"cah_\w+", each)} <= there
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
