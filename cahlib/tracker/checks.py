@@ -1,7 +1,9 @@
 """Spot checks: a finished shard is done again by somebody else, and their pairs are compared.
 
 A check is a second pass over the shard to which the pairs of that shard are not taken. What both
-have stays with the first one; how many that are tells the administrator whom to believe.
+have stays with the first one; how many that are tells the administrator whom to believe. If it is
+less than half, a third person does the shard: agreeing with the second one, he undoes the first.
+Until he agrees with the first one, who completed that is given one shard at a time.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select, update
 
-from cahlib.tracker import uids
+from cahlib.tracker import intake, uids
 from cahlib.tracker.database import Database
-from cahlib.tracker.schema import again, pairs, shards, workers
+from cahlib.tracker.schema import again, lost, pairs, shards, workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,31 +42,66 @@ def begin(database: Database, connection: Connection, number: int, nickname: str
         uids.pass_again(database, connection, number, checks=number, avoid=nickname)
 
 
-def compare(connection: Connection, number: int, checked: int, named: tuple[bytes, ...]) -> None:
-    """Note how a check agrees with the shard that it is of."""
+def compare(
+    database: Database, connection: Connection, number: int, checked: int, named: tuple[bytes, ...]
+) -> None:
+    """Note how a check agrees with the shard that it is of; if it does not, have it settled."""
     claimed = set(connection.execute(select(pairs.c.uid).where(pairs.c.shard == checked)).scalars())
     values = {"claimed": len(claimed), "agreed": len(claimed.intersection(named))}
-    connection.execute(update(again).where(again.c.number == number).values(**values))
+    of_check = again.c.number == number
+    avoid = connection.execute(
+        update(again).where(of_check).values(**values).returning(again.c.avoid)
+    ).scalar()
+    if 2 * values["agreed"] >= values["claimed"]:
+        return
+    other = select(again.c.number).where(again.c.checks == checked, _DISAGREES, ~of_check)
+    others = connection.execute(other).scalars().all()
+    if not others:
+        if not database.is_sqlite:
+            connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
+        uids.pass_again(database, connection, checked, checks=checked, avoid=avoid)
+    ours = _found(connection, number)
+    for theirs in (_found(connection, each) for each in others):
+        if 2 * len(ours & theirs) >= max(len(ours), len(theirs)):
+            intake.undo_shard(database, connection, checked)
+            return
+
+
+#: Of a check: it found less than half of the pairs; images vanish, but not so many in days.
+_DISAGREES = again.c.agreed * 2 < again.c.claimed
+
+
+def _found(connection: Connection, number: int) -> set[bytes]:
+    """Return all pairs that a shard named, be they its own or another's."""
+    every = select(pairs.c.uid).where(pairs.c.shard == number)
+    left = select(lost.c.uid).where(lost.c.shard == number)
+    return set(connection.execute(every.union(left)).scalars())
+
+
+def doubted(connection: Connection, nickname: str) -> bool:
+    """Whether a shard of this person was found wrong by a check, and right by none."""
+    other = again.alias()
+    agrees = select(1).where(
+        other.c.checks == again.c.checks, other.c.agreed * 2 >= other.c.claimed
+    )
+    wrong = select(1).where(again.c.avoid == nickname, _DISAGREES, ~agrees.exists())
+    return connection.execute(wrong.limit(1)).first() is not None
 
 
 def results(database: Database, *, most: int = 1000) -> list[Check]:
     """Return the checks that are done, those that agree least first."""
-    first, second = workers.alias(), workers.alias()
-    shard, check = shards.alias(), shards.alias()
     query = (
         select(
-            shard.c.number,
-            first.c.nickname,
-            second.c.nickname.label("checker"),
+            again.c.checks.label("number"),
+            again.c.avoid.label("nickname"),
+            workers.c.nickname.label("checker"),
             again.c.claimed,
             again.c.agreed,
         )
-        .join_from(again, check, check.c.number == again.c.number)
-        .join(shard, shard.c.number == again.c.checks)
-        .join(first, first.c.id == shard.c.worker)
-        .join(second, second.c.id == check.c.worker)
+        .join_from(again, shards, shards.c.number == again.c.number)
+        .join(workers, workers.c.id == shards.c.worker)
         .where(again.c.claimed > 0)
-        .order_by(again.c.agreed * 1.0 / func.nullif(again.c.claimed, 0), shard.c.number)
+        .order_by(again.c.agreed * 1.0 / func.nullif(again.c.claimed, 0), again.c.checks)
         .limit(most)
     )
     with database.read() as connection:

@@ -9,7 +9,7 @@ import hashlib
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Update, and_, bindparam, func, select, update
+from sqlalchemy import Select, Update, and_, bindparam, func, or_, select, update
 
 from cahlib.tracker.rules import Kind, Unknown, Worker
 from cahlib.tracker.schema import again, failures, shards, workers
@@ -19,7 +19,17 @@ BY_SECRET = select(
     workers.c.id, workers.c.name, workers.c.nickname, workers.c.kind, workers.c.last_seen
 ).where(workers.c.secret == bindparam("hash"), ~workers.c.gone)
 
-#: Of a shard: this worker has not failed with it, and it does not check work of the same person.
+#: Other checks of the same shard, by the person who asks.
+_other, _check = again.alias(), shards.alias()
+_CHECKED = (
+    select(1)
+    .join_from(_other, _check, _check.c.number == _other.c.number)
+    .join(workers, workers.c.id == _check.c.worker)
+    .where(_other.c.checks == again.c.checks, workers.c.nickname == bindparam("nickname"))
+    .exists()
+)
+#: Of a shard: this worker has not failed with it, and if it is a check, the person has neither done
+#: nor checked the same shard.
 _UNTRIED = and_(
     ~(
         select(1)
@@ -28,7 +38,8 @@ _UNTRIED = and_(
     ),
     ~(
         select(1)
-        .where(again.c.number == shards.c.number, again.c.avoid == bindparam("nickname"))
+        .where(again.c.number == shards.c.number)
+        .where(or_(again.c.avoid == bindparam("nickname"), _CHECKED))
         .exists()
     ),
 )

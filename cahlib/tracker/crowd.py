@@ -133,11 +133,12 @@ class Crowd:
         self, connection: Connection, secret: str, worker: Worker, count: int, *, old: bool
     ) -> list[Lease]:
         lane = 1 if old and worker.kind is Kind.GPU else 0
+        doubted = self.rules.verify and checks.doubted(connection, worker.nickname)
         values = {
             **_me(worker),
             "hash": hashed(secret),
             "until": self._clock() + (self.rules.old_lease if old else self.rules.lease),
-            "most": self.rules.most_held,
+            "most": 1 if doubted else self.rules.most_held,
         }
         rows: Sequence[Any] = ()
         for size in dict.fromkeys((min(count, MOST_LEASES), 1)):  # it may hold just one more
@@ -196,7 +197,7 @@ class Crowd:
             if closed.left:
                 uids.revive_left(self._database, connection, number)
             if closed.checks is not None:
-                checks.compare(connection, number, closed.checks, result.uids or ())
+                checks.compare(self._database, connection, number, closed.checks, result.uids or ())
             if result.uids and random.random() < self.rules.verify:
                 checks.begin(self._database, connection, number, worker.nickname)
             return Closed(counted=True, lost=tuple(closed.late))

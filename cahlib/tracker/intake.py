@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby, islice
+from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 
 from cahlib.records import Shard
-from cahlib.tracker import credit, uids
+from cahlib.tracker import blame, credit, uids
 from cahlib.tracker.database import Database
 from cahlib.tracker.schema import failures, shards, wats, workers
 
@@ -79,15 +80,29 @@ def undo(database: Database, worker: int) -> int:
     """
     done = (shards.c.worker == worker) & (shards.c.state == "done")
     brought = (shards.c.scraper == worker) & shards.c.state.in_(["scraped", "judging"])
-    query = select(shards.c.number, shards.c.state, shards.c.pairs).where(done | brought)
     with database.write() as connection:
-        rows = connection.execute(query.with_for_update()).all()
-        emptied = _FRESH | {"pairs": 0, "tally": None, "output": None, "finished": None}
-        connection.execute(update(shards).where(done | brought).values(**emptied))
-        uids.undo(database, connection, [row.number for row in rows if row.state == "done"])
-        closed = [row.pairs for row in rows if row.state == "done"]
-        less = {"done": -len(closed), "pairs": -sum(closed), "scraped": len(closed) - len(rows)}
-        named = select(workers.c.nickname).where(workers.c.id == worker)
-        nickname = connection.execute(named).scalar_one()
-        credit.count(database, connection, worker, nickname, **less)
+        return _undo(database, connection, worker, done | brought)
+
+
+def undo_shard(database: Database, connection: Connection, number: int) -> None:
+    """Put a finished shard back on the list, for another worker than the one that completed it."""
+    this = (shards.c.number == number) & (shards.c.state == "done")
+    worker = connection.execute(select(shards.c.worker).where(this)).scalar()
+    if worker is not None:
+        _undo(database, connection, worker, this)
+        blame.note(database, connection, worker, number, "Two others found other pairs.", 0)
+
+
+def _undo(database: Database, connection: Connection, worker: int, which: Any) -> int:
+    """Put what a worker completed or brought back on the list; return how many shards."""
+    query = select(shards.c.number, shards.c.state, shards.c.pairs).where(which)
+    rows = connection.execute(query.with_for_update()).all()
+    emptied = _FRESH | {"pairs": 0, "tally": None, "output": None, "finished": None}
+    connection.execute(update(shards).where(which).values(**emptied))
+    uids.undo(database, connection, [row.number for row in rows if row.state == "done"])
+    closed = [row.pairs for row in rows if row.state == "done"]
+    less = {"done": -len(closed), "pairs": -sum(closed), "scraped": len(closed) - len(rows)}
+    named = select(workers.c.nickname).where(workers.c.id == worker)
+    nickname = connection.execute(named).scalar_one()
+    credit.count(database, connection, worker, nickname, **less)
     return len(rows)

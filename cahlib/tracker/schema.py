@@ -79,8 +79,8 @@ again = Table(
     schema,
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("of", Integer, nullable=False),  # the shard as it was added
-    Column("checks", Integer),  # the finished shard that is done again to be compared
-    Column("avoid", String(40)),  # the nickname that is not given it
+    Column("checks", Integer, index=True),  # the finished shard that is done again to be compared
+    Column("avoid", String(40), index=True),  # the nickname that is not given it
     Column("claimed", Integer),  # pairs of that shard
     Column("agreed", Integer),  # and how many of them the check found too
 )

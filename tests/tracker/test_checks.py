@@ -41,12 +41,45 @@ def test_a_check_finds_who_invents_pairs(crowd, fill, database, url, capsys):
     told = [(c.nickname, c.checker, c.agreed, c.claimed) for c in checks.results(database)]
     assert told == [("eve", "ann", 0, 2), ("ann", "eve", 3, 4)]
     counts = board.counts(database)
-    assert (counts.total, counts.done, counts.pairs) == (4, 4, 4 + 2 + 3 + 1)
+    assert (counts.total, counts.done, counts.pairs) == (5, 4, 4 + 2 + 3 + 1)  # one to settle it
     assert main(["tracker", "checks", "--database", url]) == 0
     said = capsys.readouterr().out
     assert "0.0% of      2 pairs  shard 1  eve, checked by ann" in said and "75.0%" in said
     crowd.expel(crowd.known(eve).id)
     assert intake.undo(database, board.named(database, "eve")[0]) == 2
+
+
+@pytest.mark.parametrize("third", ["agrees", "finds nothing", "says as the first"])
+def test_two_who_agree_undo_the_first(database, clock, fill, third):
+    fill(2)
+    crowd = Crowd(database, Rules(verify=1), clock=clock)
+    eve, ann, carl = (crowd.register(name, Kind.HYBRID)[1] for name in ("eve", "ann", "carl"))
+    first = crowd.lease(eve).number
+    bring(crowd, eve, first, ["ab" * 16, "cd" * 16])
+    crowd.rules = Rules(verify=1e-12)  # no other shard is checked
+    held = {lease.number for lease in crowd.lease_several(ann, 9)}
+    check = max(held)
+    assert first not in held and len(held) == 4
+    bring(crowd, ann, check, PAIRS[:4])
+    for number in held - {check}:
+        crowd.give_back(ann, number)
+    # it is seen, and he does one at a time, and nothing that settles it
+    assert len(crowd.lease_several(eve, 9)) == 1 and crowd.lease(eve) is None
+    assert {lease.number for lease in crowd.lease_several(ann, 9)}.isdisjoint({first, check})
+    settling = crowd.lease(carl)
+    assert settling.shard.id.startswith("wat000000-0-again") and crowd.lease(carl) is None
+    found = {"agrees": PAIRS[:3], "finds nothing": [], "says as the first": ["ab" * 16, "cd" * 16]}
+    bring(crowd, carl, settling.number, found[third])
+    people = {one["nickname"]: (one["done"], one["pairs"]) for one in board.everyone(database)}
+    again = crowd.lease(carl)
+    if third == "agrees":
+        assert "eve" not in people and again.number == first
+        assert people["ann"] == (1, 4)  # which are still hers
+    else:
+        assert people["eve"] == (1, 2) and again is None
+    with database.read() as connection:
+        assert checks.doubted(connection, "eve") == (third != "says as the first")
+    assert [c.nickname for c in checks.results(database)] == ["eve", "eve"]
 
 
 def test_no_shard_is_checked_unless_it_is_asked_for(database, fill, clock):
