@@ -107,11 +107,11 @@ _CALLS: dict[str, tuple[type[_Body], Callable[..., dict[str, Any]]]] = {
 }
 
 
-def routes(service: Service) -> list[Route]:
+def routes() -> list[Route]:
     """Return the routes of these calls."""
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="call")
     return [
-        Route(path, _Call(partial(_serve, service, act, msgspec.json.Decoder(body)), threads))
+        Route(path, _Call(partial(_serve, act, msgspec.json.Decoder(body)), threads))
         for path, (body, act) in _CALLS.items()
     ]
 
@@ -142,7 +142,7 @@ def described(document: dict[str, Any]) -> dict[str, Any]:
 class _Call:
     """One call as an ASGI application."""
 
-    def __init__(self, serve: Callable[[str, int, bytes], bytes], threads: Any) -> None:
+    def __init__(self, serve: Callable[[Service, str, int, bytes], bytes], threads: Any) -> None:
         self._serve, self._threads = serve, threads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,8 +157,9 @@ class _Call:
             if not message.get("more_body"):
                 break
         number = scope["path_params"].get("number", 0)
+        said = _secret(scope), number, b"".join(parts)
         answer = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._serve, _secret(scope), number, b"".join(parts)
+            self._threads, self._serve, scope["app"].state.service, *said
         )
         length = str(len(answer)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length)]
@@ -167,7 +168,7 @@ class _Call:
 
 
 def _serve(
-    service: Service, act: Callable[..., Any], decoder: Any, secret: str, number: int, body: bytes
+    act: Callable[..., Any], decoder: Any, service: Service, secret: str, number: int, body: bytes
 ) -> bytes:
     if number >= 2**31:
         raise Invalid("number: there is no shard of such a number.")
