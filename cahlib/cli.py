@@ -18,7 +18,7 @@ from cahlib import __version__, logs
 from cahlib.commands import blocklist, checked, finished, swarm, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.console import lasting, stopped_early
-from cahlib.errors import CahError, ConfigError, is_full, missing, no_space
+from cahlib.errors import CahError, ConfigError, is_full, missing, no_space, unusable
 from cahlib.private import FOLDER, WATCHDOG
 from cahlib.swarm.signals import ending, hush
 
@@ -55,13 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 2
         with lasting(output=hasattr(chosen, "works")):
             return _done(chosen)
+    except KeyboardInterrupt:
+        with lasting(output=True):
+            print("cah: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `cah verify DATASET | head`: nobody reads on
         return 141
     except OSError as error:
-        if not is_full(error):
+        if is_full(error):
+            sentence = str(no_space(error.filename or "what is printed"))
+        elif not (sentence := unusable(error)):
             raise
         with lasting(output=True):
-            print(f"cah: {no_space(error.filename or 'what is printed')}", file=sys.stderr)
+            print(f"cah: {sentence}", file=sys.stderr)
         return 1
 
 
@@ -74,9 +80,6 @@ def _done(chosen: argparse.Namespace) -> int:
     except CahError as error:
         print(f"cah: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("cah: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
 
 
 def _act(chosen: argparse.Namespace) -> int:
@@ -181,10 +184,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    from cahlib.home import require_described_same
+    from cahlib.needs import introduced
     from cahlib.quote import quoted
     from cahlib.scrapers import guard
 
     job = _job(chosen)
+    introduced(job)
+    require_described_same(job)  # before anything is made, or servers are asked for
     names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG}
     secrets = {name: environment().get(variable, "") for name, variable in names.items()}
     for variable in names.values():  # scrapers and other processes inherit the environment

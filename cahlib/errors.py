@@ -125,6 +125,10 @@ _CHOICE = {
 }  # fmt: skip
 
 
+#: What is never a fault of ours, whatever file is asked for.
+_REFUSED = _CHOICE - {errno.ENOENT, errno.EEXIST} | {*_FAILING} | {errno.ESTALE}
+
+
 def unwritable(error: OSError, place: object) -> CahError:
     """Return the error for a place that cannot be written: a choice of the user's, or a disk's."""
     cause = error.strerror or str(error)
@@ -135,6 +139,13 @@ def unwritable(error: OSError, place: object) -> CahError:
     return RunError(
         f"{place} cannot be written ({cause}); see to the disk, then run the same command again."
     )
+
+
+def unusable(error: OSError) -> str:
+    """Return a sentence for a file that the system does not let us use; "" for any other error."""
+    if error.errno in _REFUSED and error.filename:
+        return f"{error.filename} cannot be used ({error.strerror}); see to it, or to its rights."
+    return ""
 
 
 @contextmanager

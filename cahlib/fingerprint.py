@@ -47,10 +47,16 @@ def told(setting: Setting, value: Any) -> Any:
 def digest(settings: Iterable[Setting], values: Mapping[str, Any]) -> str:
     """Return the hex sha256 of a fingerprint.
 
-    Defaults are left out, so a setting that a later version adds does not change it.
+    Defaults are left out, so a setting that a later version adds does not change it. Where a
+    number may have a fraction, 1 and 1.0 are the same.
     """
-    plain = {each.name: _core(told(each, each.default)) for each in settings}
-    said = {name: _core(value) for name, value in values.items()}
+    every = [*settings]
+    plain = {each.name: _core(told(each, each.default)) for each in every}
+    broken = {each.name for each in every if each.type is float}
+    said = {
+        name: float(value) if name in broken and value is not None else _core(value)
+        for name, value in values.items()
+    }
     said = {name: value for name, value in said.items() if value != plain.get(name)}
     return checksum(said)
 

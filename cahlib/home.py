@@ -75,16 +75,20 @@ def require_same(job: Job, *, files_known: bool = True) -> None:
 
     Without ``files_known`` the job's files are another machine's, and are not compared.
     """
-    folder, url = job.output.folder, job.output.url
-    here = description.found(folder)
+    folder, here = job.output.folder, description.found(job.output.folder)
     if before := description.job(folder):
         apart = job.differences(before)
         if here and here.committed and here.settings is not None:  # what the dataset says counts
             apart = {name: each for name, each in apart.items() if name == "output"}
         job.require_same(apart, folder)
-    description.require_same(job, folder, here, files_known=files_known)
-    if url:
-        description.require_same(job, url, description.found(url), files_known=files_known)
+    require_described_same(job, files_known=files_known)
+
+
+def require_described_same(job: Job, *, files_known: bool = True) -> None:
+    """Raise ConfigError if the dataset in a job's folder, or at its URL, says it is another's."""
+    folder, url = job.output.folder, job.output.url
+    for at in (folder, url) if url else (folder,):
+        description.require_same(job, at, description.found(at), files_known=files_known)
 
 
 def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:

@@ -35,8 +35,11 @@ def held(folder: Path) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Return whether a process writes to the dataset now; a look makes no file there."""
+    path = folder / "run" / "lock"
     try:
-        with open(folder / "run" / "lock") as lock:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with open(path) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

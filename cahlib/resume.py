@@ -38,7 +38,8 @@ def resume(job: Job, ledger: Ledger) -> None:
     """
     folder = job.output.folder
     dataset.sweep(folder)
-    if job.output.url:
+    if job.output.url and numbering.is_numbered(folder):  # as by a repair that knew of no URL
+        _Resuming(job, ledger).require_ours()
         numbering.unnumber(folder)
     ours = description.continued(job)
     work = _Resuming(job, ledger)
@@ -106,6 +107,11 @@ class _Resuming:
         ids |= dict.fromkeys(id for id, state in self._states.items() if state in _COMMITTED)
         for id in ids:
             self._compare(id)
+
+    def require_ours(self) -> None:
+        """Refuse another job's shards in the folder."""
+        for id in self._here.ids():
+            self._require_ours(self._here.shard(id), self._here)
 
     def tell(self) -> None:
         """Say what was found, in a sentence each."""

@@ -20,7 +20,18 @@ from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__, live
 from cahlib.config import Job
-from cahlib.curate import alike, dataset, description, harm, models, pages, seal, tars, upload
+from cahlib.curate import (
+    alike,
+    dataset,
+    description,
+    harm,
+    models,
+    names,
+    pages,
+    seal,
+    tars,
+    upload,
+)
 from cahlib.curate.gallery import Latest
 from cahlib.curate.models import Models
 from cahlib.curate.perceptual import Near
@@ -87,7 +98,7 @@ def run(
     if job.output.url:
         upload.check(job.output.url, job.output.folder)
     with writing(folder):
-        dataset.unobstructed(folder)
+        names.unobstructed(folder)
     introduced(job)
     # what cannot be read or is not known is the user's to mend, before the start
     languages.wanted(job.crawl)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cahlib.cli import job_from
 from cahlib.config import PRESETS, Job, replace, settings
+from cahlib.curate import description
 from cahlib.errors import ConfigError
 
 
@@ -123,3 +124,9 @@ def test_an_output_url_is_the_same_however_it_is_spelled(given, url):
 def test_a_contact_may_change_between_launches():
     one, other = (Job.from_values({"contact": f"{name}@site.org"}) for name in "ab")
     assert not one.differences(other)
+
+
+def test_a_whole_number_is_the_same_setting_with_and_without_a_fraction():
+    """A script writes 1, and the command line reads 1.0."""
+    jobs = [Job.from_values({"threshold": each}) for each in (1, 1.0, "1")]
+    assert len({description.of(job).digest for job in jobs}) == 1

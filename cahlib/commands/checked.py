@@ -58,6 +58,8 @@ def _verify(chosen: argparse.Namespace) -> int:
 
 
 def _repair(chosen: argparse.Namespace) -> int:
+    from cahlib.curate import names
+    from cahlib.curate.files import files
     from cahlib.curate.repair import plan, repair
     from cahlib.lock import held
     from cahlib.tracker.store import Ledger, committed
@@ -69,11 +71,15 @@ def _repair(chosen: argparse.Namespace) -> int:
     found = plan(place, committed(ledger))
     if chosen.dry_run:
         _print(found)
-        if any(found.lines()):
+        if found.unreadable:
+            print("Nothing was changed.")
+        elif any(found.lines()):
             print("Nothing was changed; without --dry-run it is.")
         else:
             print("There is nothing to repair.")
         return 0
+    if folder := files(place).folder:
+        names.unobstructed(folder)
     with held(Path(place)) if local else nullcontext():
         found = plan(place, committed(ledger))  # a run may have gone on until now
         _print(found)

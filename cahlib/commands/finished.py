@@ -64,13 +64,14 @@ def _purge(chosen: argparse.Namespace) -> int:
 
 
 def _dedup(chosen: argparse.Namespace) -> int:
-    from cahlib.curate import dataset, seal
+    from cahlib.curate import dataset, names, seal
     from cahlib.curate.dedup import dedup, find
     from cahlib.lock import held
 
     folder = _folder(chosen.dataset)
     if chosen.apply:
         seal.expect(folder)  # before anything is made in a folder that is somebody else's
+        names.unobstructed(folder)
         with held(folder):
             dataset.sweep(folder)  # what an interrupted change left cannot be read
     found = find(folder, chosen.distance)

@@ -41,7 +41,6 @@ from cahlib.curate.rows import REENCODED, Row, as_json, host, row, schema
 from cahlib.curate.seal import Sealed
 from cahlib.curate.sink import PART, Sink, Stored, disk, part
 from cahlib.curate.tfrecord import Records
-from cahlib.errors import ConfigError
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
 
 #: Why a pair is in the dataset already.
@@ -104,17 +103,6 @@ def write(
         shelf.publish(sealed)
         undo.pop_all()
     return sealed
-
-
-def unobstructed(folder: Path) -> None:
-    """Raise ConfigError if something that is no folder has the name of one of a dataset's."""
-    for name in FOLDERS:
-        path = folder / name
-        if not path.is_dir() and (path.exists() or path.is_symlink()):
-            raise ConfigError(
-                f"output: {path} is not a folder, and a dataset needs one there; move it away, or "
-                "choose another folder."
-            )
 
 
 def sweep(folder: Path) -> None:

@@ -93,6 +93,7 @@ def _read(
             )
         )
     if not parts:
+        seal.expect(Path(place))
         raise ConfigError(f"{place} holds no dataset with images: there is no shard with a pair.")
     uids, hashes, colours, rank = (np.concatenate(each) for each in zip(*parts, strict=True))
     return uids, hashes, colours, rank

@@ -31,11 +31,16 @@ class Busy(RunError):
         self.wait = wait  #: seconds; 0: it did not say for how long
 
 
+class Unreadable(RunError):
+    """A file or folder of this machine cannot be read now; nobody knows whether it is damaged."""
+
+
 @dataclass(frozen=True, slots=True)
 class Files:
     """What lies below one folder or URL, by relative path with slashes.
 
-    Every method raises RunError where the place cannot be reached.
+    Every method raises RunError where the place cannot be reached, and Unreadable for what cannot
+    be read though it is there.
     """
 
     fs: Any  #: an fsspec filesystem
@@ -46,21 +51,44 @@ class Files:
         """The path of a file as its filesystem wants it."""
         return f"{self.root}/{name}"
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder, if it is one of this machine."""
+        return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
+
     def open(self, name: str) -> BinaryIO:
-        with reaching(self.place):
+        with self.reading(name):
             return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
 
     def read(self, name: str) -> bytes:
-        with reaching(self.place):
+        with self.reading(name):
             return cast(bytes, self.fs.cat_file(self.path(name)))
 
     def exists(self, name: str) -> bool:
+        """Whether there is a file of this name; a folder is none."""
+        with self.reading(name):
+            if self.folder:
+                return Path(self.path(name)).is_file()
+            try:
+                return bool(self.fs.info(self.path(name))["type"] != "directory")
+            except FileNotFoundError:
+                return False
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Raise as all methods do for what goes wrong while a file or folder is read."""
         with reaching(self.place):
-            return bool(self.fs.exists(self.path(name)))
+            try:
+                yield
+            except OSError as error:
+                if self.folder is None:
+                    raise
+                cause = error.strerror or error
+                raise Unreadable(f"{self.path(name)} cannot be read ({cause}).") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Put a small file there, whole or not at all."""
-        if isinstance(self.fs, LocalFileSystem):
+        if self.folder:
             sink.replace(Path(self.path(name)), data)
             return
         with reaching(self.place):
@@ -85,17 +113,32 @@ class Files:
         It is the place's own word of now: a driver may keep an older listing.
         """
         self.fs.invalidate_cache()
-        with reaching(self.place):
-            found = self.fs.find(self.root, maxdepth=1, detail=True)
-            for folder in folders:
-                found |= self.fs.find(self.path(folder), detail=True)
-        return {path[len(self.root) + 1 :]: info["size"] or 0 for path, info in found.items()}
+        found = dict(self._listed(self.root, deep=False))
+        for folder in folders:
+            found |= self._listed(self.path(folder))
+        return {path[len(self.root) + 1 :]: size for path, size in found.items()}
 
     def names(self, folder: str) -> list[str]:
         """All files in a folder, in order; none if there is no such folder."""
-        with reaching(self.place):
-            found = self.fs.find(self.path(folder))
-        return sorted(path[len(self.root) + 1 :] for path in found)
+        return sorted(path[len(self.root) + 1 :] for path, _ in self._listed(self.path(folder)))
+
+    def _listed(self, path: str, *, deep: bool = True) -> Iterator[tuple[str, int]]:
+        """Yield the files in a folder, with their bytes.
+
+        fsspec's own `find` takes a folder that cannot be listed for an empty one.
+        """
+        with self.reading(path[len(self.root) + 1 :]):
+            try:
+                entries = self.fs.ls(path, detail=True)
+            except FileNotFoundError:
+                return
+        for each in entries:
+            name = each["name"].rstrip("/")
+            if each["type"] == "directory":
+                if deep and name != path:
+                    yield from self._listed(name)
+            elif self.folder is None or each["type"] == "file" or Path(name).is_file():
+                yield name, each["size"] or 0
 
 
 def files(place: str | Path) -> Files:

@@ -7,13 +7,17 @@ Here many files are one commit, which comes about as a whole or not at all.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cahlib.curate.files import Files, reaching
 from cahlib.errors import ConfigError
+
+#: What is to be brought: a file of this machine, or its content.
+Local: TypeAlias = Path | bytes
 
 #: Seconds between two commits of a run: 30 an hour, so that several runs fit into the hub's 128.
 PAUSE = 120.0
@@ -50,7 +54,7 @@ class Repository:
             trial = CommitOperationAdd(path_in_repo=inner + path, path_or_fileobj=b"trial")
             api.preupload_lfs_files(additions=[trial], **which)
 
-    def commit(self, files: Mapping[str, Path], removed: Collection[str], *, message: str) -> None:
+    def commit(self, files: Mapping[str, Local], removed: Collection[str], *, message: str) -> None:
         """Put files there and remove others, in one commit; none if nothing would change."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
@@ -60,7 +64,10 @@ class Repository:
             api, which, inner = self._resolved()
             operations: list[Any] = [CommitOperationDelete(inner + each) for each in removed]
             operations += [
-                CommitOperationAdd(path_in_repo=inner + path, path_or_fileobj=str(local))
+                CommitOperationAdd(
+                    path_in_repo=inner + path,
+                    path_or_fileobj=local if isinstance(local, bytes) else str(local),
+                )
                 for path, local in files.items()
             ]
             if operations:
@@ -69,7 +76,7 @@ class Repository:
             if missing := self.different(files):
                 raise OSError(f"{missing[0]} did not arrive as it was sent")
 
-    def different(self, files: Mapping[str, Path]) -> Sequence[str]:
+    def different(self, files: Mapping[str, Local]) -> Sequence[str]:
         """Return which of these files are not there, or not as they are here."""
         return [p for p, known in self._known([*files]).items() if not _same(known, files[p])]
 
@@ -99,9 +106,10 @@ class Repository:
         return HfApi(endpoint=fs.endpoint, token=fs.token), which, inner
 
 
-def _same(known: Any, local: Path) -> bool:
+def _same(known: Any, local: Local) -> bool:
     """Return whether the hub has a file as it is here; small ones are known by git's hash."""
-    if known is None or known.size != local.stat().st_size:
+    size = len(local) if isinstance(local, bytes) else local.stat().st_size
+    if known is None or known.size != size:
         return False
     lfs = getattr(known, "lfs", None)
     digest = hashlib.sha256() if lfs else hashlib.sha1(f"blob {known.size}\0".encode())
@@ -110,7 +118,7 @@ def _same(known: Any, local: Path) -> bool:
     return bool(digest.hexdigest() == (lfs.sha256 if lfs else known.blob_id))
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+def _pieces(local: Local) -> Iterator[bytes]:
+    with io.BytesIO(local) if isinstance(local, bytes) else local.open("rb") as file:
         while data := file.read(1 << 20):
             yield data

@@ -59,6 +59,11 @@ def number(folder: Path) -> None:
         _move(folder, here[id], f"images/{hole:05}.tar")
 
 
+def is_numbered(folder: Path) -> bool:
+    """Return whether a tar of a folder has a number."""
+    return any(numbered(f"images/{path.name}") is not None for path in _tars(folder))
+
+
 def unnumber(folder: Path) -> None:
     """Give the tars of a folder the names of their shards again; nobody else may write to it."""
     for each in seal.seals(folder, damaged="skip"):

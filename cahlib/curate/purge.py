@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cahlib import live
 from cahlib.config import Job
-from cahlib.curate import harm, pages, seal, upload
+from cahlib.curate import harm, names, pages, seal, upload
 from cahlib.curate.files import files
 from cahlib.curate.rewrite import Change, Why, rewrite
 from cahlib.curate.rows import Row, as_json
@@ -71,6 +71,7 @@ def purge(folder: Path, lists: Lists) -> Iterator[Change]:
 def changed(folder: Path, what: str, why: Why) -> Iterator[Change]:
     """Rewrite a dataset, and tell of it in the files that tell of the dataset."""
     seal.expect(folder)  # before anything is made in a folder that is somebody else's
+    names.unobstructed(folder)
     with held(folder):
         job = Job.stored(folder / "run" / "job.json")
         (folder / "run" / live.FILE).unlink(missing_ok=True)  # a killed run left pictures in it

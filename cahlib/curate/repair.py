@@ -28,6 +28,7 @@ class Plan:
     left: dict[str, str] = field(default_factory=dict)  #: files to remove by path, with the reason
     #: whole shards and other files that somebody has put there
     foreign: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)  #: files that keep all as it is
     again: dict[str, str] = field(default_factory=dict)  #: dataset.json and pages, made anew
     #: shards whose change is to be finished
     unfinished: dict[str, str] = field(default_factory=dict)
@@ -41,6 +42,8 @@ class Plan:
                 + " What was taken out of it comes back then, unless it is taken out again."
                 * (id in self.changed)
             )
+        for why in self.unreadable.values():
+            yield f"{why} Nothing is repaired until it can be read, or is taken away."
         here = isinstance(self.place, Path)
         for why in self.unfinished.values():
             yield f"{why} " + (
@@ -65,6 +68,7 @@ def plan(place: str | Path, known: Collection[str] = ()) -> Plan:
             Kind.SHARD: found.broken,
             Kind.LEFT: found.left,
             Kind.FOREIGN: found.foreign,
+            Kind.UNREADABLE: found.unreadable,
             Kind.UNFINISHED: found.unfinished,
         }
         _note(kinds.get(problem.kind, found.again), problem)
@@ -76,11 +80,16 @@ def plan(place: str | Path, known: Collection[str] = ()) -> Plan:
 
 
 def repair(found: Plan) -> None:
-    """Do what was planned; nobody else may write to the place meanwhile."""
-    place = found.place
+    """Do what was planned; nobody else may write to the place meanwhile.
+
+    Raise RunError if something cannot be read: who is given other rights tomorrow, or another
+    cable, would have lost sound shards.
+    """
+    for why in found.unreadable.values():
+        raise RunError(f"{why} Nothing was repaired; see to that, or take it away, before.")
+    place, at = found.place, files(found.place)
     if isinstance(place, Path):
         dataset.sweep(place)
-    at = files(place)
     for id in found.broken:
         _give_up(place, id)
     for path in found.left:

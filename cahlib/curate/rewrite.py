@@ -7,6 +7,7 @@ the next `cahlib.curate.dataset.sweep`. It does not know why a pair has to go.
 
 from __future__ import annotations
 
+import logging
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +29,8 @@ from cahlib.curate.seal import Sealed, Shown
 from cahlib.curate.tfrecord import records
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Candidate, Image, Judged, Reason, Stage
+
+_log = logging.getLogger(__name__)
 
 #: Says of a row of the metadata why its pair has to go, or None.
 Why = Callable[[Row], Reason | None]
@@ -58,12 +61,17 @@ def rewrite(folder: Path, why: Why) -> Iterator[Change]:
 
 
 def _tried(folder: Path, sealed: Sealed, why: Why) -> Change | None:
+    links = {p: p.resolve() for name in sealed.files if (p := folder / name).is_symlink()}
     try:
-        return _exchange(folder, sealed, why)
-    except (tarfile.TarError, ValueError, KeyError, StopIteration, FileNotFoundError) as error:
+        change = _exchange(folder, sealed, why)
+    except (tarfile.TarError, ValueError, KeyError, StopIteration, OSError) as error:
         raise RunError(
-            f"shard {sealed.shard.id} is damaged ({error}); `cah verify` tells more."
+            f"shard {sealed.shard.id} cannot be read ({error}); `cah verify` tells more."
         ) from error
+    for path, old in links.items() if change else ():
+        if not path.is_symlink():
+            _log.warning("%s was a link; %s still has what was taken out.", path, old)
+    return change
 
 
 def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:

@@ -18,6 +18,7 @@ from cahlib.curate.files import Files, files
 from cahlib.curate.layout import MANIFESTS
 from cahlib.curate.sink import Stored
 from cahlib.errors import ConfigError, RunError
+from cahlib.lock import is_held
 from cahlib.records import Shard, Tally
 
 FOLDER = MANIFESTS
@@ -138,13 +139,22 @@ def conflicted(path: str) -> bool:
 
 def there(folder: Path) -> bool:
     """Whether a folder of this machine holds a dataset: one seal is enough."""
-    return any((folder / FOLDER).glob("*.json"))
+    return bool(ids(files(folder).names(FOLDER)))
 
 
 def expect(folder: Path) -> None:
     """Raise ConfigError for a folder of this machine that holds no dataset."""
     if not there(folder):
-        raise ConfigError(f"{folder} holds no dataset: there is no shard's seal in {FOLDER}/.")
+        raise no_dataset(folder)
+
+
+def no_dataset(place: str | Path) -> ConfigError:
+    """Return the error for a place without a shard; a run that has just begun is told of."""
+    if is_held(Path(place)):
+        return ConfigError(
+            f"{place} holds no shard yet: a command is working on it; wait for its first shard."
+        )
+    return ConfigError(f"{place} holds no dataset: there is no shard's seal in {FOLDER}/.")
 
 
 def _read(there: Files, path: str) -> Sealed:

@@ -10,8 +10,7 @@ from typing import Any
 
 from cahlib.config import settings
 from cahlib.curate import tars
-from cahlib.curate.seal import FOLDER, Sealed, Shown, seals
-from cahlib.errors import ConfigError
+from cahlib.curate.seal import Sealed, Shown, no_dataset, seals
 from cahlib.records import Reason, Stage, Tally
 from cahlib.words import plural
 
@@ -154,7 +153,7 @@ def lines(place: str | Path) -> Iterator[str]:
     """The summary of a dataset for people, line by line; raises ConfigError if there is none."""
     found = summed(seals(place))
     if not found.shards:
-        raise ConfigError(f"{place} holds no dataset: there is no shard's seal in {FOLDER}/.")
+        raise no_dataset(place)
     size = f"{found.bytes / 1e6:,.1f} MB"
     yield f"{place}: {plural(found.pairs, 'pair')} in {plural(found.shards, 'shard')}, {size}"
     for model, threshold in found.models:

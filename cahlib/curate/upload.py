@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from fsspec.implementations.local import LocalFileSystem
-
 from cahlib.config import Output
-from cahlib.curate import description, hub, seal, sink, tars
+from cahlib.curate import description, hub, names, seal, signed, sink, tars
 from cahlib.curate.files import Busy, Files, files, reaching
 from cahlib.curate.layout import PAGES, numbered
 from cahlib.curate.seal import Sealed
@@ -48,7 +45,7 @@ def check(url: str, folder: Path) -> None:
     trial = f"{seal.FOLDER}/.trial"
     try:
         there = files(url)
-        if isinstance(there.fs, LocalFileSystem) and Path(there.root).resolve() == folder.resolve():
+        if there.folder and there.folder.resolve() == folder.resolve():
             raise ConfigError(
                 f"output: {url} is the folder that it would be brought from; give it as a folder, "
                 f"{there.root}, instead of a URL."
@@ -56,6 +53,8 @@ def check(url: str, folder: Path) -> None:
         if repository := hub.repository(there):
             repository.check(trial)
             return
+        if there.folder:
+            names.unobstructed(there.folder)
         with reaching(there.place):
             there.make_folder(trial)
             try:
@@ -152,18 +151,16 @@ class Uploads:
 def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
     """Bring what is made anew at the end of a run, the report and the card, to a URL."""
     if repository := hub.repository(files(url)):
-        pages = {path: folder / path for path in PAGES}
-        with _described(folder, url) as said, _counted(folder, url) as counts:
-            made = pages | {path: counts / path for path in tars.NAMES if (counts / path).exists()}
-            commit = partial(repository.commit, made | said, (), message="Report and card")
-            _tried(commit, sleep)
+        made = {path: folder / path for path in PAGES} | _counted(folder, url)
+        commit = partial(
+            repository.commit, made | _described(folder, url), (), message="Report and card"
+        )
+        _tried(commit, sleep)
         return
     for path in PAGES:
         _tried(partial(_bring, folder, url, path), sleep)
-    with _counted(folder, url) as counts:
-        for path in tars.NAMES:
-            if (counts / path).exists():
-                _tried(partial(_bring, counts, url, path), sleep)
+    for path, data in _counted(folder, url).items():
+        _tried(partial(files(url).write, path, data), sleep)
     if described := description.found(folder):
         _tried(partial(description.commit, url, described, pages=described.pages), sleep)
 
@@ -238,25 +235,20 @@ def _commit(repository: hub.Repository, shards: Sequence[Sealed], folder: Path, 
     if new:
         removed = repository.there_of(sorted(old))
         brought = {path: folder / path for path in wanted}
-        with _described(folder, url, [seals[name].shard.id for name in new]) as said:
-            repository.commit(brought | said, removed, message=message)
+        said = _described(folder, url, [seals[name].shard.id for name in new])
+        repository.commit(brought | said, removed, message=message)
 
 
-@contextmanager
-def _described(folder: Path, url: str, shards: Sequence[str] = ()) -> Iterator[dict[str, Path]]:
-    """Give dataset.json as it is to stand at a repository, as a file for a commit."""
+def _described(folder: Path, url: str, shards: Sequence[str] = ()) -> dict[str, hub.Local]:
+    """Return dataset.json as it is to stand at a repository."""
     said = description.found(folder)
     if said is None:
-        yield {}
-        return
-    with tempfile.TemporaryDirectory() as made:
-        description.write(made, description.merged(url, said, shards, said.pages))
-        yield {description.NAME: Path(made) / description.NAME}
+        return {}
+    return {description.NAME: signed.packed(description.merged(url, said, shards, said.pages))}
 
 
-@contextmanager
-def _counted(folder: Path, url: str) -> Iterator[Path]:
-    """Give a folder with what is to stand beside the tars at a URL, those of others included."""
+def _counted(folder: Path, url: str) -> dict[str, bytes]:
+    """Return what is to stand beside the tars at a URL, those of others included."""
     ours, there = tars.read(folder), tars.read(url)
     present = {path.rpartition("/")[2] for path in files(url).names("images")} if there else set()
     others = {
@@ -264,12 +256,9 @@ def _counted(folder: Path, url: str) -> Iterator[Path]:
         for name, size in there.items()
         if name in present and not (folder / seal.name(name.removesuffix(".tar"))).exists()
     }
-    with tempfile.TemporaryDirectory() as made:
-        if ours:
-            for name, data in tars.counts({**others, **ours}).items():
-                files(made).write(name, data)
-            files(made).write(tars.CARD, (folder / tars.CARD).read_bytes())
-        yield Path(made)
+    if not ours:
+        return {}
+    return {**tars.counts({**others, **ours}), tars.CARD: (folder / tars.CARD).read_bytes()}
 
 
 def _is_there(sealed: Sealed, url: str) -> bool:

@@ -8,63 +8,21 @@ business. It does not decode images. Shards whose seal is gone are missed by the
 from __future__ import annotations
 
 import enum
-import hashlib
-import io
-import json
-import re
-import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cahlib.curate import description, seal, tars
+from cahlib.curate import description, names, seal, tars
 from cahlib.curate.description import Description
-from cahlib.curate.files import Files, files
-from cahlib.curate.layout import FOLDERS, LAYOUT, PAGES
-from cahlib.curate.rows import ADDED, COLUMNS, Row, sample_id, schema, without_nulls
+from cahlib.curate.files import Files, Unreadable, files
+from cahlib.curate.layout import FOLDERS, LAYOUT, numbered
 from cahlib.curate.seal import Sealed
-from cahlib.curate.sink import PART, Stored, part
-from cahlib.curate.tfrecord import Broken, records
-from cahlib.errors import ConfigError
+from cahlib.curate.sink import part
+from cahlib.curate.whole import ShardFiles, checked
 from cahlib.records import Stage
-
-#: How far the cosine of two float16 vectors may lie from the similarity; 0.0003 is the most seen.
-_ROUNDING = 0.01
-
-#: How the file of a matrix of float16 begins (numpy/lib/format.py). numpy's own reader evaluates
-#: the header as Python, and dies of a damaged one in many ways.
-_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..{'descr': '<f2', 'fortran_order': False, "
-    rb"'shape': \((\d+), (\d+)\), } *\n",
-    re.DOTALL,
-)
-
-#: What a reader says of a damaged file.
-_DAMAGE = tarfile.TarError, pa.ArrowException, Broken, ValueError, TypeError, KeyError
-
-#: How the names begin of files that a drive may have copied.
-_OURS = tuple(
-    [f"{folder}/" for folder in FOLDERS]
-    + [name.partition(".")[0] for name in (description.NAME, *PAGES)]
-)
-
-#: A file that a run may have made, whole or not yet; of the id is asked what `Shard.id` may be.
-_PARTS = PART, ".trial"
-_MADE = re.compile(
-    "|".join(re.escape(str(part(Path(name)))) for name in tars.NAMES)
-    + "|"
-    + "|".join(
-        rf"{folder}/(\.?{name.format('[A-Za-z0-9_-][A-Za-z0-9._-]*')}({re.escape(PART)})?|\.trial)"
-        for form in (*LAYOUT.values(), f"{seal.FOLDER}/{{}}.json")
-        for folder, _, name in [re.sub(r"\.(?=\w+$)", r"\.", form).partition("/")]
-    )
-)
-
-_Reader = Callable[[str, BinaryIO], Iterator[str]]
 
 
 class Kind(enum.Enum):
@@ -72,6 +30,7 @@ class Kind(enum.Enum):
 
     SHARD = enum.auto()  #: a committed shard that is not whole, by its id
     FOREIGN = enum.auto()  #: a whole shard of another dataset, or another file: by its id or path
+    UNREADABLE = enum.auto()  #: a file that cannot be read, be it damaged or not, by its path
     LEFT = enum.auto()  #: a file that belongs to no shard, by its path
     UNFINISHED = enum.auto()  #: a shard that is being changed, or was when a command was killed
     DESCRIPTION = enum.auto()  #: dataset.json
@@ -97,60 +56,104 @@ def verify(place: str | Path, known: Collection[str] = ()) -> Iterator[str]:
 
 def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem]:
     """The same as records."""
-    there = files(place)
-    sizes, said, keys, named = there.sizes(FOLDERS), None, _Keys(), set[str]()
-    ids, settings, counted = seal.ids(sizes), set[str](), dict[str, int]()
-    try:
-        said = description.read(place)
-    except ValueError as error:
-        yield Problem(
-            Kind.DESCRIPTION, description.NAME, f"{description.NAME} is damaged: {error}."
-        )
-    listed = said.committed if said else ()
-    if not (ids or listed or known):
-        raise ConfigError(f"{place} holds no dataset: there is no shard's seal in {seal.FOLDER}/.")
-    for id in ids:
-        path = seal.name(id)
-        named |= {path, *(form.format(id) for form in LAYOUT.values())}
+    yield from _Check(place, known).problems()
+
+
+class _Check:
+    """The check of one dataset, shard by shard, and what is known of it so far."""
+
+    def __init__(self, place: str | Path, known: Collection[str]) -> None:
+        self._place, self._known, self._there = place, known, files(place)
+        self._sizes = self._there.sizes(FOLDERS)
+        self._said: Description | None = None
+        self._keys = _Keys()
+        self._named = set[str]()  #: files that belong to shards
+        self._settings = set[str]()
+        self._counted = dict[str, int]()  #: samples by tar
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong."""
+        there = self._there
+        blocked = [*names.obstacles(there.folder)] if there.folder else []
+        for path in blocked:
+            yield Problem(Kind.FOREIGN, path, f"{names.told(path)}.")
+        yield from _readable(self._description())
+        said, ids = self._said, seal.ids(self._sizes)
+        listed = said.committed if said else ()
+        if not (ids or listed or self._known):
+            raise seal.no_dataset(self._place)
+        for id in ids:
+            yield from self._shard(id)
+        for id in sorted({*listed, *self._known} - {*ids}):
+            where = description.NAME if id in listed else "the ledger"
+            yield Problem(
+                Kind.SHARD,
+                id,
+                f"{seal.name(id)} is missing, but {where} calls the shard committed.",
+            )
+        yield from (Problem(Kind.SHARD, *each) for each in self._keys.problems())
+        if said is None and description.NAME not in self._sizes and self._settings - {""}:
+            yield Problem(Kind.DESCRIPTION, description.NAME, f"{description.NAME} is missing.")
+        yield from _readable(_pages(there, said))
+        miscounted = tars.faults(self._place, self._counted)
+        yield from _readable(Problem(Kind.PAGE, *each) for each in miscounted)
+        inside = {path for path in self._sizes for each in blocked if path.startswith(f"{each}/")}
+        yield from _left(self._sizes, self._named | inside)
+
+    def _description(self) -> Iterator[Problem]:
         try:
-            sealed = seal.unpacked(there.read(path))
+            self._said = description.read(self._place)
+        except ValueError as error:
+            yield Problem(
+                Kind.DESCRIPTION, description.NAME, f"{description.NAME} is damaged: {error}."
+            )
+
+    def _shard(self, id: str) -> Iterator[Problem]:
+        """Yield what is wrong with a shard that has a manifest."""
+        path = seal.name(id)
+        self._named |= {path, *(form.format(id) for form in LAYOUT.values())}
+        try:
+            sealed = seal.unpacked(self._there.read(path))
             if sealed.shard.id != id:
                 raise ValueError(f"it is that of {sealed.shard.id}")
         except ValueError as error:
             yield Problem(Kind.SHARD, id, f"{path} is damaged: {error}.")
-            continue
-        settings.add(sealed.settings)
-        if fresh := _successor(there, id, sizes):
+            return
+        except Unreadable as error:  # any tar may be the one that it names
+            self._named |= {each for each in self._sizes if numbered(each) is not None}
+            yield Problem(Kind.UNREADABLE, path, str(error))
+            return
+        self._settings.add(sealed.settings)
+        if fresh := _successor(self._there, id, self._sizes):
             # whichever of its files have their new names by now, `dataset.sweep` finishes it
-            counted |= tars.size_of(fresh)
+            self._counted |= tars.size_of(fresh)
             both = {path, *sealed.files, *fresh.files}
-            named |= both | {str(part(Path(name))) for name in both}
+            self._named |= both | {str(part(Path(name))) for name in both}
             yield Problem(
                 Kind.UNFINISHED, id, f"{path} is being changed, or that change was interrupted."
             )
-            continue
-        counted |= tars.size_of(sealed)
-        yield from _foreign(sealed, said)
-        shard = _Shard(files(sealed.place or place), sealed)
-        wrong = [*_account(path, sealed), *shard.problems()]
-        yield from (Problem(Kind.SHARD, id, sentence) for sentence in wrong)
-        if not wrong and (uids := shard.uids()):
-            keys.add(id, uids)  # a damaged shard must not cost a whole one that has its pair too
+            return
+        self._counted |= tars.size_of(sealed)
+        yield from _foreign(sealed, self._said)
         # of a shard whose files are elsewhere a run that was killed may have left some here
         own = () if sealed.place else sealed.files
-        named -= {form.format(id) for form in LAYOUT.values()} - {*own}
-        named |= {seal.tar(sealed) or path} if own else set()
-    for id in sorted({*listed, *known} - {*ids}):
-        where = description.NAME if id in listed else "the ledger"
-        yield Problem(
-            Kind.SHARD, id, f"{seal.name(id)} is missing, but {where} calls the shard committed."
-        )
-    yield from (Problem(Kind.SHARD, *each) for each in keys.problems())
-    if said is None and description.NAME not in sizes and settings - {""}:
-        yield Problem(Kind.DESCRIPTION, description.NAME, f"{description.NAME} is missing.")
-    yield from _pages(there, said)
-    yield from (Problem(Kind.PAGE, *each) for each in tars.faults(place, counted))
-    yield from _left(sizes, named)
+        self._named -= {form.format(id) for form in LAYOUT.values()} - {*own}
+        self._named |= {seal.tar(sealed) or path} if own else set()
+        shard = ShardFiles(files(sealed.place or self._place), sealed)
+        sentences = chain(_account(path, sealed), shard.problems())
+        wrong = [*_readable(Problem(Kind.SHARD, id, sentence) for sentence in sentences)]
+        yield from wrong
+        if not wrong and (uids := shard.uids()):
+            # a damaged shard must not cost a whole one that has its pair too
+            self._keys.add(id, uids)
+
+
+def _readable(found: Iterator[Problem]) -> Iterator[Problem]:
+    """Yield problems; a file that cannot be read is the last one."""
+    try:
+        yield from found
+    except Unreadable as error:
+        yield Problem(Kind.UNREADABLE, str(error), str(error))
 
 
 def _foreign(sealed: Sealed, said: Description | None) -> Iterator[Problem]:
@@ -166,7 +169,7 @@ def _successor(there: Files, id: str, sizes: Collection[str]) -> Sealed | None:
     path = str(part(Path(seal.name(id))))
     try:
         fresh = seal.unpacked(there.read(path)) if path in sizes else None
-    except (ValueError, FileNotFoundError):
+    except (ValueError, Unreadable):  # it may be gone by now
         return None
     return fresh if fresh and fresh.shard.id == id else None
 
@@ -174,21 +177,21 @@ def _successor(there: Files, id: str, sizes: Collection[str]) -> Sealed | None:
 def _pages(there: Files, said: Description | None) -> Iterator[Problem]:
     """What is wrong with the report and the card."""
     for name, stored in said.pages.items() if said else ():
-        for sentence in _checked(there, name, stored=stored, reader=lambda *_: iter(())):
+        for sentence in checked(there, name, stored=stored, reader=lambda *_: iter(())):
             yield Problem(Kind.PAGE, name, sentence)
 
 
 def _left(sizes: Iterable[str], named: Collection[str]) -> Iterator[Problem]:
     """The files that no shard has."""
     for path in sorted(sizes):
-        if seal.conflicted(path) and path.startswith(_OURS):
+        if seal.conflicted(path) and path.startswith(names.OURS):
             kind = "is a conflicted copy, made by a cloud drive, and counts for nothing"
         elif "/" not in path or path in named or path in tars.NAMES:
             continue
-        elif _MADE.fullmatch(path):
+        elif names.MADE.fullmatch(path):
             kind = (
                 "is left of an interrupted run"
-                if path.endswith(_PARTS)
+                if path.endswith(names.UNFINISHED)
                 else "is not part of a shard here"
             )
         else:
@@ -205,122 +208,6 @@ def _account(path: str, sealed: Sealed) -> Iterator[str]:
             yield f"{path} does not account for {missing} {stage.takes}."
     if tally.left[Stage.JUDGE] != sealed.rows:
         yield f"{path} counts {tally.left[Stage.JUDGE]} pairs, but has {sealed.rows} rows."
-
-
-class _Shard:
-    """The check of one shard's files: the metadata first, then the others against it."""
-
-    def __init__(self, data: Files, sealed: Sealed) -> None:
-        self._data, self._sealed = data, sealed
-        self._rows: list[Row] | None = None
-        self._vectors: list[np.ndarray[Any, Any]] = []
-
-    def problems(self) -> Iterator[str]:
-        """What is wrong with them."""
-        readers: dict[str, _Reader] = {
-            "metadata": self._metadata,
-            "images": self._images,
-            "img_emb": self._matrix,
-            "text_emb": self._matrix,
-            "tfrecords": self._records,
-            "optouts": self._evidence,
-        }
-        for form, reader in readers.items():
-            path = LAYOUT[form].format(self._sealed.shard.id)
-            if form == "images":
-                path = seal.tar(self._sealed) or path
-            if stored := self._sealed.files.get(path):
-                yield from _checked(self._data, path, stored=stored, reader=reader)
-        yield from self._cosines()
-
-    def uids(self) -> list[str]:
-        """Return the keys of its pairs, once its problems were looked for."""
-        return [row["uid"] for row in self._rows or ()]
-
-    def _metadata(self, path: str, file: BinaryIO) -> Iterator[str]:
-        try:
-            table = pq.read_table(io.BytesIO(file.read()))
-        except OSError as error:  # pyarrow's word for some kinds of damage
-            raise ValueError(str(error)) from error
-        lacking = {*ADDED} - {*table.column_names}
-        wanted = [each for each in schema(()) if each.name not in lacking]
-        if list(table.schema)[: len(wanted)] != wanted:
-            yield f"{path} has other columns than a dataset's metadata."
-            return
-        rows = table.to_pylist()
-        yield from _numbers(path, len(rows), wanted=self._sealed.rows)
-        for at, row in enumerate(rows):
-            digest = hashlib.md5((row["URL"] + row["TEXT"]).encode()).hexdigest()
-            if (row["uid"], row["SAMPLE_ID"]) != (digest, sample_id(digest)):
-                yield f"{path}: the key of row {at} is not that of its URL and TEXT."
-                return
-        self._rows = rows
-
-    def _images(self, path: str, file: BinaryIO) -> Iterator[str]:
-        wanted = (
-            (f"{row['uid']}.{ending}", content)
-            for row in self._rows or ()
-            for ending, content in (
-                (row["format"], None),
-                ("json", without_nulls({name: row.get(name) for name in COLUMNS})),
-                ("txt", row["TEXT"]),
-            )
-        )
-        with tarfile.open(fileobj=file, mode="r|") as tar:
-            yield from self._compared(path, _members(tar), wanted=list(wanted), each=3)
-
-    def _records(self, path: str, file: BinaryIO) -> Iterator[str]:
-        found = (
-            (each["sampleID"], each["label"], each["height"], each["width"])
-            for each in records(file)
-        )
-        wanted = [
-            (str(row["SAMPLE_ID"]).encode(), row["TEXT"].encode(), row["HEIGHT"], row["WIDTH"])
-            for row in self._rows or ()
-        ]
-        yield from self._compared(path, found, wanted=wanted)
-
-    def _matrix(self, path: str, file: BinaryIO) -> Iterator[str]:
-        data = file.read()
-        if not (header := _NPY.match(data)):
-            yield f"{path} holds no rows of float16."
-            return
-        shape = int(header[1]), int(header[2])
-        vectors = np.frombuffer(data, np.float16, offset=header.end()).reshape(shape)
-        yield from _numbers(path, len(vectors), wanted=self._sealed.rows)
-        self._vectors.append(vectors)
-
-    def _evidence(self, path: str, file: BinaryIO) -> Iterator[str]:
-        lines = [json.loads(line) for line in file.read().splitlines()]
-        yield from _numbers(path, len(lines), wanted=self._sealed.optouts + self._sealed.overruled)
-
-    def _cosines(self) -> Iterator[str]:
-        """Whether the two embeddings of each row lie as far apart as its similarity says."""
-        if self._rows is None or [len(v) for v in self._vectors] != [len(self._rows)] * 2:
-            return
-        images, texts = (vectors.astype(np.float32) for vectors in self._vectors)
-        wanted = np.array([row["similarity"] for row in self._rows], np.float32)
-        away = ~(np.abs((images * texts).sum(axis=1) - wanted) <= _ROUNDING)
-        if away.any():
-            yield (
-                f"{self._sealed.shard.id}: the embeddings of row {away.argmax()} do not give its "
-                "similarity."
-            )
-
-    def _compared(
-        self, path: str, found: Iterable[Any], *, wanted: Sequence[Any], each: int = 1
-    ) -> Iterator[str]:
-        """Whether a file has the pairs of the metadata, in their order; the first that differs."""
-        number, wrong = 0, None
-        for item in found:
-            if wrong is None and (number >= len(wanted) or item != wanted[number]):
-                wrong = number // each
-            number += 1
-        if self._rows is None:
-            return
-        yield from _numbers(path, number / each, wanted=len(self._rows), where="metadata")
-        if wrong is not None and wrong < len(self._rows):
-            yield f"{path}: row {wrong} is not the pair that the metadata has there."
 
 
 class _Keys:
@@ -346,54 +233,3 @@ class _Keys:
             first, second = (self._shards[shard[order[i]]] for i in (at, at + 1))
             uid = keys[order[at]].tobytes().hex()
             yield second, f"The pair {uid} is in the dataset twice: in {first} and in {second}."
-
-
-class _Hashed(io.RawIOBase):
-    """A file that is hashed while it is read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash, self._size = file, hashlib.sha256(), 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._hash.update(data)
-        self._size += len(data)
-        return data
-
-    def rest(self) -> Stored:
-        """Read to the end; what the whole file looks like."""
-        while self.read(1 << 20):
-            pass
-        return Stored(size=self._size, sha256=self._hash.hexdigest())
-
-
-def _checked(data: Files, path: str, *, stored: Stored, reader: _Reader) -> Iterator[str]:
-    """Read a file by its form and hold it to its checksum."""
-    if not data.exists(path):
-        yield f"{path} is missing."
-        return
-    with data.open(path) as file:
-        hashed = _Hashed(file)
-        try:
-            yield from reader(path, cast(BinaryIO, hashed))
-        except _DAMAGE as error:
-            yield f"{path} cannot be read: {error}."
-        if hashed.rest() != stored:
-            yield f"{path} is not as it was written: its checksum differs."
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
-    """The files of a tar with what can be compared of them."""
-    for member in tar:
-        content: Any = None
-        if member.isfile() and member.name.endswith((".json", ".txt")):
-            content = cast(BinaryIO, tar.extractfile(member)).read().decode()
-            if member.name.endswith(".json"):
-                values = json.loads(content)
-                content = without_nulls({name: values.get(name) for name in COLUMNS})
-        yield member.name, content
-
-
-def _numbers(path: str, number: float, *, wanted: int, where: str = "seal") -> Iterator[str]:
-    if number != wanted:
-        yield f"{path} has {number:g} rows, the {where} {wanted}."

@@ -33,6 +33,7 @@ from cahlib.errors import (
     ShardError,
     is_full,
     machine_fault,
+    no_space,
 )
 from cahlib.records import Parcel
 from cahlib.swarm import unpickling, wire
@@ -158,7 +159,7 @@ def local(workers: int) -> Iterator[Engine]:
                 )
             except (RuntimeError, OSError) as error:  # as when the kernel kills one that starts
                 if is_full(error):
-                    raise
+                    raise no_space(tempfile.gettempdir()) from error
                 raise RunError(
                     f"The processes that scrape could not be started ({error}); run the same "
                     "command again, with fewer --workers if memory is short."

@@ -345,13 +345,13 @@ def committed(path: Path) -> set[str]:
 
     Nothing is written, so it may lie on a disk that is read-only.
     """
-    if not path.is_file():
-        return set()
     try:
+        if not path.is_file():
+            return set()
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as file:
             rows = file.execute(
                 "SELECT id FROM shards WHERE state IN ('sealed', 'done', 'damaged')"
             )
             return {str(id) for (id,) in rows}
-    except sqlite3.Error:
+    except (OSError, sqlite3.Error):
         return set()

@@ -295,7 +295,7 @@ def test_a_damaged_shard_stays_as_it_is(tmp_path):
     tar.write_bytes(tar.read_bytes()[:3000])
     before = files(tmp_path)
     uids = listed(tmp_path / "uids", kept()[0].image.candidate.uid)
-    with pytest.raises(RunError, match="s-0 is damaged"):
+    with pytest.raises(RunError, match="s-0 cannot be read"):
         list(purge(tmp_path, Lists(uids=uids)))
     assert files(tmp_path) == before
 

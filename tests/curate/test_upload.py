@@ -4,7 +4,7 @@ import pytest
 import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cahlib.curate import dataset, seal, upload
+from cahlib.curate import dataset, repair, seal, upload
 from cahlib.curate.verify import verify
 from cahlib.errors import ConfigError, RunError
 from tests.world import judged as world
@@ -56,6 +56,16 @@ def test_the_seal_comes_last(tmp_path, store):
     puts = [path for method, path in store.log if method == "PUT"]
     assert len(puts) == 7
     assert puts[-1] == "/bucket/data/shards/s-0.json"
+
+
+def test_a_store_that_may_not_be_listed_is_not_an_empty_one(tmp_path, store):
+    upload.upload([world.write(tmp_path)], tmp_path, "s3://bucket/data", sleep=no_sleep)
+    store.unlisted = True
+    for act in (lambda: list(verify("s3://bucket/data")), lambda: repair.plan("s3://bucket/data")):
+        with pytest.raises(RunError, match="s3://bucket/data cannot be reached"):
+            act()
+    store.unlisted = False
+    assert list(verify("s3://bucket/data")) == []
 
 
 def test_what_arrives_whole_is_not_fetched_back_from_s3(tmp_path, store):

@@ -122,7 +122,7 @@ class Series:
                 raise Found(f"verify of {place}: {error}") from error
             return []
         for name in own.broken:
-            if not any(name in sentence for sentence in found):
+            if not any(name in each or own.broken[name] in each for each in found):
                 raise Found(f"verify does not find shard {name}: {own.broken[name]}")
         for path in own.stray:
             id = next((id for id in own.broken if id in path), "")

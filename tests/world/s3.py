@@ -18,6 +18,7 @@ class Store:
         self.spoil = 0  #: so many puts to come are stored damaged
         self.refuse = 0  #: so many puts to come are refused
         self.slow = 0  #: so many puts to come are too fast for it
+        self.unlisted = False  #: nobody may list what is there
 
     def put(self, path, data):
         """Store an object; answers whether it was taken."""
@@ -72,6 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = parse_qs(urlsplit(self.path).query)
         if self._bucket() not in self.store.buckets:
             return self._error(404, "NoSuchBucket")
+        if "list-type" in query and self.store.unlisted:
+            return self._error(403, "AccessDenied")
         if "list-type" in query:
             return self._list(query.get("prefix", [""])[0], query.get("delimiter", [""])[0])
         if self._path() not in self.store.objects:
