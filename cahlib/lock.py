@@ -26,11 +26,15 @@ def held(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(
-                f"output: another command is writing to {folder}; "
-                "wait for it, or name another folder."
-            ) from error
+            raise busy(folder) from error
         yield
+
+
+def busy(folder: Path) -> ConfigError:
+    """Return the error for a folder to which somebody else writes."""
+    return ConfigError(
+        f"output: another command is writing to {folder}; wait for it, or name another folder."
+    )
 
 
 def is_held(folder: Path) -> bool:

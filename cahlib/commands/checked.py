@@ -61,7 +61,7 @@ def _repair(chosen: argparse.Namespace) -> int:
     from cahlib.curate import names
     from cahlib.curate.files import files
     from cahlib.curate.repair import plan, repair
-    from cahlib.lock import held
+    from cahlib.lock import busy, held, is_held
     from cahlib.tracker.store import Ledger, committed
     from cahlib.words import plural
 
@@ -80,6 +80,8 @@ def _repair(chosen: argparse.Namespace) -> int:
         return 0
     if folder := files(place).folder:
         names.unobstructed(folder)
+        if is_held(folder):  # be it named by a URL
+            raise busy(folder)
     with held(Path(place)) if local else nullcontext():
         found = plan(place, committed(ledger))  # a run may have gone on until now
         _print(found)

@@ -24,6 +24,7 @@ from cahlib.curate.layout import PAGES, numbered
 from cahlib.curate.seal import Sealed
 from cahlib.curate.survey import Place
 from cahlib.errors import CahError, ConfigError, RunError, is_full
+from cahlib.lock import busy, is_held
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ def check(url: str, folder: Path) -> None:
             return
         if there.folder:
             names.unobstructed(there.folder)
+            if is_held(there.folder):  # a run of this machine has it as its folder
+                raise busy(there.folder)
         with reaching(there.place):
             there.make_folder(trial)
             try:
