@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -67,12 +68,14 @@ class Files:
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name; a folder is none."""
         with self.reading(name):
-            if self.folder:
-                return Path(self.path(name)).is_file()
             try:
+                if self.folder:
+                    return Path(self.path(name)).is_file()
                 return bool(self.fs.info(self.path(name))["type"] != "directory")
-            except FileNotFoundError:
-                return False
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG or isinstance(error, FileNotFoundError):
+                    return False
+                raise
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:

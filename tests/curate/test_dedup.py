@@ -264,7 +264,7 @@ def test_of_each_the_largest_stays_or_what_fits_its_text_best(folder, capsys):
 
 def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
     for arguments, sentence in (
-        ([str(tmp_path)], "holds no dataset with images"),
+        ([str(tmp_path)], "holds no dataset"),
         ([str(tmp_path), "--apply"], "holds no dataset"),
         ([str(tmp_path), "--distance", "9"], "give 0 to 8 bits of 64"),
         ([str(tmp_path / "none")], "is no folder"),
