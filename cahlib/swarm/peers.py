@@ -28,6 +28,8 @@ _ASKED: Mapping[str, str] = {
     "register_nanny": "address",
     "heartbeat_worker": "address",
     "unregister": "address",
+    "set_resources": "worker",  # its machine is ill, or well again
+    "identity": "",  # which workers it has: all that a node learns of others
     "log_event": "",
     "close": "",
 }
@@ -48,7 +50,7 @@ _TOLD = {
 }
 
 #: What a worker may say that it has.
-_RESOURCES: Sequence[Mapping[str, float]] = ({}, {"slot": 1})
+_RESOURCES: Sequence[Mapping[str, float]] = ({}, {"slot": 0}, {"slot": 1})
 
 
 def dask_setup(server: Any) -> None:
@@ -142,11 +144,10 @@ def _require_asked(said: Any, name: str, mine: Callable[[Any], bool]) -> None:
     field, nanny = _ASKED[said["op"]], said.get("nanny")
     if not ((not field or mine(said.get(field))) and (nanny is None or mine(nanny))):
         raise Refused(f"{name} speaks for another machine.")
-    if said["op"] == "register-worker":
-        if not of(str(said.get("name")), name):
-            raise Refused(f"{name} calls itself {printable(str(said.get('name')), 80)}.")
-        if said.get("resources") not in _RESOURCES:
-            raise Refused(f"{name} claims to have more than one slot.")
+    if said["op"] == "register-worker" and not of(str(said.get("name")), name):
+        raise Refused(f"{name} calls itself {printable(str(said.get('name')), 80)}.")
+    if said.get("resources", {}) not in _RESOURCES:
+        raise Refused(f"{name} claims to have more than one slot.")
 
 
 def _require_told(said: Any) -> None:

@@ -26,7 +26,9 @@ def cloud():
 
 def made(cloud, said, nodes=3):
     accounts = hetzner.accounts(TOKEN, endpoint=cloud.url, poll=0.01)
-    return Fleet("r1", plan(accounts, Limits(nodes=nodes)), lambda name: "", said.append)
+    fleet = Fleet("r1", plan(accounts, Limits(nodes=nodes)), lambda name: "", said.append)
+    fleet.prepare("ssh-ed25519 AAAA")
+    return fleet
 
 
 def itself(server):

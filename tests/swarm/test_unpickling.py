@@ -179,8 +179,8 @@ DRIVEN = [
     "broadcast", "proxy", "scatter", "gather", "feed", "terminate", "restart", "run_function",
     "restart_workers", "retire_workers", "update_data", "add_keys", "set_metadata", "replicate",
     "register_scheduler_plugin", "register_worker_plugin", "register_nanny_plugin", "rebalance",
-    "set_restrictions", "set_resources", "retry", "get_cluster_state", "events", "who_has",
-    "register-client", "identity", "worker_logs", "dump_cluster_state_to_url",
+    "set_restrictions", "retry", "get_cluster_state", "events", "who_has", "adaptive_target",
+    "register-client", "worker_logs", "dump_cluster_state_to_url",
 ]  # fmt: skip
 
 
@@ -214,6 +214,8 @@ def registered(**changed):
         ("register-worker", registered(nanny="tls://127.0.0.3:9")),
         ("register-worker", registered(name="well-0")),
         ("register-worker", registered(resources={"slot": 1000})),
+        ("set_resources", {"worker": "tls://127.0.0.3:9", "resources": {"slot": 0}}),
+        ("set_resources", {"worker": f"tls://{PLACES['node']}:9", "resources": {"slot": 1000}}),
     ],
 )
 def test_a_node_speaks_for_itself_alone(swarm, op, said):

@@ -121,7 +121,7 @@ def fetched(url, tmp_path):
 def test_pages_are_whole_and_workers_work(outside, tmp_path):
     tracker = Tracker(outside)
     name = tracker.join("ann", "hybrid")["name"]
-    leased, _ = tracker.lease()
+    [leased], _ = tracker.lease()
     tracker.complete(leased.number, uids=[], tally=Tally())
     followed = set()
     for page in ("/", "/leaderboard", f"/worker/hybrid/{name}"):
