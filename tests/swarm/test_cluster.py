@@ -212,6 +212,7 @@ def test_a_job_that_dask_put_behind_another_one_goes_to_a_worker_that_comes_late
             scrapers.submit(folder.name, jobs.note_and_wait, folder, limit=jobs.LIMIT)
         for folder in folders:
             jobs.wait_for(folder / "1")
+        jobs.until(lambda: all(job.worker for job in scrapers._jobs.values()))  # it has looked
         assigned = scrapers._client.processing()
         [other] = [address for address in assigned if "127.0.0.2" in address]
         [moved] = assigned[other]
