@@ -47,7 +47,7 @@ coverage: .venv/dev
 # as root, with debootstrap and systemd-container installed
 test-nodes: .venv/dev
 	$(bin)/python -m tests.world.machines
-	$(bin)/pytest tests/swarm/test_machines.py
+	NODES=1 $(bin)/pytest tests/swarm/test_machines.py
 
 test-classic: .venv/dev
 	CLASSIC=1 $(bin)/pytest tests/notebook/test_classic.py

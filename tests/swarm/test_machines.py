@@ -1,9 +1,10 @@
 """Two real machines with systemd and cloud-init become a swarm; one of them loses its power.
 
-These tests earn their minute: nothing else tells whether a server would understand us.
+These tests earn their minutes: nothing else tells whether a server would understand us.
 """
 
 import dataclasses
+import os
 import re
 
 import pytest
@@ -27,6 +28,10 @@ from cahlib.swarm.ssh import Failed, Login, session
 from cahlib.swarm.watchdog import Watchdog
 from tests.world import hosts, jobs, machines
 from tests.world.cloud import Account, Cloud, serve
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("NODES"), reason="`make test-nodes` runs this, in some minutes."
+)
 
 
 @pytest.fixture(scope="module", params=machines.IMAGES, ids=lambda image: image.name)
