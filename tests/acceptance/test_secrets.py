@@ -128,5 +128,6 @@ def test_what_a_run_starts_inherits_no_token(monkeypatch, tmp_path):
         return 0
 
     monkeypatch.setattr(cli, "_follow", follow)
-    assert cli.main(["run", "--crawl", "any"]) == 0
+    line = ["run", "--crawl", "any", "--contact", "tests@example.org"]
+    assert cli.main(line) == 0
     assert seen == [(*(PLANTED[name] for name in given), None, None)]
