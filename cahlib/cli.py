@@ -194,8 +194,9 @@ def _run(chosen: argparse.Namespace) -> int:
     require_described_same(job)  # before anything is made, or servers are asked for
     names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG}
     secrets = {name: environment().get(variable, "") for name, variable in names.items()}
-    for variable in names.values():  # scrapers and other processes inherit the environment
-        os.environ.pop(variable, None)
+    # Scrapers and other processes inherit the environment. Emptied, not deleted: the thread that
+    # reminds of servers may go through it for its proxies, and fail at what vanishes.
+    os.environ.update({variable: "" for variable in names.values() if variable in os.environ})
     guard(job, secrets["watchdog"], secrets["tokens"])
     quote = quoted(job, secrets["tokens"])
     print(*filter(None, (quote.table, *quote.sentences)), sep="\n")

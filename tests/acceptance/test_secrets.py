@@ -130,4 +130,4 @@ def test_what_a_run_starts_inherits_no_token(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "_follow", follow)
     line = ["run", "--crawl", "any", "--contact", "tests@example.org"]
     assert cli.main(line) == 0
-    assert seen == [(*(PLANTED[name] for name in given), None, None)]
+    assert seen == [(*(PLANTED[name] for name in given), "", "")]
