@@ -127,7 +127,7 @@ def node_lines(nodes: Sequence[Node], currency: str = "EUR") -> list[str]:
 
 
 def coming_line(nodes: Sequence[Node], elapsed: float, width: int) -> str:
-    """How far nodes are on their way, as a bar with an estimate; "" if they have arrived."""
+    """Return how far nodes are on their way, as a bar with an estimate; "" once all are up."""
     from tqdm import tqdm
 
     if not any(each.state in _STEPS for each in nodes) or any(each.seen for each in nodes):

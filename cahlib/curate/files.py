@@ -66,7 +66,7 @@ class Files:
             return cast(bytes, self.fs.cat_file(self.path(name)))
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of this name; a folder is none."""
+        """Return whether there is a file of this name; a folder does not count."""
         with self.reading(name):
             try:
                 if self.folder:

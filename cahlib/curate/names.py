@@ -1,4 +1,4 @@
-"""What the files of a dataset are called, and what stands where one belongs and is none."""
+"""Names of the files of a dataset, and what stands where such a file belongs and is not one."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ShardFiles:
         self._vectors: list[np.ndarray[Any, Any]] = []
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with them."""
+        """Yield what is wrong with them."""
         readers: dict[str, _Reader] = {
             "metadata": self._metadata,
             "images": self._images,
@@ -131,7 +131,7 @@ class ShardFiles:
         yield from _numbers(path, len(lines), wanted=self._sealed.optouts + self._sealed.overruled)
 
     def _cosines(self) -> Iterator[str]:
-        """Whether the two embeddings of each row lie as far apart as its similarity says."""
+        """Yield the row whose two embeddings do not lie as far apart as its similarity says."""
         if self._rows is None or [len(v) for v in self._vectors] != [len(self._rows)] * 2:
             return
         images, texts = (vectors.astype(np.float32) for vectors in self._vectors)
@@ -146,7 +146,7 @@ class ShardFiles:
     def _compared(
         self, path: str, found: Iterable[Any], *, wanted: Sequence[Any], each: int = 1
     ) -> Iterator[str]:
-        """Whether a file has the pairs of the metadata, in their order; the first that differs."""
+        """Yield where a file first differs from the pairs of the metadata, in their order."""
         number, wrong = 0, None
         for item in found:
             if wrong is None and (number >= len(wanted) or item != wanted[number]):
