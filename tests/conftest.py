@@ -71,6 +71,15 @@ def pytest_collection_finish(session):
         forks.scrape()
 
 
+@pytest.fixture(scope="module")
+def web():
+    """A web of pictures that cost nothing, for the modules that have no other."""
+    from tests.world import small  # which loads more than quick tests need
+
+    with small.Pictures() as web:
+        yield web
+
+
 @pytest.fixture(autouse=True)
 def _closed_world(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(socket.socket, "connect", _guarded)

@@ -25,12 +25,6 @@ SIZES = (0, 4, 12, 24, 48, 80, 96, 112, 160, 256, 320, 512, 640, 704, 768)
 
 
 @pytest.fixture(scope="module")
-def web():
-    with small.Pictures() as web:
-        yield web
-
-
-@pytest.fixture(scope="module")
 def crawl(tmp_path_factory):
     return small.write(tmp_path_factory.mktemp("crawl"), files=1, links=12)
 

@@ -20,12 +20,6 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
-def web():
-    with small.Pictures() as web:
-        yield web
-
-
-@pytest.fixture(scope="module")
 def crawl(tmp_path_factory):
     return small.write(tmp_path_factory.mktemp("crawl"), files=1, links=6)
 

@@ -34,12 +34,6 @@ RUN = ["run/lock", "run/job.json", "run/ledger.sqlite", "run/live.json"]
 
 
 @pytest.fixture(scope="module")
-def web():
-    with small.Pictures() as web:
-        yield web
-
-
-@pytest.fixture(scope="module")
 def crawl(tmp_path_factory):
     return small.write(tmp_path_factory.mktemp("crawl"), files=1, links=3)
 
