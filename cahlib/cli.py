@@ -193,7 +193,8 @@ def _run(chosen: argparse.Namespace) -> int:
     introduced(job)
     require_described_same(job)  # before anything is made, or servers are asked for
     names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG}
-    secrets = {name: environment().get(variable, "") for name, variable in names.items()}
+    told = environment()
+    secrets = {name: told.get(variable, "") for name, variable in names.items()}
     # Scrapers and other processes inherit the environment. Emptied, not deleted: the thread that
     # reminds of servers may go through it for its proxies, and fail at what vanishes.
     os.environ.update({variable: "" for variable in names.values() if variable in os.environ})

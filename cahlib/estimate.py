@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 from cahlib import live
@@ -93,8 +92,7 @@ def expected(job: Job, servers: Price | None = None) -> Estimate:
 
 def _rate(job: Job, rates: Rates, servers: Price | None) -> tuple[float, float]:
     """Return links a second, and what the model judges a second if that is less than it gets."""
-    here = job.place.workers or max((os.cpu_count() or 2) - 1, 1)
-    scraped = rates.core * (servers.cores if servers else here)
+    scraped = rates.core * (servers.cores if servers else job.place.scrapers)
     judged = rates.model / rates.images
     return min(scraped, judged), rates.model if judged < scraped else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -90,6 +91,11 @@ class Place(Checked):
     def has_servers(self) -> bool:
         """Return whether servers of the run's own scrape."""
         return bool(self.swarm or self.cores)
+
+    @property
+    def scrapers(self) -> int:
+        """Return how many processes scrape, if this machine does: one core is left to the model."""
+        return self.workers or max((os.cpu_count() or 2) - 1, 1)
 
     @property
     def is_costly(self) -> bool:

@@ -81,7 +81,7 @@ def scrapers(
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
     if not (place.has_servers or place.engine):
-        with local(place.workers or max((os.cpu_count() or 2) - 1, 1)) as engine:
+        with local(place.scrapers) as engine:
             yield engine, home
         return
     check(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -66,9 +65,8 @@ class _Scraping:
 
     def through(self, listener: Listener, tick: float) -> Brought:
         parcels.sweep(self._folder, self._shared.in_state("done"))
-        workers = self._job.place.workers or max((os.cpu_count() or 2) - 1, 1)
         with (
-            engine.local(workers) as scrapers,
+            engine.local(self._job.place.scrapers) as scrapers,
             watched(
                 partial(self._snapshot, scrapers, Speedometer()),
                 listener,
