@@ -230,10 +230,16 @@ def test_a_disk_that_fails_costs_no_shard(folder, capsys, name):
     assert content(folder) == before and list(verify(folder)) == []
 
 
+#: Fills the temporary folders, but leaves the tests' own tree where it is, be it in one of them.
 _FULL = """
+mount --rbind "$TREE" /mnt || exit
 for each in /tmp /var/tmp /usr/tmp /dev/shm "$PWD"; do
     [ -d "$each" ] || continue
-    mount -t tmpfs -o size=64k tmpfs "$each" && head -c 1M /dev/zero >"$each/full"
+    mount -t tmpfs -o size=64k tmpfs "$each"
+    case "$TREE/" in
+        "$each"/*) mkdir -p "$TREE" && mount --rbind /mnt "$TREE" || exit ;;
+    esac
+    head -c 1M /dev/zero >"$each/full"
 done 2>/dev/null
 cd "$PWD"
 exec "$@"
@@ -306,7 +312,8 @@ def test_no_command_needs_a_temporary_folder_but_a_run_which_says_so(folder, act
         (home / "typed").mkdir()
         (home / "uids").write_text("0" * 32)
         line += [str(home / "set"), str(home / "uids")]
-        env = command.environment() | {"TMPDIR": str(home / "absent")}
+        env = {"TMPDIR": str(home / "absent"), "TREE": str(command.ROOT)}
+        env = command.environment() | env
         ended = subprocess.run(line, cwd=home / "typed", env=env, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
         assert "There is no temporary folder with room on this machine" in ended.stderr
