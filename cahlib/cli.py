@@ -312,7 +312,7 @@ def _demo(chosen: argparse.Namespace) -> int:
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
-    from cahlib.curate import summary
+    from cahlib.dataset.show import summary
 
     for line in summary.lines(chosen.dataset):
         print(line)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.config import Job, settings
-from cahlib.curate import description, seal
-from cahlib.curate.layout import PAGES
-from cahlib.curate.sink import replace
+from cahlib.dataset import description, manifest
+from cahlib.dataset.layout import PAGES
+from cahlib.dataset.storage.hashed_file import replace
 from cahlib.errors import ConfigError, Stopped, writing
 from cahlib.lock import held
 from cahlib.needs import named
@@ -196,4 +196,4 @@ def _has_pairs(home: Path) -> bool:
 def _committed(folder: Path) -> bool:
     """Whether a folder holds a dataset: a shard's manifest, or a list of committed shards."""
     said = description.found(folder)
-    return seal.there(folder) or bool(said and said.committed)
+    return manifest.there(folder) or bool(said and said.committed)

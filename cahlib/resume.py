@@ -17,11 +17,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from cahlib.config import Job
-from cahlib.curate import dataset, description, numbering, seal, sink
-from cahlib.curate.layout import ELSEWHERE
-from cahlib.curate.model_source import find_source
-from cahlib.curate.survey import Found, Place
+from cahlib.dataset import description, manifest
+from cahlib.dataset.inventory import Found, Place
+from cahlib.dataset.layout import ELSEWHERE
+from cahlib.dataset.maintain import numbering
+from cahlib.dataset.storage import hashed_file
+from cahlib.dataset.write import shard_writer
 from cahlib.errors import CahError, ConfigError
+from cahlib.model.model_source import find_source
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Ledger
 from cahlib.words import plural
@@ -37,7 +40,7 @@ def resume(job: Job, ledger: Ledger) -> None:
     Nobody else may write to the folder meanwhile. Raise ConfigError if a shard is another job's.
     """
     folder = job.output.folder
-    dataset.sweep(folder)
+    shard_writer.sweep(folder)
     if job.output.url and numbering.is_numbered(folder):  # as by a repair that knew of no URL
         _Resuming(job, ledger).require_ours()
         numbering.unnumber(folder)
@@ -65,7 +68,7 @@ def faults(job: Job, ledger: Ledger | Shared) -> Iterator[str]:
         wrong.setdefault(place.files.place, []).append(f"{id}: {error}")
     if there:
         done = {shard.id for shard in ledger.in_state("done")}
-        for sealed in seal.seals(folder, damaged="skip"):
+        for sealed in manifest.seals(folder, damaged="skip"):
             id = sealed.shard.id
             if id in done and (fault := there.fault(sealed)):
                 wrong.setdefault(there.files.place, []).append(f"{id}: {fault}")
@@ -164,13 +167,15 @@ class _Resuming:
             found = there.shard(here.id)
             self._require_ours(found, there)
         if self._given_up(found):
-            (self._folder / seal.name(here.id)).unlink(missing_ok=True)
+            (self._folder / manifest.name(here.id)).unlink(missing_ok=True)
             return
         if found.sealed and not found.fault:
             self.whole[there.at].append(found.id)
             if found is not here:
                 brought = replace(found.sealed, place=str(there.at))
-                sink.replace(self._folder / seal.name(found.id), seal.packed(brought))
+                hashed_file.replace(
+                    self._folder / manifest.name(found.id), manifest.packed(brought)
+                )
                 found = found._replace(sealed=brought)
                 self._states.pop(found.id, None)  # its pairs may be others than those known
         self._enter(found, "done" if not self._job.place.tracker else self._state(found.id))
@@ -205,7 +210,7 @@ class _Resuming:
         ):
             return
         try:
-            uids = dataset.uids(self._folder, found.sealed)
+            uids = shard_writer.uids(self._folder, found.sealed)
         except (CahError, pa.ArrowException, OSError, KeyError, ValueError) as error:
             if found.id not in self._elsewhere:
                 self._ledger.damage(found.id, f"its metadata cannot be read ({error}).")

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from cahlib.config import Job
-from cahlib.curate.layout import has_images
-from cahlib.curate.seal import seals
+from cahlib.dataset.layout import has_images
+from cahlib.dataset.manifest import seals
 from cahlib.errors import CahError
 from cahlib.words import plural
 

@@ -1,4 +1,4 @@
-"""One run, from a Job to its dataset; the only file that knows scrape, curate, swarm and tracker.
+"""One run, from a Job to its dataset; the only file that knows scrape, dataset, swarm and tracker.
 
     shards ─► scraped ─► opened ─► judged ─► written ─► finished
               engine     disk      model     disk       upload, ledger
@@ -20,31 +20,24 @@ from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__, live
 from cahlib.config import Job
-from cahlib.curate import (
-    alike,
-    dataset,
-    description,
-    harm,
-    models,
-    names,
-    pages,
-    seal,
-    tars,
-    upload,
-)
-from cahlib.curate.gallery import Latest
-from cahlib.curate.models import Models
-from cahlib.curate.perceptual import Near
-from cahlib.curate.purge import withdraw
-from cahlib.curate.rows import score_columns
-from cahlib.curate.seal import Sealed
-from cahlib.curate.summary import summary
+from cahlib.dataset import description, file_names, manifest, tar_index
+from cahlib.dataset.maintain.purge import withdraw
+from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.show import pages
+from cahlib.dataset.show.summary import summary
+from cahlib.dataset.storage import upload
+from cahlib.dataset.write import duplicate_index, shard_writer
+from cahlib.dataset.write.gallery import Latest
 from cahlib.errors import CahError, ConfigError, RunError, ShardError, writing
 from cahlib.failures import Failures
 from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
 from cahlib.lists import hashes
+from cahlib.model import known_harm, scorer
+from cahlib.model.score_names import score_columns
+from cahlib.model.scorer import Models
 from cahlib.needs import introduced
+from cahlib.perceptual_hash import Near
 from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody, offline, watched
 from cahlib.rates import Meter
 from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
@@ -98,14 +91,14 @@ def run(
     if job.output.url:
         upload.check(job.output.url, job.output.folder)
     with writing(folder):
-        names.unobstructed(folder)
+        file_names.unobstructed(folder)
     introduced(job)
     # what cannot be read or is not known is the user's to mend, before the start
     languages.wanted(job.crawl)
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
-    harmful = harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
-    models.check_files(job.judge)
+    harmful = known_harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
+    scorer.check_files(job.judge)
     stop = stop or threading.Event()
     with (
         home(job, role=role, stop=stop, resume=resume) as ledger,
@@ -182,7 +175,7 @@ class _Work:
         """Do all there is to do, or what can be done before the stop."""
         with upload.Uploads(self._job.output, self._finish) as uploads:
             for shard in self._ledger.in_state("sealed"):
-                if left := seal.sealed(self._folder, shard.id):
+                if left := manifest.sealed(self._folder, shard.id):
                     uploads.add(left)
             if self._ledger.more():
                 self._stages(uploads)
@@ -195,17 +188,19 @@ class _Work:
         shards are kept from others, so for them it must be there first.
         """
         judge, place = self._job.judge, self._job.place
-        models.require_listed(judge)
-        early = models.load_models(judge) if place.is_costly else None
+        scorer.require_listed(judge)
+        early = scorer.load_models(judge) if place.is_costly else None
         whole = self._ledger.in_state("sealed", "done")
-        self._known = alike.load(self._job.output, whole, seen=self._ledger.seen)
-        self._silence = Silence(each.silent for each in seal.seals(self._folder, damaged="skip"))
+        self._known = duplicate_index.load(self._job.output, whole, seen=self._ledger.seen)
+        self._silence = Silence(
+            each.silent for each in manifest.seals(self._folder, damaged="skip")
+        )
         opening = self._scraping(self._job, stop=self._stop, board=self._board)
         with opening as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
             scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
             opened = flow.ahead(self._open(scraped), 1)
-            loaded = early or models.load_models(judge)
+            loaded = early or scorer.load_models(judge)
             self._worked = loaded.clip.worked
             judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
             sealed = flow.ahead(self._write(judged, self._recipe(loaded)), _SEALED)
@@ -281,13 +276,13 @@ class _Work:
                 yield work, error
 
     def _judged(self, work: _InWork, images: Iterable[Image], loaded: Models) -> Iterator[Judged]:
-        harmless = harm.harmless(images, self._harmful, work.tally)
+        harmless = known_harm.harmless(images, self._harmful, work.tally)
         judged = loaded.judged(harmless, self._job.judge, work.tally)
         return self._ledger.ours(work.parcel.shard, judged)
 
-    def _recipe(self, loaded: Models) -> dataset.Recipe:
+    def _recipe(self, loaded: Models) -> shard_writer.Recipe:
         ours = self._ours
-        return dataset.Recipe(
+        return shard_writer.Recipe(
             model=loaded.clip.name,
             threshold=self._job.judge.chosen()[2],
             scores=score_columns(loaded.clip.name, loaded.scores(), layout=ours.layout),
@@ -297,13 +292,13 @@ class _Work:
             layout=ours.layout,
         )
 
-    def _write(self, steps: Iterable[_Step], recipe: dataset.Recipe) -> Iterator[Sealed]:
+    def _write(self, steps: Iterable[_Step], recipe: shard_writer.Recipe) -> Iterator[Sealed]:
         """Write each shard's pairs into the dataset, and its account into the ledger."""
         for work, of_shard in groupby(steps, key=itemgetter(0)):
             shard = work.parcel.shard
             self._known.begin()
             try:
-                sealed = dataset.write(
+                sealed = shard_writer.write(
                     self._folder,
                     _items(item for _, item in of_shard),
                     parcel=work.parcel,
@@ -319,8 +314,8 @@ class _Work:
                 self._failures.failed(shard, known)
                 continue
             description.commit(self._folder, self._ours, [shard.id])
-            tars.add(self._folder, sealed)
-            self._ledger.seal(shard, dataset.uids(self._folder, sealed), sealed.tally)
+            tar_index.add(self._folder, sealed)
+            self._ledger.seal(shard, shard_writer.uids(self._folder, sealed), sealed.tally)
             self._known.keep()
             self._silence.learn(sealed.silent)
             scraped = work.parcel.finished - work.parcel.started

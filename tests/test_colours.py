@@ -8,8 +8,8 @@ from PIL import Image, ImageCms
 
 from cahlib.colours import alters, sound, srgb
 from cahlib.config import Download
-from cahlib.curate.inputs import prepare
-from cahlib.curate.perceptual import phash
+from cahlib.model.inputs import prepare
+from cahlib.perceptual_hash import phash
 from cahlib.scrape.gate import prove
 from tests.world.profiles import CYAN, GREY, INKS, SRGB, SWAPPED, WIDE, halves
 

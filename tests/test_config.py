@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cahlib.cli import job_from
 from cahlib.config import PRESETS, Job, replace, settings
-from cahlib.curate import description
+from cahlib.dataset import description
 from cahlib.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cahlib.config import replace
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
 from cahlib.errors import RunError
 from cahlib.room import told
 from cahlib.run import run

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from cahlib import live
-from cahlib.curate.gallery import Latest
+from cahlib.dataset.write.gallery import Latest
 from cahlib.errors import RunError
 from cahlib.progress import Snapshot, nobody
 from cahlib.records import Reason, Stage, Tally

@@ -8,7 +8,7 @@ import pytest
 
 import cahlib
 from cahlib.config import settings
-from cahlib.curate import pages
+from cahlib.dataset.show import pages
 from tests import tree
 from tests.world import judged
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from cahlib.config import Job, replace
-from cahlib.curate import description, seal, signed, upload
-from cahlib.curate.description import Description
-from cahlib.curate.files import files
-from cahlib.curate.rows import score_columns
-from cahlib.curate.verify import verify
+from cahlib.dataset import checksummed_json, description, manifest
+from cahlib.dataset.description import Description
+from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.storage import upload
+from cahlib.dataset.storage.files import files
 from cahlib.errors import ConfigError
+from cahlib.model.score_names import score_columns
 from cahlib.resume import faults, resume
 from cahlib.tracker.store import Ledger
 from tests.world import judged as world
@@ -59,10 +60,12 @@ def test_what_is_at_the_url_is_done_and_not_done_again(job, lost):
     resume(job, ledger)
     assert (ledger.counts().done, ledger.counts().todo) == (2, 1)
     assert ledger.lease() == shards[2] and ledger.lease() is None
-    assert ledger.tally() == sum((each.tally for each in seal.seals(lost)), type(ledger.tally())())
+    assert ledger.tally() == sum(
+        (each.tally for each in manifest.seals(lost)), type(ledger.tally())()
+    )
     there = [each for each in world.some(30)[0] if each.reason is None]
     assert there and all(ledger.seen(each.image.candidate.uid) for each in there)
-    assert {each.place for each in seal.seals(job.output.folder)} == {lost}
+    assert {each.place for each in manifest.seals(job.output.folder)} == {lost}
     assert list(verify(job.output.folder)) == [] == list(verify(lost))
     ledger.close()
 
@@ -116,7 +119,7 @@ def test_a_dataset_keeps_the_names_of_its_columns(tmp_path, monkeypatch, place, 
 
 def test_a_description_of_an_older_cahlib_has_the_first_layout(tmp_path):
     contents = {"committed": ["s-0"], "digest": "0" * 64}
-    (tmp_path / description.NAME).write_bytes(signed.packed(contents))
+    (tmp_path / description.NAME).write_bytes(checksummed_json.packed(contents))
     assert description.layout_of(tmp_path) == 1
 
 

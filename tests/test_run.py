@@ -6,9 +6,11 @@ import shutil
 import pyarrow.parquet as pq
 
 from cahlib.config import replace
-from cahlib.curate import dataset, description, numbering, rows, seal
-from cahlib.curate.summary import lines
-from cahlib.curate.verify import verify
+from cahlib.dataset import description, manifest
+from cahlib.dataset.maintain import numbering
+from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.show.summary import lines
+from cahlib.dataset.write import columns, shard_writer
 from cahlib.rates import Meter, known
 from cahlib.records import Stage
 from cahlib.run import run
@@ -34,14 +36,14 @@ def test_a_listener_that_fails_ends_nothing_and_the_time_limit_is_kept(tmp_path)
 
 def test_a_shard_that_cannot_be_written_costs_no_more_than_itself(tmp_path, monkeypatch):
     crawl = small.write(tmp_path / "crawl", files=2, links=3)
-    row = rows.row
+    row = columns.row
 
     def failing(judged, **how):
         if "/1-0-" in judged.image.candidate.url:
             raise ZeroDivisionError
         return row(judged, **how)
 
-    monkeypatch.setattr(dataset, "row", failing)
+    monkeypatch.setattr(shard_writer, "row", failing)
     with small.Pictures() as web:
         outcome = run(replace(small.job(crawl, tmp_path / "set", web), attempts=2))
     assert (outcome.shards.done, outcome.shards.failed) == (3, 1)
@@ -94,14 +96,16 @@ def test_the_tars_of_a_run_have_numbers_and_those_at_a_url_the_names_of_shards(
         assert tars() == ["00000.tar"]
         run(replace(job, shards=3), scraping=small.scraping)
         assert tars() == ["00000.tar", "00001.tar", "00002.tar"]
-        ids = sorted(each.shard.id for each in seal.seals(folder))
+        ids = sorted(each.shard.id for each in manifest.seals(folder))
         url = (tmp_path / "there" / "set").as_uri()
         job = replace(job, output=url, shards=3)
         folder = shutil.move(folder, job.output.folder)
         shutil.rmtree(folder / "run")  # which knows that it was another folder's
         run(job, scraping=small.scraping)
     assert tars() == [f"{id}.tar" for id in ids]
-    assert {seal.tar(each) for each in seal.seals(url)} == {f"images/{id}.tar" for id in ids}
+    assert {manifest.tar(each) for each in manifest.seals(url)} == {
+        f"images/{id}.tar" for id in ids
+    }
     assert list(verify(url)) == []
 
 
@@ -121,7 +125,7 @@ def test_a_run_goes_on_with_a_dataset_of_an_older_cahlib_in_its_layout(tmp_path)
     assert [name for name in second.names if name.endswith(" similarity")]
     assert not [name for name in second.names if name.startswith("clip_")]
     assert description.read(folder).layout == 1
-    ids = [each.shard.id for each in seal.seals(folder)]
+    ids = [each.shard.id for each in manifest.seals(folder)]
     assert sorted(path.stem for path in folder.glob("images/*.tar")) == ids
 
 

@@ -11,7 +11,7 @@ README = ROOT / "README.md"
 def tree() -> str:
     """A line a module: its place, and the first line of its docstring."""
     lines = []
-    for folder in [ROOT / "cahlib", *sorted(p.parent for p in ROOT.glob("cahlib/*/__init__.py"))]:
+    for folder in sorted(path.parent for path in ROOT.glob("cahlib/**/__init__.py")):
         depth = len(folder.relative_to(ROOT).parts) - 1
         lines.append(_line(folder.name + "/", _about(folder / "__init__.py"), depth))
         for path in sorted(folder.glob("*.py")):
@@ -21,7 +21,7 @@ def tree() -> str:
 
 
 def _line(name: str, about: str, depth: int) -> str:
-    return f"{'  ' * depth + name:<22}{about}"
+    return f"{'  ' * depth + name:<21} {about}"
 
 
 def _about(path: Path) -> str:

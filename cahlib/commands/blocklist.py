@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
 
 
 def _build(chosen: argparse.Namespace) -> int:
-    from cahlib.curate.seal import seals
+    from cahlib.dataset.manifest import seals
 
     silent, answered, shards = Counter[str](), set[str](), 0
     for dataset in chosen.datasets:

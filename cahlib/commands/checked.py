@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cahlib.curate.repair import Plan
+    from cahlib.dataset.maintain.repair import Plan
 
 _LEDGER = "run/ledger.sqlite"
 
@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
 
 
 def _verify(chosen: argparse.Namespace) -> int:
-    from cahlib.curate.verify import verify
+    from cahlib.dataset.maintain.verify import verify
     from cahlib.lock import is_held
     from cahlib.tracker.store import committed
     from cahlib.words import plural
@@ -58,9 +58,9 @@ def _verify(chosen: argparse.Namespace) -> int:
 
 
 def _repair(chosen: argparse.Namespace) -> int:
-    from cahlib.curate import names
-    from cahlib.curate.files import files
-    from cahlib.curate.repair import plan, repair
+    from cahlib.dataset import file_names
+    from cahlib.dataset.maintain.repair import plan, repair
+    from cahlib.dataset.storage.files import files
     from cahlib.lock import busy, held, is_held
     from cahlib.tracker.store import Ledger, committed
     from cahlib.words import plural
@@ -79,7 +79,7 @@ def _repair(chosen: argparse.Namespace) -> int:
             print("There is nothing to repair.")
         return 0
     if folder := files(place).folder:
-        names.unobstructed(folder)
+        file_names.unobstructed(folder)
         if is_held(folder):  # be it named by a URL
             raise busy(folder)
     with held(Path(place)) if local else nullcontext():

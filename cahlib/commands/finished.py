@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cahlib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cahlib.curate.rewrite import Change
+    from cahlib.dataset.maintain.rewrite import Change
 
 
 def add(commands: Any) -> None:
@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
 
 
 def _purge(chosen: argparse.Namespace) -> int:
-    from cahlib.curate.purge import Lists, purge
+    from cahlib.dataset.maintain.purge import Lists, purge
 
     lists = Lists(
         hashes=chosen.hashes, looks=chosen.looks, distance=chosen.distance, urls=chosen.urls,
@@ -64,16 +64,17 @@ def _purge(chosen: argparse.Namespace) -> int:
 
 
 def _dedup(chosen: argparse.Namespace) -> int:
-    from cahlib.curate import dataset, names, seal
-    from cahlib.curate.dedup import dedup, find
+    from cahlib.dataset import file_names, manifest
+    from cahlib.dataset.maintain.dedup import dedup, find
+    from cahlib.dataset.write import shard_writer
     from cahlib.lock import held
 
     folder = _folder(chosen.dataset)
     if chosen.apply:
-        seal.expect(folder)  # before anything is made in a folder that is somebody else's
-        names.unobstructed(folder)
+        manifest.expect(folder)  # before anything is made in a folder that is somebody else's
+        file_names.unobstructed(folder)
         with held(folder):
-            dataset.sweep(folder)  # what an interrupted change left cannot be read
+            shard_writer.sweep(folder)  # what an interrupted change left cannot be read
     found = find(folder, chosen.distance)
     print(f"{len(found.extra):,} of {found.images:,} images look like another of the dataset.")
     if chosen.apply:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from cahlib import live
-from cahlib.curate.layout import SESSION
+from cahlib.dataset.layout import SESSION
 from cahlib.errors import ConfigError
 
 #: Names of the files in the kernel's private input.

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.config import Job, Output, replace
-from cahlib.curate import description
-from cahlib.curate.layout import ELSEWHERE, LAYOUT, MANIFESTS
+from cahlib.dataset import description
+from cahlib.dataset.layout import ELSEWHERE, LAYOUT, MANIFESTS
 from cahlib.errors import ConfigError
 from cahlib.kaggle.inside import STATE, TICKET
 from cahlib.swarm import wheel

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cahlib.config import Job
-from cahlib.curate.layout import ELSEWHERE, SESSION
+from cahlib.dataset.layout import ELSEWHERE, SESSION
 from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.home import require_same
 from cahlib.kaggle import pack

@@ -120,9 +120,9 @@ class Results:
 
     def _away(self) -> str | None:
         """The URL at which files of the dataset are that are not here any more, or never were."""
-        from cahlib.curate import seal
+        from cahlib.dataset import manifest
 
-        return next((each.place for each in seal.seals(self.folder) if each.place), None)
+        return next((each.place for each in manifest.seals(self.folder) if each.place), None)
 
     def _here(self) -> None:
         """Raise RunError if the folder does not hold the whole dataset."""
@@ -182,14 +182,15 @@ class Results:
                     archive.write(each, Path(self.folder.name) / within)
 
     def _upload(self) -> str:
-        from cahlib.curate import seal, upload
+        from cahlib.dataset import manifest
+        from cahlib.dataset.storage import upload
 
         url = self.url.value.strip()
         if "://" not in url:
             raise RunError("Give a URL, as s3://bucket/name or file:///folder.")
         self._here()
         upload.check(url, self.folder)
-        shards = list(seal.seals(self.folder))
+        shards = list(manifest.seals(self.folder))
         for start in range(0, len(shards), _TOGETHER):
             self._say(f"Shard {start + 1} …")
             upload.upload(shards[start : start + _TOGETHER], self.folder, url)

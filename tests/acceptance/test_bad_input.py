@@ -11,7 +11,7 @@ import pytest
 
 from cahlib import demo
 from cahlib.config import Job
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
 from cahlib.demo.web import Answer, Web
 from cahlib.scrape import parcel as parcels
 from cahlib.tracker.store import Ledger

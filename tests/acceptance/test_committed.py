@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cahlib.config import Job, replace
-from cahlib.curate import description, seal, upload
-from cahlib.curate.verify import verify
+from cahlib.dataset import description, manifest
+from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.storage import upload
 from cahlib.errors import ConfigError
 from cahlib.run import run
 from cahlib.tracker.store import Ledger
@@ -108,9 +109,9 @@ def lose_list_and_run(folder):
 def become_old(folder):
     """As of a cahlib that knew no dataset.json."""
     lose_list_and_run(folder)
-    for sealed in list(seal.seals(folder)):
-        old = seal.packed(dataclasses.replace(sealed, settings=""))
-        (folder / seal.name(sealed.shard.id)).write_bytes(old)
+    for sealed in list(manifest.seals(folder)):
+        old = manifest.packed(dataclasses.replace(sealed, settings=""))
+        (folder / manifest.name(sealed.shard.id)).write_bytes(old)
 
 
 LOSSES = [
@@ -216,7 +217,9 @@ def test_what_an_earlier_cahlib_made_is_taken_over_as_far_as_it_tells(job, folde
         run(replace(job, threshold=0.99))
     run(job)
     assert "of 2 shards only model, threshold and forms could be compared" in caplog.text
-    assert set(description.read(folder).committed) == {each.shard.id for each in seal.seals(folder)}
+    assert set(description.read(folder).committed) == {
+        each.shard.id for each in manifest.seals(folder)
+    }
     caplog.clear()
     run(job)
     assert caplog.text == ""
@@ -272,14 +275,14 @@ def test_two_machines_at_one_url_bring_each_shard_once(crawl, url, web, tmp_path
     third = small.job(crawl, tmp_path / "third" / "set", web)
     assert run(third).shards.done == 2
     folder = tmp_path / "third" / "set"
-    upload.upload(list(seal.seals(folder)), folder, url)
+    upload.upload(list(manifest.seals(folder)), folder, url)
     assert content(at(url)) == before and list(verify(url)) == []
 
 
 def files_of(folder, at=0):
     """The files of one shard."""
-    sealed = list(seal.seals(folder))[at]
-    return [folder / path for path in (seal.name(sealed.shard.id), *sealed.files)]
+    sealed = list(manifest.seals(folder))[at]
+    return [folder / path for path in (manifest.name(sealed.shard.id), *sealed.files)]
 
 
 def cut_tar(folder):
@@ -418,7 +421,7 @@ def other(web, tmp_path_factory):
 def test_the_run_of_another_dataset_brings_nothing_into_this_one(
     job, folder, other, caplog, tmp_path, name
 ):
-    for sealed in list(seal.seals(folder))[:1]:  # there is something to do, too
+    for sealed in list(manifest.seals(folder))[:1]:  # there is something to do, too
         for path in files_of(folder):
             path.unlink()
         description.forget(folder, [sealed.shard.id])

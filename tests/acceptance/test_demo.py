@@ -24,8 +24,8 @@ import pytest
 from cahlib import demo
 from cahlib.cli import main
 from cahlib.config import replace
-from cahlib.curate.seal import seals
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.manifest import seals
 from cahlib.demo import world
 from cahlib.demo.web import Answer, Web
 from cahlib.records import Reason, Stage, Tally

@@ -19,8 +19,8 @@ import pytest
 
 from cahlib import demo
 from cahlib.config import Job, Output, replace, settings
-from cahlib.curate.seal import seals
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.manifest import seals
 from cahlib.demo import world
 from cahlib.demo.web import Answer
 from tests.acceptance.test_demo import rows

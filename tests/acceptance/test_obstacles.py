@@ -15,7 +15,7 @@ import cahlib.cli
 import cahlib.run
 import cahlib.scrapers
 from cahlib.config import replace
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
 from cahlib.lock import held
 from tests.world import command, small
 

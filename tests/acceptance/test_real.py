@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from cahlib import demo
-from cahlib.curate.seal import seals
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.manifest import seals
 from cahlib.demo.web import Answer, Web
 from cahlib.records import Stage, Tally
 from tests.world import command

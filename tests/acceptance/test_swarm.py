@@ -16,7 +16,7 @@ import pytest
 
 from cahlib import demo
 from cahlib.config import replace
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
 from cahlib.records import Reason
 from tests.acceptance.test_demo import rows, tally

@@ -32,9 +32,9 @@ import pyarrow.parquet as pq
 import torch
 
 from cahlib.config import Judge
-from cahlib.curate import clip, inputs, pairs
-from cahlib.curate.replica import Replica
-from cahlib.curate.safety import Safety
+from cahlib.model import clip, inputs, pairs
+from cahlib.model.device_model import Replica
+from cahlib.model.safety import Safety
 from cahlib.records import Shard, Tally
 from cahlib.scrape import parcel
 from tests.benchmarks import bench_judge

@@ -6,7 +6,7 @@ ViT-B/32 as OpenAI trained it (QuickGELU), with random weights, on the CPU. The 
 of 300 to 900 pixels; the texts have as many words as alt texts have, most of them 4 to 15, a few
 60. The peer makes embeddings; ours also compares them, applies the safety rules and makes records.
 Loading the model is not counted. The peer borrows this environment's torch, so that both compute
-alike, but for the bfloat16 of `cahlib.curate.replica`.
+alike, but for the bfloat16 of `cahlib.model.device_model`.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ print("\\n" + json.dumps(said))
 
 def ours(tar: str, model: str, weights: str) -> Found:
     """Judge all samples, in this process."""
-    from cahlib.curate import clip, pairs  # what imports torch stays out of the peer's way
-    from cahlib.curate.safety import Safety
+    from cahlib.model import clip, pairs  # what imports torch stays out of the peer's way
+    from cahlib.model.safety import Safety
 
     options = Judge(model=model, pretrained=weights, threshold=0.3, device="cpu")
     loaded = clip.load(options)

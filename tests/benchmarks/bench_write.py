@@ -25,8 +25,8 @@ from unittest import mock
 
 import numpy as np
 
-from cahlib.curate import dataset
-from cahlib.curate.perceptual import phash
+from cahlib.dataset.write import shard_writer
+from cahlib.perceptual_hash import phash
 from cahlib.records import Image, Judged, Parcel, Shard, Tally
 from cahlib.scrape.parcel import check, read, seal
 from tests.benchmarks.common import one_core, parser
@@ -64,7 +64,7 @@ def parcel(every: list[Image], folder: Path) -> Parcel:
 
 
 def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
-    recipe = dataset.Recipe(
+    recipe = shard_writer.Recipe(
         model="ViT-B-32/none",
         threshold=0.3,
         scores={"similarity": "similarity"},
@@ -72,16 +72,16 @@ def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
         versions={},
     )
     sealed = replace(parcel([], folder), images=len(every))
-    dataset.write(
+    shard_writer.write(
         folder, judged(every), parcel=sealed, recipe=recipe, tally=Tally(), again=lambda _: None
     )
 
 
 def unhashed(every: list[Image], folder: Path) -> None:
     with (
-        mock.patch("cahlib.curate.rows.phash", lambda _: "0" * 16),
-        mock.patch("cahlib.curate.rows.chroma", lambda _: "0" * 16),
-        mock.patch("cahlib.curate.gallery.phash", lambda _: "0" * 16),
+        mock.patch("cahlib.dataset.write.columns.phash", lambda _: "0" * 16),
+        mock.patch("cahlib.dataset.write.columns.chroma", lambda _: "0" * 16),
+        mock.patch("cahlib.dataset.write.gallery.phash", lambda _: "0" * 16),
     ):
         write(every, folder, ("images", "embeddings"))
 

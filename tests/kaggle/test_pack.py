@@ -12,7 +12,7 @@ import pytest
 
 from cahlib import live
 from cahlib.config import Job, Output
-from cahlib.curate import alike, dataset
+from cahlib.dataset.write import duplicate_index, shard_writer
 from cahlib.errors import ConfigError
 from cahlib.kaggle import pack
 from cahlib.kaggle.inside import end_when_full, received, working
@@ -57,7 +57,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     )
     made = [world.judged(number) for number in range(3)]
     sealed = [
-        dataset.write(
+        shard_writer.write(
             here.folder, images, parcel=world.parcel(name, images=len(images)),
             recipe=world.RECIPE, tally=world.tally_of(images), again=lambda judged: None,
         )
@@ -69,7 +69,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     inputs.mkdir()
     pack.inputs(inputs, here, None)
     received({"output": there.output}, session="one", hours=9, inputs=inputs)
-    known = alike.load(there, [each.shard for each in sealed], seen=lambda uid: False)
+    known = duplicate_index.load(there, [each.shard for each in sealed], seen=lambda uid: False)
     assert [known.again(each) is not None for each in made] == [kind != "keep"] * 3
     brought = {path.name for path in there.folder.rglob("*.*")}
     whole = {"ledger.sqlite", "full.json", "empty.json"}

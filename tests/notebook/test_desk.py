@@ -14,8 +14,9 @@ import pytest
 
 from cahlib import demo, notebook, quote
 from cahlib.config import Job, replace
-from cahlib.curate import report, upload
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.show import report
+from cahlib.dataset.storage import upload
 from cahlib.demo import world
 from cahlib.notebook.child import Child
 from cahlib.notebook.desk import Desk

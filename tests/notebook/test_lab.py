@@ -15,7 +15,7 @@ import pytest
 
 from cahlib import demo
 from cahlib.config import replace, settings
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import written

@@ -10,7 +10,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 import cahlib
 from cahlib import demo, notebook
 from cahlib.config import replace
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
 from cahlib.errors import ConfigError
 from cahlib.notebook.fields import FIRST

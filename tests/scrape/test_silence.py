@@ -15,7 +15,7 @@ from tests.world import small
 
 pytest.importorskip("open_clip", reason="a run needs: pip install 'cahlib[gpu]'")
 
-from cahlib.curate.seal import seals
+from cahlib.dataset.manifest import seals
 from cahlib.run import run
 
 

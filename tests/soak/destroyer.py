@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cahlib.curate.verify import problems
+from cahlib.dataset.maintain.verify import problems
 from cahlib.errors import ConfigError
 from cahlib.tracker.store import committed
 from tests.soak import damages, launches

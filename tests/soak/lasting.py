@@ -30,8 +30,8 @@ import psutil
 import pyarrow.parquet as pq
 
 from cahlib.config import Job, replace
-from cahlib.curate.seal import seals
-from cahlib.curate.verify import verify
+from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.manifest import seals
 from cahlib.demo.web import Answer, Request
 from cahlib.records import Reason, Stage
 from tests.world import command, forks, small

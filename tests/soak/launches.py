@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 
 import cahlib.cli
-import cahlib.curate.frameworks
-import cahlib.curate.repair
+import cahlib.dataset.maintain.repair
+import cahlib.model.frameworks
 import cahlib.run
 import cahlib.scrapers
 from tests.world import small

@@ -27,9 +27,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 #: What commands import when they need it.
 _LOADED = (
-    "alembic.command", "cahlib.commands.checked", "cahlib.curate.clip", "cahlib.curate.dataset",
-    "cahlib.curate.local", "cahlib.curate.report", "cahlib.curate.verify", "cahlib.demo.world",
-    "cahlib.kaggle.servers", "cahlib.kaggle.session", "cahlib.run", "cahlib.scrapers",
+    "alembic.command", "cahlib.commands.checked", "cahlib.dataset.maintain.verify",
+    "cahlib.dataset.show.report", "cahlib.dataset.write.shard_writer", "cahlib.demo.world",
+    "cahlib.kaggle.servers", "cahlib.kaggle.session", "cahlib.model.clip",
+    "cahlib.model.local_model", "cahlib.run", "cahlib.scrapers",
     "cahlib.swarm.crew", "cahlib.swarm.hetzner", "cahlib.tracker.app", "cahlib.volunteer",
     "pyarrow.parquet", "uvicorn",
 )  # fmt: skip

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Picture
 
-from cahlib.curate import dataset
-from cahlib.curate.dataset import Recipe
-from cahlib.curate.model_source import find_source
-from cahlib.curate.rows import score_columns
+from cahlib.dataset.write import shard_writer
+from cahlib.dataset.write.shard_writer import Recipe
+from cahlib.model.model_source import find_source
+from cahlib.model.score_names import score_columns
 from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
 from cahlib.scrape.anatomy import AVIF
 from cahlib.scrape.shards import shards
@@ -172,7 +172,7 @@ def write(folder, count=30, *, first=0, shard="s-0", seen=lambda uid: False, rec
 
 def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, recipe=RECIPE):
     """The same of certain images."""
-    return dataset.write(
+    return shard_writer.write(
         folder,
         made,
         parcel=parcel(shard, images=len(made)),
@@ -196,6 +196,6 @@ def finish(job):
     for number, shard in enumerate(shards(job.crawl, contact=job.download.contact)):
         sealed = write(folder, first=1000 * number, shard=shard.id, recipe=recipe)
         ledger.add([shard])
-        ledger.seal(shard, dataset.uids(folder, sealed), sealed.tally)
+        ledger.seal(shard, shard_writer.uids(folder, sealed), sealed.tally)
         ledger.done(shard)
     ledger.close()

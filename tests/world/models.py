@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image as Picture
 from safetensors.torch import save_file
 
-from cahlib.curate.frameworks import open_clip, torch
+from cahlib.model.frameworks import open_clip, torch
 
 # Two threads would mostly wait for each other, with so small a model on a busy machine.
 torch.set_num_threads(1)

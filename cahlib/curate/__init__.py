@@ -1,1 +1,0 @@
-"""What the GPU's machine does with one parcel: judges its images, and puts the pairs away."""

@@ -1,0 +1,87 @@
+"""Names of the files of a dataset, and what stands where such a file belongs and is not one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from cahlib.dataset import manifest, tar_index
+from cahlib.dataset.layout import FOLDERS, LAYOUT, PAGES
+from cahlib.dataset.storage.hashed_file import PART, part
+from cahlib.errors import ConfigError
+
+#: Files right in the dataset's folder, and those of its `run` that are opened.
+_TOPS = (*PAGES, "dataset.json", "changes.jsonl")
+_RUN = tuple(f"run/{name}" for name in ("lock", "job.json", "ledger.sqlite", "live.json"))
+
+#: How the names begin of files that a drive may have copied.
+OURS = tuple([f"{folder}/" for folder in FOLDERS] + [name.partition(".")[0] for name in (*_TOPS,)])
+
+#: A file that a run may have made, whole or not yet; of the id is asked what `Shard.id` may be.
+UNFINISHED = PART, ".trial"
+MADE = re.compile(
+    "|".join(re.escape(str(part(Path(name)))) for name in tar_index.NAMES)
+    + "|"
+    + "|".join(
+        rf"{folder}/(\.?{name.format('[A-Za-z0-9_-][A-Za-z0-9._-]*')}({re.escape(PART)})?|\.trial)"
+        for form in (*LAYOUT.values(), f"{manifest.FOLDER}/{{}}.json")
+        for folder, _, name in [re.sub(r"\.(?=\w+$)", r"\.", form).partition("/")]
+    )
+)
+
+
+def obstacles(folder: Path) -> Iterator[str]:
+    """Yield what is not a file, or not a folder, where a dataset in this folder has one, by path.
+
+    A link counts as what it leads to; one that leads nowhere is replaced where a file belongs.
+    """
+    for name in FOLDERS:
+        path = folder / name
+        if not path.is_dir():
+            if path.exists() or path.is_symlink():
+                yield name
+            continue
+        with os.scandir(path) as entries:
+            for entry in entries:
+                inside = f"{name}/{entry.name}"
+                if not entry.is_file() and _belongs(inside) and os.path.exists(entry):
+                    yield inside
+    yield from (name for name in _TOPS if _obstructs(folder / name))
+
+
+def _belongs(path: str) -> bool:
+    return path in tar_index.NAMES or bool(MADE.fullmatch(path))
+
+
+def _obstructs(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def told(obstacle: str) -> str:
+    """Return what is wrong with an obstacle."""
+    kind = "folder" if obstacle in FOLDERS else "file"
+    return f"{obstacle} is not a {kind}, and a dataset has one there"
+
+
+def unobstructed(folder: Path) -> None:
+    """Raise ConfigError if a dataset in this folder could not be written, as far as that is seen.
+
+    Better at once than when a shard is ready after an hour.
+    """
+    for name in ("", "run", *FOLDERS):
+        _require_rights(folder / name, os.R_OK | os.W_OK | os.X_OK)
+    for name in (*obstacles(folder), *(name for name in _RUN if _obstructs(folder / name))):
+        raise ConfigError(f"output: {folder}/{told(name)}; move it away, or choose another folder.")
+    for name in _RUN:
+        _require_rights(folder / name, os.R_OK | os.W_OK)
+
+
+def _require_rights(path: Path, rights: int) -> None:
+    effective = os.access in os.supports_effective_ids
+    if os.path.exists(path) and not os.access(path, rights, effective_ids=effective):
+        raise ConfigError(
+            f"output: {path} cannot be written (Permission denied); see to its rights, or choose "
+            "another folder."
+        )

@@ -1,0 +1,91 @@
+"""Which shards are committed at a place, and which of them have all of their files.
+
+Files are looked for by their sizes, in one listing; whether their bytes are sound only
+`cahlib.dataset.maintain.verify` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from cahlib.dataset import description, manifest
+from cahlib.dataset.description import Description
+from cahlib.dataset.storage.files import files
+from cahlib.dataset.layout import FOLDERS
+from cahlib.dataset.manifest import Sealed
+from cahlib.errors import RunError
+
+
+class Found(NamedTuple):
+    """A shard as it stands at a place."""
+
+    id: str
+    sealed: Sealed | None  #: None if its manifest is damaged or gone
+    fault: str  #: why it is not whole, or ""
+    manifest: bool = True  #: whether it has one, be it damaged
+
+
+class Place:
+    """A folder or a URL with the shards in it, as of the first question."""
+
+    def __init__(self, at: str | Path) -> None:
+        self.at, self.files = at, files(at)
+
+    @cached_property
+    def description(self) -> Description | None:
+        return description.found(self.at)
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        return self.files.sizes(FOLDERS)
+
+    def ids(self) -> list[str]:
+        """Return the shards that have a manifest or are listed as committed, in order."""
+        listed = self.description.committed if self.description else ()
+        return sorted({*manifest.ids(self.sizes), *listed})
+
+    def shard(self, id: str) -> Found:
+        """Return a shard as it stands here; of one whose files are elsewhere the manifest alone."""
+        name = manifest.name(id)
+        if name not in self.sizes:
+            return Found(id, None, f"{name} is missing.", manifest=False)
+        try:
+            sealed = manifest.sealed(self.at, id)
+        except RunError as error:
+            return Found(id, None, str(error))
+        if sealed is None:
+            return Found(id, None, f"{name} is missing.", manifest=False)
+        return Found(id, sealed, "" if sealed.place else self._lacking(sealed))
+
+    def fault(self, sealed: Sealed) -> str:
+        """Return what is not here of a shard as its manifest, from wherever, says; or ""."""
+        name = manifest.name(sealed.shard.id)
+        if name not in self.sizes:
+            return f"{name} is missing."
+        if self.sizes[name] != len(manifest.packed(replace(sealed, place=None))):
+            here = self.shard(sealed.shard.id)  # by another version, changed, or damaged
+            if here.sealed is None:
+                return here.fault
+        return self._lacking(sealed)
+
+    def _lacking(self, sealed: Sealed) -> str:
+        for path, stored in sealed.files.items():
+            if path not in self.sizes:
+                return f"{path} is missing."
+            if self.sizes[path] != stored.size:
+                return f"{path} has {self.sizes[path]:,} bytes instead of {stored.size:,}."
+        return ""
+
+    def has_another(self, sealed: Sealed) -> bool:
+        """Whether this place has the same shard as another machine made it, and whole.
+
+        A shard that was changed, as by a purge, is still as it was made.
+        """
+        here = self.shard(sealed.shard.id)
+        if here.sealed is None or here.fault:
+            return False
+        return (here.sealed.started, here.sealed.finished) != (sealed.started, sealed.finished)

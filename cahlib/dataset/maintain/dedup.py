@@ -1,0 +1,137 @@
+"""Finds the images that a finished dataset has more than once, or nearly so, and takes them out.
+
+Of images that look alike the largest stays; of equally large ones that which fits its text best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cahlib.dataset import manifest
+from cahlib.dataset.storage.files import files
+from cahlib.dataset.layout import located
+from cahlib.perceptual_hash import near, same_colours
+from cahlib.dataset.maintain.purge import changed
+from cahlib.dataset.maintain.rewrite import Change
+from cahlib.dataset.write.columns import Row
+from cahlib.errors import ConfigError
+from cahlib.records import Reason
+
+_COLUMNS = ["uid", "phash", "WIDTH", "HEIGHT", "similarity"]
+
+#: The mean colours, which an older dataset lacks.
+_COLOURS = "chroma"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The images of a dataset that look like others of it."""
+
+    images: int  #: all of them
+    extra: NDArray[Any]  #: uids of those that are not needed, sorted, 16 bytes each
+
+    def why(self, row: Row) -> Reason | None:
+        """Whether a pair's image is one of them."""
+        uid = np.frombuffer(bytes.fromhex(row["uid"]), "S16")
+        at = int(np.searchsorted(self.extra, uid[0]))
+        found = at < len(self.extra) and self.extra[at] == uid[0]
+        return Reason.NEAR_DUPLICATE if found else None
+
+
+def find(place: str | Path, distance: int) -> Found:
+    """Look for images whose perceptual hashes differ in ``distance`` bits of 64 at most.
+
+    Their mean colours have to be the same, where the dataset has them. Reads the metadata alone; 10
+    million images take two minutes and 1.6 GiB on one core. Raises ConfigError if there is no
+    dataset, or the distance is not 0 to 8.
+    """
+    if not 0 <= distance <= 8:
+        raise ConfigError(f"distance: {distance} is not possible; give 0 to 8 bits of 64.")
+    uids, hashes, colours, rank = _read(place)
+    # best first: then the first of each group is the one that stays
+    best = np.argsort(rank, kind="stable")[::-1]
+    uids, hashes, colours = uids[best], hashes[best], colours[best]
+    first = _first(hashes, colours)
+    stays = np.zeros(len(hashes), bool)
+    stays[_apart(hashes, colours, first, distance)] = True
+    return Found(images=len(hashes), extra=np.sort(uids[~stays]))
+
+
+def dedup(folder: Path, found: Found) -> Iterator[Change]:
+    """Take what was found out of the dataset, as `cahlib.dataset.maintain.purge.purge` does."""
+    yield from changed(folder, "dedup", found.why)
+
+
+def _read(
+    place: str | Path,
+) -> tuple[NDArray[Any], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]:
+    """Return key, hash, colours and worth of each image."""
+    parts: list[tuple[Any, Any, Any, Any]] = []
+    for sealed in manifest.seals(place):
+        path = located("metadata", sealed.shard.id)
+        if path not in sealed.files:
+            continue
+        with files(sealed.place or place).open(path) as file:
+            whole = pq.ParquetFile(file)
+            has = _COLOURS in whole.schema_arrow.names
+            table = whole.read(columns=[*_COLUMNS, *[_COLOURS] * has])
+        uid, phash, width, height, similarity = (table[name].to_numpy() for name in _COLUMNS)
+        parts.append(
+            (
+                np.frombuffer(bytes.fromhex("".join(uid)), "S16"),
+                _words(phash),
+                _words(table[_COLOURS].to_numpy()) if has else np.zeros(len(uid), np.uint64),
+                # a pixel counts more than any similarity, which is 1 at the most
+                width.astype(np.float64) * height + (similarity + 1) / 4,
+            )
+        )
+    if not parts:
+        manifest.expect(Path(place))
+        raise ConfigError(f"{place} holds no dataset with images: there is no shard with a pair.")
+    uids, hashes, colours, rank = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return uids, hashes, colours, rank
+
+
+def _words(texts: Iterable[str]) -> NDArray[np.uint64]:
+    return np.frombuffer(bytes.fromhex("".join(texts)), ">u8").astype(np.uint64)
+
+
+def _first(hashes: NDArray[np.uint64], colours: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the places of the first of all that have the same hash and the same colours."""
+    left = np.argsort(hashes, kind="stable")
+    found = [left[:0]]
+    while len(left):  # as often as one hash has different colours
+        new = np.ones(len(left), bool)
+        new[1:] = hashes[left[1:]] != hashes[left[:-1]]
+        found.append(left[new])
+        again, whose = left[~new], found[-1][np.cumsum(new)[~new] - 1]
+        left = again[~same_colours(colours[again], colours[whose])]
+    return np.sort(np.concatenate(found))
+
+
+def _apart(
+    hashes: NDArray[np.uint64],
+    colours: NDArray[np.uint64],
+    first: NDArray[np.int64],
+    distance: int,
+) -> NDArray[np.int64]:
+    """Return which of the first stay: each removes its neighbours, best first."""
+    gone: set[int] = set()
+    neighbours = []
+    for places in near(hashes[first], distance) if distance else ():
+        one, other = first[places].T
+        alike = same_colours(colours[one], colours[other])
+        neighbours.append(np.stack([one[alike], other[alike]], axis=1))
+    if neighbours:
+        pairs = np.unique(np.sort(np.concatenate(neighbours), axis=1), axis=0)
+        for better, worse in pairs.tolist():  # in the order of the better one
+            if better not in gone:
+                gone.add(worse)
+    return np.setdiff1d(first, np.fromiter(gone, np.int64, len(gone)))

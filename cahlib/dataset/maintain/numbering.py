@@ -1,0 +1,111 @@
+"""Gives the tars of a dataset numbers without holes, so that brace lists name them all.
+
+    images/00000.tar … images/00041.tar    for images/{00000..00041}.tar
+
+While a shard is made, its tar has the shard's name; it gets its number when a command that holds
+the folder's lock ends, and which number it is stands in the manifest, as the name of its file. Not
+before: two machines that number at once would take the same numbers, so what is brought to a URL,
+or fetched from a session elsewhere, keeps the names of its shards. There a name can be only one
+shard's, whoever brings it, and no store that cahlib knows renames under a lock.
+
+A tar is renamed like any change of a shard: the new manifest is on disk before it is, and the next
+`cahlib.dataset.write.shard_writer.sweep` finishes what was interrupted.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pyarrow as pa
+
+from cahlib.dataset.write import shard_writer
+from cahlib.dataset import description, manifest
+from cahlib.dataset.write.shard_writer import Shelf
+from cahlib.dataset.layout import CURRENT_LAYOUT, SESSION, located, numbered
+from cahlib.dataset.manifest import Sealed
+from cahlib.errors import CahError, RunError
+
+
+def number(folder: Path) -> None:
+    """Give each tar of a folder a number, the least possible; shards that have one keep it.
+
+    Nobody else may write to the folder meanwhile. Nothing is done to a dataset of an older layout,
+    or where a committed shard has no whole manifest: it may have any of the numbers.
+    """
+    if (folder / SESSION).exists() or description.layout_of(folder) != CURRENT_LAYOUT:
+        return
+    try:
+        every = list(manifest.seals(folder))
+    except RunError:
+        return
+    said = description.found(folder)
+    if said and {*said.committed} - {each.shard.id for each in every}:
+        return
+    _remove_copies(folder, every)
+    here = {each.shard.id: each for each in every if manifest.tar(each) and not each.place}
+    has = {each.shard.id: n for each in every if (n := _number(each)) is not None}
+    taken = {*has.values(), *(numbered(f"images/{path.name}") for path in _tars(folder))}
+    free = (n for n in count() if n not in taken)
+    lacking = [id for id in here if id not in has]
+    for id in lacking:
+        _move(folder, here[id], f"images/{next(free):05}.tar")
+    for id in sorted(here.keys() & has.keys(), key=lambda id: -has[id]):
+        if (hole := next(free)) > has[id]:
+            break
+        _move(folder, here[id], f"images/{hole:05}.tar")
+
+
+def is_numbered(folder: Path) -> bool:
+    """Return whether a tar of a folder has a number."""
+    return any(numbered(f"images/{path.name}") is not None for path in _tars(folder))
+
+
+def unnumber(folder: Path) -> None:
+    """Give the tars of a folder the names of their shards again; nobody else may write to it."""
+    for each in manifest.seals(folder, damaged="skip"):
+        if _number(each) is not None and not each.place:
+            _move(folder, each, located("images", each.shard.id))
+
+
+def _move(folder: Path, sealed: Sealed, name: str) -> None:
+    """Give a shard's tar another name; one that is missing is a matter for `cah verify`."""
+    old = manifest.tar(sealed)
+    if old is None or not (folder / old).exists():
+        return
+    files = {name if path == old else path: stored for path, stored in sealed.files.items()}
+    with ExitStack() as undo:
+        Shelf(folder, undo).publish(replace(sealed, files=files))
+        undo.pop_all()
+
+
+def _remove_copies(folder: Path, every: Iterable[Sealed]) -> None:
+    """Remove numbered tars that no manifest names, if other files have all of their pairs.
+
+    A shard whose manifest was lost is done again, and its tar then gets another number.
+    """
+    named = {manifest.tar(each) for each in every}
+    for path in _tars(folder):
+        name = f"images/{path.name}"
+        if name in named or numbered(name) is None:
+            continue
+        try:
+            uids = {uid for each in every for uid in shard_writer.uids(folder, each)}
+            with tarfile.open(path) as tar:
+                found = {member.name.partition(".")[0] for member in tar}
+        except (CahError, pa.ArrowException, tarfile.TarError, OSError, KeyError, ValueError):
+            continue  # nobody knows whether it is a copy; `cah verify` names what is damaged
+        if found <= uids:
+            path.unlink()
+
+
+def _number(sealed: Sealed) -> int | None:
+    return numbered(manifest.tar(sealed) or "")
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted((folder / "images").glob("*.tar"))

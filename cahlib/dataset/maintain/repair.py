@@ -1,0 +1,147 @@
+"""Mends a dataset: what is not whole is given up, so that a run does it again.
+
+A shard that is given up loses all of its files; nothing else is lost, and whole shards stay as
+they are. May be interrupted and given again. It does not know of ledgers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cahlib.dataset.write import shard_writer
+from cahlib.dataset import description, manifest
+from cahlib.dataset.show import pages
+from cahlib.dataset.description import Description
+from cahlib.dataset.storage.files import files
+from cahlib.dataset.layout import CURRENT_LAYOUT, LAYOUT
+from cahlib.dataset.maintain.purge import changed_shards
+from cahlib.dataset.maintain.verify import Kind, Problem, problems
+from cahlib.errors import RunError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be mended at a place."""
+
+    place: str | Path
+    broken: dict[str, str] = field(default_factory=dict)  #: shards by id, with the first problem
+    left: dict[str, str] = field(default_factory=dict)  #: files to remove by path, with the reason
+    #: whole shards and other files that somebody has put there
+    foreign: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)  #: files that keep all as it is
+    again: dict[str, str] = field(default_factory=dict)  #: dataset.json and pages, made anew
+    #: shards whose change is to be finished
+    unfinished: dict[str, str] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()  #: shards out of which pairs were taken
+
+    def lines(self) -> Iterator[str]:
+        """Return what is done, a line each."""
+        for id, why in self.broken.items():
+            yield (
+                f"{why} Shard {id} is given up: its files are removed, and it is to do again."
+                + " What was taken out of it comes back then, unless it is taken out again."
+                * (id in self.changed)
+            )
+        for why in self.unreadable.values():
+            yield f"{why} Nothing is repaired until it can be read, or is taken away."
+        here = isinstance(self.place, Path)
+        for why in self.unfinished.values():
+            yield f"{why} " + (
+                "It is finished." if here else "It is left alone; repair it in a folder."
+            )
+        for why in self.left.values():
+            yield f"{why} It is removed."
+        for why in self.again.values():
+            yield f"{why} It is made anew."
+        for why in self.foreign.values():
+            yield f"{why} It is left alone; move it to where it belongs."
+
+
+def plan(place: str | Path, known: Collection[str] = ()) -> Plan:
+    """Look for what is to be mended; ``known`` are the ids of shards that a ledger knows.
+
+    Raise ConfigError if there is no dataset.
+    """
+    found = Plan(place=place, changed=changed_shards(place))
+    for problem in problems(place, known):
+        kinds = {
+            Kind.SHARD: found.broken,
+            Kind.LEFT: found.left,
+            Kind.FOREIGN: found.foreign,
+            Kind.UNREADABLE: found.unreadable,
+            Kind.UNFINISHED: found.unfinished,
+        }
+        _note(kinds.get(problem.kind, found.again), problem)
+    for id in found.broken:  # its files go with it
+        found.foreign.pop(id, None)
+        for form in LAYOUT.values():
+            found.left.pop(form.format(id), None)
+    return found
+
+
+def repair(found: Plan) -> None:
+    """Do what was planned; nobody else may write to the place meanwhile.
+
+    Raise RunError if something cannot be read: who is given other rights tomorrow, or another
+    cable, would have lost sound shards.
+    """
+    for why in found.unreadable.values():
+        raise RunError(f"{why} Nothing was repaired; see to that, or take it away, before.")
+    place, at = found.place, files(found.place)
+    if isinstance(place, Path):
+        shard_writer.sweep(place)
+    for id in found.broken:
+        _give_up(place, id)
+    for path in found.left:
+        at.remove(path)
+    before = description.found(place)
+    whole = manifest.ids(at.sizes([manifest.FOLDER]))
+    said = before or _described(place)
+    if whole or before:
+        description.write(place, replace(said, committed=tuple(whole)))
+    if found.broken or found.again or found.unfinished:
+        pages.write(place, _values(place, said))
+
+
+def _note(where: dict[str, str], problem: Problem) -> None:
+    where.setdefault(problem.name, problem.sentence)
+
+
+def _give_up(place: str | Path, id: str) -> None:
+    """Remove a shard: its manifest first, so that what is interrupted is a shard without one."""
+    try:
+        sealed = manifest.sealed(place, id)
+    except RunError:  # damaged
+        sealed = None
+    places = [place, sealed.place] if sealed and sealed.place else [place]
+    for each in places:
+        at = files(each)
+        at.remove(manifest.name(id))
+        # else not what the manifest names: it is damaged, or a stranger's
+        tar = {tar for tar in [sealed and manifest.tar(sealed)] if tar} - _tars(each)
+        for path in {form.format(id) for form in LAYOUT.values()} | tar:
+            at.remove(path)
+        description.forget(each, [id])
+
+
+def _tars(place: str | Path) -> set[str | None]:
+    """Return the tars that manifests at a place name."""
+    return {manifest.tar(each) for each in manifest.seals(place, damaged="skip")}
+
+
+def _described(place: str | Path) -> Description:
+    """Return what is known of a dataset whose dataset.json is gone: its job, or a digest alone."""
+    digests = {sealed.settings for sealed in manifest.seals(place, damaged="skip")}
+    job = description.job(place) if isinstance(place, Path) else None
+    layout = description.layout_of(place) or CURRENT_LAYOUT
+    if job and digests <= {"", (ours := description.of(job)).digest}:
+        return replace(ours, layout=layout)
+    return Description(digest=max(digests, default=""), layout=layout)
+
+
+def _values(place: str | Path, said: Description) -> dict[str, object]:
+    """Return the settings that the pages name."""
+    job = description.job(place) if isinstance(place, Path) else None
+    return dict(job.values() if job else description.shown(said))

@@ -1,0 +1,235 @@
+"""Checks a dataset: every file against its seal, and the rows of all files against each other.
+
+Each file is read once. The answer is sentences, and nothing is trusted: damaged files are its
+business. It does not decode images. Shards whose seal is gone are missed by the list in
+`dataset.json`, and by the ledger if there is one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cahlib.dataset import description, file_names, manifest, tar_index
+from cahlib.dataset.description import Description
+from cahlib.dataset.storage.files import Files, Unreadable, files
+from cahlib.dataset.layout import FOLDERS, LAYOUT, numbered
+from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.storage.hashed_file import part
+from cahlib.dataset.maintain.verify_shard import ShardFiles, checked
+from cahlib.records import Stage
+
+
+class Kind(enum.Enum):
+    """What a problem is about, and so what mends it."""
+
+    SHARD = enum.auto()  #: a committed shard that is not whole, by its id
+    FOREIGN = enum.auto()  #: a whole shard of another dataset, or another file: by its id or path
+    UNREADABLE = enum.auto()  #: a file that cannot be read, be it damaged or not, by its path
+    LEFT = enum.auto()  #: a file that belongs to no shard, by its path
+    UNFINISHED = enum.auto()  #: a shard that is being changed, or was when a command was killed
+    DESCRIPTION = enum.auto()  #: dataset.json
+    PAGE = enum.auto()  #: the report or the card, by its name
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with a dataset."""
+
+    kind: Kind
+    name: str
+    sentence: str
+
+
+def verify(place: str | Path, known: Collection[str] = ()) -> Iterator[str]:
+    """Every problem of the dataset in a folder or at a URL, as a sentence; none if it is sound.
+
+    ``known`` are the ids of shards that a ledger calls committed. Raises ConfigError if there is
+    no dataset.
+    """
+    return (each.sentence for each in problems(place, known))
+
+
+def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem]:
+    """The same as records."""
+    yield from _Check(place, known).problems()
+
+
+class _Check:
+    """The check of one dataset, shard by shard, and what is known of it so far."""
+
+    def __init__(self, place: str | Path, known: Collection[str]) -> None:
+        self._place, self._known, self._there = place, known, files(place)
+        self._sizes = self._there.sizes(FOLDERS)
+        self._said: Description | None = None
+        self._keys = _Keys()
+        self._named = set[str]()  #: files that belong to shards
+        self._settings = set[str]()
+        self._counted = dict[str, int]()  #: samples by tar
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong."""
+        there = self._there
+        blocked = [*file_names.obstacles(there.folder)] if there.folder else []
+        for path in blocked:
+            yield Problem(Kind.FOREIGN, path, f"{file_names.told(path)}.")
+        yield from _readable(self._description())
+        said, ids = self._said, manifest.ids(self._sizes)
+        listed = said.committed if said else ()
+        if not (ids or listed or self._known):
+            raise manifest.no_dataset(self._place)
+        for id in ids:
+            yield from self._shard(id)
+        for id in sorted({*listed, *self._known} - {*ids}):
+            where = description.NAME if id in listed else "the ledger"
+            yield Problem(
+                Kind.SHARD,
+                id,
+                f"{manifest.name(id)} is missing, but {where} calls the shard committed.",
+            )
+        yield from (Problem(Kind.SHARD, *each) for each in self._keys.problems())
+        if said is None and description.NAME not in self._sizes and self._settings - {""}:
+            yield Problem(Kind.DESCRIPTION, description.NAME, f"{description.NAME} is missing.")
+        yield from _readable(_pages(there, said))
+        miscounted = tar_index.faults(self._place, self._counted)
+        yield from _readable(Problem(Kind.PAGE, *each) for each in miscounted)
+        inside = {path for path in self._sizes for each in blocked if path.startswith(f"{each}/")}
+        yield from _left(self._sizes, self._named | inside)
+
+    def _description(self) -> Iterator[Problem]:
+        try:
+            self._said = description.read(self._place)
+        except ValueError as error:
+            yield Problem(
+                Kind.DESCRIPTION, description.NAME, f"{description.NAME} is damaged: {error}."
+            )
+
+    def _shard(self, id: str) -> Iterator[Problem]:
+        """Yield what is wrong with a shard that has a manifest."""
+        path = manifest.name(id)
+        self._named |= {path, *(form.format(id) for form in LAYOUT.values())}
+        try:
+            sealed = manifest.unpacked(self._there.read(path))
+            if sealed.shard.id != id:
+                raise ValueError(f"it is that of {sealed.shard.id}")
+        except ValueError as error:
+            yield Problem(Kind.SHARD, id, f"{path} is damaged: {error}.")
+            return
+        except Unreadable as error:  # any tar may be the one that it names
+            self._named |= {each for each in self._sizes if numbered(each) is not None}
+            yield Problem(Kind.UNREADABLE, path, str(error))
+            return
+        self._settings.add(sealed.settings)
+        if fresh := _successor(self._there, id, self._sizes):
+            # whichever of its files have their new names by now, `dataset.sweep` finishes it
+            self._counted |= tar_index.size_of(fresh)
+            both = {path, *sealed.files, *fresh.files}
+            self._named |= both | {str(part(Path(name))) for name in both}
+            yield Problem(
+                Kind.UNFINISHED, id, f"{path} is being changed, or that change was interrupted."
+            )
+            return
+        self._counted |= tar_index.size_of(sealed)
+        yield from _foreign(sealed, self._said)
+        # of a shard whose files are elsewhere a run that was killed may have left some here
+        own = () if sealed.place else sealed.files
+        self._named -= {form.format(id) for form in LAYOUT.values()} - {*own}
+        self._named |= {manifest.tar(sealed) or path} if own else set()
+        shard = ShardFiles(files(sealed.place or self._place), sealed)
+        sentences = chain(_account(path, sealed), shard.problems())
+        wrong = [*_readable(Problem(Kind.SHARD, id, sentence) for sentence in sentences)]
+        yield from wrong
+        if not wrong and (uids := shard.uids()):
+            # a damaged shard must not cost a whole one that has its pair too
+            self._keys.add(id, uids)
+
+
+def _readable(found: Iterator[Problem]) -> Iterator[Problem]:
+    """Yield problems; a file that cannot be read is the last one."""
+    try:
+        yield from found
+    except Unreadable as error:
+        yield Problem(Kind.UNREADABLE, str(error), str(error))
+
+
+def _foreign(sealed: Sealed, said: Description | None) -> Iterator[Problem]:
+    """Yield the problem of a shard that has other settings than its dataset."""
+    if said and said.digest and sealed.settings not in ("", said.digest):
+        path = manifest.name(sealed.shard.id)
+        other = f"{path} was made with other settings than {description.NAME} says."
+        yield Problem(Kind.FOREIGN, sealed.shard.id, other)
+
+
+def _successor(there: Files, id: str, sizes: Collection[str]) -> Sealed | None:
+    """Return the manifest that is to replace a committed shard's, if there is a whole one."""
+    path = str(part(Path(manifest.name(id))))
+    try:
+        fresh = manifest.unpacked(there.read(path)) if path in sizes else None
+    except (ValueError, Unreadable):  # it may be gone by now
+        return None
+    return fresh if fresh and fresh.shard.id == id else None
+
+
+def _pages(there: Files, said: Description | None) -> Iterator[Problem]:
+    """What is wrong with the report and the card."""
+    for name, stored in said.pages.items() if said else ():
+        for sentence in checked(there, name, stored=stored, reader=lambda *_: iter(())):
+            yield Problem(Kind.PAGE, name, sentence)
+
+
+def _left(sizes: Iterable[str], named: Collection[str]) -> Iterator[Problem]:
+    """The files that no shard has."""
+    for path in sorted(sizes):
+        if manifest.conflicted(path) and path.startswith(file_names.OURS):
+            kind = "is a conflicted copy, made by a cloud drive, and counts for nothing"
+        elif "/" not in path or path in named or path in tar_index.NAMES:
+            continue
+        elif file_names.MADE.fullmatch(path):
+            kind = (
+                "is left of an interrupted run"
+                if path.endswith(file_names.UNFINISHED)
+                else "is not part of a shard here"
+            )
+        else:
+            yield Problem(Kind.FOREIGN, path, f"{path} is none of a dataset's files.")
+            continue
+        yield Problem(Kind.LEFT, path, f"{path} {kind}.")
+
+
+def _account(path: str, sealed: Sealed) -> Iterator[str]:
+    """Whether the numbers of a seal agree."""
+    tally = sealed.tally
+    for stage in Stage:
+        if missing := tally.unaccounted(stage):
+            yield f"{path} does not account for {missing} {stage.takes}."
+    if tally.left[Stage.JUDGE] != sealed.rows:
+        yield f"{path} counts {tally.left[Stage.JUDGE]} pairs, but has {sealed.rows} rows."
+
+
+class _Keys:
+    """The keys of all shards, 20 bytes a pair."""
+
+    def __init__(self) -> None:
+        self._shards: list[str] = []
+        self._keys: list[np.ndarray[Any, Any]] = []
+
+    def add(self, shard: str, uids: Sequence[str]) -> None:
+        self._shards.append(shard)
+        self._keys.append(np.frombuffer(bytes.fromhex("".join(uids)), dtype="V16"))
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Keys that are there twice: the second shard that has one, and a sentence."""
+        if not self._keys:
+            return
+        keys = np.concatenate(self._keys)
+        shard = np.repeat(np.arange(len(self._keys)), [len(part) for part in self._keys])
+        order = np.argsort(keys, kind="stable")
+        again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+        for at in again:
+            first, second = (self._shards[shard[order[i]]] for i in (at, at + 1))
+            uid = keys[order[at]].tobytes().hex()
+            yield second, f"The pair {uid} is in the dataset twice: in {first} and in {second}."

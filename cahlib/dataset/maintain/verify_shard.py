@@ -1,0 +1,210 @@
+"""Checks the files of one shard: each against its manifest, and their rows against each other.
+
+Each file is read once, and damage of any kind is told, not raised. It does not decode images, and
+knows nothing of other shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cahlib.dataset import manifest
+from cahlib.dataset.storage.files import Files
+from cahlib.dataset.layout import LAYOUT
+from cahlib.dataset.write.columns import ADDED, COLUMNS, Row, sample_id, schema, without_nulls
+from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.storage.hashed_file import Stored
+from cahlib.dataset.write.tfrecord import Broken, records
+
+#: How far the cosine of two float16 vectors may lie from the similarity; 0.0003 is the most seen.
+_ROUNDING = 0.01
+
+#: How the file of a matrix of float16 begins (numpy/lib/format.py). numpy's own reader evaluates
+#: the header as Python, and dies of a damaged one in many ways.
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..{'descr': '<f2', 'fortran_order': False, "
+    rb"'shape': \((\d+), (\d+)\), } *\n",
+    re.DOTALL,
+)
+
+#: What a reader says of a damaged file.
+_DAMAGE = tarfile.TarError, pa.ArrowException, Broken, ValueError, TypeError, KeyError
+
+_Reader = Callable[[str, BinaryIO], Iterator[str]]
+
+
+class ShardFiles:
+    """The check of one shard's files: the metadata first, then the others against it."""
+
+    def __init__(self, data: Files, sealed: Sealed) -> None:
+        self._data, self._sealed = data, sealed
+        self._rows: list[Row] | None = None
+        self._vectors: list[np.ndarray[Any, Any]] = []
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with them."""
+        readers: dict[str, _Reader] = {
+            "metadata": self._metadata,
+            "images": self._images,
+            "img_emb": self._matrix,
+            "text_emb": self._matrix,
+            "tfrecords": self._records,
+            "optouts": self._evidence,
+        }
+        for form, reader in readers.items():
+            path = LAYOUT[form].format(self._sealed.shard.id)
+            if form == "images":
+                path = manifest.tar(self._sealed) or path
+            if stored := self._sealed.files.get(path):
+                yield from checked(self._data, path, stored=stored, reader=reader)
+        yield from self._cosines()
+
+    def uids(self) -> list[str]:
+        """Return the keys of its pairs, once its problems were looked for."""
+        return [row["uid"] for row in self._rows or ()]
+
+    def _metadata(self, path: str, file: BinaryIO) -> Iterator[str]:
+        try:
+            table = pq.read_table(io.BytesIO(file.read()))
+        except OSError as error:  # pyarrow's word for some kinds of damage
+            raise ValueError(str(error)) from error
+        lacking = {*ADDED} - {*table.column_names}
+        wanted = [each for each in schema(()) if each.name not in lacking]
+        if list(table.schema)[: len(wanted)] != wanted:
+            yield f"{path} has other columns than a dataset's metadata."
+            return
+        rows = table.to_pylist()
+        yield from _numbers(path, len(rows), wanted=self._sealed.rows)
+        for at, row in enumerate(rows):
+            digest = hashlib.md5((row["URL"] + row["TEXT"]).encode()).hexdigest()
+            if (row["uid"], row["SAMPLE_ID"]) != (digest, sample_id(digest)):
+                yield f"{path}: the key of row {at} is not that of its URL and TEXT."
+                return
+        self._rows = rows
+
+    def _images(self, path: str, file: BinaryIO) -> Iterator[str]:
+        wanted = (
+            (f"{row['uid']}.{ending}", content)
+            for row in self._rows or ()
+            for ending, content in (
+                (row["format"], None),
+                ("json", without_nulls({name: row.get(name) for name in COLUMNS})),
+                ("txt", row["TEXT"]),
+            )
+        )
+        with tarfile.open(fileobj=file, mode="r|") as tar:
+            yield from self._compared(path, _members(tar), wanted=list(wanted), each=3)
+
+    def _records(self, path: str, file: BinaryIO) -> Iterator[str]:
+        found = (
+            (each["sampleID"], each["label"], each["height"], each["width"])
+            for each in records(file)
+        )
+        wanted = [
+            (str(row["SAMPLE_ID"]).encode(), row["TEXT"].encode(), row["HEIGHT"], row["WIDTH"])
+            for row in self._rows or ()
+        ]
+        yield from self._compared(path, found, wanted=wanted)
+
+    def _matrix(self, path: str, file: BinaryIO) -> Iterator[str]:
+        data = file.read()
+        if not (header := _NPY.match(data)):
+            yield f"{path} holds no rows of float16."
+            return
+        shape = int(header[1]), int(header[2])
+        vectors = np.frombuffer(data, np.float16, offset=header.end()).reshape(shape)
+        yield from _numbers(path, len(vectors), wanted=self._sealed.rows)
+        self._vectors.append(vectors)
+
+    def _evidence(self, path: str, file: BinaryIO) -> Iterator[str]:
+        lines = [json.loads(line) for line in file.read().splitlines()]
+        yield from _numbers(path, len(lines), wanted=self._sealed.optouts + self._sealed.overruled)
+
+    def _cosines(self) -> Iterator[str]:
+        """Yield the row whose two embeddings do not lie as far apart as its similarity says."""
+        if self._rows is None or [len(v) for v in self._vectors] != [len(self._rows)] * 2:
+            return
+        images, texts = (vectors.astype(np.float32) for vectors in self._vectors)
+        wanted = np.array([row["similarity"] for row in self._rows], np.float32)
+        away = ~(np.abs((images * texts).sum(axis=1) - wanted) <= _ROUNDING)
+        if away.any():
+            yield (
+                f"{self._sealed.shard.id}: the embeddings of row {away.argmax()} do not give its "
+                "similarity."
+            )
+
+    def _compared(
+        self, path: str, found: Iterable[Any], *, wanted: Sequence[Any], each: int = 1
+    ) -> Iterator[str]:
+        """Yield where a file first differs from the pairs of the metadata, in their order."""
+        number, wrong = 0, None
+        for item in found:
+            if wrong is None and (number >= len(wanted) or item != wanted[number]):
+                wrong = number // each
+            number += 1
+        if self._rows is None:
+            return
+        yield from _numbers(path, number / each, wanted=len(self._rows), where="metadata")
+        if wrong is not None and wrong < len(self._rows):
+            yield f"{path}: row {wrong} is not the pair that the metadata has there."
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is hashed while it is read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash, self._size = file, hashlib.sha256(), 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._hash.update(data)
+        self._size += len(data)
+        return data
+
+    def rest(self) -> Stored:
+        """Read to the end; what the whole file looks like."""
+        while self.read(1 << 20):
+            pass
+        return Stored(size=self._size, sha256=self._hash.hexdigest())
+
+
+def checked(data: Files, path: str, *, stored: Stored, reader: _Reader) -> Iterator[str]:
+    """Read a file by its form and hold it to its checksum."""
+    if not data.exists(path):
+        yield f"{path} is missing."
+        return
+    with data.open(path) as file, data.reading(path):
+        hashed = _Hashed(file)
+        try:
+            yield from reader(path, cast(BinaryIO, hashed))
+        except _DAMAGE as error:
+            yield f"{path} cannot be read: {error}."
+        if hashed.rest() != stored:
+            yield f"{path} is not as it was written: its checksum differs."
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
+    """The files of a tar with what can be compared of them."""
+    for member in tar:
+        content: Any = None
+        if member.isfile() and member.name.endswith((".json", ".txt")):
+            content = cast(BinaryIO, tar.extractfile(member)).read().decode()
+            if member.name.endswith(".json"):
+                values = json.loads(content)
+                content = without_nulls({name: values.get(name) for name in COLUMNS})
+        yield member.name, content
+
+
+def _numbers(path: str, number: float, *, wanted: int, where: str = "seal") -> Iterator[str]:
+    if number != wanted:
+        yield f"{path} has {number:g} rows, the {where} {wanted}."

@@ -1,0 +1,180 @@
+"""The files of a dataset, be it in a folder or at a URL that fsspec knows."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cahlib.dataset.storage import hashed_file
+from cahlib.errors import CahError, ConfigError, RunError, is_full, no_space
+from cahlib.retry import wait_asked
+
+#: Stores without folders, where "making" the topmost would create and own a bucket.
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
+
+#: Name and password in a URL: no business of messages.
+_LOGIN = re.compile(r"(?<=://)[^/@]*@")
+
+
+class Busy(RunError):
+    """A place asks to be left alone for a while."""
+
+    def __init__(self, text: str, wait: float) -> None:
+        super().__init__(text)
+        self.wait = wait  #: seconds; 0: it did not say for how long
+
+
+class Unreadable(RunError):
+    """A file or folder of this machine cannot be read now; nobody knows whether it is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What lies below one folder or URL, by relative path with slashes.
+
+    Every method raises RunError where the place cannot be reached, and Unreadable for what cannot
+    be read though it is there.
+    """
+
+    fs: Any  #: an fsspec filesystem
+    root: str
+    place: str  #: as the user named it, without a password
+
+    def path(self, name: str) -> str:
+        """The path of a file as its filesystem wants it."""
+        return f"{self.root}/{name}"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, if it is one of this machine."""
+        return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
+
+    def open(self, name: str) -> BinaryIO:
+        with self.reading(name):
+            return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
+
+    def read(self, name: str) -> bytes:
+        with self.reading(name):
+            return cast(bytes, self.fs.cat_file(self.path(name)))
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file of this name; a folder does not count."""
+        with self.reading(name):
+            try:
+                if self.folder:
+                    return Path(self.path(name)).is_file()
+                return bool(self.fs.info(self.path(name))["type"] != "directory")
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG or isinstance(error, FileNotFoundError):
+                    return False
+                raise
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Raise as all methods do for what goes wrong while a file or folder is read."""
+        with reaching(self.place):
+            try:
+                yield
+            except OSError as error:
+                if self.folder is None:
+                    raise
+                cause = error.strerror or error
+                raise Unreadable(f"{self.path(name)} cannot be read ({cause}).") from error
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a small file there, whole or not at all."""
+        if self.folder:
+            hashed_file.replace(Path(self.path(name)), data)
+            return
+        with reaching(self.place):
+            self.make_folder(name)
+            self.fs.pipe_file(self.path(name), data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with reaching(self.place), suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(name))
+
+    def make_folder(self, name: str) -> None:
+        """Make the folder of a file, where there are folders."""
+        protocol = self.fs.protocol
+        protocols = {protocol} if isinstance(protocol, str) else {*protocol}
+        if not protocols & _BUCKETS:
+            self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+
+    def sizes(self, folders: Iterable[str]) -> dict[str, int]:
+        """Return the files in some folders and right below the root, with their bytes.
+
+        It is the place's own word of now: a driver may keep an older listing.
+        """
+        self.fs.invalidate_cache()
+        found = dict(self._listed(self.root, deep=False))
+        for folder in folders:
+            found |= self._listed(self.path(folder))
+        return {path[len(self.root) + 1 :]: size for path, size in found.items()}
+
+    def names(self, folder: str) -> list[str]:
+        """All files in a folder, in order; none if there is no such folder."""
+        return sorted(path[len(self.root) + 1 :] for path, _ in self._listed(self.path(folder)))
+
+    def _listed(self, path: str, *, deep: bool = True) -> Iterator[tuple[str, int]]:
+        """Yield the files in a folder, with their bytes.
+
+        fsspec's own `find` takes a folder that cannot be listed for an empty one.
+        """
+        with self.reading(path[len(self.root) + 1 :]):
+            try:
+                entries = self.fs.ls(path, detail=True)
+            except FileNotFoundError:
+                return
+        for each in entries:
+            name = each["name"].rstrip("/")
+            if each["type"] == "directory":
+                if deep and name != path:
+                    yield from self._listed(name)
+            elif self.folder is None or each["type"] == "file" or Path(name).is_file():
+                yield name, each["size"] or 0
+
+
+def files(place: str | Path) -> Files:
+    """The files at a place; raises ConfigError for a URL that fsspec cannot serve."""
+    if "://" not in str(place):
+        return Files(LocalFileSystem(), Path(place).absolute().as_posix(), str(place))
+    shown = _LOGIN.sub("", str(place))
+    with reaching(shown):
+        try:
+            fs, root = fsspec.core.url_to_fs(str(place))
+        except ImportError as error:
+            package = getattr(error.__cause__, "name", None) or "a driver"
+            raise ConfigError(
+                f"output: {shown} needs {package}, which is not installed; type: "
+                f"pip install {package}."
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"output: {shown} cannot be used: {error}.") from error
+    return Files(fs, root.rstrip("/"), shown)
+
+
+@contextmanager
+def reaching(place: str) -> Iterator[None]:
+    """Turn a driver's error into RunError; each driver has errors of its own, of any kind."""
+    try:
+        yield
+    except CahError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        if is_full(error):
+            raise no_space(place) from error
+        text = f"{place} cannot be reached: {said} ({type(error).__name__})."
+        if (wait := wait_asked(error)) is not None:
+            raise Busy(text, wait) from error
+        raise RunError(text) from error

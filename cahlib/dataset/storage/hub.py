@@ -1,0 +1,124 @@
+"""A repository at Hugging Face (hf://): files come there by commits, few of which are allowed.
+
+As fsspec sees it, each file that is put there is a commit of its own; the hub takes 128 an hour.
+Here many files are one commit, which comes about as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from cahlib.dataset.storage.files import Files, reaching
+from cahlib.errors import ConfigError
+
+#: What is to be brought: a file of this machine, or its content.
+Local: TypeAlias = Path | bytes
+
+#: Seconds between two commits of a run: 30 an hour, so that several runs fit into the hub's 128.
+PAUSE = 120.0
+
+#: Paths that are asked about in one request.
+_ASKED = 500
+
+
+def repository(there: Files) -> Repository | None:
+    """Return the repository that a place is in; None for any other kind of place."""
+    protocols = {there.fs.protocol} if isinstance(there.fs.protocol, str) else {*there.fs.protocol}
+    # the hub's buckets have no commits
+    return None if "hf" not in protocols or there.root.startswith("buckets/") else Repository(there)
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """The part of a repository below a place, by relative paths; raises as `Files` does."""
+
+    there: Files
+
+    def check(self, path: str) -> None:
+        """See whether a file could be committed; the hub is asked, and no commit is made."""
+        from huggingface_hub import CommitOperationAdd
+
+        with reaching(self.there.place):
+            try:
+                api, which, inner = self._resolved()
+            except FileNotFoundError as error:
+                raise ConfigError(
+                    f"output: there is no {self.there.place}, or not for your token; make the "
+                    "repository at https://huggingface.co/new-dataset, or type: hf auth login."
+                ) from error
+            trial = CommitOperationAdd(path_in_repo=inner + path, path_or_fileobj=b"trial")
+            api.preupload_lfs_files(additions=[trial], **which)
+
+    def commit(self, files: Mapping[str, Local], removed: Collection[str], *, message: str) -> None:
+        """Put files there and remove others, in one commit; none if nothing would change."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+        disable_progress_bars()  # there are ours
+        with reaching(self.there.place):
+            api, which, inner = self._resolved()
+            operations: list[Any] = [CommitOperationDelete(inner + each) for each in removed]
+            operations += [
+                CommitOperationAdd(
+                    path_in_repo=inner + path,
+                    path_or_fileobj=local if isinstance(local, bytes) else str(local),
+                )
+                for path, local in files.items()
+            ]
+            if operations:
+                api.create_commit(operations=operations, commit_message=message, **which)
+            self.there.fs.invalidate_cache()
+            if missing := self.different(files):
+                raise OSError(f"{missing[0]} did not arrive as it was sent")
+
+    def different(self, files: Mapping[str, Local]) -> Sequence[str]:
+        """Return which of these files are not there, or not as they are here."""
+        return [p for p, known in self._known([*files]).items() if not _same(known, files[p])]
+
+    def there_of(self, paths: Sequence[str]) -> Sequence[str]:
+        """Return which of these paths are there."""
+        return [path for path, known in self._known(paths).items() if known]
+
+    def _known(self, paths: Sequence[str]) -> Mapping[str, Any]:
+        """Return the hub's records of files, without those that it does not have."""
+        found = dict.fromkeys(paths)
+        with reaching(self.there.place):
+            api, which, inner = self._resolved()
+            for start in range(0, len(paths), _ASKED):
+                asked = [inner + path for path in paths[start : start + _ASKED]]
+                for each in api.get_paths_info(paths=asked, **which):
+                    found[each.path.removeprefix(inner)] = each
+        return found
+
+    def _resolved(self) -> tuple[Any, dict[str, str], str]:
+        """The hub's API, the repository as it is named there, and what paths begin with in it."""
+        from huggingface_hub import HfApi
+
+        fs = self.there.fs
+        at = fs.resolve_path(self.there.root)
+        which = {"repo_id": at.repo_id, "repo_type": at.repo_type, "revision": at.revision}
+        inner = f"{at.path_in_repo}/" if at.path_in_repo else ""
+        return HfApi(endpoint=fs.endpoint, token=fs.token), which, inner
+
+
+def _same(known: Any, local: Local) -> bool:
+    """Return whether the hub has a file as it is here; small ones are known by git's hash."""
+    size = len(local) if isinstance(local, bytes) else local.stat().st_size
+    if known is None or known.size != size:
+        return False
+    lfs = getattr(known, "lfs", None)
+    digest = hashlib.sha256() if lfs else hashlib.sha1(f"blob {known.size}\0".encode())
+    for data in _pieces(local):
+        digest.update(data)
+    return bool(digest.hexdigest() == (lfs.sha256 if lfs else known.blob_id))
+
+
+def _pieces(local: Local) -> Iterator[bytes]:
+    with io.BytesIO(local) if isinstance(local, bytes) else local.open("rb") as file:
+        while data := file.read(1 << 20):
+            yield data

@@ -1,0 +1,331 @@
+"""Brings sealed shards to a URL: their files first, their seals last, each one checked there.
+
+A shard at the URL is in the dataset when its seal is, as on this machine. What an interrupted
+upload left is overwritten by the next, and a shard that was changed here replaces the one that is
+there. It does not know where a run stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from cahlib.config import Output
+from cahlib.dataset import description, file_names, manifest, checksummed_json, tar_index
+from cahlib.dataset.storage import hub, hashed_file
+from cahlib.dataset.storage.files import Busy, Files, files, reaching
+from cahlib.dataset.layout import PAGES, numbered
+from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.inventory import Place
+from cahlib.errors import CahError, ConfigError, RunError, is_full
+from cahlib.lock import busy, is_held
+
+_log = logging.getLogger(__name__)
+
+#: Seconds before each new try.
+_PAUSES = (1, 4, 16, 64)
+
+#: Seconds that a busy place is waited for in all; and each time, if it does not say for how long.
+_PATIENCE, _BUSY = 7200.0, 60.0
+
+#: Shards in one commit: it names some six files of each, and the hub takes 25,000 files.
+_MOST = 500
+
+T = TypeVar("T")
+Sleep = Callable[[float], None]
+
+
+def check(url: str, folder: Path) -> None:
+    """See whether a dataset can be brought from its folder to a URL. Raises ConfigError."""
+    trial = f"{manifest.FOLDER}/.trial"
+    try:
+        there = files(url)
+        if there.folder and there.folder.resolve() == folder.resolve():
+            raise ConfigError(
+                f"output: {url} is the folder that it would be brought from; give it as a folder, "
+                f"{there.root}, instead of a URL."
+            )
+        if repository := hub.repository(there):
+            repository.check(trial)
+            return
+        if there.folder:
+            file_names.unobstructed(there.folder)
+            if is_held(there.folder):  # a run of this machine has it as its folder
+                raise busy(there.folder)
+        with reaching(there.place):
+            there.make_folder(trial)
+            try:
+                there.fs.pipe_file(there.path(trial), b"trial")
+            finally:  # a full disk keeps an empty one
+                there.remove(trial)
+    except RunError as error:
+        if is_full(error):
+            raise
+        raise ConfigError(f"output: {error}") from error
+
+
+def upload(
+    shards: Sequence[Sealed],
+    folder: Path,
+    url: str,
+    *,
+    keep_local: bool = True,
+    sleep: Sleep = time.sleep,
+) -> None:
+    """Bring shards from the folder of their dataset to a URL; what is there stays as it is.
+
+    So does what another machine made and brought meanwhile. In a repository that is one commit.
+    Without ``keep_local`` the files are removed here once they are there; the seals stay, and say
+    where they are. Raises RunError when all tries failed.
+    """
+    there = files(url)
+    ours = [sealed for sealed in shards if not sealed.place]
+    _require_free(ours, url)
+    if repository := hub.repository(there):
+        for start in range(0, len(ours), _MOST):
+            commit = partial(_commit, repository, ours[start : start + _MOST], folder, url)
+            _tried(commit, sleep)
+    else:
+        for sealed in ours:
+            _put(sealed, folder, url, sleep, kept=_paths(ours))
+    if not keep_local:
+        for sealed in shards:
+            _let_go(replace(sealed, place=sealed.place or url), folder)
+
+
+class Uploads:
+    """Brings the shards of a run to its URL as they are sealed, and says which are through.
+
+    Where commits are counted, shards wait for each other; the rest is brought at the end, whatever
+    ends the run but the second Ctrl-C.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        through: Callable[[Sealed], None],
+        *,
+        sleep: Sleep = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._output, self._through, self._sleep, self._clock = output, through, sleep, clock
+        counted = output.url and hub.repository(files(output.url))
+        self._pause = hub.PAUSE if counted else 0.0
+        self._next = clock() + self._pause
+        self._waiting: list[Sealed] = []
+        self._failed = False
+
+    def add(self, sealed: Sealed) -> None:
+        """Bring a shard to the URL, now or with others that follow."""
+        self._waiting.append(sealed)
+        if self._clock() >= self._next:
+            self._flush()
+
+    def __enter__(self) -> Uploads:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self._flush()
+        elif issubclass(kind, Exception) and not self._failed:
+            with suppress(CahError):  # the error that is under way is the one to be told
+                self._flush()
+
+    def _flush(self) -> None:
+        output, batch = self._output, self._waiting
+        if not batch:
+            return
+        if output.url:
+            self._failed = True
+            keep = output.keep_local
+            upload(batch, output.folder, output.url, keep_local=keep, sleep=self._sleep)
+            self._failed = False
+        self._waiting, self._next = [], self._clock() + self._pause
+        for sealed in batch:
+            self._through(sealed)
+
+
+def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
+    """Bring what is made anew at the end of a run, the report and the card, to a URL."""
+    if repository := hub.repository(files(url)):
+        made = {path: folder / path for path in PAGES} | _counted(folder, url)
+        commit = partial(
+            repository.commit, made | _described(folder, url), (), message="Report and card"
+        )
+        _tried(commit, sleep)
+        return
+    for path in PAGES:
+        _tried(partial(_bring, folder, url, path), sleep)
+    for path, data in _counted(folder, url).items():
+        _tried(partial(files(url).write, path, data), sleep)
+    if described := description.found(folder):
+        _tried(partial(description.commit, url, described, pages=described.pages), sleep)
+
+
+def _tried(action: Callable[[], T], sleep: Sleep) -> T:
+    """What an action answers at last; raises RunError when it failed every time.
+
+    A place that is busy is waited for as long as it asks, for two hours in all.
+    """
+    pauses, patience = iter(_PAUSES), _PATIENCE
+    while True:
+        try:
+            return action()
+        except Busy as busy:
+            pause = busy.wait + 1 if busy.wait else _BUSY
+            if (patience := patience - pause) < 0:
+                raise
+            _log.warning("%s Trying again in %d s.", busy, pause)
+        except RunError:
+            if (pause := next(pauses, -1)) < 0:
+                raise
+        sleep(pause)
+
+
+def _require_free(shards: Sequence[Sealed], url: str) -> None:
+    """Raise RunError if tars with numbers would replace those of other shards at a URL.
+
+    A run brings none that has a number; of two folders that were copied there both have number 0.
+    """
+    names = {tar for each in shards if (tar := manifest.tar(each)) and numbered(tar) is not None}
+    ids = {each.shard.id for each in shards}
+    if names:
+        for each in manifest.seals(url, damaged="skip"):
+            if manifest.tar(each) in names and each.shard.id not in ids:
+                raise RunError(
+                    f"{manifest.tar(each)} at {files(url).place} belongs to another shard, "
+                    f"{each.shard.id}; copy the dataset to a place of its own."
+                )
+
+
+def _paths(shards: Sequence[Sealed]) -> set[str]:
+    """Return the files of some shards."""
+    return {path for each in shards for path in each.files}
+
+
+def _put(
+    sealed: Sealed, folder: Path, url: str, sleep: Sleep, *, kept: Collection[str] = ()
+) -> None:
+    """Bring a shard, file by file; its seal comes last. What is ``kept`` there is others' too."""
+    name = manifest.name(sealed.shard.id)
+    if not _tried(partial(_is_there, sealed, url), sleep):
+        for path in sealed.files:
+            _tried(partial(_bring, folder, url, path), sleep)
+        _tried(partial(_remove_others, sealed, url, kept), sleep)
+        _tried(partial(_bring, folder, url, name), sleep)
+    if said := description.found(folder):
+        _tried(partial(description.commit, url, said, [sealed.shard.id]), sleep)
+
+
+def _commit(repository: hub.Repository, shards: Sequence[Sealed], folder: Path, url: str) -> None:
+    """Bring shards in one commit, those excepted that are there as they are here."""
+    seals = {manifest.name(sealed.shard.id): sealed for sealed in shards}
+    changed = {*repository.different({name: folder / name for name in seals})}
+    present = {*repository.there_of([path for sealed in shards for path in sealed.files])}
+    # a seal alone is not enough: what .gitignore names does not come along with it
+    new = [n for n, sealed in seals.items() if n in changed or not present.issuperset(sealed.files)]
+    wanted = [path for name in new for path in (*seals[name].files, name)]
+    old = {
+        path for name in repository.there_of(new) for path in _others(repository.there, seals[name])
+    } - _paths(shards)
+    message = f"Shards: {len(new)} ({', '.join(seals[name].shard.id for name in new[:3])} …)"
+    if new:
+        removed = repository.there_of(sorted(old))
+        brought = {path: folder / path for path in wanted}
+        said = _described(folder, url, [seals[name].shard.id for name in new])
+        repository.commit(brought | said, removed, message=message)
+
+
+def _described(folder: Path, url: str, shards: Sequence[str] = ()) -> dict[str, hub.Local]:
+    """Return dataset.json as it is to stand at a repository."""
+    said = description.found(folder)
+    if said is None:
+        return {}
+    return {description.NAME: checksummed_json.packed(description.merged(url, said, shards, said.pages))}
+
+
+def _counted(folder: Path, url: str) -> dict[str, bytes]:
+    """Return what is to stand beside the tars at a URL, those of others included."""
+    ours, there = tar_index.read(folder), tar_index.read(url)
+    present = {path.rpartition("/")[2] for path in files(url).names("images")} if there else set()
+    others = {
+        name: size
+        for name, size in there.items()
+        if name in present and not (folder / manifest.name(name.removesuffix(".tar"))).exists()
+    }
+    if not ours:
+        return {}
+    return {**tar_index.counts({**others, **ours}), tar_index.CARD: (folder / tar_index.CARD).read_bytes()}
+
+
+def _is_there(sealed: Sealed, url: str) -> bool:
+    """Whether a shard is at a URL, be it as another machine made it."""
+    there = Place(url)
+    as_here = not there.fault(sealed) and there.shard(sealed.shard.id).sealed == sealed
+    return as_here or there.has_another(sealed)
+
+
+def _remove_others(sealed: Sealed, url: str, kept: Collection[str]) -> None:
+    """Remove what a shard had at the URL before it was changed, and neither it nor another has."""
+    there = files(url)
+    if there.exists(manifest.name(sealed.shard.id)):
+        with reaching(there.place):
+            for path in _others(there, sealed):
+                if path not in kept and there.exists(path):
+                    there.fs.rm_file(there.path(path))
+
+
+def _others(there: Files, sealed: Sealed) -> Collection[str]:
+    """The files that a shard has by the seal that is there, and no more by this one."""
+    try:
+        before = manifest.unpacked(there.read(manifest.name(sealed.shard.id)))
+    except ValueError:  # an upload was cut off in the seal, behind which there is nothing old
+        return ()
+    return before.files.keys() - sealed.files.keys()
+
+
+def _bring(folder: Path, url: str, path: str) -> None:
+    """Put a file there, and see whether it is there as it is here."""
+    there = files(url)
+    with reaching(there.place):
+        there.make_folder(path)
+        there.fs.put_file(str(folder / path), there.path(path))
+        _compare(folder / path, there, path)
+
+
+def _compare(source: Path, there: Files, path: str) -> None:
+    """Raise OSError where a file differs from its source.
+
+    S3's ETag is the md5 of an object that came in one piece and is not encrypted with a key of its
+    own: then nothing needs to be fetched back, which costs money. Any other store is read.
+    """
+    there.fs.invalidate_cache()
+    with open(source, "rb") as file:
+        sent = _md5(file)
+    if str(there.fs.info(there.path(path)).get("ETag", "")).strip('"') == sent:
+        return
+    with there.open(path) as file:
+        if _md5(file) != sent:
+            raise OSError(f"{path} did not arrive as it was sent")
+
+
+def _md5(file: BinaryIO) -> str:
+    digest = hashlib.md5()
+    while data := file.read(1 << 20):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _let_go(sealed: Sealed, folder: Path) -> None:
+    """Remove a shard's files here; its seal first says where they are now."""
+    hashed_file.replace(folder / manifest.name(sealed.shard.id), manifest.packed(sealed))
+    for path in sealed.files:
+        with hashed_file.disk(folder / path):
+            (folder / path).unlink(missing_ok=True)

@@ -1,0 +1,106 @@
+"""Writes the files of one shard: WebDataset tar, parquet table, embedding matrix.
+
+Every file is written front to back into a `cahlib.dataset.storage.hashed_file.Sink`. The same pairs give the same
+bytes. It does not know what a dataset consists of, nor when a shard is complete.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from io import BytesIO
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cahlib.dataset.write.columns import Row, as_json, without_nulls
+from cahlib.dataset.storage.hashed_file import Sink, disk
+from cahlib.records import Judged
+
+#: Rows that are put into parquet together: some MiB of memory, and large enough to compress well.
+_ROWS = 1000
+
+
+class Writer(Protocol):
+    """One form of a shard's pairs."""
+
+    def add(self, pair: Judged, row: Row) -> None:
+        """Append a pair."""
+
+    def close(self) -> None:
+        """Write what is still held back into the sink."""
+
+
+class Tar:
+    """A WebDataset tar: ``<uid>.<format>``, ``<uid>.json`` and ``<uid>.txt`` of pair after pair."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def add(self, pair: Judged, row: Row) -> None:
+        image = pair.image
+        self._member(f"{row['uid']}.{image.format}", image.data)
+        self._member(f"{row['uid']}.json", as_json(without_nulls(row)))
+        self._member(f"{row['uid']}.txt", row["TEXT"].encode())
+
+    def close(self) -> None:
+        self._sink.write(bytes(2 * tarfile.BLOCKSIZE))
+        self._sink.write(bytes(-self._sink.tell() % tarfile.RECORDSIZE))
+
+    def _member(self, name: str, data: bytes) -> None:
+        # No times and no owners: the same pairs give the same file.
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o444
+        self._sink.write(info.tobuf(tarfile.USTAR_FORMAT))
+        self._sink.write(data)
+        self._sink.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+
+
+class Table:
+    """The metadata as parquet; compressed, it waits in memory: some 200 bytes a pair."""
+
+    def __init__(self, sink: Sink, schema: pa.Schema) -> None:
+        self._sink, self._schema = sink, schema
+        self._rows: list[Row] = []
+        # pyarrow's writer writes a footer even when it is thrown away, so it never sees the disk.
+        self._buffer = BytesIO()
+        self._writer = pq.ParquetWriter(self._buffer, schema, compression="zstd")
+
+    def add(self, pair: Judged, row: Row) -> None:
+        self._rows.append(row)
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+        self._sink.write(self._buffer.getvalue())
+
+    def _flush(self) -> None:
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        self._rows.clear()
+
+
+class Matrix:
+    """One embedding of each pair as .npy: float16, shape (pairs, width of the model)."""
+
+    def __init__(self, sink: Sink, field: str) -> None:
+        self._sink, self._field = sink, field
+        self._shape = (0, 0)
+        self._rows = sink.scratch()  # the header, which comes first, names the number of rows
+
+    def add(self, pair: Judged, row: Row) -> None:
+        embedding: np.ndarray[Any, Any] = getattr(pair, self._field)
+        with disk(self._sink.path):
+            self._rows.write(embedding.astype("<f2").tobytes())
+        self._shape = self._shape[0] + 1, embedding.size
+
+    def close(self) -> None:
+        header = {"descr": "<f2", "fortran_order": False, "shape": self._shape}
+        np.lib.format.write_array_header_1_0(self._sink, header)
+        with disk(self._sink.path):
+            self._rows.seek(0)
+            shutil.copyfileobj(self._rows, self._sink, 1 << 20)

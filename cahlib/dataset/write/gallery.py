@@ -1,0 +1,125 @@
+"""Chooses a few pairs of a shard to show in the report, as small pictures.
+
+The choice is a fair draw that is the same every time: the pairs with the least keys, which are
+hashes. What is not UNLIKELY is reduced to a few blots of colour before a dataset has it. Pairs
+dropped as possibly showing minors or animals in unsafe content are never shown, not even so.
+"""
+
+from __future__ import annotations
+
+import base64
+from bisect import insort
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from io import BytesIO
+from typing import Any
+
+from PIL import Image as Picture
+
+from cahlib.perceptual_hash import phash
+from cahlib.dataset.manifest import Shown
+from cahlib.pixels import opaque, plain
+from cahlib.records import Judged, Reason
+
+#: Pairs kept for show, of each kind: 1,000 shards offer enough, and their seals stay small.
+_EACH = 4
+#: Longer side of what is shown, in pixels.
+_SIDE = 160
+#: An image above these costs more memory and time than a small picture is worth.
+_MOST_BYTES, _MOST_PIXELS = 1_000_000, 4_000_000
+
+
+class Gallery:
+    """Draws pairs from a stream; holds eight images of at most 1 MB."""
+
+    def __init__(self) -> None:
+        self._drawn: dict[bool, list[tuple[str, Judged]]] = {True: [], False: []}
+
+    def offer(self, judged: Judged) -> None:
+        """Let a judged image take part in the draw."""
+        if not _presentable(judged):
+            return
+        drawn = self._drawn[judged.reason is None]
+        insort(drawn, (judged.image.candidate.uid, judged), key=lambda entry: entry[0])
+        del drawn[_EACH:]
+
+    def shown(self) -> tuple[Shown, ...]:
+        """What was drawn, kept pairs first."""
+        return tuple(_show(judged) for drawn in self._drawn.values() for _, judged in drawn)
+
+
+class Latest:
+    """The pairs that were judged last, for those who watch a run; offered and asked by threads."""
+
+    def __init__(self) -> None:
+        # so few that making them small costs no more than some hundredths of a second
+        self._new: dict[bool, deque[Judged]] = {kept: deque(maxlen=2) for kept in (True, False)}
+        self._shown: dict[bool, deque[Mapping[str, Any]]] = {
+            kept: deque(maxlen=8) for kept in (True, False)
+        }
+
+    def offer(self, judged: Judged) -> None:
+        """Take note of a judged image."""
+        if _presentable(judged):
+            self._new[judged.reason is None].append(judged)
+
+    def shown(self) -> tuple[Mapping[str, Any], ...]:
+        """Eight of each kind, kept pairs first: `Shown` as values, and ``clear``.
+
+        That is the picture of an unsafe pair as it is, base64, for who asks to see it.
+        """
+        for kept, new in self._new.items():
+            while new:
+                judged = new.popleft()
+                unsafe = judged.nsfw != "UNLIKELY"
+                clear = _show(judged, blur=False).jpeg if unsafe else ""
+                self._shown[kept].appendleft(asdict(_show(judged)) | {"clear": clear})
+        return (*self._shown[True], *self._shown[False])
+
+
+def _presentable(judged: Judged) -> bool:
+    """Whether a pair may be shown, and costs little to make small."""
+    image = judged.image
+    return (
+        judged.reason in (None, Reason.DISSIMILAR)
+        and len(image.data) <= _MOST_BYTES
+        and image.width * image.height <= _MOST_PIXELS
+    )
+
+
+def _show(judged: Judged, *, blur: bool = True) -> Shown:
+    """A pair made small; if it is unsafe, and ``blur``, a few blots of colour are left of it."""
+    candidate = judged.image.candidate
+    with Picture.open(BytesIO(judged.image.data)) as picture:
+        small = _small(picture, blur=blur and judged.nsfw != "UNLIKELY")
+    out = BytesIO()
+    small.save(out, "JPEG", quality=70)
+    return Shown(
+        uid=candidate.uid,
+        url=candidate.url,
+        text=candidate.text,
+        similarity=judged.similarity,
+        nsfw=judged.nsfw,
+        kept=judged.reason is None,
+        jpeg=base64.b64encode(out.getvalue()).decode(),
+        width=small.width,
+        height=small.height,
+        md5=judged.image.md5,
+        sha1=judged.image.sha1,
+        sha256=judged.image.sha256,
+        phash=phash(judged.image.data),
+    )
+
+
+def _small(picture: Picture.Image, *, blur: bool) -> Picture.Image:
+    """The picture on white, with its longer side at most 160 pixels."""
+    picture.draft("RGB", (_SIDE, _SIDE))
+    small = opaque(plain(picture)).copy()
+    small.thumbnail((_SIDE, _SIDE))
+    if not blur:
+        return small
+    # 36 colours are left of it: a blur by filter could be undone in part, this cannot.
+    return small.resize((6, 6), Picture.Resampling.BOX).resize(
+        small.size, Picture.Resampling.BICUBIC
+    )

@@ -1,0 +1,326 @@
+"""Puts the pairs of a shard into the dataset, all or nothing.
+
+    metadata/metadata_<shard>.parquet   one row a pair: LAION's columns first, then ours
+    images/<shard>.tar                  WebDataset: <uid>.<format>, <uid>.json, <uid>.txt; it gets a
+                                        number later (`cahlib.dataset.maintain.numbering`)
+    img_emb/img_emb_<shard>.npy         float16, row by row as in the parquet
+    text_emb/text_emb_<shard>.npy       the same of the texts
+    tfrecords/<shard>.tfrecord          on request
+    optouts/<shard>.jsonl               the evidence for each image that its owner refused
+    shards/<shard>.json                 the seal, written last
+    dataset.json                        the settings, and which shards are committed
+
+One set of files a shard: a shard that is done is never touched again, and one that was interrupted
+leaves nothing. The three folders of embeddings and metadata are named as clip-retrieval names its
+own, so that it, autofaiss and embedding-reader take the dataset's folder as it is. They join npy
+and parquet by the order of the sorted names, and skip an npy without rows but not its parquet: so a
+shard in which nothing was kept has no files at all, only its seal.
+
+It does not know where images come from, nor what the model thinks of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from cahlib.dataset import manifest
+from cahlib.dataset.storage.files import files
+from cahlib.dataset.write.formats import Matrix, Table, Tar, Writer
+from cahlib.dataset.write.gallery import Gallery
+from cahlib.dataset.layout import CURRENT_LAYOUT, FOLDERS, ONE_EXTENSION, has_images, located
+from cahlib.model.open_nsfw import OPEN_NSFW, band
+from cahlib.dataset.write.reencode import as_jpeg
+from cahlib.dataset.write.columns import REENCODED, Row, as_json, host, row, schema
+from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.storage.hashed_file import PART, Sink, Stored, disk, part
+from cahlib.dataset.write.tfrecord import Records
+from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
+
+#: Why a pair is in the dataset already.
+_AGAIN = (Reason.PAIR_SEEN, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE)
+
+#: Hosts that a seal names.
+_DOMAINS = 100
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is the same for all shards of a dataset."""
+
+    model: str  #: the name of model and weights, as in the scores
+    threshold: float
+    scores: Mapping[str, str]  #: the columns of all scores that a pair may have
+    forms: tuple[str, ...]  #: of "images" or "images:jpg", "embeddings", "tfrecords"
+    versions: Mapping[str, str]  #: of what judges
+    settings: str = ""  #: the digest of the settings that make it
+    layout: int = CURRENT_LAYOUT
+
+
+def write(
+    folder: Path,
+    judged: Iterable[Judged],
+    *,
+    parcel: Parcel,
+    recipe: Recipe,
+    tally: Tally,
+    again: Callable[[Judged], Reason | None],
+) -> Sealed:
+    """Put a parcel's judged images into the dataset, sealed; in memory is one image at a time.
+
+    ``tally`` is that of the judging: a pair that the dataset has ``again`` is moved in it from the
+    kept to the lost. What ``judged`` raises goes through, and nothing is left on disk.
+    Raises ConfigError if the folder cannot be written, RunError if the disk fails.
+    """
+    account, shard = Account(), parcel.shard.id
+    with ExitStack() as undo:
+        shelf = Shelf(folder, undo)
+        writers = list(each_form(shelf, shard, recipe))
+        for each in _unseen(judged, again):
+            account.count(each)
+            if each.reason is None:
+                pair, values = _stored(each, recipe)
+                for writer in writers:
+                    writer.add(pair, values)
+        # Not before its stage has ended: that counts in the same tally, on another thread.
+        tally.left[Stage.JUDGE] -= account.again.total()
+        tally.lost.update(account.again)
+        if account.rows:
+            for writer in writers:
+                writer.close()
+        else:
+            shelf.clear()
+        if parcel.optouts:
+            _testify(shelf.sink(located("optouts", shard)), parcel.optouts)
+        stored = shelf.close()
+        sealed = _sealed(account, parcel, recipe=recipe, tally=parcel.tally + tally, stored=stored)
+        shelf.publish(sealed)
+        undo.pop_all()
+    return sealed
+
+
+def sweep(folder: Path) -> None:
+    """Undo the making of a shard that was interrupted, and finish the exchange of one."""
+    with disk(folder):
+        for path in sorted((folder / manifest.FOLDER).glob(f".*.json{PART}")):
+            if fresh := _read(path):
+                before = _read(folder / manifest.name(fresh.shard.id))
+                if before is None:
+                    _unmake(folder, fresh)
+                elif _is_there(folder, fresh, before):
+                    _exchange(folder, fresh, before)
+        for each in FOLDERS:
+            for path in (folder / each).glob(f".*{PART}"):
+                path.unlink()
+
+
+def uids(place: str | Path, sealed: Sealed) -> list[str]:
+    """The keys of a shard's pairs, in their order in every file."""
+    path = located("metadata", sealed.shard.id)
+    if path not in sealed.files:
+        return []
+    with files(sealed.place or place).open(path) as file:
+        return list(pq.read_table(file, columns=["uid"])["uid"].to_pylist())
+
+
+def _stored(judged: Judged, recipe: Recipe) -> tuple[Judged, Row]:
+    """Return a pair as the forms store it, and its metadata."""
+    if ONE_EXTENSION not in recipe.forms:
+        return judged, _row(judged, recipe)
+    pair = dataclasses.replace(judged, image=as_jpeg(judged.image))
+    values = _row(pair, recipe)
+    values[REENCODED] = "" if pair.image is judged.image else judged.image.format
+    return pair, values
+
+
+def _row(pair: Judged, recipe: Recipe) -> Row:
+    return row(pair, model=recipe.model, scores=recipe.scores, layout=recipe.layout)
+
+
+def _read(path: Path) -> Sealed | None:
+    """A seal on this machine, or None if there is no whole one."""
+    try:
+        return manifest.unpacked(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _unmake(folder: Path, fresh: Sealed) -> None:
+    for name in fresh.files:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _is_there(folder: Path, fresh: Sealed, before: Sealed) -> bool:
+    """Return whether all files of a successor are there, by their sizes.
+
+    A copy that was made during a change and brought up to date later still has that change's
+    manifest, and none of its files.
+    """
+
+    def has(name: str, stored: Stored) -> bool:
+        path = folder / name
+        return part(path).exists() or (path.exists() and path.stat().st_size == stored.size)
+
+    kept = {*before.files.values()}
+    return all(stored in kept or has(name, stored) for name, stored in fresh.files.items())
+
+
+def _exchange(folder: Path, fresh: Sealed, before: Sealed) -> None:
+    """Give the files of a sealed shard's successor their names; may be done again after a crash."""
+    old = {stored: name for name, stored in before.files.items() if name not in fresh.files}
+    for name, stored in fresh.files.items():
+        made, moved = part(folder / name), folder / old.get(stored, name)
+        if made.exists():  # what did not change has none
+            made.replace(folder / name)
+        elif name not in before.files and moved.exists():  # it has another name
+            moved.replace(folder / name)
+    for name in before.files.keys() - fresh.files.keys():
+        (folder / name).unlink(missing_ok=True)
+    last = folder / manifest.name(fresh.shard.id)
+    part(last).replace(last)
+
+
+def _unseen(judged: Iterable[Judged], again: Callable[[Judged], Reason | None]) -> Iterator[Judged]:
+    """The same images, but what the dataset has already is dropped."""
+    own: set[str] = set()
+    for each in judged:
+        if each.reason is None:
+            uid = each.image.candidate.uid
+            reason = Reason.PAIR_SEEN if uid in own else again(each)
+            each = dataclasses.replace(each, reason=reason)
+            own.add(uid)
+        yield each
+
+
+class Account:
+    """What a seal tells about the pairs beside their number."""
+
+    def __init__(self) -> None:
+        self.rows, self.sum = 0, 0.0
+        self.again = Counter[Reason]()  # pairs that the dataset has already
+        self.kept, self.dropped = Counter[int](), Counter[int]()
+        self.domains = Counter[str]()
+        self.opinions: dict[str, Counter[str]] = {}  # by label, then by the second classifier
+        self.gallery = Gallery()
+
+    def count(self, judged: Judged) -> None:
+        if judged.reason in _AGAIN:
+            self.again[judged.reason] += 1
+        self.gallery.offer(judged)
+        # 0.29 * 100 is 28.999…: without the nudge the bins' edges would be off by one.
+        bin = int((judged.similarity + 1) * 100 + 1e-6) - 100
+        if judged.reason is not None:
+            self.dropped[bin] += 1
+            return
+        self.kept[bin] += 1
+        self.rows += 1
+        self.sum += judged.similarity
+        self.domains[host(judged.image.candidate.url)] += 1
+        if (second := judged.scores.get(OPEN_NSFW)) is not None:
+            self.opinions.setdefault(judged.nsfw, Counter())[band(second)] += 1
+
+    def most(self) -> dict[str, int]:
+        """The hosts that gave the most pairs."""
+        return dict(self.domains.most_common(_DOMAINS))
+
+
+class Shelf:
+    """The files of a shard in the making; ``undo`` is told how to unmake each of them."""
+
+    def __init__(self, folder: Path, undo: ExitStack) -> None:
+        self._folder, self._undo = folder, undo
+        self._sinks: dict[str, Sink] = {}
+
+    def sink(self, path: str) -> Sink:
+        """A new file, by its path in the dataset."""
+        sink = self._sinks[path] = Sink(self._folder / path)
+        self._undo.callback(sink.discard)
+        return sink
+
+    def clear(self) -> None:
+        """Have no files."""
+        self._undo.close()
+        self._sinks.clear()
+
+    def close(self) -> dict[str, Stored]:
+        """Bring all files onto the disk; says what each of them must look like."""
+        return {path: sink.close() for path, sink in self._sinks.items()}
+
+    def publish(self, sealed: Sealed) -> None:
+        """Give the files their names and the shard its seal.
+
+        The seal is on disk before any name is given, so that a `sweep` knows what a crash left:
+        it unmakes a shard that had no seal, and finishes one that had.
+        """
+        sinks = list(self._sinks.values())
+        last = self.sink(manifest.name(sealed.shard.id))
+        last.write(manifest.packed(sealed))
+        last.close()
+        with disk(last.path):
+            if before := _read(last.path):
+                self._undo.pop_all()
+                _exchange(self._folder, sealed, before)
+                return
+            last.path.unlink(missing_ok=True)  # a damaged one
+        for sink in (*sinks, last):
+            sink.publish()
+
+
+def each_form(shelf: Shelf, shard: str, recipe: Recipe) -> Iterator[Writer]:
+    """A writer for each form that the recipe asks for."""
+    columns = schema(
+        [*recipe.scores.values()],
+        reencoded=ONE_EXTENSION in recipe.forms,
+        layout=recipe.layout,
+    )
+    yield Table(shelf.sink(located("metadata", shard)), columns)
+    if has_images(recipe.forms):
+        yield Tar(shelf.sink(located("images", shard)))
+    if "embeddings" in recipe.forms:
+        yield Matrix(shelf.sink(located("img_emb", shard)), "image_embedding")
+        yield Matrix(shelf.sink(located("text_emb", shard)), "text_embedding")
+    if "tfrecords" in recipe.forms:
+        yield Records(shelf.sink(located("tfrecords", shard)))
+
+
+def _testify(sink: Sink, optouts: Iterable[OptOut]) -> None:
+    """Write the evidence of the owners' refusals, a line each."""
+    for each in optouts:
+        sink.write(as_json(dataclasses.asdict(each)) + b"\n")
+
+
+def _sealed(
+    account: Account, parcel: Parcel, *, recipe: Recipe, tally: Tally, stored: Mapping[str, Stored]
+) -> Sealed:
+    return Sealed(
+        shard=parcel.shard,
+        rows=account.rows,
+        files=stored,
+        place=None,
+        funnel=tally.as_dict(),
+        kept=account.kept,
+        dropped=account.dropped,
+        similarity=account.sum / max(account.rows, 1),
+        domains=account.most(),
+        opinions=account.opinions,
+        gallery=account.gallery.shown(),
+        optouts=sum(each.obeyed for each in parcel.optouts),
+        overruled=sum(not each.obeyed for each in parcel.optouts),
+        started=parcel.started,
+        scraped=parcel.finished,
+        finished=time.time(),
+        model=recipe.model,
+        threshold=recipe.threshold,
+        forms=recipe.forms,
+        versions={**parcel.versions, **recipe.versions},
+        silent=parcel.silent,
+        cut=parcel.cut,
+        settings=recipe.settings,
+        scores=tuple(recipe.scores.values()),
+    )

@@ -1,0 +1,212 @@
+"""Heads: small models that score an image by its embedding alone, for taste, safety or else.
+
+A head is a JSON file that says what it is, and the safetensors file of the same name beside it:
+
+    {"name": "aesthetic", "backbone": "ViT-L-14/openai", "width": 768, "kind": "linear",
+     "threshold": 5.0, "drop": "below"}
+
+``kind`` is "linear" or "mlp"; an mlp has an ``activation`` ("relu", "gelu" or "none") between its
+layers. ``output`` may be "sigmoid". ``drop`` says which side of the threshold goes: "below" or
+"above"; without a threshold the head only scores. Tensors are named ``….weight`` (out, in) and
+``….bias`` and stand in the order of their numbers, as torch.nn.Sequential names them.
+
+A head sees the embedding as it is stored (float16, length 1), so anybody can repeat its scores. It
+is as good as what it learnt: nothing here knows what a score means.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from cahlib.errors import ConfigError
+from cahlib.model.open_nsfw import OPEN_NSFW
+from cahlib.model.safety import SOUGHT
+from cahlib.model.score_names import SIMILARITY, column_name
+from cahlib.places import expanded
+
+Floats = NDArray[np.float32]
+
+
+class Model(Protocol):
+    """What is needed of a `cahlib.model.clip.Clip`."""
+
+    name: str
+    dim: int
+
+
+class _Card(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A head's JSON file."""
+
+    name: str
+    backbone: str
+    width: int
+    kind: Literal["linear", "mlp"]
+    activation: Literal["relu", "gelu", "none"] = "none"
+    output: Literal["none", "sigmoid"] = "none"
+    threshold: float | None = None
+    drop: Literal["below", "above"] | None = None
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # one is itself: arrays have no hash
+class Head:
+    """A head that fits the model whose embeddings it is given."""
+
+    score: str  #: the name of its scores
+    card: _Card
+    layers: tuple[tuple[Floats, Floats], ...]  #: weight (out, in) and bias (out,)
+
+    def scores(self, embeddings: NDArray[Any]) -> Floats:
+        """A score for each image, from embeddings as they are stored: (images, width)."""
+        values = embeddings.astype(np.float32)
+        for weight, bias in self.layers[:-1]:
+            values = _ACTIVATIONS[self.card.activation](values @ weight.T + bias)
+        weight, bias = self.layers[-1]
+        last = (values @ weight.T + bias)[:, 0]
+        return _sigmoid(last) if self.card.output == "sigmoid" else last
+
+    def drops(self, score: float) -> bool:
+        """Whether an image with this score has to go."""
+        if self.card.threshold is None:
+            return False
+        below = score < self.card.threshold
+        return below if self.card.drop == "below" else score > self.card.threshold
+
+
+def load(paths: Sequence[str], model: Model) -> tuple[Head, ...]:
+    """The heads of some JSON files; raises ConfigError for one that is none or does not fit."""
+    check(paths, model.name)
+    return tuple(_load(expanded(path), model) for path in paths)
+
+
+def check(paths: Sequence[str], model: str) -> None:
+    """Raise ConfigError for files that do not describe heads for this model, by its name.
+
+    Each needs a column of its own.
+    """
+    columns = {column_name(name) for name in (SIMILARITY, *SOUGHT.values(), OPEN_NSFW)}
+    for path in paths:
+        card = _card_for(expanded(path), model)
+        if column_name(card.name) in columns:
+            raise ConfigError(
+                f"heads: {path}: another score is called {card.name!r} already; give each head a "
+                "name of its own."
+            )
+        columns.add(column_name(card.name))
+
+
+def _load(path: Path, model: Model) -> Head:
+    card = _card_for(path, model.name)
+    if card.width != model.dim:
+        raise ConfigError(
+            f"heads: {path} expects embeddings of {card.width} numbers, and those of {model.name} "
+            f"have {model.dim}."
+        )
+    layers = _layers(path.with_suffix(".safetensors"))
+    if fault := next(_faults(card, layers), None):
+        raise ConfigError(f"heads: {path.with_suffix('.safetensors')} {fault}.")
+    return Head(score=card.name, card=card, layers=layers)
+
+
+def _card(path: Path) -> _Card:
+    try:
+        card = msgspec.json.decode(path.read_bytes(), type=_Card)
+    except OSError as error:
+        raise ConfigError(f"heads: {path} cannot be read ({error.strerror}).") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"heads: {path} does not describe a head: {error}.") from error
+    if not re.fullmatch(r"[A-Za-z0-9][\w .-]{0,40}", card.name):
+        raise ConfigError(f"heads: {path}: give a name of letters and digits, for its column.")
+    if (card.threshold is None) != (card.drop is None):
+        raise ConfigError(
+            f'heads: {path}: a threshold needs "drop": "below" or "above", and the reverse.'
+        )
+    return card
+
+
+def _card_for(path: Path, model: str) -> _Card:
+    """The description of a head that is for this model."""
+    card = _card(path)
+    if card.backbone != model:
+        raise ConfigError(
+            f"heads: {path} is for embeddings of {card.backbone}, and this run's are of "
+            f"{model}; choose that model, or leave the head out."
+        )
+    return card
+
+
+def _layers(path: Path) -> tuple[tuple[Floats, Floats], ...]:
+    """The layers of a file in the order of their numbers; a missing bias is 0."""
+    try:
+        tensors = load_file(path)
+    except OSError as error:
+        raise ConfigError(f"heads: {path} cannot be read ({error.strerror or error}).") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"heads: {path} is not a safetensors file that fits: {error}.") from error
+    names = sorted((each for each in tensors if each.endswith("weight")), key=_in_order)
+    biases = {name.removesuffix("weight") + "bias" for name in names}
+    if not names or (other := tensors.keys() - {*names, *biases}):
+        what = f"the tensor {min(other)}" if names else "no weight"
+        raise ConfigError(f"heads: {path} holds {what}, and not only weights with their biases.")
+    return tuple(_layer(tensors, name) for name in names)
+
+
+def _layer(tensors: Mapping[str, NDArray[np.generic]], name: str) -> tuple[Floats, Floats]:
+    weight = np.atleast_2d(tensors[name]).astype(np.float32)
+    zero = np.zeros(len(weight), np.float32)
+    bias = tensors.get(name.removesuffix("weight") + "bias", zero)
+    return weight, np.ravel(bias).astype(np.float32)
+
+
+def _faults(card: _Card, layers: Sequence[tuple[Floats, Floats]]) -> Iterator[str]:
+    """What is wrong with the layers of a head, in words."""
+    if card.kind == "linear" and len(layers) > 1:
+        yield f"has {len(layers)} layers, and a linear head has one"
+    wide = card.width
+    for weight, bias in layers:
+        if weight.ndim != 2 or weight.shape[1] != wide or bias.shape != (len(weight),):
+            yield f"has a layer of shape {weight.shape} where {wide} numbers come in"
+            return
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            yield "holds numbers that are none (NaN or infinite)"
+        wide = len(weight)
+    if wide != 1:
+        yield f"gives {wide} numbers, and a score is one"
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """Numbers in a name count as numbers: layers.10 comes behind layers.2."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+
+
+def _gelu(values: Floats) -> Floats:
+    """By its tanh form (Hendrycks and Gimpel 2016), within 0.001 of the exact one."""
+    inner = math.sqrt(2 / math.pi) * (values + 0.044715 * values**3)
+    share: Floats = np.asarray((1 + np.tanh(inner)) / 2, np.float32)
+    return values * share
+
+
+def _relu(values: Floats) -> Floats:
+    return values * (values > 0)
+
+
+def _sigmoid(values: Floats) -> Floats:
+    return (1 / (1 + np.exp(-np.clip(values, -80, 80)))).astype(np.float32)
+
+
+_ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
+    "relu": _relu,
+    "gelu": _gelu,
+    "none": lambda values: values,
+}

@@ -1,0 +1,173 @@
+"""Judging: images with their texts in, the model's opinion of each out, in the same order.
+
+    images ─► prepared ─► batches ─► embedded ─► judged
+              threads                devices
+
+Decoding runs ahead on threads while the devices compute, as far as one batch and no further, so
+memory stays flat. It does not know where images come from, nor what becomes of pairs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from cahlib.config import Judge
+from cahlib.model.heads import Head
+from cahlib.model.inputs import Pixels
+from cahlib.model.safety import Safety
+from cahlib.model.score_names import SIMILARITY
+from cahlib.records import Image, Judged, Reason, Stage, Tally
+
+if TYPE_CHECKING:
+    from cahlib.model.clip import Clip
+    from cahlib.model.device_model import Vectors
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Most bytes of images in a batch: a page of huge originals must not fill the memory.
+_BATCH_BYTES = 128 * 2**20
+
+_Prepared: TypeAlias = tuple[Image, Pixels]
+_Embedded: TypeAlias = "tuple[list[_Prepared], tuple[Vectors, Vectors]]"
+
+
+def pairs(
+    images: Iterable[Image],
+    clip: Clip,
+    safety: Safety,
+    *,
+    judge: Judge,
+    tally: Tally,
+    heads: Sequence[Head] = (),
+) -> Iterator[Judged]:
+    """Every image that can be read, with its scores and, if it is dropped, the reason.
+
+    ``tally`` counts stage JUDGE: images taken, those without a reason, and the reasons. Raises
+    RunError if a device's memory is too small for the model.
+    """
+    *_, threshold = judge.chosen()
+    for batch, (of_images, of_texts) in _embedded(images, clip, judge.batch, tally):
+        similarities = (of_images * of_texts).sum(axis=1).tolist()
+        verdicts = safety.judge(of_images, [image.candidate.text for image, _ in batch])
+        stored = of_images.astype("float16"), of_texts.astype("float16")
+        scored = {head: head.scores(stored[0]).tolist() for head in heads}
+        rows = zip(batch, similarities, verdicts, *stored, strict=True)
+        for row, ((image, _), similarity, verdict, of_image, of_text) in enumerate(rows):
+            by_head = {head: found[row] for head, found in scored.items()}
+            # what is not safe first: what is merely dissimilar may be shown
+            reason = verdict.reason or (None if similarity >= threshold else Reason.DISSIMILAR)
+            reason = reason or _by_heads(by_head)
+            if reason is None:
+                tally.left[Stage.JUDGE] += 1
+            else:
+                tally.lost[reason] += 1
+            yield Judged(
+                image=image,
+                similarity=similarity,
+                nsfw=verdict.nsfw,
+                scores={SIMILARITY: similarity, **verdict.scores, **_named(by_head)},
+                image_embedding=of_image,
+                text_embedding=of_text,
+                reason=reason,
+            )
+
+
+def scores(safety: Safety, heads: Sequence[Head] = ()) -> tuple[str, ...]:
+    """Return the names of an image's scores: the similarity, the rules' and the heads'."""
+    return SIMILARITY, *safety.scores, *(head.score for head in heads)
+
+
+def _by_heads(scored: Mapping[Head, float]) -> Reason | None:
+    return Reason.HEAD_SCORE if any(head.drops(score) for head, score in scored.items()) else None
+
+
+def _named(scored: Mapping[Head, float]) -> dict[str, float]:
+    return {head.score: score for head, score in scored.items()}
+
+
+def _embedded(images: Iterable[Image], clip: Clip, size: int, tally: Tally) -> Iterator[_Embedded]:
+    """Batches with their embeddings; decoding and computing overlap."""
+    size = min(size, clip.batch)
+    least = _BATCH_BYTES // size  # what an image weighs at least, so that `size` of them are enough
+
+    def weigh(image: Image) -> int:
+        return max(len(image.data), least)
+
+    def embed(batch: list[_Prepared]) -> tuple[Vectors, Vectors]:
+        texts = [image.candidate.text for image, _ in batch]
+        return clip.embed([pixels for _, pixels in batch], texts)
+
+    with _threads(os.cpu_count() or 1) as decoders, _threads(clip.slots) as devices:
+        taken, full = _counted(images, tally), least * size
+        prepared = _ahead(
+            lambda image: clip.prepare(image.data), taken, decoders, weigh=weigh, full=full
+        )
+        batches = _batches(_readable(prepared, tally), weigh=weigh, full=full)
+        yield from _ahead(embed, batches, devices, weigh=lambda _: 1, full=clip.slots)
+
+
+def _counted(images: Iterable[Image], tally: Tally) -> Iterator[Image]:
+    for image in images:
+        tally.entered[Stage.JUDGE] += 1
+        yield image
+
+
+def _readable(prepared: Iterable[tuple[Image, Pixels | None]], tally: Tally) -> Iterator[_Prepared]:
+    for image, pixels in prepared:
+        if pixels is None:
+            tally.lost[Reason.UNREADABLE] += 1
+        else:
+            yield image, pixels
+
+
+def _batches(
+    prepared: Iterable[_Prepared], *, weigh: Callable[[Image], int], full: int
+) -> Iterator[list[_Prepared]]:
+    batch: list[_Prepared] = []
+    weight = 0
+    for image, pixels in prepared:
+        batch.append((image, pixels))
+        weight += weigh(image)
+        if weight >= full:
+            yield batch
+            batch, weight = [], 0
+    if batch:
+        yield batch
+
+
+def _ahead(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    threads: ThreadPoolExecutor,
+    *,
+    weigh: Callable[[T], int],
+    full: int,
+) -> Iterator[tuple[T, R]]:
+    """Each item with what the function makes of it, in order; no more in work than fills it."""
+    working: deque[tuple[T, Future[R]]] = deque()
+    weight = 0
+    for item in items:
+        working.append((item, threads.submit(function, item)))
+        weight += weigh(item)
+        while weight > full:
+            first, future = working.popleft()
+            weight -= weigh(first)
+            yield first, future.result()
+    for first, future in working:
+        yield first, future.result()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end with the ``with``; what waits for them then is not begun."""
+    executor = ThreadPoolExecutor(count)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)

@@ -1,0 +1,181 @@
+"""The safety rules of Crawling@Home, zero-shot on the embedding of an image.
+
+An image is compared with sets of prompts, each prompt carrying a mark: softmax of 100 × cosine,
+and the best two prompts decide.
+
+1. content: two sexual prompts among the best two make NSFW, one makes UNSURE, none UNLIKELY.
+2. age: what is not UNLIKELY is dropped if a minor is among the best two, or if the caption holds
+   one of the words.
+3. animal: what is not UNLIKELY is dropped if the best is an animal.
+
+The rules are those of rvencu/crawlingathome-gpu-hcloud, ``clip_filter.py`` (2021). It compared
+positions in a list that a missing comma had made one shorter, so that its first sexual prompt
+counted as neutral; here each prompt has its mark. The prompts are in ``safety.json``; most of
+them are cahlib's own wording, so labels differ from LAION's. A file of the same form may replace
+them: ``content`` must be there; without ``age`` or ``animal`` that rule is off. Words are looked
+for anywhere in the caption, whatever their case: they must find kids,
+schoolchild, preteen and thirteen, and a canteen too many is the lesser harm.
+
+The rules were made for OpenAI's ViT-B/32. They find much and miss some: they prove nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cahlib.errors import ConfigError
+from cahlib.places import expanded
+from cahlib.records import Reason
+
+#: The sets with their marks; the marks that a rule looks for.
+_MARKS = {
+    "content": ("neutral", "sexual"),
+    "age": ("minor", "adult"),
+    "animal": ("thing", "person", "animal"),
+}
+SOUGHT = {"content": "sexual", "age": "minor", "animal": "animal"}
+
+#: Label by the number of sexual prompts among the best two.
+_NSFW = ("UNLIKELY", "UNSURE", "NSFW")
+
+
+class Model(Protocol):
+    """What is needed of a `cahlib.model.clip.Clip`."""
+
+    name: str
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings of length 1: (texts, width)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the rules say of one image."""
+
+    nsfw: str  #: "UNLIKELY", "UNSURE" or "NSFW"
+    reason: Reason | None  #: MINOR, ANIMAL, or None
+    #: "sexual", "minor", "animal": the share of the softmax, 0 … 1
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Set:
+    """Prompts that an image is compared with."""
+
+    vectors: NDArray[np.float32]  #: (prompts, width)
+    sought: NDArray[np.bool_]  #: for each prompt, whether it has the mark that the rule looks for
+
+    def compare(self, images: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The share of the sought prompts, and whether the best two are such: (images, 2)."""
+        logits = 100 * images @ self.vectors.T
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        share = weights[:, self.sought].sum(axis=1) / weights.sum(axis=1)
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :2]
+        return share, self.sought[best]
+
+
+def read_rules(path: str) -> dict[str, Any]:
+    """Return the sets of a file, or the built-in ones for ""; raise ConfigError for a bad file."""
+    file = expanded(path) if path else Path(__file__).with_name("safety.json")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"safety: {file} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ConfigError(f"safety: {file} is not valid JSON ({error}).") from error
+    if fault := next(_faults(content), None):
+        raise ConfigError(f"safety: in {file}, {fault}.")
+    return {name: marks for name, marks in content.items() if name != "about"}
+
+
+class Safety:
+    """The rules with their prompts, for one model."""
+
+    def __init__(self, sets: Mapping[str, Mapping[str, Sequence[str]]], model: Model) -> None:
+        """``sets``: by set and mark, the prompts; as `load` reads them from a file."""
+        self._sets = {name: _embedded(name, marks, model) for name, marks in sets.items()}
+        self._words = [word.casefold() for word in sets.get("age", {}).get("words", ())]
+
+    @classmethod
+    def load(cls, path: str, model: Model) -> Safety:
+        """The rules of a file, or the built-in ones for ""; raises ConfigError for a bad file."""
+        return cls(read_rules(path), model)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The names of the scores in each verdict."""
+        return tuple(SOUGHT[name] for name in self._sets)
+
+    def judge(self, images: NDArray[np.float32], texts: Sequence[str]) -> list[Verdict]:
+        """A verdict for each image, (images, width) of length 1, with its caption."""
+        found = {name: each.compare(images) for name, each in self._sets.items()}
+        labels = found["content"][1].sum(axis=1)
+        minors = np.array([self._names_a_minor(text) for text in texts], dtype=bool)
+        if "age" in found:
+            minors |= found["age"][1].any(axis=1)
+        animals = found["animal"][1][:, 0] if "animal" in found else np.zeros_like(minors)
+        return [
+            Verdict(
+                nsfw=_NSFW[label],
+                reason=_reason(unsafe=label > 0, minor=minors[row], animal=animals[row]),
+                scores={SOUGHT[name]: float(share[row]) for name, (share, _) in found.items()},
+            )
+            for row, label in enumerate(labels)
+        ]
+
+    def _names_a_minor(self, text: str) -> bool:
+        text = text.casefold()
+        return any(word in text for word in self._words)
+
+
+def _reason(*, unsafe: bool, minor: bool, animal: bool) -> Reason | None:
+    if unsafe and minor:
+        return Reason.MINOR
+    return Reason.ANIMAL if unsafe and animal else None
+
+
+def _embedded(name: str, marks: Mapping[str, Sequence[str]], model: Model) -> _Set:
+    prompts = [(prompt, mark) for mark in _MARKS[name] for prompt in marks[mark]]
+    return _Set(
+        vectors=model.embed_texts([prompt for prompt, _ in prompts]),
+        sought=np.array([mark == SOUGHT[name] for _, mark in prompts]),
+    )
+
+
+def _faults(content: Any) -> Iterator[str]:
+    """What is wrong with a file of categories, in words."""
+    if not isinstance(content, dict) or "content" not in content:
+        yield 'the set "content" is missing'
+        return
+    for name, marks in content.items():
+        if name == "about":
+            continue
+        if name not in _MARKS:
+            yield f'"{name}" is not a set; the sets are {", ".join(_MARKS)}'
+        else:
+            yield from _faults_of_set(name, marks)
+
+
+def _faults_of_set(name: str, marks: Any) -> Iterator[str]:
+    needed = _MARKS[name]
+    allowed = (*needed, "words") if name == "age" else needed
+    if not isinstance(marks, dict) or not set(needed) <= marks.keys() <= set(allowed):
+        yield f'the set "{name}" must hold the lists {", ".join(allowed)} and nothing else'
+        return
+    for mark, prompts in marks.items():
+        if not isinstance(prompts, list) or not all(isinstance(p, str) and p for p in prompts):
+            yield f'"{mark}" in the set "{name}" must be a list of texts'
+            return
+    prompts = [prompt for mark in needed for prompt in marks[mark]]
+    if len(prompts) < 2:
+        yield f'the set "{name}" needs two prompts at least'
+    for prompt in prompts:
+        if prompts.count(prompt) > 1:
+            yield f'the prompt "{prompt}" stands in the set "{name}" twice'

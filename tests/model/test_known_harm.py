@@ -1,0 +1,77 @@
+"""Nothing that looks like an image on a list of known harm is judged, shown or written."""
+
+import gzip
+import io
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as Picture
+
+from cahlib.config import Judge, replace
+from cahlib.errors import ConfigError
+from cahlib.model import known_harm
+from cahlib.perceptual_hash import phash
+from cahlib.records import Reason, Stage, Tally
+from cahlib.run import run
+from tests.world import small
+from tests.world.pictures import image, picture
+
+
+def drawn(number):
+    """A picture unlike the others."""
+    smooth = Picture.open(io.BytesIO(picture(size=(9, 8 + number)))).resize((400, 300))
+    file = io.BytesIO()
+    smooth.save(file, "PNG")
+    return file.getvalue()
+
+
+def again(data):
+    """The same picture, smaller and compressed anew."""
+    file = io.BytesIO()
+    Picture.open(io.BytesIO(data)).resize((200, 150)).save(file, "JPEG", quality=40)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_looks_like_a_listed_image_is_only_counted(tmp_path, packed):
+    text = f"# two\n{phash(drawn(1)).upper()}\n{phash(drawn(3))}\n".encode()
+    (tmp_path / "list").write_bytes(gzip.compress(text) if packed else text)
+    near = known_harm.listed((str(tmp_path / "list"),), "harm_looks", 4)
+    images = [image(n, again(drawn(n))) for n in range(5)]
+    tally = Tally()
+    assert list(known_harm.harmless(images, near, tally)) == [images[n] for n in (0, 2, 4)]
+    assert tally.lost == {Reason.HARM_LOOKS: 2} and tally.entered[Stage.JUDGE] == 2
+    assert (
+        list(known_harm.harmless(images, known_harm.listed((), "harm_looks", 4), tally)) == images
+    )
+
+
+def test_a_strangers_image_that_cannot_be_decoded_is_left_to_the_judge(tmp_path):
+    (tmp_path / "list").write_text(phash(drawn(1)))
+    near = known_harm.listed((str(tmp_path / "list"),), "harm_looks", 4)
+    images = [image(0, drawn(0)[:300]), image(1, drawn(1))]
+    assert list(known_harm.harmless(images, near, Tally())) == images[:1]
+
+
+@pytest.mark.parametrize("line", ["0123456789abcdef0", "0123456789abcdeg", "d41d8cd98f00b204" * 2])
+def test_another_kind_of_list_is_refused(tmp_path, line):
+    (tmp_path / "list").write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match="harm_looks: line 1 of .* is not one perceptual hash"):
+        known_harm.listed((str(tmp_path / "list"),), "harm_looks", 4)
+    with pytest.raises(ConfigError, match="harm_distance"):
+        Judge(harm_distance=9)
+
+
+def test_a_run_keeps_no_trace_of_it(tmp_path):
+    crawl = small.write(tmp_path / "crawl", files=1, links=3)
+    (tmp_path / "list").write_text(phash(picture()))
+    with small.Pictures() as web:
+        job = small.job(crawl, tmp_path / "set", web)
+        outcome = run(replace(job, harm_looks=(str(tmp_path / "list"),)))
+    assert outcome.tally.lost[Reason.HARM_LOOKS] == 6
+    assert not outcome.tally.unaccounted(Stage.JUDGE)
+    rows = [pq.read_table(each).num_rows for each in (tmp_path / "set").glob("metadata/*.parquet")]
+    assert sum(rows) == 0
+    files = [each for each in (tmp_path / "set").rglob("*") if each.is_file()]
+    assert not [each for each in files if picture()[400:500] in each.read_bytes()]
+    assert not [each for each in files if b"data:image" in each.read_bytes()]  # nor in a report
