@@ -18,7 +18,7 @@ FILE = "run.log"
 _SIZE = 4_000_000
 
 #: Ours whose warnings are of passing trouble, or are told by other means.
-_PASSING = ("cahlib.swarm", "cahlib.scrape")
+_PASSING = ("cahlib.swarm", "cahlib.scrape", "cahlib.crawl", "cahlib.fetch")
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

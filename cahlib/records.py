@@ -215,7 +215,7 @@ class OptOut:
 
     url: str  #: the image's
     where: str  #: the URL that said so (after redirects)
-    signal: str  #: as in `cahlib.scrape.optout.HONOURED`
+    signal: str  #: as in `cahlib.fetch.opt_outs.HONOURED`
     value: str  #: as it was served
     time: float  #: when, seconds since 1970 (UTC)
     obeyed: bool = True  #: False: the run's profile of consent does not honour the signal

@@ -20,6 +20,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__, live
 from cahlib.config import Job
+from cahlib.crawl import languages
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.shards import shards
 from cahlib.dataset import description, file_names, manifest, tar_index
 from cahlib.dataset.maintain.purge import withdraw
 from cahlib.dataset.manifest import Sealed
@@ -30,24 +33,22 @@ from cahlib.dataset.write import duplicate_index, shard_writer
 from cahlib.dataset.write.gallery import Latest
 from cahlib.errors import CahError, ConfigError, RunError, ShardError, writing
 from cahlib.failures import Failures
+from cahlib.fetch.dead_domains import Silence
 from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
+from cahlib.image.perceptual_hash import Near
 from cahlib.lists import hashes
 from cahlib.model import known_harm, scorer
 from cahlib.model.score_names import score_columns
 from cahlib.model.scorer import Models
 from cahlib.needs import introduced
-from cahlib.perceptual_hash import Near
+from cahlib.parcel import parcel as parcels
+from cahlib.parcel import storage
 from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody, offline, watched
 from cahlib.rates import Meter
 from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
-from cahlib.relay import drop, fetch
 from cahlib.resume import faults, resume
-from cahlib.scrape import languages, scrape
-from cahlib.scrape import parcel as parcels
-from cahlib.scrape.blocklists import Blocklists
-from cahlib.scrape.shards import shards
-from cahlib.scrape.silence import Silence
+from cahlib.scrape import scrape
 from cahlib.scrapers import Engine, Scraping, scrapers
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Counts, Ledger
@@ -238,7 +239,7 @@ class _Work:
     def _submit(self, scrapers: Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
         if brought := self._ledger.parcel(shard):
-            scrapers.submit(shard.id, fetch, shard, brought, self._away, limit=seconds)
+            scrapers.submit(shard.id, storage.download, shard, brought, self._away, limit=seconds)
             return
         download = self._job.download
         download = replace(download, left_alone=self._silence.added(download.left_alone))
@@ -330,7 +331,7 @@ class _Work:
         brought = self._ledger.parcel(sealed.shard)
         self._ledger.done(sealed.shard)
         if brought:
-            drop(brought)
+            storage.delete(brought)
         parcels.discard(self._parcels, sealed.shard)
 
     def snapshot(self, elapsed: float, finished: bool) -> Snapshot:

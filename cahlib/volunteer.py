@@ -6,15 +6,16 @@ import threading
 from dataclasses import dataclass
 from functools import partial
 
-from cahlib import relay
 from cahlib.config import Job
 from cahlib.errors import ConfigError, RunError, writing
 from cahlib.failures import Failures
 from cahlib.home import home
 from cahlib.needs import introduced
+from cahlib.parcel import parcel as parcels
+from cahlib.parcel import storage
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
 from cahlib.records import Shard, Stage, Tally
-from cahlib.scrape import parcel as parcels
+from cahlib.scrape import scrape_and_upload
 from cahlib.swarm import engine
 from cahlib.tracker.shared import Shared
 
@@ -42,7 +43,7 @@ def volunteer(
     introduced(job)
     stop = stop or threading.Event()
     folder = job.output.folder
-    with home(job, role="cpu", stop=stop, refused=relay.drop) as shared, writing(folder):
+    with home(job, role="cpu", stop=stop, refused=storage.delete) as shared, writing(folder):
         assert isinstance(shared, Shared)
         if "://" not in shared.upload:
             raise ConfigError(
@@ -92,11 +93,11 @@ class _Scraping:
         seconds = self._job.place.shard_minutes * 60
         settings = (self._job.crawl, self._job.download)
         places = (self._folder, self._shared.upload)
-        scrapers.submit(shard.id, relay.bring, shard, settings, *places, limit=seconds)
+        scrapers.submit(shard.id, scrape_and_upload, shard, settings, *places, limit=seconds)
 
     def _take(self, id: str, result: object, *, slots: int) -> None:
         shard = self._leased.pop(id)
-        if isinstance(result, list):  # what `relay.bring` gives, as it comes from a worker
+        if isinstance(result, list):  # what `scrape_and_upload` gives, as it comes from a worker
             self._failures.scraped(shard)
             tally = Tally.from_dict(result[1])
             self._shared.deliver(shard, result[0], tally)

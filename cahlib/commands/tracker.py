@@ -215,7 +215,7 @@ def _settings(chosen: dict[str, Any]) -> Settings:
 
 
 def _intake(chosen: argparse.Namespace) -> int:
-    from cahlib.scrape.shards import shards
+    from cahlib.crawl.shards import shards
 
     if chosen.wats < 0:
         raise ConfigError(f"wats: {chosen.wats} is not allowed; give a number of at least 0.")

@@ -11,11 +11,12 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cahlib import crawls, live, needs
+from cahlib import live, needs
 from cahlib.cli import environment, job_from
 from cahlib.commands.swarm import agreed, reminded
 from cahlib.config import Crawl, Job, settings
 from cahlib.console import lasting, stopped_early
+from cahlib.crawl import index
 from cahlib.errors import CahError, ConfigError, missing
 from cahlib.lock import held
 from cahlib.private import WATCHDOG
@@ -182,9 +183,9 @@ def _require_crawl(job: Job, told: Mapping[str, str]) -> None:
     name = job.crawl.crawl
     if job.place.tracker or "://" in name or job.crawl.base_url != Crawl().base_url:
         return
-    listed = crawls.names(told.get("CAH_KAGGLE_CRAWLS") or crawls.LIST)
+    listed = index.names(told.get("CAH_KAGGLE_CRAWLS") or index.LIST)
     if not listed:
-        _say(f"{crawls.LIST} does not answer, so nobody has checked that {name} is there.")
+        _say(f"{index.LIST} does not answer, so nobody has checked that {name} is there.")
     elif name not in listed:
         raise ConfigError(f"crawl: there is no {name}; the newest are {', '.join(listed[:3])}.")
 

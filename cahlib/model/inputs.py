@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cahlib.colours import srgb
-from cahlib.pixels import plain, scaled
+from cahlib.image.colours import srgb
+from cahlib.image.pixels import plain, scaled
 
 #: An image as the model will see it: (height, width, 3).
 Pixels: TypeAlias = NDArray[np.uint8]

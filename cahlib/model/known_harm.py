@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from cahlib.image.perceptual_hash import Near, phash
 from cahlib.lists import LOOKS, entries
 from cahlib.model.inputs import BROKEN
-from cahlib.perceptual_hash import Near, phash
 from cahlib.records import Image, Reason, Stage, Tally
 
 

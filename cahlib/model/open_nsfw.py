@@ -19,9 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from cahlib.colours import srgb
 from cahlib.errors import ConfigError
-from cahlib.pixels import opaque, plain
+from cahlib.image.colours import srgb
+from cahlib.image.pixels import opaque, plain
 from cahlib.records import Judged
 
 #: The name of its scores, 0 … 1, and of their column.

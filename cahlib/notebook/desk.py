@@ -16,8 +16,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from cahlib import crawls
 from cahlib.config import Job, Output, settings
+from cahlib.crawl import index
 from cahlib.errors import CahError, RunError, missing
 from cahlib.notebook import state, view
 from cahlib.notebook.budget import fitted, parsed
@@ -190,7 +190,7 @@ class Desk:
 
     def watch(self) -> None:
         """Draw the run from now on, in a thread, and find out what crawls there are."""
-        self._beside("crawls", lambda: self.form.suggest_crawls(crawls.names()))
+        self._beside("crawls", lambda: self.form.suggest_crawls(index.names()))
         self._drawer = threading.Thread(target=self._draw_on, daemon=True)
         self._drawer.start()
 

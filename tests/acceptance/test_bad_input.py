@@ -13,7 +13,7 @@ from cahlib import demo
 from cahlib.config import Job
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo.web import Answer, Web
-from cahlib.scrape import parcel as parcels
+from cahlib.parcel import parcel as parcels
 from cahlib.tracker.store import Ledger
 from tests.world import command, judged, small
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from cahlib.config import Crawl
+from cahlib.crawl import texts
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.candidates import candidates
+from cahlib.crawl.wat import Link, Page
+from cahlib.fetch import links
 from cahlib.records import Tally
-from cahlib.scrape import links, texts
-from cahlib.scrape.blocklists import Blocklists
-from cahlib.scrape.candidates import candidates
-from cahlib.scrape.wat import Link, Page
 
 CASES = Path(__file__).parent.parent.parent.parent / "shared/cases/cases.json"
 pytestmark = pytest.mark.skipif(not CASES.exists(), reason="the cases are not here")

@@ -75,9 +75,9 @@ def good_enough(data: bytes) -> bool:
 
 
 def refused_by_text(links: set[str]) -> set[str]:
-    """Images all of whose texts are refused, as `tests/scrape/test_candidates.py` checks them."""
+    """Images all of whose texts are refused, as `tests/crawl/test_candidates.py` checks them."""
     from cahlib.config import Crawl
-    from cahlib.scrape import texts
+    from cahlib.crawl import texts
 
     said: dict[str, list[str]] = {}
     for _, url, alt in json.loads((REAL / "truth.json").read_text()):

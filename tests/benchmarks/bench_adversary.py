@@ -27,11 +27,11 @@ from pathlib import Path
 import trustme
 
 from cahlib.config import Crawl, Download
+from cahlib.crawl.shards import shards
+from cahlib.fetch.addresses import public
+from cahlib.parcel.parcel import read, sealed
 from cahlib.records import Parcel, Reason, Shard, Stage, Tally
 from cahlib.scrape import scrape
-from cahlib.scrape.addresses import public
-from cahlib.scrape.parcel import read, sealed
-from cahlib.scrape.shards import shards
 from tests.benchmarks.common import Absent, Found, apart, line, measured, parser
 from tests.world import adversary
 from tests.world import web as w

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cahlib.config import Crawl
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.candidates import candidates
+from cahlib.crawl.wat import Link, Meta, Page
 from cahlib.records import Tally
-from cahlib.scrape.blocklists import Blocklists
-from cahlib.scrape.candidates import candidates
-from cahlib.scrape.wat import Link, Meta, Page
 from tests.benchmarks.common import parser
 
 DATA = Path(__file__).parent.parent / "data"

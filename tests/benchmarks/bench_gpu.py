@@ -35,8 +35,8 @@ from cahlib.config import Judge
 from cahlib.model import clip, inputs, pairs
 from cahlib.model.device_model import Replica
 from cahlib.model.safety import Safety
+from cahlib.parcel import parcel
 from cahlib.records import Shard, Tally
-from cahlib.scrape import parcel
 from tests.benchmarks import bench_judge
 from tests.benchmarks import inputs as made
 from tests.benchmarks.common import Found, apart, kept, measured, parser, rss, timed

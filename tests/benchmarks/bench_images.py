@@ -37,13 +37,13 @@ import trustme
 from PIL import Image
 
 from cahlib.config import Download
+from cahlib.fetch import addresses, async_thread
+from cahlib.fetch.images import allow_sockets, stream
+from cahlib.fetch.images import images as fetch
+from cahlib.image.validate import prove
+from cahlib.parcel.parcel import seal
 from cahlib.records import Candidate, Evidence, Shard, Tally
 from cahlib.records import Image as Fetched
-from cahlib.scrape import addresses, bridge
-from cahlib.scrape.gate import prove
-from cahlib.scrape.images import allow_sockets, stream
-from cahlib.scrape.images import images as fetch
-from cahlib.scrape.parcel import seal
 from tests.benchmarks.common import Found, apart, measured, parser, venv
 from tests.benchmarks.inputs import HOSTS, candidates, pictures, web
 
@@ -124,7 +124,7 @@ def lag(*work: int) -> Found:
     tally = Tally()
     allow_sockets(options.connections)
     with tempfile.TemporaryDirectory() as folder:
-        parcel = seal(bridge.iterate(watched, ahead=8), SHARD, Path(folder), tally=tally)
+        parcel = seal(async_thread.iterate(watched, ahead=8), SHARD, Path(folder), tally=tally)
     percentiles = statistics.quantiles(late, n=1000)
     return {
         "kept": parcel.images,

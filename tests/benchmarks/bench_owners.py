@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from cahlib.config import Download
 from cahlib.demo.web import Answer, Web
+from cahlib.fetch.images import images
 from cahlib.records import Evidence, Reason, Tally
-from cahlib.scrape.images import images
 from tests.benchmarks.common import parser
 from tests.world.pictures import candidate, picture
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cahlib.scrape.personal import masked
+from cahlib.crawl.personal import masked
 from tests.benchmarks.common import parser
 
 DATA = Path(__file__).parent.parent / "data"

@@ -35,8 +35,8 @@ import simplejpeg
 from PIL import Image, ImageChops
 
 from cahlib.config import Download
+from cahlib.image.validate import prove
 from cahlib.records import Reason
-from cahlib.scrape.gate import prove
 from tests.benchmarks.common import parser
 
 #: All that is whole is wanted, however small.

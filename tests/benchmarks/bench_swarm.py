@@ -23,10 +23,10 @@ from pathlib import Path
 import psutil
 
 from cahlib.config import Crawl, Download
+from cahlib.crawl.shards import shard
 from cahlib.demo.web import Answer, Web
 from cahlib.records import Stage
 from cahlib.scrape import scrape
-from cahlib.scrape.shards import shard
 from cahlib.swarm import install
 from cahlib.swarm.cluster import Reach
 from cahlib.swarm.keys import Keys

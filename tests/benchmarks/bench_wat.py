@@ -23,11 +23,11 @@ from functools import partial
 from pathlib import Path
 
 from cahlib.config import Crawl
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.candidates import candidates
+from cahlib.crawl.shards import shards
+from cahlib.crawl.wat import pages
 from cahlib.records import Tally
-from cahlib.scrape.blocklists import Blocklists
-from cahlib.scrape.candidates import candidates
-from cahlib.scrape.shards import shards
-from cahlib.scrape.wat import pages
 from tests.benchmarks.common import Found, apart, kept, measured, one_core, parser, venv
 
 PAGES, TEXTS = 8000, 50_861

@@ -26,9 +26,9 @@ from unittest import mock
 import numpy as np
 
 from cahlib.dataset.write import shard_writer
-from cahlib.perceptual_hash import phash
+from cahlib.image.perceptual_hash import phash
+from cahlib.parcel.parcel import check, read, seal
 from cahlib.records import Image, Judged, Parcel, Shard, Tally
-from cahlib.scrape.parcel import check, read, seal
 from tests.benchmarks.common import one_core, parser
 from tests.benchmarks.inputs import candidates, fetched, pictures
 

@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from cahlib.config import Download
 from cahlib.demo import wat
+from cahlib.image.validate import prove
 from cahlib.records import Candidate
 from cahlib.records import Image as Fetched
-from cahlib.scrape.gate import prove
 from tests.benchmarks.common import kept, serving
 from tests.world.pictures import candidate
 

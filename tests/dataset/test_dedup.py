@@ -17,7 +17,7 @@ from cahlib.cli import main
 from cahlib.config import Output
 from cahlib.dataset import manifest
 from cahlib.dataset.write.duplicate_index import Known, load
-from cahlib.perceptual_hash import Near, chroma, near, phash, same_colours
+from cahlib.image.perceptual_hash import Near, chroma, near, phash, same_colours
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo.world import SCENES
 from cahlib.records import Reason

@@ -17,7 +17,7 @@ from cahlib.dataset.write import shard_writer, formats, columns
 from cahlib.dataset.show import pages, report
 from cahlib.dataset import manifest, tar_index
 from cahlib.dataset.storage import upload
-from cahlib.perceptual_hash import phash
+from cahlib.image.perceptual_hash import phash
 from cahlib.dataset.maintain.purge import CHANGES, Lists, purge
 from cahlib.dataset.maintain.rewrite import rewrite
 from cahlib.dataset.maintain.verify import verify

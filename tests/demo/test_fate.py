@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
+from cahlib.crawl.shards import shards
 from cahlib.demo import job, world
+from cahlib.parcel.parcel import read
 from cahlib.records import Reason, Stage, Tally
 from cahlib.scrape import scrape
-from cahlib.scrape.parcel import read
-from cahlib.scrape.shards import shards
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,9 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+#: The packages and modules that read strangers' bytes.
+WATCHED = [f"cahlib.{name}" for name in ("crawl", "fetch", "image", "parcel", "lists")]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -53,7 +56,7 @@ def _guided(name: str, seconds: int) -> None:
     """By atheris; it ends the process. What it watches must not have been imported before."""
     import atheris
 
-    with atheris.instrument_imports(include=["cahlib.scrape", "cahlib.lists"]):
+    with atheris.instrument_imports(include=WATCHED):
         from tests.fuzz.targets import TARGETS
     with tempfile.TemporaryDirectory() as corpus:
         for number, data in enumerate(TARGETS[name].beginnings):

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.config import Crawl, Download
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.candidates import candidates
+from cahlib.crawl.wat import pages
 from cahlib.demo import wat as wats
 from cahlib.errors import ConfigError, ShardError
+from cahlib.fetch import opt_outs
+from cahlib.fetch.robots import Robots
+from cahlib.image.strip_metadata import stripped
+from cahlib.image.validate import prove
 from cahlib.lists import DOMAIN, HASH, MD5, URL, entries
+from cahlib.parcel import parcel
 from cahlib.records import Evidence, Shard, Stage, Tally
 from cahlib.retry import retry_after
-from cahlib.scrape import optout, parcel
-from cahlib.scrape.blocklists import Blocklists
-from cahlib.scrape.candidates import candidates
-from cahlib.scrape.gate import prove
-from cahlib.scrape.robots import Robots
-from cahlib.scrape.strip import stripped
-from cahlib.scrape.wat import pages
 from tests.world.pictures import image, picture
 
 _SMALL = Download(max_pixels=100_000, min_bytes=0, min_side=1)
@@ -66,9 +67,9 @@ def _robots(data: bytes) -> None:
 
 def _headers(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
-    for consent in optout.HONOURED:
-        optout.spoken([(name, text) for name in optout.HEADERS], consent)
-    optout.reservations(data)
+    for consent in opt_outs.HONOURED:
+        opt_outs.spoken([(name, text) for name in opt_outs.HEADERS], consent)
+    opt_outs.reservations(data)
     assert retry_after(text) >= 0
 
 

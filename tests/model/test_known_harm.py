@@ -9,8 +9,8 @@ from PIL import Image as Picture
 
 from cahlib.config import Judge, replace
 from cahlib.errors import ConfigError
+from cahlib.image.perceptual_hash import phash
 from cahlib.model import known_harm
-from cahlib.perceptual_hash import phash
 from cahlib.records import Reason, Stage, Tally
 from cahlib.run import run
 from tests.world import small

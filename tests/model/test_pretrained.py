@@ -14,9 +14,9 @@ open_clip = pytest.importorskip("open_clip", reason="judging needs: pip install 
 
 from safetensors.torch import load_file  # noqa: E402
 
-from cahlib import pixels  # noqa: E402
 from cahlib.config import Judge  # noqa: E402
 from cahlib.errors import ConfigError  # noqa: E402
+from cahlib.image import pixels  # noqa: E402
 from cahlib.model import clip  # noqa: E402
 from cahlib.model.model_source import find_source  # noqa: E402
 from tests.world import models  # noqa: E402

@@ -11,11 +11,11 @@ import pytest
 
 from cahlib import demo
 from cahlib.config import replace
+from cahlib.crawl.shards import shards
 from cahlib.demo import world
+from cahlib.parcel import parcel as parcels
 from cahlib.records import Reason
-from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
-from cahlib.scrape.shards import shards
 from cahlib.swarm import engine, install
 from cahlib.swarm.cluster import Reach
 from cahlib.swarm.fleet import Fleet

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from cahlib.crawl.shards import shards
 from cahlib.errors import RunError, ShardError
+from cahlib.parcel import parcel as parcels
 from cahlib.progress import Board
-from cahlib.scrape import parcel as parcels
 from cahlib.scrape import scrape
-from cahlib.scrape.shards import shards
 from cahlib.swarm import engine, install, view, wire
 from cahlib.swarm.bills import Bills
 from cahlib.swarm.cluster import Reach

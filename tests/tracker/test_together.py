@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from cahlib import demo
 from cahlib.config import Crawl, replace
+from cahlib.crawl.shards import shards
 from cahlib.demo.web import Web
 from cahlib.records import Shard
 from cahlib.run import run
-from cahlib.scrape.shards import shards
 from cahlib.tracker import board, intake
 from cahlib.tracker.app import create
 from cahlib.tracker.crowd import Crowd

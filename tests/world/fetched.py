@@ -1,9 +1,9 @@
 """Links asked for on a web of this machine: what arrived, and what was lost why."""
 
 from cahlib.config import Download
+from cahlib.fetch.addresses import Net
+from cahlib.fetch.images import images
 from cahlib.records import Evidence, Stage, Tally
-from cahlib.scrape.addresses import Net
-from cahlib.scrape.images import images
 from tests.world.pictures import candidate
 
 

@@ -13,9 +13,9 @@ from distributed.comm.addressing import get_address_host
 
 import cahlib
 from cahlib.errors import ShardError
+from cahlib.parcel.tar import TarWriter
 from cahlib.places import here
 from cahlib.records import Parcel, Shard, Stage, Tally
-from cahlib.scrape.tar import TarWriter
 
 #: Seconds after which what was awaited will not come: it only ends what hangs, however busy the
 #: machine, and a test is done as soon as it came.

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Picture
 
+from cahlib.crawl.shards import shards
 from cahlib.dataset.write import shard_writer
 from cahlib.dataset.write.shard_writer import Recipe
+from cahlib.image.header import AVIF
 from cahlib.model.model_source import find_source
 from cahlib.model.score_names import score_columns
 from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
-from cahlib.scrape.anatomy import AVIF
-from cahlib.scrape.shards import shards
 from cahlib.tracker.store import Ledger
 
 RECIPE = Recipe(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cahlib.dataset import manifest
 from cahlib.dataset.storage.files import files
 from cahlib.dataset.layout import located
-from cahlib.perceptual_hash import near, same_colours
+from cahlib.image.perceptual_hash import near, same_colours
 from cahlib.dataset.maintain.purge import changed
 from cahlib.dataset.maintain.rewrite import Change
 from cahlib.dataset.write.columns import Row

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cahlib.dataset.layout import CURRENT_LAYOUT
-from cahlib.perceptual_hash import chroma, phash
+from cahlib.image.perceptual_hash import chroma, phash
 from cahlib.records import Judged
 
 #: The metadata of one pair, by column.

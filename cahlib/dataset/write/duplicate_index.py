@@ -18,7 +18,7 @@ from cahlib.config import Output
 from cahlib.dataset import manifest
 from cahlib.dataset.storage.files import files
 from cahlib.dataset.layout import located
-from cahlib.perceptual_hash import Near, chroma, phash
+from cahlib.image.perceptual_hash import Near, chroma, phash
 from cahlib.dataset.manifest import Sealed
 from cahlib.lists import Digests
 from cahlib.records import Judged, Reason, Shard

@@ -17,9 +17,9 @@ from typing import Any
 
 from PIL import Image as Picture
 
-from cahlib.perceptual_hash import phash
+from cahlib.image.perceptual_hash import phash
 from cahlib.dataset.manifest import Shown
-from cahlib.pixels import opaque, plain
+from cahlib.image.pixels import opaque, plain
 from cahlib.records import Judged, Reason
 
 #: Pairs kept for show, of each kind: 1,000 shards offer enough, and their seals stay small.

@@ -8,8 +8,8 @@ from io import BytesIO
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from cahlib.colours import srgb
-from cahlib.pixels import opaque
+from cahlib.image.colours import srgb
+from cahlib.image.pixels import opaque
 from cahlib.records import Image
 
 #: As `--resize` has it.

@@ -1,0 +1,112 @@
+"""What a crawl leaves out: domains, addresses, and pairs by their hashes.
+
+The files are those of `cahlib.lists`. A domain holds for its subdomains too; a pair is given by the
+hex md5 of url + text. Hosts and addresses are compared as they are asked, however they are
+spelled. For hundreds of millions of pairs there are Bloom filters, in files that end
+in ``.bloom``: `save_bloom` makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import rbloom
+
+from cahlib.config import Crawl
+from cahlib.errors import ConfigError
+from cahlib.fetch.urls import host_of, spelled
+from cahlib.lists import DOMAIN, MD5, URL, Digests, entries, md5
+from cahlib.places import here
+from cahlib.records import Reason
+
+
+class Blocklists:
+    """What a crawl leaves out; loaded once a process."""
+
+    def __init__(
+        self,
+        domains: Iterable[str] = (),
+        urls: Iterable[str] = (),
+        pairs: Iterable[str] = (),
+        filters: Iterable[rbloom.Bloom] = (),
+    ) -> None:
+        self._domains = Digests(md5(_host(domain)) for domain in domains)
+        self._urls = Digests(md5(spelled(url.partition("#")[0])) for url in urls)
+        self._pairs = Digests(bytes.fromhex(pair) for pair in pairs)
+        self._filters = tuple(filters)
+
+    @classmethod
+    def load(cls, options: Crawl) -> Blocklists:
+        """The lists that a crawl names. Raises ConfigError for a file that is no such list."""
+        lists = (options.blocked_domains, options.blocked_urls, options.blocked_pairs)
+        return _loaded(*(tuple(map(here, paths)) for paths in lists))
+
+    def address(self, url: str) -> Reason | None:
+        """Why an address is left out, by itself or by its host's domains."""
+        if self._urls and md5(spelled(url)) in self._urls:
+            return Reason.BLOCKED_URL
+        return Reason.BLOCKED_DOMAIN if self._domain(url) else None
+
+    def _domain(self, url: str) -> bool:
+        if not self._domains:
+            return False
+        host = host_of(url)
+        while host:
+            if md5(host) in self._domains:
+                return True
+            host = host.partition(".")[2]
+        return False
+
+    def pair(self, uid: str) -> bool:
+        """Whether a pair is blocked, by the hex md5 of its url + text."""
+        if self._pairs and bytes.fromhex(uid) in self._pairs:
+            return True
+        return bool(self._filters) and any(uid in each for each in self._filters)
+
+
+def save_bloom(path: Path, uids: Iterable[str], *, expected: int, false_share: float) -> None:
+    """Write a Bloom filter of pairs; ``false_share`` of all others will be left out with them.
+
+    200 million pairs at 0.001 take 360 MB, on disk and in each scraping process.
+    """
+    bloom = rbloom.Bloom(expected, false_share, _bloom_hash)
+    bloom.update(uids)
+    bloom.save(str(path))
+
+
+def _bloom_hash(uid: str) -> int:
+    """The 128 bits, with a sign, that rbloom wants; Python's own hash differs with each process."""
+    return int.from_bytes(bytes.fromhex(uid), "big", signed=True)
+
+
+@lru_cache(maxsize=1)
+def _loaded(domains: tuple[str, ...], urls: tuple[str, ...], pairs: tuple[str, ...]) -> Blocklists:
+    return Blocklists(
+        domains=(each for path in domains for each in entries(path, "blocked_domains", DOMAIN)),
+        urls=(each for path in urls for each in entries(path, "blocked_urls", URL)),
+        pairs=(
+            each
+            for path in pairs
+            if not path.endswith(".bloom")
+            for each in entries(path, "blocked_pairs", MD5)
+        ),
+        filters=[_filter(path) for path in pairs if path.endswith(".bloom")],
+    )
+
+
+def _filter(path: str) -> rbloom.Bloom:
+    try:
+        return rbloom.Bloom.load(path, _bloom_hash)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"blocked_pairs: {path} is not a Bloom filter: {error}.") from error
+
+
+def _host(domain: str) -> str:
+    """A domain of a list as `host_of` has it."""
+    domain = domain.lower().strip(".")
+    if ":" in domain:
+        return host_of(f"http://[{domain}]") or domain
+    number = domain.rpartition(".")[2][:1].isdigit()  # of an IPv4 address, which has many forms
+    return domain if domain.isascii() and not number else host_of(f"http://{domain}") or domain

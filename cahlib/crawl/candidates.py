@@ -1,0 +1,146 @@
+"""From pages to candidates: links to images with a text that may describe them.
+
+Cheap questions come before dear ones, and what repeats is answered once. It knows no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterable, Iterator
+
+from cahlib.config import Crawl
+from cahlib.crawl import languages, page_opt_outs, texts
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.page_language import PageEvidence
+from cahlib.crawl.wat import Link, Page
+from cahlib.fetch import links, opt_outs
+from cahlib.records import Candidate, OptOut, Reason, Stage, Tally
+
+#: The path by which an og:image with its og:description goes among the links.
+_OPEN_GRAPH = "og:image"
+
+#: Characters of an address that is kept with each sample of a page: the page's own, its licence's.
+_MOST_KEPT = 2000
+
+_LICENCE = re.compile(r"https?://(?:www\.)?creativecommons\.org/(?:licenses|publicdomain)/", re.I)
+
+
+def candidates(
+    pages: Iterable[Page],
+    options: Crawl,
+    blocked: Blocklists,
+    tally: Tally,
+    *,
+    consent: str = "strict",
+    optouts: list[OptOut] | None = None,
+) -> Iterator[Candidate]:
+    """The candidates of a shard's pages, in their order; the rest is counted by reason.
+
+    ``optouts`` takes the evidence of pages whose owners refuse, be it that the
+    profile ``consent`` honours that or not.
+    """
+    choose = _Choice(options, blocked)
+    lost, left = tally.lost, tally.left
+    position = 0
+    for page in pages:
+        shown = _shown(page, options)
+        base = links.Base.of(page.url, page.base)
+        refused = page_opt_outs.in_page(page)
+        obeyed = refused is not None and refused.signal in opt_outs.HONOURED[consent]
+        licence = ""
+        tally.entered[Stage.CHOOSE] += len(shown)
+        if len(page.url) > _MOST_KEPT:
+            lost[Reason.LONG_URL] += len(shown)
+            continue
+        texted = [link for link in shown if link.alt]
+        lost[Reason.NO_TEXT] += len(shown) - len(texted)
+        choose.turn_to(page, texted)
+        for link in texted:
+            answer = choose(link, base)
+            if not isinstance(answer, tuple):
+                lost[answer] += 1
+                continue
+            url, text, uid = answer
+            if refused and optouts is not None:
+                said = {**refused._asdict(), "obeyed": obeyed}
+                optouts.append(OptOut(url=url, where=page.url, time=time.time(), **said))
+            if obeyed:
+                lost[Reason.PAGE_OPTED_OUT] += 1
+                continue
+            licence = licence or _licence(page)
+            left[Stage.CHOOSE] += 1
+            yield Candidate(
+                uid=uid,
+                position=position,
+                url=url,
+                text=text.text,
+                raw_text=text.raw,
+                page=page.url,
+                licence=licence,
+                language=text.language,
+                reliable=text.reliable,
+                language_evidence=text.evidence,
+                source="og" if link.path == _OPEN_GRAPH else "alt",
+            )
+            position += 1
+
+
+class _Choice:
+    """Decides on links, and remembers which pairs the shard has had."""
+
+    def __init__(self, options: Crawl, blocked: Blocklists) -> None:
+        self._most, self._blocked = options.max_url, blocked
+        self._judge = texts.judge(options)
+        self._wanted, self._by_page = languages.wanted(options), options.language_evidence == "page"
+        self._evidence: PageEvidence | None = None
+        self._seen: set[str] = set()
+
+    def turn_to(self, page: Page, links: list[Link]) -> None:
+        """Weigh what a page tells of its captions' language, if the options want that."""
+        if self._by_page:
+            self._evidence = PageEvidence.of(page, (self._judge(link.alt) for link in links))
+
+    def __call__(self, link: Link, base: links.Base) -> tuple[str, texts.Text, str] | Reason:
+        """A candidate's address, text and uid, or why a link is none; cheap questions first."""
+        if reason := links.refuse(link.url):
+            return reason
+        text = self._judge(link.alt)
+        if self._evidence and isinstance(text, texts.Text):
+            text = self._evidence.settle(text, self._wanted)
+        if not isinstance(text, texts.Text):
+            return text
+        url = links.absolute(link.url, base, self._most)
+        if not isinstance(url, str):
+            return url
+        if reason := self._blocked.address(url):
+            return reason
+        digest = hashlib.md5((url + text.text).encode("utf-8", "replace"), usedforsecurity=False)
+        uid = digest.hexdigest()
+        if uid in self._seen:
+            return Reason.DUPLICATE
+        self._seen.add(uid)
+        return Reason.BLOCKED_PAIR if self._blocked.pair(uid) else (url, text, uid)
+
+
+def _shown(page: Page, options: Crawl) -> list[Link]:
+    """The links of a page that show an image."""
+    shown = [link for link in page.links if link.path == "IMG@/src"]
+    if options.og_images:
+        said = {(meta.property or meta.name).lower(): meta.content for meta in page.metas[::-1]}
+        # three names of one picture; a page that has several gives one
+        names = ("og:image", "og:image:secure_url", "og:image:url")
+        if image := next((said[name] for name in names if said.get(name)), ""):
+            shown.append(Link(_OPEN_GRAPH, image, said.get("og:description", "")))
+    return shown
+
+
+def _licence(page: Page) -> str:
+    """The page's first link to a Creative Commons licence, else "?"."""
+    linked = [_schemed(link.url) for link in page.links if "reativecommons.org" in link.url]
+    return next((url for url in linked if len(url) <= _MOST_KEPT and _LICENCE.match(url)), "?")
+
+
+def _schemed(url: str) -> str:
+    return f"https:{url}" if url.startswith("//") else url

@@ -1,0 +1,93 @@
+"""Colour profiles (ICC) of pictures, and their colours in sRGB, as a browser shows them."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from io import BytesIO
+
+from PIL import Image as Picture
+from PIL import ImageCms
+
+from cahlib.image.pixels import plain
+
+_HEAD = 128  # bytes, before the table of tags
+_CLOSE = 3  # of 255: what so little changes is left as it is
+_SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}  # as profiles name them
+#: Colours that tell whether a profile changes anything.
+_LEVELS = range(0, 256, 51)
+
+
+def sound(profile: bytes) -> bool:
+    """Return whether these bytes are laid out as a colour profile (ICC.1:2022, 7.1)."""
+    if len(profile) < _HEAD + 4 or profile[36:40] != b"acsp":
+        return False
+    length, count = struct.unpack_from(">I", profile)[0], struct.unpack_from(">I", profile, 128)[0]
+    if length > len(profile) or not 0 < count <= (length - _HEAD - 4) // 12:
+        return False
+    tags = (struct.unpack_from(">4sII", profile, 132 + 12 * tag) for tag in range(count))
+    return all(start >= _HEAD + 4 and 8 <= size <= length - start for _, start, size in tags)
+
+
+def alters(mode: str, profile: bytes | None) -> bool:
+    """Return whether a profile changes a picture's colours in this mode (as `srgb` applies it)."""
+    return _fitting(mode, profile) is not None
+
+
+def srgb(picture: Picture.Image, profile: bytes | None) -> Picture.Image:
+    """Return a loaded picture in a plain mode (`cahlib.image.pixels.plain`), its colours in sRGB.
+
+    ``profile`` is its own. One that is damaged, or meant for other kinds of colours, is ignored.
+    """
+    transform = _fitting(picture.mode, profile)
+    if transform is None:
+        return plain(picture)
+    kind = _kind(picture.mode)
+    if kind != "CMYK":
+        picture = plain(picture)
+    alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
+    if kind == "L" and alpha:
+        picture = picture.getchannel(0)
+    colours = transform.apply(picture if picture.mode == kind else picture.convert(kind))
+    colours.info.pop("icc_profile", None)  # sRGB's, which nothing needs
+    if alpha:
+        colours.putalpha(alpha)
+    return colours
+
+
+def _fitting(mode: str, profile: bytes | None) -> ImageCms.ImageCmsTransform | None:
+    kind = _kind(mode)
+    if not profile or profile[16:20] != _SPACES[kind] or not sound(profile):
+        return None
+    return _transform(profile, kind)
+
+
+def _kind(mode: str) -> str:
+    """Return the mode in which a picture's colours are given to a profile."""
+    if mode in ("1", "L", "LA") or mode.startswith("I"):
+        return "L"
+    return "CMYK" if mode == "CMYK" else "RGB"
+
+
+@lru_cache(maxsize=64)  # the same few come again and again; one takes lcms 1 to 50 ms
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return what brings such pixels to sRGB, None if it would change next to nothing."""
+    try:
+        made = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB"
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+    if mode == "CMYK":
+        return made
+    before = _samples(mode)
+    after = made.apply(before).tobytes()
+    change = max(abs(a - b) for a, b in zip(before.convert("RGB").tobytes(), after, strict=True))
+    return made if change > _CLOSE else None
+
+
+def _samples(mode: str) -> Picture.Image:
+    if mode == "L":
+        return Picture.frombytes("L", (len(_LEVELS), 1), bytes(_LEVELS))
+    colours = bytes(v for r in _LEVELS for g in _LEVELS for b in _LEVELS for v in (r, g, b))
+    return Picture.frombytes("RGB", (len(colours) // 3, 1), colours)

@@ -1,0 +1,175 @@
+"""Read the head of an image file: its format by content, its size and its orientation.
+
+It decodes nothing, so it cannot tell whether the pixels are sound.
+
+Layouts: ITU-T T.81 annex B (JPEG), W3C PNG 3rd edition §5, RFC 9649 (WebP), Exif 2.32 §4.6.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import features
+
+from cahlib.image import avif
+from cahlib.records import Reason
+
+#: Whether this Pillow decodes AVIF, as it does from 11.3 on; else such a file is not an image.
+AVIF = "avif" in features.modules and bool(features.check("avif"))
+
+#: No camera or editor writes more; each scan of a hostile file costs a pass over all its pixels.
+_MOST_SCANS = 64
+
+#: JPEG's frames, and those of them whose scans hold components whole.
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+SEQUENTIAL = frozenset({0xC0, 0xC1})
+
+#: VP8X's flag for EXIF (RFC 9649, 2.7.1).
+EXIF = 0x08
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """What the head of an image file says."""
+
+    format: str  #: "jpg", "png", "webp" or "avif"
+    width: int  #: pixels, as the file's head says
+    height: int
+    orientation: int = 1  #: by EXIF, 1 … 8
+
+
+def format_of(start: bytes) -> str | None:
+    """The format that the first 12 bytes of a file show, None for anything else."""
+    if start.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return "webp"
+    if AVIF and start[4:8] == b"ftyp" and start[8:12] in avif.BRANDS:
+        return "avif"
+    return None
+
+
+def dissect(data: bytes) -> Anatomy | Reason:
+    """Take a file apart; NOT_AN_IMAGE for other formats, BROKEN_IMAGE for what is not whole."""
+    format = format_of(data)
+    if format is None:
+        return Reason.NOT_AN_IMAGE
+    try:
+        found = {"jpg": _jpeg, "png": _png, "webp": _webp, "avif": _avif}[format](data)
+    except (struct.error, IndexError, ValueError):  # the file ends where more was announced
+        return Reason.BROKEN_IMAGE
+    return found or Reason.BROKEN_IMAGE
+
+
+def _jpeg(data: bytes) -> Anatomy | None:
+    size, parts, orientation = None, 0, 1
+    for marker, start, end in _segments(data):
+        if marker == 0xDA:  # the first scan: from here on pixels
+            if size is None:
+                return None
+            # if the first holds all parts of the colours, a decoder takes no other
+            if data[start + 4] != parts and data.count(b"\xff\xda", start) > _MOST_SCANS:
+                return None
+            break
+        if marker in FRAMES:
+            size = struct.unpack_from(">HH", data, start + 5)
+            parts = data[start + 9] if marker in SEQUENTIAL else 0
+        if marker == 0xE1 and data.startswith(b"Exif\0\0", start + 4):
+            orientation = _orientation(data[start + 4 : end])
+    else:
+        return None
+    return Anatomy(format="jpg", width=size[1], height=size[0], orientation=orientation)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment of a JPEG; what lies between them is skipped."""
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # stands alone
+            at += 2
+        elif marker == 0xD9:
+            return
+        else:
+            (length,) = struct.unpack_from(">H", data, at + 2)
+            end = at + 2 + length
+            if length < 2 or end > len(data):
+                return
+            yield marker, at, end
+            at = end
+
+
+def _orientation(exif: bytes) -> int:
+    """Tag 0x0112 of the first directory, 1 where it is absent or nonsense."""
+    tiff = exif.removeprefix(b"Exif\0\0")  # which belongs to JPEG, and stands elsewhere too
+    order = "<" if tiff.startswith(b"II") else ">"
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, directory)
+        for entry in range(min(entries, 500)):
+            tag, kind, count, value = struct.unpack_from(
+                order + "HHIH", tiff, directory + 2 + 12 * entry
+            )
+            if tag == 0x0112:
+                return value if (kind, count) == (3, 1) and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _png(data: bytes) -> Anatomy | None:
+    at, name, orientation = 8, b"", 1
+    while name != b"IEND" and len(data) - at >= 12:  # a missing end is harmless
+        length, name = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            return None
+        if name == b"eXIf":
+            orientation = _orientation(data[at + 8 : end - 4])
+        at = end
+    if data[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack_from(">II", data, 16)
+    return Anatomy(format="png", width=width, height=height, orientation=orientation)
+
+
+def _webp(data: bytes) -> Anatomy | None:
+    (length,) = struct.unpack_from("<I", data, 4)
+    if length + 8 > len(data):
+        return None
+    kind, orientation = data[12:16], 1
+    if kind == b"VP8X":
+        width = 1 + int.from_bytes(data[24:27], "little")
+        height = 1 + int.from_bytes(data[27:30], "little")
+        if data[20] & EXIF:
+            orientation = _orientation(webp_chunk(data, b"EXIF", 8 + length))
+    elif kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif kind == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    else:
+        return None
+    return Anatomy(format="webp", width=width, height=height, orientation=orientation)
+
+
+def _avif(data: bytes) -> Anatomy:
+    width, height, orientation = avif.head(data)
+    return Anatomy(format="avif", width=width, height=height, orientation=orientation)
+
+
+def webp_chunk(data: bytes, wanted: bytes, end: int) -> bytes:
+    """Return what the first chunk of a name in a WebP holds, b"" if there is none."""
+    at = 12
+    while at + 8 <= end:
+        name, length = struct.unpack_from("<4sI", data, at)
+        if name == wanted:
+            return data[at + 8 : min(at + 8 + length, end)]
+        at += 8 + length + length % 2
+    return b""

@@ -1,0 +1,217 @@
+"""Takes out of an image file what its pixels do not need: EXIF, XMP, IPTC, comments, thumbnails.
+
+Nothing is encoded again. What says how colours are shown stays (ICC profile, gamma, Adobe's
+marker), and so does the orientation, alone. What stands behind the end of the image goes too, and
+of an animation all but its first frame, which alone is proven and judged.
+It takes files that `cahlib.image.validate` has proven; others raise ValueError, or come out anyhow.
+
+Layouts: ITU-T T.81 annex B (JPEG), W3C PNG 3rd edition §5 and §11, RFC 9649 (WebP).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from zlib import crc32, decompressobj
+from zlib import error as zlib_error
+
+from cahlib.image import avif
+from cahlib.image.colours import sound
+from cahlib.image.header import EXIF, FRAMES, SEQUENTIAL, webp_chunk
+from cahlib.image.jpeg import AFTER_SCAN
+
+_PROFILE = b"ICC_PROFILE\0"  # how such a part of a JPEG begins
+
+_PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_IEND = b"\0\0\0\0IEND\xaeB`\x82"
+_PALETTE = 3  # the colour type of a PNG
+#: What may stand beside the pixels of a PNG: its length, or that by colour type; and whether it
+#: belongs behind the palette.
+_PNG_SIDE: dict[bytes, tuple[int | dict[int, int], bool]] = {
+    b"cICP": (4, False),
+    b"iCCP": (0, False),
+    b"sRGB": (1, False),
+    b"gAMA": (4, False),
+    b"cHRM": (32, False),
+    b"pHYs": (9, False),
+    b"sBIT": ({0: 1, 2: 3, 3: 3, 4: 2, 6: 4}, False),
+    b"bKGD": ({0: 2, 2: 6, 3: 1, 4: 2, 6: 6}, True),
+    b"tRNS": ({0: 2, 2: 6, 4: -1, 6: -1}, True),
+}
+_WEBP_KEPT = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP"})
+_MOST_PROFILE = 1 << 20  # bytes of a PNG's profile, as Pillow takes it
+
+_ANIMATION, _XMP, _ICC = 0x02, 0x04, 0x20  # VP8X's flags, as `EXIF`
+
+
+def stripped(data: bytes, format: str, orientation: int) -> bytes:
+    """The file without its metadata; ``format``: "jpg", "png", "webp" or "avif"."""
+    try:
+        if format == "jpg":
+            return b"".join(_jpeg(data, orientation))
+        if format == "avif":
+            return avif.stripped(data)
+        return b"".join(_png(data, orientation)) if format == "png" else _webp(data, orientation)
+    except (struct.error, IndexError) as error:
+        raise ValueError("the file is not whole") from error
+
+
+def _jpeg(data: bytes, orientation: int) -> Iterator[bytes]:
+    parts = list(_parts(data))
+    heads = {data[start + 1]: data[start:end] for start, end, _ in parts}
+    frames = [marker for marker in heads if marker in FRAMES]
+    if len(frames) != 1:
+        raise ValueError("the file has no frame, or more than one")
+    components = heads[frames[0]][9]
+    profile = _profile(
+        [data[start + 4 : end] for start, end, _ in parts if data[start + 1] == 0xE2]
+    )
+    turned = orientation == 1
+    yield data[:2]
+    for start, end, following in parts:
+        marker = data[start + 1]
+        if not turned and marker != 0xE0:
+            exif = b"Exif\0\0" + _exif(orientation)
+            yield b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif
+            turned = True
+        if marker == 0xDA and frames[0] in SEQUENTIAL:
+            # these three bytes mean nothing then, but libjpeg warns of others
+            yield data[start : end - 3] + b"\0\x3f\0"
+        else:
+            yield _kept(marker, data[start:end], components, profile)
+        yield data[end:following].rstrip(b"\xff")
+    yield b"\xff\xd9"  # where it is missing, that says nothing of the pixels
+
+
+def _parts(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield start and end of each segment of a JPEG, and the end of the pixels behind it."""
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data) and data[at + 1] != 0xD9:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # stands alone
+            at += 2
+        else:
+            following = end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+            if end > len(data) or end < at + 4:
+                raise ValueError("a segment is not whole")
+            if marker == 0xDA:
+                found = AFTER_SCAN.search(data, end)
+                following = found.start() if found else len(data)
+            yield at, end, following
+            at = following
+
+
+def _kept(marker: int, segment: bytes, components: int, profile: bool) -> bytes:
+    """Return what of a segment of a JPEG has to do with its pixels or colours.
+
+    Versions and codes that libjpeg does not know are written as what it takes them for.
+    """
+    name = segment[4:]
+    if marker == 0xE0:  # JFIF, whose thumbnail stands behind the density; others have nothing else
+        whole = name.startswith(b"JFIF\0") and len(segment) >= 18
+        return b"\xff\xe0\0\x10JFIF\0\1" + segment[10:16] + b"\0\0" if whole else b""
+    if marker == 0xEE:
+        whole = name.startswith(b"Adobe") and len(segment) >= 16
+        code = segment[15] and (2 if components == 4 else 1) if whole else 0
+        return b"\xff\xee\0\x0e" + segment[4:15] + bytes([code]) if whole else b""
+    if marker == 0xE2:
+        return segment if profile and name.startswith(_PROFILE) else b""
+    return b"" if 0xE0 <= marker <= 0xEF or marker == 0xFE else segment
+
+
+def _profile(parts: list[bytes]) -> bool:
+    """Whether the parts of a JPEG's colour profile are all there, and make a sound one."""
+    mine = sorted(part[len(_PROFILE) :] for part in parts if part.startswith(_PROFILE))
+    numbers = [(part[0], part[1]) for part in mine if len(part) > 2]
+    counted = numbers == [(number + 1, len(mine)) for number in range(len(mine))]
+    return counted and sound(b"".join(part[2:] for part in mine))
+
+
+def _exif(orientation: int) -> bytes:
+    """EXIF that says how the picture is turned, and nothing else."""
+    return struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def _png(data: bytes, orientation: int) -> Iterator[bytes]:
+    yield data[:8]
+    at, name, before = 8, b"", dict[bytes, int]()  # the lengths of what is kept so far
+    while name != b"IEND":
+        if len(data) - at < len(_IEND) and b"IDAT" in before:
+            data = data[:at] + _IEND  # a missing end says nothing of the pixels
+        length, name = struct.unpack_from(">I4s", data, at)
+        chunk = data[at : at + 12 + length]
+        at += 12 + length
+        if name not in _PNG_NEEDED and (name not in _PNG_SIDE or name in before):
+            continue
+        (told,) = struct.unpack_from(">I", chunk, 8 + length)
+        whole = crc32(memoryview(chunk)[4:-4]) == told
+        if name in _PNG_NEEDED and not whole:
+            raise ValueError("a part of the picture is damaged")
+        if name == b"IHDR":
+            kind = chunk[17]
+        if name in _PNG_NEEDED or (whole and _fits(name, chunk[8:-4], kind, before)):
+            yield chunk
+            before[name] = length
+        if name == b"IHDR" and orientation != 1:
+            part = b"eXIf" + _exif(orientation)
+            yield struct.pack(">I", len(part) - 4) + part + struct.pack(">I", crc32(part))
+
+
+def _fits(name: bytes, content: bytes, kind: int, before: dict[bytes, int]) -> bool:
+    """Whether a side part of a PNG is sound and where it belongs; others make readers fail."""
+    lengths, behind_palette = _PNG_SIDE[name]
+    palette = before.get(b"PLTE", 0) // 3
+    if b"IDAT" in before or (not behind_palette and palette and name != b"pHYs"):
+        return False
+    if kind == _PALETTE and behind_palette and not palette:
+        return False
+    if name == b"tRNS" and kind == _PALETTE:
+        return 0 < len(content) <= palette
+    if name == b"iCCP":
+        return _inflated_profile(content)
+    if name == b"sRGB" and content > b"\x03":
+        return False
+    return len(content) == (lengths[kind] if isinstance(lengths, dict) else lengths)
+
+
+def _inflated_profile(content: bytes) -> bool:
+    """Whether a PNG's iCCP holds a name and a sound profile, whole and not too large."""
+    name, _, packed = content.partition(b"\0")
+    if not 1 <= len(name) <= 79 or packed[:1] != b"\0":
+        return False
+    inflating = decompressobj()
+    try:
+        profile = inflating.decompress(packed[1:], _MOST_PROFILE)
+    except zlib_error:
+        return False
+    return inflating.eof and sound(profile)
+
+
+def _webp(data: bytes, orientation: int) -> bytes:
+    end = 8 + int(struct.unpack_from("<I", data, 4)[0])
+    kept, at, exif, canvas, profile = [b"WEBP"], 12, b"", b"", False
+    while at + 8 <= end:
+        name, length = struct.unpack_from("<4sI", data, at)
+        following = at + 8 + length + length % 2
+        chunk = data[at : min(following, end)]
+        if name == b"VP8X":
+            profile = bool(chunk[8] & _ICC) and sound(webp_chunk(data, b"ICCP", end))
+            flags = chunk[8] & ~(EXIF | _XMP | _ANIMATION | (0 if profile else _ICC))
+            canvas = chunk[12:18] if chunk[8] & _ANIMATION else b""
+            if orientation != 1:
+                flags |= EXIF
+                tiff = _exif(orientation)
+                exif = struct.pack("<4sI", b"EXIF", len(tiff)) + tiff
+            chunk = chunk[:8] + bytes([flags]) + chunk[9:]
+        if name == b"ANMF":  # the first frame: its place and size, and behind 16 bytes its chunks
+            if chunk[8:20] != bytes(6) + canvas:
+                raise ValueError("the first frame is not the whole picture")
+            at, end = at + 24, min(following, end)
+            continue
+        if name in _WEBP_KEPT and (name != b"ICCP" or profile):
+            kept.append(chunk + bytes(len(chunk) % 2))
+        at = following
+    body = b"".join(kept) + exif
+    return b"RIFF" + struct.pack("<I", len(body)) + body

@@ -1,0 +1,447 @@
+"""A link becomes a candidate, or is refused for a reason."""
+
+import json
+import re
+from collections import Counter
+from hashlib import md5
+from pathlib import Path
+
+import ftfy
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from cahlib.config import Crawl
+from cahlib.crawl import texts
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.candidates import candidates
+from cahlib.crawl.shards import shards
+from cahlib.crawl.wat import Link, Meta, Page, pages
+from cahlib.errors import ConfigError
+from cahlib.fetch import links
+from cahlib.records import Reason, Stage, Tally
+from tests.world import crawl
+from tests.world.captions import FORBIDDEN, TAGS, TURNING, UNSEEN
+
+REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "real"
+GOOD = "A red fox jumps over the old garden fence"
+
+
+def page(*links: Link, url: str = "http://site.com/a/b.html", base: str = "", metas=()) -> Page:
+    return Page(url=url, base=base, links=list(links), metas=list(metas))
+
+
+def image(url: str = "fox.jpg", alt: str = GOOD) -> Link:
+    return Link("IMG@/src", url, alt)
+
+
+def choose(*shown: Page, blocked: Blocklists | None = None, **options):
+    """The candidates of some pages, and why the other links are none."""
+    tally = Tally()
+    found = list(candidates(shown, Crawl(**options), blocked or Blocklists(), tally))
+    assert tally.unaccounted(Stage.CHOOSE) == 0
+    assert tally.left[Stage.CHOOSE] == len(found)
+    return found, {reason: n for reason, n in tally.lost.items() if n}
+
+
+def test_a_candidate_tells_all_that_is_known_of_it():
+    licence = Link("A@/href", "//creativecommons.org/licenses/by/4.0/")
+    alt = "A red fox \u2014 it\u00e2\u0080\u0099s  old \n garden"
+    (found,), _ = choose(page(licence, image(alt=alt)))
+    assert found.url == "http://site.com/a/fox.jpg"
+    assert found.text == "A red fox — it's old garden"
+    assert found.raw_text == alt
+    assert (found.page, found.source) == ("http://site.com/a/b.html", "alt")
+    assert found.licence == "https://creativecommons.org/licenses/by/4.0/"
+    assert (found.language, found.reliable, found.position) == ("en", True, 0)
+    assert found.uid == md5((found.url + found.text).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("alt", "reason"),
+    [
+        ("", Reason.NO_TEXT),
+        (" \n\u00a0 ", Reason.NO_TEXT),
+        ("fox", Reason.SHORT_TEXT),
+        ("fox " * 300, Reason.LONG_TEXT),
+        ("fox " * 300_000, Reason.LONG_TEXT),
+        ("IMG_2041.JPG", Reason.FILENAME_TEXT),
+        ("the old garden.jpeg", Reason.FILENAME_TEXT),
+        ("DSC 00041", Reason.FILENAME_TEXT),
+        ("scan 12 (3)", Reason.FILENAME_TEXT),
+        ("0123456789abcdef0123", Reason.FILENAME_TEXT),
+        ("placeholder", Reason.JUNK_TEXT),
+        ("12,345.67 - 89", Reason.JUNK_TEXT),
+        ("https://site.com/fox", Reason.JUNK_TEXT),
+        ("Быстрая лиса прыгает через забор сада 2024", Reason.LANGUAGE),
+        ("Der schnelle Fuchs springt über den Zaun des Gartens", Reason.LANGUAGE),
+    ],
+)
+def test_a_text_that_is_no_caption_is_refused(alt, reason):
+    assert choose(page(image(alt=alt))) == ([], {reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("logo.svg", Reason.NOT_A_PICTURE_URL),
+        ("spin.GIF?v=2", Reason.NOT_A_PICTURE_URL),
+        ("data:image/png;base64,AAAA", Reason.NOT_A_PICTURE_URL),
+        ("javascript:void(0)", Reason.NOT_A_PICTURE_URL),
+        ("file:///etc/passwd", Reason.NOT_A_PICTURE_URL),
+        ("http://[half", Reason.BAD_URL),
+        ("http://site.com:99999/a.jpg", Reason.BAD_URL),
+        ("http://site.com:8080/a.jpg", Reason.BAD_URL),
+        ("http://ada:secret@site.com/a.jpg", Reason.BAD_URL),
+        ("http://si te.com/a.jpg", Reason.BAD_URL),
+        ("http://-.com/a.jpg", Reason.BAD_URL),
+        ("/" + "x" * 3000, Reason.LONG_URL),
+        ("http://127.0.0.1/a.jpg", Reason.PRIVATE_HOST),
+        ("http://10.1.2.3/a.jpg", Reason.PRIVATE_HOST),
+        ("http://[::1]/a.jpg", Reason.PRIVATE_HOST),
+        ("http://[::ffff:10.0.0.1]/a.jpg", Reason.PRIVATE_HOST),
+        ("http://localhost/a.jpg", Reason.PRIVATE_HOST),
+        ("http://printer.local/a.jpg", Reason.PRIVATE_HOST),
+        ("http://intranet/a.jpg", Reason.PRIVATE_HOST),
+    ],
+)
+def test_an_address_that_leads_to_no_picture_is_refused(url, reason):
+    assert choose(page(image(url))) == ([], {reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("url", "base", "absolute"),
+    [
+        ("fox.jpg", "", "http://site.com/a/fox.jpg"),
+        ("/fox.jpg#top", "", "http://site.com/fox.jpg"),
+        ("//cdn.net/fox.jpg", "", "http://cdn.net/fox.jpg"),
+        ("fox.jpg", "https://other.org/x/", "https://other.org/x/fox.jpg"),
+        ("fox.jpg", "../c/", "http://site.com/c/fox.jpg"),
+        (" old fox.jpg\n", "", "http://site.com/a/old%20fox.jpg"),
+        ("http://93.184.216.34/fox.jpg", "", "http://93.184.216.34/fox.jpg"),
+        ("http://bücher.de/fox.jpg", "", "http://bücher.de/fox.jpg"),
+    ],
+)
+def test_an_address_is_made_absolute(url, base, absolute):
+    (found,), _ = choose(page(image(url), base=base))
+    assert found.url == absolute
+
+
+def test_addresses_that_are_kept_with_each_sample_are_not_endless():
+    start = "https://creativecommons.org/licenses/by/4.0/"
+    licences = Link("A@/href", start + "x" * 1_000_000), Link("A@/href", start)
+    (found,), _ = choose(page(*licences, image()))
+    assert found.licence == start
+    (found,), _ = choose(page(licences[0], image()))
+    assert found.licence == "?"
+    endless = page(image("http://a.com/fox.jpg"), url="http://site.com/" + "x" * 1_000_000)
+    assert choose(endless) == ([], {Reason.LONG_URL: 1})
+
+
+def test_the_same_pair_counts_once_but_another_text_is_another_pair():
+    found, lost = choose(page(image(), image()), page(image(), image(alt=GOOD + " again")))
+    assert [each.position for each in found] == [0, 1]
+    assert lost == {Reason.DUPLICATE: 2}
+
+
+def test_languages_can_be_chosen():
+    german = "Der schnelle Fuchs springt über den Zaun des Gartens"
+    shown = page(image(alt=german), image())
+    assert [each.language for each in choose(shown, languages=("de",))[0]] == ["de"]
+    assert len(choose(shown, languages=("all",))[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("EN", GOOD),
+        ("zh-hant", "這是一隻在花園裡跳過柵欄的紅色狐狸因為牠非常開心"),
+        ("he", "השועל האדום קופץ מעל הגדר הישנה של הגן היפה שלנו"),
+        ("nb", "Den raske brune reven hopper over det gamle gjerdet i hagen vår hver eneste kveld"),
+        (
+            "jv",
+            "Rubah abang iku mlumpat ngliwati pager lawas ing kebon saben dina karo kanca-kancane",
+        ),
+        ("fil", "Ang pulang soro ay tumatalon sa ibabaw ng lumang bakod ng hardin araw-araw"),
+    ],
+)
+def test_a_language_has_several_names(code, text):
+    found, _ = choose(
+        page(image(alt=text), image("b.jpg", alt="Быстрая лиса прыгает через забор")),
+        languages=(code,),
+    )
+    assert [each.text for each in found] == [text]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((), "name those to keep"),
+        (("en", "english"), "english is no code"),
+        (("",), "is no code"),
+        (("x-foo",), "x-foo is no code"),
+        (("en-US",), "en-US names more than a language and a script.*; give en"),
+        (("pt-BR",), "; give pt"),
+        (("sr-Latn-RS",), "; give sr-Latn"),
+        (("de-1996",), "; give de"),
+        (("zh-JP",), "; give zh"),
+        (("en-u-ca-buddhist",), "; give en"),
+        (("ja-Jpan",), "no script of one alphabet"),
+    ],
+)
+def test_languages_that_no_text_tells_are_refused(given, sentence):
+    with pytest.raises(ConfigError, match=f"languages: .*{sentence}"):
+        choose(languages=given)
+
+
+BOTH, HANT, HANS = "木桌和四把椅子", "一隻黑貓坐在沙發上", "一只黑猫坐在沙发上"
+LATIN, CYRILLIC = (
+    "Crvena lisica skače preko stare ograde u dvorištu naše kuće",
+    "Црвена лисица скаче преко старе ограде у дворишту наше куће",
+)
+
+
+@pytest.mark.parametrize(
+    ("tag", "kept"),
+    [
+        ("zh", {BOTH, HANT, HANS}),
+        ("zho", {BOTH, HANT, HANS}),
+        ("cmn", {BOTH, HANT, HANS}),
+        ("zh-Hant", {BOTH, HANT}),
+        ("zh-TW", {BOTH, HANT}),
+        ("zh_HK", {BOTH, HANT}),
+        ("zh-hant-mo", {BOTH, HANT}),
+        ("zh-Hans", {BOTH, HANS}),
+        ("zh-CN", {BOTH, HANS}),
+        ("ZH-sg", {BOTH, HANS}),
+        ("sr", {CYRILLIC}),
+        ("srp-Cyrl", {CYRILLIC}),
+        ("sr-Latn", set()),
+        ("hr-Latn", {LATIN}),
+        ("eng", {GOOD}),
+    ],
+)
+def test_a_tag_names_language_and_script(tag, kept):
+    every = BOTH, HANT, HANS, LATIN, CYRILLIC, GOOD
+    shown = page(*(image(f"{n}.jpg", alt=text) for n, text in enumerate(every)))
+    assert {each.text for each in choose(shown, languages=(tag,))[0]} == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ပိုက်ဗုံးပို့သူ မိထားပြီ", "সোফায় কালো বিড়াল", "दीदी की शादी", "ธงสี 5", "ភេ ៣ ទី", "நீ 7 பூ", "ແມວດຳ"],
+)
+def test_a_vowel_sign_is_part_of_a_word(text):
+    (found,), _ = choose(page(image(alt=text)), languages=("all",))
+    assert found.text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "enough"),
+    [
+        ("写真用紙", True), ("红车", True), ("ねこ", True), ("猫", False), ("고양이", True),
+        ("말", False), ("แมว", True), ("ម៉ែ", False), ("किताब", True), ("fox", False),
+        ("кот", False), ("γάτα", False),
+    ],
+)  # fmt: skip
+def test_a_text_is_long_enough_by_what_its_script_says_in_a_letter(text, enough):
+    assert texts.refuse(text, Crawl()) is (None if enough else Reason.SHORT_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("<b>Red</b> car on the road", "Red car on the road"),
+        ("&lt;b&gt;Red&lt;/b&gt; car on the road", "Red car on the road"),
+        ("&amp;lt;i&amp;gt;Red&amp;lt;/i&amp;gt; car on the road", "Red car on the road"),
+        ("Red car<br/>on the road", "Red car on the road"),
+        ('Red <SPAN class="x">car</SPAN> on the road<p>', "Red car on the road"),
+        ("H<sub>2</sub>O in a glass", "H2O in a glass"),
+        ("<a href='/x'>Tom &amp; Jerry</a> on a sofa", "Tom & Jerry on a sofa"),
+        ("Red car <!-- old --> on the road", "Red car on the road"),
+        ("I <3 this town, a < b > c", "I <3 this town, a < b > c"),
+        ("The <Title> of a book", "The <Title> of a book"),
+        ("Red\u200bcar on\u2060 the\ufeff road", "Redcar on the road"),
+        ("So\u00adft fox on the road", "Soft fox on the road"),
+        ("Red c\u200dar\u200c on the road", "Red car on the road"),
+        ("Red \u3164car on the road", "Red car on the road"),
+        ("Hid\U000e0041\U000e0042den road", "Hidden road"),
+        ("می\u200cخواهم یک گربه", "می\u200cخواهم یک گربه"),
+        ("ක්\u200dෂ පින්තූරය", "ක්\u200dෂ පින්තූරය"),
+        ("A family \U0001f468\u200d\U0001f469\u200d\U0001f467 at home",) * 2,
+        ("A flag \U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f up",) * 2,
+    ],
+)
+def test_a_text_is_what_people_see_and_its_raw_form_is_kept(raw, text):
+    (found,), _ = choose(page(image(alt=raw)), languages=("all",))
+    assert (found.text, found.raw_text) == (text, raw if raw != text else None)
+
+
+def test_open_graph_images_are_a_second_source_when_asked_for():
+    metas = [
+        Meta(property="og:image", content="/og.png"),
+        Meta(name="og:description", content=GOOD),
+    ]
+    assert choose(page(metas=metas)) == ([], {})
+    (found,), _ = choose(page(metas=metas), og_images=True)
+    assert (found.url, found.source) == ("http://site.com/og.png", "og")
+    for name in ("og:image:secure_url", "og:image:url"):
+        other = Meta(property=name, content="/other.png")
+        (found,), _ = choose(page(metas=[other, *metas]), og_images=True)
+        assert found.url == "http://site.com/og.png"
+        (found,), _ = choose(page(metas=[other, metas[1]]), og_images=True)
+        assert (found.url, found.source) == ("http://site.com/other.png", "og")
+
+
+def test_blocked_domains_and_pairs_are_left_out():
+    uid = md5(("http://c.com/fox.jpg" + GOOD).encode()).hexdigest()
+    blocked = Blocklists(domains=["bad.com", "x.good.com"], pairs=[uid])
+    hosts = "bad.com", "sub.bad.com", "good.com", "x.good.com", "notbad.com", "c.com"
+    shown = page(*(image(f"http://{host}/fox.jpg") for host in hosts))
+    found, lost = choose(shown, blocked=blocked)
+    assert [each.url.split("/")[2] for each in found] == ["good.com", "notbad.com"]
+    assert lost == {Reason.BLOCKED_DOMAIN: 3, Reason.BLOCKED_PAIR: 1}
+
+
+SIGNS = "éÀ ß¼–’”…©°ÂÃâ€™Рёю桜、한\xa0\x85\n\t&;#39amp<?! xyZ"
+
+
+@given(st.text(st.sampled_from(SIGNS), max_size=12) | st.text(max_size=50))
+@example("AT&amp;T it\u2019s")
+@example("&amp;lt;c&amp;gt;")
+def test_texts_are_repaired_as_ftfy_does(text):
+    """Also those that it is not asked about, because it would change nothing in them."""
+    assume("\u200c" not in text and "\u200d" not in text)  # which stay where a script needs them
+    whole = ftfy.fix_text(re.sub(r"[\t\n\v\f\r]+", " ", text))
+    kept = (" " if each in FORBIDDEN else each for each in whole if each not in UNSEEN | TAGS)
+    assert texts.repaired(text) == " ".join("".join(kept).split())
+
+
+@pytest.mark.parametrize(
+    "letter",
+    ["\x81", "\ue000", "\uf8ff", "\ufdd0", "\ufdef", "\ufffe", "\uffff",
+     "\U000f0000", "\U0010fffd", "\U0010ffff"],
+)  # fmt: skip
+def test_what_only_looks_like_a_character_is_taken_out_of_a_text(letter):
+    (found,), _ = choose(page(image(alt=f"{GOOD}{letter}today é")))
+    assert found.text == f"{GOOD} today é"
+
+
+@pytest.mark.parametrize("letter", sorted(TURNING))
+def test_what_turns_the_direction_of_a_text_is_taken_out_of_it(letter):
+    (found,), _ = choose(page(image(alt=f"{GOOD}{letter}s {letter}today")))
+    assert found.text == f"{GOOD}s today"
+
+
+#: Characters by the version of Unicode that brought them, and whether they are letters: Python 3.10
+#: knows those until 13, 3.11 until 14, 3.12 until 15, 3.13 until 15.1, 3.14 until 16.
+YOUNG = [
+    ("\U00018cd5", True), ("\u0870", True), ("\U0001fae0", False),  # 13, 14
+    ("\U00031350", True), ("\U0001fae8", False), ("\U0002ebf0", True), ("\u31ef", False),  # 15
+    ("\ua7cb", True), ("\U00010d4a", True), ("\U0001fae9", False),  # 16
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("letter", "is_letter"), YOUNG)
+def test_a_caption_hangs_on_no_version_of_unicode(letter, is_letter):
+    (found,), _ = choose(page(image(alt=f"{GOOD} {letter}")))
+    assert found.text == f"{GOOD} {letter}"
+    refused = None if is_letter else Reason.JUNK_TEXT
+    assert texts.refuse(f"12 {letter}{letter} 34", Crawl()) is refused
+    refused = None if is_letter else Reason.FILENAME_TEXT
+    assert texts.refuse(f"DSC 0041{letter}", Crawl()) is refused
+
+
+def test_the_common_letters_are_letters():
+    common = [chr(code) for code in range(0x110000) if texts._COMMON.match(chr(code))]
+    assert len(common) > 30_000
+    assert all(map(texts._LETTER.match, common))
+
+
+GUARDED = re.compile(r"(?P<what>\w+(?:\[[^]]*\])?)\.isascii\(\) and (?P=what)\.is\w+\(\)")
+
+
+@pytest.mark.parametrize("module", [texts, links])
+def test_no_predicate_of_the_interpreter_decides_on_what_is_not_ascii(module):
+    """Each version of Python has Unicode's tables of its time behind these."""
+    source = GUARDED.sub("", Path(module.__file__).read_text())
+    asks = r"\.is(?:printable|alpha|alnum|digit|decimal|numeric|identifier|title|upper|lower)\("
+    assert re.findall(rf".*{asks}.*|.*unicodedata.*", source) == []
+    for name, pattern in vars(module).items():
+        if isinstance(pattern, re.Pattern):
+            assert not re.search(r"\\[wWdDbB]", pattern.pattern), name
+
+
+@pytest.mark.parametrize("text", ["\ufdd0", "\U0002fffe fox", "\ud800"])
+def test_a_text_that_cannot_be_looked_at_is_of_no_language(text):
+    assert texts.detect(text) == ("un", False)
+
+
+@given(st.text(st.sampled_from("ёЖяñéßø桜の花園公가나 12,，、（！–’ش"), max_size=40))
+def test_a_text_without_a_latin_letter_is_never_english(text):
+    """So it need not be repaired, nor its language detected, where only English is wanted."""
+    assert texts.detect(texts.repaired(text))[0] != "en"
+    assert choose(page(image(alt=text)))[0] == []
+
+
+@pytest.mark.parametrize("code", [lambda c: chr(ord(c) + 0xFEE0), lambda c: f"&#{ord(c)};"])
+def test_english_that_is_written_without_latin_letters_is_read(code):
+    text = "".join(code(letter) if letter.isalpha() else letter for letter in GOOD)
+    (found,), _ = choose(page(image(alt=text)))
+    assert found.text == GOOD
+
+
+@given(st.text(), st.text(), st.text(max_size=100))
+@example("http://a.com/b.jpg", "00AA\U00018cd6", "")
+def test_any_link_is_chosen_or_refused(url, alt, base):
+    found, lost = choose(page(image(url, alt), url=base, base=base), languages=("all",))
+    assert len(found) + sum(lost.values()) == 1
+    for each in found:
+        assert not (FORBIDDEN | UNSEEN).intersection(each.text)
+        assert links.absolute(each.url, links.Base.of(url, base), 2000) == each.url
+
+
+def test_each_oddity_becomes_what_the_list_says(tmp_path):
+    path = tmp_path / "odd.warc.wat.gz"
+    path.write_bytes(b"".join(record.member() for record in crawl.oddities()))
+    options, tally = Crawl(crawl=str(path)), Tally()
+    found = []
+    for shard in shards(options):
+        seen = Tally()
+        found += candidates(pages(shard, seen), options, Blocklists(), seen)
+        tally += seen
+    answers = [answer for record in crawl.oddities() for answer in record.answers]
+    assert [each.url for each in found] == [each for each in answers if ":" in each]
+    lost = Counter({reason.value: n for reason, n in tally.lost.items()})
+    assert lost == Counter(each for each in answers if ":" not in each)
+    assert tally.unaccounted(Stage.READ) == tally.unaccounted(Stage.CHOOSE) == 0
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
+def test_every_link_that_an_html_parser_finds_is_accounted_for():
+    """The links of 37 real pages, against an independent reading of their HTML."""
+    options = Crawl(crawl=str(REAL / "pages.warc.wat.gz"), languages=("all",))
+    tally, found = Tally(), []
+    for shard in shards(options):
+        found += candidates(pages(shard, tally), options, Blocklists(), tally)
+    truth = json.loads((REAL / "truth.json").read_text())
+    chosen = {(each.url, each.text) for each in found}
+    unexplained = []
+    for _, url, alt in truth:
+        text = texts.repaired(alt)
+        why = links.refuse(url) or texts.refuse(text, options)
+        clean = links.absolute(url, links.Base.of(url, ""), options.max_url)
+        if why is None and (clean, text) not in chosen:
+            unexplained.append((url, alt))
+    assert unexplained == []
+    assert tally.entered[Stage.CHOOSE] - tally.lost[Reason.NO_TEXT] == len(truth)
+    assert len(chosen) >= 30
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
+def test_files_as_common_crawl_made_them_are_read():
+    options, tally = Crawl(crawl=str(REAL / "commoncrawl" / "*.gz")), Tally()
+    for shard in shards(options):
+        list(candidates(pages(shard, tally), options, Blocklists(), tally))
+    assert (tally.left[Stage.READ], tally.entered[Stage.CHOOSE]) == (4, 108)
+    assert tally.lost[Reason.BROKEN_RECORD] == 0

@@ -1,0 +1,88 @@
+"""Domains that never answer cost a run a few tries, not a few in each shard."""
+
+from collections import Counter
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from cahlib.config import Download, replace
+from cahlib.demo.web import Answer
+from cahlib.fetch.dead_domains import Silence
+from cahlib.fetch.politeness import Manners
+from cahlib.records import Reason
+from tests.world import small
+
+pytest.importorskip("open_clip", reason="a run needs: pip install 'cahlib[gpu]'")
+
+from cahlib.dataset.manifest import seals
+from cahlib.run import run
+
+
+def test_two_shards_must_agree():
+    silence = Silence([("dead.com", "ill.com"), ("dead.com",)])
+    assert silence.added(("mine.com",)) == ("mine.com", "dead.com")
+    silence.learn(("ill.com", "new.com"))
+    assert silence.added(()) == ("dead.com", "ill.com")
+
+
+def test_who_is_left_alone_is_not_asked():
+    manners = Manners(Download(left_alone=("dead.com",)))
+    assert manners.closed("dead.com") and not manners.closed("alive.com")
+
+
+class Here:
+    """An engine that scrapes when it is asked for a result, and notes what was submitted."""
+
+    slots = 1
+
+    def __init__(self):
+        self.waiting, self.left_alone = [], []
+
+    def __len__(self):
+        return len(self.waiting)
+
+    def submit(self, key, function, *arguments, limit):
+        self.waiting.append((key, function, arguments, limit))
+        self.left_alone.append(arguments[2].left_alone)
+
+    def take(self, *, timeout):
+        if not self.waiting:
+            return None
+        key, function, arguments, limit = self.waiting.pop(0)
+        return key, function(*arguments, limit=limit, report=lambda _: None)
+
+    def told(self):
+        return []
+
+
+class WithADeadHost(small.Pictures):
+    """Of its seven hosts one takes every question and never answers."""
+
+    def answer(self, request):
+        if urlsplit(request.url).hostname == "host0.dead.com":
+            self.asked += 1
+            return Answer(delay=60)
+        return super().answer(request)
+
+    asked = 0
+
+
+def test_later_shards_and_runs_ask_a_dead_domain_no_more(tmp_path):
+    crawl = small.write(tmp_path / "crawl", files=2, links=21, dead="dead.com")
+    engines = []
+
+    @contextmanager
+    def scraping(job, *, stop, board):
+        engines.append(Here())
+        yield engines[-1], tmp_path / "dataset/run/parcels"
+
+    with WithADeadHost() as web:
+        job = replace(small.job(crawl, tmp_path / "dataset", web), read_timeout=1, total_timeout=2)
+        assert run(replace(job, shards=2), scraping=scraping).shards.done == 2
+        first = web.asked
+        assert run(replace(job, shards=4), scraping=scraping).shards.done == 4
+        assert web.asked == first
+    assert [engine.left_alone for engine in engines] == [[(), ()], [("dead.com",)] * 2]
+    lost = sum((each.tally.lost for each in seals(tmp_path / "dataset")), Counter())
+    assert (lost[Reason.LEFT_ALONE], lost[Reason.NO_ROBOTS]) == (2 * 3, 2 * 3)

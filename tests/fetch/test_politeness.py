@@ -1,0 +1,94 @@
+"""How often a domain is asked, and when it is left alone."""
+
+import time
+from email.utils import formatdate
+
+import pytest
+
+from cahlib.config import Download
+from cahlib.fetch.politeness import Manners, registered
+from cahlib.records import Reason
+from cahlib.retry import retry_after
+
+
+@pytest.mark.parametrize(
+    ("host", "domain"),
+    [
+        ("a.b.example.co.uk", "example.co.uk"),
+        ("EXAMPLE.com.", "example.com"),
+        ("one.blogspot.com", "one.blogspot.com"),
+        ("com", "com"),
+        ("93.184.216.34", "93.184.216.34"),
+        ("2606:2800::1", "2606:2800::1"),
+        ("", ""),
+    ],
+)
+def test_whose_domain_a_host_is(host, domain):
+    assert registered(host) == domain
+
+
+def test_a_domain_is_asked_so_often_a_second():
+    manners = Manners(Download(per_second=4), clock=lambda: 100.0)
+    assert [manners.wait("a") for _ in range(3)] == [0, 0.25, 0.5]
+    assert manners.wait("b") == 0
+
+
+def test_who_cannot_wait_so_long_takes_no_place_from_others():
+    manners = Manners(Download(per_second=4), clock=lambda: 100.0)
+    assert [manners.wait("a", 0.3) for _ in range(9)] == [0, 0.25, *[0.5] * 7]
+    assert manners.wait("a") == 0.5
+
+
+def test_a_pause_is_obeyed_and_a_long_one_is_the_end():
+    manners = Manners(Download(per_second=0), clock=lambda: 100.0)
+    manners.pause("a", "20")
+    assert manners.wait("a") == 20
+    assert not manners.closed("a")
+    manners.pause("a", "86400")
+    assert manners.closed("a")
+
+
+def test_who_fails_again_and_again_is_left_alone():
+    manners = Manners(Download(patience=3))
+    for result in (Reason.DNS, Reason.TIMEOUT, "/moved", Reason.DNS, Reason.HTTP_4XX, Reason.DNS):
+        manners.note("a", result)
+    assert not manners.closed("a")
+    manners.note("a", Reason.HTTP_4XX, 403)
+    manners.note("a", Reason.HTTP_4XX, 429)
+    assert manners.closed("a")
+    assert manners.silent() == ()
+    for _ in range(3):
+        manners.note("b", Reason.DNS)
+    assert manners.silent() == ("b",)
+
+
+def test_a_later_shard_asks_again_until_it_is_told_not_to():
+    options = Download(patience=2)
+    first = Manners(options)
+    for _ in range(2):
+        first.note("dead", Reason.DNS)
+    assert first.closed("dead")
+    assert not Manners(options).closed("dead")
+
+
+def test_a_domain_that_failed_but_was_heard_is_not_silent():
+    manners = Manners(Download())
+    manners.hear("a", Reason.TIMEOUT)
+    manners.hear("b", object())
+    for _ in range(3):
+        manners.note("a", Reason.NO_ROBOTS)
+        manners.note("b", Reason.NO_ROBOTS)
+    assert manners.silent() == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("", 0), ("7", 7), (" 7 ", 7), ("-1", 0), ("soon", 0), ("9" * 4000, 999_999_999_999)],
+)
+def test_retry_after(header, seconds):
+    assert retry_after(header) == seconds
+
+
+def test_retry_after_as_a_date():
+    assert retry_after(formatdate(time.time() + 90, usegmt=True)) == pytest.approx(90, abs=3)
+    assert retry_after(formatdate(0, usegmt=True)) == 0

@@ -1,0 +1,68 @@
+"""What happens while this machine stands still, or before it knows that it is cut off."""
+
+import asyncio
+import threading
+import time
+
+from cahlib.config import Download
+from cahlib.fetch.addresses import Net, Unanswered
+from cahlib.fetch.connectivity import Verdict
+from cahlib.fetch.images import stream
+from cahlib.fetch.network import watched
+from cahlib.fetch.outage_monitor import Patience
+from cahlib.records import Evidence, Stage, Tally
+from tests.world import web as w
+from tests.world.pictures import candidate, picture
+
+HURRIED = Patience(quiet=0.25, probe=0.75, retry=0.25)
+
+
+def test_what_ran_out_of_time_while_this_machine_stood_still_is_asked_again():
+    """As after Ctrl-Z and `fg`, or on a machine that others keep busy."""
+    answering, tally = threading.Event(), Tally()
+    pictures = {f"/{n}.jpg": w.slow(w.body(picture()), answering) for n in range(4)}
+
+    async def scrape(web):
+        options = Download(
+            per_second=0, consent="headers", connect_timeout=60, read_timeout=1, total_timeout=60
+        )
+        net = Net(only=("127.0.0.1", web.port), tls=False, pause=0, patience=HURRIED)
+        links = (candidate(f"http://host{n}.example/{n}.jpg", n) for n in range(4))
+        found = stream(links, options, tally, evidence=Evidence(), net=net)
+        first = asyncio.ensure_future(anext(found))
+        while len(web.asked) < 4:
+            await asyncio.sleep(0.01)
+        time.sleep(1.5)  # the loop stands still, and the second in which bytes have to come passes
+        asyncio.get_running_loop().call_later(0.1, answering.set)
+        await first
+        return 1 + len([image async for image in found])
+
+    with w.Web(pictures) as web:
+        assert asyncio.run(scrape(web)) == 4
+    assert (tally.left[Stage.FETCH], tally.lost) == (4, {})
+
+
+def test_a_request_that_runs_out_of_time_before_the_outage_of_names_is_noticed_waits_for_it():
+    answering = asyncio.Event()
+
+    async def lookup(host):
+        if host != "known.example" and not answering.is_set():
+            await asyncio.sleep(0.1)
+            raise Unanswered(host)
+        return ["93.184.216.34"]
+
+    async def lost():
+        async with watched(Net(lookup=lookup, patience=HURRIED)) as network:
+            network.hosts.heard(time.monotonic())
+            begun = time.monotonic()
+            asking = asyncio.ensure_future(network.resolver.resolve("slow.example", 80))
+            await asyncio.sleep(0)
+            why = asyncio.ensure_future(network.lost(begun, "slow.example", 80, at_once=False))
+            while not network.resolver.watch._state.offline:
+                network.hosts.heard(time.monotonic())  # other hosts answer all the time
+                await asyncio.sleep(0.01)
+            answering.set()
+            await asking
+            return await why
+
+    assert asyncio.run(lost()) is Verdict.OUTAGE

@@ -1,0 +1,401 @@
+"""Parcels: sealed, recognised, read back, and mistrusted."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import textwrap
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cahlib import __version__
+from cahlib.errors import RunError, ShardError
+from cahlib.parcel import parcel as parcels
+from cahlib.parcel.tar import TarWriter, disk
+from cahlib.records import Evidence, OptOut, Reason, Shard, Stage, Tally
+from tests.world.pictures import candidate, image
+
+ROOT = Path(__file__).parent.parent.parent
+SHARD = Shard(id="CC-MAIN-1-2.0", url="https://data.example/1.wat.gz", half=0)
+OPTOUT = OptOut(url="http://a/b", where="http://a/c", signal="x-robots-tag", value="noai", time=1.5)
+POSITIONS = [3, 0, 7, 1]
+
+
+def sealed(folder, positions=POSITIONS, **how):
+    return parcels.seal(map(image, positions), SHARD, folder, tally=Tally(), **how)
+
+
+def test_images_come_back_in_the_order_of_the_page(tmp_path):
+    parcel = sealed(tmp_path)
+    assert parcel.images == 4
+    parcels.check(parcel)
+    assert list(parcels.read(parcel)) == [image(position) for position in sorted(POSITIONS)]
+
+
+def test_everything_that_is_known_about_an_image_comes_back(tmp_path):
+    strange = dataclasses.replace(
+        image(5),
+        data=b"\0" * 1000,
+        format="webp",
+        width=1,
+        height=2,
+        original_width=3,
+        robots="noai\ngooglebot: none",
+        candidate=dataclasses.replace(
+            candidate("http://a/b", 5, '"Ümläut" \n 😀'), raw_text="Ã¼", page="", reliable=False
+        ),
+    )
+    parcel = parcels.seal([strange], SHARD, tmp_path, tally=Tally())
+    assert list(parcels.read(parcel)) == [strange]
+
+
+def test_a_sealed_parcel_is_recognised_with_all_it_says(tmp_path):
+    def arriving(tally, evidence):
+        for number in range(3):
+            tally.entered[Stage.FETCH] += 2
+            tally.left[Stage.FETCH] += 1
+            tally.lost[Reason.OPTED_OUT] += 1
+            evidence.optouts.append(OPTOUT)
+            yield image(number)
+
+    tally, evidence, clock = Tally(), Evidence(), iter([10.0, 20.0])
+    parcel = parcels.seal(
+        arriving(tally, evidence),
+        SHARD,
+        tmp_path,
+        tally=tally,
+        evidence=evidence,
+        clock=lambda: next(clock),
+    )
+    assert parcel == parcels.sealed(tmp_path, SHARD)
+    assert parcel.tally == tally
+    assert parcel.optouts == (OPTOUT,) * 3
+    assert (parcel.started, parcel.finished) == (10.0, 20.0)
+    assert parcel.versions["cahlib"] == __version__
+    assert {"python", "pillow", "aiohttp"} <= parcel.versions.keys()
+    assert parcel.size == parcel.path.stat().st_size
+    assert parcel.sha256 == hashlib.sha256(parcel.path.read_bytes()).hexdigest()
+    assert {path.name for path in tmp_path.iterdir()} == {f"{SHARD.id}.tar", f"{SHARD.id}.json"}
+
+
+@pytest.mark.parametrize("size", [0, 7, 511, 512, 112_000])
+@pytest.mark.parametrize("name", [f"{'a' * 32}.json", "a.jpg", "b" * 100])
+def test_headers_are_those_of_tarfile(tmp_path, name, size):
+    with TarWriter(tmp_path / "a.tar") as writer:
+        writer.add(name, bytes(size))
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert (tmp_path / "a.tar").read_bytes()[:512] == info.tobuf(tarfile.USTAR_FORMAT)
+    with pytest.raises(ValueError, match="does not fit"), TarWriter(tmp_path / "b.tar") as writer:
+        writer.add("c" * 101, b"")
+
+
+def test_the_tar_is_the_same_whenever_and_wherever_it_is_made(tmp_path):
+    first, second = sealed(tmp_path / "a"), sealed(tmp_path / "b")
+    assert first.sha256 == second.sha256
+    with tarfile.open(first.path) as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its own open file
+def test_webdataset_reads_it(tmp_path):
+    import webdataset  # loads torch, which takes seconds
+
+    parcel = sealed(tmp_path)
+    samples = list(webdataset.WebDataset(str(parcel.path), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [image(n).candidate.uid for n in POSITIONS]
+    assert samples[0]["jpg"] == image(3).data
+    assert json.loads(samples[0]["json"])["candidate"]["url"] == image(3).candidate.url
+
+
+def test_what_nobody_would_read_is_not_sealed(tmp_path):
+    long = dataclasses.replace(image(0), robots="x" * 7_900_000)
+    assert list(parcels.read(parcels.seal([long], SHARD, tmp_path, tally=Tally()))) == [long]
+    with pytest.raises(ShardError, match="More is said about http://images.example/0.jpg than"):
+        parcels.seal(
+            [dataclasses.replace(long, robots="x" * 9_000_000)], SHARD, tmp_path, tally=Tally()
+        )
+
+
+def test_a_shard_without_images_is_a_parcel_too(tmp_path):
+    parcel = sealed(tmp_path, [])
+    parcels.check(parcel)
+    assert list(parcels.read(parcel)) == []
+    assert parcels.sealed(tmp_path, SHARD) == parcel
+
+
+def test_what_fails_leaves_nothing_behind(tmp_path):
+    closed = []
+
+    def failing():
+        try:
+            yield image(0)
+            raise ShardError("The WAT broke off.")
+        finally:
+            closed.append(True)
+
+    with pytest.raises(ShardError, match="broke off"):
+        parcels.seal(failing(), SHARD, tmp_path, tally=Tally())
+    assert list(tmp_path.iterdir()) == []
+    assert closed
+
+
+def test_sealing_again_replaces_what_was_there(tmp_path):
+    sealed(tmp_path)
+    parcel = sealed(tmp_path, [8])
+    assert [image.candidate.position for image in parcels.read(parcel)] == [8]
+    assert parcels.sealed(tmp_path, SHARD) == parcel
+
+
+def test_an_unsealed_parcel_is_rubbish(tmp_path):
+    parcel = sealed(tmp_path)
+    manifest = tmp_path / f"{SHARD.id}.json"
+    whole = manifest.read_text()
+    other = dataclasses.replace(SHARD, id=SHARD.id + ".1")
+    for other_half in (dataclasses.replace(SHARD, half=1), other):
+        assert parcels.sealed(tmp_path, other_half) is None
+    for rubbish in (
+        "",
+        "{",
+        "[]",
+        "nonsense",
+        whole[:-9],
+        whole.replace('"layout": 1', '"layout": 2'),
+    ):
+        manifest.write_text(rubbish)
+        assert parcels.sealed(tmp_path, SHARD) is None
+    manifest.write_bytes(b"\xff\xfe")
+    assert parcels.sealed(tmp_path, SHARD) is None
+    manifest.write_text(whole)
+    assert parcels.sealed(tmp_path, SHARD) == parcel
+    with parcel.path.open("ab") as file:
+        file.write(b"more")
+    assert parcels.sealed(tmp_path, SHARD) is None
+    parcel.path.unlink()
+    assert parcels.sealed(tmp_path, SHARD) is None
+
+
+def test_a_discarded_parcel_is_gone_and_no_other_one(tmp_path):
+    sealed(tmp_path)
+    other = dataclasses.replace(SHARD, id=SHARD.id + ".1")
+    kept = parcels.seal([image(1)], other, tmp_path, tally=Tally())
+    (tmp_path / f"{SHARD.id}.0123abcd.part").touch()
+    (tmp_path / f"{SHARD.id}.0123abcd.json.part").touch()
+    (tmp_path / f"{other.id}.0123abcd.part").touch()
+    parcels.discard(tmp_path, SHARD)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{other.id}.tar",
+        f"{other.id}.json",
+        f"{other.id}.0123abcd.part",
+    }
+    assert parcels.sealed(tmp_path, other) == kept
+    parcels.discard(tmp_path / "absent", SHARD)
+
+
+def test_trouble_with_the_disk_is_said_in_one_sentence(tmp_path):
+    with pytest.raises(RunError, match="No space is left for .* Make room, then"):
+        with disk(tmp_path), open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"more")
+    (tmp_path / "file").touch()
+    with pytest.raises(ShardError, match="No parcel can be written to .*/file: "):
+        sealed(tmp_path / "file")
+
+
+def test_a_killed_worker_leaves_rubbish_that_the_next_one_clears_away(tmp_path):
+    script = """
+        import sys, time
+        from pathlib import Path
+        from cahlib.records import Shard, Tally
+        from cahlib.parcel import parcel
+        from tests.world.pictures import image
+        def images():
+            yield from map(image, range(3))
+            print("half done", flush=True)
+            time.sleep(100)
+        shard = Shard(id=sys.argv[2], url="", half=0)
+        parcel.seal(images(), shard, Path(sys.argv[1]), tally=Tally())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), SHARD.id]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as worker:
+        assert worker.stdout.readline() == b"half done\n"
+        worker.kill()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+    assert parcels.sealed(tmp_path, SHARD) is None
+    parcel = sealed(tmp_path)
+    assert parcels.sealed(tmp_path, SHARD) == parcel
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_lost_worker_cannot_spoil_what_another_one_sealed(tmp_path):
+    """Both seal the same shard; whoever comes last, tar and manifest are of one of them."""
+
+    def lost():
+        yield image(1)
+        sealed(tmp_path, [2, 3])  # the other one, meanwhile
+        yield image(4)
+
+    with pytest.raises(ShardError, match="No such file"):
+        parcels.seal(lost(), SHARD, tmp_path, tally=Tally())
+    parcel = parcels.sealed(tmp_path, SHARD)
+    parcels.check(parcel)
+    assert [image.candidate.position for image in parcels.read(parcel)] == [2, 3]
+
+
+# What a hostile or broken machine may send.
+
+
+def test_a_damaged_parcel_is_found_by_its_checksum(tmp_path):
+    parcel = sealed(tmp_path)
+    data = bytearray(parcel.path.read_bytes())
+    data[5000] ^= 1
+    parcel.path.write_bytes(data)
+    with pytest.raises(ShardError, match="is damaged"):
+        parcels.check(parcel)
+
+
+def test_an_absent_parcel_is_said_to_be_absent(tmp_path):
+    parcel = sealed(tmp_path)
+    parcel.path.unlink()
+    for use in (parcels.check, lambda parcel: list(parcels.read(parcel))):
+        with pytest.raises(ShardError, match="No such file"):
+            use(parcel)
+
+
+UID = image(0).candidate.uid
+
+
+def rewritten(parcel, change):
+    """The same parcel with another tar: ``change(name, data)`` gives the members instead of one."""
+    file = io.BytesIO()
+    with tarfile.open(parcel.path) as old, tarfile.open(fileobj=file, mode="w") as new:
+        for member in old:
+            for info, data in change(member, old.extractfile(member).read()):
+                info.size = len(data) if info.isreg() else 0
+                new.addfile(info, io.BytesIO(data))
+    data = file.getvalue()
+    used = (len(data.rstrip(b"\0")) + 511) // 512 * 512
+    parcel.path.write_bytes(data[:used] + bytes(1024))
+    return parcel
+
+
+def named(name, **values):
+    info = tarfile.TarInfo(name)
+    for key, value in values.items():
+        setattr(info, key, value)
+    return info
+
+
+def edited(data, **values):
+    said = json.loads(data)
+    said.update(values)
+    return json.dumps(said).encode()
+
+
+def on_text(change):
+    return lambda member, data: [(member, change(data) if member.name.endswith("json") else data)]
+
+
+EVIL = {
+    "a path upwards": lambda member, data: [(named("../../" + member.name), data)],
+    "an absolute path": lambda member, data: [(named("/" + member.name), data)],
+    "a folder": lambda member, data: [(member, data), (named("a", type=tarfile.DIRTYPE), b"")],
+    "a link": lambda member, data: [
+        (named(member.name, type=tarfile.SYMTYPE, linkname="/etc/passwd"), b"")
+    ],
+    "a hard link": lambda member, data: [
+        (named(member.name, type=tarfile.LNKTYPE, linkname="/etc/passwd"), b"")
+    ],
+    "a device": lambda member, data: [(named(member.name, type=tarfile.CHRTYPE), b"")],
+    "a pipe": lambda member, data: [(named(member.name, type=tarfile.FIFOTYPE), b"")],
+    "a long name": lambda member, data: [(named("a" * 200), data)],
+    "another kind": lambda member, data: [(named(UID + ".exe"), data)],
+    "no text": lambda member, data: [] if member.name.endswith("json") else [(member, data)],
+    "no image": lambda member, data: [(member, data)] if member.name.endswith("json") else [],
+    "one too many": lambda member, data: [(member, data)] * 2,
+    "none": lambda member, data: [],
+    "text that is no text": on_text(lambda data: b"\xff" + data),
+    "text in pieces": on_text(lambda data: data[:-1]),
+    "deep text": on_text(lambda data: b"[" * 500_000),
+    "deep text inside": on_text(
+        lambda data: data.replace(b'"uid"', b'"x":' + b"[" * 300_000 + b"]" * 300_000 + b',"uid"')
+    ),
+    "endless text": on_text(lambda data: data[:-1] + b" " * 9_000_000 + b"}"),
+    "a size in words": on_text(lambda data: edited(data, width="wide")),
+    "more pixels than can be": on_text(lambda data: edited(data, original_width=2**31)),
+    "a hash that is none": on_text(lambda data: edited(data, sha256="0x" + "0" * 62)),
+    "another's key": on_text(lambda data: data.replace(b'"text":"', b'"text":"another ')),
+    "an unknown field": on_text(lambda data: edited(data, more=1)),
+    "a missing field": on_text(lambda data: data.replace(b'"md5"', b'"md4"')),
+    "another's name": on_text(lambda data: data.replace(UID.encode(), b"0" * 32)),
+    "one position twice": on_text(lambda data: data.replace(b'"position":1', b'"position":0')),
+}
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_a_hostile_tar_is_refused(tmp_path, evil):
+    parcel = sealed(tmp_path, [0, 1])
+    with pytest.raises(ShardError, match="has to be scraped again"):
+        list(parcels.read(rewritten(parcel, EVIL[evil])))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_absurd_sizes_are_refused(tmp_path):
+    parcel = sealed(tmp_path, [0])
+    data = parcel.path.read_bytes()
+    for size in (len(data), 10**9, 8**11 - 1, 2**62, -512):
+        info = named(f"{UID}.jpg", size=size)
+        parcel.path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + data[512:])
+        with pytest.raises(ShardError, match="has to be scraped again"):
+            list(parcels.read(parcel))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    parcel = sealed(tmp_path_factory.mktemp("whole"), [1, 0])
+    manifest = parcel.path.parent / f"{SHARD.id}.json"
+    return parcel, parcel.path.read_bytes(), manifest.read_bytes()
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_damaged_tar_is_found_and_its_reader_raises_nothing_else(whole, data):
+    parcel, original, _ = whole
+    damaged = bytearray(original)
+    for at in data.draw(st.lists(st.integers(0, len(original) - 1), max_size=5)):
+        damaged[at] = data.draw(st.integers(0, 255))
+    damaged = damaged[: data.draw(st.integers(0, len(original)) | st.just(len(original)))]
+    parcel.path.write_bytes(damaged)
+    with suppress(ShardError):
+        assert len(list(parcels.read(parcel))) == 2
+    with nullcontext() if damaged == original else pytest.raises(ShardError):
+        parcels.check(parcel)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=3000))
+def test_garbage_is_no_tar(whole, garbage):
+    parcel, *_ = whole
+    parcel.path.write_bytes(garbage)
+    with pytest.raises(ShardError):
+        list(parcels.read(parcel))
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_damaged_manifest_is_rubbish_or_still_means_this_parcel(whole, data):
+    parcel, original, manifest = whole
+    parcel.path.write_bytes(original)
+    damaged = bytearray(manifest)
+    for at in data.draw(st.lists(st.integers(0, 999), max_size=3)):
+        damaged[at % len(damaged)] = data.draw(st.integers(0, 255))
+    (parcel.path.parent / f"{SHARD.id}.json").write_bytes(damaged[: data.draw(st.integers(0, 999))])
+    found = parcels.sealed(parcel.path.parent, SHARD)
+    assert found is None or (found.path, found.size) == (parcel.path, parcel.size)
