@@ -93,6 +93,7 @@ class Newcomer(_Body):
         max_length=200,
         description="who shows it first owns the nickname; only its hash is kept",
     )
+    team: str = Field("", max_length=200, description="that the nickname is of from now on")
 
 
 class Delivery(_Body):
@@ -123,7 +124,8 @@ def register(request: Request, body: Newcomer) -> dict[str, Any]:
         raise Outdated()
     service = of(request)
     nickname, proof = names.nickname(body.nickname), body.nickname_secret
-    worker, secret = service.crowd.register(nickname, Kind(body.kind), proof=proof)
+    team = names.nickname(body.team, "team") if body.team else ""
+    worker, secret = service.crowd.register(nickname, Kind(body.kind), proof=proof, team=team)
     return {
         "name": worker.name,
         "nickname": worker.nickname,

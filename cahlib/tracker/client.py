@@ -56,11 +56,17 @@ class Tracker:
     """
 
     def __init__(
-        self, url: str, *, secret: str = "", sleep: Callable[[float], object] = time.sleep
+        self,
+        url: str,
+        *,
+        secret: str = "",
+        team: str = "",
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"tracker: {url} is no http(s) URL.")
-        self.url, self.secret, self._sleep = url.rstrip("/"), secret, sleep
+        self.url, self.secret, self._team = url.rstrip("/"), secret, team
+        self._sleep = sleep
         self.upload = ""  #: where it wants parcels, as it said when we joined
 
     def join(
@@ -73,6 +79,8 @@ class Tracker:
         body = {"nickname": nickname, "kind": kind}
         if proof:
             body["nickname_secret"] = proof
+        if self._team:
+            body["team"] = self._team
         answer = self._ask("/v1/workers", body, patience=patience)
         self.secret, self.upload = answer["secret"], answer["upload"]
         return answer

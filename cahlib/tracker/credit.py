@@ -19,11 +19,11 @@ def count(
     database: Database, connection: Connection, worker: int, nickname: str, **more: int
 ) -> None:
     """Add to what a worker and the person behind it have done; less than 0 takes it back."""
-    values = {"id_": worker, "scraped": 0, "done": 0, "pairs": 0} | more
+    values = {"id_": worker} | {name: more.get(name, 0) for name in _COUNTED}
     # First the worker, then the person, as everywhere: two transactions never wait in a ring.
     connection.execute(_GROWING, values)
-    person = {"nickname": nickname} | {name: values[name] for name in _COUNTED}
+    person = {"nickname": nickname} | {name: more.get(name, 0) for name in (*_COUNTED, "bytes")}
     upsert = database.insert(people)
-    grown = {name: people.c[name] + upsert.excluded[name] for name in _COUNTED}
+    grown = {name: people.c[name] + upsert.excluded[name] for name in (*_COUNTED, "bytes")}
     keys = ["nickname"]
     connection.execute(upsert.on_conflict_do_update(index_elements=keys, set_=grown), person)

@@ -70,11 +70,11 @@ class Crowd:
         self._recognized: dict[bytes, tuple[Worker, float]] = {}
 
     def register(
-        self, nickname: str, kind: Kind, *, proof: str = "", old: bool = False
+        self, nickname: str, kind: Kind, *, proof: str = "", team: str = "", old: bool = False
     ) -> tuple[Worker, str]:
-        """A new worker, and its secret, of which only a hash is stored.
+        """Return a new worker, and its secret, of which only a hash is stored.
 
-        ``proof`` is the secret of the nickname; raises Owned if that is another's.
+        ``proof`` is the secret of the nickname; raise Owned if that is another's.
         """
         secret, now = secrets.token_urlsafe(32), self._clock()
         values = {
@@ -85,6 +85,8 @@ class Crowd:
             shown = hashed(proof) if proof else None
             nickname = people.admit(self._database, connection, nickname, shown, old=old)
             values["nickname"] = nickname
+            if team:
+                people.enter_team(self._database, connection, nickname, team)
             while True:
                 name = names.draw()
                 fresh = self._database.insert(workers).values(name=name, **values)
@@ -224,7 +226,7 @@ class Crowd:
                 states = shards.c.state.in_(["scraped", "judging", "done"])
                 self._must(connection, number, states & (shards.c.scraper == worker.id))
                 return False
-            self._count(connection, worker, scraped=1)
+            self._count(connection, worker, scraped=1, bytes=parcel.get("size", 0))
             return True
 
     def give_back(self, secret: str, number: int) -> None:
@@ -275,14 +277,13 @@ class Crowd:
         self, connection: Connection, number: int, attempts: int, error: str, doubts: Any
     ) -> bool:
         """Remove a parcel, and with it what was said of it; who brought it has failed."""
-        query = select(shards.c.scraper).where(shards.c.number == number)
-        scraper = connection.execute(query).scalar()
+        query = select(shards.c.scraper, shards.c.parcel).where(shards.c.number == number)
+        scraper, parcel = connection.execute(query).one()
         connection.execute(delete(failures).where(doubts))
         values = {"state": "todo", "lane": 0, "scraper": None, "parcel": None}
         connection.execute(update(shards).where(shards.c.number == number).values(**values))
-        row = connection.execute(select(workers).where(workers.c.id == scraper)).first()
-        if row is not None:
-            self._count(connection, found(row), scraped=-1)
+        if row := connection.execute(select(workers).where(workers.c.id == scraper)).first():
+            self._count(connection, found(row), scraped=-1, bytes=-parcel.get("size", 0))
         return self._blame(connection, scraper, number, attempts, error)
 
     def taken(self, secret: str, number: int, keys: Sequence[str]) -> list[str]:
@@ -381,8 +382,7 @@ class Crowd:
             raise self._refusal(connection, number)
 
     def _refusal(self, connection: Connection, number: int) -> Missing | NotHeld:
-        query = select(shards.c.number).where(shards.c.number == number)
-        if connection.execute(query).first() is None:
+        if connection.execute(select(shards).where(shards.c.number == number)).first() is None:
             return Missing(f"There is no shard {number}.")
         return NotHeld(f"Shard {number} is not yours; it was given to another, or is closed.")
 

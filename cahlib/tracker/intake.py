@@ -95,13 +95,14 @@ def undo_shard(database: Database, connection: Connection, number: int) -> None:
 
 def _undo(database: Database, connection: Connection, worker: int, which: Any) -> int:
     """Put what a worker completed or brought back on the list; return how many shards."""
-    query = select(shards.c.number, shards.c.state, shards.c.pairs).where(which)
+    query = select(shards.c.number, shards.c.state, shards.c.pairs, shards.c.parcel).where(which)
     rows = connection.execute(query.with_for_update()).all()
     emptied = _FRESH | {"pairs": 0, "tally": None, "output": None, "finished": None}
     connection.execute(update(shards).where(which).values(**emptied))
     uids.undo(database, connection, [row.number for row in rows if row.state == "done"])
     closed = [row.pairs for row in rows if row.state == "done"]
     less = {"done": -len(closed), "pairs": -sum(closed), "scraped": len(closed) - len(rows)}
+    less["bytes"] = -sum((row.parcel or {}).get("size", 0) for row in rows if row.state != "done")
     named = select(workers.c.nickname).where(workers.c.id == worker)
     nickname = connection.execute(named).scalar_one()
     credit.count(database, connection, worker, nickname, **less)

@@ -48,17 +48,17 @@ _LOOKS = {
 }
 
 
-def nickname(text: str) -> str:
-    """Return a nickname as it is stored; raise Invalid."""
+def nickname(text: str, what: str = "nickname") -> str:
+    """Return a nickname, or a team's name, as it is stored; raise Invalid."""
     name = " ".join(unicodedata.normalize("NFKC", text[:1000]).strip(" ").split(" "))
     if not 1 <= len(name) <= 40:
-        raise Invalid("nickname: choose one of 1 to 40 characters.")
+        raise Invalid(f"{what}: choose one of 1 to 40 characters.")
     if _INVISIBLE.search(name):
-        raise Invalid("nickname: invisible characters are not allowed.")
+        raise Invalid(f"{what}: invisible characters are not allowed.")
     if _MARKS.search(unicodedata.normalize("NFD", name)):
-        raise Invalid("nickname: at most two marks may stand on a letter.")
+        raise Invalid(f"{what}: at most two marks may stand on a letter.")
     if name.casefold().endswith("(unverified)"):
-        raise Invalid("nickname: (unverified) is what the tracker adds to a name.")
+        raise Invalid(f"{what}: (unverified) is what the tracker adds to a name.")
     return name
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, or_, select, update
 from cahlib.tracker import names
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import Owned
-from cahlib.tracker.schema import people
+from cahlib.tracker.schema import people, teams
 
 #: What is added to the nickname of an old client, which cannot show that the name is its own.
 UNVERIFIED = " (unverified)"
@@ -48,6 +48,15 @@ def admit(
         f"nickname: {row.nickname}{alike_text} is somebody's here already; choose another, or if "
         "it is yours, set CAH_NICKNAME_SECRET to its secret."
     )
+
+
+def enter_team(database: Database, connection: Connection, nickname: str, team: str) -> None:
+    """Make a team a person's; of names that look alike, all are the one that was there first."""
+    look = names.folded(team)
+    fresh = database.insert(teams).values(name=team, folded=look)
+    connection.execute(fresh.on_conflict_do_nothing())
+    name = select(teams.c.name).where(teams.c.folded == look).scalar_subquery()
+    connection.execute(update(people).where(people.c.nickname == nickname).values(team=name))
 
 
 def ban(database: Database, nickname: str) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     false,
+    text,
 )
 
 schema = MetaData()
@@ -44,6 +45,13 @@ shards = Table(
     Column("parcel", JSON(none_as_null=True)),  # url, and for ours sha256 and size
     Column("output", String),  # where its pairs are, as the worker says
     Column("finished", Float),
+    # The latest ones, for the pages; empty in the ledger of a single run, which leaves it open.
+    Index(
+        "latest",
+        "finished",
+        sqlite_where=text("finished IS NOT NULL"),
+        postgresql_where=text("finished IS NOT NULL"),
+    ),
     # What a lease asks for: the first row of this index, however many shards there are.
     Index("following", "state", "lane", "attempts", "number"),
 )
@@ -97,7 +105,7 @@ workers = Table(
     schema,
     Column("id", Integer, primary_key=True),
     Column("name", String(60), unique=True, nullable=False),
-    Column("nickname", String(40), nullable=False),
+    Column("nickname", String(40), nullable=False, index=True),
     Column("kind", String(6), nullable=False),
     Column("secret", LargeBinary(32), unique=True, nullable=False),  # its sha256
     Column("first_seen", Float, nullable=False),
@@ -121,7 +129,30 @@ people = Table(
     Column("folded", String(240)),  # what it looks like; none of a second such name
     Column("secret", LargeBinary(32)),  # its sha256, if somebody owns the name
     Column("banned", Boolean, nullable=False, default=False, server_default=false()),
+    Column("bytes", BigInteger, nullable=False, default=0, server_default="0"),  # of the parcels
+    Column("team", String(40), index=True),
     Index("ix_people_folded", "folded", unique=True),
+)
+
+# Teams, in the spelling of whoever named each first.
+teams = Table(
+    "teams",
+    schema,
+    Column("name", String(40), primary_key=True),
+    Column("folded", String(240), unique=True, nullable=False),  # what it looks like
+)
+
+# What people did in five minutes, an hour or a day, by its start. The row of time 0 is the sum of a
+# person's rows and of what was before there were any.
+activity = Table(
+    "activity",
+    schema,
+    Column("nickname", String(40), primary_key=True),
+    Column("time", Integer, primary_key=True, autoincrement=False, index=True),
+    Column("scraped", Integer, nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("pairs", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
 )
 
 failures = Table(

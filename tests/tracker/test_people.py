@@ -115,3 +115,16 @@ def test_the_secret_of_a_nickname_is_made_once(tmp_path, monkeypatch):
     assert path.stat().st_mode & 0o077 == 0
     monkeypatch.setenv("CAH_NICKNAME_SECRET", "given")
     assert of_nickname("https://tracker.example", "ann", tmp_path / "dataset") == "given"
+
+
+def test_a_team_is_the_one_that_was_there_first(crowd, database):
+    for nickname, team in (("ann", "Lions"), ("bob", "lions"), ("carl", "li\u043ens"), ("dan", "")):
+        crowd.register(nickname, Kind.HYBRID, proof=nickname, team=team)
+    with database.read() as connection:
+        found = dict(connection.execute(select(people.c.nickname, people.c.team)).all())
+    assert found == {"ann": "Lions", "bob": "Lions", "carl": "Lions", "dan": None}
+    crowd.register("ann", Kind.CPU, proof="ann")  # which says nothing of teams
+    crowd.register("bob", Kind.CPU, proof="bob", team="Bears")
+    with database.read() as connection:
+        found = connection.execute(select(people.c.team).order_by(people.c.nickname)).scalars()
+        assert found.all() == ["Lions", "Bears", "Lions", None]
