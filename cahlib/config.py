@@ -240,7 +240,6 @@ class Job(Checked):
     """One run: everything that decides what its dataset will hold, and how it is made."""
 
     nickname: str = option("", "your name on leaderboards and in the dataset's card", free=True)
-    team: str = option("", "your team on a tracker's pages, as of when a run joins", free=True)
     crawl: Crawl = field(default_factory=Crawl)
     download: Download = field(default_factory=Download)
     judge: Judge = field(default_factory=Judge)

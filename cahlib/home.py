@@ -99,7 +99,7 @@ def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Share
         if stop.wait(seconds):
             raise _Stopped("Stopped while the tracker did not answer; the next launch goes on.")
 
-    tracker = Tracker(job.place.tracker, team=job.team, sleep=pause)
+    tracker = Tracker(job.place.tracker, team=job.place.team, sleep=pause)
     return Shared(ledger, tracker, job.output.folder / "run/tracker.json", who=(job.nickname, role))
 
 

@@ -31,6 +31,7 @@ class Place(Checked):
         "", "work for the tracker at this URL, which says what is read, together with others",
         free=True,
     )  # fmt: skip
+    team: str = option("", "your team on the tracker's pages, as of when the run joins", free=True)
     swarm: int = option(
         0, "servers at Hetzner Cloud that scrape; 0 = this machine", least=0, most=1000, free=True
     )
