@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 from cahlib import __version__
 from cahlib.config import DamagedJob, Job, settings
-from cahlib.dataset import manifest, checksummed_json
-from cahlib.dataset.storage.files import files
+from cahlib.dataset import checksummed_json, manifest
 from cahlib.dataset.layout import CURRENT_LAYOUT
+from cahlib.dataset.storage.files import files
 from cahlib.dataset.storage.hashed_file import Stored
 from cahlib.errors import RunError
 from cahlib.fingerprint import differences, digest

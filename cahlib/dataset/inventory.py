@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from cahlib.dataset import description, manifest
 from cahlib.dataset.description import Description
-from cahlib.dataset.storage.files import files
 from cahlib.dataset.layout import FOLDERS
 from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.storage.files import files
 from cahlib.errors import RunError
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cahlib.dataset import checksummed_json
-from cahlib.dataset.storage.files import Files, files
 from cahlib.dataset.layout import MANIFESTS
+from cahlib.dataset.storage.files import Files, files
 from cahlib.dataset.storage.hashed_file import Stored
 from cahlib.errors import ConfigError, RunError
 from cahlib.lock import is_held

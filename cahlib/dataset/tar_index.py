@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cahlib.dataset import manifest
-from cahlib.dataset.storage.files import files
 from cahlib.dataset.layout import ONE_EXTENSION
 from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.storage.files import files
 
 SIZES, NUMBER, CARD = NAMES = ("images/sizes.json", "images/nshards.txt", "images/README.md")
 
@@ -93,7 +93,9 @@ def counts(sizes: Mapping[str, int]) -> dict[str, bytes]:
 
 def card(forms: Iterable[str], scores: Iterable[str], layout: int) -> str:
     """Return the card of the tars."""
-    from cahlib.dataset.write.columns import schema  # needs pyarrow, which who only counts tars may lack
+    from cahlib.dataset.write.columns import (
+        schema,  # needs pyarrow, which who only counts tars may lack
+    )
 
     jpg = ONE_EXTENSION in forms
     kinds = EXTENSIONS[:1] if jpg else EXTENSIONS

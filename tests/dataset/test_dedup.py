@@ -16,10 +16,10 @@ from PIL import ImageEnhance
 from cahlib.cli import main
 from cahlib.config import Output
 from cahlib.dataset import manifest
-from cahlib.dataset.write.duplicate_index import Known, load
-from cahlib.image.perceptual_hash import Near, chroma, near, phash, same_colours
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.write.duplicate_index import Known, load
 from cahlib.demo.world import SCENES
+from cahlib.image.perceptual_hash import Near, chroma, near, phash, same_colours
 from cahlib.records import Reason
 from tests.world import judged as world
 

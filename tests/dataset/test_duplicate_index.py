@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cahlib.config import Output
-from cahlib.dataset.write import duplicate_index, shard_writer
 from cahlib.dataset.maintain.dedup import find
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.write import duplicate_index, shard_writer
 from cahlib.records import Reason, Stage
 from tests.dataset.test_dedup import drawn, saved, shown
 from tests.world import judged as world

@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cahlib.dataset.show import card
+from cahlib.dataset.storage.hashed_file import Sink
 from cahlib.dataset.write import tfrecord
 from cahlib.dataset.write.columns import sample_id
-from cahlib.dataset.storage.hashed_file import Sink
 from tests.world import judged as world
 
 _VALUES = st.dictionaries(

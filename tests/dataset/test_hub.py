@@ -7,13 +7,13 @@ from huggingface_hub import HfFileSystem, constants
 from huggingface_hub.utils import close_session
 
 from cahlib.config import Job, Output
-from cahlib.dataset import description, manifest, checksummed_json
-from cahlib.dataset.storage import hub, upload
-from cahlib.dataset.show import pages
+from cahlib.dataset import checksummed_json, description, manifest
 from cahlib.dataset.description import Description
 from cahlib.dataset.maintain.purge import Lists, purge
-from cahlib.dataset.storage.upload import Uploads
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.show import pages
+from cahlib.dataset.storage import hub, upload
+from cahlib.dataset.storage.upload import Uploads
 from cahlib.errors import ConfigError, RunError
 from tests.world import hub as world
 from tests.world import judged
@@ -210,7 +210,10 @@ def test_a_purge_is_one_commit_and_report_and_card_another(there, shards, folder
     first, changed, pages = there.commits
     about = {"report.html", "README.md", "sizes.json", "nshards.txt"}
     assert {each.rpartition("/")[2] for each in pages} == about
-    assert f"crawl/{manifest.name('s-0')}" in changed and f"crawl/{manifest.name('s-2')}" not in changed
+    assert (
+        f"crawl/{manifest.name('s-0')}" in changed
+        and f"crawl/{manifest.name('s-2')}" not in changed
+    )
     assert [each for each in changed if each.startswith("-crawl/images/s-")]
     assert list(verify(URL)) == list(verify(folder)) == []
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from cahlib.dataset.write import shard_writer
 from cahlib.dataset import description, manifest, tar_index
-from cahlib.dataset.maintain import numbering
-from cahlib.dataset.show import pages
-from cahlib.dataset.storage import upload
 from cahlib.dataset.description import Description
 from cahlib.dataset.layout import SESSION
+from cahlib.dataset.maintain import numbering
 from cahlib.dataset.maintain.purge import Lists, purge
 from cahlib.dataset.maintain.repair import plan, repair
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.show import pages
+from cahlib.dataset.storage import upload
+from cahlib.dataset.write import shard_writer
 from cahlib.errors import RunError
 from cahlib.records import Reason
 from tests.world import judged as world
@@ -48,7 +48,9 @@ def names(folder):
 def numbers(folder):
     """The tar of each shard that has one."""
     return {
-        each.shard.id: Path(manifest.tar(each)).stem for each in manifest.seals(folder) if manifest.tar(each)
+        each.shard.id: Path(manifest.tar(each)).stem
+        for each in manifest.seals(folder)
+        if manifest.tar(each)
     }
 
 

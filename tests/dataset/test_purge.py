@@ -13,15 +13,15 @@ import pytest
 
 from cahlib.cli import main
 from cahlib.config import Job, replace
-from cahlib.dataset.write import shard_writer, formats, columns
-from cahlib.dataset.show import pages, report
 from cahlib.dataset import manifest, tar_index
-from cahlib.dataset.storage import upload
-from cahlib.image.perceptual_hash import phash
 from cahlib.dataset.maintain.purge import CHANGES, Lists, purge
 from cahlib.dataset.maintain.rewrite import rewrite
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.show import pages, report
+from cahlib.dataset.storage import upload
+from cahlib.dataset.write import columns, formats, shard_writer
 from cahlib.errors import ConfigError, RunError
+from cahlib.image.perceptual_hash import phash
 from cahlib.lock import held
 from cahlib.records import Reason, Stage
 from cahlib.run import run
@@ -98,8 +98,8 @@ def test_a_dataset_of_an_older_cahlib_is_sound_and_can_be_purged(tmp_path, monke
     """Its table and samples lack a column, and have nulls where a text was not kept."""
     made = columns.row
     with monkeypatch.context() as older:
-        columns = [each for each in columns._COLUMNS if each[0] not in columns.ADDED]
-        older.setattr(columns, "_COLUMNS", columns)
+        older_columns = [each for each in columns._COLUMNS if each[0] not in columns.ADDED]
+        older.setattr(columns, "_COLUMNS", older_columns)
         older.setattr(formats, "without_nulls", lambda row: row)
 
         def row(*args, **more):

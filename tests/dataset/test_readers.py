@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
-from cahlib.dataset.show import pages
 from cahlib.dataset import tar_index
 from cahlib.dataset.maintain.rewrite import rewrite
-from cahlib.dataset.write.columns import REENCODED
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.show import pages
+from cahlib.dataset.write.columns import REENCODED
 from cahlib.records import Reason
 from tests.world import judged as world
 

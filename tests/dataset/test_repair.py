@@ -6,15 +6,15 @@ from itertools import cycle
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cahlib.dataset.write import shard_writer
 from cahlib.dataset import description, manifest
-from cahlib.dataset.show import pages
 from cahlib.dataset.description import Description
-from cahlib.dataset.storage.files import files
 from cahlib.dataset.layout import CURRENT_LAYOUT, FOLDERS, PAGES
 from cahlib.dataset.maintain.purge import Lists, purge
 from cahlib.dataset.maintain.repair import plan, repair
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.show import pages
+from cahlib.dataset.storage.files import files
+from cahlib.dataset.write import shard_writer
 from cahlib.lock import held
 from tests.dataset.test_upload import memory, store  # noqa: F401 - fixtures
 from tests.world import judged as world
@@ -191,7 +191,9 @@ def test_a_conflicted_copy_is_named_and_counts_for_nothing(tmp_path, sound, name
 def test_what_would_come_back_by_a_repair_is_said(tmp_path, sound, capsys):
     put(tmp_path / "set", sound)
     uids = tmp_path / "uids"
-    uids.write_text(shard_writer.uids(tmp_path / "set", manifest.sealed(tmp_path / "set", "s-0"))[0])
+    uids.write_text(
+        shard_writer.uids(tmp_path / "set", manifest.sealed(tmp_path / "set", "s-0"))[0]
+    )
     list(purge(tmp_path / "set", Lists(uids=[str(uids)])))
     for shard in "s-0", "s-1":
         (tmp_path / f"set/metadata/metadata_{shard}.parquet").unlink()

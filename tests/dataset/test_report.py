@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from cahlib.config import Job
-from cahlib.dataset.show import card, pages, report, summary
-from cahlib.dataset.write import shard_writer
 from cahlib.dataset import manifest
-from cahlib.dataset.show.summary import lines
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.show import card, pages, report, summary
+from cahlib.dataset.show.summary import lines
+from cahlib.dataset.write import shard_writer
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
 from tests.world import judged as world

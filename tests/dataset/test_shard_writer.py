@@ -17,9 +17,9 @@ from embedding_reader import EmbeddingReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cahlib.dataset.write import shard_writer
 from cahlib.dataset import manifest
 from cahlib.dataset.storage.hashed_file import Sink
+from cahlib.dataset.write import shard_writer
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
 from tests.world import judged as world
@@ -140,7 +140,9 @@ def test_a_seal_says_what_its_shard_is(tmp_path):
     assert manifest.sealed(tmp_path, "s-0") == sealed
     assert manifest.sealed(tmp_path, "s-1") is None
     assert list(manifest.seals(tmp_path)) == [sealed]
-    assert shard_writer.uids(tmp_path, sealed) == list(pd.read_parquet(tmp_path / "metadata")["uid"])
+    assert shard_writer.uids(tmp_path, sealed) == list(
+        pd.read_parquet(tmp_path / "metadata")["uid"]
+    )
     for stage in Stage:
         assert sealed.tally.unaccounted(stage) == 0
     assert sum(sealed.kept.values()) == sealed.rows == sum(sealed.domains.values())

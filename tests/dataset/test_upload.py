@@ -4,11 +4,11 @@ import pytest
 import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cahlib.dataset.write import shard_writer
-from cahlib.dataset.maintain import repair
 from cahlib.dataset import manifest
-from cahlib.dataset.storage import upload
+from cahlib.dataset.maintain import repair
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.storage import upload
+from cahlib.dataset.write import shard_writer
 from cahlib.errors import ConfigError, RunError
 from tests.world import judged as world
 from tests.world import s3

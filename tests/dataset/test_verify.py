@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cahlib.dataset import manifest
-from cahlib.dataset.write import tfrecord
-from cahlib.dataset.storage.hashed_file import Stored
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.storage.hashed_file import Stored
+from cahlib.dataset.write import tfrecord
 from cahlib.errors import ConfigError
 from tests.world import judged as world
 

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cahlib.dataset import manifest
-from cahlib.dataset.storage.files import files
 from cahlib.dataset.layout import located
-from cahlib.image.perceptual_hash import near, same_colours
 from cahlib.dataset.maintain.purge import changed
 from cahlib.dataset.maintain.rewrite import Change
+from cahlib.dataset.storage.files import files
 from cahlib.dataset.write.columns import Row
 from cahlib.errors import ConfigError
+from cahlib.image.perceptual_hash import near, same_colours
 from cahlib.records import Reason
 
 _COLUMNS = ["uid", "phash", "WIDTH", "HEIGHT", "similarity"]

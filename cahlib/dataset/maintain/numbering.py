@@ -23,11 +23,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cahlib.dataset.write import shard_writer
 from cahlib.dataset import description, manifest
-from cahlib.dataset.write.shard_writer import Shelf
 from cahlib.dataset.layout import CURRENT_LAYOUT, SESSION, located, numbered
 from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.write import shard_writer
+from cahlib.dataset.write.shard_writer import Shelf
 from cahlib.errors import CahError, RunError
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from cahlib import live
 from cahlib.config import Job
-from cahlib.model import known_harm
 from cahlib.dataset import file_names, manifest
+from cahlib.dataset.maintain.rewrite import Change, Why, rewrite
 from cahlib.dataset.show import pages
 from cahlib.dataset.storage import upload
 from cahlib.dataset.storage.files import files
-from cahlib.dataset.maintain.rewrite import Change, Why, rewrite
-from cahlib.dataset.write.columns import Row, as_json
 from cahlib.dataset.storage.hashed_file import disk
+from cahlib.dataset.write.columns import Row, as_json
 from cahlib.errors import RunError
 from cahlib.lists import HASH, MD5, URL, Digests, Hashes, entries, md5
 from cahlib.lock import held
+from cahlib.model import known_harm
 from cahlib.records import Reason
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def purge(folder: Path, lists: Lists) -> Iterator[Change]:
     """Take the listed pairs out, shard by shard, here and at the URL that the run brought them to.
 
     May be interrupted and given again. What was changed is written down, in the report and the
-    card too. Raises as `cahlib.dataset.maintain.rewrite.rewrite` does, and RunError if the URL is away.
+    card too. Raise as `rewrite` does, and RunError if the URL cannot be reached.
     """
     yield from changed(folder, "purge", lists.why())
 

@@ -10,14 +10,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cahlib.dataset.write import shard_writer
 from cahlib.dataset import description, manifest
-from cahlib.dataset.show import pages
 from cahlib.dataset.description import Description
-from cahlib.dataset.storage.files import files
 from cahlib.dataset.layout import CURRENT_LAYOUT, LAYOUT
 from cahlib.dataset.maintain.purge import changed_shards
 from cahlib.dataset.maintain.verify import Kind, Problem, problems
+from cahlib.dataset.show import pages
+from cahlib.dataset.storage.files import files
+from cahlib.dataset.write import shard_writer
 from cahlib.errors import RunError
 
 

@@ -21,12 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cahlib.dataset.write import shard_writer
 from cahlib.dataset import manifest
-from cahlib.dataset.write.shard_writer import Account, Recipe, Shelf
 from cahlib.dataset.layout import CURRENT_LAYOUT, located
-from cahlib.dataset.write.columns import COLUMNS, REENCODED, Row, columns
 from cahlib.dataset.manifest import Sealed, Shown
+from cahlib.dataset.write import shard_writer
+from cahlib.dataset.write.columns import COLUMNS, REENCODED, Row, columns
+from cahlib.dataset.write.shard_writer import Account, Recipe, Shelf
 from cahlib.dataset.write.tfrecord import records
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Candidate, Image, Judged, Reason, Stage

@@ -17,11 +17,11 @@ import numpy as np
 
 from cahlib.dataset import description, file_names, manifest, tar_index
 from cahlib.dataset.description import Description
-from cahlib.dataset.storage.files import Files, Unreadable, files
 from cahlib.dataset.layout import FOLDERS, LAYOUT, numbered
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.storage.hashed_file import part
 from cahlib.dataset.maintain.verify_shard import ShardFiles, checked
+from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.storage.files import Files, Unreadable, files
+from cahlib.dataset.storage.hashed_file import part
 from cahlib.records import Stage
 
 

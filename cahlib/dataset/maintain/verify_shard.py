@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cahlib.dataset import manifest
-from cahlib.dataset.storage.files import Files
 from cahlib.dataset.layout import LAYOUT
-from cahlib.dataset.write.columns import ADDED, COLUMNS, Row, sample_id, schema, without_nulls
 from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.storage.files import Files
 from cahlib.dataset.storage.hashed_file import Stored
+from cahlib.dataset.write.columns import ADDED, COLUMNS, Row, sample_id, schema, without_nulls
 from cahlib.dataset.write.tfrecord import Broken, records
 
 #: How far the cosine of two float16 vectors may lie from the similarity; 0.0003 is the most seen.

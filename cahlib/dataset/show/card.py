@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cahlib.dataset.show import loading
-from cahlib.dataset.storage.files import files
 from cahlib.dataset.show.summary import Summary, decisive, share, summary
+from cahlib.dataset.storage.files import files
 from cahlib.records import Stage
 from cahlib.words import plural
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cahlib.dataset.show import card, report
 from cahlib.dataset import description, tar_index
-from cahlib.dataset.maintain import numbering
-from cahlib.dataset.storage.files import files
 from cahlib.dataset.layout import CURRENT_LAYOUT, PAGES
-from cahlib.dataset.storage.hashed_file import Stored
+from cahlib.dataset.maintain import numbering
+from cahlib.dataset.show import card, report
 from cahlib.dataset.show.summary import summary
+from cahlib.dataset.storage.files import files
+from cahlib.dataset.storage.hashed_file import Stored
 
 
 def write(place: str | Path, job_values: Mapping[str, Any]) -> None:

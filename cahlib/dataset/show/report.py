@@ -15,12 +15,12 @@ from pathlib import Path, PurePath
 from string import Template
 from typing import Any
 
-from cahlib.dataset.show import charts
-from cahlib.dataset.storage.files import files
-from cahlib.model.open_nsfw import BANDS
-from cahlib.dataset.write.columns import host
 from cahlib.dataset.manifest import Shown
+from cahlib.dataset.show import charts
 from cahlib.dataset.show.summary import Summary, decisive, share, summary
+from cahlib.dataset.storage.files import files
+from cahlib.dataset.write.columns import host
+from cahlib.model.open_nsfw import BANDS
 from cahlib.records import Stage
 from cahlib.words import plural
 

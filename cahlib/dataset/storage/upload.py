@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from cahlib.config import Output
-from cahlib.dataset import description, file_names, manifest, checksummed_json, tar_index
-from cahlib.dataset.storage import hub, hashed_file
-from cahlib.dataset.storage.files import Busy, Files, files, reaching
+from cahlib.dataset import checksummed_json, description, file_names, manifest, tar_index
+from cahlib.dataset.inventory import Place
 from cahlib.dataset.layout import PAGES, numbered
 from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.inventory import Place
+from cahlib.dataset.storage import hashed_file, hub
+from cahlib.dataset.storage.files import Busy, Files, files, reaching
 from cahlib.errors import CahError, ConfigError, RunError, is_full
 from cahlib.lock import busy, is_held
 
@@ -248,7 +248,9 @@ def _described(folder: Path, url: str, shards: Sequence[str] = ()) -> dict[str, 
     said = description.found(folder)
     if said is None:
         return {}
-    return {description.NAME: checksummed_json.packed(description.merged(url, said, shards, said.pages))}
+    return {
+        description.NAME: checksummed_json.packed(description.merged(url, said, shards, said.pages))
+    }
 
 
 def _counted(folder: Path, url: str) -> dict[str, bytes]:
@@ -262,7 +264,10 @@ def _counted(folder: Path, url: str) -> dict[str, bytes]:
     }
     if not ours:
         return {}
-    return {**tar_index.counts({**others, **ours}), tar_index.CARD: (folder / tar_index.CARD).read_bytes()}
+    return {
+        **tar_index.counts({**others, **ours}),
+        tar_index.CARD: (folder / tar_index.CARD).read_bytes(),
+    }
 
 
 def _is_there(sealed: Sealed, url: str) -> bool:

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from cahlib.config import Output
 from cahlib.dataset import manifest
-from cahlib.dataset.storage.files import files
 from cahlib.dataset.layout import located
-from cahlib.image.perceptual_hash import Near, chroma, phash
 from cahlib.dataset.manifest import Sealed
+from cahlib.dataset.storage.files import files
+from cahlib.image.perceptual_hash import Near, chroma, phash
 from cahlib.lists import Digests
 from cahlib.records import Judged, Reason, Shard
 

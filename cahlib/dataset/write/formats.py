@@ -1,7 +1,7 @@
 """Writes the files of one shard: WebDataset tar, parquet table, embedding matrix.
 
-Every file is written front to back into a `cahlib.dataset.storage.hashed_file.Sink`. The same pairs give the same
-bytes. It does not know what a dataset consists of, nor when a shard is complete.
+Every file is written front to back into a `Sink`. The same pairs give the same bytes. It does not
+know what a dataset consists of, nor when a shard is complete.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cahlib.dataset.write.columns import Row, as_json, without_nulls
 from cahlib.dataset.storage.hashed_file import Sink, disk
+from cahlib.dataset.write.columns import Row, as_json, without_nulls
 from cahlib.records import Judged
 
 #: Rows that are put into parquet together: some MiB of memory, and large enough to compress well.

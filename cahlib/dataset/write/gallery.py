@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image as Picture
 
-from cahlib.image.perceptual_hash import phash
 from cahlib.dataset.manifest import Shown
+from cahlib.image.perceptual_hash import phash
 from cahlib.image.pixels import opaque, plain
 from cahlib.records import Judged, Reason
 

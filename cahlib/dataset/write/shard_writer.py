@@ -31,16 +31,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from cahlib.dataset import manifest
+from cahlib.dataset.layout import CURRENT_LAYOUT, FOLDERS, ONE_EXTENSION, has_images, located
+from cahlib.dataset.manifest import Sealed
 from cahlib.dataset.storage.files import files
+from cahlib.dataset.storage.hashed_file import PART, Sink, Stored, disk, part
+from cahlib.dataset.write.columns import REENCODED, Row, as_json, host, row, schema
 from cahlib.dataset.write.formats import Matrix, Table, Tar, Writer
 from cahlib.dataset.write.gallery import Gallery
-from cahlib.dataset.layout import CURRENT_LAYOUT, FOLDERS, ONE_EXTENSION, has_images, located
-from cahlib.model.open_nsfw import OPEN_NSFW, band
 from cahlib.dataset.write.reencode import as_jpeg
-from cahlib.dataset.write.columns import REENCODED, Row, as_json, host, row, schema
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.storage.hashed_file import PART, Sink, Stored, disk, part
 from cahlib.dataset.write.tfrecord import Records
+from cahlib.model.open_nsfw import OPEN_NSFW, band
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
 
 #: Why a pair is in the dataset already.

@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import google_crc32c
 
-from cahlib.dataset.write.columns import Row
 from cahlib.dataset.storage.hashed_file import Sink
+from cahlib.dataset.write.columns import Row
 from cahlib.records import Judged
 
 Value = bytes | int

@@ -1,0 +1,1 @@
+"""Checks and changes of a dataset that exists: verify, repair, purge, deduplicate, renumber."""

@@ -1,0 +1,1 @@
+"""One shard's pairs become files."""
