@@ -22,7 +22,7 @@ from cahlib import __version__, live
 from cahlib.config import Job
 from cahlib.crawl import languages
 from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.shards import shards
+from cahlib.crawl.shards import list_shards
 from cahlib.dataset import description, file_names, manifest, tar_index
 from cahlib.dataset.maintain.purge import withdraw
 from cahlib.dataset.manifest import Sealed
@@ -33,7 +33,7 @@ from cahlib.dataset.write import duplicate_index, shard_writer
 from cahlib.dataset.write.gallery import Latest
 from cahlib.errors import CahError, ConfigError, RunError, ShardError, writing
 from cahlib.failures import Failures
-from cahlib.fetch.dead_domains import Silence
+from cahlib.fetch.dead_domains import DeadDomains
 from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
 from cahlib.image.perceptual_hash import Near
@@ -95,7 +95,7 @@ def run(
         file_names.unobstructed(folder)
     introduced(job)
     # what cannot be read or is not known is the user's to mend, before the start
-    languages.wanted(job.crawl)
+    languages.wanted_languages(job.crawl)
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
     harmful = known_harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
@@ -107,9 +107,9 @@ def run(
         writing(folder),
     ):
         if isinstance(ledger, Ledger):
-            ledger.add(shards(job.crawl, contact=job.download.contact))
+            ledger.add(list_shards(job.crawl, contact=job.download.contact))
         # a launch that was killed may have left some between "done" and their removal
-        parcels.sweep(folder / "run" / "parcels", ledger.in_state("done"))
+        parcels.remove_leftovers(folder / "run" / "parcels", ledger.in_state("done"))
         if ledger.more() or ledger.in_state("sealed"):
             work = _Work(job, ledger, stop, scraping, harmful)
             with watched(work.snapshot, listener, tick=tick, hours=job.place.hours, stop=stop):
@@ -180,7 +180,7 @@ class _Work:
                     uploads.add(left)
             if self._ledger.more():
                 self._stages(uploads)
-        parcels.sweep(self._parcels)  # of scrapers that were ended in their work
+        parcels.remove_leftovers(self._parcels)  # of scrapers that were ended in their work
 
     def _stages(self, uploads: upload.Uploads) -> None:
         """Scrape, judge and write what the ledger has.
@@ -193,7 +193,7 @@ class _Work:
         early = scorer.load_models(judge) if place.is_costly else None
         whole = self._ledger.in_state("sealed", "done")
         self._known = duplicate_index.load(self._job.output, whole, seen=self._ledger.seen)
-        self._silence = Silence(
+        self._silence = DeadDomains(
             each.silent for each in manifest.seals(self._folder, damaged="skip")
         )
         opening = self._scraping(self._job, stop=self._stop, board=self._board)
@@ -219,7 +219,7 @@ class _Work:
             while (room := 2 * scrapers.slots - len(scrapers)) > 0 and (
                 shard := self._ledger.lease(room)
             ):
-                if left := parcels.sealed(self._parcels, shard):  # by an earlier launch
+                if left := parcels.find_parcel(self._parcels, shard):  # by an earlier launch
                     yield self._in_work.setdefault(shard.id, _InWork(parcel=left))
                     continue
                 leased[shard.id] = shard
@@ -239,7 +239,9 @@ class _Work:
     def _submit(self, scrapers: Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
         if brought := self._ledger.parcel(shard):
-            scrapers.submit(shard.id, storage.download, shard, brought, self._away, limit=seconds)
+            scrapers.submit(
+                shard.id, storage.download_parcel, shard, brought, self._away, limit=seconds
+            )
             return
         download = self._job.download
         download = replace(download, left_alone=self._silence.added(download.left_alone))
@@ -250,8 +252,8 @@ class _Work:
         """Check a parcel and find its images while the model is busy with the one before it."""
         for work in scraped:
             try:
-                parcels.check(work.parcel)
-                images = parcels.read(work.parcel)
+                parcels.check_parcel(work.parcel)
+                images = parcels.read_images(work.parcel)
                 yield work, chain(list(islice(images, 1)), images)
             except Exception as error:  # noqa: BLE001 - told where the shard's turn comes
                 yield work, error
@@ -271,7 +273,7 @@ class _Work:
             except (RunError, ConfigError):
                 raise
             except ShardError as error:  # the parcel is damaged: the shard is scraped again
-                parcels.discard(self._parcels, work.parcel.shard)
+                parcels.delete_parcel(self._parcels, work.parcel.shard)
                 yield work, error
             except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
                 yield work, error
@@ -331,8 +333,8 @@ class _Work:
         brought = self._ledger.parcel(sealed.shard)
         self._ledger.done(sealed.shard)
         if brought:
-            storage.delete(brought)
-        parcels.discard(self._parcels, sealed.shard)
+            storage.delete_upload(brought)
+        parcels.delete_parcel(self._parcels, sealed.shard)
 
     def snapshot(self, elapsed: float, finished: bool) -> Snapshot:
         """Return the state of the work."""

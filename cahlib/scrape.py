@@ -10,13 +10,13 @@ from typing import Any
 
 from cahlib.config import Crawl, Download
 from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.candidates import candidates
-from cahlib.crawl.wat import pages
+from cahlib.crawl.candidates import find_candidates
+from cahlib.crawl.wat import read_pages
 from cahlib.errors import ShardError
-from cahlib.fetch.addresses import net
-from cahlib.fetch.images import images
+from cahlib.fetch.addresses import network_config
+from cahlib.fetch.images import fetch_images
 from cahlib.parcel import storage
-from cahlib.parcel.parcel import discard, seal, sealed
+from cahlib.parcel.parcel import delete_parcel, find_parcel, write_parcel
 from cahlib.records import Evidence, Parcel, Shard, Stage, Tally
 
 #: Seconds between two lines of the log: what `tail -f crawl.log` shows on a node.
@@ -42,9 +42,9 @@ def scrape(
     Postponed if there is no network for too long, RunError if the crawl's server bans us or the
     disk is full.
     """
-    if ready := sealed(folder, shard):
+    if ready := find_parcel(folder, shard):
         return ready
-    tally, evidence, network = Tally(), Evidence(), net(download)
+    tally, evidence, network = Tally(), Evidence(), network_config(download)
     outages = network.outages
     started = told = time.monotonic()
 
@@ -62,17 +62,17 @@ def scrape(
         if time.monotonic() > started + limit + outages.total():
             raise ShardError(f"{shard.id} took longer than {limit / 60:g} minutes.")
 
-    found = candidates(
-        pages(shard, tally, contact=download.contact, outages=outages, evidence=evidence),
+    found = find_candidates(
+        read_pages(shard, tally, contact=download.contact, outages=outages, evidence=evidence),
         crawl,
         Blocklists.load(crawl),
         tally,
         consent=download.consent,
         optouts=evidence.optouts,
     )
-    fetched = images(found, download, tally, evidence=evidence, tick=tick, net=network)
+    fetched = fetch_images(found, download, tally, evidence=evidence, tick=tick, net=network)
     tell("begins")
-    parcel = seal(fetched, shard, folder, tally=tally, evidence=evidence)
+    parcel = write_parcel(fetched, shard, folder, tally=tally, evidence=evidence)
     tell("is done")
     return parcel
 
@@ -86,8 +86,8 @@ def scrape_and_upload(
     limit: float,
     report: Callable[[dict[str, Any]], None],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Scrape a shard and upload its parcel; return where it is (`storage.upload`) and its tally."""
+    """Scrape a shard and upload its parcel; return where it is (`upload_parcel`) and its tally."""
     parcel = scrape(shard, *settings, folder, limit=limit, report=report)
-    uploaded = storage.upload(parcel, upload)
-    discard(folder, shard)
+    uploaded = storage.upload_parcel(parcel, upload)
+    delete_parcel(folder, shard)
     return uploaded, parcel.tally.as_dict()

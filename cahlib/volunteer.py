@@ -43,7 +43,7 @@ def volunteer(
     introduced(job)
     stop = stop or threading.Event()
     folder = job.output.folder
-    with home(job, role="cpu", stop=stop, refused=storage.delete) as shared, writing(folder):
+    with home(job, role="cpu", stop=stop, refused=storage.delete_upload) as shared, writing(folder):
         assert isinstance(shared, Shared)
         if "://" not in shared.upload:
             raise ConfigError(
@@ -65,7 +65,7 @@ class _Scraping:
         self._tally = shared.tally()
 
     def through(self, listener: Listener, tick: float) -> Brought:
-        parcels.sweep(self._folder, self._shared.in_state("done"))
+        parcels.remove_leftovers(self._folder, self._shared.in_state("done"))
         with (
             engine.local(self._job.place.scrapers) as scrapers,
             watched(

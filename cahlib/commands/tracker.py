@@ -215,7 +215,7 @@ def _settings(chosen: dict[str, Any]) -> Settings:
 
 
 def _intake(chosen: argparse.Namespace) -> int:
-    from cahlib.crawl.shards import shards
+    from cahlib.crawl.shards import list_shards
 
     if chosen.wats < 0:
         raise ConfigError(f"wats: {chosen.wats} is not allowed; give a number of at least 0.")
@@ -225,7 +225,7 @@ def _intake(chosen: argparse.Namespace) -> int:
     with _database(chosen.database, create=True) as database:
         from cahlib.tracker import intake
 
-        added = intake.add(database, shards(crawl))
+        added = intake.add(database, list_shards(crawl))
     print(f"Added {added:,} WAT files: {2 * added:,} shards.")
     return 0
 

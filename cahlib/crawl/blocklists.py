@@ -16,7 +16,7 @@ import rbloom
 
 from cahlib.config import Crawl
 from cahlib.errors import ConfigError
-from cahlib.fetch.urls import host_of, spelled
+from cahlib.fetch.urls import host_of, normalize_url
 from cahlib.lists import DOMAIN, MD5, URL, Digests, entries, md5
 from cahlib.places import here
 from cahlib.records import Reason
@@ -33,7 +33,7 @@ class Blocklists:
         filters: Iterable[rbloom.Bloom] = (),
     ) -> None:
         self._domains = Digests(md5(_host(domain)) for domain in domains)
-        self._urls = Digests(md5(spelled(url.partition("#")[0])) for url in urls)
+        self._urls = Digests(md5(normalize_url(url.partition("#")[0])) for url in urls)
         self._pairs = Digests(bytes.fromhex(pair) for pair in pairs)
         self._filters = tuple(filters)
 
@@ -45,7 +45,7 @@ class Blocklists:
 
     def address(self, url: str) -> Reason | None:
         """Why an address is left out, by itself or by its host's domains."""
-        if self._urls and md5(spelled(url)) in self._urls:
+        if self._urls and md5(normalize_url(url)) in self._urls:
             return Reason.BLOCKED_URL
         return Reason.BLOCKED_DOMAIN if self._domain(url) else None
 

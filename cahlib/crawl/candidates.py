@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from cahlib.config import Crawl
 from cahlib.crawl import languages, page_opt_outs, texts
 from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.page_language import PageEvidence
+from cahlib.crawl.page_language import PageLanguage
 from cahlib.crawl.wat import Link, Page
 from cahlib.fetch import links, opt_outs
 from cahlib.records import Candidate, OptOut, Reason, Stage, Tally
@@ -27,7 +27,7 @@ _MOST_KEPT = 2000
 _LICENCE = re.compile(r"https?://(?:www\.)?creativecommons\.org/(?:licenses|publicdomain)/", re.I)
 
 
-def candidates(
+def find_candidates(
     pages: Iterable[Page],
     options: Crawl,
     blocked: Blocklists,
@@ -46,8 +46,8 @@ def candidates(
     position = 0
     for page in pages:
         shown = _shown(page, options)
-        base = links.Base.of(page.url, page.base)
-        refused = page_opt_outs.in_page(page)
+        base = links.BaseUrl.of(page.url, page.base)
+        refused = page_opt_outs.page_opt_out(page)
         obeyed = refused is not None and refused.signal in opt_outs.HONOURED[consent]
         licence = ""
         tally.entered[Stage.CHOOSE] += len(shown)
@@ -92,26 +92,29 @@ class _Choice:
 
     def __init__(self, options: Crawl, blocked: Blocklists) -> None:
         self._most, self._blocked = options.max_url, blocked
-        self._judge = texts.judge(options)
-        self._wanted, self._by_page = languages.wanted(options), options.language_evidence == "page"
-        self._evidence: PageEvidence | None = None
+        self._judge = texts.caption_filter(options)
+        self._wanted, self._by_page = (
+            languages.wanted_languages(options),
+            options.language_evidence == "page",
+        )
+        self._evidence: PageLanguage | None = None
         self._seen: set[str] = set()
 
     def turn_to(self, page: Page, links: list[Link]) -> None:
         """Weigh what a page tells of its captions' language, if the options want that."""
         if self._by_page:
-            self._evidence = PageEvidence.of(page, (self._judge(link.alt) for link in links))
+            self._evidence = PageLanguage.of(page, (self._judge(link.alt) for link in links))
 
-    def __call__(self, link: Link, base: links.Base) -> tuple[str, texts.Text, str] | Reason:
+    def __call__(self, link: Link, base: links.BaseUrl) -> tuple[str, texts.Caption, str] | Reason:
         """A candidate's address, text and uid, or why a link is none; cheap questions first."""
-        if reason := links.refuse(link.url):
+        if reason := links.link_drop_reason(link.url):
             return reason
         text = self._judge(link.alt)
-        if self._evidence and isinstance(text, texts.Text):
+        if self._evidence and isinstance(text, texts.Caption):
             text = self._evidence.settle(text, self._wanted)
-        if not isinstance(text, texts.Text):
+        if not isinstance(text, texts.Caption):
             return text
-        url = links.absolute(link.url, base, self._most)
+        url = links.absolute_url(link.url, base, self._most)
         if not isinstance(url, str):
             return url
         if reason := self._blocked.address(url):

@@ -6,10 +6,10 @@ import re
 import zlib
 from collections.abc import Iterator
 
-from cahlib.crawl.source import Source
+from cahlib.crawl.source import CrawlFile
 from cahlib.errors import ShardError
 
-MAGIC = b"\x1f\x8b\x08"
+GZIP_MAGIC = b"\x1f\x8b\x08"
 
 #: Other files by their first bytes.
 _KINDS = {
@@ -31,29 +31,29 @@ class NotWatError(ShardError):
     """The file is not a WAT file."""
 
 
-class OtherKindError(NotWatError):
+class OtherRecordTypeError(NotWatError):
     """The file is a WARC or WET file."""
 
 
-def check_wat(source: Source) -> int:
+def check_wat(source: CrawlFile) -> int:
     """Return the length of a file; raise NotWatError if by its beginning it is not a WAT file."""
     head, size = source.beginning()
-    heads = ((field(each, b"WARC-Type").lower(), each) for each in _heads(_inflated(head)))
+    heads = ((header_field(each, b"WARC-Type").lower(), each) for each in _heads(_inflated(head)))
     first, told = next((each for each in heads if each[0] != b"warcinfo"), (b"", b""))
     for kind, known in _RECORDS.items():
-        if first in known and b"/json" not in field(told, b"Content-Type"):
-            raise OtherKindError(
+        if first in known and b"/json" not in header_field(told, b"Content-Type"):
+            raise OtherRecordTypeError(
                 f"{source.url} is a {kind} file, not a WAT file; give the file of that name in the "
                 "crawl's folder wat, which ends in .warc.wat.gz."
             )
-    if not head.startswith(MAGIC):
+    if not head.startswith(GZIP_MAGIC):
         kinds = ((word, each) for word, each in _KINDS.items() if head.lstrip().startswith(word))
         _, kind = next(kinds, (b"", "not a gzip file, so no WAT file" if head else "empty"))
         raise NotWatError(f"{source.url} is {kind}.")
     return size
 
 
-def field(head: bytes, name: bytes) -> bytes:
+def header_field(head: bytes, name: bytes) -> bytes:
     """Return a field of a record's head, whose name may be in any case; b"" if it is not there."""
     # as Common Crawl spells it: a tenth of the time of a pattern that ignores case
     at = head.find(b"\n" + name + b":")
@@ -63,7 +63,7 @@ def field(head: bytes, name: bytes) -> bytes:
     return match[1].strip() if match else b""
 
 
-def head_end(data: bytes, at: int) -> int:
+def header_end(data: bytes, at: int) -> int:
     """Return where the contents of a record begin; files from other hands have bare line feeds."""
     end = data.find(b"\r\n\r\n", at)
     bare = data.find(b"\n\n", at, end if end >= 0 else len(data))
@@ -74,10 +74,10 @@ def head_end(data: bytes, at: int) -> int:
 
 def _inflated(packed: bytes) -> bytes:
     """Return the beginning of a file inflated, as far as it can be read; as it is if not packed."""
-    if not packed.startswith(MAGIC):
+    if not packed.startswith(GZIP_MAGIC):
         return packed
     data = b""
-    while packed.startswith(MAGIC) and len(data) < _LOOKED:
+    while packed.startswith(GZIP_MAGIC) and len(data) < _LOOKED:
         inflate = zlib.decompressobj(wbits=31)
         try:
             data += inflate.decompress(packed, _LOOKED)
@@ -91,9 +91,9 @@ def _heads(data: bytes) -> Iterator[bytes]:
     """Yield the heads of the records that begin in some bytes."""
     at = 0
     while data.startswith(b"WARC/", at):
-        begin = head_end(data, at)
+        begin = header_end(data, at)
         yield data[at:begin] if begin > at else data[at:]
-        length = field(data[at:begin], b"Content-Length")
+        length = header_field(data[at:begin], b"Content-Length")
         if not length.isdigit() or len(length) > 9:
             return
         at = begin + int(length)

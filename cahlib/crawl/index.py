@@ -6,7 +6,7 @@ import json
 import urllib.request
 
 #: Where they are listed.
-LIST = "https://index.commoncrawl.org/collinfo.json"
+INDEX_URL = "https://index.commoncrawl.org/collinfo.json"
 
 #: Seconds for an answer: without one, a name can still be typed.
 _TIMEOUT = 10.0
@@ -15,7 +15,7 @@ _TIMEOUT = 10.0
 _FIRST = "CC-MAIN-2013-20"
 
 
-def names(url: str = LIST) -> list[str]:
+def crawl_names(url: str = INDEX_URL) -> list[str]:
     """Return the names of the crawls; none if nobody answers."""
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:

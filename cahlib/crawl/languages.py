@@ -28,7 +28,7 @@ _HAN = regex.compile(r"\p{Han}+")
 _LETTER = regex.compile(r"\p{L}")
 
 
-class Wanted(dict[str, "regex.Pattern[str] | None"]):
+class WantedLanguages(dict[str, "regex.Pattern[str] | None"]):
     """The languages to keep, as CLD2 names them, each with the letters of its only script."""
 
     def takes(self, language: str, text: str) -> bool:
@@ -36,7 +36,7 @@ class Wanted(dict[str, "regex.Pattern[str] | None"]):
         if language in CHINESE:
             if _HANS not in self and _HANT not in self:
                 return False
-            return any(each in self for each in written(text) or (language,))
+            return any(each in self for each in chinese_scripts(text) or (language,))
         if language not in self:
             return False
         script = self[language]
@@ -47,20 +47,20 @@ class Wanted(dict[str, "regex.Pattern[str] | None"]):
         return frozenset(each for each in self if self[each] is None) - CHINESE
 
 
-def wanted(options: Crawl) -> Wanted | None:
+def wanted_languages(options: Crawl) -> WantedLanguages | None:
     """Return the languages to keep, None for any; raise ConfigError for those that CLD2 lacks."""
     if any(each.lower() == "all" for each in options.languages):
         return None
     if not options.languages:
         raise ConfigError("languages: name those to keep, as en,de, or all.")
-    found = Wanted()
+    found = WantedLanguages()
     for tag in options.languages:
         for code, script in _meant(tag).items():
             found[code] = None if code in found and found[code] is None else script
     return found
 
 
-def code(tag: str) -> str:
+def cld2_code(tag: str) -> str:
     """Return CLD2's name of the language that a page declares by a tag; "" if it has none."""
     from langcodes import Language  # 50 ms
 
@@ -73,7 +73,7 @@ def code(tag: str) -> str:
     return str(_CODES.get(_OTHERS.get(str(read.language), str(read.language)), ""))
 
 
-def written(text: str) -> frozenset[str]:
+def chinese_scripts(text: str) -> frozenset[str]:
     """Return the ways to write Chinese that a text may follow, by its characters; none if mixed."""
     letters = "".join(_HAN.findall(text))
     return frozenset(each for each, known in _SETS.items() if _holds(known, letters))

@@ -53,20 +53,22 @@ _LETTER = regex.compile(r"\p{L}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PageEvidence:
+class PageLanguage:
     """What a page tells of the language of its captions."""
 
     language: str  #: as CLD2 names it, "" if its signs differ
 
     @classmethod
-    def of(cls, page: Page, captions: Iterable[texts.Text | Reason]) -> PageEvidence:
+    def of(cls, page: Page, captions: Iterable[texts.Caption | Reason]) -> PageLanguage:
         """Return what a page tells by its elements, its headers and its captions."""
-        found = dict.fromkeys(each for each in captions if isinstance(each, texts.Text))
+        found = dict.fromkeys(each for each in captions if isinstance(each, texts.Caption))
         votes = Counter(each.language for each in found if each.reliable and _tells(each.text))
         language = _agreed(_declared(page), votes)
         return cls(language=language or _of_all(each.text for each in found))
 
-    def settle(self, text: texts.Text, wanted: languages.Wanted | None) -> texts.Text | Reason:
+    def settle(
+        self, text: texts.Caption, wanted: languages.WantedLanguages | None
+    ) -> texts.Caption | Reason:
         """Return a caption with its language, or the reason to drop it."""
         if self.language not in ("", text.language) and len(text.text) <= _SHORT:
             if _may_be(self.language, text):
@@ -94,10 +96,10 @@ def _tells(text: str) -> bool:
 
 def _of_all(captions: Iterable[str]) -> str:
     """Return the language of most of a page's captions taken together, "" if CLD2 is not sure."""
-    return texts.of_most(" . ".join(captions)[:_MOST], _MAJORITY)
+    return texts.majority_language(" . ".join(captions)[:_MOST], _MAJORITY)
 
 
-def _may_be(language: str, text: texts.Text) -> bool:
+def _may_be(language: str, text: texts.Caption) -> bool:
     """Return whether nothing in a text speaks against a language: its script, or CLD2.
 
     Of a few words CLD2 is wrong also where it is sure: then, told the page's language, it says so.
@@ -108,8 +110,8 @@ def _may_be(language: str, text: texts.Text) -> bool:
     if 2 * len(script.findall(text.text)) <= len(_LETTER.findall(text.text)):
         return False
     if language != "en":
-        return not text.reliable or texts.guess(text.text, language) == language
-    return (text.language if text.reliable else texts.guess(text.text)) not in _COMMON
+        return not text.reliable or texts.guess_language(text.text, language) == language
+    return (text.language if text.reliable else texts.guess_language(text.text)) not in _COMMON
 
 
 def _declared(page: Page) -> str:
@@ -123,5 +125,6 @@ def _declared(page: Page) -> str:
         if isinstance(value, str):
             said.setdefault(name.lower(), value)
     return next(
-        (code for name in _DECLARES if (code := languages.code(said.get(name, "").strip()))), ""
+        (code for name in _DECLARES if (code := languages.cld2_code(said.get(name, "").strip()))),
+        "",
     )

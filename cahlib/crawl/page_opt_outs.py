@@ -11,13 +11,13 @@ from cahlib.crawl.wat import Page
 from cahlib.fetch import opt_outs
 
 #: Meta elements that speak to us; one may name several robots.
-_TO_US = frozenset({"robots", opt_outs.AGENT})
+_TO_US = frozenset({"robots", opt_outs.USER_AGENT_TOKEN})
 _NAMES = re.compile(r"[\s,;|/]+")
 _MOST_NAME = 1000  # characters of an element's name that are looked at
-_LOWER = frozenset(map(str.lower, opt_outs.HEADERS))
+_LOWER = frozenset(map(str.lower, opt_outs.OPT_OUT_HEADERS))
 
 
-def in_page(page: Page) -> opt_outs.Said | None:
+def page_opt_out(page: Page) -> opt_outs.OptOutSignal | None:
     """What refuses us in a page or in the headers of its answer, be it honoured or not."""
     for meta in page.metas:
         signal = _signal(meta.name[:_MOST_NAME]) or _signal(meta.property[:_MOST_NAME])
@@ -28,7 +28,7 @@ def in_page(page: Page) -> opt_outs.Said | None:
     if _LOWER.isdisjoint(map(str.lower, page.headers)):
         return None
     speaking = [name for name in page.headers if name.lower() in _LOWER]
-    return opt_outs.spoken(_words(page.headers, speaking), "strict")
+    return opt_outs.parse_headers(_words(page.headers, speaking), "strict")
 
 
 @lru_cache(maxsize=1000)  # most pages have the same names, none of which speaks
@@ -42,15 +42,17 @@ def _signal(name: str) -> str:
     return name if name in _LOWER else ""
 
 
-def _in_element(signal: str, content: str) -> opt_outs.Said | None:
+def _in_element(signal: str, content: str) -> opt_outs.OptOutSignal | None:
     """Return what refuses us in a meta element, which may stand for a header (``http-equiv``)."""
     if signal == "meta robots":
-        refuses = any(word in opt_outs.REFUSALS for _, word in opt_outs.directives(content))
+        refuses = any(
+            word in opt_outs.REFUSING_DIRECTIVES for _, word in opt_outs.parse_directives(content)
+        )
     elif signal == "meta tdm-reservation":
-        refuses = opt_outs.RESERVED.match(content) is not None
+        refuses = opt_outs.RIGHTS_RESERVED.match(content) is not None
     else:
-        return opt_outs.spoken([(signal, content)], "strict")
-    return opt_outs.heard(signal, content) if refuses else None
+        return opt_outs.parse_headers([(signal, content)], "strict")
+    return opt_outs.opt_out_signal(signal, content) if refuses else None
 
 
 def _words(headers: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -117,7 +117,7 @@ _VERSION = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 _THOUSANDS = re.compile(r"\d{1,3}(?:[.]\d{3})*[.]\d{2}0")
 
 
-def masked(text: str) -> str:
+def mask_personal_data(text: str) -> str:
     """Return the text with a word such as "<phone>" in place of each personal datum."""
     if not _MAYBE.search(text) or not _HINT.search(text):
         return text

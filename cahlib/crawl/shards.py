@@ -16,18 +16,20 @@ from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from cahlib.config import Crawl
-from cahlib.crawl.filetype import NotWatError, OtherKindError, check_wat
-from cahlib.crawl.source import PAUSES, Missing, Sleep, Source
+from cahlib.crawl.filetype import NotWatError, OtherRecordTypeError, check_wat
+from cahlib.crawl.source import RETRY_PAUSES, CrawlFile, MissingFileError, SleepFunction
 from cahlib.errors import ConfigError, RunError, ShardError
 from cahlib.needs import reading
 from cahlib.records import Shard
 
 _CRAWL = re.compile(r"CC-MAIN-\d{4}-[\w-]+")
 #: At the start somebody is watching, who would rather hear soon that there is no network.
-_SHORT = PAUSES[:4]
+_SHORT = RETRY_PAUSES[:4]
 
 
-def shards(crawl: Crawl, *, contact: str = "", sleep: Sleep = time.sleep) -> Iterator[Shard]:
+def list_shards(
+    crawl: Crawl, *, contact: str = "", sleep: SleepFunction = time.sleep
+) -> Iterator[Shard]:
     """The shards of a crawl that are to be worked through, two a WAT file.
 
     With a seed the files come in an order that the seed draws, so asking for more later goes on in
@@ -37,11 +39,11 @@ def shards(crawl: Crawl, *, contact: str = "", sleep: Sleep = time.sleep) -> Ite
     urls = _wats(crawl, contact, sleep)
     if crawl.seed:
         random.Random(crawl.seed).shuffle(urls)
-    every = (shard(url, half) for url in urls for half in (0, 1))
+    every = (make_shard(url, half) for url in urls for half in (0, 1))
     return islice(every, crawl.shards or None)
 
 
-def shard(url: str, half: int) -> Shard:
+def make_shard(url: str, half: int) -> Shard:
     """One half of a WAT file; its id tells the file, and differs from that of any other URL."""
     stem = PurePosixPath(urlsplit(url).path).name.removesuffix(".gz").removesuffix(".warc.wat")
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", stem)[:100].lstrip(".-") or "wat"
@@ -49,7 +51,7 @@ def shard(url: str, half: int) -> Shard:
     return Shard(id=f"{safe}-{digest[:8]}-{half}", url=url, half=half)
 
 
-def _wats(crawl: Crawl, contact: str, sleep: Sleep) -> list[str]:
+def _wats(crawl: Crawl, contact: str, sleep: SleepFunction) -> list[str]:
     """The WAT files that a setting means."""
     reading(crawl)
     what = crawl.crawl
@@ -59,7 +61,7 @@ def _wats(crawl: Crawl, contact: str, sleep: Sleep) -> list[str]:
         urls = [_url("crawl", what)]
     else:
         urls = _files(what)
-    sources = [Source(url, contact=contact, pauses=_SHORT, sleep=sleep) for url in urls]
+    sources = [CrawlFile(url, contact=contact, pauses=_SHORT, sleep=sleep) for url in urls]
     if len(sources) == 1:
         _look(sources[0])
     else:
@@ -91,17 +93,17 @@ def _url(setting: str, url: str) -> str:
     return url
 
 
-def _look(source: Source) -> None:
+def _look(source: CrawlFile) -> None:
     """Refuse the only file of a run at once if it is none, or no WAT file."""
     try:
         check_wat(source)
-    except (Missing, NotWatError) as error:
+    except (MissingFileError, NotWatError) as error:
         raise ConfigError(f"crawl: {error}") from error
     except ShardError as error:
         raise _offline(error) from error
 
 
-def _refuse_others(sources: Iterable[Source]) -> None:
+def _refuse_others(sources: Iterable[CrawlFile]) -> None:
     """Raise ConfigError if one of a run's files is another kind of file of a crawl.
 
     What else is wrong with a file costs its shards alone.
@@ -109,21 +111,21 @@ def _refuse_others(sources: Iterable[Source]) -> None:
     for source in sources:
         try:
             check_wat(source)
-        except OtherKindError as error:
+        except OtherRecordTypeError as error:
             raise ConfigError(f"crawl: {error}") from error
         except ShardError:
             continue
 
 
-def _listed(name: str, base_url: str, contact: str, sleep: Sleep) -> list[str]:
+def _listed(name: str, base_url: str, contact: str, sleep: SleepFunction) -> list[str]:
     """The WAT files of a crawl, from its own list."""
     base = _url("base_url", base_url).rstrip("/") + "/"
     url = f"{base}crawl-data/{name}/wat.paths.gz"
-    source = Source(url, contact=contact, pauses=_SHORT, sleep=sleep)
+    source = CrawlFile(url, contact=contact, pauses=_SHORT, sleep=sleep)
     try:
         _, size = source.beginning()
         packed = b"".join(source.pieces(0, size))
-    except Missing as error:
+    except MissingFileError as error:
         raise ConfigError(
             f"crawl: there is no crawl {name}; https://index.commoncrawl.org lists those there are."
         ) from error

@@ -20,27 +20,27 @@ from urllib.request import Request, urlopen
 
 from cahlib import __version__
 from cahlib.errors import RunError, ShardError
-from cahlib.fetch.connectivity import UNREACHABLE, Outages
+from cahlib.fetch.connectivity import UNREACHABLE_ERRNOS, Outages
 from cahlib.places import here
 
 #: Seconds before each new try; after a try that brought bytes they begin anew.
-PAUSES = (1, 2, 4, 8, 16, 32, 60)
+RETRY_PAUSES = (1, 2, 4, 8, 16, 32, 60)
 
 _TIMEOUT = 60
 _PIECE = 1 << 18
 _BEGINNING = 8192  # enough for the heads of a file's first two records
 _LIVELY = 30.0  # seconds after which the answer of another host says nothing of now
 
-Sleep = Callable[[float], None]
+SleepFunction = Callable[[float], None]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Missing(ShardError):
+class MissingFileError(ShardError):
     """There is no such file."""
 
 
-class Source:
+class CrawlFile:
     """A file by path or http(s) URL, read from any place in it.
 
     Reading raises Missing if there is no such file, ShardError if it cannot be read, and RunError
@@ -52,8 +52,8 @@ class Source:
         url: str,
         *,
         contact: str = "",
-        pauses: Sequence[float] = PAUSES,
-        sleep: Sleep = time.sleep,
+        pauses: Sequence[float] = RETRY_PAUSES,
+        sleep: SleepFunction = time.sleep,
         outages: Outages | None = None,
     ) -> None:
         """``outages``: the shard's; without it a missing network is an error like others."""
@@ -82,7 +82,7 @@ class Source:
                 while piece := file.read(min(_PIECE, end - file.tell())):
                     yield piece
         except OSError as error:
-            kind = Missing if isinstance(error, FileNotFoundError) else ShardError
+            kind = MissingFileError if isinstance(error, FileNotFoundError) else ShardError
             raise kind(f"{self.url} cannot be read: {error.strerror}.") from error
 
     def _fetched(self, start: int, end: int) -> Iterator[bytes]:
@@ -164,7 +164,7 @@ class Source:
         if isinstance(error, HTTPError) or time.monotonic() - self._outages.sign < _LIVELY:
             return False
         return isinstance(reason, TimeoutError) or (
-            isinstance(reason, OSError) and reason.errno in (*UNREACHABLE, socket.EAI_AGAIN)
+            isinstance(reason, OSError) and reason.errno in (*UNREACHABLE_ERRNOS, socket.EAI_AGAIN)
         )
 
     def _lasting(self, status: int) -> ShardError | RunError | None:
@@ -175,7 +175,7 @@ class Source:
                 "private; stop for a day, then go on with fewer scrapers."
             )
         if status in (404, 410):
-            return Missing(f"{self.url} does not exist.")
+            return MissingFileError(f"{self.url} does not exist.")
         if status == 416:
             return ShardError(f"{self.url} is empty.")
         return None if status == 429 or status >= 500 else ShardError(f"{self.url}: {status}.")

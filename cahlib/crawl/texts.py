@@ -14,7 +14,7 @@ from ftfy import fixes
 
 from cahlib.config import Crawl
 from cahlib.crawl import languages
-from cahlib.crawl.personal import masked
+from cahlib.crawl.personal import mask_personal_data
 from cahlib.records import Reason
 
 #: So many judgements are remembered, of texts up to this length: 8 MiB, or 30 if all are emoji.
@@ -105,7 +105,7 @@ _EMPTY_WORDS = frozenset(
 )
 
 
-class Text(NamedTuple):
+class Caption(NamedTuple):
     """A text that may be a caption."""
 
     text: str  #: repaired, white space normalised
@@ -115,35 +115,35 @@ class Text(NamedTuple):
     evidence: str = "caption"  #: for the language: "caption" or "page"
 
 
-def judge(options: Crawl) -> Callable[[str], Text | Reason]:
+def caption_filter(options: Crawl) -> Callable[[str], Caption | Reason]:
     """A judge of alt texts by these options, who remembers the last 20,000 short ones.
 
     Where the page is asked as well, texts of all languages pass: `page_language` decides.
     """
-    wanted, by_page = languages.wanted(options), options.language_evidence == "page"
+    wanted, by_page = languages.wanted_languages(options), options.language_evidence == "page"
     english = wanted == _ENGLISH and not by_page
     takes = None if wanted is None or by_page else wanted.takes
     whole = wanted.whole() if wanted is not None else frozenset()
 
-    def judged(raw: str) -> Text | Reason:
+    def judged(raw: str) -> Caption | Reason:
         if english and not _LATIN.search(raw):
-            return refuse(_spaced(raw), options) or Reason.LANGUAGE
-        text = repaired(raw)
-        reason = refuse(text, options)
+            return text_drop_reason(_spaced(raw), options) or Reason.LANGUAGE
+        text = repair_text(raw)
+        reason = text_drop_reason(text, options)
         if reason is not None:
             return reason
-        if (clean := masked(text)) != text:
+        if (clean := mask_personal_data(text)) != text:
             if options.personal == "drop":
                 return Reason.PERSONAL_TEXT
             text = raw = clean
-        language, reliable = detect(text)
+        language, reliable = detect_language(text)
         if takes and language not in whole and not takes(language, text):
             return Reason.LANGUAGE
-        return Text(text, raw if raw != text else None, language, reliable)
+        return Caption(text, raw if raw != text else None, language, reliable)
 
     remembered = lru_cache(_REMEMBERED)(judged)
 
-    def answer(raw: str) -> Text | Reason:
+    def answer(raw: str) -> Caption | Reason:
         if len(raw) <= _LENGTH:
             return remembered(raw)
         # before a megabyte is repaired
@@ -152,7 +152,7 @@ def judge(options: Crawl) -> Callable[[str], Text | Reason]:
     return answer
 
 
-def repaired(raw: str) -> str:
+def repair_text(raw: str) -> str:
     """A text as people see it: mojibake mended by ftfy, no tags, white space normalised."""
     if "<" in raw:
         raw = _untagged(raw)
@@ -182,7 +182,7 @@ def _spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def refuse(text: str, options: Crawl) -> Reason | None:
+def text_drop_reason(text: str, options: Crawl) -> Reason | None:
     """Why a repaired text cannot be a caption, whatever its language."""
     if not text:
         return Reason.NO_TEXT
@@ -211,7 +211,7 @@ def _is_letter(character: str) -> bool:
     return bool(_COMMON.match(character) or character > "\x7f" and _LETTER.match(character))
 
 
-def detect(text: str) -> tuple[str, bool]:
+def detect_language(text: str) -> tuple[str, bool]:
     """The language of a text by CLD2, "un" if it knows none, and whether it is sure."""
     try:
         # without names of parameters, which take 3 µs to be read
@@ -221,7 +221,7 @@ def detect(text: str) -> tuple[str, bool]:
     return details[0][1], reliable
 
 
-def of_most(text: str, percent: int) -> str:
+def majority_language(text: str, percent: int) -> str:
     """Return the language of so much of a text at least, "" if CLD2 is not sure of one."""
     try:
         reliable, _, details = pycld2.detect(text, True)
@@ -230,7 +230,7 @@ def of_most(text: str, percent: int) -> str:
     return str(details[0][1]) if reliable and details[0][2] >= percent else ""
 
 
-def guess(text: str, hint: str | None = None) -> str:
+def guess_language(text: str, hint: str | None = None) -> str:
     """Return the language that CLD2 finds the likeliest in any text, given that of its page."""
     try:
         _, _, details = pycld2.detect(text, True, hintLanguage=hint, bestEffort=True)

@@ -19,13 +19,13 @@ from typing import Any
 import msgspec
 from isal import isal_zlib
 
-from cahlib.crawl.filetype import MAGIC, NotWatError, check_wat, field, head_end
-from cahlib.crawl.source import Sleep, Source
+from cahlib.crawl.filetype import GZIP_MAGIC, NotWatError, check_wat, header_end, header_field
+from cahlib.crawl.source import CrawlFile, SleepFunction
 from cahlib.fetch.connectivity import Outages
 from cahlib.records import Evidence, Reason, Shard, Stage, Tally
 
 #: It finds the magic number in less than half of the time that bytes.find takes.
-_NEXT = re.compile(re.escape(MAGIC))
+_NEXT = re.compile(re.escape(GZIP_MAGIC))
 #: A member begins within so many bytes of any place; a file of one huge member is all first half.
 _WINDOW = 16 << 20
 #: Enough of a member to inflate its first letters.
@@ -100,12 +100,12 @@ class Page(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Record).decode
 
 
-def pages(
+def read_pages(
     shard: Shard,
     tally: Tally,
     *,
     contact: str = "",
-    sleep: Sleep = time.sleep,
+    sleep: SleepFunction = time.sleep,
     outages: Outages | None = None,
     evidence: Evidence | None = None,
 ) -> Iterator[Page]:
@@ -115,7 +115,7 @@ def pages(
     file or cannot be fetched, and RunError if the server bans us; times without network are waited
     out, and noted in ``outages``. ``tally`` and ``evidence`` are the shard's own.
     """
-    source = Source(shard.url, contact=contact, sleep=sleep, outages=outages)
+    source = CrawlFile(shard.url, contact=contact, sleep=sleep, outages=outages)
     day = _DAY.search(shard.url)
     escaped = day is not None and day[1] < _PLAIN_SINCE
     start, end, size = _extent(source, shard.half)
@@ -133,20 +133,20 @@ def pages(
         raise NotWatError(f"{shard.url} holds no whole record; it is damaged, or no WAT file.")
 
 
-def _extent(source: Source, half: int) -> tuple[int, int, int]:
+def _extent(source: CrawlFile, half: int) -> tuple[int, int, int]:
     """Where a half begins and ends, and its file."""
     size = check_wat(source)
     border = _border(source, size // 2, size)
     return (0, border, size) if half == 0 else (border, size, size)
 
 
-def _border(source: Source, middle: int, size: int) -> int:
+def _border(source: CrawlFile, middle: int, size: int) -> int:
     """Where the first record at or after the middle begins."""
     data, looked = b"", 0
     last = min(size, middle + _WINDOW)
     for piece in chain(source.pieces(middle, last), [b""]):
         data += piece
-        while (at := data.find(MAGIC, looked)) >= 0:
+        while (at := data.find(GZIP_MAGIC, looked)) >= 0:
             if piece and at + _BEGINNING > len(data):
                 break
             if _begins_record(data[at : at + _BEGINNING]):
@@ -227,7 +227,7 @@ def _goes_on(data: bytes, at: int) -> bool:
 
 def _next(data: bytes, at: int) -> int:
     """The next place behind this one where a member may begin, else the end."""
-    match = _NEXT.search(data, at + len(MAGIC))
+    match = _NEXT.search(data, at + len(GZIP_MAGIC))
     return match.start() if match else len(data)
 
 
@@ -236,16 +236,16 @@ def _records(data: bytes, tally: Tally) -> Iterator[tuple[str, bytes]]:
     at = 0
     while at < len(data):
         tally.entered[Stage.READ] += 1
-        begin = head_end(data, at)
+        begin = header_end(data, at)
         head = data[at:begin]
-        length = field(head, b"Content-Length")
+        length = header_field(head, b"Content-Length")
         # Python makes no number of 5,000 digits
         if not length.isdigit() or len(length) > 18 or not head.startswith(b"WARC/"):
             tally.lost[Reason.BROKEN_RECORD] += 1
             return
         end, following = _end(data, begin + int(length))
         if data.find(b'"HTML-Metadata"', begin, end) >= 0:
-            address = field(head, b"WARC-Target-URI").strip(b"<>")
+            address = header_field(head, b"WARC-Target-URI").strip(b"<>")
             yield address.decode("utf-8", "replace"), data[begin:end]
         else:
             whole = data[max(begin, end - 9) : end].rstrip().endswith(b"}")

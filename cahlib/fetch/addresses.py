@@ -26,8 +26,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from cahlib.config import Download
 from cahlib.errors import ConfigError
-from cahlib.fetch.connectivity import Outages, Verdict
-from cahlib.fetch.outage_monitor import Patience, Watch
+from cahlib.fetch.connectivity import NoAnswerCause, Outages
+from cahlib.fetch.outage_monitor import OutageMonitor, OutageTimings
 
 #: IANA's special-purpose IPv4 addresses, and multicast.
 _CLOSED_4 = [
@@ -78,20 +78,20 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Lookup: TypeAlias = Callable[[str], Awaitable[Sequence[str]]]
 
 
-class NotPublic(OSError):
+class NotPublicError(OSError):
     """The host has no address that may be asked."""
 
 
-class NoAddress(OSError):
+class NoAddressError(OSError):
     """The name does not resolve."""
 
 
-class Unanswered(NoAddress):
+class NoAnswerError(NoAddressError):
     """No name server says whether the name has addresses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Net:
+class NetworkConfig:
     """The network as the scraper sees it."""
 
     lookup: Lookup | None = None  #: instead of name servers
@@ -101,15 +101,15 @@ class Net:
     #: whom https trusts (True: the authorities this machine knows); False: https is asked as http
     tls: ssl.SSLContext | bool = True
     pause: float = 1.0  #: seconds before a second try
-    patience: Patience = Patience()
+    patience: OutageTimings = OutageTimings()
     outages: Outages = field(default_factory=Outages)
 
 
-def net(options: Download) -> Net:
+def network_config(options: Download) -> NetworkConfig:
     """The real network, or the one place that ``replay`` names; raises ConfigError for nonsense."""
     outages = Outages(options.offline_minutes * 60)
     if not options.replay:
-        return Net(outages=outages)
+        return NetworkConfig(outages=outages)
     host, _, port = options.replay.rpartition(":")
     try:
         number = int(port)
@@ -121,11 +121,11 @@ def net(options: Download) -> Net:
             f"replay: {options.replay!r} is no place to connect to; give HOST:PORT, for example "
             "127.0.0.1:8000."
         ) from error
-    return Net(only=(str(infos[0][4][0]), number), tls=False, outages=outages)
+    return NetworkConfig(only=(str(infos[0][4][0]), number), tls=False, outages=outages)
 
 
 @lru_cache(maxsize=10_000)
-def public(address: str) -> bool:
+def is_public(address: str) -> bool:
     """Whether an address, in its usual spelling, belongs to the public internet."""
     try:
         parsed = ip_address(address)
@@ -137,7 +137,7 @@ def public(address: str) -> bool:
 
 
 @lru_cache(maxsize=10_000)
-def literal(host: str) -> Address | None:
+def parse_ip(host: str) -> Address | None:
     """The address that a URL's host is, in any spelling (127.1, 0x7f000001, [::1]), else None."""
     bare = host.strip("[]").rstrip(".")
     try:
@@ -152,13 +152,13 @@ def literal(host: str) -> Address | None:
     return None
 
 
-def socket_factory(net: Net) -> Callable[[Any], socket.socket]:
+def socket_factory(net: NetworkConfig) -> Callable[[Any], socket.socket]:
     """Makes sockets for addresses that may be connected to; raises NotPublic for others."""
 
     def make(info: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
         family, kind, protocol, _, (host, port, *_) = info
-        if (host, port) != net.only if net.only else not public(host):
-            raise NotPublic(f"{host} is not public")
+        if (host, port) != net.only if net.only else not is_public(host):
+            raise NotPublicError(f"{host} is not public")
         return socket.socket(family, kind, protocol)
 
     return make
@@ -170,13 +170,13 @@ class Resolver(AbstractResolver):
     What no name server answers in an outage is asked again after it, and meanwhile waits.
     """
 
-    def __init__(self, net: Net, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, net: NetworkConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._net, self._clock = net, clock
         self._servers: NameServers | None = None
         self._asked: dict[str, tuple[float, asyncio.Task[list[str]]]] = {}
         self._resolved: str | None = None  # the name that resolved last
-        self.hosts: Watch | None = None  #: whose outages are also those of names
-        self.watch = Watch(
+        self.hosts: OutageMonitor | None = None  #: whose outages are also those of names
+        self.watch = OutageMonitor(
             "name servers",
             self._answers,
             patience=net.patience,
@@ -190,7 +190,7 @@ class Resolver(AbstractResolver):
         """At most four addresses; raises NoAddress or NotPublic."""
         if self._net.only:
             address, port = self._net.only
-            return [result(host, address, port)]
+            return [resolve_result(host, address, port)]
         return self._results(host, port, await asyncio.shield(self._ask(host)))
 
     async def at_once(self, host: str, port: int) -> list[ResolveResult]:
@@ -208,8 +208,8 @@ class Resolver(AbstractResolver):
 
     def _results(self, host: str, port: int, addresses: Sequence[str]) -> list[ResolveResult]:
         if not addresses:
-            raise NotPublic(f"{host} is not public")
-        return [result(host, address, port) for address in addresses]
+            raise NotPublicError(f"{host} is not public")
+        return [resolve_result(host, address, port) for address in addresses]
 
     async def met(self, host: str, begun: float) -> bool:
         """Return whether a name may have been silent in an outage since then, when it is over."""
@@ -259,19 +259,19 @@ class Resolver(AbstractResolver):
                     found = await self._lookup(host)
                     self._resolved = host
                     break
-                except Unanswered:
+                except NoAnswerError:
                     pass
-                except NoAddress:
+                except NoAddressError:
                     self.watch.heard(begun)
                     raise
             verdict = await self._lost(begun)
-            if verdict is Verdict.DEAD or (doubted and verdict is Verdict.MOMENT):
-                raise NoAddress(f"{host} does not resolve")
-            doubted = doubted or verdict is Verdict.MOMENT
+            if verdict is NoAnswerCause.DEAD or (doubted and verdict is NoAnswerCause.MOMENT):
+                raise NoAddressError(f"{host} does not resolve")
+            doubted = doubted or verdict is NoAnswerCause.MOMENT
         self.watch.heard(begun)
         return _open(found)
 
-    async def _lost(self, begun: float) -> Verdict:
+    async def _lost(self, begun: float) -> NoAnswerCause:
         """Return why no name server knows a name; an outage is over then.
 
         One on this machine or in this house still answers what it knows when it is cut off from
@@ -279,7 +279,7 @@ class Resolver(AbstractResolver):
         """
         at_once = time.monotonic() - begun < _AT_ONCE
         verdict = await self.watch.lost(begun, at_once=at_once)
-        if self.hosts and verdict is not Verdict.OUTAGE:
+        if self.hosts and verdict is not NoAnswerCause.OUTAGE:
             verdict = await self.hosts.lost(begun, at_once=at_once)
         return verdict
 
@@ -300,8 +300,8 @@ class Resolver(AbstractResolver):
         fresh = NameServers(self._net.servers, timeout=self._net.patience.probe / 3)
         try:
             await (self._net.lookup or fresh)(name)
-        except NoAddress as error:
-            return None if isinstance(error, Unanswered) else False
+        except NoAddressError as error:
+            return None if isinstance(error, NoAnswerError) else False
         finally:
             await fresh.close()
         return True
@@ -316,7 +316,7 @@ class NameServers:
 
     def __init__(self, servers: Sequence[str] = (), *, timeout: float = 2.0) -> None:
         self._resolver = aiodns.DNSResolver(servers or None, timeout=timeout, tries=2)
-        self._kinds = kinds()
+        self._kinds = record_types()
 
     async def __call__(self, host: str) -> list[str]:
         asked = [self._resolver.query_dns(host, kind) for kind in self._kinds]
@@ -338,15 +338,15 @@ class NameServers:
             return addresses
         said = {error.args[0] for each in answers if (error := each.exception())}
         if said <= _NONE_SUCH or aiodns.error.ARES_ENOTFOUND in said:
-            raise NoAddress(f"{host} has no address")
-        raise Unanswered(f"{host} does not resolve")
+            raise NoAddressError(f"{host} has no address")
+        raise NoAnswerError(f"{host} does not resolve")
 
     async def close(self) -> None:
         """Give up what is being asked."""
         await self._resolver.close()
 
 
-def kinds() -> tuple[str, ...]:
+def record_types() -> tuple[str, ...]:
     """Which kinds of address this machine can route, the better one first; nothing is sent.
 
     IPv4 is always asked for: nearly every host has it. IPv6 comes first (RFC 6724) where this
@@ -355,10 +355,10 @@ def kinds() -> tuple[str, ...]:
     four, six = (_source(address) for address in _DOCUMENTED)
     if four and not six:
         return ("A",)
-    return ("AAAA", "A") if public(six) else ("A", "AAAA")
+    return ("AAAA", "A") if is_public(six) else ("A", "AAAA")
 
 
-def routed(address: str) -> bool:
+def has_route(address: str) -> bool:
     """Whether this machine has a route to an address; nothing is sent."""
     return bool(_source(address))
 
@@ -376,7 +376,7 @@ def _source(target: str) -> str:
 
 def _open(found: Sequence[str]) -> list[str]:
     """Those of a host's addresses that are tried."""
-    return [each for each in found if public(each)][:_MOST_ADDRESSES]
+    return [each for each in found if is_public(each)][:_MOST_ADDRESSES]
 
 
 def _found(answer: asyncio.Future[Any]) -> list[str]:
@@ -386,7 +386,7 @@ def _found(answer: asyncio.Future[Any]) -> list[str]:
     return [each.data.addr for each in answer.result().answer if hasattr(each.data, "addr")]
 
 
-def result(host: str, address: str, port: int) -> ResolveResult:
+def resolve_result(host: str, address: str, port: int) -> ResolveResult:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return ResolveResult(
         hostname=host,

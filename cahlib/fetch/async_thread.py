@@ -21,15 +21,15 @@ T = TypeVar("T")
 _TICK = 1.0
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """What happens at a tick where nobody asked for more."""
 
 
-def iterate(
+def iterate_in_thread(
     make: Callable[[], AsyncGenerator[T, None]],
     *,
     ahead: int,
-    tick: Callable[[], None] = nothing,
+    tick: Callable[[], None] = do_nothing,
 ) -> Iterator[T]:
     """The items of ``make()``, of which at most ``ahead`` wait for the consumer.
 

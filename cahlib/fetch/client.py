@@ -23,14 +23,14 @@ from cahlib import __version__
 from cahlib.config import Download
 from cahlib.errors import ConfigError
 from cahlib.fetch import addresses, decoders, lenient_http, opt_outs, responses
-from cahlib.fetch.addresses import Net, Resolver
-from cahlib.fetch.connectivity import Verdict
-from cahlib.fetch.drop_reasons import cause, somebody
-from cahlib.fetch.host_policy import Owners, Text
+from cahlib.fetch.addresses import NetworkConfig, Resolver
+from cahlib.fetch.connectivity import NoAnswerCause
+from cahlib.fetch.drop_reasons import exception_drop_reason, was_answered
+from cahlib.fetch.host_policy import HostPolicies, SmallFile
 from cahlib.fetch.network import Network
-from cahlib.fetch.politeness import Manners
-from cahlib.fetch.urls import domain_of, parse
-from cahlib.image.header import AVIF, format_of
+from cahlib.fetch.politeness import Politeness
+from cahlib.fetch.urls import domain_of, parse_url
+from cahlib.image.header import CAN_DECODE_AVIF, image_format
 from cahlib.records import OptOut, Reason
 
 _MOST_BYTES = 64 << 20  # of all answers that are being read or used
@@ -44,7 +44,9 @@ _MOST_TEXT_HOPS = 5  # RFC 9309, 2.3.1.2
 
 _HEADERS = {
     # AVIF last: who has another form of the picture sends that
-    "Accept": f"image/jpeg,image/png,image/webp;q=0.9,{'image/avif;q=0.8,' * AVIF}image/*;q=0.5",
+    "Accept": "image/jpeg,image/png,image/webp;q=0.9,"
+    + "image/avif;q=0.8," * CAN_DECODE_AVIF
+    + "image/*;q=0.5",
     "Accept-Encoding": "identity",
 }
 
@@ -55,22 +57,22 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # else sets would hash all its bytes
-class Served:
+class ImageResponse:
     """A whole answer with status 200 that begins like an image."""
 
     body: bytes
     robots: str  #: what its owner said by headers, as in `cahlib.records.Image`
 
 
-class Memory:
+class MemoryBudget:
     """The bytes that all answers together may hold; must be made in a running loop."""
 
     def __init__(self, most: int) -> None:
         self._free = most
-        self._beyond: Share | None = None
+        self._beyond: MemoryShare | None = None
         self._freed = asyncio.Event()
 
-    async def hold(self, share: Share, size: int) -> None:
+    async def hold(self, share: MemoryShare, size: int) -> None:
         """Count some bytes in, as soon as there is room.
 
         One share may go beyond the limit, or else all of them could wait for each other.
@@ -83,7 +85,7 @@ class Memory:
         self._free -= size
         share.size += size
 
-    def release(self, share: Share) -> None:
+    def release(self, share: MemoryShare) -> None:
         """Count a share out."""
         self._free += share.size
         share.size = 0
@@ -92,7 +94,7 @@ class Memory:
         self._freed.set()
 
 
-class Share:
+class MemoryShare:
     """What one answer holds of the memory."""
 
     __slots__ = ("size",)
@@ -101,22 +103,22 @@ class Share:
         self.size = 0
 
 
-def agent(options: Download) -> str:
+def user_agent(options: Download) -> str:
     """The user agent: who we are, and where site owners reach us."""
     if not options.contact:
-        return f"{opt_outs.AGENT}/{__version__}"
+        return f"{opt_outs.USER_AGENT_TOKEN}/{__version__}"
     if not (options.contact.isascii() and options.contact.isprintable()):
         raise ConfigError("contact: only plain ASCII letters can be sent in a user agent.")
-    return f"{opt_outs.AGENT}/{__version__} (+{options.contact})"
+    return f"{opt_outs.USER_AGENT_TOKEN}/{__version__} (+{options.contact})"
 
 
 @asynccontextmanager
-async def session(
-    options: Download, net: Net, resolver: Resolver
+async def open_session(
+    options: Download, net: NetworkConfig, resolver: Resolver
 ) -> AsyncGenerator[aiohttp.ClientSession, None]:
     """The connections of a stream of images, and what they have in common."""
     SSLProtocol.max_size = _TLS_BUFFER  # type: ignore[attr-defined]
-    connector = lenient_http.Connector(
+    connector = lenient_http.LenientConnector(
         resolver=resolver,
         socket_factory=addresses.socket_factory(net),
         use_dns_cache=False,  # the resolver has its own, which knows failures too
@@ -128,11 +130,11 @@ async def session(
     async with aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={**_HEADERS, "User-Agent": agent(options)},
+        headers={**_HEADERS, "User-Agent": user_agent(options)},
         auto_decompress=False,  # no bombs: see `cahlib.fetch.decoders`
-        max_line_size=lenient_http.MOST_BYTES,
-        max_field_size=lenient_http.MOST_BYTES,
-        max_headers=lenient_http.MOST_LINES,
+        max_line_size=lenient_http.MAX_HEAD_BYTES,
+        max_field_size=lenient_http.MAX_HEAD_BYTES,
+        max_headers=lenient_http.MAX_HEAD_LINES,
     ) as opened:
         yield opened
 
@@ -165,24 +167,24 @@ class Fetcher:
     """Fetches addresses through a session."""
 
     def __init__(
-        self, client: aiohttp.ClientSession, options: Download, net: Net, network: Network
+        self, client: aiohttp.ClientSession, options: Download, net: NetworkConfig, network: Network
     ) -> None:
         self._client, self._options, self._net = client, options, net
         self._network = network
-        self._memory = Memory(_MOST_BYTES)
-        self.owners = Owners(self.text, options.consent)
-        self.manners = Manners(options)
+        self._memory = MemoryBudget(_MOST_BYTES)
+        self.owners = HostPolicies(self.text, options.consent)
+        self.manners = Politeness(options)
 
     @asynccontextmanager
-    async def fetch(self, address: str) -> AsyncIterator[Served | OptOut | Reason]:
+    async def fetch(self, address: str) -> AsyncIterator[ImageResponse | OptOut | Reason]:
         """What an address serves, within the deadline; its bytes count as held until the exit."""
-        share = Share()
+        share = MemoryShare()
         try:
             yield await self._try(address, share)
         finally:
             self._memory.release(share)
 
-    async def _try(self, address: str, share: Share) -> Served | OptOut | Reason:
+    async def _try(self, address: str, share: MemoryShare) -> ImageResponse | OptOut | Reason:
         """Ask once, and a second time if the first failure may pass."""
         deadline = Deadline(self._options.total_timeout)
         result = await self._follow(address, share, deadline)
@@ -201,12 +203,12 @@ class Fetcher:
         return result
 
     async def _follow(
-        self, address: str, share: Share, deadline: Deadline
-    ) -> Served | OptOut | Reason:
+        self, address: str, share: MemoryShare, deadline: Deadline
+    ) -> ImageResponse | OptOut | Reason:
         """Go along redirects, each of which is checked like the first address."""
         place = address
         for hop in range(self._options.max_redirects + 1):
-            url = parse(place)
+            url = parse_url(place)
             if isinstance(url, Reason):
                 return Reason.BAD_REDIRECT if hop else url
             domain = domain_of(place)
@@ -225,12 +227,12 @@ class Fetcher:
         return Reason.BAD_REDIRECT
 
     async def _ask(
-        self, url: URL, place: str, address: str, share: Share, deadline: Deadline
-    ) -> Served | OptOut | str | Reason:
+        self, url: URL, place: str, address: str, share: MemoryShare, deadline: Deadline
+    ) -> ImageResponse | OptOut | str | Reason:
         """One request: the answer's bytes, where it points to, or why there is nothing."""
         status, domain = 0, domain_of(place)
 
-        async def read(answer: aiohttp.ClientResponse) -> Served | OptOut | str | Reason:
+        async def read(answer: aiohttp.ClientResponse) -> ImageResponse | OptOut | str | Reason:
             nonlocal status
             status = answer.status
             if status in (429, 503):
@@ -244,20 +246,20 @@ class Fetcher:
             self._network.forget(domain)
         return result
 
-    async def text(self, address: str, most: int) -> Text | Reason:
+    async def text(self, address: str, most: int) -> SmallFile | Reason:
         """A small file such as robots.txt, of which the first bytes are enough."""
         deadline = Deadline(min(_MOST_TEXT_SECONDS, self._options.total_timeout))
         place = address
 
-        async def read(answer: aiohttp.ClientResponse) -> Text | str | Reason:
-            if (to := responses.location(answer, place)) is not None:
+        async def read(answer: aiohttp.ClientResponse) -> SmallFile | str | Reason:
+            if (to := responses.redirect_target(answer, place)) is not None:
                 return to
             if answer.status // 100 != 2:
-                return Text(answer.status, b"")
+                return SmallFile(answer.status, b"")
             return await _beginning(answer, most)
 
         for _ in range(_MOST_TEXT_HOPS + 1):
-            url = parse(place)
+            url = parse_url(place)
             if isinstance(url, Reason):
                 return Reason.BAD_REDIRECT
             domain, since = domain_of(place), time.monotonic()
@@ -289,16 +291,16 @@ class Fetcher:
                         self._network.heard(begun, domain, host, port)
                         return await read(answer)
                 except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-                    reason, answered = cause(error), somebody(error)
+                    reason, answered = exception_drop_reason(error), was_answered(error)
                     at_once = not isinstance(error, asyncio.TimeoutError)
             if answered:
                 self._network.hosts.heard(begun)
             if answered is not False:
                 return reason
             verdict = await self._network.lost(deadline.begun, host, port, at_once=at_once)
-            if verdict is Verdict.DEAD or (doubted and verdict is Verdict.MOMENT):
+            if verdict is NoAnswerCause.DEAD or (doubted and verdict is NoAnswerCause.MOMENT):
                 return reason
-            doubted = doubted or verdict is Verdict.MOMENT
+            doubted = doubted or verdict is NoAnswerCause.MOMENT
             if refused := await self._polite(domain, math.inf):
                 return refused
             deadline.renew()
@@ -313,18 +315,22 @@ class Fetcher:
         return self._client.get(target, headers=host, timeout=timeout, allow_redirects=False)
 
     async def _read(
-        self, answer: aiohttp.ClientResponse, address: str, url: URL, place: str, share: Share
-    ) -> Served | OptOut | str | Reason:
+        self, answer: aiohttp.ClientResponse, address: str, url: URL, place: str, share: MemoryShare
+    ) -> ImageResponse | OptOut | str | Reason:
         """What an answer holds, or where it points to."""
-        said = responses.said(answer)
-        if answer.status < 400 and (refused := opt_outs.spoken(said, self._options.consent)):
+        said = responses.opt_out_headers(answer)
+        if answer.status < 400 and (refused := opt_outs.parse_headers(said, self._options.consent)):
             return OptOut(url=address, where=str(url), time=time.time(), **refused._asdict())
-        if reason := responses.refuse(answer):
+        if reason := responses.response_drop_reason(answer):
             return reason
-        if (to := responses.location(answer, place)) is not None:
+        if (to := responses.redirect_target(answer, place)) is not None:
             return to
         body = await self._body(answer, share)
-        return body if isinstance(body, Reason) else Served(body=body, robots=responses.noted(said))
+        return (
+            body
+            if isinstance(body, Reason)
+            else ImageResponse(body=body, robots=responses.format_opt_out_headers(said))
+        )
 
     async def _polite(self, domain: str, left: float) -> Reason | None:
         """Wait until a domain may be asked, or say why it may not."""
@@ -341,12 +347,12 @@ class Fetcher:
         """What is asked for; on a replayed web, where all lies in one place, with the true host."""
         if self._net.tls is False:
             url = url.with_scheme("http")
-        if not self._net.only or not addresses.literal(url.raw_host or ""):
+        if not self._net.only or not addresses.parse_ip(url.raw_host or ""):
             return url, {}
         # A host that is an address would not be resolved, so it is asked for by another name.
         return url.with_host("address.replay"), {"Host": url.raw_authority}
 
-    async def _body(self, answer: aiohttp.ClientResponse, share: Share) -> bytes | Reason:
+    async def _body(self, answer: aiohttp.ClientResponse, share: MemoryShare) -> bytes | Reason:
         """The bytes, given up as soon as they are too many or begin like no image."""
         most = self._options.max_bytes
         if (answer.content_length or 0) > most:
@@ -356,7 +362,7 @@ class Fetcher:
             packed = decoders.Decoders(answer.headers.getall("Content-Encoding", ()))
             async for chunk in answer.content.iter_any():
                 came += len(chunk)
-                if packed and not (came == len(chunk) and format_of(chunk[:12])):
+                if packed and not (came == len(chunk) and image_format(chunk[:12])):
                     chunk = packed.feed(chunk, most + 1 - size)
                 else:
                     packed = decoders.Decoders(())  # in spite of what its head says
@@ -367,18 +373,18 @@ class Fetcher:
                 chunks.append(chunk)
                 if len(start) < 12:
                     start += chunk[:12]
-                    if len(start) >= 12 and not format_of(start):
+                    if len(start) >= 12 and not image_format(start):
                         return Reason.NOT_AN_IMAGE
-        except decoders.Undecodable:
+        except decoders.DecodingError:
             return Reason.NOT_AN_IMAGE
         return b"".join(chunks)
 
 
-async def _beginning(answer: aiohttp.ClientResponse, most: int) -> Text | Reason:
+async def _beginning(answer: aiohttp.ClientResponse, most: int) -> SmallFile | Reason:
     """The first bytes of a small file, without codings; the rest is not waited for."""
     if answer.status in (204, 205):
-        return Text(answer.status, b"")
-    if not responses.complete(answer):
+        return SmallFile(answer.status, b"")
+    if not responses.is_complete(answer):
         return Reason.HTTP_OTHER
     body = b""
     async for chunk in answer.content.iter_any():
@@ -387,7 +393,7 @@ async def _beginning(answer: aiohttp.ClientResponse, most: int) -> Text | Reason
             break
     try:
         codings = answer.headers.getall("Content-Encoding", ())
-        found = decoders.plain(body[:most], codings, most, cut=len(body) >= most)
-    except decoders.Undecodable:
+        found = decoders.decode_body(body[:most], codings, most, cut=len(body) >= most)
+    except decoders.DecodingError:
         return Reason.BAD_HTTP
-    return Text(200, found)
+    return SmallFile(200, found)

@@ -16,7 +16,7 @@ from threading import Lock
 from cahlib.errors import Postponed
 
 #: What a system says if nothing came back, or nothing could be sent.
-UNREACHABLE = frozenset(
+UNREACHABLE_ERRNOS = frozenset(
     {
         errno.ENETUNREACH,
         errno.EHOSTUNREACH,
@@ -29,7 +29,7 @@ UNREACHABLE = frozenset(
 )
 
 
-class Verdict(enum.Enum):
+class NoAnswerCause(enum.Enum):
     """Why nobody answered a request."""
 
     DEAD = enum.auto()  #: it is the host
@@ -112,7 +112,7 @@ class Connectivity:
         """Return whether a request of that time met an outage that is over."""
         return begun <= self._back
 
-    def verdict(self, begun: float, ended: float, *, at_once: bool) -> Verdict | None:
+    def verdict(self, begun: float, ended: float, *, at_once: bool) -> NoAnswerCause | None:
         """Return why nobody answered a request; None: not known yet.
 
         What failed ``at_once`` had no chance to outlive a short cut, as what waits has: TCP and
@@ -121,11 +121,11 @@ class Connectivity:
         if self.offline:
             return None
         if self.in_outage(begun):
-            return Verdict.OUTAGE
+            return NoAnswerCause.OUTAGE
         if self._proof < ended:
             self._waiting = min(self._waiting, ended)
             return None
-        return Verdict.MOMENT if at_once or self.has_stood(begun) else Verdict.DEAD
+        return NoAnswerCause.MOMENT if at_once or self.has_stood(begun) else NoAnswerCause.DEAD
 
 
 class Outages:

@@ -12,7 +12,7 @@ _SURE = 2
 _MOST = 20_000
 
 
-class Silence:
+class DeadDomains:
     """Filled by one thread, asked by any."""
 
     def __init__(self, told: Iterable[Iterable[str]] = ()) -> None:

@@ -34,7 +34,7 @@ _MAGIC = {
 _WINDOW: Mapping[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 
 
-class Undecodable(ValueError):
+class DecodingError(ValueError):
     """The bytes are not what their coding says."""
 
 
@@ -71,7 +71,7 @@ class _Zlib:
                 found += self._undone.decompress(data, most - len(found))
             except zlib.error as error:
                 if self._begun or self._bits != 15:
-                    raise Undecodable(str(error)) from error
+                    raise DecodingError(str(error)) from error
                 self._bits = -15  # raw deflate, as some servers understand the word
                 self._undone = zlib.decompressobj(-15)
                 continue
@@ -99,7 +99,7 @@ class _Brotli:
                 if not piece and self._undone.can_accept_more_data():
                     break
         except brotli.error as error:
-            raise Undecodable(str(error)) from error
+            raise DecodingError(str(error)) from error
         return found[:most]
 
 
@@ -126,7 +126,7 @@ class _Zstd:
                 if not piece and not self._undone.eof:
                     break
         except zstd.ZstdError as error:
-            raise Undecodable(str(error)) from error
+            raise DecodingError(str(error)) from error
         return found
 
 
@@ -146,7 +146,7 @@ class Decoders:
         named = [each.strip().lower() for coding in codings for each in coding.split(",")]
         known = [each for each in named if each in _DECODERS]
         if len(known) > _MOST:
-            raise Undecodable("packed too often")
+            raise DecodingError("packed too often")
         self._steps: list[Decoder] = [_DECODERS[each]() for each in reversed(known)]
 
     def __bool__(self) -> bool:
@@ -164,7 +164,7 @@ class Decoders:
         return data
 
 
-def plain(body: bytes, codings: Iterable[str], most: int, *, cut: bool = False) -> bytes:
+def decode_body(body: bytes, codings: Iterable[str], most: int, *, cut: bool = False) -> bytes:
     """Return a small file's first bytes without its codings, be they named or not.
 
     ``cut`` says that only the beginning of the file is there. A text that is not packed at all
@@ -175,14 +175,14 @@ def plain(body: bytes, codings: Iterable[str], most: int, *, cut: bool = False) 
         decoders = Decoders(named)
         found = decoders.feed(body, most) if decoders else body
         if decoders and body and not (decoders.whole or cut or len(found) >= most):
-            raise Undecodable("breaks off")
-    except Undecodable:
+            raise DecodingError("breaks off")
+    except DecodingError:
         if b"\0" in body or not _is_text(body):
             raise
         return body[:most]
     magic = next((coding for start, coding in _MAGIC.items() if found.startswith(start)), None)
     if magic and magic not in named and not _is_text(found):
-        return plain(found, [magic], most, cut=cut)
+        return decode_body(found, [magic], most, cut=cut)
     return found[:most]
 
 

@@ -9,8 +9,8 @@ import ssl
 import aiohttp
 
 from cahlib.errors import MachineFault, machine_fault
-from cahlib.fetch.addresses import NoAddress, NotPublic
-from cahlib.fetch.connectivity import UNREACHABLE
+from cahlib.fetch.addresses import NoAddressError, NotPublicError
+from cahlib.fetch.connectivity import UNREACHABLE_ERRNOS
 from cahlib.records import Reason
 
 #: What aiohttp raises and what it means; the first that fits counts.
@@ -28,20 +28,20 @@ _CAUSES: tuple[tuple[type[Exception], Reason], ...] = (
 )
 
 
-def cause(error: Exception) -> Reason:
+def exception_drop_reason(error: Exception) -> Reason:
     """Return the reason that stands behind an exception; raise MachineFault if it is our own."""
     inner = getattr(error, "os_error", error)
-    if isinstance(inner, NotPublic):
+    if isinstance(inner, NotPublicError):
         return Reason.PRIVATE_ADDRESS
     if fault := machine_fault(error):
         raise MachineFault(fault) from error
     return next(reason for kind, reason in _CAUSES if isinstance(error, kind))
 
 
-def somebody(error: Exception) -> bool | None:
+def was_answered(error: Exception) -> bool | None:
     """Whether somebody answered, be it by a refusal; None: no host was asked."""
     inner = getattr(error, "os_error", error)
-    if isinstance(inner, NoAddress | NotPublic | ValueError):
+    if isinstance(inner, NoAddressError | NotPublicError | ValueError):
         return None
     if isinstance(error, asyncio.TimeoutError):
         return False
@@ -49,4 +49,4 @@ def somebody(error: Exception) -> bool | None:
         return True
     if isinstance(error, aiohttp.ClientConnectorError):  # of several addresses: no number at all
         return getattr(inner, "errno", None) in (errno.ECONNREFUSED, errno.ECONNRESET)
-    return not (isinstance(inner, OSError) and inner.errno in UNREACHABLE)
+    return not (isinstance(inner, OSError) and inner.errno in UNREACHABLE_ERRNOS)

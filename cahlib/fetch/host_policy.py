@@ -17,7 +17,13 @@ from typing import NamedTuple
 from yarl import URL
 
 from cahlib.fetch import opt_outs
-from cahlib.fetch.robots import MOST_BYTES, Robots, matches, normal, tidied
+from cahlib.fetch.robots import (
+    MAX_ROBOTS_BYTES,
+    RobotsTxt,
+    normalize_path,
+    path_matches,
+    resolve_dots,
+)
 from cahlib.records import OptOut, Reason
 
 #: A host is remembered so long (RFC 9309, 2.4), and a failure of its robots.txt.
@@ -41,7 +47,7 @@ _MARKS = (
 _STRAY = re.compile("[\udc80-\udcff]")
 
 
-class Text(NamedTuple):
+class SmallFile(NamedTuple):
     """An answer to the question for a small file."""
 
     status: int  #: 200 if the body is all of it
@@ -49,32 +55,32 @@ class Text(NamedTuple):
 
 
 #: Asks for a small file, of which at most so many bytes matter; follows redirects.
-Ask = Callable[[str, int], Awaitable[Text | Reason]]
+FetchSmallFile = Callable[[str, int], Awaitable[SmallFile | Reason]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rules:
     """What the owner of a host said, or the reason why nothing may be fetched from it."""
 
-    robots: Robots | Reason
+    robots: RobotsTxt | Reason
     reserved: list[tuple[str, str, bool]]  #: a place in one spelling, as served, and whether
     size: int  #: bytes of both
 
     def reservation(self, target: str) -> str | None:
         """The place of the tdmrep.json that reserves the rights of a path, or None."""
         # TDMRep: "The most specific match is the first in sequence."
-        target = normal(target)
+        target = normalize_path(target)
         for pattern, location, reserved in self.reserved:
-            if matches(pattern, target):
+            if path_matches(pattern, target):
                 return location if reserved else None
         return None
 
 
-class Owners:
+class HostPolicies:
     """Says what owners refuse, by consent's profile; used by one event loop."""
 
     def __init__(
-        self, ask: Ask, consent: str, *, clock: Callable[[], float] = time.monotonic
+        self, ask: FetchSmallFile, consent: str, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._ask, self._clock = ask, clock
         self._honoured = opt_outs.HONOURED[consent]
@@ -108,10 +114,10 @@ class Owners:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _said(self, rules: _Rules, target: str) -> opt_outs.Said | None:
-        assert isinstance(rules.robots, Robots)
+    def _said(self, rules: _Rules, target: str) -> opt_outs.OptOutSignal | None:
+        assert isinstance(rules.robots, RobotsTxt)
         # servers tidy a path before they answer: what is refused is refused under both its names
-        names = dict.fromkeys((target, tidied(target)))
+        names = dict.fromkeys((target, resolve_dots(target)))
         for signal, refusal in (
             ("robots.txt", rules.robots.refusal),
             ("robots.txt content-usage", rules.robots.no_training),
@@ -119,7 +125,7 @@ class Owners:
         ):
             for name in names:
                 if (words := refusal(name)) is not None:
-                    return opt_outs.heard(signal, words)
+                    return opt_outs.opt_out_signal(signal, words)
         return None
 
     def _rules(self, origin: str) -> asyncio.Task[_Rules]:
@@ -135,19 +141,19 @@ class Owners:
 
     async def _learn(self, origin: str) -> _Rules:
         """Ask for one file after the other: an image in work is one connection at most."""
-        answer = await self._ask(f"{origin}/robots.txt", MOST_BYTES)
-        robots = read(answer)
-        reserved: Text | Reason = Reason.HTTP_4XX
-        if "tdmrep.json" in self._honoured and isinstance(robots, Robots):
-            reserved = await self._ask(f"{origin}/.well-known/tdmrep.json", MOST_BYTES)
+        answer = await self._ask(f"{origin}/robots.txt", MAX_ROBOTS_BYTES)
+        robots = parse_robots_answer(answer)
+        reserved: SmallFile | Reason = Reason.HTTP_4XX
+        if "tdmrep.json" in self._honoured and isinstance(robots, RobotsTxt):
+            reserved = await self._ask(f"{origin}/.well-known/tdmrep.json", MAX_ROBOTS_BYTES)
             robots = reserved if reserved is Reason.LEFT_ALONE else robots
-        size = sum(len(text.body) for text in (answer, reserved) if isinstance(text, Text))
+        size = sum(len(text.body) for text in (answer, reserved) if isinstance(text, SmallFile))
         self._kept += size
-        there = isinstance(reserved, Text) and reserved.status == 200
-        places = opt_outs.reservations(reserved.body) if there else []  # type: ignore[union-attr]
+        there = isinstance(reserved, SmallFile) and reserved.status == 200
+        places = opt_outs.parse_tdmrep(reserved.body) if there else []  # type: ignore[union-attr]
         return _Rules(
             robots=robots,
-            reserved=[(normal(location), location, which) for location, which in places],
+            reserved=[(normalize_path(location), location, which) for location, which in places],
             size=size,
         )
 
@@ -159,7 +165,7 @@ class Owners:
                 del self._known[origin]
 
 
-def read(answer: Text | Reason) -> Robots | Reason:
+def parse_robots_answer(answer: SmallFile | Reason) -> RobotsTxt | Reason:
     """The rules in an answer, by RFC 9309, 2.3.1: without a file all is allowed, but what fails
     (5xx, no answer in time) or cannot be read (a part, broken packing) allows nothing.
 
@@ -169,13 +175,13 @@ def read(answer: Text | Reason) -> Robots | Reason:
         assert isinstance(answer, Reason)
         return answer
     if answer is Reason.BAD_REDIRECT:
-        return Robots("")
+        return RobotsTxt("")
     if isinstance(answer, Reason) or answer.status >= 500 or answer.status == 429:
         return Reason.NO_ROBOTS
-    return Robots(text(answer.body))
+    return RobotsTxt(decode_robots(answer.body))
 
 
-def text(body: bytes) -> str:
+def decode_robots(body: bytes) -> str:
     """Return a robots.txt as text; what is not in its encoding is escaped as in addresses."""
     encoding = "utf-8-sig"
     for mark, name in _MARKS:

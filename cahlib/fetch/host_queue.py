@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Turns(Generic[T]):
+class HostQueue(Generic[T]):
     """Items by host; at most ``per_host`` of one host are in work. Its length: what waits."""
 
     def __init__(self, per_host: int) -> None:

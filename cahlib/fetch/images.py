@@ -19,12 +19,12 @@ from itertools import islice
 from cahlib.config import Download
 from cahlib.errors import ConfigError, ShardError
 from cahlib.fetch import addresses, async_thread
-from cahlib.fetch.addresses import Net
-from cahlib.fetch.client import Fetcher, agent, session
-from cahlib.fetch.host_queue import Turns
-from cahlib.fetch.network import watched
+from cahlib.fetch.addresses import NetworkConfig
+from cahlib.fetch.client import Fetcher, open_session, user_agent
+from cahlib.fetch.host_queue import HostQueue
+from cahlib.fetch.network import watch_network
 from cahlib.fetch.urls import domain_of
-from cahlib.image.validate import prove
+from cahlib.image.validate import validate_image
 from cahlib.lists import hashes
 from cahlib.records import Candidate, Evidence, Image, OptOut, Reason, Stage, Tally
 
@@ -35,14 +35,14 @@ _DECODERS = 2  # threads
 _AHEAD = 8  # images that wait for the consumer
 
 
-def images(
+def fetch_images(
     candidates: Iterable[Candidate],
     options: Download,
     tally: Tally,
     *,
     evidence: Evidence,
-    tick: Callable[[], None] = async_thread.nothing,
-    net: Net | None = None,
+    tick: Callable[[], None] = async_thread.do_nothing,
+    net: NetworkConfig | None = None,
 ) -> Iterator[Image]:
     """Fetch and prove what the candidates point at; images come in the order of their arrival.
 
@@ -53,17 +53,17 @@ def images(
     sockets, Postponed if there is no network for too long, and at the end ShardError if many hosts
     were asked and none ever answered.
     """
-    net = net or addresses.net(options)
-    agent(options)
-    allow_sockets(options.connections)
-    return async_thread.iterate(
-        lambda: stream(candidates, options, tally, evidence=evidence, net=net),
+    net = net or addresses.network_config(options)
+    user_agent(options)
+    raise_open_file_limit(options.connections)
+    return async_thread.iterate_in_thread(
+        lambda: stream_images(candidates, options, tally, evidence=evidence, net=net),
         ahead=_AHEAD,
         tick=tick,
     )
 
 
-def allow_sockets(connections: int) -> None:
+def raise_open_file_limit(connections: int) -> None:
     """Let this process open as many files as the connections need, idle ones included."""
     needed = 4 * connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -77,16 +77,19 @@ def allow_sockets(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-async def stream(
+async def stream_images(
     candidates: Iterable[Candidate],
     options: Download,
     tally: Tally,
     *,
     evidence: Evidence,
-    net: Net,
+    net: NetworkConfig,
 ) -> AsyncGenerator[Image, None]:
-    """`images` for a loop that is there already."""
-    async with watched(net) as network, session(options, net, network.resolver) as client:
+    """`fetch_images` for a loop that is there already."""
+    async with (
+        watch_network(net) as network,
+        open_session(options, net, network.resolver) as client,
+    ):
         fetcher = Fetcher(client, options, net, network)
         crew = _Crew(fetcher, options, tally, evidence)
         tasks = [asyncio.create_task(crew.read(iter(candidates)))]
@@ -119,7 +122,7 @@ class _Crew:
         self._tally, self._evidence = tally, evidence
         self._harm = hashes(options.known_harm, "known_harm")
         self._links: Counter[str] = Counter()  # of each domain
-        self._turns: Turns[Candidate] = Turns(options.per_host)
+        self._turns: HostQueue[Candidate] = HostQueue(options.per_host)
         self._ready: asyncio.Queue[Candidate | None] = asyncio.Queue()
         self._beginning = asyncio.Lock()
         self._moved = asyncio.Event()  # something in the two above has changed
@@ -205,7 +208,9 @@ class _Crew:
                 self._evidence.optouts.append(served)
                 return Reason.OPTED_OUT
             loop = asyncio.get_running_loop()
-            picture = await loop.run_in_executor(self._decoders, prove, served.body, self._options)
+            picture = await loop.run_in_executor(
+                self._decoders, validate_image, served.body, self._options
+            )
             if isinstance(picture, Reason):
                 return picture
             if self._harm.name(picture["md5"], picture["sha1"], picture["sha256"]):

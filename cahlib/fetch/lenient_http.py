@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 #: Bytes of a head, as browsers have it, and lines.
-MOST_BYTES, MOST_LINES = 256 << 10, 5000
+MAX_HEAD_BYTES, MAX_HEAD_LINES = 256 << 10, 5000
 
 #: Where a head ends; lines end with or without a carriage return.
 _END = re.compile(rb"\r?\n\r?\n")
@@ -44,7 +44,7 @@ def is_regular(data: bytes) -> bool:
     return _REGULAR.match(data) is not None
 
 
-def normal(head: bytes) -> bytes | None:
+def normalize_head(head: bytes) -> bytes | None:
     """Return a head, with its empty line, in regular form; None if it must stay as it is."""
     first, *rest = re.split(rb"\r?\n", head.rstrip(b"\r\n"))
     status = _STATUS.fullmatch(first)
@@ -90,7 +90,7 @@ def _framing(fields: list[tuple[bytes, bytes]], old: bool) -> list[bytes] | None
     return [b"Content-Length: " + each for each in list(lengths)[:1]]
 
 
-class Handler(ResponseHandler):
+class LenientHandler(ResponseHandler):
     """Gives aiohttp's parser each head as a whole, in regular form."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -116,14 +116,14 @@ class Handler(ResponseHandler):
         end = _END.search(waiting, max(0, self._searched - 3))
         self._searched = len(waiting)
         if not end:
-            if self._searched <= MOST_BYTES and _BEGINNING.match(waiting[:16]):
+            if self._searched <= MAX_HEAD_BYTES and _BEGINNING.match(waiting[:16]):
                 self._reschedule_timeout()
                 return
             super().data_received(self._as_it_is())
             return
         head, rest = bytes(waiting[: end.end()]), bytes(waiting[end.end() :])
         self._head, self._searched = None, 0
-        regular = normal(head) if head.count(b"\n") <= MOST_LINES else None
+        regular = normalize_head(head) if head.count(b"\n") <= MAX_HEAD_LINES else None
         if regular is None or _framed(head) != _framed(regular):
             self.force_close()
         if _INTERIM.match(head):
@@ -153,9 +153,9 @@ def _framed(head: bytes) -> list[bytes]:
     return _FRAMED.findall(head.lower())
 
 
-class Connector(aiohttp.TCPConnector):
-    """Connections whose answers are read by `Handler`."""
+class LenientConnector(aiohttp.TCPConnector):
+    """Connections whose answers are read by `LenientHandler`."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._factory = partial(Handler, loop=self._loop)  # type: ignore[assignment]
+        self._factory = partial(LenientHandler, loop=self._loop)  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from urllib.parse import urljoin
 
 import ada_url
 
-from cahlib.fetch.addresses import literal, public
+from cahlib.fetch.addresses import is_public, parse_ip
 from cahlib.records import Reason
 
 #: Files that are no photos.
@@ -22,7 +22,7 @@ _PICTURE = (".jpg", ".png", ".jpeg", ".webp")
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _WEB = frozenset({"http", "https"})
 #: The ports of the web; a crawl that tries others looks like a port scan.
-PORTS = frozenset({None, 80, 443})
+WEB_PORTS = frozenset({None, 80, 443})
 
 #: What most addresses look like; ada asks for the same by them (checked by test), in five times the
 #: time.
@@ -56,14 +56,14 @@ _PRIVATE = (
 )  # fmt: skip
 
 
-def join(base: str, url: str) -> str:
+def join_url(base: str, url: str) -> str:
     """Return an absolute address as browsers have it; raise ValueError if it is not one."""
     if not base:
         return str(ada_url.normalize_url(_bytes_escaped(url)))
     return str(ada_url.join_url(_bytes_escaped(base), _bytes_escaped(url)))
 
 
-class Parts(NamedTuple):
+class UrlParts(NamedTuple):
     """What an address asks for."""
 
     scheme: str
@@ -72,17 +72,19 @@ class Parts(NamedTuple):
     target: str  #: path and query as they are sent
 
 
-def split(url: str) -> Parts | None:
+def split_url(url: str) -> UrlParts | None:
     """Return what an absolute address asks for, None if it is not one of the web."""
     plain = _PLAIN.fullmatch(url)
     if plain and "/." not in url and "/%2" not in url and "xn--" not in url:
-        return Parts(plain[1], plain[2], None, plain[3])
+        return UrlParts(plain[1], plain[2], None, plain[3])
     try:
         given = _GIVEN.fullmatch(ada_url.normalize_url(_bytes_escaped(url)))
     except ValueError:
         return None
     return (
-        Parts(given[1], given[2], int(given[3]) if given[3] else None, given[4]) if given else None
+        UrlParts(given[1], given[2], int(given[3]) if given[3] else None, given[4])
+        if given
+        else None
     )
 
 
@@ -97,7 +99,7 @@ def _escape(match: re.Match[str]) -> str:
     return f"%{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else "\ufffd"
 
 
-class Base(NamedTuple):
+class BaseUrl(NamedTuple):
     """What the relative addresses of a page are relative to."""
 
     url: str
@@ -105,12 +107,12 @@ class Base(NamedTuple):
     origin: str  #: scheme and host
 
     @classmethod
-    def of(cls, page: str, written: str) -> Base:
+    def of(cls, page: str, written: str) -> BaseUrl:
         """A page's base: its own address, or what its base element says, as it is ``written``."""
         url = page
         if written:
             try:
-                joined = join(page, written)
+                joined = join_url(page, written)
                 url = joined if joined.startswith(("http://", "https://")) else page
             except ValueError:
                 pass
@@ -118,7 +120,7 @@ class Base(NamedTuple):
         return cls(url, match[1], match[0]) if match else cls(url, "", "")
 
 
-def refuse(url: str) -> Reason | None:
+def link_drop_reason(url: str) -> Reason | None:
     """Why an address, which may be relative, cannot be a picture's by its mere look."""
     if not url.startswith(("http", "/")):
         scheme = _SCHEME.match(url)
@@ -130,7 +132,7 @@ def refuse(url: str) -> Reason | None:
     return Reason.NOT_A_PICTURE_URL if path.rstrip()[-5:].lower().endswith(_NO_PICTURE) else None
 
 
-def absolute(url: str, base: Base, most: int) -> str | Reason:
+def absolute_url(url: str, base: BaseUrl, most: int) -> str | Reason:
     """An address made absolute, without its fragment and with its blanks escaped."""
     raw = url = url.partition("#")[0]
     joined = _joined(url, base)
@@ -145,14 +147,14 @@ def absolute(url: str, base: Base, most: int) -> str | Reason:
         if answer := _ordinary(joined, most):
             return answer
     try:
-        asked = join("" if _SCHEME.match(url) and not base.scheme else base.url, url)
+        asked = join_url("" if _SCHEME.match(url) and not base.scheme else base.url, url)
         written = _written(joined or urljoin(base.url, url), asked)
     except ValueError:
         return Reason.BAD_URL
     given = _GIVEN.fullmatch(asked)
     if not given or "@" in asked[: given.start(2)]:
         return Reason.BAD_URL
-    if (int(given[3]) if given[3] else None) not in PORTS:
+    if (int(given[3]) if given[3] else None) not in WEB_PORTS:
         return Reason.BAD_URL
     return Reason.LONG_URL if len(written) > most else _host(given[2]) or written
 
@@ -167,7 +169,7 @@ def _ordinary(joined: str, most: int) -> str | Reason | None:
     return Reason.LONG_URL if len(joined) > most else _host(match[1]) or joined
 
 
-def _joined(url: str, base: Base) -> str:
+def _joined(url: str, base: BaseUrl) -> str:
     """What most addresses are joined to without a parser; "" for the others."""
     if url.startswith(("http://", "https://")):
         return url
@@ -182,15 +184,15 @@ def _written(joined: str, asked: str) -> str:
         return asked
     if not joined.startswith(("http://", "https://")) or joined[7:9].startswith("/"):
         return asked
-    return joined if join("", joined) == asked else asked
+    return joined if join_url("", joined) == asked else asked
 
 
 @lru_cache(maxsize=20_000)
 def _host(host: str) -> Reason | None:
     """Why a host is none of the public web's, by its name alone."""
     if host[:1].isascii() and host[:1].isdigit() or ":" in host:
-        if address := literal(host):
-            return None if public(str(address)) else Reason.PRIVATE_HOST
+        if address := parse_ip(host):
+            return None if is_public(str(address)) else Reason.PRIVATE_HOST
     name = host.rstrip(".")
     if name.endswith(_PRIVATE) or "." not in name:
         return Reason.PRIVATE_HOST

@@ -19,9 +19,9 @@ from typing import Any
 from aiohttp.abc import ResolveResult
 
 from cahlib.fetch import addresses
-from cahlib.fetch.addresses import Net, NoAddress, NotPublic, Resolver
-from cahlib.fetch.connectivity import Verdict
-from cahlib.fetch.outage_monitor import Watch
+from cahlib.fetch.addresses import NetworkConfig, NoAddressError, NotPublicError, Resolver
+from cahlib.fetch.connectivity import NoAnswerCause
+from cahlib.fetch.outage_monitor import OutageMonitor
 
 _MOST_KNOWN = 256  # hosts that answered, of as many domains, which take turns in being probed
 _PROBED = 3  # at once
@@ -33,10 +33,10 @@ _PACE = 0.004
 class Network:
     """Says when requests may be sent, and which of them are to be sent again."""
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: NetworkConfig) -> None:
         self._net = net
         self.resolver = Resolver(net)
-        self.hosts = Watch(
+        self.hosts = OutageMonitor(
             "hosts",
             self._answers,
             patience=net.patience,
@@ -71,11 +71,11 @@ class Network:
         """Note that a domain is left alone from now on: by probes too."""
         self._known.pop(domain, None)
 
-    async def lost(self, begun: float, host: str, port: int, *, at_once: bool) -> Verdict:
+    async def lost(self, begun: float, host: str, port: int, *, at_once: bool) -> NoAnswerCause:
         """Return why a request was not answered; an outage is over then."""
         self._doubtful = host, port
         verdict = await self.hosts.lost(begun, at_once=at_once)
-        return Verdict.OUTAGE if await self.resolver.met(host, begun) else verdict
+        return NoAnswerCause.OUTAGE if await self.resolver.met(host, begun) else verdict
 
     async def _answers(self) -> bool:
         """Whether one of those who answered before still does, or the crawl's host.
@@ -113,9 +113,9 @@ class Network:
         """Whether a host takes a connection, or refuses it itself; None: it must not be asked."""
         try:
             found = await self._addresses(host, port)
-        except NotPublic:
+        except NotPublicError:
             return None
-        except NoAddress:
+        except NoAddressError:
             return False
         return await _any(map(self._connects_at, found))  # at once: one family may be dead
 
@@ -126,7 +126,7 @@ class Network:
             with addresses.socket_factory(self._net)(info) as connection:
                 connection.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(connection, at)
-        except NotPublic:
+        except NotPublicError:
             return None
         except ConnectionRefusedError:
             return True
@@ -140,13 +140,13 @@ class Network:
             return True
         try:
             found = await self._addresses(*self._doubtful)
-        except (NoAddress, NotPublic):
+        except (NoAddressError, NotPublicError):
             return True
-        return any(addresses.routed(each["host"]) for each in found)
+        return any(addresses.has_route(each["host"]) for each in found)
 
     async def _addresses(self, host: str, port: int) -> list[ResolveResult]:
-        if address := addresses.literal(host):
-            return [addresses.result(host, str(address), port)]
+        if address := addresses.parse_ip(host):
+            return [addresses.resolve_result(host, str(address), port)]
         return await self.resolver.at_once(host, port)
 
 
@@ -168,7 +168,7 @@ async def _any(questions: Iterable[Coroutine[Any, Any, bool | None]]) -> bool | 
 
 
 @asynccontextmanager
-async def watched(net: Net) -> AsyncIterator[Network]:
+async def watch_network(net: NetworkConfig) -> AsyncIterator[Network]:
     """The network, with all that keeps an eye on it."""
     network = Network(net)
     tasks = [asyncio.create_task(each.run()) for each in (network.hosts, network.resolver.watch)]

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 #: What we call ourselves, in the user agent and where an owner speaks to us.
-AGENT = "cahlib"
+USER_AGENT_TOKEN = "cahlib"
 
 #: Each of these refuses the use that we make of an image; "none" is noindex with nofollow.
-REFUSALS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
+REFUSING_DIRECTIVES = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 
 #: The signals that each profile honours; every other signal is only recorded with the sample.
 HONOURED: Mapping[str, frozenset[str]] = {
@@ -50,13 +50,13 @@ HONOURED: Mapping[str, frozenset[str]] = {
 }
 
 #: Headers by which owners speak.
-HEADERS = ("X-Robots-Tag", "TDM-Reservation", "Content-Usage", "Content-Signal")
+OPT_OUT_HEADERS = ("X-Robots-Tag", "TDM-Reservation", "Content-Usage", "Content-Signal")
 
 #: Directives that have a value of their own behind a colon, which is no scope.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
 #: Whose directives bind us: what we call ourselves, and everybody, however that is said.
-_OURS = frozenset({"", "*", AGENT, "all", "robots", "x-robots-tag"})
+_OURS = frozenset({"", "*", USER_AGENT_TOKEN, "all", "robots", "x-robots-tag"})
 
 #: Words, whatever stands between them; what is behind one says whether it is a scope (``bot:``,
 #: ``bot/2.1:``) or has a value (``noindex=false``). Dates and times begin no scope.
@@ -76,7 +76,7 @@ _NO_USE = re.compile(_USE % ("all|bots|tdm|ai", "no?"), re.IGNORECASE)
 _TRAINING = re.compile(_USE % ("train-ai|ai-train", "y(?:es)?"), re.IGNORECASE)
 
 #: How rights are reserved by a header or a meta element.
-RESERVED = re.compile(r"\W*(?:1|true)\b", re.IGNORECASE)
+RIGHTS_RESERVED = re.compile(r"\W*(?:1|true)\b", re.IGNORECASE)
 
 _MOST_RULES = 1000  # of a tdmrep.json
 
@@ -84,47 +84,50 @@ _MOST_RULES = 1000  # of a tdmrep.json
 _MOST_WORDS = 1000
 
 
-class Said(NamedTuple):
+class OptOutSignal(NamedTuple):
     """A refusal: by which signal, and in which words."""
 
     signal: str
     value: str
 
 
-def heard(signal: str, words: str) -> Said:
+def opt_out_signal(signal: str, words: str) -> OptOutSignal:
     """A refusal with its evidence, whatever a stranger served."""
-    return Said(signal, quoted(words))
+    return OptOutSignal(signal, quote_evidence(words))
 
 
-def quoted(words: str) -> str:
+def quote_evidence(words: str) -> str:
     """The beginning of what a stranger served, without lone surrogates, which cannot be written."""
     return words[:_MOST_WORDS].encode("utf-8", "replace").decode()
 
 
-def spoken(headers: Iterable[tuple[str, str]], consent: str) -> Said | None:
+def parse_headers(headers: Iterable[tuple[str, str]], consent: str) -> OptOutSignal | None:
     """The first of an answer's headers that refuses us, in a profile that honours it."""
     for name, value in headers:
         signal = name.lower()
         refuses = {
-            "x-robots-tag": lambda value: refusal([value]) is not None,
-            "tdm-reservation": lambda value: RESERVED.match(value) is not None,
-            "content-usage": no_training,
-            "content-signal": no_training,
+            "x-robots-tag": lambda value: refusing_header([value]) is not None,
+            "tdm-reservation": lambda value: RIGHTS_RESERVED.match(value) is not None,
+            "content-usage": refuses_training,
+            "content-signal": refuses_training,
         }[signal]
         if signal in HONOURED[consent] and refuses(value):
-            return heard(signal, value)
+            return opt_out_signal(signal, value)
     return None
 
 
-def refusal(headers: Iterable[str]) -> str | None:
+def refusing_header(headers: Iterable[str]) -> str | None:
     """The X-Robots-Tag header that refuses us, as it was served, or None."""
     for header in headers:
-        if any(agent in _OURS and word in REFUSALS for agent, word in directives(header)):
+        if any(
+            agent in _OURS and word in REFUSING_DIRECTIVES
+            for agent, word in parse_directives(header)
+        ):
             return header
     return None
 
 
-def directives(header: str) -> Iterator[tuple[str, str]]:
+def parse_directives(header: str) -> Iterator[tuple[str, str]]:
     """The directives of one header with the user agent each is meant for ("": all), lower case."""
     agent, valued = "", False
     for match in _WORD.finditer(_APART.sub(r"no\1\2", _BETWEEN.sub(" ", _plain(header)))):
@@ -133,7 +136,7 @@ def directives(header: str) -> Iterator[tuple[str, str]]:
             valued = False
         elif colon and word in _VALUED:
             valued = True
-        elif colon and word not in REFUSALS and _SCOPE.fullmatch(word):
+        elif colon and word not in REFUSING_DIRECTIVES and _SCOPE.fullmatch(word):
             agent = word
         elif value not in _NOT:
             yield agent, word
@@ -150,7 +153,7 @@ def _plain(words: str) -> str:
     return "".join("-" if unicodedata.category(each) == "Pd" else each for each in seen).lower()
 
 
-def no_training(value: str) -> bool:
+def refuses_training(value: str) -> bool:
     """Whether a Content-Usage (``train-ai=n``) or a Content-Signal (``ai-train=no``) refuses the
     training of models.
     """
@@ -159,7 +162,7 @@ def no_training(value: str) -> bool:
     return _NO_TRAINING.search(value) is not None
 
 
-def reservations(text: bytes) -> list[tuple[str, bool]]:
+def parse_tdmrep(text: bytes) -> list[tuple[str, bool]]:
     """The places of a tdmrep.json, in its order, with whether their rights are reserved.
 
     What is no such file says nothing.
@@ -170,7 +173,7 @@ def reservations(text: bytes) -> list[tuple[str, bool]]:
         return []
     rules = rules if isinstance(rules, list) else []
     return [
-        (rule["location"], RESERVED.match(str(rule.get("tdm-reservation"))) is not None)
+        (rule["location"], RIGHTS_RESERVED.match(str(rule.get("tdm-reservation"))) is not None)
         for rule in rules[:_MOST_RULES]
         if isinstance(rule, dict) and isinstance(rule.get("location"), str)
     ]

@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cahlib.fetch.connectivity import Connectivity, Outages, Verdict
+from cahlib.fetch.connectivity import Connectivity, NoAnswerCause, Outages
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class OutageTimings:
     """Seconds that it takes to find an outage and its end."""
 
     quiet: float = 1.0  #: without any answer before those who answered are asked whether they do
@@ -27,7 +27,7 @@ class Patience:
     retry: float = 2.0  #: between two such questions while nobody answers
 
 
-class Watch:
+class OutageMonitor:
     """Name servers or hosts, and whether any of them answers; used by one event loop."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Watch:
         what: str,
         probe: Callable[[], Awaitable[bool]],
         *,
-        patience: Patience,
+        patience: OutageTimings,
         outages: Outages,
         back: Callable[[], Awaitable[None]],
     ) -> None:
@@ -61,7 +61,7 @@ class Watch:
         if self._state.heard(begun, time.monotonic()):
             self._wake()
 
-    async def lost(self, begun: float, *, at_once: bool) -> Verdict:
+    async def lost(self, begun: float, *, at_once: bool) -> NoAnswerCause:
         """Return why nobody answered a request, as soon as that is known.
 
         If it is an outage, that is over. Raises Postponed if it lasts too long.

@@ -30,7 +30,7 @@ _MANY = 20
 
 #: What a domain says or does that counts against it, if nothing else comes between. An answer that
 #: cannot be read is an answer: it costs little, and others of the domain may be sound.
-FAILURES = frozenset(
+FAILURE_REASONS = frozenset(
     {
         Reason.DNS,
         Reason.REFUSED,
@@ -46,7 +46,7 @@ FAILURES = frozenset(
 _SILENCE = frozenset({Reason.DNS, Reason.REFUSED, Reason.TIMEOUT, Reason.NO_ROBOTS})
 
 #: Statuses that tell us to go: forbidden, and too many requests.
-GO_AWAY = frozenset({403, 429})
+REFUSAL_STATUSES = frozenset({403, 429})
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class _Domain:
     closed: bool = False
 
 
-class Manners:
+class Politeness:
     """The state of all domains of a shard, some 200 bytes each."""
 
     def __init__(self, options: Download, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -97,7 +97,7 @@ class Manners:
         """Count what came of a request."""
         known = self._of(domain)
         self.hear(domain, result)
-        if result not in FAILURES and status not in GO_AWAY:
+        if result not in FAILURE_REASONS and status not in REFUSAL_STATUSES:
             known.failures = 0
             return
         known.failures += 1
@@ -129,7 +129,7 @@ class Manners:
 
 
 @lru_cache(maxsize=50_000)
-def registered(host: str) -> str:
+def registered_domain(host: str) -> str:
     """The domain that somebody registered: a.b.example.co.uk is example.co.uk's."""
     host = host.rstrip(".").lower()
     if host.replace(".", "").isdecimal() or ":" in host:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import quote
 
-from cahlib.fetch.opt_outs import AGENT, no_training
+from cahlib.fetch.opt_outs import USER_AGENT_TOKEN, refuses_training
 
 #: RFC 9309, 2.5: at least so much has to be read; what stands behind it is not.
-MOST_BYTES = 500 * 1024
+MAX_ROBOTS_BYTES = 500 * 1024
 #: Rules that are tried one by one, those with wild cards and usages, about 1 µs each: no file is
 #: worth more than this.
 _MOST_TRIED = 2000
@@ -32,14 +32,14 @@ _ESCAPE = re.compile(r"%([0-9a-fA-F]{2})")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 
 
-class Rule(NamedTuple):
+class RobotsRule(NamedTuple):
     """A line of a robots.txt that allows or refuses."""
 
     allows: bool
     line: str  #: as it was served
 
 
-class Usage(NamedTuple):
+class UsageRule(NamedTuple):
     """A line of a robots.txt on the use of what is below a path."""
 
     path: str
@@ -47,28 +47,28 @@ class Usage(NamedTuple):
     line: str  #: as it was served
 
 
-class Robots:
+class RobotsTxt:
     """The rules of one robots.txt that bind us."""
 
     __slots__ = ("_plain", "_usages", "_wild")
 
     def __init__(self, text: str) -> None:
-        self._plain: dict[str, Rule] = {}
-        self._wild: list[tuple[str, Rule]] = []
-        self._usages: list[Usage] = []
+        self._plain: dict[str, RobotsRule] = {}
+        self._wild: list[tuple[str, RobotsRule]] = []
+        self._usages: list[UsageRule] = []
         for key, value in _binding(text):
             if key in _USAGES:
                 if len(self._usages) < _MOST_TRIED:
                     self._usages.append(_usage(key, value))
             elif value:
-                self._add(normal(value), Rule(key == "allow", f"{key}: {value}"))
+                self._add(normalize_path(value), RobotsRule(key == "allow", f"{key}: {value}"))
         self._wild.sort(key=lambda each: (-len(each[0]), not each[1].allows))
 
     def refusal(self, target: str) -> str | None:
         """The line that refuses the fetch of a path with its query, or None."""
         if target == "/robots.txt":
             return None
-        target = normal(target)
+        target = normalize_path(target)
         found = [self._longest_plain(target), self._longest_wild(target)]
         _, _, rule = max((each for each in found if each), default=(0, True, None))
         return None if rule is None or rule.allows else rule.line
@@ -78,35 +78,35 @@ class Robots:
 
         Of the lines for one path each counts, so that none can take back what another refuses.
         """
-        target = normal(target)
-        fitting = [usage for usage in self._usages if matches(usage.path, target)]
+        target = normalize_path(target)
+        fitting = [usage for usage in self._usages if path_matches(usage.path, target)]
         longest = max((len(usage.path) for usage in fitting), default=0)
-        lines = (u.line for u in fitting if len(u.path) == longest and no_training(u.wish))
+        lines = (u.line for u in fitting if len(u.path) == longest and refuses_training(u.wish))
         return next(lines, None)
 
-    def _add(self, path: str, rule: Rule) -> None:
+    def _add(self, path: str, rule: RobotsRule) -> None:
         if "*" in path or path.endswith("$"):
             if len(self._wild) < _MOST_TRIED:
                 self._wild.append((path, rule))
         elif path not in self._plain or rule.allows:
             self._plain[path] = rule
 
-    def _longest_plain(self, target: str) -> tuple[int, bool, Rule] | None:
+    def _longest_plain(self, target: str) -> tuple[int, bool, RobotsRule] | None:
         for end in range(len(target), 0, -1) if self._plain else ():
             if rule := self._plain.get(target[:end]):
                 return end, rule.allows, rule
         return None
 
-    def _longest_wild(self, target: str) -> tuple[int, bool, Rule] | None:
+    def _longest_wild(self, target: str) -> tuple[int, bool, RobotsRule] | None:
         for path, rule in self._wild:
-            if matches(path, target):
+            if path_matches(path, target):
                 return len(path), rule.allows, rule
         return None
 
 
 def _binding(text: str) -> Iterator[tuple[str, str]]:
     """The rules of the groups that name us, or if there are none, of those for everybody."""
-    groups: dict[str, list[tuple[str, str]]] = {AGENT: [], "*": []}
+    groups: dict[str, list[tuple[str, str]]] = {USER_AGENT_TOKEN: [], "*": []}
     named = False
     current: set[str] = set()
     heading = False
@@ -115,13 +115,13 @@ def _binding(text: str) -> Iterator[tuple[str, str]]:
             current = current if heading else set()
             agent = (re.match(r"[a-z_-]+|\*", value.lower()) or [""])[0]
             current.add(agent)
-            named |= agent == AGENT
+            named |= agent == USER_AGENT_TOKEN
             heading = True
         elif key in ("allow", "disallow", *_USAGES):
             heading = False
             for agent in current & groups.keys():
                 groups[agent].append((key, value))
-    yield from groups[AGENT if named else "*"]
+    yield from groups[USER_AGENT_TOKEN if named else "*"]
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
@@ -141,14 +141,14 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
         yield (_KEYS[known.lastindex or 0] if known else key), value.strip()
 
 
-def _usage(key: str, value: str) -> Usage:
+def _usage(key: str, value: str) -> UsageRule:
     """What a line on use says; its path may be left out."""
     match = re.fullmatch(r"(/\S*)\s+(.*)", value)
-    path, wish = (normal(match[1]), match[2]) if match else ("/", value)
-    return Usage(path, wish, f"{key}: {value}")
+    path, wish = (normalize_path(match[1]), match[2]) if match else ("/", value)
+    return UsageRule(path, wish, f"{key}: {value}")
 
 
-def matches(pattern: str, target: str) -> bool:
+def path_matches(pattern: str, target: str) -> bool:
     """Whether a path begins as a pattern says; ``*`` is anything, ``$`` at the end the end."""
     anchored = pattern.endswith("$")
     first, *others = pattern.removesuffix("$").split("*")
@@ -169,7 +169,7 @@ def matches(pattern: str, target: str) -> bool:
     return not last or (len(target) - len(last) >= at and target.endswith(last))
 
 
-def normal(path: str) -> str:
+def normalize_path(path: str) -> str:
     """A path in one spelling: escapes only where they are needed (RFC 9309, 2.2.2)."""
 
     def undo(match: re.Match[str]) -> str:
@@ -179,9 +179,9 @@ def normal(path: str) -> str:
     return quote(_ESCAPE.sub(undo, path), "%/?:@!$&'()*+,;=[]|\\^~<>{}\"`", errors="replace")
 
 
-def tidied(target: str) -> str:
+def resolve_dots(target: str) -> str:
     """A path with its query as servers and browsers read it: dots are steps, ``\\`` is ``/``."""
-    path, mark, query = normal(target).partition("?")
+    path, mark, query = normalize_path(target).partition("?")
     if "/." not in path and "\\" not in path:
         return target
     steps: list[str] = []

@@ -7,10 +7,10 @@ from functools import lru_cache
 
 from yarl import URL
 
-from cahlib.fetch.addresses import literal, public
-from cahlib.fetch.links import PORTS, split
-from cahlib.fetch.politeness import registered
-from cahlib.fetch.robots import normal, tidied
+from cahlib.fetch.addresses import is_public, parse_ip
+from cahlib.fetch.links import WEB_PORTS, split_url
+from cahlib.fetch.politeness import registered_domain
+from cahlib.fetch.robots import normalize_path, resolve_dots
 from cahlib.records import Reason
 
 #: Most addresses are spelled so that the long way would change nothing in them (checked by test).
@@ -22,16 +22,16 @@ _COMMON = re.compile(
 _COMMON_HOST = re.compile(r"https?://((?:[a-z0-9-]+\.)+[a-z]+)/")
 
 
-def parse(address: str) -> URL | Reason:
+def parse_url(address: str) -> URL | Reason:
     """What is asked for, as by browsers: without credentials and fragment, escapes as they are.
 
     yarl alone would undo some escapes, and there are servers that sign the exact address.
     """
-    parts = split(address)
-    if parts is None or parts.port not in PORTS:
+    parts = split_url(address)
+    if parts is None or parts.port not in WEB_PORTS:
         return Reason.UNFETCHABLE
-    given = literal(parts.host)
-    if given and not public(str(given)):
+    given = parse_ip(parts.host)
+    if given and not is_public(str(given)):
         return Reason.PRIVATE_ADDRESS
     path, mark, query = parts.target.partition("?")
     return URL.build(
@@ -44,28 +44,28 @@ def parse(address: str) -> URL | Reason:
     )
 
 
-def spelled(address: str) -> str:
+def normalize_url(address: str) -> str:
     """An address in the one spelling of all those that ask for the same; others as they are."""
     if _COMMON.fullmatch(address):
         return address
-    asked = parse(address)
+    asked = parse_url(address)
     if isinstance(asked, Reason):
         return address
     host = (asked.host_subcomponent or "").rstrip(".")
     port = f":{asked.explicit_port}" if asked.explicit_port else ""
-    return f"{asked.scheme}://{host}{port}{normal(tidied(asked.raw_path_qs))}"
+    return f"{asked.scheme}://{host}{port}{normalize_path(resolve_dots(asked.raw_path_qs))}"
 
 
 @lru_cache(maxsize=5000)  # each link is asked about four times on its way
 def domain_of(address: str) -> str:
     """The registered domain of the host that an address asks, "" if it asks none."""
     host = host_of(address)
-    return registered(host) if host else ""
+    return registered_domain(host) if host else ""
 
 
 def host_of(address: str) -> str:
     """The host that an address asks, by the name that DNS has for it, "" if it asks none."""
     if common := _COMMON_HOST.match(address):
         return common[1]
-    asked = parse(address)
+    asked = parse_url(address)
     return "" if isinstance(asked, Reason) else (asked.raw_host or "").rstrip(".")

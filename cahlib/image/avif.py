@@ -12,9 +12,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from cahlib.image.colours import sound
+from cahlib.image.colours import is_valid_profile
 
-BRANDS = (b"avif", b"avis", b"mif1", b"msf1")  #: that a file of the kind may begin with
+AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")  #: that a file of the kind may begin with
 
 _ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1")
 #: What readers need to know of an item; and what else is kept, with its length if that is fixed.
@@ -46,7 +46,7 @@ class _Item:
         return struct.unpack_from(">II", self.told(b"ispe"), 4)
 
 
-def head(data: bytes) -> tuple[int, int, int]:
+def read_avif_header(data: bytes) -> tuple[int, int, int]:
     """Return width, height and EXIF's orientation.
 
     Raise ValueError, struct.error or IndexError if the file cannot be read.
@@ -58,8 +58,8 @@ def head(data: bytes) -> tuple[int, int, int]:
     return *item.size, turned[1 + (axis[0] & 1) if axis else 0]
 
 
-def stripped(data: bytes) -> bytes:
-    """Return a file with the picture alone; raises as `head` does."""
+def strip_avif(data: bytes) -> bytes:
+    """Return a file with the picture alone; raises as `read_avif_header` does."""
     items, primary = _read(data)
     kept = _kept(items, primary)
     width, height = items[primary].size
@@ -217,7 +217,7 @@ def _fits(name: bytes, content: bytes, essential: bool) -> bool:
         raise ValueError("the picture is of an unknown kind")
     if name == b"colr":
         if content.startswith((b"prof", b"rICC")):
-            return sound(content[4:])
+            return is_valid_profile(content[4:])
         return content.startswith(b"nclx") and len(content) == 11
     return len(content) == _SIDE.get(name, -1)
 

@@ -9,7 +9,7 @@ from io import BytesIO
 from PIL import Image as Picture
 from PIL import ImageCms
 
-from cahlib.image.pixels import plain
+from cahlib.image.pixels import to_plain_mode
 
 _HEAD = 128  # bytes, before the table of tags
 _CLOSE = 3  # of 255: what so little changes is left as it is
@@ -18,7 +18,7 @@ _SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}  # as profiles name th
 _LEVELS = range(0, 256, 51)
 
 
-def sound(profile: bytes) -> bool:
+def is_valid_profile(profile: bytes) -> bool:
     """Return whether these bytes are laid out as a colour profile (ICC.1:2022, 7.1)."""
     if len(profile) < _HEAD + 4 or profile[36:40] != b"acsp":
         return False
@@ -29,22 +29,22 @@ def sound(profile: bytes) -> bool:
     return all(start >= _HEAD + 4 and 8 <= size <= length - start for _, start, size in tags)
 
 
-def alters(mode: str, profile: bytes | None) -> bool:
-    """Return whether a profile changes a picture's colours in this mode (as `srgb` applies it)."""
+def changes_colours(mode: str, profile: bytes | None) -> bool:
+    """Return whether `to_srgb` with this profile would change a picture's colours in this mode."""
     return _fitting(mode, profile) is not None
 
 
-def srgb(picture: Picture.Image, profile: bytes | None) -> Picture.Image:
-    """Return a loaded picture in a plain mode (`cahlib.image.pixels.plain`), its colours in sRGB.
+def to_srgb(picture: Picture.Image, profile: bytes | None) -> Picture.Image:
+    """Return a loaded picture converted to sRGB, in a plain mode (`pixels.to_plain_mode`).
 
     ``profile`` is its own. One that is damaged, or meant for other kinds of colours, is ignored.
     """
     transform = _fitting(picture.mode, profile)
     if transform is None:
-        return plain(picture)
+        return to_plain_mode(picture)
     kind = _kind(picture.mode)
     if kind != "CMYK":
-        picture = plain(picture)
+        picture = to_plain_mode(picture)
     alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
     if kind == "L" and alpha:
         picture = picture.getchannel(0)
@@ -57,7 +57,7 @@ def srgb(picture: Picture.Image, profile: bytes | None) -> Picture.Image:
 
 def _fitting(mode: str, profile: bytes | None) -> ImageCms.ImageCmsTransform | None:
     kind = _kind(mode)
-    if not profile or profile[16:20] != _SPACES[kind] or not sound(profile):
+    if not profile or profile[16:20] != _SPACES[kind] or not is_valid_profile(profile):
         return None
     return _transform(profile, kind)
 

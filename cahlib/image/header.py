@@ -17,21 +17,21 @@ from cahlib.image import avif
 from cahlib.records import Reason
 
 #: Whether this Pillow decodes AVIF, as it does from 11.3 on; else such a file is not an image.
-AVIF = "avif" in features.modules and bool(features.check("avif"))
+CAN_DECODE_AVIF = "avif" in features.modules and bool(features.check("avif"))
 
 #: No camera or editor writes more; each scan of a hostile file costs a pass over all its pixels.
 _MOST_SCANS = 64
 
 #: JPEG's frames, and those of them whose scans hold components whole.
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-SEQUENTIAL = frozenset({0xC0, 0xC1})
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})
 
 #: VP8X's flag for EXIF (RFC 9649, 2.7.1).
-EXIF = 0x08
+WEBP_EXIF_FLAG = 0x08
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Anatomy:
+class ImageHeader:
     """What the head of an image file says."""
 
     format: str  #: "jpg", "png", "webp" or "avif"
@@ -40,7 +40,7 @@ class Anatomy:
     orientation: int = 1  #: by EXIF, 1 … 8
 
 
-def format_of(start: bytes) -> str | None:
+def image_format(start: bytes) -> str | None:
     """The format that the first 12 bytes of a file show, None for anything else."""
     if start.startswith(b"\xff\xd8\xff"):
         return "jpg"
@@ -48,14 +48,14 @@ def format_of(start: bytes) -> str | None:
         return "png"
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return "webp"
-    if AVIF and start[4:8] == b"ftyp" and start[8:12] in avif.BRANDS:
+    if CAN_DECODE_AVIF and start[4:8] == b"ftyp" and start[8:12] in avif.AVIF_BRANDS:
         return "avif"
     return None
 
 
-def dissect(data: bytes) -> Anatomy | Reason:
+def read_header(data: bytes) -> ImageHeader | Reason:
     """Take a file apart; NOT_AN_IMAGE for other formats, BROKEN_IMAGE for what is not whole."""
-    format = format_of(data)
+    format = image_format(data)
     if format is None:
         return Reason.NOT_AN_IMAGE
     try:
@@ -65,7 +65,7 @@ def dissect(data: bytes) -> Anatomy | Reason:
     return found or Reason.BROKEN_IMAGE
 
 
-def _jpeg(data: bytes) -> Anatomy | None:
+def _jpeg(data: bytes) -> ImageHeader | None:
     size, parts, orientation = None, 0, 1
     for marker, start, end in _segments(data):
         if marker == 0xDA:  # the first scan: from here on pixels
@@ -75,14 +75,14 @@ def _jpeg(data: bytes) -> Anatomy | None:
             if data[start + 4] != parts and data.count(b"\xff\xda", start) > _MOST_SCANS:
                 return None
             break
-        if marker in FRAMES:
+        if marker in JPEG_FRAMES:
             size = struct.unpack_from(">HH", data, start + 5)
-            parts = data[start + 9] if marker in SEQUENTIAL else 0
+            parts = data[start + 9] if marker in JPEG_SEQUENTIAL else 0
         if marker == 0xE1 and data.startswith(b"Exif\0\0", start + 4):
             orientation = _orientation(data[start + 4 : end])
     else:
         return None
-    return Anatomy(format="jpg", width=size[1], height=size[0], orientation=orientation)
+    return ImageHeader(format="jpg", width=size[1], height=size[0], orientation=orientation)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -123,7 +123,7 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-def _png(data: bytes) -> Anatomy | None:
+def _png(data: bytes) -> ImageHeader | None:
     at, name, orientation = 8, b"", 1
     while name != b"IEND" and len(data) - at >= 12:  # a missing end is harmless
         length, name = struct.unpack_from(">I4s", data, at)
@@ -136,10 +136,10 @@ def _png(data: bytes) -> Anatomy | None:
     if data[12:16] != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", data, 16)
-    return Anatomy(format="png", width=width, height=height, orientation=orientation)
+    return ImageHeader(format="png", width=width, height=height, orientation=orientation)
 
 
-def _webp(data: bytes) -> Anatomy | None:
+def _webp(data: bytes) -> ImageHeader | None:
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
         return None
@@ -147,8 +147,8 @@ def _webp(data: bytes) -> Anatomy | None:
     if kind == b"VP8X":
         width = 1 + int.from_bytes(data[24:27], "little")
         height = 1 + int.from_bytes(data[27:30], "little")
-        if data[20] & EXIF:
-            orientation = _orientation(webp_chunk(data, b"EXIF", 8 + length))
+        if data[20] & WEBP_EXIF_FLAG:
+            orientation = _orientation(find_webp_chunk(data, b"EXIF", 8 + length))
     elif kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
@@ -156,15 +156,15 @@ def _webp(data: bytes) -> Anatomy | None:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     else:
         return None
-    return Anatomy(format="webp", width=width, height=height, orientation=orientation)
+    return ImageHeader(format="webp", width=width, height=height, orientation=orientation)
 
 
-def _avif(data: bytes) -> Anatomy:
-    width, height, orientation = avif.head(data)
-    return Anatomy(format="avif", width=width, height=height, orientation=orientation)
+def _avif(data: bytes) -> ImageHeader:
+    width, height, orientation = avif.read_avif_header(data)
+    return ImageHeader(format="avif", width=width, height=height, orientation=orientation)
 
 
-def webp_chunk(data: bytes, wanted: bytes, end: int) -> bytes:
+def find_webp_chunk(data: bytes, wanted: bytes, end: int) -> bytes:
     """Return what the first chunk of a name in a WebP holds, b"" if there is none."""
     at = 12
     while at + 8 <= end:

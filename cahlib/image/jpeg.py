@@ -23,7 +23,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from cahlib.image.header import FRAMES, SEQUENTIAL
+from cahlib.image.header import JPEG_FRAMES, JPEG_SEQUENTIAL
 
 #: A marker that is not one of a scan's own, which are stuffed zeros and restarts.
 AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -37,10 +37,10 @@ _EOI = b"\xff\xd9"
 _END = re.compile(rb"\xff+\xd9\Z")
 _TRIES = 12  # decodings without padding: one for each marker that it can stand before
 
-Pixels = NDArray[np.uint8]
+_Pixels = NDArray[np.uint8]
 
 
-def decode(data: bytes, mode: str = "L", size: tuple[int, int] = (1, 1)) -> Pixels:
+def decode_jpeg(data: bytes, mode: str = "L", size: tuple[int, int] = (1, 1)) -> _Pixels:
     """Return the pixels in "L" or "RGB", scaled down by 1, 2, 4 or 8 to at least ``size``.
 
     ``data`` is a file as `strip_metadata` leaves it. Raise ValueError if not all of its pixels
@@ -49,7 +49,7 @@ def decode(data: bytes, mode: str = "L", size: tuple[int, int] = (1, 1)) -> Pixe
     frame, first = _head(data)
     if frame[1] in _ARITHMETIC:
         raise ValueError("arithmetic coding cannot be proven")
-    if frame[1] not in SEQUENTIAL or data[first + 4] != frame[9]:
+    if frame[1] not in JPEG_SEQUENTIAL or data[first + 4] != frame[9]:
         _check_scans(frame, _scans(data, first))
     return _strictly(data, mode, _scaled(frame, size))
 
@@ -59,7 +59,7 @@ def _head(data: bytes) -> tuple[bytes, int]:
     at, frame = 2, b""
     while data[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] in FRAMES:
+        if data[at + 1] in JPEG_FRAMES:
             frame = data[at:end]
         at = end
     return frame, at
@@ -81,14 +81,15 @@ def _scans(data: bytes, at: int) -> Iterator[bytes]:
 def _check_scans(frame: bytes, scans: Iterator[bytes]) -> None:
     """Raise ValueError unless the scans hold each coefficient of each component to its last bit."""
     missing = {
-        frame[at]: ([1] if frame[1] in SEQUENTIAL else [1] * 64) for at in range(10, len(frame), 3)
+        frame[at]: ([1] if frame[1] in JPEG_SEQUENTIAL else [1] * 64)
+        for at in range(10, len(frame), 3)
     }
     for header in scans:
         count = header[0]
         first, last, bits = header[1 + 2 * count : 4 + 2 * count]
         for component in header[1 : 1 + 2 * count : 2]:
             left = missing[component]
-            if frame[1] in SEQUENTIAL:
+            if frame[1] in JPEG_SEQUENTIAL:
                 left[0] = 0
             elif last < 64:
                 left[first : last + 1] = [bits & 15] * (last + 1 - first)
@@ -105,11 +106,11 @@ def _scaled(frame: bytes, size: tuple[int, int]) -> tuple[int, int]:
     return -(-width // factor), -(-height // factor)
 
 
-def _strictly(data: bytes, mode: str, least: tuple[int, int]) -> Pixels:
+def _strictly(data: bytes, mode: str, least: tuple[int, int]) -> _Pixels:
     """Decode with warnings as errors; padding is taken out, since only the first is told."""
     for _ in range(_TRIES):
         try:
-            pixels: Pixels = simplejpeg.decode_jpeg(
+            pixels: _Pixels = simplejpeg.decode_jpeg(
                 data,
                 "GRAY" if mode == "L" else mode,
                 min_width=least[0],

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
-from cahlib.image.colours import alters, srgb
-from cahlib.image.pixels import opaque
+from cahlib.image.colours import changes_colours, to_srgb
+from cahlib.image.pixels import flatten_on_white
 
 _SIDE, _LOW = 32, 8
 #: By how much of 255 the mean colours of a quarter may differ, all be turned, and by what angle.
@@ -57,12 +57,12 @@ def _looks(data: bytes) -> tuple[str, str]:
     with Picture.open(io.BytesIO(data)) as picture:
         profile = picture.info.get("icc_profile")
         # a JPEG's own Y is what a decoder gives as grey
-        own = not (_is_rgb(picture) or alters(picture.mode, profile))
+        own = not (_is_rgb(picture) or changes_colours(picture.mode, profile))
         picture.draft("YCbCr" if own else "RGB", (_SIDE, _SIDE))
         if picture.mode == "YCbCr":
             grey, colours = picture.getchannel("Y"), picture
         else:
-            shown = opaque(srgb(picture, profile))
+            shown = flatten_on_white(to_srgb(picture, profile))
             grey, colours = shown.convert("L"), shown
         small = grey.resize((_SIDE, _SIDE), Picture.Resampling.BOX)
         quarters = colours.resize((2, 2), Picture.Resampling.BOX).convert("YCbCr")

@@ -16,8 +16,8 @@ from zlib import crc32, decompressobj
 from zlib import error as zlib_error
 
 from cahlib.image import avif
-from cahlib.image.colours import sound
-from cahlib.image.header import EXIF, FRAMES, SEQUENTIAL, webp_chunk
+from cahlib.image.colours import is_valid_profile
+from cahlib.image.header import JPEG_FRAMES, JPEG_SEQUENTIAL, WEBP_EXIF_FLAG, find_webp_chunk
 from cahlib.image.jpeg import AFTER_SCAN
 
 _PROFILE = b"ICC_PROFILE\0"  # how such a part of a JPEG begins
@@ -44,13 +44,13 @@ _MOST_PROFILE = 1 << 20  # bytes of a PNG's profile, as Pillow takes it
 _ANIMATION, _XMP, _ICC = 0x02, 0x04, 0x20  # VP8X's flags, as `EXIF`
 
 
-def stripped(data: bytes, format: str, orientation: int) -> bytes:
+def strip_metadata(data: bytes, format: str, orientation: int) -> bytes:
     """The file without its metadata; ``format``: "jpg", "png", "webp" or "avif"."""
     try:
         if format == "jpg":
             return b"".join(_jpeg(data, orientation))
         if format == "avif":
-            return avif.stripped(data)
+            return avif.strip_avif(data)
         return b"".join(_png(data, orientation)) if format == "png" else _webp(data, orientation)
     except (struct.error, IndexError) as error:
         raise ValueError("the file is not whole") from error
@@ -59,7 +59,7 @@ def stripped(data: bytes, format: str, orientation: int) -> bytes:
 def _jpeg(data: bytes, orientation: int) -> Iterator[bytes]:
     parts = list(_parts(data))
     heads = {data[start + 1]: data[start:end] for start, end, _ in parts}
-    frames = [marker for marker in heads if marker in FRAMES]
+    frames = [marker for marker in heads if marker in JPEG_FRAMES]
     if len(frames) != 1:
         raise ValueError("the file has no frame, or more than one")
     components = heads[frames[0]][9]
@@ -74,7 +74,7 @@ def _jpeg(data: bytes, orientation: int) -> Iterator[bytes]:
             exif = b"Exif\0\0" + _exif(orientation)
             yield b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif
             turned = True
-        if marker == 0xDA and frames[0] in SEQUENTIAL:
+        if marker == 0xDA and frames[0] in JPEG_SEQUENTIAL:
             # these three bytes mean nothing then, but libjpeg warns of others
             yield data[start : end - 3] + b"\0\x3f\0"
         else:
@@ -126,7 +126,7 @@ def _profile(parts: list[bytes]) -> bool:
     mine = sorted(part[len(_PROFILE) :] for part in parts if part.startswith(_PROFILE))
     numbers = [(part[0], part[1]) for part in mine if len(part) > 2]
     counted = numbers == [(number + 1, len(mine)) for number in range(len(mine))]
-    return counted and sound(b"".join(part[2:] for part in mine))
+    return counted and is_valid_profile(b"".join(part[2:] for part in mine))
 
 
 def _exif(orientation: int) -> bytes:
@@ -186,7 +186,7 @@ def _inflated_profile(content: bytes) -> bool:
         profile = inflating.decompress(packed[1:], _MOST_PROFILE)
     except zlib_error:
         return False
-    return inflating.eof and sound(profile)
+    return inflating.eof and is_valid_profile(profile)
 
 
 def _webp(data: bytes, orientation: int) -> bytes:
@@ -197,11 +197,13 @@ def _webp(data: bytes, orientation: int) -> bytes:
         following = at + 8 + length + length % 2
         chunk = data[at : min(following, end)]
         if name == b"VP8X":
-            profile = bool(chunk[8] & _ICC) and sound(webp_chunk(data, b"ICCP", end))
-            flags = chunk[8] & ~(EXIF | _XMP | _ANIMATION | (0 if profile else _ICC))
+            profile = bool(chunk[8] & _ICC) and is_valid_profile(
+                find_webp_chunk(data, b"ICCP", end)
+            )
+            flags = chunk[8] & ~(WEBP_EXIF_FLAG | _XMP | _ANIMATION | (0 if profile else _ICC))
             canvas = chunk[12:18] if chunk[8] & _ANIMATION else b""
             if orientation != 1:
-                flags |= EXIF
+                flags |= WEBP_EXIF_FLAG
                 tiff = _exif(orientation)
                 exif = struct.pack("<4sI", b"EXIF", len(tiff)) + tiff
             chunk = chunk[:8] + bytes([flags]) + chunk[9:]

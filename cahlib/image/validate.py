@@ -19,10 +19,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from cahlib.config import Download
 from cahlib.image import jpeg
-from cahlib.image.colours import srgb
-from cahlib.image.header import AVIF, Anatomy, dissect
-from cahlib.image.pixels import opaque, scaled
-from cahlib.image.strip_metadata import stripped
+from cahlib.image.colours import to_srgb
+from cahlib.image.header import CAN_DECODE_AVIF, ImageHeader, read_header
+from cahlib.image.pixels import flatten_on_white, resize_picture
+from cahlib.image.strip_metadata import strip_metadata
 from cahlib.records import Reason
 
 #: The readers are called directly: `PIL.Image.open` would look for further formats, read
@@ -33,7 +33,7 @@ _READERS: dict[str, type[ImageFile]] = {
     "webp": WebPImageFile,
 }
 
-if AVIF:
+if CAN_DECODE_AVIF:
     _READERS["avif"] = AvifImagePlugin.AvifImageFile
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # decoders work side by side already
 
@@ -64,7 +64,7 @@ _UPRIGHT = {
 }
 
 
-class Picture(TypedDict):
+class ValidatedImage(TypedDict):
     """The fields of `cahlib.records.Image` that come from the bytes."""
 
     data: bytes
@@ -78,26 +78,26 @@ class Picture(TypedDict):
     sha256: str
 
 
-def prove(data: bytes, options: Download) -> Picture | Reason:
+def validate_image(data: bytes, options: Download) -> ValidatedImage | Reason:
     """Check a file by format, size and decoding; keep its bytes, or a smaller JPEG of it."""
-    anatomy = dissect(data)
+    anatomy = read_header(data)
     if anatomy is Reason.NOT_AN_IMAGE:
         return anatomy
-    if reason := refuse_length(len(data), options):
+    if reason := length_drop_reason(len(data), options):
         return reason
     if isinstance(anatomy, Reason):
         return anatomy
-    if reason := refuse_size(anatomy.width, anatomy.height, options):
+    if reason := size_drop_reason(anatomy.width, anatomy.height, options):
         return reason
     try:
-        whole = stripped(data, anatomy.format, anatomy.orientation)
+        whole = strip_metadata(data, anatomy.format, anatomy.orientation)
         if options.resize:
             kept, format, size = _small(whole, anatomy, options.resize)
         else:
             kept, format, size = _whole(whole, anatomy)
     except _BROKEN:
         return Reason.BROKEN_IMAGE
-    return Picture(
+    return ValidatedImage(
         data=kept,
         format=format,
         width=size[0],
@@ -110,14 +110,14 @@ def prove(data: bytes, options: Download) -> Picture | Reason:
     )
 
 
-def refuse_length(length: int, options: Download) -> Reason | None:
+def length_drop_reason(length: int, options: Download) -> Reason | None:
     """Why a file of this many bytes is not wanted."""
     if length < options.min_bytes:
         return Reason.TOO_FEW_BYTES
     return Reason.TOO_MANY_BYTES if length > options.max_bytes else None
 
 
-def refuse_size(width: int, height: int, options: Download) -> Reason | None:
+def size_drop_reason(width: int, height: int, options: Download) -> Reason | None:
     """Why a picture of this many pixels is not wanted."""
     short, long = sorted((width, height))
     if short < options.min_side:
@@ -127,7 +127,7 @@ def refuse_size(width: int, height: int, options: Download) -> Reason | None:
     return Reason.ASPECT if long > short * options.max_aspect else None
 
 
-def _open(kept: bytes, anatomy: Anatomy) -> ImageFile:
+def _open(kept: bytes, anatomy: ImageHeader) -> ImageFile:
     """Open what will be stored, so that readers of the dataset can."""
     image = _READERS[anatomy.format](BytesIO(kept))
     if image.size != (anatomy.width, anatomy.height):
@@ -136,31 +136,31 @@ def _open(kept: bytes, anatomy: Anatomy) -> ImageFile:
     return image
 
 
-def _whole(kept: bytes, anatomy: Anatomy) -> tuple[bytes, str, tuple[int, int]]:
+def _whole(kept: bytes, anatomy: ImageHeader) -> tuple[bytes, str, tuple[int, int]]:
     """Decode for the proof alone; the bytes stay as they are."""
     with _open(kept, anatomy) as image:
         if anatomy.format == "jpg":
-            jpeg.decode(kept)
+            jpeg.decode_jpeg(kept)
         else:
             image.load()
     return kept, anatomy.format, (anatomy.width, anatomy.height)
 
 
-def _small(kept: bytes, anatomy: Anatomy, side: int) -> tuple[bytes, str, tuple[int, int]]:
+def _small(kept: bytes, anatomy: ImageHeader, side: int) -> tuple[bytes, str, tuple[int, int]]:
     """Return an upright JPEG in sRGB whose shorter side is at most ``side``, without metadata."""
     scale = min(1.0, side / min(anatomy.width, anatomy.height))
     size = max(1, round(anatomy.width * scale)), max(1, round(anatomy.height * scale))
     with _open(kept, anatomy) as image:
         profile = image.info.get("icc_profile")
         loaded = _loaded(image, kept, anatomy, size)
-    whole = loaded if loaded.mode in ("L", "RGB") else srgb(loaded, profile)
+    whole = loaded if loaded.mode in ("L", "RGB") else to_srgb(loaded, profile)
     # What is far too large is averaged first, which needs no copies of all its pixels.
     if (factor := min(whole.width // size[0], whole.height // size[1]) // 2) > 1:
         whole = whole.reduce(factor)
-    small = scaled(whole, size)
+    small = resize_picture(whole, size)
     if loaded.mode in ("L", "RGB"):  # the fewer pixels
-        small = srgb(small, profile)
-    small = opaque(small)
+        small = to_srgb(small, profile)
+    small = flatten_on_white(small)
     if anatomy.orientation in _UPRIGHT:
         small = small.transpose(_UPRIGHT[anatomy.orientation])
     out = BytesIO()
@@ -168,12 +168,14 @@ def _small(kept: bytes, anatomy: Anatomy, side: int) -> tuple[bytes, str, tuple[
     return out.getvalue(), "jpg", small.size
 
 
-def _loaded(image: ImageFile, kept: bytes, anatomy: Anatomy, size: tuple[int, int]) -> Pillow.Image:
+def _loaded(
+    image: ImageFile, kept: bytes, anatomy: ImageHeader, size: tuple[int, int]
+) -> Pillow.Image:
     """Return the decoded pixels, of a JPEG at a scale that suffices for ``size``."""
     if anatomy.format == "jpg" and image.mode != "CMYK":
-        return Pillow.fromarray(jpeg.decode(kept, image.mode, size))
+        return Pillow.fromarray(jpeg.decode_jpeg(kept, image.mode, size))
     if anatomy.format == "jpg":  # whose inks Pillow knows better: Adobe stores them inverted
-        jpeg.decode(kept)
+        jpeg.decode_jpeg(kept)
         image.draft("CMYK", size)
     image.load()
     return image

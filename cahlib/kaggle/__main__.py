@@ -183,9 +183,9 @@ def _require_crawl(job: Job, told: Mapping[str, str]) -> None:
     name = job.crawl.crawl
     if job.place.tracker or "://" in name or job.crawl.base_url != Crawl().base_url:
         return
-    listed = index.names(told.get("CAH_KAGGLE_CRAWLS") or index.LIST)
+    listed = index.crawl_names(told.get("CAH_KAGGLE_CRAWLS") or index.INDEX_URL)
     if not listed:
-        _say(f"{index.LIST} does not answer, so nobody has checked that {name} is there.")
+        _say(f"{index.INDEX_URL} does not answer, so nobody has checked that {name} is there.")
     elif name not in listed:
         raise ConfigError(f"crawl: there is no {name}; the newest are {', '.join(listed[:3])}.")
 

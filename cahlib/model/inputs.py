@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cahlib.image.colours import srgb
-from cahlib.image.pixels import plain, scaled
+from cahlib.image.colours import to_srgb
+from cahlib.image.pixels import resize_picture, to_plain_mode
 
 #: An image as the model will see it: (height, width, 3).
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -45,9 +45,9 @@ def prepare(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None
         # No pixel changes without it, but Pillow would warn of palettes that have it.
         image.info.pop("transparency", None)
         if profile := image.info.get("icc_profile"):
-            image = srgb(image, profile)
+            image = to_srgb(image, profile)
         elif image.mode.startswith("I"):  # open_clip's steps would make 16 bits of grey white
-            image = plain(image)
+            image = to_plain_mode(image)
         for step in steps:
             image = step(image)
         return np.asarray(image)
@@ -79,7 +79,7 @@ class _Shorter:
         if image.mode not in ("L", "RGB") or short == self._side:
             return self._other(image)
         width, height = (int(self._side * length / short) for length in image.size)
-        return scaled(image, (width, height))
+        return resize_picture(image, (width, height))
 
 
 class Tokens:

@@ -20,8 +20,8 @@ from typing import Any
 from PIL import Image
 
 from cahlib.errors import ConfigError
-from cahlib.image.colours import srgb
-from cahlib.image.pixels import opaque, plain
+from cahlib.image.colours import to_srgb
+from cahlib.image.pixels import flatten_on_white, to_plain_mode
 from cahlib.records import Judged
 
 #: The name of its scores, 0 … 1, and of their column.
@@ -73,4 +73,4 @@ def _seen(data: bytes) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(data))
     image.load()
     profile = image.info.get("icc_profile")
-    return opaque(plain(srgb(image, profile) if profile else image))
+    return flatten_on_white(to_plain_mode(to_srgb(image, profile) if profile else image))

@@ -190,7 +190,7 @@ class Desk:
 
     def watch(self) -> None:
         """Draw the run from now on, in a thread, and find out what crawls there are."""
-        self._beside("crawls", lambda: self.form.suggest_crawls(index.names()))
+        self._beside("crawls", lambda: self.form.suggest_crawls(index.crawl_names()))
         self._drawer = threading.Thread(target=self._draw_on, daemon=True)
         self._drawer.start()
 

@@ -24,7 +24,7 @@ import msgspec
 
 from cahlib.errors import ShardError
 from cahlib.lists import md5
-from cahlib.parcel.tar import BadTar, Member, TarWriter, disk, members
+from cahlib.parcel.tar import TarError, TarMember, TarWriter, parcel_disk, read_members
 from cahlib.records import Candidate, Evidence, Image, OptOut, Parcel, Shard, Tally
 
 #: What is written and read; another layout gets another number.
@@ -79,11 +79,11 @@ class _Place(NamedTuple):
     """Where an image and what is said about it lie in the tar."""
 
     position: int  #: in the shard
-    data: Member
-    text: Member
+    data: TarMember
+    text: TarMember
 
 
-def seal(
+def write_parcel(
     images: Iterable[Image],
     shard: Shard,
     folder: Path,
@@ -97,7 +97,7 @@ def seal(
     What lay there for this shard is replaced. If ``images`` raises, or the writing fails, nothing
     is left: RunError where the disk is full, ShardError for other trouble with it.
     """
-    discard(folder, shard)
+    delete_parcel(folder, shard)
     evidence = evidence or Evidence()
     started = clock()
     mark = secrets.token_hex(4)  # a lost worker may still be writing the same shard
@@ -119,7 +119,7 @@ def seal(
             finished=clock(),
             versions=_versions(),
         )
-        with disk(folder):
+        with parcel_disk(folder):
             _write(manifest, _told(parcel))
             tar.rename(parcel.path)
             manifest.rename(_manifest(folder, shard))
@@ -135,7 +135,7 @@ def seal(
     return parcel
 
 
-def sealed(folder: Path, shard: Shard) -> Parcel | None:
+def find_parcel(folder: Path, shard: Shard) -> Parcel | None:
     """The sealed parcel of a shard, or None where there is none or only rubbish."""
     try:
         told = msgspec.json.decode(_manifest(folder, shard).read_bytes(), type=_Manifest)
@@ -161,9 +161,9 @@ def sealed(folder: Path, shard: Shard) -> Parcel | None:
     )
 
 
-def discard(folder: Path, shard: Shard) -> None:
+def delete_parcel(folder: Path, shard: Shard) -> None:
     """Remove whatever lies there for a shard, the manifest first."""
-    with disk(folder):
+    with parcel_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _manifest(folder, shard).unlink(missing_ok=True)
         (folder / f"{shard.id}.tar").unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def discard(folder: Path, shard: Shard) -> None:
                 path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path, done: Iterable[Shard] = ()) -> None:
+def remove_leftovers(folder: Path, done: Iterable[Shard] = ()) -> None:
     """Remove what was never sealed, and parcels of shards that are done; nobody may be writing.
 
     Raises OSError: trouble with the folder is the run's, not a shard's.
@@ -186,7 +186,7 @@ def sweep(folder: Path, done: Iterable[Shard] = ()) -> None:
             path.unlink(missing_ok=True)
 
 
-def check(parcel: Parcel) -> None:
+def check_parcel(parcel: Parcel) -> None:
     """Compare the tar with its checksum; raises ShardError if they differ."""
     digest = sha256()
     with _reading(parcel) as file:
@@ -196,8 +196,8 @@ def check(parcel: Parcel) -> None:
         raise ShardError(f"Parcel {parcel.path.name} is damaged: its checksum does not fit.")
 
 
-def read(parcel: Parcel) -> Iterator[Image]:
-    """The images of a parcel that `check` let pass, in the order of their positions.
+def read_images(parcel: Parcel) -> Iterator[Image]:
+    """The images of a parcel that `check_parcel` let pass, in the order of their positions.
 
     They may have arrived in any order. Raises ShardError for a tar that holds anything else.
     """
@@ -284,7 +284,7 @@ def _reading(parcel: Parcel) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise _bad(parcel, f"cannot be read ({error.strerror})") from error
-    except BadTar as error:
+    except TarError as error:
         raise _bad(parcel, str(error)) from error
 
 
@@ -294,7 +294,7 @@ def _bad(parcel: Parcel, what: str) -> ShardError:
 
 def _places(parcel: Parcel, file: BinaryIO) -> Iterator[_Place]:
     """Where everything is: image and text by turns, both under the name of one candidate."""
-    for data, text in _by_twos(parcel, members(file)):
+    for data, text in _by_twos(parcel, read_members(file)):
         uid, _, format = data.name.partition(".")
         if not _NAME.fullmatch(data.name) or text.name != f"{uid}.json":
             raise _bad(parcel, "holds files of other names than it should")
@@ -304,7 +304,7 @@ def _places(parcel: Parcel, file: BinaryIO) -> Iterator[_Place]:
         yield _Place(candidate.position, data, text)
 
 
-def _by_twos(parcel: Parcel, found: Iterator[Member]) -> Iterator[tuple[Member, Member]]:
+def _by_twos(parcel: Parcel, found: Iterator[TarMember]) -> Iterator[tuple[TarMember, TarMember]]:
     for data in found:
         text = next(found, None)
         if text is None:
@@ -312,7 +312,7 @@ def _by_twos(parcel: Parcel, found: Iterator[Member]) -> Iterator[tuple[Member, 
         yield data, text
 
 
-def _sample(parcel: Parcel, file: BinaryIO, text: Member) -> _Sample:
+def _sample(parcel: Parcel, file: BinaryIO, text: TarMember) -> _Sample:
     if text.size > _MOST_TEXT:
         raise _bad(parcel, "says more about an image than can be")
     file.seek(text.offset)

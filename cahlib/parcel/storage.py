@@ -17,11 +17,11 @@ from cahlib.parcel import parcel as parcels
 from cahlib.records import Parcel, Shard
 
 
-class StorageAway(Postponed):
+class StorageUnavailable(Postponed):
     """The storage does not answer, or not as it should: that may be no parcel's fault."""
 
 
-def upload(parcel: Parcel, folder_url: str) -> dict[str, Any]:
+def upload_parcel(parcel: Parcel, folder_url: str) -> dict[str, Any]:
     """Upload a parcel to a folder of the storage; return where it is, its checksum and size."""
     # A unique name, so that a late upload does not overwrite what another worker has uploaded.
     url = f"{folder_url.rstrip('/')}/{parcel.shard.id}.{secrets.token_hex(8)}.tar"
@@ -33,7 +33,7 @@ def upload(parcel: Parcel, folder_url: str) -> dict[str, Any]:
     return {"url": url, "sha256": parcel.sha256, "size": parcel.size}
 
 
-def download(
+def download_parcel(
     shard: Shard,
     uploaded: dict[str, Any],
     folder: Path,
@@ -46,7 +46,7 @@ def download(
     Raises ShardError for a parcel that is not there or not what it was said to be, StorageAway,
     and RunError where the disk is full.
     """
-    if not parcels.sealed(folder, shard):
+    if not parcels.find_parcel(folder, shard):
         mark = secrets.token_hex(4)
         tar, manifest = (folder / f"{shard.id}.{mark}{kind}.part" for kind in ("", ".json"))
         try:
@@ -62,15 +62,15 @@ def download(
         finally:
             for part in (tar, manifest):
                 part.unlink(missing_ok=True)
-    found = parcels.sealed(folder, shard)
+    found = parcels.find_parcel(folder, shard)
     if found is None or found.sha256 != uploaded["sha256"]:
-        parcels.discard(folder, shard)
+        parcels.delete_parcel(folder, shard)
         raise ShardError(f"{uploaded['url']} is not the parcel of {shard.id}.")
     report(found.tally.as_dict())
     return found
 
 
-def delete(uploaded: dict[str, Any]) -> None:
+def delete_upload(uploaded: dict[str, Any]) -> None:
     """Remove a parcel that has served; where that is not allowed, or it is none, it stays."""
     with suppress(ShardError), _storage(uploaded["url"]) as (files, place):
         if json.loads(files.cat_file(_manifest(place)))["sha256"] == uploaded["sha256"]:
@@ -97,4 +97,6 @@ def _storage(url: str) -> Iterator[tuple[Any, str]]:
         if is_full(error):
             raise no_space(url) from error
         said = " ".join(str(error).split()).rstrip(".")
-        raise StorageAway(f"{url} cannot be reached: {said} ({type(error).__name__}).") from error
+        raise StorageUnavailable(
+            f"{url} cannot be reached: {said} ({type(error).__name__})."
+        ) from error

@@ -1,7 +1,7 @@
 """Plain tars: written with a checksum on the way, read by strangers' rules.
 
 Only regular files, in the old USTAR form, one after the other, padded, with two empty blocks at
-the end: what `TarWriter` writes, and all that `members` accepts. It does not know what they hold.
+the end: what `TarWriter` writes, and all that `read_members` accepts.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _MOST_NAME, _MOST_SIZE = 100, 8**11
 _PIECE = 1 << 20
 
 
-class BadTar(Exception):
+class TarError(Exception):
     """The file is not such a tar; the text says what is wrong with it."""
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A file in a tar."""
 
     name: str
@@ -48,7 +48,7 @@ class TarWriter:
         self._path = path
 
     def __enter__(self) -> TarWriter:
-        with disk(self._path.parent):
+        with parcel_disk(self._path.parent):
             self._raw = _Hashed(self._path, "xb")
         self._file = io.BufferedWriter(self._raw, _PIECE)
         return self
@@ -59,7 +59,7 @@ class TarWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with disk(self._path.parent), self._raw:  # after an error nothing more is written
+        with parcel_disk(self._path.parent), self._raw:  # after an error nothing more is written
             if error is None:
                 self._file.write(_END)
                 self._file.flush()
@@ -78,7 +78,7 @@ class TarWriter:
     def add(self, name: str, data: bytes) -> None:
         """Append a file; its header is the same on every machine and day."""
         header = _header(name, len(data))
-        with disk(self._path.parent):
+        with parcel_disk(self._path.parent):
             self._file.write(header)
             self._file.write(data)
             self._file.write(bytes(-len(data) % _BLOCK))
@@ -110,7 +110,7 @@ class _Hashed(io.FileIO):
 
 
 @contextmanager
-def disk(folder: Path) -> Iterator[None]:
+def parcel_disk(folder: Path) -> Iterator[None]:
     """Say what trouble with the disk means: RunError where it is full, ShardError for the rest."""
     try:
         yield
@@ -120,7 +120,7 @@ def disk(folder: Path) -> Iterator[None]:
         raise ShardError(f"No parcel can be written to {folder}: {error.strerror}.") from error
 
 
-def members(file: BinaryIO) -> Iterator[Member]:
+def read_members(file: BinaryIO) -> Iterator[TarMember]:
     """The files in a tar, none of whose names is used for anything; raises BadTar."""
     size = file.seek(0, os.SEEK_END)
     at = 0
@@ -131,14 +131,14 @@ def members(file: BinaryIO) -> Iterator[Member]:
         yield member
     file.seek(at)
     if size - at != len(_END) or file.read() != _END:
-        raise BadTar("does not end like a tar")
+        raise TarError("does not end like a tar")
 
 
-def _member(header: bytes, offset: int) -> Member:
+def _member(header: bytes, offset: int) -> TarMember:
     try:
         info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
     except (tarfile.HeaderError, ValueError) as error:
-        raise BadTar("has a broken header") from error
+        raise TarError("has a broken header") from error
     if info.type != tarfile.REGTYPE or info.size < 0:
-        raise BadTar("holds something else than files")
-    return Member(info.name, offset, info.size)
+        raise TarError("holds something else than files")
+    return TarMember(info.name, offset, info.size)

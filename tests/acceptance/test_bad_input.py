@@ -163,7 +163,7 @@ def begun(left: str) -> Job:
     judged.finish(job)
     folder = job.output.folder
     parcel = judged.parcel("s-0", images=0)
-    parcels.seal([], parcel.shard, folder / "run/parcels", tally=parcel.tally)
+    parcels.write_parcel([], parcel.shard, folder / "run/parcels", tally=parcel.tally)
     for each in {"shards", "run/parcels", "run/ledger.sqlite"} - {left}:
         (folder / each).rename(Path(each).name)
     return job

@@ -12,7 +12,7 @@ import pytest
 from cahlib.config import Crawl
 from cahlib.crawl import texts
 from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.candidates import candidates
+from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.wat import Link, Page
 from cahlib.fetch import links
 from cahlib.records import Tally
@@ -26,17 +26,19 @@ KNOWN = json.loads(CASES.read_text(encoding="utf-8")) if CASES.exists() else {}
 def test_captions_are_not_refused_as_no_words(case):
     """Whether CLD2 knows the language of so few words is another matter; a page tells it."""
     assert case["expected"].startswith("kept")
-    text = texts.judge(Crawl(languages=("all",)))(case["text"])
-    assert isinstance(text, texts.Text) and text.text == case["text"]
+    text = texts.caption_filter(Crawl(languages=("all",)))(case["text"])
+    assert isinstance(text, texts.Caption) and text.text == case["text"]
     link = Link("IMG@/src", "/a.jpg", case["text"])
     headers = {"content-language": case["languages"].replace("all", "")}
     page = Page(url="http://a.com/", base="", links=[link], metas=[], headers=headers)
     options = Crawl(languages=(case["languages"],), language_evidence="page")
-    assert [each.text for each in candidates([page], options, Blocklists(), Tally())] == [text.text]
+    assert [each.text for each in find_candidates([page], options, Blocklists(), Tally())] == [
+        text.text
+    ]
 
 
 @pytest.mark.parametrize("case", KNOWN.get("links", ()), ids=lambda case: case["src"])
 def test_links_lead_where_browsers_go(case):
-    base = links.Base.of(case["page"], case.get("base", ""))
+    base = links.BaseUrl.of(case["page"], case.get("base", ""))
     asked = case["expected"].removeprefix("asked: ").split()[0]
-    assert links.absolute(case["src"], base, 2000) == f"http://shop.example.org{asked}"
+    assert links.absolute_url(case["src"], base, 2000) == f"http://shop.example.org{asked}"

@@ -82,7 +82,11 @@ def refused_by_text(links: set[str]) -> set[str]:
     said: dict[str, list[str]] = {}
     for _, url, alt in json.loads((REAL / "truth.json").read_text()):
         said.setdefault(url, []).append(alt)
-    return {u for u in links if all(texts.refuse(texts.repaired(a), Crawl()) for a in said[u])}
+    return {
+        u
+        for u in links
+        if all(texts.text_drop_reason(texts.repair_text(a), Crawl()) for a in said[u])
+    }
 
 
 def test_files_as_common_crawl_made_them_run_through(recorded, tmp_path, capsys):

@@ -27,9 +27,9 @@ from pathlib import Path
 import trustme
 
 from cahlib.config import Crawl, Download
-from cahlib.crawl.shards import shards
-from cahlib.fetch.addresses import public
-from cahlib.parcel.parcel import read, sealed
+from cahlib.crawl.shards import list_shards
+from cahlib.fetch.addresses import is_public
+from cahlib.parcel.parcel import find_parcel, read_images
 from cahlib.records import Parcel, Reason, Shard, Stage, Tally
 from cahlib.scrape import scrape
 from tests.benchmarks.common import Absent, Found, apart, line, measured, parser
@@ -71,13 +71,13 @@ def inside() -> Found:
         (folder / "adversary.warc.wat.gz").write_bytes(adversary.crawl(every, good))
         with _network(folder, every) as webs:
             ran = apart(scraped, work)
-        parcels = [found for each in _shards(folder) if (found := sealed(folder, each))]
+        parcels = [found for each in _shards(folder) if (found := find_parcel(folder, each))]
         told = _told(parcels, every, webs)
     return told | {"seconds": round(ran["wall"], 1), "memory": ran["memory"]}
 
 
 def _shards(folder: Path) -> list[Shard]:
-    return list(shards(Crawl(crawl=str(folder / "adversary.warc.wat.gz"))))
+    return list(list_shards(Crawl(crawl=str(folder / "adversary.warc.wat.gz"))))
 
 
 def scraped(work: str) -> Found:
@@ -93,7 +93,7 @@ def scraped(work: str) -> Found:
 def _told(parcels: Sequence[Parcel], every: Sequence[Attack], webs: Sequence[w.Web]) -> Found:
     """What became of each attack."""
     tally = sum((parcel.tally for parcel in parcels), Tally())
-    stored = [image for parcel in parcels for image in read(parcel)]
+    stored = [image for parcel in parcels for image in read_images(parcel)]
     kept = Counter(image.candidate.url for image in stored)
     wrong = [attack.name for attack in every if not _as_expected(attack, kept)]
     expected = Counter(each.reason for each in adversary.rotten() if each.reason)
@@ -116,7 +116,7 @@ def _told(parcels: Sequence[Parcel], every: Sequence[Attack], webs: Sequence[w.W
         "differences": differences,
         "unaccounted": [tally.unaccounted(stage) for stage in Stage][:3],
         "good": sum(number for url, number in kept.items() if "/good.jpg" in url),
-        "inside": sum(n for web in webs for at, n in web.reached.items() if not public(at)),
+        "inside": sum(n for web in webs for at, n in web.reached.items() if not is_public(at)),
         "markup": sum(b"<script>" in image.data for image in stored),
         "passwords": sum("authorization" in headers for web in webs for _, headers in web.asked),
         "cookies": sum("cookie" in headers for web in webs for _, headers in web.asked),

@@ -78,7 +78,7 @@ def make(work: Work, folder: Path) -> None:
         made.fetched(candidate("http://a.example/", number, text), data)
         for number, (data, text) in enumerate(every)
     )
-    parcel.seal(images, SHARD, folder, tally=Tally())
+    parcel.write_parcel(images, SHARD, folder, tally=Tally())
 
 
 def ours(*told: str) -> Found:
@@ -93,15 +93,15 @@ def ours(*told: str) -> Found:
     )
     model = clip.load(options)
     safety = Safety.load("", model)
-    sealed = parcel.sealed(Path(work.place), SHARD)
-    some = list(itertools.islice(parcel.read(sealed), min(work.batch, model.batch)))
+    sealed = parcel.find_parcel(Path(work.place), SHARD)
+    some = list(itertools.islice(parcel.read_images(sealed), min(work.batch, model.batch)))
     pixels = [model.prepare(image.data) for image in some]
     texts = [image.candidate.text for image in some]
     model.embed(pixels, texts)
     with driver(work.device) as seen:
         start, cpu, worked = time.perf_counter(), time.process_time(), model.worked()
-        parcel.check(sealed)
-        images = parcel.read(sealed)
+        parcel.check_parcel(sealed)
+        images = parcel.read_images(sealed)
         first = next(images)
         opened = time.perf_counter() - start
         judged = pairs.pairs(

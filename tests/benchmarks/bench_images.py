@@ -38,10 +38,10 @@ from PIL import Image
 
 from cahlib.config import Download
 from cahlib.fetch import addresses, async_thread
-from cahlib.fetch.images import allow_sockets, stream
-from cahlib.fetch.images import images as fetch
-from cahlib.image.validate import prove
-from cahlib.parcel.parcel import seal
+from cahlib.fetch.images import fetch_images as fetch
+from cahlib.fetch.images import raise_open_file_limit, stream_images
+from cahlib.image.validate import validate_image
+from cahlib.parcel.parcel import write_parcel
 from cahlib.records import Candidate, Evidence, Shard, Tally
 from cahlib.records import Image as Fetched
 from tests.benchmarks.common import Found, apart, measured, parser, venv
@@ -77,7 +77,7 @@ class Work(NamedTuple):
     connections: int
     https: bool
 
-    def fetched(self) -> tuple[Iterator[Candidate], Download, addresses.Net]:
+    def fetched(self) -> tuple[Iterator[Candidate], Download, addresses.NetworkConfig]:
         """Links, settings and network of ours; the name servers are left out, TLS is not."""
         options = Download(
             replay=f"127.0.0.1:{self.port}",
@@ -87,7 +87,7 @@ class Work(NamedTuple):
             connections=self.connections,
             consent=CONSENT,
         )
-        net = addresses.net(options)
+        net = addresses.network_config(options)
         if self.https:
             net = replace(net, tls=True)
         return candidates(self.images, "https" if self.https else "http"), options, net
@@ -99,7 +99,7 @@ def ours(*work: int) -> Found:
     links, options, net = Work(*work).fetched()
     fetched = fetch(links, options, tally, evidence=Evidence(), net=net)
     with tempfile.TemporaryDirectory() as folder:
-        return {"kept": seal(fetched, SHARD, Path(folder), tally=tally).images}
+        return {"kept": write_parcel(fetched, SHARD, Path(folder), tally=tally).images}
 
 
 def lag(*work: int) -> Found:
@@ -117,14 +117,16 @@ def lag(*work: int) -> Found:
 
     async def watched() -> AsyncGenerator[Fetched, None]:
         watching = asyncio.create_task(watch())
-        async for image in stream(links, options, tally, evidence=Evidence(), net=net):
+        async for image in stream_images(links, options, tally, evidence=Evidence(), net=net):
             yield image
         watching.cancel()
 
     tally = Tally()
-    allow_sockets(options.connections)
+    raise_open_file_limit(options.connections)
     with tempfile.TemporaryDirectory() as folder:
-        parcel = seal(async_thread.iterate(watched, ahead=8), SHARD, Path(folder), tally=tally)
+        parcel = write_parcel(
+            async_thread.iterate_in_thread(watched, ahead=8), SHARD, Path(folder), tally=tally
+        )
     percentiles = statistics.quantiles(late, n=1000)
     return {
         "kept": parcel.images,
@@ -144,7 +146,10 @@ def floor(side: int, folder: Path) -> None:
             image.draft("RGB" if side else "L", [max(1, round(n * scale)) for n in image.size])
             image.load()
 
-    for name, does in (("decoding alone", decode), ("the gate", lambda data: prove(data, options))):
+    for name, does in (
+        ("decoding alone", decode),
+        ("the gate", lambda data: validate_image(data, options)),
+    ):
         taken = 0.0
         paths = list(folder.iterdir())
         for path in paths:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from cahlib.config import Download
 from cahlib.demo.web import Answer, Web
-from cahlib.fetch.images import images
+from cahlib.fetch.images import fetch_images
 from cahlib.records import Evidence, Reason, Tally
 from tests.benchmarks.common import parser
 from tests.world.pictures import candidate, picture
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
             tally, start = Tally(), time.perf_counter()
             options = Download(replay=web.address, consent=consent, min_bytes=0, per_second=0)
             urls = (f"http://h{n // 2}.example/{n % 2}.jpg" for n in range(2 * hosts))
-            found = images(
+            found = fetch_images(
                 (candidate(url, n) for n, url in enumerate(urls)),
                 options,
                 tally,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cahlib.crawl.personal import masked
+from cahlib.crawl.personal import mask_personal_data
 from tests.benchmarks.common import parser
 
 DATA = Path(__file__).parent.parent / "data"
@@ -37,7 +37,7 @@ def measured(name: str = "personal") -> Rates:
             (row["holds"], row["text"])
             for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         ]
-    found = {text for _, text in rows if masked(text) != text}
+    found = {text for _, text in rows if mask_personal_data(text) != text}
     false = [text for holds, text in rows if holds == "-" and text in found]
     missed = [text for holds, text in rows if holds != "-" and text not in found]
     held = sum(holds != "-" for holds, _ in rows)

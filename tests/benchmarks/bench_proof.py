@@ -35,7 +35,7 @@ import simplejpeg
 from PIL import Image, ImageChops
 
 from cahlib.config import Download
-from cahlib.image.validate import prove
+from cahlib.image.validate import validate_image
 from cahlib.records import Reason
 from tests.benchmarks.common import parser
 
@@ -317,7 +317,7 @@ def main(arguments: Sequence[str]) -> None:
             tried["(too little damage to count)"] += 1
             continue
         tried[kind] += 1
-        results = [prove(changed, each) for each in WANTED]
+        results = [validate_image(changed, each) for each in WANTED]
         whole = not any(isinstance(each, Reason) for each in results)
         assert whole or all(isinstance(each, Reason) for each in results), (name, kind, results)
         if damaged and whole:

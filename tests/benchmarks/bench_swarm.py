@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from cahlib.config import Crawl, Download
-from cahlib.crawl.shards import shard
+from cahlib.crawl.shards import make_shard
 from cahlib.demo.web import Answer, Web
 from cahlib.records import Stage
 from cahlib.scrape import scrape
@@ -168,7 +168,7 @@ def scraped(
 
 def worked(scrapers: Remote, crawl: list[str], download: Download) -> tuple[int, int]:
     """Links and images of all shards, handed out as a run does."""
-    todo = [shard(url, half) for url in crawl for half in (0, 1)]
+    todo = [make_shard(url, half) for url in crawl for half in (0, 1)]
     links = found = 0
     options = Crawl(languages=("all",))
     while todo or scrapers:

@@ -24,9 +24,9 @@ from pathlib import Path
 
 from cahlib.config import Crawl
 from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.candidates import candidates
-from cahlib.crawl.shards import shards
-from cahlib.crawl.wat import pages
+from cahlib.crawl.candidates import find_candidates
+from cahlib.crawl.shards import list_shards
+from cahlib.crawl.wat import read_pages
 from cahlib.records import Tally
 from tests.benchmarks.common import Found, apart, kept, measured, one_core, parser, venv
 
@@ -204,8 +204,8 @@ def ours(path: str) -> Found:
         before = time.process_time()
         every = (
             candidate
-            for shard in shards(crawl)
-            for candidate in candidates(pages(shard, tally), crawl, Blocklists(), tally)
+            for shard in list_shards(crawl)
+            for candidate in find_candidates(read_pages(shard, tally), crawl, Blocklists(), tally)
         )
         count = sum(1 for _ in every)
         spent = time.process_time() - before

@@ -27,7 +27,7 @@ import numpy as np
 
 from cahlib.dataset.write import shard_writer
 from cahlib.image.perceptual_hash import phash
-from cahlib.parcel.parcel import check, read, seal
+from cahlib.parcel.parcel import check_parcel, read_images, write_parcel
 from cahlib.records import Image, Judged, Parcel, Shard, Tally
 from tests.benchmarks.common import one_core, parser
 from tests.benchmarks.inputs import candidates, fetched, pictures
@@ -60,7 +60,7 @@ def bare(every: list[Image], folder: Path) -> None:
 
 
 def parcel(every: list[Image], folder: Path) -> Parcel:
-    return seal(iter(every), SHARD, folder, tally=Tally())
+    return write_parcel(iter(every), SHARD, folder, tally=Tally())
 
 
 def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
@@ -92,8 +92,8 @@ def main(arguments: Sequence[str]) -> None:
     size = sum(len(each.data) for each in every) / 1e6
     with tempfile.TemporaryDirectory(dir=options.inputs) as folder:
         whole = parcel(every, Path(folder))
-        check(whole)
-        assert list(read(whole)) == every
+        check_parcel(whole)
+        assert list(read_images(whole)) == every
         write(every[:1], Path(folder), ("images", "embeddings"))  # imports what it needs
     places: dict[str, Callable[[Path], object]] = {
         "one SHA-256, one write": lambda folder: bare(every, folder),

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from cahlib.config import Download
 from cahlib.demo import wat
-from cahlib.image.validate import prove
+from cahlib.image.validate import validate_image
 from cahlib.records import Candidate
 from cahlib.records import Image as Fetched
 from tests.benchmarks.common import kept, serving
@@ -177,7 +177,7 @@ def candidates(count: int, scheme: str = "http") -> Iterator[Candidate]:
 
 def fetched(candidate: Candidate, data: bytes) -> Fetched:
     """An image as the scraper hands it on: what its own checks say of the bytes."""
-    proven = prove(data, Download(min_bytes=0))
+    proven = validate_image(data, Download(min_bytes=0))
     assert isinstance(proven, dict), proven
     return Fetched(candidate=candidate, robots="", **proven)
 

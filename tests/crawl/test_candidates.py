@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from cahlib.config import Crawl
 from cahlib.crawl import texts
 from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.candidates import candidates
-from cahlib.crawl.shards import shards
-from cahlib.crawl.wat import Link, Meta, Page, pages
+from cahlib.crawl.candidates import find_candidates
+from cahlib.crawl.shards import list_shards
+from cahlib.crawl.wat import Link, Meta, Page, read_pages
 from cahlib.errors import ConfigError
 from cahlib.fetch import links
 from cahlib.records import Reason, Stage, Tally
@@ -38,7 +38,7 @@ def image(url: str = "fox.jpg", alt: str = GOOD) -> Link:
 def choose(*shown: Page, blocked: Blocklists | None = None, **options):
     """The candidates of some pages, and why the other links are none."""
     tally = Tally()
-    found = list(candidates(shown, Crawl(**options), blocked or Blocklists(), tally))
+    found = list(find_candidates(shown, Crawl(**options), blocked or Blocklists(), tally))
     assert tally.unaccounted(Stage.CHOOSE) == 0
     assert tally.left[Stage.CHOOSE] == len(found)
     return found, {reason: n for reason, n in tally.lost.items() if n}
@@ -245,7 +245,7 @@ def test_a_vowel_sign_is_part_of_a_word(text):
     ],
 )  # fmt: skip
 def test_a_text_is_long_enough_by_what_its_script_says_in_a_letter(text, enough):
-    assert texts.refuse(text, Crawl()) is (None if enough else Reason.SHORT_TEXT)
+    assert texts.text_drop_reason(text, Crawl()) is (None if enough else Reason.SHORT_TEXT)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_texts_are_repaired_as_ftfy_does(text):
     assume("\u200c" not in text and "\u200d" not in text)  # which stay where a script needs them
     whole = ftfy.fix_text(re.sub(r"[\t\n\v\f\r]+", " ", text))
     kept = (" " if each in FORBIDDEN else each for each in whole if each not in UNSEEN | TAGS)
-    assert texts.repaired(text) == " ".join("".join(kept).split())
+    assert texts.repair_text(text) == " ".join("".join(kept).split())
 
 
 @pytest.mark.parametrize(
@@ -347,9 +347,9 @@ def test_a_caption_hangs_on_no_version_of_unicode(letter, is_letter):
     (found,), _ = choose(page(image(alt=f"{GOOD} {letter}")))
     assert found.text == f"{GOOD} {letter}"
     refused = None if is_letter else Reason.JUNK_TEXT
-    assert texts.refuse(f"12 {letter}{letter} 34", Crawl()) is refused
+    assert texts.text_drop_reason(f"12 {letter}{letter} 34", Crawl()) is refused
     refused = None if is_letter else Reason.FILENAME_TEXT
-    assert texts.refuse(f"DSC 0041{letter}", Crawl()) is refused
+    assert texts.text_drop_reason(f"DSC 0041{letter}", Crawl()) is refused
 
 
 def test_the_common_letters_are_letters():
@@ -374,13 +374,13 @@ def test_no_predicate_of_the_interpreter_decides_on_what_is_not_ascii(module):
 
 @pytest.mark.parametrize("text", ["\ufdd0", "\U0002fffe fox", "\ud800"])
 def test_a_text_that_cannot_be_looked_at_is_of_no_language(text):
-    assert texts.detect(text) == ("un", False)
+    assert texts.detect_language(text) == ("un", False)
 
 
 @given(st.text(st.sampled_from("ёЖяñéßø桜の花園公가나 12,，、（！–’ش"), max_size=40))
 def test_a_text_without_a_latin_letter_is_never_english(text):
     """So it need not be repaired, nor its language detected, where only English is wanted."""
-    assert texts.detect(texts.repaired(text))[0] != "en"
+    assert texts.detect_language(texts.repair_text(text))[0] != "en"
     assert choose(page(image(alt=text)))[0] == []
 
 
@@ -398,7 +398,7 @@ def test_any_link_is_chosen_or_refused(url, alt, base):
     assert len(found) + sum(lost.values()) == 1
     for each in found:
         assert not (FORBIDDEN | UNSEEN).intersection(each.text)
-        assert links.absolute(each.url, links.Base.of(url, base), 2000) == each.url
+        assert links.absolute_url(each.url, links.BaseUrl.of(url, base), 2000) == each.url
 
 
 def test_each_oddity_becomes_what_the_list_says(tmp_path):
@@ -406,9 +406,9 @@ def test_each_oddity_becomes_what_the_list_says(tmp_path):
     path.write_bytes(b"".join(record.member() for record in crawl.oddities()))
     options, tally = Crawl(crawl=str(path)), Tally()
     found = []
-    for shard in shards(options):
+    for shard in list_shards(options):
         seen = Tally()
-        found += candidates(pages(shard, seen), options, Blocklists(), seen)
+        found += find_candidates(read_pages(shard, seen), options, Blocklists(), seen)
         tally += seen
     answers = [answer for record in crawl.oddities() for answer in record.answers]
     assert [each.url for each in found] == [each for each in answers if ":" in each]
@@ -422,15 +422,15 @@ def test_every_link_that_an_html_parser_finds_is_accounted_for():
     """The links of 37 real pages, against an independent reading of their HTML."""
     options = Crawl(crawl=str(REAL / "pages.warc.wat.gz"), languages=("all",))
     tally, found = Tally(), []
-    for shard in shards(options):
-        found += candidates(pages(shard, tally), options, Blocklists(), tally)
+    for shard in list_shards(options):
+        found += find_candidates(read_pages(shard, tally), options, Blocklists(), tally)
     truth = json.loads((REAL / "truth.json").read_text())
     chosen = {(each.url, each.text) for each in found}
     unexplained = []
     for _, url, alt in truth:
-        text = texts.repaired(alt)
-        why = links.refuse(url) or texts.refuse(text, options)
-        clean = links.absolute(url, links.Base.of(url, ""), options.max_url)
+        text = texts.repair_text(alt)
+        why = links.link_drop_reason(url) or texts.text_drop_reason(text, options)
+        clean = links.absolute_url(url, links.BaseUrl.of(url, ""), options.max_url)
         if why is None and (clean, text) not in chosen:
             unexplained.append((url, alt))
     assert unexplained == []
@@ -441,7 +441,7 @@ def test_every_link_that_an_html_parser_finds_is_accounted_for():
 @pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
 def test_files_as_common_crawl_made_them_are_read():
     options, tally = Crawl(crawl=str(REAL / "commoncrawl" / "*.gz")), Tally()
-    for shard in shards(options):
-        list(candidates(pages(shard, tally), options, Blocklists(), tally))
+    for shard in list_shards(options):
+        list(find_candidates(read_pages(shard, tally), options, Blocklists(), tally))
     assert (tally.left[Stage.READ], tally.entered[Stage.CHOOSE]) == (4, 108)
     assert tally.lost[Reason.BROKEN_RECORD] == 0

@@ -4,7 +4,7 @@ import pytest
 
 from cahlib.config import Crawl
 from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.candidates import candidates
+from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.wat import Link, Meta, Page
 from cahlib.records import Reason, Stage, Tally
 from tests.benchmarks import bench_captions
@@ -30,7 +30,7 @@ def chosen(*texts: str, languages=("all",), metas=(), headers=(), evidence="page
     )
     tally = Tally()
     options = Crawl(languages=languages, language_evidence=evidence)
-    found = list(candidates([page], options, Blocklists(), tally))
+    found = list(find_candidates([page], options, Blocklists(), tally))
     assert tally.unaccounted(Stage.CHOOSE) == 0
     assert len(found) + tally.lost[Reason.LANGUAGE] == len(texts)
     return {each.text: each for each in found}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cahlib.config import Crawl
 from cahlib.crawl import personal, texts
-from cahlib.crawl.personal import masked
+from cahlib.crawl.personal import mask_personal_data
 from cahlib.records import Reason
 from tests.benchmarks import bench_personal
 
@@ -35,9 +35,9 @@ from tests.benchmarks import bench_personal
     ],
 )
 def test_personal_data_are_masked(text, clean):
-    assert masked(text) == clean
-    assert texts.judge(Crawl(languages=("all",)))(text) is Reason.PERSONAL_TEXT
-    found = texts.judge(Crawl(languages=("all",), personal="mask"))(text)
+    assert mask_personal_data(text) == clean
+    assert texts.caption_filter(Crawl(languages=("all",)))(text) is Reason.PERSONAL_TEXT
+    found = texts.caption_filter(Crawl(languages=("all",), personal="mask"))(text)
     assert (found.text, found.raw) == (clean, None)  # nowhere is it kept
 
 
@@ -64,12 +64,12 @@ def test_personal_data_are_masked(text, clean):
     ],
 )
 def test_ordinary_captions_stay(text):
-    assert masked(text) == text
+    assert mask_personal_data(text) == text
 
 
 @given(st.text())
 def test_masking_again_changes_nothing(text):
-    assert masked(masked(text)) == masked(text)
+    assert mask_personal_data(mask_personal_data(text)) == mask_personal_data(text)
 
 
 @pytest.mark.parametrize("name", bench_personal.SETS)
@@ -84,7 +84,7 @@ def test_few_other_numbers_are_taken_for_personal_data(name):
 def test_no_number_of_an_article_is_a_card(digits):
     total = sum(int(each) * (3 if n % 2 else 1) for n, each in enumerate(digits))
     text = f"Box {digits}{-total % 10} open"
-    assert masked(text) == text
+    assert mask_personal_data(text) == text
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_a_card_has_a_prefix_and_a_length_of_its_network(prefix, length, is_card
     body = prefix.ljust(length - 1, "1")
     (number,) = (body + last for last in "0123456789" if personal._is_checked(body + last))
     spelled = f"{number[:4]} {number[4:10]} {number[10:]}" if length == 14 else number
-    assert (masked(spelled) == "<card>") == is_card
+    assert (mask_personal_data(spelled) == "<card>") == is_card

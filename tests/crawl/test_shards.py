@@ -5,8 +5,8 @@ import gzip
 import pytest
 
 from cahlib.config import Crawl
-from cahlib.crawl.shards import shard, shards
-from cahlib.crawl.source import Source
+from cahlib.crawl.shards import list_shards, make_shard
+from cahlib.crawl.source import CrawlFile
 from cahlib.demo.web import Answer, Web
 from cahlib.errors import ConfigError, RunError, ShardError
 from tests.world.crawl import NAME, serve
@@ -25,23 +25,23 @@ def listed():
 
 
 def test_a_crawl_has_two_shards_a_file(listed):
-    found = list(shards(listed()))
+    found = list(list_shards(listed()))
     assert len(found) == len({each.id for each in found}) == 100
     assert [each.half for each in found[:4]] == [0, 1, 0, 1]
     assert found[3].url.endswith(FILES[1]) and found[3].id.startswith("CC-MAIN-2024-00001-")
 
 
 def test_a_seed_draws_the_same_files_and_more_of_them_later(listed):
-    few, more = (list(shards(listed(seed=7, shards=n))) for n in (6, 20))
+    few, more = (list(list_shards(listed(seed=7, shards=n))) for n in (6, 20))
     assert few == more[:6]
-    assert few != list(shards(listed(seed=8, shards=6)))
+    assert few != list(list_shards(listed(seed=8, shards=6)))
 
 
 def test_files_are_found_by_path_and_glob(tmp_path):
     for name in ("b.warc.wat.gz", "a.warc.wat.gz", "odd name!.gz"):
         (tmp_path / name).write_bytes(b"\x1f\x8b\x08")
-    assert len(list(shards(Crawl(crawl=str(tmp_path / "a.warc.wat.gz"))))) == 2
-    found = list(shards(Crawl(crawl=str(tmp_path / "*.gz"))))
+    assert len(list(list_shards(Crawl(crawl=str(tmp_path / "a.warc.wat.gz"))))) == 2
+    found = list(list_shards(Crawl(crawl=str(tmp_path / "*.gz"))))
     assert [each.id.rpartition("-")[0].rpartition("-")[0] for each in found[::2]] == [
         "a",
         "b",
@@ -50,7 +50,7 @@ def test_files_are_found_by_path_and_glob(tmp_path):
 
 
 def test_files_of_one_name_have_shards_of_different_names():
-    one, other = (shard(f"http://{host}.com/a.wat.gz", 0) for host in "ab")
+    one, other = (make_shard(f"http://{host}.com/a.wat.gz", 0) for host in "ab")
     assert one.id != other.id
 
 
@@ -66,19 +66,19 @@ def test_files_of_one_name_have_shards_of_different_names():
 )
 def test_what_cannot_be_read_is_named(what, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        list(shards(Crawl(crawl=what)))
+        list(list_shards(Crawl(crawl=what)))
 
 
 def test_a_crawl_that_does_not_exist_is_named(listed):
     options = Crawl(crawl="CC-MAIN-1999-01", base_url=listed().base_url)
     with pytest.raises(ConfigError, match="there is no crawl CC-MAIN-1999-01"):
-        list(shards(options))
+        list(list_shards(options))
 
 
 def test_without_a_network_there_is_a_sentence():
     waited = []
     with pytest.raises(RunError, match="wat.paths.gz cannot be fetched: Connection refused"):
-        list(shards(Crawl(crawl=NAME, base_url="http://127.0.0.1:9"), sleep=waited.append))
+        list(list_shards(Crawl(crawl=NAME, base_url="http://127.0.0.1:9"), sleep=waited.append))
     assert waited == [1, 2, 4, 8]
 
 
@@ -90,7 +90,7 @@ def test_a_list_that_is_none_is_refused(body):
     with Web({f"/crawl-data/{NAME}/wat.paths.gz": Answer(body=body)}) as web:
         options = Crawl(crawl=NAME, base_url=f"http://{web.address}")
         with pytest.raises((ConfigError, RunError), match="is not a list of WAT files|is empty"):
-            list(shards(options))
+            list(list_shards(options))
 
 
 def test_the_only_file_of_a_run_is_looked_at_first(tmp_path):
@@ -98,13 +98,13 @@ def test_the_only_file_of_a_run_is_looked_at_first(tmp_path):
     with Web({"/page.html": page, "/down.gz": Answer(status=503)}) as web:
         for url, sentence in (("/page.html", "is a web page"), ("/none.gz", "does not exist")):
             with pytest.raises(ConfigError, match=sentence):
-                list(shards(Crawl(crawl=f"http://{web.address}{url}")))
+                list(list_shards(Crawl(crawl=f"http://{web.address}{url}")))
         down = Crawl(crawl=f"http://{web.address}/down.gz")
         with pytest.raises(RunError, match="the server answers 503. Check this machine's network"):
-            list(shards(down, sleep=lambda seconds: None))
+            list(list_shards(down, sleep=lambda seconds: None))
     (tmp_path / "empty.gz").touch()
     with pytest.raises(ConfigError, match="is empty"):
-        list(shards(Crawl(crawl=str(tmp_path / "empty.gz"))))
+        list(list_shards(Crawl(crawl=str(tmp_path / "empty.gz"))))
 
 
 DATA = bytes(range(256)) * 4000
@@ -114,7 +114,7 @@ def fetch(*answers: Answer):
     """What is read of a file that gives these answers, and how long was waited."""
     waited = []
     with Web({"/a.gz": list(answers)}) as web:
-        source = Source(f"http://{web.address}/a.gz", contact="me@site.com", sleep=waited.append)
+        source = CrawlFile(f"http://{web.address}/a.gz", contact="me@site.com", sleep=waited.append)
         data = b"".join(source.pieces(1000, 900_000))
         return data, waited, web.requests
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from cahlib.config import Crawl
 from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.candidates import candidates
-from cahlib.crawl.shards import shards
-from cahlib.crawl.wat import pages
+from cahlib.crawl.candidates import find_candidates
+from cahlib.crawl.shards import list_shards
+from cahlib.crawl.wat import read_pages
 from cahlib.demo.web import Answer, Web
 from cahlib.errors import ConfigError, ShardError
 from cahlib.records import Evidence, Reason, Shard, Stage, Tally
@@ -49,7 +49,7 @@ def read(path: Path, *halves: int):
     """The pages of some halves of a file, and the tally."""
     tally, found = Tally(), []
     for half in halves or (0, 1):
-        found += pages(Shard(id="x", url=str(path), half=half), tally)
+        found += read_pages(Shard(id="x", url=str(path), half=half), tally)
     assert tally.unaccounted(Stage.READ) == 0
     return found, tally
 
@@ -162,7 +162,9 @@ def test_a_file_that_breaks_off_gives_what_is_whole_and_is_told_of(wat):
         found = [
             each.url
             for half in (0, 1)
-            for each in pages(Shard(id="x", url=str(path), half=half), tally, evidence=evidence)
+            for each in read_pages(
+                Shard(id="x", url=str(path), half=half), tally, evidence=evidence
+            )
         ]
         assert found == [f"http://a.com/{n}" for n in range(5)]
         assert tally.lost == {Reason.BROKEN_MEMBER: 1}
@@ -188,8 +190,8 @@ def test_a_crawl_is_read_over_a_bad_line_as_from_disk(wat):
         crawl = Crawl(crawl=NAME, base_url=f"http://{web.address}")
         found = [
             each.links[0].alt
-            for shard in shards(crawl)
-            for each in pages(shard, Tally(), contact="me@site.com", sleep=waited.append)
+            for shard in list_shards(crawl)
+            for each in read_pages(shard, Tally(), contact="me@site.com", sleep=waited.append)
         ]
     assert found == texts
     assert min(waited) >= 1
@@ -336,13 +338,13 @@ def test_another_file_of_a_crawl_is_named_as_what_it_is(wat, members, kind):
         with pytest.raises(ShardError, match=sentence):
             read(path, half)
     with pytest.raises(ConfigError, match=sentence):
-        list(shards(Crawl(crawl=str(path))))
+        list(list_shards(Crawl(crawl=str(path))))
     (path.parent / "a.wat.gz").write_bytes(page("http://a.com"))
     with pytest.raises(ConfigError, match=sentence):
-        list(shards(Crawl(crawl=str(path.parent / "*.gz"))))
+        list(list_shards(Crawl(crawl=str(path.parent / "*.gz"))))
     with Web({f"/{path.name}": Answer(body=path.read_bytes())}) as web:
         with pytest.raises(ConfigError, match=sentence):
-            list(shards(Crawl(crawl=f"http://{web.address}/{path.name}")))
+            list(list_shards(Crawl(crawl=f"http://{web.address}/{path.name}")))
 
 
 def test_a_packed_file_without_a_record_is_no_wat_file(wat):
@@ -380,7 +382,7 @@ def test_no_metadata_is_so_odd_that_it_is_lost_without_a_reason(tmp_path_factory
     options = Crawl(languages=("all",), og_images=True)
     assert all(
         each.url.startswith("http") and not (FORBIDDEN | TURNING).intersection(each.text)
-        for each in candidates(found, options, Blocklists(), tally)
+        for each in find_candidates(found, options, Blocklists(), tally)
     )
     assert tally.left[Stage.READ] == tally.entered[Stage.READ]
     assert tally.unaccounted(Stage.CHOOSE) == 0

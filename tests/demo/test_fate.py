@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from cahlib.crawl.shards import shards
+from cahlib.crawl.shards import list_shards
 from cahlib.demo import job, world
-from cahlib.parcel.parcel import read
+from cahlib.parcel.parcel import read_images
 from cahlib.records import Reason, Stage, Tally
 from cahlib.scrape import scrape
 
@@ -24,9 +24,11 @@ def scraped(demo, tmp_path_factory):
         asked = job("demo-dataset", web)
         parcels = [
             scrape(shard, asked.crawl, asked.download, folder, limit=60, report=lambda _: None)
-            for shard in shards(asked.crawl)
+            for shard in list_shards(asked.crawl)
         ]
-    pairs = Counter((i.candidate.url, i.candidate.text) for each in parcels for i in read(each))
+    pairs = Counter(
+        (i.candidate.url, i.candidate.text) for each in parcels for i in read_images(each)
+    )
     return sum((parcel.tally for parcel in parcels), Tally()), pairs
 
 

@@ -11,13 +11,13 @@ from cahlib.errors import ConfigError
 from cahlib.fetch import addresses
 from cahlib.fetch.addresses import (
     NameServers,
-    Net,
-    NoAddress,
-    NotPublic,
+    NetworkConfig,
+    NoAddressError,
+    NoAnswerError,
+    NotPublicError,
     Resolver,
-    Unanswered,
 )
-from cahlib.fetch.outage_monitor import Patience
+from cahlib.fetch.outage_monitor import OutageTimings
 from tests.world.names import name_server
 
 PRIVATE = """
@@ -36,8 +36,8 @@ PUBLIC = """
 
 
 def test_which_addresses_are_public():
-    assert [address for address in PRIVATE if addresses.public(address)] == []
-    assert [address for address in PUBLIC if not addresses.public(address)] == []
+    assert [address for address in PRIVATE if addresses.is_public(address)] == []
+    assert [address for address in PUBLIC if not addresses.is_public(address)] == []
 
 
 @pytest.mark.parametrize(
@@ -60,38 +60,38 @@ def test_which_addresses_are_public():
     ],
 )
 def test_hosts_that_are_addresses(host, address):
-    found = addresses.literal(host)
+    found = addresses.parse_ip(host)
     assert found == (addresses.ip_address(address) if address else None)
 
 
 def test_sockets_are_made_for_public_addresses_only():
-    make = addresses.socket_factory(Net())
+    make = addresses.socket_factory(NetworkConfig())
     info = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
     make((*info, ("8.8.8.8", 80))).close()
-    with pytest.raises(NotPublic):
+    with pytest.raises(NotPublicError):
         make((*info, ("10.0.0.1", 80)))
 
 
 def test_a_replayed_web_is_the_only_place():
-    make = addresses.socket_factory(Net(only=("127.0.0.1", 8000)))
+    make = addresses.socket_factory(NetworkConfig(only=("127.0.0.1", 8000)))
     info = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
     make((*info, ("127.0.0.1", 8000))).close()
     for place in [("127.0.0.1", 8001), ("127.0.0.2", 8000), ("8.8.8.8", 80)]:
-        with pytest.raises(NotPublic):
+        with pytest.raises(NotPublicError):
             make((*info, place))
 
 
 def test_replay_is_read_from_the_settings():
-    assert addresses.net(Download()).only is None
-    assert addresses.net(Download(replay="127.0.0.1:8000")).only == ("127.0.0.1", 8000)
-    assert addresses.net(Download(replay="[::1]:80")).only == ("::1", 80)
-    assert addresses.net(Download(replay="localhost:1")).only[1] == 1
+    assert addresses.network_config(Download()).only is None
+    assert addresses.network_config(Download(replay="127.0.0.1:8000")).only == ("127.0.0.1", 8000)
+    assert addresses.network_config(Download(replay="[::1]:80")).only == ("::1", 80)
+    assert addresses.network_config(Download(replay="localhost:1")).only[1] == 1
 
 
 @pytest.mark.parametrize("replay", ["nonsense", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:99999"])
 def test_a_replay_that_is_no_place_is_refused(replay):
     with pytest.raises(ConfigError, match="replay: .* HOST:PORT"):
-        addresses.net(Download(replay=replay))
+        addresses.network_config(Download(replay=replay))
 
 
 class Names:
@@ -104,7 +104,7 @@ class Names:
         self.asked.append(host)
         await asyncio.sleep(0)
         if host not in self.table:
-            raise NoAddress(host)
+            raise NoAddressError(host)
         return self.table[host]
 
 
@@ -119,7 +119,7 @@ def resolving(names, *hosts, clock=None):
     """What each host resolves to, in turn: the addresses, or the kind of error."""
 
     async def main():
-        resolver, found = Resolver(Net(lookup=names), clock=clock or Clock()), []
+        resolver, found = Resolver(NetworkConfig(lookup=names), clock=clock or Clock()), []
         for host in hosts:
             if isinstance(host, float):
                 clock.now += host
@@ -136,7 +136,11 @@ def resolving(names, *hosts, clock=None):
 
 def test_what_is_not_public_is_left_out():
     names = Names(mixed=["10.0.0.1", "8.8.8.8", "::1"], inside=["192.168.1.1", "fd00::1"])
-    assert resolving(names, "mixed", "inside", "lost") == [["8.8.8.8"], NotPublic, NoAddress]
+    assert resolving(names, "mixed", "inside", "lost") == [
+        ["8.8.8.8"],
+        NotPublicError,
+        NoAddressError,
+    ]
 
 
 def test_answers_and_failures_are_remembered_for_a_while():
@@ -151,7 +155,7 @@ def test_many_askers_of_one_name_share_the_question():
     names = Names(a=["8.8.8.8"])
 
     async def main():
-        resolver = Resolver(Net(lookup=names))
+        resolver = Resolver(NetworkConfig(lookup=names))
         found = await asyncio.gather(*(resolver.resolve("a", port) for port in range(50)))
         await resolver.close()
         return {each["host"] for results in found for each in results}
@@ -164,7 +168,7 @@ def test_an_asker_who_leaves_does_not_end_the_others_question():
     names = Names(a=["8.8.8.8"])
 
     async def main():
-        resolver = Resolver(Net(lookup=names))
+        resolver = Resolver(NetworkConfig(lookup=names))
         first, second = (asyncio.create_task(resolver.resolve("a", 80)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
@@ -186,7 +190,7 @@ def test_the_real_lookup_asks_name_servers():
         for name in [*table, "lost.example", "bad..name", "a" * 300]:
             try:
                 found[name] = await lookup(name)
-            except NoAddress:
+            except NoAddressError:
                 found[name] = None
         await lookup.close()
         return found
@@ -204,7 +208,7 @@ def test_the_real_lookup_asks_name_servers():
 
 def test_a_probe_asks_for_a_name_that_waits_for_the_end_of_an_outage():
     async def main():
-        resolver = Resolver(Net(lookup=lookup, patience=Patience(quiet=0.1)))
+        resolver = Resolver(NetworkConfig(lookup=lookup, patience=OutageTimings(quiet=0.1)))
         resolver.hosts = SimpleNamespace(met=lambda begun: asyncio.Event().wait())  # type: ignore
         watching = asyncio.create_task(resolver.watch.run())
         asked.append(waiting := asyncio.create_task(resolver.resolve("a", 80)))
@@ -222,7 +226,7 @@ def test_a_probe_asks_for_a_name_that_waits_for_the_end_of_an_outage():
     async def lookup(host):
         asked.append(host)
         if len(asked) == 2:
-            raise Unanswered(host)
+            raise NoAnswerError(host)
         return ["8.8.8.8"]
 
     assert asyncio.run(main()) == ["8.8.8.8"]

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from cahlib.fetch.async_thread import iterate
+from cahlib.fetch.async_thread import iterate_in_thread
 
 
 async def count(to, closed=None):
@@ -23,7 +23,7 @@ def alone():
 
 
 def test_all_items_cross_in_order():
-    assert list(iterate(lambda: count(1000), ahead=3)) == list(range(1000))
+    assert list(iterate_in_thread(lambda: count(1000), ahead=3)) == list(range(1000))
     assert alone()
 
 
@@ -32,7 +32,7 @@ def test_a_cancellation_from_within_is_no_end():
         yield 1
         raise asyncio.CancelledError
 
-    items = iterate(cancelled, ahead=3)
+    items = iterate_in_thread(cancelled, ahead=3)
     assert next(items) == 1
     with pytest.raises(RuntimeError, match="cancelled from within"):
         next(items)
@@ -46,7 +46,7 @@ def test_an_error_crosses_behind_the_items_before_it():
 
     seen = []
     with pytest.raises(KeyError, match="lost"):
-        for item in iterate(failing, ahead=3):
+        for item in iterate_in_thread(failing, ahead=3):
             seen.append(item)
     assert seen == [1]
     assert alone()
@@ -54,7 +54,7 @@ def test_an_error_crosses_behind_the_items_before_it():
 
 def test_leaving_early_closes_the_async_side():
     closed = threading.Event()
-    items = iterate(lambda: count(10**9, closed), ahead=3)
+    items = iterate_in_thread(lambda: count(10**9, closed), ahead=3)
     assert next(items) == 0
     items.close()
     assert closed.is_set()
@@ -71,7 +71,7 @@ def test_leaving_closes_a_side_that_waits_for_ever():
         finally:
             closed.set()
 
-    items = iterate(waiting, ahead=1)
+    items = iterate_in_thread(waiting, ahead=1)
     assert next(items) == 1
     items.close()
     assert closed.is_set()
@@ -79,7 +79,7 @@ def test_leaving_closes_a_side_that_waits_for_ever():
 
 def test_it_works_inside_a_running_loop():
     async def main():
-        return list(iterate(lambda: count(10), ahead=2))
+        return list(iterate_in_thread(lambda: count(10), ahead=2))
 
     assert asyncio.run(main()) == list(range(10))
 
@@ -92,7 +92,7 @@ def test_the_async_side_is_at_most_so_far_ahead():
             made.append(number)
             yield number
 
-    for item in iterate(counted, ahead=5):
+    for item in iterate_in_thread(counted, ahead=5):
         # One more is in the generator's hands, and one in ours.
         assert len(made) <= item + 7
 
@@ -111,11 +111,11 @@ def test_it_ticks_while_nothing_comes_and_what_a_tick_raises_ends_it():
         raise TimeoutError("long enough")
 
     with pytest.raises(TimeoutError, match="long enough"):
-        next(iterate(silent, ahead=1, tick=tick))  # waits a second: a tick's length
+        next(iterate_in_thread(silent, ahead=1, tick=tick))  # waits a second: a tick's length
     assert closed.is_set()
     assert alone()
 
 
 def test_nothing_starts_before_the_first_item_is_wanted():
-    iterate(lambda: 1 / 0, ahead=1)
+    iterate_in_thread(lambda: 1 / 0, ahead=1)
     assert alone()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cahlib.errors import Postponed
-from cahlib.fetch.connectivity import Connectivity, Outages, Verdict
+from cahlib.fetch.connectivity import Connectivity, NoAnswerCause, Outages
 
 QUIET, PROBE, STEP = 1.0, 2.0, 0.25
 
@@ -28,7 +28,7 @@ def test_a_failure_is_the_hosts_once_a_later_request_is_answered():
     assert not known.heard(9.9, 10.1)  # what had arrived before a cut looks like this too
     assert known.verdict(0.0, 10.0, at_once=False) is None
     assert known.heard(10.0, 10.2)
-    assert known.verdict(0.0, 10.0, at_once=False) is Verdict.DEAD
+    assert known.verdict(0.0, 10.0, at_once=False) is NoAnswerCause.DEAD
     assert not known.suspect(11.1)
 
 
@@ -39,7 +39,7 @@ def test_what_failed_at_once_is_worth_another_request():
     assert not known.suspect(6.0), "another may be answered soon"
     assert known.suspect(6.1)
     known.probed(6.1, 6.2, answered=True)
-    assert known.verdict(5.0, 5.1, at_once=True) is Verdict.MOMENT
+    assert known.verdict(5.0, 5.1, at_once=True) is NoAnswerCause.MOMENT
     assert not known.suspect(6.3)
 
 
@@ -47,9 +47,9 @@ def test_a_deadline_that_passed_while_this_machine_stood_still_says_nothing():
     known = state()
     known.stood_still(30.0)
     known.probed(30.1, 30.2, answered=True)
-    assert known.verdict(0.0, 30.0, at_once=False) is Verdict.MOMENT
+    assert known.verdict(0.0, 30.0, at_once=False) is NoAnswerCause.MOMENT
     known.probed(41.0, 41.1, answered=True)
-    assert known.verdict(30.3, 40.3, at_once=False) is Verdict.DEAD
+    assert known.verdict(30.3, 40.3, at_once=False) is NoAnswerCause.DEAD
 
 
 def test_silence_is_suspect_while_somebody_is_asked_only():
@@ -76,10 +76,12 @@ def test_an_outage_lasts_from_the_last_answer_to_the_first_probe_that_is_answere
     assert known.since == 3.0
     known.probed(12.0, 12.1, answered=True)
     assert not known.offline
-    assert known.verdict(2.0, 7.0, at_once=False) is Verdict.OUTAGE
-    assert known.verdict(12.0, 22.0, at_once=False) is Verdict.OUTAGE, "sent before that was over"
+    assert known.verdict(2.0, 7.0, at_once=False) is NoAnswerCause.OUTAGE
+    assert known.verdict(12.0, 22.0, at_once=False) is NoAnswerCause.OUTAGE, (
+        "sent before that was over"
+    )
     known.heard(23.0, 23.0)
-    assert known.verdict(12.2, 22.2, at_once=False) is Verdict.DEAD
+    assert known.verdict(12.2, 22.2, at_once=False) is NoAnswerCause.DEAD
 
 
 class World:
@@ -147,10 +149,12 @@ class World:
         if (verdict := self.known.verdict(begun, at, at_once=at - begun < 1)) is None:
             return
         self.waiting.remove(each)
-        if verdict is Verdict.DEAD or (verdict is Verdict.MOMENT and number in self.doubted):
+        if verdict is NoAnswerCause.DEAD or (
+            verdict is NoAnswerCause.MOMENT and number in self.doubted
+        ):
             self.lost.add(number)
             return
-        if verdict is Verdict.MOMENT:
+        if verdict is NoAnswerCause.MOMENT:
             self.doubted.add(number)
         self.send(now, number)
 

@@ -8,8 +8,8 @@ import pytest
 
 from cahlib.config import Download, replace
 from cahlib.demo.web import Answer
-from cahlib.fetch.dead_domains import Silence
-from cahlib.fetch.politeness import Manners
+from cahlib.fetch.dead_domains import DeadDomains
+from cahlib.fetch.politeness import Politeness
 from cahlib.records import Reason
 from tests.world import small
 
@@ -20,14 +20,14 @@ from cahlib.run import run
 
 
 def test_two_shards_must_agree():
-    silence = Silence([("dead.com", "ill.com"), ("dead.com",)])
+    silence = DeadDomains([("dead.com", "ill.com"), ("dead.com",)])
     assert silence.added(("mine.com",)) == ("mine.com", "dead.com")
     silence.learn(("ill.com", "new.com"))
     assert silence.added(()) == ("dead.com", "ill.com")
 
 
 def test_who_is_left_alone_is_not_asked():
-    manners = Manners(Download(left_alone=("dead.com",)))
+    manners = Politeness(Download(left_alone=("dead.com",)))
     assert manners.closed("dead.com") and not manners.closed("alive.com")
 
 

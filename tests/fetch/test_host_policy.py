@@ -11,10 +11,10 @@ import pytest
 
 from cahlib.config import Crawl, Download
 from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.candidates import candidates
+from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.wat import Link, Meta, Page
 from cahlib.demo.web import Answer, Web
-from cahlib.fetch.images import images
+from cahlib.fetch.images import fetch_images
 from cahlib.records import Evidence, Reason, Stage, Tally
 from tests.world import web as w
 from tests.world.fetched import fetched
@@ -37,7 +37,7 @@ def fetch(answers, *paths, **settings):
     tally, evidence = Tally(), Evidence()
     with Web({**pictures, **{f"{HOST}{path}": each for path, each in answers.items()}}) as web:
         options = Download(**{"replay": web.address, **settings})
-        found = images(
+        found = fetch_images(
             [candidate(f"{HOST}{path}", n) for n, path in enumerate(paths)],
             options,
             tally,
@@ -299,11 +299,11 @@ def test_what_pages_and_headers_say_has_an_end_too():
     link = Link("IMG@/src", "/a.jpg", "A red bicycle leans on an old garden wall")
     meta = Meta("robots", "", f"noai, {LONG}")
     page, optouts = Page(url=f"{HOST}.com/", base="", links=[link], metas=[meta]), []
-    assert not list(candidates([page], Crawl(), Blocklists(), Tally(), optouts=optouts))
+    assert not list(find_candidates([page], Crawl(), Blocklists(), Tally(), optouts=optouts))
     assert optouts[0].value == meta.content[:1000]
     with Web({f"{HOST}/a.jpg": Answer(body=JPEG, headers=[("X-Robots-Tag", LONG)])}) as web:
         options = Download(replay=web.address, consent="headers")
-        (image,) = images([candidate(f"{HOST}/a.jpg")], options, Tally(), evidence=Evidence())
+        (image,) = fetch_images([candidate(f"{HOST}/a.jpg")], options, Tally(), evidence=Evidence())
     assert image.robots == LONG[:1000]
 
 
@@ -375,12 +375,12 @@ def test_a_page_speaks_for_its_images(meta, refused):
     link = Link("IMG@/src", "/a.jpg", "A red bicycle leans on an old garden wall")
     page = Page(url="http://a.example.com/", base="", links=[link, link], metas=[meta])
     tally, optouts = Tally(), []
-    found = list(candidates([page], Crawl(), Blocklists(), tally, optouts=optouts))
+    found = list(find_candidates([page], Crawl(), Blocklists(), tally, optouts=optouts))
     assert tally.unaccounted(Stage.CHOOSE) == 0
     assert bool(found) is not refused
     assert tally.lost[Reason.PAGE_OPTED_OUT] == len(optouts) == refused
     overruled = []
-    open_to_all = candidates(
+    open_to_all = find_candidates(
         [page], Crawl(), Blocklists(), Tally(), consent="research", optouts=overruled
     )
     assert len(list(open_to_all)) == 1
@@ -408,7 +408,9 @@ def test_the_headers_of_a_page_speak_for_its_images(headers, refused):
     page = Page(url="http://a.example.com/", base="", links=[link], metas=[], headers=headers)
     for consent in ("strict", "headers", "research"):
         tally, optouts, obeyed = Tally(), [], consent != "research"
-        found = candidates([page], Crawl(), Blocklists(), tally, consent=consent, optouts=optouts)
+        found = find_candidates(
+            [page], Crawl(), Blocklists(), tally, consent=consent, optouts=optouts
+        )
         assert len(list(found)) == (refused is None or not obeyed)
         assert tally.lost[Reason.PAGE_OPTED_OUT] == (refused is not None and obeyed)
         assert [(each.signal, each.value) for each in optouts] == [refused] * bool(refused)

@@ -5,11 +5,11 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.fetch.host_queue import Turns
+from cahlib.fetch.host_queue import HostQueue
 
 
 def test_a_full_host_waits_and_another_does_not():
-    turns = Turns(1)
+    turns = HostQueue(1)
     assert turns.arrive("a", 1)
     assert not turns.arrive("a", 2)
     assert turns.arrive("b", 3)
@@ -20,7 +20,7 @@ def test_a_full_host_waits_and_another_does_not():
 
 @given(st.lists(st.sampled_from("abc")), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_every_item_starts_once_and_no_host_has_more_than_its_share(hosts, per_host, chance):
-    turns, running, started = Turns(per_host), [], []
+    turns, running, started = HostQueue(per_host), [], []
 
     def start(item):
         running.append(item)

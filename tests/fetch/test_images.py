@@ -16,10 +16,10 @@ from PIL import Image as Picture
 from cahlib import __version__
 from cahlib.config import Download
 from cahlib.errors import ConfigError, ShardError
-from cahlib.fetch.addresses import Net, NoAddress
-from cahlib.fetch.client import Memory, Share
-from cahlib.fetch.images import _AHEAD, images
-from cahlib.image.validate import prove
+from cahlib.fetch.addresses import NetworkConfig, NoAddressError
+from cahlib.fetch.client import MemoryBudget, MemoryShare
+from cahlib.fetch.images import _AHEAD, fetch_images
+from cahlib.image.validate import validate_image
 from cahlib.records import Evidence, Reason, Stage, Tally
 from tests.world import web as w
 from tests.world.fetched import fetched, lost
@@ -92,7 +92,9 @@ def test_one_slow_host_holds_up_nobody_else_and_no_host_gets_a_burst():
         tally = Tally()
         options = Download(connections=8, per_host=2, replay=web.address)
         urls = enumerate([*slow, *quick])
-        found = images((candidate(url, n) for n, url in urls), options, tally, evidence=Evidence())
+        found = fetch_images(
+            (candidate(url, n) for n, url in urls), options, tally, evidence=Evidence()
+        )
         first = list(itertools.islice(found, 40))
         assert {image.candidate.url for image in first} == set(quick)
         gate.set()
@@ -125,7 +127,7 @@ def test_leaving_early_leaves_nothing_behind():
 
     with w.Web({"/ok": w.body(JPEG), "/silent": w.silent}) as web:
         options = Download(connections=20, replay=web.address)
-        found = images(candidates(), options, Tally(), evidence=Evidence())
+        found = fetch_images(candidates(), options, Tally(), evidence=Evidence())
         for _ in range(3):
             next(found)
         assert threads()
@@ -144,7 +146,9 @@ def test_an_error_of_the_candidates_comes_out_and_ends_all():
         raise ShardError("The WAT cannot be read.")
 
     with w.Web({"/ok": w.body(JPEG)}) as web:
-        found = images(candidates(), Download(replay=web.address), Tally(), evidence=Evidence())
+        found = fetch_images(
+            candidates(), Download(replay=web.address), Tally(), evidence=Evidence()
+        )
         with pytest.raises(ShardError, match="cannot be read"):
             list(found)
     assert not threads()
@@ -156,7 +160,7 @@ def test_a_tick_can_end_the_work():
 
     with w.Web({"/silent": w.silent}) as web:
         options = Download(replay=web.address)
-        found = images(
+        found = fetch_images(
             [candidate("http://a.example/silent")], options, Tally(), evidence=Evidence(), tick=tick
         )
         with pytest.raises(ShardError, match="too long"):
@@ -174,7 +178,7 @@ def test_candidates_are_read_no_faster_than_they_are_needed():
 
     with w.Web({"/ok": w.body(JPEG)}) as web:
         options = Download(connections=4, replay=web.address)
-        found = images(candidates(), options, Tally(), evidence=Evidence())
+        found = fetch_images(candidates(), options, Tally(), evidence=Evidence())
         taken = list(itertools.islice(found, 10))
         assert len(taken) == 10
         assert len(read) < 300
@@ -184,10 +188,10 @@ def test_candidates_are_read_no_faster_than_they_are_needed():
 def test_a_machine_without_network_does_not_count_all_hosts_as_dead():
     async def lookup(host):
         if host != "inside.example":
-            raise NoAddress("Temporary failure in name resolution")
+            raise NoAddressError("Temporary failure in name resolution")
         return ["127.0.0.1"]
 
-    net = Net(lookup=lookup, pause=0)
+    net = NetworkConfig(lookup=lookup, pause=0)
     urls = [f"http://host{n}.example/a.jpg" for n in range(20)]
     with w.Web({}) as web:
         with pytest.raises(ShardError, match="this machine's network"):
@@ -220,7 +224,7 @@ def test_no_candidates_give_no_images():
 )
 def test_settings_that_cannot_be_are_refused_at_once(settings, message):
     with pytest.raises(ConfigError, match=message):
-        images([], Download(**settings), Tally(), evidence=Evidence())
+        fetch_images([], Download(**settings), Tally(), evidence=Evidence())
 
 
 def test_memory_is_bounded_and_never_deadlocks():
@@ -228,7 +232,7 @@ def test_memory_is_bounded_and_never_deadlocks():
     held = []
 
     async def answer(memory):
-        share = Share()
+        share = MemoryShare()
         for _ in range(40):
             await memory.hold(share, 10)
             held.append(1000 - memory._free)
@@ -236,7 +240,7 @@ def test_memory_is_bounded_and_never_deadlocks():
         memory.release(share)
 
     async def main():
-        memory = Memory(1000)
+        memory = MemoryBudget(1000)
         await asyncio.wait_for(asyncio.gather(*(answer(memory) for _ in range(10))), LIMIT)
         return memory._free
 
@@ -248,25 +252,25 @@ def test_what_waits_for_the_consumer_is_held(monkeypatch):
     """As when the disk stalls: each connection has an image in hand then."""
     memories, proven = [], []
 
-    class Noted(Memory):
+    class Noted(MemoryBudget):
         def __init__(self, most):
             super().__init__(most)
             self.most = most
             memories.append(self)
 
     def noted(*given):
-        found = prove(*given)
+        found = validate_image(*given)
         proven.append(found)
         return found
 
-    monkeypatch.setattr("cahlib.fetch.client.Memory", Noted)
+    monkeypatch.setattr("cahlib.fetch.client.MemoryBudget", Noted)
     monkeypatch.setattr(sys.modules["cahlib.fetch.images"], "prove", noted)
     waiting, tally = 12, Tally()
     with w.Web({"/a.jpg": w.body(JPEG)}) as web:
         count = 2 * _AHEAD + 2 + waiting  # in two queues, one between them, one taken
         wanted = [candidate(f"http://h{n}.example/a.jpg", n) for n in range(count)]
         options = Download(connections=count, consent="headers", replay=web.address)
-        found = images(wanted, options, tally, evidence=Evidence())
+        found = fetch_images(wanted, options, tally, evidence=Evidence())
         next(found)
         until(lambda: len(proven) == count and tally.left[Stage.FETCH] == count - waiting)
         assert memories[0].most - memories[0]._free == waiting * len(JPEG)
@@ -309,10 +313,10 @@ def test_leaving_ends_also_when_more_images_wait_than_are_taken():
     with w.Web({"/a.jpg": w.body(JPEG)}) as web:
         urls = (f"http://h{n}.example/a.jpg" for n in range(200))
         options = Download(replay=web.address)
-        net = Net(only=("127.0.0.1", web.port), tls=False, pause=0)
+        net = NetworkConfig(only=("127.0.0.1", web.port), tls=False, pause=0)
         wanted = (candidate(url, n) for n, url in enumerate(urls))
         tally = Tally()
-        found = images(wanted, options, tally, evidence=Evidence(), net=net)
+        found = fetch_images(wanted, options, tally, evidence=Evidence(), net=net)
         next(found)
         until(lambda: tally.left[Stage.FETCH] >= 16)
         found.close()

@@ -23,6 +23,6 @@ def test_a_head_is_handed_on_as_it_came_only_if_it_needs_no_mending(status, befo
     head = "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1")
     if lenient_http.is_regular(head):
         first, *rest = head.split(b"\r\n")
-        mended, *others = (lenient_http.normal(head) or b"").split(b"\r\n")
+        mended, *others = (lenient_http.normalize_head(head) or b"").split(b"\r\n")
         assert mended[:12] == first[:12]
         assert sorted(map(bytes.strip, others)) == sorted(map(bytes.strip, rest))

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cahlib.fetch import links
-from cahlib.fetch.urls import parse
+from cahlib.fetch.urls import parse_url
 from cahlib.records import Reason
 
 HOST = st.sampled_from(["a.com", "img.b-c.co.uk", "A.com", "a.com:80", "1.2.3.4", "x", "0x9.9.9.9"])
@@ -23,13 +23,13 @@ def test_addresses_mean_what_they_mean_to_browsers(host, path, start, rest):
     """Whichever way they are read, by a quick look or by the parser."""
     page = f"http://{host}/{path.replace(' ', '')}"
     url = f"{start}{host}/{rest}" if start.endswith("//") else start + rest
-    answer = links.absolute(url, links.Base.of(page, ""), 2000)
+    answer = links.absolute_url(url, links.BaseUrl.of(page, ""), 2000)
     if isinstance(answer, str):
-        meant = links.join(page, url)
-        assert links.join("", answer) == meant.replace("/?#", "/#") or answer == meant
-        asked, parts = parse(answer), links.split(meant)
+        meant = links.join_url(page, url)
+        assert links.join_url("", answer) == meant.replace("/?#", "/#") or answer == meant
+        asked, parts = parse_url(answer), links.split_url(meant)
         assert str(asked.raw_path_qs) == parts.target.removesuffix("?") or "?" in parts.target[-1:]
-        assert answer == links.absolute(answer, links.Base.of(page, ""), 2000)
+        assert answer == links.absolute_url(answer, links.BaseUrl.of(page, ""), 2000)
 
 
 NAME = st.from_regex(r"([a-c0-9-]{1,4}\.|xn--a\.){1,3}[a-c0x-]{1,3}", fullmatch=True)
@@ -40,9 +40,9 @@ PRINTED = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=1
 @given(NAME, PATH | PRINTED)
 def test_the_parts_of_an_address_are_those_that_the_parser_finds(host, path):
     url = f"https://{host}/{path}"
-    parts = links.split(url)
+    parts = links.split_url(url)
     try:
-        meant = links.join("", url).partition("#")[0]
+        meant = links.join_url("", url).partition("#")[0]
     except ValueError:
         assert parts is None
     else:
@@ -58,7 +58,7 @@ ORDINARY = st.text(st.sampled_from("ab/?=&%+~@:!$()[],_-"), max_size=10)
 def test_an_ordinary_address_is_spelled_as_it_was(path, start, rest):
     assume("//" not in f"/{path}")  # urljoin makes one slash of two
     page, url = f"http://a.com/{path}", start + rest
-    answer = links.absolute(url, links.Base.of(page, ""), 2000)
+    answer = links.absolute_url(url, links.BaseUrl.of(page, ""), 2000)
     if isinstance(answer, str) and "//" not in rest and ":" not in rest:
         assert urlsplit(answer).geturl() == urlsplit(urljoin(page, url)).geturl()
 
@@ -109,7 +109,7 @@ CASES = [
 
 @pytest.mark.parametrize(("url", "base", "expected"), CASES)
 def test_an_address_is_read_as_browsers_read_it(url, base, expected):
-    known = links.Base.of("http://shop.example.org/dir/page.html", base)
-    assert links.absolute(url, known, 2000) == expected
+    known = links.BaseUrl.of("http://shop.example.org/dir/page.html", base)
+    assert links.absolute_url(url, known, 2000) == expected
     if isinstance(expected, Reason) and url.startswith("http") and "@" not in url:
-        assert isinstance(parse(url), Reason) or expected is Reason.PRIVATE_HOST
+        assert isinstance(parse_url(url), Reason) or expected is Reason.PRIVATE_HOST

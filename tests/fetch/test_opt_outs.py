@@ -14,7 +14,7 @@ from cahlib.records import Tally
 @pytest.mark.parametrize(
     "header",
     [
-        *sorted(opt_outs.REFUSALS),
+        *sorted(opt_outs.REFUSING_DIRECTIVES),
         "NoAI",
         " noai ",
         "all, noimageai",
@@ -55,8 +55,8 @@ from cahlib.records import Tally
     ],
 )
 def test_these_refuse_us(header):
-    assert opt_outs.refusal([header]) == header
-    assert opt_outs.refusal(["all", header]) == header
+    assert opt_outs.refusing_header([header]) == header
+    assert opt_outs.refusing_header(["all", header]) == header
 
 
 @pytest.mark.parametrize(
@@ -82,16 +82,16 @@ def test_these_refuse_us(header):
     ],
 )
 def test_these_do_not(header):
-    assert opt_outs.refusal([header]) is None
+    assert opt_outs.refusing_header([header]) is None
 
 
 def test_a_scope_ends_with_its_header():
-    assert opt_outs.refusal(["otherbot: noindex", "noai"]) == "noai"
+    assert opt_outs.refusing_header(["otherbot: noindex", "noai"]) == "noai"
 
 
 @given(st.lists(st.text()))
 def test_no_header_is_too_strange(headers):
-    assert opt_outs.refusal(headers) in (None, *headers)
+    assert opt_outs.refusing_header(headers) in (None, *headers)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_no_header_is_too_strange(headers):
     ],
 )
 def test_training_is_refused_whatever_separates_the_signals(value, refused):
-    assert opt_outs.no_training(value) is refused
+    assert opt_outs.refuses_training(value) is refused
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_training_is_refused_whatever_separates_the_signals(value, refused):
      ("0", False), ("", False), ("10", False), ("0, 1", False)],
 )  # fmt: skip
 def test_a_reservation_is_heard_however_it_is_written(value, refused):
-    said = opt_outs.spoken([("TDM-Reservation", value)], "strict")
+    said = opt_outs.parse_headers([("TDM-Reservation", value)], "strict")
     assert (said is not None) is refused
 
 
@@ -154,7 +154,7 @@ def page(*metas, **headers):
     ],
 )
 def test_a_pages_elements_refuse_as_headers_do(meta, signal, broken):
-    said = page_opt_outs.in_page(page({"name": "viewport", "content": "noai"}, meta, **broken))
+    said = page_opt_outs.page_opt_out(page({"name": "viewport", "content": "noai"}, meta, **broken))
     assert (said.signal, said.value) == (signal, meta["content"])
 
 
@@ -171,4 +171,4 @@ def test_a_pages_elements_refuse_as_headers_do(meta, signal, broken):
     ],
 )
 def test_other_elements_of_a_page_do_not(meta):
-    assert page_opt_outs.in_page(page(meta)) is None
+    assert page_opt_outs.page_opt_out(page(meta)) is None

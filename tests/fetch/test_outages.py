@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import pytest
 
 from cahlib.config import Download, replace
-from cahlib.crawl.source import PAUSES, Source
+from cahlib.crawl.source import RETRY_PAUSES, CrawlFile
 from cahlib.errors import Postponed, ShardError
-from cahlib.fetch.addresses import Net
+from cahlib.fetch.addresses import NetworkConfig
 from cahlib.fetch.connectivity import Outages
-from cahlib.fetch.images import images
-from cahlib.fetch.outage_monitor import Patience
+from cahlib.fetch.images import fetch_images
+from cahlib.fetch.outage_monitor import OutageTimings
 from cahlib.records import Evidence, Reason, Stage, Tally
 from tests.world import hosts, small
 from tests.world import web as w
@@ -29,7 +29,7 @@ from tests.world.wires import NAMES, NOBODY, NOBODY6, OTHER, WEB, WEB6, Wires, i
 
 JPEG = picture()
 FOUR, SIX = socket.AF_INET, socket.AF_INET6
-HURRIED = Patience(quiet=0.25, probe=0.75, retry=0.25)
+HURRIED = OutageTimings(quiet=0.25, probe=0.75, retry=0.25)
 ALIVE = {f"host{n}.example": ((FOUR, WEB),) for n in range(40)}
 #: Hosts that are dead whatever the network does, and what their links are lost for.
 DEAD = {
@@ -69,7 +69,7 @@ def world(*, families="46", names=ALIVE, most=60.0, patience=HURRIED, forwarder=
             with wires.inside(wires.near):
                 place = ("127.0.0.1", 53)
                 server = stack.enter_context(name_server({**names, **dead}, place, alone=alone))
-        net = Net(servers=(server,), tls=False, pause=0, patience=patience,
+        net = NetworkConfig(servers=(server,), tls=False, pause=0, patience=patience,
                   outages=Outages(most))  # fmt: skip
         run = SimpleNamespace(
             wires=wires, webs=webs, silent=silent, alone=alone, outages=net.outages, tally=Tally(),
@@ -82,7 +82,7 @@ def world(*, families="46", names=ALIVE, most=60.0, patience=HURRIED, forwarder=
             calm = {"per_second": 0, "connect_timeout": 1, "read_timeout": 6, "total_timeout": 20}
             options = Download(**{**calm, "connections": 64, **settings})
             wanted = (candidate(url, n) for n, url in enumerate(_all(links)))
-            found = images(wanted, options, run.tally, evidence=run.evidence, net=net)
+            found = fetch_images(wanted, options, run.tally, evidence=run.evidence, net=net)
             return wires.start(lambda: Counter(image.candidate.url for image in found))
 
         run.scrape = scrape
@@ -155,7 +155,7 @@ def test_name_servers_that_know_the_hosts_of_before_hide_no_cut():
     names = list(ALIVE)
     # so many are read at once: when they are done, nothing is on its way
     before, after, cut_off = some(names[:16], each=4), some(names[20:]), threading.Event()
-    with world(patience=Patience(quiet=1, probe=0.75, retry=0.25), forwarder=True) as run:
+    with world(patience=OutageTimings(quiet=1, probe=0.75, retry=0.25), forwarder=True) as run:
         scraping = run.scrape(*before, cut_off, *after)
         until(lambda: run.tally.left[Stage.FETCH] == len(before))
         mend = cut(run)
@@ -183,7 +183,7 @@ def test_a_cut_that_is_over_before_it_is_noticed_costs_nothing(monkeypatch):
     # an address needs a connection of its own, and other names a look-up
     before, within, after = some(names[:10]), some([WEB, *names[10:20]]), some(names[20:])
     cut_off, mended = threading.Event(), threading.Event()
-    with world(patience=Patience(quiet=60)) as run:
+    with world(patience=OutageTimings(quiet=60)) as run:
         scraping = run.scrape(*before, cut_off, *within, mended, *after, connections=512)
         until(lambda: run.tally.left[Stage.FETCH] >= 50)
         mend = unplug(run)
@@ -282,7 +282,7 @@ def crawl_host():
 
 
 def read(wires, outages, sleep):
-    source = Source(f"http://{WEB}/a.gz", sleep=sleep, outages=outages)
+    source = CrawlFile(f"http://{WEB}/a.gz", sleep=sleep, outages=outages)
     with wires.inside(wires.near):
         return b"".join(source.pieces(0, len(DATA)))
 
@@ -295,7 +295,7 @@ def test_the_crawls_file_is_read_on_after_a_cut():
             waited.append(seconds)
             if len(waited) == 1:
                 wires.unplug()
-            if len(waited) == len(PAUSES) + 5:
+            if len(waited) == len(RETRY_PAUSES) + 5:
                 assert outages.lasting() > 0
                 wires.plug()
 

@@ -6,7 +6,7 @@ from email.utils import formatdate
 import pytest
 
 from cahlib.config import Download
-from cahlib.fetch.politeness import Manners, registered
+from cahlib.fetch.politeness import Politeness, registered_domain
 from cahlib.records import Reason
 from cahlib.retry import retry_after
 
@@ -24,23 +24,23 @@ from cahlib.retry import retry_after
     ],
 )
 def test_whose_domain_a_host_is(host, domain):
-    assert registered(host) == domain
+    assert registered_domain(host) == domain
 
 
 def test_a_domain_is_asked_so_often_a_second():
-    manners = Manners(Download(per_second=4), clock=lambda: 100.0)
+    manners = Politeness(Download(per_second=4), clock=lambda: 100.0)
     assert [manners.wait("a") for _ in range(3)] == [0, 0.25, 0.5]
     assert manners.wait("b") == 0
 
 
 def test_who_cannot_wait_so_long_takes_no_place_from_others():
-    manners = Manners(Download(per_second=4), clock=lambda: 100.0)
+    manners = Politeness(Download(per_second=4), clock=lambda: 100.0)
     assert [manners.wait("a", 0.3) for _ in range(9)] == [0, 0.25, *[0.5] * 7]
     assert manners.wait("a") == 0.5
 
 
 def test_a_pause_is_obeyed_and_a_long_one_is_the_end():
-    manners = Manners(Download(per_second=0), clock=lambda: 100.0)
+    manners = Politeness(Download(per_second=0), clock=lambda: 100.0)
     manners.pause("a", "20")
     assert manners.wait("a") == 20
     assert not manners.closed("a")
@@ -49,7 +49,7 @@ def test_a_pause_is_obeyed_and_a_long_one_is_the_end():
 
 
 def test_who_fails_again_and_again_is_left_alone():
-    manners = Manners(Download(patience=3))
+    manners = Politeness(Download(patience=3))
     for result in (Reason.DNS, Reason.TIMEOUT, "/moved", Reason.DNS, Reason.HTTP_4XX, Reason.DNS):
         manners.note("a", result)
     assert not manners.closed("a")
@@ -64,15 +64,15 @@ def test_who_fails_again_and_again_is_left_alone():
 
 def test_a_later_shard_asks_again_until_it_is_told_not_to():
     options = Download(patience=2)
-    first = Manners(options)
+    first = Politeness(options)
     for _ in range(2):
         first.note("dead", Reason.DNS)
     assert first.closed("dead")
-    assert not Manners(options).closed("dead")
+    assert not Politeness(options).closed("dead")
 
 
 def test_a_domain_that_failed_but_was_heard_is_not_silent():
-    manners = Manners(Download())
+    manners = Politeness(Download())
     manners.hear("a", Reason.TIMEOUT)
     manners.hear("b", object())
     for _ in range(3):

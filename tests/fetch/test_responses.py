@@ -11,7 +11,7 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cahlib.fetch.addresses import Net, NoAddress
+from cahlib.fetch.addresses import NetworkConfig, NoAddressError
 from cahlib.records import Evidence, Reason
 from tests.world import web as w
 from tests.world.fetched import fetched, lost
@@ -307,12 +307,12 @@ def test_a_name_without_a_public_address_is_refused():
         return {"inside.example": ["10.0.0.1", "fd00::1", "127.0.0.1"]}[host]
 
     async def nowhere(host):
-        raise NoAddress(host)
+        raise NoAddressError(host)
 
     with w.Web({"/a.jpg": w.body(JPEG)}) as web:
         url = "http://inside.example/a.jpg"
-        assert lost(web, url, net=Net(lookup=lookup)) is Reason.PRIVATE_ADDRESS
-        assert lost(web, url, net=Net(lookup=nowhere)) is Reason.DNS
+        assert lost(web, url, net=NetworkConfig(lookup=lookup)) is Reason.PRIVATE_ADDRESS
+        assert lost(web, url, net=NetworkConfig(lookup=nowhere)) is Reason.DNS
         assert not web.asked
 
 
@@ -332,7 +332,7 @@ def test_tls_is_checked():
     with w.Web({"/a.jpg": w.body(JPEG)}, tls=server) as web:
 
         def net(context):
-            return Net(only=("127.0.0.1", web.port), tls=context, pause=0)
+            return NetworkConfig(only=("127.0.0.1", web.port), tls=context, pause=0)
 
         arrived, _ = fetched(web, "https://good.example/a.jpg", net=net(trusting))
         assert len(arrived) == 1

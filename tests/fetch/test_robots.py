@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from protego import Protego
 
-from cahlib.fetch.robots import Robots
+from cahlib.fetch.robots import RobotsTxt
 
 EVERYBODY = "User-agent: *\n"
 
@@ -53,7 +53,7 @@ EVERYBODY = "User-agent: *\n"
     ],
 )
 def test_rules_for_everybody(rules, target, allowed):
-    assert (Robots(EVERYBODY + rules).refusal(target) is None) is allowed
+    assert (RobotsTxt(EVERYBODY + rules).refusal(target) is None) is allowed
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_rules_for_everybody(rules, target, allowed):
     ],
 )
 def test_groups(text, allowed):
-    assert (Robots(text).refusal("/a.jpg") is None) is allowed
+    assert (RobotsTxt(text).refusal("/a.jpg") is None) is allowed
 
 
 def test_the_line_is_the_evidence():
-    assert Robots(EVERYBODY + "Disallow: /img/ # ours").refusal("/img/a") == "disallow: /img/"
+    assert RobotsTxt(EVERYBODY + "Disallow: /img/ # ours").refusal("/img/a") == "disallow: /img/"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_the_line_is_the_evidence():
     ],
 )
 def test_content_usage(line, refused):
-    robots = Robots(EVERYBODY + line + "\nAllow: /")
+    robots = RobotsTxt(EVERYBODY + line + "\nAllow: /")
     assert (robots.no_training("/img/a.jpg") is not None) is refused
 
 
@@ -127,13 +127,13 @@ def test_content_usage(line, refused):
     ],
 )
 def test_content_signal(line, refusing):
-    assert Robots(EVERYBODY + line + "\nAllow: /").no_training("/img/a.jpg") == refusing
+    assert RobotsTxt(EVERYBODY + line + "\nAllow: /").no_training("/img/a.jpg") == refusing
 
 
 def test_hostile_rules_cost_little():
     wild = "".join(f"Disallow: /{'*a' * 100}{n}$\n" for n in range(20_000))
     plain = "".join(f"Disallow: /x{n}\n" for n in range(20_000))
-    robots = Robots(EVERYBODY + wild + plain)
+    robots = RobotsTxt(EVERYBODY + wild + plain)
     start = time.process_time()
     for n in range(5):
         assert robots.refusal("/" + "a" * 1900 + str(n) + "b") is None
@@ -142,7 +142,7 @@ def test_hostile_rules_cost_little():
 
 @given(st.text(), st.text())
 def test_no_file_is_too_strange(text, target):
-    for robots in (Robots(text), Robots(EVERYBODY + f"disallow: {text}")):
+    for robots in (RobotsTxt(text), RobotsTxt(EVERYBODY + f"disallow: {text}")):
         robots.refusal("/" + target)
         robots.no_training("/" + target)
 
@@ -158,4 +158,4 @@ def test_rules_are_understood_as_another_reader_does(rules, target):
     text = EVERYBODY + "".join(f"{name}: {path}\n" for name, path in rules)
     # a path is compared as it is written; Protego takes an address apart, and "//" begins a host
     known = Protego.parse(text).can_fetch(f"http://a.example{target}", "cahlib")
-    assert (Robots(text).refusal(target) is None) is known
+    assert (RobotsTxt(text).refusal(target) is None) is known

@@ -5,16 +5,16 @@ import threading
 import time
 
 from cahlib.config import Download
-from cahlib.fetch.addresses import Net, Unanswered
-from cahlib.fetch.connectivity import Verdict
-from cahlib.fetch.images import stream
-from cahlib.fetch.network import watched
-from cahlib.fetch.outage_monitor import Patience
+from cahlib.fetch.addresses import NetworkConfig, NoAnswerError
+from cahlib.fetch.connectivity import NoAnswerCause
+from cahlib.fetch.images import stream_images
+from cahlib.fetch.network import watch_network
+from cahlib.fetch.outage_monitor import OutageTimings
 from cahlib.records import Evidence, Stage, Tally
 from tests.world import web as w
 from tests.world.pictures import candidate, picture
 
-HURRIED = Patience(quiet=0.25, probe=0.75, retry=0.25)
+HURRIED = OutageTimings(quiet=0.25, probe=0.75, retry=0.25)
 
 
 def test_what_ran_out_of_time_while_this_machine_stood_still_is_asked_again():
@@ -26,9 +26,9 @@ def test_what_ran_out_of_time_while_this_machine_stood_still_is_asked_again():
         options = Download(
             per_second=0, consent="headers", connect_timeout=60, read_timeout=1, total_timeout=60
         )
-        net = Net(only=("127.0.0.1", web.port), tls=False, pause=0, patience=HURRIED)
+        net = NetworkConfig(only=("127.0.0.1", web.port), tls=False, pause=0, patience=HURRIED)
         links = (candidate(f"http://host{n}.example/{n}.jpg", n) for n in range(4))
-        found = stream(links, options, tally, evidence=Evidence(), net=net)
+        found = stream_images(links, options, tally, evidence=Evidence(), net=net)
         first = asyncio.ensure_future(anext(found))
         while len(web.asked) < 4:
             await asyncio.sleep(0.01)
@@ -48,11 +48,11 @@ def test_a_request_that_runs_out_of_time_before_the_outage_of_names_is_noticed_w
     async def lookup(host):
         if host != "known.example" and not answering.is_set():
             await asyncio.sleep(0.1)
-            raise Unanswered(host)
+            raise NoAnswerError(host)
         return ["93.184.216.34"]
 
     async def lost():
-        async with watched(Net(lookup=lookup, patience=HURRIED)) as network:
+        async with watch_network(NetworkConfig(lookup=lookup, patience=HURRIED)) as network:
             network.hosts.heard(time.monotonic())
             begun = time.monotonic()
             asking = asyncio.ensure_future(network.resolver.resolve("slow.example", 80))
@@ -65,4 +65,4 @@ def test_a_request_that_runs_out_of_time_before_the_outage_of_names_is_noticed_w
             await asking
             return await why
 
-    assert asyncio.run(lost()) is Verdict.OUTAGE
+    assert asyncio.run(lost()) is NoAnswerCause.OUTAGE

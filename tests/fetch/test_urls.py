@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.fetch.urls import domain_of, spelled
+from cahlib.fetch.urls import domain_of, normalize_url
 from cahlib.records import Reason
 from tests.world import web as w
 from tests.world.fetched import fetched
@@ -34,10 +34,10 @@ def test_whose_domain_an_address_asks(address, domain):
 @given(st.text(st.sampled_from("aZ/.?=&%2e+~@:!$()[]{}\\|^_-é ")))
 def test_an_address_has_one_spelling(rest):
     """Also those that look like most do, for which the long way is left out."""
-    common = spelled(f"https://a.com/{rest}")
-    assert spelled(f"https://A.com:443/{rest}") == common
-    assert spelled(f"https://me@a.com./{rest}") == common
-    assert spelled(common) == common or "%" in rest
+    common = normalize_url(f"https://a.com/{rest}")
+    assert normalize_url(f"https://A.com:443/{rest}") == common
+    assert normalize_url(f"https://me@a.com./{rest}") == common
+    assert normalize_url(common) == common or "%" in rest
 
 
 def test_a_domain_of_two_spellings_is_left_alone_as_one():

@@ -17,14 +17,14 @@ from typing import Any
 
 from cahlib.config import Crawl, Download
 from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.candidates import candidates
-from cahlib.crawl.wat import pages
+from cahlib.crawl.candidates import find_candidates
+from cahlib.crawl.wat import read_pages
 from cahlib.demo import wat as wats
 from cahlib.errors import ConfigError, ShardError
 from cahlib.fetch import opt_outs
-from cahlib.fetch.robots import Robots
-from cahlib.image.strip_metadata import stripped
-from cahlib.image.validate import prove
+from cahlib.fetch.robots import RobotsTxt
+from cahlib.image.strip_metadata import strip_metadata
+from cahlib.image.validate import validate_image
 from cahlib.lists import DOMAIN, HASH, MD5, URL, entries
 from cahlib.parcel import parcel
 from cahlib.records import Evidence, Shard, Stage, Tally
@@ -52,14 +52,14 @@ def _wat(data: bytes) -> None:
                 tally = Tally()
                 shard = Shard(id="x", url=str(path), half=half)
                 with contextlib.suppress(ShardError):
-                    found = pages(shard, tally)
-                    for each in candidates(found, Crawl(og_images=True), Blocklists(), tally):
+                    found = read_pages(shard, tally)
+                    for each in find_candidates(found, Crawl(og_images=True), Blocklists(), tally):
                         each.text.encode(), each.url.encode()
                 assert tally.unaccounted(Stage.CHOOSE) == 0
 
 
 def _robots(data: bytes) -> None:
-    rules = Robots(data.decode("utf-8", "replace"))
+    rules = RobotsTxt(data.decode("utf-8", "replace"))
     for path in ("/", "/a/b.jpg?c=%20d", "/robots.txt", data[-40:].decode("latin-1")):
         rules.refusal(path)
         rules.no_training(path)
@@ -68,26 +68,26 @@ def _robots(data: bytes) -> None:
 def _headers(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
     for consent in opt_outs.HONOURED:
-        opt_outs.spoken([(name, text) for name in opt_outs.HEADERS], consent)
-    opt_outs.reservations(data)
+        opt_outs.parse_headers([(name, text) for name in opt_outs.OPT_OUT_HEADERS], consent)
+    opt_outs.parse_tdmrep(data)
     assert retry_after(text) >= 0
 
 
 def _strip(data: bytes) -> None:
     """What is proven is proven again when it has been stripped."""
     for options in (_SMALL, Download(max_pixels=100_000, min_bytes=0, min_side=1, resize=16)):
-        kept = prove(data, options)
+        kept = validate_image(data, options)
         if isinstance(kept, dict):
-            assert isinstance(prove(kept["data"], _SMALL), dict)
+            assert isinstance(validate_image(kept["data"], _SMALL), dict)
     for format in ("jpg", "png", "webp"):
         with contextlib.suppress(ValueError):
-            stripped(data, format, 6)
+            strip_metadata(data, format, 6)
 
 
 def _parcel() -> tuple[bytes, bytes]:
     """The tar and the manifest of a parcel."""
     with tempfile.TemporaryDirectory() as folder:
-        made = parcel.seal([image(0), image(1)], _SHARD, Path(folder), tally=Tally())
+        made = parcel.write_parcel([image(0), image(1)], _SHARD, Path(folder), tally=Tally())
         return made.path.read_bytes(), made.path.with_suffix(".json").read_bytes()
 
 
@@ -97,15 +97,17 @@ _TAR, _MANIFEST = _parcel()
 
 def _tar(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        parcel.seal([image(0), image(1)], _SHARD, Path(folder), tally=Tally(), evidence=Evidence())
+        parcel.write_parcel(
+            [image(0), image(1)], _SHARD, Path(folder), tally=Tally(), evidence=Evidence()
+        )
         (Path(folder) / "s-0.tar").write_bytes(data)
-        known = parcel.sealed(Path(folder), _SHARD)
+        known = parcel.find_parcel(Path(folder), _SHARD)
         if known is None:  # of another size
             return
         with contextlib.suppress(ShardError):
-            parcel.check(known)
+            parcel.check_parcel(known)
         with contextlib.suppress(ShardError):
-            for each in parcel.read(known):
+            for each in parcel.read_images(known):
                 assert each.data
         assert len(list(Path(folder).iterdir())) == 2
 
@@ -114,7 +116,7 @@ def _manifest(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "s-0.tar").write_bytes(_TAR)
         (Path(folder) / "s-0.json").write_bytes(data)
-        known = parcel.sealed(Path(folder), _SHARD)
+        known = parcel.find_parcel(Path(folder), _SHARD)
         assert known is None or known.shard == _SHARD
 
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from cahlib.config import Download
-from cahlib.image.colours import alters, sound, srgb
+from cahlib.image.colours import changes_colours, is_valid_profile, to_srgb
 from cahlib.image.perceptual_hash import phash
-from cahlib.image.validate import prove
+from cahlib.image.validate import validate_image
 from cahlib.model.inputs import prepare
 from tests.world.profiles import CYAN, GREY, INKS, SRGB, SWAPPED, WIDE, halves
 
@@ -35,7 +35,7 @@ def close(found, wanted):
 
 
 def told(data, side=SMALL):
-    return Image.open(io.BytesIO(prove(data, side)["data"]))
+    return Image.open(io.BytesIO(validate_image(data, side)["data"]))
 
 
 @pytest.mark.parametrize(("mode", "format", "how"), KINDS)
@@ -55,11 +55,11 @@ def test_profiles_are_applied_where_pixels_are_looked_at(mode, format, how, prof
     small = told(data)
     assert close(colours(small), wanted)
     assert "icc_profile" not in small.info
-    whole = prove(data, Download(min_bytes=0))["data"]
+    whole = validate_image(data, Download(min_bytes=0))["data"]
     judged = Image.fromarray(prepare(whole, [lambda image: image.convert("RGB")]))
     assert close(colours(judged), wanted)
     kept = Image.open(io.BytesIO(whole)).info.get("icc_profile")
-    assert kept == (profile if profile and sound(profile) else None)
+    assert kept == (profile if profile and is_valid_profile(profile) else None)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16"])
@@ -102,16 +102,16 @@ def test_what_looks_the_same_has_the_same_hash():
 
 @pytest.mark.parametrize("end", [0, 40, 127, 131, 200, len(SRGB) - 1])
 def test_damaged_profiles_are_ignored(end):
-    assert not sound(SRGB[:end])
-    assert not alters("RGB", SWAPPED[:end])
+    assert not is_valid_profile(SRGB[:end])
+    assert not changes_colours("RGB", SWAPPED[:end])
     picture = Image.new("RGB", (8, 8), "red")
-    assert srgb(picture, SWAPPED[:end]) is picture
+    assert to_srgb(picture, SWAPPED[:end]) is picture
 
 
 def test_profiles_that_say_nothing_new_cost_nothing():
-    assert sound(SRGB)
-    assert sound(WIDE)
-    assert not alters("RGB", SRGB)
-    assert alters("RGB", WIDE)
-    assert alters("L", GREY)
-    assert not alters("CMYK", WIDE)
+    assert is_valid_profile(SRGB)
+    assert is_valid_profile(WIDE)
+    assert not changes_colours("RGB", SRGB)
+    assert changes_colours("RGB", WIDE)
+    assert changes_colours("L", GREY)
+    assert not changes_colours("CMYK", WIDE)

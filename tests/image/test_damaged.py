@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from cahlib.config import Download
-from cahlib.image.validate import prove
+from cahlib.image.validate import validate_image
 from cahlib.records import Reason
 from tests.benchmarks.bench_proof import (
     EOI,
@@ -40,14 +40,14 @@ def test_half_pictures_are_refused(name, damage, options):
     data, chance = FILES[name], random.Random(name + damage)
     while invented(pixels(data), changed := SURE[damage](data, chance)) <= 0.01:
         pass  # too near to the end
-    assert prove(changed, options) is Reason.BROKEN_IMAGE
+    assert validate_image(changed, options) is Reason.BROKEN_IMAGE
 
 
 @pytest.mark.parametrize("options", ANY, ids=["original", "small"])
 @pytest.mark.parametrize("oddity", HARMLESS)
 def test_what_is_odd_and_does_no_harm_is_kept(oddity, options):
     for name, data in FILES.items():
-        kept = prove(HARMLESS[oddity](data, random.Random(name)), options)
+        kept = validate_image(HARMLESS[oddity](data, random.Random(name)), options)
         assert not isinstance(kept, Reason), name
         with Image.open(io.BytesIO(kept["data"])) as image:
             image.load()
@@ -57,7 +57,7 @@ def test_what_is_odd_and_does_no_harm_is_kept(oddity, options):
 @pytest.mark.parametrize("options", ANY, ids=["original", "small"])
 @pytest.mark.parametrize("path", sorted(CASES.glob("*")), ids=lambda path: path.name)
 def test_files_as_they_were_found(path, options):
-    kept = prove(path.read_bytes(), options)
+    kept = validate_image(path.read_bytes(), options)
     assert (kept is Reason.BROKEN_IMAGE) == path.name.startswith("cut")
     if not isinstance(kept, Reason):
         with Image.open(io.BytesIO(kept["data"])) as image:
@@ -72,14 +72,16 @@ def test_files_as_they_were_found(path, options):
 
 def test_only_the_first_end_mark_ends_a_picture():
     whole = FILES["4:2:0"]
-    assert prove(whole + EOI + whole, ANY[0])["data"] == prove(whole, ANY[0])["data"]
+    assert (
+        validate_image(whole + EOI + whole, ANY[0])["data"] == validate_image(whole, ANY[0])["data"]
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_decoder_that_stops_few_bytes_early_may_be_right(name):
     data, chance = FILES[name], random.Random(name)
     tried = [HARMLESS["few bytes before the end"](data, chance) for _ in range(20)]
-    assert sum(prove(each, ANY[0]) is Reason.BROKEN_IMAGE for each in tried) <= 1
+    assert sum(validate_image(each, ANY[0]) is Reason.BROKEN_IMAGE for each in tried) <= 1
 
 
 def test_a_decoder_that_lost_its_way_and_stops_few_bytes_early_is_not_right():
@@ -92,7 +94,7 @@ def test_a_decoder_that_lost_its_way_and_stops_few_bytes_early_is_not_right():
             if stops_early(changed) and invented(pixels(whole), changed) > 0.01:
                 found.append(changed)
                 break
-    assert sum(prove(each, ANY[0]) is not Reason.BROKEN_IMAGE for each in found) <= 1
+    assert sum(validate_image(each, ANY[0]) is not Reason.BROKEN_IMAGE for each in found) <= 1
 
 
 def stops_early(data):
@@ -116,4 +118,4 @@ def stops_early(data):
 )
 def test_what_cannot_be_proven_is_refused(how):
     data = encoded(drawn(random.Random(1)), *how)
-    assert {prove(data, options) for options in ANY} == {Reason.BROKEN_IMAGE}
+    assert {validate_image(data, options) for options in ANY} == {Reason.BROKEN_IMAGE}

@@ -24,11 +24,11 @@ def drawn(mode, size):
 @pytest.mark.parametrize(("size", "other"), SIZES)
 def test_both_ways_apply_the_same_filter(mode, size, other, monkeypatch):
     picture = drawn(mode, size)
-    found = pixels.scaled(picture, other)
+    found = pixels.resize_picture(picture, other)
     monkeypatch.setattr(pixels, "vectors", None)
-    expected = pixels.scaled(picture, other)
+    expected = pixels.resize_picture(picture, other)
     assert (found.mode, found.size) == (expected.mode, expected.size) == (mode, other)
-    apart = ImageChops.difference(pixels.opaque(found), pixels.opaque(expected))
+    apart = ImageChops.difference(pixels.flatten_on_white(found), pixels.flatten_on_white(expected))
     assert max(most for _, most in apart.getextrema()) <= 3
 
 
@@ -40,7 +40,7 @@ def test_more_transparent_colours_than_a_palette_can_have_are_no_transparency():
     chunk = struct.pack(">I", 257) + said + struct.pack(">I", zlib.crc32(said))
     at = data.index(b"IDAT") - 4
     with Image.open(io.BytesIO(data[:at] + chunk + data[at:])) as picture:
-        assert pixels.plain(picture).mode == "RGB"
+        assert pixels.to_plain_mode(picture).mode == "RGB"
 
 
 @pytest.mark.parametrize("version", ["10.4.0", "14.0.0"])
@@ -51,6 +51,6 @@ from PIL import Image
 PIL.__version__ = {version!r}
 from cahlib.image import pixels
 assert pixels.vectors is None
-assert pixels.scaled(Image.new("RGB", (90, 70)), (9, 7)).size == (9, 7)
+assert pixels.resize_picture(Image.new("RGB", (90, 70)), (9, 7)).size == (9, 7)
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from cahlib.config import Download
-from cahlib.image.strip_metadata import stripped
-from cahlib.image.validate import prove
+from cahlib.image.strip_metadata import strip_metadata
+from cahlib.image.validate import validate_image
 from cahlib.records import Reason
 
 SECRET = b"52.5163N 13.3777E by Jane Doe"
@@ -61,17 +61,17 @@ def shown(data):
 )
 def test_originals_are_kept_without_what_they_tell(format, how):
     data = told(format, **how)
-    kept = prove(data, Download(min_bytes=0))
+    kept = validate_image(data, Download(min_bytes=0))
     assert SECRET in data
     assert SECRET not in kept["data"]
-    assert kept["md5"] == prove(data, Download(min_bytes=0, resize=64))["md5"]
+    assert kept["md5"] == validate_image(data, Download(min_bytes=0, resize=64))["md5"]
     assert shown(kept["data"])[0] == shown(data)[0]
     with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(kept["data"])) as after:
         assert before.convert("RGBA").tobytes() == after.convert("RGBA").tobytes()
         assert before.info["icc_profile"] == after.info["icc_profile"]
         turned = how.get("orientation", 6)
         assert dict(after.getexif()) == ({} if turned == 1 else {0x0112: turned})
-    assert stripped(kept["data"], format, how.get("orientation", 6)) == kept["data"]
+    assert strip_metadata(kept["data"], format, how.get("orientation", 6)) == kept["data"]
 
 
 def segment(marker, content):
@@ -96,10 +96,10 @@ def test_no_thumbnail_hides_where_colours_are_told_of(hidden, mode):
     data = out.getvalue()
     end = 4 + int.from_bytes(data[4:6], "big")  # of the first segment, JFIF or Adobe
     telling = data[:end] + hidden + data[end:]
-    kept = prove(telling, Download(min_bytes=0))["data"]
+    kept = validate_image(telling, Download(min_bytes=0))["data"]
     assert SECRET[:6] not in kept
     assert shown(kept)[0] == shown(telling)[0]
-    assert stripped(data, "jpg", 1) == data
+    assert strip_metadata(data, "jpg", 1) == data
 
 
 def chunk(name, content):
@@ -126,20 +126,20 @@ def animated(*sizes, flags=0x02, hidden=b""):
 @pytest.mark.parametrize("hidden", [b"", chunk(b"mine", SECRET)])
 def test_of_an_animation_only_the_first_frame_is_kept(hidden):
     data, first = animated((160, 120), (160, 120), (80, 60), hidden=hidden)
-    kept = prove(data, Download(min_bytes=0))["data"]
+    kept = validate_image(data, Download(min_bytes=0))["data"]
     assert first[12:] in kept
     assert len(kept) == len(first) + 18  # VP8X, in which no animation is announced
     assert shown(kept)[0] == shown(first)[0]
-    with Image.open(io.BytesIO(stripped(data, "webp", 6))) as image:
+    with Image.open(io.BytesIO(strip_metadata(data, "webp", 6))) as image:
         assert (image.n_frames, dict(image.getexif())) == (1, {0x0112: 6})
-    assert stripped(kept, "webp", 1) == kept
+    assert strip_metadata(kept, "webp", 1) == kept
 
 
 def test_an_animation_whose_first_frame_is_not_the_whole_picture_is_broken():
     for data, _ in (animated((80, 60), (160, 120)), animated((160, 120), flags=0)):
-        assert prove(data, Download(min_bytes=0)) is Reason.BROKEN_IMAGE
+        assert validate_image(data, Download(min_bytes=0)) is Reason.BROKEN_IMAGE
         with pytest.raises(ValueError, match="not the whole picture"):
-            stripped(data, "webp", 1)
+            strip_metadata(data, "webp", 1)
 
 
 WHOLE = {format: told(format) for format in KINDS}
@@ -152,6 +152,6 @@ def test_damage_is_a_value_error_or_nothing(format, data):
     at = data.draw(st.integers(12, len(whole) - 1))
     broken = whole[:at] + data.draw(st.binary(max_size=8))
     try:
-        stripped(broken, format, 1)
+        strip_metadata(broken, format, 1)
     except ValueError:
         pass

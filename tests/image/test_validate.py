@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from cahlib.config import Download
-from cahlib.image.validate import prove
+from cahlib.image.validate import validate_image
 from cahlib.records import Reason
 from tests.world.pictures import picture
 
@@ -40,7 +40,7 @@ def reopened(kept):
 @pytest.mark.parametrize("format", FORMATS)
 def test_originals_stay_as_they_are(format):
     data = picture(format)
-    kept = prove(data, ORIGINALS)
+    kept = validate_image(data, ORIGINALS)
     assert kept == {
         "data": data,
         "format": {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[format],
@@ -61,7 +61,7 @@ def test_originals_stay_as_they_are(format):
 )
 def test_re_encoded_pictures_have_the_short_side(format, size, small):
     data = picture(format, size)
-    kept = prove(data, ANY)
+    kept = validate_image(data, ANY)
     assert kept["format"] == "jpg"
     assert (kept["width"], kept["height"]) == reopened(kept).size == small
     assert (kept["original_width"], kept["original_height"]) == size
@@ -70,7 +70,7 @@ def test_re_encoded_pictures_have_the_short_side(format, size, small):
 
 
 def test_nothing_is_made_larger():
-    kept = prove(picture(), Download(resize=256))
+    kept = validate_image(picture(), Download(resize=256))
     assert (kept["width"], kept["height"]) == (160, 120)
 
 
@@ -79,7 +79,7 @@ def test_re_encoding_shows_the_same_picture():
     for format in FORMATS:
         file = io.BytesIO()
         gradient.save(file, format)
-        kept = reopened(prove(file.getvalue(), ANY))
+        kept = reopened(validate_image(file.getvalue(), ANY))
         for at in range(4, 64, 8):
             assert abs(kept.getpixel((32, at))[1] - at * 4) < 8
 
@@ -90,7 +90,7 @@ def test_re_encoding_turns_upright_and_drops_what_is_said_about_it():
     exif[0x0112], exif[0x010F] = 6, "A secret camera"
     file = io.BytesIO()
     image.save(file, "JPEG", exif=exif, comment=b"a secret", quality=95)
-    kept = prove(file.getvalue(), Download(resize=90))
+    kept = validate_image(file.getvalue(), Download(resize=90))
     assert (kept["width"], kept["height"]) == (90, 120)
     assert b"secret" not in kept["data"]
     assert not reopened(kept).getexif()
@@ -106,7 +106,7 @@ def test_orientations_are_those_of_exif(orientation, format):
     file = io.BytesIO()
     image.save(file, format, exif=exif)
     expected = ImageOps.exif_transpose(Pillow.open(file))
-    kept = reopened(prove(file.getvalue(), Download(resize=120, min_bytes=0)))
+    kept = reopened(validate_image(file.getvalue(), Download(resize=120, min_bytes=0)))
     assert kept.size == expected.size
     for at in [(20, 20), (kept.width - 20, 20), (20, kept.height - 20)]:
         assert abs(kept.getpixel(at)[0] - expected.getpixel(at)[0]) < 20
@@ -121,7 +121,7 @@ def test_every_kind_of_colour_becomes_rgb(mode):
         image = gradient.convert("RGB").convert(mode)
     file = io.BytesIO()
     image.save(file, "JPEG" if mode == "CMYK" else "PNG")
-    kept = reopened(prove(file.getvalue(), ANY))
+    kept = reopened(validate_image(file.getvalue(), ANY))
     assert kept.mode == "RGB"
     assert [kept.getpixel((32, at))[0] > 128 for at in (4, 60)] == [False, True]
 
@@ -131,7 +131,7 @@ def test_what_is_transparent_becomes_white(format):
     image = Pillow.new("RGBA", (128, 128), (0, 0, 0, 0))
     file = io.BytesIO()
     image.save(file, format)
-    kept = reopened(prove(file.getvalue(), ANY))
+    kept = reopened(validate_image(file.getvalue(), ANY))
     assert kept.getpixel((32, 32)) == (255, 255, 255)
 
 
@@ -141,7 +141,7 @@ def test_a_palette_with_transparency_becomes_white():
     for transparency in (0, b"\x00\x80"):
         file = io.BytesIO()
         image.save(file, "PNG", transparency=transparency)
-        kept = reopened(prove(file.getvalue(), ANY))
+        kept = reopened(validate_image(file.getvalue(), ANY))
         assert kept.getpixel((32, 32)) == (255, 255, 255)
 
 
@@ -153,7 +153,7 @@ def test_of_an_animation_the_first_frame_counts(format, options):
     ]
     file = io.BytesIO()
     frames[0].save(file, format, save_all=True, append_images=frames[1:], lossless=True)
-    kept = prove(file.getvalue(), options)
+    kept = validate_image(file.getvalue(), options)
     assert getattr(reopened(kept), "n_frames", 1) == 1
     shown = reopened(kept).convert("RGB").resize((8, 8), Pillow.Resampling.BOX)
     first = frames[0].resize((8, 8), Pillow.Resampling.BOX)
@@ -195,11 +195,11 @@ SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>' * 100
     ],
 )
 def test_refusals(data, reason, options):
-    assert prove(data, options) is reason
+    assert validate_image(data, options) is reason
 
 
 def test_too_many_bytes():
-    assert prove(picture(), Download(max_bytes=5000)) is Reason.TOO_MANY_BYTES
+    assert validate_image(picture(), Download(max_bytes=5000)) is Reason.TOO_MANY_BYTES
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -213,8 +213,8 @@ def test_a_size_that_is_only_claimed_is_not_believed(format):
         data[16:24] = struct.pack(">II", 60_000, 60_000)
     else:
         data[26:30] = struct.pack("<HH", 16_000, 16_000)
-    assert prove(bytes(data), ORIGINALS) is Reason.TOO_MANY_PIXELS
-    assert prove(bytes(data), Download(max_pixels=10**9)) in (
+    assert validate_image(bytes(data), ORIGINALS) is Reason.TOO_MANY_PIXELS
+    assert validate_image(bytes(data), Download(max_pixels=10**9)) in (
         Reason.BROKEN_IMAGE,
         Reason.TOO_MANY_PIXELS,
     )
@@ -223,7 +223,7 @@ def test_a_size_that_is_only_claimed_is_not_believed(format):
 def test_a_text_chunk_that_swells_is_never_inflated():
     swelling = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(20_000_000)))
     data = png(100, 100, data=(b"\0" + bytes(300)) * 100, extra=swelling)
-    kept = prove(data, SMALL)
+    kept = validate_image(data, SMALL)
     assert (kept["width"], kept["height"]) == (64, 64)
 
 
@@ -231,12 +231,12 @@ def test_a_progressive_file_with_endless_scans_is_refused():
     data = picture("JPEG", progressive=True)
     scan = data.rindex(b"\xff\xda")
     bomb = data[:-2] + data[scan:-2] * 100 + b"\xff\xd9"
-    assert prove(bomb, ORIGINALS) is Reason.BROKEN_IMAGE
+    assert validate_image(bomb, ORIGINALS) is Reason.BROKEN_IMAGE
 
 
 def test_trailing_bytes_do_no_harm():
     for format in FORMATS:
-        assert prove(picture(format) + b"<script>" * 100, ORIGINALS)["width"] == 160
+        assert validate_image(picture(format) + b"<script>" * 100, ORIGINALS)["width"] == 160
 
 
 WHOLE = [picture(format, **how) for format in FORMATS for how in ({}, {"exif": b"Exif\0\0II*\0"})]
@@ -254,18 +254,18 @@ def test_damaged_files_give_a_picture_or_a_reason(whole, data, options):
     ):
         damaged[at if data.draw(st.booleans()) else at % 200 + 2] = value
     cut = data.draw(st.integers(0, len(whole)) | st.just(len(whole)))
-    assert_fine(prove(bytes(damaged[:cut]), options))
+    assert_fine(validate_image(bytes(damaged[:cut]), options))
 
 
 @given(st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF....WEBP", b""]), st.binary())
 def test_garbage_gives_a_reason(start, garbage):
-    assert isinstance(prove(start + garbage, NO_LIMITS[0]), Reason)
+    assert isinstance(validate_image(start + garbage, NO_LIMITS[0]), Reason)
 
 
 @given(st.integers(0, len(WHOLE) - 1), st.integers(3, 4000))
 def test_what_is_cut_off_is_refused(which, cut):
     assume(cut > 12 or not WHOLE[which].startswith(b"\x89PNG"))  # whose end says nothing
-    assert prove(WHOLE[which][:-cut], NO_LIMITS[0]) is Reason.BROKEN_IMAGE
+    assert validate_image(WHOLE[which][:-cut], NO_LIMITS[0]) is Reason.BROKEN_IMAGE
 
 
 @pytest.mark.parametrize("options", NO_LIMITS)
@@ -273,7 +273,7 @@ def test_what_is_cut_off_is_refused(which, cut):
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_missing_end_mark_says_nothing_of_the_pixels(cut, how, options):
     whole = picture("JPEG", **how)
-    kept, same = prove(whole[:-cut], options), prove(whole, options)
+    kept, same = validate_image(whole[:-cut], options), validate_image(whole, options)
     assert kept["data"] == same["data"]
 
 

@@ -175,11 +175,11 @@ def test_crawls_are_suggested_and_others_can_be_typed(form, tmp_path):
     listed = tmp_path / "collinfo.json"
     names = ["CC-MAIN-2026-47", "CC-MAIN-2013-20", "CC-MAIN-2012", "CC-MAIN-2009-2010"]
     listed.write_text(json.dumps([{"id": name} for name in names]))
-    form.suggest_crawls(index.names(listed.as_uri()))
+    form.suggest_crawls(index.crawl_names(listed.as_uri()))
     assert form.fields["crawl"].widget.options == ("CC-MAIN-2026-47", "CC-MAIN-2013-20")
     form.fields["crawl"].widget.value = "some/file.wat.gz"
     assert form.job().crawl.crawl == "some/file.wat.gz"
-    assert index.names((tmp_path / "nothing").as_uri()) == []
+    assert index.crawl_names((tmp_path / "nothing").as_uri()) == []
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cahlib import __version__
 from cahlib.errors import RunError, ShardError
 from cahlib.parcel import parcel as parcels
-from cahlib.parcel.tar import TarWriter, disk
+from cahlib.parcel.tar import TarWriter, parcel_disk
 from cahlib.records import Evidence, OptOut, Reason, Shard, Stage, Tally
 from tests.world.pictures import candidate, image
 
@@ -29,14 +29,14 @@ POSITIONS = [3, 0, 7, 1]
 
 
 def sealed(folder, positions=POSITIONS, **how):
-    return parcels.seal(map(image, positions), SHARD, folder, tally=Tally(), **how)
+    return parcels.write_parcel(map(image, positions), SHARD, folder, tally=Tally(), **how)
 
 
 def test_images_come_back_in_the_order_of_the_page(tmp_path):
     parcel = sealed(tmp_path)
     assert parcel.images == 4
-    parcels.check(parcel)
-    assert list(parcels.read(parcel)) == [image(position) for position in sorted(POSITIONS)]
+    parcels.check_parcel(parcel)
+    assert list(parcels.read_images(parcel)) == [image(position) for position in sorted(POSITIONS)]
 
 
 def test_everything_that_is_known_about_an_image_comes_back(tmp_path):
@@ -52,8 +52,8 @@ def test_everything_that_is_known_about_an_image_comes_back(tmp_path):
             candidate("http://a/b", 5, '"Ümläut" \n 😀'), raw_text="Ã¼", page="", reliable=False
         ),
     )
-    parcel = parcels.seal([strange], SHARD, tmp_path, tally=Tally())
-    assert list(parcels.read(parcel)) == [strange]
+    parcel = parcels.write_parcel([strange], SHARD, tmp_path, tally=Tally())
+    assert list(parcels.read_images(parcel)) == [strange]
 
 
 def test_a_sealed_parcel_is_recognised_with_all_it_says(tmp_path):
@@ -66,7 +66,7 @@ def test_a_sealed_parcel_is_recognised_with_all_it_says(tmp_path):
             yield image(number)
 
     tally, evidence, clock = Tally(), Evidence(), iter([10.0, 20.0])
-    parcel = parcels.seal(
+    parcel = parcels.write_parcel(
         arriving(tally, evidence),
         SHARD,
         tmp_path,
@@ -74,7 +74,7 @@ def test_a_sealed_parcel_is_recognised_with_all_it_says(tmp_path):
         evidence=evidence,
         clock=lambda: next(clock),
     )
-    assert parcel == parcels.sealed(tmp_path, SHARD)
+    assert parcel == parcels.find_parcel(tmp_path, SHARD)
     assert parcel.tally == tally
     assert parcel.optouts == (OPTOUT,) * 3
     assert (parcel.started, parcel.finished) == (10.0, 20.0)
@@ -118,18 +118,20 @@ def test_webdataset_reads_it(tmp_path):
 
 def test_what_nobody_would_read_is_not_sealed(tmp_path):
     long = dataclasses.replace(image(0), robots="x" * 7_900_000)
-    assert list(parcels.read(parcels.seal([long], SHARD, tmp_path, tally=Tally()))) == [long]
+    assert list(
+        parcels.read_images(parcels.write_parcel([long], SHARD, tmp_path, tally=Tally()))
+    ) == [long]
     with pytest.raises(ShardError, match="More is said about http://images.example/0.jpg than"):
-        parcels.seal(
+        parcels.write_parcel(
             [dataclasses.replace(long, robots="x" * 9_000_000)], SHARD, tmp_path, tally=Tally()
         )
 
 
 def test_a_shard_without_images_is_a_parcel_too(tmp_path):
     parcel = sealed(tmp_path, [])
-    parcels.check(parcel)
-    assert list(parcels.read(parcel)) == []
-    assert parcels.sealed(tmp_path, SHARD) == parcel
+    parcels.check_parcel(parcel)
+    assert list(parcels.read_images(parcel)) == []
+    assert parcels.find_parcel(tmp_path, SHARD) == parcel
 
 
 def test_what_fails_leaves_nothing_behind(tmp_path):
@@ -143,7 +145,7 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
             closed.append(True)
 
     with pytest.raises(ShardError, match="broke off"):
-        parcels.seal(failing(), SHARD, tmp_path, tally=Tally())
+        parcels.write_parcel(failing(), SHARD, tmp_path, tally=Tally())
     assert list(tmp_path.iterdir()) == []
     assert closed
 
@@ -151,8 +153,8 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
 def test_sealing_again_replaces_what_was_there(tmp_path):
     sealed(tmp_path)
     parcel = sealed(tmp_path, [8])
-    assert [image.candidate.position for image in parcels.read(parcel)] == [8]
-    assert parcels.sealed(tmp_path, SHARD) == parcel
+    assert [image.candidate.position for image in parcels.read_images(parcel)] == [8]
+    assert parcels.find_parcel(tmp_path, SHARD) == parcel
 
 
 def test_an_unsealed_parcel_is_rubbish(tmp_path):
@@ -161,7 +163,7 @@ def test_an_unsealed_parcel_is_rubbish(tmp_path):
     whole = manifest.read_text()
     other = dataclasses.replace(SHARD, id=SHARD.id + ".1")
     for other_half in (dataclasses.replace(SHARD, half=1), other):
-        assert parcels.sealed(tmp_path, other_half) is None
+        assert parcels.find_parcel(tmp_path, other_half) is None
     for rubbish in (
         "",
         "{",
@@ -171,38 +173,38 @@ def test_an_unsealed_parcel_is_rubbish(tmp_path):
         whole.replace('"layout": 1', '"layout": 2'),
     ):
         manifest.write_text(rubbish)
-        assert parcels.sealed(tmp_path, SHARD) is None
+        assert parcels.find_parcel(tmp_path, SHARD) is None
     manifest.write_bytes(b"\xff\xfe")
-    assert parcels.sealed(tmp_path, SHARD) is None
+    assert parcels.find_parcel(tmp_path, SHARD) is None
     manifest.write_text(whole)
-    assert parcels.sealed(tmp_path, SHARD) == parcel
+    assert parcels.find_parcel(tmp_path, SHARD) == parcel
     with parcel.path.open("ab") as file:
         file.write(b"more")
-    assert parcels.sealed(tmp_path, SHARD) is None
+    assert parcels.find_parcel(tmp_path, SHARD) is None
     parcel.path.unlink()
-    assert parcels.sealed(tmp_path, SHARD) is None
+    assert parcels.find_parcel(tmp_path, SHARD) is None
 
 
 def test_a_discarded_parcel_is_gone_and_no_other_one(tmp_path):
     sealed(tmp_path)
     other = dataclasses.replace(SHARD, id=SHARD.id + ".1")
-    kept = parcels.seal([image(1)], other, tmp_path, tally=Tally())
+    kept = parcels.write_parcel([image(1)], other, tmp_path, tally=Tally())
     (tmp_path / f"{SHARD.id}.0123abcd.part").touch()
     (tmp_path / f"{SHARD.id}.0123abcd.json.part").touch()
     (tmp_path / f"{other.id}.0123abcd.part").touch()
-    parcels.discard(tmp_path, SHARD)
+    parcels.delete_parcel(tmp_path, SHARD)
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{other.id}.tar",
         f"{other.id}.json",
         f"{other.id}.0123abcd.part",
     }
-    assert parcels.sealed(tmp_path, other) == kept
-    parcels.discard(tmp_path / "absent", SHARD)
+    assert parcels.find_parcel(tmp_path, other) == kept
+    parcels.delete_parcel(tmp_path / "absent", SHARD)
 
 
 def test_trouble_with_the_disk_is_said_in_one_sentence(tmp_path):
     with pytest.raises(RunError, match="No space is left for .* Make room, then"):
-        with disk(tmp_path), open("/dev/full", "wb", buffering=0) as file:
+        with parcel_disk(tmp_path), open("/dev/full", "wb", buffering=0) as file:
             file.write(b"more")
     (tmp_path / "file").touch()
     with pytest.raises(ShardError, match="No parcel can be written to .*/file: "):
@@ -221,16 +223,16 @@ def test_a_killed_worker_leaves_rubbish_that_the_next_one_clears_away(tmp_path):
             print("half done", flush=True)
             time.sleep(100)
         shard = Shard(id=sys.argv[2], url="", half=0)
-        parcel.seal(images(), shard, Path(sys.argv[1]), tally=Tally())
+        parcel.write_parcel(images(), shard, Path(sys.argv[1]), tally=Tally())
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), SHARD.id]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as worker:
         assert worker.stdout.readline() == b"half done\n"
         worker.kill()
     assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
-    assert parcels.sealed(tmp_path, SHARD) is None
+    assert parcels.find_parcel(tmp_path, SHARD) is None
     parcel = sealed(tmp_path)
-    assert parcels.sealed(tmp_path, SHARD) == parcel
+    assert parcels.find_parcel(tmp_path, SHARD) == parcel
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -243,10 +245,10 @@ def test_a_lost_worker_cannot_spoil_what_another_one_sealed(tmp_path):
         yield image(4)
 
     with pytest.raises(ShardError, match="No such file"):
-        parcels.seal(lost(), SHARD, tmp_path, tally=Tally())
-    parcel = parcels.sealed(tmp_path, SHARD)
-    parcels.check(parcel)
-    assert [image.candidate.position for image in parcels.read(parcel)] == [2, 3]
+        parcels.write_parcel(lost(), SHARD, tmp_path, tally=Tally())
+    parcel = parcels.find_parcel(tmp_path, SHARD)
+    parcels.check_parcel(parcel)
+    assert [image.candidate.position for image in parcels.read_images(parcel)] == [2, 3]
 
 
 # What a hostile or broken machine may send.
@@ -258,13 +260,13 @@ def test_a_damaged_parcel_is_found_by_its_checksum(tmp_path):
     data[5000] ^= 1
     parcel.path.write_bytes(data)
     with pytest.raises(ShardError, match="is damaged"):
-        parcels.check(parcel)
+        parcels.check_parcel(parcel)
 
 
 def test_an_absent_parcel_is_said_to_be_absent(tmp_path):
     parcel = sealed(tmp_path)
     parcel.path.unlink()
-    for use in (parcels.check, lambda parcel: list(parcels.read(parcel))):
+    for use in (parcels.check_parcel, lambda parcel: list(parcels.read_images(parcel))):
         with pytest.raises(ShardError, match="No such file"):
             use(parcel)
 
@@ -343,7 +345,7 @@ EVIL = {
 def test_a_hostile_tar_is_refused(tmp_path, evil):
     parcel = sealed(tmp_path, [0, 1])
     with pytest.raises(ShardError, match="has to be scraped again"):
-        list(parcels.read(rewritten(parcel, EVIL[evil])))
+        list(parcels.read_images(rewritten(parcel, EVIL[evil])))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -354,7 +356,7 @@ def test_absurd_sizes_are_refused(tmp_path):
         info = named(f"{UID}.jpg", size=size)
         parcel.path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + data[512:])
         with pytest.raises(ShardError, match="has to be scraped again"):
-            list(parcels.read(parcel))
+            list(parcels.read_images(parcel))
 
 
 @pytest.fixture(scope="module")
@@ -374,9 +376,9 @@ def test_a_damaged_tar_is_found_and_its_reader_raises_nothing_else(whole, data):
     damaged = damaged[: data.draw(st.integers(0, len(original)) | st.just(len(original)))]
     parcel.path.write_bytes(damaged)
     with suppress(ShardError):
-        assert len(list(parcels.read(parcel))) == 2
+        assert len(list(parcels.read_images(parcel))) == 2
     with nullcontext() if damaged == original else pytest.raises(ShardError):
-        parcels.check(parcel)
+        parcels.check_parcel(parcel)
 
 
 @settings(deadline=None)
@@ -385,7 +387,7 @@ def test_garbage_is_no_tar(whole, garbage):
     parcel, *_ = whole
     parcel.path.write_bytes(garbage)
     with pytest.raises(ShardError):
-        list(parcels.read(parcel))
+        list(parcels.read_images(parcel))
 
 
 @settings(deadline=None)
@@ -397,5 +399,5 @@ def test_a_damaged_manifest_is_rubbish_or_still_means_this_parcel(whole, data):
     for at in data.draw(st.lists(st.integers(0, 999), max_size=3)):
         damaged[at % len(damaged)] = data.draw(st.integers(0, 255))
     (parcel.path.parent / f"{SHARD.id}.json").write_bytes(damaged[: data.draw(st.integers(0, 999))])
-    found = parcels.sealed(parcel.path.parent, SHARD)
+    found = parcels.find_parcel(parcel.path.parent, SHARD)
     assert found is None or (found.path, found.size) == (parcel.path, parcel.size)

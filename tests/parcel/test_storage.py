@@ -54,35 +54,35 @@ def moody():
 
 
 def fetched(url, folder):
-    return storage.download(SHARD, BROUGHT | {"url": url}, folder, limit=9, report=print)
+    return storage.download_parcel(SHARD, BROUGHT | {"url": url}, folder, limit=9, report=print)
 
 
 def test_any_error_of_a_driver_costs_the_shard_alone(tmp_path):
     says = r"moody://parcels/a.tar cannot be reached: Unable to locate credentials \(NoCred"
     with pytest.raises(ShardError, match=says):
-        storage.download(SHARD, BROUGHT, tmp_path, limit=9, report=print)
+        storage.download_parcel(SHARD, BROUGHT, tmp_path, limit=9, report=print)
 
 
 def test_a_parcel_that_cannot_be_removed_stays():
-    storage.delete(BROUGHT)
+    storage.delete_upload(BROUGHT)
 
 
 def test_a_parcel_that_is_not_there_is_told_from_storage_that_does_not_answer(tmp_path):
     with Web({"/busy.json": Answer(status=503)}) as web:
         with pytest.raises(ShardError, match="is not there") as gone:
             fetched(f"http://{web.address}/a.tar", tmp_path)
-        with pytest.raises(storage.StorageAway, match="503"):
+        with pytest.raises(storage.StorageUnavailable, match="503"):
             fetched(f"http://{web.address}/busy.tar", tmp_path)
     address = f"127.0.0.1:{free_port()}"
-    with pytest.raises(storage.StorageAway, match="cannot be reached"):
+    with pytest.raises(storage.StorageUnavailable, match="cannot be reached"):
         fetched(f"http://{address}/a.tar", tmp_path)
-    assert not isinstance(gone.value, storage.StorageAway)
+    assert not isinstance(gone.value, storage.StorageUnavailable)
     with pytest.raises(ShardError, match="is not there"):
         fetched(f"file://{tmp_path}/a.tar", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("error", "becomes"), [("ECONNRESET", storage.StorageAway), ("ENOSPC", RunError)]
+    ("error", "becomes"), [("ECONNRESET", storage.StorageUnavailable), ("ENOSPC", RunError)]
 )
 def test_nothing_is_left_of_a_parcel_that_breaks_off(tmp_path, error, becomes):
     with pytest.raises(becomes):
@@ -93,20 +93,23 @@ def test_nothing_is_left_of_a_parcel_that_breaks_off(tmp_path, error, becomes):
 def test_who_comes_late_leaves_the_parcel_of_another_alone(tmp_path):
     def brought(images):
         folder = tmp_path / "scraped"
-        parcel = parcels.seal(map(image, range(images)), SHARD, folder, tally=Tally())
-        uploaded = storage.upload(parcel, f"file://{tmp_path}/parcels/")
-        parcels.discard(folder, SHARD)
+        parcel = parcels.write_parcel(map(image, range(images)), SHARD, folder, tally=Tally())
+        uploaded = storage.upload_parcel(parcel, f"file://{tmp_path}/parcels/")
+        parcels.delete_parcel(folder, SHARD)
         return uploaded
 
     first, late = brought(2), brought(1)
     for each, images in ((first, 2), (late, 1)):
         folder = tmp_path / str(images)
         folder.mkdir()
-        parcel = storage.download(SHARD, each, folder, limit=9, report=print)
-        assert len(list(parcels.read(parcel))) == images
+        parcel = storage.download_parcel(SHARD, each, folder, limit=9, report=print)
+        assert len(list(parcels.read_images(parcel))) == images
     assert brought(0)["url"] != brought(0)["url"]  # alike as they are, one may be dropped
-    storage.delete(late)
-    assert storage.download(SHARD, first, tmp_path / "scraped", limit=9, report=print).images == 2
+    storage.delete_upload(late)
+    assert (
+        storage.download_parcel(SHARD, first, tmp_path / "scraped", limit=9, report=print).images
+        == 2
+    )
 
 
 def test_what_is_no_parcel_is_not_removed(tmp_path):
@@ -114,5 +117,5 @@ def test_what_is_no_parcel_is_not_removed(tmp_path):
     for text in ("", "{}", '{"sha256": "1"}'):
         for file in files:
             file.write_text(text)
-        storage.delete(BROUGHT | {"url": f"file://{files[0]}"})
+        storage.delete_upload(BROUGHT | {"url": f"file://{files[0]}"})
         assert [file.read_text() for file in files] == [text, text]

@@ -11,7 +11,7 @@ import pytest
 
 from cahlib import demo
 from cahlib.config import replace
-from cahlib.crawl.shards import shards
+from cahlib.crawl.shards import list_shards
 from cahlib.demo import world
 from cahlib.parcel import parcel as parcels
 from cahlib.records import Reason
@@ -163,7 +163,7 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
     files = {"crawl": str(crawl), "blocked_domains": str(domains)}  # no machine has them
     with shown.serve(host=running.address) as web:
         job = replace(demo.job(str(tmp_path / "out"), web), **files)
-        todo = list(shards(job.crawl, contact="demo@example.com"))
+        todo = list(list_shards(job.crawl, contact="demo@example.com"))
         settings = (job.crawl, job.download)
         with session(logins[0]) as node:
             node.run("sudo systemctl stop crawl")  # so that beta has all the work
@@ -181,10 +181,10 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
             near = dict(here.take(timeout=jobs.LIMIT) for _ in todo)
     assert any(parcel.tally.lost[Reason.BLOCKED_DOMAIN] for parcel in far.values())
     for shard in todo:
-        parcels.check(far[shard.id])
+        parcels.check_parcel(far[shard.id])
         assert far[shard.id].tally.as_dict() == near[shard.id].tally.as_dict()
-        assert [i.sha256 for i in parcels.read(far[shard.id])] == [
-            i.sha256 for i in parcels.read(near[shard.id])
+        assert [i.sha256 for i in parcels.read_images(far[shard.id])] == [
+            i.sha256 for i in parcels.read_images(near[shard.id])
         ]
     running.power(running.all["beta"])
     assert not scrapers.gather(["beta"], timeout=jobs.LIMIT)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cahlib.crawl.shards import shards
+from cahlib.crawl.shards import list_shards
 from cahlib.errors import RunError, ShardError
 from cahlib.parcel import parcel as parcels
 from cahlib.progress import Board
@@ -79,7 +79,7 @@ def take(scrapers, count):
 def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp_path):
     with awake.build().serve(host=swarm.machines.address) as web:
         job = awake.job(str(tmp_path / "out"), web)
-        todo = list(shards(job.crawl, contact="demo@example.com"))
+        todo = list(list_shards(job.crawl, contact="demo@example.com"))
         for shard in todo:
             scrapers.submit(
                 shard.id, scrape, shard, job.crawl, job.download, scrapers.folder, limit=jobs.LIMIT
@@ -98,8 +98,8 @@ def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp
                 )
             near = take(here, len(todo))
     for shard in todo:
-        parcels.check(far[shard.id])
-        assert parcels.sealed(tmp_path / "home", shard) == far[shard.id]
+        parcels.check_parcel(far[shard.id])
+        assert parcels.find_parcel(tmp_path / "home", shard) == far[shard.id]
         assert _content(far[shard.id]) == _content(near[shard.id])
         assert far[shard.id].tally.as_dict() == near[shard.id].tally.as_dict()
     for host in swarm.machines.all.values():
@@ -107,7 +107,7 @@ def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp
 
 
 def _content(parcel):
-    return [(image.candidate, image.sha256, image.data) for image in parcels.read(parcel)]
+    return [(image.candidate, image.sha256, image.data) for image in parcels.read_images(parcel)]
 
 
 @needs_hosts

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cahlib import demo
 from cahlib.config import Crawl, replace
-from cahlib.crawl.shards import shards
+from cahlib.crawl.shards import list_shards
 from cahlib.demo.web import Web
 from cahlib.records import Shard
 from cahlib.run import run
@@ -53,7 +53,7 @@ def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
         for n in range(4):
             (tmp_path / f"demo{n}.warc.wat.gz").write_bytes(small.file("same", links=40))
         job = small.job(tmp_path, tmp_path / "x", web)
-        intake.add(database, shards(Crawl(crawl=str(tmp_path / "*.wat.gz"))))
+        intake.add(database, list_shards(Crawl(crawl=str(tmp_path / "*.wat.gz"))))
         rules = Rules(upload=f"file://{tmp_path / 'parcels'}", lease=60)
         app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
         with serving(app) as tracker:

@@ -1,8 +1,8 @@
 """Links asked for on a web of this machine: what arrived, and what was lost why."""
 
 from cahlib.config import Download
-from cahlib.fetch.addresses import Net
-from cahlib.fetch.images import images
+from cahlib.fetch.addresses import NetworkConfig
+from cahlib.fetch.images import fetch_images
 from cahlib.records import Evidence, Stage, Tally
 from tests.world.pictures import candidate
 
@@ -15,9 +15,9 @@ def fetched(web, *urls, evidence=None, net=None, **settings):
     tally = Tally()
     calm = {"consent": "headers", "per_second": 0, "patience": 0}
     options = Download(**{"replay": web.address, **calm, **settings})
-    net = net or Net(only=("127.0.0.1", web.port), tls=False, pause=0)
+    net = net or NetworkConfig(only=("127.0.0.1", web.port), tls=False, pause=0)
     candidates = (candidate(url, position) for position, url in enumerate(urls))
-    found = images(candidates, options, tally, evidence=evidence or Evidence(), net=net)
+    found = fetch_images(candidates, options, tally, evidence=evidence or Evidence(), net=net)
     arrived = list(found)
     assert tally.entered[Stage.FETCH] == len(urls)
     assert tally.left[Stage.FETCH] == len(arrived)

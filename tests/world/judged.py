@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Picture
 
-from cahlib.crawl.shards import shards
+from cahlib.crawl.shards import list_shards
 from cahlib.dataset.write import shard_writer
 from cahlib.dataset.write.shard_writer import Recipe
-from cahlib.image.header import AVIF
+from cahlib.image.header import CAN_DECODE_AVIF
 from cahlib.model.model_source import find_source
 from cahlib.model.score_names import score_columns
 from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
@@ -27,7 +27,12 @@ RECIPE = Recipe(
     versions={"open_clip": "3.0"},
 )
 ROOT = Path(__file__).parent.parent.parent
-_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", **({"avif": "AVIF"} if AVIF else {})}
+_FORMATS = {
+    "jpg": "JPEG",
+    "png": "PNG",
+    "webp": "WEBP",
+    **({"avif": "AVIF"} if CAN_DECODE_AVIF else {}),
+}
 
 
 def judged(number, *, similarity=None, reason=None, nsfw="UNLIKELY", format=None, **texts):
@@ -193,7 +198,7 @@ def finish(job):
     )
     job.store(folder / "run" / "job.json")
     ledger = Ledger(folder / "run" / "ledger.sqlite")
-    for number, shard in enumerate(shards(job.crawl, contact=job.download.contact)):
+    for number, shard in enumerate(list_shards(job.crawl, contact=job.download.contact)):
         sealed = write(folder, first=1000 * number, shard=shard.id, recipe=recipe)
         ledger.add([shard])
         ledger.seal(shard, shard_writer.uids(folder, sealed), sealed.tally)

@@ -19,7 +19,7 @@ from PIL import Image as Picture
 
 from cahlib.dataset.manifest import Shown
 from cahlib.image.perceptual_hash import phash
-from cahlib.image.pixels import opaque, plain
+from cahlib.image.pixels import flatten_on_white, to_plain_mode
 from cahlib.records import Judged, Reason
 
 #: Pairs kept for show, of each kind: 1,000 shards offer enough, and their seals stay small.
@@ -115,7 +115,7 @@ def _show(judged: Judged, *, blur: bool = True) -> Shown:
 def _small(picture: Picture.Image, *, blur: bool) -> Picture.Image:
     """The picture on white, with its longer side at most 160 pixels."""
     picture.draft("RGB", (_SIDE, _SIDE))
-    small = opaque(plain(picture)).copy()
+    small = flatten_on_white(to_plain_mode(picture)).copy()
     small.thumbnail((_SIDE, _SIDE))
     if not blur:
         return small

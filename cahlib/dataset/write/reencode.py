@@ -8,8 +8,8 @@ from io import BytesIO
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from cahlib.image.colours import srgb
-from cahlib.image.pixels import opaque
+from cahlib.image.colours import to_srgb
+from cahlib.image.pixels import flatten_on_white
 from cahlib.records import Image
 
 #: As `--resize` has it.
@@ -26,7 +26,7 @@ def as_jpeg(image: Image) -> Image:
     with Pillow.open(BytesIO(image.data)) as opened:
         opened.load()
         upright = ImageOps.exif_transpose(opened)
-        picture = opaque(srgb(upright, opened.info.get("icc_profile")))
+        picture = flatten_on_white(to_srgb(upright, opened.info.get("icc_profile")))
     picture.thumbnail((_SIDE, _SIDE))
     out = BytesIO()
     picture.save(out, "JPEG", quality=_QUALITY)
