@@ -116,6 +116,10 @@ class Reason(Enum):
         return member
 
 
+#: The reasons of each stage by their names: to go through all of them costs a completion 0.1 ms.
+REASONS = {stage: {r.value: r for r in Reason if r.stage is stage} for stage in Stage}
+
+
 @dataclass(slots=True)
 class Tally:
     """Counts of each stage: what came in, what went out, and why the rest was lost."""
@@ -130,7 +134,7 @@ class Tally:
     def done(self, stage: Stage) -> int:
         """What left a stage or was lost there."""
         # by the reasons there are: another thread may put a new one into `lost` meanwhile
-        return self.left[stage] + sum(self.lost[r] for r in Reason if r.stage is stage)
+        return self.left[stage] + sum(self.lost.get(r, 0) for r in REASONS[stage].values())
 
     def unaccounted(self, stage: Stage) -> int:
         """What entered a stage and neither left it nor was lost: in flight, and 0 at the end."""
@@ -142,11 +146,7 @@ class Tally:
             stage.value: {
                 "in": self.entered[stage],
                 "out": self.left[stage],
-                "lost": {
-                    reason.value: self.lost[reason]
-                    for reason in Reason
-                    if reason.stage is stage and self.lost[reason]
-                },
+                "lost": {name: n for name, r in REASONS[stage].items() if (n := self.lost.get(r))},
             }
             for stage in Stage
         }

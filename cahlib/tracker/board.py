@@ -14,7 +14,16 @@ from sqlalchemy import Select, delete, func, select
 
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import Missing
-from cahlib.tracker.schema import again, failures, health, history, people, shards, workers
+from cahlib.tracker.schema import (
+    again,
+    failures,
+    health,
+    history,
+    is_one_of,
+    people,
+    shards,
+    workers,
+)
 
 #: Seconds after which a silent worker is not counted as at work.
 ACTIVE = 900
@@ -114,7 +123,7 @@ def worker(database: Database, name: str) -> dict[str, Any]:
     if not found:
         raise Missing(f"There is no worker {name}.")
     held = select(shards.c.number).where(
-        shards.c.worker == found[0]["id"], shards.c.state.in_(["leased", "judging"])
+        shards.c.worker == found[0]["id"], is_one_of(shards.c.state, "leased", "judging")
     )
     return found[0] | {"shards": sorted(row["number"] for row in _rows(database, held))}
 

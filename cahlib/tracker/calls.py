@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Annotated, Any
 
@@ -21,9 +20,6 @@ from cahlib.tracker import rules
 from cahlib.tracker.crowd import MOST_LEASES
 from cahlib.tracker.rules import IDS, MOST_PAIRS, Invalid, Lease, Malformed, Outdated, Result
 from cahlib.tracker.service import Service
-
-#: Threads that serve these calls; a database lets in fewer at once.
-_THREADS = 16
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Tally = Annotated[dict[str, Any], msgspec.Meta(description="{stage: {in, out, lost: {reason: n}}}")]
@@ -109,9 +105,8 @@ _CALLS: dict[str, tuple[type[_Body], Callable[..., dict[str, Any]]]] = {
 
 def routes() -> list[Route]:
     """Return the routes of these calls."""
-    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="call")
     return [
-        Route(path, _Call(partial(_serve, act, msgspec.json.Decoder(body)), threads))
+        Route(path, _Call(partial(_serve, act, msgspec.json.Decoder(body))))
         for path, (body, act) in _CALLS.items()
     ]
 
@@ -142,8 +137,8 @@ def described(document: dict[str, Any]) -> dict[str, Any]:
 class _Call:
     """One call as an ASGI application."""
 
-    def __init__(self, serve: Callable[[Service, str, int, bytes], bytes], threads: Any) -> None:
-        self._serve, self._threads = serve, threads
+    def __init__(self, serve: Callable[[Service, str, int, bytes], bytes]) -> None:
+        self._serve = serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
@@ -157,9 +152,10 @@ class _Call:
             if not message.get("more_body"):
                 break
         number = scope["path_params"].get("number", 0)
+        service: Service = scope["app"].state.service
         said = _secret(scope), number, b"".join(parts)
         answer = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._serve, scope["app"].state.service, *said
+            service.threads, self._serve, service, *said
         )
         length = str(len(answer)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length)]

@@ -30,7 +30,7 @@ from cahlib.tracker import credit, uids
 from cahlib.tracker.claims import WELCOME
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import Invalid, Kind, Result, Worker
-from cahlib.tracker.schema import again, lost, pairs, people, shards, workers
+from cahlib.tracker.schema import again, is_one_of, lost, pairs, people, shards, workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ def _closing(kind: Kind) -> Update:
     return (
         update(shards)
         .where(shards.c.number == bindparam("number_"), shards.c.worker == bindparam("me"))
-        .where(shards.c.state.in_([kind.holds, kind.takes]), WELCOME)
+        .where(is_one_of(shards.c.state, kind.holds, kind.takes), WELCOME)
         .values(
             state="done",
             error=None,

@@ -37,7 +37,7 @@ from cahlib.tracker.rules import (
     Worker,
 )
 from cahlib.tracker.rules import uids as pair_keys
-from cahlib.tracker.schema import failures, shards, workers
+from cahlib.tracker.schema import failures, is_one_of, shards, workers
 
 #: A sign of life is written down when the last one is older than this, in seconds.
 _SEEN = 10
@@ -48,7 +48,7 @@ MOST_LEASES = 64
 #: GPU workers that must fail with a parcel before it is dropped: one of them may lie.
 _DOUBTS = 2
 
-_HELD = shards.c.state.in_(["leased", "judging"])
+_HELD = is_one_of(shards.c.state, "leased", "judging")
 #: The state of a shard that is free again.
 _FREE = case((shards.c.state == "leased", "todo"), else_="scraped")
 
@@ -396,5 +396,5 @@ def _me(worker: Worker) -> dict[str, Any]:
 
 def _mine(worker: Worker) -> tuple[Any, ...]:
     """What is true of the shards that a worker holds, or held and nobody has taken since."""
-    states = shards.c.state.in_([worker.kind.holds, worker.kind.takes])
+    states = is_one_of(shards.c.state, worker.kind.holds, worker.kind.takes)
     return shards.c.worker == worker.id, states

@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 from sqlalchemy import func, select
 
 from cahlib.tracker.database import Database
-from cahlib.tracker.schema import failures, shards
+from cahlib.tracker.schema import failures, is_one_of, shards
 from cahlib.tracker.service import State, of
 
 router = APIRouter(tags=["public"])
@@ -47,7 +47,7 @@ def metrics(request: Request) -> PlainTextResponse:
 
 def trouble(database: Database, now: float) -> tuple[float | None, int]:
     """Return when the first lease runs out, if any, and how many failures an hour has seen."""
-    held = shards.c.state.in_(["leased", "judging"])
+    held = is_one_of(shards.c.state, "leased", "judging")
     with database.read() as connection:
         first = connection.execute(select(func.min(shards.c.expires)).where(held)).scalar()
         lately = select(func.count()).where(failures.c.time > now - _HOUR)

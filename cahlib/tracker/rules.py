@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from cahlib.errors import CahError
-from cahlib.records import Reason, Shard, Stage, Tally
+from cahlib.records import REASONS, Reason, Shard, Stage, Tally
 
 #: Sample ids that one WAT file spans, as at Crawling@Home.
 IDS = 1_000_000
@@ -86,10 +86,13 @@ class Result:
         """Return the tally to store, without pairs that another shard was first to bring."""
         if self.tally is None:
             return None
-        found = Tally.from_dict(self.tally.as_dict())
+        values = self.tally.as_dict()
+        if not late:
+            return values
+        found = Tally.from_dict(values)
         found.left[Stage.JUDGE] -= late
         found.lost[Reason.PAIR_SEEN] += late
-        return (found if late else self.tally).as_dict()
+        return found.as_dict()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +231,7 @@ def _read(values: Mapping[str, Any]) -> Tally:
         found.entered[stage] = _count(counts.get("in"))
         found.left[stage] = _count(counts.get("out"))
         lost = counts.get("lost", {})
-        reasons = {reason.value: reason for reason in Reason if reason.stage is stage}
+        reasons = REASONS[stage]
         if not isinstance(lost, dict) or not lost.keys() <= reasons.keys():
             raise Invalid(f"tally: {stage.value} names a reason that this tracker does not know.")
         found.lost.update({reasons[reason]: _count(n) for reason, n in lost.items()})

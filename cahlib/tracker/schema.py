@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Float,
     ForeignKey,
     Index,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     false,
+    literal_column,
     text,
 )
 
@@ -55,13 +57,16 @@ shards = Table(
     # What a lease asks for: the first row of this index, however many shards there are.
     Index("following", "state", "lane", "attempts", "number"),
 )
+
+
+def is_one_of(state: ColumnElement[str], *names: str) -> ColumnElement[bool]:
+    """Return whether a state is one of these, as constants: with parameters `held` is not used."""
+    return state.in_([literal_column(f"'{name}'") for name in names])
+
+
+_held = is_one_of(shards.c.state, "leased", "judging")
 # What a worker holds, and what has run out: as many rows as there are leases.
-Index(
-    "held",
-    shards.c.worker,
-    sqlite_where=shards.c.state.in_(["leased", "judging"]),
-    postgresql_where=shards.c.state.in_(["leased", "judging"]),
-)
+Index("held", shards.c.worker, sqlite_where=_held, postgresql_where=_held)
 
 pairs = Table(
     "pairs",

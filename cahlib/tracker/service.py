@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -95,6 +96,8 @@ class Service:
         self.stuck = Cached(lambda: board.stuck(self.database), settings.fresh)
         self.writes = Cached(lambda: board.write_health(self.database, clock()), settings.fresh)
         self._past = Cached(lambda: board.past(self.database, 0), 60)
+        #: that serve the calls of workers; the database lets in fewer at once
+        self.threads = ThreadPoolExecutor(16, thread_name_prefix="call")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._clockwork, daemon=True)
 
@@ -107,6 +110,7 @@ class Service:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        self.threads.shutdown()
         self.database.close()
 
     def _state(self) -> State:

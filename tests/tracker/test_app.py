@@ -1,5 +1,7 @@
 """The tracker's own API over real HTTP: what it does, and what it refuses with which sentence."""
 
+import threading
+
 import pytest
 
 from cahlib.tracker.app import create
@@ -125,6 +127,15 @@ def test_several_shards_are_leased_at_once_and_kept_by_one_sign_of_life(tracker)
     assert ask(tracker, "/v1/heartbeat", held, secret=secret).json == held
     rest = ask(tracker, "/v1/lease", {"count": 4}, secret=secret).json["shards"]
     assert [each["number"] for each in rest] == [4, 5]
+
+
+def test_a_server_that_ends_leaves_no_thread_behind(settings):
+    before = set(threading.enumerate())
+    with serving(create(settings)) as url:
+        assert not ask(url, "/v1/lease", {}, secret=join(url)).json["shards"]
+        assert any(thread.name.startswith("call") for thread in threading.enumerate())
+    left = set(threading.enumerate()) - before
+    assert not [thread for thread in left if thread.name.startswith("call")]
 
 
 def test_an_older_worker_is_told_to_update_when_it_joins(tracker):
