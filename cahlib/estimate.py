@@ -90,6 +90,12 @@ def expected(job: Job, servers: Price | None = None) -> Estimate:
     )
 
 
+def cores_fed(job: Job) -> int:
+    """Return how many cores scrape as fast as this machine's model judges."""
+    rates = known(job)
+    return math.ceil(rates.model / rates.images / rates.core)
+
+
 def _rate(job: Job, rates: Rates, servers: Price | None) -> tuple[float, float]:
     """Return links a second, and what the model judges a second if that is less than it gets."""
     scraped = rates.core * (servers.cores if servers else job.place.scrapers)

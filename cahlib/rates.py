@@ -152,4 +152,5 @@ def _read(path: Path | None) -> dict[str, dict[str, float]]:
 
 
 def _is_whole(each: Mapping[str, float]) -> bool:
-    return each.get("shards", 0) > 0 and each.get("seconds", 1) > 0
+    divisors = (each.get(name, 1) for name in ("seconds", "links", "images"))
+    return each.get("shards", 0) > 0 and min(divisors) > 0

@@ -70,6 +70,12 @@ def test_what_is_replayed_or_was_scraped_by_others_is_not_measured(tmp_path, by)
     assert known(job(tmp_path, **by)).core == 14
 
 
+def test_shards_without_one_image_are_no_measure(tmp_path):
+    mine = job(tmp_path, shards=20)
+    Meter(mine).add(shard(images=0, pairs=0), scraped=10, worked=0)
+    assert known(mine).images == 0.7 and expected(mine).pairs[0]
+
+
 @pytest.mark.parametrize("damage", ["", "[]", '{"scraped here": 3}', '{"scraped here": {"x": []}}'])
 def test_damaged_figures_are_those_of_nobody(tmp_path, damage):
     path = tmp_path / ".cache/cahlib/rates.json"

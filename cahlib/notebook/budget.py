@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from cahlib.config import Job, replace
 from cahlib.errors import ConfigError
+from cahlib.estimate import cores_fed
 from cahlib.words import plural
 
-#: Cores that one GPU keeps up with: Crawling@Home's 100 one-core servers fed one RTX 3090.
-_FED = 100
+#: The most cores that a budget buys: Crawling@Home's 100 one-core servers fed one RTX 3090.
+_MOST = 100
 
 _WORDS = re.compile(
     r"(?:eur|€)?\s*(\d+(?:[.,]\d+)?)\s*(?:eur|euros?|€)?\s*(?:,|;|/|for|in)?\s+(\d+(?:[.,]\d+)?)\s*"
@@ -41,9 +42,10 @@ def fitted(job: Job, token: str, budget: Budget) -> dict[str, str]:
     """Return the settings that spend a budget, as texts by name; asks for prices, makes nothing."""
     from cahlib.scrapers import server_plan
 
-    wanted = replace(job, swarm=0, cores=_FED, max_cost=0, hours=budget.hours)
+    wanted = replace(job, swarm=0, cores=_MOST, max_cost=0, hours=budget.hours)
+    wanted = replace(wanted, cores=min(_MOST, cores_fed(wanted)))  # more would find no more pairs
     price = server_plan(wanted, token).hourly() * max(1, math.ceil(budget.hours))
-    cores = affordable(price, budget.money)
+    cores = affordable(wanted.place.cores, price, budget.money)
     if not cores:
         raise ConfigError(
             f"budget: {budget.money:g} does not pay for a core for {plural(budget.hours, 'hour')}."
@@ -56,6 +58,6 @@ def fitted(job: Job, token: str, budget: Budget) -> dict[str, str]:
     }
 
 
-def affordable(price: float, money: float) -> int:
-    """Return how many cores can be paid, by the price of as many as one GPU keeps up with."""
-    return min(_FED, math.floor(_FED * money / price + 1e-9)) if price else _FED
+def affordable(cores: int, price: float, money: float) -> int:
+    """Return how many of some cores can be paid, by the price of all."""
+    return min(cores, math.floor(cores * money / price + 1e-9)) if price else cores

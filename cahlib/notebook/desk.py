@@ -139,7 +139,7 @@ class Desk:
     def start(self) -> None:
         """Start the run; servers are ordered only by a plan that was drawn for these settings."""
         job = self.form.job()
-        if self._doing - _QUIETLY:
+        if self._doing - _QUIETLY or self.child.running():
             return  # a second click, or one that waited while the kernel was busy
         if job.place.has_servers and self.quote is None:
             raise RunError("Press Plan first: servers are ordered at a price that you have seen.")

@@ -20,7 +20,9 @@ _FULL = {
 
 
 def bottleneck(live: Mapping[str, Any]) -> str:
-    """Which step the others wait for, in words."""
+    """Return which step the others wait for, in words; "" while nothing can be read yet."""
+    if not live.get("queues"):
+        return ""
     for name, sentence in _FULL.items():
         waiting, limit = live.get("queues", {}).get(name, (0, 0))
         if limit and waiting >= limit:

@@ -73,8 +73,7 @@ class Field:
 
     def say(self, error: str) -> None:
         """Show what is wrong, or the help."""
-        told = error.removeprefix(f"{self.setting.name}: ")
-        self.note.value = _note(told[:1].upper() + told[1:], self.setting.option.help)
+        self.note.value = _note(self.setting.name, error, self.setting.option.help)
 
 
 class Form:
@@ -233,14 +232,15 @@ class Form:
     def _take_token(self, change: Mapping[str, Any]) -> None:
         if not change["new"]:
             return
-        self._token, self._found = change["new"].strip(), "this field; stored nowhere"
+        if token := change["new"].strip():  # blanks alone are none, and replace none
+            self._token, self._found = token, "this field; stored nowhere"
         self.password.value = ""
         self._check("token")
 
     def _show_token(self, error: str = "") -> None:
         self.password.placeholder = f"found ({self._found})" if self._token else ""
         shown = f"found in {self._found}" if self._token else "only servers need one"
-        self.token_note.value = _note(error, shown)
+        self.token_note.value = _note("token", error, shown)
 
 
 def written(setting: Setting, values: Mapping[str, Any]) -> str:
@@ -250,6 +250,8 @@ def written(setting: Setting, values: Mapping[str, Any]) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ",".join(value)
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
     return "" if value is None else str(value)
 
 
@@ -273,6 +275,7 @@ def _row(shared: Shared, widget: Any, note: Any) -> Any:
     return shared.make(widgets.HBox, layout={"flex_flow": "row wrap"}, children=[widget, note])
 
 
-def _note(error: str, help: str) -> str:
-    look, text = ("bad", error) if error else ("dim", help)
+def _note(name: str, error: str, help: str) -> str:
+    told = error.removeprefix(f"{name}: ")
+    look, text = ("bad", told[:1].upper() + told[1:]) if error else ("dim", help)
     return f'<div class="cah note"><span class="{look}">{escape(text)}</span></div>'

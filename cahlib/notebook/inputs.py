@@ -212,7 +212,9 @@ class Boxes(Input):
             name, layout=widgets.Layout(width="10.5em", justify_content="flex-end")
         )
         self._column = widgets.VBox(layout=widgets.Layout(margin="0 0 0 6px"))
-        self.widget = widgets.HBox([title, self._column], layout=widgets.Layout(**_WIDTHS))
+        self.widget = widgets.HBox(
+            [title, self._column], layout=widgets.Layout(flex_flow="row wrap", **_WIDTHS)
+        )
         for each in setting.option.choices:
             self._add(each)
 

@@ -86,8 +86,8 @@ def _totals(live: Mapping[str, Any], machine: Machine, *, running: bool) -> Iter
 
 def _now(live: Mapping[str, Any], machine: Machine) -> Iterator[str]:
     """Yield what holds at this moment."""
-    if live.get("state") == "running":
-        yield f"{expect.bottleneck(live)}; {_queues(live)}"
+    if live.get("state") == "running" and (step := expect.bottleneck(live)):
+        yield f"{step}; {_queues(live)}"
     if text := str(machine):
         yield text
 
@@ -170,7 +170,7 @@ def text(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
         if live.get("nodes"):
             money = f"{live.get('currency', 'EUR')} {live['spent']:.2f}"
             words.append(f"{plural(len(live['nodes']), 'node')}, {money}")
-    return " · ".join(words)
+    return " · ".join(filter(None, words))
 
 
 def _cah(inner: str) -> str:

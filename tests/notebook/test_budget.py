@@ -1,9 +1,11 @@
 """A budget in words, and what it pays for."""
 
 import math
+import os
 
 import pytest
 
+from cahlib import rates
 from cahlib.config import Job, replace
 from cahlib.errors import ConfigError
 from cahlib.notebook.budget import affordable, fitted, parsed
@@ -32,10 +34,10 @@ def test_what_is_no_budget_gets_a_sentence(text):
         parsed(text)
 
 
-def test_no_more_is_paid_for_than_one_gpu_keeps_up_with():
-    assert affordable(price=2.0, money=1.0) == 50
-    assert affordable(price=2.0, money=100.0) == 100
-    assert affordable(price=2.0, money=0.01) == 0
+def test_no_more_is_paid_for_than_the_money_or_the_model_allows():
+    assert affordable(100, price=2.0, money=1.0) == 50
+    assert affordable(100, price=2.0, money=100.0) == 100
+    assert affordable(100, price=2.0, money=0.01) == 0
 
 
 @pytest.mark.parametrize("words", ["0.05 EUR, 1 h", "0.3 EUR, 2.5 h", "1000 EUR, 3 h"])
@@ -43,10 +45,14 @@ def test_the_servers_of_a_budget_can_be_planned_and_cost_no_more(words, monkeypa
     with clouds.serve(clouds.Cloud({"token": clouds.Account()})) as cloud:
         monkeypatch.setenv("HCLOUD_ENDPOINT", cloud.url)
         budget = parsed(words)
-        job = replace(Job(), **fitted(replace(Job(), swarm=5), "token", budget))
-        plan = server_plan(job, "token")
-    assert job.place.swarm == 0 and 1 <= job.place.cores <= 100
+        jobs = []
+        for gpu in (True, False):
+            monkeypatch.setattr(rates, "has_gpu", lambda gpu=gpu: gpu)
+            jobs.append(replace(Job(), **fitted(replace(Job(), swarm=5), "token", budget)))
+        plan = server_plan(jobs[0], "token")
+    assert all(job.place.swarm == 0 and 1 <= job.place.cores <= 100 for job in jobs)
     assert plan.hourly() * math.ceil(budget.hours) <= budget.money
+    assert jobs[1].place.cores < 14 * (os.cpu_count() or 1)  # a CPU judges no more
 
 
 def test_a_budget_that_pays_for_nothing_says_so(monkeypatch):

@@ -110,11 +110,24 @@ def test_the_terminal_says_the_same_of_what_is_missing(form, tmp_path):
 
 def test_servers_need_a_token_and_a_token_is_never_kept_in_its_field():
     form = Form(GIVEN | {"swarm": 2})
-    assert not form.check() and "token: servers need" in form.token_note.value
+    assert not form.check() and "Servers need" in form.token_note.value
     form.password.value = " hetzner-secret "
     assert form.check() and form.token == "hetzner-secret"
     assert "hetzner-secret" not in str(form.password.get_state())
     assert "hetzner-secret" not in str(form.job())
+
+
+@pytest.mark.parametrize("blanks", ["  ", "\n", "\u00a0"])
+def test_blanks_are_no_token_and_replace_none(blanks):
+    form = Form(GIVEN, token=("found", "the environment"))
+    form.password.value = blanks
+    assert form.token == "found" and form.password.value == ""
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (2.5, "2.5"), (10.0, "10")])
+def test_what_is_remembered_is_written_as_people_write_it(value, text):
+    form = Form(GIVEN | {"hours": value, "output": "v1.0"})
+    assert (form.fields["hours"].text, form.fields["output"].text) == (text, "v1.0")
 
 
 def test_a_found_token_is_shown_as_found_only():

@@ -54,6 +54,7 @@ def test_the_slowest_step_is_named(name, sentence):
     if name:
         queues[name] = [queues[name][1]] * 2
     assert f"{sentence} is the slowest step" in head(live(queues=queues), running=True)
+    assert "waiting" not in head(live(queues={}), running=True)  # servers are being made
 
 
 @pytest.mark.parametrize(
