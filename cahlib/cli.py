@@ -312,9 +312,9 @@ def _demo(chosen: argparse.Namespace) -> int:
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
-    from cahlib.dataset.show import summary
+    from cahlib.dataset.show.summary import summary_lines
 
-    for line in summary.lines(chosen.dataset):
+    for line in summary_lines(chosen.dataset):
         print(line)
     return 0
 

@@ -14,9 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.config import Job, settings
-from cahlib.dataset import description, manifest
+from cahlib.dataset.description import (
+    describe_job,
+    find_description,
+    require_same_settings,
+    stored_job,
+)
 from cahlib.dataset.layout import PAGES
-from cahlib.dataset.storage.hashed_file import replace
+from cahlib.dataset.manifest import is_dataset
+from cahlib.dataset.storage.hashed_file import replace_file
 from cahlib.errors import ConfigError, Stopped, writing
 from cahlib.lock import held
 from cahlib.needs import named
@@ -75,8 +81,8 @@ def require_same(job: Job, *, files_known: bool = True) -> None:
 
     Without ``files_known`` the job's files are another machine's, and are not compared.
     """
-    folder, here = job.output.folder, description.found(job.output.folder)
-    if before := description.job(folder):
+    folder, here = job.output.folder, find_description(job.output.folder)
+    if before := stored_job(folder):
         apart = job.differences(before)
         if here and here.committed and here.settings is not None:  # what the dataset says counts
             apart = {name: each for name, each in apart.items() if name == "output"}
@@ -88,7 +94,7 @@ def require_described_same(job: Job, *, files_known: bool = True) -> None:
     """Raise ConfigError if the dataset in a job's folder, or at its URL, says it is another's."""
     folder, url = job.output.folder, job.output.url
     for at in (folder, url) if url else (folder,):
-        description.require_same(job, at, description.found(at), files_known=files_known)
+        require_same_settings(job, at, find_description(at), files_known=files_known)
 
 
 def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
@@ -132,7 +138,7 @@ def _unpublished(home: Path) -> None:
     """Keep a run's own folder out of what people publish, by git and by `hf upload`."""
     ignored = home.parent / ".gitignore"
     if not ignored.exists():
-        replace(ignored, f"# {home.name}/ is no part of the dataset\n/{home.name}/\n".encode())
+        replace_file(ignored, f"# {home.name}/ is no part of the dataset\n/{home.name}/\n".encode())
     if (home / "swarm" / "keys").exists():  # as an earlier version left them
         place(home / "swarm", "keys")
 
@@ -143,7 +149,7 @@ def _make_way(job: Job, home: Path) -> None:
     Its ledger goes as well, for it lists another crawl. One of a tracker's shards stays: what we
     still have of them, the tracker says.
     """
-    before = description.job(home.parent)
+    before = stored_job(home.parent)
     changed = set(job.differences(before)) if before else set()
     if not changed or _has_pairs(home):
         return
@@ -163,7 +169,7 @@ def _ledger(job: Job, home: Path) -> Ledger:
     So are the parcels beside it: their shards, or the images of the same shards, are others. What a
     tracker's ledger holds, the tracker says.
     """
-    ours = description.of(job).digest
+    ours = describe_job(job).digest
     ledger = Ledger.sound(home / "ledger.sqlite")
     if not (job.place.tracker or ledger.is_of(ours)):
         ledger.close()
@@ -195,5 +201,5 @@ def _has_pairs(home: Path) -> bool:
 
 def _committed(folder: Path) -> bool:
     """Whether a folder holds a dataset: a shard's manifest, or a list of committed shards."""
-    said = description.found(folder)
-    return manifest.there(folder) or bool(said and said.committed)
+    said = find_description(folder)
+    return is_dataset(folder) or bool(said and said.committed)

@@ -67,7 +67,7 @@ class Snapshot:
     hourly: float = 0  #: an hour of those that are there
     currency: str = "EUR"  #: of both, as the accounts pay
     offline: Sequence[float] = ()  #: of each scraper without network: for how many seconds
-    #: the pairs scored last, newest first, as `cahlib.dataset.write.gallery.Latest` shows them
+    #: the pairs scored last, newest first, as `cahlib.dataset.write.gallery.LatestPairs` shows them
     latest: Sequence[Mapping[str, Any]] = ()
 
 

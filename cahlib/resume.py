@@ -17,12 +17,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from cahlib.config import Job
-from cahlib.dataset import description, manifest
-from cahlib.dataset.inventory import Found, Place
+from cahlib.dataset.description import (
+    commit_shards,
+    describe_continued,
+    describe_job,
+    forget_shards,
+)
+from cahlib.dataset.inventory import Inventory, ShardState
 from cahlib.dataset.layout import ELSEWHERE
-from cahlib.dataset.maintain import numbering
-from cahlib.dataset.storage import hashed_file
-from cahlib.dataset.write import shard_writer
+from cahlib.dataset.maintain.numbering import has_numbered_tar, unnumber_tars
+from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
+from cahlib.dataset.storage.hashed_file import replace_file
+from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted
 from cahlib.errors import CahError, ConfigError
 from cahlib.model.model_source import find_source
 from cahlib.tracker.shared import Shared
@@ -40,17 +46,17 @@ def resume(job: Job, ledger: Ledger) -> None:
     Nobody else may write to the folder meanwhile. Raise ConfigError if a shard is another job's.
     """
     folder = job.output.folder
-    shard_writer.sweep(folder)
-    if job.output.url and numbering.is_numbered(folder):  # as by a repair that knew of no URL
+    recover_interrupted(folder)
+    if job.output.url and has_numbered_tar(folder):  # as by a repair that knew of no URL
         _Resuming(job, ledger).require_ours()
-        numbering.unnumber(folder)
-    ours = description.continued(job)
+        unnumber_tars(folder)
+    ours = describe_continued(job)
     work = _Resuming(job, ledger)
     work.through()
     work.tell()
     for place, ids in work.whole.items():
         if ids:
-            description.commit(place, ours, ids)
+            commit_shards(place, ours, ids)
 
 
 def faults(job: Job, ledger: Ledger | Shared) -> Iterator[str]:
@@ -59,7 +65,7 @@ def faults(job: Job, ledger: Ledger | Shared) -> Iterator[str]:
     What is at a URL is looked for by one listing.
     """
     folder, url = job.output.folder, job.output.url
-    here, there = Place(folder), Place(url) if url else None
+    here, there = Inventory(folder), Inventory(url) if url else None
     wrong: dict[str, list[str]] = {}
     for id, error in ledger.errors("damaged"):
         own = here.shard(id)
@@ -68,7 +74,7 @@ def faults(job: Job, ledger: Ledger | Shared) -> Iterator[str]:
         wrong.setdefault(place.files.place, []).append(f"{id}: {error}")
     if there:
         done = {shard.id for shard in ledger.in_state("done")}
-        for sealed in manifest.seals(folder, damaged="skip"):
+        for sealed in read_manifests(folder, damaged="skip"):
             id = sealed.shard.id
             if id in done and (fault := there.fault(sealed)):
                 wrong.setdefault(there.files.place, []).append(f"{id}: {fault}")
@@ -87,9 +93,9 @@ class _Resuming:
         self._job, self._ledger = job, ledger
         self._folder, self._url = job.output.folder, job.output.url
         self._states = ledger.states()
-        self._settings = description.of(job).digest
-        self._here = Place(self._folder)
-        self._there = Place(self._url) if self._url else None
+        self._settings = describe_job(job).digest
+        self._here = Inventory(self._folder)
+        self._there = Inventory(self._url) if self._url else None
         away = self._folder / ELSEWHERE
         self._elsewhere = set(away.read_text().split()) if away.exists() else set[str]()
         self._entered = self._old = 0
@@ -149,7 +155,7 @@ class _Resuming:
         else:
             self._ledger.damage(id, here.fault)
 
-    def _own(self, here: Found, there: Place) -> None:
+    def _own(self, here: ShardState, there: Inventory) -> None:
         """Enter a shard whose files are in the folder: they have to go to the URL, or are there."""
         if here.fault or here.sealed is None:
             self._enter(here, "")
@@ -159,7 +165,7 @@ class _Resuming:
         else:
             self._enter(here, "sealed")
 
-    def _brought(self, here: Found, there: Place) -> None:
+    def _brought(self, here: ShardState, there: Inventory) -> None:
         """Enter a shard whose files are at the URL alone: another machine or launch brought it."""
         if here.sealed and not there.fault(here.sealed):
             found = here
@@ -167,27 +173,25 @@ class _Resuming:
             found = there.shard(here.id)
             self._require_ours(found, there)
         if self._given_up(found):
-            (self._folder / manifest.name(here.id)).unlink(missing_ok=True)
+            (self._folder / manifest_path(here.id)).unlink(missing_ok=True)
             return
         if found.sealed and not found.fault:
             self.whole[there.at].append(found.id)
             if found is not here:
                 brought = replace(found.sealed, place=str(there.at))
-                hashed_file.replace(
-                    self._folder / manifest.name(found.id), manifest.packed(brought)
-                )
+                replace_file(self._folder / manifest_path(found.id), encode_manifest(brought))
                 found = found._replace(sealed=brought)
                 self._states.pop(found.id, None)  # its pairs may be others than those known
         self._enter(found, "done" if not self._job.place.tracker else self._state(found.id))
 
-    def _given_up(self, found: Found) -> bool:
+    def _given_up(self, found: ShardState) -> bool:
         """Forget a shard that the ledger alone knows, if the list says that a repair gave it up."""
         place = self._there or self._here
         listed = place.description
         if found.manifest or listed is None or found.id in listed.committed:
             return False
         self._ledger.remove(found.id)
-        description.forget(self._folder, [found.id])
+        forget_shards(self._folder, [found.id])
         return True
 
     def _state(self, id: str) -> str:
@@ -198,7 +202,7 @@ class _Resuming:
         in_work = self._states.get(id) in ("todo", "leased", "failed")
         return "sealed" if in_work or self._job.place.tracker else "done"
 
-    def _enter(self, found: Found, state: str) -> None:
+    def _enter(self, found: ShardState, state: str) -> None:
         """Have the ledger know a shard."""
         if found.sealed is None or found.fault:
             self._ledger.damage(found.id, found.fault)
@@ -210,7 +214,7 @@ class _Resuming:
         ):
             return
         try:
-            uids = shard_writer.uids(self._folder, found.sealed)
+            uids = read_uids(self._folder, found.sealed)
         except (CahError, pa.ArrowException, OSError, KeyError, ValueError) as error:
             if found.id not in self._elsewhere:
                 self._ledger.damage(found.id, f"its metadata cannot be read ({error}).")
@@ -219,7 +223,7 @@ class _Resuming:
         self._ledger.adopt(found.sealed.shard, uids, found.sealed.tally, state=state)
         self._entered += known is None
 
-    def _require_ours(self, found: Found, place: Place) -> None:
+    def _require_ours(self, found: ShardState, place: Inventory) -> None:
         """Refuse what a job with other settings made, as far as a manifest tells them."""
         sealed = found.sealed
         if sealed is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cahlib.config import Job
 from cahlib.dataset.layout import has_images
-from cahlib.dataset.manifest import seals
+from cahlib.dataset.manifest import read_manifests
 from cahlib.errors import CahError
 from cahlib.words import plural
 
@@ -50,7 +50,7 @@ def so_far(folder: Path) -> tuple[int, int]:
     """The shards in the dataset, and the bytes that they take."""
     done = taken = 0
     with suppress(CahError):  # what is damaged is told of by the run
-        for each in seals(folder):
+        for each in read_manifests(folder):
             done, taken = done + 1, taken + sum(stored.size for stored in each.files.values())
     return done, taken
 

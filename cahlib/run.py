@@ -23,24 +23,27 @@ from cahlib.config import Job
 from cahlib.crawl import languages
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.shards import list_shards
-from cahlib.dataset import description, file_names, manifest, tar_index
-from cahlib.dataset.maintain.purge import withdraw
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.show import pages
-from cahlib.dataset.show.summary import summary
-from cahlib.dataset.storage import upload
-from cahlib.dataset.write import duplicate_index, shard_writer
-from cahlib.dataset.write.gallery import Latest
+from cahlib.dataset.description import commit_shards, describe_continued
+from cahlib.dataset.file_names import require_writable
+from cahlib.dataset.maintain.purge import withdraw_pairs
+from cahlib.dataset.manifest import ShardManifest, read_manifest, read_manifests
+from cahlib.dataset.show.pages import write_pages
+from cahlib.dataset.show.summary import summarize
+from cahlib.dataset.storage.upload import Uploader, check_destination, upload_pages
+from cahlib.dataset.tar_index import add_tar
+from cahlib.dataset.write.duplicate_index import load_duplicate_index
+from cahlib.dataset.write.gallery import LatestPairs
+from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
 from cahlib.errors import CahError, ConfigError, RunError, ShardError, writing
 from cahlib.failures import Failures
 from cahlib.fetch.dead_domains import DeadDomains
 from cahlib.flow import Abandoned, Flow, Line
 from cahlib.home import home
-from cahlib.image.perceptual_hash import Near
+from cahlib.image.perceptual_hash import NearIndex
 from cahlib.lists import hashes
-from cahlib.model import known_harm, scorer
+from cahlib.model.known_harm import drop_known_harm, load_known_harm
 from cahlib.model.score_names import score_columns
-from cahlib.model.scorer import Models
+from cahlib.model.scorer import Scorer, check_model_files, load_scorer, require_listed_model
 from cahlib.needs import introduced
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
@@ -90,16 +93,16 @@ def run(
     """
     folder = job.output.folder
     if job.output.url:
-        upload.check(job.output.url, job.output.folder)
+        check_destination(job.output.url, job.output.folder)
     with writing(folder):
-        file_names.unobstructed(folder)
+        require_writable(folder)
     introduced(job)
     # what cannot be read or is not known is the user's to mend, before the start
     languages.wanted_languages(job.crawl)
     Blocklists.load(job.crawl)
     hashes(job.download.known_harm, "known_harm")
-    harmful = known_harm.listed(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
-    scorer.check_files(job.judge)
+    harmful = load_known_harm(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
+    check_model_files(job.judge)
     stop = stop or threading.Event()
     with (
         home(job, role=role, stop=stop, resume=resume) as ledger,
@@ -114,11 +117,11 @@ def run(
             work = _Work(job, ledger, stop, scraping, harmful)
             with watched(work.snapshot, listener, tick=tick, hours=job.place.hours, stop=stop):
                 work.through()
-        ledger.leave_out(lambda lost: withdraw(folder, lost, job.output.url))
-        pages.write(folder, job.values())
+        ledger.leave_out(lambda lost: withdraw_pairs(folder, lost, job.output.url))
+        write_pages(folder, job.values())
         if job.output.url:
-            upload.pages(folder, job.output.url)
-        found = summary(folder)
+            upload_pages(folder, job.output.url)
+        found = summarize(folder)
         return Outcome(
             folder=folder,
             shards=ledger.counts(),
@@ -154,7 +157,7 @@ class _Work:
         ledger: Ledger | Shared,
         stop: threading.Event,
         scraping: Scraping,
-        harmful: Near | None,
+        harmful: NearIndex | None,
     ) -> None:
         self._job, self._ledger, self._stop, self._scraping = job, ledger, stop, scraping
         self._harmful = harmful
@@ -162,7 +165,7 @@ class _Work:
         self._parcels = self._folder / "run" / "parcels"
         self._failures = Failures(ledger, self._folder, attempts=job.place.attempts)
         self._away = self._parcels  #: where the scrapers write them
-        self._ours = description.continued(job)
+        self._ours = describe_continued(job)
         self._sealed = ledger.tally()  #: of the shards in the dataset
         self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to seal
         self._counting = threading.Lock()  #: a shard is in one of these two, never in none
@@ -170,38 +173,38 @@ class _Work:
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
         self._lines: dict[str, Line[Any]] = {}
         self._board, self._speed, self._meter = Board(), Speedometer(), Meter(job)
-        self._latest = Latest()
+        self._latest = LatestPairs()
 
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
-        with upload.Uploads(self._job.output, self._finish) as uploads:
+        with Uploader(self._job.output, self._finish) as uploads:
             for shard in self._ledger.in_state("sealed"):
-                if left := manifest.sealed(self._folder, shard.id):
+                if left := read_manifest(self._folder, shard.id):
                     uploads.add(left)
             if self._ledger.more():
                 self._stages(uploads)
         parcels.remove_leftovers(self._parcels)  # of scrapers that were ended in their work
 
-    def _stages(self, uploads: upload.Uploads) -> None:
+    def _stages(self, uploads: Uploader) -> None:
         """Scrape, judge and write what the ledger has.
 
         Here, the model is loaded while the first shards are scraped. Servers cost money and leased
         shards are kept from others, so for them it must be there first.
         """
         judge, place = self._job.judge, self._job.place
-        scorer.require_listed(judge)
-        early = scorer.load_models(judge) if place.is_costly else None
+        require_listed_model(judge)
+        early = load_scorer(judge) if place.is_costly else None
         whole = self._ledger.in_state("sealed", "done")
-        self._known = duplicate_index.load(self._job.output, whole, seen=self._ledger.seen)
+        self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.seen)
         self._silence = DeadDomains(
-            each.silent for each in manifest.seals(self._folder, damaged="skip")
+            each.silent for each in read_manifests(self._folder, damaged="skip")
         )
         opening = self._scraping(self._job, stop=self._stop, board=self._board)
         with opening as (scrapers, self._away), Flow() as flow:
             self._told = scrapers.told
             scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
             opened = flow.ahead(self._open(scraped), 1)
-            loaded = early or scorer.load_models(judge)
+            loaded = early or load_scorer(judge)
             self._worked = loaded.clip.worked
             judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
             sealed = flow.ahead(self._write(judged, self._recipe(loaded)), _SEALED)
@@ -258,7 +261,7 @@ class _Work:
             except Exception as error:  # noqa: BLE001 - told where the shard's turn comes
                 yield work, error
 
-    def _judge(self, opened: Iterable[_Opened], loaded: Models) -> Iterator[_Step]:
+    def _judge(self, opened: Iterable[_Opened], loaded: Scorer) -> Iterator[_Step]:
         """Judge the images of each parcel, in the order of the pages."""
         for work, images in opened:
             if self._stop.is_set():
@@ -278,14 +281,14 @@ class _Work:
             except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
                 yield work, error
 
-    def _judged(self, work: _InWork, images: Iterable[Image], loaded: Models) -> Iterator[Judged]:
-        harmless = known_harm.harmless(images, self._harmful, work.tally)
+    def _judged(self, work: _InWork, images: Iterable[Image], loaded: Scorer) -> Iterator[Judged]:
+        harmless = drop_known_harm(images, self._harmful, work.tally)
         judged = loaded.judged(harmless, self._job.judge, work.tally)
         return self._ledger.ours(work.parcel.shard, judged)
 
-    def _recipe(self, loaded: Models) -> shard_writer.Recipe:
+    def _recipe(self, loaded: Scorer) -> DatasetSpec:
         ours = self._ours
-        return shard_writer.Recipe(
+        return DatasetSpec(
             model=loaded.clip.name,
             threshold=self._job.judge.chosen()[2],
             scores=score_columns(loaded.clip.name, loaded.scores(), layout=ours.layout),
@@ -295,13 +298,13 @@ class _Work:
             layout=ours.layout,
         )
 
-    def _write(self, steps: Iterable[_Step], recipe: shard_writer.Recipe) -> Iterator[Sealed]:
+    def _write(self, steps: Iterable[_Step], recipe: DatasetSpec) -> Iterator[ShardManifest]:
         """Write each shard's pairs into the dataset, and its account into the ledger."""
         for work, of_shard in groupby(steps, key=itemgetter(0)):
             shard = work.parcel.shard
             self._known.begin()
             try:
-                sealed = shard_writer.write(
+                sealed = write_shard(
                     self._folder,
                     _items(item for _, item in of_shard),
                     parcel=work.parcel,
@@ -316,9 +319,9 @@ class _Work:
                 known = error.args[0] if isinstance(error, _Failed) else error
                 self._failures.failed(shard, known)
                 continue
-            description.commit(self._folder, self._ours, [shard.id])
-            tar_index.add(self._folder, sealed)
-            self._ledger.seal(shard, shard_writer.uids(self._folder, sealed), sealed.tally)
+            commit_shards(self._folder, self._ours, [shard.id])
+            add_tar(self._folder, sealed)
+            self._ledger.seal(shard, read_uids(self._folder, sealed), sealed.tally)
             self._known.keep()
             self._silence.learn(sealed.silent)
             scraped = work.parcel.finished - work.parcel.started
@@ -328,7 +331,7 @@ class _Work:
                 self._sealed += sealed.tally
             yield sealed
 
-    def _finish(self, sealed: Sealed) -> None:
+    def _finish(self, sealed: ShardManifest) -> None:
         """Note that a sealed shard is where it shall be; its parcel has served."""
         brought = self._ledger.parcel(sealed.shard)
         self._ledger.done(sealed.shard)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cahlib.cli import job_from
 from cahlib.config import PRESETS, Job, replace, settings
-from cahlib.dataset import description
+from cahlib.dataset.description import describe_job
 from cahlib.errors import ConfigError
 
 
@@ -129,4 +129,4 @@ def test_a_contact_may_change_between_launches():
 def test_a_whole_number_is_the_same_setting_with_and_without_a_fraction():
     """A script writes 1, and the command line reads 1.0."""
     jobs = [Job.from_values({"threshold": each}) for each in (1, 1.0, "1")]
-    assert len({description.of(job).digest for job in jobs}) == 1
+    assert len({describe_job(job).digest for job in jobs}) == 1

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from cahlib import live
-from cahlib.dataset.write.gallery import Latest
+from cahlib.dataset.write.gallery import LatestPairs
 from cahlib.errors import RunError
 from cahlib.progress import Snapshot, nobody
 from cahlib.records import Reason, Stage, Tally
@@ -100,7 +100,7 @@ def test_a_process_is_known_even_if_its_number_is_used_again():
 
 
 def test_the_latest_pairs_are_small_and_unsafe_ones_are_clear_only_apart():
-    latest = Latest()
+    latest = LatestPairs()
     for number in range(30):
         latest.offer(judged(number))
         latest.offer(judged(100 + number, reason=Reason.DISSIMILAR, nsfw="NSFW"))

@@ -8,7 +8,7 @@ import pytest
 
 import cahlib
 from cahlib.config import settings
-from cahlib.dataset.show import pages
+from cahlib.dataset.show.pages import write_pages
 from tests import tree
 from tests.world import judged
 
@@ -44,7 +44,7 @@ def test_every_option_that_is_shown_exists():
 def test_the_code_that_loads_a_dataset_runs_without_a_warning(tmp_path, monkeypatch, capsys):
     for number in (0, 1):
         judged.write(tmp_path / "my-dataset", first=100 * number, shard=f"s-{number}")
-    pages.write(tmp_path / "my-dataset", {})
+    write_pages(tmp_path / "my-dataset", {})
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(re.search(r"```python\n(import pandas.*?)```", README, flags=re.DOTALL)[1], names)

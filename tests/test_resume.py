@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 
 from cahlib.config import Job, replace
-from cahlib.dataset import checksummed_json, description, manifest
-from cahlib.dataset.description import Description
+from cahlib.dataset import description
+from cahlib.dataset.checksummed_json import encode_checksummed
+from cahlib.dataset.description import (
+    DESCRIPTION_FILE,
+    Description,
+    commit_shards,
+    describe_continued,
+)
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.storage import upload
-from cahlib.dataset.storage.files import files
+from cahlib.dataset.manifest import read_manifests
+from cahlib.dataset.storage.files import files_at
+from cahlib.dataset.storage.upload import upload_shards
 from cahlib.errors import ConfigError
 from cahlib.model.score_names import score_columns
 from cahlib.resume import faults, resume
@@ -27,7 +34,7 @@ def lost(tmp_path):
     url = (tmp_path / "drive" / "dataset").as_uri()
     for number in (0, 1):
         sealed = world.write(tmp_path / "lost", first=30 * number, shard=f"s-{number}")
-        upload.upload([sealed], tmp_path / "lost", url)
+        upload_shards([sealed], tmp_path / "lost", url)
     return url
 
 
@@ -61,11 +68,11 @@ def test_what_is_at_the_url_is_done_and_not_done_again(job, lost):
     assert (ledger.counts().done, ledger.counts().todo) == (2, 1)
     assert ledger.lease() == shards[2] and ledger.lease() is None
     assert ledger.tally() == sum(
-        (each.tally for each in manifest.seals(lost)), type(ledger.tally())()
+        (each.tally for each in read_manifests(lost)), type(ledger.tally())()
     )
     there = [each for each in world.some(30)[0] if each.reason is None]
     assert there and all(ledger.seen(each.image.candidate.uid) for each in there)
-    assert {each.place for each in manifest.seals(job.output.folder)} == {lost}
+    assert {each.place for each in read_manifests(job.output.folder)} == {lost}
     assert list(verify(job.output.folder)) == [] == list(verify(lost))
     ledger.close()
 
@@ -103,23 +110,23 @@ def test_a_dataset_keeps_the_names_of_its_columns(tmp_path, monkeypatch, place, 
     monkeypatch.chdir(tmp_path)  # where the folder of a URL's dataset is made
     job = replace(Job(), output=url if place == "url" else str(folder))
     at = job.output.url or job.output.folder
-    assert description.continued(job).layout == 2
+    assert describe_continued(job).layout == 2
     scores = score_columns("ViT-tiny/none", ("similarity", "age minor"), layout=layout)
     made = tmp_path / "made"
     world.write(made, recipe=dataclasses.replace(world.RECIPE, scores=scores))
-    description.commit(made, Description(layout=layout), ["s-0"])
+    commit_shards(made, Description(layout=layout), ["s-0"])
     shutil.copytree(made, tmp_path / "there" if place == "url" else folder, dirs_exist_ok=True)
     if described == "no":
-        files(at).remove(description.NAME)
+        files_at(at).remove(DESCRIPTION_FILE)
     elif described == "damaged":
-        files(at).write(description.NAME, b"{")
-    assert description.continued(job).layout == layout
+        files_at(at).write(DESCRIPTION_FILE, b"{")
+    assert describe_continued(job).layout == layout
     assert list(verify(made)) == []
 
 
 def test_a_description_of_an_older_cahlib_has_the_first_layout(tmp_path):
     contents = {"committed": ["s-0"], "digest": "0" * 64}
-    (tmp_path / description.NAME).write_bytes(checksummed_json.packed(contents))
+    (tmp_path / DESCRIPTION_FILE).write_bytes(encode_checksummed(contents))
     assert description.layout_of(tmp_path) == 1
 
 

@@ -6,11 +6,13 @@ import shutil
 import pyarrow.parquet as pq
 
 from cahlib.config import replace
-from cahlib.dataset import description, manifest
-from cahlib.dataset.maintain import numbering
+from cahlib.dataset.description import read_description, write_description
+from cahlib.dataset.maintain.numbering import unnumber_tars
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.show.summary import lines
-from cahlib.dataset.write import columns, shard_writer
+from cahlib.dataset.manifest import read_manifests, tar_path
+from cahlib.dataset.show.summary import summary_lines
+from cahlib.dataset.write import shard_writer
+from cahlib.dataset.write.columns import make_row
 from cahlib.rates import Meter, known
 from cahlib.records import Stage
 from cahlib.run import run
@@ -36,14 +38,14 @@ def test_a_listener_that_fails_ends_nothing_and_the_time_limit_is_kept(tmp_path)
 
 def test_a_shard_that_cannot_be_written_costs_no_more_than_itself(tmp_path, monkeypatch):
     crawl = small.write(tmp_path / "crawl", files=2, links=3)
-    row = columns.row
+    row = make_row
 
     def failing(judged, **how):
         if "/1-0-" in judged.image.candidate.url:
             raise ZeroDivisionError
         return row(judged, **how)
 
-    monkeypatch.setattr(shard_writer, "row", failing)
+    monkeypatch.setattr(shard_writer, "make_row", failing)
     with small.Pictures() as web:
         outcome = run(replace(small.job(crawl, tmp_path / "set", web), attempts=2))
     assert (outcome.shards.done, outcome.shards.failed) == (3, 1)
@@ -96,16 +98,14 @@ def test_the_tars_of_a_run_have_numbers_and_those_at_a_url_the_names_of_shards(
         assert tars() == ["00000.tar"]
         run(replace(job, shards=3), scraping=small.scraping)
         assert tars() == ["00000.tar", "00001.tar", "00002.tar"]
-        ids = sorted(each.shard.id for each in manifest.seals(folder))
+        ids = sorted(each.shard.id for each in read_manifests(folder))
         url = (tmp_path / "there" / "set").as_uri()
         job = replace(job, output=url, shards=3)
         folder = shutil.move(folder, job.output.folder)
         shutil.rmtree(folder / "run")  # which knows that it was another folder's
         run(job, scraping=small.scraping)
     assert tars() == [f"{id}.tar" for id in ids]
-    assert {manifest.tar(each) for each in manifest.seals(url)} == {
-        f"images/{id}.tar" for id in ids
-    }
+    assert {tar_path(each) for each in read_manifests(url)} == {f"images/{id}.tar" for id in ids}
     assert list(verify(url)) == []
 
 
@@ -115,17 +115,17 @@ def test_a_run_goes_on_with_a_dataset_of_an_older_cahlib_in_its_layout(tmp_path)
     with small.Pictures() as web:
         job = small.job(crawl, folder, web)
         run(replace(job, shards=1), scraping=small.scraping)
-        numbering.unnumber(folder)
-        said = description.read(folder)
+        unnumber_tars(folder)
+        said = read_description(folder)
         assert said.layout == 2
-        description.write(folder, dataclasses.replace(said, layout=1))
+        write_description(folder, dataclasses.replace(said, layout=1))
         run(job, scraping=small.scraping)
     first, second = (pq.read_schema(path) for path in sorted(folder.glob("metadata/*.parquet")))
     assert [name for name in first.names if name.endswith("_similarity")]
     assert [name for name in second.names if name.endswith(" similarity")]
     assert not [name for name in second.names if name.startswith("clip_")]
-    assert description.read(folder).layout == 1
-    ids = [each.shard.id for each in manifest.seals(folder)]
+    assert read_description(folder).layout == 1
+    ids = [each.shard.id for each in read_manifests(folder)]
     assert sorted(path.stem for path in folder.glob("images/*.tar")) == ids
 
 
@@ -138,5 +138,5 @@ def test_a_file_that_is_cut_off_is_told_of_wherever_the_dataset_is_described(tmp
     (said,) = outcome.warnings
     assert said.startswith(f"{path.name} is cut off at byte {path.stat().st_size:,}; ")
     assert said in (tmp_path / "set" / "report.html").read_text()
-    assert any(said in line for line in lines(tmp_path / "set"))
+    assert any(said in line for line in summary_lines(tmp_path / "set"))
     assert list(verify(tmp_path / "set")) == []

@@ -31,11 +31,11 @@ def add(commands: Any) -> None:
 
 
 def _build(chosen: argparse.Namespace) -> int:
-    from cahlib.dataset.manifest import seals
+    from cahlib.dataset.manifest import read_manifests
 
     silent, answered, shards = Counter[str](), set[str](), 0
     for dataset in chosen.datasets:
-        for sealed in seals(dataset):
+        for sealed in read_manifests(dataset):
             shards += 1
             silent.update(sealed.silent)
             answered.update(sealed.domains)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cahlib.dataset.maintain.repair import Plan
+    from cahlib.dataset.maintain.repair import RepairPlan
 
 _LEDGER = "run/ledger.sqlite"
 
@@ -58,9 +58,9 @@ def _verify(chosen: argparse.Namespace) -> int:
 
 
 def _repair(chosen: argparse.Namespace) -> int:
-    from cahlib.dataset import file_names
-    from cahlib.dataset.maintain.repair import plan, repair
-    from cahlib.dataset.storage.files import files
+    from cahlib.dataset.file_names import require_writable
+    from cahlib.dataset.maintain.repair import plan_repair, repair
+    from cahlib.dataset.storage.files import files_at
     from cahlib.lock import busy, held, is_held
     from cahlib.tracker.store import Ledger, committed
     from cahlib.words import plural
@@ -68,7 +68,7 @@ def _repair(chosen: argparse.Namespace) -> int:
     local = "://" not in chosen.dataset
     place = Path(chosen.dataset) if local else chosen.dataset
     ledger = Path(chosen.dataset) / _LEDGER
-    found = plan(place, committed(ledger))
+    found = plan_repair(place, committed(ledger))
     if chosen.dry_run:
         _print(found)
         if found.unreadable:
@@ -78,12 +78,12 @@ def _repair(chosen: argparse.Namespace) -> int:
         else:
             print("There is nothing to repair.")
         return 0
-    if folder := files(place).folder:
-        file_names.unobstructed(folder)
+    if folder := files_at(place).folder:
+        require_writable(folder)
         if is_held(folder):  # be it named by a URL
             raise busy(folder)
     with held(Path(place)) if local else nullcontext():
-        found = plan(place, committed(ledger))  # a run may have gone on until now
+        found = plan_repair(place, committed(ledger))  # a run may have gone on until now
         _print(found)
         repair(found)
         if local and ledger.exists():
@@ -98,6 +98,6 @@ def _repair(chosen: argparse.Namespace) -> int:
     return 1 if found.foreign else 0
 
 
-def _print(found: Plan) -> None:
+def _print(found: RepairPlan) -> None:
     for line in found.lines():
         print(line)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cahlib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cahlib.dataset.maintain.rewrite import Change
+    from cahlib.dataset.maintain.rewrite import ShardChange
 
 
 def add(commands: Any) -> None:
@@ -51,9 +51,9 @@ def add(commands: Any) -> None:
 
 
 def _purge(chosen: argparse.Namespace) -> int:
-    from cahlib.dataset.maintain.purge import Lists, purge
+    from cahlib.dataset.maintain.purge import PurgeLists, purge
 
-    lists = Lists(
+    lists = PurgeLists(
         hashes=chosen.hashes, looks=chosen.looks, distance=chosen.distance, urls=chosen.urls,
         uids=chosen.uids,
     )  # fmt: skip
@@ -64,21 +64,22 @@ def _purge(chosen: argparse.Namespace) -> int:
 
 
 def _dedup(chosen: argparse.Namespace) -> int:
-    from cahlib.dataset import file_names, manifest
-    from cahlib.dataset.maintain.dedup import dedup, find
-    from cahlib.dataset.write import shard_writer
+    from cahlib.dataset.file_names import require_writable
+    from cahlib.dataset.maintain.dedup import find_duplicates, remove_duplicates
+    from cahlib.dataset.manifest import require_dataset
+    from cahlib.dataset.write.shard_writer import recover_interrupted
     from cahlib.lock import held
 
     folder = _folder(chosen.dataset)
     if chosen.apply:
-        manifest.expect(folder)  # before anything is made in a folder that is somebody else's
-        file_names.unobstructed(folder)
+        require_dataset(folder)  # before anything is made in a folder that is somebody else's
+        require_writable(folder)
         with held(folder):
-            shard_writer.sweep(folder)  # what an interrupted change left cannot be read
-    found = find(folder, chosen.distance)
+            recover_interrupted(folder)  # what an interrupted change left cannot be read
+    found = find_duplicates(folder, chosen.distance)
     print(f"{len(found.extra):,} of {found.images:,} images look like another of the dataset.")
     if chosen.apply:
-        _follow(dedup(folder, found))
+        _follow(remove_duplicates(folder, found))
     elif len(found.extra):
         print("With --apply they are taken out; the largest of each stays.")
     return 0
@@ -90,7 +91,7 @@ def _folder(dataset: str) -> Path:
     return Path(dataset)
 
 
-def _follow(changes: Iterable[Change]) -> None:
+def _follow(changes: Iterable[ShardChange]) -> None:
     from cahlib.words import plural
 
     pairs = shards = 0

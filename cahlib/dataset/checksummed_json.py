@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class _Signed(msgspec.Struct):
@@ -15,15 +15,15 @@ class _Signed(msgspec.Struct):
     contents: msgspec.Raw
 
 
-def packed(contents: Any) -> bytes:
+def encode_checksummed(contents: Any) -> bytes:
     """Return a record as it is stored."""
     data = msgspec.json.encode(contents)
     digest = hashlib.sha256(data).hexdigest()
     return msgspec.json.encode(_Signed(sha256=digest, contents=msgspec.Raw(data)))
 
 
-def unpacked(data: bytes, type: type[T]) -> T:
-    """Return the inverse of `packed`. Raise ValueError if it is damaged."""
+def decode_checksummed(data: bytes, type: type[_T]) -> _T:
+    """Return the inverse of `encode_checksummed`. Raise ValueError if it is damaged."""
     signed = msgspec.json.decode(data, type=_Signed)
     if hashlib.sha256(signed.contents).hexdigest() != signed.sha256:
         raise ValueError("its checksum does not match")

@@ -16,20 +16,21 @@ from typing import Any, TypeVar
 
 from cahlib import __version__
 from cahlib.config import DamagedJob, Job, settings
-from cahlib.dataset import checksummed_json, manifest
+from cahlib.dataset.checksummed_json import decode_checksummed, encode_checksummed
 from cahlib.dataset.layout import CURRENT_LAYOUT
-from cahlib.dataset.storage.files import files
-from cahlib.dataset.storage.hashed_file import Stored
+from cahlib.dataset.manifest import read_manifests
+from cahlib.dataset.storage.files import files_at
+from cahlib.dataset.storage.hashed_file import FileRecord
 from cahlib.errors import RunError
 from cahlib.fingerprint import differences, digest
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _told = set[str]()  # of which damaged files users know
 
-NAME = "dataset.json"
+DESCRIPTION_FILE = "dataset.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,23 +42,23 @@ class Description:
     digest: str = ""  #: of the settings, as each manifest carries it
     committed: tuple[str, ...] = ()  #: ids of shards, sorted
     #: the report and the card as they were written last
-    pages: Mapping[str, Stored] = field(default_factory=dict)
+    pages: Mapping[str, FileRecord] = field(default_factory=dict)
     version: str = __version__  #: of the cahlib that wrote it
     layout: int = 1  #: which layout it has, up to `CURRENT_LAYOUT`
 
 
-def of(job: Job) -> Description:
+def describe_job(job: Job) -> Description:
     """Return the description of a job's dataset before its first shard."""
     values = job.fingerprint()
     return Description(settings=values, digest=digest(settings(), values), layout=CURRENT_LAYOUT)
 
 
-def continued(job: Job) -> Description:
+def describe_continued(job: Job) -> Description:
     """Return the same for a job that may go on with a dataset, in the layout that this has."""
     output = job.output
     places = (output.folder, output.url) if output.url else (output.folder,)
     has = [layout for place in places if (layout := layout_of(place))]
-    return replace(of(job), layout=min(has, default=CURRENT_LAYOUT))
+    return replace(describe_job(job), layout=min(has, default=CURRENT_LAYOUT))
 
 
 def layout_of(place: str | Path) -> int | None:
@@ -66,23 +67,27 @@ def layout_of(place: str | Path) -> int | None:
     Without a description a manifest tells it, for columns had blanks in layout 1 alone.
     """
     try:
-        if (said := read(place)) and said.committed:
+        if (said := read_description(place)) and said.committed:
             return said.layout
     except ValueError:
         pass
-    first = next(manifest.seals(place, damaged="skip"), None)
+    first = next(read_manifests(place, damaged="skip"), None)
     if first is None:
         return None
     return CURRENT_LAYOUT if first.scores and not any(" " in each for each in first.scores) else 1
 
 
-def read(place: str | Path) -> Description | None:
+def read_description(place: str | Path) -> Description | None:
     """Return what stands at a place, or None. Raise ValueError if it is damaged."""
-    there = files(place)
-    return checksummed_json.unpacked(there.read(NAME), Description) if there.exists(NAME) else None
+    there = files_at(place)
+    return (
+        decode_checksummed(there.read(DESCRIPTION_FILE), Description)
+        if there.exists(DESCRIPTION_FILE)
+        else None
+    )
 
 
-def job(folder: Path) -> Job | None:
+def stored_job(folder: Path) -> Job | None:
     """Return the job whose run lies beside a dataset, or None; with a warning if it is damaged."""
     path = folder / "run" / "job.json"
     try:
@@ -92,17 +97,17 @@ def job(folder: Path) -> Job | None:
         return None
 
 
-def found(place: str | Path) -> Description | None:
+def find_description(place: str | Path) -> Description | None:
     """Return the same, or None with a warning if it is damaged."""
-    path = f"{files(place).place}/{NAME}"
+    path = f"{files_at(place).place}/{DESCRIPTION_FILE}"
     try:
-        return _sound(path, read(place))
+        return _sound(path, read_description(place))
     except ValueError as error:
         _warn_once(path, error)
         return None
 
 
-def _sound(path: str | Path, read: T) -> T:
+def _sound(path: str | Path, read: _T) -> _T:
     _told.discard(str(path))
     return read
 
@@ -114,17 +119,17 @@ def _warn_once(path: str | Path, error: BaseException) -> None:
         _log.warning("%s is damaged (%s), and is made anew.", path, str(error).rstrip("."))
 
 
-def write(place: str | Path, description: Description) -> None:
+def write_description(place: str | Path, description: Description) -> None:
     """Write it, whole or not at all, if it says something else than what stands there."""
     try:
-        if read(place) == description:
+        if read_description(place) == description:
             return
     except ValueError:
         pass
-    files(place).write(NAME, checksummed_json.packed(description))
+    files_at(place).write(DESCRIPTION_FILE, encode_checksummed(description))
 
 
-def require_same(
+def require_same_settings(
     job: Job, place: str | Path, there: Description | None, *, files_known: bool = True
 ) -> None:
     """Raise ConfigError if another job made a dataset; ``there`` is its description, if any.
@@ -138,35 +143,35 @@ def require_same(
             for side in (there.settings, job.fingerprint())
         )
         found = differences(compared, has, wants)
-        job.require_same(found, files(place).place)
+        job.require_same(found, files_at(place).place)
 
 
-def commit(
+def commit_shards(
     place: str | Path,
     ours: Description,
     shards: Iterable[str] = (),
-    pages: Mapping[str, Stored] | None = None,
+    pages: Mapping[str, FileRecord] | None = None,
 ) -> None:
-    """Add shards, and what the pages are, to what stands at a place; raise as `merged` does."""
-    write(place, merged(place, ours, shards, pages))
+    """Add shards and pages to the description at a place; raise as `merge_descriptions` does."""
+    write_description(place, merge_descriptions(place, ours, shards, pages))
 
 
-def merged(
+def merge_descriptions(
     place: str | Path,
     ours: Description,
     shards: Iterable[str] = (),
-    pages: Mapping[str, Stored] | None = None,
+    pages: Mapping[str, FileRecord] | None = None,
 ) -> Description:
     """Return what is to stand at a place when shards and pages were added.
 
     Shards that others brought stay listed: at a URL, a machine that was taken for lost may still
     be at work. Raise RunError if it is another job's by now.
     """
-    there = found(place) or Description()
+    there = find_description(place) or Description()
     if there.committed and there.digest not in ("", ours.digest):
         raise RunError(
-            f"{files(place).place} has become the dataset of a job with other settings; what this "
-            "run has not brought there yet stays in its folder."
+            f"{files_at(place).place} now belongs to a job with other settings; what was not "
+            "uploaded yet stays in this run's folder."
         )
     return replace(
         ours,
@@ -175,14 +180,14 @@ def merged(
     )
 
 
-def forget(place: str | Path, shards: Collection[str]) -> None:
+def forget_shards(place: str | Path, shards: Collection[str]) -> None:
     """Take shards off the list at a place."""
-    if there := found(place):
+    if there := find_description(place):
         left = tuple(each for each in there.committed if each not in shards)
-        write(place, replace(there, committed=left))
+        write_description(place, replace(there, committed=left))
 
 
-def shown(description: Description) -> dict[str, Any]:
+def displayed_settings(description: Description) -> dict[str, Any]:
     """Return the settings as texts for people: files by their names."""
     return {name: _named(value) for name, value in (description.settings or {}).items()}
 

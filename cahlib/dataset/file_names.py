@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from cahlib.dataset import manifest, tar_index
 from cahlib.dataset.layout import FOLDERS, LAYOUT, PAGES
-from cahlib.dataset.storage.hashed_file import PART, part
+from cahlib.dataset.manifest import MANIFEST_FOLDER
+from cahlib.dataset.storage.hashed_file import TEMPORARY_SUFFIX, temporary_path
+from cahlib.dataset.tar_index import TAR_INDEX_FILES
 from cahlib.errors import ConfigError
 
 #: Files right in the dataset's folder, and those of its `run` that are opened.
@@ -17,22 +18,24 @@ _TOPS = (*PAGES, "dataset.json", "changes.jsonl")
 _RUN = tuple(f"run/{name}" for name in ("lock", "job.json", "ledger.sqlite", "live.json"))
 
 #: How the names begin of files that a drive may have copied.
-OURS = tuple([f"{folder}/" for folder in FOLDERS] + [name.partition(".")[0] for name in (*_TOPS,)])
+DATASET_PREFIXES = tuple(
+    [f"{folder}/" for folder in FOLDERS] + [name.partition(".")[0] for name in (*_TOPS,)]
+)
 
 #: A file that a run may have made, whole or not yet; of the id is asked what `Shard.id` may be.
-UNFINISHED = PART, ".trial"
-MADE = re.compile(
-    "|".join(re.escape(str(part(Path(name)))) for name in tar_index.NAMES)
+UNFINISHED_SUFFIXES = TEMPORARY_SUFFIX, ".trial"
+DATASET_FILE = re.compile(
+    "|".join(re.escape(str(temporary_path(Path(name)))) for name in TAR_INDEX_FILES)
     + "|"
     + "|".join(
-        rf"{folder}/(\.?{name.format('[A-Za-z0-9_-][A-Za-z0-9._-]*')}({re.escape(PART)})?|\.trial)"
-        for form in (*LAYOUT.values(), f"{manifest.FOLDER}/{{}}.json")
+        rf"{folder}/(\.?{name.format('[A-Za-z0-9_-][A-Za-z0-9._-]*')}({re.escape(TEMPORARY_SUFFIX)})?|\.trial)"
+        for form in (*LAYOUT.values(), f"{MANIFEST_FOLDER}/{{}}.json")
         for folder, _, name in [re.sub(r"\.(?=\w+$)", r"\.", form).partition("/")]
     )
 )
 
 
-def obstacles(folder: Path) -> Iterator[str]:
+def find_obstacles(folder: Path) -> Iterator[str]:
     """Yield what is not a file, or not a folder, where a dataset in this folder has one, by path.
 
     A link counts as what it leads to; one that leads nowhere is replaced where a file belongs.
@@ -52,28 +55,30 @@ def obstacles(folder: Path) -> Iterator[str]:
 
 
 def _belongs(path: str) -> bool:
-    return path in tar_index.NAMES or bool(MADE.fullmatch(path))
+    return path in TAR_INDEX_FILES or bool(DATASET_FILE.fullmatch(path))
 
 
 def _obstructs(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def told(obstacle: str) -> str:
+def describe_obstacle(obstacle: str) -> str:
     """Return what is wrong with an obstacle."""
     kind = "folder" if obstacle in FOLDERS else "file"
     return f"{obstacle} is not a {kind}, and a dataset has one there"
 
 
-def unobstructed(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
     """Raise ConfigError if a dataset in this folder could not be written, as far as that is seen.
 
     Better at once than when a shard is ready after an hour.
     """
     for name in ("", "run", *FOLDERS):
         _require_rights(folder / name, os.R_OK | os.W_OK | os.X_OK)
-    for name in (*obstacles(folder), *(name for name in _RUN if _obstructs(folder / name))):
-        raise ConfigError(f"output: {folder}/{told(name)}; move it away, or choose another folder.")
+    for name in (*find_obstacles(folder), *(name for name in _RUN if _obstructs(folder / name))):
+        raise ConfigError(
+            f"output: {folder}/{describe_obstacle(name)}; move it away, or choose another folder."
+        )
     for name in _RUN:
         _require_rights(folder / name, os.R_OK | os.W_OK)
 

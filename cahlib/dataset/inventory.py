@@ -12,32 +12,37 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from cahlib.dataset import description, manifest
-from cahlib.dataset.description import Description
+from cahlib.dataset.description import Description, find_description
 from cahlib.dataset.layout import FOLDERS
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.storage.files import files
+from cahlib.dataset.manifest import (
+    ShardManifest,
+    committed_ids,
+    encode_manifest,
+    manifest_path,
+    read_manifest,
+)
+from cahlib.dataset.storage.files import files_at
 from cahlib.errors import RunError
 
 
-class Found(NamedTuple):
+class ShardState(NamedTuple):
     """A shard as it stands at a place."""
 
     id: str
-    sealed: Sealed | None  #: None if its manifest is damaged or gone
+    sealed: ShardManifest | None  #: None if its manifest is damaged or gone
     fault: str  #: why it is not whole, or ""
     manifest: bool = True  #: whether it has one, be it damaged
 
 
-class Place:
+class Inventory:
     """A folder or a URL with the shards in it, as of the first question."""
 
     def __init__(self, at: str | Path) -> None:
-        self.at, self.files = at, files(at)
+        self.at, self.files = at, files_at(at)
 
     @cached_property
     def description(self) -> Description | None:
-        return description.found(self.at)
+        return find_description(self.at)
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
@@ -46,33 +51,33 @@ class Place:
     def ids(self) -> list[str]:
         """Return the shards that have a manifest or are listed as committed, in order."""
         listed = self.description.committed if self.description else ()
-        return sorted({*manifest.ids(self.sizes), *listed})
+        return sorted({*committed_ids(self.sizes), *listed})
 
-    def shard(self, id: str) -> Found:
+    def shard(self, id: str) -> ShardState:
         """Return a shard as it stands here; of one whose files are elsewhere the manifest alone."""
-        name = manifest.name(id)
+        name = manifest_path(id)
         if name not in self.sizes:
-            return Found(id, None, f"{name} is missing.", manifest=False)
+            return ShardState(id, None, f"{name} is missing.", manifest=False)
         try:
-            sealed = manifest.sealed(self.at, id)
+            sealed = read_manifest(self.at, id)
         except RunError as error:
-            return Found(id, None, str(error))
+            return ShardState(id, None, str(error))
         if sealed is None:
-            return Found(id, None, f"{name} is missing.", manifest=False)
-        return Found(id, sealed, "" if sealed.place else self._lacking(sealed))
+            return ShardState(id, None, f"{name} is missing.", manifest=False)
+        return ShardState(id, sealed, "" if sealed.place else self._lacking(sealed))
 
-    def fault(self, sealed: Sealed) -> str:
+    def fault(self, sealed: ShardManifest) -> str:
         """Return what is not here of a shard as its manifest, from wherever, says; or ""."""
-        name = manifest.name(sealed.shard.id)
+        name = manifest_path(sealed.shard.id)
         if name not in self.sizes:
             return f"{name} is missing."
-        if self.sizes[name] != len(manifest.packed(replace(sealed, place=None))):
+        if self.sizes[name] != len(encode_manifest(replace(sealed, place=None))):
             here = self.shard(sealed.shard.id)  # by another version, changed, or damaged
             if here.sealed is None:
                 return here.fault
         return self._lacking(sealed)
 
-    def _lacking(self, sealed: Sealed) -> str:
+    def _lacking(self, sealed: ShardManifest) -> str:
         for path, stored in sealed.files.items():
             if path not in self.sizes:
                 return f"{path} is missing."
@@ -80,7 +85,7 @@ class Place:
                 return f"{path} has {self.sizes[path]:,} bytes instead of {stored.size:,}."
         return ""
 
-    def has_another(self, sealed: Sealed) -> bool:
+    def has_another(self, sealed: ShardManifest) -> bool:
         """Whether this place has the same shard as another machine made it, and whole.
 
         A shard that was changed, as by a purge, is still as it was made.

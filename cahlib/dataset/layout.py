@@ -51,12 +51,12 @@ def has_images(forms: Collection[str]) -> bool:
     return "images" in forms or ONE_EXTENSION in forms
 
 
-def numbered(path: str) -> int | None:
+def tar_number(path: str) -> int | None:
     """Return the number of a tar, or None if it has the name of its shard."""
     found = _NUMBERED.fullmatch(path)
     return int(found[1]) if found else None
 
 
-def located(form: str, shard: str) -> str:
+def part_path(form: str, shard: str) -> str:
     """Return where a shard's part lies in the dataset."""
     return LAYOUT[form].format(shard)

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cahlib.dataset import checksummed_json
+from cahlib.dataset.checksummed_json import decode_checksummed, encode_checksummed
 from cahlib.dataset.layout import MANIFESTS
-from cahlib.dataset.storage.files import Files, files
-from cahlib.dataset.storage.hashed_file import Stored
+from cahlib.dataset.storage.files import DatasetFiles, files_at
+from cahlib.dataset.storage.hashed_file import FileRecord
 from cahlib.errors import ConfigError, RunError
 from cahlib.lock import is_held
 from cahlib.records import Shard, Tally
 
-FOLDER = MANIFESTS
+MANIFEST_FOLDER = MANIFESTS
 
 #: How tars are called; see `cahlib.dataset.maintain.numbering`.
 _TAR = re.compile(r"images/[^/]+\.tar")
@@ -32,7 +32,7 @@ _CONFLICTED = re.compile(r" \(|\.sync-conflict-| conflict", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class GalleryItem:
     """A pair as the report shows it."""
 
     uid: str
@@ -52,12 +52,12 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sealed:
+class ShardManifest:
     """A shard that is in the dataset."""
 
     shard: Shard
     rows: int  #: pairs
-    files: Mapping[str, Stored]  #: by path below the dataset's folder
+    files: Mapping[str, FileRecord]  #: by path below the dataset's folder
     #: URL of the folder that holds the files, if they are not beside this seal any more
     place: str | None
     funnel: Mapping[str, Any]  #: `Tally.as_dict` of all four stages
@@ -65,7 +65,7 @@ class Sealed:
     dropped: Mapping[int, int]  #: the same of the pairs that were dropped
     similarity: float  #: mean of the kept pairs; 0 if there is none
     domains: Mapping[str, int]  #: hosts of the kept images, the 100 most frequent
-    gallery: tuple[Shown, ...]
+    gallery: tuple[GalleryItem, ...]
     optouts: int  #: images whose owners refused; the evidence is in optouts/
     started: float  #: when its scraping began, seconds since 1970
     scraped: float  #: when its images were there
@@ -88,79 +88,83 @@ class Sealed:
         return Tally.from_dict(self.funnel)
 
 
-def name(shard: str) -> str:
+def manifest_path(shard: str) -> str:
     """The path of a shard's seal, by the shard's id."""
-    return f"{FOLDER}/{shard}.json"
+    return f"{MANIFEST_FOLDER}/{shard}.json"
 
 
-def tar(sealed: Sealed) -> str | None:
+def tar_path(sealed: ShardManifest) -> str | None:
     """Return where a shard's tar lies, by the shard's name or by a number; None if it has none."""
     return next((path for path in sealed.files if _TAR.fullmatch(path)), None)
 
 
-def packed(sealed: Sealed) -> bytes:
+def encode_manifest(sealed: ShardManifest) -> bytes:
     """A seal as it is stored."""
-    return checksummed_json.packed(sealed)
+    return encode_checksummed(sealed)
 
 
-def unpacked(data: bytes) -> Sealed:
-    """The inverse of `packed`. Raises ValueError for a damaged seal."""
-    return checksummed_json.unpacked(data, Sealed)
+def decode_manifest(data: bytes) -> ShardManifest:
+    """The inverse of `encode_manifest`. Raises ValueError for a damaged seal."""
+    return decode_checksummed(data, ShardManifest)
 
 
-def sealed(place: str | Path, shard: str) -> Sealed | None:
+def read_manifest(place: str | Path, shard: str) -> ShardManifest | None:
     """The seal of a shard by its id, or None if the shard is not in the dataset."""
-    there = files(place)
-    return _read(there, name(shard)) if there.exists(name(shard)) else None
+    there = files_at(place)
+    return _read(there, manifest_path(shard)) if there.exists(manifest_path(shard)) else None
 
 
-def seals(place: str | Path, *, damaged: Literal["raise", "skip"] = "raise") -> Iterator[Sealed]:
+def read_manifests(
+    place: str | Path, *, damaged: Literal["raise", "skip"] = "raise"
+) -> Iterator[ShardManifest]:
     """All seals of a dataset, in the order of the shards. Raises RunError for a damaged one."""
-    there = files(place)
-    for id in ids(there.names(FOLDER)):
+    there = files_at(place)
+    for id in committed_ids(there.names(MANIFEST_FOLDER)):
         try:
-            yield _read(there, name(id))
+            yield _read(there, manifest_path(id))
         except RunError:
             if damaged == "raise":
                 raise
 
 
-def ids(names: Iterable[str]) -> list[str]:
+def committed_ids(names: Iterable[str]) -> list[str]:
     """Return the ids of the shards that have a manifest among these files, in order."""
-    found = (path for path in names if path.startswith(f"{FOLDER}/") and path.endswith(".json"))
+    found = (
+        path for path in names if path.startswith(f"{MANIFEST_FOLDER}/") and path.endswith(".json")
+    )
     named = (path.rpartition("/")[2][:-5] for path in found)
-    return sorted(each for each in named if each[:1] != "." and not conflicted(each))
+    return sorted(each for each in named if each[:1] != "." and not is_conflicted_copy(each))
 
 
-def conflicted(path: str) -> bool:
+def is_conflicted_copy(path: str) -> bool:
     """Whether a cloud drive made this file beside another one: it has two and knows not which."""
     return bool(_CONFLICTED.search(path.rpartition("/")[2]))
 
 
-def there(folder: Path) -> bool:
+def is_dataset(folder: Path) -> bool:
     """Whether a folder of this machine holds a dataset: one seal is enough."""
-    return bool(ids(files(folder).names(FOLDER)))
+    return bool(committed_ids(files_at(folder).names(MANIFEST_FOLDER)))
 
 
-def expect(folder: Path) -> None:
+def require_dataset(folder: Path) -> None:
     """Raise ConfigError for a folder of this machine that holds no dataset."""
-    if not there(folder):
-        raise no_dataset(folder)
+    if not is_dataset(folder):
+        raise no_dataset_error(folder)
 
 
-def no_dataset(place: str | Path) -> ConfigError:
+def no_dataset_error(place: str | Path) -> ConfigError:
     """Return the error for a place without a shard; a run that has just begun is told of."""
     if is_held(Path(place)):
         return ConfigError(
             f"{place} holds no shard yet: a command is working on it; wait for its first shard."
         )
-    return ConfigError(f"{place} holds no dataset: there is no shard's seal in {FOLDER}/.")
+    return ConfigError(f"{place} holds no dataset: there is no shard's seal in {MANIFEST_FOLDER}/.")
 
 
-def _read(there: Files, path: str) -> Sealed:
+def _read(there: DatasetFiles, path: str) -> ShardManifest:
     try:
-        found = unpacked(there.read(path))
-        if name(found.shard.id) != path:
+        found = decode_manifest(there.read(path))
+        if manifest_path(found.shard.id) != path:
             raise ValueError(f"it is that of {found.shard.id}")
         return found
     except ValueError as error:

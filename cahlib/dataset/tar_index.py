@@ -12,27 +12,30 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from cahlib.dataset import manifest
 from cahlib.dataset.layout import ONE_EXTENSION
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.storage.files import files
+from cahlib.dataset.manifest import ShardManifest, tar_path
+from cahlib.dataset.storage.files import files_at
 
-SIZES, NUMBER, CARD = NAMES = ("images/sizes.json", "images/nshards.txt", "images/README.md")
+SIZES_FILE, COUNT_FILE, TAR_CARD_FILE = TAR_INDEX_FILES = (
+    "images/sizes.json",
+    "images/nshards.txt",
+    "images/README.md",
+)
 
 #: The extensions that pictures may have.
-EXTENSIONS = ("jpg", "png", "webp", "avif")
+IMAGE_EXTENSIONS = ("jpg", "png", "webp", "avif")
 
 #: How `datasets` calls the types of our columns; a JSON number is always a double.
 _DTYPES = {"double": "float64", "float": "float64"}
 
 
-def size_of(sealed: Sealed) -> dict[str, int]:
+def tar_size(sealed: ShardManifest) -> dict[str, int]:
     """Return the samples of a shard's tar by its name in its folder; empty if it has none."""
-    path = manifest.tar(sealed)
+    path = tar_path(sealed)
     return {path.rpartition("/")[2]: sealed.rows} if path else {}
 
 
-def write(
+def write_tar_index(
     place: str | Path,
     sizes: Mapping[str, int],
     forms: Iterable[str],
@@ -40,66 +43,68 @@ def write(
     layout: int,
 ) -> None:
     """Write the files anew, or remove them where there is no tar."""
-    made = {**counts(sizes), CARD: card(forms, scores, layout).encode()} if sizes else {}
-    for name in NAMES:
+    made = (
+        {**encode_tar_sizes(sizes), TAR_CARD_FILE: render_tar_card(forms, scores, layout).encode()}
+        if sizes
+        else {}
+    )
+    for name in TAR_INDEX_FILES:
         if name in made:
-            files(place).write(name, made[name])
+            files_at(place).write(name, made[name])
         else:
-            files(place).remove(name)
+            files_at(place).remove(name)
 
 
-def add(folder: Path, sealed: Sealed) -> None:
+def add_tar(folder: Path, sealed: ShardManifest) -> None:
     """Add a shard that was just committed; a run that is killed before makes them anew later."""
-    if size := size_of(sealed):
-        for name, data in counts({**read(folder), **size}).items():
-            files(folder).write(name, data)
+    if size := tar_size(sealed):
+        for name, data in encode_tar_sizes({**read_tar_sizes(folder), **size}).items():
+            files_at(folder).write(name, data)
 
 
-def read(place: str | Path) -> dict[str, int]:
+def read_tar_sizes(place: str | Path) -> dict[str, int]:
     """Return the sizes that are at a place; empty if there are none, or they are damaged."""
-    there = files(place)
+    there = files_at(place)
     try:
-        found = json.loads(there.read(SIZES)) if there.exists(SIZES) else {}
+        found = json.loads(there.read(SIZES_FILE)) if there.exists(SIZES_FILE) else {}
     except ValueError:
         return {}
     whole = isinstance(found, dict) and all(isinstance(each, int) for each in found.values())
     return found if whole else {}
 
 
-def faults(place: str | Path, sizes: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+def check_tar_index(place: str | Path, sizes: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     """Yield the name of each file that counts wrongly, with a sentence.
 
     ``sizes`` are those of the manifests. A tar that is not counted yet is no fault: its run goes
     on, or was killed before it could count it.
     """
-    there = files(place)
-    present = {name for name in NAMES if there.exists(name)}
-    said = read(place)
+    there = files_at(place)
+    present = {name for name in TAR_INDEX_FILES if there.exists(name)}
+    said = read_tar_sizes(place)
     wrong = said.items() - sizes.items()
-    for name, data in counts(said).items() if present else ():
+    for name, data in encode_tar_sizes(said).items() if present else ():
         if name not in present:
             yield name, f"{name} is missing."
-        elif there.read(name) != data or (wrong and name == SIZES):
+        elif there.read(name) != data or (wrong and name == SIZES_FILE):
             yield name, f"{name} does not count the tars as they are."
 
 
-def counts(sizes: Mapping[str, int]) -> dict[str, bytes]:
+def encode_tar_sizes(sizes: Mapping[str, int]) -> dict[str, bytes]:
     """Return the files that count, by their names."""
     return {
-        SIZES: (json.dumps(dict(sorted(sizes.items())), indent=0) + "\n").encode(),
-        NUMBER: f"{len(sizes)}\n".encode(),
+        SIZES_FILE: (json.dumps(dict(sorted(sizes.items())), indent=0) + "\n").encode(),
+        COUNT_FILE: f"{len(sizes)}\n".encode(),
     }
 
 
-def card(forms: Iterable[str], scores: Iterable[str], layout: int) -> str:
+def render_tar_card(forms: Iterable[str], scores: Iterable[str], layout: int) -> str:
     """Return the card of the tars."""
-    from cahlib.dataset.write.columns import (
-        schema,  # needs pyarrow, which who only counts tars may lack
-    )
+    from cahlib.dataset.write.columns import arrow_schema
 
     jpg = ONE_EXTENSION in forms
-    kinds = EXTENSIONS[:1] if jpg else EXTENSIONS
-    columns = schema(tuple(scores), reencoded=jpg, layout=layout)
+    kinds = IMAGE_EXTENSIONS[:1] if jpg else IMAGE_EXTENSIONS
+    columns = arrow_schema(tuple(scores), reencoded=jpg, layout=layout)
     return "\n".join(
         [
             "---",

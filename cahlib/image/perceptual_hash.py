@@ -91,7 +91,7 @@ def same_colours(
     return np.asarray(near & ~turned | (one == 0) | (two == 0))
 
 
-class Near:
+class NearIndex:
     """Perceptual hashes with mean colours, and whether another is near one of them.
 
     If 64 bits are cut into one more band than bits may differ, at least one band is the same in two
@@ -136,12 +136,12 @@ class Near:
     def _close(self, bucket: array[int], looks: int, colours: int) -> bool:
         places = np.frombuffer(bucket, np.uint32)
         different = np.frombuffer(self._hashes, np.uint64)[places] ^ np.uint64(looks)
-        places = places[bits(different) <= self._distance]
+        places = places[count_bits(different) <= self._distance]
         known = np.frombuffer(self._colours, np.uint64)[places]
         return bool(same_colours(known, np.uint64(colours)).any())
 
 
-def near(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.int64]]:
+def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.int64]]:
     """All pairs of places whose hashes differ in ``distance`` bits at most: arrays (pairs, 2).
 
     A pair may come more than once. If the 64 bits are cut into two more bands than bits may differ,
@@ -157,7 +157,7 @@ def near(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.int64
             step += 1  # compare each with the one that many places further on, in the same bucket
             at = at[at + step < len(hashes)]
             at = at[keys[at] == keys[at + step]]
-            close = at[bits(sorted_[at] ^ sorted_[at + step]) <= distance]
+            close = at[count_bits(sorted_[at] ^ sorted_[at + step]) <= distance]
             if len(close):
                 yield np.stack([order[close], order[close + step]], axis=1)
 
@@ -169,7 +169,7 @@ def _masks(bands: int) -> Iterator[np.uint64]:
     yield from (np.uint64(one | other) for one, other in combinations(each, 2))
 
 
-def bits(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def count_bits(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """How many bits are set (numpy has a function for it from 2.0 on)."""
     m1, m2, m4 = (
         np.uint64(m) for m in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.config import Job, Output, replace
-from cahlib.dataset import description
+from cahlib.dataset.description import DESCRIPTION_FILE
 from cahlib.dataset.layout import ELSEWHERE, LAYOUT, MANIFESTS
 from cahlib.errors import ConfigError
 from cahlib.kaggle.inside import STATE, TICKET
@@ -178,8 +178,8 @@ def _state(target: Path, dataset: Path, *, metadata: bool) -> None:
         elsewhere = tarfile.TarInfo(ELSEWHERE)
         elsewhere.size = len(names)
         pack.addfile(elsewhere, BytesIO(names))
-        if (dataset / description.NAME).exists():
-            pack.add(dataset / description.NAME, description.NAME)
+        if (dataset / DESCRIPTION_FILE).exists():
+            pack.add(dataset / DESCRIPTION_FILE, DESCRIPTION_FILE)
         for shard in sorted(sealed(dataset)):
             pack.add(dataset / MANIFESTS / f"{shard}.json", f"{MANIFESTS}/{shard}.json")
             table = LAYOUT["metadata"].format(shard)

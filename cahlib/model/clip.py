@@ -30,11 +30,12 @@ from safetensors import SafetensorError
 
 from cahlib.config import Judge
 from cahlib.errors import ConfigError, RunError
-from cahlib.model import cpu, pretrained
-from cahlib.model.device_model import Replica, Vectors
+from cahlib.model.cpu import packable_tower
+from cahlib.model.device_model import DeviceModel, Vectors
 from cahlib.model.frameworks import open_clip, torch
-from cahlib.model.inputs import Pixels, Tokens, prepare, quicker
+from cahlib.model.inputs import GroupedTokenizer, Pixels, fast_step, preprocess
 from cahlib.model.model_source import ModelSource, find_source
+from cahlib.model.pretrained import find_weights_info, image_options
 
 #: More images at once are no faster on a CPU (with ViT-B/32, from 4 at once on).
 _CPU_BATCH = 32
@@ -67,12 +68,12 @@ class Clip:
         if on_cpu:
             torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // 2)))
         # The last two steps turn an image into floats, which is faster for a batch on its device.
-        self._steps = [quicker(step) for step in transform.transforms[:-2]]
-        size = _ROW if cpu.tower(model) is not None else 16 if on_cpu else 64
-        self._tokens = Tokens(tokenizer, padding=_padding(model), size=size)
+        self._steps = [fast_step(step) for step in transform.transforms[:-2]]
+        size = _ROW if packable_tower(model) is not None else 16 if on_cpu else 64
+        self._tokens = GroupedTokenizer(tokenizer, padding=_padding(model), size=size)
         models = [model, *(copy.deepcopy(model) for _ in self.devices[1:])]
-        self._replicas = [Replica(*each) for each in zip(models, self.devices, strict=True)]
-        self._free: queue.SimpleQueue[Replica] = queue.SimpleQueue()
+        self._replicas = [DeviceModel(*each) for each in zip(models, self.devices, strict=True)]
+        self._free: queue.SimpleQueue[DeviceModel] = queue.SimpleQueue()
         for replica in self._replicas * (self.slots // len(self.devices)):
             self._free.put(replica)
         self.dim = self.embed_texts([""]).shape[1]  #: width of the embeddings
@@ -82,7 +83,7 @@ class Clip:
 
         shape (height, width, 3), uint8; may be called from many threads.
         """
-        return prepare(data, self._steps)
+        return preprocess(data, self._steps)
 
     def embed(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
         """The embeddings of as many images as texts, row by row.
@@ -114,7 +115,7 @@ class Clip:
         return sum(replica.clock.seconds() for replica in self._replicas) / len(self._replicas)
 
     def _in_parts(
-        self, replica: Replica, pixels: Sequence[Pixels], texts: Sequence[str]
+        self, replica: DeviceModel, pixels: Sequence[Pixels], texts: Sequence[str]
     ) -> Iterator[tuple[Vectors, Vectors]]:
         start = 0
         while start < len(texts):
@@ -138,7 +139,7 @@ class Clip:
             start = end
 
 
-def load(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
+def load_clip(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
     """Load the model that the settings name, on the devices given or all that they allow.
 
     Raise ConfigError for what does not exist, cannot be downloaded or does not fit together.
@@ -146,13 +147,13 @@ def load(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
     devices = devices or _devices(judge.device)
     source = find_source(judge)
     if source.listed:
-        require_listed(source)
+        require_known_weights(source)
     with _quiet():
         model, transform, tokenizer = _open(source)
     return Clip(source.name, model, transform=transform, tokenizer=tokenizer, devices=devices)
 
 
-def require_listed(source: ModelSource) -> None:
+def require_known_weights(source: ModelSource) -> None:
     """Raise ConfigError if open_clip does not know the model, or the weights, by their names."""
     name, weights, known = source.model, source.pretrained or "", open_clip.list_models()
     if name not in known:
@@ -172,7 +173,7 @@ def require_listed(source: ModelSource) -> None:
         what = f"has no weights called {weights!r}" if weights else "needs weights"
         more = f", or some that open_clip has: {near}" if near else ""
         raise ConfigError(f"pretrained: {name} {what}; name a file of them{more}.")
-    pretrained.known(name, weights)
+    find_weights_info(name, weights)
 
 
 def _open(source: ModelSource) -> tuple[Any, Any, Any]:
@@ -182,7 +183,7 @@ def _open(source: ModelSource) -> tuple[Any, Any, Any]:
     # open_clip builds ViT-B-32 with GELU even for OpenAI's weights, which were trained with
     # QuickGELU, and only warns; what it knows of the weights is right.
     described = source.config is not None
-    known = pretrained.known(source.model, source.pretrained or "", described=described)
+    known = find_weights_info(source.model, source.pretrained or "", described=described)
     bpe = {"bpe_path": str(source.bpe)} if source.bpe else {}
     try:
         # Not create_model_and_transforms: that one goes on with random weights if it finds none.
@@ -190,7 +191,7 @@ def _open(source: ModelSource) -> tuple[Any, Any, Any]:
             source.model,
             source.pretrained,
             force_quick_gelu=bool(known.get("quick_gelu")),
-            **pretrained.pictures(known),
+            **image_options(known),
         )
         tokenizer = open_clip.get_tokenizer(source.model, **bpe)
     except _UNFIT as error:

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cahlib.model.frameworks import ResidualAttentionBlock, torch
-from cahlib.model.inputs import Group
+from cahlib.model.inputs import TokenGroup
 
 linear = torch.nn.functional.linear
 scaled_dot_product_attention = torch.nn.functional.scaled_dot_product_attention
 
 
-class Row(NamedTuple):
+class PackedTexts(NamedTuple):
     """Texts one after the other, each up to its end."""
 
     tokens: torch.Tensor  #: (tokens of all texts,)
@@ -28,12 +28,12 @@ class Row(NamedTuple):
     ends: torch.Tensor  #: (texts,): where each text ends in the row
     width: int  #: tokens of the longest text
 
-    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Row:
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedTexts:
         """The same, on another device."""
-        return Row(move(self.tokens), move(self.places), move(self.ends), self.width)
+        return PackedTexts(move(self.tokens), move(self.places), move(self.ends), self.width)
 
 
-def tower(model: Any) -> Any:
+def packable_tower(model: Any) -> Any:
     """The text tower, if it is of blocks as CLIP has them and looks at a text's end; else None.
 
     What follows the end has no say in the embedding then.
@@ -47,12 +47,12 @@ def tower(model: Any) -> Any:
     return found if plain and causal and pool == "argmax" and not appended else None
 
 
-def row(tokens: Group) -> Row:
+def pack_texts(tokens: TokenGroup) -> PackedTexts:
     """Texts of such a tower, (texts, tokens), in a row."""
     ends = tokens.argmax(axis=1)  # a text's end has the highest number of all tokens
     width = int(ends.max()) + 1
     inside = np.arange(width) <= ends[:, None]
-    return Row(
+    return PackedTexts(
         tokens=torch.from_numpy(tokens[:, :width][inside]),
         places=torch.from_numpy(np.flatnonzero(inside)),
         ends=torch.from_numpy((ends + 1).cumsum() - 1),
@@ -60,7 +60,7 @@ def row(tokens: Group) -> Row:
     )
 
 
-def encode(tower: Any, row: Row) -> Any:
+def encode_packed(tower: Any, row: PackedTexts) -> Any:
     """What the tower makes of the texts: (texts, width of the model)."""
     x = tower.token_embedding(row.tokens) + tower.positional_embedding[row.places % row.width]
     *blocks, last = tower.transformer.resblocks
@@ -75,7 +75,7 @@ def encode(tower: Any, row: Row) -> Any:
     return project(x) if isinstance(project, torch.nn.Linear) else x @ project
 
 
-def _mixed(block: ResidualAttentionBlock, x: torch.Tensor, row: Row) -> torch.Tensor:
+def _mixed(block: ResidualAttentionBlock, x: torch.Tensor, row: PackedTexts) -> torch.Tensor:
     """What each token sees of its text, itself and before."""
     attn, width = block.attn, x.shape[1]
     made = linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)

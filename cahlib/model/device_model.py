@@ -16,14 +16,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cahlib.model import cpu
+from cahlib.model.cpu import PackedTexts, encode_packed, pack_texts, packable_tower
 from cahlib.model.frameworks import QuickGELU, ResidualAttentionBlock, torch
-from cahlib.model.inputs import Group, Pixels
+from cahlib.model.inputs import Pixels, TokenGroup
 
 #: Embeddings of length 1: (how many, width of the model).
 Vectors: TypeAlias = NDArray[np.float32]
 #: Images, if there are any, and groups of texts, on a device.
-Sent: TypeAlias = tuple[torch.Tensor | None, list[torch.Tensor | cpu.Row]]
+ModelInput: TypeAlias = tuple[torch.Tensor | None, list[torch.Tensor | PackedTexts]]
 
 #: From this width of the embeddings on, rounding cancels out, and a CPU gains by smaller numbers.
 _LARGE = 512
@@ -32,7 +32,7 @@ _LARGE = 512
 _QUICK = 1.702
 
 
-class Replica:
+class DeviceModel:
     """A model on one device."""
 
     def __init__(self, model: Any, device: str, *, dtype: torch.dtype | None = None) -> None:
@@ -48,13 +48,13 @@ class Replica:
         if self._dtype == torch.bfloat16:
             _round(model.visual)
         _shorten(model.visual)
-        self._tower = cpu.tower(model)
+        self._tower = packable_tower(model)
         config = model.visual.preprocess_cfg
         self._mean, self._std = (
             torch.tensor(config[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std")
         )
 
-    def embed(self, pixels: Sequence[Pixels], groups: Sequence[Group]) -> Vectors:
+    def embed(self, pixels: Sequence[Pixels], groups: Sequence[TokenGroup]) -> Vectors:
         """The embeddings of the images, then those of the groups of tokens, in float32."""
         with self.clock, torch.inference_mode():
             sent = self.sent(pixels, groups)
@@ -64,20 +64,20 @@ class Replica:
                 both = self.compute(sent, torch.float32)
             return both
 
-    def sent(self, pixels: Sequence[Pixels], groups: Sequence[Group]) -> Sent:
+    def sent(self, pixels: Sequence[Pixels], groups: Sequence[TokenGroup]) -> ModelInput:
         """The model's input, on its device."""
         images = self._images(pixels) if len(pixels) else None
         return images, [self._texts(tokens) for tokens in groups]
 
-    def compute(self, sent: Sent, dtype: torch.dtype) -> Vectors:
+    def compute(self, sent: ModelInput, dtype: torch.dtype) -> Vectors:
         """The embeddings of what was sent, images first."""
         images, texts = sent
         kind = torch.device(self.device).type
         with torch.autocast(kind, dtype) if dtype == torch.float16 else nullcontext():
             found = [] if images is None else [self._model.encode_image(images)]
             found += [
-                cpu.encode(self._tower, each)
-                if isinstance(each, cpu.Row)
+                encode_packed(self._tower, each)
+                if isinstance(each, PackedTexts)
                 else self._model.encode_text(each)
                 for each in texts
             ]
@@ -98,10 +98,10 @@ class Replica:
         floats = images.to(torch.float32, memory_format=self._layout).div_(255)
         return floats.sub_(self._mean).div_(self._std)
 
-    def _texts(self, tokens: Group) -> torch.Tensor | cpu.Row:
+    def _texts(self, tokens: TokenGroup) -> torch.Tensor | PackedTexts:
         if self._tower is None:
             return self._there(torch.from_numpy(tokens))
-        return cpu.row(tokens).moved(self._there)
+        return pack_texts(tokens).moved(self._there)
 
     def _there(self, tensor: torch.Tensor) -> torch.Tensor:
         # From other than pinned memory, a copy waits until the GPU has done all it has to do.

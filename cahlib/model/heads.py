@@ -31,14 +31,14 @@ from safetensors.numpy import load_file
 
 from cahlib.errors import ConfigError
 from cahlib.model.open_nsfw import OPEN_NSFW
-from cahlib.model.safety import SOUGHT
+from cahlib.model.safety import SAFETY_SCORES
 from cahlib.model.score_names import SIMILARITY, column_name
 from cahlib.places import expanded
 
 Floats = NDArray[np.float32]
 
 
-class Model(Protocol):
+class EmbeddingModel(Protocol):
     """What is needed of a `cahlib.model.clip.Clip`."""
 
     name: str
@@ -84,18 +84,18 @@ class Head:
         return below if self.card.drop == "below" else score > self.card.threshold
 
 
-def load(paths: Sequence[str], model: Model) -> tuple[Head, ...]:
+def load_heads(paths: Sequence[str], model: EmbeddingModel) -> tuple[Head, ...]:
     """The heads of some JSON files; raises ConfigError for one that is none or does not fit."""
-    check(paths, model.name)
+    check_heads(paths, model.name)
     return tuple(_load(expanded(path), model) for path in paths)
 
 
-def check(paths: Sequence[str], model: str) -> None:
+def check_heads(paths: Sequence[str], model: str) -> None:
     """Raise ConfigError for files that do not describe heads for this model, by its name.
 
     Each needs a column of its own.
     """
-    columns = {column_name(name) for name in (SIMILARITY, *SOUGHT.values(), OPEN_NSFW)}
+    columns = {column_name(name) for name in (SIMILARITY, *SAFETY_SCORES.values(), OPEN_NSFW)}
     for path in paths:
         card = _card_for(expanded(path), model)
         if column_name(card.name) in columns:
@@ -106,7 +106,7 @@ def check(paths: Sequence[str], model: str) -> None:
         columns.add(column_name(card.name))
 
 
-def _load(path: Path, model: Model) -> Head:
+def _load(path: Path, model: EmbeddingModel) -> Head:
     card = _card_for(path, model.name)
     if card.width != model.dim:
         raise ConfigError(

@@ -22,19 +22,19 @@ from cahlib.image.pixels import resize_picture, to_plain_mode
 #: An image as the model will see it: (height, width, 3).
 Pixels: TypeAlias = NDArray[np.uint8]
 #: Texts of about the same length: (texts, tokens).
-Group: TypeAlias = NDArray[np.int64]
+TokenGroup: TypeAlias = NDArray[np.int64]
 
 #: Words whose tokens are remembered; open_clip's tokenizer by itself never forgets one.
 _WORDS = 200_000
 
 #: What Pillow raises for broken files, depending on where they are broken.
-BROKEN = (
+DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
     MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 
-def prepare(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None:
+def preprocess(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None:
     """Decode an image and take it through the steps; None if it cannot be read.
 
     Pillow decodes and resizes without the interpreter's lock, so threads speed it up.
@@ -51,11 +51,11 @@ def prepare(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None
         for step in steps:
             image = step(image)
         return np.asarray(image)
-    except BROKEN:
+    except DECODE_ERRORS:
         return None
 
 
-def quicker(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def fast_step(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A step of open_clip's, or one that does the same in less time."""
     side, filter = getattr(step, "size", None), getattr(step, "interpolation", None)
     if isinstance(side, int) and str(getattr(filter, "value", "")) == "bicubic":
@@ -82,7 +82,7 @@ class _Shorter:
         return resize_picture(image, (width, height))
 
 
-class Tokens:
+class GroupedTokenizer:
     """Texts to tokens: each different text once, in groups of like length without the padding.
 
     Most texts are much shorter than a model's context, and a model reads 20 tokens four times as
@@ -95,7 +95,7 @@ class Tokens:
         self._specials = dict(getattr(tokenizer, "cache", {}))
         self._lock = threading.Lock()  # the tokenizer's memory of words is not for two threads
 
-    def __call__(self, texts: Sequence[str]) -> tuple[list[Group], NDArray[np.intp]]:
+    def __call__(self, texts: Sequence[str]) -> tuple[list[TokenGroup], NDArray[np.intp]]:
         """The groups, and for each text its row in all groups joined."""
         different = list(dict.fromkeys(texts))
         tokens = self._tokenize(different)
@@ -106,14 +106,14 @@ class Tokens:
         row = {different[place]: row for row, place in enumerate(order)}
         return groups, np.array([row[text] for text in texts])
 
-    def _tokenize(self, texts: list[str]) -> Group:
+    def _tokenize(self, texts: list[str]) -> TokenGroup:
         with self._lock:
             tokens = np.asarray(self._tokenizer(texts))
             if len(getattr(self._tokenizer, "cache", ())) > _WORDS:
                 self._tokenizer.cache = dict(self._specials)
         return tokens
 
-    def _lengths(self, tokens: Group) -> NDArray[np.int64]:
+    def _lengths(self, tokens: TokenGroup) -> NDArray[np.int64]:
         width = tokens.shape[1]
         if self._padding is None:
             return np.full(len(tokens), width)

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from cahlib.image.perceptual_hash import Near, phash
+from cahlib.image.perceptual_hash import NearIndex, phash
 from cahlib.lists import LOOKS, entries
-from cahlib.model.inputs import BROKEN
+from cahlib.model.inputs import DECODE_ERRORS
 from cahlib.records import Image, Reason, Stage, Tally
 
 
-def listed(paths: Sequence[str], setting: str, distance: int) -> Near | None:
+def load_known_harm(paths: Sequence[str], setting: str, distance: int) -> NearIndex | None:
     """The hashes of some lists, None without a list; raises ConfigError for what is none."""
     found = (int(each, 16) for path in paths for each in entries(path, setting, LOOKS))
-    return Near(distance, found) if paths else None
+    return NearIndex(distance, found) if paths else None
 
 
-def harmless(images: Iterable[Image], harm: Near | None, tally: Tally) -> Iterator[Image]:
+def drop_known_harm(
+    images: Iterable[Image], harm: NearIndex | None, tally: Tally
+) -> Iterator[Image]:
     """The images that look like none of the harmful ones; the others are counted, no more."""
     for image in images:
         if harm is not None and _looks(image, harm):
@@ -31,8 +33,8 @@ def harmless(images: Iterable[Image], harm: Near | None, tally: Tally) -> Iterat
             yield image
 
 
-def _looks(image: Image, harm: Near) -> bool:
+def _looks(image: Image, harm: NearIndex) -> bool:
     try:
         return int(phash(image.data), 16) in harm
-    except BROKEN:  # in a stranger's parcel; whoever judges it counts it as unreadable
+    except DECODE_ERRORS:  # in a stranger's parcel; whoever judges it counts it as unreadable
         return False

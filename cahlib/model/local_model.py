@@ -21,7 +21,7 @@ class LocalModel:
     bpe: Path | None  #: ``bpe.txt.gz``: the merges of its vocabulary, if it has its own
 
 
-def find(folder: Path) -> LocalModel:
+def find_local_model(folder: Path) -> LocalModel:
     """The model in a folder; raises ConfigError if there is not exactly one."""
     folder = folder.absolute()
     bpe = folder / "bpe.txt.gz"

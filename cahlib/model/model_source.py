@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cahlib.config import Judge
 from cahlib.errors import ConfigError
-from cahlib.model import local_model
+from cahlib.model.local_model import find_local_model
 from cahlib.places import expanded
 
 
@@ -61,7 +61,7 @@ def _local(folder: Path) -> ModelSource:
         return ModelSource(
             name=folder.name, typed=str(folder), model=f"local-dir:{folder}", pretrained=None
         )
-    found = local_model.find(folder)
+    found = find_local_model(folder)
     return ModelSource(
         name=f"{found.config.stem}/{found.weights.stem}",
         typed=str(folder),

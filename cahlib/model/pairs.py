@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from cahlib.model.clip import Clip
     from cahlib.model.device_model import Vectors
 
-T = TypeVar("T")
-R = TypeVar("R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 #: Most bytes of images in a batch: a page of huge originals must not fill the memory.
 _BATCH_BYTES = 128 * 2**20
@@ -37,7 +37,7 @@ _Prepared: TypeAlias = tuple[Image, Pixels]
 _Embedded: TypeAlias = "tuple[list[_Prepared], tuple[Vectors, Vectors]]"
 
 
-def pairs(
+def score_pairs(
     images: Iterable[Image],
     clip: Clip,
     safety: Safety,
@@ -78,7 +78,7 @@ def pairs(
             )
 
 
-def scores(safety: Safety, heads: Sequence[Head] = ()) -> tuple[str, ...]:
+def score_names(safety: Safety, heads: Sequence[Head] = ()) -> tuple[str, ...]:
     """Return the names of an image's scores: the similarity, the rules' and the heads'."""
     return SIMILARITY, *safety.scores, *(head.score for head in heads)
 
@@ -142,15 +142,15 @@ def _batches(
 
 
 def _ahead(
-    function: Callable[[T], R],
-    items: Iterable[T],
+    function: Callable[[_T], _R],
+    items: Iterable[_T],
     threads: ThreadPoolExecutor,
     *,
-    weigh: Callable[[T], int],
+    weigh: Callable[[_T], int],
     full: int,
-) -> Iterator[tuple[T, R]]:
+) -> Iterator[tuple[_T, _R]]:
     """Each item with what the function makes of it, in order; no more in work than fills it."""
-    working: deque[tuple[T, Future[R]]] = deque()
+    working: deque[tuple[_T, Future[_R]]] = deque()
     weight = 0
     for item in items:
         working.append((item, threads.submit(function, item)))

@@ -22,10 +22,10 @@ _PICTURES = ("mean", "std", "interpolation", "resize_mode")
 _DIGEST = re.compile(r"/([0-9a-f]{64})/[^/]*\Z|-([0-9a-f]{8})\.[a-z]+\Z")
 
 #: What open_clip knows of weights: where they come from, how they were trained.
-Known = Mapping[str, Any]
+WeightsInfo = Mapping[str, Any]
 
 
-def known(model: str, pretrained: str, *, described: bool = False) -> Known:
+def find_weights_info(model: str, pretrained: str, *, described: bool = False) -> WeightsInfo:
     """Return what open_clip knows of weights by their name or of a file of them.
 
     Raise ConfigError if a file does not tell and it matters; not if its model is ``described`` by
@@ -63,7 +63,7 @@ def known(model: str, pretrained: str, *, described: bool = False) -> Known:
     return {name: value for name, value in shared.items() if name in ("quick_gelu", *_PICTURES)}
 
 
-def pictures(known: Known) -> dict[str, Any]:
+def image_options(known: WeightsInfo) -> dict[str, Any]:
     """Return how weights want their pictures, as `open_clip.create_model_from_pretrained` asks."""
     return {f"image_{name}": known[name] for name in _PICTURES if name in known}
 
@@ -72,7 +72,7 @@ def _is_quick(model: str) -> bool:
     return bool((open_clip.get_model_config(model) or {}).get("quick_gelu"))
 
 
-def _family(model: str) -> dict[str, Known]:
+def _family(model: str) -> dict[str, WeightsInfo]:
     """Return the weights of a model by their tags, with those of its other activation."""
     base = model.removesuffix(_QUICK)
     return {
@@ -82,7 +82,7 @@ def _family(model: str) -> dict[str, Known]:
     }
 
 
-def _recognized(file: Path, tags: Mapping[str, Known]) -> str:
+def _recognized(file: Path, tags: Mapping[str, WeightsInfo]) -> str:
     """Return the tag of the weights in a file, "" if it does not tell."""
     urls = {tag: str(each.get("url") or "") for tag, each in tags.items()}
     digests = {tag: match[1] or match[2] for tag in tags if (match := _DIGEST.search(urls[tag]))}

@@ -40,13 +40,13 @@ _MARKS = {
     "age": ("minor", "adult"),
     "animal": ("thing", "person", "animal"),
 }
-SOUGHT = {"content": "sexual", "age": "minor", "animal": "animal"}
+SAFETY_SCORES = {"content": "sexual", "age": "minor", "animal": "animal"}
 
 #: Label by the number of sexual prompts among the best two.
 _NSFW = ("UNLIKELY", "UNSURE", "NSFW")
 
 
-class Model(Protocol):
+class TextModel(Protocol):
     """What is needed of a `cahlib.model.clip.Clip`."""
 
     name: str
@@ -56,7 +56,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class SafetyVerdict:
     """What the rules say of one image."""
 
     nsfw: str  #: "UNLIKELY", "UNSURE" or "NSFW"
@@ -81,7 +81,7 @@ class _Set:
         return share, self.sought[best]
 
 
-def read_rules(path: str) -> dict[str, Any]:
+def read_safety_rules(path: str) -> dict[str, Any]:
     """Return the sets of a file, or the built-in ones for ""; raise ConfigError for a bad file."""
     file = expanded(path) if path else Path(__file__).with_name("safety.json")
     try:
@@ -98,22 +98,22 @@ def read_rules(path: str) -> dict[str, Any]:
 class Safety:
     """The rules with their prompts, for one model."""
 
-    def __init__(self, sets: Mapping[str, Mapping[str, Sequence[str]]], model: Model) -> None:
+    def __init__(self, sets: Mapping[str, Mapping[str, Sequence[str]]], model: TextModel) -> None:
         """``sets``: by set and mark, the prompts; as `load` reads them from a file."""
         self._sets = {name: _embedded(name, marks, model) for name, marks in sets.items()}
         self._words = [word.casefold() for word in sets.get("age", {}).get("words", ())]
 
     @classmethod
-    def load(cls, path: str, model: Model) -> Safety:
+    def load(cls, path: str, model: TextModel) -> Safety:
         """The rules of a file, or the built-in ones for ""; raises ConfigError for a bad file."""
-        return cls(read_rules(path), model)
+        return cls(read_safety_rules(path), model)
 
     @property
     def scores(self) -> tuple[str, ...]:
         """The names of the scores in each verdict."""
-        return tuple(SOUGHT[name] for name in self._sets)
+        return tuple(SAFETY_SCORES[name] for name in self._sets)
 
-    def judge(self, images: NDArray[np.float32], texts: Sequence[str]) -> list[Verdict]:
+    def judge(self, images: NDArray[np.float32], texts: Sequence[str]) -> list[SafetyVerdict]:
         """A verdict for each image, (images, width) of length 1, with its caption."""
         found = {name: each.compare(images) for name, each in self._sets.items()}
         labels = found["content"][1].sum(axis=1)
@@ -122,10 +122,12 @@ class Safety:
             minors |= found["age"][1].any(axis=1)
         animals = found["animal"][1][:, 0] if "animal" in found else np.zeros_like(minors)
         return [
-            Verdict(
+            SafetyVerdict(
                 nsfw=_NSFW[label],
                 reason=_reason(unsafe=label > 0, minor=minors[row], animal=animals[row]),
-                scores={SOUGHT[name]: float(share[row]) for name, (share, _) in found.items()},
+                scores={
+                    SAFETY_SCORES[name]: float(share[row]) for name, (share, _) in found.items()
+                },
             )
             for row, label in enumerate(labels)
         ]
@@ -141,11 +143,11 @@ def _reason(*, unsafe: bool, minor: bool, animal: bool) -> Reason | None:
     return Reason.ANIMAL if unsafe and animal else None
 
 
-def _embedded(name: str, marks: Mapping[str, Sequence[str]], model: Model) -> _Set:
+def _embedded(name: str, marks: Mapping[str, Sequence[str]], model: TextModel) -> _Set:
     prompts = [(prompt, mark) for mark in _MARKS[name] for prompt in marks[mark]]
     return _Set(
         vectors=model.embed_texts([prompt for prompt, _ in prompts]),
-        sought=np.array([mark == SOUGHT[name] for _, mark in prompts]),
+        sought=np.array([mark == SAFETY_SCORES[name] for _, mark in prompts]),
     )
 
 

@@ -11,12 +11,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from cahlib.config import Judge
-from cahlib.model import heads as head_files
-from cahlib.model.heads import Head
+from cahlib.model.heads import Head, check_heads, load_heads
 from cahlib.model.model_source import find_source
-from cahlib.model.open_nsfw import OPEN_NSFW, OpenNsfw, check_installed
-from cahlib.model.pairs import pairs, scores
-from cahlib.model.safety import Safety, read_rules
+from cahlib.model.open_nsfw import OPEN_NSFW, OpenNsfw, require_open_nsfw
+from cahlib.model.pairs import score_names, score_pairs
+from cahlib.model.safety import Safety, read_safety_rules
 from cahlib.records import Image, Judged, Tally
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Models:
+class Scorer:
     """What was loaded for a run."""
 
     clip: Clip
@@ -33,16 +32,18 @@ class Models:
     open_nsfw: OpenNsfw | None = None
 
     def judged(self, images: Iterable[Image], judge: Judge, tally: Tally) -> Iterator[Judged]:
-        """Judge images as `cahlib.model.pairs.pairs` does, with all scores."""
-        judged = pairs(images, self.clip, self.safety, judge=judge, tally=tally, heads=self.heads)
+        """Judge images as `cahlib.model.pairs.score_pairs` does, with all scores."""
+        judged = score_pairs(
+            images, self.clip, self.safety, judge=judge, tally=tally, heads=self.heads
+        )
         return self.open_nsfw.scored(judged) if self.open_nsfw else judged
 
     def scores(self) -> tuple[str, ...]:
         """Return the names of the scores that a pair may have."""
-        return *scores(self.safety, self.heads), *([OPEN_NSFW] if self.open_nsfw else [])
+        return *score_names(self.safety, self.heads), *([OPEN_NSFW] if self.open_nsfw else [])
 
 
-def check_files(judge: Judge) -> None:
+def check_model_files(judge: Judge) -> None:
     """Raise ConfigError for files of models, heads or rules that are not what they should be.
 
     Raise ModuleNotFoundError where no model can be loaded at all.
@@ -51,31 +52,31 @@ def check_files(judge: Judge) -> None:
         if find_spec(library) is None:
             raise ModuleNotFoundError(f"No module named {library!r}", name=library)
     if judge.nsfw_open:
-        check_installed()
-    head_files.check(judge.heads, find_source(judge).name)
-    read_rules(judge.safety)
+        require_open_nsfw()
+    check_heads(judge.heads, find_source(judge).name)
+    read_safety_rules(judge.safety)
 
 
-def require_listed(judge: Judge) -> None:
+def require_listed_model(judge: Judge) -> None:
     """Raise ConfigError if open_clip knows no model or weights of these names.
 
     Only names cost its import; a folder says by itself what it holds.
     """
     source = find_source(judge)
     if source.listed:
-        from cahlib.model import clip
+        from cahlib.model.clip import require_known_weights
 
-        clip.require_listed(source)
+        require_known_weights(source)
 
 
-def load_models(judge: Judge) -> Models:
+def load_scorer(judge: Judge) -> Scorer:
     """Load what the settings name; raise ConfigError for what does not fit together."""
-    from cahlib.model import clip
+    from cahlib.model.clip import load_clip
 
-    loaded = clip.load(judge)
-    return Models(
+    loaded = load_clip(judge)
+    return Scorer(
         clip=loaded,
         safety=Safety.load(judge.safety, loaded),
-        heads=head_files.load(judge.heads, loaded),
+        heads=load_heads(judge.heads, loaded),
         open_nsfw=OpenNsfw() if judge.nsfw_open else None,
     )

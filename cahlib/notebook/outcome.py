@@ -120,9 +120,9 @@ class Results:
 
     def _away(self) -> str | None:
         """The URL at which files of the dataset are that are not here any more, or never were."""
-        from cahlib.dataset import manifest
+        from cahlib.dataset.manifest import read_manifests
 
-        return next((each.place for each in manifest.seals(self.folder) if each.place), None)
+        return next((each.place for each in read_manifests(self.folder) if each.place), None)
 
     def _here(self) -> None:
         """Raise RunError if the folder does not hold the whole dataset."""
@@ -182,19 +182,19 @@ class Results:
                     archive.write(each, Path(self.folder.name) / within)
 
     def _upload(self) -> str:
-        from cahlib.dataset import manifest
-        from cahlib.dataset.storage import upload
+        from cahlib.dataset.manifest import read_manifests
+        from cahlib.dataset.storage.upload import check_destination, upload_pages, upload_shards
 
         url = self.url.value.strip()
         if "://" not in url:
             raise RunError("Give a URL, as s3://bucket/name or file:///folder.")
         self._here()
-        upload.check(url, self.folder)
-        shards = list(manifest.seals(self.folder))
+        check_destination(url, self.folder)
+        shards = list(read_manifests(self.folder))
         for start in range(0, len(shards), _TOGETHER):
             self._say(f"Shard {start + 1} …")
-            upload.upload(shards[start : start + _TOGETHER], self.folder, url)
-        upload.pages(self.folder, url)
+            upload_shards(shards[start : start + _TOGETHER], self.folder, url)
+        upload_pages(self.folder, url)
         return f"The dataset is at {url}, and was checked there."
 
     def _alone(self, action: Callable[[], str]) -> Callable[[], None]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from cahlib.cli import main
-from cahlib.dataset import manifest
+from cahlib.dataset.manifest import encode_manifest, manifest_path
 from tests.world import judged as world
 
 
@@ -12,7 +12,7 @@ def test_a_list_of_domains_is_built_from_datasets(tmp_path, capsys):
     sealed = world.write(folder, shard="s-0")
     silent = "dead.example", "2606:4700::1", "gone.example", "host1.example"
     known = replace(sealed, silent=silent)
-    (folder / manifest.name("s-0")).write_bytes(manifest.packed(known))
+    (folder / manifest_path("s-0")).write_bytes(encode_manifest(known))
     assert main(["blocklist", "build", str(folder), "--output", out]) == 0
     capsys.readouterr()
     assert main(["blocklist", "show", out]) == 0

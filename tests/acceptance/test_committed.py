@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cahlib.config import Job, replace
-from cahlib.dataset import description, manifest
+from cahlib.dataset.description import forget_shards, read_description
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.storage import upload
+from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
+from cahlib.dataset.storage.upload import upload_shards
 from cahlib.errors import ConfigError
 from cahlib.run import run
 from cahlib.tracker.store import Ledger
@@ -109,9 +110,9 @@ def lose_list_and_run(folder):
 def become_old(folder):
     """As of a cahlib that knew no dataset.json."""
     lose_list_and_run(folder)
-    for sealed in list(manifest.seals(folder)):
-        old = manifest.packed(dataclasses.replace(sealed, settings=""))
-        (folder / manifest.name(sealed.shard.id)).write_bytes(old)
+    for sealed in list(read_manifests(folder)):
+        old = encode_manifest(dataclasses.replace(sealed, settings=""))
+        (folder / manifest_path(sealed.shard.id)).write_bytes(old)
 
 
 LOSSES = [
@@ -217,8 +218,8 @@ def test_what_an_earlier_cahlib_made_is_taken_over_as_far_as_it_tells(job, folde
         run(replace(job, threshold=0.99))
     run(job)
     assert "of 2 shards only model, threshold and forms could be compared" in caplog.text
-    assert set(description.read(folder).committed) == {
-        each.shard.id for each in manifest.seals(folder)
+    assert set(read_description(folder).committed) == {
+        each.shard.id for each in read_manifests(folder)
     }
     caplog.clear()
     run(job)
@@ -275,14 +276,14 @@ def test_two_machines_at_one_url_bring_each_shard_once(crawl, url, web, tmp_path
     third = small.job(crawl, tmp_path / "third" / "set", web)
     assert run(third).shards.done == 2
     folder = tmp_path / "third" / "set"
-    upload.upload(list(manifest.seals(folder)), folder, url)
+    upload_shards(list(read_manifests(folder)), folder, url)
     assert content(at(url)) == before and list(verify(url)) == []
 
 
 def files_of(folder, at=0):
     """The files of one shard."""
-    sealed = list(manifest.seals(folder))[at]
-    return [folder / path for path in (manifest.name(sealed.shard.id), *sealed.files)]
+    sealed = list(read_manifests(folder))[at]
+    return [folder / path for path in (manifest_path(sealed.shard.id), *sealed.files)]
 
 
 def cut_tar(folder):
@@ -421,10 +422,10 @@ def other(web, tmp_path_factory):
 def test_the_run_of_another_dataset_brings_nothing_into_this_one(
     job, folder, other, caplog, tmp_path, name
 ):
-    for sealed in list(manifest.seals(folder))[:1]:  # there is something to do, too
+    for sealed in list(read_manifests(folder))[:1]:  # there is something to do, too
         for path in files_of(folder):
             path.unlink()
-        description.forget(folder, [sealed.shard.id])
+        forget_shards(folder, [sealed.shard.id])
     if name == "run":
         shutil.rmtree(folder / "run")
         shutil.copytree(other / "run", folder / "run")

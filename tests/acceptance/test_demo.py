@@ -25,7 +25,7 @@ from cahlib import demo
 from cahlib.cli import main
 from cahlib.config import replace
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.manifest import seals
+from cahlib.dataset.manifest import read_manifests
 from cahlib.demo import world
 from cahlib.demo.web import Answer, Web
 from cahlib.records import Reason, Stage, Tally
@@ -112,7 +112,7 @@ def rows(folder: Path) -> dict[str, list]:
 
 
 def tally(folder: Path) -> Tally:
-    return sum((sealed.tally for sealed in seals(folder)), Tally())
+    return sum((sealed.tally for sealed in read_manifests(folder)), Tally())
 
 
 def assert_same(folder: Path, other: Path) -> None:

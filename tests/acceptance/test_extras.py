@@ -13,7 +13,7 @@ import pytest
 from cahlib import demo
 from cahlib.cli import _parser
 from cahlib.config import replace
-from cahlib.dataset.write import shard_writer
+from cahlib.dataset.write.shard_writer import read_uids
 from cahlib.demo.web import Answer
 from cahlib.errors import EXTRAS
 from cahlib.records import Shard
@@ -91,7 +91,7 @@ def installed(tmp_path_factory):
 def files(tmp_path):
     """A folder with what the commands are given."""
     sealed = judged.write(tmp_path / "dataset")
-    (tmp_path / "uids").write_text(shard_writer.uids(tmp_path / "dataset", sealed)[0])
+    (tmp_path / "uids").write_text(read_uids(tmp_path / "dataset", sealed)[0])
     (tmp_path / "domains").write_text("example.com\n")
     (tmp_path / "a.warc.wat.gz").write_bytes(small.file(0, 1))
     return tmp_path

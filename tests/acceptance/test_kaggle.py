@@ -20,7 +20,7 @@ import pytest
 from cahlib import demo
 from cahlib.config import Job, Output, replace, settings
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.manifest import seals
+from cahlib.dataset.manifest import read_manifests
 from cahlib.demo import world
 from cahlib.demo.web import Answer
 from tests.acceptance.test_demo import rows
@@ -163,7 +163,7 @@ def session(job, service, folder, *, hours, ends):
     assert process.returncode == ends, told
     assert time.monotonic() - started < hours * 3600 + jobs.LIMIT, said
     machine.off()
-    return {each.shard.id for each in seals(job.output.folder)}
+    return {each.shard.id for each in read_manifests(job.output.folder)}
 
 
 def test_a_session_ends_within_its_limit_and_the_next_one_goes_on(tmp_path):

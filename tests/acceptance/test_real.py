@@ -11,7 +11,7 @@ from PIL import Image
 
 from cahlib import demo
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.manifest import seals
+from cahlib.dataset.manifest import read_manifests
 from cahlib.demo.web import Answer, Web
 from cahlib.records import Stage, Tally
 from tests.world import command
@@ -44,7 +44,7 @@ def run(recorded, capsys, folder: Path, crawl: Path) -> Tally:
         )
     assert ran.returncode == 0, ran.stderr
     assert list(verify(folder)) == []
-    tally = sum((sealed.tally for sealed in seals(folder)), Tally())
+    tally = sum((sealed.tally for sealed in read_manifests(folder)), Tally())
     assert [tally.unaccounted(stage) for stage in Stage] == [0, 0, 0, 0]
     return tally
 

@@ -32,8 +32,11 @@ import pyarrow.parquet as pq
 import torch
 
 from cahlib.config import Judge
-from cahlib.model import clip, inputs, pairs
-from cahlib.model.device_model import Replica
+from cahlib.model import inputs
+from cahlib.model.clip import load_clip
+from cahlib.model.device_model import DeviceModel
+from cahlib.model.inputs import GroupedTokenizer
+from cahlib.model.pairs import score_pairs
 from cahlib.model.safety import Safety
 from cahlib.parcel import parcel
 from cahlib.records import Shard, Tally
@@ -91,7 +94,7 @@ def ours(*told: str) -> Found:
         device=work.device,
         batch=work.batch,
     )
-    model = clip.load(options)
+    model = load_clip(options)
     safety = Safety.load("", model)
     sealed = parcel.find_parcel(Path(work.place), SHARD)
     some = list(itertools.islice(parcel.read_images(sealed), min(work.batch, model.batch)))
@@ -104,7 +107,7 @@ def ours(*told: str) -> Found:
         images = parcel.read_images(sealed)
         first = next(images)
         opened = time.perf_counter() - start
-        judged = pairs.pairs(
+        judged = score_pairs(
             itertools.chain([first], images), model, safety, judge=options, tally=Tally()
         )
         scores = {each.image.candidate.text: each.similarity for each in judged}
@@ -136,9 +139,11 @@ def plain(
 ) -> tuple[float, dict[str, float]]:
     """Images a second of the model alone, on a batch that is there; its scores in float32."""
     loaded = open_clip.create_model(work.model, pretrained=work.weights)
-    groups, rows = inputs.Tokens(open_clip.get_tokenizer(work.model), padding=None, size=256)(texts)
+    groups, rows = GroupedTokenizer(open_clip.get_tokenizer(work.model), padding=None, size=256)(
+        texts
+    )
     dtype = torch.float16 if work.device == "cuda" else torch.float32
-    replica = Replica(loaded, device, dtype=dtype)
+    replica = DeviceModel(loaded, device, dtype=dtype)
     with torch.inference_mode():
         sent = replica.sent(pixels, groups)
         compute = seconds(lambda: replica.compute(sent, dtype), work)

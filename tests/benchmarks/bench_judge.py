@@ -51,14 +51,15 @@ print("\\n" + json.dumps(said))
 
 def ours(tar: str, model: str, weights: str) -> Found:
     """Judge all samples, in this process."""
-    from cahlib.model import clip, pairs  # what imports torch stays out of the peer's way
+    from cahlib.model.clip import load_clip
+    from cahlib.model.pairs import score_pairs  # what imports torch stays out of the peer's way
     from cahlib.model.safety import Safety
 
     options = Judge(model=model, pretrained=weights, threshold=0.3, device="cpu")
-    loaded = clip.load(options)
+    loaded = load_clip(options)
     safety = Safety.load("", loaded)
     start, cpu, worked = time.perf_counter(), time.process_time(), loaded.worked()
-    every = pairs.pairs(read(Path(tar)), loaded, safety, judge=options, tally=Tally())
+    every = score_pairs(read(Path(tar)), loaded, safety, judge=options, tally=Tally())
     count = sum(1 for _ in every)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     busy = (loaded.worked() - worked) / wall

@@ -25,7 +25,7 @@ from unittest import mock
 
 import numpy as np
 
-from cahlib.dataset.write import shard_writer
+from cahlib.dataset.write.shard_writer import DatasetSpec, write_shard
 from cahlib.image.perceptual_hash import phash
 from cahlib.parcel.parcel import check_parcel, read_images, write_parcel
 from cahlib.records import Image, Judged, Parcel, Shard, Tally
@@ -64,7 +64,7 @@ def parcel(every: list[Image], folder: Path) -> Parcel:
 
 
 def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
-    recipe = shard_writer.Recipe(
+    recipe = DatasetSpec(
         model="ViT-B-32/none",
         threshold=0.3,
         scores={"similarity": "similarity"},
@@ -72,7 +72,7 @@ def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
         versions={},
     )
     sealed = replace(parcel([], folder), images=len(every))
-    shard_writer.write(
+    write_shard(
         folder, judged(every), parcel=sealed, recipe=recipe, tally=Tally(), again=lambda _: None
     )
 

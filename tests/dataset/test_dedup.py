@@ -15,11 +15,11 @@ from PIL import ImageEnhance
 
 from cahlib.cli import main
 from cahlib.config import Output
-from cahlib.dataset import manifest
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.write.duplicate_index import Known, load
+from cahlib.dataset.manifest import read_manifests
+from cahlib.dataset.write.duplicate_index import DuplicateIndex, load_duplicate_index
 from cahlib.demo.world import SCENES
-from cahlib.image.perceptual_hash import Near, chroma, near, phash, same_colours
+from cahlib.image.perceptual_hash import NearIndex, chroma, near_pairs, phash, same_colours
 from cahlib.records import Reason
 from tests.world import judged as world
 
@@ -81,7 +81,9 @@ def test_pictures_that_differ_in_transparency_or_in_their_16_bits_alone_do_not_l
 def test_all_that_are_near_are_found_and_no_others(seeds, changes, distance):
     changed = [seeds[at % len(seeds)] ^ sum(1 << bit for bit in flipped) for at, flipped in changes]
     hashes = np.array(sorted({*seeds, *changed}), np.uint64)
-    found = {tuple(sorted(pair)) for pairs in near(hashes, distance) for pair in pairs.tolist()}
+    found = {
+        tuple(sorted(pair)) for pairs in near_pairs(hashes, distance) for pair in pairs.tolist()
+    }
     wanted = {
         (i, j)
         for j in range(len(hashes))
@@ -139,7 +141,7 @@ RECOLOURED = {
 def same(one, other):
     """Whether two files are of the same picture: by perceptual hash alone, and with colours."""
     one, other = ([int(each(data), 16) for each in (phash, chroma)] for data in (one, other))
-    known = Near(4)
+    known = NearIndex(4)
     known.add(*one)
     return other[0] in known, known.has(*other)
 
@@ -175,7 +177,7 @@ def test_pictures_of_other_colours_are_not_the_same(pictures):
 
 def test_a_dataset_without_colours_is_compared_by_hashes_alone():
     one, other = (saved(each, "PNG") for each in (drawn(3), turned(drawn(3), 5)))
-    known = Near(8, [int(phash(one), 16)])
+    known = NearIndex(8, [int(phash(one), 16)])
     assert known.has(int(phash(other), 16), int(chroma(other), 16))
     words = np.array([0, 0x8080808080808080, 0x8080808080808088, 0x8080808080808089], np.uint64)
     assert same_colours(words, words[1]).tolist() == [True, True, True, False]
@@ -198,10 +200,12 @@ def test_shirts_of_two_colours_both_stay(tmp_path, capsys):
     assert main(["dedup", str(tmp_path), "--distance", "8", "--apply"]) == 0
     assert left(tmp_path) == [3, 4, 5, 7]
     options = Output(output=str(tmp_path), duplicates="near", distance=8)
-    known = Known(options, [], seen=lambda _: False)
+    known = DuplicateIndex(options, [], seen=lambda _: False)
     reasons = [known.again(each) for each in made]
     assert [at for at, reason in enumerate(reasons) if reason is None] == [0, 1, 2, 6]
-    again = load(options, [each.shard for each in manifest.seals(tmp_path)], seen=lambda _: False)
+    again = load_duplicate_index(
+        options, [each.shard for each in read_manifests(tmp_path)], seen=lambda _: False
+    )
     assert {again.again(each) for each in made} <= {Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE}
 
 
@@ -256,7 +260,7 @@ def test_of_each_the_largest_stays_or_what_fits_its_text_best(folder, capsys):
     assert "Took 3 pairs out of 2 shards." in capsys.readouterr().out
     assert left(folder) == [1, 3, 4, 6]
     assert list(verify(folder)) == []
-    lost = [sealed.tally.lost[Reason.NEAR_DUPLICATE] for sealed in manifest.seals(folder)]
+    lost = [sealed.tally.lost[Reason.NEAR_DUPLICATE] for sealed in read_manifests(folder)]
     assert lost == [2, 1]
     assert main(["dedup", str(folder), "--apply"]) == 0
     assert "0 of 4 images" in capsys.readouterr().out

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cahlib.config import Output
-from cahlib.dataset.maintain.dedup import find
+from cahlib.dataset.maintain.dedup import find_duplicates
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.write import duplicate_index, shard_writer
+from cahlib.dataset.write.duplicate_index import load_duplicate_index
+from cahlib.dataset.write.shard_writer import read_uids, write_shard
+from cahlib.image.perceptual_hash import NearIndex
 from cahlib.records import Reason, Stage
 from tests.dataset.test_dedup import drawn, saved, shown
 from tests.world import judged as world
@@ -26,7 +28,7 @@ class Run:
         self.launch()
 
     def launch(self):
-        self.known = duplicate_index.load(self.options, self.shards, seen=self.uids.__contains__)
+        self.known = load_duplicate_index(self.options, self.shards, seen=self.uids.__contains__)
 
     def write(self, name, made, *, fails=False):
         """Why each image was dropped, or None."""
@@ -37,7 +39,7 @@ class Run:
             return told[-1]
 
         self.known.begin()
-        sealed = shard_writer.write(
+        sealed = write_shard(
             self.options.folder,
             self.broken(made) if fails else made,
             parcel=world.parcel(name, images=len(made)),
@@ -46,7 +48,7 @@ class Run:
             again=listen,
         )
         assert sealed.tally.unaccounted(Stage.JUDGE) == 0
-        self.uids.update(shard_writer.uids(self.options.folder, sealed))
+        self.uids.update(read_uids(self.options.folder, sealed))
         self.shards.append(sealed.shard)
         self.known.keep()
         return told
@@ -108,7 +110,7 @@ def test_an_image_that_the_run_has_is_left_out_after_a_restart_too(tmp_path, fir
         assert rows == 4 + REASONS[kind].count(None)
         assert list(verify(run.options.folder)) == []
     if kind == "near":
-        assert len(find(run.options.folder, 4).extra) == 0
+        assert len(find_duplicates(run.options.folder, 4).extra) == 0
 
 
 def test_a_pair_that_is_there_is_called_so(tmp_path, first):
@@ -124,7 +126,7 @@ def test_a_pair_that_is_there_is_called_so(tmp_path, first):
     st.integers(0, 8),
 )
 def test_a_hash_is_near_exactly_if_so_few_bits_differ(hashes, of, flipped, distance):
-    near = duplicate_index.Near(distance)
+    near = NearIndex(distance)
     for each in hashes:
         near.add(each)
     looks = hashes[of % len(hashes)] ^ sum(1 << bit for bit in flipped)

@@ -11,10 +11,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cahlib.dataset.show import card
-from cahlib.dataset.storage.hashed_file import Sink
-from cahlib.dataset.write import tfrecord
+from cahlib.dataset.show.card import write_card
+from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.columns import sample_id
+from cahlib.dataset.write.tfrecord import (
+    DamagedRecord,
+    encode_example,
+    frame_record,
+    read_tfrecords,
+)
 from tests.world import judged as world
 
 _VALUES = st.dictionaries(
@@ -26,33 +31,33 @@ _VALUES = st.dictionaries(
 
 @given(st.lists(_VALUES, max_size=5))
 def test_what_is_written_is_read(rows):
-    file = io.BytesIO(b"".join(tfrecord.frame(tfrecord.example(row)) for row in rows))
-    assert list(tfrecord.records(file)) == rows
+    file = io.BytesIO(b"".join(frame_record(encode_example(row)) for row in rows))
+    assert list(read_tfrecords(file)) == rows
 
 
 @given(st.data())
 @example(None)
 def test_a_damaged_byte_is_found(data):
-    whole = tfrecord.frame(tfrecord.example({"label": b"a caption", "width": 300}))
+    whole = frame_record(encode_example({"label": b"a caption", "width": 300}))
     at = data.draw(st.integers(0, len(whole) - 1)) if data else 0
     damaged = whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]
-    with pytest.raises(tfrecord.Broken):
-        list(tfrecord.records(io.BytesIO(damaged)))
+    with pytest.raises(DamagedRecord):
+        list(read_tfrecords(io.BytesIO(damaged)))
 
 
 @given(st.binary(max_size=60))
 def test_garbage_is_broken_and_nothing_else(data):
-    for file in io.BytesIO(data), io.BytesIO(tfrecord.frame(data)):
+    for file in io.BytesIO(data), io.BytesIO(frame_record(data)):
         try:
-            list(tfrecord.records(file))
-        except tfrecord.Broken:
+            list(read_tfrecords(file))
+        except DamagedRecord:
             pass
 
 
 def test_the_bytes_are_those_that_tensorflow_writes():
     # tf.io.TFRecordWriter(path).write(tf.train.Example(…).SerializeToString(deterministic=True))
     # by TensorFlow 2.21, of {"height": [300], "label": [b"hi"]}
-    assert tfrecord.frame(tfrecord.example({"label": b"hi", "height": 300})).hex() == (
+    assert frame_record(encode_example({"label": b"hi", "height": 300})).hex() == (
         "2500000000000000eabc36f30a230a100a0668656967687412061a040a02ac02"
         "0a0f0a056c6162656c12060a040a02686923cb6aec"
     )
@@ -66,7 +71,7 @@ def test_tensorflow_reads_our_files(tmp_path):
     """In a process of its own: TensorFlow takes seconds to load, and is no friend of torch's."""
     made = [each for each in world.some(30)[0] if each.reason is None]
     world.write(tmp_path)
-    card.write(tmp_path, {})
+    write_card(tmp_path, {})
     markdown = (tmp_path / "README.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"```python\n(import glob, tensorflow.*?)```", markdown, flags=re.DOTALL)
     script = (
@@ -100,7 +105,7 @@ for record in records:
 
 
 def test_a_file_has_its_name_only_when_it_is_published(tmp_path):
-    sink = Sink(tmp_path / "a.tar")
+    sink = HashedFile(tmp_path / "a.tar")
     sink.write(b"abc")
     stored = sink.close()
     assert not (tmp_path / "a.tar").exists()
@@ -110,7 +115,7 @@ def test_a_file_has_its_name_only_when_it_is_published(tmp_path):
 
 
 def test_a_discarded_file_leaves_nothing(tmp_path):
-    sink = Sink(tmp_path / "a.tar")
+    sink = HashedFile(tmp_path / "a.tar")
     sink.scratch().write(b"x")
     sink.discard()
     assert list(tmp_path.iterdir()) == []

@@ -7,13 +7,14 @@ from huggingface_hub import HfFileSystem, constants
 from huggingface_hub.utils import close_session
 
 from cahlib.config import Job, Output
-from cahlib.dataset import checksummed_json, description, manifest
-from cahlib.dataset.description import Description
-from cahlib.dataset.maintain.purge import Lists, purge
+from cahlib.dataset.checksummed_json import decode_checksummed
+from cahlib.dataset.description import Description, commit_shards
+from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.show import pages
-from cahlib.dataset.storage import hub, upload
-from cahlib.dataset.storage.upload import Uploads
+from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
+from cahlib.dataset.show.pages import write_pages
+from cahlib.dataset.storage.hub import COMMIT_INTERVAL
+from cahlib.dataset.storage.upload import Uploader, check_destination, upload_pages, upload_shards
 from cahlib.errors import ConfigError, RunError
 from tests.world import hub as world
 from tests.world import judged
@@ -68,11 +69,11 @@ class Clock:
 
 
 def names(sealed):
-    return {f"crawl/{path}" for path in (*sealed.files, manifest.name(sealed.shard.id))}
+    return {f"crawl/{path}" for path in (*sealed.files, manifest_path(sealed.shard.id))}
 
 
 def uploads(clock, through):
-    return Uploads(Output(output=URL), through.append, sleep=clock.sleep, clock=clock)
+    return Uploader(Output(output=URL), through.append, sleep=clock.sleep, clock=clock)
 
 
 def test_shards_wait_for_each_other_and_are_done_when_their_commit_is_through(
@@ -82,7 +83,7 @@ def test_shards_wait_for_each_other_and_are_done_when_their_commit_is_through(
     with uploads(clock, through) as bring:
         bring.add(shards[0])
         assert (through, there.commits) == ([], [])
-        clock.now += hub.PAUSE
+        clock.now += COMMIT_INTERVAL
         bring.add(shards[1])
         assert through == shards[:2]
         bring.add(shards[2])
@@ -93,7 +94,7 @@ def test_shards_wait_for_each_other_and_are_done_when_their_commit_is_through(
     assert {world.LARGE <= len(data) for data in there.repositories["ada/set"].values()} == {
         True, False,
     }  # fmt: skip
-    assert list(verify(URL)) == [] and list(manifest.seals(URL)) == shards
+    assert list(verify(URL)) == [] and list(read_manifests(URL)) == shards
 
 
 OURS = Description(settings={"threshold": 0.3}, digest=judged.RECIPE.settings)
@@ -102,7 +103,7 @@ OURS = Description(settings={"threshold": 0.3}, digest=judged.RECIPE.settings)
 def described(there):
     """What the repository says of itself: at any commit the shards that it has."""
     held = there.repositories["ada/set"]
-    said = checksummed_json.unpacked(held["crawl/dataset.json"], Description)
+    said = decode_checksummed(held["crawl/dataset.json"], Description)
     assert {*said.committed} == {
         path.rpartition("/")[2].removesuffix(".json") for path in held if "/shards/" in path
     }
@@ -111,27 +112,27 @@ def described(there):
 
 def test_the_description_is_true_at_every_commit(there, shards, folder, tmp_path):
     there.busy = [{"Retry-After": "300"}]
-    description.commit(folder, OURS, ["s-0", "s-1", "s-2"])
+    commit_shards(folder, OURS, ["s-0", "s-1", "s-2"])
     clock, seen = Clock(), []
 
     def through(sealed):
         seen.append((sealed.shard.id, len(there.commits), described(there).committed))
 
-    with Uploads(Output(output=URL), through, sleep=clock.sleep, clock=clock) as bring:
+    with Uploader(Output(output=URL), through, sleep=clock.sleep, clock=clock) as bring:
         bring.add(shards[0])
-        clock.now += hub.PAUSE
+        clock.now += COMMIT_INTERVAL
         bring.add(shards[1])
         bring.add(shards[2])
     two, all_ = ("s-0", "s-1"), ("s-0", "s-1", "s-2")
     assert seen == [("s-0", 1, two), ("s-1", 1, two), ("s-2", 2, all_)]
     assert clock.slept == [301]
     other = judged.write(tmp_path / "other", 10, first=90, shard="s-9")  # by another machine
-    description.commit(tmp_path / "other", OURS, ["s-9"])
-    upload.upload([other], tmp_path / "other", URL)
+    commit_shards(tmp_path / "other", OURS, ["s-9"])
+    upload_shards([other], tmp_path / "other", URL)
     assert described(there).committed == (*all_, "s-9")
-    upload.upload([other], tmp_path / "other", URL)
-    pages.write(folder, {})
-    upload.pages(folder, URL)
+    upload_shards([other], tmp_path / "other", URL)
+    write_pages(folder, {})
+    upload_pages(folder, URL)
     said = described(there)
     assert len(there.commits) == 4 and said.committed == (*all_, "s-9")
     assert {*said.pages} == {"report.html", "README.md", "images/README.md"}
@@ -144,8 +145,8 @@ def test_a_shard_a_minute_is_a_commit_every_other_minute(there, shards, folder):
         for minute in range(10):
             clock.now = minute * 60
             # another file each time, or there was nothing to commit
-            (folder / manifest.name("s-0")).write_bytes(
-                manifest.packed(replace(shards[0], started=float(minute)))
+            (folder / manifest_path("s-0")).write_bytes(
+                encode_manifest(replace(shards[0], started=float(minute)))
             )
             bring.add(shards[0])
     assert 4 <= len(there.commits) <= 5
@@ -192,34 +193,34 @@ def test_the_rest_is_brought_whatever_ends_a_run(there, shards, folder, error, b
 
 
 def test_a_shard_that_is_there_is_not_sent_again(there, shards, folder):
-    upload.upload(shards, folder, URL)
+    upload_shards(shards, folder, URL)
     there.log.clear()
-    upload.upload(shards, folder, URL)
+    upload_shards(shards, folder, URL)
     assert len(there.commits) == 1
     assert not [each for each in there.log if "/commit/" in each or "/lfs/" in each]
 
 
 def test_a_purge_is_one_commit_and_report_and_card_another(there, shards, folder):
-    upload.upload(shards, folder, URL)
+    upload_shards(shards, folder, URL)
     (folder / "run").mkdir()
     Job(output=Output(output=URL)).store(folder / "run" / "job.json")
     gone = [each for each in judged.some(20)[0] if each.reason is None]
     listed = folder / "uids"
     listed.write_text("".join(f"{each.image.candidate.uid}\n" for each in gone))
-    assert len(list(purge(folder, Lists(uids=[str(listed)])))) == 2
+    assert len(list(purge(folder, PurgeLists(uids=[str(listed)])))) == 2
     first, changed, pages = there.commits
     about = {"report.html", "README.md", "sizes.json", "nshards.txt"}
     assert {each.rpartition("/")[2] for each in pages} == about
     assert (
-        f"crawl/{manifest.name('s-0')}" in changed
-        and f"crawl/{manifest.name('s-2')}" not in changed
+        f"crawl/{manifest_path('s-0')}" in changed
+        and f"crawl/{manifest_path('s-2')}" not in changed
     )
     assert [each for each in changed if each.startswith("-crawl/images/s-")]
     assert list(verify(URL)) == list(verify(folder)) == []
 
 
 def test_without_the_local_copy_the_seals_lead_to_the_files(there, shards, folder):
-    upload.upload(shards, folder, URL, keep_local=False)
+    upload_shards(shards, folder, URL, keep_local=False)
     assert {path.parent.name for path in folder.rglob("*") if path.is_file()} == {"shards"}
     assert list(verify(folder)) == []
 
@@ -227,16 +228,16 @@ def test_without_the_local_copy_the_seals_lead_to_the_files(there, shards, folde
 def test_a_file_that_the_repository_ignores_is_not_taken_for_there(there, shards, folder):
     there.ignored = ".tar"
     with pytest.raises(RunError, match=r"images/s-0.tar did not arrive as it was sent"):
-        upload.upload(shards, folder, URL, sleep=lambda seconds: None)
+        upload_shards(shards, folder, URL, sleep=lambda seconds: None)
 
 
 def test_a_repository_is_checked_without_a_commit(there, folder):
-    upload.check(URL, folder)
+    check_destination(URL, folder)
     assert there.commits == []
     there.readonly = True
     with pytest.raises(ConfigError, match="403") as refused:
-        upload.check(URL, folder)
+        check_destination(URL, folder)
     assert "hf_secret" not in str(refused.value)
     HfFileSystem.clear_instance_cache()
     with pytest.raises(ConfigError, match="there is no hf://datasets/ada/other, or not for your"):
-        upload.check("hf://datasets/ada/other", folder)
+        check_destination("hf://datasets/ada/other", folder)

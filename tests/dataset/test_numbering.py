@@ -6,16 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from cahlib.dataset import description, manifest, tar_index
-from cahlib.dataset.description import Description
+from cahlib.dataset.description import Description, commit_shards
 from cahlib.dataset.layout import SESSION
-from cahlib.dataset.maintain import numbering
-from cahlib.dataset.maintain.purge import Lists, purge
-from cahlib.dataset.maintain.repair import plan, repair
+from cahlib.dataset.maintain.numbering import number_tars, unnumber_tars
+from cahlib.dataset.maintain.purge import PurgeLists, purge
+from cahlib.dataset.maintain.repair import plan_repair, repair
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.show import pages
-from cahlib.dataset.storage import upload
-from cahlib.dataset.write import shard_writer
+from cahlib.dataset.manifest import (
+    encode_manifest,
+    manifest_path,
+    read_manifest,
+    read_manifests,
+    tar_path,
+)
+from cahlib.dataset.show.pages import write_pages
+from cahlib.dataset.storage.upload import upload_pages, upload_shards
+from cahlib.dataset.tar_index import read_tar_sizes
+from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted
 from cahlib.errors import RunError
 from cahlib.records import Reason
 from tests.world import judged as world
@@ -48,34 +55,34 @@ def names(folder):
 def numbers(folder):
     """The tar of each shard that has one."""
     return {
-        each.shard.id: Path(manifest.tar(each)).stem
-        for each in manifest.seals(folder)
-        if manifest.tar(each)
+        each.shard.id: Path(tar_path(each)).stem
+        for each in read_manifests(folder)
+        if tar_path(each)
     }
 
 
 def contents(folder):
     """All files but the manifests, tars by the shard that has them."""
     found = {}
-    for each in manifest.seals(folder):
+    for each in read_manifests(folder):
         for path in each.files:
-            name = f"{each.shard.id}.tar" if path == manifest.tar(each) else path
+            name = f"{each.shard.id}.tar" if path == tar_path(each) else path
             found[name] = (folder / path).read_bytes()
     return found
 
 
 def test_numbers_have_no_holes_whatever_shards_are_empty_and_stay(folder):
     before = contents(folder)
-    pages.write(folder, {})
+    write_pages(folder, {})
     assert names(folder) == [f"{n:05}.tar" for n in range(4)]
-    assert tar_index.read(folder) == {f"{n:05}.tar": 2 for n in range(4)}
+    assert read_tar_sizes(folder) == {f"{n:05}.tar": 2 for n in range(4)}
     assert contents(folder) == before and list(verify(folder)) == []
     first = numbers(folder)
     add(folder, "s-00", 400)
     assert sorted(names(folder)) == [*(f"{n:05}.tar" for n in range(4)), "s-00.tar"]
     assert list(verify(folder)) == []
     inodes = {path: path.stat().st_ino for path in folder.rglob("*") if "s-1" in path.name}
-    pages.write(folder, {})
+    write_pages(folder, {})
     assert numbers(folder) == first | {"s-00": "00004"} and list(verify(folder)) == []
     assert inodes == {path: path.stat().st_ino for path in inodes}
 
@@ -103,11 +110,11 @@ def killed(folder, tmp_path, monkeypatch, act):
 @pytest.mark.parametrize("back", [False, True], ids=["numbered", "named by shards"])
 def test_a_kill_at_any_moment_costs_nothing(folder, tmp_path, monkeypatch, back):
     if back:
-        numbering.number(folder)
-    act = numbering.unnumber if back else numbering.number
+        number_tars(folder)
+    act = unnumber_tars if back else number_tars
     before = contents(folder)
     for each in killed(folder, tmp_path, monkeypatch, lambda: act(folder)):
-        shard_writer.sweep(each)
+        recover_interrupted(each)
         assert contents(each) == before and list(verify(each)) == []
         act(each)
         assert names(each) == names(folder) and contents(each) == before
@@ -117,17 +124,17 @@ def test_a_kill_at_any_moment_costs_nothing(folder, tmp_path, monkeypatch, back)
 @pytest.mark.parametrize("act", ["number", "unnumber", "purge"])
 def test_a_repair_finishes_what_was_killed_and_gives_up_nothing(folder, tmp_path, monkeypatch, act):
     if act != "number":
-        numbering.number(folder)
+        number_tars(folder)
     listed = tmp_path / "uids"
-    listed.write_text(shard_writer.uids(folder, manifest.sealed(folder, "s-1"))[0])
+    listed.write_text(read_uids(folder, read_manifest(folder, "s-1"))[0])
     acts = {
-        "number": lambda: numbering.number(folder),
-        "unnumber": lambda: numbering.unnumber(folder),
-        "purge": lambda: [*purge(folder, Lists(uids=[str(listed)]))],
+        "number": lambda: number_tars(folder),
+        "unnumber": lambda: unnumber_tars(folder),
+        "purge": lambda: [*purge(folder, PurgeLists(uids=[str(listed)]))],
     }
     before = contents(folder)
     for each in killed(folder, tmp_path, monkeypatch, acts[act]):
-        found = plan(each)
+        found = plan_repair(each)
         assert found.broken == {}
         repair(found)
         assert list(verify(each)) == []
@@ -137,25 +144,25 @@ def test_a_repair_finishes_what_was_killed_and_gives_up_nothing(folder, tmp_path
 
 
 def test_a_copy_that_keeps_the_manifest_of_an_older_change_is_not_damaged_by_it(folder, tmp_path):
-    path = folder / manifest.name("s-1")
-    numbering.number(folder)
+    path = folder / manifest_path("s-1")
+    number_tars(folder)
     older = path.read_bytes()
     listed = tmp_path / "uids"
-    listed.write_text(shard_writer.uids(folder, manifest.sealed(folder, "s-1"))[0])
-    list(purge(folder, Lists(uids=[str(listed)])))
+    listed.write_text(read_uids(folder, read_manifest(folder, "s-1"))[0])
+    list(purge(folder, PurgeLists(uids=[str(listed)])))
     before = contents(folder)
     path.with_name(f".{path.name}.part").write_bytes(older)
-    repair(plan(folder))
+    repair(plan_repair(folder))
     assert contents(folder) == before and list(verify(folder)) == []
 
 
 def test_holes_that_a_purge_leaves_are_closed(folder, tmp_path):
-    pages.write(folder, {})
+    write_pages(folder, {})
     gone = next(id for id, number in numbers(folder).items() if number == "00001")
     others = {name: data for name, data in contents(folder).items() if gone not in name}
     listed = tmp_path / "uids"
-    listed.write_text("\n".join(shard_writer.uids(folder, manifest.sealed(folder, gone))))
-    (change,) = purge(folder, Lists(uids=[str(listed)]))
+    listed.write_text("\n".join(read_uids(folder, read_manifest(folder, gone))))
+    (change,) = purge(folder, PurgeLists(uids=[str(listed)]))
     assert (change.shard, change.left) == (gone, 0)
     assert names(folder) == [f"{n:05}.tar" for n in range(3)] and list(verify(folder)) == []
     assert {name: data for name, data in contents(folder).items() if gone not in name} == others
@@ -163,36 +170,36 @@ def test_holes_that_a_purge_leaves_are_closed(folder, tmp_path):
 
 @pytest.mark.parametrize("damage", ["manifest", "table"])
 def test_a_shard_that_is_given_up_loses_its_tar_and_no_other(folder, damage):
-    pages.write(folder, {})
-    description.commit(folder, Description(layout=2), SHARDS)
+    write_pages(folder, {})
+    commit_shards(folder, Description(layout=2), SHARDS)
     before = contents(folder)
     if damage == "manifest":
         (folder / "shards/s-1.json").write_bytes(b"{}")
-        pages.write(folder, {})
+        write_pages(folder, {})
         assert len(names(folder)) == 4  # it may be mended, so its number is kept
     else:
         (folder / "metadata/metadata_s-1.parquet").unlink()
-    repair(plan(folder))
+    repair(plan_repair(folder))
     assert list(verify(folder)) == [] and names(folder) == [f"{n:05}.tar" for n in range(3)]
     add(folder, "s-1", SHARDS["s-1"])
-    pages.write(folder, {})
+    write_pages(folder, {})
     assert names(folder) == [f"{n:05}.tar" for n in range(4)] and contents(folder) == before
 
 
 def test_a_tar_whose_manifest_was_lost_goes_when_its_shard_was_done_again(folder):
-    pages.write(folder, {})
+    write_pages(folder, {})
     (folder / "shards/s-1.json").unlink()
-    pages.write(folder, {})
+    write_pages(folder, {})
     assert len(names(folder)) == 4  # these pairs are nowhere else
     add(folder, "s-1", SHARDS["s-1"])
-    pages.write(folder, {})
+    write_pages(folder, {})
     assert names(folder) == [f"{n:05}.tar" for n in range(4)]
     assert list(verify(folder)) == []
 
 
 @pytest.mark.parametrize("damage", ["cut table", "no table", "cut tar", "no tar but a folder"])
 def test_a_tar_of_which_nobody_knows_what_it_is_stays(folder, damage):
-    pages.write(folder, {})
+    write_pages(folder, {})
     stray = shutil.copy(folder / "images/00000.tar", folder / "images/00007.tar")
     table = folder / "metadata/metadata_s-2.parquet"
     if "tar" in damage:
@@ -205,7 +212,7 @@ def test_a_tar_of_which_nobody_knows_what_it_is_stays(folder, damage):
         table.write_bytes(table.read_bytes()[:100])
     else:
         table.unlink()
-    pages.write(folder, {})
+    write_pages(folder, {})
     assert names(folder) == [*(f"{n:05}.tar" for n in range(4)), "00007.tar"]
 
 
@@ -213,53 +220,53 @@ def test_where_names_must_be_those_of_shards_they_stay(folder):
     own = names(folder)
     (folder / SESSION).parent.mkdir()
     (folder / SESSION).write_text("kernel")
-    pages.write(folder, {})
+    write_pages(folder, {})
     (folder / SESSION).unlink()
-    pages.write(folder, {"output": "s3://bucket/set"})
-    description.commit(folder, Description(layout=1), SHARDS)
-    pages.write(folder, {})
+    write_pages(folder, {"output": "s3://bucket/set"})
+    commit_shards(folder, Description(layout=1), SHARDS)
+    write_pages(folder, {})
     assert names(folder) == own and list(verify(folder)) == []
 
 
 def test_what_was_copied_to_a_url_is_changed_there_and_keeps_all(folder, tmp_path):
     """A tar takes the number of a shard that was purged; neither is lost there."""
     url = (tmp_path / "there").as_uri()
-    pages.write(folder, {})
-    upload.upload(list(manifest.seals(folder)), folder, url)
-    upload.pages(folder, url)
+    write_pages(folder, {})
+    upload_shards(list(read_manifests(folder)), folder, url)
+    upload_pages(folder, url)
     gone = next(id for id, number in numbers(folder).items() if number == "00001")
     listed = tmp_path / "uids"
-    listed.write_text("\n".join(shard_writer.uids(folder, manifest.sealed(folder, gone))))
-    assert len(list(purge(folder, Lists(uids=[str(listed)])))) == 1
+    listed.write_text("\n".join(read_uids(folder, read_manifest(folder, gone))))
+    assert len(list(purge(folder, PurgeLists(uids=[str(listed)])))) == 1
     for order in (1, -1):
         there = shutil.copytree(tmp_path / "there", tmp_path / f"copy{order}")
-        shards = list(manifest.seals(folder))[::order]
-        upload.upload(shards, folder, there.as_uri())
-        upload.pages(folder, there.as_uri())
+        shards = list(read_manifests(folder))[::order]
+        upload_shards(shards, folder, there.as_uri())
+        upload_pages(folder, there.as_uri())
         assert names(there) == names(folder) and list(verify(there)) == []
         assert contents(there) == contents(folder)
 
 
 def test_a_copy_replaces_no_other_shards_tars(folder, tmp_path):
-    pages.write(folder, {})
+    write_pages(folder, {})
     other = tmp_path / "other"
     add(other, "t-0", 700)
-    pages.write(other, {})
+    write_pages(other, {})
     there = shutil.copytree(other, tmp_path / "there")
     with pytest.raises(RunError, match=r"images/00000.tar at .* belongs to another shard, t-0"):
-        upload.upload(list(manifest.seals(folder)), folder, there.as_uri())
+        upload_shards(list(read_manifests(folder)), folder, there.as_uri())
     assert list(verify(there)) == [] and contents(there) == contents(other)
 
 
 def test_files_that_are_elsewhere_are_not_renamed(folder):
-    numbering.number(folder)
-    (sealed,) = (each for each in manifest.seals(folder) if each.shard.id == "s-1")
+    number_tars(folder)
+    (sealed,) = (each for each in read_manifests(folder) if each.shard.id == "s-1")
     away = replace(sealed, place="s3://bucket/set")
-    (folder / "shards/s-1.json").write_bytes(manifest.packed(away))
-    (folder / manifest.tar(sealed)).unlink()
+    (folder / "shards/s-1.json").write_bytes(encode_manifest(away))
+    (folder / tar_path(sealed)).unlink()
     before = numbers(folder)
-    numbering.number(folder)
+    number_tars(folder)
     assert numbers(folder) == before
-    numbering.unnumber(folder)
-    assert manifest.sealed(folder, "s-1") == away
+    unnumber_tars(folder)
+    assert read_manifest(folder, "s-1") == away
     assert names(folder) == ["s-2.tar", "s-3.tar", "s-4.tar"]

@@ -13,13 +13,17 @@ import pytest
 
 from cahlib.cli import main
 from cahlib.config import Job, replace
-from cahlib.dataset import manifest, tar_index
-from cahlib.dataset.maintain.purge import CHANGES, Lists, purge
-from cahlib.dataset.maintain.rewrite import rewrite
+from cahlib.dataset.maintain.purge import CHANGES_FILE, PurgeLists, purge
+from cahlib.dataset.maintain.rewrite import rewrite_shards
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.show import pages, report
+from cahlib.dataset.manifest import MANIFEST_FOLDER, read_manifest, read_manifests
+from cahlib.dataset.show.pages import write_pages
+from cahlib.dataset.show.report import write_report
 from cahlib.dataset.storage import upload
+from cahlib.dataset.storage.upload import upload_shards
+from cahlib.dataset.tar_index import TAR_INDEX_FILES
 from cahlib.dataset.write import columns, formats, shard_writer
+from cahlib.dataset.write.columns import OPTIONAL_COLUMNS, make_row
 from cahlib.errors import ConfigError, RunError
 from cahlib.image.perceptual_hash import phash
 from cahlib.lock import held
@@ -45,9 +49,9 @@ def files(folder):
     """What tells nothing of when it was made."""
     return {
         path.relative_to(folder): path.read_bytes()
-        for each in set(shard_writer.FOLDERS) - {manifest.FOLDER}
+        for each in set(shard_writer.FOLDERS) - {MANIFEST_FOLDER}
         for path in folder.glob(f"{each}/*")
-        if path.relative_to(folder).as_posix() not in tar_index.NAMES
+        if path.relative_to(folder).as_posix() not in TAR_INDEX_FILES
     }
 
 
@@ -65,7 +69,7 @@ def lists(tmp_path, gone):
     for (kind, name), pair in zip(names, gone, strict=True):
         found[kind].append(name(pair.image))
     named = {kind: listed(tmp_path / kind, *each) for kind, each in found.items()}
-    return Lists(**named, distance=0)
+    return PurgeLists(**named, distance=0)
 
 
 @pytest.mark.parametrize("forms", SOME, ids="-".join)
@@ -74,7 +78,7 @@ def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
     gone = kept()[1:13:2]
     write(tmp_path / "purged", recipe=recipe)
     write(tmp_path / "purged", first=1000, shard="s-1", recipe=recipe)
-    pages.write(tmp_path / "purged", {})
+    write_pages(tmp_path / "purged", {})
     untouched = {p: p.stat().st_ino for p in (tmp_path / "purged").rglob("*s-1*")}
     (change,) = purge(tmp_path / "purged", lists(tmp_path, gone))
     assert (change.shard, change.lost, change.left) == ("s-0", {Reason.PURGED: 6}, 9)
@@ -84,10 +88,10 @@ def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
     never = [each for each in world.some(30)[0] if each.image.candidate.uid not in uids]
     write_these(tmp_path / "never", never, recipe=recipe)
     write(tmp_path / "never", first=1000, shard="s-1", recipe=recipe)
-    pages.write(tmp_path / "never", {})
+    write_pages(tmp_path / "never", {})
     assert files(tmp_path / "purged") == files(tmp_path / "never")
     assert list(verify(tmp_path / "purged")) == []
-    mine, other = (manifest.sealed(tmp_path / name, "s-0") for name in ("purged", "never"))
+    mine, other = (read_manifest(tmp_path / name, "s-0") for name in ("purged", "never"))
     assert mine.domains == other.domains and mine.rows == other.rows == 9
     assert mine.tally.lost[Reason.PURGED] == 6 and mine.tally.unaccounted(Stage.JUDGE) == 0
     assert mine.similarity == pytest.approx(other.similarity)
@@ -96,17 +100,17 @@ def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
 
 def test_a_dataset_of_an_older_cahlib_is_sound_and_can_be_purged(tmp_path, monkeypatch):
     """Its table and samples lack a column, and have nulls where a text was not kept."""
-    made = columns.row
+    made = make_row
     with monkeypatch.context() as older:
-        older_columns = [each for each in columns._COLUMNS if each[0] not in columns.ADDED]
+        older_columns = [each for each in columns._COLUMNS if each[0] not in OPTIONAL_COLUMNS]
         older.setattr(columns, "_COLUMNS", older_columns)
-        older.setattr(formats, "without_nulls", lambda row: row)
+        older.setattr(formats, "fill_nulls", lambda row: row)
 
         def row(*args, **more):
             values = {**made(*args, **more), "raw_text": None}
-            return {name: value for name, value in values.items() if name not in columns.ADDED}
+            return {name: value for name, value in values.items() if name not in OPTIONAL_COLUMNS}
 
-        older.setattr(shard_writer, "row", row)
+        older.setattr(shard_writer, "make_row", row)
         write(tmp_path)
     assert list(verify(tmp_path)) == []
     (change,) = purge(tmp_path, lists(tmp_path, kept()[1:13:2]))
@@ -117,31 +121,31 @@ def test_a_dataset_of_an_older_cahlib_is_sound_and_can_be_purged(tmp_path, monke
 
 def test_no_picture_of_what_is_purged_is_shown(tmp_path):
     write(tmp_path)
-    shown = manifest.sealed(tmp_path, "s-0").gallery
+    shown = read_manifest(tmp_path, "s-0").gallery
     kept, dropped = ([each for each in shown if each.kept is want] for want in (True, False))
     by_uid = {each.image.candidate.uid: each.image for each in world.some(30)[0]}
     hashes = listed(tmp_path / "hashes", by_uid[kept[0].uid].sha256)
     looks = listed(tmp_path / "looks", phash(by_uid[dropped[0].uid].data))
     urls = listed(tmp_path / "urls", dropped[1].url)
-    (change,) = purge(tmp_path, Lists(hashes=hashes))
+    (change,) = purge(tmp_path, PurgeLists(hashes=hashes))
     assert change.lost == {Reason.PURGED: 1}
-    (change,) = purge(tmp_path, Lists(looks=looks, distance=2, urls=urls))
+    (change,) = purge(tmp_path, PurgeLists(looks=looks, distance=2, urls=urls))
     assert change.lost == {}  # they had not been kept
-    left = manifest.sealed(tmp_path, "s-0").gallery
+    left = read_manifest(tmp_path, "s-0").gallery
     assert left == tuple(each for each in shown if each not in (kept[0], *dropped[:2]))
     assert list(verify(tmp_path)) == []
 
 
 def test_what_was_changed_is_told_but_not_what_it_was(tmp_path):
     write(tmp_path)
-    shown = manifest.sealed(tmp_path, "s-0").gallery
+    shown = read_manifest(tmp_path, "s-0").gallery
     pair = next(each for each in shown if each.kept)
-    assert len(list(purge(tmp_path, Lists(uids=listed(tmp_path / "uids", pair.uid))))) == 1
-    assert manifest.sealed(tmp_path, "s-0").gallery == tuple(each for each in shown if each != pair)
-    (line,) = (tmp_path / CHANGES).read_text().splitlines()
+    assert len(list(purge(tmp_path, PurgeLists(uids=listed(tmp_path / "uids", pair.uid))))) == 1
+    assert read_manifest(tmp_path, "s-0").gallery == tuple(each for each in shown if each != pair)
+    (line,) = (tmp_path / CHANGES_FILE).read_text().splitlines()
     told = json.loads(line)
     assert (told["what"], told["shard"], told["lost"]) == ("purge", "s-0", {"purged": 1})
-    for name in ("report.html", "README.md", CHANGES):
+    for name in ("report.html", "README.md", CHANGES_FILE):
         text = (tmp_path / name).read_text()
         assert "purged" in text and pair.url not in text and pair.uid not in text
 
@@ -149,21 +153,21 @@ def test_what_was_changed_is_told_but_not_what_it_was(tmp_path):
 def test_a_second_time_nothing_is_left_to_do(tmp_path):
     write(tmp_path)
     uids = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()[:3]))
-    assert len(list(purge(tmp_path, Lists(uids=uids)))) == 1
+    assert len(list(purge(tmp_path, PurgeLists(uids=uids)))) == 1
     before = files(tmp_path)
-    assert list(purge(tmp_path, Lists(uids=uids))) == []
+    assert list(purge(tmp_path, PurgeLists(uids=uids))) == []
     assert files(tmp_path) == before
-    assert len((tmp_path / CHANGES).read_text().splitlines()) == 1
+    assert len((tmp_path / CHANGES_FILE).read_text().splitlines()) == 1
 
 
 def test_pages_that_an_earlier_launch_did_not_come_to_are_made(tmp_path):
     write(tmp_path)
-    shown = manifest.sealed(tmp_path, "s-0").gallery
+    shown = read_manifest(tmp_path, "s-0").gallery
     pair = next(each for each in shown if each.kept)
-    report.write(tmp_path, {})
+    write_report(tmp_path, {})
     assert pair.jpeg in (tmp_path / "report.html").read_text()
-    lists = Lists(uids=listed(tmp_path / "uids", pair.uid))
-    assert len(list(rewrite(tmp_path, lists.why()))) == 1  # and is killed then
+    lists = PurgeLists(uids=listed(tmp_path / "uids", pair.uid))
+    assert len(list(rewrite_shards(tmp_path, lists.why()))) == 1  # and is killed then
     assert list(purge(tmp_path, lists)) == []
     assert pair.jpeg not in (tmp_path / "report.html").read_text()
     assert "purged" in (tmp_path / "README.md").read_text()
@@ -175,16 +179,16 @@ def test_what_the_run_brought_to_a_url_is_purged_there_too(tmp_path, monkeypatch
     write(here)
     write(here, first=1000, shard="s-1")
     remembered(here, there.as_uri())
-    for sealed in manifest.seals(here):
-        upload.upload([sealed], here, there.as_uri())
+    for sealed in read_manifests(here):
+        upload_shards([sealed], here, there.as_uri())
     gone = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()))
     there.rename(tmp_path / "away")
     there.touch()  # nothing can be brought below a file
     with pytest.raises(RunError, match="give the same command again"):
-        list(purge(here, Lists(uids=gone)))
+        list(purge(here, PurgeLists(uids=gone)))
     there.unlink()
     (tmp_path / "away").rename(there)
-    assert list(purge(here, Lists(uids=gone))) == []
+    assert list(purge(here, PurgeLists(uids=gone))) == []
     assert list(verify(there)) == list(verify(here)) == []
     assert files(there) == files(here)
     assert (there / "report.html").read_bytes() == (here / "report.html").read_bytes()
@@ -194,8 +198,8 @@ def test_what_the_run_brought_to_a_url_is_purged_there_too(tmp_path, monkeypatch
 def test_what_is_at_a_url_alone_is_copied_here_before(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     remembered(here, there.as_uri())
-    upload.upload([write(here)], here, there.as_uri(), keep_local=False)
-    gone = Lists(uids=listed(tmp_path / "uids", *(e.image.candidate.uid for e in kept()[:3])))
+    upload_shards([write(here)], here, there.as_uri(), keep_local=False)
+    gone = PurgeLists(uids=listed(tmp_path / "uids", *(e.image.candidate.uid for e in kept()[:3])))
     with pytest.raises(ConfigError, match="bring them here first"):
         list(purge(here, gone))
     shutil.copytree(there, here, dirs_exist_ok=True)
@@ -216,7 +220,11 @@ def test_a_damaged_job_is_said_before_anything_is_changed(tmp_path):
     (tmp_path / "run" / "job.json").write_text("{")
     before = files(tmp_path)
     with pytest.raises(ConfigError, match="job.json is damaged"):
-        list(purge(tmp_path, Lists(uids=listed(tmp_path / "uids", kept()[0].image.candidate.uid))))
+        list(
+            purge(
+                tmp_path, PurgeLists(uids=listed(tmp_path / "uids", kept()[0].image.candidate.uid))
+            )
+        )
     assert files(tmp_path) == before
 
 
@@ -224,7 +232,7 @@ def test_everything_can_be_purged(tmp_path):
     write(tmp_path)
     packed = tmp_path / "all.gz"
     packed.write_bytes(gzip.compress("\n".join(e.image.sha256 for e in kept()).encode()))
-    (change,) = purge(tmp_path, Lists(hashes=[str(packed)]))
+    (change,) = purge(tmp_path, PurgeLists(hashes=[str(packed)]))
     assert change.left == 0
     assert {path.parts[0] for path in files(tmp_path)} == {"optouts"}
     assert list(verify(tmp_path)) == []
@@ -239,7 +247,7 @@ def test_a_purge_that_is_killed_is_finished_by_the_next(tmp_path):
     script = """
 import os, sys
 from pathlib import Path
-from cahlib.dataset.maintain.purge import Lists, purge
+from cahlib.dataset.maintain.purge import PurgeLists, purge
 
 def die(event, args):
     global steps
@@ -252,16 +260,16 @@ uids, *folders = sys.argv[1:]
 for steps, folder in enumerate(folders):
     if os.fork() == 0:
         sys.addaudithook(die)
-        list(purge(Path(folder), Lists(uids=[uids])))
+        list(purge(Path(folder), PurgeLists(uids=[uids])))
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
     command = [sys.executable, "-c", script, *uids, *map(str, folders)]
     ran = subprocess.run(command, cwd=world.ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["9"] * 8  # five files, the seal, the report, the card
-    list(purge(tmp_path / "7", Lists(uids=uids)))
+    list(purge(tmp_path / "7", PurgeLists(uids=uids)))
     for folder in folders:
-        list(purge(folder, Lists(uids=uids)))
+        list(purge(folder, PurgeLists(uids=uids)))
         assert list(verify(folder)) == []
         assert files(folder) == files(tmp_path / "7")
 
@@ -288,18 +296,18 @@ def test_nobody_else_may_be_writing(tmp_path):
     write(tmp_path)
     uids = listed(tmp_path / "uids", kept()[0].image.candidate.uid)
     with held(tmp_path), pytest.raises(ConfigError, match="another command is writing"):
-        list(purge(tmp_path, Lists(uids=uids)))
+        list(purge(tmp_path, PurgeLists(uids=uids)))
 
 
 def test_a_damaged_shard_stays_as_it_is(tmp_path):
     write(tmp_path)
-    pages.write(tmp_path, {})
+    write_pages(tmp_path, {})
     tar = tmp_path / "images/00000.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
     before = files(tmp_path)
     uids = listed(tmp_path / "uids", kept()[0].image.candidate.uid)
     with pytest.raises(RunError, match="s-0 cannot be read"):
-        list(purge(tmp_path, Lists(uids=uids)))
+        list(purge(tmp_path, PurgeLists(uids=uids)))
     assert files(tmp_path) == before
 
 
@@ -314,5 +322,5 @@ def test_the_run_tells_what_is_left(tmp_path):
     )
     world.finish(job)
     uids = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()[:3]))
-    list(purge(job.output.folder, Lists(uids=uids)))
+    list(purge(job.output.folder, PurgeLists(uids=uids)))
     assert run(job).tally.left[Stage.JUDGE] == 30 - 3

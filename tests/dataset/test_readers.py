@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
-from cahlib.dataset import tar_index
-from cahlib.dataset.maintain.rewrite import rewrite
+from cahlib.dataset.maintain.rewrite import rewrite_shards
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.show import pages
-from cahlib.dataset.write.columns import REENCODED
+from cahlib.dataset.show.pages import write_pages
+from cahlib.dataset.tar_index import COUNT_FILE, read_tar_sizes
+from cahlib.dataset.write.columns import REENCODED_FROM
 from cahlib.records import Reason
 from tests.world import judged as world
 
@@ -42,7 +42,7 @@ def dataset(folder, forms):
             world.write_these(folder, nothing, shard=shard, recipe=recipe)
         else:
             world.write(folder, first=first, shard=shard, recipe=recipe)
-    pages.write(folder, {})
+    write_pages(folder, {})
     return folder
 
 
@@ -101,14 +101,14 @@ def test_pictures_of_one_extension_are_the_same_pictures(made):
                 assert kind == "jpg"
                 row = json.loads(members[f"{uid}.json"])
                 image = pairs[uid].image
-                assert row[REENCODED] == ("" if image.format == "jpg" else image.format)
+                assert row[REENCODED_FROM] == ("" if image.format == "jpg" else image.format)
                 assert (data == image.data) == (image.format == "jpg")
                 assert (row["md5"], row["format"]) == (image.md5, "jpg")  # as it was served
                 with Picture.open(BytesIO(data)) as one, Picture.open(BytesIO(image.data)) as other:
                     assert one.format == "JPEG" and one.size == other.size
                     small = [each.convert("RGB").resize((4, 4)).tobytes() for each in (one, other)]
                 assert max(abs(a - b) for a, b in zip(*small, strict=True)) < 12
-                kinds.add(row[REENCODED])
+                kinds.add(row[REENCODED_FROM])
     assert {"", "png", "webp"} <= kinds
 
 
@@ -214,14 +214,14 @@ def test_tables_read_every_row(made, form):
 def test_a_pair_can_be_taken_out_where_pictures_have_one_extension(tmp_path):
     world.write(tmp_path, recipe=world.with_forms("images:jpg", "tfrecords"))
     gone = world.some(1)[0][0].image.candidate.uid
-    (change,) = rewrite(tmp_path, lambda row: Reason.PURGED if row["uid"] == gone else None)
+    (change,) = rewrite_shards(tmp_path, lambda row: Reason.PURGED if row["uid"] == gone else None)
     assert change.left == 14 and list(verify(tmp_path)) == []
     table = pq.read_table(tmp_path / "metadata/metadata_s-0.parquet")
-    assert {"", "png"} <= {*table[REENCODED].to_pylist()}
+    assert {"", "png"} <= {*table[REENCODED_FROM].to_pylist()}
 
 
 @both
 def test_the_sizes_are_those_of_the_tars(made, form):
     folder = made[form]
-    assert tar_index.read(folder) == {"00000.tar": 15, "00001.tar": 15, "00002.tar": 15}
-    assert (folder / tar_index.NUMBER).read_text() == "3\n"
+    assert read_tar_sizes(folder) == {"00000.tar": 15, "00001.tar": 15, "00002.tar": 15}
+    assert (folder / COUNT_FILE).read_text() == "3\n"

@@ -6,15 +6,20 @@ from itertools import cycle
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cahlib.dataset import description, manifest
-from cahlib.dataset.description import Description
+from cahlib.dataset.description import (
+    DESCRIPTION_FILE,
+    Description,
+    commit_shards,
+    read_description,
+)
 from cahlib.dataset.layout import CURRENT_LAYOUT, FOLDERS, PAGES
-from cahlib.dataset.maintain.purge import Lists, purge
-from cahlib.dataset.maintain.repair import plan, repair
+from cahlib.dataset.maintain.purge import PurgeLists, purge
+from cahlib.dataset.maintain.repair import plan_repair, repair
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.show import pages
-from cahlib.dataset.storage.files import files
-from cahlib.dataset.write import shard_writer
+from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifest, read_manifests
+from cahlib.dataset.show.pages import write_pages
+from cahlib.dataset.storage.files import files_at
+from cahlib.dataset.write.shard_writer import read_uids
 from cahlib.lock import held
 from tests.dataset.test_upload import memory, store  # noqa: F401 - fixtures
 from tests.world import judged as world
@@ -41,10 +46,10 @@ def made(folder, *, layout, **recipe):
     world.write(folder, count=5, first=100, shard="s-1", recipe=recipe)
     world.write(folder, count=2, first=201, shard="s-2", recipe=recipe)
     ours = Description(settings={"threshold": 0.3}, digest=DIGEST, layout=layout)
-    description.commit(folder, ours, SHARDS)
-    pages.write(folder, {})
+    commit_shards(folder, ours, SHARDS)
+    write_pages(folder, {})
     assert {path.name for path in folder.iterdir()} == {
-        *FOLDERS, *PAGES, description.NAME,
+        *FOLDERS, *PAGES, DESCRIPTION_FILE,
     }  # fmt: skip
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -54,7 +59,7 @@ def made(folder, *, layout, **recipe):
 
 
 def put(place, content):
-    at = files(place)
+    at = files_at(place)
     for path in at.sizes(["metadata", *SHARDS, "images", "img_emb", "text_emb", "shards"]):
         at.remove(path)
     for path, data in content.items():
@@ -73,18 +78,18 @@ def mended(place, sound, path):
     """See that a damaged file is found, and costs no more than its shard."""
     shard = next((each for each in SHARDS if each in path), None)
     assert any(path in problem for problem in verify(place)), path
-    repair(plan(place))
+    repair(plan_repair(place))
     assert list(verify(place)) == [], path
-    left = {each.shard.id for each in manifest.seals(place)}
+    left = {each.shard.id for each in read_manifests(place)}
     assert left == {*SHARDS} - {shard}, path
-    at = files(place)
+    at = files_at(place)
     for each, data in sound.items():
         whose = next((one for one in SHARDS if one in each), None)
         if whose and whose != shard:
             assert at.read(each) == data
         if whose == shard and shard:
             assert not at.exists(each)
-    said = description.read(place)
+    said = read_description(place)
     assert {*said.committed} == left and (said.digest, len(said.pages)) == (DIGEST, 3)
 
 
@@ -104,8 +109,8 @@ def test_every_file_can_be_mended_where_tars_have_numbers(tmp_path):
     sound = made(tmp_path / "sound", layout=CURRENT_LAYOUT)
     whose = {
         path: each.shard.id
-        for each in manifest.seals(tmp_path / "sound")
-        for path in (*each.files, manifest.name(each.shard.id))
+        for each in read_manifests(tmp_path / "sound")
+        for path in (*each.files, manifest_path(each.shard.id))
     }
     assert whose["images/00001.tar"] == "s-1"
     parts = {(id, path.split("/")[0]): sound[path] for path, id in whose.items()}
@@ -117,9 +122,9 @@ def test_every_file_can_be_mended_where_tars_have_numbers(tmp_path):
         else:
             (folder / path).unlink()
         assert any(path in problem for problem in verify(folder)), path
-        repair(plan(folder))
+        repair(plan_repair(folder))
         assert list(verify(folder)) == [], path
-        left = list(manifest.seals(folder))
+        left = list(read_manifests(folder))
         assert {each.shard.id for each in left} == {*SHARDS} - {whose.get(path)}, path
         for each in left:  # the tars of those may have moved up
             for name in each.files:
@@ -130,7 +135,7 @@ def test_every_file_can_be_mended_where_tars_have_numbers(tmp_path):
 def test_every_file_at_a_url_can_be_mended(tmp_path, sound, kind, memory, store):  # noqa: F811
     urls = {"file": (tmp_path / "there").as_uri(), "memory": memory, "s3": "s3://bucket/data"}
     place, damages = urls[kind], cycle([*DAMAGES.values(), None])
-    at = files(place)
+    at = files_at(place)
     every = sorted(path for path in sound if "s-0" not in path and "s-2" not in path)
     for path in every[::3] if kind == "s3" else every:  # a request costs more than a file
         put(place, sound)
@@ -179,22 +184,20 @@ def test_what_would_be_done_is_said_and_not_done(tmp_path, sound, capsys):
 def test_a_conflicted_copy_is_named_and_counts_for_nothing(tmp_path, sound, name):
     put(tmp_path, sound)
     (tmp_path / name).write_bytes(sound["shards/s-0.json"])
-    assert [each.shard.id for each in manifest.seals(tmp_path)] == [*SHARDS]
+    assert [each.shard.id for each in read_manifests(tmp_path)] == [*SHARDS]
     (problem,) = verify(tmp_path)
     assert problem == (
         f"{name} is a conflicted copy, made by a cloud drive, and counts for nothing."
     )
-    repair(plan(tmp_path))
+    repair(plan_repair(tmp_path))
     assert list(verify(tmp_path)) == [] and not (tmp_path / name).exists()
 
 
 def test_what_would_come_back_by_a_repair_is_said(tmp_path, sound, capsys):
     put(tmp_path / "set", sound)
     uids = tmp_path / "uids"
-    uids.write_text(
-        shard_writer.uids(tmp_path / "set", manifest.sealed(tmp_path / "set", "s-0"))[0]
-    )
-    list(purge(tmp_path / "set", Lists(uids=[str(uids)])))
+    uids.write_text(read_uids(tmp_path / "set", read_manifest(tmp_path / "set", "s-0"))[0])
+    list(purge(tmp_path / "set", PurgeLists(uids=[str(uids)])))
     for shard in "s-0", "s-1":
         (tmp_path / f"set/metadata/metadata_{shard}.parquet").unlink()
     lines = said(capsys, "repair", tmp_path / "set").stdout.splitlines()
@@ -221,7 +224,7 @@ def test_another_datasets_shards_are_named_and_left_alone(tmp_path, sound):
     world.write(tmp_path, first=500, shard="t-0", recipe=recipe)
     sentence = "shards/t-0.json was made with other settings than dataset.json says."
     assert list(verify(tmp_path)) == [sentence]
-    repair(plan(tmp_path))
+    repair(plan_repair(tmp_path))
     assert list(verify(tmp_path)) == [sentence]
 
 
@@ -229,10 +232,10 @@ def test_a_damaged_shard_costs_no_whole_one_that_has_the_same_pair(tmp_path):
     for shard in SHARDS[:2]:
         world.write(tmp_path, count=5, shard=shard)
     (tmp_path / "images/s-0.tar").unlink()
-    assert [*plan(tmp_path).broken] == ["s-0"]
-    repair(plan(tmp_path))
+    assert [*plan_repair(tmp_path).broken] == ["s-0"]
+    repair(plan_repair(tmp_path))
     assert list(verify(tmp_path)) == []
-    assert [each.shard.id for each in manifest.seals(tmp_path)] == ["s-1"]
+    assert [each.shard.id for each in read_manifests(tmp_path)] == ["s-1"]
 
 
 def test_a_shard_that_only_the_ledger_knows_is_missed(tmp_path, sound):
@@ -245,20 +248,20 @@ def test_a_shard_that_only_the_ledger_knows_is_missed(tmp_path, sound):
 def test_a_shard_whose_files_are_at_a_url_is_given_up_there_too(tmp_path, sound, memory):  # noqa: F811
     put(memory, sound)
     put(tmp_path, sound)
-    for sealed in list(manifest.seals(tmp_path)):
+    for sealed in list(read_manifests(tmp_path)):
         moved = replace(sealed, place=memory)
-        (tmp_path / manifest.name(sealed.shard.id)).write_bytes(manifest.packed(moved))
+        (tmp_path / manifest_path(sealed.shard.id)).write_bytes(encode_manifest(moved))
         for path in sealed.files:
             (tmp_path / path).unlink()
     assert list(verify(tmp_path)) == []
     rest = tmp_path / "images/s-0.tar"  # of a run that was killed while it let go of them
     rest.write_bytes(b"")
     assert list(verify(tmp_path)) == ["images/s-0.tar is not part of a shard here."]
-    repair(plan(tmp_path))
+    repair(plan_repair(tmp_path))
     assert not rest.exists() and list(verify(tmp_path)) == []
     MemoryFileSystem.store.pop("/data/set/images/s-1.tar")
-    repair(plan(tmp_path))
+    repair(plan_repair(tmp_path))
     for place in (tmp_path, memory):
-        assert [each.shard.id for each in manifest.seals(place)] == ["s-0", "s-2"]
-        assert {*description.read(place).committed} == {"s-0", "s-2"}
+        assert [each.shard.id for each in read_manifests(place)] == ["s-0", "s-2"]
+        assert {*read_description(place).committed} == {"s-0", "s-2"}
     assert list(verify(tmp_path)) == []

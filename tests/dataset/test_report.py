@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from cahlib.config import Job
-from cahlib.dataset import manifest
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.show import card, pages, report, summary
-from cahlib.dataset.show.summary import lines
-from cahlib.dataset.write import shard_writer
+from cahlib.dataset.manifest import manifest_path
+from cahlib.dataset.show.card import write_card
+from cahlib.dataset.show.pages import write_pages
+from cahlib.dataset.show.report import write_report
+from cahlib.dataset.show.summary import summarize, summary_lines
+from cahlib.dataset.write.shard_writer import write_shard
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
 from tests.world import judged as world
@@ -59,7 +61,7 @@ class Page(HTMLParser):
 
 
 def put(folder, pairs, shard="s-0"):
-    return shard_writer.write(
+    return write_shard(
         folder,
         pairs,
         parcel=world.parcel(shard, images=len(pairs)),
@@ -70,12 +72,12 @@ def put(folder, pairs, shard="s-0"):
 
 
 def card_of(folder, job=JOB):
-    card.write(folder, job)
+    write_card(folder, job)
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
 def page(folder, job=JOB):
-    report.write(folder, job)
+    write_report(folder, job)
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -125,7 +127,7 @@ def test_any_text_is_harmless(tmp_path_factory, text, path):
     folder = tmp_path_factory.mktemp("hostile")
     put(folder, [world.judged(1, text=text, url="https://a.example/" + path)])
     assert_harmless(page(folder))
-    card.write(folder, {**JOB, "crawl": text})
+    write_card(folder, {**JOB, "crawl": text})
 
 
 def test_a_dataset_without_shards_has_a_report_too(tmp_path):
@@ -155,7 +157,7 @@ def test_the_gallery_shows_no_unsafe_picture_and_no_one_who_may_be_a_minor(tmp_p
         assert small.size == (each.width, each.height) and max(small.size) <= 160
         edges = np.abs(np.diff(np.asarray(small.convert("L"), int), axis=1)).max()
         assert (edges < 20) == blurred
-    report.write(tmp_path, JOB)
+    write_report(tmp_path, JOB)
     text = (tmp_path / "report.html").read_text()
     assert "NSFW, blurred" in text and "UNSURE, blurred" in text
 
@@ -174,7 +176,7 @@ def test_huge_images_are_not_opened_for_show(tmp_path):
 
 def test_the_summary_adds_up_the_shards(tmp_path):
     sealed = [world.write(tmp_path, shard="s-0"), world.write(tmp_path, first=100, shard="s-1")]
-    found = summary.summary(tmp_path)
+    found = summarize(tmp_path)
     assert (found.shards, found.pairs) == (2, 30)
     assert found.tally == sealed[0].tally + sealed[1].tally
     assert found.bytes == sum(s.size for each in sealed for s in each.files.values())
@@ -186,20 +188,20 @@ def test_the_summary_adds_up_the_shards(tmp_path):
 
 def test_inspect_prints_the_numbers(tmp_path):
     world.write(tmp_path)
-    lines = "\n".join(summary.lines(tmp_path))
+    lines = "\n".join(summary_lines(tmp_path))
     assert "15 pairs in 1 shard" in lines
     assert "fetch: 91 candidates in, 30 images out" in lines
     assert Reason.TIMEOUT.phrase in lines and "host3.example" in lines
     with pytest.raises(ConfigError, match="holds no dataset"):
-        list(summary.lines(tmp_path / "nothing"))
+        list(summary_lines(tmp_path / "nothing"))
 
 
 def test_a_damaged_seal_is_one_sentence(tmp_path):
     world.write(tmp_path)
-    path = tmp_path / manifest.name("s-0")
+    path = tmp_path / manifest_path("s-0")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(RunError, match="cah verify"):
-        list(lines(tmp_path))
+        list(summary_lines(tmp_path))
     assert "There is no finished shard in this dataset yet." in page(tmp_path).texts
 
 
@@ -219,7 +221,7 @@ def test_the_cards_code_runs(tmp_path, monkeypatch, capsys, numbered):
     world.write(tmp_path)
     if numbered:
         world.write(tmp_path, first=100, shard="s-1")
-        pages.write(tmp_path, {})
+        write_pages(tmp_path, {})
     text = card_of(tmp_path)
     assert ("{00000..00001}.tar" in text) == numbered
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -277,7 +279,7 @@ def test_what_was_heard_and_not_obeyed_is_named_in_card_and_report(tmp_path, obe
     (refused,) = parcel.optouts
     heard = [replace(refused, obeyed=False)] * 3
     parcel = replace(parcel, optouts=(*[refused] * obeyed, *heard))
-    shard_writer.write(
+    write_shard(
         tmp_path,
         made,
         parcel=parcel,

@@ -17,9 +17,9 @@ from embedding_reader import EmbeddingReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cahlib.dataset import manifest
-from cahlib.dataset.storage.hashed_file import Sink
-from cahlib.dataset.write import shard_writer
+from cahlib.dataset.manifest import read_manifest, read_manifests
+from cahlib.dataset.storage.hashed_file import HashedFile
+from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted, write_shard
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
 from tests.world import judged as world
@@ -92,7 +92,7 @@ def test_a_score_without_a_column_is_a_mistake(tmp_path):
 
 def test_embedding_reader_joins_metadata_and_embeddings_over_shards_without_pairs(tmp_path):
     write(tmp_path, shard="s-0")
-    empty = shard_writer.write(
+    empty = write_shard(
         tmp_path,
         [world.judged(900, reason=Reason.DISSIMILAR)],
         parcel=world.parcel("s-1", images=1, refused=0),
@@ -137,12 +137,10 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path):
 
 def test_a_seal_says_what_its_shard_is(tmp_path):
     sealed = write(tmp_path)
-    assert manifest.sealed(tmp_path, "s-0") == sealed
-    assert manifest.sealed(tmp_path, "s-1") is None
-    assert list(manifest.seals(tmp_path)) == [sealed]
-    assert shard_writer.uids(tmp_path, sealed) == list(
-        pd.read_parquet(tmp_path / "metadata")["uid"]
-    )
+    assert read_manifest(tmp_path, "s-0") == sealed
+    assert read_manifest(tmp_path, "s-1") is None
+    assert list(read_manifests(tmp_path)) == [sealed]
+    assert read_uids(tmp_path, sealed) == list(pd.read_parquet(tmp_path / "metadata")["uid"])
     for stage in Stage:
         assert sealed.tally.unaccounted(stage) == 0
     assert sum(sealed.kept.values()) == sealed.rows == sum(sealed.domains.values())
@@ -160,13 +158,13 @@ def test_a_pair_of_another_shard_is_dropped_and_counted(tmp_path):
     assert sealed.rows == 10
     assert sealed.tally.lost[Reason.PAIR_SEEN] == 5
     assert sealed.tally.unaccounted(Stage.JUDGE) == 0
-    assert not before & set(shard_writer.uids(tmp_path, sealed))
+    assert not before & set(read_uids(tmp_path, sealed))
 
 
 def test_a_pair_that_comes_twice_in_a_shard_is_kept_once(tmp_path):
     made = [world.judged(1), world.judged(1)]
     tally = world.tally_of(made)
-    sealed = shard_writer.write(
+    sealed = write_shard(
         tmp_path,
         made,
         parcel=world.parcel("s-0", images=2),
@@ -188,7 +186,7 @@ def test_no_text_of_the_web_stops_a_shard(tmp_path_factory, url, text, other):
     folder = tmp_path_factory.mktemp("texts")
     url = "https://a.example/" + url
     pair = world.judged(3, url=url, text=text, raw_text=other, page=other, robots=other)
-    sealed = shard_writer.write(
+    sealed = write_shard(
         folder,
         [pair],
         parcel=world.parcel("s-0", images=1),
@@ -208,7 +206,7 @@ def test_an_error_of_the_judging_goes_through_and_leaves_nothing(tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        shard_writer.write(
+        write_shard(
             tmp_path,
             failing(),
             parcel=world.parcel(images=10),
@@ -284,13 +282,13 @@ for steps, folder in enumerate(sys.argv[1:]):
     assert ran.stdout.split() == ["9"] * 7 + ["0"]  # six files, then the seal
     for folder in folders[:7]:
         assert len(everything(folder)) > len(before)
-        shard_writer.sweep(folder)
+        recover_interrupted(folder)
         assert everything(folder).keys() == before.keys()
-    assert manifest.sealed(folders[7], "s-1")
+    assert read_manifest(folders[7], "s-1")
 
 
 def test_who_reads_the_folder_of_a_running_run_sees_sealed_shards_alone(tmp_path):
     sealed = world.write(tmp_path)
-    making = Sink(tmp_path / "metadata" / "metadata_s-1.parquet")
+    making = HashedFile(tmp_path / "metadata" / "metadata_s-1.parquet")
     assert pq.read_table(tmp_path / "metadata").num_rows == sealed.rows
     making.discard()

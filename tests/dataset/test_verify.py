@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cahlib.dataset import manifest
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.storage.hashed_file import Stored
-from cahlib.dataset.write import tfrecord
+from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifest
+from cahlib.dataset.storage.hashed_file import FileRecord
+from cahlib.dataset.write.tfrecord import encode_example, frame_record, read_tfrecords
 from cahlib.errors import ConfigError
 from tests.world import judged as world
 
@@ -55,10 +55,10 @@ def folder(sound, tmp_path):
 def rewrite(folder, path, data):
     """Change a file and renew the seal, so that only a comparison of the rows can find it."""
     (folder / path).write_bytes(data)
-    sealed = manifest.sealed(folder, "s-1")
-    stored = Stored(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    sealed = read_manifest(folder, "s-1")
+    stored = FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
     renewed = replace(sealed, files={**sealed.files, path: stored})
-    (folder / manifest.name("s-1")).write_bytes(manifest.packed(renewed))
+    (folder / manifest_path("s-1")).write_bytes(encode_manifest(renewed))
 
 
 def test_a_sound_dataset_has_no_problem(folder):
@@ -180,9 +180,9 @@ def test_an_extra_and_a_missing_sample_are_found(folder):
 
 def test_a_changed_record_is_found(folder):
     with open(folder / FILES["tfrecords"], "rb") as file:
-        rows = list(tfrecord.records(file))
+        rows = list(read_tfrecords(file))
     rows[1], rows[0] = rows[0], rows[1]
-    data = b"".join(tfrecord.frame(tfrecord.example(row)) for row in rows)
+    data = b"".join(frame_record(encode_example(row)) for row in rows)
     rewrite(folder, FILES["tfrecords"], data)
     assert list(verify(folder)) == [
         "tfrecords/s-1.tfrecord: row 0 is not the pair that the metadata has there."
@@ -214,11 +214,11 @@ def parquet(table):
 
 
 def test_a_seal_that_does_not_add_up_is_found(folder):
-    sealed = manifest.sealed(folder, "s-1")
+    sealed = read_manifest(folder, "s-1")
     tally = sealed.tally
     tally.lost.popitem()
     (folder / "shards/s-1.json").write_bytes(
-        manifest.packed(replace(sealed, funnel=tally.as_dict(), rows=14))
+        encode_manifest(replace(sealed, funnel=tally.as_dict(), rows=14))
     )
     problems = list(verify(folder))
     assert any("does not account for" in problem for problem in problems)

@@ -15,7 +15,7 @@ from tests.world import small
 
 pytest.importorskip("open_clip", reason="a run needs: pip install 'cahlib[gpu]'")
 
-from cahlib.dataset.manifest import seals
+from cahlib.dataset.manifest import read_manifests
 from cahlib.run import run
 
 
@@ -84,5 +84,5 @@ def test_later_shards_and_runs_ask_a_dead_domain_no_more(tmp_path):
         assert run(replace(job, shards=4), scraping=scraping).shards.done == 4
         assert web.asked == first
     assert [engine.left_alone for engine in engines] == [[(), ()], [("dead.com",)] * 2]
-    lost = sum((each.tally.lost for each in seals(tmp_path / "dataset")), Counter())
+    lost = sum((each.tally.lost for each in read_manifests(tmp_path / "dataset")), Counter())
     assert (lost[Reason.LEFT_ALONE], lost[Reason.NO_ROBOTS]) == (2 * 3, 2 * 3)

@@ -10,7 +10,7 @@ from cahlib.config import Download
 from cahlib.image.colours import changes_colours, is_valid_profile, to_srgb
 from cahlib.image.perceptual_hash import phash
 from cahlib.image.validate import validate_image
-from cahlib.model.inputs import prepare
+from cahlib.model.inputs import preprocess
 from tests.world.profiles import CYAN, GREY, INKS, SRGB, SWAPPED, WIDE, halves
 
 SMALL = Download(resize=64, min_bytes=0)
@@ -56,7 +56,7 @@ def test_profiles_are_applied_where_pixels_are_looked_at(mode, format, how, prof
     assert close(colours(small), wanted)
     assert "icc_profile" not in small.info
     whole = validate_image(data, Download(min_bytes=0))["data"]
-    judged = Image.fromarray(prepare(whole, [lambda image: image.convert("RGB")]))
+    judged = Image.fromarray(preprocess(whole, [lambda image: image.convert("RGB")]))
     assert close(colours(judged), wanted)
     kept = Image.open(io.BytesIO(whole)).info.get("icc_profile")
     assert kept == (profile if profile and is_valid_profile(profile) else None)
@@ -77,7 +77,7 @@ def test_inks_are_shown_by_their_profile():
     out = io.BytesIO()
     Image.new("CMYK", (160, 120), (255, 0, 0, 0)).save(out, "JPEG", icc_profile=INKS)
     assert close(colours(told(out.getvalue())), [CYAN, CYAN])
-    judged = prepare(out.getvalue(), [lambda image: image.convert("RGB")])
+    judged = preprocess(out.getvalue(), [lambda image: image.convert("RGB")])
     assert close([judged[9, 9]], [CYAN])
     other = halves("CMYK", "JPEG", SRGB, quality=95)  # meant for other colours
     assert close(colours(told(other)), colours(Image.open(io.BytesIO(other))))

@@ -12,7 +12,8 @@ import pytest
 
 from cahlib import live
 from cahlib.config import Job, Output
-from cahlib.dataset.write import duplicate_index, shard_writer
+from cahlib.dataset.write.duplicate_index import load_duplicate_index
+from cahlib.dataset.write.shard_writer import write_shard
 from cahlib.errors import ConfigError
 from cahlib.kaggle import pack
 from cahlib.kaggle.inside import end_when_full, received, working
@@ -57,7 +58,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     )
     made = [world.judged(number) for number in range(3)]
     sealed = [
-        shard_writer.write(
+        write_shard(
             here.folder, images, parcel=world.parcel(name, images=len(images)),
             recipe=world.RECIPE, tally=world.tally_of(images), again=lambda judged: None,
         )
@@ -69,7 +70,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     inputs.mkdir()
     pack.inputs(inputs, here, None)
     received({"output": there.output}, session="one", hours=9, inputs=inputs)
-    known = duplicate_index.load(there, [each.shard for each in sealed], seen=lambda uid: False)
+    known = load_duplicate_index(there, [each.shard for each in sealed], seen=lambda uid: False)
     assert [known.again(each) is not None for each in made] == [kind != "keep"] * 3
     brought = {path.name for path in there.folder.rglob("*.*")}
     whole = {"ledger.sqlite", "full.json", "empty.json"}

@@ -21,7 +21,8 @@ from cahlib.config import Judge  # noqa: E402
 from cahlib.errors import ConfigError, RunError  # noqa: E402
 from cahlib.image import pixels  # noqa: E402
 from cahlib.model import clip  # noqa: E402
-from cahlib.model.device_model import Replica  # noqa: E402
+from cahlib.model.clip import load_clip  # noqa: E402
+from cahlib.model.device_model import DeviceModel  # noqa: E402
 from tests.world import models  # noqa: E402
 from tests.world.jobs import LIMIT  # noqa: E402
 
@@ -43,7 +44,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(folder):
-    return clip.load(Judge(model=str(folder), threshold=0.2))
+    return load_clip(Judge(model=str(folder), threshold=0.2))
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def exact(monkeypatch):
 
 
 def of(folder, **settings):
-    return clip.load(Judge(model=str(folder), threshold=0.2, **settings))
+    return load_clip(Judge(model=str(folder), threshold=0.2, **settings))
 
 
 def pictures():
@@ -136,7 +137,7 @@ def test_of_a_vits_last_block_only_the_place_that_is_looked_at_is_computed(tmp_p
     for block in model.visual.transformer.resblocks:
         block.mlp.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[1]))
     pixels = [np.zeros((32, 32, 3), np.uint8)]
-    Replica(model, "cpu", dtype=dtype).embed(pixels, [])
+    DeviceModel(model, "cpu", dtype=dtype).embed(pixels, [])
     assert shapes == [17, 1]
 
 
@@ -203,10 +204,10 @@ def test_another_error_of_the_model_flies(folder):
 
 def test_what_overflows_in_half_precision_is_computed_again(folder):
     model, transform, tokenizer = models.plain(folder)
-    pixels = [clip.prepare(each, transform.transforms[:-2]) for each in pictures()[:3]]
+    pixels = [clip.preprocess(each, transform.transforms[:-2]) for each in pictures()[:3]]
     tokens = [tokenizer(TEXTS[:3]).numpy()]
-    expected = Replica(model, "cpu").embed(pixels, tokens)
-    half = Replica(model, "cpu", dtype=torch.float16)
+    expected = DeviceModel(model, "cpu").embed(pixels, tokens)
+    half = DeviceModel(model, "cpu", dtype=torch.float16)
     close = half.embed(pixels, tokens)
     assert 0 < np.abs(close - expected).max() < 1e-2
     model.visual.register_forward_hook(lambda _, inputs, out: out * 1e6)
@@ -224,9 +225,9 @@ def test_a_large_model_rounds_on_a_cpu_as_little_as_promised():
         mean, std = (model.visual.preprocess_cfg[name] for name in ("mean", "std"))
         normed = (normed - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
         images = model.encode_image(normed, normalize=True).numpy()
-    exact = Replica(model, "cpu", dtype=torch.float32).embed(pixels, tokens)
+    exact = DeviceModel(model, "cpu", dtype=torch.float32).embed(pixels, tokens)
     np.testing.assert_allclose(exact[:6], images, atol=1e-6)
-    rounded = Replica(model, "cpu", dtype=torch.bfloat16).embed(pixels, tokens)
+    rounded = DeviceModel(model, "cpu", dtype=torch.bfloat16).embed(pixels, tokens)
     assert np.abs(rounded[:6] - exact[:6]).max() > 1e-5
     np.testing.assert_allclose(rounded[:6] @ rounded[6:].T, exact[:6] @ exact[6:].T, atol=1e-3)
     np.testing.assert_allclose(rounded[6:], exact[6:], atol=1e-6)
@@ -301,7 +302,7 @@ def test_weights_for_a_known_model_may_be_a_file(tmp_path):
     of(models.write(tmp_path, name="known"))  # open_clip remembers the name from now on
     judge = Judge(model="known", pretrained=str(tmp_path / "random.safetensors"), threshold=0.3)
     with pytest.raises(ConfigError, match="known/random knows 814 tokens and its tokenizer 49408"):
-        clip.load(judge)
+        load_clip(judge)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +325,7 @@ def test_a_model_that_is_not_there(settings, sentence, monkeypatch):
     if "model" in settings:
         settings["threshold"] = 0.3
     with pytest.raises(ConfigError, match=sentence):
-        clip.load(Judge(**settings))
+        load_clip(Judge(**settings))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -376,4 +377,4 @@ def test_a_folder_that_is_no_model(tmp_path, change, sentence):
 
 def test_a_folder_brings_its_own_weights(folder):
     with pytest.raises(ConfigError, match="brings its own weights; leave it empty"):
-        clip.load(Judge(model=str(folder), pretrained="openai", threshold=0.3))
+        load_clip(Judge(model=str(folder), pretrained="openai", threshold=0.3))

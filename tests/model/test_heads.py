@@ -11,7 +11,9 @@ from safetensors.numpy import save_file
 from cahlib.cli import main
 from cahlib.config import Judge
 from cahlib.errors import ConfigError
-from cahlib.model import clip, heads, pairs
+from cahlib.model.clip import load_clip
+from cahlib.model.heads import load_heads
+from cahlib.model.pairs import score_names, score_pairs
 from cahlib.model.safety import Safety
 from cahlib.records import Reason, Stage, Tally
 from tests.model.test_pairs import HARMLESS, image
@@ -51,23 +53,23 @@ def test_an_mlp_says_what_torch_says(tmp_path, embeddings, activation):
         layers += [torch.nn.Linear(one, other), between[activation]]
     made, tensors = of_torch(*layers[:-1], torch.nn.Sigmoid())
     path = written(tmp_path, tensors, kind="mlp", activation=activation, output="sigmoid")
-    (head,) = heads.load([path], MODEL)
+    (head,) = load_heads([path], MODEL)
     with torch.no_grad():
         expected = made(torch.tensor(embeddings.astype(np.float32)))[:, 0].numpy()
     np.testing.assert_allclose(head.scores(embeddings), expected, atol=1e-3)
 
 
 def test_scores_are_kept_and_the_wrong_side_of_the_threshold_goes(tmp_path):
-    tiny = clip.load(Judge(model=str(models.write(tmp_path / "model")), threshold=0))
+    tiny = load_clip(Judge(model=str(models.write(tmp_path / "model")), threshold=0))
     tensors = {"weight": np.eye(1, WIDTH, dtype=np.float32) * 10, "bias": np.ones(1, np.float32)}
     images = [image(number) for number in range(12)]
     safety, options = Safety(HARMLESS, tiny), Judge(model="any", threshold=-1, batch=5)
 
     def judged(drop, threshold):
         path = written(tmp_path, tensors, drop=drop, threshold=threshold)
-        tally, found = Tally(), heads.load([path], tiny)
-        assert pairs.scores(safety, found)[-1] == "taste"
-        every = pairs.pairs(images, tiny, safety, judge=options, tally=tally, heads=found)
+        tally, found = Tally(), load_heads([path], tiny)
+        assert score_names(safety, found)[-1] == "taste"
+        every = score_pairs(images, tiny, safety, judge=options, tally=tally, heads=found)
         rows = [(each.scores["taste"], each.reason, each) for each in every]
         assert tally.unaccounted(Stage.JUDGE) == 0
         return rows, tally
@@ -105,19 +107,19 @@ def test_scores_are_kept_and_the_wrong_side_of_the_threshold_goes(tmp_path):
 )  # fmt: skip
 def test_a_head_that_does_not_fit_is_refused_with_a_sentence(tmp_path, tensors, card, sentence):
     with pytest.raises(ConfigError, match=sentence) as told:
-        heads.load([written(tmp_path, tensors, **card)], MODEL)
+        load_heads([written(tmp_path, tensors, **card)], MODEL)
     assert str(told.value).count("\n") == 0
 
 
 def test_files_that_are_no_heads_are_refused(tmp_path):
     path = written(tmp_path)
     with pytest.raises(ConfigError, match="another score is called 'taste' already"):
-        heads.load([path, path], MODEL)
+        load_heads([path, path], MODEL)
     for data, sentence in ((b"no", "is not a safetensors file"), (None, "cannot be read")):
         file = tmp_path / "head.safetensors"
         file.write_bytes(data) if data else file.unlink()
         with pytest.raises(ConfigError, match=sentence):
-            heads.load([path], MODEL)
+            load_heads([path], MODEL)
 
 
 def test_a_run_refuses_a_bad_head_before_it_begins(tmp_path, capsys):

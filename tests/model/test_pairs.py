@@ -12,7 +12,8 @@ pytest.importorskip("open_clip", reason="judging needs: pip install 'cahlib[gpu]
 
 from cahlib.config import Judge
 from cahlib.errors import ShardError
-from cahlib.model import clip, pairs
+from cahlib.model.clip import load_clip
+from cahlib.model.pairs import score_names, score_pairs
 from cahlib.model.safety import Safety
 from cahlib.records import Candidate, Image, Reason, Stage, Tally
 from tests.world import models
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one device", "two devices"])
 def tiny(folder, request):
-    return clip.load(Judge(model=str(folder), threshold=0), devices=["cpu"] * request.param)
+    return load_clip(Judge(model=str(folder), threshold=0), devices=["cpu"] * request.param)
 
 
 def image(number, *, data=None, text=None):
@@ -72,7 +73,7 @@ def judge(images, model, *, threshold=-1.0, batch=256, sets=HARMLESS):
     """What comes out, and the tally."""
     tally = Tally()
     options = Judge(model="any", threshold=threshold, batch=batch)
-    found = list(pairs.pairs(images, model, Safety(sets, model), judge=options, tally=tally))
+    found = list(score_pairs(images, model, Safety(sets, model), judge=options, tally=tally))
     assert tally.unaccounted(Stage.JUDGE) == 0
     return found, tally
 
@@ -116,9 +117,9 @@ def test_what_is_not_safe_is_dropped_and_says_so_even_if_it_is_dissimilar_too(ti
 def test_every_score_is_kept(tiny):
     safety = Safety.load("", tiny)
     names = ("similarity", "sexual", "minor", "animal")
-    assert pairs.scores(safety) == names
+    assert score_names(safety) == names
     options = Judge(model="any", threshold=-1)
-    for each in pairs.pairs([image(1), image(2)], tiny, safety, judge=options, tally=Tally()):
+    for each in score_pairs([image(1), image(2)], tiny, safety, judge=options, tally=Tally()):
         assert tuple(each.scores) == names
         assert each.scores["similarity"] == each.similarity
 
@@ -168,7 +169,7 @@ def furthest(images, model, *, batch):
 
     options = Judge(model="any", threshold=-1, batch=batch)
     safety = Safety(HARMLESS, model)
-    found = pairs.pairs(source(), model, safety, judge=options, tally=Tally())
+    found = score_pairs(source(), model, safety, judge=options, tally=Tally())
     for yielded, _ in enumerate(found):
         ahead = max(ahead, taken - yielded)
     return ahead
@@ -198,7 +199,7 @@ def test_leaving_early_ends_the_threads_and_the_source(tiny):
     before = set(threading.enumerate())
     options = Judge(model="any", threshold=-1, batch=2)
     safety = Safety(HARMLESS, tiny)
-    found = pairs.pairs(source(), tiny, safety, judge=options, tally=Tally())
+    found = score_pairs(source(), tiny, safety, judge=options, tally=Tally())
     next(found)
     found.close()
     assert set(threading.enumerate()) <= before

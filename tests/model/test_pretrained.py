@@ -17,7 +17,7 @@ from safetensors.torch import load_file  # noqa: E402
 from cahlib.config import Judge  # noqa: E402
 from cahlib.errors import ConfigError  # noqa: E402
 from cahlib.image import pixels  # noqa: E402
-from cahlib.model import clip  # noqa: E402
+from cahlib.model.clip import load_clip, require_known_weights  # noqa: E402
 from cahlib.model.model_source import find_source  # noqa: E402
 from tests.world import models  # noqa: E402
 
@@ -57,7 +57,7 @@ def tagged(tmp_path, monkeypatch):
 
 
 def scores(pretrained, model="tiny-gelu"):
-    loaded = clip.load(Judge(model=model, pretrained=str(pretrained), threshold=0.3))
+    loaded = load_clip(Judge(model=model, pretrained=str(pretrained), threshold=0.3))
     return loaded.embed([loaded.prepare(each) for each in DATA], TEXTS)
 
 
@@ -67,7 +67,7 @@ def test_the_weights_say_which_gelu_they_were_trained_with(tmp_path, tagged):
         parts = models.plain(tmp_path, name="tiny-gelu", quick_gelu=quick)
         expected = models.plain_embeddings(parts, DATA, TEXTS)
         np.testing.assert_allclose(scores(tag), expected, atol=1e-6)
-    assert clip.load(Judge(model="tiny-gelu", pretrained=tag, threshold=0.3)).name == (
+    assert load_clip(Judge(model="tiny-gelu", pretrained=tag, threshold=0.3)).name == (
         f"tiny-gelu/{tag}"
     )
 
@@ -120,7 +120,7 @@ def test_a_file_that_does_not_tell_is_asked_about_where_it_matters(tmp_path, tag
     with pytest.raises(ConfigError, match=r"random\.safetensors does not tell which .*openai"):
         scores(file)
     with pytest.raises(ConfigError, match="does not tell which"):
-        clip.require_listed(
+        require_known_weights(
             find_source(Judge(model="tiny-gelu", pretrained=str(file), threshold=1))
         )
     quick = scores(file, model="tiny-gelu-quickgelu")
@@ -136,7 +136,7 @@ def test_weights_of_the_other_activation_are_refused(tmp_path, tagged):
 
 
 def folder_texts(folder):
-    return clip.load(Judge(model=str(folder), threshold=0.3)).embed_texts(TEXTS)
+    return load_clip(Judge(model=str(folder), threshold=0.3)).embed_texts(TEXTS)
 
 
 def test_a_folder_describes_its_model_but_for_what_its_weights_are_known_for(tmp_path, tagged):

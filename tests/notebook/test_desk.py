@@ -15,8 +15,8 @@ import pytest
 from cahlib import demo, notebook, quote
 from cahlib.config import Job, replace
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.show import report
-from cahlib.dataset.storage import upload
+from cahlib.dataset.show.report import write_report
+from cahlib.dataset.storage.upload import upload_shards
 from cahlib.demo import world
 from cahlib.notebook.child import Child
 from cahlib.notebook.desk import Desk
@@ -116,9 +116,9 @@ def test_a_dataset_whose_files_are_elsewhere_is_loaded_and_copied_from_there(
 ):
     there, folder = tmp_path / "drive" / "dataset", Path(place.output)
     kept = judged.write(folder, shard="s-0"), judged.write(folder, first=100, shard="s-1")
-    upload.upload([kept[0]], folder, f"file://{there}")
-    upload.upload([kept[1]], folder, f"file://{there}", keep_local=False)
-    report.write(folder, values)
+    upload_shards([kept[0]], folder, f"file://{there}")
+    upload_shards([kept[1]], folder, f"file://{there}", keep_local=False)
+    write_report(folder, values)
     shown = Results(desks(place, {}, values | {"output": f"file://{there}"}))
     for button in (shown.pack, shown.copy):
         shown.url.value = f"file://{tmp_path}/copy"

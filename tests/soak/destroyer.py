@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cahlib.dataset.maintain.verify import problems
+from cahlib.dataset.maintain.verify import find_problems
 from cahlib.errors import ConfigError
 from cahlib.tracker.store import committed
 from tests.soak import damages, launches
@@ -115,7 +115,8 @@ class Series:
         own = state(place)
         try:
             found = [
-                each.sentence for each in problems(place, committed(place / "run/ledger.sqlite"))
+                each.sentence
+                for each in find_problems(place, committed(place / "run/ledger.sqlite"))
             ]
         except ConfigError as error:
             if own.whole or own.broken or own.listed:

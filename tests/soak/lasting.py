@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from cahlib.config import Job, replace
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.manifest import seals
+from cahlib.dataset.manifest import read_manifests
 from cahlib.demo.web import Answer, Request
 from cahlib.records import Reason, Stage
 from tests.world import command, forks, small
@@ -223,12 +223,12 @@ def _happens(event: str, process: forks.Process, web: Crawl, fill: Callable[[boo
 
 def _left(job: Job) -> int:
     """Shards that are not in the dataset yet."""
-    return job.crawl.shards - sum(1 for _ in seals(job.output.folder))
+    return job.crawl.shards - sum(1 for _ in read_manifests(job.output.folder))
 
 
 def _whole(folder: Path, shards: int) -> bool:
     """Whether each shard is there once, with all that its links came to; prints what is not so."""
-    sealed = list(seals(folder))
+    sealed = list(read_manifests(folder))
     uids = Counter(pq.read_table(folder / "metadata", columns=["uid"])["uid"].to_pylist())
     lost = sum((each.tally.lost for each in sealed), Counter[Reason]())
     cut = {reason.value: n for reason, n in lost.items() if reason.stage is not Stage.READ}

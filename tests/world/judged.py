@@ -11,15 +11,14 @@ import numpy as np
 from PIL import Image as Picture
 
 from cahlib.crawl.shards import list_shards
-from cahlib.dataset.write import shard_writer
-from cahlib.dataset.write.shard_writer import Recipe
+from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
 from cahlib.image.header import CAN_DECODE_AVIF
 from cahlib.model.model_source import find_source
 from cahlib.model.score_names import score_columns
 from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
 from cahlib.tracker.store import Ledger
 
-RECIPE = Recipe(
+RECIPE = DatasetSpec(
     model="ViT-tiny/none",
     threshold=0.3,
     scores=score_columns("ViT-tiny/none", ("similarity", "age minor"), layout=2),
@@ -177,7 +176,7 @@ def write(folder, count=30, *, first=0, shard="s-0", seen=lambda uid: False, rec
 
 def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, recipe=RECIPE):
     """The same of certain images."""
-    return shard_writer.write(
+    return write_shard(
         folder,
         made,
         parcel=parcel(shard, images=len(made)),
@@ -201,6 +200,6 @@ def finish(job):
     for number, shard in enumerate(list_shards(job.crawl, contact=job.download.contact)):
         sealed = write(folder, first=1000 * number, shard=shard.id, recipe=recipe)
         ledger.add([shard])
-        ledger.seal(shard, shard_writer.uids(folder, sealed), sealed.tally)
+        ledger.seal(shard, read_uids(folder, sealed), sealed.tally)
         ledger.done(shard)
     ledger.close()

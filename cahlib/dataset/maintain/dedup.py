@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cahlib.dataset import manifest
-from cahlib.dataset.layout import located
-from cahlib.dataset.maintain.purge import changed
-from cahlib.dataset.maintain.rewrite import Change
-from cahlib.dataset.storage.files import files
+from cahlib.dataset.layout import part_path
+from cahlib.dataset.maintain.purge import apply_changes
+from cahlib.dataset.maintain.rewrite import ShardChange
+from cahlib.dataset.manifest import read_manifests, require_dataset
+from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.write.columns import Row
 from cahlib.errors import ConfigError
-from cahlib.image.perceptual_hash import near, same_colours
+from cahlib.image.perceptual_hash import near_pairs, same_colours
 from cahlib.records import Reason
 
 _COLUMNS = ["uid", "phash", "WIDTH", "HEIGHT", "similarity"]
@@ -31,7 +31,7 @@ _COLOURS = "chroma"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Duplicates:
     """The images of a dataset that look like others of it."""
 
     images: int  #: all of them
@@ -45,7 +45,7 @@ class Found:
         return Reason.NEAR_DUPLICATE if found else None
 
 
-def find(place: str | Path, distance: int) -> Found:
+def find_duplicates(place: str | Path, distance: int) -> Duplicates:
     """Look for images whose perceptual hashes differ in ``distance`` bits of 64 at most.
 
     Their mean colours have to be the same, where the dataset has them. Reads the metadata alone; 10
@@ -61,12 +61,12 @@ def find(place: str | Path, distance: int) -> Found:
     first = _first(hashes, colours)
     stays = np.zeros(len(hashes), bool)
     stays[_apart(hashes, colours, first, distance)] = True
-    return Found(images=len(hashes), extra=np.sort(uids[~stays]))
+    return Duplicates(images=len(hashes), extra=np.sort(uids[~stays]))
 
 
-def dedup(folder: Path, found: Found) -> Iterator[Change]:
+def remove_duplicates(folder: Path, found: Duplicates) -> Iterator[ShardChange]:
     """Take what was found out of the dataset, as `cahlib.dataset.maintain.purge.purge` does."""
-    yield from changed(folder, "dedup", found.why)
+    yield from apply_changes(folder, "dedup", found.why)
 
 
 def _read(
@@ -74,11 +74,11 @@ def _read(
 ) -> tuple[NDArray[Any], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]:
     """Return key, hash, colours and worth of each image."""
     parts: list[tuple[Any, Any, Any, Any]] = []
-    for sealed in manifest.seals(place):
-        path = located("metadata", sealed.shard.id)
+    for sealed in read_manifests(place):
+        path = part_path("metadata", sealed.shard.id)
         if path not in sealed.files:
             continue
-        with files(sealed.place or place).open(path) as file:
+        with files_at(sealed.place or place).open(path) as file:
             whole = pq.ParquetFile(file)
             has = _COLOURS in whole.schema_arrow.names
             table = whole.read(columns=[*_COLUMNS, *[_COLOURS] * has])
@@ -93,7 +93,7 @@ def _read(
             )
         )
     if not parts:
-        manifest.expect(Path(place))
+        require_dataset(Path(place))
         raise ConfigError(f"{place} holds no dataset with images: there is no shard with a pair.")
     uids, hashes, colours, rank = (np.concatenate(each) for each in zip(*parts, strict=True))
     return uids, hashes, colours, rank
@@ -125,7 +125,7 @@ def _apart(
     """Return which of the first stay: each removes its neighbours, best first."""
     gone: set[int] = set()
     neighbours = []
-    for places in near(hashes[first], distance) if distance else ():
+    for places in near_pairs(hashes[first], distance) if distance else ():
         one, other = first[places].T
         alike = same_colours(colours[one], colours[other])
         neighbours.append(np.stack([one[alike], other[alike]], axis=1))

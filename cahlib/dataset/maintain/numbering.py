@@ -9,7 +9,7 @@ or fetched from a session elsewhere, keeps the names of its shards. There a name
 shard's, whoever brings it, and no store that cahlib knows renames under a lock.
 
 A tar is renamed like any change of a shard: the new manifest is on disk before it is, and the next
-`cahlib.dataset.write.shard_writer.sweep` finishes what was interrupted.
+`cahlib.dataset.write.shard_writer.recover_interrupted` finishes what was interrupted.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cahlib.dataset import description, manifest
-from cahlib.dataset.layout import CURRENT_LAYOUT, SESSION, located, numbered
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.write import shard_writer
-from cahlib.dataset.write.shard_writer import Shelf
+from cahlib.dataset import description
+from cahlib.dataset.description import find_description
+from cahlib.dataset.layout import CURRENT_LAYOUT, SESSION, part_path, tar_number
+from cahlib.dataset.manifest import ShardManifest, read_manifests, tar_path
+from cahlib.dataset.write.shard_writer import ShardWriter, read_uids
 from cahlib.errors import CahError, RunError
 
 
-def number(folder: Path) -> None:
+def number_tars(folder: Path) -> None:
     """Give each tar of a folder a number, the least possible; shards that have one keep it.
 
     Nobody else may write to the folder meanwhile. Nothing is done to a dataset of an older layout,
@@ -40,16 +40,16 @@ def number(folder: Path) -> None:
     if (folder / SESSION).exists() or description.layout_of(folder) != CURRENT_LAYOUT:
         return
     try:
-        every = list(manifest.seals(folder))
+        every = list(read_manifests(folder))
     except RunError:
         return
-    said = description.found(folder)
+    said = find_description(folder)
     if said and {*said.committed} - {each.shard.id for each in every}:
         return
     _remove_copies(folder, every)
-    here = {each.shard.id: each for each in every if manifest.tar(each) and not each.place}
+    here = {each.shard.id: each for each in every if tar_path(each) and not each.place}
     has = {each.shard.id: n for each in every if (n := _number(each)) is not None}
-    taken = {*has.values(), *(numbered(f"images/{path.name}") for path in _tars(folder))}
+    taken = {*has.values(), *(tar_number(f"images/{path.name}") for path in _tars(folder))}
     free = (n for n in count() if n not in taken)
     lacking = [id for id in here if id not in has]
     for id in lacking:
@@ -60,41 +60,41 @@ def number(folder: Path) -> None:
         _move(folder, here[id], f"images/{hole:05}.tar")
 
 
-def is_numbered(folder: Path) -> bool:
+def has_numbered_tar(folder: Path) -> bool:
     """Return whether a tar of a folder has a number."""
-    return any(numbered(f"images/{path.name}") is not None for path in _tars(folder))
+    return any(tar_number(f"images/{path.name}") is not None for path in _tars(folder))
 
 
-def unnumber(folder: Path) -> None:
+def unnumber_tars(folder: Path) -> None:
     """Give the tars of a folder the names of their shards again; nobody else may write to it."""
-    for each in manifest.seals(folder, damaged="skip"):
+    for each in read_manifests(folder, damaged="skip"):
         if _number(each) is not None and not each.place:
-            _move(folder, each, located("images", each.shard.id))
+            _move(folder, each, part_path("images", each.shard.id))
 
 
-def _move(folder: Path, sealed: Sealed, name: str) -> None:
+def _move(folder: Path, sealed: ShardManifest, name: str) -> None:
     """Give a shard's tar another name; one that is missing is a matter for `cah verify`."""
-    old = manifest.tar(sealed)
+    old = tar_path(sealed)
     if old is None or not (folder / old).exists():
         return
     files = {name if path == old else path: stored for path, stored in sealed.files.items()}
     with ExitStack() as undo:
-        Shelf(folder, undo).publish(replace(sealed, files=files))
+        ShardWriter(folder, undo).publish(replace(sealed, files=files))
         undo.pop_all()
 
 
-def _remove_copies(folder: Path, every: Iterable[Sealed]) -> None:
+def _remove_copies(folder: Path, every: Iterable[ShardManifest]) -> None:
     """Remove numbered tars that no manifest names, if other files have all of their pairs.
 
     A shard whose manifest was lost is done again, and its tar then gets another number.
     """
-    named = {manifest.tar(each) for each in every}
+    named = {tar_path(each) for each in every}
     for path in _tars(folder):
         name = f"images/{path.name}"
-        if name in named or numbered(name) is None:
+        if name in named or tar_number(name) is None:
             continue
         try:
-            uids = {uid for each in every for uid in shard_writer.uids(folder, each)}
+            uids = {uid for each in every for uid in read_uids(folder, each)}
             with tarfile.open(path) as tar:
                 found = {member.name.partition(".")[0] for member in tar}
         except (CahError, pa.ArrowException, tarfile.TarError, OSError, KeyError, ValueError):
@@ -103,8 +103,8 @@ def _remove_copies(folder: Path, every: Iterable[Sealed]) -> None:
             path.unlink()
 
 
-def _number(sealed: Sealed) -> int | None:
-    return numbered(manifest.tar(sealed) or "")
+def _number(sealed: ShardManifest) -> int | None:
+    return tar_number(tar_path(sealed) or "")
 
 
 def _tars(folder: Path) -> list[Path]:

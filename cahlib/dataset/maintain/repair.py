@@ -10,19 +10,35 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cahlib.dataset import description, manifest
-from cahlib.dataset.description import Description
+from cahlib.dataset import description
+from cahlib.dataset.description import (
+    Description,
+    describe_job,
+    displayed_settings,
+    find_description,
+    forget_shards,
+    stored_job,
+    write_description,
+)
 from cahlib.dataset.layout import CURRENT_LAYOUT, LAYOUT
 from cahlib.dataset.maintain.purge import changed_shards
-from cahlib.dataset.maintain.verify import Kind, Problem, problems
-from cahlib.dataset.show import pages
-from cahlib.dataset.storage.files import files
-from cahlib.dataset.write import shard_writer
+from cahlib.dataset.maintain.verify import Problem, ProblemKind, find_problems
+from cahlib.dataset.manifest import (
+    MANIFEST_FOLDER,
+    committed_ids,
+    manifest_path,
+    read_manifest,
+    read_manifests,
+    tar_path,
+)
+from cahlib.dataset.show.pages import write_pages
+from cahlib.dataset.storage.files import files_at
+from cahlib.dataset.write.shard_writer import recover_interrupted
 from cahlib.errors import RunError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class RepairPlan:
     """What is to be mended at a place."""
 
     place: str | Path
@@ -59,19 +75,19 @@ class Plan:
             yield f"{why} It is left alone; move it to where it belongs."
 
 
-def plan(place: str | Path, known: Collection[str] = ()) -> Plan:
+def plan_repair(place: str | Path, known: Collection[str] = ()) -> RepairPlan:
     """Look for what is to be mended; ``known`` are the ids of shards that a ledger knows.
 
     Raise ConfigError if there is no dataset.
     """
-    found = Plan(place=place, changed=changed_shards(place))
-    for problem in problems(place, known):
+    found = RepairPlan(place=place, changed=changed_shards(place))
+    for problem in find_problems(place, known):
         kinds = {
-            Kind.SHARD: found.broken,
-            Kind.LEFT: found.left,
-            Kind.FOREIGN: found.foreign,
-            Kind.UNREADABLE: found.unreadable,
-            Kind.UNFINISHED: found.unfinished,
+            ProblemKind.SHARD: found.broken,
+            ProblemKind.LEFT: found.left,
+            ProblemKind.FOREIGN: found.foreign,
+            ProblemKind.UNREADABLE: found.unreadable,
+            ProblemKind.UNFINISHED: found.unfinished,
         }
         _note(kinds.get(problem.kind, found.again), problem)
     for id in found.broken:  # its files go with it
@@ -81,7 +97,7 @@ def plan(place: str | Path, known: Collection[str] = ()) -> Plan:
     return found
 
 
-def repair(found: Plan) -> None:
+def repair(found: RepairPlan) -> None:
     """Do what was planned; nobody else may write to the place meanwhile.
 
     Raise RunError if something cannot be read: who is given other rights tomorrow, or another
@@ -89,20 +105,20 @@ def repair(found: Plan) -> None:
     """
     for why in found.unreadable.values():
         raise RunError(f"{why} Nothing was repaired; see to that, or take it away, before.")
-    place, at = found.place, files(found.place)
+    place, at = found.place, files_at(found.place)
     if isinstance(place, Path):
-        shard_writer.sweep(place)
+        recover_interrupted(place)
     for id in found.broken:
         _give_up(place, id)
     for path in found.left:
         at.remove(path)
-    before = description.found(place)
-    whole = manifest.ids(at.sizes([manifest.FOLDER]))
+    before = find_description(place)
+    whole = committed_ids(at.sizes([MANIFEST_FOLDER]))
     said = before or _described(place)
     if whole or before:
-        description.write(place, replace(said, committed=tuple(whole)))
+        write_description(place, replace(said, committed=tuple(whole)))
     if found.broken or found.again or found.unfinished:
-        pages.write(place, _values(place, said))
+        write_pages(place, _values(place, said))
 
 
 def _note(where: dict[str, str], problem: Problem) -> None:
@@ -112,36 +128,36 @@ def _note(where: dict[str, str], problem: Problem) -> None:
 def _give_up(place: str | Path, id: str) -> None:
     """Remove a shard: its manifest first, so that what is interrupted is a shard without one."""
     try:
-        sealed = manifest.sealed(place, id)
+        sealed = read_manifest(place, id)
     except RunError:  # damaged
         sealed = None
     places = [place, sealed.place] if sealed and sealed.place else [place]
     for each in places:
-        at = files(each)
-        at.remove(manifest.name(id))
+        at = files_at(each)
+        at.remove(manifest_path(id))
         # else not what the manifest names: it is damaged, or a stranger's
-        tar = {tar for tar in [sealed and manifest.tar(sealed)] if tar} - _tars(each)
+        tar = {tar for tar in [sealed and tar_path(sealed)] if tar} - _tars(each)
         for path in {form.format(id) for form in LAYOUT.values()} | tar:
             at.remove(path)
-        description.forget(each, [id])
+        forget_shards(each, [id])
 
 
 def _tars(place: str | Path) -> set[str | None]:
     """Return the tars that manifests at a place name."""
-    return {manifest.tar(each) for each in manifest.seals(place, damaged="skip")}
+    return {tar_path(each) for each in read_manifests(place, damaged="skip")}
 
 
 def _described(place: str | Path) -> Description:
     """Return what is known of a dataset whose dataset.json is gone: its job, or a digest alone."""
-    digests = {sealed.settings for sealed in manifest.seals(place, damaged="skip")}
-    job = description.job(place) if isinstance(place, Path) else None
+    digests = {sealed.settings for sealed in read_manifests(place, damaged="skip")}
+    job = stored_job(place) if isinstance(place, Path) else None
     layout = description.layout_of(place) or CURRENT_LAYOUT
-    if job and digests <= {"", (ours := description.of(job)).digest}:
+    if job and digests <= {"", (ours := describe_job(job)).digest}:
         return replace(ours, layout=layout)
     return Description(digest=max(digests, default=""), layout=layout)
 
 
 def _values(place: str | Path, said: Description) -> dict[str, object]:
     """Return the settings that the pages name."""
-    job = description.job(place) if isinstance(place, Path) else None
-    return dict(job.values() if job else description.shown(said))
+    job = stored_job(place) if isinstance(place, Path) else None
+    return dict(job.values() if job else displayed_settings(said))

@@ -1,8 +1,8 @@
 """Takes pairs out of a finished dataset: every file of their shards is written anew without them.
 
 What is left is what a run that never had those pairs would have written, so all files stay aligned.
-A shard is exchanged as a whole or not at all, and an exchange that was interrupted is finished by
-the next `cahlib.dataset.write.shard_writer.sweep`. It does not know why a pair has to go.
+A shard is replaced as a whole or not at all, and `recover_interrupted` completes a replacement that
+was interrupted. Nothing here knows why a pair has to go.
 """
 
 from __future__ import annotations
@@ -21,24 +21,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cahlib.dataset import manifest
-from cahlib.dataset.layout import CURRENT_LAYOUT, located
-from cahlib.dataset.manifest import Sealed, Shown
-from cahlib.dataset.write import shard_writer
-from cahlib.dataset.write.columns import COLUMNS, REENCODED, Row, columns
-from cahlib.dataset.write.shard_writer import Account, Recipe, Shelf
-from cahlib.dataset.write.tfrecord import records
+from cahlib.dataset.layout import CURRENT_LAYOUT, part_path
+from cahlib.dataset.manifest import (
+    GalleryItem,
+    ShardManifest,
+    read_manifests,
+    require_dataset,
+    tar_path,
+)
+from cahlib.dataset.write.columns import COLUMNS, REENCODED_FROM, Row, columns_of_layout
+from cahlib.dataset.write.shard_writer import (
+    DatasetSpec,
+    PairStats,
+    ShardWriter,
+    open_writers,
+    recover_interrupted,
+)
+from cahlib.dataset.write.tfrecord import read_tfrecords
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Candidate, Image, Judged, Reason, Stage
 
 _log = logging.getLogger(__name__)
 
 #: Says of a row of the metadata why its pair has to go, or None.
-Why = Callable[[Row], Reason | None]
+RemovalRule = Callable[[Row], Reason | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class ShardChange:
     """What was taken out of a shard."""
 
     shard: str
@@ -46,22 +56,22 @@ class Change:
     left: int  #: pairs
 
 
-def rewrite(folder: Path, why: Why) -> Iterator[Change]:
+def rewrite_shards(folder: Path, why: RemovalRule) -> Iterator[ShardChange]:
     """Take the pairs for which there is a reason out of the dataset in a folder, shard by shard.
 
     Yields one Change a shard that had such pairs, when it is exchanged. Nobody else may write to
     the folder meanwhile (`lock.held`). Raises ConfigError at once if there is no dataset or its
     files are elsewhere, and RunError later if one is damaged.
     """
-    shard_writer.sweep(folder)
-    manifest.expect(folder)
-    every = list(manifest.seals(folder))
+    recover_interrupted(folder)
+    require_dataset(folder)
+    every = list(read_manifests(folder))
     if away := next((sealed.place for sealed in every if sealed.place), None):
         raise ConfigError(f"{folder}: the files are at {away}; bring them here first.")
     return filter(None, (_tried(folder, sealed, why) for sealed in every))
 
 
-def _tried(folder: Path, sealed: Sealed, why: Why) -> Change | None:
+def _tried(folder: Path, sealed: ShardManifest, why: RemovalRule) -> ShardChange | None:
     links = {p: p.resolve() for name in sealed.files if (p := folder / name).is_symlink()}
     try:
         change = _exchange(folder, sealed, why)
@@ -75,11 +85,11 @@ def _tried(folder: Path, sealed: Sealed, why: Why) -> Change | None:
     return change
 
 
-def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
-    path = folder / located("metadata", sealed.shard.id)
+def _exchange(folder: Path, sealed: ShardManifest, why: RemovalRule) -> ShardChange | None:
+    path = folder / part_path("metadata", sealed.shard.id)
     table = pq.read_table(path) if sealed.rows else pa.table({})
     layout = CURRENT_LAYOUT if "chroma" in table.column_names else 1
-    rows = [{**dict.fromkeys(columns(layout)), **row} for row in table.to_pylist()]
+    rows = [{**dict.fromkeys(columns_of_layout(layout)), **row} for row in table.to_pylist()]
     reasons = [why(row) for row in rows]
     lost = Counter(reason for reason in reasons if reason)
     gallery = tuple(
@@ -87,19 +97,19 @@ def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
     )
     if not lost and gallery == sealed.gallery:
         return None
-    recipe = Recipe(
+    recipe = DatasetSpec(
         model=sealed.model,
         threshold=sealed.threshold,
-        scores={n: n for n in table.column_names if n not in (*COLUMNS, REENCODED)},
+        scores={n: n for n in table.column_names if n not in (*COLUMNS, REENCODED_FROM)},
         forms=sealed.forms,
         versions=sealed.versions,
         settings=sealed.settings,
         layout=layout,
     )
-    account = Account()
+    account = PairStats()
     with ExitStack() as undo:
-        shelf = Shelf(folder, undo)
-        writers = list(shard_writer.each_form(shelf, sealed.shard.id, recipe))
+        shelf = ShardWriter(folder, undo)
+        writers = list(open_writers(shelf, sealed.shard.id, recipe))
         for row, pair, reason in zip(rows, _pairs(folder, sealed, rows), reasons, strict=True):
             if reason is None:
                 account.count(pair)
@@ -111,22 +121,22 @@ def _exchange(folder: Path, sealed: Sealed, why: Why) -> Change | None:
         else:
             shelf.clear()
         shelf.publish(_without(sealed, account, lost, gallery, stored=shelf.close()))
-    return Change(shard=sealed.shard.id, lost=lost, left=account.rows)
+    return ShardChange(shard=sealed.shard.id, lost=lost, left=account.rows)
 
 
 def _without(
-    sealed: Sealed,
-    account: Account,
+    sealed: ShardManifest,
+    account: PairStats,
     lost: Mapping[Reason, int],
-    gallery: tuple[Shown, ...],
+    gallery: tuple[GalleryItem, ...],
     *,
     stored: Any,
-) -> Sealed:
+) -> ShardManifest:
     """The seal of a shard that lost some of its pairs."""
     tally = sealed.tally
     tally.left[Stage.JUDGE] -= sum(lost.values())
     tally.lost.update(lost)
-    evidence = located("optouts", sealed.shard.id)
+    evidence = part_path("optouts", sealed.shard.id)
     kept = {evidence: sealed.files[evidence]} if evidence in sealed.files else {}
     return replace(
         sealed,
@@ -141,21 +151,21 @@ def _without(
     )
 
 
-def _pairs(folder: Path, sealed: Sealed, rows: Iterable[Row]) -> Iterator[Judged]:
+def _pairs(folder: Path, sealed: ShardManifest, rows: Iterable[Row]) -> Iterator[Judged]:
     """The pairs of a shard as they were judged, from its files."""
     images, texts = (_vectors(folder, sealed, form) for form in ("img_emb", "text_emb"))
     for row, data, image, text in zip(rows, _data(folder, sealed), images, texts, strict=False):
         yield _judged(row, data, image, text)
 
 
-def _vectors(folder: Path, sealed: Sealed, form: str) -> Iterable[Any]:
-    path = folder / located(form, sealed.shard.id)
+def _vectors(folder: Path, sealed: ShardManifest, form: str) -> Iterable[Any]:
+    path = folder / part_path(form, sealed.shard.id)
     return np.load(path, mmap_mode="r") if path.exists() else repeat(np.empty(0, np.float16))
 
 
-def _data(folder: Path, sealed: Sealed) -> Iterator[bytes]:
+def _data(folder: Path, sealed: ShardManifest) -> Iterator[bytes]:
     """The images of a shard, from whichever of its files holds them."""
-    tar, tfrecord = manifest.tar(sealed), folder / located("tfrecords", sealed.shard.id)
+    tar, tfrecord = tar_path(sealed), folder / part_path("tfrecords", sealed.shard.id)
     if tar:
         with tarfile.open(folder / tar) as file:
             for member in file:
@@ -163,13 +173,13 @@ def _data(folder: Path, sealed: Sealed) -> Iterator[bytes]:
                     yield cast(Any, file.extractfile(member)).read()
     elif tfrecord.exists():
         with tfrecord.open("rb") as stream:
-            yield from (cast(bytes, each["image"]) for each in records(stream))
+            yield from (cast(bytes, each["image"]) for each in read_tfrecords(stream))
     else:
         yield from repeat(b"")
 
 
 def _judged(row: Row, data: bytes, image: Any, text: Any) -> Judged:
-    """The inverse of `cahlib.dataset.write.columns.row`."""
+    """The inverse of `cahlib.dataset.write.columns.make_row`."""
     return Judged(
         image=Image(
             candidate=Candidate(
@@ -199,7 +209,9 @@ def _judged(row: Row, data: bytes, image: Any, text: Any) -> Judged:
         ),
         similarity=row["similarity"],
         nsfw=row["NSFW"],
-        scores={name: value for name, value in row.items() if name not in (*COLUMNS, REENCODED)},
+        scores={
+            name: value for name, value in row.items() if name not in (*COLUMNS, REENCODED_FROM)
+        },
         image_embedding=image,
         text_embedding=text,
         reason=None,

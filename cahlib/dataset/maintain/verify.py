@@ -15,17 +15,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cahlib.dataset import description, file_names, manifest, tar_index
-from cahlib.dataset.description import Description
-from cahlib.dataset.layout import FOLDERS, LAYOUT, numbered
-from cahlib.dataset.maintain.verify_shard import ShardFiles, checked
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.storage.files import Files, Unreadable, files
-from cahlib.dataset.storage.hashed_file import part
+from cahlib.dataset.description import DESCRIPTION_FILE, Description, read_description
+from cahlib.dataset.file_names import (
+    DATASET_FILE,
+    DATASET_PREFIXES,
+    UNFINISHED_SUFFIXES,
+    describe_obstacle,
+    find_obstacles,
+)
+from cahlib.dataset.layout import FOLDERS, LAYOUT, tar_number
+from cahlib.dataset.maintain.verify_shard import ShardCheck, check_file
+from cahlib.dataset.manifest import (
+    ShardManifest,
+    committed_ids,
+    decode_manifest,
+    is_conflicted_copy,
+    manifest_path,
+    no_dataset_error,
+    tar_path,
+)
+from cahlib.dataset.storage.files import DatasetFiles, UnreadableFile, files_at
+from cahlib.dataset.storage.hashed_file import temporary_path
+from cahlib.dataset.tar_index import TAR_INDEX_FILES, check_tar_index, tar_size
 from cahlib.records import Stage
 
 
-class Kind(enum.Enum):
+class ProblemKind(enum.Enum):
     """What a problem is about, and so what mends it."""
 
     SHARD = enum.auto()  #: a committed shard that is not whole, by its id
@@ -40,7 +55,7 @@ class Kind(enum.Enum):
 class Problem(NamedTuple):
     """Something that is wrong with a dataset."""
 
-    kind: Kind
+    kind: ProblemKind
     name: str
     sentence: str
 
@@ -51,10 +66,10 @@ def verify(place: str | Path, known: Collection[str] = ()) -> Iterator[str]:
     ``known`` are the ids of shards that a ledger calls committed. Raises ConfigError if there is
     no dataset.
     """
-    return (each.sentence for each in problems(place, known))
+    return (each.sentence for each in find_problems(place, known))
 
 
-def problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem]:
+def find_problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem]:
     """The same as records."""
     yield from _Check(place, known).problems()
 
@@ -63,7 +78,7 @@ class _Check:
     """The check of one dataset, shard by shard, and what is known of it so far."""
 
     def __init__(self, place: str | Path, known: Collection[str]) -> None:
-        self._place, self._known, self._there = place, known, files(place)
+        self._place, self._known, self._there = place, known, files_at(place)
         self._sizes = self._there.sizes(FOLDERS)
         self._said: Description | None = None
         self._keys = _Keys()
@@ -74,74 +89,80 @@ class _Check:
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong."""
         there = self._there
-        blocked = [*file_names.obstacles(there.folder)] if there.folder else []
+        blocked = [*find_obstacles(there.folder)] if there.folder else []
         for path in blocked:
-            yield Problem(Kind.FOREIGN, path, f"{file_names.told(path)}.")
+            yield Problem(ProblemKind.FOREIGN, path, f"{describe_obstacle(path)}.")
         yield from _readable(self._description())
-        said, ids = self._said, manifest.ids(self._sizes)
+        said, ids = self._said, committed_ids(self._sizes)
         listed = said.committed if said else ()
         if not (ids or listed or self._known):
-            raise manifest.no_dataset(self._place)
+            raise no_dataset_error(self._place)
         for id in ids:
             yield from self._shard(id)
         for id in sorted({*listed, *self._known} - {*ids}):
-            where = description.NAME if id in listed else "the ledger"
+            where = DESCRIPTION_FILE if id in listed else "the ledger"
             yield Problem(
-                Kind.SHARD,
+                ProblemKind.SHARD,
                 id,
-                f"{manifest.name(id)} is missing, but {where} calls the shard committed.",
+                f"{manifest_path(id)} is missing, but {where} calls the shard committed.",
             )
-        yield from (Problem(Kind.SHARD, *each) for each in self._keys.problems())
-        if said is None and description.NAME not in self._sizes and self._settings - {""}:
-            yield Problem(Kind.DESCRIPTION, description.NAME, f"{description.NAME} is missing.")
+        yield from (Problem(ProblemKind.SHARD, *each) for each in self._keys.problems())
+        if said is None and DESCRIPTION_FILE not in self._sizes and self._settings - {""}:
+            yield Problem(
+                ProblemKind.DESCRIPTION, DESCRIPTION_FILE, f"{DESCRIPTION_FILE} is missing."
+            )
         yield from _readable(_pages(there, said))
-        miscounted = tar_index.faults(self._place, self._counted)
-        yield from _readable(Problem(Kind.PAGE, *each) for each in miscounted)
+        miscounted = check_tar_index(self._place, self._counted)
+        yield from _readable(Problem(ProblemKind.PAGE, *each) for each in miscounted)
         inside = {path for path in self._sizes for each in blocked if path.startswith(f"{each}/")}
         yield from _left(self._sizes, self._named | inside)
 
     def _description(self) -> Iterator[Problem]:
         try:
-            self._said = description.read(self._place)
+            self._said = read_description(self._place)
         except ValueError as error:
             yield Problem(
-                Kind.DESCRIPTION, description.NAME, f"{description.NAME} is damaged: {error}."
+                ProblemKind.DESCRIPTION,
+                DESCRIPTION_FILE,
+                f"{DESCRIPTION_FILE} is damaged: {error}.",
             )
 
     def _shard(self, id: str) -> Iterator[Problem]:
         """Yield what is wrong with a shard that has a manifest."""
-        path = manifest.name(id)
+        path = manifest_path(id)
         self._named |= {path, *(form.format(id) for form in LAYOUT.values())}
         try:
-            sealed = manifest.unpacked(self._there.read(path))
+            sealed = decode_manifest(self._there.read(path))
             if sealed.shard.id != id:
                 raise ValueError(f"it is that of {sealed.shard.id}")
         except ValueError as error:
-            yield Problem(Kind.SHARD, id, f"{path} is damaged: {error}.")
+            yield Problem(ProblemKind.SHARD, id, f"{path} is damaged: {error}.")
             return
-        except Unreadable as error:  # any tar may be the one that it names
-            self._named |= {each for each in self._sizes if numbered(each) is not None}
-            yield Problem(Kind.UNREADABLE, path, str(error))
+        except UnreadableFile as error:  # any tar may be the one that it names
+            self._named |= {each for each in self._sizes if tar_number(each) is not None}
+            yield Problem(ProblemKind.UNREADABLE, path, str(error))
             return
         self._settings.add(sealed.settings)
         if fresh := _successor(self._there, id, self._sizes):
             # whichever of its files have their new names by now, `dataset.sweep` finishes it
-            self._counted |= tar_index.size_of(fresh)
+            self._counted |= tar_size(fresh)
             both = {path, *sealed.files, *fresh.files}
-            self._named |= both | {str(part(Path(name))) for name in both}
+            self._named |= both | {str(temporary_path(Path(name))) for name in both}
             yield Problem(
-                Kind.UNFINISHED, id, f"{path} is being changed, or that change was interrupted."
+                ProblemKind.UNFINISHED,
+                id,
+                f"{path} is being changed, or that change was interrupted.",
             )
             return
-        self._counted |= tar_index.size_of(sealed)
+        self._counted |= tar_size(sealed)
         yield from _foreign(sealed, self._said)
         # of a shard whose files are elsewhere a run that was killed may have left some here
         own = () if sealed.place else sealed.files
         self._named -= {form.format(id) for form in LAYOUT.values()} - {*own}
-        self._named |= {manifest.tar(sealed) or path} if own else set()
-        shard = ShardFiles(files(sealed.place or self._place), sealed)
+        self._named |= {tar_path(sealed) or path} if own else set()
+        shard = ShardCheck(files_at(sealed.place or self._place), sealed)
         sentences = chain(_account(path, sealed), shard.problems())
-        wrong = [*_readable(Problem(Kind.SHARD, id, sentence) for sentence in sentences)]
+        wrong = [*_readable(Problem(ProblemKind.SHARD, id, sentence) for sentence in sentences)]
         yield from wrong
         if not wrong and (uids := shard.uids()):
             # a damaged shard must not cost a whole one that has its pair too
@@ -152,55 +173,55 @@ def _readable(found: Iterator[Problem]) -> Iterator[Problem]:
     """Yield problems; a file that cannot be read is the last one."""
     try:
         yield from found
-    except Unreadable as error:
-        yield Problem(Kind.UNREADABLE, str(error), str(error))
+    except UnreadableFile as error:
+        yield Problem(ProblemKind.UNREADABLE, str(error), str(error))
 
 
-def _foreign(sealed: Sealed, said: Description | None) -> Iterator[Problem]:
+def _foreign(sealed: ShardManifest, said: Description | None) -> Iterator[Problem]:
     """Yield the problem of a shard that has other settings than its dataset."""
     if said and said.digest and sealed.settings not in ("", said.digest):
-        path = manifest.name(sealed.shard.id)
-        other = f"{path} was made with other settings than {description.NAME} says."
-        yield Problem(Kind.FOREIGN, sealed.shard.id, other)
+        path = manifest_path(sealed.shard.id)
+        other = f"{path} was made with other settings than {DESCRIPTION_FILE} says."
+        yield Problem(ProblemKind.FOREIGN, sealed.shard.id, other)
 
 
-def _successor(there: Files, id: str, sizes: Collection[str]) -> Sealed | None:
+def _successor(there: DatasetFiles, id: str, sizes: Collection[str]) -> ShardManifest | None:
     """Return the manifest that is to replace a committed shard's, if there is a whole one."""
-    path = str(part(Path(manifest.name(id))))
+    path = str(temporary_path(Path(manifest_path(id))))
     try:
-        fresh = manifest.unpacked(there.read(path)) if path in sizes else None
-    except (ValueError, Unreadable):  # it may be gone by now
+        fresh = decode_manifest(there.read(path)) if path in sizes else None
+    except (ValueError, UnreadableFile):  # it may be gone by now
         return None
     return fresh if fresh and fresh.shard.id == id else None
 
 
-def _pages(there: Files, said: Description | None) -> Iterator[Problem]:
+def _pages(there: DatasetFiles, said: Description | None) -> Iterator[Problem]:
     """What is wrong with the report and the card."""
     for name, stored in said.pages.items() if said else ():
-        for sentence in checked(there, name, stored=stored, reader=lambda *_: iter(())):
-            yield Problem(Kind.PAGE, name, sentence)
+        for sentence in check_file(there, name, stored=stored, reader=lambda *_: iter(())):
+            yield Problem(ProblemKind.PAGE, name, sentence)
 
 
 def _left(sizes: Iterable[str], named: Collection[str]) -> Iterator[Problem]:
     """The files that no shard has."""
     for path in sorted(sizes):
-        if manifest.conflicted(path) and path.startswith(file_names.OURS):
+        if is_conflicted_copy(path) and path.startswith(DATASET_PREFIXES):
             kind = "is a conflicted copy, made by a cloud drive, and counts for nothing"
-        elif "/" not in path or path in named or path in tar_index.NAMES:
+        elif "/" not in path or path in named or path in TAR_INDEX_FILES:
             continue
-        elif file_names.MADE.fullmatch(path):
+        elif DATASET_FILE.fullmatch(path):
             kind = (
                 "is left of an interrupted run"
-                if path.endswith(file_names.UNFINISHED)
+                if path.endswith(UNFINISHED_SUFFIXES)
                 else "is not part of a shard here"
             )
         else:
-            yield Problem(Kind.FOREIGN, path, f"{path} is none of a dataset's files.")
+            yield Problem(ProblemKind.FOREIGN, path, f"{path} is none of a dataset's files.")
             continue
-        yield Problem(Kind.LEFT, path, f"{path} {kind}.")
+        yield Problem(ProblemKind.LEFT, path, f"{path} {kind}.")
 
 
-def _account(path: str, sealed: Sealed) -> Iterator[str]:
+def _account(path: str, sealed: ShardManifest) -> Iterator[str]:
     """Whether the numbers of a seal agree."""
     tally = sealed.tally
     for stage in Stage:

@@ -18,13 +18,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cahlib.dataset import manifest
 from cahlib.dataset.layout import LAYOUT
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.storage.files import Files
-from cahlib.dataset.storage.hashed_file import Stored
-from cahlib.dataset.write.columns import ADDED, COLUMNS, Row, sample_id, schema, without_nulls
-from cahlib.dataset.write.tfrecord import Broken, records
+from cahlib.dataset.manifest import ShardManifest, tar_path
+from cahlib.dataset.storage.files import DatasetFiles
+from cahlib.dataset.storage.hashed_file import FileRecord
+from cahlib.dataset.write.columns import (
+    COLUMNS,
+    OPTIONAL_COLUMNS,
+    Row,
+    arrow_schema,
+    fill_nulls,
+    sample_id,
+)
+from cahlib.dataset.write.tfrecord import DamagedRecord, read_tfrecords
 
 #: How far the cosine of two float16 vectors may lie from the similarity; 0.0003 is the most seen.
 _ROUNDING = 0.01
@@ -38,15 +44,15 @@ _NPY = re.compile(
 )
 
 #: What a reader says of a damaged file.
-_DAMAGE = tarfile.TarError, pa.ArrowException, Broken, ValueError, TypeError, KeyError
+_DAMAGE = tarfile.TarError, pa.ArrowException, DamagedRecord, ValueError, TypeError, KeyError
 
 _Reader = Callable[[str, BinaryIO], Iterator[str]]
 
 
-class ShardFiles:
+class ShardCheck:
     """The check of one shard's files: the metadata first, then the others against it."""
 
-    def __init__(self, data: Files, sealed: Sealed) -> None:
+    def __init__(self, data: DatasetFiles, sealed: ShardManifest) -> None:
         self._data, self._sealed = data, sealed
         self._rows: list[Row] | None = None
         self._vectors: list[np.ndarray[Any, Any]] = []
@@ -64,9 +70,9 @@ class ShardFiles:
         for form, reader in readers.items():
             path = LAYOUT[form].format(self._sealed.shard.id)
             if form == "images":
-                path = manifest.tar(self._sealed) or path
+                path = tar_path(self._sealed) or path
             if stored := self._sealed.files.get(path):
-                yield from checked(self._data, path, stored=stored, reader=reader)
+                yield from check_file(self._data, path, stored=stored, reader=reader)
         yield from self._cosines()
 
     def uids(self) -> list[str]:
@@ -78,8 +84,8 @@ class ShardFiles:
             table = pq.read_table(io.BytesIO(file.read()))
         except OSError as error:  # pyarrow's word for some kinds of damage
             raise ValueError(str(error)) from error
-        lacking = {*ADDED} - {*table.column_names}
-        wanted = [each for each in schema(()) if each.name not in lacking]
+        lacking = {*OPTIONAL_COLUMNS} - {*table.column_names}
+        wanted = [each for each in arrow_schema(()) if each.name not in lacking]
         if list(table.schema)[: len(wanted)] != wanted:
             yield f"{path} has other columns than a dataset's metadata."
             return
@@ -98,7 +104,7 @@ class ShardFiles:
             for row in self._rows or ()
             for ending, content in (
                 (row["format"], None),
-                ("json", without_nulls({name: row.get(name) for name in COLUMNS})),
+                ("json", fill_nulls({name: row.get(name) for name in COLUMNS})),
                 ("txt", row["TEXT"]),
             )
         )
@@ -108,7 +114,7 @@ class ShardFiles:
     def _records(self, path: str, file: BinaryIO) -> Iterator[str]:
         found = (
             (each["sampleID"], each["label"], each["height"], each["width"])
-            for each in records(file)
+            for each in read_tfrecords(file)
         )
         wanted = [
             (str(row["SAMPLE_ID"]).encode(), row["TEXT"].encode(), row["HEIGHT"], row["WIDTH"])
@@ -171,14 +177,16 @@ class _Hashed(io.RawIOBase):
         self._size += len(data)
         return data
 
-    def rest(self) -> Stored:
+    def rest(self) -> FileRecord:
         """Read to the end; what the whole file looks like."""
         while self.read(1 << 20):
             pass
-        return Stored(size=self._size, sha256=self._hash.hexdigest())
+        return FileRecord(size=self._size, sha256=self._hash.hexdigest())
 
 
-def checked(data: Files, path: str, *, stored: Stored, reader: _Reader) -> Iterator[str]:
+def check_file(
+    data: DatasetFiles, path: str, *, stored: FileRecord, reader: _Reader
+) -> Iterator[str]:
     """Read a file by its form and hold it to its checksum."""
     if not data.exists(path):
         yield f"{path} is missing."
@@ -201,7 +209,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
             content = cast(BinaryIO, tar.extractfile(member)).read().decode()
             if member.name.endswith(".json"):
                 values = json.loads(content)
-                content = without_nulls({name: values.get(name) for name in COLUMNS})
+                content = fill_nulls({name: values.get(name) for name in COLUMNS})
         yield member.name, content
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from cahlib.dataset.show import loading
-from cahlib.dataset.show.summary import Summary, decisive, share, summary
-from cahlib.dataset.storage.files import files
+from cahlib.dataset.show.loading import loading_examples
+from cahlib.dataset.show.summary import Summary, percentage, published_settings, summarize
+from cahlib.dataset.storage.files import files_at
 from cahlib.records import Stage
 from cahlib.words import plural
 
@@ -37,13 +37,13 @@ _CONSENT = {
 }
 
 
-def write(place: str | Path, job_values: Mapping[str, Any]) -> None:
+def write_card(place: str | Path, job_values: Mapping[str, Any]) -> None:
     """Make the card of the dataset at a place; ``job_values`` are those of `Job.values`."""
-    text = markdown(summary(place), PurePath(place).name, job_values)
-    files(place).write("README.md", text.encode("utf-8", "replace"))
+    text = render_card(summarize(place), PurePath(place).name, job_values)
+    files_at(place).write("README.md", text.encode("utf-8", "replace"))
 
 
-def markdown(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
+def render_card(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
     """The card of a summary."""
     return "\n".join(_parts(found, name, job_values))
 
@@ -63,13 +63,13 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
     yield _table(("step", "number"), [(step, f"{n:,}") for step, n in found.funnel()])
     yield _table(("lost in", "number", "share", "reason"), _lost(found))
     yield "## How to load it\n"
-    yield from loading.shown(found, job_values)
+    yield from loading_examples(found, job_values)
     yield (
         "The key `uid` (hex md5 of URL and text) is the same in all files, and the rows of a shard "
         "have the same order in all of them. `cah verify .` checks the files.\n"
     )
     yield "## Settings\n"
-    yield _table(("setting", "value"), decisive(job_values))
+    yield _table(("setting", "value"), published_settings(job_values))
     yield _table(("software", "version"), sorted(found.versions.items()))
     yield from _rights(found, job_values)
 
@@ -95,7 +95,7 @@ def _lost(found: Summary) -> Iterator[tuple[str, ...]]:
     for stage in Stage:
         entered = found.tally.entered[stage]
         for reason, number in found.lost(stage):
-            yield stage.value, f"{number:,}", share(number, entered), reason.phrase
+            yield stage.value, f"{number:,}", percentage(number, entered), reason.phrase
 
 
 def _rights(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from cahlib.dataset.show.summary import Work
+from cahlib.dataset.show.summary import ShardTimes
 
 #: Steps of the time line.
 _STEPS = 80
@@ -67,7 +67,7 @@ def histogram(
     )
 
 
-def timeline(work: Sequence[Work], *, what: str) -> str:
+def timeline(work: Sequence[ShardTimes], *, what: str) -> str:
     """How many of ``what``, "images" or "pairs", came a second while there was work."""
     # The first two times are a scraper's, whose clock may differ from the third's.
     times = [(each.started, each.scraped, each.finished) for each in work]

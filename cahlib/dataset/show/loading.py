@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cahlib.dataset.layout import ONE_EXTENSION, numbered
+from cahlib.dataset.layout import ONE_EXTENSION, tar_number
 from cahlib.dataset.show.summary import Summary
 
 _METADATA = """\
@@ -82,7 +82,7 @@ for record in records:
 """
 
 
-def shown(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:
+def loading_examples(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:
     """Return a part for each form that a dataset has."""
     yield _METADATA
     for form in found.forms:
@@ -114,7 +114,7 @@ def _images(found: Summary, form: str) -> str:
 
 def _tars(found: Summary) -> tuple[str, str]:
     """Return what names all tars, in Python and in a shell."""
-    numbers = sorted(n for name in found.tars if (n := numbered(f"images/{name}")) is not None)
+    numbers = sorted(n for name in found.tars if (n := tar_number(f"images/{name}")) is not None)
     if len(numbers) > 1 and numbers == [*range(len(found.tars))]:
         braces = f"images/{{00000..{numbers[-1]:05}}}.tar"
         return f'"{braces}"', braces

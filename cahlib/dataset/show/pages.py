@@ -8,37 +8,40 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cahlib.dataset import description, tar_index
+from cahlib.dataset import description
+from cahlib.dataset.description import find_description, write_description
 from cahlib.dataset.layout import CURRENT_LAYOUT, PAGES
-from cahlib.dataset.maintain import numbering
-from cahlib.dataset.show import card, report
-from cahlib.dataset.show.summary import summary
-from cahlib.dataset.storage.files import files
-from cahlib.dataset.storage.hashed_file import Stored
+from cahlib.dataset.maintain.numbering import number_tars
+from cahlib.dataset.show.card import write_card
+from cahlib.dataset.show.report import write_report
+from cahlib.dataset.show.summary import summarize
+from cahlib.dataset.storage.files import files_at
+from cahlib.dataset.storage.hashed_file import FileRecord
+from cahlib.dataset.tar_index import TAR_CARD_FILE, write_tar_index
 
 
-def write(place: str | Path, job_values: Mapping[str, Any]) -> None:
+def write_pages(place: str | Path, job_values: Mapping[str, Any]) -> None:
     """Make the pages of the dataset at a place; ``job_values`` are those of `Job.values`.
 
     Nobody else may write to it meanwhile. The tars of a folder that is brought nowhere get their
     numbers before.
     """
     if isinstance(place, Path) and "://" not in str(job_values.get("output")):
-        numbering.number(place)
-    report.write(place, job_values)
-    card.write(place, job_values)
-    found = summary(place)
+        number_tars(place)
+    write_report(place, job_values)
+    write_card(place, job_values)
+    found = summarize(place)
     layout = description.layout_of(place) or CURRENT_LAYOUT
-    tar_index.write(place, found.tars, found.forms, found.scores, layout)
-    if said := description.found(place):
-        there = files(place)
+    write_tar_index(place, found.tars, found.forms, found.scores, layout)
+    if said := find_description(place):
+        there = files_at(place)
         made = {
-            name: stored(there.read(name))
-            for name in (*PAGES, *([tar_index.CARD] if found.tars else []))
+            name: page_record(there.read(name))
+            for name in (*PAGES, *([TAR_CARD_FILE] if found.tars else []))
         }
-        description.write(place, replace(said, pages=made))
+        write_description(place, replace(said, pages=made))
 
 
-def stored(data: bytes) -> Stored:
+def page_record(data: bytes) -> FileRecord:
     """Return what a page looks like."""
-    return Stored(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -15,12 +15,12 @@ from pathlib import Path, PurePath
 from string import Template
 from typing import Any
 
-from cahlib.dataset.manifest import Shown
+from cahlib.dataset.manifest import GalleryItem
 from cahlib.dataset.show import charts
-from cahlib.dataset.show.summary import Summary, decisive, share, summary
-from cahlib.dataset.storage.files import files
-from cahlib.dataset.write.columns import host
-from cahlib.model.open_nsfw import BANDS
+from cahlib.dataset.show.summary import Summary, percentage, published_settings, summarize
+from cahlib.dataset.storage.files import files_at
+from cahlib.dataset.write.columns import host_of
+from cahlib.model.open_nsfw import NSFW_BANDS
 from cahlib.records import Stage
 from cahlib.words import plural
 
@@ -35,13 +35,13 @@ _STAGES = {
 }
 
 
-def write(place: str | Path, job_values: Mapping[str, Any]) -> None:
+def write_report(place: str | Path, job_values: Mapping[str, Any]) -> None:
     """Make the report of the dataset at a place; ``job_values`` are those of `Job.values`."""
-    page = html(summary(place), PurePath(place).name, job_values)
-    files(place).write("report.html", page.encode("utf-8", "replace"))
+    page = render_report(summarize(place), PurePath(place).name, job_values)
+    files_at(place).write("report.html", page.encode("utf-8", "replace"))
 
 
-def html(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
+def render_report(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
     """The page on a summary."""
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     gallery = sorted(found.gallery, key=lambda each: -each.similarity)
@@ -59,11 +59,12 @@ def html(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
         images_over_time=charts.timeline(found.work, what="images"),
         pairs_over_time=charts.timeline(found.work, what="pairs"),
         domains=charts.bars(
-            [(host, n, share(n, found.pairs)) for host, n in found.domains.items()], kind="kept"
+            [(host, n, percentage(n, found.pairs)) for host, n in found.domains.items()],
+            kind="kept",
         ),
         kept="".join(_figure(each) for each in gallery if each.kept),
         dropped="".join(_figure(each) for each in gallery if not each.kept),
-        settings=_table(decisive(job_values)),
+        settings=_table(published_settings(job_values)),
         versions=_table(sorted(found.versions.items())),
         optouts=_optouts(found),
         opinions=_opinions(found),
@@ -100,22 +101,23 @@ def _funnel(found: Summary) -> list[tuple[str, int, str]]:
     """The steps, each with what share of the step before it is."""
     steps = found.funnel()
     notes = ["", f"{steps[1][1] / max(steps[0][1], 1):.1f} a record"]
-    notes += [f"{share(n, of)} of {what}" for (what, of), (_, n) in pairwise(steps[1:])]
+    notes += [f"{percentage(n, of)} of {what}" for (what, of), (_, n) in pairwise(steps[1:])]
     return [(step, number, note) for (step, number), note in zip(steps, notes, strict=True)]
 
 
 def _stage(found: Summary, stage: Stage) -> str:
     entered, left = found.tally.entered[stage], found.tally.left[stage]
-    rows = [(reason.phrase, n, share(n, entered)) for reason, n in found.lost(stage)]
+    rows = [(reason.phrase, n, percentage(n, entered)) for reason, n in found.lost(stage)]
     return (
         f'<section class="card stage"><h3>{_STAGES[stage]}</h3>'
-        f"<p>{left:,} of {entered:,} {stage.takes} became {stage.gives}: {share(left, entered)}</p>"
+        f"<p>{left:,} of {entered:,} {stage.takes} became {stage.gives}: "
+        f"{percentage(left, entered)}</p>"
         f'<div class="share"><i style="width:{100 * left / max(entered, 1):.2f}%"></i></div>'
         f"{charts.bars(rows, most=entered)}</section>"
     )
 
 
-def _figure(shown: Shown) -> str:
+def _figure(shown: GalleryItem) -> str:
     """A pair; its caption and its address are as strange as the web."""
     blurred = "" if shown.nsfw == "UNLIKELY" else f'<span class="tag">{shown.nsfw}, blurred</span>'
     text = shown.text if len(shown.text) <= _CAPTION else shown.text[:_CAPTION] + "…"
@@ -125,7 +127,7 @@ def _figure(shown: Shown) -> str:
         f"<figcaption><strong>{shown.similarity:.3f}</strong>{blurred}"
         f'<q dir="auto">{escape(text)}</q>'
         f'<a href="{escape(shown.url)}" rel="noopener noreferrer nofollow">'
-        f"<bdi>{escape(host(shown.url))}</bdi></a></figcaption></figure>"
+        f"<bdi>{escape(host_of(shown.url))}</bdi></a></figcaption></figure>"
     )
 
 
@@ -140,10 +142,10 @@ def _opinions(found: Summary) -> str:
     """Return a table of how CLIP's labels and the second classifier's scores agree."""
     if not found.opinions:
         return ""
-    head = "".join(f"<th>{band}</th>" for band in BANDS)
+    head = "".join(f"<th>{band}</th>" for band in NSFW_BANDS)
     rows = "".join(
         f"<tr><th>{escape(label)}</th>"
-        + "".join(f"<td>{counts.get(band, 0):,}</td>" for band in BANDS)
+        + "".join(f"<td>{counts.get(band, 0):,}</td>" for band in NSFW_BANDS)
         + "</tr>"
         for label, counts in sorted(found.opinions.items(), reverse=True)
     )

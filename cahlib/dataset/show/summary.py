@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cahlib.config import settings
-from cahlib.dataset import tar_index
-from cahlib.dataset.manifest import Sealed, Shown, no_dataset, seals
+from cahlib.dataset.manifest import GalleryItem, ShardManifest, no_dataset_error, read_manifests
+from cahlib.dataset.tar_index import tar_size
 from cahlib.records import Reason, Stage, Tally
 from cahlib.words import plural
 
@@ -25,7 +25,7 @@ _DOMAINS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class ShardTimes:
     """When a shard was worked on, and what came of it."""
 
     started: float  #: seconds since 1970
@@ -47,10 +47,10 @@ class Summary:
     dropped: Mapping[int, int]
     similarity: float  #: mean of the kept pairs; 0 if there is none
     domains: Mapping[str, int]  #: the hosts that gave the most pairs, and how many
-    gallery: tuple[Shown, ...]
+    gallery: tuple[GalleryItem, ...]
     optouts: int
     overruled: int  #: refusals that were recorded and not obeyed
-    work: tuple[Work, ...]
+    work: tuple[ShardTimes, ...]
     models: tuple[tuple[str, float], ...]  #: with their thresholds; one, unless folders were mixed
     forms: tuple[str, ...]
     versions: Mapping[str, str]
@@ -88,21 +88,21 @@ class Summary:
         return tuple(sorted(of_stage, key=lambda pair: -pair[1]))
 
 
-def summary(place: str | Path) -> Summary:
+def summarize(place: str | Path) -> Summary:
     """The summary of the dataset in a folder or at a URL; that of a folder without one is empty.
 
     A shard whose manifest is damaged is left out.
     """
-    return summed(seals(place, damaged="skip"))
+    return summarize_manifests(read_manifests(place, damaged="skip"))
 
 
-def summed(seals: Iterable[Sealed]) -> Summary:
+def summarize_manifests(seals: Iterable[ShardManifest]) -> Summary:
     """Add up seals, of which one at a time is in memory."""
     tally = Tally()
     kept, dropped, domains = Counter[int](), Counter[int](), Counter[str]()
     opinions: dict[str, Counter[str]] = {}
-    shown: list[Shown] = []
-    work: list[Work] = []
+    shown: list[GalleryItem] = []
+    work: list[ShardTimes] = []
     models, forms, versions = dict[tuple[str, float], None](), dict[str, None](), dict[str, str]()
     cut, sizes, scores = dict[str, int](), dict[str, int](), dict[str, None]()
     size = optouts = overruled = 0
@@ -124,7 +124,7 @@ def summed(seals: Iterable[Sealed]) -> Summary:
         overruled += each.overruled
         cut |= {each.shard.url: each.cut} if each.cut else {}
         similarity += each.similarity * each.rows
-        sizes |= tar_index.size_of(each)
+        sizes |= tar_size(each)
         scores |= dict.fromkeys(each.scores)
     return Summary(
         shards=len(work),
@@ -149,11 +149,11 @@ def summed(seals: Iterable[Sealed]) -> Summary:
     )
 
 
-def lines(place: str | Path) -> Iterator[str]:
+def summary_lines(place: str | Path) -> Iterator[str]:
     """The summary of a dataset for people, line by line; raises ConfigError if there is none."""
-    found = summed(seals(place))
+    found = summarize_manifests(read_manifests(place))
     if not found.shards:
-        raise no_dataset(place)
+        raise no_dataset_error(place)
     size = f"{found.bytes / 1e6:,.1f} MB"
     yield f"{place}: {plural(found.pairs, 'pair')} in {plural(found.shards, 'shard')}, {size}"
     for model, threshold in found.models:
@@ -165,13 +165,13 @@ def lines(place: str | Path) -> Iterator[str]:
         entered, left = found.tally.entered[stage], found.tally.left[stage]
         yield f"{stage.value}: {entered:,} {stage.takes} in, {left:,} {stage.gives} out"
         for reason, number in found.lost(stage):
-            yield f"  {number:>12,}  {share(number, entered):>8}  {reason.phrase}"
+            yield f"  {number:>12,}  {percentage(number, entered):>8}  {reason.phrase}"
     yield "where the pairs come from:"
     for domain, number in list(found.domains.items())[:10]:
-        yield f"  {number:>12,}  {share(number, found.pairs):>8}  {domain}"
+        yield f"  {number:>12,}  {percentage(number, found.pairs):>8}  {domain}"
 
 
-def decisive(job_values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def published_settings(job_values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The settings that decide what is in a dataset, as texts that may be published.
 
     Of files on this machine only the names: their folders tell of nobody's business.
@@ -183,7 +183,7 @@ def decisive(job_values: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def share(part: int, whole: int) -> str:
+def percentage(part: int, whole: int) -> str:
     """A share in percent, with as many digits as it takes to not be zero."""
     percent = 100 * part / whole if whole else 0.0
     return f"{percent:.1f} %" if percent >= 0.1 or not part else f"{percent:.1g} %"
@@ -200,15 +200,15 @@ def _text(value: Any) -> str:
     return PurePath(text).name if text.startswith(("/", "~", "./", "../")) else text
 
 
-def _drawn(shown: Iterable[Shown]) -> list[Shown]:
+def _drawn(shown: Iterable[GalleryItem]) -> list[GalleryItem]:
     """Of each kind the pairs with the least keys: a fair draw, the same every time."""
     found = sorted(shown, key=lambda each: each.uid)
     kept, dropped = ([each for each in found if each.kept is kind] for kind in (True, False))
     return kept[:_SHOWN] + dropped[:_SHOWN]
 
 
-def _work(sealed: Sealed) -> Work:
-    return Work(
+def _work(sealed: ShardManifest) -> ShardTimes:
+    return ShardTimes(
         started=sealed.started,
         scraped=sealed.scraped,
         finished=sealed.finished,

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cahlib.dataset.storage import hashed_file
+from cahlib.dataset.storage.hashed_file import replace_file
 from cahlib.errors import CahError, ConfigError, RunError, is_full, no_space
 from cahlib.retry import wait_asked
 
@@ -24,7 +24,7 @@ _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
 _LOGIN = re.compile(r"(?<=://)[^/@]*@")
 
 
-class Busy(RunError):
+class StorageBusy(RunError):
     """A place asks to be left alone for a while."""
 
     def __init__(self, text: str, wait: float) -> None:
@@ -32,12 +32,12 @@ class Busy(RunError):
         self.wait = wait  #: seconds; 0: it did not say for how long
 
 
-class Unreadable(RunError):
+class UnreadableFile(RunError):
     """A file or folder of this machine cannot be read now; nobody knows whether it is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class DatasetFiles:
     """What lies below one folder or URL, by relative path with slashes.
 
     Every method raises RunError where the place cannot be reached, and Unreadable for what cannot
@@ -80,27 +80,27 @@ class Files:
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
         """Raise as all methods do for what goes wrong while a file or folder is read."""
-        with reaching(self.place):
+        with storage_errors(self.place):
             try:
                 yield
             except OSError as error:
                 if self.folder is None:
                     raise
                 cause = error.strerror or error
-                raise Unreadable(f"{self.path(name)} cannot be read ({cause}).") from error
+                raise UnreadableFile(f"{self.path(name)} cannot be read ({cause}).") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Put a small file there, whole or not at all."""
         if self.folder:
-            hashed_file.replace(Path(self.path(name)), data)
+            replace_file(Path(self.path(name)), data)
             return
-        with reaching(self.place):
+        with storage_errors(self.place):
             self.make_folder(name)
             self.fs.pipe_file(self.path(name), data)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with reaching(self.place), suppress(FileNotFoundError):
+        with storage_errors(self.place), suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
 
     def make_folder(self, name: str) -> None:
@@ -144,12 +144,12 @@ class Files:
                 yield name, each["size"] or 0
 
 
-def files(place: str | Path) -> Files:
+def files_at(place: str | Path) -> DatasetFiles:
     """The files at a place; raises ConfigError for a URL that fsspec cannot serve."""
     if "://" not in str(place):
-        return Files(LocalFileSystem(), Path(place).absolute().as_posix(), str(place))
+        return DatasetFiles(LocalFileSystem(), Path(place).absolute().as_posix(), str(place))
     shown = _LOGIN.sub("", str(place))
-    with reaching(shown):
+    with storage_errors(shown):
         try:
             fs, root = fsspec.core.url_to_fs(str(place))
         except ImportError as error:
@@ -160,11 +160,11 @@ def files(place: str | Path) -> Files:
             ) from error
         except ValueError as error:
             raise ConfigError(f"output: {shown} cannot be used: {error}.") from error
-    return Files(fs, root.rstrip("/"), shown)
+    return DatasetFiles(fs, root.rstrip("/"), shown)
 
 
 @contextmanager
-def reaching(place: str) -> Iterator[None]:
+def storage_errors(place: str) -> Iterator[None]:
     """Turn a driver's error into RunError; each driver has errors of its own, of any kind."""
     try:
         yield
@@ -176,5 +176,5 @@ def reaching(place: str) -> Iterator[None]:
             raise no_space(place) from error
         text = f"{place} cannot be reached: {said} ({type(error).__name__})."
         if (wait := wait_asked(error)) is not None:
-            raise Busy(text, wait) from error
+            raise StorageBusy(text, wait) from error
         raise RunError(text) from error

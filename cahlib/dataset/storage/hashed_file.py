@@ -17,12 +17,12 @@ from typing import BinaryIO, cast
 
 from cahlib.errors import unwritable
 
-#: What a temporary file's name ends with; see `part`.
-PART = ".part"
+#: What a temporary file's name ends with; see `temporary_path`.
+TEMPORARY_SUFFIX = ".part"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class FileRecord:
     """What a finished file must look like."""
 
     size: int  #: bytes
@@ -30,7 +30,7 @@ class Stored:
 
 
 @contextmanager
-def disk(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn a disk's errors into ConfigError (a wrong folder) or RunError (a full disk or worse)."""
     try:
         yield
@@ -38,32 +38,32 @@ def disk(path: Path) -> Iterator[None]:
         raise unwritable(error, path) from error
 
 
-def part(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Where a file is while it is made: hidden, for pandas reads all else in a folder."""
-    return path.with_name(f".{path.name}{PART}")
+    return path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
 
 
-class Sink:
+class HashedFile:
     """A file in the making: hashed while it is written, published under its name at the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._at = part(path)
+        self._at = temporary_path(path)
         self._hash, self._size = hashlib.sha256(), 0
-        with disk(path), ExitStack() as opened:
+        with disk_errors(path), ExitStack() as opened:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = opened.enter_context(open(self._at, "wb"))
             self._opened = opened.pop_all()
 
     def scratch(self) -> BinaryIO:
         """A file without a name, closed together with this one; a crash leaves nothing of it."""
-        with disk(self.path):
+        with disk_errors(self.path):
             file = tempfile.TemporaryFile(dir=self.path.parent)
         return cast(BinaryIO, self._opened.enter_context(file))
 
     def write(self, data: bytes) -> int:
         """Append bytes; raises ConfigError or RunError."""
-        with disk(self.path):
+        with disk_errors(self.path):
             self._file.write(data)
         self._hash.update(data)
         self._size += len(data)
@@ -72,16 +72,16 @@ class Sink:
     def tell(self) -> int:
         return self._size
 
-    def close(self) -> Stored:
+    def close(self) -> FileRecord:
         """Bring everything onto the disk."""
-        with disk(self.path), self._opened:
+        with disk_errors(self.path), self._opened:
             self._file.flush()
             os.fsync(self._file.fileno())
-        return Stored(size=self._size, sha256=self._hash.hexdigest())
+        return FileRecord(size=self._size, sha256=self._hash.hexdigest())
 
     def publish(self) -> None:
         """Give the closed file its name."""
-        with disk(self.path):
+        with disk_errors(self.path):
             self._at = self._at.replace(self.path)
 
     def discard(self) -> None:
@@ -92,10 +92,10 @@ class Sink:
         self._at.unlink(missing_ok=True)
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Write a whole file, or leave the old one."""
     with ExitStack() as undo:
-        sink = Sink(path)
+        sink = HashedFile(path)
         undo.callback(sink.discard)
         sink.write(data)
         sink.close()

@@ -13,37 +13,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from cahlib.dataset.storage.files import Files, reaching
+from cahlib.dataset.storage.files import DatasetFiles, storage_errors
 from cahlib.errors import ConfigError
 
 #: What is to be brought: a file of this machine, or its content.
-Local: TypeAlias = Path | bytes
+LocalContent: TypeAlias = Path | bytes
 
 #: Seconds between two commits of a run: 30 an hour, so that several runs fit into the hub's 128.
-PAUSE = 120.0
+COMMIT_INTERVAL = 120.0
 
 #: Paths that are asked about in one request.
 _ASKED = 500
 
 
-def repository(there: Files) -> Repository | None:
+def find_repository(there: DatasetFiles) -> HubRepository | None:
     """Return the repository that a place is in; None for any other kind of place."""
     protocols = {there.fs.protocol} if isinstance(there.fs.protocol, str) else {*there.fs.protocol}
     # the hub's buckets have no commits
-    return None if "hf" not in protocols or there.root.startswith("buckets/") else Repository(there)
+    return (
+        None if "hf" not in protocols or there.root.startswith("buckets/") else HubRepository(there)
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Repository:
+class HubRepository:
     """The part of a repository below a place, by relative paths; raises as `Files` does."""
 
-    there: Files
+    there: DatasetFiles
 
     def check(self, path: str) -> None:
         """See whether a file could be committed; the hub is asked, and no commit is made."""
         from huggingface_hub import CommitOperationAdd
 
-        with reaching(self.there.place):
+        with storage_errors(self.there.place):
             try:
                 api, which, inner = self._resolved()
             except FileNotFoundError as error:
@@ -54,13 +56,15 @@ class Repository:
             trial = CommitOperationAdd(path_in_repo=inner + path, path_or_fileobj=b"trial")
             api.preupload_lfs_files(additions=[trial], **which)
 
-    def commit(self, files: Mapping[str, Local], removed: Collection[str], *, message: str) -> None:
+    def commit(
+        self, files: Mapping[str, LocalContent], removed: Collection[str], *, message: str
+    ) -> None:
         """Put files there and remove others, in one commit; none if nothing would change."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         disable_progress_bars()  # there are ours
-        with reaching(self.there.place):
+        with storage_errors(self.there.place):
             api, which, inner = self._resolved()
             operations: list[Any] = [CommitOperationDelete(inner + each) for each in removed]
             operations += [
@@ -76,7 +80,7 @@ class Repository:
             if missing := self.different(files):
                 raise OSError(f"{missing[0]} did not arrive as it was sent")
 
-    def different(self, files: Mapping[str, Local]) -> Sequence[str]:
+    def different(self, files: Mapping[str, LocalContent]) -> Sequence[str]:
         """Return which of these files are not there, or not as they are here."""
         return [p for p, known in self._known([*files]).items() if not _same(known, files[p])]
 
@@ -87,7 +91,7 @@ class Repository:
     def _known(self, paths: Sequence[str]) -> Mapping[str, Any]:
         """Return the hub's records of files, without those that it does not have."""
         found = dict.fromkeys(paths)
-        with reaching(self.there.place):
+        with storage_errors(self.there.place):
             api, which, inner = self._resolved()
             for start in range(0, len(paths), _ASKED):
                 asked = [inner + path for path in paths[start : start + _ASKED]]
@@ -106,7 +110,7 @@ class Repository:
         return HfApi(endpoint=fs.endpoint, token=fs.token), which, inner
 
 
-def _same(known: Any, local: Local) -> bool:
+def _same(known: Any, local: LocalContent) -> bool:
     """Return whether the hub has a file as it is here; small ones are known by git's hash."""
     size = len(local) if isinstance(local, bytes) else local.stat().st_size
     if known is None or known.size != size:
@@ -118,7 +122,7 @@ def _same(known: Any, local: Local) -> bool:
     return bool(digest.hexdigest() == (lfs.sha256 if lfs else known.blob_id))
 
 
-def _pieces(local: Local) -> Iterator[bytes]:
+def _pieces(local: LocalContent) -> Iterator[bytes]:
     with io.BytesIO(local) if isinstance(local, bytes) else local.open("rb") as file:
         while data := file.read(1 << 20):
             yield data

@@ -18,12 +18,29 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from cahlib.config import Output
-from cahlib.dataset import checksummed_json, description, file_names, manifest, tar_index
-from cahlib.dataset.inventory import Place
-from cahlib.dataset.layout import PAGES, numbered
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.storage import hashed_file, hub
-from cahlib.dataset.storage.files import Busy, Files, files, reaching
+from cahlib.dataset.checksummed_json import encode_checksummed
+from cahlib.dataset.description import (
+    DESCRIPTION_FILE,
+    commit_shards,
+    find_description,
+    merge_descriptions,
+)
+from cahlib.dataset.file_names import require_writable
+from cahlib.dataset.inventory import Inventory
+from cahlib.dataset.layout import PAGES, tar_number
+from cahlib.dataset.manifest import (
+    MANIFEST_FOLDER,
+    ShardManifest,
+    decode_manifest,
+    encode_manifest,
+    manifest_path,
+    read_manifests,
+    tar_path,
+)
+from cahlib.dataset.storage.files import DatasetFiles, StorageBusy, files_at, storage_errors
+from cahlib.dataset.storage.hashed_file import disk_errors, replace_file
+from cahlib.dataset.storage.hub import COMMIT_INTERVAL, HubRepository, LocalContent, find_repository
+from cahlib.dataset.tar_index import TAR_CARD_FILE, encode_tar_sizes, read_tar_sizes
 from cahlib.errors import CahError, ConfigError, RunError, is_full
 from cahlib.lock import busy, is_held
 
@@ -38,28 +55,28 @@ _PATIENCE, _BUSY = 7200.0, 60.0
 #: Shards in one commit: it names some six files of each, and the hub takes 25,000 files.
 _MOST = 500
 
-T = TypeVar("T")
-Sleep = Callable[[float], None]
+_T = TypeVar("_T")
+_Sleep = Callable[[float], None]
 
 
-def check(url: str, folder: Path) -> None:
+def check_destination(url: str, folder: Path) -> None:
     """See whether a dataset can be brought from its folder to a URL. Raises ConfigError."""
-    trial = f"{manifest.FOLDER}/.trial"
+    trial = f"{MANIFEST_FOLDER}/.trial"
     try:
-        there = files(url)
+        there = files_at(url)
         if there.folder and there.folder.resolve() == folder.resolve():
             raise ConfigError(
                 f"output: {url} is the folder that it would be brought from; give it as a folder, "
                 f"{there.root}, instead of a URL."
             )
-        if repository := hub.repository(there):
+        if repository := find_repository(there):
             repository.check(trial)
             return
         if there.folder:
-            file_names.unobstructed(there.folder)
+            require_writable(there.folder)
             if is_held(there.folder):  # a run of this machine has it as its folder
                 raise busy(there.folder)
-        with reaching(there.place):
+        with storage_errors(there.place):
             there.make_folder(trial)
             try:
                 there.fs.pipe_file(there.path(trial), b"trial")
@@ -71,13 +88,13 @@ def check(url: str, folder: Path) -> None:
         raise ConfigError(f"output: {error}") from error
 
 
-def upload(
-    shards: Sequence[Sealed],
+def upload_shards(
+    shards: Sequence[ShardManifest],
     folder: Path,
     url: str,
     *,
     keep_local: bool = True,
-    sleep: Sleep = time.sleep,
+    sleep: _Sleep = time.sleep,
 ) -> None:
     """Bring shards from the folder of their dataset to a URL; what is there stays as it is.
 
@@ -85,10 +102,10 @@ def upload(
     Without ``keep_local`` the files are removed here once they are there; the seals stay, and say
     where they are. Raises RunError when all tries failed.
     """
-    there = files(url)
+    there = files_at(url)
     ours = [sealed for sealed in shards if not sealed.place]
     _require_free(ours, url)
-    if repository := hub.repository(there):
+    if repository := find_repository(there):
         for start in range(0, len(ours), _MOST):
             commit = partial(_commit, repository, ours[start : start + _MOST], folder, url)
             _tried(commit, sleep)
@@ -100,7 +117,7 @@ def upload(
             _let_go(replace(sealed, place=sealed.place or url), folder)
 
 
-class Uploads:
+class Uploader:
     """Brings the shards of a run to its URL as they are sealed, and says which are through.
 
     Where commits are counted, shards wait for each other; the rest is brought at the end, whatever
@@ -110,25 +127,25 @@ class Uploads:
     def __init__(
         self,
         output: Output,
-        through: Callable[[Sealed], None],
+        through: Callable[[ShardManifest], None],
         *,
-        sleep: Sleep = time.sleep,
+        sleep: _Sleep = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._output, self._through, self._sleep, self._clock = output, through, sleep, clock
-        counted = output.url and hub.repository(files(output.url))
-        self._pause = hub.PAUSE if counted else 0.0
+        counted = output.url and find_repository(files_at(output.url))
+        self._pause = COMMIT_INTERVAL if counted else 0.0
         self._next = clock() + self._pause
-        self._waiting: list[Sealed] = []
+        self._waiting: list[ShardManifest] = []
         self._failed = False
 
-    def add(self, sealed: Sealed) -> None:
+    def add(self, sealed: ShardManifest) -> None:
         """Bring a shard to the URL, now or with others that follow."""
         self._waiting.append(sealed)
         if self._clock() >= self._next:
             self._flush()
 
-    def __enter__(self) -> Uploads:
+    def __enter__(self) -> Uploader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -145,16 +162,16 @@ class Uploads:
         if output.url:
             self._failed = True
             keep = output.keep_local
-            upload(batch, output.folder, output.url, keep_local=keep, sleep=self._sleep)
+            upload_shards(batch, output.folder, output.url, keep_local=keep, sleep=self._sleep)
             self._failed = False
         self._waiting, self._next = [], self._clock() + self._pause
         for sealed in batch:
             self._through(sealed)
 
 
-def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
+def upload_pages(folder: Path, url: str, *, sleep: _Sleep = time.sleep) -> None:
     """Bring what is made anew at the end of a run, the report and the card, to a URL."""
-    if repository := hub.repository(files(url)):
+    if repository := find_repository(files_at(url)):
         made = {path: folder / path for path in PAGES} | _counted(folder, url)
         commit = partial(
             repository.commit, made | _described(folder, url), (), message="Report and card"
@@ -164,12 +181,12 @@ def pages(folder: Path, url: str, *, sleep: Sleep = time.sleep) -> None:
     for path in PAGES:
         _tried(partial(_bring, folder, url, path), sleep)
     for path, data in _counted(folder, url).items():
-        _tried(partial(files(url).write, path, data), sleep)
-    if described := description.found(folder):
-        _tried(partial(description.commit, url, described, pages=described.pages), sleep)
+        _tried(partial(files_at(url).write, path, data), sleep)
+    if described := find_description(folder):
+        _tried(partial(commit_shards, url, described, pages=described.pages), sleep)
 
 
-def _tried(action: Callable[[], T], sleep: Sleep) -> T:
+def _tried(action: Callable[[], _T], sleep: _Sleep) -> _T:
     """What an action answers at last; raises RunError when it failed every time.
 
     A place that is busy is waited for as long as it asks, for two hours in all.
@@ -178,7 +195,7 @@ def _tried(action: Callable[[], T], sleep: Sleep) -> T:
     while True:
         try:
             return action()
-        except Busy as busy:
+        except StorageBusy as busy:
             pause = busy.wait + 1 if busy.wait else _BUSY
             if (patience := patience - pause) < 0:
                 raise
@@ -189,44 +206,46 @@ def _tried(action: Callable[[], T], sleep: Sleep) -> T:
         sleep(pause)
 
 
-def _require_free(shards: Sequence[Sealed], url: str) -> None:
+def _require_free(shards: Sequence[ShardManifest], url: str) -> None:
     """Raise RunError if tars with numbers would replace those of other shards at a URL.
 
     A run brings none that has a number; of two folders that were copied there both have number 0.
     """
-    names = {tar for each in shards if (tar := manifest.tar(each)) and numbered(tar) is not None}
+    names = {tar for each in shards if (tar := tar_path(each)) and tar_number(tar) is not None}
     ids = {each.shard.id for each in shards}
     if names:
-        for each in manifest.seals(url, damaged="skip"):
-            if manifest.tar(each) in names and each.shard.id not in ids:
+        for each in read_manifests(url, damaged="skip"):
+            if tar_path(each) in names and each.shard.id not in ids:
                 raise RunError(
-                    f"{manifest.tar(each)} at {files(url).place} belongs to another shard, "
+                    f"{tar_path(each)} at {files_at(url).place} belongs to another shard, "
                     f"{each.shard.id}; copy the dataset to a place of its own."
                 )
 
 
-def _paths(shards: Sequence[Sealed]) -> set[str]:
+def _paths(shards: Sequence[ShardManifest]) -> set[str]:
     """Return the files of some shards."""
     return {path for each in shards for path in each.files}
 
 
 def _put(
-    sealed: Sealed, folder: Path, url: str, sleep: Sleep, *, kept: Collection[str] = ()
+    sealed: ShardManifest, folder: Path, url: str, sleep: _Sleep, *, kept: Collection[str] = ()
 ) -> None:
     """Bring a shard, file by file; its seal comes last. What is ``kept`` there is others' too."""
-    name = manifest.name(sealed.shard.id)
+    name = manifest_path(sealed.shard.id)
     if not _tried(partial(_is_there, sealed, url), sleep):
         for path in sealed.files:
             _tried(partial(_bring, folder, url, path), sleep)
         _tried(partial(_remove_others, sealed, url, kept), sleep)
         _tried(partial(_bring, folder, url, name), sleep)
-    if said := description.found(folder):
-        _tried(partial(description.commit, url, said, [sealed.shard.id]), sleep)
+    if said := find_description(folder):
+        _tried(partial(commit_shards, url, said, [sealed.shard.id]), sleep)
 
 
-def _commit(repository: hub.Repository, shards: Sequence[Sealed], folder: Path, url: str) -> None:
+def _commit(
+    repository: HubRepository, shards: Sequence[ShardManifest], folder: Path, url: str
+) -> None:
     """Bring shards in one commit, those excepted that are there as they are here."""
-    seals = {manifest.name(sealed.shard.id): sealed for sealed in shards}
+    seals = {manifest_path(sealed.shard.id): sealed for sealed in shards}
     changed = {*repository.different({name: folder / name for name in seals})}
     present = {*repository.there_of([path for sealed in shards for path in sealed.files])}
     # a seal alone is not enough: what .gitignore names does not come along with it
@@ -243,54 +262,54 @@ def _commit(repository: hub.Repository, shards: Sequence[Sealed], folder: Path, 
         repository.commit(brought | said, removed, message=message)
 
 
-def _described(folder: Path, url: str, shards: Sequence[str] = ()) -> dict[str, hub.Local]:
+def _described(folder: Path, url: str, shards: Sequence[str] = ()) -> dict[str, LocalContent]:
     """Return dataset.json as it is to stand at a repository."""
-    said = description.found(folder)
+    said = find_description(folder)
     if said is None:
         return {}
-    return {
-        description.NAME: checksummed_json.packed(description.merged(url, said, shards, said.pages))
-    }
+    return {DESCRIPTION_FILE: encode_checksummed(merge_descriptions(url, said, shards, said.pages))}
 
 
 def _counted(folder: Path, url: str) -> dict[str, bytes]:
     """Return what is to stand beside the tars at a URL, those of others included."""
-    ours, there = tar_index.read(folder), tar_index.read(url)
-    present = {path.rpartition("/")[2] for path in files(url).names("images")} if there else set()
+    ours, there = read_tar_sizes(folder), read_tar_sizes(url)
+    present = (
+        {path.rpartition("/")[2] for path in files_at(url).names("images")} if there else set()
+    )
     others = {
         name: size
         for name, size in there.items()
-        if name in present and not (folder / manifest.name(name.removesuffix(".tar"))).exists()
+        if name in present and not (folder / manifest_path(name.removesuffix(".tar"))).exists()
     }
     if not ours:
         return {}
     return {
-        **tar_index.counts({**others, **ours}),
-        tar_index.CARD: (folder / tar_index.CARD).read_bytes(),
+        **encode_tar_sizes({**others, **ours}),
+        TAR_CARD_FILE: (folder / TAR_CARD_FILE).read_bytes(),
     }
 
 
-def _is_there(sealed: Sealed, url: str) -> bool:
+def _is_there(sealed: ShardManifest, url: str) -> bool:
     """Whether a shard is at a URL, be it as another machine made it."""
-    there = Place(url)
+    there = Inventory(url)
     as_here = not there.fault(sealed) and there.shard(sealed.shard.id).sealed == sealed
     return as_here or there.has_another(sealed)
 
 
-def _remove_others(sealed: Sealed, url: str, kept: Collection[str]) -> None:
+def _remove_others(sealed: ShardManifest, url: str, kept: Collection[str]) -> None:
     """Remove what a shard had at the URL before it was changed, and neither it nor another has."""
-    there = files(url)
-    if there.exists(manifest.name(sealed.shard.id)):
-        with reaching(there.place):
+    there = files_at(url)
+    if there.exists(manifest_path(sealed.shard.id)):
+        with storage_errors(there.place):
             for path in _others(there, sealed):
                 if path not in kept and there.exists(path):
                     there.fs.rm_file(there.path(path))
 
 
-def _others(there: Files, sealed: Sealed) -> Collection[str]:
+def _others(there: DatasetFiles, sealed: ShardManifest) -> Collection[str]:
     """The files that a shard has by the seal that is there, and no more by this one."""
     try:
-        before = manifest.unpacked(there.read(manifest.name(sealed.shard.id)))
+        before = decode_manifest(there.read(manifest_path(sealed.shard.id)))
     except ValueError:  # an upload was cut off in the seal, behind which there is nothing old
         return ()
     return before.files.keys() - sealed.files.keys()
@@ -298,14 +317,14 @@ def _others(there: Files, sealed: Sealed) -> Collection[str]:
 
 def _bring(folder: Path, url: str, path: str) -> None:
     """Put a file there, and see whether it is there as it is here."""
-    there = files(url)
-    with reaching(there.place):
+    there = files_at(url)
+    with storage_errors(there.place):
         there.make_folder(path)
         there.fs.put_file(str(folder / path), there.path(path))
         _compare(folder / path, there, path)
 
 
-def _compare(source: Path, there: Files, path: str) -> None:
+def _compare(source: Path, there: DatasetFiles, path: str) -> None:
     """Raise OSError where a file differs from its source.
 
     S3's ETag is the md5 of an object that came in one piece and is not encrypted with a key of its
@@ -328,9 +347,9 @@ def _md5(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _let_go(sealed: Sealed, folder: Path) -> None:
+def _let_go(sealed: ShardManifest, folder: Path) -> None:
     """Remove a shard's files here; its seal first says where they are now."""
-    hashed_file.replace(folder / manifest.name(sealed.shard.id), manifest.packed(sealed))
+    replace_file(folder / manifest_path(sealed.shard.id), encode_manifest(sealed))
     for path in sealed.files:
-        with hashed_file.disk(folder / path):
+        with disk_errors(folder / path):
             (folder / path).unlink(missing_ok=True)

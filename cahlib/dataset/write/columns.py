@@ -53,31 +53,31 @@ _COLUMNS = [
 COLUMNS = tuple(name for name, _ in _COLUMNS)
 
 #: Those that an older dataset may lack.
-ADDED = ("language_evidence", "chroma")
+OPTIONAL_COLUMNS = ("language_evidence", "chroma")
 
 #: The layout from which on a dataset has a column.
 _SINCE = {"chroma": 2}
 
 #: With `--forms images:jpg`, before the scores: the format that a picture was re-encoded from,
 #: "" if it is stored as it was.
-REENCODED = "reencoded_from"
+REENCODED_FROM = "reencoded_from"
 
 
-def columns(layout: int) -> tuple[str, ...]:
+def columns_of_layout(layout: int) -> tuple[str, ...]:
     """Return the columns that every pair of a dataset of this layout has."""
     return tuple(name for name in COLUMNS if _SINCE.get(name, 1) <= layout)
 
 
-def schema(
+def arrow_schema(
     scores: Sequence[str], *, reencoded: bool = False, layout: int = CURRENT_LAYOUT
 ) -> pa.Schema:
     """Return the columns of a dataset, one for each score, empty where a pair was not given it."""
-    own = [each for each in _COLUMNS if each[0] in columns(layout)]
-    more = [(REENCODED, pa.string())] if reencoded else []
+    own = [each for each in _COLUMNS if each[0] in columns_of_layout(layout)]
+    more = [(REENCODED_FROM, pa.string())] if reencoded else []
     return pa.schema(own + more + [(name, pa.float32()) for name in scores])
 
 
-def row(
+def make_row(
     judged: Judged, *, model: str, scores: Mapping[str, str], layout: int = CURRENT_LAYOUT
 ) -> Row:
     """Return the metadata of a judged image; ``scores`` has the column of each score.
@@ -120,7 +120,7 @@ def row(
     }
     if given:
         raise KeyError(f"scores without a column: {', '.join(given)}")
-    lacks = {*COLUMNS} - {*columns(layout)}
+    lacks = {*COLUMNS} - {*columns_of_layout(layout)}
     return {
         name: _whole(value) if isinstance(value, str) else value
         for name, value in values.items()
@@ -133,7 +133,7 @@ def sample_id(uid: str) -> int:
     return int.from_bytes(bytes.fromhex(uid[:16]), "big", signed=True)
 
 
-def without_nulls(row: Row) -> Row:
+def fill_nulls(row: Row) -> Row:
     """Return a row as a sample's JSON has it, for `datasets` infers types from the first samples.
 
     A score that the pair was not given is -1 there, and a text that an older dataset lacks is "".
@@ -144,13 +144,13 @@ def without_nulls(row: Row) -> Row:
     }
 
 
-def as_json(values: Any) -> bytes:
+def canonical_json(values: Any) -> bytes:
     """JSON in UTF-8 with its keys in order: the same values give the same bytes."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "replace")
 
 
-def host(url: str) -> str:
+def host_of(url: str) -> str:
     """The host that a URL names, "" if it names none."""
     try:
         return urlsplit(url).hostname or ""

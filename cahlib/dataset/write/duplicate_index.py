@@ -15,11 +15,10 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 
 from cahlib.config import Output
-from cahlib.dataset import manifest
-from cahlib.dataset.layout import located
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.storage.files import files
-from cahlib.image.perceptual_hash import Near, chroma, phash
+from cahlib.dataset.layout import part_path
+from cahlib.dataset.manifest import ShardManifest, read_manifest
+from cahlib.dataset.storage.files import files_at
+from cahlib.image.perceptual_hash import NearIndex, chroma, phash
 from cahlib.lists import Digests
 from cahlib.records import Judged, Reason, Shard
 
@@ -27,7 +26,7 @@ from cahlib.records import Judged, Reason, Shard
 _COLUMNS = "sha256", "phash", "chroma"
 
 
-class Seen(NamedTuple):
+class ImageFingerprint(NamedTuple):
     """What an image is known by."""
 
     sha256: bytes  #: of the bytes as served
@@ -35,35 +34,37 @@ class Seen(NamedTuple):
     colours: int = 0  #: its mean colours; 0 where an older cahlib did not store them
 
 
-def load(options: Output, shards: Iterable[Shard], *, seen: Callable[[str], bool]) -> Known:
+def load_duplicate_index(
+    options: Output, shards: Iterable[Shard], *, seen: Callable[[str], bool]
+) -> DuplicateIndex:
     """What a run has in these shards; ``seen`` says of a uid whether it has that pair."""
-    sealed = filter(None, (manifest.sealed(options.folder, shard.id) for shard in shards))
-    return Known(options, _stored(options.folder, sealed), seen=seen)
+    sealed = filter(None, (read_manifest(options.folder, shard.id) for shard in shards))
+    return DuplicateIndex(options, _stored(options.folder, sealed), seen=seen)
 
 
 class _Images:
     """Some images, and whether another is one of them."""
 
     def __init__(self, distance: int | None) -> None:
-        self._bytes, self._near = Digests(), None if distance is None else Near(distance)
+        self._bytes, self._near = Digests(), None if distance is None else NearIndex(distance)
 
-    def why(self, seen: Seen) -> Reason | None:
+    def why(self, seen: ImageFingerprint) -> Reason | None:
         if seen.sha256 in self._bytes:
             return Reason.SAME_IMAGE
         near = self._near is not None and self._near.has(seen.looks, seen.colours)
         return Reason.NEAR_DUPLICATE if near else None
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: ImageFingerprint) -> None:
         self._bytes.add(seen.sha256)
         if self._near is not None:
             self._near.add(seen.looks, seen.colours)
 
 
-class Known:
+class DuplicateIndex:
     """The images of a run, those of the shard in the making apart; of one thread."""
 
     def __init__(
-        self, options: Output, images: Iterable[Seen], *, seen: Callable[[str], bool]
+        self, options: Output, images: Iterable[ImageFingerprint], *, seen: Callable[[str], bool]
     ) -> None:
         """``images`` of the run so far, and whether it has ``seen`` the uid of a pair."""
         self._kind, self._seen = options.duplicates, seen
@@ -75,7 +76,7 @@ class Known:
 
     def begin(self) -> None:
         """A shard begins; what was not kept is forgotten."""
-        self._own, self._fresh = _Images(self._distance), list[Seen]()
+        self._own, self._fresh = _Images(self._distance), list[ImageFingerprint]()
 
     def again(self, judged: Judged) -> Reason | None:
         """Why a pair is not needed; if it is, its image belongs to the shard in the making."""
@@ -84,10 +85,10 @@ class Known:
             return Reason.PAIR_SEEN
         if self._kind == "keep":
             return None
-        seen = Seen(bytes.fromhex(image.sha256), 0)
+        seen = ImageFingerprint(bytes.fromhex(image.sha256), 0)
         if self._kind == "near":
             looks = (int(each(image.data), 16) for each in (phash, chroma))
-            seen = Seen(seen.sha256, *looks)
+            seen = ImageFingerprint(seen.sha256, *looks)
         reason = self._sealed.why(seen) or self._own.why(seen)
         if reason is None:
             self._own.add(seen)
@@ -101,15 +102,15 @@ class Known:
         self.begin()
 
 
-def _stored(folder: Path, sealed: Iterable[Sealed]) -> Iterator[Seen]:
+def _stored(folder: Path, sealed: Iterable[ShardManifest]) -> Iterator[ImageFingerprint]:
     """The images of sealed shards, from their metadata."""
     for each in sealed:
-        path = located("metadata", each.shard.id)
+        path = part_path("metadata", each.shard.id)
         if path not in each.files:
             continue
-        with files(each.place or folder).open(path) as file:
+        with files_at(each.place or folder).open(path) as file:
             table = pq.ParquetFile(file)
             names = [name for name in _COLUMNS if name in table.schema_arrow.names]
             rows = table.read(columns=names).select(names).to_pydict().values()
         for sha256, *looks in zip(*rows, strict=True):
-            yield Seen(bytes.fromhex(sha256), *(int(each, 16) for each in looks))
+            yield ImageFingerprint(bytes.fromhex(sha256), *(int(each, 16) for each in looks))

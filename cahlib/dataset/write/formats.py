@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cahlib.dataset.storage.hashed_file import Sink, disk
-from cahlib.dataset.write.columns import Row, as_json, without_nulls
+from cahlib.dataset.storage.hashed_file import HashedFile, disk_errors
+from cahlib.dataset.write.columns import Row, canonical_json, fill_nulls
 from cahlib.records import Judged
 
 #: Rows that are put into parquet together: some MiB of memory, and large enough to compress well.
 _ROWS = 1000
 
 
-class Writer(Protocol):
+class FormatWriter(Protocol):
     """One form of a shard's pairs."""
 
     def add(self, pair: Judged, row: Row) -> None:
@@ -33,16 +33,16 @@ class Writer(Protocol):
         """Write what is still held back into the sink."""
 
 
-class Tar:
+class WebDatasetWriter:
     """A WebDataset tar: ``<uid>.<format>``, ``<uid>.json`` and ``<uid>.txt`` of pair after pair."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: HashedFile) -> None:
         self._sink = sink
 
     def add(self, pair: Judged, row: Row) -> None:
         image = pair.image
         self._member(f"{row['uid']}.{image.format}", image.data)
-        self._member(f"{row['uid']}.json", as_json(without_nulls(row)))
+        self._member(f"{row['uid']}.json", canonical_json(fill_nulls(row)))
         self._member(f"{row['uid']}.txt", row["TEXT"].encode())
 
     def close(self) -> None:
@@ -58,10 +58,10 @@ class Tar:
         self._sink.write(bytes(-len(data) % tarfile.BLOCKSIZE))
 
 
-class Table:
+class ParquetWriter:
     """The metadata as parquet; compressed, it waits in memory: some 200 bytes a pair."""
 
-    def __init__(self, sink: Sink, schema: pa.Schema) -> None:
+    def __init__(self, sink: HashedFile, schema: pa.Schema) -> None:
         self._sink, self._schema = sink, schema
         self._rows: list[Row] = []
         # pyarrow's writer writes a footer even when it is thrown away, so it never sees the disk.
@@ -84,23 +84,23 @@ class Table:
         self._rows.clear()
 
 
-class Matrix:
+class MatrixWriter:
     """One embedding of each pair as .npy: float16, shape (pairs, width of the model)."""
 
-    def __init__(self, sink: Sink, field: str) -> None:
+    def __init__(self, sink: HashedFile, field: str) -> None:
         self._sink, self._field = sink, field
         self._shape = (0, 0)
         self._rows = sink.scratch()  # the header, which comes first, names the number of rows
 
     def add(self, pair: Judged, row: Row) -> None:
         embedding: np.ndarray[Any, Any] = getattr(pair, self._field)
-        with disk(self._sink.path):
+        with disk_errors(self._sink.path):
             self._rows.write(embedding.astype("<f2").tobytes())
         self._shape = self._shape[0] + 1, embedding.size
 
     def close(self) -> None:
         header = {"descr": "<f2", "fortran_order": False, "shape": self._shape}
         np.lib.format.write_array_header_1_0(self._sink, header)
-        with disk(self._sink.path):
+        with disk_errors(self._sink.path):
             self._rows.seek(0)
             shutil.copyfileobj(self._rows, self._sink, 1 << 20)

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image as Picture
 
-from cahlib.dataset.manifest import Shown
+from cahlib.dataset.manifest import GalleryItem
 from cahlib.image.perceptual_hash import phash
 from cahlib.image.pixels import flatten_on_white, to_plain_mode
 from cahlib.records import Judged, Reason
@@ -44,12 +44,12 @@ class Gallery:
         insort(drawn, (judged.image.candidate.uid, judged), key=lambda entry: entry[0])
         del drawn[_EACH:]
 
-    def shown(self) -> tuple[Shown, ...]:
+    def shown(self) -> tuple[GalleryItem, ...]:
         """What was drawn, kept pairs first."""
         return tuple(_show(judged) for drawn in self._drawn.values() for _, judged in drawn)
 
 
-class Latest:
+class LatestPairs:
     """The pairs that were judged last, for those who watch a run; offered and asked by threads."""
 
     def __init__(self) -> None:
@@ -88,14 +88,14 @@ def _presentable(judged: Judged) -> bool:
     )
 
 
-def _show(judged: Judged, *, blur: bool = True) -> Shown:
+def _show(judged: Judged, *, blur: bool = True) -> GalleryItem:
     """A pair made small; if it is unsafe, and ``blur``, a few blots of colour are left of it."""
     candidate = judged.image.candidate
     with Picture.open(BytesIO(judged.image.data)) as picture:
         small = _small(picture, blur=blur and judged.nsfw != "UNLIKELY")
     out = BytesIO()
     small.save(out, "JPEG", quality=70)
-    return Shown(
+    return GalleryItem(
         uid=candidate.uid,
         url=candidate.url,
         text=candidate.text,

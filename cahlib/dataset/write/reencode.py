@@ -19,7 +19,7 @@ _QUALITY = 95
 _SIDE = 65_500
 
 
-def as_jpeg(image: Image) -> Image:
+def reencode_as_jpeg(image: Image) -> Image:
     """Return the picture as an upright JPEG in sRGB, on white; a JPEG stays as it is."""
     if image.format == "jpg":
         return image

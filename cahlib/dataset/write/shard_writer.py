@@ -30,17 +30,35 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from cahlib.dataset import manifest
-from cahlib.dataset.layout import CURRENT_LAYOUT, FOLDERS, ONE_EXTENSION, has_images, located
-from cahlib.dataset.manifest import Sealed
-from cahlib.dataset.storage.files import files
-from cahlib.dataset.storage.hashed_file import PART, Sink, Stored, disk, part
-from cahlib.dataset.write.columns import REENCODED, Row, as_json, host, row, schema
-from cahlib.dataset.write.formats import Matrix, Table, Tar, Writer
+from cahlib.dataset.layout import CURRENT_LAYOUT, FOLDERS, ONE_EXTENSION, has_images, part_path
+from cahlib.dataset.manifest import (
+    MANIFEST_FOLDER,
+    ShardManifest,
+    decode_manifest,
+    encode_manifest,
+    manifest_path,
+)
+from cahlib.dataset.storage.files import files_at
+from cahlib.dataset.storage.hashed_file import (
+    TEMPORARY_SUFFIX,
+    FileRecord,
+    HashedFile,
+    disk_errors,
+    temporary_path,
+)
+from cahlib.dataset.write.columns import (
+    REENCODED_FROM,
+    Row,
+    arrow_schema,
+    canonical_json,
+    host_of,
+    make_row,
+)
+from cahlib.dataset.write.formats import FormatWriter, MatrixWriter, ParquetWriter, WebDatasetWriter
 from cahlib.dataset.write.gallery import Gallery
-from cahlib.dataset.write.reencode import as_jpeg
-from cahlib.dataset.write.tfrecord import Records
-from cahlib.model.open_nsfw import OPEN_NSFW, band
+from cahlib.dataset.write.reencode import reencode_as_jpeg
+from cahlib.dataset.write.tfrecord import TFRecordWriter
+from cahlib.model.open_nsfw import OPEN_NSFW, nsfw_band
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
 
 #: Why a pair is in the dataset already.
@@ -51,7 +69,7 @@ _DOMAINS = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class DatasetSpec:
     """What is the same for all shards of a dataset."""
 
     model: str  #: the name of model and weights, as in the scores
@@ -63,25 +81,25 @@ class Recipe:
     layout: int = CURRENT_LAYOUT
 
 
-def write(
+def write_shard(
     folder: Path,
     judged: Iterable[Judged],
     *,
     parcel: Parcel,
-    recipe: Recipe,
+    recipe: DatasetSpec,
     tally: Tally,
     again: Callable[[Judged], Reason | None],
-) -> Sealed:
+) -> ShardManifest:
     """Put a parcel's judged images into the dataset, sealed; in memory is one image at a time.
 
     ``tally`` is that of the judging: a pair that the dataset has ``again`` is moved in it from the
     kept to the lost. What ``judged`` raises goes through, and nothing is left on disk.
     Raises ConfigError if the folder cannot be written, RunError if the disk fails.
     """
-    account, shard = Account(), parcel.shard.id
+    account, shard = PairStats(), parcel.shard.id
     with ExitStack() as undo:
-        shelf = Shelf(folder, undo)
-        writers = list(each_form(shelf, shard, recipe))
+        shelf = ShardWriter(folder, undo)
+        writers = list(open_writers(shelf, shard, recipe))
         for each in _unseen(judged, again):
             account.count(each)
             if each.reason is None:
@@ -97,7 +115,7 @@ def write(
         else:
             shelf.clear()
         if parcel.optouts:
-            _testify(shelf.sink(located("optouts", shard)), parcel.optouts)
+            _testify(shelf.sink(part_path("optouts", shard)), parcel.optouts)
         stored = shelf.close()
         sealed = _sealed(account, parcel, recipe=recipe, tally=parcel.tally + tally, stored=stored)
         shelf.publish(sealed)
@@ -105,85 +123,87 @@ def write(
     return sealed
 
 
-def sweep(folder: Path) -> None:
+def recover_interrupted(folder: Path) -> None:
     """Undo the making of a shard that was interrupted, and finish the exchange of one."""
-    with disk(folder):
-        for path in sorted((folder / manifest.FOLDER).glob(f".*.json{PART}")):
+    with disk_errors(folder):
+        for path in sorted((folder / MANIFEST_FOLDER).glob(f".*.json{TEMPORARY_SUFFIX}")):
             if fresh := _read(path):
-                before = _read(folder / manifest.name(fresh.shard.id))
+                before = _read(folder / manifest_path(fresh.shard.id))
                 if before is None:
                     _unmake(folder, fresh)
                 elif _is_there(folder, fresh, before):
                     _exchange(folder, fresh, before)
         for each in FOLDERS:
-            for path in (folder / each).glob(f".*{PART}"):
+            for path in (folder / each).glob(f".*{TEMPORARY_SUFFIX}"):
                 path.unlink()
 
 
-def uids(place: str | Path, sealed: Sealed) -> list[str]:
+def read_uids(place: str | Path, sealed: ShardManifest) -> list[str]:
     """The keys of a shard's pairs, in their order in every file."""
-    path = located("metadata", sealed.shard.id)
+    path = part_path("metadata", sealed.shard.id)
     if path not in sealed.files:
         return []
-    with files(sealed.place or place).open(path) as file:
+    with files_at(sealed.place or place).open(path) as file:
         return list(pq.read_table(file, columns=["uid"])["uid"].to_pylist())
 
 
-def _stored(judged: Judged, recipe: Recipe) -> tuple[Judged, Row]:
+def _stored(judged: Judged, recipe: DatasetSpec) -> tuple[Judged, Row]:
     """Return a pair as the forms store it, and its metadata."""
     if ONE_EXTENSION not in recipe.forms:
         return judged, _row(judged, recipe)
-    pair = dataclasses.replace(judged, image=as_jpeg(judged.image))
+    pair = dataclasses.replace(judged, image=reencode_as_jpeg(judged.image))
     values = _row(pair, recipe)
-    values[REENCODED] = "" if pair.image is judged.image else judged.image.format
+    values[REENCODED_FROM] = "" if pair.image is judged.image else judged.image.format
     return pair, values
 
 
-def _row(pair: Judged, recipe: Recipe) -> Row:
-    return row(pair, model=recipe.model, scores=recipe.scores, layout=recipe.layout)
+def _row(pair: Judged, recipe: DatasetSpec) -> Row:
+    return make_row(pair, model=recipe.model, scores=recipe.scores, layout=recipe.layout)
 
 
-def _read(path: Path) -> Sealed | None:
+def _read(path: Path) -> ShardManifest | None:
     """A seal on this machine, or None if there is no whole one."""
     try:
-        return manifest.unpacked(path.read_bytes())
+        return decode_manifest(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _unmake(folder: Path, fresh: Sealed) -> None:
+def _unmake(folder: Path, fresh: ShardManifest) -> None:
     for name in fresh.files:
         (folder / name).unlink(missing_ok=True)
 
 
-def _is_there(folder: Path, fresh: Sealed, before: Sealed) -> bool:
+def _is_there(folder: Path, fresh: ShardManifest, before: ShardManifest) -> bool:
     """Return whether all files of a successor are there, by their sizes.
 
     A copy that was made during a change and brought up to date later still has that change's
     manifest, and none of its files.
     """
 
-    def has(name: str, stored: Stored) -> bool:
+    def has(name: str, stored: FileRecord) -> bool:
         path = folder / name
-        return part(path).exists() or (path.exists() and path.stat().st_size == stored.size)
+        return temporary_path(path).exists() or (
+            path.exists() and path.stat().st_size == stored.size
+        )
 
     kept = {*before.files.values()}
     return all(stored in kept or has(name, stored) for name, stored in fresh.files.items())
 
 
-def _exchange(folder: Path, fresh: Sealed, before: Sealed) -> None:
+def _exchange(folder: Path, fresh: ShardManifest, before: ShardManifest) -> None:
     """Give the files of a sealed shard's successor their names; may be done again after a crash."""
     old = {stored: name for name, stored in before.files.items() if name not in fresh.files}
     for name, stored in fresh.files.items():
-        made, moved = part(folder / name), folder / old.get(stored, name)
+        made, moved = temporary_path(folder / name), folder / old.get(stored, name)
         if made.exists():  # what did not change has none
             made.replace(folder / name)
         elif name not in before.files and moved.exists():  # it has another name
             moved.replace(folder / name)
     for name in before.files.keys() - fresh.files.keys():
         (folder / name).unlink(missing_ok=True)
-    last = folder / manifest.name(fresh.shard.id)
-    part(last).replace(last)
+    last = folder / manifest_path(fresh.shard.id)
+    temporary_path(last).replace(last)
 
 
 def _unseen(judged: Iterable[Judged], again: Callable[[Judged], Reason | None]) -> Iterator[Judged]:
@@ -198,7 +218,7 @@ def _unseen(judged: Iterable[Judged], again: Callable[[Judged], Reason | None]) 
         yield each
 
 
-class Account:
+class PairStats:
     """What a seal tells about the pairs beside their number."""
 
     def __init__(self) -> None:
@@ -221,25 +241,25 @@ class Account:
         self.kept[bin] += 1
         self.rows += 1
         self.sum += judged.similarity
-        self.domains[host(judged.image.candidate.url)] += 1
+        self.domains[host_of(judged.image.candidate.url)] += 1
         if (second := judged.scores.get(OPEN_NSFW)) is not None:
-            self.opinions.setdefault(judged.nsfw, Counter())[band(second)] += 1
+            self.opinions.setdefault(judged.nsfw, Counter())[nsfw_band(second)] += 1
 
     def most(self) -> dict[str, int]:
         """The hosts that gave the most pairs."""
         return dict(self.domains.most_common(_DOMAINS))
 
 
-class Shelf:
+class ShardWriter:
     """The files of a shard in the making; ``undo`` is told how to unmake each of them."""
 
     def __init__(self, folder: Path, undo: ExitStack) -> None:
         self._folder, self._undo = folder, undo
-        self._sinks: dict[str, Sink] = {}
+        self._sinks: dict[str, HashedFile] = {}
 
-    def sink(self, path: str) -> Sink:
+    def sink(self, path: str) -> HashedFile:
         """A new file, by its path in the dataset."""
-        sink = self._sinks[path] = Sink(self._folder / path)
+        sink = self._sinks[path] = HashedFile(self._folder / path)
         self._undo.callback(sink.discard)
         return sink
 
@@ -248,21 +268,21 @@ class Shelf:
         self._undo.close()
         self._sinks.clear()
 
-    def close(self) -> dict[str, Stored]:
+    def close(self) -> dict[str, FileRecord]:
         """Bring all files onto the disk; says what each of them must look like."""
         return {path: sink.close() for path, sink in self._sinks.items()}
 
-    def publish(self, sealed: Sealed) -> None:
-        """Give the files their names and the shard its seal.
+    def publish(self, sealed: ShardManifest) -> None:
+        """Rename the files to their final names, the manifest last.
 
-        The seal is on disk before any name is given, so that a `sweep` knows what a crash left:
-        it unmakes a shard that had no seal, and finishes one that had.
+        The manifest is on disk before any file is renamed, so `recover_interrupted` knows what a
+        crash left: it removes a new shard, and completes the replacement of a committed one.
         """
         sinks = list(self._sinks.values())
-        last = self.sink(manifest.name(sealed.shard.id))
-        last.write(manifest.packed(sealed))
+        last = self.sink(manifest_path(sealed.shard.id))
+        last.write(encode_manifest(sealed))
         last.close()
-        with disk(last.path):
+        with disk_errors(last.path):
             if before := _read(last.path):
                 self._undo.pop_all()
                 _exchange(self._folder, sealed, before)
@@ -272,33 +292,38 @@ class Shelf:
             sink.publish()
 
 
-def each_form(shelf: Shelf, shard: str, recipe: Recipe) -> Iterator[Writer]:
+def open_writers(shelf: ShardWriter, shard: str, recipe: DatasetSpec) -> Iterator[FormatWriter]:
     """A writer for each form that the recipe asks for."""
-    columns = schema(
+    columns = arrow_schema(
         [*recipe.scores.values()],
         reencoded=ONE_EXTENSION in recipe.forms,
         layout=recipe.layout,
     )
-    yield Table(shelf.sink(located("metadata", shard)), columns)
+    yield ParquetWriter(shelf.sink(part_path("metadata", shard)), columns)
     if has_images(recipe.forms):
-        yield Tar(shelf.sink(located("images", shard)))
+        yield WebDatasetWriter(shelf.sink(part_path("images", shard)))
     if "embeddings" in recipe.forms:
-        yield Matrix(shelf.sink(located("img_emb", shard)), "image_embedding")
-        yield Matrix(shelf.sink(located("text_emb", shard)), "text_embedding")
+        yield MatrixWriter(shelf.sink(part_path("img_emb", shard)), "image_embedding")
+        yield MatrixWriter(shelf.sink(part_path("text_emb", shard)), "text_embedding")
     if "tfrecords" in recipe.forms:
-        yield Records(shelf.sink(located("tfrecords", shard)))
+        yield TFRecordWriter(shelf.sink(part_path("tfrecords", shard)))
 
 
-def _testify(sink: Sink, optouts: Iterable[OptOut]) -> None:
+def _testify(sink: HashedFile, optouts: Iterable[OptOut]) -> None:
     """Write the evidence of the owners' refusals, a line each."""
     for each in optouts:
-        sink.write(as_json(dataclasses.asdict(each)) + b"\n")
+        sink.write(canonical_json(dataclasses.asdict(each)) + b"\n")
 
 
 def _sealed(
-    account: Account, parcel: Parcel, *, recipe: Recipe, tally: Tally, stored: Mapping[str, Stored]
-) -> Sealed:
-    return Sealed(
+    account: PairStats,
+    parcel: Parcel,
+    *,
+    recipe: DatasetSpec,
+    tally: Tally,
+    stored: Mapping[str, FileRecord],
+) -> ShardManifest:
+    return ShardManifest(
         shard=parcel.shard,
         rows=account.rows,
         files=stored,

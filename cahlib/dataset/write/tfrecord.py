@@ -15,27 +15,27 @@ from typing import BinaryIO
 
 import google_crc32c
 
-from cahlib.dataset.storage.hashed_file import Sink
+from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.columns import Row
 from cahlib.records import Judged
 
-Value = bytes | int
+FeatureValue = bytes | int
 
 
-class Broken(Exception):
+class DamagedRecord(Exception):
     """A file that does not hold whole records."""
 
 
-class Records:
+class TFRecordWriter:
     """The pairs as TFRecord."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: HashedFile) -> None:
         self._sink = sink
 
     def add(self, pair: Judged, row: Row) -> None:
         self._sink.write(
-            frame(
-                example(
+            frame_record(
+                encode_example(
                     {
                         "sampleID": str(row["SAMPLE_ID"]).encode(),
                         "image": pair.image.data,
@@ -52,7 +52,7 @@ class Records:
         """Nothing is held back."""
 
 
-def example(features: dict[str, Value]) -> bytes:
+def encode_example(features: dict[str, FeatureValue]) -> bytes:
     """A tf.train.Example; entries are in alphabetical order, so the bytes are always the same."""
     entries = (
         _field(1, _field(1, name.encode()) + _field(2, _feature(value)))
@@ -61,25 +61,25 @@ def example(features: dict[str, Value]) -> bytes:
     return _field(1, b"".join(entries))
 
 
-def frame(data: bytes) -> bytes:
+def frame_record(data: bytes) -> bytes:
     """A record with its length and its checksums."""
     length = struct.pack("<Q", len(data))
     return b"".join([length, _checksum(length), data, _checksum(data)])
 
 
-def records(file: BinaryIO) -> Iterator[dict[str, Value]]:
+def read_tfrecords(file: BinaryIO) -> Iterator[dict[str, FeatureValue]]:
     """The Examples of a TFRecord file as plain values. Raises Broken where one is damaged."""
     while head := file.read(12):
         if len(head) < 12 or _checksum(head[:8]) != head[8:]:
-            raise Broken("a length is damaged")
+            raise DamagedRecord("a length is damaged")
         (length,) = struct.unpack("<Q", head[:8])
         data, checksum = file.read(length), file.read(4)
         if len(data) < length or _checksum(data) != checksum:
-            raise Broken("a record is damaged")
+            raise DamagedRecord("a record is damaged")
         try:
             yield dict(_parsed(data))
         except (ValueError, IndexError) as error:
-            raise Broken("a record is not an Example of one value a field") from error
+            raise DamagedRecord("a record is not an Example of one value a field") from error
 
 
 def _checksum(data: bytes) -> bytes:
@@ -88,7 +88,7 @@ def _checksum(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _feature(value: Value) -> bytes:
+def _feature(value: FeatureValue) -> bytes:
     """A tf.train.Feature: BytesList is its field 1, Int64List its field 3, packed."""
     if isinstance(value, bytes):
         return _field(1, _field(1, value))
@@ -110,8 +110,8 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-def _parsed(example: bytes) -> Iterator[tuple[str, Value]]:
-    """The inverse of `example`."""
+def _parsed(example: bytes) -> Iterator[tuple[str, FeatureValue]]:
+    """The inverse of `encode_example`."""
     for _, features in _fields(example):
         for _, entry in _fields(features):
             name, feature = (data for _, data in _fields(entry))
