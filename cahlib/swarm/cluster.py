@@ -20,6 +20,7 @@ from distributed.versions import VersionMismatchWarning
 
 from cahlib.errors import ConfigError, RunError
 from cahlib.swarm import unpickling
+from cahlib.swarm.bounds import bound
 from cahlib.swarm.illness import METRIC
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.peers import of as of
@@ -90,6 +91,7 @@ class Worker(msgspec.Struct, frozen=True):
 def connected(reach: Reach, timeout: float) -> Client:
     """A client; raises RunError if nobody answers, or not as a member of the same swarm."""
     unpickling.restrict()
+    bound()
     # that Python is another there, as a client also says when it connects anew: what crosses is
     # records and names of functions
     warnings.simplefilter("ignore", VersionMismatchWarning)

@@ -13,7 +13,7 @@ from typing import Any
 
 from distributed import Future
 
-from cahlib.swarm.transfer import PIECE
+from cahlib.swarm.transfer import MOVING
 from cahlib.swarm.worker import Needed
 
 
@@ -83,7 +83,7 @@ def stuck(
     """
     behind, free = list[str](), 0
     for address, slot in slots.items():
-        keys = [key for key in assigned.get(address, ()) if not key.startswith(PIECE)]
+        keys = [key for key in assigned.get(address, ()) if not key.startswith(MOVING)]
         free += max(slot - len(keys), 0)
         own = {key: job for key in keys if (job := jobs.get(key)) and job.takes_slot}
         if slot and (surplus := len(keys) - slot) > 0:

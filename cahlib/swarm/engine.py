@@ -37,10 +37,7 @@ from cahlib.errors import (
 )
 from cahlib.records import Parcel
 from cahlib.swarm import unpickling, wire
-from cahlib.swarm.wire import Answer, Foreign, Refused
-
-#: Where workers tell how far their jobs are.
-TOPIC = "cahlib-progress"
+from cahlib.swarm.wire import TOPIC, Answer, Foreign, Refused
 
 #: Seconds over its limit after which a job's process is ended.
 _GRACE = 60

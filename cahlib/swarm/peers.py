@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import dask
 from distributed.comm.addressing import get_address_host
 from distributed.comm.registry import backends
-from distributed.comm.tcp import TLS, TLSBackend, TLSConnector, TLSListener
+from distributed.comm.tcp import TLSBackend, TLSConnector, TLSListener
 
-from cahlib.swarm.wire import DRIVERS, SCHEDULER, Refused, printable
+from cahlib.swarm.bounds import TOLD, BoundedConnector, BoundedTLS, bound
+from cahlib.swarm.wire import DRIVERS, SCHEDULER, TOPIC, Refused, printable
 
 #: What a node asks of the scheduler, with the field that names a process; it must be its own.
 _ASKED: Mapping[str, str] = {
@@ -30,7 +32,6 @@ _ASKED: Mapping[str, str] = {
     "unregister": "address",
     "set_resources": "worker",  # its machine is ill, or well again
     "identity": "",  # which workers it has: all that a node learns of others
-    "log_event": "",
     "close": "",
 }
 
@@ -48,6 +49,9 @@ _TOLD = {
     "task-finished",
     "worker-status-change",
 }
+
+#: Bytes of the longest report of a job. Of events, the scheduler keeps 1,000 for each topic.
+_REPORT = 1 << 14
 
 #: What a worker may say that it has.
 _RESOURCES: Sequence[Mapping[str, float]] = ({}, {"slot": 0}, {"slot": 1})
@@ -70,7 +74,8 @@ def guard_scheduler() -> None:
     class Listener(TLSListener):
         comm_class = _Heard
 
-    _listen(TLSConnector, Listener)
+    bound()
+    _listen(BoundedConnector, Listener)
 
 
 def guard_worker() -> None:
@@ -116,21 +121,25 @@ class _Only:
         return name in (*DRIVERS, SCHEDULER) or socket.getpeercert(True) == self._own
 
 
-class _Heard(TLS):
+class _Heard(BoundedTLS):
     """A connection that somebody opened to the scheduler."""
 
     _registered = False  #: as a worker, whose stream it is from then on
 
     async def read(self, deserializers: Any = None) -> Any:
-        said = await super().read(deserializers)  # type: ignore[no-untyped-call]
         peer = self.extra_info.get("peercert") or {}
-        if _name(peer) not in DRIVERS and self.remote_info:  # they have greeted each other
+        drives = _name(peer) in DRIVERS
+        self.most = inf if drives else TOLD
+        said = await super().read(deserializers)
+        if not drives and self.remote_info:  # they have greeted each other
             if self._registered:
-                for each in said if isinstance(said, tuple | list) else (said,):
+                lines = said if isinstance(said, tuple | list) else (said,)
+                for each in lines:
                     _require_told(each)
-            else:
-                _require_asked(said, _name(peer), _own(peer))
-                self._registered = said.get("op") == "register-worker"
+                return [each for each in lines if not _is_noise(each)]
+            _require_asked(said, _name(peer), _own(peer))
+            forget_names(said)
+            self._registered = said.get("op") == "register-worker"
         return said
 
 
@@ -150,6 +159,15 @@ def _require_asked(said: Any, name: str, mine: Callable[[Any], bool]) -> None:
         raise Refused(f"{name} claims to have more than one slot.")
 
 
+def forget_names(said: dict[str, Any]) -> None:
+    """Take out of a heartbeat what the scheduler adds up for ever, under any name it is told."""
+    said.pop("host_info", None)
+    said.pop("extensions", None)
+    if isinstance(metrics := said.get("metrics"), dict):
+        metrics["digests_total_since_heartbeat"] = {}
+        metrics["bandwidth"] = {"total": 100e6, "workers": {}, "types": {}}  # Dask's first guess
+
+
 def _require_told(said: Any) -> None:
     """Raise Refused for what a worker may not tell; the scheduler knows whose words they are."""
     if said == "OK":
@@ -157,6 +175,14 @@ def _require_told(said: Any) -> None:
     if not isinstance(said, dict) or said.get("op") not in _TOLD or {"worker", "client"} & {*said}:
         what = said.get("op") if isinstance(said, dict) else type(said).__name__
         raise Refused(f"A worker may not tell {printable(str(what), 80)}.")
+
+
+def _is_noise(said: Any) -> bool:
+    """Return whether it is an event that no driver reads, as those are that Dask notes itself."""
+    if not isinstance(said, dict) or said.get("op") != "log-event":
+        return False
+    report = said.get("msg")
+    return said.get("topic") != TOPIC or not isinstance(report, bytes) or len(report) > _REPORT
 
 
 def _name(certificate: Mapping[str, Any]) -> str:

@@ -40,15 +40,12 @@ from cahlib.swarm.cluster import (
     workers,
 )
 from cahlib.swarm.dispatch import Job, due, stuck, track
-from cahlib.swarm.engine import TOPIC, failure, released
+from cahlib.swarm.engine import failure, released
 from cahlib.swarm.supply import Supplies, needed
 from cahlib.swarm.transfer import TROUBLE as TROUBLE
 from cahlib.swarm.transfer import Damaged, fetch_all, forget_all, located
-from cahlib.swarm.wire import Answer, Refused
+from cahlib.swarm.wire import PULLS, TOPIC, Answer, Refused
 from cahlib.swarm.worker import Means, carried
-
-#: Parcels that are brought here at the same time.
-_PULLS = 2
 
 #: How often a parcel's coming is tried before its shard is scraped again.
 _TRIES = 5
@@ -80,7 +77,7 @@ class Remote:
         self._lock = threading.RLock()
         self._ending = threading.Event()
         self._supplies = Supplies(reach, self._ending.is_set)
-        self._pulls = ThreadPoolExecutor(_PULLS, thread_name_prefix="pull")
+        self._pulls = ThreadPoolExecutor(PULLS, thread_name_prefix="pull")
         self._client = connect(reach)
         try:
             self._begin()
@@ -388,6 +385,7 @@ def remote(reach: Reach, home: Path, *, timeout: float = 30) -> Iterator[Remote]
     Raises RunError if nobody answers there, or not as a member of the same swarm.
     """
     settings = {
+        "distributed.comm.compression": False,  # what is compressed is not read
         "distributed.comm.timeouts.connect": "10s",
         "distributed.comm.timeouts.tcp": f"{reach.silence}s",  # for the nodes' side see dask.yaml
     }

@@ -26,16 +26,13 @@ from distributed import Client
 from distributed.client import ClosedClientError
 
 from cahlib.errors import ShardError
-from cahlib.swarm.wire import Answer, Refused
+from cahlib.swarm.wire import AHEAD, PIECE, Answer, Refused
 from cahlib.swarm.worker import read, remove
 
 T = TypeVar("T")
 
-#: Bytes of a piece, and how many are on their way at once.
-_PIECE, _AHEAD = 16 << 20, 4
-
-#: Marks the tasks that move pieces.
-PIECE = "cahlib-piece-"
+#: What the keys of tasks that move pieces begin with.
+MOVING = "cahlib-piece-"
 
 
 #: What a broken connection raises in Dask's client. RuntimeError: "ConnectionPool is closed", of a
@@ -133,20 +130,20 @@ def forget(client: Client, sent: Sent, *, patience: float) -> None:
 def _pieces(client: Client, sent: Sent, patience: float) -> Iterator[bytes]:
     if not sent.host:
         with fsspec.open(sent.place, "rb") as file:
-            while piece := file.read(_PIECE):
+            while piece := file.read(PIECE):
                 yield piece
         return
 
     def bring(start: int) -> bytes:
-        return said(on(client, sent.host, read, sent.place, start, _PIECE), bytes, patience)
+        return said(on(client, sent.host, read, sent.place, start, PIECE), bytes, patience)
 
     # A piece sets out when its result is asked for, and not before: so several threads ask. One
     # more waits, so that none of them stands still while a piece is written.
     coming: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(_AHEAD) as threads:
-        for start in range(0, sent.size, _PIECE):
+    with ThreadPoolExecutor(AHEAD) as threads:
+        for start in range(0, sent.size, PIECE):
             coming.append(threads.submit(bring, start))
-            if len(coming) > _AHEAD:
+            if len(coming) > AHEAD:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
@@ -157,7 +154,7 @@ def on(client: Client, host: str, function: Any, *arguments: Any) -> distributed
     return client.submit(
         function,
         *arguments,
-        key=f"{PIECE}{uuid.uuid4().hex}",
+        key=f"{MOVING}{uuid.uuid4().hex}",
         workers=[host],
         pure=False,
         priority=10,  # a job that waits for a slot does not come before it

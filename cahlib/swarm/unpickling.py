@@ -29,6 +29,7 @@ from dask._expr import LLGExpr
 from dask._task_spec import Task
 
 from cahlib.errors import RunError
+from cahlib.swarm.bounds import require_small
 from cahlib.swarm.wire import ERRORS, Foreign, Refused, printable
 
 #: What a graph may call, by module and name. Nothing here calls them: the scheduler passes on their
@@ -96,6 +97,7 @@ class _Reader(pickle.Unpickler):
 
 def loads(data: Any, /, *, buffers: Any = (), **_: Any) -> Any:
     """Read a pickle as this module says; raise Refused for one that is not on its list."""
+    require_small(data)
     reader = _Reader(BytesIO(data), buffers=buffers)
     try:
         value = reader.load()

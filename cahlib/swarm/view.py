@@ -19,11 +19,10 @@ from cahlib.errors import RunError
 from cahlib.progress import Board, Node, Passing, Speedometer
 from cahlib.records import Stage, Tally
 from cahlib.swarm import cluster, install, remote, ssh, wire
-from cahlib.swarm.engine import TOPIC
 from cahlib.swarm.fleet import Fleet
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.provider import Server
-from cahlib.swarm.transfer import PIECE
+from cahlib.swarm.transfer import MOVING
 
 #: Seconds between two looks, two questions to the cloud (more where its answer has many pages: it
 #: answers 3,600 times an hour), and two marks that somebody is there.
@@ -80,11 +79,11 @@ def overheard(reach: cluster.Reach) -> Work:
         workers = cluster.workers(client)
         assigned = client.processing()
         nodes = [
-            cluster.node(each, [k for k in assigned.get(address, ()) if PIECE not in k], still={})
+            cluster.node(each, [k for k in assigned.get(address, ()) if MOVING not in k], still={})
             for address, each in workers.items()
         ]
         clock = max((each.last_seen for each in workers.values()), default=0)
-        return nodes, speeds(_heard(client.get_events(TOPIC)), clock)
+        return nodes, speeds(_heard(client.get_events(wire.TOPIC)), clock)
     return (), {}
 
 

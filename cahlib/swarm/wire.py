@@ -31,6 +31,12 @@ _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 60)]
 _Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A\w[\w.=+-]{0,250}\Z")]
 _Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
+#: Where workers tell how far their jobs are.
+TOPIC = "cahlib-progress"
+
+#: Parcels that come at the same time, pieces of each that are on their way, and bytes of a piece.
+PULLS, AHEAD, PIECE = 2, 4, 16 << 20
+
 #: Errors that a job may end with, by their names; of others the driver hears the text.
 ERRORS = {
     each.__name__: each for each in (ShardError, Postponed, MachineFault, RunError, ConfigError)

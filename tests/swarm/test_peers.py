@@ -54,6 +54,20 @@ def test_only_the_node_of_an_address_is_believed_to_be_there(keys, client):
         connect(client(keys), server, "192.0.2.3")
 
 
+def test_what_a_scheduler_would_keep_for_ever_is_not_heard_of_a_heartbeat():
+    said = {
+        "op": "heartbeat_worker", "host_info": {"x": 1}, "extensions": {"spans": {}},
+        "metrics": {"memory": 5, "digests_total_since_heartbeat": {"x": 1},
+                    "bandwidth": {"total": 1, "workers": {"x": (1, 1)}, "types": {"x": (1, 1)}}},
+    }  # fmt: skip
+    peers.forget_names(said)
+    kept = {"total": 100e6, "workers": {}, "types": {}}
+    assert said == {
+        "op": "heartbeat_worker",
+        "metrics": {"memory": 5, "digests_total_since_heartbeat": {}, "bandwidth": kept},
+    }
+
+
 def test_nobody_is_served_with_the_certificate_of_a_driver(keys):
     server = files(keys, keys.driver()).get_listen_args("worker")["ssl_context"]
     with pytest.raises(ssl.SSLCertVerificationError):

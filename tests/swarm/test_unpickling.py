@@ -8,19 +8,24 @@ import asyncio
 import json
 import os
 import pickle
+import re
+import struct
 import subprocess
 import sys
 from asyncio import wait_for
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from distributed import Security
 from distributed.comm import CommClosedError, connect
 from distributed.core import rpc
+from distributed.protocol import loads
+from tornado.iostream import StreamClosedError
 
 from cahlib.errors import RunError, ShardError
-from cahlib.swarm import cluster, unpickling, wire
+from cahlib.swarm import bounds, cluster, unpickling, wire
 from cahlib.swarm.cluster import Reach
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import HERE
@@ -87,15 +92,18 @@ class Swarm:
         given = ["--no-nanny", "--nthreads", "2", "--resources", "slot=1", "--name", node, *line]
         return self.start("worker", self.reach.address, *given, node=node, stack=stack)
 
-    def ask(self, pair, address, *asked):
-        """Return what comes of calls, each a name with its arguments, by this certificate."""
+    def security(self, pair):
+        """Return how to connect by this certificate."""
         files = {"tls_client_cert": str(pair.public), "tls_client_key": str(pair.private)}
         ca = str(self.keys.authority().public)
         security = Security(require_encryption=True, tls_ca_file=ca, **files)
-        connection = security.get_connection_args("client")
+        return security.get_connection_args("client")
+
+    def ask(self, pair, address, *asked):
+        """Return what comes of calls, each a name with its arguments, by this certificate."""
 
         async def ask(way, named):
-            node = rpc(address, connection_args=connection)
+            node = rpc(address, connection_args=self.security(pair))
             try:
                 return await getattr(node, way)(**named)
             except Exception as error:  # noqa: BLE001 - whatever comes of it
@@ -128,9 +136,11 @@ class Swarm:
 
 def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeypatch):
     monkeypatch.setattr("cahlib.swarm.remote._TRIES", 2)
+    before = peak(os.getpid(), anew=True)
     with remote(swarm.reach, tmp_path) as scrapers:
         jobs.until(lambda: swarm.held() and scrapers.slots)
-        for way in ("result", "type", "exception", "traceback", "nothing", *hostile.ELSEWHERE):
+        ways = ("result", "type", "exception", "traceback", "nothing", "bomb", "flood")
+        for way in (*ways, *hostile.ELSEWHERE):
             scrapers.submit(way, jobs.double, 1, limit=jobs.LIMIT)
             assert isinstance(swarm.taken(scrapers), ShardError | RuntimeError), way
         assert scrapers.told() == []
@@ -140,8 +150,33 @@ def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeyp
         scrapers.submit("peer", jobs.double, 1, limit=jobs.LIMIT)
         assert isinstance(swarm.taken(scrapers), ShardError)
     with cluster.connected(swarm.reach, jobs.LIMIT) as client:
-        assert client.get_events("warn")
+        assert all(isinstance(told, bytes) for _, told in client.get_events(wire.TOPIC))
+        assert not client.get_events("warn") and not client.get_events("print")
     assert swarm.sprung() == []
+    assert peak(os.getpid()) < before + 64
+
+
+def peak(process, *, anew=False):
+    """Return the most MiB that a process ever had, or has had since this was called ``anew``."""
+    if anew:
+        Path(f"/proc/{process}/clear_refs").write_text("5")
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) >> 10
+
+
+@pytest.mark.parametrize("before", [0, 100])
+def test_a_node_does_not_fill_the_memory_of_the_scheduler(swarm, before):
+    pair = swarm.keys.node("node", PLACES["node"])
+
+    async def flood():
+        comm = await connect(swarm.reach.address, **swarm.security(pair))
+        with pytest.raises(StreamClosedError):
+            await asyncio.wait_for(hostile.flood(comm.stream, before), jobs.LIMIT)
+
+    known = peak(swarm.scheduler, anew=True)
+    asyncio.run(flood())
+    assert peak(swarm.scheduler) < known + 16
+    assert "announced 2,147,483,648 bytes, where 262," in (swarm.top / "log").read_text()
 
 
 def test_nothing_that_is_asked_of_the_scheduler_runs_there(swarm):
@@ -238,17 +273,13 @@ def test_a_node_speaks_for_itself_alone(swarm, op, said):
 )
 def test_a_worker_that_tells_more_than_of_itself_is_gone(swarm, said):
     pair = swarm.keys.node("node", PLACES["node"])
-    files = {"tls_worker_cert": str(pair.public), "tls_worker_key": str(pair.private)}
-    security = Security(
-        require_encryption=True, tls_ca_file=str(swarm.keys.authority().public), **files
-    )
     metrics = {
         "bandwidth": {"total": 1, "workers": {}, "types": {}}, "memory": 1,
         "digests_total_since_heartbeat": {}, "spilled_bytes": {"memory": 0},
     }  # fmt: skip
 
     async def tell():
-        comm = await connect(swarm.reach.address, **security.get_connection_args("worker"))
+        comm = await connect(swarm.reach.address, **swarm.security(pair))
         try:
             await comm.write(registered(metrics=metrics))
             assert (await comm.read())["status"] == "OK"
@@ -276,6 +307,15 @@ def test_a_worker_knows_no_other_node(swarm):
         before = set(swarm.folder.iterdir())
         [error] = swarm.ask(node, address, spring)
         assert isinstance(error, OSError) and set(swarm.folder.iterdir()) == before
+
+
+def test_of_more_than_a_few_megabytes_no_objects_are_made():
+    with pytest.raises(wire.Refused, match="It sent 9,000,"):
+        unpickling.loads(pickle.dumps([])[:-1] + b"]" * 9_000_000 + b".")
+    unpickling.restrict()
+    bounds.bound()
+    with pytest.raises(wire.Refused, match="It sent 9,000,005"):
+        loads([b"\xdd" + struct.pack(">I", 9_000_000) + b"\x90" * 9_000_000])
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,17 @@ What they run notes the process that unpickled it, in the folder of `SPRUNG`.
 import copyreg
 import os
 import pickle
+import struct
+import zlib
+from functools import cache
 from pathlib import Path
 
 import distributed.worker
 from distributed.protocol import to_serialize
-from distributed.protocol.serialize import ToPickle
+from distributed.protocol.serialize import Serialized, ToPickle
 
 import cahlib.swarm.worker
-from cahlib.swarm.engine import TOPIC
-from cahlib.swarm.wire import Answer, encode
+from cahlib.swarm.wire import TOPIC, Answer, encode
 
 #: In the environment, the folder.
 SPRUNG = "TEST_SPRUNG"
@@ -89,12 +91,36 @@ async def dask_setup(worker):
     get_data = worker.handlers["get_data"]
 
     async def sent(comm, keys, **named):
+        if "flood" in keys:
+            await flood(comm.stream, 0)
+        if "bomb" in keys:
+            await comm.write({"status": "OK", "data": {"bomb": bomb()}})
+            return distributed.core.Status.dont_reply
         if "peer" in keys:
             await comm.write({"status": "OK", "data": {"peer": pickle_me(Trap("peer"))}})
             return distributed.core.Status.dont_reply
         return await get_data(comm, keys=keys, **named)
 
     worker.handlers["get_data"] = sent
+
+
+async def flood(stream, before):
+    """Announce a message of 2 GiB, after that many bytes of it that are well, and send zeros."""
+    if before:
+        sizes = struct.pack("QQQ", 2, before, 2 << 30)
+        await stream.write(struct.pack("Q", len(sizes) + before) + sizes + bytes(before))
+    else:
+        await stream.write(struct.pack("Q", 2 << 30))
+    for _ in range(2 << 10):
+        await stream.write(bytes(1 << 20))
+
+
+@cache
+def bomb():
+    """A result that is small until it is decompressed."""
+    kind = pickle.dumps(bytes)
+    header = {"serializer": "dask", "type-serialized": kind, "compression": ("zlib",)}
+    return Serialized(header | {"sub-header": {}}, [zlib.compress(bytes(128 << 20), level=1)])
 
 
 def pickle_me(thing):
