@@ -217,17 +217,7 @@ def _add(writer: TarWriter, image: Image) -> int:
 
 def _text(image: Image) -> bytes:
     text = msgspec.json.encode(
-        _Sample(
-            candidate=image.candidate,
-            width=image.width,
-            height=image.height,
-            original_width=image.original_width,
-            original_height=image.original_height,
-            md5=image.md5,
-            sha1=image.sha1,
-            sha256=image.sha256,
-            robots=image.robots,
-        )
+        _Sample(**{name: getattr(image, name) for name in _Sample.__struct_fields__})
     )
     if len(text) > _MOST_TEXT:  # nobody would read it
         raise ShardError(f"More is said about {image.candidate.url:.200} than a parcel may hold.")
@@ -326,15 +316,7 @@ def _image(parcel: Parcel, file: BinaryIO, place: _Place) -> Image:
     sample = _sample(parcel, file, place.text)
     file.seek(place.data.offset)
     return Image(
-        candidate=sample.candidate,
         data=file.read(place.data.size),
         format=place.data.name.partition(".")[2],
-        width=sample.width,
-        height=sample.height,
-        original_width=sample.original_width,
-        original_height=sample.original_height,
-        md5=sample.md5,
-        sha1=sample.sha1,
-        sha256=sample.sha256,
-        robots=sample.robots,
+        **msgspec.structs.asdict(sample),
     )

@@ -29,7 +29,13 @@ from cahlib.dataset.manifest import (
     require_dataset,
     tar_path,
 )
-from cahlib.dataset.write.columns import COLUMNS, REENCODED_FROM, Row, columns_of_layout
+from cahlib.dataset.write.columns import (
+    COLUMNS,
+    REENCODED_FROM,
+    Row,
+    columns_of_layout,
+    restore_pair,
+)
 from cahlib.dataset.write.shard_writer import (
     DatasetSpec,
     PairStats,
@@ -39,7 +45,7 @@ from cahlib.dataset.write.shard_writer import (
 )
 from cahlib.dataset.write.tfrecord import read_tfrecords
 from cahlib.errors import ConfigError, RunError
-from cahlib.records import Candidate, Image, Judged, Reason, Stage
+from cahlib.records import Judged, Reason, Stage
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +161,7 @@ def _pairs(folder: Path, sealed: ShardManifest, rows: Iterable[Row]) -> Iterator
     """The pairs of a shard as they were judged, from its files."""
     images, texts = (_vectors(folder, sealed, form) for form in ("img_emb", "text_emb"))
     for row, data, image, text in zip(rows, _data(folder, sealed), images, texts, strict=False):
-        yield _judged(row, data, image, text)
+        yield restore_pair(row, data=data, image_embedding=image, text_embedding=text)
 
 
 def _vectors(folder: Path, sealed: ShardManifest, form: str) -> Iterable[Any]:
@@ -176,43 +182,3 @@ def _data(folder: Path, sealed: ShardManifest) -> Iterator[bytes]:
             yield from (cast(bytes, each["image"]) for each in read_tfrecords(stream))
     else:
         yield from repeat(b"")
-
-
-def _judged(row: Row, data: bytes, image: Any, text: Any) -> Judged:
-    """The inverse of `cahlib.dataset.write.columns.make_row`."""
-    return Judged(
-        image=Image(
-            candidate=Candidate(
-                uid=row["uid"],
-                position=0,  # it has served: the rows are in its order
-                url=row["URL"],
-                text=row["TEXT"],
-                raw_text=row["raw_text"],
-                page=row["page"],
-                licence=row["LICENSE"],
-                language=row["language"],
-                reliable=row["reliable"],
-                # a dataset from before there was another has no such column
-                language_evidence=row.get("language_evidence") or "caption",
-                source=row["source"],
-            ),
-            data=data,
-            format=row["format"],
-            width=row["WIDTH"],
-            height=row["HEIGHT"],
-            original_width=row["original_width"],
-            original_height=row["original_height"],
-            md5=row["md5"],
-            sha1=row["sha1"],
-            sha256=row["sha256"],
-            robots=row["robots"],
-        ),
-        similarity=row["similarity"],
-        nsfw=row["NSFW"],
-        scores={
-            name: value for name, value in row.items() if name not in (*COLUMNS, REENCODED_FROM)
-        },
-        image_embedding=image,
-        text_embedding=text,
-        reason=None,
-    )

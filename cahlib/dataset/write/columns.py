@@ -1,14 +1,15 @@
-"""The metadata of a pair: which columns there are, and how a judged image fills them.
+"""The columns of the metadata, and how a scored image becomes a row and is restored from it.
 
 LAION's columns come first, in LAION's order and types (LAION-400M: 64-bit SAMPLE_ID, 32-bit sizes,
-64-bit similarity), so that tools written for it read ours. It does not know files.
+64-bit similarity), so that tools written for it read ours. Nothing here knows files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -16,47 +17,70 @@ import pyarrow as pa
 
 from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.image.perceptual_hash import chroma, phash
-from cahlib.records import Judged
+from cahlib.records import Candidate, Image, Judged
 
 #: The metadata of one pair, by column.
 Row = dict[str, Any]
 
+
+class _Column(NamedTuple):
+    """One column of the metadata."""
+
+    name: str
+    type: pa.DataType
+    #: the attribute of a `Judged` that it stores, or how its value is computed from one; None if
+    #: the value comes from elsewhere
+    source: str | Callable[[Judged], Any] | None
+    since: int = 1  #: the first layout that has it
+    optional: bool = False  #: an older dataset may lack it
+
+
+def sample_id(uid: str) -> int:
+    """Return LAION's 64-bit key: the first half of ours."""
+    return int.from_bytes(bytes.fromhex(uid[:16]), "big", signed=True)
+
+
+#: Schema, rows, and the way back from a row to its pair all follow from this table.
 _COLUMNS = [
-    ("SAMPLE_ID", pa.int64()),
-    ("URL", pa.string()),
-    ("TEXT", pa.string()),
-    ("HEIGHT", pa.int32()),
-    ("WIDTH", pa.int32()),
-    ("LICENSE", pa.string()),
-    ("NSFW", pa.string()),
-    ("similarity", pa.float64()),
-    ("uid", pa.string()),
-    ("page", pa.string()),
-    ("language", pa.string()),
-    ("reliable", pa.bool_()),
-    ("language_evidence", pa.string()),
-    ("raw_text", pa.string()),
-    ("source", pa.string()),
-    ("original_height", pa.int32()),
-    ("original_width", pa.int32()),
-    ("md5", pa.string()),
-    ("sha1", pa.string()),
-    ("sha256", pa.string()),
-    ("phash", pa.string()),
-    ("chroma", pa.string()),
-    ("format", pa.string()),
-    ("robots", pa.string()),
-    ("model", pa.string()),
+    _Column("SAMPLE_ID", pa.int64(), lambda pair: sample_id(pair.image.candidate.uid)),
+    _Column("URL", pa.string(), "image.candidate.url"),
+    _Column("TEXT", pa.string(), "image.candidate.text"),
+    _Column("HEIGHT", pa.int32(), "image.height"),
+    _Column("WIDTH", pa.int32(), "image.width"),
+    _Column("LICENSE", pa.string(), "image.candidate.licence"),
+    _Column("NSFW", pa.string(), "nsfw"),
+    _Column("similarity", pa.float64(), "similarity"),
+    _Column("uid", pa.string(), "image.candidate.uid"),
+    _Column("page", pa.string(), "image.candidate.page"),
+    _Column("language", pa.string(), "image.candidate.language"),
+    _Column("reliable", pa.bool_(), "image.candidate.reliable"),
+    _Column("language_evidence", pa.string(), "image.candidate.language_evidence", optional=True),
+    _Column("raw_text", pa.string(), "image.candidate.raw_text"),
+    _Column("source", pa.string(), "image.candidate.source"),
+    _Column("original_height", pa.int32(), "image.original_height"),
+    _Column("original_width", pa.int32(), "image.original_width"),
+    _Column("md5", pa.string(), "image.md5"),
+    _Column("sha1", pa.string(), "image.sha1"),
+    _Column("sha256", pa.string(), "image.sha256"),
+    _Column("phash", pa.string(), lambda pair: phash(pair.image.data)),
+    _Column("chroma", pa.string(), lambda pair: chroma(pair.image.data), since=2, optional=True),
+    _Column("format", pa.string(), "image.format"),
+    _Column("robots", pa.string(), "image.robots"),
+    _Column("model", pa.string(), None),
 ]
 
-#: The columns that every pair has; its scores come behind them.
-COLUMNS = tuple(name for name, _ in _COLUMNS)
+#: The columns that every pair has; its scores come after them.
+COLUMNS = tuple(each.name for each in _COLUMNS)
 
-#: Those that an older dataset may lack.
-OPTIONAL_COLUMNS = ("language_evidence", "chroma")
+#: Columns that an older dataset may lack.
+OPTIONAL_COLUMNS = tuple(each.name for each in _COLUMNS if each.optional)
 
-#: The layout from which on a dataset has a column.
-_SINCE = {"chroma": 2}
+#: How the value of each stored attribute is read from a pair.
+_READERS: dict[str, Callable[[Judged], Any]] = {
+    each.name: attrgetter(each.source) if isinstance(each.source, str) else each.source
+    for each in _COLUMNS
+    if each.source is not None
+}
 
 #: With `--forms images:jpg`, before the scores: the format that a picture was re-encoded from,
 #: "" if it is stored as it was.
@@ -65,14 +89,14 @@ REENCODED_FROM = "reencoded_from"
 
 def columns_of_layout(layout: int) -> tuple[str, ...]:
     """Return the columns that every pair of a dataset of this layout has."""
-    return tuple(name for name in COLUMNS if _SINCE.get(name, 1) <= layout)
+    return tuple(each.name for each in _COLUMNS if each.since <= layout)
 
 
 def arrow_schema(
     scores: Sequence[str], *, reencoded: bool = False, layout: int = CURRENT_LAYOUT
 ) -> pa.Schema:
-    """Return the columns of a dataset, one for each score, empty where a pair was not given it."""
-    own = [each for each in _COLUMNS if each[0] in columns_of_layout(layout)]
+    """Return a dataset's schema, one column per score; pairs without that score have null."""
+    own = [(each.name, each.type) for each in _COLUMNS if each.since <= layout]
     more = [(REENCODED_FROM, pa.string())] if reencoded else []
     return pa.schema(own + more + [(name, pa.float32()) for name in scores])
 
@@ -80,63 +104,43 @@ def arrow_schema(
 def make_row(
     judged: Judged, *, model: str, scores: Mapping[str, str], layout: int = CURRENT_LAYOUT
 ) -> Row:
-    """Return the metadata of a judged image; ``scores`` has the column of each score.
+    """Return the metadata of a scored image; ``scores`` maps each score to its column.
 
-    Raise KeyError for a score that has none.
+    Raise KeyError for a score without a column.
     """
-    image, candidate = judged.image, judged.image.candidate
-    given = dict(judged.scores)
     values: Row = {
-        "SAMPLE_ID": sample_id(candidate.uid),
-        "URL": candidate.url,
-        "TEXT": candidate.text,
-        "HEIGHT": image.height,
-        "WIDTH": image.width,
-        "LICENSE": candidate.licence,
-        "NSFW": judged.nsfw,
-        "similarity": judged.similarity,
-        "uid": candidate.uid,
-        "page": candidate.page,
-        "language": candidate.language,
-        "reliable": candidate.reliable,
-        "language_evidence": candidate.language_evidence,
-        "raw_text": candidate.raw_text or "",
-        "source": candidate.source,
-        "original_height": image.original_height,
-        "original_width": image.original_width,
-        "md5": image.md5,
-        "sha1": image.sha1,
-        "sha256": image.sha256,
-        "phash": phash(image.data),
-        "chroma": chroma(image.data),
-        "format": image.format,
-        "robots": image.robots,
-        "model": model,
-        # as precise as its column, so that it is the same in all files
-        **{
-            column: float(np.float32(given.pop(score))) if score in given else None
-            for score, column in scores.items()
-        },
+        name: _valid(_READERS[name](judged) if name in _READERS else model)
+        for name in columns_of_layout(layout)
     }
+    given = dict(judged.scores)
+    for score, column in scores.items():
+        # rounded as its column is, so that all files have the same value
+        values[column] = float(np.float32(given.pop(score))) if score in given else None
     if given:
         raise KeyError(f"scores without a column: {', '.join(given)}")
-    lacks = {*COLUMNS} - {*columns_of_layout(layout)}
-    return {
-        name: _whole(value) if isinstance(value, str) else value
-        for name, value in values.items()
-        if name not in lacks
+    return values
+
+
+def restore_pair(row: Row, *, data: bytes, image_embedding: Any, text_embedding: Any) -> Judged:
+    """Return the kept pair of which `make_row` made this row, but for its position."""
+    parts: dict[str, dict[str, Any]] = {
+        "image.candidate": {"position": 0},
+        "image": {"data": data},
+        "": {"image_embedding": image_embedding, "text_embedding": text_embedding, "reason": None},
     }
-
-
-def sample_id(uid: str) -> int:
-    """LAION's 64-bit key, from the first half of ours."""
-    return int.from_bytes(bytes.fromhex(uid[:16]), "big", signed=True)
+    for name, _, source, _, optional in _COLUMNS:
+        if isinstance(source, str) and not (optional and row.get(name) is None):
+            owner, _, attribute = source.rpartition(".")
+            parts[owner][attribute] = row[name]
+    candidate = Candidate(**parts["image.candidate"])
+    scores = {name: row[name] for name in row if name not in (*COLUMNS, REENCODED_FROM)}
+    return Judged(image=Image(candidate=candidate, **parts["image"]), scores=scores, **parts[""])
 
 
 def fill_nulls(row: Row) -> Row:
-    """Return a row as a sample's JSON has it, for `datasets` infers types from the first samples.
+    """Return a row as a sample's JSON has it: `datasets` infers types from the first samples.
 
-    A score that the pair was not given is -1 there, and a text that an older dataset lacks is "".
+    A missing score is -1 there, and a text that an older dataset lacks is "".
     """
     return {
         name: value if value is not None else "" if name in COLUMNS else -1.0
@@ -145,19 +149,23 @@ def fill_nulls(row: Row) -> Row:
 
 
 def canonical_json(values: Any) -> bytes:
-    """JSON in UTF-8 with its keys in order: the same values give the same bytes."""
+    """Return JSON in UTF-8 with sorted keys: the same values give the same bytes."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "replace")
 
 
 def host_of(url: str) -> str:
-    """The host that a URL names, "" if it names none."""
+    """Return the host of a URL, "" if it has none."""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
 
 
-def _whole(text: str) -> str:
-    """A text that UTF-8 can hold: headers may carry half characters, as lone surrogates."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+def _valid(value: Any) -> Any:
+    """Return a value as its column can hold it: headers may carry lone surrogates."""
+    if value is None:
+        return ""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "replace").decode()
+    return value
