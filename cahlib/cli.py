@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cahlib import __version__, logs
 from cahlib.commands import blocklist, checked, finished, swarm, tracker, worker
@@ -120,15 +120,22 @@ def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
     return Job.from_values({**inherited, **options})
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command in one line: the usage of `cah run` has sixty."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"cah: {message}; `{self.prog} --help` shows what there is.\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cah",
         description="Common Crawl into image–text datasets.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cah {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     run = commands.add_parser(
         "run",
         usage="cah run [options]",

@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
         "blocklist",
         help="make a list of domains that never answered, from past runs; show a list",
     )
-    actions = parser.add_subparsers(title="actions", metavar="", required=True)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="from the shards of datasets")
     build.add_argument("datasets", nargs="+", help="folders or URLs of datasets")
     build.add_argument("--output", default="failed-domains.txt", help="the list to write")

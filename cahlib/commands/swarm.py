@@ -48,7 +48,7 @@ _REMINDER = 4.0
 def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], given: Given) -> None:
     """Add the command and its own commands; each takes the settings of a run, for its output."""
     swarm = commands.add_parser("swarm", help="bring servers up, look at them, take them down")
-    own = swarm.add_subparsers(title="commands", metavar="", required=True)
+    own = swarm.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, help: str, act: Callable[..., int]) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = own.add_parser(name, help=help, description=help)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     """Add the command and its own commands."""
     tracker = commands.add_parser("tracker", help="let many people work through one crawl together")
-    own = tracker.add_subparsers(title="commands", metavar="", required=True)
+    own = tracker.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(own.add_parser("serve", help="run the tracker"))
     intake = own.add_parser("add", help="add a crawl's WAT files to the list")
     intake.add_argument(

@@ -18,7 +18,7 @@ from hcloud.server_types import BoundServerType, ServerType, ServerTypeLocation
 from hcloud.servers import BoundServer
 
 from cahlib import __version__
-from cahlib.errors import RunError
+from cahlib.errors import ConfigError
 from cahlib.swarm.provider import Denial, Denied, Offer, Server, Wish
 
 T = TypeVar("T")
@@ -248,11 +248,11 @@ def accounts(tokens: str, *, endpoint: str = ENDPOINT, **options: Any) -> list[H
     """An account for each token in a text that separates them by commas, spaces or lines."""
     found = list(dict.fromkeys(tokens.replace(",", " ").split()))
     if not found:
-        raise RunError(
+        raise ConfigError(
             "no Hetzner token is given; put HCLOUD_TOKEN=… into .env or the environment."
         )
     if bad := [n for n, token in enumerate(found, 1) if not token.isascii()]:
-        raise RunError(f"token {bad[0]} holds characters that no token has; copy it again.")
+        raise ConfigError(f"token {bad[0]} holds characters that no token has; copy it again.")
     return [
         Hetzner(token, name=f"account {number}", endpoint=endpoint, **options)
         for number, token in enumerate(found, 1)

@@ -7,7 +7,7 @@ here.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -216,12 +216,14 @@ class Plan:
 
     def crash(self) -> str:
         """Return what a crash of this machine would cost."""
+        price = f"{self.currency} {self.hourly():.4f} an hour"
+        end = "until somebody goes on with the run or types `cah swarm down`."
         if minutes := self.limits.watchdog:
-            return f"If this machine dies, the head deletes the servers {minutes:g} minutes later."
-        return (
-            f"If this machine dies, the servers go on costing {self.currency} {self.hourly():.4f} "
-            "an hour until somebody goes on with the run or types `cah swarm down`."
-        )
+            return (
+                f"If this machine dies, the head deletes the servers {minutes:g} minutes later; "
+                f"before the head is up, they go on costing {price} {end}"
+            )
+        return f"If this machine dies, the servers go on costing {price} {end}"
 
     def known(self) -> dict[tuple[str, str], Offer]:
         """Return every offer by type and location, also those that are sold out."""
@@ -253,9 +255,11 @@ def plan(accounts: Sequence[Account], limits: Limits) -> Plan:
     why = {offer: _refusal(offer, limits) for offers in every.values() for offer in offers}
     offers = {name: [o for o in of if not why[o]] for name, of in every.items()}
     if not any(offers.values()):
+        chosen = [each for each in ("location", "server_type") if getattr(limits, each)]
+        open_them = f"leave {' and '.join(chosen)} open, or " if chosen else ""
         raise RunError(
-            "no server that fits is available now; leave location and server_type open, "
-            "or try again later."
+            f"no server that fits is available now ({_reasons(why, limits)}); {open_them}"
+            "try again later."
         )
     hours, spread, first = _affordable(offers, limits, currency)
     return Plan(
@@ -277,11 +281,25 @@ def _refusal(offer: Offer, limits: Limits) -> str:
         return f"not at {limits.location}"
     if limits.server_type not in ("", offer.type):
         return f"not of type {limits.server_type}"
+    return _unfit(offer, limits) or offer.lacks
+
+
+def _reasons(why: Mapping[Offer, str], limits: Limits) -> str:
+    """Return which types that were asked for are not taken, by the reason."""
+    types = defaultdict[str, set[str]](set)
+    for each, said in why.items():
+        if limits.location in ("", each.location) and limits.server_type in ("", each.type):
+            types[said].add(each.type)
+    return "; ".join(f"{', '.join(sorted(those))}: {said}" for said, those in types.items())
+
+
+def _unfit(offer: Offer, limits: Limits) -> str:
+    """Return why no node can be made of such a server; "" if one can."""
     if offer.architecture == "arm" and not limits.arm:
         return "arm64: the language detector (pycld2) has no wheel"
     if offer.memory < _LEAST or useful(offer) < 1:
         return f"too little memory (at least {_LEAST} GB)"
-    return offer.lacks
+    return ""
 
 
 def _affordable(
@@ -317,14 +335,15 @@ def _price(offer: Offer) -> float:
 
 
 def _require_known(offers: Sequence[Offer], limits: Limits) -> None:
+    fit = [each for each in offers if not (each.lacks or _unfit(each, limits))]
     for name, value, known in (
-        ("location", limits.location, {o.location for o in offers if not o.lacks}),
-        ("server_type", limits.server_type, {o.type for o in offers if not o.lacks}),
+        ("location", limits.location, {each.location for each in fit}),
+        ("server_type", limits.server_type, {each.type for each in fit}),
     ):
         if value and known and value not in known:
-            raise ConfigError(
-                f"{name}: {value!r} is not offered now; choose from {', '.join(sorted(known))}."
-            )
+            unfit = {_unfit(o, limits) for o in offers if o.type == value} - {""}
+            why = f"does not serve ({unfit.pop()})" if unfit else "is not offered now"
+            raise ConfigError(f"{name}: {value!r} {why}; choose from {', '.join(sorted(known))}.")
 
 
 def _currency(offers: Iterable[Iterable[Offer]]) -> str:

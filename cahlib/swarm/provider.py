@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from cahlib.errors import RunError
+from cahlib.errors import ConfigError, RunError
 
 #: Every server, key and firewall of ours carries this label; nothing without it is ever touched.
 PROJECT = ("project", "cahlib")
@@ -116,7 +116,7 @@ class Account(Protocol):
 def usable(accounts: Sequence[Account]) -> tuple[list[Account], list[str]]:
     """Return the accounts whose tokens are good, and a sentence on each of the others.
 
-    Raises Denied if none is good, or if a cloud does not answer.
+    Raises ConfigError if none is good, Denied if a cloud does not answer.
     """
     good, bad = list[Account](), list[Denied]()
     for account in accounts:
@@ -128,7 +128,7 @@ def usable(accounts: Sequence[Account]) -> tuple[list[Account], list[str]]:
                 raise
             bad.append(denied)
     if not good and bad:
-        raise bad[0]
+        raise ConfigError(str(bad[0])) from bad[0]
     return good, [f"{denied} It is left out." for denied in bad]
 
 

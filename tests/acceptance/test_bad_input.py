@@ -28,6 +28,24 @@ def refused(ran: subprocess.CompletedProcess[str], *, code: int, sentence: str) 
 
 
 @pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("run --hous 2", "unrecognized arguments: --hous 2; `cah --help`"),
+        ("run --max-cost", "argument --max-cost: expected one argument; `cah run --help`"),
+        ("swarm", "the following arguments are required: COMMAND; `cah swarm --help` shows"),
+        ("swarm plna", "argument COMMAND: invalid choice: 'plna'"),
+        ("swarm up many", "argument nodes: invalid int value: 'many'; `cah swarm up --help`"),
+        ("swarm ssh", "the following arguments are required: node"),
+        ("blocklist", "the following arguments are required: ACTION"),
+    ],
+)
+def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
+    ran = command.said(capsys, *line.split())
+    refused(ran, code=2, sentence=sentence)
+    assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
         (["--shards", "ten"], 2, "shards: 'ten' is not a whole number"),

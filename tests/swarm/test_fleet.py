@@ -162,7 +162,7 @@ def test_what_cannot_be_is_refused_before_anything_is_made(cloud, limits, senten
 
 
 def test_a_wrong_token_is_one_sentence_without_the_token(cloud):
-    with pytest.raises(RunError, match="account 1: unable to authenticate") as caught:
+    with pytest.raises(ConfigError, match="account 1: unable to authenticate") as caught:
         made(cloud, tokens="wrong-token")
     assert "wrong-token" not in str(caught.value)
     assert "wrong-token" not in repr(accounts("wrong-token"))

@@ -220,9 +220,26 @@ def test_the_plan_shows_what_it_leaves_out_and_why():
 def test_arm64_is_planned_where_its_wheels_are_brought():
     arm = offer("cax41", "fsn1", 16, 0.02, architecture="arm")
     one = Catalogue("account 1", {arm: 9})
-    with pytest.raises(RunError, match="no server that fits"):
+    with pytest.raises(RunError, match=r"now \(cax41: arm64: the .* has no wheel\); try again"):
         plan([one], Limits(nodes=1))
+    both = Catalogue("account 1", {arm: 9, **dict.fromkeys(EU, 9)})
+    with pytest.raises(ConfigError, match=r"'cax41' does not serve \(arm64: .*from cx53\."):
+        plan([both], Limits(nodes=1, server_type="cax41"))
     assert plan([one], Limits(nodes=1, arm=True)).first == [arm]
+
+
+def test_where_nothing_fits_the_reasons_are_said():
+    sold = [offer(type, "fsn1", 2, 0.01, lacks="sold out") for type in ("cx23", "cx33")]
+    small = offer("tiny", "fsn1", 1, 0.001, memory=1)
+    with pytest.raises(RunError, match=r"\(cx23, cx33: sold out; tiny: too little memory .*; try"):
+        plan([Catalogue("account 1", dict.fromkeys([*sold, small], 9))], Limits(nodes=1))
+
+
+def test_the_plan_says_what_a_crash_costs_before_the_head_can_see_it():
+    one = Catalogue("account 1", dict.fromkeys(EU, 9))
+    told = plan([one], Limits(nodes=1, watchdog=60)).crash()
+    assert "deletes the servers 60 minutes later; before the head is up, they go on" in told
+    assert "costing EUR 0.0280 an hour until somebody" in told
 
 
 def test_a_currency_is_shown_as_it_is_and_two_are_not_compared():
