@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
+from cahlib.atomic import write_file
 from cahlib.errors import ConfigError
 from cahlib.fingerprint import checksum, differences, fingerprint
 from cahlib.presets import PRESETS
@@ -306,12 +307,9 @@ class Job(Checked):
 
     def store(self, path: Path) -> None:
         """Write the file that `stored` reads, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
         values = self.values()
         values[_SUM] = checksum(values)  # a flipped bit may make another setting of one
-        fresh.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        write_file(path, json.dumps(values, indent=2) + "\n")
 
     def differences(self, other: Job) -> dict[str, str]:
         """Return the settings in which this Job's dataset would not be the other's, with both."""

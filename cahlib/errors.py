@@ -149,6 +149,15 @@ def unusable(error: OSError) -> str:
 
 
 @contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into ConfigError (an unsuitable folder) or RunError (a full or bad disk)."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(error, path) from error
+
+
+@contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Raise a sentence for whatever fails in here for the disk or the folder that is written to."""
     try:

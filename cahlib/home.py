@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cahlib.atomic import write_file
 from cahlib.config import Job, settings
 from cahlib.dataset.description import (
     describe_job,
@@ -22,7 +23,6 @@ from cahlib.dataset.description import (
 )
 from cahlib.dataset.layout import PAGES
 from cahlib.dataset.manifest import is_dataset
-from cahlib.dataset.storage.hashed_file import replace_file
 from cahlib.errors import ConfigError, Stopped, writing
 from cahlib.lock import held
 from cahlib.needs import named
@@ -138,7 +138,7 @@ def _unpublished(home: Path) -> None:
     """Keep a run's own folder out of what people publish, by git and by `hf upload`."""
     ignored = home.parent / ".gitignore"
     if not ignored.exists():
-        replace_file(ignored, f"# {home.name}/ is no part of the dataset\n/{home.name}/\n".encode())
+        write_file(ignored, f"# {home.name}/ is no part of the dataset\n/{home.name}/\n".encode())
     if (home / "swarm" / "keys").exists():  # as an earlier version left them
         place(home / "swarm", "keys")
 

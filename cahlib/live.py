@@ -15,6 +15,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from cahlib.atomic import write_file
 from cahlib.errors import CahError, Stopped
 from cahlib.progress import Listener, Snapshot
 from cahlib.records import Tally
@@ -122,10 +123,8 @@ class _Record:
             "before": self._before or 0,
             "history": self._points,
         }  # fmt: skip
-        fresh = self._path.with_suffix(".new")
-        with suppress(OSError):
-            fresh.write_text(json.dumps(values), encoding="utf-8")
-            fresh.replace(self._path)
+        with suppress(CahError):
+            write_file(self._path, json.dumps(values), sync=False)
 
 
 def _plain(value: Any) -> Any:

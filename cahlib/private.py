@@ -14,7 +14,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from cahlib.errors import ConfigError, is_full, no_space, writing
+from cahlib.atomic import write_file
+from cahlib.errors import ConfigError, is_full, no_space
 
 #: Names another folder than the one in the user's home.
 FOLDER = "CAH_STATE"
@@ -27,10 +28,7 @@ def named(own: Path) -> str:
     """The name by which clouds and clusters know a run: the same as long as its folder is there."""
     path = own / "run"
     if not path.exists():
-        own.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
-        fresh.write_text(secrets.token_hex(4))
-        fresh.replace(path)  # whole or not at all: without a name, all runs are one
+        write_file(path, secrets.token_hex(4))  # without a name, all runs would be one
     return path.read_text()
 
 
@@ -58,11 +56,7 @@ def place(own: Path, what: str) -> Path:
 
 def keep(path: Path, secret: str) -> None:
     """Write a secret where `place` said."""
-    fresh = path.with_suffix(".new")
-    with writing(path):
-        fresh.touch(mode=0o600)
-        fresh.write_text(secret, encoding="utf-8")
-        fresh.replace(path)
+    write_file(path, secret, mode=0o600)
 
 
 def of_nickname(tracker: str, nickname: str, dataset: Path) -> str:

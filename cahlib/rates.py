@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 
+from cahlib.atomic import write_file
 from cahlib.config import Job
+from cahlib.errors import CahError
 from cahlib.records import Stage, Tally
 
 #: Links a second of a core: one-core servers of Crawling@Home did 11 to 17. The processor is not
@@ -95,11 +97,8 @@ class Meter:
         _sum(every, core, links=links, seconds=scraped)
         _sum(every, crawl, links=links, images=images, pairs=tally.left[Stage.JUDGE])
         _sum(every, model, images=images, seconds=spent)
-        fresh = self._path.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):  # a full disk costs the estimate, not the run
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_text(json.dumps(every, indent=1), encoding="utf-8")
-            fresh.replace(self._path)
+        with suppress(CahError):  # a full disk costs the estimate, not the run
+            write_file(self._path, json.dumps(every, indent=1), sync=False)
 
 
 def has_gpu() -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from cahlib.atomic import write_file
 from cahlib.config import Job
 from cahlib.dataset.description import (
     commit_shards,
@@ -27,7 +28,6 @@ from cahlib.dataset.inventory import Inventory, ShardState
 from cahlib.dataset.layout import ELSEWHERE
 from cahlib.dataset.maintain.numbering import has_numbered_tar, unnumber_tars
 from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
-from cahlib.dataset.storage.hashed_file import replace_file
 from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted
 from cahlib.errors import CahError, ConfigError
 from cahlib.model.model_source import find_source
@@ -179,7 +179,7 @@ class _Resuming:
             self.whole[there.at].append(found.id)
             if found is not here:
                 brought = replace(found.sealed, place=str(there.at))
-                replace_file(self._folder / manifest_path(found.id), encode_manifest(brought))
+                write_file(self._folder / manifest_path(found.id), encode_manifest(brought))
                 found = found._replace(sealed=brought)
                 self._states.pop(found.id, None)  # its pairs may be others than those known
         self._enter(found, "done" if not self._job.place.tracker else self._state(found.id))

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
-    "config", "errors", "estimate", "failures", "fingerprint", "flow", "lists",
+    "atomic", "config", "errors", "estimate", "failures", "fingerprint", "flow", "lists",
     "live", "lock", "logs", "needs", "places",
     "presets", "private", "progress", "rates", "records", "resources", "retry", "settings", "words",
 }  # fmt: skip

@@ -80,7 +80,7 @@ def test_a_stop_is_told_and_a_full_disk_ends_nothing(tmp_path):
     with live.recorded(tmp_path, nobody, stopping=lambda: True) as listener:
         listener(snapshot())
         assert live.read(tmp_path)["state"] == "stopping"
-        (tmp_path / "live.new").mkdir()  # nothing can be written any more
+        (tmp_path / f".live.json.{os.getpid()}.part").mkdir()  # nothing can be written any more
         listener(snapshot())
 
 

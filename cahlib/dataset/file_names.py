@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from cahlib.dataset.layout import FOLDERS, LAYOUT, PAGES
-from cahlib.dataset.manifest import MANIFEST_FOLDER
-from cahlib.dataset.storage.hashed_file import TEMPORARY_SUFFIX, temporary_path
+from cahlib.atomic import TEMPORARY_SUFFIX
+from cahlib.dataset.layout import FOLDERS, LAYOUT, MANIFESTS, PAGES
 from cahlib.dataset.tar_index import TAR_INDEX_FILES
 from cahlib.errors import ConfigError
 
@@ -22,15 +21,19 @@ DATASET_PREFIXES = tuple(
     [f"{folder}/" for folder in FOLDERS] + [name.partition(".")[0] for name in (*_TOPS,)]
 )
 
-#: A file that a run may have made, whole or not yet; of the id is asked what `Shard.id` may be.
+#: Endings of what is left of an interrupted run.
 UNFINISHED_SUFFIXES = TEMPORARY_SUFFIX, ".trial"
+
+_ID = "[A-Za-z0-9_-][A-Za-z0-9._-]*"  # what `Shard.id` may be
+_PATHS = (*LAYOUT.values(), f"{MANIFESTS}/{{}}.json", *TAR_INDEX_FILES)
+
+#: A file that a run may have made, finished or not.
 DATASET_FILE = re.compile(
-    "|".join(re.escape(str(temporary_path(Path(name)))) for name in TAR_INDEX_FILES)
-    + "|"
-    + "|".join(
-        rf"{folder}/(\.?{name.format('[A-Za-z0-9_-][A-Za-z0-9._-]*')}({re.escape(TEMPORARY_SUFFIX)})?|\.trial)"
-        for form in (*LAYOUT.values(), f"{MANIFEST_FOLDER}/{{}}.json")
-        for folder, _, name in [re.sub(r"\.(?=\w+$)", r"\.", form).partition("/")]
+    "|".join(
+        rf"{folder}/(\.?{name.format(_ID)}((\.\d+)?{re.escape(TEMPORARY_SUFFIX)})?|\.trial)"
+        for folder, _, name in (
+            re.sub(r"\.(?=\w+$)", r"\.", path).partition("/") for path in _PATHS
+        )
     )
 )
 
@@ -49,13 +52,9 @@ def find_obstacles(folder: Path) -> Iterator[str]:
         with os.scandir(path) as entries:
             for entry in entries:
                 inside = f"{name}/{entry.name}"
-                if not entry.is_file() and _belongs(inside) and os.path.exists(entry):
+                if not entry.is_file() and DATASET_FILE.fullmatch(inside) and os.path.exists(entry):
                     yield inside
     yield from (name for name in _TOPS if _obstructs(folder / name))
-
-
-def _belongs(path: str) -> bool:
-    return path in TAR_INDEX_FILES or bool(DATASET_FILE.fullmatch(path))
 
 
 def _obstructs(path: Path) -> bool:

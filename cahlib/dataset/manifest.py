@@ -21,8 +21,6 @@ from cahlib.errors import ConfigError, RunError
 from cahlib.lock import is_held
 from cahlib.records import Shard, Tally
 
-MANIFEST_FOLDER = MANIFESTS
-
 #: How tars are called; see `cahlib.dataset.maintain.numbering`.
 _TAR = re.compile(r"images/[^/]+\.tar")
 
@@ -90,7 +88,7 @@ class ShardManifest:
 
 def manifest_path(shard: str) -> str:
     """The path of a shard's seal, by the shard's id."""
-    return f"{MANIFEST_FOLDER}/{shard}.json"
+    return f"{MANIFESTS}/{shard}.json"
 
 
 def tar_path(sealed: ShardManifest) -> str | None:
@@ -119,7 +117,7 @@ def read_manifests(
 ) -> Iterator[ShardManifest]:
     """All seals of a dataset, in the order of the shards. Raises RunError for a damaged one."""
     there = files_at(place)
-    for id in committed_ids(there.names(MANIFEST_FOLDER)):
+    for id in committed_ids(there.names(MANIFESTS)):
         try:
             yield _read(there, manifest_path(id))
         except RunError:
@@ -129,9 +127,7 @@ def read_manifests(
 
 def committed_ids(names: Iterable[str]) -> list[str]:
     """Return the ids of the shards that have a manifest among these files, in order."""
-    found = (
-        path for path in names if path.startswith(f"{MANIFEST_FOLDER}/") and path.endswith(".json")
-    )
+    found = (path for path in names if path.startswith(f"{MANIFESTS}/") and path.endswith(".json"))
     named = (path.rpartition("/")[2][:-5] for path in found)
     return sorted(each for each in named if each[:1] != "." and not is_conflicted_copy(each))
 
@@ -143,7 +139,7 @@ def is_conflicted_copy(path: str) -> bool:
 
 def is_dataset(folder: Path) -> bool:
     """Whether a folder of this machine holds a dataset: one seal is enough."""
-    return bool(committed_ids(files_at(folder).names(MANIFEST_FOLDER)))
+    return bool(committed_ids(files_at(folder).names(MANIFESTS)))
 
 
 def require_dataset(folder: Path) -> None:
@@ -158,7 +154,7 @@ def no_dataset_error(place: str | Path) -> ConfigError:
         return ConfigError(
             f"{place} holds no shard yet: a command is working on it; wait for its first shard."
         )
-    return ConfigError(f"{place} holds no dataset: there is no shard's seal in {MANIFEST_FOLDER}/.")
+    return ConfigError(f"{place} holds no dataset: there is no shard's seal in {MANIFESTS}/.")
 
 
 def _read(there: DatasetFiles, path: str) -> ShardManifest:

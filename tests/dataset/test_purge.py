@@ -13,10 +13,11 @@ import pytest
 
 from cahlib.cli import main
 from cahlib.config import Job, replace
+from cahlib.dataset.layout import MANIFESTS
 from cahlib.dataset.maintain.purge import CHANGES_FILE, PurgeLists, purge
 from cahlib.dataset.maintain.rewrite import rewrite_shards
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.manifest import MANIFEST_FOLDER, read_manifest, read_manifests
+from cahlib.dataset.manifest import read_manifest, read_manifests
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.show.report import write_report
 from cahlib.dataset.storage import upload
@@ -49,7 +50,7 @@ def files(folder):
     """What tells nothing of when it was made."""
     return {
         path.relative_to(folder): path.read_bytes()
-        for each in set(shard_writer.FOLDERS) - {MANIFEST_FOLDER}
+        for each in set(shard_writer.FOLDERS) - {MANIFESTS}
         for path in folder.glob(f"{each}/*")
         if path.relative_to(folder).as_posix() not in TAR_INDEX_FILES
     }

@@ -17,10 +17,9 @@ from cahlib.dataset.maintain.rewrite import RemovalRule, ShardChange, rewrite_sh
 from cahlib.dataset.manifest import read_manifests, require_dataset
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.files import files_at
-from cahlib.dataset.storage.hashed_file import disk_errors
 from cahlib.dataset.storage.upload import upload_pages, upload_shards
 from cahlib.dataset.write.columns import Row, canonical_json
-from cahlib.errors import RunError
+from cahlib.errors import RunError, disk_errors
 from cahlib.lists import HASH, MD5, URL, Digests, Hashes, entries, md5
 from cahlib.lock import held
 from cahlib.model.known_harm import load_known_harm

@@ -20,11 +20,10 @@ from cahlib.dataset.description import (
     stored_job,
     write_description,
 )
-from cahlib.dataset.layout import CURRENT_LAYOUT, LAYOUT
+from cahlib.dataset.layout import CURRENT_LAYOUT, LAYOUT, MANIFESTS
 from cahlib.dataset.maintain.purge import changed_shards
 from cahlib.dataset.maintain.verify import Problem, ProblemKind, find_problems
 from cahlib.dataset.manifest import (
-    MANIFEST_FOLDER,
     committed_ids,
     manifest_path,
     read_manifest,
@@ -113,7 +112,7 @@ def repair(found: RepairPlan) -> None:
     for path in found.left:
         at.remove(path)
     before = find_description(place)
-    whole = committed_ids(at.sizes([MANIFEST_FOLDER]))
+    whole = committed_ids(at.sizes([MANIFESTS]))
     said = before or _described(place)
     if whole or before:
         write_description(place, replace(said, committed=tuple(whole)))

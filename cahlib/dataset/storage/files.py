@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cahlib.dataset.storage.hashed_file import replace_file
+from cahlib.atomic import write_file
 from cahlib.errors import CahError, ConfigError, RunError, is_full, no_space
 from cahlib.retry import wait_asked
 
@@ -92,7 +92,7 @@ class DatasetFiles:
     def write(self, name: str, data: bytes) -> None:
         """Put a small file there, whole or not at all."""
         if self.folder:
-            replace_file(Path(self.path(name)), data)
+            write_file(Path(self.path(name)), data)
             return
         with storage_errors(self.place):
             self.make_folder(name)

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from cahlib.atomic import write_file
 from cahlib.config import Output
 from cahlib.dataset.checksummed_json import encode_checksummed
 from cahlib.dataset.description import (
@@ -27,9 +28,8 @@ from cahlib.dataset.description import (
 )
 from cahlib.dataset.file_names import require_writable
 from cahlib.dataset.inventory import Inventory
-from cahlib.dataset.layout import PAGES, tar_number
+from cahlib.dataset.layout import MANIFESTS, PAGES, tar_number
 from cahlib.dataset.manifest import (
-    MANIFEST_FOLDER,
     ShardManifest,
     decode_manifest,
     encode_manifest,
@@ -38,10 +38,9 @@ from cahlib.dataset.manifest import (
     tar_path,
 )
 from cahlib.dataset.storage.files import DatasetFiles, StorageBusy, files_at, storage_errors
-from cahlib.dataset.storage.hashed_file import disk_errors, replace_file
 from cahlib.dataset.storage.hub import COMMIT_INTERVAL, HubRepository, LocalContent, find_repository
 from cahlib.dataset.tar_index import TAR_CARD_FILE, encode_tar_sizes, read_tar_sizes
-from cahlib.errors import CahError, ConfigError, RunError, is_full
+from cahlib.errors import CahError, ConfigError, RunError, disk_errors, is_full
 from cahlib.lock import busy, is_held
 
 _log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ _Sleep = Callable[[float], None]
 
 def check_destination(url: str, folder: Path) -> None:
     """See whether a dataset can be brought from its folder to a URL. Raises ConfigError."""
-    trial = f"{MANIFEST_FOLDER}/.trial"
+    trial = f"{MANIFESTS}/.trial"
     try:
         there = files_at(url)
         if there.folder and there.folder.resolve() == folder.resolve():
@@ -349,7 +348,7 @@ def _md5(file: BinaryIO) -> str:
 
 def _let_go(sealed: ShardManifest, folder: Path) -> None:
     """Remove a shard's files here; its seal first says where they are now."""
-    replace_file(folder / manifest_path(sealed.shard.id), encode_manifest(sealed))
+    write_file(folder / manifest_path(sealed.shard.id), encode_manifest(sealed))
     for path in sealed.files:
         with disk_errors(folder / path):
             (folder / path).unlink(missing_ok=True)

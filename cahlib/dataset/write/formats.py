@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cahlib.dataset.storage.hashed_file import HashedFile, disk_errors
+from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.columns import Row, canonical_json, fill_nulls
+from cahlib.errors import disk_errors
 from cahlib.records import Judged
 
 #: Rows that are put into parquet together: some MiB of memory, and large enough to compress well.

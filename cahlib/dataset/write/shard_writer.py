@@ -30,22 +30,23 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from cahlib.dataset.layout import CURRENT_LAYOUT, FOLDERS, ONE_EXTENSION, has_images, part_path
+from cahlib.atomic import TEMPORARY_SUFFIX
+from cahlib.dataset.layout import (
+    CURRENT_LAYOUT,
+    FOLDERS,
+    MANIFESTS,
+    ONE_EXTENSION,
+    has_images,
+    part_path,
+)
 from cahlib.dataset.manifest import (
-    MANIFEST_FOLDER,
     ShardManifest,
     decode_manifest,
     encode_manifest,
     manifest_path,
 )
 from cahlib.dataset.storage.files import files_at
-from cahlib.dataset.storage.hashed_file import (
-    TEMPORARY_SUFFIX,
-    FileRecord,
-    HashedFile,
-    disk_errors,
-    temporary_path,
-)
+from cahlib.dataset.storage.hashed_file import FileRecord, HashedFile, temporary_path
 from cahlib.dataset.write.columns import (
     REENCODED_FROM,
     Row,
@@ -58,6 +59,7 @@ from cahlib.dataset.write.formats import FormatWriter, MatrixWriter, ParquetWrit
 from cahlib.dataset.write.gallery import Gallery
 from cahlib.dataset.write.reencode import reencode_as_jpeg
 from cahlib.dataset.write.tfrecord import TFRecordWriter
+from cahlib.errors import disk_errors
 from cahlib.model.open_nsfw import OPEN_NSFW, nsfw_band
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
 
@@ -126,7 +128,7 @@ def write_shard(
 def recover_interrupted(folder: Path) -> None:
     """Undo the making of a shard that was interrupted, and finish the exchange of one."""
     with disk_errors(folder):
-        for path in sorted((folder / MANIFEST_FOLDER).glob(f".*.json{TEMPORARY_SUFFIX}")):
+        for path in sorted((folder / MANIFESTS).glob(f".*.json{TEMPORARY_SUFFIX}")):
             if fresh := _read(path):
                 before = _read(folder / manifest_path(fresh.shard.id))
                 if before is None:
