@@ -80,6 +80,14 @@ def web():
         yield web
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_ones_home(tmp_path_factory):
+    """Keep what modules share out of the developer's home: measured rates, keys, settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _closed_world(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(socket.socket, "connect", _guarded)

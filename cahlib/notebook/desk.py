@@ -128,11 +128,10 @@ class Desk:
 
             self._say("Asking the cloud for offers and prices …")
             guard(job, self._environment.get(WATCHDOG, ""), token)  # before an order, not after
-        quote = quoted(job, token)
         if token:
-            self._lookout.look(self.child, token)
+            self._beside("look", lambda: self._lookout.look(self.child, token))
+        self._quote = quoted(job, token)
         self._say("")
-        self._quote = quote
         if self.quote is None:
             self._say("The settings have changed since; press Plan again.", bad=True)
 
@@ -272,6 +271,7 @@ class Desk:
             own=self._lookout.own(child),
             vanishing=bool(self._warning("output", self.form.fields["output"].text)),
             unasked=self._lookout.trouble,
+            token=bool(self.form.token),
         )
 
     def _show_plan(self) -> None:

@@ -6,6 +6,7 @@ Widgets of one kind share their layout and style: each is a model of its own in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any
 
 import ipywidgets as widgets
@@ -208,8 +209,10 @@ class Boxes(Input):
     def __init__(self, setting: Setting, name: str, shared: Shared) -> None:
         self._shared, self._changed = shared, _nobody
         self._boxes: dict[str, Any] = {}
-        title = widgets.Label(
-            name, layout=widgets.Layout(width="10.5em", justify_content="flex-end")
+        # a label of ipywidgets 7 cannot be moved to the right
+        title = widgets.HTML(
+            f'<div style="text-align:right">{escape(name)}</div>',
+            layout=widgets.Layout(width=_STYLE["description_width"]),
         )
         self._column = widgets.VBox(layout=widgets.Layout(margin="0 0 0 6px"))
         self.widget = widgets.HBox(

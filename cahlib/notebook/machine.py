@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from cahlib.room import room, sized, taken
 
 #: Seconds between two looks: each walks through the dataset's files.
 _AGAIN = 15.0
@@ -25,7 +25,7 @@ class Machine:
     size: int = 0  #: bytes of the dataset
 
     def __str__(self) -> str:
-        left = [] if self.free is None else [f"{in_bytes(self.free)} of disk left"]
+        left = [] if self.free is None else [f"{sized(self.free)} of disk left"]
         return " · ".join([*self.gpus, *left])
 
 
@@ -39,7 +39,10 @@ class Gauge:
         """Return what was seen last, if that was just now and of the same dataset."""
         if dataset != self._of or time.monotonic() - self._at > _AGAIN:
             gpus = tuple(parsed(_asked())) if self._gpu else ()
-            self._last = Machine(gpus=gpus, free=_free(dataset), size=_size(dataset))
+            free = None
+            with suppress(OSError):
+                free = room(dataset)
+            self._last = Machine(gpus=gpus, free=free, size=taken(dataset, but="run"))
             self._at, self._of = time.monotonic(), dataset
         return self._last
 
@@ -51,37 +54,13 @@ def parsed(csv: str) -> list[str]:
         parts = [part.strip() for part in line.split(",")]
         if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
             used, whole = (int(part) * 2**20 for part in parts[1:])
-            found.append(f"{parts[0]}: {in_bytes(used)} of {in_bytes(whole)} in use")
+            found.append(f"{parts[0]}: {sized(used)} of {sized(whole)} in use")
         elif parts[0]:
             found.append(parts[0])
     return found
-
-
-def in_bytes(size: int) -> str:
-    """Return a number of bytes in the unit that people use."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _asked() -> str:
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(_SMI, capture_output=True, text=True, timeout=5, check=True).stdout
     return ""
-
-
-def _free(dataset: Path) -> int | None:
-    with suppress(OSError, StopIteration):
-        there = next(path for path in (dataset, *dataset.parents) if path.exists())
-        return shutil.disk_usage(there).free
-    return None
-
-
-def _size(dataset: Path) -> int:
-    """Return the bytes of a dataset without its run's own folder."""
-    size = 0
-    for folder, inner, names in os.walk(dataset):
-        if Path(folder) == dataset and "run" in inner:
-            inner.remove("run")
-        for name in names:
-            with suppress(OSError):  # it was renamed just now
-                size += os.stat(os.path.join(folder, name)).st_size
-    return size

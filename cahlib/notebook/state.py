@@ -53,6 +53,7 @@ class Known:
     own: int = 0  #: how many of those are of this run
     vanishing: bool = False  #: the output is on a disk that vanishes with the session
     unasked: str = ""  #: why the cloud could not be asked for them
+    token: bool = True  #: there is one to ask it with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +168,10 @@ def _banner(known: Known) -> str:
     if known.orphans:
         only = "" if known.own else " Their keys are not here, so they can only be deleted."
         return f"{'. '.join(known.orphans)}.{only}"
-    if known.unasked and known.left and not known.running:
-        return f"Whether servers of this run are left could not be asked: {known.unasked}"
+    dead = _over(known) in (Phase.FAILED, Phase.CRASHED)
+    why = known.unasked or ("give the token." if dead and not known.token else "")
+    if why and known.left and not known.running:
+        return f"Whether servers of this run are left could not be asked: {why}"
     return ""
 
 

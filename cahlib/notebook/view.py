@@ -13,10 +13,11 @@ from typing import Any
 from cahlib import live as lives
 from cahlib.estimate import duration
 from cahlib.notebook import expect
-from cahlib.notebook.machine import Machine, in_bytes
+from cahlib.notebook.machine import Machine
 from cahlib.notebook.state import Panel
 from cahlib.progress import waiting
 from cahlib.records import Reason, Stage
+from cahlib.room import sized
 from cahlib.words import plural
 
 #: Nodes that are shown at once; if there are more, they take turns.
@@ -75,7 +76,7 @@ def _totals(live: Mapping[str, Any], machine: Machine, *, running: bool) -> Iter
     if running and (left := expect.remaining(live)):
         yield f"about {duration(left)} to go"
     if machine.size:
-        yield in_bytes(machine.size)
+        yield sized(machine.size)
     if live.get("spent"):
         whole = expect.projected(live) if running else None
         money = escape(str(live.get("currency", "EUR")))
@@ -162,11 +163,14 @@ def text(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
             f"{live['elapsed']:.0f} s",
             f"shards {live['done']}/{shards}"
             + (f", {live['failed']} failed" * bool(live["failed"])),
-            f"{rates['links']:.0f} links/s, {rates['images']:.0f} images/s, {kept:,} pairs",
-            f"model busy {live['busy']:.0%}",
+            f"{kept:,} pairs",
         ]
         if running and live["state"] == "running":
-            words.append(waiting(live.get("offline") or ()) or expect.bottleneck(live))
+            words += [
+                f"{rates['links']:.0f} links/s, {rates['images']:.0f} images/s",
+                f"model busy {live['busy']:.0%}",
+                waiting(live.get("offline") or ()) or expect.bottleneck(live),
+            ]
         if live.get("nodes"):
             money = f"{live.get('currency', 'EUR')} {live['spent']:.2f}"
             words.append(f"{plural(len(live['nodes']), 'node')}, {money}")

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from cahlib import room
+from cahlib.config import Job, replace
 from cahlib.notebook import expect, view
 from cahlib.notebook.machine import Gauge, Machine, parsed
 from cahlib.notebook.state import Known, panel
@@ -98,6 +100,18 @@ def test_a_machine_tells_of_its_gpus_and_its_disk(tmp_path):
         (tmp_path / "d" / name).write_bytes(bytes(1000))
     seen = Gauge(gpu=False).read(tmp_path / "d")
     assert seen.size == 2000 and seen.free > 0 and "of disk left" in str(seen)
+
+
+def test_what_is_saved_of_a_folder_is_all_the_room_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "_SAVED", {tmp_path: 3_000_000})
+    (tmp_path / "more").write_bytes(bytes(400_000))
+    job = replace(Job(), output=str(tmp_path / "dataset"), shards=2)
+    assert room.told(job) == (
+        f"2.6 MB more can be saved: of {tmp_path}, no more than 3.0 MB are. 2 shards will take at "
+        "least 5.0 MB. That is not enough: make room, or give fewer --shards."
+    )
+    assert str(Gauge(gpu=False).read(tmp_path / "dataset")) == "2.6 MB of disk left"
+    assert room.told(replace(job, output="file:///d", keep_local=False)).startswith("The disk of")
 
 
 def test_many_nodes_take_turns():
