@@ -70,10 +70,12 @@ def test_a_run_that_died_shows_its_last_words():
     assert panel(known(running=True, live=UP, said=lines)).lines == ()
 
 
-def test_without_a_token_a_dead_run_asks_for_one():
-    for live, asks in ((UP, True), (UP | {"state": "ended"}, False), (UP | {"state": "failed"}, True)):
-        assert ("give the token" in panel(known(live=live, left=True, token=False)).banner) == asks
-    assert panel(known(live=UP, left=True)).banner == panel(known(live=UP, token=False)).banner == ""
+@pytest.mark.parametrize(("state", "asks"), [("running", True), ("failed", True), ("ended", False)])
+def test_without_a_token_a_dead_run_asks_for_one(state, asks):
+    live = UP | {"state": state}
+    assert ("give the token" in panel(known(live=live, left=True, token=False)).banner) == asks
+    assert not panel(known(live=live, left=True)).banner
+    assert not panel(known(live=live, token=False)).banner
 
 
 def test_servers_are_ordered_by_a_plan_alone_and_its_price_is_on_the_button():
