@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,15 @@ def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Share
             raise _Stopped("Stopped while the tracker did not answer; the next launch goes on.")
 
     tracker = Tracker(job.place.tracker, team=job.place.team, sleep=pause)
-    return Shared(ledger, tracker, job.output.folder / "run/tracker.json", who=(job.nickname, role))
+    folder = job.output.folder
+    shared = Shared(ledger, tracker, folder / "run/tracker.json", who=(job.nickname, role))
+    shared.similarities = partial(_similarities, folder)
+    return shared
+
+
+def _similarities(folder: Path, id: str) -> dict[str, float]:
+    sealed = manifest.sealed(folder, id)
+    return shard_writer.similarities(folder, sealed) if sealed else {}
 
 
 def _unclaimed(folder: Path) -> None:

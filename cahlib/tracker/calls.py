@@ -50,6 +50,10 @@ class Done(_Body):
     uids: Annotated[list[Uid], msgspec.Meta(max_length=MOST_PAIRS)]
     tally: Tally
     output: Annotated[str, msgspec.Meta(max_length=2000, description="where the pairs are")] = ""
+    similarities: Annotated[
+        list[Annotated[float, msgspec.Meta(ge=-1, le=1)]],
+        msgspec.Meta(max_length=MOST_PAIRS, description="of the pairs; needed for spot checks"),
+    ] = []
 
 
 class Uids(_Body):
@@ -80,9 +84,15 @@ def complete(service: Service, secret: str, number: int, body: Done) -> dict[str
     `lost` names those that another shard was first to bring: they are that one's, so leave them
     out of your dataset.
     """
+    allowed = service.settings.rules
+    if body.uids and allowed.verify and not body.similarities:
+        raise Outdated()
+    if body.similarities and len(body.similarities) != len(body.uids):
+        raise Invalid("similarities: there is one for each pair.")
     result = Result(
-        pairs=rules.pairs(len(body.uids), service.settings.rules),
+        pairs=rules.pairs(len(body.uids), allowed),
         uids=rules.uids(body.uids),
+        similarities=tuple(body.similarities) or None,
         tally=rules.tally(body.tally, pairs=len(body.uids)),
         output=rules.sentence(body.output, 2000),
     )

@@ -1,19 +1,23 @@
 """Spot checks: a finished shard is done again by somebody else, and their pairs are compared.
 
 A check is a second pass over the shard to which the pairs of that shard are not taken. What both
-have stays with the first one; how many that are tells the administrator whom to believe. If it is
-less than half, a third person does the shard: agreeing with the second one, he undoes the first.
+have stays with the first one; how many that are, with the same similarity, tells the administrator
+whom to believe. If it is less than half, a third person does the shard: agreeing with the second
+one, he undoes the first.
 Until he agrees with the first one, who completed that is given one shard at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from sqlalchemy import Connection, func, select, update
 
 from cahlib.tracker import intake, uids
 from cahlib.tracker.database import Database
+from cahlib.tracker.rules import Worker
 from cahlib.tracker.schema import again, lost, pairs, shards, workers
 
 
@@ -25,7 +29,7 @@ class Check:
     nickname: str  #: whose it was
     checker: str  #: who did it again
     claimed: int  #: pairs that the shard had
-    agreed: int  #: of those, how many the check found too
+    agreed: int  #: of those, how many the check found too, as similar
 
     @property
     def share(self) -> float:
@@ -33,36 +37,52 @@ class Check:
         return self.agreed / self.claimed if self.claimed else 1.0
 
 
-def begin(database: Database, connection: Connection, number: int, nickname: str) -> None:
-    """Have somebody else than ``nickname`` do a finished shard again; a check is not checked."""
+#: Similarities of pairs by their uids; None where one is not known.
+Scores: TypeAlias = Mapping[str, float | None]
+#: Two similarities of a pair are the same if they differ by no more than this. Processors that
+#: multiply in bfloat16 differ by less than 0.001, and an image may be encoded anew meanwhile.
+BOUND = 0.01
+
+
+def begin(
+    database: Database, connection: Connection, number: int, worker: Worker, scores: Scores
+) -> None:
+    """Have another person do a worker's finished shard again; a check is not checked."""
     checks = select(again.c.checks).where(again.c.number == number)
     if connection.execute(checks).scalar() is None:
         if not database.is_sqlite:
             connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
-        uids.pass_again(database, connection, number, checks=number, avoid=nickname)
+        begun = {"avoid": worker.nickname, "scores": scores}
+        uids.pass_again(database, connection, number, checks=number, **begun)
 
 
 def compare(
-    database: Database, connection: Connection, number: int, checked: int, named: tuple[bytes, ...]
+    database: Database, connection: Connection, number: int, checked: int, scores: Scores
 ) -> None:
     """Note how a check agrees with the shard that it is of; if it does not, have it settled."""
-    claimed = set(connection.execute(select(pairs.c.uid).where(pairs.c.shard == checked)).scalars())
-    values = {"claimed": len(claimed), "agreed": len(claimed.intersection(named))}
     of_check = again.c.number == number
-    avoid = connection.execute(
-        update(again).where(of_check).values(**values).returning(again.c.avoid)
-    ).scalar()
-    if 2 * values["agreed"] >= values["claimed"]:
+    begun = connection.execute(select(again.c.avoid, again.c.scores).where(of_check)).one()
+    claimed = begun.scores
+    if claimed is None:  # by an earlier version
+        own = connection.execute(select(pairs.c.uid).where(pairs.c.shard == checked)).scalars()
+        claimed = dict.fromkeys(uid.hex() for uid in own)
+    agreed = _agreed(claimed, scores)
+    agrees = 2 * agreed >= len(claimed)
+    values = {"claimed": len(claimed), "agreed": agreed, "scores": None if agrees else scores}
+    connection.execute(update(again).where(of_check).values(**values))
+    if agrees:
         return
-    other = select(again.c.number).where(again.c.checks == checked, _DISAGREES, ~of_check)
-    others = connection.execute(other).scalars().all()
+    other = select(again.c.number, again.c.scores)
+    other = other.where(again.c.checks == checked, _DISAGREES, ~of_check)
+    others = connection.execute(other).all()
     if not others:
         if not database.is_sqlite:
             connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
-        uids.pass_again(database, connection, checked, checks=checked, avoid=avoid)
-    ours = _found(connection, number)
-    for theirs in (_found(connection, each) for each in others):
-        if 2 * len(ours & theirs) >= max(len(ours), len(theirs)):
+        second = {"avoid": begun.avoid, "scores": claimed}
+        uids.pass_again(database, connection, checked, checks=checked, **second)
+    ours = _found(connection, number, scores)
+    for theirs in (_found(connection, each.number, each.scores) for each in others):
+        if 2 * _agreed(ours, theirs) >= max(len(ours), len(theirs)):
             intake.undo_shard(database, connection, checked)
             return
 
@@ -71,11 +91,18 @@ def compare(
 _DISAGREES = again.c.agreed * 2 < again.c.claimed
 
 
-def _found(connection: Connection, number: int) -> set[bytes]:
-    """Return all pairs that a shard named, be they its own or another's."""
+def _agreed(ours: Scores, theirs: Scores) -> int:
+    """Return how many pairs are in both, as similar if both are known."""
+    both = [(ours[uid], theirs[uid]) for uid in ours.keys() & theirs.keys()]
+    return sum(a is None or b is None or abs(a - b) <= BOUND for a, b in both)
+
+
+def _found(connection: Connection, number: int, scores: Scores | None) -> Scores:
+    """Return all pairs that a shard named, be they its own or another's; ``scores`` of some."""
     every = select(pairs.c.uid).where(pairs.c.shard == number)
     left = select(lost.c.uid).where(lost.c.shard == number)
-    return set(connection.execute(every.union(left)).scalars())
+    uids = connection.execute(every.union(left)).scalars()
+    return dict.fromkeys((uid.hex() for uid in uids), None) | dict(scores or {})
 
 
 def doubted(connection: Connection, nickname: str) -> bool:

@@ -10,7 +10,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -118,13 +118,15 @@ class Tracker:
         self,
         number: int,
         *,
-        uids: Iterable[str],
+        similarities: Mapping[str, float],
         tally: Tally,
         output: str = "",
         patience: float = 0,
     ) -> set[str]:
-        """Tell of a shard's pairs; return those that another shard was first to bring."""
-        body = {"uids": sorted(uids), "tally": tally.as_dict(), "output": output}
+        """Tell of a shard's pairs by their uids; return those that others were first to bring."""
+        uids = sorted(similarities)
+        body = {"uids": uids, "tally": tally.as_dict(), "output": output}
+        body["similarities"] = [round(similarities[uid], 4) for uid in uids]
         return set(self._on(number, "complete", body, patience)["lost"])
 
     def deliver(

@@ -199,9 +199,9 @@ class Crowd:
             if closed.left:
                 uids.revive_left(self._database, connection, number)
             if closed.checks is not None:
-                checks.compare(self._database, connection, number, closed.checks, result.uids or ())
+                checks.compare(self._database, connection, number, closed.checks, result.scores())
             if result.uids and random.random() < self.rules.verify:
-                checks.begin(self._database, connection, number, worker.nickname)
+                checks.begin(self._database, connection, number, worker, result.scores(closed.late))
             return Closed(counted=True, lost=tuple(closed.late))
 
     def deliver(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -79,8 +79,15 @@ class Result:
 
     pairs: int
     uids: tuple[bytes, ...] | None = None  #: the pairs; None by the old protocol, which names none
+    similarities: tuple[float, ...] | None = None  #: one for each pair, if they are known
     tally: Tally | None = None
     output: str = ""  #: where the pairs are, as the worker says
+
+    def scores(self, late: Collection[bytes] = ()) -> dict[str, float | None]:
+        """Return similarities by uid, but those of the ``late`` pairs; None where not known."""
+        uids = self.uids or ()
+        scores = zip(uids, self.similarities or [None] * len(uids), strict=True)
+        return {uid.hex(): score for uid, score in scores if uid not in late}
 
     def account(self, *, late: int = 0) -> dict[str, Any] | None:
         """Return the tally to store, without pairs that another shard was first to bring."""
@@ -151,8 +158,8 @@ class Outdated(Refusal):
 
     def __init__(self) -> None:
         super().__init__(
-            "This worker is too old for this tracker, which has to know the pairs of each shard; "
-            "update cahlib (pip install --upgrade) and start it again."
+            "This worker is too old for this tracker, which has to know the pairs of each shard "
+            "and their similarities; update cahlib (pip install --upgrade) and start it again."
         )
 
 

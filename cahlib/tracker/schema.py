@@ -96,6 +96,8 @@ again = Table(
     Column("avoid", String(40), index=True),  # the nickname that is not given it
     Column("claimed", Integer),  # pairs of that shard
     Column("agreed", Integer),  # and how many of them the check found too
+    # of a check: the similarities that it is compared with; then, if it disagrees, its own
+    Column("scores", JSON(none_as_null=True)),
 )
 
 wats = Table(

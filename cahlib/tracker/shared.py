@@ -65,6 +65,8 @@ class Shared:
         self._messenger = threading.Thread(target=self._carry, daemon=True)
         #: hears of a parcel that the tracker does not take any more
         self.refused: Callable[[dict[str, Any]], None] = lambda parcel: None
+        #: says how similar the pairs of a shard in our dataset are, by their uids
+        self.similarities: Callable[[str], Mapping[str, float]] = lambda id: {}
 
     @property
     def upload(self) -> str:
@@ -220,8 +222,7 @@ class Shared:
         Wait a little for a tracker that is away; what it says later, the next launch hears.
         """
         self._tell_all()
-        with self._lock:
-            late = self._lost
+        late = self._lost
         take(late)
         with self._lock:
             self._lost -= late
@@ -271,8 +272,7 @@ class Shared:
             self._trouble = float("inf")
 
     def _join(self) -> None:
-        dataset = self._path.parent.parent
-        proof = of_nickname(self._tracker.url, self._nickname, dataset)
+        proof = of_nickname(self._tracker.url, self._nickname, self._path.parent.parent)
         self._tracker.join(self._nickname, self._kind, proof=proof)
         keep(self._secret, self._tracker.secret)
         for shard in self._ledger.in_state("todo", "leased"):
@@ -351,16 +351,16 @@ class Shared:
     def _send(self, id: str, report: PendingReport) -> None:
         account = self._ledger.account(id) if report.act in ("complete", "deliver") else None
         if account and report.act == "complete":
-            uids = self._ledger.uids(id)
-            late = self._tracker.complete(report.number, uids=uids, tally=account[1])
+            known = self.similarities(id)
+            named = {uid: known.get(uid, 0.0) for uid in self._ledger.uids(id)}
+            late = self._tracker.complete(report.number, similarities=named, tally=account[1])
             with self._lock:
                 self._lost |= late
         elif account and report.parcel:
             self._tracker.deliver(report.number, report.parcel, account[1])
-        elif report.act == "fail" and not report.parcel:
-            self._tracker.fail(report.number, report.reason)
         elif report.act in ("fail", "refetch"):
-            self._tracker.refetch(report.number, report.reason)
+            tell = self._tracker.refetch if report.parcel else self._tracker.fail
+            tell(report.number, report.reason)
         else:
             self._tracker.release(report.number)
 

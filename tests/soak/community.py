@@ -137,7 +137,8 @@ def complete(tracker: Tracker, leased: Leased, uids: set[str]) -> set[str]:
     tally = Tally()
     for stage in Stage:
         tally.entered[stage] = tally.left[stage] = len(uids)
-    return tracker.complete(leased.number, uids=uids, tally=tally, patience=20)
+    similarities = dict.fromkeys(uids, 0.3)
+    return tracker.complete(leased.number, similarities=similarities, tally=tally, patience=20)
 
 
 def community(

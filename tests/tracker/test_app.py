@@ -182,6 +182,8 @@ REFUSED = [
     ("/v1/shards/0/complete", FOUR | {"uids": ["ab"]}, 422, "uids"),
     ("/v1/shards/0/complete", FOUR | {"uids": uids(20_001)}, 422, "20,000"),
     ("/v1/shards/0/complete", FOUR | {"uids": uids(1) * 4}, 422, "each pair once"),
+    ("/v1/shards/0/complete", FOUR | {"similarities": [0.3]}, 422, "one for each pair"),
+    ("/v1/shards/0/complete", FOUR | {"similarities": [0.3, 2, 0, 0]}, 422, "similarities"),
     ("/v1/shards/0/complete", FOUR | {"extra": 1}, 422, "extra"),
     ("/v1/shards/0/complete", {"uids": uids(4)}, 422, "tally"),
     ("/v1/shards/0/complete", FOUR | {"tally": {"read": 3}}, 422, "tally"),

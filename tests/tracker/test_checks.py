@@ -4,9 +4,10 @@ import pytest
 
 from cahlib.cli import main
 from cahlib.records import Tally
-from cahlib.tracker import board, checks, intake
+from cahlib.tracker import board, calls, checks, intake
 from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.rules import Kind, Result, Rules
+from cahlib.tracker.rules import Kind, Outdated, Result, Rules
+from cahlib.tracker.service import Service, Settings
 
 PAIRS = [f"{n:032x}" for n in range(10)]
 
@@ -16,10 +17,11 @@ def crowd(database, clock):
     return Crowd(database, Rules(verify=1), clock=clock)
 
 
-def bring(crowd, secret, number, uids):
+def bring(crowd, secret, number, uids, similarity=0.3):
     keys = tuple(map(bytes.fromhex, uids))
     crowd.taken(secret, number, uids)
-    closed = crowd.complete(secret, number, Result(pairs=len(keys), uids=keys, tally=Tally()))
+    found = {"uids": keys, "similarities": (similarity,) * len(keys)}
+    closed = crowd.complete(secret, number, Result(pairs=len(keys), tally=Tally(), **found))
     return [key.hex() for key in closed.lost]
 
 
@@ -49,18 +51,20 @@ def test_a_check_finds_who_invents_pairs(crowd, fill, database, url, capsys):
     assert intake.undo(database, board.named(database, "eve")[0]) == 2
 
 
+@pytest.mark.parametrize("invented", ["pairs", "similarities"])
 @pytest.mark.parametrize("third", ["agrees", "finds nothing", "says as the first"])
-def test_two_who_agree_undo_the_first(database, clock, fill, third):
+def test_two_who_agree_undo_the_first(database, clock, fill, third, invented):
     fill(2)
     crowd = Crowd(database, Rules(verify=1), clock=clock)
     eve, ann, carl = (crowd.register(name, Kind.HYBRID)[1] for name in ("eve", "ann", "carl"))
     first = crowd.lease(eve).number
-    bring(crowd, eve, first, ["ab" * 16, "cd" * 16])
+    said = {"pairs": (["ab" * 16, "cd" * 16], 0.3), "similarities": (PAIRS[:4], 0.4)}[invented]
+    bring(crowd, eve, first, *said)
     crowd.rules = Rules(verify=1e-12)  # no other shard is checked
     held = {lease.number for lease in crowd.lease_several(ann, 9)}
     check = max(held)
     assert first not in held and len(held) == 4
-    bring(crowd, ann, check, PAIRS[:4])
+    bring(crowd, ann, check, PAIRS[:4], 0.301)
     for number in held - {check}:
         crowd.give_back(ann, number)
     # it is seen, and he does one at a time, and nothing that settles it
@@ -68,18 +72,24 @@ def test_two_who_agree_undo_the_first(database, clock, fill, third):
     assert {lease.number for lease in crowd.lease_several(ann, 9)}.isdisjoint({first, check})
     settling = crowd.lease(carl)
     assert settling.shard.id.startswith("wat000000-0-again") and crowd.lease(carl) is None
-    found = {"agrees": PAIRS[:3], "finds nothing": [], "says as the first": ["ab" * 16, "cd" * 16]}
-    bring(crowd, carl, settling.number, found[third])
+    found = {"agrees": (PAIRS[:3], 0.297), "finds nothing": ([],), "says as the first": said}
+    bring(crowd, carl, settling.number, *found[third])
     people = {one["nickname"]: (one["done"], one["pairs"]) for one in board.everyone(database)}
     again = crowd.lease(carl)
     if third == "agrees":
         assert "eve" not in people and again.number == first
-        assert people["ann"] == (1, 4)  # which are still hers
+        assert people["ann"] == (1, 4 if invented == "pairs" else 0)  # which are still hers
     else:
-        assert people["eve"] == (1, 2) and again is None
+        assert people["eve"] == (1, len(said[0])) and again is None
     with database.read() as connection:
         assert checks.doubted(connection, "eve") == (third != "says as the first")
     assert [c.nickname for c in checks.results(database)] == ["eve", "eve"]
+
+
+def test_a_worker_that_knows_no_similarities_is_told_to_update(tmp_path):
+    service = Service(Settings(database=f"sqlite:///{tmp_path / 'x'}", rules=Rules(verify=1)))
+    with pytest.raises(Outdated):
+        calls.complete(service, "", 0, calls.Done(uids=PAIRS, tally={}))
 
 
 def test_no_shard_is_checked_unless_it_is_asked_for(database, fill, clock):

@@ -57,9 +57,10 @@ class Honest:
             self.leased = self.judged = None
         else:
             number, kept = self.leased.number, self.judged
-            late = self.tracker.complete(number, uids=kept, tally=account(len(kept)))
+            said = {"similarities": dict.fromkeys(kept, 0.3), "tally": account(len(kept))}
+            late = self.tracker.complete(number, **said)
             if self.chance.random() < 0.3:  # the answer gets lost, and it says so again
-                late = self.tracker.complete(number, uids=kept, tally=account(len(kept)))
+                late = self.tracker.complete(number, **said)
             self.dataset[number] = kept - late
             self.leased = self.judged = None
 
@@ -96,9 +97,11 @@ class Hostile:
     def lie(self, number):
         stolen = self.chance.sample(self.every, 30)
         self.tracker.taken(number, stolen)
-        self.tracker.complete(number, uids=stolen, tally=account(30))
+        said = dict.fromkeys(stolen, 0.3)
+        self.tracker.complete(number, similarities=said, tally=account(30))
+        said = dict.fromkeys(self.every, 0.3)
         for _ in range(2):  # and more of it, when it is counted
-            self.tracker.complete(number, uids=self.every, tally=account(len(self.every)))
+            self.tracker.complete(number, similarities=said, tally=account(len(said)))
         self.held.pop()
 
     def give_back(self, number):

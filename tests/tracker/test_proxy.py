@@ -122,7 +122,7 @@ def test_pages_are_whole_and_workers_work(outside, tmp_path):
     tracker = Tracker(outside)
     name = tracker.join("ann", "hybrid")["name"]
     [leased], _ = tracker.lease()
-    tracker.complete(leased.number, uids=[], tally=Tally())
+    tracker.complete(leased.number, similarities={}, tally=Tally())
     followed = set()
     for page in ("/", "/leaderboard", f"/worker/hybrid/{name}"):
         told, text = fetched(outside + page, tmp_path)

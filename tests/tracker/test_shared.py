@@ -6,8 +6,10 @@ import json
 import threading
 
 import pytest
+from sqlalchemy import select
 
 from cahlib.config import Job, replace
+from cahlib.dataset.write import shard_writer
 from cahlib.errors import ConfigError, RunError
 from cahlib.home import home
 from cahlib.private import place
@@ -17,9 +19,11 @@ from cahlib.tracker.app import create
 from cahlib.tracker.client import Tracker
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.rules import Kind, Rules
+from cahlib.tracker.schema import again
 from cahlib.tracker.service import Settings
 from cahlib.tracker.shared import Shared
 from cahlib.tracker.store import Ledger
+from tests.world import judged
 from tests.world.jobs import until
 from tests.world.trackers import serving
 
@@ -104,6 +108,25 @@ def test_what_is_done_is_told_and_what_is_not_is_given_back(app, database, tmp_p
         counts = board.counts(database)
         assert (counts.done, counts.pairs, counts.leased, counts.todo) == (1, 1, 0, 5)
         assert board.leaders(database)[0]["nickname"] == "ann"
+
+
+def test_a_tracker_with_spot_checks_hears_how_similar_the_pairs_are(url, database, fill, tmp_path):
+    fill(1)
+    app = create(Settings(database=url, rules=Rules(verify=1), limits=ANY, fresh=0))
+    folder = tmp_path / "dataset"
+    with serving(app) as address:
+        job = Job.from_values({"tracker": address, "nickname": "ann", "output": str(folder)})
+        with home(job, role="hybrid", stop=threading.Event()) as shared:
+            shard = shared.lease()
+            sealed = judged.write(folder, shard=shard.id)
+            shared.seal(shard, shard_writer.uids(folder, sealed), sealed.tally)
+            shared.done(shard)
+            until(lambda: board.counts(database).done == 1)
+    with database.read() as connection:
+        said = connection.execute(select(again.c.scores)).scalar_one()
+    known = shard_writer.similarities(folder, sealed)
+    assert len(set(known.values())) > 5
+    assert said == {uid: pytest.approx(known[uid], abs=1e-4) for uid in known}
 
 
 def test_a_killed_run_goes_on_with_its_leases_and_tells_what_it_had_not_told(

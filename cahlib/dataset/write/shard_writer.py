@@ -142,11 +142,17 @@ def recover_interrupted(folder: Path) -> None:
 
 def read_uids(place: str | Path, sealed: ShardManifest) -> list[str]:
     """The keys of a shard's pairs, in their order in every file."""
+    return list(read_similarities(place, sealed))
+
+
+def read_similarities(place: str | Path, sealed: ShardManifest) -> dict[str, float]:
+    """Return the similarity of each of a shard's pairs by its key, in their order in every file."""
     path = part_path("metadata", sealed.shard.id)
     if path not in sealed.files:
-        return []
+        return {}
     with files_at(sealed.place or place).open(path) as file:
-        return list(pq.read_table(file, columns=["uid"])["uid"].to_pylist())
+        table = pq.read_table(file, columns=["uid", "similarity"])
+        return dict(zip(table["uid"].to_pylist(), table["similarity"].to_pylist(), strict=True))
 
 
 def _stored(judged: Judged, recipe: DatasetSpec) -> tuple[Judged, Row]:
