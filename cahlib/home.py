@@ -23,7 +23,7 @@ from cahlib.dataset.description import (
     stored_job,
 )
 from cahlib.dataset.layout import PAGES
-from cahlib.dataset.manifest import is_dataset
+from cahlib.dataset.manifest import is_dataset, read_manifest
 from cahlib.errors import ConfigError, Stopped, writing
 from cahlib.lock import held
 from cahlib.needs import named
@@ -114,8 +114,10 @@ def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Share
 
 
 def _similarities(folder: Path, id: str) -> dict[str, float]:
-    sealed = manifest.sealed(folder, id)
-    return shard_writer.similarities(folder, sealed) if sealed else {}
+    from cahlib.dataset.write import shard_writer  # of pyarrow, which a scraper has not
+
+    sealed = read_manifest(folder, id)
+    return shard_writer.read_similarities(folder, sealed) if sealed else {}
 
 
 def _unclaimed(folder: Path) -> None:

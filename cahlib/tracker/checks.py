@@ -42,14 +42,22 @@ Scores: TypeAlias = Mapping[str, float | None]
 #: Two similarities of a pair are the same if they differ by no more than this. Processors that
 #: multiply in bfloat16 differ by less than 0.001, and an image may be encoded anew meanwhile.
 BOUND = 0.01
+#: Checks of one person's shards that may wait for others; each lease of his has to pass them.
+_MOST_WAITING = 50
 
 
 def begin(
-    database: Database, connection: Connection, number: int, worker: Worker, scores: Scores
+    database: Database, connection: Connection, number: int, worker: Worker, scores: Scores | None
 ) -> None:
-    """Have another person do a worker's finished shard again; a check is not checked."""
+    """Have another person do a worker's finished shard again, unless many such wait already.
+
+    A check is not checked. ``scores`` are None where only a count is known.
+    """
     checks = select(again.c.checks).where(again.c.number == number)
-    if connection.execute(checks).scalar() is None:
+    last = select(again.c.claimed).where(again.c.avoid == worker.nickname)
+    last = last.order_by(again.c.number.desc()).limit(_MOST_WAITING)
+    waiting = connection.execute(last).scalars().all().count(None)
+    if waiting < _MOST_WAITING and connection.execute(checks).scalar() is None:
         if not database.is_sqlite:
             connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
         begun = {"avoid": worker.nickname, "scores": scores}
@@ -57,18 +65,27 @@ def begin(
 
 
 def compare(
-    database: Database, connection: Connection, number: int, checked: int, scores: Scores
+    database: Database, connection: Connection, number: int, checked: int, found: Scores | None
 ) -> None:
     """Note how a check agrees with the shard that it is of; if it does not, have it settled."""
+    scores = found or {}
     of_check = again.c.number == number
-    begun = connection.execute(select(again.c.avoid, again.c.scores).where(of_check)).one()
-    claimed = begun.scores
-    if claimed is None:  # by an earlier version
-        own = connection.execute(select(pairs.c.uid).where(pairs.c.shard == checked)).scalars()
-        claimed = dict.fromkeys(uid.hex() for uid in own)
-    agreed = _agreed(claimed, scores)
-    agrees = 2 * agreed >= len(claimed)
-    values = {"claimed": len(claimed), "agreed": agreed, "scores": None if agrees else scores}
+    begun = connection.execute(
+        select(again.c.avoid, again.c.scores, shards.c.state, shards.c.pairs, workers.c.nickname)
+        .join_from(again, shards, shards.c.number == checked)
+        .outerjoin(workers, workers.c.id == shards.c.worker)
+        .where(of_check)
+    ).one()
+    claimed, count = begun.scores or {}, begun.pairs
+    if (begun.state, begun.nickname) != ("done", begun.avoid):  # it was undone meanwhile
+        claimed, count = {}, 0
+    elif begun.scores is not None:
+        count = len(claimed)
+    named = _agreed(claimed, scores)
+    # by the old protocol none are named: as many as are claimed, or were found
+    agreed = named + min(count - len(claimed), len(scores) - named)
+    agrees = 2 * agreed >= count
+    values = {"claimed": count, "agreed": agreed, "scores": None if agrees else scores}
     connection.execute(update(again).where(of_check).values(**values))
     if agrees:
         return
@@ -78,7 +95,7 @@ def compare(
     if not others:
         if not database.is_sqlite:
             connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
-        second = {"avoid": begun.avoid, "scores": claimed}
+        second = {"avoid": begun.avoid, "scores": begun.scores}
         uids.pass_again(database, connection, checked, checks=checked, **second)
     ours = _found(connection, number, scores)
     for theirs in (_found(connection, each.number, each.scores) for each in others):

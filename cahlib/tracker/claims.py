@@ -51,8 +51,11 @@ WELCOME = (
 
 
 @cache
-def claiming(kind: Kind, lane: int, count: int) -> Update:
-    """Take the next shards with which this worker has not failed, if it may hold so many more."""
+def claiming(kind: Kind, lane: int, count: int, old: bool) -> Update:
+    """Take the next shards with which this worker has not failed, if it may hold so many more.
+
+    ``old``: no second passes, which are over pairs that are named, and the old protocol names none.
+    """
     other = shards.alias()
     held = (
         select(func.count())
@@ -61,7 +64,9 @@ def claiming(kind: Kind, lane: int, count: int) -> Update:
     )
     names = ("number", "id", "url", "half", "expires", "parcel", "attempts")
     shown = (shards.c[name] for name in names)
-    free = following(kind.takes, _UNTRIED, lane=lane, count=count).cte("free")
+    first = ~select(1).where(again.c.number == shards.c.number).exists()
+    fit = (_UNTRIED, first) if old else (_UNTRIED,)
+    free = following(kind.takes, *fit, lane=lane, count=count).cte("free")
     return (
         update(shards)
         .where(shards.c.number.in_(select(free.c.number)))

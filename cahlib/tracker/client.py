@@ -125,8 +125,8 @@ class Tracker:
     ) -> set[str]:
         """Tell of a shard's pairs by their uids; return those that others were first to bring."""
         uids = sorted(similarities)
-        body = {"uids": uids, "tally": tally.as_dict(), "output": output}
-        body["similarities"] = [round(similarities[uid], 4) for uid in uids]
+        scores = [round(similarities[uid], 4) for uid in uids]
+        body = {"uids": uids, "similarities": scores, "tally": tally.as_dict(), "output": output}
         return set(self._on(number, "complete", body, patience)["lost"])
 
     def deliver(

@@ -129,7 +129,8 @@ class Crowd:
         """Whether this worker will be given no shard any more, whatever the others do."""
         with self._database.read() as connection:
             worker, _ = self._recognize(connection, hashed(secret))
-            return connection.execute(coming(worker.kind), _me(worker)).first() is None
+            me = {"me": worker.id, "nickname": worker.nickname}
+            return connection.execute(coming(worker.kind), me).first() is None
 
     def _claim(
         self, connection: Connection, secret: str, worker: Worker, count: int, *, old: bool
@@ -137,17 +138,17 @@ class Crowd:
         lane = 1 if old and worker.kind is Kind.GPU else 0
         doubted = self.rules.verify and checks.doubted(connection, worker.nickname)
         values = {
-            **_me(worker),
+            "me": worker.id,
+            "nickname": worker.nickname,
             "hash": hashed(secret),
             "until": self._clock() + (self.rules.old_lease if old else self.rules.lease),
             "most": 1 if doubted else self.rules.most_held,
         }
         rows: Sequence[Any] = ()
         for size in dict.fromkeys((min(count, MOST_LEASES), 1)):  # it may hold just one more
-            rows = rows or connection.execute(claiming(worker.kind, lane, size), values).all()
-        for row in rows:
-            if row.attempts > 1:  # until now, who had fallen silent could have come back to it
-                uids.forget(connection, row.number)
+            rows = rows or connection.execute(claiming(worker.kind, lane, size, old), values).all()
+        # until now, who had fallen silent could have come back to it
+        uids.forget(connection, [row.number for row in rows if row.attempts > 1])
         return [
             Lease(
                 number=row.number,
@@ -200,7 +201,7 @@ class Crowd:
                 uids.revive_left(self._database, connection, number)
             if closed.checks is not None:
                 checks.compare(self._database, connection, number, closed.checks, result.scores())
-            if result.uids and random.random() < self.rules.verify:
+            if result.pairs and random.random() < self.rules.verify:
                 checks.begin(self._database, connection, number, worker, result.scores(closed.late))
             return Closed(counted=True, lost=tuple(closed.late))
 
@@ -373,7 +374,9 @@ class Crowd:
         state = case((attempts >= self.rules.attempts, "failed"), else_=worker.kind.takes)
         values = {"state": state, "worker": None, "attempts": attempts, "expires": 0}
         freed = update(shards).where(which, *_mine(worker)).values(**values)
-        return int(connection.execute(freed).rowcount)
+        numbers = connection.execute(freed.returning(shards.c.number)).scalars().all()
+        uids.forget(connection, numbers)
+        return len(numbers)
 
     def _must(self, connection: Connection, number: int, condition: Any) -> None:
         """Raise the reason why a worker cannot change this shard, unless the condition holds."""
@@ -388,10 +391,6 @@ class Crowd:
 
     def _count(self, connection: Connection, worker: Worker, **more: int) -> None:
         credit.count(self._database, connection, worker.id, worker.nickname, **more)
-
-
-def _me(worker: Worker) -> dict[str, Any]:
-    return {"me": worker.id, "nickname": worker.nickname}
 
 
 def _mine(worker: Worker) -> tuple[Any, ...]:

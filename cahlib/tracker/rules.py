@@ -83,10 +83,11 @@ class Result:
     tally: Tally | None = None
     output: str = ""  #: where the pairs are, as the worker says
 
-    def scores(self, late: Collection[bytes] = ()) -> dict[str, float | None]:
+    def scores(self, late: Collection[bytes] = ()) -> dict[str, float | None] | None:
         """Return similarities by uid, but those of the ``late`` pairs; None where not known."""
-        uids = self.uids or ()
-        scores = zip(uids, self.similarities or [None] * len(uids), strict=True)
+        if self.uids is None:
+            return None
+        scores = zip(self.uids, self.similarities or [None] * len(self.uids), strict=True)
         return {uid.hex(): score for uid, score in scores if uid not in late}
 
     def account(self, *, late: int = 0) -> dict[str, Any] | None:

@@ -90,9 +90,11 @@ def undo(database: Database, connection: Connection, numbers: Sequence[int]) -> 
         revive(database, connection, orphans)
 
 
-def forget(connection: Connection, number: int) -> None:
-    """Begin a shard anew: what an earlier worker was told counts no more."""
-    connection.execute(delete(lost).where(lost.c.shard == number, lost.c.again.is_(None)))
+def forget(connection: Connection, numbers: Sequence[int]) -> None:
+    """Begin shards anew: what an earlier worker was told counts no more."""
+    if numbers:
+        of_shards = lost.c.shard.in_(numbers)
+        connection.execute(delete(lost).where(of_shards, lost.c.again.is_(None)))
 
 
 def revive(database: Database, connection: Connection, keys: Iterable[bytes]) -> None:
@@ -124,7 +126,8 @@ def revive(database: Database, connection: Connection, keys: Iterable[bytes]) ->
 def pass_again(database: Database, connection: Connection, number: int, **check: Any) -> int:
     """Add a second pass over a shard, which may be a check of it; return its number.
 
-    The table of the WATs must be locked.
+    A check comes before all else: images vanish, and who invents pairs is to be known soon. The
+    table of the WATs must be locked.
     """
     root = select(again.c.of).where(again.c.number == number)
     of = connection.execute(root).scalar() or number
@@ -132,7 +135,8 @@ def pass_again(database: Database, connection: Connection, number: int, **check:
     last = connection.execute(select(func.max(shards.c.number))).scalar_one()
     fresh = 2 * (last // 2 + 1) + row.half
     values = {"number": fresh, "id": f"{row.id[:180]}-again{fresh}", "url": row.url}
-    connection.execute(database.insert(shards).values(half=row.half, **values))
+    values |= {"half": row.half, "attempts": -1 if check else 0}
+    connection.execute(database.insert(shards).values(**values))
     connection.execute(database.insert(again).values(number=fresh, of=of, **check))
     return int(fresh)
 

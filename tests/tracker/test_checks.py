@@ -98,3 +98,48 @@ def test_no_shard_is_checked_unless_it_is_asked_for(database, fill, clock):
     ann = crowd.register("ann", Kind.HYBRID)[1]
     bring(crowd, ann, crowd.lease(ann).number, PAIRS)
     assert board.counts(database).total == 2 and checks.results(database) == []
+
+
+def test_a_check_comes_before_what_nobody_has_done(crowd, fill):
+    fill(3)
+    ann, bob = (crowd.register(name, Kind.HYBRID)[1] for name in ("ann", "bob"))
+    bring(crowd, ann, crowd.lease(ann).number, PAIRS)
+    assert crowd.lease(ann).number == 1  # nobody checks himself
+    assert crowd.lease(bob).shard.id.startswith("wat000000-0-again")
+
+
+def test_checks_do_not_pile_up_where_nobody_else_is(crowd, fill, database):
+    fill(40)
+    ann = crowd.register("ann", Kind.HYBRID)[1]
+    for lease in crowd.lease_several(ann, 60):
+        bring(crowd, ann, lease.number, [f"{lease.number:032x}"])
+    assert board.counts(database).total == 80 + 50
+
+
+@pytest.mark.parametrize(("claimed", "agreed"), [(4, 4), (5, 4), (20_000, 4)])
+def test_who_names_no_pairs_is_checked_by_their_number(crowd, fill, database, claimed, agreed):
+    fill(2)
+    (_, old), (_, ann) = (crowd.register(name, Kind.HYBRID) for name in ("old", "ann"))
+    first = crowd.lease(old, old=True).number
+    crowd.complete(old, first, Result(pairs=claimed))
+    # an old client, which names no pairs, cannot check anybody
+    other = crowd.register("other", Kind.HYBRID)[1]
+    assert crowd.lease(other, old=True).number < 4
+    bring(crowd, ann, crowd.lease(ann).number, PAIRS[:4])
+    assert [(c.agreed, c.claimed) for c in checks.results(database)] == [(agreed, claimed)]
+
+
+def test_a_check_of_what_was_undone_meanwhile_accuses_nobody(crowd, fill, database):
+    fill(1)
+    eve, ann, bob = (crowd.register(name, Kind.HYBRID)[1] for name in ("eve", "ann", "bob"))
+    first, _ = (lease.number for lease in crowd.lease_several(eve, 2))
+    bring(crowd, eve, first, ["ab" * 16])
+    check = crowd.lease(ann).number
+    crowd.expel(crowd.known(eve).id)
+    intake.undo(database, board.named(database, "eve")[0])
+    crowd.rules = Rules(verify=1e-12)
+    assert first in {lease.number for lease in crowd.lease_several(bob, 2)}
+    bring(crowd, bob, first, PAIRS)
+    bring(crowd, ann, check, [])
+    assert checks.results(database) == []
+    assert {one["nickname"]: one["pairs"] for one in board.everyone(database)}["bob"] == 10

@@ -5,11 +5,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import select
 
 from cahlib.records import Tally
 from cahlib.tracker import board, intake
 from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.rules import Invalid, Kind, Missing, NotHeld, Result, Rules, Unknown
+from cahlib.tracker.schema import lost
 
 from .conftest import wats
 
@@ -294,6 +296,17 @@ def test_what_is_said_after_a_completion_takes_no_more_pairs(crowd, fill):
     bring(crowd, eve, first, A)
     assert bring(crowd, eve, first, A, B, C) == []
     assert bring(crowd, bob, second, B, C) == []
+
+
+def test_who_gives_a_shard_back_has_left_nothing_to_others(crowd, fill, database):
+    fill(1)
+    ann, eve = join(crowd), join(crowd, nickname="eve")
+    bring(crowd, ann, crowd.lease(ann).number, A, B)
+    number = crowd.lease(eve).number
+    assert crowd.taken(eve, number, [A, B, C]) == [A, B]
+    crowd.give_back(eve, number)
+    with database.read() as connection:
+        assert connection.execute(select(lost)).all() == []
 
 
 @pytest.mark.parametrize("told", ["before", "at its completion", "meanwhile"])

@@ -119,12 +119,12 @@ def test_a_tracker_with_spot_checks_hears_how_similar_the_pairs_are(url, databas
         with home(job, role="hybrid", stop=threading.Event()) as shared:
             shard = shared.lease()
             sealed = judged.write(folder, shard=shard.id)
-            shared.seal(shard, shard_writer.uids(folder, sealed), sealed.tally)
+            shared.seal(shard, shard_writer.read_uids(folder, sealed), sealed.tally)
             shared.done(shard)
             until(lambda: board.counts(database).done == 1)
     with database.read() as connection:
         said = connection.execute(select(again.c.scores)).scalar_one()
-    known = shard_writer.similarities(folder, sealed)
+    known = shard_writer.read_similarities(folder, sealed)
     assert len(set(known.values())) > 5
     assert said == {uid: pytest.approx(known[uid], abs=1e-4) for uid in known}
 
