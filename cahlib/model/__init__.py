@@ -1,1 +1,1 @@
-"""Images and texts become scores: the model, the safety rules, heads, and known harm."""
+"""Images and texts become scores: CLIP, the safety rules, heads, and lists of known harm."""

@@ -1,12 +1,12 @@
-"""The model: images and texts in, embeddings out, by open_clip.
+"""Load a CLIP model by open_clip, and compute embeddings of images and texts.
 
     judge = Judge(preset="laion400m")
     clip = load(judge)
     pixels = clip.prepare(data)
     of_images, of_texts = clip.embed([pixels], ["a photo of a cat"])
 
-Nothing here knows what a pair is, which similarity is enough, or where images come from. One `Clip`
-may be used from several threads; it holds a copy of the model on each device.
+Nothing here knows pairs, thresholds, or where images come from. Threads may share a `Clip`; it
+holds a copy of the model on each device.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from cahlib.model.inputs import GroupedTokenizer, Pixels, fast_step, preprocess
 from cahlib.model.model_source import ModelSource, find_source
 from cahlib.model.pretrained import find_weights_info, image_options
 
-#: More images at once are no faster on a CPU (with ViT-B/32, from 4 at once on).
+#: A CPU computes more images at once no faster (ViT-B/32: from 4 at once on).
 _CPU_BATCH = 32
 
-#: Texts that are packed into a row: as many as a batch has by default.
+#: Texts that are packed together: as many as a batch has by default.
 _ROW = 256
 
-#: What open_clip, torch and safetensors raise for files that are no model of theirs.
+#: What open_clip, torch and safetensors raise for unsuitable files.
 _UNFIT = (
     OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
     ArithmeticError, EOFError, ImportError, pickle.UnpicklingError, SafetensorError,
@@ -61,7 +61,7 @@ class Clip:
         self.devices = tuple(devices)  #: "cpu", "mps", "cuda:0" …
         kind = self.devices[0].partition(":")[0]
         on_cpu = kind == "cpu"
-        self.batch = _CPU_BATCH if on_cpu else sys.maxsize  #: images at once that still pay
+        self.batch = _CPU_BATCH if on_cpu else sys.maxsize  #: most images at once that help
         # Two calls at a time keep a GPU busy: one is prepared while the other is computed. On a
         # CPU each has half of the cores, so that threads wait less for each other.
         self.slots = len(self.devices) * (1 if kind == "mps" else 2)  #: calls of `embed` at a time
@@ -69,7 +69,7 @@ class Clip:
             torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // 2)))
         # The last two steps turn an image into floats, which is faster for a batch on its device.
         self._steps = [fast_step(step) for step in transform.transforms[:-2]]
-        size = _ROW if packable_tower(model) is not None else 16 if on_cpu else 64
+        size = 64 if not on_cpu else 16 if packable_tower(model) is None else _ROW
         self._tokens = GroupedTokenizer(tokenizer, padding=_padding(model), size=size)
         models = [model, *(copy.deepcopy(model) for _ in self.devices[1:])]
         self._replicas = [DeviceModel(*each) for each in zip(models, self.devices, strict=True)]
@@ -79,17 +79,17 @@ class Clip:
         self.dim = self.embed_texts([""]).shape[1]  #: width of the embeddings
 
     def prepare(self, data: bytes) -> Pixels | None:
-        """Decode, resize and crop an image as open_clip does; None if it cannot be read.
+        """Decode, resize and crop an image as open_clip does; return None if it is unreadable.
 
-        shape (height, width, 3), uint8; may be called from many threads.
+        Shape (height, width, 3), uint8. May be called from many threads.
         """
         return preprocess(data, self._steps)
 
     def embed(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
-        """The embeddings of as many images as texts, row by row.
+        """Return the embeddings of images and of as many texts, row by row.
 
-        A batch that is too large for the device's memory is divided, and so are later ones; raises
-        RunError if not even one image fits.
+        A batch too large for the device's memory is divided, and so are later ones. Raise RunError
+        if not even one image fits.
         """
         replica = self._free.get()
         try:
@@ -99,7 +99,7 @@ class Clip:
         return np.concatenate([i for i, _ in parts]), np.concatenate([t for _, t in parts])
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """The embeddings of texts alone."""
+        """Return the embeddings of texts alone."""
         groups, rows = self._tokens(texts)
         replica = self._free.get()
         try:
@@ -108,10 +108,7 @@ class Clip:
             self._free.put(replica)
 
     def worked(self) -> float:
-        """Seconds that the model has worked so far, as the mean of its devices.
-
-        Its growth per second is the share of the time in which the model is busy.
-        """
+        """Return the seconds for which the model was busy, as the mean of its devices."""
         return sum(replica.clock.seconds() for replica in self._replicas) / len(self._replicas)
 
     def _in_parts(
@@ -142,7 +139,7 @@ class Clip:
 def load_clip(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
     """Load the model that the settings name, on the devices given or all that they allow.
 
-    Raise ConfigError for what does not exist, cannot be downloaded or does not fit together.
+    Raise ConfigError if it does not exist, cannot be downloaded or does not fit together.
     """
     devices = devices or _devices(judge.device)
     source = find_source(judge)
@@ -154,7 +151,7 @@ def load_clip(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
 
 
 def require_known_weights(source: ModelSource) -> None:
-    """Raise ConfigError if open_clip does not know the model, or the weights, by their names."""
+    """Raise ConfigError if open_clip does not know the model or its weights by their names."""
     name, weights, known = source.model, source.pretrained or "", open_clip.list_models()
     if name not in known:
         if re.fullmatch(r"[\w.-]+/[\w.-]+", source.typed):
@@ -177,16 +174,16 @@ def require_known_weights(source: ModelSource) -> None:
 
 
 def _open(source: ModelSource) -> tuple[Any, Any, Any]:
-    """Model, transform and tokenizer by open_clip."""
+    """Load model, transform and tokenizer by open_clip."""
     if source.config:
         open_clip.add_model_config(source.config)
     # open_clip builds ViT-B-32 with GELU even for OpenAI's weights, which were trained with
-    # QuickGELU, and only warns; what it knows of the weights is right.
+    # QuickGELU, and only warns; its record of the weights is right.
     described = source.config is not None
     known = find_weights_info(source.model, source.pretrained or "", described=described)
     bpe = {"bpe_path": str(source.bpe)} if source.bpe else {}
     try:
-        # Not create_model_and_transforms: that one goes on with random weights if it finds none.
+        # Not create_model_and_transforms: without weights it continues with random ones.
         model, transform = open_clip.create_model_from_pretrained(
             source.model,
             source.pretrained,
@@ -241,7 +238,7 @@ def _devices(choice: str) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip tells the log what it does, and what fails; the error says the latter better."""
+    """Silence open_clip's log and warnings; its error says more about what failed."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -253,8 +250,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _padding(model: Any) -> int | None:
-    """The token after a text's end that may be left away, or None if it may not."""
-    # A Hugging Face tower masks its padding, so that it has no say; a row of texts has none.
+    """Return the token after a text's end that may be cut off, or None if it may not."""
+    # A Hugging Face tower masks its padding, so that it has no influence.
     config = getattr(getattr(model, "text", None), "config", None)
     return getattr(config, "pad_token_id", None)
 

@@ -1,42 +1,142 @@
-"""Texts through a text tower without their padding: the tokens of all of them stand in one row.
+"""Faster computation on CPUs: packed texts, fused QuickGELU, bfloat16 layers, a shorter last block.
 
-Multiplications, nearly all of the work, see that row; attention alone sees each text by itself, in
-a grid (as in https://github.com/bytedance/effective_transformer). Of 32 texts, padded to the
-longest of 16, 1,118 tokens were computed where 436 count; so packed, ViT-B/32 reads them on a CPU
-in 0.65 instead of 1.45 s. It gives what the tower itself gives, up to rounding.
+All of it was measured on CPUs with ViT-B/32 and is done on CPUs alone. The results are those of
+open_clip's own model up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cahlib.model.frameworks import ResidualAttentionBlock, torch
+from cahlib.model.frameworks import QuickGELU, ResidualAttentionBlock, torch
 from cahlib.model.inputs import TokenGroup
+
+#: The factor in QuickGELU: x sigmoid(1.702 x).
+_QUICK = 1.702
+
+#: From this width of the embeddings on, rounding errors cancel out, and bfloat16 is precise enough.
+_LARGE = 512
 
 linear = torch.nn.functional.linear
 scaled_dot_product_attention = torch.nn.functional.scaled_dot_product_attention
 
 
+def optimize_for_cpu(model: Any, dtype: torch.dtype) -> None:
+    """Modify a model on a CPU in place, so that it computes the same in less time."""
+    fuse_quickgelu(model)
+    if dtype == torch.bfloat16:
+        convert_to_bfloat16(model.visual)
+    keep_cls_only_in_last_block(model.visual)
+
+
+def fastest_cpu_dtype(model: Any) -> torch.dtype:
+    """Return bfloat16 if this CPU multiplies it in hardware and the model is large."""
+    large = getattr(model.visual, "output_dim", 0) >= _LARGE  # timm's towers do not say
+    # An older torch has no such function; it computes in float32 then.
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    quick = able.get("avx512_bf16") or able.get("amx_bf16")
+    return torch.bfloat16 if large and quick else torch.float32
+
+
+def fuse_quickgelu(model: Any) -> None:
+    """Make each QuickGELU a SiLU between scaled weights: one step instead of three.
+
+    x sigmoid(a x) = silu(a x) / a; the three took a third of the time.
+    """
+    for block in model.modules():
+        if isinstance(getattr(block, "gelu", None), QuickGELU):
+            with torch.no_grad():
+                block.c_fc.weight *= _QUICK
+                block.c_fc.bias *= _QUICK
+                block.c_proj.weight /= _QUICK
+            block.gelu = torch.nn.SiLU(inplace=True)
+
+
+def convert_to_bfloat16(tower: Any) -> None:
+    """Multiply an image tower's matrices in bfloat16; what the layers add up stays float32.
+
+    ViT-B/32 takes images nearly twice as fast, and similarities differ by less than 0.001. Texts
+    would gain less and add most of the difference.
+    """
+    for block in tower.modules():
+        if isinstance(block, ResidualAttentionBlock):
+            block.attn = _Attention(block.attn)
+            block.mlp.bfloat16().register_forward_pre_hook(lambda _, given: given[0].bfloat16())
+
+
+class _Attention(torch.nn.Module):
+    """An image tower's attention in bfloat16, for which torch's own module is slow."""
+
+    def __init__(self, attn: torch.nn.MultiheadAttention) -> None:
+        super().__init__()
+        attn.bfloat16()
+        self._head, self._out = attn.head_dim, attn.out_proj
+        self._in, self._bias = attn.in_proj_weight, attn.in_proj_bias
+
+    def forward(
+        self, query: torch.Tensor, x: torch.Tensor, *_: torch.Tensor, **__: object
+    ) -> tuple[torch.Tensor, None]:
+        """Attend from ``query`` to ``x``, (images, places, width); return no weights."""
+        width = x.shape[2]
+        queries = self._project(query, slice(width))
+        keys, values = self._project(x, slice(width, None)).chunk(2, dim=1)
+        mixed = scaled_dot_product_attention(queries, keys, values)
+        return self._out(mixed.transpose(1, 2).flatten(2)), None
+
+    def _project(self, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Apply some rows of the weights: (images, heads, places, width of a head)."""
+        made = linear(x.bfloat16(), self._in[rows], self._bias[rows])
+        return made.view(*x.shape[:2], -1, self._head).transpose(1, 2)
+
+
+def keep_cls_only_in_last_block(tower: Any) -> None:
+    """Compute only the first place in a ViT's last block, if no other is pooled.
+
+    Keys and values are still those of all places: a sixth of the block. ViT-B/32 gains 7 %.
+    """
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", [None])
+    first = getattr(tower, "pool_type", "") == "tok" and getattr(tower, "attn_pool", 0) is None
+    if first and type(blocks[-1]) is ResidualAttentionBlock and tower.transformer.batch_first:
+        blocks[-1] = _ClsOnlyBlock(blocks[-1])
+
+
+class _ClsOnlyBlock(torch.nn.Module):
+    """A block of a ViT for the first place alone."""
+
+    def __init__(self, block: ResidualAttentionBlock) -> None:
+        super().__init__()
+        self._block = block
+
+    def forward(self, x: torch.Tensor, **_: object) -> torch.Tensor:
+        """(images, places, width) to (images, 1, width)."""
+        block, seen = self._block, self._block.ln_1(x)
+        mixed, _ = block.attn(seen[:, :1], seen, seen, need_weights=False)
+        x = x[:, :1] + block.ls_1(mixed)
+        found: torch.Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+        return found
+
+
 class PackedTexts(NamedTuple):
-    """Texts one after the other, each up to its end."""
+    """Texts one after the other, each up to its end, without padding.
+
+    Multiplications, nearly all of the work, see one row of tokens; attention alone sees each text
+    by itself, in a grid (as in https://github.com/bytedance/effective_transformer). Of 32 texts,
+    padded to the longest of 16, 1,118 tokens were computed where 436 count; packed, ViT-B/32 reads
+    them in 0.65 instead of 1.45 s.
+    """
 
     tokens: torch.Tensor  #: (tokens of all texts,)
-    places: torch.Tensor  #: (tokens of all texts,): where they stand in a grid (texts, width)
+    places: torch.Tensor  #: (tokens of all texts,): their positions in a grid (texts, width)
     ends: torch.Tensor  #: (texts,): where each text ends in the row
     width: int  #: tokens of the longest text
 
-    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedTexts:
-        """The same, on another device."""
-        return PackedTexts(move(self.tokens), move(self.places), move(self.ends), self.width)
-
 
 def packable_tower(model: Any) -> Any:
-    """The text tower, if it is of blocks as CLIP has them and looks at a text's end; else None.
+    """Return the text tower if it has CLIP's blocks and pools a text's end; else None.
 
-    What follows the end has no say in the embedding then.
+    What follows the end does not influence the embedding then.
     """
     found = getattr(model, "text", model)
     pool = getattr(found, "text_pool_type", getattr(found, "pool_type", None))
@@ -48,7 +148,7 @@ def packable_tower(model: Any) -> Any:
 
 
 def pack_texts(tokens: TokenGroup) -> PackedTexts:
-    """Texts of such a tower, (texts, tokens), in a row."""
+    """Pack texts for such a tower: (texts, tokens)."""
     ends = tokens.argmax(axis=1)  # a text's end has the highest number of all tokens
     width = int(ends.max()) + 1
     inside = np.arange(width) <= ends[:, None]
@@ -60,14 +160,14 @@ def pack_texts(tokens: TokenGroup) -> PackedTexts:
     )
 
 
-def encode_packed(tower: Any, row: PackedTexts) -> Any:
-    """What the tower makes of the texts: (texts, width of the model)."""
-    x = tower.token_embedding(row.tokens) + tower.positional_embedding[row.places % row.width]
+def encode_packed(tower: Any, texts: PackedTexts) -> Any:
+    """Return the tower's embeddings of the texts: (texts, width of the model)."""
+    x = tower.token_embedding(texts.tokens) + tower.positional_embedding[texts.places % texts.width]
     *blocks, last = tower.transformer.resblocks
     for block in blocks:
-        x = _added(block, x, _mixed(block, x, row))
-    # of the last block, only the ends are looked at
-    x = _added(last, x[row.ends], _mixed(last, x, row)[row.ends])
+        x = _add_mlp(block, x, _attend(block, x, texts))
+    # of the last block, only the ends are pooled
+    x = _add_mlp(last, x[texts.ends], _attend(last, x, texts)[texts.ends])
     x = tower.ln_final(x)
     project = tower.text_projection
     if project is None:
@@ -75,20 +175,20 @@ def encode_packed(tower: Any, row: PackedTexts) -> Any:
     return project(x) if isinstance(project, torch.nn.Linear) else x @ project
 
 
-def _mixed(block: ResidualAttentionBlock, x: torch.Tensor, row: PackedTexts) -> torch.Tensor:
-    """What each token sees of its text, itself and before."""
+def _attend(block: ResidualAttentionBlock, x: torch.Tensor, texts: PackedTexts) -> torch.Tensor:
+    """Let each token attend to its text up to itself."""
     attn, width = block.attn, x.shape[1]
     made = linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-    texts = len(row.ends)
-    grid = made.new_zeros(texts * row.width, 3 * width)
-    grid[row.places] = made
-    grid = grid.view(texts, row.width, 3, attn.num_heads, attn.head_dim)
+    count = len(texts.ends)
+    grid = made.new_zeros(count * texts.width, 3 * width)
+    grid[texts.places] = made
+    grid = grid.view(count, texts.width, 3, attn.num_heads, attn.head_dim)
     queries, keys, values = grid.permute(2, 0, 3, 1, 4)
     seen = scaled_dot_product_attention(queries, keys, values, is_causal=True)
-    return seen.transpose(1, 2).reshape(-1, width)[row.places]
+    return seen.transpose(1, 2).reshape(-1, width)[texts.places]
 
 
-def _added(block: ResidualAttentionBlock, x: torch.Tensor, mixed: torch.Tensor) -> Any:
-    """The rest of a block, for which each token stands alone."""
+def _add_mlp(block: ResidualAttentionBlock, x: torch.Tensor, mixed: torch.Tensor) -> Any:
+    """Apply the rest of a block, which treats each token by itself."""
     x = x + block.ls_1(block.attn.out_proj(mixed))
     return x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -1,17 +1,17 @@
-"""Heads: small models that score an image by its embedding alone, for taste, safety or else.
+"""Heads: small models that score an image by its embedding, for aesthetics, safety or else.
 
-A head is a JSON file that says what it is, and the safetensors file of the same name beside it:
+A head is a JSON file that describes it, and a safetensors file of the same name beside it:
 
     {"name": "aesthetic", "backbone": "ViT-L-14/openai", "width": 768, "kind": "linear",
      "threshold": 5.0, "drop": "below"}
 
 ``kind`` is "linear" or "mlp"; an mlp has an ``activation`` ("relu", "gelu" or "none") between its
-layers. ``output`` may be "sigmoid". ``drop`` says which side of the threshold goes: "below" or
-"above"; without a threshold the head only scores. Tensors are named ``….weight`` (out, in) and
-``….bias`` and stand in the order of their numbers, as torch.nn.Sequential names them.
+layers. ``output`` may be "sigmoid". ``drop`` is the side of the threshold that is dropped: "below"
+or "above"; without a threshold the head only scores. Tensors are named ``….weight`` (out, in) and
+``….bias`` and ordered by their numbers, as torch.nn.Sequential names them.
 
-A head sees the embedding as it is stored (float16, length 1), so anybody can repeat its scores. It
-is as good as what it learnt: nothing here knows what a score means.
+A head is given the embedding as it is stored (float16, length 1), so its scores are reproducible.
+Nothing here knows what a score means.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Floats = NDArray[np.float32]
 
 
 class EmbeddingModel(Protocol):
-    """What is needed of a `cahlib.model.clip.Clip`."""
+    """The part of a `cahlib.model.clip.Clip` that is needed here."""
 
     name: str
     dim: int
@@ -59,16 +59,16 @@ class _Card(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     about: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # one is itself: arrays have no hash
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # arrays have no hash
 class Head:
-    """A head that fits the model whose embeddings it is given."""
+    """A loaded head that fits the model of the run."""
 
     score: str  #: the name of its scores
     card: _Card
     layers: tuple[tuple[Floats, Floats], ...]  #: weight (out, in) and bias (out,)
 
     def scores(self, embeddings: NDArray[Any]) -> Floats:
-        """A score for each image, from embeddings as they are stored: (images, width)."""
+        """Return a score for each image, from embeddings as they are stored: (images, width)."""
         values = embeddings.astype(np.float32)
         for weight, bias in self.layers[:-1]:
             values = _ACTIVATIONS[self.card.activation](values @ weight.T + bias)
@@ -77,7 +77,7 @@ class Head:
         return _sigmoid(last) if self.card.output == "sigmoid" else last
 
     def drops(self, score: float) -> bool:
-        """Whether an image with this score has to go."""
+        """Return whether an image with this score is dropped."""
         if self.card.threshold is None:
             return False
         below = score < self.card.threshold
@@ -85,15 +85,15 @@ class Head:
 
 
 def load_heads(paths: Sequence[str], model: EmbeddingModel) -> tuple[Head, ...]:
-    """The heads of some JSON files; raises ConfigError for one that is none or does not fit."""
+    """Load the heads of JSON files; raise ConfigError for one that is invalid or does not fit."""
     check_heads(paths, model.name)
     return tuple(_load(expanded(path), model) for path in paths)
 
 
 def check_heads(paths: Sequence[str], model: str) -> None:
-    """Raise ConfigError for files that do not describe heads for this model, by its name.
+    """Raise ConfigError for files that do not describe heads for the model of this name.
 
-    Each needs a column of its own.
+    Each needs a name of its own, for its column.
     """
     columns = {column_name(name) for name in (SIMILARITY, *SAFETY_SCORES.values(), OPEN_NSFW)}
     for path in paths:
@@ -136,7 +136,7 @@ def _card(path: Path) -> _Card:
 
 
 def _card_for(path: Path, model: str) -> _Card:
-    """The description of a head that is for this model."""
+    """Return a head's description; raise ConfigError if it is for another model."""
     card = _card(path)
     if card.backbone != model:
         raise ConfigError(
@@ -147,7 +147,7 @@ def _card_for(path: Path, model: str) -> _Card:
 
 
 def _layers(path: Path) -> tuple[tuple[Floats, Floats], ...]:
-    """The layers of a file in the order of their numbers; a missing bias is 0."""
+    """Return the layers of a file in the order of their numbers; a missing bias is 0."""
     try:
         tensors = load_file(path)
     except OSError as error:
@@ -170,28 +170,28 @@ def _layer(tensors: Mapping[str, NDArray[np.generic]], name: str) -> tuple[Float
 
 
 def _faults(card: _Card, layers: Sequence[tuple[Floats, Floats]]) -> Iterator[str]:
-    """What is wrong with the layers of a head, in words."""
+    """Yield what is wrong with the layers of a head."""
     if card.kind == "linear" and len(layers) > 1:
         yield f"has {len(layers)} layers, and a linear head has one"
     wide = card.width
     for weight, bias in layers:
         if weight.ndim != 2 or weight.shape[1] != wide or bias.shape != (len(weight),):
-            yield f"has a layer of shape {weight.shape} where {wide} numbers come in"
+            yield f"has a layer of shape {weight.shape} for an input of {wide} numbers"
             return
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            yield "holds numbers that are none (NaN or infinite)"
+            yield "contains NaN or infinity"
         wide = len(weight)
     if wide != 1:
-        yield f"gives {wide} numbers, and a score is one"
+        yield f"returns {wide} numbers instead of one score"
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:
-    """Numbers in a name count as numbers: layers.10 comes behind layers.2."""
+    """Return a sort key by which layers.10 comes after layers.2."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 def _gelu(values: Floats) -> Floats:
-    """By its tanh form (Hendrycks and Gimpel 2016), within 0.001 of the exact one."""
+    """Return the tanh form (Hendrycks and Gimpel 2016), within 0.001 of the exact one."""
     inner = math.sqrt(2 / math.pi) * (values + 0.044715 * values**3)
     share: Floats = np.asarray((1 + np.tanh(inner)) / 2, np.float32)
     return values * share

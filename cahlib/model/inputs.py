@@ -1,6 +1,6 @@
-"""What goes into a model: images to pixels, texts to tokens.
+"""Preprocess a model's input: images to pixels, texts to tokens.
 
-It knows neither the model nor its devices; the steps and the tokenizer are open_clip's.
+Nothing here knows the model or its devices; the steps and the tokenizer are open_clip's.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from PIL import Image
 from cahlib.image.colours import to_srgb
 from cahlib.image.pixels import resize_picture, to_plain_mode
 
-#: An image as the model will see it: (height, width, 3).
+#: An image as the model sees it: (height, width, 3).
 Pixels: TypeAlias = NDArray[np.uint8]
 #: Texts of about the same length: (texts, tokens).
 TokenGroup: TypeAlias = NDArray[np.int64]
 
-#: Words whose tokens are remembered; open_clip's tokenizer by itself never forgets one.
+#: Words whose tokens are cached; open_clip's own cache has no limit.
 _WORDS = 200_000
 
-#: What Pillow raises for broken files, depending on where they are broken.
+#: What Pillow raises for damaged files, depending on where they are damaged.
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
     MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
@@ -35,18 +35,18 @@ DECODE_ERRORS = (
 
 
 def preprocess(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None:
-    """Decode an image and take it through the steps; None if it cannot be read.
+    """Decode an image and apply the steps; return None if it cannot be decoded.
 
-    Pillow decodes and resizes without the interpreter's lock, so threads speed it up.
+    Pillow decodes and resizes without the GIL, so threads speed it up.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
-        # No pixel changes without it, but Pillow would warn of palettes that have it.
+        # It changes no pixel, but Pillow would warn of palettes that have it.
         image.info.pop("transparency", None)
         if profile := image.info.get("icc_profile"):
             image = to_srgb(image, profile)
-        elif image.mode.startswith("I"):  # open_clip's steps would make 16 bits of grey white
+        elif image.mode.startswith("I"):  # open_clip's steps would turn 16-bit grey into white
             image = to_plain_mode(image)
         for step in steps:
             image = step(image)
@@ -56,7 +56,7 @@ def preprocess(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | N
 
 
 def fast_step(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A step of open_clip's, or one that does the same in less time."""
+    """Return a step of open_clip's, or one that does the same in less time."""
     side, filter = getattr(step, "size", None), getattr(step, "interpolation", None)
     if isinstance(side, int) and str(getattr(filter, "value", "")) == "bicubic":
         return _Shorter(side, step)
@@ -64,14 +64,14 @@ def fast_step(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class _Shorter:
-    """Brings the shorter side to a length, as torchvision's Resize does.
+    """Resize the shorter side to a length, as torchvision's Resize does.
 
-    Similarities differ by less than 0.0003. Of 700 x 540 pixels to 224 that takes 0.7 instead of
-    5.5 ms, while decoding them takes 3.
+    Similarities differ by less than 0.0003. From 700 x 540 pixels to 224 it takes 0.7 instead of
+    5.5 ms, while decoding takes 3.
     """
 
     def __init__(self, side: int, other: Callable[[Any], Any]) -> None:
-        """``other`` takes what has neither grey nor RGB, such as palettes."""
+        """``other`` resizes images that are neither grey nor RGB, such as palettes."""
         self._side, self._other = side, other
 
     def __call__(self, image: Image.Image) -> Any:
@@ -83,20 +83,20 @@ class _Shorter:
 
 
 class GroupedTokenizer:
-    """Texts to tokens: each different text once, in groups of like length without the padding.
+    """Tokenize each distinct text once, in groups of similar length without the padding.
 
     Most texts are much shorter than a model's context, and a model reads 20 tokens four times as
     fast as 77 (ViT-B/32 on a CPU).
     """
 
     def __init__(self, tokenizer: Any, *, padding: int | None, size: int) -> None:
-        """``padding``: the token that may be cut off, None if none may; ``size``: of a group."""
+        """Take the token that may be cut off, if any, and the size of a group."""
         self._tokenizer, self._padding, self._size = tokenizer, padding, size
         self._specials = dict(getattr(tokenizer, "cache", {}))
-        self._lock = threading.Lock()  # the tokenizer's memory of words is not for two threads
+        self._lock = threading.Lock()  # the tokenizer's cache is not thread-safe
 
     def __call__(self, texts: Sequence[str]) -> tuple[list[TokenGroup], NDArray[np.intp]]:
-        """The groups, and for each text its row in all groups joined."""
+        """Return the groups, and for each text its row in all groups joined."""
         different = list(dict.fromkeys(texts))
         tokens = self._tokenize(different)
         lengths = self._lengths(tokens)

@@ -1,8 +1,8 @@
-"""Leaves out images that look like one on a list of known harm.
+"""Drop images that look like one on a list of known harm.
 
-The scraper compares the hashes of files; this compares what images look like, so that one which was
-scaled or compressed anew is found as well. What is found is never judged, shown or written. A list
-of a million takes 57 MiB, and 0.07 ms an image beside the hash itself.
+The scraper compares hashes of files; this compares perceptual hashes, so scaled or recompressed
+images are found as well. They are never scored, shown or written. A list of a million takes 57 MiB,
+and 0.07 ms per image beside the hash itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cahlib.records import Image, Reason, Stage, Tally
 
 
 def load_known_harm(paths: Sequence[str], setting: str, distance: int) -> NearIndex | None:
-    """The hashes of some lists, None without a list; raises ConfigError for what is none."""
+    """Return the hashes of lists, None without any; raise ConfigError if a file is not a list."""
     found = (int(each, 16) for path in paths for each in entries(path, setting, LOOKS))
     return NearIndex(distance, found) if paths else None
 
@@ -24,7 +24,7 @@ def load_known_harm(paths: Sequence[str], setting: str, distance: int) -> NearIn
 def drop_known_harm(
     images: Iterable[Image], harm: NearIndex | None, tally: Tally
 ) -> Iterator[Image]:
-    """The images that look like none of the harmful ones; the others are counted, no more."""
+    """Yield the images that look like none of the listed ones; only count the others."""
     for image in images:
         if harm is not None and _looks(image, harm):
             tally.entered[Stage.JUDGE] += 1
@@ -36,5 +36,5 @@ def drop_known_harm(
 def _looks(image: Image, harm: NearIndex) -> bool:
     try:
         return int(phash(image.data), 16) in harm
-    except DECODE_ERRORS:  # in a stranger's parcel; whoever judges it counts it as unreadable
+    except DECODE_ERRORS:  # in a stranger's parcel; scoring counts it as unreadable
         return False

@@ -1,35 +1,35 @@
-"""Which model the settings name, as far as they and its files tell; nothing is loaded for it."""
+"""Find the model that the settings name, without loading it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from cahlib.config import Judge
 from cahlib.errors import ConfigError
-from cahlib.model.local_model import find_local_model
 from cahlib.places import expanded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """What open_clip is asked for."""
+    """A model as open_clip is asked for it."""
 
-    name: str  #: for people and for the names of scores: "ViT-B-32/openai"
-    typed: str  #: how the settings name the model
+    name: str  #: for messages and the names of scores: "ViT-B-32/openai"
+    typed: str  #: as the settings name the model
     model: str
-    pretrained: str | None  #: weights that open_clip knows, or a file of them
+    pretrained: str | None  #: weights that open_clip knows, or their file
     listed: bool = False  #: one of the models that open_clip lists
-    config: Path | None = None  #: what describes a model that it does not know
+    config: Path | None = None  #: the configuration of a model that open_clip does not know
     bpe: Path | None = None  #: the merges of its vocabulary, if it has its own
 
 
 def find_source(judge: Judge) -> ModelSource:
-    """Return where the model comes from; raise ConfigError if its folder does not hold one.
+    """Return the source of the model; raise ConfigError if a folder does not hold one.
 
-    A model is a preset's, a name that open_clip knows, ``hf-hub:…``, or a folder: one that holds
-    ``<name>.json`` (open_clip's configuration), one file of weights and, if it has a vocabulary of
-    its own, ``bpe.txt.gz``; or one as the Hugging Face hub keeps it.
+    A model is a preset's, a name that open_clip knows, ``hf-hub:…``, or a folder. A folder holds
+    ``<name>.json`` (open_clip's configuration), one file of weights and, for a vocabulary of its
+    own, ``bpe.txt.gz``; or what a repository at Hugging Face holds.
     """
     name, pretrained, _ = judge.chosen()
     folder = expanded(name)
@@ -41,7 +41,7 @@ def find_source(judge: Judge) -> ModelSource:
 
 
 def _named(model: str, pretrained: str) -> ModelSource:
-    """A model that open_clip knows, with weights that it knows or a file of them."""
+    """Return a model that open_clip knows, with weights that it knows or their file."""
     if model.startswith("hf-hub:"):
         return ModelSource(name=model, typed=model, model=model, pretrained=None)
     name, file = model.replace("/", "-"), expanded(pretrained)
@@ -56,17 +56,42 @@ def _named(model: str, pretrained: str) -> ModelSource:
 
 
 def _local(folder: Path) -> ModelSource:
-    """Return a folder's model: one of the Hugging Face hub, or see `cahlib.model.local_model`."""
+    """Return the model in a folder: a repository of Hugging Face's, or files as open_clip has."""
+    folder = folder.absolute()
     if (folder / "open_clip_config.json").is_file():
         return ModelSource(
             name=folder.name, typed=str(folder), model=f"local-dir:{folder}", pretrained=None
         )
-    found = find_local_model(folder)
-    return ModelSource(
-        name=f"{found.config.stem}/{found.weights.stem}",
-        typed=str(folder),
-        model=found.config.stem,
-        pretrained=str(found.weights),
-        config=found.config,
-        bpe=found.bpe,
+    files = sorted(folder.iterdir())
+    config = _only(
+        [file for file in files if file.suffix == ".json" and _is_model_config(file)],
+        f"model description (.json) in {folder}",
     )
+    weights = _only(
+        [file for file in files if file.suffix in (".safetensors", ".pt")],
+        f"file of weights (.safetensors or .pt) in {folder}",
+    )
+    bpe = folder / "bpe.txt.gz"
+    return ModelSource(
+        name=f"{config.stem}/{weights.stem}",
+        typed=str(folder),
+        model=config.stem,
+        pretrained=str(weights),
+        config=config,
+        bpe=bpe if bpe.is_file() else None,
+    )
+
+
+def _is_model_config(file: Path) -> bool:
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"model: {file} is not valid JSON ({error}).") from error
+    return isinstance(content, dict) and {"embed_dim", "vision_cfg", "text_cfg"} <= content.keys()
+
+
+def _only(files: list[Path], what: str) -> Path:
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise ConfigError(f"model: there must be one {what}, and there is {found}.")
+    return files[0]

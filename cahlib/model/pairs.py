@@ -1,10 +1,10 @@
-"""Judging: images with their texts in, the model's opinion of each out, in the same order.
+"""Score images with their texts by the model, in order.
 
     images ─► prepared ─► batches ─► embedded ─► judged
               threads                devices
 
-Decoding runs ahead on threads while the devices compute, as far as one batch and no further, so
-memory stays flat. It does not know where images come from, nor what becomes of pairs.
+Threads decode one batch ahead while the devices compute, and no further, so that memory stays flat.
+Nothing here knows where images come from, or what becomes of pairs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-#: Most bytes of images in a batch: a page of huge originals must not fill the memory.
+#: Most bytes of images in a batch, so that huge originals do not fill the memory.
 _BATCH_BYTES = 128 * 2**20
 
 _Prepared: TypeAlias = tuple[Image, Pixels]
@@ -46,9 +46,9 @@ def score_pairs(
     tally: Tally,
     heads: Sequence[Head] = (),
 ) -> Iterator[Judged]:
-    """Every image that can be read, with its scores and, if it is dropped, the reason.
+    """Yield every decodable image with its scores and, if it is dropped, the reason.
 
-    ``tally`` counts stage JUDGE: images taken, those without a reason, and the reasons. Raises
+    ``tally`` counts stage JUDGE: images that entered, that were kept, and dropped by reason. Raise
     RunError if a device's memory is too small for the model.
     """
     *_, threshold = judge.chosen()
@@ -60,7 +60,7 @@ def score_pairs(
         rows = zip(batch, similarities, verdicts, *stored, strict=True)
         for row, ((image, _), similarity, verdict, of_image, of_text) in enumerate(rows):
             by_head = {head: found[row] for head, found in scored.items()}
-            # what is not safe first: what is merely dissimilar may be shown
+            # safety first: what is merely dissimilar may be shown
             reason = verdict.reason or (None if similarity >= threshold else Reason.DISSIMILAR)
             reason = reason or _by_heads(by_head)
             if reason is None:
@@ -79,7 +79,7 @@ def score_pairs(
 
 
 def score_names(safety: Safety, heads: Sequence[Head] = ()) -> tuple[str, ...]:
-    """Return the names of an image's scores: the similarity, the rules' and the heads'."""
+    """Return the names of an image's scores: similarity, safety rules and heads."""
     return SIMILARITY, *safety.scores, *(head.score for head in heads)
 
 
@@ -92,9 +92,9 @@ def _named(scored: Mapping[Head, float]) -> dict[str, float]:
 
 
 def _embedded(images: Iterable[Image], clip: Clip, size: int, tally: Tally) -> Iterator[_Embedded]:
-    """Batches with their embeddings; decoding and computing overlap."""
+    """Yield batches with their embeddings, while the next ones are decoded."""
     size = min(size, clip.batch)
-    least = _BATCH_BYTES // size  # what an image weighs at least, so that `size` of them are enough
+    least = _BATCH_BYTES // size  # an image's least weight, so that `size` of them fill a batch
 
     def weigh(image: Image) -> int:
         return max(len(image.data), least)
@@ -149,7 +149,7 @@ def _ahead(
     weigh: Callable[[_T], int],
     full: int,
 ) -> Iterator[tuple[_T, _R]]:
-    """Each item with what the function makes of it, in order; no more in work than fills it."""
+    """Yield each item with its result, in order; up to ``full`` of weight are in progress."""
     working: deque[tuple[_T, Future[_R]]] = deque()
     weight = 0
     for item in items:
@@ -165,7 +165,7 @@ def _ahead(
 
 @contextmanager
 def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that end with the ``with``; what waits for them then is not begun."""
+    """Provide threads until the ``with`` ends; what is queued then is cancelled."""
     executor = ThreadPoolExecutor(count)
     try:
         yield executor

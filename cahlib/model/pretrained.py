@@ -1,8 +1,8 @@
-"""Find what open_clip knows of a file of weights: how they were trained, which no file says.
+"""Find out how weights were trained, which no file says, from what open_clip knows of them.
 
-Weights that were trained with QuickGELU score otherwise with GELU, and so do pictures of another
-size, mean or deviation; nothing fails of it. open_clip knows all that of the weights it names. A
-file is one of these by its SHA-256, which open_clip knows of some, or by its name.
+Weights that were trained with QuickGELU give other scores with GELU, and so do images of another
+size, mean or deviation; nothing fails because of it. open_clip knows all that of the weights it
+lists. A file is recognized by its SHA-256, which open_clip knows of some, or by its name.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _QUICK = "-quickgelu"
 _PICTURES = ("mean", "std", "interpolation", "resize_mode")
 _DIGEST = re.compile(r"/([0-9a-f]{64})/[^/]*\Z|-([0-9a-f]{8})\.[a-z]+\Z")
 
-#: What open_clip knows of weights: where they come from, how they were trained.
+#: What open_clip knows of weights: their source, and how they were trained.
 WeightsInfo = Mapping[str, Any]
 
 
 def find_weights_info(model: str, pretrained: str, *, described: bool = False) -> WeightsInfo:
-    """Return what open_clip knows of weights by their name or of a file of them.
+    """Return what open_clip knows of weights, given by name or as a file.
 
-    Raise ConfigError if a file does not tell and it matters; not if its model is ``described`` by
-    its own configuration.
+    Raise ConfigError if a file is not recognized and it matters, unless its own configuration
+    has ``described`` the model.
     """
     file = Path(pretrained)
     if not file.is_file():
@@ -54,7 +54,7 @@ def find_weights_info(model: str, pretrained: str, *, described: bool = False) -
     asked = _PICTURES if quick else ("quick_gelu", *_PICTURES)
     if not described and any(len({each.get(name) for each in alike}) > 1 for name in asked):
         raise ConfigError(
-            f"pretrained: {file} does not tell which weights of {model} it holds, and these were "
+            f"pretrained: {file} could be any of the weights of {model}, and these were "
             "not all trained alike (GELU or QuickGELU, size and colours of pictures); put "
             f"open_clip's name for them into the file's name ({', '.join([*tags][:3])} …), or name "
             "a folder that holds the file and the model's own configuration."
@@ -64,7 +64,7 @@ def find_weights_info(model: str, pretrained: str, *, described: bool = False) -
 
 
 def image_options(known: WeightsInfo) -> dict[str, Any]:
-    """Return how weights want their pictures, as `open_clip.create_model_from_pretrained` asks."""
+    """Return the image options of weights for `open_clip.create_model_from_pretrained`."""
     return {f"image_{name}": known[name] for name in _PICTURES if name in known}
 
 
@@ -83,14 +83,14 @@ def _family(model: str) -> dict[str, WeightsInfo]:
 
 
 def _recognized(file: Path, tags: Mapping[str, WeightsInfo]) -> str:
-    """Return the tag of the weights in a file, "" if it does not tell."""
+    """Return the tag of the weights in a file, "" if it is not recognized."""
     urls = {tag: str(each.get("url") or "") for tag, each in tags.items()}
     digests = {tag: match[1] or match[2] for tag in tags if (match := _DIGEST.search(urls[tag]))}
     if digests:
         own = file_checksum(str(file))
         if found := [tag for tag, digest in digests.items() if own.startswith(digest)]:
             return found[0]
-    # as they are called where they are downloaded, in the hub's cache too
+    # named as where they are downloaded from, or in the hub's cache
     for tag, url in urls.items():
         hub = str(tags[tag].get("hf_hub") or "").strip("/").replace("/", "--")
         if file.name == url.rpartition("/")[2] or hub and f"models--{hub}" in file.parts:

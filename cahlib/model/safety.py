@@ -1,22 +1,22 @@
 """The safety rules of Crawling@Home, zero-shot on the embedding of an image.
 
-An image is compared with sets of prompts, each prompt carrying a mark: softmax of 100 × cosine,
-and the best two prompts decide.
+An image is compared with sets of labelled prompts: softmax of 100 × cosine, and the two best
+prompts decide.
 
-1. content: two sexual prompts among the best two make NSFW, one makes UNSURE, none UNLIKELY.
-2. age: what is not UNLIKELY is dropped if a minor is among the best two, or if the caption holds
+1. content: NSFW if both of the two best prompts are sexual, UNSURE if one is, else UNLIKELY.
+2. age: what is not UNLIKELY is dropped if a minor is among the two best, or if the caption contains
    one of the words.
 3. animal: what is not UNLIKELY is dropped if the best is an animal.
 
 The rules are those of rvencu/crawlingathome-gpu-hcloud, ``clip_filter.py`` (2021). It compared
-positions in a list that a missing comma had made one shorter, so that its first sexual prompt
-counted as neutral; here each prompt has its mark. The prompts are in ``safety.json``; most of
-them are cahlib's own wording, so labels differ from LAION's. A file of the same form may replace
-them: ``content`` must be there; without ``age`` or ``animal`` that rule is off. Words are looked
-for anywhere in the caption, whatever their case: they must find kids,
-schoolchild, preteen and thirteen, and a canteen too many is the lesser harm.
+positions in a list that a missing comma had made one shorter, so its first sexual prompt counted as
+neutral; here each prompt has its label. The prompts are in ``safety.json``; most of them are
+cahlib's own wording, so results differ from LAION's. A file of the same form may replace them:
+``content`` is required; without ``age`` or ``animal`` that rule is off. Words match anywhere in the
+caption, in any case: they must find kids, schoolchild, preteen and thirteen, and dropping a canteen
+is the lesser harm.
 
-The rules were made for OpenAI's ViT-B/32. They find much and miss some: they prove nothing.
+The rules were made for OpenAI's ViT-B/32. They find much and miss some; they prove nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cahlib.errors import ConfigError
 from cahlib.places import expanded
 from cahlib.records import Reason
 
-#: The sets with their marks; the marks that a rule looks for.
+#: The labels in each set.
 _MARKS = {
     "content": ("neutral", "sexual"),
     "age": ("minor", "adult"),
@@ -42,22 +42,22 @@ _MARKS = {
 }
 SAFETY_SCORES = {"content": "sexual", "age": "minor", "animal": "animal"}
 
-#: Label by the number of sexual prompts among the best two.
+#: The column NSFW, by the number of sexual prompts among the two best.
 _NSFW = ("UNLIKELY", "UNSURE", "NSFW")
 
 
 class TextModel(Protocol):
-    """What is needed of a `cahlib.model.clip.Clip`."""
+    """The part of a `cahlib.model.clip.Clip` that is needed here."""
 
     name: str
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embeddings of length 1: (texts, width)."""
+        """Return embeddings of length 1: (texts, width)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SafetyVerdict:
-    """What the rules say of one image."""
+    """The result of the rules for one image."""
 
     nsfw: str  #: "UNLIKELY", "UNSURE" or "NSFW"
     reason: Reason | None  #: MINOR, ANIMAL, or None
@@ -67,13 +67,13 @@ class SafetyVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Set:
-    """Prompts that an image is compared with."""
+    """Embedded prompts."""
 
     vectors: NDArray[np.float32]  #: (prompts, width)
-    sought: NDArray[np.bool_]  #: for each prompt, whether it has the mark that the rule looks for
+    sought: NDArray[np.bool_]  #: of each prompt, whether it has the label that the rule looks for
 
     def compare(self, images: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The share of the sought prompts, and whether the best two are such: (images, 2)."""
+        """Return the share of sought prompts, and whether the two best are sought: (images, 2)."""
         logits = 100 * images @ self.vectors.T
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         share = weights[:, self.sought].sum(axis=1) / weights.sum(axis=1)
@@ -96,16 +96,16 @@ def read_safety_rules(path: str) -> dict[str, Any]:
 
 
 class Safety:
-    """The rules with their prompts, for one model."""
+    """The rules, with their prompts embedded by one model."""
 
     def __init__(self, sets: Mapping[str, Mapping[str, Sequence[str]]], model: TextModel) -> None:
-        """``sets``: by set and mark, the prompts; as `load` reads them from a file."""
+        """Embed the prompts: ``sets`` holds them by set and label, as files do."""
         self._sets = {name: _embedded(name, marks, model) for name, marks in sets.items()}
         self._words = [word.casefold() for word in sets.get("age", {}).get("words", ())]
 
     @classmethod
     def load(cls, path: str, model: TextModel) -> Safety:
-        """The rules of a file, or the built-in ones for ""; raises ConfigError for a bad file."""
+        """Return the rules of a file, or the built-in ones; raise ConfigError for a bad file."""
         return cls(read_safety_rules(path), model)
 
     @property
@@ -114,7 +114,7 @@ class Safety:
         return tuple(SAFETY_SCORES[name] for name in self._sets)
 
     def judge(self, images: NDArray[np.float32], texts: Sequence[str]) -> list[SafetyVerdict]:
-        """A verdict for each image, (images, width) of length 1, with its caption."""
+        """Return a verdict for each image, (images, width) of length 1, and its caption."""
         found = {name: each.compare(images) for name, each in self._sets.items()}
         labels = found["content"][1].sum(axis=1)
         minors = np.array([self._names_a_minor(text) for text in texts], dtype=bool)
@@ -152,7 +152,7 @@ def _embedded(name: str, marks: Mapping[str, Sequence[str]], model: TextModel) -
 
 
 def _faults(content: Any) -> Iterator[str]:
-    """What is wrong with a file of categories, in words."""
+    """Yield what is wrong with a file of rules."""
     if not isinstance(content, dict) or "content" not in content:
         yield 'the set "content" is missing'
         return
@@ -180,4 +180,4 @@ def _faults_of_set(name: str, marks: Any) -> Iterator[str]:
         yield f'the set "{name}" needs two prompts at least'
     for prompt in prompts:
         if prompts.count(prompt) > 1:
-            yield f'the prompt "{prompt}" stands in the set "{name}" twice'
+            yield f'the prompt "{prompt}" is in the set "{name}" twice'

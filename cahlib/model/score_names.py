@@ -1,4 +1,4 @@
-"""The names of scores, and of the columns in which a dataset has them."""
+"""Names of the scores, and of their columns in a dataset."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 from cahlib.model.open_nsfw import OPEN_NSFW
 
-#: The name of the score that CLIP itself gives.
+#: The name of CLIP's own score.
 SIMILARITY = "similarity"
 
-#: What no name of a column has: blanks and slashes need quoting in SQL, pandas and file names.
+#: Not in names of columns: blanks and slashes need quoting in SQL, pandas and file names.
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def score_columns(model: str, scores: Iterable[str], *, layout: int) -> dict[str, str]:
-    """Return the column of each score that a model gives, by the layout of the dataset.
+    """Return the column of each of a model's scores, by the layout of the dataset.
 
-    `clip_ViT-B-32_openai_similarity`; in layout 1 `ViT-B-32/openai similarity`. What another
-    model gives has its own name.
+    `clip_ViT-B-32_openai_similarity`; in layout 1 `ViT-B-32/openai similarity`. Open NSFW's score
+    has its own name.
     """
     named = "{} {}" if layout == 1 else "clip_{}_{}"
     columns = {score: named.format(model, score) for score in scores}
@@ -28,5 +28,5 @@ def score_columns(model: str, scores: Iterable[str], *, layout: int) -> dict[str
 
 
 def column_name(name: str) -> str:
-    """Return a name as a column may have it."""
+    """Return a name without characters that columns may not have."""
     return _UNSAFE.sub("_", name)

@@ -1,6 +1,6 @@
-"""All that scores the pairs of a run: CLIP, the safety rules and the heads.
+"""Everything that scores the pairs of a run: CLIP, the safety rules and the heads.
 
-Nothing here imports torch before it must, so that what needs no model starts without it.
+Nothing here imports torch before a model is loaded, so that other commands start without it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """What was loaded for a run."""
+    """The loaded models of a run."""
 
     clip: Clip
     safety: Safety
@@ -32,7 +32,7 @@ class Scorer:
     open_nsfw: OpenNsfw | None = None
 
     def judged(self, images: Iterable[Image], judge: Judge, tally: Tally) -> Iterator[Judged]:
-        """Judge images as `cahlib.model.pairs.score_pairs` does, with all scores."""
+        """Yield the images as `cahlib.model.pairs.score_pairs` does, with all scores."""
         judged = score_pairs(
             images, self.clip, self.safety, judge=judge, tally=tally, heads=self.heads
         )
@@ -44,9 +44,9 @@ class Scorer:
 
 
 def check_model_files(judge: Judge) -> None:
-    """Raise ConfigError for files of models, heads or rules that are not what they should be.
+    """Raise ConfigError for invalid files of models, heads or rules.
 
-    Raise ModuleNotFoundError where no model can be loaded at all.
+    Raise ModuleNotFoundError if the libraries of models are not installed.
     """
     for library in ("torch", "torchvision", "open_clip"):
         if find_spec(library) is None:
@@ -60,7 +60,7 @@ def check_model_files(judge: Judge) -> None:
 def require_listed_model(judge: Judge) -> None:
     """Raise ConfigError if open_clip knows no model or weights of these names.
 
-    Only names cost its import; a folder says by itself what it holds.
+    Only names take its import, not folders.
     """
     source = find_source(judge)
     if source.listed:
@@ -70,7 +70,7 @@ def require_listed_model(judge: Judge) -> None:
 
 
 def load_scorer(judge: Judge) -> Scorer:
-    """Load what the settings name; raise ConfigError for what does not fit together."""
+    """Load the models that the settings name; raise ConfigError if they do not fit together."""
     from cahlib.model.clip import load_clip
 
     loaded = load_clip(judge)

@@ -145,7 +145,7 @@ def plain(
     dtype = torch.float16 if work.device == "cuda" else torch.float32
     replica = DeviceModel(loaded, device, dtype=dtype)
     with torch.inference_mode():
-        sent = replica.sent(pixels, groups)
+        sent = replica.send(pixels, groups)
         compute = seconds(lambda: replica.compute(sent, dtype), work)
         both = replica.compute(sent, torch.float32)
     of_images, of_texts = both[: len(pixels)], both[len(pixels) :][rows]

@@ -175,7 +175,7 @@ def without(*path):
         ({**SETS, "content": {**SETS["content"], "sexual": [""]}}, "must be a list of texts"),
         ({**SETS, "content": {**SETS["content"], "gore": []}}, "neutral, sexual and nothing else"),
         ({"content": {"neutral": ["a"], "sexual": []}}, "needs two prompts at least"),
-        ({"content": {"neutral": ["a"], "sexual": ["a"]}}, 'the prompt "a" stands in the set'),
+        ({"content": {"neutral": ["a"], "sexual": ["a"]}}, 'the prompt "a" is in the set'),
     ],
 )
 def test_a_bad_file_says_what_is_wrong(tmp_path, content, sentence):

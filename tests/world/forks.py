@@ -30,7 +30,7 @@ _LOADED = (
     "alembic.command", "cahlib.commands.checked", "cahlib.dataset.maintain.verify",
     "cahlib.dataset.show.report", "cahlib.dataset.write.shard_writer", "cahlib.demo.world",
     "cahlib.kaggle.servers", "cahlib.kaggle.session", "cahlib.model.clip",
-    "cahlib.model.local_model", "cahlib.run", "cahlib.scrapers",
+    "cahlib.model.model_source", "cahlib.run", "cahlib.scrapers",
     "cahlib.swarm.crew", "cahlib.swarm.hetzner", "cahlib.tracker.app", "cahlib.volunteer",
     "pyarrow.parquet", "uvicorn",
 )  # fmt: skip
