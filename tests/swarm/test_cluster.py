@@ -17,9 +17,9 @@ from cahlib.swarm.remote import Remote, remote
 from tests.world import jobs
 
 
-def cluster(*, threads=2, **settings):
+def cluster(*, workers=1, threads=2, **settings):
     return LocalCluster(
-        n_workers=1,
+        n_workers=workers,
         threads_per_worker=threads,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
@@ -28,7 +28,7 @@ def cluster(*, threads=2, **settings):
     )
 
 
-def within():
+def within(**settings):
     """One whose workers are threads of this process, which unpickles nothing.
 
     So they cannot be given plugins.
@@ -39,6 +39,7 @@ def within():
         protocol="tcp://",
         resources={"slot": 1},
         scheduler_kwargs={"extensions": extensions},
+        **settings,
     )
 
 
@@ -110,10 +111,7 @@ main()
 
 def test_a_cluster_without_workers_gets_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("cahlib.scrapers._WORKERS", 0.5)
-    with within() as theirs:
-        jobs.until(lambda: theirs.scheduler_info["workers"])  # it cannot remove one unknown to it
-        theirs.scale(0)
-        theirs.sync(theirs._correct_state)
+    with within(workers=0) as theirs:
         job = replace(Job(), output=str(tmp_path), engine=theirs.scheduler_address)
         with (
             pytest.raises(RunError, match="has no workers; start some that can import cahlib"),
@@ -124,10 +122,7 @@ def test_a_cluster_without_workers_gets_a_sentence(tmp_path, monkeypatch):
 
 def test_a_cluster_whose_workers_lack_cahlib_gets_a_sentence(tmp_path):
     """Earns its second: only another process can be without what this one has."""
-    with within() as theirs:
-        jobs.until(lambda: theirs.scheduler_info["workers"])  # it cannot remove one unknown to it
-        theirs.scale(0)
-        theirs.sync(theirs._correct_state)
+    with within(workers=0) as theirs:
         line = [sys.executable, "-c", WITHOUT, theirs.scheduler_address]
         with subprocess.Popen(
             [*line, "--nthreads=2", "--no-nanny", "--no-dashboard"], stderr=subprocess.DEVNULL
