@@ -1,5 +1,5 @@
 # make demo   a shard of the embedded web becomes a dataset, on this machine, offline
-# make test   lint, types and all tests, by TESTERS (4) processes; SEED=… repeats an order
+# make test   lint, types and all tests, by TESTERS (6) processes; SEED=… repeats an order
 # make quick  the same of the tests that start no process and load no model
 # make coverage  all tests, and how much of each package they cover, branches included
 # make test-nodes  the swarm's nodes as real machines, booted by systemd-nspawn
@@ -23,7 +23,7 @@ demo: .venv/demo
 # Many tests start Pythons, each of which would compile cahlib anew where nothing may be kept.
 test quick coverage: export PYTHONDONTWRITEBYTECODE :=
 
-TESTERS ?= 4
+TESTERS ?= 6
 # of the order of the tests and of what is random in them; pytest's line shows it
 SEED := $(or $(SEED),$(shell date +%s))
 pytest = $(bin)/pytest -n $(TESTERS) --no-loadscope-reorder --durations=20 --randomly-seed=$(SEED)

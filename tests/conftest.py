@@ -4,6 +4,7 @@
 each of these has a network of its own.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -59,6 +60,9 @@ def pytest_configure(config):
 def pytest_collection(session):
     if session.config.getoption("quick"):
         quick.enforce()
+    elif hasattr(session.config, "workerinput"):
+        with contextlib.suppress(ImportError):
+            import cahlib.model.frameworks  # noqa: F401  open_clip in half the time
 
 
 def pytest_collectreport(report):

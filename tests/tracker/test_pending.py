@@ -586,7 +586,7 @@ def test_threads_that_are_held_up_anywhere_lose_no_lease(place, kind, monkeypatc
     monkeypatch.setattr(shared, "_PAUSE", 0)  # what is given back may be leased again at once
     monkeypatch.setattr(shared, "_PATIENCE", float("inf"))
     world = World(*place, kind=kind, count=4, shared=Shared)
-    busy = Busy(world, 50)
+    busy = Busy(world, 25)
     with shaken(pending, shared):
         busy.worker = world.launch(often=(0.01, 0))
         together(busy.lease, busy.work, busy.work, busy.rival)
