@@ -109,6 +109,7 @@ dev = [
     "embedding-reader>=1.8",  # reads our embeddings, as autofaiss and clip-retrieval do
     "schemathesis>=4",  # sends the tracker what nobody thought of
     "playwright>=1.50",  # drives the system's Chromium through the tracker's pages
+    "axe-playwright-python>=0.1.4",  # finds in them what people who cannot see well stumble over
     "jupyterlab>=4.2",  # gpucah.ipynb as a user opens it
     "nbconvert>=7.16",  # and as batch runs execute it
     "rbloom>=1.5",  # reads our Bloom filters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import socket
 import sys
@@ -206,7 +207,7 @@ def _settings(chosen: dict[str, Any]) -> Settings:
             upload=chosen["upload"],
             old_upload=chosen["old_upload"],
         ),
-        limits=Limits(address=rate, worker=rate / 5, newcomers=rate / 100),
+        limits=Limits(address=rate, worker=rate / 5, newcomers=rate / 100, streams=math.ceil(rate)),
         title=chosen["title"],
         legacy=not chosen["no_legacy"],
         filters=filters,

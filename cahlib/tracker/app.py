@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 import cahlib
 from cahlib.tracker import bloom, board, calls, intake, legacy, metrics, names, pages, rules
@@ -23,6 +25,7 @@ from cahlib.tracker.database import DatabaseAway
 from cahlib.tracker.limits import Gate
 from cahlib.tracker.rules import Kind, Outdated, Refusal, Unknown
 from cahlib.tracker.service import Service, Settings, of
+from cahlib.tracker.stream import Stream
 
 _log = logging.getLogger(__name__)
 _v1 = APIRouter(prefix="/v1", tags=["workers"])
@@ -35,13 +38,16 @@ Key = Annotated[HTTPAuthorizationCredentials, Security(HTTPBearer())]
 def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> FastAPI:
     """The application; its database must have been migrated."""
     service = Service(settings) if clock is None else Service(settings, clock=clock)
+    stream = Stream(partial(pages.look, service), each=settings.limits.streams)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         app.state.filters = bloom.open_all(FilePath(settings.filters)) if settings.filters else {}
         app.state.filtering = asyncio.Semaphore(2)
         service.start()
+        looking = asyncio.create_task(stream.run(settings.live))
         yield
+        looking.cancel()
         service.close()
         for each in app.state.filters.values():
             each.close()
@@ -57,7 +63,7 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
         redirect_slashes=False,  # a redirection would not know the path below which we lie
     )
     app.state.service = service
-    app.router.routes.extend(calls.routes())
+    app.router.routes.extend([*calls.routes(), Route("/live", stream)])
     document = app.openapi
     app.openapi = lambda: app.openapi_schema or calls.described(document())  # type: ignore[method-assign]
     app.include_router(_v1)
@@ -196,7 +202,7 @@ def leaderboard(request: Request) -> dict[str, Any]:
 @_v1.get("/stuck", tags=["public"])
 def stuck(request: Request) -> list[dict[str, Any]]:
     """The shards that failed for several workers."""
-    return of(request).stuck()
+    return of(request).stuck()[:200]
 
 
 @_admin.post("/retry")

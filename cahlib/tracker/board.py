@@ -6,12 +6,14 @@ and the shards in each other state are few, or one end of an index.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, delete, func, select
 
+from cahlib.tracker import activity
 from cahlib.tracker.database import Database
 from cahlib.tracker.rules import Missing
 from cahlib.tracker.schema import (
@@ -22,11 +24,15 @@ from cahlib.tracker.schema import (
     is_one_of,
     people,
     shards,
+    teams,
+    wats,
     workers,
 )
 
 #: Seconds after which a silent worker is not counted as at work.
 ACTIVE = 900
+#: How Common Crawl names a crawl, in its files' paths.
+_CRAWL = re.compile(r"CC-MAIN-\d{4}(?:-\d{4})?-\d{2}")
 #: Seconds that one row of the history stands for, and after which only full hours are kept.
 SLOT, RECENT = 300, 2 * 86400
 
@@ -97,11 +103,7 @@ def counts(database: Database) -> Counts:
 
 def at_work(database: Database, now: float) -> dict[str, int]:
     """How many workers of each kind gave a sign of life lately."""
-    query = (
-        select(workers.c.kind, func.count())
-        .where(workers.c.last_seen > now - ACTIVE, ~workers.c.gone)
-        .group_by(workers.c.kind)
-    )
+    query = select(workers.c.kind, func.count()).where(active(now)).group_by(workers.c.kind)
     with database.read() as connection:
         found = {row[0]: row[1] for row in connection.execute(query)}
     return {kind: found.get(kind, 0) for kind in ("hybrid", "cpu", "gpu")}
@@ -136,14 +138,66 @@ def named(database: Database, name: str) -> list[int]:
     raise Missing(f"There is no worker {name}, and nobody of that nickname.")
 
 
-def active(database: Database, now: float, *, most: int = 200) -> list[dict[str, Any]]:
-    """The workers that gave a sign of life lately, the latest first."""
+def found(
+    database: Database, *conditions: Any, skip: int = 0, most: int = 100
+) -> tuple[int, list[dict[str, Any]]]:
+    """Return how many workers are so, and some of them, the last seen first."""
     shown = [c for c in workers.c if c.name not in ("secret", "id")]
-    query = select(*shown).where(workers.c.last_seen > now - ACTIVE, ~workers.c.gone)
-    return _rows(database, query.order_by(workers.c.last_seen.desc()).limit(most))
+    query = select(*shown).where(*conditions).order_by(workers.c.last_seen.desc(), workers.c.id)
+    with database.read() as connection:
+        number = connection.execute(select(func.count()).select_from(workers).where(*conditions))
+        rows = connection.execute(query.offset(skip).limit(most))
+        return number.scalar_one(), [dict(row._mapping) for row in rows]
 
 
-def stuck(database: Database, *, most: int = 200) -> list[dict[str, Any]]:
+def active(now: float) -> Any:
+    """Return what is true of workers that gave a sign of life lately."""
+    return (workers.c.last_seen > now - ACTIVE) & ~workers.c.gone
+
+
+def called(text: str) -> Any:
+    """Return what is true of workers with a text in their name or nickname."""
+    return workers.c.name.icontains(text, autoescape=True) | workers.c.nickname.icontains(
+        text, autoescape=True
+    )
+
+
+def of_nickname(nickname: str) -> Any:
+    """Return what is true of a person's workers."""
+    return workers.c.nickname == nickname
+
+
+def latest(database: Database, *, most: int = 12) -> list[dict[str, Any]]:
+    """Return the shards that were finished last, and by whom."""
+    query = (
+        select(
+            shards.c.number,
+            shards.c.pairs,
+            shards.c.finished,
+            workers.c.nickname,
+            workers.c.kind,
+            workers.c.pairs.label("all_pairs"),
+            workers.c.first_seen,
+        )
+        .join(workers, workers.c.id == shards.c.worker)
+        .where(shards.c.finished.is_not(None))
+        .order_by(shards.c.finished.desc())
+    )
+    return _rows(database, query.limit(most))
+
+
+def crawls(database: Database) -> list[str]:
+    """Return the names of the first and the last crawl that shards are of, as far as URLs tell."""
+    ends = [func.min(wats.c.number), func.max(wats.c.number)]
+    with database.read() as connection:
+        numbers = connection.execute(select(*ends)).one()
+        query = select(wats.c.url).where(wats.c.number.in_(numbers)).order_by(wats.c.number)
+        urls = connection.execute(query).scalars().all()
+    named = (_CRAWL.search(url) for url in urls)
+    return list(dict.fromkeys(each[0] for each in named if each))
+
+
+def stuck(database: Database, *, most: int = 2000) -> list[dict[str, Any]]:
     """The shards that were set aside, with their last error and how many workers failed."""
     failed = (
         select(func.count())
@@ -172,11 +226,17 @@ def record(database: Database, now: float) -> None:
     )
     idle = (people.c.done == 0) & (people.c.scraped == 0) & ~people.c.banned
     idle &= ~select(1).where(workers.c.nickname == people.c.nickname).exists()
+    empty = ~select(1).where(people.c.team == teams.c.name).exists()
     with database.write() as connection:
-        connection.execute(database.insert(history).values(row).on_conflict_do_nothing())
+        fresh = database.insert(history).values(row).on_conflict_do_nothing()
+        if connection.execute(fresh.returning(history.c.time)).first() is None:
+            return
+        activity.note(database, connection, slot - SLOT)
+        activity.condense(database, connection, now)
         connection.execute(delete(history).where(old))
         connection.execute(delete(workers).where(forgotten))
         connection.execute(delete(people).where(idle))
+        connection.execute(delete(teams).where(empty))
 
 
 def write_health(database: Database, now: float) -> None:

@@ -58,13 +58,21 @@ class Guarded(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         super().connection_lost(exc)
         self._await_nothing()
 
+    def shutdown(self) -> None:
+        """End when the server does; a stream of events would never end by itself."""
+        if self._busy and self.scope["path"] == "/live":
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def data_received(self, data: bytes) -> None:
         """Take what came, unless it is a head without an end."""
         if not self._busy:
             if self._alarm is None:  # it was kept alive, and says more
                 self._await_head()
             self._head += len(data)
-            if self._head > _HEAD_BYTES + _BODY_RATE:
+            # with the end of a head, the beginning of a body may have come
+            if self._head > _HEAD_BYTES + _BODY_RATE and b"\r\n\r\n" not in data:
                 self.cut()
                 return
         super().data_received(data)

@@ -24,11 +24,12 @@ BODY, DONE_BODY, FILTER_BODY = 1 << 20, 4 << 20, 32 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Requests a second that each server process allows in the long run; 0 = any number."""
+    """What each server process allows, requests a second in the long run; 0 = any number."""
 
     address: float = 50
     worker: float = 10
     newcomers: float = 0.5  #: registrations from one address
+    streams: int = 50  #: pages of one address that are sent news; the others ask now and then
 
 
 class Rate:

@@ -1,131 +1,309 @@
-"""The pages people watch, the numbers for Prometheus, and the sign of health.
+"""The pages people watch, the Atom feed, the badges, and the sign of health.
 
-Pages are made whole on the server; a few lines of script fetch them again and exchange what lies
-in <main>. Everything they need is served from here.
+Pages are made whole on the server, and work without script; with it, the overview is kept up to
+date by server-sent events. Everything they need is served from here.
 """
 
 from __future__ import annotations
 
+import re
 import time
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
-from fastapi import APIRouter, Path, Request
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import PlainTextResponse, Response
 
-from cahlib.tracker import board
+from cahlib.tracker import activity, board, charts, milestones, rendering, rules, standings
+from cahlib.tracker.activity import DAY, HOUR
 from cahlib.tracker.rules import Missing
-from cahlib.tracker.service import of, shown_time
+from cahlib.tracker.service import Service, of, shown_time
 
 router = APIRouter(include_in_schema=False)
-_SITE = FilePath(__file__).parent / "site"
-_KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_ABOUT = (
-    "Volunteers turn the web pages of Common Crawl into image–text pairs that models learn from."
-)
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
-    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
-}
+#: Rows of a table on one page.
+_ROWS = 50
+#: Days that the bars of a person's or a team's page show.
+_DAYS = 42
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
-    """A line over time, in a box of 600 × 160."""
-
-    title: str
-    line: str  #: points of a polyline
-    area: str  #: the same closed at the bottom
-    top: str  #: the largest value, for people
-    start: str
-    end: str
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_SITE),
-        autoescape=True,  # nicknames, errors and progress are other people's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=_number, long=shown_time, ago=_ago)
-    return environment
+Period: TypeAlias = Literal["hour", "day", "all"]
+Text = Annotated[str, Query(max_length=200)]
+Number = Annotated[int, Query(ge=1, le=100_000)]
 
 
 @router.get("/")
-def overview(request: Request) -> HTMLResponse:
+def overview(request: Request) -> Response:
     """How far the crawl is."""
-    state = of(request).state()
+    service = of(request)
+    state = service.state()
     pairs = [*((row["time"], row["pairs"]) for row in state.ever), (state.time, state.counts.pairs)]
-    rates = _rates(state.day, "done")
-    charts = [
-        _chart("Shards per hour, last day", rates, now=state.time),
-        _chart("Pairs, all time", pairs, now=state.time),
+    lines = [
+        charts.chart("Shards per hour, last day", _rates(state.day, "done"), now=state.time),
+        charts.chart("Pairs, all time", pairs, now=state.time),
     ]
-    address = str(request.base_url).rstrip("/")
-    return _page("overview.html", request, state=state, charts=charts, address=address)
+    values, finished = look(service)
+    leaders = standings.ranked(service.contributors(), "day")[:10]
+    return rendering.page(
+        "overview.html", request, state=state, values=values, finished=finished, charts=lines,
+        leaders=leaders, lines=_sparks(service, leaders, "pairs"),
+        reached=milestones.of_crawl(state)[:4],
+        following=milestones.following(state.counts.pairs, state.pairs_per_hour),
+        address=str(request.base_url).rstrip("/"),
+    )  # fmt: skip
+
+
+def look(service: Service) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what the overview shows, as texts by name, and the shards that were finished last."""
+    state = service.state()
+    counts, now = state.counts, service.clock()
+    texts = {
+        "share": f"{counts.share * 100:.2f}",
+        "eta": shown_time(state.eta),
+        "per_hour": charts.number(state.per_hour),
+        "at_work": charts.number(sum(state.workers.values())),
+        "kinds": ", ".join(
+            f"{count} {kind if kind == 'hybrid' else kind.upper()}"
+            for kind, count in state.workers.items()
+        ),
+        "busy": charts.number(counts.leased + counts.judging),
+    } | {
+        name: charts.number(getattr(counts, name))
+        for name in ("done", "total", "pairs", "scraped", "todo", "failed")
+    }
+    scale = 1000 / (counts.total or 1)
+    parts = (counts.done, counts.scraped, counts.leased + counts.judging)
+    bars = {
+        name: round(sum(parts[: n + 1]) * scale, 1)
+        for n, name in enumerate(("done", "scraped", "busy"))
+    }
+    finished = [
+        {
+            "key": f"{row['number']}-{row['finished']}",
+            "who": row["nickname"],
+            "pairs": charts.number(row["pairs"]),
+            "shard": row["number"],
+            "pace": _pace(row),
+            "ago": max(round(now - row["finished"]), 0),
+        }
+        for row in service.latest()
+    ]
+    return {"texts": texts, "bars": bars}, finished
+
+
+def _pace(row: dict[str, Any]) -> str:
+    """Return how fast the worker of a finished shard is, since it joined."""
+    seconds = row["finished"] - row["first_seen"]
+    if seconds < 1 or not row["all_pairs"]:
+        return ""
+    return f"{charts.number(round(row['all_pairs'] / seconds * 3600))} pairs/h"
 
 
 @router.get("/badge.svg")
-def badge(request: Request) -> Response:
-    """How far the crawl is, to show elsewhere."""
+def badge(request: Request, name: Text = "") -> Response:
+    """How far the crawl is, or what a person has done, to show elsewhere."""
     service = of(request)
-    counts = service.state().counts
-    said = f"{counts.share:.1%} · {_number(counts.pairs)} pairs"
-    values = {"title": service.settings.title, "share": counts.share, "said": said}
-    text = _PAGES.get_template("badge.svg").render(values)
+    title, share = service.settings.title, service.state().counts.share
+    if name:
+        standing = _standing(service, rules.sentence(name, 200))
+        said = f"{charts.number(standing.work.pairs)} pairs · #{standing.rank}"
+        title, share = standing.who.name, 0.0
+    else:
+        said = f"{share:.1%} · {charts.number(service.state().counts.pairs)} pairs"
+    values = {"title": title, "share": share, "said": said}
+    text = rendering.render("badge.svg", values)
     headers = {"Cache-Control": "max-age=60", "X-Content-Type-Options": "nosniff"}
     return Response(text, media_type="image/svg+xml", headers=headers)
 
 
+@router.get("/feed.atom")
+def feed(request: Request) -> Response:
+    """The milestones of the crawl, for feed readers."""
+    service = of(request)
+    state = service.state()
+    title, form = service.settings.title, "%Y-%m-%dT%H:%M:%SZ"
+    entries = [
+        {
+            # of this community's crawls: a name is all that is known of either for good
+            "id": uuid.uuid5(uuid.NAMESPACE_URL, f"{title} {service.crawls()} {each.key}").urn,
+            "text": each.text,
+            "time": time.strftime(form, time.gmtime(each.time)),
+        }
+        for each in milestones.of_crawl(state)[:30]
+    ]
+    updated = entries[0]["time"] if entries else time.strftime(form, time.gmtime(0))
+    ours = uuid.uuid5(uuid.NAMESPACE_URL, f"{title} {service.crawls()}").urn
+    values = {"title": title, "id": ours, "updated": updated, "entries": entries}
+    text = rendering.render("feed.xml", values)
+    return rendering.answer(request, text, "application/atom+xml")
+
+
 @router.get("/leaderboard")
-def leaderboard(request: Request) -> HTMLResponse:
+def leaderboard(
+    request: Request,
+    last: Period = "all",
+    by: Literal["pairs", "scraped"] = "pairs",
+    q: Text = "",
+    page: Number = 1,
+) -> Response:
     """Who did most."""
     service = of(request)
-    return _page(
-        "leaderboard.html", request, people=service.pairs_board(), scrapers=service.parcel_board()
+    every = standings.ranked(service.contributors(), last, by)
+    return _board(request, every, kind="person", last=last, by=by, q=q, page=page)
+
+
+@router.get("/teams")
+def teams(request: Request, last: Period = "all", q: Text = "", page: Number = 1) -> Response:
+    """Which teams did most."""
+    every = standings.ranked(standings.teams(of(request).contributors()), last)
+    return _board(request, every, kind="team", last=last, by="pairs", q=q, page=page)
+
+
+def _board(
+    request: Request, every: Sequence[standings.Standing], *, kind: str, page: int, **asked: str
+) -> Response:
+    sought = rules.sentence(asked["q"], 200)
+    if sought:
+        every = [each for each in every if sought.casefold() in each.who.name.casefold()]
+    shown = every[(page - 1) * _ROWS : page * _ROWS]
+    lines = _sparks(of(request), shown, asked["by"]) if kind == "person" else {}
+    pages = {"page": page, "pages": -(-len(every) // _ROWS), "found": len(every)}
+    asked |= {"q": sought}
+    return rendering.page(
+        "leaderboard.html", request, rows=shown, lines=lines, kind=kind, asked=asked, **pages
     )
 
 
+def _sparks(service: Service, shown: Sequence[standings.Standing], what: str) -> dict[str, str]:
+    """Return the last day of these people, hour by hour, as small lines."""
+    now = service.clock()
+    starts = [int(now // HOUR * HOUR) - HOUR * n for n in reversed(range(24))]
+    names = [each.who.name for each in shown]
+    did = activity.series(service.database, names, size=HOUR, start=starts[0])
+    return {
+        name: charts.spark([getattr(hours.get(at, activity.Work()), what) for at in starts])
+        for name, hours in did.items()
+    }
+
+
+@router.get("/person")
+def person(request: Request, name: Text) -> Response:
+    """What a person does, and did."""
+    service = of(request)
+    standing = _standing(service, rules.sentence(name, 200))
+    who = standing.who
+    count, machines = board.found(service.database, board.of_nickname(who.name), most=_ROWS)
+    days = activity.series(service.database, [who.name], size=DAY, start=1)[who.name]
+    points, total = [], standing.work.pairs - sum(work.pairs for work in days.values())
+    for day, work in days.items():
+        points.append((day, total := total + work.pairs))
+    worked = [day for day, work in days.items() if work.done + work.scraped > 0]
+    everybody = service.state().counts.pairs
+    return rendering.page(
+        "person.html", request, standing=standing, machines=machines, count=count,
+        streak=activity.streak(worked, service.clock()),
+        share=standing.work.pairs / everybody if everybody else 0.0,
+        reached=milestones.of_pairs(points)[:6], **_days(service, days),
+    )  # fmt: skip
+
+
+def _days(service: Service, days: dict[int, activity.Work]) -> dict[str, Any]:
+    """Return the bars of the last weeks: pairs, or parcels where there are no pairs."""
+    last = int(service.clock() // DAY * DAY)
+    starts = [last - DAY * n for n in reversed(range(_DAYS))]
+    what, unit = "pairs", "pairs"
+    if not any(work.pairs for work in days.values()):
+        what, unit = "scraped", "parcels"
+    values = {day: getattr(work, what) for day, work in days.items()}
+    top = max(values.get(day, 0) for day in starts)
+    bars = charts.bars(values, starts, unit)
+    return {"bars": bars, "since": starts[0], "unit": unit, "top": top}
+
+
+@router.get("/team")
+def team(request: Request, name: Text) -> Response:
+    """What a team does, and who is in it."""
+    service, sought = of(request), rules.sentence(name, 200)
+    people = service.contributors()
+    standing = _of(standings.ranked(standings.teams(people), "all"), sought)
+    members = standings.ranked([one for one in people if one.team == sought], "all")
+    names = [each.who.name for each in members]
+    days: dict[int, activity.Work] = {}
+    for did in activity.series(service.database, names[:500], size=DAY, start=1).values():
+        for day, work in did.items():
+            days[day] = work.plus(days.get(day, activity.Work()))
+    shown = members[:_ROWS]
+    return rendering.page(
+        "team.html", request, standing=standing, members=shown, count=len(members),
+        lines=_sparks(service, shown, "pairs"), **_days(service, days),
+    )  # fmt: skip
+
+
+def _standing(service: Service, name: str) -> standings.Standing:
+    """Return a person's place among all; raise Missing."""
+    every = service.contributors()
+    for by in ("pairs", "scraped"):
+        for each in standings.ranked(every, "all", by):
+            if each.who.name == name:
+                return each
+    raise Missing(f"Nobody called {name} has finished a shard.")
+
+
+def _of(every: Sequence[standings.Standing], name: str) -> standings.Standing:
+    for each in every:
+        if each.who.name == name:
+            return each
+    raise Missing(f"There is no team {name} that has finished a shard.")
+
+
 @router.get("/workers")
-def workers(request: Request) -> HTMLResponse:
-    """Who is at work."""
-    return _page("workers.html", request, workers=of(request).active())
+def workers(
+    request: Request, q: Text = "", page: Number = 1, every: Annotated[int, Query(ge=0, le=1)] = 0
+) -> Response:
+    """Who is at work, or has been."""
+    service, sought = of(request), rules.sentence(q, 200)
+    conditions = [] if every else [board.active(service.clock())]
+    if sought:
+        conditions.append(board.called(sought))
+    skip = (page - 1) * _ROWS
+    count, rows = board.found(service.database, *conditions, skip=skip, most=_ROWS)
+    pages = {"page": page, "pages": -(-count // _ROWS), "found": count}
+    asked = {"q": sought, "every": every}
+    return rendering.page("workers.html", request, workers=rows, asked=asked, **pages)
 
 
 @router.get("/worker/{kind}/{name}")
 def worker(
     request: Request, kind: str, name: Annotated[str, Path(pattern="^[a-z0-9-]{1,60}$")]
-) -> HTMLResponse:
+) -> Response:
     """One worker."""
     found = board.worker(of(request).database, name)
     if found["kind"] != kind.lower():
         raise Missing("There is no worker of this name and type.")
-    return _page("worker.html", request, worker=found)
+    return rendering.page("worker.html", request, worker=found)
 
 
 @router.get("/stuck")
-def stuck(request: Request) -> HTMLResponse:
-    """The shards that were set aside."""
-    return _page("stuck.html", request, shards=of(request).stuck())
+def stuck(request: Request) -> Response:
+    """The shards that were set aside, by what was wrong."""
+    return rendering.page("stuck.html", request, groups=grouped(of(request).stuck()), most=_ROWS)
+
+
+def grouped(every: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return shards by their errors, without what differs from shard to shard; most come first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in every:
+        found.setdefault(_PARTICULAR.sub("…", each["error"] or ""), []).append(each)
+    return sorted(found.items(), key=lambda group: -len(group[1]))
+
+
+#: What names one file, host, moment or measurement in an error; a status code is of all.
+_PARTICULAR = re.compile(r"\w+://\S+|/\S+|\b[0-9a-f]{8,}\b|\d+[.,:]\d[\d.,:]*|\d{4,}")
 
 
 @router.get("/site/{name}")
-def asset(name: str) -> FileResponse:
+def asset(request: Request, name: str) -> Response:
     """A style sheet, the script, or the icon."""
-    path = _SITE / name
-    if path.parent != _SITE or path.suffix not in _KINDS or not path.is_file():
-        raise Missing("There is no such file.")
-    headers = {"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"}
-    return FileResponse(path, media_type=_KINDS[path.suffix], headers=headers)
+    return rendering.file(request, name)
 
 
 @router.get("/healthz", response_class=PlainTextResponse)
@@ -143,57 +321,9 @@ def readyz(request: Request) -> str:
     return "ok"
 
 
-def _page(template: str, request: Request, **values: Any) -> HTMLResponse:
-    # relative: behind a proxy, all of this may lie below a path of which nobody tells us
-    base = "../" * (request.url.path.count("/") - 1) or "./"
-    service = of(request)
-    more = {"now": service.clock(), "base": base, "title": service.settings.title, "about": _ABOUT}
-    text = _PAGES.get_template(template).render(values, **more)
-    return HTMLResponse(text, headers=_HEADERS)
-
-
 def _rates(history: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
     """What a count grew by an hour, at each point over the half hour before it."""
     return [
         (after["time"], (after[name] - before[name]) * 3600 / (after["time"] - before["time"]))
         for before, after in zip(history, history[6:], strict=False)
     ]
-
-
-def _chart(title: str, points: list[tuple[float, float]], *, now: float) -> Chart | None:
-    if len(points) < 2:
-        return None
-    first, last = points[0][0], points[-1][0]
-    top = max(max(value for _, value in points), 1)
-    step = max(len(points) // 300, 1)  # more than that cannot be seen
-    places = [
-        f"{600 * (at - first) / max(last - first, 1):.1f},{156 - 150 * max(value, 0) / top:.1f}"
-        for at, value in [*points[:-1:step], points[-1]]
-    ]
-    form = "%d %b %H:%M" if last - first < 2 * 86400 else "%d %b %Y"
-    line = " ".join(places)
-    return Chart(
-        title=title,
-        line=line,
-        area=f"0,156 {line} 600,156",
-        top=_number(top),
-        start=time.strftime(form, time.gmtime(first)),
-        end=f"now ({time.strftime('%H:%M', time.gmtime(now))} UTC)",
-    )
-
-
-def _number(value: float) -> str:
-    """A number for people: 1,234 or 12.3 M."""
-    for size, unit in ((1e9, " G"), (1e6, " M")):
-        if abs(value) >= size:
-            return f"{value / size:,.2f}{unit}"
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.1f}"
-
-
-def _ago(then: float, now: float) -> str:
-    """How long ago something was."""
-    seconds = max(now - then, 0)
-    return f"{seconds:.0f} s ago" if seconds < 90 else f"{shown_time(seconds)} ago"
-
-
-_PAGES = _environment()

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
 
-from cahlib.tracker import board
+from cahlib.tracker import board, standings
 from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.database import Database, DatabaseAway
 from cahlib.tracker.limits import Limits
@@ -34,6 +34,7 @@ class Settings:
     filters: str = ""  #: the folder of the Bloom filters, "" for none
     admin: str = field(default="", repr=False)  #: the administrator's secret, "" for none
     tick: float = 15  #: seconds between two looks for leases that ran out
+    live: float = 2  #: seconds between two looks for those who watch
     fresh: float = 2  #: seconds for which numbers are shown again before they are asked for anew
 
 
@@ -49,9 +50,14 @@ class State:
     time: float
 
     @property
+    def pairs_per_hour(self) -> float:
+        """Pairs, over the last hours."""
+        return _pace(self.ever, "pairs", self.counts.pairs, self.time)
+
+    @property
     def eta(self) -> float | None:
         """Seconds until all is done, at the pace of the last hours."""
-        left = self.counts.total - self.counts.done - self.counts.failed
+        left = max(self.counts.total - self.counts.done - self.counts.failed, 0)
         return left / self.per_hour * 3600 if self.per_hour else None
 
 
@@ -92,7 +98,11 @@ class Service:
         self.parcel_board = Cached(
             lambda: board.leaders(self.database, by="scraped"), settings.fresh
         )
-        self.active = Cached(lambda: board.active(self.database, clock()), settings.fresh)
+        self.contributors = Cached(
+            lambda: standings.contributors(self.database, clock()), 5 * settings.fresh
+        )
+        self.latest = Cached(lambda: board.latest(self.database), settings.fresh)
+        self.crawls = Cached(lambda: board.crawls(self.database), 30 * settings.fresh)
         self.stuck = Cached(lambda: board.stuck(self.database), settings.fresh)
         self.writes = Cached(lambda: board.write_health(self.database, clock()), settings.fresh)
         self._past = Cached(lambda: board.past(self.database, 0), 60)
@@ -119,7 +129,7 @@ class Service:
         return State(
             counts=counts,
             workers=board.at_work(self.database, now),
-            per_hour=_pace(ever, counts.done, now),
+            per_hour=_pace(ever, "done", counts.done, now),
             day=[row for row in ever if row["time"] >= now - 86400],
             ever=ever,
             time=now,
@@ -152,9 +162,9 @@ def shown_time(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def _pace(history: list[dict[str, Any]], done: int, now: float) -> float:
-    """Shards an hour: since the first point of the last six hours."""
+def _pace(history: list[dict[str, Any]], what: str, count: int, now: float) -> float:
+    """Return what a count grows by an hour: since the first point of the last six hours."""
     recent = [row for row in history if row["time"] >= now - 6 * 3600]
     if not recent or now - recent[0]["time"] < 1:
         return 0.0
-    return float(max(done - recent[0]["done"], 0) / (now - recent[0]["time"]) * 3600)
+    return float(max(count - recent[0][what], 0) / (now - recent[0]["time"]) * 3600)

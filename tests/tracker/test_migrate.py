@@ -16,6 +16,7 @@ from cahlib.tracker.database import Database
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.rules import Kind, Rules
 from cahlib.tracker.schema import schema
+from cahlib.tracker.standings import contributors
 
 A, B, C = (bytes([n]) * 16 for n in range(3))
 
@@ -82,6 +83,12 @@ def test_what_an_earlier_version_wrote_is_kept(empty, revision):
     counts = board.counts(empty)
     assert (counts.total, counts.done, counts.leased, counts.failed) == (4, 1, 1, 1)
     assert counts.pairs == 6 and len(board.past(empty, 0)) == 1 and len(board.stuck(empty)) == 1
+    sums = {
+        one.name: (one.now["all"].pairs, one.now["day"].pairs) for one in contributors(empty, 9e9)
+    }
+    assert sums == {
+        "ann": (2, 0 if revision < "0007" else 2)
+    }  # of what was before, nobody knows when
     crowd = Crowd(empty, Rules())
     secret = crowd.register("carl", Kind.HYBRID, proof="his")[1]
     leased = crowd.lease(secret).number

@@ -70,7 +70,7 @@ def outside(request, url, database, fill, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     fill(1)
-    with serving(create(Settings(database=url, limits=ANY, fresh=0))) as inner:
+    with serving(create(Settings(database=url, limits=ANY, fresh=0, live=0.1))) as inner:
         with proxied(request.param, inner, tmp_path) as address:
             yield f"{address}/cah"
 
@@ -124,13 +124,21 @@ def test_pages_are_whole_and_workers_work(outside, tmp_path):
     [leased], _ = tracker.lease()
     tracker.complete(leased.number, similarities={}, tally=Tally())
     followed = set()
-    for page in ("/", "/leaderboard", f"/worker/hybrid/{name}"):
+    for page in ("/", "/leaderboard", "/person?name=ann", f"/worker/hybrid/{name}"):
         told, text = fetched(outside + page, tmp_path)
         assert told == {"status": 200, "protocol": "2"}
         links = {
             urljoin(outside + page, link) for link in re.findall(r'(?:href|src)="(.*?)"', text)
         }
-        assert f"{outside}/site/style.css" in links and f"{outside}/leaderboard" in links
+        assert f"{outside}/leaderboard" in links
+        assert any(each.startswith(f"{outside}/site/style.css?") for each in links)
         followed |= links
     assert all(link.startswith(f"{outside}/") for link in followed)
     assert {fetched(link, tmp_path)[0]["status"] for link in followed} == {200}
+    accepts = ["-N", "--cacert", tmp_path / "cert.pem", "-H", "Accept: text/event-stream"]
+    watching = subprocess.Popen(["curl", "-s", *accepts, f"{outside}/live"], stdout=subprocess.PIPE)
+    try:  # a proxy that kept it back until there is more would never end this
+        assert any(line.startswith(b"data: ") for line in watching.stdout)
+    finally:
+        watching.kill()
+        watching.communicate()

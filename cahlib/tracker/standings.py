@@ -1,0 +1,105 @@
+"""Who did most: people and teams, in the last hour, the last day and all in all, and who climbs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cahlib.tracker import activity
+from cahlib.tracker.activity import Work
+from cahlib.tracker.database import Database
+
+PERIODS = {"hour": "last hour", "day": "last day", "all": "all time"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contributor:
+    """A person or a team, and what was done."""
+
+    name: str
+    team: str | None = None  #: of a person
+    verified: bool = False  #: whoever works under this name has shown its secret
+    members: int = 1
+    now: Mapping[str, Work]  #: by period
+    before: Mapping[str, Work]  #: in the period before it; of all time: until a day ago
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A place on a leaderboard."""
+
+    rank: int
+    climbed: int | None  #: places since the period before; None if there was none
+    who: Contributor
+    work: Work
+
+
+def contributors(database: Database, now: float) -> list[Contributor]:
+    """Return all who did something."""
+    with database.read() as connection:
+        recent = activity.recent(connection, now)
+        every = activity.everyone(connection)
+    return [_contributor(row, total, fresh, recent) for row, total, fresh in every]
+
+
+def _contributor(
+    row: object, total: Work, fresh: Work, recent: Mapping[tuple[str, int], Work]
+) -> Contributor:
+    name = row.nickname  # type: ignore[attr-defined]
+    hour, hour_before, rest, day_before = (recent.get((name, age), Work()) for age in range(4))
+    hour = hour.plus(fresh)
+    day = hour.plus(hour_before).plus(rest)
+    return Contributor(
+        name=name,
+        team=row.team,  # type: ignore[attr-defined]
+        verified=row.secret is not None,  # type: ignore[attr-defined]
+        now={"hour": hour, "day": day, "all": total},
+        before={"hour": hour_before, "day": day_before, "all": total.minus(day)},
+    )
+
+
+def teams(people: Iterable[Contributor]) -> list[Contributor]:
+    """Return the teams, with what their members did together, whenever they joined it."""
+    members: dict[str, list[Contributor]] = {}
+    for one in people:
+        if one.team:
+            members.setdefault(one.team, []).append(one)
+    return [
+        Contributor(
+            name=name,
+            members=len(every),
+            now={period: _sum(one.now[period] for one in every) for period in PERIODS},
+            before={period: _sum(one.before[period] for one in every) for period in PERIODS},
+        )
+        for name, every in members.items()
+    ]
+
+
+def _sum(works: Iterable[Work]) -> Work:
+    total = Work()
+    for each in works:
+        total = total.plus(each)
+    return total
+
+
+def ranked(every: Sequence[Contributor], period: str, by: str = "pairs") -> list[Standing]:
+    """Return the leaderboard of a period, by "pairs" or by parcels "scraped"."""
+    now = _order({one.name: one.now[period] for one in every}, by)
+    before = _order({one.name: one.before[period] for one in every}, by)
+    named = {one.name: one for one in every}
+    return [
+        Standing(
+            rank=rank,
+            climbed=before[name] - rank if name in before else None,
+            who=named[name],
+            work=named[name].now[period],
+        )
+        for name, rank in now.items()
+    ]
+
+
+def _order(works: Mapping[str, Work], by: str) -> dict[str, int]:
+    """Return ranks by name, from the first on; who did nothing of that kind has none."""
+    least = {"pairs": "done"}.get(by, by)  # a shard may hold no pair
+    some = [(-getattr(work, by), name) for name, work in works.items() if getattr(work, least) > 0]
+    return {name: rank for rank, (_, name) in enumerate(sorted(some), 1)}

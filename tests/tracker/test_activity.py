@@ -1,0 +1,135 @@
+"""What people did over time is noted once, kept by hours and days, and never lost or doubled."""
+
+import pytest
+from sqlalchemy import select
+
+from cahlib.tracker import activity, board, intake, milestones, standings
+from cahlib.tracker.activity import DAY, HOUR, Work
+from cahlib.tracker.rules import Kind, Result
+from cahlib.tracker.schema import activity as table
+from cahlib.tracker.schema import people
+from cahlib.tracker.service import State
+
+PARCEL = {"url": "s3://parcels/a.tar", "sha256": "0" * 64, "size": 5000}
+
+
+def finish(crowd, secret, pairs):
+    number = crowd.lease(secret).number
+    crowd.complete(secret, number, Result(pairs=pairs))
+    return number
+
+
+def noted(database):
+    """Return all that is noted of each person, and the sum of it that is kept."""
+    found = {}
+    with database.read() as connection:
+        for row in connection.execute(select(table)):
+            done, pairs = found.get((row.nickname, row.time > 0), (0, 0))
+            found[row.nickname, row.time > 0] = done + row.done, pairs + row.pairs
+    return found
+
+
+def test_each_shard_is_in_one_piece_of_time(crowd, fill, database, clock):
+    fill(20)
+    clock.now = 20 * DAY + 600.0
+    ann, bob = (crowd.register(name, Kind.HYBRID)[1] for name in ("ann", "bob"))
+    start = int(clock.now)
+    for _ in range(10):
+        finish(crowd, ann, 100)
+        clock.now += 300
+        board.record(database, clock.now)
+        board.record(database, clock.now + 1)  # by another server
+    finish(crowd, bob, 7)
+    assert noted(database) == {("ann", True): (10, 1000), ("ann", False): (10, 1000)}
+    fine = activity.series(database, ["ann"], size=300, start=1)["ann"]
+    assert list(fine) == list(range(start, start + 3000, 300))
+    assert set(fine.values()) == {Work(done=1, pairs=100)}
+
+    clock.now += 5 * HOUR
+    board.record(database, clock.now)
+    with database.read() as connection:
+        times = connection.execute(select(table.c.time).where(table.c.nickname == "ann")).scalars()
+        assert sorted(times) == [0, 20 * DAY]
+    clock.now += 15 * DAY
+    undone = board.named(database, "bob")[0]
+    crowd.expel(undone)
+    assert intake.undo(database, undone) == 1
+    board.record(database, clock.now)
+    days = activity.series(database, ["ann", "bob"], size=DAY, start=1)
+    assert days["ann"] == {20 * DAY: Work(done=10, pairs=1000)}
+    assert noted(database)["bob", False] == noted(database)["bob", True] == (0, 0)
+
+
+def test_ranks_of_the_last_hour_the_last_day_and_all_time(crowd, fill, database, clock):
+    fill(20)
+    ann, bob, carl = (
+        crowd.register(name, Kind.HYBRID, proof=name, team=team)[1]
+        for name, team in (("ann", "cats"), ("bob", "dogs"), ("carl", "dogs"))
+    )
+
+    def ranks(period, kind=lambda every: every):
+        every = kind(standings.contributors(database, clock.now))
+        shown = standings.ranked(every, period)
+        return [(one.who.name, one.work.pairs, one.climbed) for one in shown]
+
+    finish(crowd, ann, 1000)
+    finish(crowd, bob, 400)
+    board.record(database, clock.now)
+    clock.now += 30 * HOUR
+    board.record(database, clock.now)
+    finish(crowd, ann, 10)
+    board.record(database, clock.now + 300)
+    clock.now += 1.5 * HOUR
+    finish(crowd, bob, 700)  # just now, and not noted yet
+    finish(crowd, carl, 20)
+    assert ranks("hour") == [("bob", 700, None), ("carl", 20, None)]
+    assert ranks("day") == [("bob", 700, 1), ("carl", 20, None), ("ann", 10, -2)]
+    assert ranks("all") == [("bob", 1100, 1), ("ann", 1010, -1), ("carl", 20, None)]
+    assert ranks("all", standings.teams) == [("dogs", 1120, 1), ("cats", 1010, -1)]
+
+
+def test_bytes_are_those_of_the_parcels_that_stay(crowd, fill, database):
+    fill(3)
+    cpu = crowd.register("ann", Kind.CPU)[1]
+    gpus = [crowd.register(name, Kind.GPU)[1] for name in ("bob", "carl")]
+    crowd.deliver(cpu, crowd.lease(cpu).number, PARCEL)
+    for gpu in gpus:  # neither can fetch it
+        crowd.refetch(gpu, crowd.lease(gpu).number, "gone")
+    for _ in range(2):
+        crowd.deliver(cpu, crowd.lease(cpu).number, PARCEL)
+
+    def brought():
+        with database.read() as connection:
+            mine = select(people.c.scraped, people.c.bytes).where(people.c.nickname == "ann")
+            return tuple(connection.execute(mine).one())
+
+    assert brought() == (2, 10_000)
+    crowd.complete(gpus[0], crowd.lease(gpus[0]).number, Result(pairs=5))
+    ann = board.named(database, "ann")[0]
+    crowd.expel(ann)
+    intake.undo(database, ann)  # the parcel that nobody has judged
+    assert brought() == (1, 5000)
+
+
+@pytest.mark.parametrize(
+    ("worked", "found"),
+    [([], (0, 0)), ([8], (1, 1)), ([9], (1, 1)), ([1, 2, 3, 5, 8, 9], (2, 3)), ([5, 6], (0, 2))],
+)
+def test_a_streak_lives_until_a_day_is_left_out(worked, found):
+    assert activity.streak([DAY * day for day in worked], 9.5 * DAY) == found
+
+
+def test_a_milestone_is_of_when_it_was_first_reached():
+    past = [{"time": 3600 * n, "done": n, "pairs": 400 * n, "scraped": 0} for n in range(1, 26)]
+    counts = board.Counts(
+        total=100, leased=0, scraped=0, judging=0, failed=0, done=25, pairs=10_400, parcels=0, old=0
+    )
+    state = State(counts=counts, workers={}, per_hour=1, day=[], ever=past, time=26 * 3600.0)
+    shown = [(each.text, each.time / 3600) for each in milestones.of_crawl(state)]
+    assert shown == [
+        ("10,000 pairs", 25), ("25% of the crawl", 25), ("5,000 pairs", 13),
+        ("10% of the crawl", 10), ("1,000 pairs", 3), ("1% of the crawl", 1),
+    ]  # fmt: skip
+    assert milestones.following(10_400, 400) == ("50,000 pairs", 99 * 3600)
+    assert milestones.following(2_000_000, 1) == ("5 million pairs", 3_000_000 * 3600)
+    assert milestones.following(10_400, 0) is None
