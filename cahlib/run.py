@@ -196,7 +196,7 @@ class _Work:
         early = load_scorer(judge) if place.is_costly else None
         whole = self._ledger.in_state("sealed", "done")
         self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.seen)
-        self._silence = DeadDomains(
+        self._dead_domains = DeadDomains(
             each.silent for each in read_manifests(self._folder, damaged="skip")
         )
         opening = self._scraping(self._job, stop=self._stop, board=self._board)
@@ -247,7 +247,7 @@ class _Work:
             )
             return
         download = self._job.download
-        download = replace(download, left_alone=self._silence.added(download.left_alone))
+        download = replace(download, left_alone=self._dead_domains.merged_with(download.left_alone))
         settings = (self._job.crawl, download, self._away)
         scrapers.submit(shard.id, scrape, shard, *settings, limit=seconds)
 
@@ -323,7 +323,7 @@ class _Work:
             add_tar(self._folder, sealed)
             self._ledger.seal(shard, read_uids(self._folder, sealed), sealed.tally)
             self._known.keep()
-            self._silence.learn(sealed.silent)
+            self._dead_domains.add(sealed.silent)
             scraped = work.parcel.finished - work.parcel.started
             self._meter.add(sealed.tally, scraped=scraped, worked=self._worked())
             with self._counting:

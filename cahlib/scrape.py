@@ -55,7 +55,7 @@ def scrape(
         log.info("%s %s: %d links, %d images, %.0f s", shard.id, how, seen, got, told - started)
 
     def tick() -> None:
-        offline = outages.lasting()
+        offline = outages.current_seconds()
         report(tally.as_dict() | ({"offline": offline} if offline else {}))
         if time.monotonic() > told + _TELL:
             tell("waits for the network" if offline else "goes on")

@@ -43,7 +43,7 @@ class Blocklists:
         lists = (options.blocked_domains, options.blocked_urls, options.blocked_pairs)
         return _loaded(*(tuple(map(here, paths)) for paths in lists))
 
-    def address(self, url: str) -> Reason | None:
+    def url_drop_reason(self, url: str) -> Reason | None:
         """Why an address is left out, by itself or by its host's domains."""
         if self._urls and md5(normalize_url(url)) in self._urls:
             return Reason.BLOCKED_URL
@@ -59,7 +59,7 @@ class Blocklists:
             host = host.partition(".")[2]
         return False
 
-    def pair(self, uid: str) -> bool:
+    def has_pair(self, uid: str) -> bool:
         """Whether a pair is blocked, by the hex md5 of its url + text."""
         if self._pairs and bytes.fromhex(uid) in self._pairs:
             return True

@@ -111,20 +111,20 @@ class _Choice:
             return reason
         text = self._judge(link.alt)
         if self._evidence and isinstance(text, texts.Caption):
-            text = self._evidence.settle(text, self._wanted)
+            text = self._evidence.resolve(text, self._wanted)
         if not isinstance(text, texts.Caption):
             return text
         url = links.absolute_url(link.url, base, self._most)
         if not isinstance(url, str):
             return url
-        if reason := self._blocked.address(url):
+        if reason := self._blocked.url_drop_reason(url):
             return reason
         digest = hashlib.md5((url + text.text).encode("utf-8", "replace"), usedforsecurity=False)
         uid = digest.hexdigest()
         if uid in self._seen:
             return Reason.DUPLICATE
         self._seen.add(uid)
-        return Reason.BLOCKED_PAIR if self._blocked.pair(uid) else (url, text, uid)
+        return Reason.BLOCKED_PAIR if self._blocked.has_pair(uid) else (url, text, uid)
 
 
 def _shown(page: Page, options: Crawl) -> list[Link]:

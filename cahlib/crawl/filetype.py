@@ -37,7 +37,7 @@ class OtherRecordTypeError(NotWatError):
 
 def check_wat(source: CrawlFile) -> int:
     """Return the length of a file; raise NotWatError if by its beginning it is not a WAT file."""
-    head, size = source.beginning()
+    head, size = source.head()
     heads = ((header_field(each, b"WARC-Type").lower(), each) for each in _heads(_inflated(head)))
     first, told = next((each for each in heads if each[0] != b"warcinfo"), (b"", b""))
     for kind, known in _RECORDS.items():

@@ -31,7 +31,7 @@ _LETTER = regex.compile(r"\p{L}")
 class WantedLanguages(dict[str, "regex.Pattern[str] | None"]):
     """The languages to keep, as CLD2 names them, each with the letters of its only script."""
 
-    def takes(self, language: str, text: str) -> bool:
+    def includes(self, language: str, text: str) -> bool:
         """Return whether a text, which CLD2 takes for a language, is wanted."""
         if language in CHINESE:
             if _HANS not in self and _HANT not in self:
@@ -42,7 +42,7 @@ class WantedLanguages(dict[str, "regex.Pattern[str] | None"]):
         script = self[language]
         return script is None or 2 * len(script.findall(text)) > len(_LETTER.findall(text))
 
-    def whole(self) -> frozenset[str]:
+    def unrestricted(self) -> frozenset[str]:
         """Return the languages of which every text is wanted."""
         return frozenset(each for each in self if self[each] is None) - CHINESE
 

@@ -66,14 +66,14 @@ class PageLanguage:
         language = _agreed(_declared(page), votes)
         return cls(language=language or _of_all(each.text for each in found))
 
-    def settle(
+    def resolve(
         self, text: texts.Caption, wanted: languages.WantedLanguages | None
     ) -> texts.Caption | Reason:
         """Return a caption with its language, or the reason to drop it."""
         if self.language not in ("", text.language) and len(text.text) <= _SHORT:
             if _may_be(self.language, text):
                 text = text._replace(language=self.language, reliable=False, evidence="page")
-        if wanted is None or wanted.takes(text.language, text.text):
+        if wanted is None or wanted.includes(text.language, text.text):
             return text
         return Reason.LANGUAGE
 

@@ -123,8 +123,8 @@ def _listed(name: str, base_url: str, contact: str, sleep: SleepFunction) -> lis
     url = f"{base}crawl-data/{name}/wat.paths.gz"
     source = CrawlFile(url, contact=contact, pauses=_SHORT, sleep=sleep)
     try:
-        _, size = source.beginning()
-        packed = b"".join(source.pieces(0, size))
+        _, size = source.head()
+        packed = b"".join(source.chunks(0, size))
     except MissingFileError as error:
         raise ConfigError(
             f"crawl: there is no crawl {name}; https://index.commoncrawl.org lists those there are."

@@ -64,14 +64,14 @@ class CrawlFile:
         self._agent = f"cahlib/{__version__}" + (f" (+{contact})" if told else "")
         self._pauses, self._sleep = pauses, sleep
 
-    def beginning(self) -> tuple[bytes, int]:
+    def head(self) -> tuple[bytes, int]:
         """Its first 8 KiB, and its length in bytes."""
         if self._remote:
             return self._patiently(self._ask_beginning)
         first = b"".join(self._read(0, _BEGINNING))
         return first, Path(here(self.url)).stat().st_size
 
-    def pieces(self, start: int, end: int) -> Iterator[bytes]:
+    def chunks(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from ``start`` up to ``end``, in pieces of at most 256 KiB."""
         return (self._fetched if self._remote else self._read)(start, end)
 
@@ -124,7 +124,7 @@ class CrawlFile:
         pause = next(pauses, None)
         if self._outages and self._cut_off(error):
             self._outages.begin(self.url, self._answered)
-            self._outages.check()
+            self._outages.check_overdue()
             pause = pause or self._pauses[-1]
         if pause is None:
             raise ShardError(f"{self.url} cannot be fetched: {_cause(error)}.") from error
@@ -161,7 +161,7 @@ class CrawlFile:
         """Whether it is this machine that has no network, and not that server."""
         assert self._outages
         reason = error.reason if isinstance(error, URLError) else error
-        if isinstance(error, HTTPError) or time.monotonic() - self._outages.sign < _LIVELY:
+        if isinstance(error, HTTPError) or time.monotonic() - self._outages.last_answer < _LIVELY:
             return False
         return isinstance(reason, TimeoutError) or (
             isinstance(reason, OSError) and reason.errno in (*UNREACHABLE_ERRNOS, socket.EAI_AGAIN)

@@ -122,8 +122,8 @@ def caption_filter(options: Crawl) -> Callable[[str], Caption | Reason]:
     """
     wanted, by_page = languages.wanted_languages(options), options.language_evidence == "page"
     english = wanted == _ENGLISH and not by_page
-    takes = None if wanted is None or by_page else wanted.takes
-    whole = wanted.whole() if wanted is not None else frozenset()
+    takes = None if wanted is None or by_page else wanted.includes
+    whole = wanted.unrestricted() if wanted is not None else frozenset()
 
     def judged(raw: str) -> Caption | Reason:
         if english and not _LATIN.search(raw):

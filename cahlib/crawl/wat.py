@@ -124,7 +124,7 @@ def read_pages(
         if evidence and end == size:
             evidence.cut = size
 
-    for member in _members(source.pieces(start, end), tally, cut):
+    for member in _members(source.chunks(start, end), tally, cut):
         for address, body in _records(member, tally):
             if page := _page(address, body, tally):
                 yield _unescaped(page) if escaped else page
@@ -144,7 +144,7 @@ def _border(source: CrawlFile, middle: int, size: int) -> int:
     """Where the first record at or after the middle begins."""
     data, looked = b"", 0
     last = min(size, middle + _WINDOW)
-    for piece in chain(source.pieces(middle, last), [b""]):
+    for piece in chain(source.chunks(middle, last), [b""]):
         data += piece
         while (at := data.find(GZIP_MAGIC, looked)) >= 0:
             if piece and at + _BEGINNING > len(data):

@@ -193,7 +193,7 @@ class Resolver(AbstractResolver):
             return [resolve_result(host, address, port)]
         return self._results(host, port, await asyncio.shield(self._ask(host)))
 
-    async def at_once(self, host: str, port: int) -> list[ResolveResult]:
+    async def resolve_now(self, host: str, port: int) -> list[ResolveResult]:
         """As `resolve`, for probes: what was known lately will do, and no outage is waited for.
 
         Else a name that is asked for in an outage of hosts would wait for its end, and the end for
@@ -211,12 +211,12 @@ class Resolver(AbstractResolver):
             raise NotPublicError(f"{host} is not public")
         return [resolve_result(host, address, port) for address in addresses]
 
-    async def met(self, host: str, begun: float) -> bool:
+    async def met_outage(self, host: str, begun: float) -> bool:
         """Return whether a name may have been silent in an outage since then, when it is over."""
         _, task = self._asked.get(host, (0.0, None))
         if task and not task.done():
             await asyncio.wait({task})
-        return await self.watch.met(begun)
+        return await self.watch.met_outage(begun)
 
     async def renew(self) -> None:
         """Begin anew with the name servers and the routes that this machine has now."""
@@ -253,8 +253,8 @@ class Resolver(AbstractResolver):
     async def _public(self, host: str) -> list[str]:
         doubted = False
         while True:
-            await self.watch.online()
-            with self.watch.asking() as begun:
+            await self.watch.wait_online()
+            with self.watch.track_request() as begun:
                 try:
                     found = await self._lookup(host)
                     self._resolved = host
@@ -262,13 +262,15 @@ class Resolver(AbstractResolver):
                 except NoAnswerError:
                     pass
                 except NoAddressError:
-                    self.watch.heard(begun)
+                    self.watch.record_answer(begun)
                     raise
             verdict = await self._lost(begun)
-            if verdict is NoAnswerCause.DEAD or (doubted and verdict is NoAnswerCause.MOMENT):
+            if verdict is NoAnswerCause.HOST_DEAD or (
+                doubted and verdict is NoAnswerCause.TRANSIENT
+            ):
                 raise NoAddressError(f"{host} does not resolve")
-            doubted = doubted or verdict is NoAnswerCause.MOMENT
-        self.watch.heard(begun)
+            doubted = doubted or verdict is NoAnswerCause.TRANSIENT
+        self.watch.record_answer(begun)
         return _open(found)
 
     async def _lost(self, begun: float) -> NoAnswerCause:
@@ -278,9 +280,9 @@ class Resolver(AbstractResolver):
         all others, so hosts have to be heard too.
         """
         at_once = time.monotonic() - begun < _AT_ONCE
-        verdict = await self.watch.lost(begun, at_once=at_once)
+        verdict = await self.watch.no_answer_cause(begun, at_once=at_once)
         if self.hosts and verdict is not NoAnswerCause.OUTAGE:
-            verdict = await self.hosts.lost(begun, at_once=at_once)
+            verdict = await self.hosts.no_answer_cause(begun, at_once=at_once)
         return verdict
 
     @property
@@ -292,9 +294,9 @@ class Resolver(AbstractResolver):
 
     async def _answers(self) -> bool:
         """Whether name servers answer: about a name that they know, else about the root."""
-        return await self.knows(self._resolved or ".") is not None
+        return await self.name_exists(self._resolved or ".") is not None
 
-    async def knows(self, name: str) -> bool | None:
+    async def name_exists(self, name: str) -> bool | None:
         """Return whether a name has addresses, asked anew; None: no name server says."""
         # Another channel than for all other names, since each remembers what it was told.
         fresh = NameServers(self._net.servers, timeout=self._net.patience.probe / 3)

@@ -172,8 +172,8 @@ class Fetcher:
         self._client, self._options, self._net = client, options, net
         self._network = network
         self._memory = MemoryBudget(_MOST_BYTES)
-        self.owners = HostPolicies(self.text, options.consent)
-        self.manners = Politeness(options)
+        self.host_policies = HostPolicies(self.fetch_small_file, options.consent)
+        self.politeness = Politeness(options)
 
     @asynccontextmanager
     async def fetch(self, address: str) -> AsyncIterator[ImageResponse | OptOut | Reason]:
@@ -188,12 +188,12 @@ class Fetcher:
         """Ask once, and a second time if the first failure may pass."""
         deadline = Deadline(self._options.total_timeout)
         result = await self._follow(address, share, deadline)
-        if result in _TRANSIENT and not self.manners.closed(domain := domain_of(address)):
-            if self._network.hosts.has_stood(deadline.begun):
+        if result in _TRANSIENT and not self.politeness.is_skipped(domain := domain_of(address)):
+            if self._network.hosts.stood_still_since(deadline.begun):
                 deadline.renew()
             late = result is Reason.TOO_OFTEN  # it answered in time, and wants us later
             left = math.inf if late else deadline.left
-            pause = max(self._net.pause, self.manners.wait(domain, left))
+            pause = max(self._net.pause, self.politeness.reserve(domain, left))
             if late:
                 deadline.extend(pause)
             if pause < deadline.left:
@@ -215,10 +215,10 @@ class Fetcher:
             if hop and (reason := await self._polite(domain, deadline.left)):
                 return reason
             since = time.monotonic()
-            refused = await self.owners.refusal(url, address)
+            refused = await self.host_policies.refusal(url, address)
             deadline.extend(time.monotonic() - since)  # who waits for an owner is not late
             if refused not in (None, Reason.LEFT_ALONE):
-                self.manners.note(domain, refused)
+                self.politeness.record_result(domain, refused)
             result = refused or await self._ask(url, place, address, share, deadline)
             if not isinstance(result, str):
                 astray = hop > 0 and result in (Reason.PRIVATE_ADDRESS, Reason.UNFETCHABLE)
@@ -236,17 +236,17 @@ class Fetcher:
             nonlocal status
             status = answer.status
             if status in (429, 503):
-                self.manners.pause(domain, answer.headers.get("Retry-After", ""))
+                self.politeness.honour_retry_after(domain, answer.headers.get("Retry-After", ""))
             self._memory.release(share)  # of a try that was broken off
             return await self._read(answer, address, url, place, share)
 
         result = await self._request(url, domain, deadline, read)
-        self.manners.note(domain, result, status)
-        if self.manners.closed(domain):
+        self.politeness.record_result(domain, result, status)
+        if self.politeness.is_skipped(domain):
             self._network.forget(domain)
         return result
 
-    async def text(self, address: str, most: int) -> SmallFile | Reason:
+    async def fetch_small_file(self, address: str, most: int) -> SmallFile | Reason:
         """A small file such as robots.txt, of which the first bytes are enough."""
         deadline = Deadline(min(_MOST_TEXT_SECONDS, self._options.total_timeout))
         place = address
@@ -267,7 +267,7 @@ class Fetcher:
                 return reason
             deadline.extend(time.monotonic() - since)
             result = await self._request(url, domain, deadline, read)
-            self.manners.hear(domain, result)
+            self.politeness.record_contact(domain, result)
             if not isinstance(result, str):
                 return result
             place = result
@@ -283,24 +283,28 @@ class Fetcher:
         """Send a request and read its answer; again after each outage that lost it."""
         host, port, doubted = url.raw_host or "", url.port or 0, False
         while True:
-            if await self._network.ready():
+            if await self._network.wait_ready():
                 deadline.renew()
-            with self._network.hosts.asking() as begun:
+            with self._network.hosts.track_request() as begun:
                 try:
                     async with self._get(url, deadline.left) as answer:
-                        self._network.heard(begun, domain, host, port)
+                        self._network.record_answer(begun, domain, host, port)
                         return await read(answer)
                 except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
                     reason, answered = exception_drop_reason(error), was_answered(error)
                     at_once = not isinstance(error, asyncio.TimeoutError)
             if answered:
-                self._network.hosts.heard(begun)
+                self._network.hosts.record_answer(begun)
             if answered is not False:
                 return reason
-            verdict = await self._network.lost(deadline.begun, host, port, at_once=at_once)
-            if verdict is NoAnswerCause.DEAD or (doubted and verdict is NoAnswerCause.MOMENT):
+            verdict = await self._network.no_answer_cause(
+                deadline.begun, host, port, at_once=at_once
+            )
+            if verdict is NoAnswerCause.HOST_DEAD or (
+                doubted and verdict is NoAnswerCause.TRANSIENT
+            ):
                 return reason
-            doubted = doubted or verdict is NoAnswerCause.MOMENT
+            doubted = doubted or verdict is NoAnswerCause.TRANSIENT
             if refused := await self._polite(domain, math.inf):
                 return refused
             deadline.renew()
@@ -334,9 +338,9 @@ class Fetcher:
 
     async def _polite(self, domain: str, left: float) -> Reason | None:
         """Wait until a domain may be asked, or say why it may not."""
-        if self.manners.closed(domain):
+        if self.politeness.is_skipped(domain):
             return Reason.LEFT_ALONE
-        wait = self.manners.wait(domain, left)
+        wait = self.politeness.reserve(domain, left)
         if wait > left:
             return Reason.TIMEOUT
         if wait:

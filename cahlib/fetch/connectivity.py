@@ -32,8 +32,8 @@ UNREACHABLE_ERRNOS = frozenset(
 class NoAnswerCause(enum.Enum):
     """Why nobody answered a request."""
 
-    DEAD = enum.auto()  #: it is the host
-    MOMENT = enum.auto()  #: it may be a cut too short to be noticed: worth one more request
+    HOST_DEAD = enum.auto()  #: it is the host
+    TRANSIENT = enum.auto()  #: it may be a cut too short to be noticed: worth one more request
     OUTAGE = enum.auto()  #: this machine was cut off, and is not any more
 
 
@@ -63,17 +63,17 @@ class Connectivity:
         """Whether this machine is cut off."""
         return self.since is not None
 
-    def asked(self, now: float) -> None:
+    def request_started(self, now: float) -> None:
         """Note that a request is on its way."""
         if not self._busy:
             self._woke = now
         self._busy += 1
 
-    def done(self) -> None:
+    def request_ended(self) -> None:
         """Note that a request has ended, in whatever way."""
         self._busy -= 1
 
-    def heard(self, begun: float, now: float) -> bool:
+    def record_answer(self, begun: float, now: float) -> bool:
         """Note that somebody answered what was sent at ``begun``; return whether that is news.
 
         It ends no outage, only a probe does: it may be what had arrived before the cut.
@@ -84,25 +84,25 @@ class Connectivity:
             self._waiting = inf
         return news
 
-    def stood_still(self, now: float) -> None:
+    def record_standstill(self, now: float) -> None:
         """Note that this machine did nothing for a while, so that all deadlines passed unused."""
         self._stood = now
 
-    def has_stood(self, begun: float) -> bool:
+    def stood_still_since(self, begun: float) -> bool:
         """Return whether this machine has stood still since then."""
         return begun <= self._stood
 
-    def suspect(self, now: float) -> bool:
+    def should_probe(self, now: float) -> bool:
         """Return whether a probe should decide now."""
         if self.offline or now - self._waiting >= self._quiet:
             return True
         return self._busy > 0 and now - max(self._sign, self._woke) >= self._quiet
 
-    def probed(self, begun: float, now: float, *, answered: bool) -> None:
+    def record_probe(self, begun: float, now: float, *, answered: bool) -> None:
         """Note how a probe ended that was sent at ``begun``."""
         self._waiting = inf
         if answered:
-            self.heard(begun, now)
+            self.record_answer(begun, now)
             if self.offline:
                 self._back, self.since = now, None
         elif self.since is None:
@@ -112,7 +112,7 @@ class Connectivity:
         """Return whether a request of that time met an outage that is over."""
         return begun <= self._back
 
-    def verdict(self, begun: float, ended: float, *, at_once: bool) -> NoAnswerCause | None:
+    def no_answer_cause(self, begun: float, ended: float, *, at_once: bool) -> NoAnswerCause | None:
         """Return why nobody answered a request; None: not known yet.
 
         What failed ``at_once`` had no chance to outlive a short cut, as what waits has: TCP and
@@ -125,7 +125,11 @@ class Connectivity:
         if self._proof < ended:
             self._waiting = min(self._waiting, ended)
             return None
-        return NoAnswerCause.MOMENT if at_once or self.has_stood(begun) else NoAnswerCause.DEAD
+        return (
+            NoAnswerCause.TRANSIENT
+            if at_once or self.stood_still_since(begun)
+            else NoAnswerCause.HOST_DEAD
+        )
 
 
 class Outages:
@@ -139,7 +143,7 @@ class Outages:
         self._since = inf  # when that began
         self._past = 0.0  # seconds of outages that are over
         self._over = -inf  # when the last of them was over
-        self.sign = -inf  #: when a host answered last
+        self.last_answer = -inf  #: when a host answered last
         self.crawl: tuple[str, int] | None = None  #: host and port that gave the crawl's file
 
     def begin(self, who: str, since: float) -> None:
@@ -156,7 +160,7 @@ class Outages:
                 self._over, self._since = self._clock(), inf
             self._open.discard(who)
 
-    def lasting(self) -> float:
+    def current_seconds(self) -> float:
         """Return the seconds of the present outage; 0 without one."""
         with self._lock:
             return self._lasting()
@@ -166,13 +170,13 @@ class Outages:
         with self._lock:
             return self._past + self._lasting()
 
-    def overdue(self) -> bool:
+    def is_overdue(self) -> bool:
         """Return whether the present outage has lasted too long."""
-        return self.lasting() > self._most
+        return self.current_seconds() > self._most
 
-    def check(self) -> None:
+    def check_overdue(self) -> None:
         """Raise Postponed if the present outage has lasted too long."""
-        if self.overdue():
+        if self.is_overdue():
             raise Postponed(
                 f"This machine has had no network for {self._most / 60:g} minutes; check it. "
                 "The shard is scraped again later."

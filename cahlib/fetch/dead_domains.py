@@ -21,14 +21,14 @@ class DeadDomains:
         self._sure: tuple[str, ...] = ()
         for domains in told:
             self._shards.update(domains)
-        self.learn(())
+        self.add(())
 
-    def learn(self, domains: Iterable[str]) -> None:
+    def add(self, domains: Iterable[str]) -> None:
         """What a further shard says."""
         self._shards.update(domains)
         most = self._shards.most_common(_MOST)
         self._sure = tuple(sorted(domain for domain, number in most if number >= _SURE))
 
-    def added(self, domains: Iterable[str]) -> tuple[str, ...]:
+    def merged_with(self, domains: Iterable[str]) -> tuple[str, ...]:
         """These domains, and those of which two shards agree that they never answer."""
         return tuple(dict.fromkeys((*domains, *self._sure)))

@@ -42,7 +42,7 @@ class Decoder(Protocol):
     """Undoes one coding."""
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the end was there."""
 
     def feed(self, data: bytes, most: int) -> bytes:
@@ -57,7 +57,7 @@ class _Zlib:
         self._undone = zlib.decompressobj(bits)
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         return self._undone.eof
 
     def feed(self, data: bytes, most: int) -> bytes:
@@ -87,7 +87,7 @@ class _Brotli:
         self._undone = brotli.Decompressor()
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         return bool(self._undone.is_finished())
 
     def feed(self, data: bytes, most: int) -> bytes:
@@ -110,7 +110,7 @@ class _Zstd:
         self._undone: Any = zstd.ZstdDecompressor(options=_WINDOW)
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         return bool(self._undone.eof)
 
     def feed(self, data: bytes, most: int) -> bytes:
@@ -153,9 +153,9 @@ class Decoders:
         return bool(self._steps)
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether each coding's end was there."""
-        return all(step.whole for step in self._steps)
+        return all(step.is_complete for step in self._steps)
 
     def feed(self, data: bytes, most: int) -> bytes:
         """Return what some bytes hold, at most so many at each step; raise Undecodable."""
@@ -174,7 +174,7 @@ def decode_body(body: bytes, codings: Iterable[str], most: int, *, cut: bool = F
     try:
         decoders = Decoders(named)
         found = decoders.feed(body, most) if decoders else body
-        if decoders and body and not (decoders.whole or cut or len(found) >= most):
+        if decoders and body and not (decoders.is_complete or cut or len(found) >= most):
             raise DecodingError("breaks off")
     except DecodingError:
         if b"\0" in body or not _is_text(body):

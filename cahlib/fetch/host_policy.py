@@ -86,7 +86,7 @@ class HostPolicies:
         self._honoured = opt_outs.HONOURED[consent]
         self._known: dict[str, tuple[float, asyncio.Task[_Rules]]] = {}
         self._kept = 0
-        self.noted: list[OptOut] = []  #: what owners refuse in a way that is not honoured
+        self.not_honoured: list[OptOut] = []  #: what owners refuse in a way that is not honoured
 
     async def refusal(self, url: URL, address: str) -> OptOut | Reason | None:
         """Why an URL must not be fetched, with the evidence; ``address``: the image's first URL."""
@@ -104,7 +104,7 @@ class HostPolicies:
         told = OptOut(url=address, where=origin + file, time=now, obeyed=obeyed, **said._asdict())
         if obeyed:
             return told
-        self.noted.append(told)
+        self.not_honoured.append(told)
         return None
 
     async def close(self) -> None:
@@ -120,7 +120,7 @@ class HostPolicies:
         names = dict.fromkeys((target, resolve_dots(target)))
         for signal, refusal in (
             ("robots.txt", rules.robots.refusal),
-            ("robots.txt content-usage", rules.robots.no_training),
+            ("robots.txt content-usage", rules.robots.training_refusal),
             ("tdmrep.json", rules.reservation),
         ):
             for name in names:

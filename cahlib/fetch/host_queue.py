@@ -25,11 +25,11 @@ class HostQueue(Generic[T]):
         return self._length
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether nothing is in work; then nothing waits either."""
         return not self._in_work
 
-    def arrive(self, host: str, item: T) -> bool:
+    def add(self, host: str, item: T) -> bool:
         """Whether the item may start now; else it waits until `leave` gives it out."""
         if self._in_work[host] < self._per_host:
             self._in_work[host] += 1
@@ -38,7 +38,7 @@ class HostQueue(Generic[T]):
         self._length += 1
         return False
 
-    def leave(self, host: str) -> T | None:
+    def finish(self, host: str) -> T | None:
         """Take note that an item of a host is done; its next one, which may start now."""
         line = self._waiting.get(host)
         if line:

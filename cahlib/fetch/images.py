@@ -29,7 +29,7 @@ from cahlib.lists import hashes
 from cahlib.records import Candidate, Evidence, Image, OptOut, Reason, Stage, Tally
 
 _CHUNK = 64  # candidates read at once
-_PACE = 0.004  # seconds between the first requests of two connections, see `_Crew.work`
+_PACE = 0.004  # seconds between the first requests of two connections, see `_Workers.work`
 _MOST_WAITING = 20_000  # candidates behind busy hosts: a whole shard's, about 25 MB
 _DECODERS = 2  # threads
 _AHEAD = 8  # images that wait for the consumer
@@ -91,28 +91,28 @@ async def stream_images(
         open_session(options, net, network.resolver) as client,
     ):
         fetcher = Fetcher(client, options, net, network)
-        crew = _Crew(fetcher, options, tally, evidence)
-        tasks = [asyncio.create_task(crew.read(iter(candidates)))]
-        tasks += [asyncio.create_task(crew.work()) for _ in range(options.connections)]
-        whole = asyncio.create_task(crew.end(tasks))
+        workers = _Workers(fetcher, options, tally, evidence)
+        tasks = [asyncio.create_task(workers.read(iter(candidates)))]
+        tasks += [asyncio.create_task(workers.work()) for _ in range(options.connections)]
+        whole = asyncio.create_task(workers.end(tasks))
         try:
-            while image := await crew.finished.get():
+            while image := await workers.finished.get():
                 yield image
             await whole
             if missing := tally.unaccounted(Stage.FETCH):
                 raise RuntimeError(f"nobody knows what became of {missing} links")
-            if fetcher.manners.cut_off():
+            if fetcher.politeness.is_cut_off():
                 raise ShardError("Of all hosts none answered; check this machine's network.")
         finally:
             for task in (whole, *tasks):
                 task.cancel()
             await asyncio.gather(whole, *tasks, return_exceptions=True)
-            await crew.close()
+            await workers.close()
             if close := getattr(candidates, "close", None):
                 close()
 
 
-class _Crew:
+class _Workers:
     """The tasks of one stream: one reads candidates, the others take them in turn."""
 
     def __init__(
@@ -122,7 +122,7 @@ class _Crew:
         self._tally, self._evidence = tally, evidence
         self._harm = hashes(options.known_harm, "known_harm")
         self._links: Counter[str] = Counter()  # of each domain
-        self._turns: HostQueue[Candidate] = HostQueue(options.per_host)
+        self._host_queue: HostQueue[Candidate] = HostQueue(options.per_host)
         self._ready: asyncio.Queue[Candidate | None] = asyncio.Queue()
         self._beginning = asyncio.Lock()
         self._moved = asyncio.Event()  # something in the two above has changed
@@ -139,7 +139,7 @@ class _Crew:
             for domain, candidate in chunk:
                 self._arrive(domain, candidate)
             await self._until(self._hungry)
-        await self._until(lambda: self._turns.idle)
+        await self._until(lambda: self._host_queue.is_idle)
         for _ in range(self._options.connections):
             self._ready.put_nowait(None)
 
@@ -160,7 +160,7 @@ class _Crew:
             else:
                 self._tally.left[Stage.FETCH] += 1
             domain = domain_of(candidate.url)
-            if following := self._turns.leave(domain):
+            if following := self._host_queue.finish(domain):
                 self._start(domain, following)
             if self._awaited():
                 self._moved.set()
@@ -174,9 +174,9 @@ class _Crew:
 
     async def close(self) -> None:
         """End the threads; each finishes what it has in hand."""
-        self._evidence.silent.extend(self._fetcher.manners.silent())
-        self._evidence.optouts.extend(self._fetcher.owners.noted)
-        await self._fetcher.owners.close()
+        self._evidence.silent.extend(self._fetcher.politeness.dead_domains())
+        self._evidence.optouts.extend(self._fetcher.host_policies.not_honoured)
+        await self._fetcher.host_policies.close()
         self._reader.shutdown(cancel_futures=True)
         self._decoders.shutdown(cancel_futures=True)
 
@@ -185,13 +185,13 @@ class _Crew:
         self._links[domain] += 1
         if most and self._links[domain] > most:
             self._tally.lost[Reason.TOO_MANY_LINKS] += 1
-        elif self._turns.arrive(domain, candidate):
+        elif self._host_queue.add(domain, candidate):
             self._start(domain, candidate)
 
     def _start(self, domain: str, candidate: Candidate) -> None:
         """Hand a candidate to the workers as soon as its domain may be asked again."""
-        manners = self._fetcher.manners
-        wait = 0.0 if manners.closed(domain) else manners.wait(domain)
+        politeness = self._fetcher.politeness
+        wait = 0.0 if politeness.is_skipped(domain) else politeness.reserve(domain)
         if wait:
             asyncio.get_running_loop().call_later(wait, self._ready.put_nowait, candidate)
         else:
@@ -199,7 +199,7 @@ class _Crew:
 
     async def _image(self, candidate: Candidate) -> Reason | None:
         """Hand a candidate's image on, or say why there is none."""
-        if self._fetcher.manners.closed(domain_of(candidate.url)):
+        if self._fetcher.politeness.is_skipped(domain_of(candidate.url)):
             return Reason.LEFT_ALONE
         async with self._fetcher.fetch(candidate.url) as served:
             if isinstance(served, Reason):
@@ -221,7 +221,7 @@ class _Crew:
 
     def _hungry(self) -> bool:
         enough = self._ready.qsize() >= self._options.connections
-        return not enough and len(self._turns) < _MOST_WAITING
+        return not enough and len(self._host_queue) < _MOST_WAITING
 
     async def _until(self, true: Callable[[], bool]) -> None:
         self._awaited = true

@@ -48,20 +48,20 @@ class Network:
         self._doubtful: tuple[str, int] | None = None  # one that did not answer
         self._resuming = asyncio.Lock()
 
-    async def ready(self) -> bool:
+    async def wait_ready(self) -> bool:
         """Wait while nobody can be asked; returns whether that was necessary."""
         waited = False
-        while await self.hosts.online() or await self.resolver.watch.online():
+        while await self.hosts.wait_online() or await self.resolver.watch.wait_online():
             waited = True
         if waited:
             async with self._resuming:
                 await asyncio.sleep(_PACE)
         return waited
 
-    def heard(self, begun: float, domain: str, host: str, port: int) -> None:
+    def record_answer(self, begun: float, domain: str, host: str, port: int) -> None:
         """Note a host that answered what was sent at ``begun``."""
-        self.hosts.heard(begun)
-        self._net.outages.sign = time.monotonic()
+        self.hosts.record_answer(begun)
+        self._net.outages.last_answer = time.monotonic()
         if domain not in self._known:
             self._known[domain] = host, port
             if len(self._known) > _MOST_KNOWN:
@@ -71,11 +71,13 @@ class Network:
         """Note that a domain is left alone from now on: by probes too."""
         self._known.pop(domain, None)
 
-    async def lost(self, begun: float, host: str, port: int, *, at_once: bool) -> NoAnswerCause:
+    async def no_answer_cause(
+        self, begun: float, host: str, port: int, *, at_once: bool
+    ) -> NoAnswerCause:
         """Return why a request was not answered; an outage is over then."""
         self._doubtful = host, port
-        verdict = await self.hosts.lost(begun, at_once=at_once)
-        return NoAnswerCause.OUTAGE if await self.resolver.met(host, begun) else verdict
+        verdict = await self.hosts.no_answer_cause(begun, at_once=at_once)
+        return NoAnswerCause.OUTAGE if await self.resolver.met_outage(host, begun) else verdict
 
     async def _answers(self) -> bool:
         """Whether one of those who answered before still does, or the crawl's host.
@@ -83,7 +85,7 @@ class Network:
         If none has for as long as an outage may last, it may be they who are silent: one host that
         lives, and drops us later, would have its shard given back again and again.
         """
-        if self._net.outages.overdue() and await self._names_answer():
+        if self._net.outages.is_overdue() and await self._names_answer():
             self._known.clear()
             self._net.outages.crawl = None
             return True
@@ -106,8 +108,8 @@ class Network:
         if self._net.only:
             return False
         token, domain = secrets.token_hex(8), next(iter(self._known), "")
-        beyond = await self.resolver.knows(f"{token}.{domain}.") is not None
-        return beyond and await self.resolver.knows(f"{token}.") is False
+        beyond = await self.resolver.name_exists(f"{token}.{domain}.") is not None
+        return beyond and await self.resolver.name_exists(f"{token}.") is False
 
     async def _connects(self, host: str, port: int) -> bool | None:
         """Whether a host takes a connection, or refuses it itself; None: it must not be asked."""
@@ -147,7 +149,7 @@ class Network:
     async def _addresses(self, host: str, port: int) -> list[ResolveResult]:
         if address := addresses.parse_ip(host):
             return [addresses.resolve_result(host, str(address), port)]
-        return await self.resolver.at_once(host, port)
+        return await self.resolver.resolve_now(host, port)
 
 
 async def _any(questions: Iterable[Coroutine[Any, Any, bool | None]]) -> bool | None:

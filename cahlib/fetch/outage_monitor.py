@@ -47,40 +47,40 @@ class OutageMonitor:
         self._error: Exception | None = None
 
     @contextmanager
-    def asking(self) -> Iterator[float]:
+    def track_request(self) -> Iterator[float]:
         """Count a request while it is on its way; gives when it was sent."""
         begun = time.monotonic()
-        self._state.asked(begun)
+        self._state.request_started(begun)
         try:
             yield begun
         finally:
-            self._state.done()
+            self._state.request_ended()
 
-    def heard(self, begun: float) -> None:
+    def record_answer(self, begun: float) -> None:
         """Note that somebody answered what was sent then."""
-        if self._state.heard(begun, time.monotonic()):
+        if self._state.record_answer(begun, time.monotonic()):
             self._wake()
 
-    async def lost(self, begun: float, *, at_once: bool) -> NoAnswerCause:
+    async def no_answer_cause(self, begun: float, *, at_once: bool) -> NoAnswerCause:
         """Return why nobody answered a request, as soon as that is known.
 
         If it is an outage, that is over. Raises Postponed if it lasts too long.
         """
         ended = time.monotonic()
-        while (verdict := self._state.verdict(begun, ended, at_once=at_once)) is None:
+        while (verdict := self._state.no_answer_cause(begun, ended, at_once=at_once)) is None:
             await self._change()
         return verdict
 
-    def has_stood(self, begun: float) -> bool:
+    def stood_still_since(self, begun: float) -> bool:
         """Return whether this machine has stood still since then: suspended, or far too busy."""
-        return self._state.has_stood(begun)
+        return self._state.stood_still_since(begun)
 
-    async def met(self, begun: float) -> bool:
+    async def met_outage(self, begun: float) -> bool:
         """Return whether there has been an outage since then, when it is over."""
-        await self.online()
+        await self.wait_online()
         return self._state.in_outage(begun)
 
-    async def online(self) -> bool:
+    async def wait_online(self) -> bool:
         """Wait for the end of an outage; returns whether there was one."""
         waited = self._state.offline
         while self._state.offline:
@@ -94,8 +94,8 @@ class OutageMonitor:
                 due = time.monotonic() + self._patience.quiet / 4
                 await asyncio.sleep(self._patience.quiet / 4)
                 if (now := time.monotonic()) >= due + self._patience.quiet:
-                    self._state.stood_still(now)
-                if self._state.suspect(now):
+                    self._state.record_standstill(now)
+                if self._state.should_probe(now):
                     before = self._state.offline
                     answered = await self._decide()
                     self._wake()
@@ -110,7 +110,7 @@ class OutageMonitor:
     async def _decide(self) -> bool:
         """Send a probe, and note what it says."""
         begun, before = time.monotonic(), self._state.offline
-        overdue = self._outages.overdue()  # then the probe asks others too
+        overdue = self._outages.is_overdue()  # then the probe asks others too
         probe = asyncio.ensure_future(self._probe())
         try:  # not by wait_for, which until Python 3.12 may miss that it is cancelled itself
             await asyncio.wait({probe}, timeout=self._patience.probe)
@@ -120,13 +120,13 @@ class OutageMonitor:
             await asyncio.gather(probe, return_exceptions=True)
         if answered and before:
             await self._back()
-        self._state.probed(begun, time.monotonic(), answered=answered)
+        self._state.record_probe(begun, time.monotonic(), answered=answered)
         if self._state.since is not None:
             if not before:
                 log.warning("%s do not answer: waiting for the network", self._what)
                 self._outages.begin(self._what, self._state.since)
             if overdue:
-                self._outages.check()
+                self._outages.check_overdue()
         elif before:
             log.warning("%s answer again", self._what)
             self._outages.end(self._what)

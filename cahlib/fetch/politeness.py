@@ -68,14 +68,14 @@ class Politeness:
         self._domains: dict[str, _Domain] = {}
         self._left_alone = frozenset(options.left_alone)
 
-    def closed(self, domain: str) -> bool:
+    def is_skipped(self, domain: str) -> bool:
         """Whether a domain is left alone."""
         known = self._domains.get(domain)
         if known is None:
             return domain in self._left_alone
         return known.closed
 
-    def wait(self, domain: str, most: float = inf) -> float:
+    def reserve(self, domain: str, most: float = inf) -> float:
         """Seconds until a further request may be sent, which is counted as sent then.
 
         If they are more than ``most``, nobody waits for them, and nothing is counted.
@@ -86,17 +86,17 @@ class Politeness:
             known.due = start + self._gap
         return start - now
 
-    def pause(self, domain: str, header: str) -> None:
+    def honour_retry_after(self, domain: str, header: str) -> None:
         """Obey a Retry-After."""
         known, seconds = self._of(domain), retry_after(header)
         if seconds > _MOST_PAUSE:
             known.closed = True
         known.due = max(known.due, self._clock() + seconds)
 
-    def note(self, domain: str, result: object, status: int = 0) -> None:
+    def record_result(self, domain: str, result: object, status: int = 0) -> None:
         """Count what came of a request."""
         known = self._of(domain)
-        self.hear(domain, result)
+        self.record_contact(domain, result)
         if result not in FAILURE_REASONS and status not in REFUSAL_STATUSES:
             known.failures = 0
             return
@@ -104,12 +104,12 @@ class Politeness:
         if self._patience and known.failures >= self._patience:
             known.closed = True
 
-    def hear(self, domain: str, result: object) -> None:
+    def record_contact(self, domain: str, result: object) -> None:
         """Note whether a request was answered at all, without counting what came of it."""
         known = self._of(domain)
         known.silent = known.silent and result in _SILENCE
 
-    def silent(self) -> tuple[str, ...]:
+    def dead_domains(self) -> tuple[str, ...]:
         """The domains that failed at least three times, and never answered."""
         return tuple(
             sorted(
@@ -119,7 +119,7 @@ class Politeness:
             )
         )
 
-    def cut_off(self) -> bool:
+    def is_cut_off(self) -> bool:
         """Whether many domains failed, and nobody ever answered."""
         failed = [known for known in self._domains.values() if known.failures]
         return len(failed) >= _MANY and all(known.silent for known in self._domains.values())

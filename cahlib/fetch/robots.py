@@ -73,7 +73,7 @@ class RobotsTxt:
         _, _, rule = max((each for each in found if each), default=(0, True, None))
         return None if rule is None or rule.allows else rule.line
 
-    def no_training(self, target: str) -> str | None:
+    def training_refusal(self, target: str) -> str | None:
         """The line that refuses the training of models on a path, or None.
 
         Of the lines for one path each counts, so that none can take back what another refuses.

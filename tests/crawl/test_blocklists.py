@@ -27,27 +27,29 @@ def test_domains_are_read_with_comments_and_capitals(tmp_path):
     (tmp_path / "domains").write_text("# spam\nBad.COM  # since May\n\n.worse.org.\nbücher.de\n")
     lists = load(blocked_domains=tmp_path / "domains")
     for url in ("http://img.bad.com/a.jpg", "https://worse.org/", "http://xn--bcher-kva.de/"):
-        assert lists.address(url) is Reason.BLOCKED_DOMAIN
-    assert lists.address("http://BÜCHER.de/") is Reason.BLOCKED_DOMAIN
-    assert lists.address("http://good.com/bad.com") is None
+        assert lists.url_drop_reason(url) is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://BÜCHER.de/") is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://good.com/bad.com") is None
 
 
 def test_addresses_are_left_out_one_by_one(tmp_path):
     (tmp_path / "urls").write_text("https://a.com/1.jpg\n  http://b.org/x?y=#z # asked for\n")
     lists = load(blocked_urls=tmp_path / "urls")
-    assert lists.address("https://a.com/1.jpg") is Reason.BLOCKED_URL
-    assert lists.address("http://b.org/x?y=") is Reason.BLOCKED_URL  # links have no fragments
-    assert lists.address("https://a.com/2.jpg") is None
+    assert lists.url_drop_reason("https://a.com/1.jpg") is Reason.BLOCKED_URL
+    assert (
+        lists.url_drop_reason("http://b.org/x?y=") is Reason.BLOCKED_URL
+    )  # links have no fragments
+    assert lists.url_drop_reason("https://a.com/2.jpg") is None
 
 
 def test_a_domain_is_blocked_by_the_name_that_is_asked():
     for listed in ("faß.de", "xn--fa-hia.de", "FAß.de."):
         lists = Blocklists(domains=[listed])
         for url in ("https://faß.de/x.jpg", "http://img.XN--fa-hia.de./x.jpg"):
-            assert lists.address(url) is Reason.BLOCKED_DOMAIN
-        assert lists.address("https://fass.de/x.jpg") is None
+            assert lists.url_drop_reason(url) is Reason.BLOCKED_DOMAIN
+        assert lists.url_drop_reason("https://fass.de/x.jpg") is None
     lists = Blocklists(domains=["2606:4700:0:0::1"])
-    assert lists.address("http://[2606:4700:0::1]/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://[2606:4700:0::1]/a.jpg") is Reason.BLOCKED_DOMAIN
 
 
 SPELLINGS = [
@@ -66,15 +68,15 @@ SPELLINGS = [
 def test_an_address_is_left_out_however_it_is_spelled(listed):
     lists = Blocklists(urls=[listed])
     for url in SPELLINGS:
-        assert lists.address(url.partition("#")[0]) is Reason.BLOCKED_URL
+        assert lists.url_drop_reason(url.partition("#")[0]) is Reason.BLOCKED_URL
     for url in ("http://a.com/y/x.jpg?b=c", "https://a.com/y/X.jpg?b=c", "https://a.com/y/x.jpg"):
-        assert lists.address(url) is None
+        assert lists.url_drop_reason(url) is None
 
 
 @pytest.mark.parametrize("listed", ["9.8.7.6", "9.8.1798", "011.8.7.6", "9.0x8.7.6"])
 def test_an_ip_address_is_left_out_however_it_is_written(listed):
     for host in ("9.8.7.6", "9.8.1798", "151521030", "0x9.8.7.6"):
-        assert Blocklists(domains=[listed]).address(f"http://{host}/a.jpg")
+        assert Blocklists(domains=[listed]).url_drop_reason(f"http://{host}/a.jpg")
 
 
 def test_files_are_known_by_any_of_their_hashes(tmp_path):
@@ -95,14 +97,14 @@ def test_hashes_are_found_plain_and_packed(tmp_path):
     (tmp_path / "packed.gz").write_bytes(gzip.compress("\n".join(known).encode()))
     for name in ("plain", "packed.gz"):
         lists = load(blocked_pairs=tmp_path / name)
-        assert all(map(lists.pair, known)) and not any(map(lists.pair, unknown))
+        assert all(map(lists.has_pair, known)) and not any(map(lists.has_pair, unknown))
 
 
 def test_a_bloom_filter_is_the_same_on_every_machine(tmp_path):
     known, unknown = hashes(2000)[:1000], hashes(2000)[1000:]
     save_bloom(tmp_path / "seen.bloom", known, expected=1000, false_share=1e-6)
     lists = load(blocked_pairs=tmp_path / "seen.bloom")
-    assert all(map(lists.pair, known)) and not any(map(lists.pair, unknown))
+    assert all(map(lists.has_pair, known)) and not any(map(lists.has_pair, unknown))
 
 
 @given(st.lists(st.binary(min_size=16, max_size=16)), st.binary(min_size=16, max_size=16))
@@ -151,8 +153,8 @@ def test_a_long_list_is_read_and_half_a_list_of_garbage_is_refused_by_its_first_
     good.write_text("".join(f"bad{n}.com\n# {n}\n" for n in range(50_000)))
     bad.write_text("".join(f"bad{n}.com\n\x00<html> {n}\n" for n in range(50_000)))
     blocked = Blocklists.load(Crawl(blocked_domains=(str(good),)))
-    assert blocked.address("http://www.bad49999.com/a.jpg") is Reason.BLOCKED_DOMAIN
-    assert blocked.address("http://bad50000.com/a.jpg") is None
+    assert blocked.url_drop_reason("http://www.bad49999.com/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert blocked.url_drop_reason("http://bad50000.com/a.jpg") is None
     with pytest.raises(ConfigError, match="line 2 of .*bad is not one domain"):
         Blocklists.load(Crawl(blocked_domains=(str(bad),)))
 
@@ -167,7 +169,7 @@ def test_hashes_of_another_kind_are_refused_by_their_line(tmp_path, entry):
 def test_a_host_that_is_an_ipv6_address_may_be_listed(tmp_path):
     (tmp_path / "domains").write_text("2606:4700::1 # never answered\n")
     lists = load(blocked_domains=tmp_path / "domains")
-    assert lists.address("http://[2606:4700::1]/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://[2606:4700::1]/a.jpg") is Reason.BLOCKED_DOMAIN
     (tmp_path / "ports").write_text("bad.com:80\n")
     with pytest.raises(ConfigError, match="line 1 of .* is not one domain: bad.com:80"):
         load(blocked_domains=tmp_path / "ports")
@@ -198,9 +200,9 @@ UTF16 = "bad.com\n\nworse.org\n".encode("utf-16")
 def test_a_list_of_domains_is_read_however_it_was_saved(tmp_path, content):
     (tmp_path / "list").write_bytes(content)
     lists = load(blocked_domains=tmp_path / "list")
-    assert lists.address("http://www.bad.com/a.jpg") is Reason.BLOCKED_DOMAIN
-    assert lists.address("http://worse.org/a.jpg") is Reason.BLOCKED_DOMAIN
-    assert lists.address("http://good.com/a.jpg") is None
+    assert lists.url_drop_reason("http://www.bad.com/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://worse.org/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://good.com/a.jpg") is None
 
 
 @pytest.mark.parametrize(
@@ -274,4 +276,4 @@ def test_unusual_domains_may_be_listed(tmp_path, name):
     (tmp_path / "list").write_text(f"{name}\n", encoding="utf-8")
     lists = load(blocked_domains=tmp_path / "list")
     host = "a.ru" if name == "*.ru" else name
-    assert lists.address(f"http://{host}/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason(f"http://{host}/a.jpg") is Reason.BLOCKED_DOMAIN

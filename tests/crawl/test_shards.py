@@ -115,7 +115,7 @@ def fetch(*answers: Answer):
     waited = []
     with Web({"/a.gz": list(answers)}) as web:
         source = CrawlFile(f"http://{web.address}/a.gz", contact="me@site.com", sleep=waited.append)
-        data = b"".join(source.pieces(1000, 900_000))
+        data = b"".join(source.chunks(1000, 900_000))
         return data, waited, web.requests
 
 

@@ -214,7 +214,7 @@ def test_a_probe_asks_for_a_name_that_waits_for_the_end_of_an_outage():
         asked.append(waiting := asyncio.create_task(resolver.resolve("a", 80)))
         while len(asked) < 3:
             await asyncio.sleep(0)
-        found = await resolver.at_once("a", 80)
+        found = await resolver.resolve_now("a", 80)
         assert not waiting.done()
         watching.cancel()
         await resolver.close()

@@ -17,71 +17,71 @@ def state(*, asked=1):
     """A machine that asks since 0.0."""
     known = Connectivity(QUIET, 0.0)
     for _ in range(asked):
-        known.asked(0.0)
+        known.request_started(0.0)
     return known
 
 
 def test_a_failure_is_the_hosts_once_a_later_request_is_answered():
     known = state()
-    known.heard(9.0, 9.5)
-    assert known.verdict(0.0, 10.0, at_once=False) is None
-    assert not known.heard(9.9, 10.1)  # what had arrived before a cut looks like this too
-    assert known.verdict(0.0, 10.0, at_once=False) is None
-    assert known.heard(10.0, 10.2)
-    assert known.verdict(0.0, 10.0, at_once=False) is NoAnswerCause.DEAD
-    assert not known.suspect(11.1)
+    known.record_answer(9.0, 9.5)
+    assert known.no_answer_cause(0.0, 10.0, at_once=False) is None
+    assert not known.record_answer(9.9, 10.1)  # what had arrived before a cut looks like this too
+    assert known.no_answer_cause(0.0, 10.0, at_once=False) is None
+    assert known.record_answer(10.0, 10.2)
+    assert known.no_answer_cause(0.0, 10.0, at_once=False) is NoAnswerCause.HOST_DEAD
+    assert not known.should_probe(11.1)
 
 
 def test_what_failed_at_once_is_worth_another_request():
     known = state()
-    known.heard(5.0, 5.1)
-    assert known.verdict(5.0, 5.1, at_once=True) is None
-    assert not known.suspect(6.0), "another may be answered soon"
-    assert known.suspect(6.1)
-    known.probed(6.1, 6.2, answered=True)
-    assert known.verdict(5.0, 5.1, at_once=True) is NoAnswerCause.MOMENT
-    assert not known.suspect(6.3)
+    known.record_answer(5.0, 5.1)
+    assert known.no_answer_cause(5.0, 5.1, at_once=True) is None
+    assert not known.should_probe(6.0), "another may be answered soon"
+    assert known.should_probe(6.1)
+    known.record_probe(6.1, 6.2, answered=True)
+    assert known.no_answer_cause(5.0, 5.1, at_once=True) is NoAnswerCause.TRANSIENT
+    assert not known.should_probe(6.3)
 
 
 def test_a_deadline_that_passed_while_this_machine_stood_still_says_nothing():
     known = state()
-    known.stood_still(30.0)
-    known.probed(30.1, 30.2, answered=True)
-    assert known.verdict(0.0, 30.0, at_once=False) is NoAnswerCause.MOMENT
-    known.probed(41.0, 41.1, answered=True)
-    assert known.verdict(30.3, 40.3, at_once=False) is NoAnswerCause.DEAD
+    known.record_standstill(30.0)
+    known.record_probe(30.1, 30.2, answered=True)
+    assert known.no_answer_cause(0.0, 30.0, at_once=False) is NoAnswerCause.TRANSIENT
+    known.record_probe(41.0, 41.1, answered=True)
+    assert known.no_answer_cause(30.3, 40.3, at_once=False) is NoAnswerCause.HOST_DEAD
 
 
 def test_silence_is_suspect_while_somebody_is_asked_only():
     known = state(asked=0)
-    assert not known.suspect(100.0)
-    known.asked(100.0)
-    assert not known.suspect(100.9)
-    assert known.suspect(101.0)
-    known.heard(100.0, 101.0)
-    assert not known.suspect(101.9)
-    known.done()
-    assert not known.suspect(200.0)
+    assert not known.should_probe(100.0)
+    known.request_started(100.0)
+    assert not known.should_probe(100.9)
+    assert known.should_probe(101.0)
+    known.record_answer(100.0, 101.0)
+    assert not known.should_probe(101.9)
+    known.request_ended()
+    assert not known.should_probe(200.0)
 
 
 def test_an_outage_lasts_from_the_last_answer_to_the_first_probe_that_is_answered():
     known = state()
-    known.heard(2.9, 3.0)
-    known.probed(4.0, 6.0, answered=False)
+    known.record_answer(2.9, 3.0)
+    known.record_probe(4.0, 6.0, answered=False)
     assert (known.offline, known.since) == (True, 3.0)
-    assert known.verdict(2.0, 7.0, at_once=False) is None
-    known.heard(2.5, 7.1)  # an answer that was under way ends nothing
+    assert known.no_answer_cause(2.0, 7.0, at_once=False) is None
+    known.record_answer(2.5, 7.1)  # an answer that was under way ends nothing
     assert known.offline
-    known.probed(8.0, 10.0, answered=False)
+    known.record_probe(8.0, 10.0, answered=False)
     assert known.since == 3.0
-    known.probed(12.0, 12.1, answered=True)
+    known.record_probe(12.0, 12.1, answered=True)
     assert not known.offline
-    assert known.verdict(2.0, 7.0, at_once=False) is NoAnswerCause.OUTAGE
-    assert known.verdict(12.0, 22.0, at_once=False) is NoAnswerCause.OUTAGE, (
+    assert known.no_answer_cause(2.0, 7.0, at_once=False) is NoAnswerCause.OUTAGE
+    assert known.no_answer_cause(12.0, 22.0, at_once=False) is NoAnswerCause.OUTAGE, (
         "sent before that was over"
     )
-    known.heard(23.0, 23.0)
-    assert known.verdict(12.2, 22.2, at_once=False) is NoAnswerCause.DEAD
+    known.record_answer(23.0, 23.0)
+    assert known.no_answer_cause(12.2, 22.2, at_once=False) is NoAnswerCause.HOST_DEAD
 
 
 class World:
@@ -109,7 +109,7 @@ class World:
         _, alive, instant = self.requests[number]
         end, answered = self.end(now, alive, instant)
         self.sent[number] += 1
-        self.known.asked(now)
+        self.known.request_started(now)
         heappush(self.events, (end, number, now, answered))
 
     def run(self):
@@ -128,33 +128,33 @@ class World:
             if probe and now >= probe[1]:
                 begun, end, answered = probe
                 was, probe = self.known.offline, None
-                self.known.probed(begun, end, answered=answered)
+                self.known.record_probe(begun, end, answered=answered)
                 self.offline += [now] if self.known.offline and not was else []
                 rest = now + (QUIET if answered else 2.0 if was else 0.0)
-            if not probe and now >= rest and self.known.suspect(now):
+            if not probe and now >= rest and self.known.should_probe(now):
                 sent = [at for at in (now, now + 1) if self.up(at, at + 0.1)]
                 probe = (now, sent[0] + 0.1, True) if sent else (now, now + PROBE, False)
         return self
 
     def ended(self, at, number, begun, answered):
-        self.known.done()
+        self.known.request_ended()
         if answered:
-            self.known.heard(begun, at)
+            self.known.record_answer(begun, at)
             self.arrived.add(number)
         else:
             self.waiting.append((number, begun, at))
 
     def judge(self, each, now):
         number, begun, at = each
-        if (verdict := self.known.verdict(begun, at, at_once=at - begun < 1)) is None:
+        if (verdict := self.known.no_answer_cause(begun, at, at_once=at - begun < 1)) is None:
             return
         self.waiting.remove(each)
-        if verdict is NoAnswerCause.DEAD or (
-            verdict is NoAnswerCause.MOMENT and number in self.doubted
+        if verdict is NoAnswerCause.HOST_DEAD or (
+            verdict is NoAnswerCause.TRANSIENT and number in self.doubted
         ):
             self.lost.add(number)
             return
-        if verdict is NoAnswerCause.MOMENT:
+        if verdict is NoAnswerCause.TRANSIENT:
             self.doubted.add(number)
         self.send(now, number)
 
@@ -195,24 +195,24 @@ def test_outages_of_several_who_notice_them_count_once():
     now = 10.0
     outages.begin("hosts", 9.0)
     outages.begin("names", 5.0)
-    assert (outages.lasting(), outages.total()) == (10.0, 10.0)
+    assert (outages.current_seconds(), outages.total()) == (10.0, 10.0)
     outages.end("hosts")
     now = 12.0
     outages.end("names")
     outages.end("names")
-    assert (outages.lasting(), outages.total()) == (0.0, 12.0)
+    assert (outages.current_seconds(), outages.total()) == (0.0, 12.0)
     now = 20.0
     outages.begin("hosts", 11.0)  # it begins with the last answer, which may be before that end
-    assert (outages.lasting(), outages.total()) == (8.0, 20.0)
+    assert (outages.current_seconds(), outages.total()) == (8.0, 20.0)
 
 
 def test_an_outage_that_lasts_too_long_ends_the_work():
     now = 0.0
     outages = Outages(60, clock=lambda: now)
-    outages.check()
+    outages.check_overdue()
     outages.begin("hosts", 0.0)
     now = 60.0
-    outages.check()
+    outages.check_overdue()
     now = 61.0
     with pytest.raises(Postponed, match="no network for 1 minutes"):
-        outages.check()
+        outages.check_overdue()

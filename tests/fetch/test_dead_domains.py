@@ -21,14 +21,14 @@ from cahlib.run import run
 
 def test_two_shards_must_agree():
     silence = DeadDomains([("dead.com", "ill.com"), ("dead.com",)])
-    assert silence.added(("mine.com",)) == ("mine.com", "dead.com")
-    silence.learn(("ill.com", "new.com"))
-    assert silence.added(()) == ("dead.com", "ill.com")
+    assert silence.merged_with(("mine.com",)) == ("mine.com", "dead.com")
+    silence.add(("ill.com", "new.com"))
+    assert silence.merged_with(()) == ("dead.com", "ill.com")
 
 
 def test_who_is_left_alone_is_not_asked():
     manners = Politeness(Download(left_alone=("dead.com",)))
-    assert manners.closed("dead.com") and not manners.closed("alive.com")
+    assert manners.is_skipped("dead.com") and not manners.is_skipped("alive.com")
 
 
 class Here:

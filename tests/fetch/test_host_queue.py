@@ -10,12 +10,12 @@ from cahlib.fetch.host_queue import HostQueue
 
 def test_a_full_host_waits_and_another_does_not():
     turns = HostQueue(1)
-    assert turns.arrive("a", 1)
-    assert not turns.arrive("a", 2)
-    assert turns.arrive("b", 3)
+    assert turns.add("a", 1)
+    assert not turns.add("a", 2)
+    assert turns.add("b", 3)
     assert len(turns) == 1
-    assert turns.leave("a") == 2
-    assert turns.leave("a") is None
+    assert turns.finish("a") == 2
+    assert turns.finish("a") is None
 
 
 @given(st.lists(st.sampled_from("abc")), st.integers(1, 3), st.randoms(use_true_random=False))
@@ -28,11 +28,11 @@ def test_every_item_starts_once_and_no_host_has_more_than_its_share(hosts, per_h
         assert max(Counter(host for host, _ in running).values()) <= per_host
 
     for item in ((host, number) for number, host in enumerate(hosts)):
-        if turns.arrive(item[0], item):
+        if turns.add(item[0], item):
             start(item)
     while running:
         host, _ = running.pop(chance.randrange(len(running)))
-        if following := turns.leave(host):
+        if following := turns.finish(host):
             start(following)
     assert sorted(started) == sorted((host, number) for number, host in enumerate(hosts))
-    assert turns.idle and not len(turns)
+    assert turns.is_idle and not len(turns)

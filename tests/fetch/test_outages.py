@@ -103,7 +103,7 @@ def _all(links):
 
 
 def offline(run):
-    until(lambda: run.outages.lasting() > 0)
+    until(lambda: run.outages.current_seconds() > 0)
 
 
 def some(names, each=8):
@@ -140,7 +140,7 @@ def test_a_cut_in_the_middle_costs_nothing_but_time(trouble):
         mend()
         arrived = scraping.result(60)
         assert run.outages.total() > 0
-        assert run.outages.lasting() == 0
+        assert run.outages.current_seconds() == 0
     assert len(arrived) == len(before) + len(after) + 20
     assert set(arrived.values()) == {1}
     assert run.tally.lost[Reason.DNS] == 2
@@ -284,7 +284,7 @@ def crawl_host():
 def read(wires, outages, sleep):
     source = CrawlFile(f"http://{WEB}/a.gz", sleep=sleep, outages=outages)
     with wires.inside(wires.near):
-        return b"".join(source.pieces(0, len(DATA)))
+        return b"".join(source.chunks(0, len(DATA)))
 
 
 def test_the_crawls_file_is_read_on_after_a_cut():
@@ -296,12 +296,12 @@ def test_the_crawls_file_is_read_on_after_a_cut():
             if len(waited) == 1:
                 wires.unplug()
             if len(waited) == len(RETRY_PAUSES) + 5:
-                assert outages.lasting() > 0
+                assert outages.current_seconds() > 0
                 wires.plug()
 
         assert read(wires, outages, sleep) == DATA
     assert outages.total() > 0
-    assert outages.lasting() == 0
+    assert outages.current_seconds() == 0
     assert outages.crawl == (WEB, 80)
 
 
@@ -311,7 +311,7 @@ def test_the_crawls_host_is_not_waited_for_if_it_alone_is_away():
 
         def sleep(seconds):
             wires.unplug()
-            outages.sign = time.monotonic()  # hosts answer, as those of the images do
+            outages.last_answer = time.monotonic()  # hosts answer, as those of the images do
 
         with pytest.raises(ShardError, match="unreachable") as gone:
             read(wires, outages, sleep)

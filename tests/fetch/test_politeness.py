@@ -29,56 +29,56 @@ def test_whose_domain_a_host_is(host, domain):
 
 def test_a_domain_is_asked_so_often_a_second():
     manners = Politeness(Download(per_second=4), clock=lambda: 100.0)
-    assert [manners.wait("a") for _ in range(3)] == [0, 0.25, 0.5]
-    assert manners.wait("b") == 0
+    assert [manners.reserve("a") for _ in range(3)] == [0, 0.25, 0.5]
+    assert manners.reserve("b") == 0
 
 
 def test_who_cannot_wait_so_long_takes_no_place_from_others():
     manners = Politeness(Download(per_second=4), clock=lambda: 100.0)
-    assert [manners.wait("a", 0.3) for _ in range(9)] == [0, 0.25, *[0.5] * 7]
-    assert manners.wait("a") == 0.5
+    assert [manners.reserve("a", 0.3) for _ in range(9)] == [0, 0.25, *[0.5] * 7]
+    assert manners.reserve("a") == 0.5
 
 
 def test_a_pause_is_obeyed_and_a_long_one_is_the_end():
     manners = Politeness(Download(per_second=0), clock=lambda: 100.0)
-    manners.pause("a", "20")
-    assert manners.wait("a") == 20
-    assert not manners.closed("a")
-    manners.pause("a", "86400")
-    assert manners.closed("a")
+    manners.honour_retry_after("a", "20")
+    assert manners.reserve("a") == 20
+    assert not manners.is_skipped("a")
+    manners.honour_retry_after("a", "86400")
+    assert manners.is_skipped("a")
 
 
 def test_who_fails_again_and_again_is_left_alone():
     manners = Politeness(Download(patience=3))
     for result in (Reason.DNS, Reason.TIMEOUT, "/moved", Reason.DNS, Reason.HTTP_4XX, Reason.DNS):
-        manners.note("a", result)
-    assert not manners.closed("a")
-    manners.note("a", Reason.HTTP_4XX, 403)
-    manners.note("a", Reason.HTTP_4XX, 429)
-    assert manners.closed("a")
-    assert manners.silent() == ()
+        manners.record_result("a", result)
+    assert not manners.is_skipped("a")
+    manners.record_result("a", Reason.HTTP_4XX, 403)
+    manners.record_result("a", Reason.HTTP_4XX, 429)
+    assert manners.is_skipped("a")
+    assert manners.dead_domains() == ()
     for _ in range(3):
-        manners.note("b", Reason.DNS)
-    assert manners.silent() == ("b",)
+        manners.record_result("b", Reason.DNS)
+    assert manners.dead_domains() == ("b",)
 
 
 def test_a_later_shard_asks_again_until_it_is_told_not_to():
     options = Download(patience=2)
     first = Politeness(options)
     for _ in range(2):
-        first.note("dead", Reason.DNS)
-    assert first.closed("dead")
-    assert not Politeness(options).closed("dead")
+        first.record_result("dead", Reason.DNS)
+    assert first.is_skipped("dead")
+    assert not Politeness(options).is_skipped("dead")
 
 
 def test_a_domain_that_failed_but_was_heard_is_not_silent():
     manners = Politeness(Download())
-    manners.hear("a", Reason.TIMEOUT)
-    manners.hear("b", object())
+    manners.record_contact("a", Reason.TIMEOUT)
+    manners.record_contact("b", object())
     for _ in range(3):
-        manners.note("a", Reason.NO_ROBOTS)
-        manners.note("b", Reason.NO_ROBOTS)
-    assert manners.silent() == ("a",)
+        manners.record_result("a", Reason.NO_ROBOTS)
+        manners.record_result("b", Reason.NO_ROBOTS)
+    assert manners.dead_domains() == ("a",)
 
 
 @pytest.mark.parametrize(

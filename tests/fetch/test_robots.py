@@ -112,7 +112,7 @@ def test_the_line_is_the_evidence():
 )
 def test_content_usage(line, refused):
     robots = RobotsTxt(EVERYBODY + line + "\nAllow: /")
-    assert (robots.no_training("/img/a.jpg") is not None) is refused
+    assert (robots.training_refusal("/img/a.jpg") is not None) is refused
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_content_usage(line, refused):
     ],
 )
 def test_content_signal(line, refusing):
-    assert RobotsTxt(EVERYBODY + line + "\nAllow: /").no_training("/img/a.jpg") == refusing
+    assert RobotsTxt(EVERYBODY + line + "\nAllow: /").training_refusal("/img/a.jpg") == refusing
 
 
 def test_hostile_rules_cost_little():
@@ -144,7 +144,7 @@ def test_hostile_rules_cost_little():
 def test_no_file_is_too_strange(text, target):
     for robots in (RobotsTxt(text), RobotsTxt(EVERYBODY + f"disallow: {text}")):
         robots.refusal("/" + target)
-        robots.no_training("/" + target)
+        robots.training_refusal("/" + target)
 
 
 _PATH = st.text("ab/*$?=.", max_size=8).map("/".__add__)

@@ -53,13 +53,15 @@ def test_a_request_that_runs_out_of_time_before_the_outage_of_names_is_noticed_w
 
     async def lost():
         async with watch_network(NetworkConfig(lookup=lookup, patience=HURRIED)) as network:
-            network.hosts.heard(time.monotonic())
+            network.hosts.record_answer(time.monotonic())
             begun = time.monotonic()
             asking = asyncio.ensure_future(network.resolver.resolve("slow.example", 80))
             await asyncio.sleep(0)
-            why = asyncio.ensure_future(network.lost(begun, "slow.example", 80, at_once=False))
+            why = asyncio.ensure_future(
+                network.no_answer_cause(begun, "slow.example", 80, at_once=False)
+            )
             while not network.resolver.watch._state.offline:
-                network.hosts.heard(time.monotonic())  # other hosts answer all the time
+                network.hosts.record_answer(time.monotonic())  # other hosts answer all the time
                 await asyncio.sleep(0.01)
             answering.set()
             await asking

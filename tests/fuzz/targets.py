@@ -62,7 +62,7 @@ def _robots(data: bytes) -> None:
     rules = RobotsTxt(data.decode("utf-8", "replace"))
     for path in ("/", "/a/b.jpg?c=%20d", "/robots.txt", data[-40:].decode("latin-1")):
         rules.refusal(path)
-        rules.no_training(path)
+        rules.training_refusal(path)
 
 
 def _headers(data: bytes) -> None:
