@@ -1,9 +1,9 @@
-"""What a crawl leaves out: domains, addresses, and pairs by their hashes.
+"""Blocklists of a crawl: domains, URLs, and pairs by their hashes.
 
-The files are those of `cahlib.lists`. A domain holds for its subdomains too; a pair is given by the
-hex md5 of url + text. Hosts and addresses are compared as they are asked, however they are
-spelled. For hundreds of millions of pairs there are Bloom filters, in files that end
-in ``.bloom``: `save_bloom` makes them.
+The files are those of `cahlib.lists`. A domain covers its subdomains; a pair is given by the
+hex md5 of url + text. Hosts and URLs are compared in normalized form, however they are spelled.
+For hundreds of millions of pairs there are Bloom filters, in files that end in ``.bloom``;
+`save_bloom` makes them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cahlib.records import Reason
 
 
 class Blocklists:
-    """What a crawl leaves out; loaded once a process."""
+    """The blocklists of a crawl; loaded once per process."""
 
     def __init__(
         self,
@@ -32,24 +32,24 @@ class Blocklists:
         pairs: Iterable[str] = (),
         filters: Iterable[rbloom.Bloom] = (),
     ) -> None:
-        self._domains = Digests(md5(_host(domain)) for domain in domains)
+        self._domains = Digests(md5(_normalized_domain(domain)) for domain in domains)
         self._urls = Digests(md5(normalize_url(url.partition("#")[0])) for url in urls)
         self._pairs = Digests(bytes.fromhex(pair) for pair in pairs)
         self._filters = tuple(filters)
 
     @classmethod
     def load(cls, options: Crawl) -> Blocklists:
-        """The lists that a crawl names. Raises ConfigError for a file that is no such list."""
+        """Return the lists that a crawl names; raise ConfigError if a file is not such a list."""
         lists = (options.blocked_domains, options.blocked_urls, options.blocked_pairs)
         return _loaded(*(tuple(map(here, paths)) for paths in lists))
 
     def url_drop_reason(self, url: str) -> Reason | None:
-        """Why an address is left out, by itself or by its host's domains."""
+        """Return the reason to drop a URL, by itself or by a domain of its host, or None."""
         if self._urls and md5(normalize_url(url)) in self._urls:
             return Reason.BLOCKED_URL
-        return Reason.BLOCKED_DOMAIN if self._domain(url) else None
+        return Reason.BLOCKED_DOMAIN if self._is_blocked_host(url) else None
 
-    def _domain(self, url: str) -> bool:
+    def _is_blocked_host(self, url: str) -> bool:
         if not self._domains:
             return False
         host = host_of(url)
@@ -60,14 +60,14 @@ class Blocklists:
         return False
 
     def has_pair(self, uid: str) -> bool:
-        """Whether a pair is blocked, by the hex md5 of its url + text."""
+        """Return whether a pair is blocked, given the hex md5 of its url + text."""
         if self._pairs and bytes.fromhex(uid) in self._pairs:
             return True
         return bool(self._filters) and any(uid in each for each in self._filters)
 
 
 def save_bloom(path: Path, uids: Iterable[str], *, expected: int, false_share: float) -> None:
-    """Write a Bloom filter of pairs; ``false_share`` of all others will be left out with them.
+    """Write a Bloom filter of pairs; it also matches a share ``false_share`` of all others.
 
     200 million pairs at 0.001 take 360 MB, on disk and in each scraping process.
     """
@@ -77,7 +77,7 @@ def save_bloom(path: Path, uids: Iterable[str], *, expected: int, false_share: f
 
 
 def _bloom_hash(uid: str) -> int:
-    """The 128 bits, with a sign, that rbloom wants; Python's own hash differs with each process."""
+    """Return the signed 128-bit hash that rbloom wants; `hash` differs between processes."""
     return int.from_bytes(bytes.fromhex(uid), "big", signed=True)
 
 
@@ -92,21 +92,21 @@ def _loaded(domains: tuple[str, ...], urls: tuple[str, ...], pairs: tuple[str, .
             if not path.endswith(".bloom")
             for each in entries(path, "blocked_pairs", MD5)
         ),
-        filters=[_filter(path) for path in pairs if path.endswith(".bloom")],
+        filters=[_load_bloom(path) for path in pairs if path.endswith(".bloom")],
     )
 
 
-def _filter(path: str) -> rbloom.Bloom:
+def _load_bloom(path: str) -> rbloom.Bloom:
     try:
         return rbloom.Bloom.load(path, _bloom_hash)
     except (OSError, ValueError) as error:
         raise ConfigError(f"blocked_pairs: {path} is not a Bloom filter: {error}.") from error
 
 
-def _host(domain: str) -> str:
-    """A domain of a list as `host_of` has it."""
+def _normalized_domain(domain: str) -> str:
+    """Return a domain of a list in the form of `host_of`."""
     domain = domain.lower().strip(".")
     if ":" in domain:
         return host_of(f"http://[{domain}]") or domain
-    number = domain.rpartition(".")[2][:1].isdigit()  # of an IPv4 address, which has many forms
+    number = domain.rpartition(".")[2][:1].isdigit()  # an IPv4 address, which has many spellings
     return domain if domain.isascii() and not number else host_of(f"http://{domain}") or domain

@@ -1,6 +1,6 @@
 """From pages to candidates: links to images with a text that may describe them.
 
-Cheap questions come before dear ones, and what repeats is answered once. It knows no network.
+Cheap checks come first, and repeated ones are cached. Nothing here uses the network.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cahlib.crawl.wat import Link, Page
 from cahlib.fetch import links, opt_outs
 from cahlib.records import Candidate, OptOut, Reason, Stage, Tally
 
-#: The path by which an og:image with its og:description goes among the links.
+#: The path that an og:image with its og:description gets among the links.
 _OPEN_GRAPH = "og:image"
 
-#: Characters of an address that is kept with each sample of a page: the page's own, its licence's.
-_MOST_KEPT = 2000
+#: Longest URL that is stored with each sample of a page: the page's own, its licence's.
+_MAX_STORED_URL = 2000
 
 _LICENCE = re.compile(r"https?://(?:www\.)?creativecommons\.org/(?:licenses|publicdomain)/", re.I)
 
@@ -36,29 +36,29 @@ def find_candidates(
     consent: str = "strict",
     optouts: list[OptOut] | None = None,
 ) -> Iterator[Candidate]:
-    """The candidates of a shard's pages, in their order; the rest is counted by reason.
+    """Yield the candidates of a shard's pages, in order; count the rest by reason.
 
-    ``optouts`` takes the evidence of pages whose owners refuse, be it that the
-    profile ``consent`` honours that or not.
+    ``optouts`` receives the evidence of pages that opt out, whether or not the profile ``consent``
+    honours it.
     """
-    choose = _Choice(options, blocked)
+    link_filter = _LinkFilter(options, blocked)
     lost, left = tally.lost, tally.left
     position = 0
     for page in pages:
-        shown = _shown(page, options)
+        shown = _image_links(page, options)
         base = links.BaseUrl.of(page.url, page.base)
         refused = page_opt_outs.page_opt_out(page)
         obeyed = refused is not None and refused.signal in opt_outs.HONOURED[consent]
         licence = ""
         tally.entered[Stage.CHOOSE] += len(shown)
-        if len(page.url) > _MOST_KEPT:
+        if len(page.url) > _MAX_STORED_URL:
             lost[Reason.LONG_URL] += len(shown)
             continue
-        texted = [link for link in shown if link.alt]
-        lost[Reason.NO_TEXT] += len(shown) - len(texted)
-        choose.turn_to(page, texted)
-        for link in texted:
-            answer = choose(link, base)
+        with_text = [link for link in shown if link.alt]
+        lost[Reason.NO_TEXT] += len(shown) - len(with_text)
+        link_filter.set_page(page, with_text)
+        for link in with_text:
+            answer = link_filter(link, base)
             if not isinstance(answer, tuple):
                 lost[answer] += 1
                 continue
@@ -87,34 +87,34 @@ def find_candidates(
             position += 1
 
 
-class _Choice:
-    """Decides on links, and remembers which pairs the shard has had."""
+class _LinkFilter:
+    """Decides on links, and remembers which pairs the shard has had already."""
 
     def __init__(self, options: Crawl, blocked: Blocklists) -> None:
-        self._most, self._blocked = options.max_url, blocked
-        self._judge = texts.caption_filter(options)
-        self._wanted, self._by_page = (
-            languages.wanted_languages(options),
-            options.language_evidence == "page",
-        )
-        self._evidence: PageLanguage | None = None
+        self._max_url, self._blocked = options.max_url, blocked
+        self._caption_filter = texts.caption_filter(options)
+        self._wanted = languages.wanted_languages(options)
+        self._uses_page = options.language_evidence == "page"
+        self._page_language: PageLanguage | None = None
         self._seen: set[str] = set()
 
-    def turn_to(self, page: Page, links: list[Link]) -> None:
-        """Weigh what a page tells of its captions' language, if the options want that."""
-        if self._by_page:
-            self._evidence = PageLanguage.of(page, (self._judge(link.alt) for link in links))
+    def set_page(self, page: Page, links: list[Link]) -> None:
+        """Determine the language of a page's captions, if the options ask for that."""
+        if self._uses_page:
+            self._page_language = PageLanguage.of(
+                page, (self._caption_filter(link.alt) for link in links)
+            )
 
     def __call__(self, link: Link, base: links.BaseUrl) -> tuple[str, texts.Caption, str] | Reason:
-        """A candidate's address, text and uid, or why a link is none; cheap questions first."""
+        """Return a candidate's URL, text and uid, or the reason to drop the link."""
         if reason := links.link_drop_reason(link.url):
             return reason
-        text = self._judge(link.alt)
-        if self._evidence and isinstance(text, texts.Caption):
-            text = self._evidence.resolve(text, self._wanted)
+        text = self._caption_filter(link.alt)
+        if self._page_language and isinstance(text, texts.Caption):
+            text = self._page_language.resolve(text, self._wanted)
         if not isinstance(text, texts.Caption):
             return text
-        url = links.absolute_url(link.url, base, self._most)
+        url = links.absolute_url(link.url, base, self._max_url)
         if not isinstance(url, str):
             return url
         if reason := self._blocked.url_drop_reason(url):
@@ -127,12 +127,12 @@ class _Choice:
         return Reason.BLOCKED_PAIR if self._blocked.has_pair(uid) else (url, text, uid)
 
 
-def _shown(page: Page, options: Crawl) -> list[Link]:
-    """The links of a page that show an image."""
+def _image_links(page: Page, options: Crawl) -> list[Link]:
+    """Return the links of a page that show an image."""
     shown = [link for link in page.links if link.path == "IMG@/src"]
     if options.og_images:
         said = {(meta.property or meta.name).lower(): meta.content for meta in page.metas[::-1]}
-        # three names of one picture; a page that has several gives one
+        # three names for the same picture; a page that has several counts once
         names = ("og:image", "og:image:secure_url", "og:image:url")
         if image := next((said[name] for name in names if said.get(name)), ""):
             shown.append(Link(_OPEN_GRAPH, image, said.get("og:description", "")))
@@ -140,10 +140,10 @@ def _shown(page: Page, options: Crawl) -> list[Link]:
 
 
 def _licence(page: Page) -> str:
-    """The page's first link to a Creative Commons licence, else "?"."""
-    linked = [_schemed(link.url) for link in page.links if "reativecommons.org" in link.url]
-    return next((url for url in linked if len(url) <= _MOST_KEPT and _LICENCE.match(url)), "?")
+    """Return the page's first link to a Creative Commons licence, or "?"."""
+    linked = [_with_scheme(link.url) for link in page.links if "reativecommons.org" in link.url]
+    return next((url for url in linked if len(url) <= _MAX_STORED_URL and _LICENCE.match(url)), "?")
 
 
-def _schemed(url: str) -> str:
+def _with_scheme(url: str) -> str:
     return f"https:{url}" if url.startswith("//") else url

@@ -1,14 +1,13 @@
-"""Which crawls there are, the newest first, as Common Crawl lists them."""
+"""The names of Common Crawl's crawls, newest first, from its own list."""
 
 from __future__ import annotations
 
 import json
 import urllib.request
 
-#: Where they are listed.
 INDEX_URL = "https://index.commoncrawl.org/collinfo.json"
 
-#: Seconds for an answer: without one, a name can still be typed.
+#: Seconds; without an answer, a name can still be typed.
 _TIMEOUT = 10.0
 
 #: The first crawl that has WAT files.
@@ -16,7 +15,7 @@ _FIRST = "CC-MAIN-2013-20"
 
 
 def crawl_names(url: str = INDEX_URL) -> list[str]:
-    """Return the names of the crawls; none if nobody answers."""
+    """Return the names of the crawls, or an empty list if the server does not answer."""
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
             found = [str(each["id"]) for each in json.loads(answer.read())]

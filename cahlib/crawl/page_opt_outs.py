@@ -10,40 +10,40 @@ from typing import Any
 from cahlib.crawl.wat import Page
 from cahlib.fetch import opt_outs
 
-#: Meta elements that speak to us; one may name several robots.
-_TO_US = frozenset({"robots", opt_outs.USER_AGENT_TOKEN})
+#: Names of meta elements that address us; one may name several robots.
+_ADDRESSED = frozenset({"robots", opt_outs.USER_AGENT_TOKEN})
 _NAMES = re.compile(r"[\s,;|/]+")
-_MOST_NAME = 1000  # characters of an element's name that are looked at
-_LOWER = frozenset(map(str.lower, opt_outs.OPT_OUT_HEADERS))
+_MAX_NAME = 1000  # characters of an element's name that are examined
+_HEADER_NAMES = frozenset(map(str.lower, opt_outs.OPT_OUT_HEADERS))
 
 
 def page_opt_out(page: Page) -> opt_outs.OptOutSignal | None:
-    """What refuses us in a page or in the headers of its answer, be it honoured or not."""
+    """Return a page's opt-out, in its elements or HTTP headers, whether honoured or not."""
     for meta in page.metas:
-        signal = _signal(meta.name[:_MOST_NAME]) or _signal(meta.property[:_MOST_NAME])
+        signal = _signal(meta.name[:_MAX_NAME]) or _signal(meta.property[:_MAX_NAME])
         if meta.equiv and not signal:
-            signal = _signal(meta.equiv[:_MOST_NAME])
+            signal = _signal(meta.equiv[:_MAX_NAME])
         if signal and (said := _in_element(signal, meta.content)):
             return said
-    if _LOWER.isdisjoint(map(str.lower, page.headers)):
+    if _HEADER_NAMES.isdisjoint(map(str.lower, page.headers)):
         return None
-    speaking = [name for name in page.headers if name.lower() in _LOWER]
-    return opt_outs.parse_headers(_words(page.headers, speaking), "strict")
+    speaking = [name for name in page.headers if name.lower() in _HEADER_NAMES]
+    return opt_outs.parse_headers(_header_values(page.headers, speaking), "strict")
 
 
-@lru_cache(maxsize=1000)  # most pages have the same names, none of which speaks
+@lru_cache(maxsize=1000)  # most pages have the same names, none of them relevant
 def _signal(name: str) -> str:
-    """Return by which signal a meta element of this name speaks to us, "" if it does not."""
+    """Return the signal that a meta element of this name carries, "" for none."""
     name = name.strip().lower()
-    if not _TO_US.isdisjoint(_NAMES.split(name)):
+    if not _ADDRESSED.isdisjoint(_NAMES.split(name)):
         return "meta robots"
     if name == "tdm-reservation":
         return "meta tdm-reservation"
-    return name if name in _LOWER else ""
+    return name if name in _HEADER_NAMES else ""
 
 
 def _in_element(signal: str, content: str) -> opt_outs.OptOutSignal | None:
-    """Return what refuses us in a meta element, which may stand for a header (``http-equiv``)."""
+    """Return the opt-out in a meta element, which may stand for a header (``http-equiv``)."""
     if signal == "meta robots":
         refuses = any(
             word in opt_outs.REFUSING_DIRECTIVES for _, word in opt_outs.parse_directives(content)
@@ -55,8 +55,8 @@ def _in_element(signal: str, content: str) -> opt_outs.OptOutSignal | None:
     return opt_outs.opt_out_signal(signal, content) if refuses else None
 
 
-def _words(headers: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The headers by which the owner of a page speaks, each by itself."""
+def _header_values(headers: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield these headers of a page, one value at a time."""
     for name in names:
         values = headers[name]
         words = values if isinstance(values, list) else [values]

@@ -1,4 +1,4 @@
-"""From what a user wants to read to shards: paths, URLs, or a crawl's list of WAT files."""
+"""From the setting ``crawl`` to shards: paths, URLs, or a crawl's list of WAT files."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from cahlib.errors import ConfigError, RunError, ShardError
 from cahlib.needs import reading
 from cahlib.records import Shard
 
-_CRAWL = re.compile(r"CC-MAIN-\d{4}-[\w-]+")
-#: At the start somebody is watching, who would rather hear soon that there is no network.
-_SHORT = RETRY_PAUSES[:4]
+_CRAWL_NAME = re.compile(r"CC-MAIN-\d{4}-[\w-]+")
+#: At the start a user is watching, who should learn soon that there is no network.
+_FEW_PAUSES = RETRY_PAUSES[:4]
 
 
 def list_shards(
     crawl: Crawl, *, contact: str = "", sleep: SleepFunction = time.sleep
 ) -> Iterator[Shard]:
-    """The shards of a crawl that are to be worked through, two a WAT file.
+    """Return the shards to process, two per WAT file.
 
-    With a seed the files come in an order that the seed draws, so asking for more later goes on in
-    the same order. Raises ConfigError if there is nothing to read, and RunError if the crawl's
-    list cannot be fetched or the server bans us.
+    A seed shuffles the files, always in the same order, so that a later run with more shards
+    continues it. Raise ConfigError if there is nothing to read, and RunError if the crawl's list
+    cannot be fetched or the server bans this address.
     """
-    urls = _wats(crawl, contact, sleep)
+    urls = _wat_files(crawl, contact, sleep)
     if crawl.seed:
         random.Random(crawl.seed).shuffle(urls)
     every = (make_shard(url, half) for url in urls for half in (0, 1))
@@ -44,46 +44,48 @@ def list_shards(
 
 
 def make_shard(url: str, half: int) -> Shard:
-    """One half of a WAT file; its id tells the file, and differs from that of any other URL."""
+    """Return one half of a WAT file; its id shows the file name and is unique to the URL."""
     stem = PurePosixPath(urlsplit(url).path).name.removesuffix(".gz").removesuffix(".warc.wat")
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", stem)[:100].lstrip(".-") or "wat"
     digest = hashlib.md5(url.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
     return Shard(id=f"{safe}-{digest[:8]}-{half}", url=url, half=half)
 
 
-def _wats(crawl: Crawl, contact: str, sleep: SleepFunction) -> list[str]:
-    """The WAT files that a setting means."""
+def _wat_files(crawl: Crawl, contact: str, sleep: SleepFunction) -> list[str]:
+    """Return the paths or URLs of the WAT files that the setting names."""
     reading(crawl)
     what = crawl.crawl
-    if _CRAWL.fullmatch(what):
-        return _listed(what, crawl.base_url, contact, sleep)
+    if _CRAWL_NAME.fullmatch(what):
+        return _list_crawl(what, crawl.base_url, contact, sleep)
     if "://" in what:
-        urls = [_url("crawl", what)]
+        urls = [_check_url("crawl", what)]
     else:
         urls = _files(what)
-    sources = [CrawlFile(url, contact=contact, pauses=_SHORT, sleep=sleep) for url in urls]
+    sources = [CrawlFile(url, contact=contact, pauses=_FEW_PAUSES, sleep=sleep) for url in urls]
     if len(sources) == 1:
-        _look(sources[0])
+        _check_only_file(sources[0])
     else:
-        _refuse_others(sources)
+        _check_record_types(sources)
     return urls
 
 
 def _files(what: str) -> list[str]:
-    """The files that a path or a glob means, as absolute paths."""
+    """Return the absolute paths of the files that a path or a glob matches."""
     found = [what] if os.path.exists(what) else sorted(glob.glob(what, recursive=True))
     files = [os.path.abspath(path) for path in found if os.path.isfile(path)]
     if files:
         return files
     if found:
-        raise ConfigError(f"crawl: {what} is a folder; name the files in it, as {what}/*.wat.gz.")
+        raise ConfigError(
+            f"crawl: {what} is a folder; name the files in it, such as {what}/*.wat.gz."
+        )
     raise ConfigError(
-        f"crawl: there is no file {what}, and it is not a crawl's name like CC-MAIN-2024-10."
+        f"crawl: {what} is neither a file nor the name of a crawl, such as CC-MAIN-2024-10."
     )
 
 
-def _url(setting: str, url: str) -> str:
-    """An http(s) URL that a user gave, as it is."""
+def _check_url(setting: str, url: str) -> str:
+    """Return an http(s) URL that a user gave; raise ConfigError if it is not one."""
     try:
         whole = re.fullmatch(r"https?://[!-~]+", url) and urlsplit(url).hostname
     except ValueError:
@@ -93,8 +95,8 @@ def _url(setting: str, url: str) -> str:
     return url
 
 
-def _look(source: CrawlFile) -> None:
-    """Refuse the only file of a run at once if it is none, or no WAT file."""
+def _check_only_file(source: CrawlFile) -> None:
+    """Raise ConfigError if the only file of a run is missing or not a WAT file."""
     try:
         check_wat(source)
     except (MissingFileError, NotWatError) as error:
@@ -103,10 +105,10 @@ def _look(source: CrawlFile) -> None:
         raise _offline(error) from error
 
 
-def _refuse_others(sources: Iterable[CrawlFile]) -> None:
-    """Raise ConfigError if one of a run's files is another kind of file of a crawl.
+def _check_record_types(sources: Iterable[CrawlFile]) -> None:
+    """Raise ConfigError if a run's file is a WARC or WET file.
 
-    What else is wrong with a file costs its shards alone.
+    Any other fault of a file affects its own shards only.
     """
     for source in sources:
         try:
@@ -117,17 +119,17 @@ def _refuse_others(sources: Iterable[CrawlFile]) -> None:
             continue
 
 
-def _listed(name: str, base_url: str, contact: str, sleep: SleepFunction) -> list[str]:
-    """The WAT files of a crawl, from its own list."""
-    base = _url("base_url", base_url).rstrip("/") + "/"
+def _list_crawl(name: str, base_url: str, contact: str, sleep: SleepFunction) -> list[str]:
+    """Return the URLs of a crawl's WAT files, from its own list."""
+    base = _check_url("base_url", base_url).rstrip("/") + "/"
     url = f"{base}crawl-data/{name}/wat.paths.gz"
-    source = CrawlFile(url, contact=contact, pauses=_SHORT, sleep=sleep)
+    source = CrawlFile(url, contact=contact, pauses=_FEW_PAUSES, sleep=sleep)
     try:
         _, size = source.head()
         packed = b"".join(source.chunks(0, size))
     except MissingFileError as error:
         raise ConfigError(
-            f"crawl: there is no crawl {name}; https://index.commoncrawl.org lists those there are."
+            f"crawl: there is no crawl {name}; see the list at https://index.commoncrawl.org."
         ) from error
     except ShardError as error:
         raise _offline(error) from error

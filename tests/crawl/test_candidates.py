@@ -176,17 +176,17 @@ def test_a_language_has_several_names(code, text):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ((), "name those to keep"),
-        (("en", "english"), "english is no code"),
-        (("",), "is no code"),
-        (("x-foo",), "x-foo is no code"),
-        (("en-US",), "en-US names more than a language and a script.*; give en"),
-        (("pt-BR",), "; give pt"),
-        (("sr-Latn-RS",), "; give sr-Latn"),
-        (("de-1996",), "; give de"),
-        (("zh-JP",), "; give zh"),
-        (("en-u-ca-buddhist",), "; give en"),
-        (("ja-Jpan",), "no script of one alphabet"),
+        ((), "name the languages to keep"),
+        (("en", "english"), "'english' is not a language"),
+        (("",), "is not a language"),
+        (("x-foo",), "'x-foo' is not a language"),
+        (("en-US",), "en-US names more than a language and a script.*; use en"),
+        (("pt-BR",), "; use pt"),
+        (("sr-Latn-RS",), "; use sr-Latn"),
+        (("de-1996",), "; use de"),
+        (("zh-JP",), "; use zh"),
+        (("en-u-ca-buddhist",), "; use en"),
+        (("ja-Jpan",), "not name a script with one alphabet"),
     ],
 )
 def test_languages_that_no_text_tells_are_refused(given, sentence):

@@ -298,8 +298,8 @@ def test_what_is_no_page_is_counted(wat):
     [
         (b"", "is empty"),
         (b"<!doctype html><html>", "is a web page, not a WAT file"),
-        (b"\x28\xb5\x2f\xfd rest of it", "is packed with zstd"),
-        (b"WARC/1.0\r\nWARC-Type: warcinfo\r\n", "is not packed"),
+        (b"\x28\xb5\x2f\xfd rest of it", "is compressed with zstd"),
+        (b"WARC/1.0\r\nWARC-Type: warcinfo\r\n", "is not compressed"),
         (b"\x89PNG\r\n\x1a\n", "is not a gzip file"),
     ],
 )
@@ -349,7 +349,7 @@ def test_another_file_of_a_crawl_is_named_as_what_it_is(wat, members, kind):
 
 def test_a_packed_file_without_a_record_is_no_wat_file(wat):
     for content in (gzip.compress(b"<html>" * 99), gzip.compress(bytes(99))[:-9]):
-        with pytest.raises(ShardError, match="holds no whole record"):
+        with pytest.raises(ShardError, match="has no complete record"):
             read(wat(content))
 
 
@@ -392,5 +392,5 @@ def test_no_metadata_is_so_odd_that_it_is_lost_without_a_reason(tmp_path_factory
 def test_garbage_never_crashes(tmp_path_factory, garbage):
     path = tmp_path_factory.mktemp("wat") / "a.wat.gz"
     path.write_bytes(b"\x1f\x8b\x08" + garbage)
-    with suppress(ShardError):  # holds no whole record
+    with suppress(ShardError):  # has no complete record
         read(path)

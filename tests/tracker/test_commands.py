@@ -101,7 +101,7 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
         (["stats", "--database", "sqlite://"], "needs a file"),
         (
             ["add", "--crawl", "nowhere.wat.gz", "--database", "sqlite:///t.sqlite"],
-            "there is no file",
+            "is neither a file nor the name of a crawl",
         ),
         (["add", "--crawl", "x", "--wats", "-1", "--database", "sqlite:///t.sqlite"], "wats"),
         (["serve", "--processes", "2", "--database", "sqlite:///t.sqlite"], "need PostgreSQL"),
