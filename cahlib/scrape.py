@@ -13,8 +13,8 @@ from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.wat import read_pages
 from cahlib.errors import ShardError
-from cahlib.fetch.addresses import network_config
 from cahlib.fetch.images import fetch_images
+from cahlib.fetch.resolver import network_config
 from cahlib.parcel import storage
 from cahlib.parcel.parcel import delete_parcel, find_parcel, write_parcel
 from cahlib.records import Evidence, Parcel, Shard, Stage, Tally

@@ -1,8 +1,7 @@
-"""The bridge from async to ordinary code: an async generator, run on a thread and loop of its own.
+"""Run an async generator on a thread with its own event loop, and iterate over it from sync code.
 
-Notebooks, Dask's workers and the tracker have a running loop already, in which `asyncio.run` would
-fail; here it runs beside theirs. Errors cross, and leaving early closes the async side and waits
-for its thread. It does not know what crosses.
+Notebooks, Dask's workers and the tracker already have a running loop, in which `asyncio.run` would
+fail. Errors propagate, and leaving early closes the generator and waits for its thread.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Seconds between two ticks.
+#: Seconds between ticks.
 _TICK = 1.0
 
 
 def do_nothing() -> None:
-    """What happens at a tick where nobody asked for more."""
+    """Do nothing, as the default of ``tick``."""
 
 
 def iterate_in_thread(
@@ -31,64 +30,64 @@ def iterate_in_thread(
     ahead: int,
     tick: Callable[[], None] = do_nothing,
 ) -> Iterator[T]:
-    """The items of ``make()``, of which at most ``ahead`` wait for the consumer.
+    """Yield the items of ``make()``, of which at most ``ahead`` are buffered.
 
-    While the consumer waits or takes, ``tick`` is called in its thread about once a second; what
-    it raises ends the iteration.
+    ``tick`` is called in the consumer's thread about once per second; an exception from it ends the
+    iteration.
     """
-    crossing = _Crossing(make, ahead)
-    crossing.thread.start()
+    running = _GeneratorThread(make, ahead)
+    running.thread.start()
     due = time.monotonic() + _TICK
     try:
-        while not isinstance(item := crossing.take(max(0.0, due - time.monotonic())), _End):
+        while not isinstance(item := running.take(max(0.0, due - time.monotonic())), _End):
             if (now := time.monotonic()) >= due:
                 tick()
                 due = now + _TICK
             if not isinstance(item, _Late):
                 yield item
     finally:
-        crossing.close()
+        running.close()
     if item.error is not None:
         raise item.error
 
 
 class _Late:
-    """Stands for an item that has not come in time."""
+    """Marks an item that did not arrive in time."""
 
 
 class _End:
-    """Stands behind the last item."""
+    """Marks the end, behind the last item."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
-class _Crossing(Generic[T]):
-    """An async generator at work on a thread, and the queue between it and its consumer."""
+class _GeneratorThread(Generic[T]):
+    """An async generator running on a thread, and the queue between it and its consumer."""
 
     def __init__(self, make: Callable[[], AsyncGenerator[T, None]], ahead: int) -> None:
         self._make, self._ahead = make, ahead
         self._items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
-        self._begun = threading.Event()
+        self._started = threading.Event()
         self._closed = False
-        self._full = False  # the async side may be waiting for room
+        self._full = False  # the generator may be waiting for room
         self.thread = threading.Thread(target=self._run, name="cahlib-bridge", daemon=True)
 
     def take(self, timeout: float) -> T | _End | _Late:
-        """The next item, the end, or _Late after ``timeout`` seconds."""
+        """Return the next item, the end, or _Late after ``timeout`` seconds."""
         try:
             item = self._items.get(timeout=timeout)
         except queue.Empty:
             return _Late()
-        if self._full:  # asked for each item, the loop would be woken as often
+        if self._full:  # waking the loop for each item would be costly
             self._full = False
             self._call(self._room.set)
         return item
 
     def close(self) -> None:
-        """End the async side wherever it is, and wait for its thread."""
+        """Cancel the generator and wait for its thread."""
         self._closed = True
-        self._begun.wait()
+        self._started.wait()
         self._call(self._task.cancel)
         self.thread.join()
 
@@ -99,29 +98,29 @@ class _Crossing(Generic[T]):
     def _run(self) -> None:
         error: BaseException | None = None
         try:
-            asyncio.run(self._carry())
+            asyncio.run(self._iterate())
         except asyncio.CancelledError as caught:
-            if not self._closed:  # else fewer items would look like all of them
-                error = RuntimeError("the work was cancelled from within")
+            if not self._closed:  # otherwise missing items would go unnoticed
+                error = RuntimeError("the generator was cancelled from within")
                 error.__cause__ = caught
-        except BaseException as caught:  # noqa: BLE001 - it is raised again at the consumer's end
+        except BaseException as caught:  # noqa: BLE001 - raised again in the consumer
             error = caught
         self._items.put(_End(error))
 
-    async def _carry(self) -> None:
+    async def _iterate(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Event()
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._begun.set()
+        self._started.set()
         items = self._make()
         try:
             async for item in items:
                 while self._items.qsize() >= self._ahead:
                     self._room.clear()
                     self._full = True
-                    if self._items.qsize() >= self._ahead:  # else one was taken meanwhile
+                    if self._items.qsize() >= self._ahead:  # unless one was taken meanwhile
                         await self._room.wait()
                 self._items.put(item)
         finally:

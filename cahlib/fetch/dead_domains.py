@@ -1,34 +1,34 @@
-"""Domains that never answered: what the shards of a run learn, for those that come later."""
+"""Domains that never answered: later shards of a run skip what earlier ones have found."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 
-#: Shards that must agree: one of them may have met a domain on a bad day.
-_SURE = 2
+#: Shards that must agree: a domain may have been down during one of them.
+_MIN_SHARDS = 2
 
-#: Domains that are handed to each scraper: about 400 kB.
+#: Domains passed to each scraper: about 400 kB.
 _MOST = 20_000
 
 
 class DeadDomains:
-    """Filled by one thread, asked by any."""
+    """Domains to skip; written by one thread, read by any."""
 
-    def __init__(self, told: Iterable[Iterable[str]] = ()) -> None:
-        """``told``: of each shard so far, the domains that never answered."""
+    def __init__(self, reported: Iterable[Iterable[str]] = ()) -> None:
+        """Start from ``reported``, the dead domains of each shard so far."""
         self._shards = Counter[str]()
-        self._sure: tuple[str, ...] = ()
-        for domains in told:
+        self._confirmed: tuple[str, ...] = ()
+        for domains in reported:
             self._shards.update(domains)
         self.add(())
 
     def add(self, domains: Iterable[str]) -> None:
-        """What a further shard says."""
+        """Add the dead domains of one more shard."""
         self._shards.update(domains)
         most = self._shards.most_common(_MOST)
-        self._sure = tuple(sorted(domain for domain, number in most if number >= _SURE))
+        self._confirmed = tuple(sorted(domain for domain, number in most if number >= _MIN_SHARDS))
 
     def merged_with(self, domains: Iterable[str]) -> tuple[str, ...]:
-        """These domains, and those of which two shards agree that they never answer."""
-        return tuple(dict.fromkeys((*domains, *self._sure)))
+        """Return these domains and those that at least two shards found dead."""
+        return tuple(dict.fromkeys((*domains, *self._confirmed)))

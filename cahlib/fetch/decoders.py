@@ -1,6 +1,6 @@
-"""Content codings (gzip, deflate, br, zstd), undone piece by piece and never beyond a limit.
+"""Decode content codings (gzip, deflate, br, zstd) chunk by chunk, up to a limit.
 
-Nobody is asked for them; servers that use them all the same are read as browsers read them.
+They are never requested; servers that use them anyway are read the way browsers do.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-#: Codings of one answer; honest ones have one.
-_MOST = 3
+#: Codings of one response; honest ones have one.
+_MAX_CODINGS = 3
 
-#: First bytes of what was packed without a word about it; br has none.
+#: First bytes of undeclared codings; br has none.
 _MAGIC = {
     b"\x1f\x8b\x08": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
@@ -30,73 +30,73 @@ _MAGIC = {
     b"\x78\xda": "deflate",
 }
 
-#: What zstd may use as its window (RFC 8878): 8 MiB, as browsers allow.
+#: zstd's largest window (RFC 8878): 8 MiB, as in browsers.
 _WINDOW: Mapping[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 
 
 class DecodingError(ValueError):
-    """The bytes are not what their coding says."""
+    """The bytes do not match their coding."""
 
 
 class Decoder(Protocol):
-    """Undoes one coding."""
+    """Decodes one coding."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether the end was there."""
+        """Whether the end has been read."""
 
     def feed(self, data: bytes, most: int) -> bytes:
-        """Return what some bytes hold, at most so many; raise Undecodable."""
+        """Return decoded bytes, at most ``most``; raise DecodingError."""
 
 
 class _Zlib:
-    """Undoes gzip, of one member or several, and deflate with or without zlib's head."""
+    """Decodes gzip with one or more members, and deflate with or without a zlib header."""
 
     def __init__(self, bits: int) -> None:
-        self._bits, self._begun = bits, False
-        self._undone = zlib.decompressobj(bits)
+        self._bits, self._started = bits, False
+        self._decoder = zlib.decompressobj(bits)
 
     @property
     def is_complete(self) -> bool:
-        return self._undone.eof
+        return self._decoder.eof
 
     def feed(self, data: bytes, most: int) -> bytes:
         found = b""
         while data and len(found) < most:
-            if self._undone.eof:
+            if self._decoder.eof:
                 if self._bits != 31 or not data.startswith(b"\x1f\x8b"):
-                    break  # what stands behind the end is nothing
-                self._undone = zlib.decompressobj(31)
+                    break  # ignore what follows the end
+                self._decoder = zlib.decompressobj(31)
             try:
-                found += self._undone.decompress(data, most - len(found))
+                found += self._decoder.decompress(data, most - len(found))
             except zlib.error as error:
-                if self._begun or self._bits != 15:
+                if self._started or self._bits != 15:
                     raise DecodingError(str(error)) from error
-                self._bits = -15  # raw deflate, as some servers understand the word
-                self._undone = zlib.decompressobj(-15)
+                self._bits = -15  # raw deflate, which some servers send
+                self._decoder = zlib.decompressobj(-15)
                 continue
-            self._begun = True
-            data = self._undone.unconsumed_tail or self._undone.unused_data
+            self._started = True
+            data = self._decoder.unconsumed_tail or self._decoder.unused_data
         return found
 
 
 class _Brotli:
-    """Undoes br."""
+    """Decodes br."""
 
     def __init__(self) -> None:
-        self._undone = brotli.Decompressor()
+        self._decoder = brotli.Decompressor()
 
     @property
     def is_complete(self) -> bool:
-        return bool(self._undone.is_finished())
+        return bool(self._decoder.is_finished())
 
     def feed(self, data: bytes, most: int) -> bytes:
         found = b""
         try:
-            while len(found) < most and not self._undone.is_finished():
-                piece = self._undone.process(data, output_buffer_limit=most - len(found))
+            while len(found) < most and not self._decoder.is_finished():
+                piece = self._decoder.process(data, output_buffer_limit=most - len(found))
                 found, data = found + piece, b""
-                if not piece and self._undone.can_accept_more_data():
+                if not piece and self._decoder.can_accept_more_data():
                     break
         except brotli.error as error:
             raise DecodingError(str(error)) from error
@@ -104,26 +104,26 @@ class _Brotli:
 
 
 class _Zstd:
-    """Undoes zstd, of one frame or several."""
+    """Decodes zstd with one or more frames."""
 
     def __init__(self) -> None:
-        self._undone: Any = zstd.ZstdDecompressor(options=_WINDOW)
+        self._decoder: Any = zstd.ZstdDecompressor(options=_WINDOW)
 
     @property
     def is_complete(self) -> bool:
-        return bool(self._undone.eof)
+        return bool(self._decoder.eof)
 
     def feed(self, data: bytes, most: int) -> bytes:
         found = b""
         try:
             while len(found) < most:
-                if self._undone.eof:
-                    if not (data := data or self._undone.unused_data):
+                if self._decoder.eof:
+                    if not (data := data or self._decoder.unused_data):
                         break
-                    self._undone = zstd.ZstdDecompressor(options=_WINDOW)
-                piece = self._undone.decompress(data, most - len(found))
+                    self._decoder = zstd.ZstdDecompressor(options=_WINDOW)
+                piece = self._decoder.decompress(data, most - len(found))
                 found, data = found + piece, b""
-                if not piece and not self._undone.eof:
+                if not piece and not self._decoder.eof:
                     break
         except zstd.ZstdError as error:
             raise DecodingError(str(error)) from error
@@ -140,13 +140,13 @@ _DECODERS: Mapping[str, Callable[[], Decoder]] = {
 
 
 class Decoders:
-    """Undoes all codings of one answer; unknown words change nothing."""
+    """Decodes all codings of one response, ignoring unknown ones."""
 
     def __init__(self, codings: Iterable[str]) -> None:
         named = [each.strip().lower() for coding in codings for each in coding.split(",")]
         known = [each for each in named if each in _DECODERS]
-        if len(known) > _MOST:
-            raise DecodingError("packed too often")
+        if len(known) > _MAX_CODINGS:
+            raise DecodingError("too many codings")
         self._steps: list[Decoder] = [_DECODERS[each]() for each in reversed(known)]
 
     def __bool__(self) -> bool:
@@ -154,28 +154,28 @@ class Decoders:
 
     @property
     def is_complete(self) -> bool:
-        """Whether each coding's end was there."""
+        """Whether the end of each coding has been read."""
         return all(step.is_complete for step in self._steps)
 
     def feed(self, data: bytes, most: int) -> bytes:
-        """Return what some bytes hold, at most so many at each step; raise Undecodable."""
+        """Return decoded bytes, at most ``most`` at each step; raise DecodingError."""
         for step in self._steps:
             data = step.feed(data, most)
         return data
 
 
 def decode_body(body: bytes, codings: Iterable[str], most: int, *, cut: bool = False) -> bytes:
-    """Return a small file's first bytes without its codings, be they named or not.
+    """Return a small file's first bytes, decoded, whether the codings are declared or not.
 
-    ``cut`` says that only the beginning of the file is there. A text that is not packed at all
-    though its headers say so is taken as it is; raise Undecodable for all else that cannot be read.
+    ``cut``: only the beginning of the file is given. A text that is not encoded, contrary to its
+    headers, is returned unchanged; raise DecodingError for anything else that cannot be decoded.
     """
     named = list(codings)
     try:
         decoders = Decoders(named)
         found = decoders.feed(body, most) if decoders else body
         if decoders and body and not (decoders.is_complete or cut or len(found) >= most):
-            raise DecodingError("breaks off")
+            raise DecodingError("the data ends early")
     except DecodingError:
         if b"\0" in body or not _is_text(body):
             raise

@@ -1,4 +1,4 @@
-"""What stands behind an exception of a request: a reason, and whether somebody answered."""
+"""Map exceptions of a request to drop reasons, and tell whether the host answered."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import ssl
 import aiohttp
 
 from cahlib.errors import MachineFault, machine_fault
-from cahlib.fetch.addresses import NoAddressError, NotPublicError
+from cahlib.fetch.addresses import NotPublicError
 from cahlib.fetch.connectivity import UNREACHABLE_ERRNOS
+from cahlib.fetch.resolver import NoAddressError
 from cahlib.records import Reason
 
-#: What aiohttp raises and what it means; the first that fits counts.
+#: aiohttp's exceptions and their reasons; the first match counts.
 _CAUSES: tuple[tuple[type[Exception], Reason], ...] = (
     (asyncio.TimeoutError, Reason.TIMEOUT),
     (aiohttp.ClientConnectorDNSError, Reason.DNS),
@@ -29,7 +30,7 @@ _CAUSES: tuple[tuple[type[Exception], Reason], ...] = (
 
 
 def exception_drop_reason(error: Exception) -> Reason:
-    """Return the reason that stands behind an exception; raise MachineFault if it is our own."""
+    """Return the drop reason for an exception; raise MachineFault if this machine is at fault."""
     inner = getattr(error, "os_error", error)
     if isinstance(inner, NotPublicError):
         return Reason.PRIVATE_ADDRESS
@@ -39,7 +40,7 @@ def exception_drop_reason(error: Exception) -> Reason:
 
 
 def was_answered(error: Exception) -> bool | None:
-    """Whether somebody answered, be it by a refusal; None: no host was asked."""
+    """Return whether a host answered, even by refusing; None if none was contacted."""
     inner = getattr(error, "os_error", error)
     if isinstance(inner, NoAddressError | NotPublicError | ValueError):
         return None
@@ -47,6 +48,6 @@ def was_answered(error: Exception) -> bool | None:
         return False
     if isinstance(error, aiohttp.ClientSSLError):
         return True
-    if isinstance(error, aiohttp.ClientConnectorError):  # of several addresses: no number at all
+    if isinstance(error, aiohttp.ClientConnectorError):  # for several addresses there is no errno
         return getattr(inner, "errno", None) in (errno.ECONNREFUSED, errno.ECONNRESET)
     return not (isinstance(inner, OSError) and inner.errno in UNREACHABLE_ERRNOS)

@@ -1,7 +1,6 @@
-"""What the owners of hosts refuse before anything is fetched: robots.txt and tdmrep.json, cached.
+"""The policies of hosts, read before anything else is fetched: robots.txt and tdmrep.json, cached.
 
-Each host is asked once for either file, however many of its images wait. It does not know what
-stands in the header of an image.
+Each file is requested once per host, however many of its images wait.
 """
 
 from __future__ import annotations
@@ -26,48 +25,48 @@ from cahlib.fetch.robots import (
 )
 from cahlib.records import OptOut, Reason
 
-#: A host is remembered so long (RFC 9309, 2.4), and a failure of its robots.txt.
-_KNOWN, _FAILED = 24 * 3600, 300
+#: Seconds for which a policy (RFC 9309, 2.4) and a failed robots.txt are cached.
+_CACHE_SECONDS, _FAILURE_SECONDS = 24 * 3600, 300
 
-#: Remembered: more hosts than a shard has. What they say may take so many bytes together.
-_MOST_HOSTS, _MOST_KEPT = 50_000, 64 << 20
+#: Policies cached, more than a shard has hosts, and their bytes together.
+_MAX_HOSTS, _MAX_CACHED_BYTES = 50_000, 64 << 20
 
-#: Why a host says nothing, and will not serve images either.
-_BEYOND_REACH = frozenset(
+#: Reasons why a host cannot serve robots.txt, nor any image.
+_UNREACHABLE = frozenset(
     {Reason.DNS, Reason.REFUSED, Reason.PRIVATE_ADDRESS, Reason.TLS, Reason.LEFT_ALONE}
 )
 
-#: How a file in another encoding than UTF-8 begins.
-_MARKS = (
+#: Byte order marks of encodings other than UTF-8.
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_STRAY = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile("[\udc80-\udcff]")
 
 
 class SmallFile(NamedTuple):
-    """An answer to the question for a small file."""
+    """The response to a request for a small file."""
 
-    status: int  #: 200 if the body is all of it
-    body: bytes  #: without codings
+    status: int  #: 200 if the body is complete
+    body: bytes  #: decoded
 
 
-#: Asks for a small file, of which at most so many bytes matter; follows redirects.
+#: Fetches a small file, given its URL and a limit in bytes; follows redirects.
 FetchSmallFile = Callable[[str, int], Awaitable[SmallFile | Reason]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rules:
-    """What the owner of a host said, or the reason why nothing may be fetched from it."""
+class _Policy:
+    """The policy of a host, or the reason why nothing may be fetched from it."""
 
     robots: RobotsTxt | Reason
-    reserved: list[tuple[str, str, bool]]  #: a place in one spelling, as served, and whether
-    size: int  #: bytes of both
+    reserved: list[tuple[str, str, bool]]  #: normalized path, path as served, whether reserved
+    size: int  #: bytes of both files
 
     def reservation(self, target: str) -> str | None:
-        """The place of the tdmrep.json that reserves the rights of a path, or None."""
+        """Return the location in tdmrep.json that reserves the rights of a path, or None."""
         # TDMRep: "The most specific match is the first in sequence."
         target = normalize_path(target)
         for pattern, location, reserved in self.reserved:
@@ -77,26 +76,26 @@ class _Rules:
 
 
 class HostPolicies:
-    """Says what owners refuse, by consent's profile; used by one event loop."""
+    """Decides what hosts allow, by a profile of consent; for use by one event loop."""
 
     def __init__(
         self, ask: FetchSmallFile, consent: str, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._ask, self._clock = ask, clock
+        self._fetch, self._clock = ask, clock
         self._honoured = opt_outs.HONOURED[consent]
-        self._known: dict[str, tuple[float, asyncio.Task[_Rules]]] = {}
-        self._kept = 0
-        self.not_honoured: list[OptOut] = []  #: what owners refuse in a way that is not honoured
+        self._cache: dict[str, tuple[float, asyncio.Task[_Policy]]] = {}
+        self._cached_bytes = 0
+        self.not_honoured: list[OptOut] = []  #: opt-outs that the profile does not honour
 
     async def refusal(self, url: URL, address: str) -> OptOut | Reason | None:
-        """Why an URL must not be fetched, with the evidence; ``address``: the image's first URL."""
+        """Return why a URL must not be fetched, or None; ``address``: the image's first URL."""
         if "robots.txt" not in self._honoured:
             return None
         origin = f"{url.scheme}://{url.raw_authority}"
-        rules = await asyncio.shield(self._rules(origin))
+        rules = await asyncio.shield(self._policy(origin))
         if isinstance(rules.robots, Reason):
             return rules.robots
-        said = self._said(rules, url.raw_path_qs)
+        said = self._find_opt_out(rules, url.raw_path_qs)
         if said is None:
             return None
         file = "/.well-known/tdmrep.json" if said.signal == "tdmrep.json" else "/robots.txt"
@@ -108,15 +107,15 @@ class HostPolicies:
         return None
 
     async def close(self) -> None:
-        """End what is being asked."""
-        tasks = [task for _, task in self._known.values()]
+        """Cancel all requests."""
+        tasks = [task for _, task in self._cache.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _said(self, rules: _Rules, target: str) -> opt_outs.OptOutSignal | None:
+    def _find_opt_out(self, rules: _Policy, target: str) -> opt_outs.OptOutSignal | None:
         assert isinstance(rules.robots, RobotsTxt)
-        # servers tidy a path before they answer: what is refused is refused under both its names
+        # servers resolve dots in a path before they answer, so check it in both forms
         names = dict.fromkeys((target, resolve_dots(target)))
         for signal, refusal in (
             ("robots.txt", rules.robots.refusal),
@@ -128,50 +127,50 @@ class HostPolicies:
                     return opt_outs.opt_out_signal(signal, words)
         return None
 
-    def _rules(self, origin: str) -> asyncio.Task[_Rules]:
+    def _policy(self, origin: str) -> asyncio.Task[_Policy]:
         now = self._clock()
-        since, task = self._known.get(origin, (0.0, None))
-        if task and (not task.done() or now - since < _lasts(task)):
+        since, task = self._cache.get(origin, (0.0, None))
+        if task and (not task.done() or now - since < _lifetime(task)):
             return task
-        if len(self._known) >= _MOST_HOSTS or self._kept > _MOST_KEPT:
+        if len(self._cache) >= _MAX_HOSTS or self._cached_bytes > _MAX_CACHED_BYTES:
             self._forget()
-        task = asyncio.create_task(self._learn(origin))
-        self._known[origin] = now, task
+        task = asyncio.create_task(self._fetch_policy(origin))
+        self._cache[origin] = now, task
         return task
 
-    async def _learn(self, origin: str) -> _Rules:
-        """Ask for one file after the other: an image in work is one connection at most."""
-        answer = await self._ask(f"{origin}/robots.txt", MAX_ROBOTS_BYTES)
+    async def _fetch_policy(self, origin: str) -> _Policy:
+        """Fetch one file after the other, so that an image needs one connection at most."""
+        answer = await self._fetch(f"{origin}/robots.txt", MAX_ROBOTS_BYTES)
         robots = parse_robots_answer(answer)
         reserved: SmallFile | Reason = Reason.HTTP_4XX
         if "tdmrep.json" in self._honoured and isinstance(robots, RobotsTxt):
-            reserved = await self._ask(f"{origin}/.well-known/tdmrep.json", MAX_ROBOTS_BYTES)
+            reserved = await self._fetch(f"{origin}/.well-known/tdmrep.json", MAX_ROBOTS_BYTES)
             robots = reserved if reserved is Reason.LEFT_ALONE else robots
         size = sum(len(text.body) for text in (answer, reserved) if isinstance(text, SmallFile))
-        self._kept += size
+        self._cached_bytes += size
         there = isinstance(reserved, SmallFile) and reserved.status == 200
         places = opt_outs.parse_tdmrep(reserved.body) if there else []  # type: ignore[union-attr]
-        return _Rules(
+        return _Policy(
             robots=robots,
             reserved=[(normalize_path(location), location, which) for location, which in places],
             size=size,
         )
 
     def _forget(self) -> None:
-        """Drop the older half of what is known."""
-        for origin, (_, task) in list(self._known.items())[: len(self._known) // 2 + 1]:
+        """Drop the older half of the cache."""
+        for origin, (_, task) in list(self._cache.items())[: len(self._cache) // 2 + 1]:
             if task.done():
-                self._kept -= task.result().size
-                del self._known[origin]
+                self._cached_bytes -= task.result().size
+                del self._cache[origin]
 
 
 def parse_robots_answer(answer: SmallFile | Reason) -> RobotsTxt | Reason:
-    """The rules in an answer, by RFC 9309, 2.3.1: without a file all is allowed, but what fails
-    (5xx, no answer in time) or cannot be read (a part, broken packing) allows nothing.
+    """Return the rules of a response by RFC 9309, 2.3.1, or the reason to drop the host's images.
 
-    A host that is not asked or reached at all has the reason why its images will not be either.
+    Without a file everything is allowed; a failure (5xx, timeout) or an unreadable file (partial,
+    broken coding) allows nothing. A host that cannot be reached has that reason.
     """
-    if answer in _BEYOND_REACH:
+    if answer in _UNREACHABLE:
         assert isinstance(answer, Reason)
         return answer
     if answer is Reason.BAD_REDIRECT:
@@ -182,20 +181,20 @@ def parse_robots_answer(answer: SmallFile | Reason) -> RobotsTxt | Reason:
 
 
 def decode_robots(body: bytes) -> str:
-    """Return a robots.txt as text; what is not in its encoding is escaped as in addresses."""
+    """Return a robots.txt as text, with invalid bytes percent-encoded as in URLs."""
     encoding = "utf-8-sig"
-    for mark, name in _MARKS:
+    for mark, name in _BYTE_ORDER_MARKS:
         if body.startswith(mark):
             encoding = name
             break
     else:
-        if b"\0" in body[:2]:  # UTF-16 without a mark, as it begins with an ASCII letter
+        if b"\0" in body[:2]:  # UTF-16 without a mark, beginning with an ASCII letter
             encoding = "utf-16-be" if body.startswith(b"\0") else "utf-16-le"
     if encoding != "utf-8-sig":
         return body.decode(encoding, "replace")
     found = body.decode(encoding, "surrogateescape")
-    return _STRAY.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", found)
+    return _SURROGATE.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", found)
 
 
-def _lasts(task: asyncio.Task[_Rules]) -> float:
-    return _FAILED if isinstance(task.result().robots, Reason) else _KNOWN
+def _lifetime(task: asyncio.Task[_Policy]) -> float:
+    return _FAILURE_SECONDS if isinstance(task.result().robots, Reason) else _CACHE_SECONDS

@@ -1,7 +1,7 @@
-"""Whose turn it is: a queue in which no host has more than its share in work.
+"""A queue that limits how many items of each host are in progress.
 
-What comes while its host is at its limit waits behind its own host only; every other host goes
-on. It does not know what it queues, and it is used by one thread.
+An item whose host is at its limit waits behind that host only; other hosts are not held up. For use
+by one thread.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class HostQueue(Generic[T]):
-    """Items by host; at most ``per_host`` of one host are in work. Its length: what waits."""
+    """Items by host, at most ``per_host`` of each in progress; its length is what waits."""
 
     def __init__(self, per_host: int) -> None:
         self._per_host = per_host
-        self._in_work: Counter[str] = Counter()
+        self._in_progress: Counter[str] = Counter()
         self._waiting: dict[str, deque[T]] = {}
         self._length = 0
 
@@ -26,20 +26,20 @@ class HostQueue(Generic[T]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is in work; then nothing waits either."""
-        return not self._in_work
+        """Whether nothing is in progress; then nothing waits either."""
+        return not self._in_progress
 
     def add(self, host: str, item: T) -> bool:
-        """Whether the item may start now; else it waits until `leave` gives it out."""
-        if self._in_work[host] < self._per_host:
-            self._in_work[host] += 1
+        """Return whether the item may start now; otherwise `finish` returns it later."""
+        if self._in_progress[host] < self._per_host:
+            self._in_progress[host] += 1
             return True
         self._waiting.setdefault(host, deque()).append(item)
         self._length += 1
         return False
 
     def finish(self, host: str) -> T | None:
-        """Take note that an item of a host is done; its next one, which may start now."""
+        """Record that an item of a host is done; return the host's next one to start, if any."""
         line = self._waiting.get(host)
         if line:
             self._length -= 1
@@ -47,7 +47,7 @@ class HostQueue(Generic[T]):
             if not line:
                 del self._waiting[host]
             return item
-        self._in_work[host] -= 1
-        if not self._in_work[host]:
-            del self._in_work[host]
+        self._in_progress[host] -= 1
+        if not self._in_progress[host]:
+            del self._in_progress[host]
         return None

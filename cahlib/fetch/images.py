@@ -1,10 +1,9 @@
-"""From candidates to images: hundreds of connections on one event loop, offered as a generator.
+"""From candidates to images: hundreds of connections on one event loop, as a generator.
 
-    candidates ─► turns ──► fetch ─► prove ─► images
-      a thread  by domain   loop    threads
+    candidates ─► host queue ─► client ─► validate ─► images
+      a thread    by domain      loop      threads
 
-Reading candidates and decoding happen on other threads, so neither stalls the sockets. All async
-code is here, in `fetch`, `addresses` and `bridge`. It does not know shards or parcels.
+Candidates are read and images decoded on other threads, so that neither blocks the sockets.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from itertools import islice
 
 from cahlib.config import Download
 from cahlib.errors import ConfigError, ShardError
-from cahlib.fetch import addresses, async_thread
-from cahlib.fetch.addresses import NetworkConfig
+from cahlib.fetch import async_thread, resolver
 from cahlib.fetch.client import Fetcher, open_session, user_agent
 from cahlib.fetch.host_queue import HostQueue
 from cahlib.fetch.network import watch_network
+from cahlib.fetch.resolver import NetworkConfig
 from cahlib.fetch.urls import domain_of
 from cahlib.image.validate import validate_image
 from cahlib.lists import hashes
 from cahlib.records import Candidate, Evidence, Image, OptOut, Reason, Stage, Tally
 
-_CHUNK = 64  # candidates read at once
-_PACE = 0.004  # seconds between the first requests of two connections, see `_Workers.work`
-_MOST_WAITING = 20_000  # candidates behind busy hosts: a whole shard's, about 25 MB
+_CHUNK = 64  # candidates read at a time
+_PACE = 0.004  # seconds between the first requests of connections, see `_Workers.work`
+_MAX_WAITING = 20_000  # candidates behind busy hosts: all of a shard's, about 25 MB
 _DECODERS = 2  # threads
-_AHEAD = 8  # images that wait for the consumer
+_AHEAD = 8  # images buffered for the consumer
 
 
 def fetch_images(
@@ -44,16 +43,15 @@ def fetch_images(
     tick: Callable[[], None] = async_thread.do_nothing,
     net: NetworkConfig | None = None,
 ) -> Iterator[Image]:
-    """Fetch and prove what the candidates point at; images come in the order of their arrival.
+    """Fetch and validate the images of the candidates; yield them in order of arrival.
 
-    Fills the FETCH stage of ``tally``, and ``evidence`` with what was found out. ``tick`` is
-    called about once a second while the consumer waits or takes; what it raises ends the work.
-    While this machine has no network, nothing is asked; what that time lost is asked again.
-    Raises ConfigError for settings that cannot be, MachineFault if this machine runs out of
-    sockets, Postponed if there is no network for too long, and at the end ShardError if many hosts
-    were asked and none ever answered.
+    Fill the FETCH stage of ``tally``, and ``evidence``. ``tick`` is called about once per second in
+    the consumer's thread; an exception from it ends the work. While this machine has no network,
+    requests wait, and failed ones are repeated. Raise ConfigError for invalid settings,
+    MachineFault if this machine runs out of sockets, Postponed if the network is away for too long,
+    and at the end ShardError if many hosts were contacted and none ever answered.
     """
-    net = net or addresses.network_config(options)
+    net = net or resolver.network_config(options)
     user_agent(options)
     raise_open_file_limit(options.connections)
     return async_thread.iterate_in_thread(
@@ -64,14 +62,14 @@ def fetch_images(
 
 
 def raise_open_file_limit(connections: int) -> None:
-    """Let this process open as many files as the connections need, idle ones included."""
+    """Raise the limit of open files to what the connections need, idle ones included."""
     needed = 4 * connections + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if most < connections + 64:
         raise ConfigError(
             f"connections: this machine allows a process {most} open files; "
-            "give fewer connections, or raise that limit (ulimit -Hn)."
+            "use fewer connections, or raise that limit (ulimit -Hn)."
         )
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
@@ -85,7 +83,7 @@ async def stream_images(
     evidence: Evidence,
     net: NetworkConfig,
 ) -> AsyncGenerator[Image, None]:
-    """`fetch_images` for a loop that is there already."""
+    """Do the work of `fetch_images` in the running loop."""
     async with (
         watch_network(net) as network,
         open_session(options, net, network.resolver) as client,
@@ -100,9 +98,9 @@ async def stream_images(
                 yield image
             await whole
             if missing := tally.unaccounted(Stage.FETCH):
-                raise RuntimeError(f"nobody knows what became of {missing} links")
+                raise RuntimeError(f"{missing} links are unaccounted for")
             if fetcher.politeness.is_cut_off():
-                raise ShardError("Of all hosts none answered; check this machine's network.")
+                raise ShardError("No host answered; check this machine's network.")
         finally:
             for task in (whole, *tasks):
                 task.cancel()
@@ -113,74 +111,76 @@ async def stream_images(
 
 
 class _Workers:
-    """The tasks of one stream: one reads candidates, the others take them in turn."""
+    """The tasks of one stream: one reads candidates, the others fetch them."""
 
     def __init__(
         self, fetcher: Fetcher, options: Download, tally: Tally, evidence: Evidence
     ) -> None:
         self._fetcher, self._options = fetcher, options
         self._tally, self._evidence = tally, evidence
-        self._harm = hashes(options.known_harm, "known_harm")
+        self._known_harm = hashes(options.known_harm, "known_harm")
         self._links: Counter[str] = Counter()  # of each domain
         self._host_queue: HostQueue[Candidate] = HostQueue(options.per_host)
         self._ready: asyncio.Queue[Candidate | None] = asyncio.Queue()
-        self._beginning = asyncio.Lock()
-        self._moved = asyncio.Event()  # something in the two above has changed
-        self._awaited: Callable[[], bool] = lambda: True  # what the reader waits for
+        self._start_lock = asyncio.Lock()
+        self._changed = asyncio.Event()  # the host queue or the ready queue has changed
+        self._condition: Callable[[], bool] = lambda: (
+            True
+        )  # the condition that the reader waits for
         self._reader = ThreadPoolExecutor(1, "cahlib-candidates")
         self._decoders = ThreadPoolExecutor(_DECODERS, "cahlib-decoder")
         self.finished: asyncio.Queue[Image | None] = asyncio.Queue(_AHEAD)
 
     async def read(self, candidates: Iterator[Candidate]) -> None:
-        """Bring candidates in as they are needed; ends when all of them are done."""
+        """Read candidates as needed; return when all of them are done."""
         loop = asyncio.get_running_loop()
-        while chunk := await loop.run_in_executor(self._reader, _some, candidates):
+        while chunk := await loop.run_in_executor(self._reader, _next_chunk, candidates):
             self._tally.entered[Stage.FETCH] += len(chunk)
             for domain, candidate in chunk:
-                self._arrive(domain, candidate)
-            await self._until(self._hungry)
-        await self._until(lambda: self._host_queue.is_idle)
+                self._enqueue(domain, candidate)
+            await self._wait_until(self._wants_more)
+        await self._wait_until(lambda: self._host_queue.is_idle)
         for _ in range(self._options.connections):
             self._ready.put_nowait(None)
 
     async def work(self) -> None:
-        """Turn candidates into images, one after the other; first wait for this connection's turn.
+        """Fetch candidates one after the other, with a delayed start.
 
-        Side by side, the first requests of 512 connections hold up the loop: each call of a socket
-        waits for the interpreter's lock, and each handshake of TLS computes for 1 to 2 ms.
+        Simultaneous first requests of 512 connections would block the loop: each socket call waits
+        for the interpreter's lock, and each TLS handshake takes 1 to 2 ms of CPU.
         """
-        begun = False
+        started = False
         while candidate := await self._ready.get():
-            if not begun:
-                async with self._beginning:  # in a row: if the loop is late, so is the next one
+            if not started:
+                async with self._start_lock:  # one by one: if the loop is late, so is the next
                     await asyncio.sleep(_PACE)
-                begun = True
-            if reason := await self._image(candidate):
+                started = True
+            if reason := await self._fetch_image(candidate):
                 self._tally.lost[reason] += 1
             else:
                 self._tally.left[Stage.FETCH] += 1
             domain = domain_of(candidate.url)
             if following := self._host_queue.finish(domain):
                 self._start(domain, following)
-            if self._awaited():
-                self._moved.set()
+            if self._condition():
+                self._changed.set()
 
     async def end(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Wait for the other tasks, and put an end behind the images; raises what a task raises."""
+        """Wait for the other tasks and mark the end of the images; raise what a task raised."""
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         await self.finished.put(None)
         for task in done:
             task.result()
 
     async def close(self) -> None:
-        """End the threads; each finishes what it has in hand."""
+        """Stop the threads, each after its current item, and collect the evidence."""
         self._evidence.silent.extend(self._fetcher.politeness.dead_domains())
         self._evidence.optouts.extend(self._fetcher.host_policies.not_honoured)
         await self._fetcher.host_policies.close()
         self._reader.shutdown(cancel_futures=True)
         self._decoders.shutdown(cancel_futures=True)
 
-    def _arrive(self, domain: str, candidate: Candidate) -> None:
+    def _enqueue(self, domain: str, candidate: Candidate) -> None:
         most = self._options.per_domain
         self._links[domain] += 1
         if most and self._links[domain] > most:
@@ -189,7 +189,7 @@ class _Workers:
             self._start(domain, candidate)
 
     def _start(self, domain: str, candidate: Candidate) -> None:
-        """Hand a candidate to the workers as soon as its domain may be asked again."""
+        """Pass a candidate to the workers as soon as its domain allows a request."""
         politeness = self._fetcher.politeness
         wait = 0.0 if politeness.is_skipped(domain) else politeness.reserve(domain)
         if wait:
@@ -197,8 +197,8 @@ class _Workers:
         else:
             self._ready.put_nowait(candidate)
 
-    async def _image(self, candidate: Candidate) -> Reason | None:
-        """Hand a candidate's image on, or say why there is none."""
+    async def _fetch_image(self, candidate: Candidate) -> Reason | None:
+        """Put a candidate's image into `finished`, or return the reason to drop it."""
         if self._fetcher.politeness.is_skipped(domain_of(candidate.url)):
             return Reason.LEFT_ALONE
         async with self._fetcher.fetch(candidate.url) as served:
@@ -213,23 +213,23 @@ class _Workers:
             )
             if isinstance(picture, Reason):
                 return picture
-            if self._harm.name(picture["md5"], picture["sha1"], picture["sha256"]):
+            if self._known_harm.name(picture["md5"], picture["sha1"], picture["sha256"]):
                 return Reason.KNOWN_HARM
-            # in here: what waits for the consumer counts as held, however slow its disk is
+            # within the context, so that images waiting for a slow consumer count as used memory
             await self.finished.put(Image(candidate=candidate, robots=served.robots, **picture))
             return None
 
-    def _hungry(self) -> bool:
+    def _wants_more(self) -> bool:
         enough = self._ready.qsize() >= self._options.connections
-        return not enough and len(self._host_queue) < _MOST_WAITING
+        return not enough and len(self._host_queue) < _MAX_WAITING
 
-    async def _until(self, true: Callable[[], bool]) -> None:
-        self._awaited = true
+    async def _wait_until(self, true: Callable[[], bool]) -> None:
+        self._condition = true
         while not true():
-            self._moved.clear()
-            await self._moved.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
 
-def _some(candidates: Iterator[Candidate]) -> list[tuple[str, Candidate]]:
-    """The next candidates, each behind its domain, whose first look-up loads a list (0.1 s)."""
+def _next_chunk(candidates: Iterator[Candidate]) -> list[tuple[str, Candidate]]:
+    """Return the next candidates with their domains; the first lookup loads a list (0.1 s)."""
     return [(domain_of(each.url), each) for each in islice(candidates, _CHUNK)]

@@ -19,11 +19,12 @@ from typing import Any
 from aiohttp.abc import ResolveResult
 
 from cahlib.fetch import addresses
-from cahlib.fetch.addresses import NetworkConfig, NoAddressError, NotPublicError, Resolver
+from cahlib.fetch.addresses import NotPublicError
 from cahlib.fetch.connectivity import NoAnswerCause
 from cahlib.fetch.outage_monitor import OutageMonitor
+from cahlib.fetch.resolver import NetworkConfig, NoAddressError, Resolver
 
-_MOST_KNOWN = 256  # hosts that answered, of as many domains, which take turns in being probed
+_MAX_KNOWN = 256  # hosts that answered, of as many domains, which take turns in being probed
 _PROBED = 3  # at once
 
 #: Seconds between two requests that were waiting, see `cahlib.fetch.images`.
@@ -41,7 +42,7 @@ class Network:
             self._answers,
             patience=net.patience,
             outages=net.outages,
-            back=self.resolver.renew,
+            back=self.resolver.reset,
         )
         self.resolver.hosts = self.hosts
         self._known: dict[str, tuple[str, int]] = {}  # by domain: a host, and its port
@@ -64,7 +65,7 @@ class Network:
         self._net.outages.last_answer = time.monotonic()
         if domain not in self._known:
             self._known[domain] = host, port
-            if len(self._known) > _MOST_KNOWN:
+            if len(self._known) > _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
 
     def forget(self, domain: str) -> None:
@@ -125,7 +126,7 @@ class Network:
         at = place["host"], place["port"]
         info = place["family"], socket.SOCK_STREAM, place["proto"], "", at
         try:
-            with addresses.socket_factory(self._net)(info) as connection:
+            with addresses.socket_factory(self._net.only)(info) as connection:
                 connection.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(connection, at)
         except NotPublicError:

@@ -78,10 +78,10 @@ _TRAINING = re.compile(_USE % ("train-ai|ai-train", "y(?:es)?"), re.IGNORECASE)
 #: How rights are reserved by a header or a meta element.
 RIGHTS_RESERVED = re.compile(r"\W*(?:1|true)\b", re.IGNORECASE)
 
-_MOST_RULES = 1000  # of a tdmrep.json
+_MAX_RULES = 1000  # of a tdmrep.json
 
 #: Characters of an owner's words that are kept as evidence, for each image again.
-_MOST_WORDS = 1000
+_MAX_WORDS = 1000
 
 
 class OptOutSignal(NamedTuple):
@@ -98,7 +98,7 @@ def opt_out_signal(signal: str, words: str) -> OptOutSignal:
 
 def quote_evidence(words: str) -> str:
     """The beginning of what a stranger served, without lone surrogates, which cannot be written."""
-    return words[:_MOST_WORDS].encode("utf-8", "replace").decode()
+    return words[:_MAX_WORDS].encode("utf-8", "replace").decode()
 
 
 def parse_headers(headers: Iterable[tuple[str, str]], consent: str) -> OptOutSignal | None:
@@ -174,6 +174,6 @@ def parse_tdmrep(text: bytes) -> list[tuple[str, bool]]:
     rules = rules if isinstance(rules, list) else []
     return [
         (rule["location"], RIGHTS_RESERVED.match(str(rule.get("tdm-reservation"))) is not None)
-        for rule in rules[:_MOST_RULES]
+        for rule in rules[:_MAX_RULES]
         if isinstance(rule, dict) and isinstance(rule.get("location"), str)
     ]

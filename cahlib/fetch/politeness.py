@@ -20,7 +20,7 @@ from cahlib.records import Reason
 from cahlib.retry import retry_after
 
 #: Seconds that are waited when a server asks for them; who asks for more is left alone.
-_MOST_PAUSE = 60.0
+_MAX_PAUSE = 60.0
 
 #: Failures that tell a domain that never answers from one that had a bad moment.
 _SURE = 3
@@ -89,7 +89,7 @@ class Politeness:
     def honour_retry_after(self, domain: str, header: str) -> None:
         """Obey a Retry-After."""
         known, seconds = self._of(domain), retry_after(header)
-        if seconds > _MOST_PAUSE:
+        if seconds > _MAX_PAUSE:
             known.closed = True
         known.due = max(known.due, self._clock() + seconds)
 

@@ -17,7 +17,7 @@ from cahlib.fetch.opt_outs import USER_AGENT_TOKEN, refuses_training
 MAX_ROBOTS_BYTES = 500 * 1024
 #: Rules that are tried one by one, those with wild cards and usages, about 1 µs each: no file is
 #: worth more than this.
-_MOST_TRIED = 2000
+_MAX_TRIED = 2000
 
 #: Lines on the use of what is fetched: AIPREF's, and Cloudflare's.
 _USAGES = ("content-usage", "content-signal")
@@ -58,7 +58,7 @@ class RobotsTxt:
         self._usages: list[UsageRule] = []
         for key, value in _binding(text):
             if key in _USAGES:
-                if len(self._usages) < _MOST_TRIED:
+                if len(self._usages) < _MAX_TRIED:
                     self._usages.append(_usage(key, value))
             elif value:
                 self._add(normalize_path(value), RobotsRule(key == "allow", f"{key}: {value}"))
@@ -86,7 +86,7 @@ class RobotsTxt:
 
     def _add(self, path: str, rule: RobotsRule) -> None:
         if "*" in path or path.endswith("$"):
-            if len(self._wild) < _MOST_TRIED:
+            if len(self._wild) < _MAX_TRIED:
                 self._wild.append((path, rule))
         elif path not in self._plain or rule.allows:
             self._plain[path] = rule

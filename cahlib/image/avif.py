@@ -20,7 +20,7 @@ _ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:a
 #: What readers need to know of an item; and what else is kept, with its length if that is fixed.
 _NEEDED = {b"ispe", b"av1C", b"pixi", b"irot", b"imir", b"auxC", b"clap", b"a1op", b"a1lx", b"lsel"}
 _SIDE = {b"pasp": 8, b"clli": 4, b"mdcv": 24, b"colr": 0}
-_MOST_ITEMS = 1024
+_MAX_ITEMS = 1024
 _SPARE = 8  # times the pixels of the picture that all items may have: tiles, transparency
 #: EXIF's orientation of what is turned by so many quarters, mirrored at no axis, at 0 or at 1.
 _ORIENTATION = {0: (1, 4, 2), 1: (8, 5, 7), 2: (3, 2, 4), 3: (6, 7, 5)}
@@ -117,7 +117,7 @@ def _read(data: bytes) -> tuple[dict[int, _Item], int]:
     told = _Fields(data, meta[b"pitm"][0])
     primary = told.number(4 if told.version else 2)
     items = dict(_infos(data, *meta[b"iinf"]))
-    if primary not in items or len(items) > _MOST_ITEMS:
+    if primary not in items or len(items) > _MAX_ITEMS:
         raise ValueError("there is no picture, or too many items")
     _locate(data, meta[b"iloc"][0], meta.get(b"idat", (0, 0)), items)
     if b"iref" in meta:

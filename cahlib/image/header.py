@@ -20,7 +20,7 @@ from cahlib.records import Reason
 CAN_DECODE_AVIF = "avif" in features.modules and bool(features.check("avif"))
 
 #: No camera or editor writes more; each scan of a hostile file costs a pass over all its pixels.
-_MOST_SCANS = 64
+_MAX_SCANS = 64
 
 #: JPEG's frames, and those of them whose scans hold components whole.
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -72,7 +72,7 @@ def _jpeg(data: bytes) -> ImageHeader | None:
             if size is None:
                 return None
             # if the first holds all parts of the colours, a decoder takes no other
-            if data[start + 4] != parts and data.count(b"\xff\xda", start) > _MOST_SCANS:
+            if data[start + 4] != parts and data.count(b"\xff\xda", start) > _MAX_SCANS:
                 return None
             break
         if marker in JPEG_FRAMES:

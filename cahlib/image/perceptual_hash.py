@@ -34,7 +34,7 @@ _SIDE, _LOW = 32, 8
 #: By how much of 255 the mean colours of a quarter may differ, all be turned, and by what angle.
 _COLOUR, _TURN, _ANGLE = 8, 3.5, np.tan(np.radians(16))
 #: Bits of a band that name its bucket; more would be more buckets than images.
-_MOST_KEY = 16
+_MAX_KEY = 16
 #: The cosines of a DCT-II, as many as are wanted: (8, 32).
 _COSINES = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * np.arange(_LOW)[:, None])
 
@@ -103,7 +103,7 @@ class NearIndex:
         self._distance = distance
         edges = np.linspace(0, 64, distance + 2).astype(int).tolist()
         self._bands = [
-            (low, (1 << min(high - low, _MOST_KEY)) - 1)
+            (low, (1 << min(high - low, _MAX_KEY)) - 1)
             for low, high in zip(edges, edges[1:], strict=False)
         ]
         self._hashes, self._colours = array("Q"), array("Q")

@@ -39,7 +39,7 @@ _PNG_SIDE: dict[bytes, tuple[int | dict[int, int], bool]] = {
     b"tRNS": ({0: 2, 2: 6, 4: -1, 6: -1}, True),
 }
 _WEBP_KEPT = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP"})
-_MOST_PROFILE = 1 << 20  # bytes of a PNG's profile, as Pillow takes it
+_MAX_PROFILE = 1 << 20  # bytes of a PNG's profile, as Pillow takes it
 
 _ANIMATION, _XMP, _ICC = 0x02, 0x04, 0x20  # VP8X's flags, as `EXIF`
 
@@ -183,7 +183,7 @@ def _inflated_profile(content: bytes) -> bool:
         return False
     inflating = decompressobj()
     try:
-        profile = inflating.decompress(packed[1:], _MOST_PROFILE)
+        profile = inflating.decompress(packed[1:], _MAX_PROFILE)
     except zlib_error:
         return False
     return inflating.eof and is_valid_profile(profile)

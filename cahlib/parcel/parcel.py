@@ -34,7 +34,7 @@ _NAME = re.compile(r"([0-9a-f]{32})\.(jpg|png|webp|avif)")
 _PART = re.compile(r"[0-9a-f]{8}(\.json)?\.part")
 #: Bytes that may be said about an image: a million characters of raw text, which is what settings
 #: allow at most, all of them escaped, and the rest.
-_MOST_TEXT = 8_000_000
+_MAX_TEXT = 8_000_000
 _PIECE = 1 << 20
 
 #: A length that a dataset's columns can hold.
@@ -219,7 +219,7 @@ def _text(image: Image) -> bytes:
     text = msgspec.json.encode(
         _Sample(**{name: getattr(image, name) for name in _Sample.__struct_fields__})
     )
-    if len(text) > _MOST_TEXT:  # nobody would read it
+    if len(text) > _MAX_TEXT:  # nobody would read it
         raise ShardError(f"More is said about {image.candidate.url:.200} than a parcel may hold.")
     return text
 
@@ -303,7 +303,7 @@ def _by_twos(parcel: Parcel, found: Iterator[TarMember]) -> Iterator[tuple[TarMe
 
 
 def _sample(parcel: Parcel, file: BinaryIO, text: TarMember) -> _Sample:
-    if text.size > _MOST_TEXT:
+    if text.size > _MAX_TEXT:
         raise _bad(parcel, "says more about an image than can be")
     file.seek(text.offset)
     try:

@@ -37,7 +37,7 @@ import trustme
 from PIL import Image
 
 from cahlib.config import Download
-from cahlib.fetch import addresses, async_thread
+from cahlib.fetch import async_thread, resolver
 from cahlib.fetch.images import fetch_images as fetch
 from cahlib.fetch.images import raise_open_file_limit, stream_images
 from cahlib.image.validate import validate_image
@@ -77,7 +77,7 @@ class Work(NamedTuple):
     connections: int
     https: bool
 
-    def fetched(self) -> tuple[Iterator[Candidate], Download, addresses.NetworkConfig]:
+    def fetched(self) -> tuple[Iterator[Candidate], Download, resolver.NetworkConfig]:
         """Links, settings and network of ours; the name servers are left out, TLS is not."""
         options = Download(
             replay=f"127.0.0.1:{self.port}",
@@ -87,7 +87,7 @@ class Work(NamedTuple):
             connections=self.connections,
             consent=CONSENT,
         )
-        net = addresses.network_config(options)
+        net = resolver.network_config(options)
         if self.https:
             net = replace(net, tls=True)
         return candidates(self.images, "https" if self.https else "http"), options, net

@@ -8,16 +8,16 @@ import pytest
 
 from cahlib.config import Download
 from cahlib.errors import ConfigError
-from cahlib.fetch import addresses
-from cahlib.fetch.addresses import (
+from cahlib.fetch import addresses, resolver
+from cahlib.fetch.addresses import NotPublicError
+from cahlib.fetch.outage_monitor import OutageTimings
+from cahlib.fetch.resolver import (
     NameServers,
     NetworkConfig,
     NoAddressError,
     NoAnswerError,
-    NotPublicError,
     Resolver,
 )
-from cahlib.fetch.outage_monitor import OutageTimings
 from tests.world.names import name_server
 
 PRIVATE = """
@@ -65,7 +65,7 @@ def test_hosts_that_are_addresses(host, address):
 
 
 def test_sockets_are_made_for_public_addresses_only():
-    make = addresses.socket_factory(NetworkConfig())
+    make = addresses.socket_factory(None)
     info = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
     make((*info, ("8.8.8.8", 80))).close()
     with pytest.raises(NotPublicError):
@@ -73,7 +73,7 @@ def test_sockets_are_made_for_public_addresses_only():
 
 
 def test_a_replayed_web_is_the_only_place():
-    make = addresses.socket_factory(NetworkConfig(only=("127.0.0.1", 8000)))
+    make = addresses.socket_factory(("127.0.0.1", 8000))
     info = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
     make((*info, ("127.0.0.1", 8000))).close()
     for place in [("127.0.0.1", 8001), ("127.0.0.2", 8000), ("8.8.8.8", 80)]:
@@ -82,16 +82,16 @@ def test_a_replayed_web_is_the_only_place():
 
 
 def test_replay_is_read_from_the_settings():
-    assert addresses.network_config(Download()).only is None
-    assert addresses.network_config(Download(replay="127.0.0.1:8000")).only == ("127.0.0.1", 8000)
-    assert addresses.network_config(Download(replay="[::1]:80")).only == ("::1", 80)
-    assert addresses.network_config(Download(replay="localhost:1")).only[1] == 1
+    assert resolver.network_config(Download()).only is None
+    assert resolver.network_config(Download(replay="127.0.0.1:8000")).only == ("127.0.0.1", 8000)
+    assert resolver.network_config(Download(replay="[::1]:80")).only == ("::1", 80)
+    assert resolver.network_config(Download(replay="localhost:1")).only[1] == 1
 
 
 @pytest.mark.parametrize("replay", ["nonsense", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:99999"])
 def test_a_replay_that_is_no_place_is_refused(replay):
     with pytest.raises(ConfigError, match="replay: .* HOST:PORT"):
-        addresses.network_config(Download(replay=replay))
+        resolver.network_config(Download(replay=replay))
 
 
 class Names:

@@ -16,9 +16,9 @@ from PIL import Image as Picture
 from cahlib import __version__
 from cahlib.config import Download
 from cahlib.errors import ConfigError, ShardError
-from cahlib.fetch.addresses import NetworkConfig, NoAddressError
-from cahlib.fetch.client import MemoryBudget, MemoryShare
 from cahlib.fetch.images import _AHEAD, fetch_images
+from cahlib.fetch.limits import MemoryBudget, MemoryShare
+from cahlib.fetch.resolver import NetworkConfig, NoAddressError
 from cahlib.image.validate import validate_image
 from cahlib.records import Evidence, Reason, Stage, Tally
 from tests.world import web as w
@@ -234,7 +234,7 @@ def test_memory_is_bounded_and_never_deadlocks():
     async def answer(memory):
         share = MemoryShare()
         for _ in range(40):
-            await memory.hold(share, 10)
+            await memory.reserve(share, 10)
             held.append(1000 - memory._free)
             await asyncio.sleep(0)
         memory.release(share)
@@ -263,7 +263,7 @@ def test_what_waits_for_the_consumer_is_held(monkeypatch):
         proven.append(found)
         return found
 
-    monkeypatch.setattr("cahlib.fetch.client.MemoryBudget", Noted)
+    monkeypatch.setattr("cahlib.fetch.limits.MemoryBudget", Noted)
     monkeypatch.setattr(sys.modules["cahlib.fetch.images"], "prove", noted)
     waiting, tally = 12, Tally()
     with w.Web({"/a.jpg": w.body(JPEG)}) as web:

@@ -15,10 +15,10 @@ import pytest
 from cahlib.config import Download, replace
 from cahlib.crawl.source import RETRY_PAUSES, CrawlFile
 from cahlib.errors import Postponed, ShardError
-from cahlib.fetch.addresses import NetworkConfig
 from cahlib.fetch.connectivity import Outages
 from cahlib.fetch.images import fetch_images
 from cahlib.fetch.outage_monitor import OutageTimings
+from cahlib.fetch.resolver import NetworkConfig
 from cahlib.records import Evidence, Reason, Stage, Tally
 from tests.world import hosts, small
 from tests.world import web as w

@@ -11,7 +11,7 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cahlib.fetch.addresses import NetworkConfig, NoAddressError
+from cahlib.fetch.resolver import NetworkConfig, NoAddressError
 from cahlib.records import Evidence, Reason
 from tests.world import web as w
 from tests.world.fetched import fetched, lost

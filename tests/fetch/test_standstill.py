@@ -5,11 +5,11 @@ import threading
 import time
 
 from cahlib.config import Download
-from cahlib.fetch.addresses import NetworkConfig, NoAnswerError
 from cahlib.fetch.connectivity import NoAnswerCause
 from cahlib.fetch.images import stream_images
 from cahlib.fetch.network import watch_network
 from cahlib.fetch.outage_monitor import OutageTimings
+from cahlib.fetch.resolver import NetworkConfig, NoAnswerError
 from cahlib.records import Evidence, Stage, Tally
 from tests.world import web as w
 from tests.world.pictures import candidate, picture

@@ -1,8 +1,8 @@
 """Links asked for on a web of this machine: what arrived, and what was lost why."""
 
 from cahlib.config import Download
-from cahlib.fetch.addresses import NetworkConfig
 from cahlib.fetch.images import fetch_images
+from cahlib.fetch.resolver import NetworkConfig
 from cahlib.records import Evidence, Stage, Tally
 from tests.world.pictures import candidate
 
