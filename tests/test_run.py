@@ -73,7 +73,7 @@ def test_parcels_that_a_kill_left_behind_go_at_the_next_launch(tmp_path, monkeyp
     with small.Pictures() as web:
         job = replace(small.job(crawl, tmp_path / "set", web), shards=1)
         with monkeypatch.context() as killed:
-            killed.setattr("cahlib.run.parcels.discard", lambda folder, shard: None)
+            killed.setattr("cahlib.run.parcels.delete_parcel", lambda folder, shard: None)
             run(job, scraping=small.scraping)
         assert {path.suffix for path in left.iterdir()} == {".tar", ".json"}
         (left / "s-0.0123abcd.part").touch()

@@ -1,7 +1,7 @@
-"""Where a link leads: the absolute address of an image, or why it cannot be one.
+"""From links to absolute URLs of images, or the reason why a link cannot be one.
 
-Addresses mean what they mean to browsers (WHATWG's URL standard, by the parser ada). Where the way
-they are written means the same, it is kept, since the address is part of a pair's name.
+URLs are parsed as in browsers (WHATWG's URL standard, by the parser ada). Their spelling is kept
+where it is equivalent, since the URL is part of a pair's uid.
 """
 
 from __future__ import annotations
@@ -16,40 +16,39 @@ import ada_url
 from cahlib.fetch.addresses import is_public, parse_ip
 from cahlib.records import Reason
 
-#: Files that are no photos.
-_NO_PICTURE = (".svg", ".svgz", ".gif", ".ico", ".css", ".js")
-_PICTURE = (".jpg", ".png", ".jpeg", ".webp")
+#: Files that are not photos.
+_NOT_PHOTOS = (".svg", ".svgz", ".gif", ".ico", ".css", ".js")
+_PHOTOS = (".jpg", ".png", ".jpeg", ".webp")
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _WEB = frozenset({"http", "https"})
-#: The ports of the web; a crawl that tries others looks like a port scan.
+#: The web's ports; requests to others look like a port scan.
 WEB_PORTS = frozenset({None, 80, 443})
 
-#: What most addresses look like; ada asks for the same by them (checked by test), in five times the
-#: time.
+#: What most URLs look like; ada parses them the same (checked by test), in five times the time.
 _ORDINARY = re.compile(
     r"https?://([a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z][a-z0-9-]*)(?:/[!\"$-\[\]-~]*)?"
 )
-#: What changes where an address seems to lead: steps, backslashes, blanks and control characters.
-_ODD = re.compile(r"/(?:\.|%2e){1,2}(?=[/?]|\Z)|[\x00-\x20\\\x7f]", re.IGNORECASE)
+#: Dot segments, backslashes, spaces and control characters, which change where a URL leads.
+_AMBIGUOUS = re.compile(r"/(?:\.|%2e){1,2}(?=[/?]|\Z)|[\x00-\x20\\\x7f]", re.IGNORECASE)
 _ORIGIN = re.compile(r"(https?:)//[A-Za-z0-9.:-]+(?=/|\Z)")
 
-#: Whose parts ada gives as they stand (checked by test), without steps and names in Punycode.
-_PLAIN = re.compile(r"(https?)://((?:[a-z0-9-]+\.)+[a-z][a-z0-9-]*)(/[!$-&(-;=?-\[\]_a-z|~]*)")
+#: Parts that ada returns unchanged (checked by test), without dot segments and Punycode.
+_UNCHANGED = re.compile(r"(https?)://((?:[a-z0-9-]+\.)+[a-z][a-z0-9-]*)(/[!$-&(-;=?-\[\]_a-z|~]*)")
 
-#: An address as ada gives it: user, host, port, path with query.
-_GIVEN = re.compile(
+#: A URL normalised by ada: user, host, port, path with query.
+_PARTS = re.compile(
     r"(https?)://(?:[^/?#]*@)?(\[[^\]]*\]|[^/?#:]+)(?::([0-9]+))?([^#]*)(?:#.*)?", re.S
 )
 
-#: Dropped within an address, as browsers do.
-_DROPPED = {ord(each): None for each in "\t\r\n"}
-#: Blanks and control characters, which are none of an address's ends.
-_ENDS = "".join(map(chr, range(33)))
-#: Bytes that are not UTF-8, as Python gives them, and lone surrogates.
+#: Removed within a URL, as in browsers.
+_REMOVED = {ord(each): None for each in "\t\r\n"}
+#: Spaces and control characters, stripped from a URL.
+_STRIPPED = "".join(map(chr, range(33)))
+#: Lone surrogates, by which Python also represents bytes that are not UTF-8.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _HOST = re.compile(r"(?=.{4,253}\Z)(?:(?!-+\.)[a-z0-9_-]{1,63}\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])")
-#: Names that are not of the public web (RFC 6761, 6762, 7686 and 8375, ICANN's "internal").
+#: Domains outside the public web (RFC 6761, 6762, 7686 and 8375, ICANN's "internal").
 _PRIVATE = (
     ".localhost", ".local", ".internal", ".intranet", ".lan", ".home", ".corp", ".private", ".test",
     ".invalid", ".example", ".onion", ".arpa", ".localdomain",
@@ -57,28 +56,28 @@ _PRIVATE = (
 
 
 def join_url(base: str, url: str) -> str:
-    """Return an absolute address as browsers have it; raise ValueError if it is not one."""
+    """Return an absolute URL as in browsers; raise ValueError if it is not valid."""
     if not base:
         return str(ada_url.normalize_url(_bytes_escaped(url)))
     return str(ada_url.join_url(_bytes_escaped(base), _bytes_escaped(url)))
 
 
 class UrlParts(NamedTuple):
-    """What an address asks for."""
+    """The parts of a URL that a request needs."""
 
     scheme: str
-    host: str  #: as DNS has it, or an IP address, IPv6 in brackets
-    port: int | None  #: None: the scheme's own
-    target: str  #: path and query as they are sent
+    host: str  #: its DNS name, or an IP address, IPv6 in brackets
+    port: int | None  #: None: the scheme's default
+    target: str  #: path and query, as sent
 
 
 def split_url(url: str) -> UrlParts | None:
-    """Return what an absolute address asks for, None if it is not one of the web."""
-    plain = _PLAIN.fullmatch(url)
+    """Return the parts of an absolute http(s) URL, None for others."""
+    plain = _UNCHANGED.fullmatch(url)
     if plain and "/." not in url and "/%2" not in url and "xn--" not in url:
         return UrlParts(plain[1], plain[2], None, plain[3])
     try:
-        given = _GIVEN.fullmatch(ada_url.normalize_url(_bytes_escaped(url)))
+        given = _PARTS.fullmatch(ada_url.normalize_url(_bytes_escaped(url)))
     except ValueError:
         return None
     return (
@@ -100,15 +99,15 @@ def _escape(match: re.Match[str]) -> str:
 
 
 class BaseUrl(NamedTuple):
-    """What the relative addresses of a page are relative to."""
+    """The base of a page's relative URLs."""
 
     url: str
-    scheme: str  #: "http:" or "https:"; "" if the address is an odd one
+    scheme: str  #: "http:" or "https:"; "" if the URL is unusual
     origin: str  #: scheme and host
 
     @classmethod
     def of(cls, page: str, written: str) -> BaseUrl:
-        """A page's base: its own address, or what its base element says, as it is ``written``."""
+        """Return the base of a page: its own URL, or that of its base element, as ``written``."""
         url = page
         if written:
             try:
@@ -121,56 +120,56 @@ class BaseUrl(NamedTuple):
 
 
 def link_drop_reason(url: str) -> Reason | None:
-    """Why an address, which may be relative, cannot be a picture's by its mere look."""
+    """Return the reason to drop a link by its scheme or file extension, or None."""
     if not url.startswith(("http", "/")):
         scheme = _SCHEME.match(url)
         if scheme and scheme[1].lower() not in _WEB:
             return Reason.NOT_A_PICTURE_URL
-    if url.endswith(_PICTURE) and "?" not in url and "#" not in url:
+    if url.endswith(_PHOTOS) and "?" not in url and "#" not in url:
         return None
     path = url.partition("?")[0].partition("#")[0]
-    return Reason.NOT_A_PICTURE_URL if path.rstrip()[-5:].lower().endswith(_NO_PICTURE) else None
+    return Reason.NOT_A_PICTURE_URL if path.rstrip()[-5:].lower().endswith(_NOT_PHOTOS) else None
 
 
 def absolute_url(url: str, base: BaseUrl, most: int) -> str | Reason:
-    """An address made absolute, without its fragment and with its blanks escaped."""
+    """Return a link's absolute URL without fragment, or the reason to drop it."""
     raw = url = url.partition("#")[0]
-    joined = _joined(url, base)
-    if answer := _ordinary(joined, most):
+    joined = _join_simply(url, base)
+    if answer := _check_ordinary(joined, most):
         return answer
     if not (url.isascii() and url.isprintable()) or " " in url:
-        url = url.translate(_DROPPED).strip(_ENDS).replace(" ", "%20")
+        url = url.translate(_REMOVED).strip(_STRIPPED).replace(" ", "%20")
     if not url:
         return Reason.BAD_URL
     if url != raw:
-        joined = _joined(url, base)
-        if answer := _ordinary(joined, most):
+        joined = _join_simply(url, base)
+        if answer := _check_ordinary(joined, most):
             return answer
     try:
-        asked = join_url("" if _SCHEME.match(url) and not base.scheme else base.url, url)
-        written = _written(joined or urljoin(base.url, url), asked)
+        parsed = join_url("" if _SCHEME.match(url) and not base.scheme else base.url, url)
+        written = _keep_spelling(joined or urljoin(base.url, url), parsed)
     except ValueError:
         return Reason.BAD_URL
-    given = _GIVEN.fullmatch(asked)
-    if not given or "@" in asked[: given.start(2)]:
+    given = _PARTS.fullmatch(parsed)
+    if not given or "@" in parsed[: given.start(2)]:
         return Reason.BAD_URL
     if (int(given[3]) if given[3] else None) not in WEB_PORTS:
         return Reason.BAD_URL
-    return Reason.LONG_URL if len(written) > most else _host(given[2]) or written
+    return Reason.LONG_URL if len(written) > most else _host_drop_reason(given[2]) or written
 
 
-def _ordinary(joined: str, most: int) -> str | Reason | None:
-    """The answer about an address that looks as most do, None about others."""
+def _check_ordinary(joined: str, most: int) -> str | Reason | None:
+    """Return the result for a URL of the usual form, None for others."""
     if not joined or "/." in joined or "/%2" in joined:
         return None
     match = _ORDINARY.fullmatch(joined)
     if match is None:
         return None
-    return Reason.LONG_URL if len(joined) > most else _host(match[1]) or joined
+    return Reason.LONG_URL if len(joined) > most else _host_drop_reason(match[1]) or joined
 
 
-def _joined(url: str, base: BaseUrl) -> str:
-    """What most addresses are joined to without a parser; "" for the others."""
+def _join_simply(url: str, base: BaseUrl) -> str:
+    """Join a link of a usual form to its base without a parser; return "" for others."""
     if url.startswith(("http://", "https://")):
         return url
     if base.origin and url.startswith("/"):
@@ -178,18 +177,18 @@ def _joined(url: str, base: BaseUrl) -> str:
     return ""
 
 
-def _written(joined: str, asked: str) -> str:
-    """An address as it is written, if that is one whose parts are where they seem to be."""
-    if _ODD.search(joined):
-        return asked
+def _keep_spelling(joined: str, parsed: str) -> str:
+    """Return a URL as written if it is equivalent to the parsed one, else the latter."""
+    if _AMBIGUOUS.search(joined):
+        return parsed
     if not joined.startswith(("http://", "https://")) or joined[7:9].startswith("/"):
-        return asked
-    return joined if join_url("", joined) == asked else asked
+        return parsed
+    return joined if join_url("", joined) == parsed else parsed
 
 
 @lru_cache(maxsize=20_000)
-def _host(host: str) -> Reason | None:
-    """Why a host is none of the public web's, by its name alone."""
+def _host_drop_reason(host: str) -> Reason | None:
+    """Return the reason to drop a host, by its name alone, or None."""
     if host[:1].isascii() and host[:1].isdigit() or ":" in host:
         if address := parse_ip(host):
             return None if is_public(str(address)) else Reason.PRIVATE_HOST

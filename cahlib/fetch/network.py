@@ -1,8 +1,7 @@
-"""The network below a stream of images: who answers, and what waits while nobody does.
+"""Watch whether name servers and hosts answer, and hold requests back during outages.
 
-Name servers and hosts are watched apart, for hosts that are known answer although name servers are
-silent. A probe of hosts opens connections to some that answered before, and asks them nothing; no
-other place is ever probed. It does not know what is asked for.
+Name servers and hosts are watched separately, since cached hosts still answer while name servers do
+not. A probe only opens connections to hosts that answered before, and never to others.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from cahlib.fetch.connectivity import NoAnswerCause
 from cahlib.fetch.outage_monitor import OutageMonitor
 from cahlib.fetch.resolver import NetworkConfig, NoAddressError, Resolver
 
-_MAX_KNOWN = 256  # hosts that answered, of as many domains, which take turns in being probed
-_PROBED = 3  # at once
+_MAX_KNOWN = 256  # hosts that answered, one per domain; probes rotate through them
+_PROBED = 3  # at the same time
 
-#: Seconds between two requests that were waiting, see `cahlib.fetch.images`.
+#: Seconds between requests that resume, see `cahlib.fetch.images`.
 _PACE = 0.004
 
 
 class Network:
-    """Says when requests may be sent, and which of them are to be sent again."""
+    """Tells when requests can be sent, and which of them to repeat."""
 
     def __init__(self, net: NetworkConfig) -> None:
         self._net = net
@@ -45,22 +44,22 @@ class Network:
             back=self.resolver.reset,
         )
         self.resolver.hosts = self.hosts
-        self._known: dict[str, tuple[str, int]] = {}  # by domain: a host, and its port
-        self._doubtful: tuple[str, int] | None = None  # one that did not answer
-        self._resuming = asyncio.Lock()
+        self._known: dict[str, tuple[str, int]] = {}  # a host and its port, by domain
+        self._unanswered: tuple[str, int] | None = None  # a host that did not answer
+        self._resume_lock = asyncio.Lock()
 
     async def wait_ready(self) -> bool:
-        """Wait while nobody can be asked; returns whether that was necessary."""
+        """Wait for the end of an outage; return whether there was one."""
         waited = False
         while await self.hosts.wait_online() or await self.resolver.watch.wait_online():
             waited = True
         if waited:
-            async with self._resuming:
+            async with self._resume_lock:
                 await asyncio.sleep(_PACE)
         return waited
 
     def record_answer(self, begun: float, domain: str, host: str, port: int) -> None:
-        """Note a host that answered what was sent at ``begun``."""
+        """Record that a host answered a request sent at ``begun``."""
         self.hosts.record_answer(begun)
         self._net.outages.last_answer = time.monotonic()
         if domain not in self._known:
@@ -69,42 +68,42 @@ class Network:
                 del self._known[next(iter(self._known))]
 
     def forget(self, domain: str) -> None:
-        """Note that a domain is left alone from now on: by probes too."""
+        """Exclude a domain from probes, since it is skipped from now on."""
         self._known.pop(domain, None)
 
     async def no_answer_cause(
         self, begun: float, host: str, port: int, *, at_once: bool
     ) -> NoAnswerCause:
-        """Return why a request was not answered; an outage is over then."""
-        self._doubtful = host, port
+        """Return why a request got no answer, after the end of an outage."""
+        self._unanswered = host, port
         verdict = await self.hosts.no_answer_cause(begun, at_once=at_once)
         return NoAnswerCause.OUTAGE if await self.resolver.met_outage(host, begun) else verdict
 
     async def _answers(self) -> bool:
-        """Whether one of those who answered before still does, or the crawl's host.
+        """Return whether a host that answered before still does, or the crawl's host.
 
-        If none has for as long as an outage may last, it may be they who are silent: one host that
-        lives, and drops us later, would have its shard given back again and again.
+        If none has for as long as an outage may last, those hosts may be down: otherwise a host
+        that once answered and later blocks us would postpone its shard again and again.
         """
         if self._net.outages.is_overdue() and await self._names_answer():
             self._known.clear()
             self._net.outages.crawl = None
             return True
         places = [(domain, place) for domain, place in islice(self._known.items(), _PROBED)]
-        for domain, place in places:  # next time it is the turn of others
+        for domain, place in places:  # others come first next time
             del self._known[domain]
             self._known[domain] = place
         asked = [place for _, place in places]
         if self._net.outages.crawl:
             asked.append(self._net.outages.crawl)
-        answered = await _any(self._connects(*place) for place in asked)
-        return await self._routed() if answered is None else answered
+        answered = await _any(self._accepts_connection(*place) for place in asked)
+        return await self._has_route() if answered is None else answered
 
     async def _names_answer(self) -> bool:
-        """Whether name servers can be asked beyond this house, and honestly.
+        """Return whether name servers outside the local network answer, and correctly.
 
-        They are asked for what none of them can have kept. A network that wants a login first
-        finds any name, even one that there cannot be.
+        Random names are queried, which no cache has. A network that requires a login first resolves
+        any name, even one that cannot exist.
         """
         if self._net.only:
             return False
@@ -112,17 +111,17 @@ class Network:
         beyond = await self.resolver.name_exists(f"{token}.{domain}.") is not None
         return beyond and await self.resolver.name_exists(f"{token}.") is False
 
-    async def _connects(self, host: str, port: int) -> bool | None:
-        """Whether a host takes a connection, or refuses it itself; None: it must not be asked."""
+    async def _accepts_connection(self, host: str, port: int) -> bool | None:
+        """Return whether a host accepts or refuses a connection; None if it is not public."""
         try:
             found = await self._addresses(host, port)
         except NotPublicError:
             return None
         except NoAddressError:
             return False
-        return await _any(map(self._connects_at, found))  # at once: one family may be dead
+        return await _any(map(self._accepts_at, found))  # in parallel: one family may be down
 
-    async def _connects_at(self, place: ResolveResult) -> bool | None:
+    async def _accepts_at(self, place: ResolveResult) -> bool | None:
         at = place["host"], place["port"]
         info = place["family"], socket.SOCK_STREAM, place["proto"], "", at
         try:
@@ -137,12 +136,12 @@ class Network:
             return False
         return True
 
-    async def _routed(self) -> bool:
-        """Whether there is a way to who did not answer, where nobody has answered yet."""
-        if not self._doubtful:
+    async def _has_route(self) -> bool:
+        """Return whether there is a route to the doubtful host, when none has answered yet."""
+        if not self._unanswered:
             return True
         try:
-            found = await self._addresses(*self._doubtful)
+            found = await self._addresses(*self._unanswered)
         except (NoAddressError, NotPublicError):
             return True
         return any(addresses.has_route(each["host"]) for each in found)
@@ -154,7 +153,7 @@ class Network:
 
 
 async def _any(questions: Iterable[Coroutine[Any, Any, bool | None]]) -> bool | None:
-    """Whether one of these is true, as soon as one is; None if none of them is true or false."""
+    """Return True as soon as one result is; else False, or None if all results are None."""
     asked = [asyncio.create_task(each) for each in questions]
     found = None
     try:
@@ -172,7 +171,7 @@ async def _any(questions: Iterable[Coroutine[Any, Any, bool | None]]) -> bool | 
 
 @asynccontextmanager
 async def watch_network(net: NetworkConfig) -> AsyncIterator[Network]:
-    """The network, with all that keeps an eye on it."""
+    """Open the network, with the tasks that monitor it."""
     network = Network(net)
     tasks = [asyncio.create_task(each.run()) for each in (network.hosts, network.resolver.watch)]
     try:

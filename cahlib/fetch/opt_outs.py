@@ -1,10 +1,9 @@
-"""What an owner says about the use of an image or a page, read by tables.
+"""Parse the opt-outs of an image or a page from HTTP headers and tdmrep.json.
 
 Sources: Google's "Robots meta tag … specifications" (directives separated by commas, in practice by
-anything, behind an optional user agent and a colon that scope what follows in that header), the
-W3C's TDM Reservation Protocol, the IETF's AIPREF drafts (Content-Usage), and Cloudflare's Content
-Signals of 2025 (https://contentsignals.org). It does not fetch; robots.txt itself is read by
-`cahlib.fetch.robots`.
+anything, after an optional user agent and a colon, which limit the rest of that header), the W3C's
+TDM Reservation Protocol, the IETF's AIPREF drafts (Content-Usage), and Cloudflare's Content Signals
+of 2025 (https://contentsignals.org). `cahlib.fetch.robots` parses robots.txt.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-#: What we call ourselves, in the user agent and where an owner speaks to us.
+#: Our name in the user agent, and in rules that address us.
 USER_AGENT_TOKEN = "cahlib"
 
-#: Each of these refuses the use that we make of an image; "none" is noindex with nofollow.
+#: Each of these refuses our use of an image; "none" means noindex and nofollow.
 REFUSING_DIRECTIVES = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 
-#: The signals that each profile honours; every other signal is only recorded with the sample.
+#: Signals that each profile of consent honours; others are only recorded with the sample.
 HONOURED: Mapping[str, frozenset[str]] = {
     "strict": frozenset(
         {
@@ -49,60 +48,62 @@ HONOURED: Mapping[str, frozenset[str]] = {
     "research": frozenset({"robots.txt"}),
 }
 
-#: Headers by which owners speak.
+#: HTTP headers that carry opt-outs.
 OPT_OUT_HEADERS = ("X-Robots-Tag", "TDM-Reservation", "Content-Usage", "Content-Signal")
 
-#: Directives that have a value of their own behind a colon, which is no scope.
-_VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+#: Directives with a value behind a colon, which is not a user agent.
+_WITH_VALUE = frozenset(
+    {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
+)
 
-#: Whose directives bind us: what we call ourselves, and everybody, however that is said.
-_OURS = frozenset({"", "*", USER_AGENT_TOKEN, "all", "robots", "x-robots-tag"})
+#: User agents whose directives apply to us: our own, and the spellings of "everybody".
+_APPLICABLE_AGENTS = frozenset({"", "*", USER_AGENT_TOKEN, "all", "robots", "x-robots-tag"})
 
-#: Words, whatever stands between them; what is behind one says whether it is a scope (``bot:``,
-#: ``bot/2.1:``) or has a value (``noindex=false``). Dates and times begin no scope.
+#: Words, whatever separates them; what follows one shows whether it is a user agent (``bot:``,
+#: ``bot/2.1:``) or has a value (``noindex=false``). Dates and times are not user agents.
 _WORD = re.compile(r"(\*|[\w-]+)(?:(?:/[\d.]+)?\s*(:)|\s*=\s*[\"']?([\w-]+))?")
-_SCOPE = re.compile(r"\*|\d*[a-z_][a-z_-]*|[a-z_][\w-]*")
-_NOT = frozenset({"0", "false", "no", "off"})
+_AGENT = re.compile(r"\*|\d*[a-z_][a-z_-]*|[a-z_][\w-]*")
+_FALSE = frozenset({"0", "false", "no", "off"})
 
-#: What separates words although it may stand in one, and spellings of one word as two.
-_BETWEEN = re.compile(r"-{2,}|-?>")
-_APART = re.compile(r"\bno[\s_-]+(image)?[\s_-]*(ai|index|ml)\b")
+#: Separators that could be part of a word, and words spelled as two.
+_SEPARATORS = re.compile(r"-{2,}|-?>")
+_SPLIT_WORDS = re.compile(r"\bno[\s_-]+(image)?[\s_-]*(ai|index|ml)\b")
 
-#: How the training of models is refused by a Content-Usage, whose drafts have had several names and
-#: wider categories, which a permission for training excepts; and by a Content-Signal.
-_USE = r"(?<![\w-])(?:%s)\s*=\s*[\"']?%s(?![\w-])"
-_NO_TRAINING = re.compile(_USE % ("train-ai|ai-train|train-genai|genai", "no?"), re.IGNORECASE)
-_NO_USE = re.compile(_USE % ("all|bots|tdm|ai", "no?"), re.IGNORECASE)
-_TRAINING = re.compile(_USE % ("train-ai|ai-train", "y(?:es)?"), re.IGNORECASE)
+#: How Content-Usage and Content-Signal refuse the training of models. The drafts of the former have
+#: had several names, and wider categories, which a permission for training overrides.
+_USAGE = r"(?<![\w-])(?:%s)\s*=\s*[\"']?%s(?![\w-])"
+_NO_TRAINING = re.compile(_USAGE % ("train-ai|ai-train|train-genai|genai", "no?"), re.IGNORECASE)
+_NO_USAGE = re.compile(_USAGE % ("all|bots|tdm|ai", "no?"), re.IGNORECASE)
+_TRAINING = re.compile(_USAGE % ("train-ai|ai-train", "y(?:es)?"), re.IGNORECASE)
 
-#: How rights are reserved by a header or a meta element.
+#: How a header or a meta element reserves rights.
 RIGHTS_RESERVED = re.compile(r"\W*(?:1|true)\b", re.IGNORECASE)
 
 _MAX_RULES = 1000  # of a tdmrep.json
 
-#: Characters of an owner's words that are kept as evidence, for each image again.
-_MAX_WORDS = 1000
+#: Characters of a signal that are stored as evidence, with each image.
+_MAX_EVIDENCE = 1000
 
 
 class OptOutSignal(NamedTuple):
-    """A refusal: by which signal, and in which words."""
+    """An opt-out: its signal and its text."""
 
     signal: str
     value: str
 
 
 def opt_out_signal(signal: str, words: str) -> OptOutSignal:
-    """A refusal with its evidence, whatever a stranger served."""
+    """Return an opt-out with its text made safe to store."""
     return OptOutSignal(signal, quote_evidence(words))
 
 
 def quote_evidence(words: str) -> str:
-    """The beginning of what a stranger served, without lone surrogates, which cannot be written."""
-    return words[:_MAX_WORDS].encode("utf-8", "replace").decode()
+    """Return the beginning of a text, without lone surrogates, which cannot be encoded."""
+    return words[:_MAX_EVIDENCE].encode("utf-8", "replace").decode()
 
 
 def parse_headers(headers: Iterable[tuple[str, str]], consent: str) -> OptOutSignal | None:
-    """The first of an answer's headers that refuses us, in a profile that honours it."""
+    """Return the first opt-out in a response's headers that the profile honours, or None."""
     for name, value in headers:
         signal = name.lower()
         refuses = {
@@ -117,10 +118,10 @@ def parse_headers(headers: Iterable[tuple[str, str]], consent: str) -> OptOutSig
 
 
 def refusing_header(headers: Iterable[str]) -> str | None:
-    """The X-Robots-Tag header that refuses us, as it was served, or None."""
+    """Return the X-Robots-Tag header that refuses our use, as served, or None."""
     for header in headers:
         if any(
-            agent in _OURS and word in REFUSING_DIRECTIVES
+            agent in _APPLICABLE_AGENTS and word in REFUSING_DIRECTIVES
             for agent, word in parse_directives(header)
         ):
             return header
@@ -128,24 +129,26 @@ def refusing_header(headers: Iterable[str]) -> str | None:
 
 
 def parse_directives(header: str) -> Iterator[tuple[str, str]]:
-    """The directives of one header with the user agent each is meant for ("": all), lower case."""
+    """Yield (user agent, directive) pairs of a header in lower case; "" means every agent."""
     agent, valued = "", False
-    for match in _WORD.finditer(_APART.sub(r"no\1\2", _BETWEEN.sub(" ", _plain(header)))):
+    for match in _WORD.finditer(
+        _SPLIT_WORDS.sub(r"no\1\2", _SEPARATORS.sub(" ", _to_ascii(header)))
+    ):
         word, colon, value = match[1], match[2], match[3]
         if valued:
             valued = False
-        elif colon and word in _VALUED:
+        elif colon and word in _WITH_VALUE:
             valued = True
-        elif colon and word not in REFUSING_DIRECTIVES and _SCOPE.fullmatch(word):
+        elif colon and word not in REFUSING_DIRECTIVES and _AGENT.fullmatch(word):
             agent = word
-        elif value not in _NOT:
+        elif value not in _FALSE:
             yield agent, word
             if value:
                 yield agent, value
 
 
-def _plain(words: str) -> str:
-    """Return words in small letters of ASCII as far as they look like those."""
+def _to_ascii(words: str) -> str:
+    """Return a text in lower case, with look-alikes of ASCII characters replaced."""
     if words.isascii():
         return words.lower()
     words = unicodedata.normalize("NFKC", words).replace("\u200b", " ")
@@ -154,18 +157,19 @@ def _plain(words: str) -> str:
 
 
 def refuses_training(value: str) -> bool:
-    """Whether a Content-Usage (``train-ai=n``) or a Content-Signal (``ai-train=no``) refuses the
-    training of models.
+    """Return whether a header refuses the training of models.
+
+    It is a Content-Usage (``train-ai=n``) or a Content-Signal (``ai-train=no``).
     """
-    if _NO_USE.search(value) and not _TRAINING.search(value):
+    if _NO_USAGE.search(value) and not _TRAINING.search(value):
         return True
     return _NO_TRAINING.search(value) is not None
 
 
 def parse_tdmrep(text: bytes) -> list[tuple[str, bool]]:
-    """The places of a tdmrep.json, in its order, with whether their rights are reserved.
+    """Return the locations in a tdmrep.json, in order, and whether their rights are reserved.
 
-    What is no such file says nothing.
+    An invalid file has none.
     """
     try:
         rules = json.loads(text)

@@ -1,8 +1,7 @@
-"""How often a domain may be asked, and when it is left alone.
+"""Limit the request rate per domain, and skip domains that keep failing or refusing.
 
-By registered domain (example.co.uk, by the Public Suffix List): requests a second, pauses that a
-server asks for, and an end to asking those that fail or refuse again and again. It knows neither
-requests nor queues; it is used by one thread.
+Domains are registered domains (example.co.uk, by the Public Suffix List). Pauses that a server asks
+for are honoured. For use by one thread.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from cahlib.config import Download
 from cahlib.records import Reason
 from cahlib.retry import retry_after
 
-#: Seconds that are waited when a server asks for them; who asks for more is left alone.
+#: Longest pause in seconds that a server may ask for; for a longer one its domain is skipped.
 _MAX_PAUSE = 60.0
 
-#: Failures that tell a domain that never answers from one that had a bad moment.
-_SURE = 3
+#: Failures after which a domain that never answered counts as dead.
+_DEAD_AFTER = 3
 
-#: Domains of which not one answers: then it is this machine that cannot be heard.
-_MANY = 20
+#: If this many domains fail and none answers, this machine is cut off.
+_CUT_OFF_AFTER = 20
 
-#: What a domain says or does that counts against it, if nothing else comes between. An answer that
-#: cannot be read is an answer: it costs little, and others of the domain may be sound.
+#: Consecutive results that count against a domain. An invalid response is not one of them: it costs
+#: little, and others of the domain may be valid.
 FAILURE_REASONS = frozenset(
     {
         Reason.DNS,
@@ -42,95 +41,97 @@ FAILURE_REASONS = frozenset(
     }
 )
 
-#: Failures after which it is not even sure that there is a server.
-_SILENCE = frozenset({Reason.DNS, Reason.REFUSED, Reason.TIMEOUT, Reason.NO_ROBOTS})
+#: Failures without any sign of a server.
+_NO_CONTACT = frozenset({Reason.DNS, Reason.REFUSED, Reason.TIMEOUT, Reason.NO_ROBOTS})
 
-#: Statuses that tell us to go: forbidden, and too many requests.
+#: Statuses by which a server refuses us: forbidden, and too many requests.
 REFUSAL_STATUSES = frozenset({403, 429})
 
 
 @dataclass(slots=True)
 class _Domain:
-    """What is known of a domain."""
+    """The state of a domain."""
 
-    due: float = 0.0  #: when it may be asked next
-    failures: int = 0  #: one after the other
-    silent: bool = True  #: whether it never answered
-    closed: bool = False
+    next_allowed: float = 0.0  #: when the next request is allowed
+    failures: int = 0  #: consecutive
+    silent: bool = True  #: whether it has never answered
+    skipped: bool = False
 
 
 class Politeness:
     """The state of all domains of a shard, some 200 bytes each."""
 
     def __init__(self, options: Download, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._patience, self._clock = options.patience, clock
+        self._max_failures, self._clock = options.patience, clock
         self._gap = 1 / options.per_second if options.per_second else 0.0
         self._domains: dict[str, _Domain] = {}
-        self._left_alone = frozenset(options.left_alone)
+        self._skipped = frozenset(options.left_alone)
 
     def is_skipped(self, domain: str) -> bool:
-        """Whether a domain is left alone."""
+        """Return whether a domain is skipped."""
         known = self._domains.get(domain)
         if known is None:
-            return domain in self._left_alone
-        return known.closed
+            return domain in self._skipped
+        return known.skipped
 
     def reserve(self, domain: str, most: float = inf) -> float:
-        """Seconds until a further request may be sent, which is counted as sent then.
+        """Return the seconds until the next request is allowed, and count it as sent.
 
-        If they are more than ``most``, nobody waits for them, and nothing is counted.
+        If they exceed ``most``, it is not counted, as it will not be sent.
         """
-        known, now = self._of(domain), self._clock()
-        start = max(known.due, now)
+        known, now = self._state(domain), self._clock()
+        start = max(known.next_allowed, now)
         if start - now <= most:
-            known.due = start + self._gap
+            known.next_allowed = start + self._gap
         return start - now
 
     def honour_retry_after(self, domain: str, header: str) -> None:
-        """Obey a Retry-After."""
-        known, seconds = self._of(domain), retry_after(header)
+        """Delay the next request by a Retry-After header."""
+        known, seconds = self._state(domain), retry_after(header)
         if seconds > _MAX_PAUSE:
-            known.closed = True
-        known.due = max(known.due, self._clock() + seconds)
+            known.skipped = True
+        known.next_allowed = max(known.next_allowed, self._clock() + seconds)
 
     def record_result(self, domain: str, result: object, status: int = 0) -> None:
-        """Count what came of a request."""
-        known = self._of(domain)
+        """Record the result of a request."""
+        known = self._state(domain)
         self.record_contact(domain, result)
         if result not in FAILURE_REASONS and status not in REFUSAL_STATUSES:
             known.failures = 0
             return
         known.failures += 1
-        if self._patience and known.failures >= self._patience:
-            known.closed = True
+        if self._max_failures and known.failures >= self._max_failures:
+            known.skipped = True
 
     def record_contact(self, domain: str, result: object) -> None:
-        """Note whether a request was answered at all, without counting what came of it."""
-        known = self._of(domain)
-        known.silent = known.silent and result in _SILENCE
+        """Record whether a request was answered at all, without counting its result."""
+        known = self._state(domain)
+        known.silent = known.silent and result in _NO_CONTACT
 
     def dead_domains(self) -> tuple[str, ...]:
-        """The domains that failed at least three times, and never answered."""
+        """Return the domains that failed at least three times and never answered."""
         return tuple(
             sorted(
                 name
                 for name, known in self._domains.items()
-                if name and known.silent and known.failures >= _SURE
+                if name and known.silent and known.failures >= _DEAD_AFTER
             )
         )
 
     def is_cut_off(self) -> bool:
-        """Whether many domains failed, and nobody ever answered."""
+        """Return whether many domains failed and none ever answered."""
         failed = [known for known in self._domains.values() if known.failures]
-        return len(failed) >= _MANY and all(known.silent for known in self._domains.values())
+        return len(failed) >= _CUT_OFF_AFTER and all(
+            known.silent for known in self._domains.values()
+        )
 
-    def _of(self, domain: str) -> _Domain:
+    def _state(self, domain: str) -> _Domain:
         return self._domains.setdefault(domain, _Domain())
 
 
 @lru_cache(maxsize=50_000)
 def registered_domain(host: str) -> str:
-    """The domain that somebody registered: a.b.example.co.uk is example.co.uk's."""
+    """Return the registered domain of a host: example.co.uk for a.b.example.co.uk."""
     host = host.rstrip(".").lower()
     if host.replace(".", "").isdecimal() or ":" in host:
         return host
@@ -139,5 +140,5 @@ def registered_domain(host: str) -> str:
 
 @cache
 def _suffixes() -> PublicSuffixList:
-    """The list in its package, private sections (blogspot.com, s3.amazonaws.com …) included."""
+    """Return the bundled list, with its private section (blogspot.com, s3.amazonaws.com …)."""
     return PublicSuffixList()

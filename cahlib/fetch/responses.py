@@ -1,4 +1,4 @@
-"""What the head of an answer says: whether its body counts, and where it points to."""
+"""Interpret the status and headers of a response: whether its body counts, and redirects."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cahlib.records import Reason
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 
-#: A range that is everything.
+#: A range that covers everything.
 _ALL = re.compile(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", re.IGNORECASE)
 
 
 def response_drop_reason(answer: aiohttp.ClientResponse) -> Reason | None:
-    """Return why an answer holds neither a whole body nor another address."""
+    """Return the reason to drop a response that is neither complete nor a redirect, or None."""
     status = answer.status
     if status in _REDIRECTS or is_complete(answer):
         return None
@@ -27,9 +27,9 @@ def response_drop_reason(answer: aiohttp.ClientResponse) -> Reason | None:
 
 
 def is_complete(answer: aiohttp.ClientResponse) -> bool:
-    """Return whether an answer has all of what was asked for.
+    """Return whether a response has the complete body.
 
-    203 comes through proxies that changed something; 206 was not asked for, but may be all.
+    203 comes from proxies that modified it; 206 was not requested, but may cover everything.
     """
     if answer.status == 206:
         whole = _ALL.fullmatch(answer.headers.get("Content-Range", ""))
@@ -38,9 +38,9 @@ def is_complete(answer: aiohttp.ClientResponse) -> bool:
 
 
 def redirect_target(answer: aiohttp.ClientResponse, place: str) -> str | Reason | None:
-    """Return where a redirect leads from a place, None if the answer is not one.
+    """Return the target of a redirect from ``place``, None if the response is not one.
 
-    A redirect to nowhere or to itself would say the same again, and is not followed.
+    A redirect without a valid target, or to itself, is a BAD_REDIRECT.
     """
     if answer.status not in _REDIRECTS:
         return None
@@ -53,7 +53,7 @@ def redirect_target(answer: aiohttp.ClientResponse, place: str) -> str | Reason 
 
 
 def format_opt_out_headers(said: list[tuple[str, str]]) -> str:
-    """Return what an owner said by headers, a line each."""
+    """Return opt-out headers as text, one per line."""
     return "\n".join(
         opt_outs.quote_evidence(
             value if name == opt_outs.OPT_OUT_HEADERS[0] else f"{name.lower()}: {value}"
@@ -63,7 +63,7 @@ def format_opt_out_headers(said: list[tuple[str, str]]) -> str:
 
 
 def opt_out_headers(answer: aiohttp.ClientResponse) -> list[tuple[str, str]]:
-    """Return the headers by which an owner speaks."""
+    """Return the opt-out headers of a response."""
     return [
         (name, decode_header(value))
         for name in opt_outs.OPT_OUT_HEADERS
@@ -72,5 +72,5 @@ def opt_out_headers(answer: aiohttp.ClientResponse) -> list[tuple[str, str]]:
 
 
 def decode_header(header: str) -> str:
-    """A header's text, which aiohttp gives with surrogates for what is not UTF-8."""
+    """Return a header as text; aiohttp has surrogates for bytes that are not UTF-8."""
     return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

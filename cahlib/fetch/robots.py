@@ -1,7 +1,7 @@
-"""What a robots.txt allows us: RFC 9309, and the lines on use that the AI era added.
+"""Parse robots.txt: RFC 9309, and the newer lines on usage by AI.
 
-Rules: the groups that name us, else those for everybody; of the rules that match a path the
-longest counts, and of two as long the one that allows. It does not fetch.
+The groups that name us apply, or else those for every agent; of the rules that match a path the
+longest applies, and of two equally long ones the one that allows.
 """
 
 from __future__ import annotations
@@ -13,59 +13,58 @@ from urllib.parse import quote
 
 from cahlib.fetch.opt_outs import USER_AGENT_TOKEN, refuses_training
 
-#: RFC 9309, 2.5: at least so much has to be read; what stands behind it is not.
+#: RFC 9309, 2.5: at least this many bytes must be parsed; the rest is ignored.
 MAX_ROBOTS_BYTES = 500 * 1024
-#: Rules that are tried one by one, those with wild cards and usages, about 1 µs each: no file is
-#: worth more than this.
-_MAX_TRIED = 2000
+#: Rules with wildcards and usage lines, which are tried one by one, about 1 µs each.
+_MAX_RULES = 2000
 
-#: Lines on the use of what is fetched: AIPREF's, and Cloudflare's.
-_USAGES = ("content-usage", "content-signal")
+#: Names of lines on usage: AIPREF's and Cloudflare's.
+_USAGE_NAMES = ("content-usage", "content-signal")
 
-#: How names of lines begin; the misspellings are those of Google's parser.
-_KEY = re.compile(
+#: Prefixes of line names; the misspellings are those that Google's parser accepts.
+_NAME_PREFIX = re.compile(
     r"(user-?agent|user agent)|(allow)|(disallow|dissallow|dissalow|disalow|diasllow|disallaw)"
 )
-_KEYS = ("", "user-agent", "allow", "disallow")
+_NAMES = ("", "user-agent", "allow", "disallow")
 
 _ESCAPE = re.compile(r"%([0-9a-fA-F]{2})")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 
 
 class RobotsRule(NamedTuple):
-    """A line of a robots.txt that allows or refuses."""
+    """An allow or disallow line."""
 
     allows: bool
-    line: str  #: as it was served
+    line: str  #: as served
 
 
 class UsageRule(NamedTuple):
-    """A line of a robots.txt on the use of what is below a path."""
+    """A line on the usage of what is below a path."""
 
     path: str
-    wish: str
-    line: str  #: as it was served
+    preference: str
+    line: str  #: as served
 
 
 class RobotsTxt:
-    """The rules of one robots.txt that bind us."""
+    """The rules of a robots.txt that apply to us."""
 
-    __slots__ = ("_plain", "_usages", "_wild")
+    __slots__ = ("_plain", "_usages", "_wildcard")
 
     def __init__(self, text: str) -> None:
         self._plain: dict[str, RobotsRule] = {}
-        self._wild: list[tuple[str, RobotsRule]] = []
+        self._wildcard: list[tuple[str, RobotsRule]] = []
         self._usages: list[UsageRule] = []
-        for key, value in _binding(text):
-            if key in _USAGES:
-                if len(self._usages) < _MAX_TRIED:
-                    self._usages.append(_usage(key, value))
+        for key, value in _applicable_rules(text):
+            if key in _USAGE_NAMES:
+                if len(self._usages) < _MAX_RULES:
+                    self._usages.append(_parse_usage(key, value))
             elif value:
                 self._add(normalize_path(value), RobotsRule(key == "allow", f"{key}: {value}"))
-        self._wild.sort(key=lambda each: (-len(each[0]), not each[1].allows))
+        self._wildcard.sort(key=lambda each: (-len(each[0]), not each[1].allows))
 
     def refusal(self, target: str) -> str | None:
-        """The line that refuses the fetch of a path with its query, or None."""
+        """Return the line that disallows a path with its query, or None."""
         if target == "/robots.txt":
             return None
         target = normalize_path(target)
@@ -74,20 +73,22 @@ class RobotsTxt:
         return None if rule is None or rule.allows else rule.line
 
     def training_refusal(self, target: str) -> str | None:
-        """The line that refuses the training of models on a path, or None.
+        """Return the line that refuses training on a path, or None.
 
-        Of the lines for one path each counts, so that none can take back what another refuses.
+        All lines for the same path count, so that none overrides another's refusal.
         """
         target = normalize_path(target)
         fitting = [usage for usage in self._usages if path_matches(usage.path, target)]
         longest = max((len(usage.path) for usage in fitting), default=0)
-        lines = (u.line for u in fitting if len(u.path) == longest and refuses_training(u.wish))
+        lines = (
+            u.line for u in fitting if len(u.path) == longest and refuses_training(u.preference)
+        )
         return next(lines, None)
 
     def _add(self, path: str, rule: RobotsRule) -> None:
         if "*" in path or path.endswith("$"):
-            if len(self._wild) < _MAX_TRIED:
-                self._wild.append((path, rule))
+            if len(self._wildcard) < _MAX_RULES:
+                self._wildcard.append((path, rule))
         elif path not in self._plain or rule.allows:
             self._plain[path] = rule
 
@@ -98,14 +99,14 @@ class RobotsTxt:
         return None
 
     def _longest_wild(self, target: str) -> tuple[int, bool, RobotsRule] | None:
-        for path, rule in self._wild:
+        for path, rule in self._wildcard:
             if path_matches(path, target):
                 return len(path), rule.allows, rule
         return None
 
 
-def _binding(text: str) -> Iterator[tuple[str, str]]:
-    """The rules of the groups that name us, or if there are none, of those for everybody."""
+def _applicable_rules(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the rules of the groups that name us, or else of those for every agent."""
     groups: dict[str, list[tuple[str, str]]] = {USER_AGENT_TOKEN: [], "*": []}
     named = False
     current: set[str] = set()
@@ -117,7 +118,7 @@ def _binding(text: str) -> Iterator[tuple[str, str]]:
             current.add(agent)
             named |= agent == USER_AGENT_TOKEN
             heading = True
-        elif key in ("allow", "disallow", *_USAGES):
+        elif key in ("allow", "disallow", *_USAGE_NAMES):
             heading = False
             for agent in current & groups.keys():
                 groups[agent].append((key, value))
@@ -125,8 +126,9 @@ def _binding(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
-    """Return names and values of lines as Google's parser reads them, which forgives more than
-    RFC 9309: what follows the name, the usual misspellings, and a colon that is missing.
+    """Yield names and values of lines, as leniently as Google's parser.
+
+    Beyond RFC 9309 it accepts suffixes of the name, common misspellings, and a missing colon.
     """
     for line in re.split(r"[\r\n]+", text.removeprefix("\ufeff")):
         said = line.partition("#")[0].strip()
@@ -137,19 +139,19 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
                 continue
             key, value = words
         key = key.strip().lower()
-        known = _KEY.match(key)
-        yield (_KEYS[known.lastindex or 0] if known else key), value.strip()
+        known = _NAME_PREFIX.match(key)
+        yield (_NAMES[known.lastindex or 0] if known else key), value.strip()
 
 
-def _usage(key: str, value: str) -> UsageRule:
-    """What a line on use says; its path may be left out."""
+def _parse_usage(key: str, value: str) -> UsageRule:
+    """Parse a usage line, whose path is optional."""
     match = re.fullmatch(r"(/\S*)\s+(.*)", value)
-    path, wish = (normalize_path(match[1]), match[2]) if match else ("/", value)
-    return UsageRule(path, wish, f"{key}: {value}")
+    path, preference = (normalize_path(match[1]), match[2]) if match else ("/", value)
+    return UsageRule(path, preference, f"{key}: {value}")
 
 
 def path_matches(pattern: str, target: str) -> bool:
-    """Whether a path begins as a pattern says; ``*`` is anything, ``$`` at the end the end."""
+    """Return whether a pattern matches the start of a path; ``*`` and a final ``$`` are special."""
     anchored = pattern.endswith("$")
     first, *others = pattern.removesuffix("$").split("*")
     if not target.startswith(first):
@@ -170,7 +172,7 @@ def path_matches(pattern: str, target: str) -> bool:
 
 
 def normalize_path(path: str) -> str:
-    """A path in one spelling: escapes only where they are needed (RFC 9309, 2.2.2)."""
+    """Return a path with only the necessary escapes (RFC 9309, 2.2.2)."""
 
     def undo(match: re.Match[str]) -> str:
         letter = chr(int(match[1], 16))
@@ -180,7 +182,7 @@ def normalize_path(path: str) -> str:
 
 
 def resolve_dots(target: str) -> str:
-    """A path with its query as servers and browsers read it: dots are steps, ``\\`` is ``/``."""
+    """Resolve the dot segments of a path with its query, as browsers do; ``\\`` is ``/``."""
     path, mark, query = normalize_path(target).partition("?")
     if "/." not in path and "\\" not in path:
         return target

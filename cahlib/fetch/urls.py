@@ -1,4 +1,4 @@
-"""What an address asks for: the URL as it is sent, and whose domain that is. It fetches nothing."""
+"""Normalise URLs as they are sent in requests, and find their hosts and domains."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from cahlib.fetch.politeness import registered_domain
 from cahlib.fetch.robots import normalize_path, resolve_dots
 from cahlib.records import Reason
 
-#: Most addresses are spelled so that the long way would change nothing in them (checked by test).
+#: Most URLs, which normalisation would not change (checked by test).
 _COMMON = re.compile(
     r"https?://[a-z0-9-]+(?:\.[a-z0-9-]+)+(?:/(?!\.)[\w.?:@!$&()*+,;=\[\]|~-]*)+(?<!\?)",
     re.ASCII,
 )
-#: And most hosts are named as DNS has them.
+#: Most hosts, which already have their DNS form.
 _COMMON_HOST = re.compile(r"https?://((?:[a-z0-9-]+\.)+[a-z]+)/")
 
 
 def parse_url(address: str) -> URL | Reason:
-    """What is asked for, as by browsers: without credentials and fragment, escapes as they are.
+    """Return the URL to request, as in browsers: without credentials and fragment.
 
-    yarl alone would undo some escapes, and there are servers that sign the exact address.
+    Escapes are kept: yarl would decode some of them, and some servers sign the exact URL.
     """
     parts = split_url(address)
     if parts is None or parts.port not in WEB_PORTS:
@@ -45,27 +45,27 @@ def parse_url(address: str) -> URL | Reason:
 
 
 def normalize_url(address: str) -> str:
-    """An address in the one spelling of all those that ask for the same; others as they are."""
+    """Return the canonical form of equivalent URLs; invalid ones unchanged."""
     if _COMMON.fullmatch(address):
         return address
-    asked = parse_url(address)
-    if isinstance(asked, Reason):
+    parsed = parse_url(address)
+    if isinstance(parsed, Reason):
         return address
-    host = (asked.host_subcomponent or "").rstrip(".")
-    port = f":{asked.explicit_port}" if asked.explicit_port else ""
-    return f"{asked.scheme}://{host}{port}{normalize_path(resolve_dots(asked.raw_path_qs))}"
+    host = (parsed.host_subcomponent or "").rstrip(".")
+    port = f":{parsed.explicit_port}" if parsed.explicit_port else ""
+    return f"{parsed.scheme}://{host}{port}{normalize_path(resolve_dots(parsed.raw_path_qs))}"
 
 
-@lru_cache(maxsize=5000)  # each link is asked about four times on its way
+@lru_cache(maxsize=5000)  # called four times per link
 def domain_of(address: str) -> str:
-    """The registered domain of the host that an address asks, "" if it asks none."""
+    """Return the registered domain of a URL's host, "" for an invalid URL."""
     host = host_of(address)
     return registered_domain(host) if host else ""
 
 
 def host_of(address: str) -> str:
-    """The host that an address asks, by the name that DNS has for it, "" if it asks none."""
+    """Return the host of a URL in DNS form, "" for an invalid URL."""
     if common := _COMMON_HOST.match(address):
         return common[1]
-    asked = parse_url(address)
-    return "" if isinstance(asked, Reason) else (asked.raw_host or "").rstrip(".")
+    parsed = parse_url(address)
+    return "" if isinstance(parsed, Reason) else (parsed.raw_host or "").rstrip(".")

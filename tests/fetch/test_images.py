@@ -263,8 +263,8 @@ def test_what_waits_for_the_consumer_is_held(monkeypatch):
         proven.append(found)
         return found
 
-    monkeypatch.setattr("cahlib.fetch.limits.MemoryBudget", Noted)
-    monkeypatch.setattr(sys.modules["cahlib.fetch.images"], "prove", noted)
+    monkeypatch.setattr("cahlib.fetch.client.MemoryBudget", Noted)
+    monkeypatch.setattr(sys.modules["cahlib.fetch.images"], "validate_image", noted)
     waiting, tally = 12, Tally()
     with w.Web({"/a.jpg": w.body(JPEG)}) as web:
         count = 2 * _AHEAD + 2 + waiting  # in two queues, one between them, one taken
