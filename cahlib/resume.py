@@ -69,8 +69,8 @@ def faults(job: Job, ledger: Ledger | Shared) -> Iterator[str]:
     wrong: dict[str, list[str]] = {}
     for id, error in ledger.errors("damaged"):
         own = here.shard(id)
-        lies_there = there and there.ids() and (own.sealed is None or own.sealed.place)
-        place = there if there and lies_there and not (own.manifest and own.fault) else here
+        lies_there = there and there.ids() and (own.manifest is None or own.manifest.place)
+        place = there if there and lies_there and not (own.has_manifest and own.fault) else here
         wrong.setdefault(place.files.place, []).append(f"{id}: {error}")
     if there:
         done = {shard.id for shard in ledger.in_state("done")}
@@ -143,23 +143,23 @@ class _Resuming:
     def _compare(self, id: str) -> None:
         here = self._here.shard(id)
         self._require_ours(here, self._here)
-        if id in self._elsewhere and here.sealed:
+        if id in self._elsewhere and here.manifest:
             self._enter(here._replace(fault=""), "done")
         elif self._there is None:
             if not self._given_up(here):
                 self._enter(here, self._state(id))
-        elif here.sealed and not here.sealed.place:
+        elif here.manifest and not here.manifest.place:
             self._own(here, self._there)
-        elif here.sealed or not here.manifest:
+        elif here.manifest or not here.has_manifest:
             self._brought(here, self._there)
         else:
             self._ledger.damage(id, here.fault)
 
     def _own(self, here: ShardState, there: Inventory) -> None:
         """Enter a shard whose files are in the folder: they have to go to the URL, or are there."""
-        if here.fault or here.sealed is None:
+        if here.fault or here.manifest is None:
             self._enter(here, "")
-        elif not there.fault(here.sealed) or there.has_another(here.sealed):
+        elif not there.fault(here.manifest) or there.has_another(here.manifest):
             self.whole[there.at].append(here.id)
             self._enter(here, self._state(here.id))
         else:
@@ -167,7 +167,7 @@ class _Resuming:
 
     def _brought(self, here: ShardState, there: Inventory) -> None:
         """Enter a shard whose files are at the URL alone: another machine or launch brought it."""
-        if here.sealed and not there.fault(here.sealed):
+        if here.manifest and not there.fault(here.manifest):
             found = here
         else:
             found = there.shard(here.id)
@@ -175,12 +175,12 @@ class _Resuming:
         if self._given_up(found):
             (self._folder / manifest_path(here.id)).unlink(missing_ok=True)
             return
-        if found.sealed and not found.fault:
+        if found.manifest and not found.fault:
             self.whole[there.at].append(found.id)
             if found is not here:
-                brought = replace(found.sealed, place=str(there.at))
+                brought = replace(found.manifest, place=str(there.at))
                 write_file(self._folder / manifest_path(found.id), encode_manifest(brought))
-                found = found._replace(sealed=brought)
+                found = found._replace(manifest=brought)
                 self._states.pop(found.id, None)  # its pairs may be others than those known
         self._enter(found, "done" if not self._job.place.tracker else self._state(found.id))
 
@@ -188,7 +188,7 @@ class _Resuming:
         """Forget a shard that the ledger alone knows, if the list says that a repair gave it up."""
         place = self._there or self._here
         listed = place.description
-        if found.manifest or listed is None or found.id in listed.committed:
+        if found.has_manifest or listed is None or found.id in listed.committed:
             return False
         self._ledger.remove(found.id)
         forget_shards(self._folder, [found.id])
@@ -204,7 +204,7 @@ class _Resuming:
 
     def _enter(self, found: ShardState, state: str) -> None:
         """Have the ledger know a shard."""
-        if found.sealed is None or found.fault:
+        if found.manifest is None or found.fault:
             self._ledger.damage(found.id, found.fault)
             return
         self.whole[self._folder].append(found.id)
@@ -214,18 +214,18 @@ class _Resuming:
         ):
             return
         try:
-            uids = read_uids(self._folder, found.sealed)
+            uids = read_uids(self._folder, found.manifest)
         except (CahError, pa.ArrowException, OSError, KeyError, ValueError) as error:
             if found.id not in self._elsewhere:
                 self._ledger.damage(found.id, f"its metadata cannot be read ({error}).")
                 return
             uids = []
-        self._ledger.adopt(found.sealed.shard, uids, found.sealed.tally, state=state)
+        self._ledger.adopt(found.manifest.shard, uids, found.manifest.tally, state=state)
         self._entered += known is None
 
     def _require_ours(self, found: ShardState, place: Inventory) -> None:
         """Refuse what a job with other settings made, as far as a manifest tells them."""
-        sealed = found.sealed
+        sealed = found.manifest
         if sealed is None:
             return
         name = place.files.place

@@ -207,7 +207,7 @@ class _Work:
             loaded = early or load_scorer(judge)
             self._worked = loaded.clip.worked
             judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
-            sealed = flow.ahead(self._write(judged, self._recipe(loaded)), _SEALED)
+            sealed = flow.ahead(self._write(judged, self._spec(loaded)), _SEALED)
             for each in self._line("sealed", sealed):
                 uploads.add(each)
 
@@ -286,7 +286,7 @@ class _Work:
         judged = loaded.judged(harmless, self._job.judge, work.tally)
         return self._ledger.ours(work.parcel.shard, judged)
 
-    def _recipe(self, loaded: Scorer) -> DatasetSpec:
+    def _spec(self, loaded: Scorer) -> DatasetSpec:
         ours = self._ours
         return DatasetSpec(
             model=loaded.clip.name,
@@ -298,7 +298,7 @@ class _Work:
             layout=ours.layout,
         )
 
-    def _write(self, steps: Iterable[_Step], recipe: DatasetSpec) -> Iterator[ShardManifest]:
+    def _write(self, steps: Iterable[_Step], spec: DatasetSpec) -> Iterator[ShardManifest]:
         """Write each shard's pairs into the dataset, and its account into the ledger."""
         for work, of_shard in groupby(steps, key=itemgetter(0)):
             shard = work.parcel.shard
@@ -308,7 +308,7 @@ class _Work:
                     self._folder,
                     _items(item for _, item in of_shard),
                     parcel=work.parcel,
-                    recipe=recipe,
+                    spec=spec,
                     tally=work.tally,
                     again=self._known.again,
                 )

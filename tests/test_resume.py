@@ -45,9 +45,9 @@ def job(lost, tmp_path, monkeypatch):
     return replace(
         Job(),
         output=lost,
-        model=model(tmp_path / "model", *world.RECIPE.model.split("/")),
-        threshold=world.RECIPE.threshold,
-        forms=",".join(world.RECIPE.forms),
+        model=model(tmp_path / "model", *world.SPEC.model.split("/")),
+        threshold=world.SPEC.threshold,
+        forms=",".join(world.SPEC.forms),
     )
 
 
@@ -113,7 +113,7 @@ def test_a_dataset_keeps_the_names_of_its_columns(tmp_path, monkeypatch, place, 
     assert describe_continued(job).layout == 2
     scores = score_columns("ViT-tiny/none", ("similarity", "age minor"), layout=layout)
     made = tmp_path / "made"
-    world.write(made, recipe=dataclasses.replace(world.RECIPE, scores=scores))
+    world.write(made, spec=dataclasses.replace(world.SPEC, scores=scores))
     commit_shards(made, Description(layout=layout), ["s-0"])
     shutil.copytree(made, tmp_path / "there" if place == "url" else folder, dirs_exist_ok=True)
     if described == "no":

@@ -29,9 +29,9 @@ class ShardState(NamedTuple):
     """A shard as it stands at a place."""
 
     id: str
-    sealed: ShardManifest | None  #: None if its manifest is damaged or gone
+    manifest: ShardManifest | None  #: None if its manifest is damaged or gone
     fault: str  #: why it is not whole, or ""
-    manifest: bool = True  #: whether it has one, be it damaged
+    has_manifest: bool = True  #: whether it has one, be it damaged
 
 
 class Inventory:
@@ -57,40 +57,43 @@ class Inventory:
         """Return a shard as it stands here; of one whose files are elsewhere the manifest alone."""
         name = manifest_path(id)
         if name not in self.sizes:
-            return ShardState(id, None, f"{name} is missing.", manifest=False)
+            return ShardState(id, None, f"{name} is missing.", has_manifest=False)
         try:
-            sealed = read_manifest(self.at, id)
+            manifest = read_manifest(self.at, id)
         except RunError as error:
             return ShardState(id, None, str(error))
-        if sealed is None:
-            return ShardState(id, None, f"{name} is missing.", manifest=False)
-        return ShardState(id, sealed, "" if sealed.place else self._lacking(sealed))
+        if manifest is None:
+            return ShardState(id, None, f"{name} is missing.", has_manifest=False)
+        return ShardState(id, manifest, "" if manifest.place else self._lacking(manifest))
 
-    def fault(self, sealed: ShardManifest) -> str:
+    def fault(self, manifest: ShardManifest) -> str:
         """Return what is not here of a shard as its manifest, from wherever, says; or ""."""
-        name = manifest_path(sealed.shard.id)
+        name = manifest_path(manifest.shard.id)
         if name not in self.sizes:
             return f"{name} is missing."
-        if self.sizes[name] != len(encode_manifest(replace(sealed, place=None))):
-            here = self.shard(sealed.shard.id)  # by another version, changed, or damaged
-            if here.sealed is None:
+        if self.sizes[name] != len(encode_manifest(replace(manifest, place=None))):
+            here = self.shard(manifest.shard.id)  # by another version, changed, or damaged
+            if here.manifest is None:
                 return here.fault
-        return self._lacking(sealed)
+        return self._lacking(manifest)
 
-    def _lacking(self, sealed: ShardManifest) -> str:
-        for path, stored in sealed.files.items():
+    def _lacking(self, manifest: ShardManifest) -> str:
+        for path, stored in manifest.files.items():
             if path not in self.sizes:
                 return f"{path} is missing."
             if self.sizes[path] != stored.size:
                 return f"{path} has {self.sizes[path]:,} bytes instead of {stored.size:,}."
         return ""
 
-    def has_another(self, sealed: ShardManifest) -> bool:
+    def has_another(self, manifest: ShardManifest) -> bool:
         """Whether this place has the same shard as another machine made it, and whole.
 
         A shard that was changed, as by a purge, is still as it was made.
         """
-        here = self.shard(sealed.shard.id)
-        if here.sealed is None or here.fault:
+        here = self.shard(manifest.shard.id)
+        if here.manifest is None or here.fault:
             return False
-        return (here.sealed.started, here.sealed.finished) != (sealed.started, sealed.finished)
+        return (here.manifest.started, here.manifest.finished) != (
+            manifest.started,
+            manifest.finished,
+        )

@@ -91,14 +91,14 @@ def manifest_path(shard: str) -> str:
     return f"{MANIFESTS}/{shard}.json"
 
 
-def tar_path(sealed: ShardManifest) -> str | None:
+def tar_path(manifest: ShardManifest) -> str | None:
     """Return where a shard's tar lies, by the shard's name or by a number; None if it has none."""
-    return next((path for path in sealed.files if _TAR.fullmatch(path)), None)
+    return next((path for path in manifest.files if _TAR.fullmatch(path)), None)
 
 
-def encode_manifest(sealed: ShardManifest) -> bytes:
+def encode_manifest(manifest: ShardManifest) -> bytes:
     """A seal as it is stored."""
-    return encode_checksummed(sealed)
+    return encode_checksummed(manifest)
 
 
 def decode_manifest(data: bytes) -> ShardManifest:

@@ -29,10 +29,10 @@ IMAGE_EXTENSIONS = ("jpg", "png", "webp", "avif")
 _DTYPES = {"double": "float64", "float": "float64"}
 
 
-def tar_size(sealed: ShardManifest) -> dict[str, int]:
+def tar_size(manifest: ShardManifest) -> dict[str, int]:
     """Return the samples of a shard's tar by its name in its folder; empty if it has none."""
-    path = tar_path(sealed)
-    return {path.rpartition("/")[2]: sealed.rows} if path else {}
+    path = tar_path(manifest)
+    return {path.rpartition("/")[2]: manifest.rows} if path else {}
 
 
 def write_tar_index(
@@ -55,9 +55,9 @@ def write_tar_index(
             files_at(place).remove(name)
 
 
-def add_tar(folder: Path, sealed: ShardManifest) -> None:
+def add_tar(folder: Path, manifest: ShardManifest) -> None:
     """Add a shard that was just committed; a run that is killed before makes them anew later."""
-    if size := tar_size(sealed):
+    if size := tar_size(manifest):
         for name, data in encode_tar_sizes({**read_tar_sizes(folder), **size}).items():
             files_at(folder).write(name, data)
 

@@ -64,7 +64,7 @@ def parcel(every: list[Image], folder: Path) -> Parcel:
 
 
 def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
-    recipe = DatasetSpec(
+    spec = DatasetSpec(
         model="ViT-B-32/none",
         threshold=0.3,
         scores={"similarity": "similarity"},
@@ -73,7 +73,7 @@ def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
     )
     sealed = replace(parcel([], folder), images=len(every))
     write_shard(
-        folder, judged(every), parcel=sealed, recipe=recipe, tally=Tally(), again=lambda _: None
+        folder, judged(every), parcel=sealed, spec=spec, tally=Tally(), again=lambda _: None
     )
 
 

@@ -210,10 +210,10 @@ def test_shirts_of_two_colours_both_stay(tmp_path, capsys):
 
 
 def test_a_dataset_of_the_first_layout_is_deduplicated_as_before(tmp_path):
-    scores = {score: f"ViT-tiny/none {score}" for score in world.RECIPE.scores}
-    recipe = replace(world.RECIPE, scores=scores, layout=1)
+    scores = {score: f"ViT-tiny/none {score}" for score in world.SPEC.scores}
+    spec = replace(world.SPEC, scores=scores, layout=1)
     made = [shown(n, tinted(drawn(4), 12 * n, 0)) for n in range(3)]
-    world.write_these(tmp_path, made, shard="s-0", recipe=recipe)
+    world.write_these(tmp_path, made, shard="s-0", spec=spec)
     assert "chroma" not in pq.read_schema(tmp_path / "metadata/metadata_s-0.parquet").names
     assert list(verify(tmp_path)) == []
     assert main(["dedup", str(tmp_path), "--distance", "8", "--apply"]) == 0

@@ -43,7 +43,7 @@ class Run:
             self.options.folder,
             self.broken(made) if fails else made,
             parcel=world.parcel(name, images=len(made)),
-            recipe=world.RECIPE,
+            spec=world.SPEC,
             tally=world.tally_of(made),
             again=listen,
         )

@@ -97,7 +97,7 @@ def test_shards_wait_for_each_other_and_are_done_when_their_commit_is_through(
     assert list(verify(URL)) == [] and list(read_manifests(URL)) == shards
 
 
-OURS = Description(settings={"threshold": 0.3}, digest=judged.RECIPE.settings)
+OURS = Description(settings={"threshold": 0.3}, digest=judged.SPEC.settings)
 
 
 def described(there):

@@ -45,7 +45,7 @@ def add(folder, shard, first):
         images = [world.judged(900, reason=Reason.DISSIMILAR)]
     else:
         images = world.some(4, first=first)[0]
-    world.write_these(folder, images, shard=shard, recipe=world.with_forms("images", "embeddings"))
+    world.write_these(folder, images, shard=shard, spec=world.with_forms("images", "embeddings"))
 
 
 def names(folder):

@@ -75,10 +75,10 @@ def lists(tmp_path, gone):
 
 @pytest.mark.parametrize("forms", SOME, ids="-".join)
 def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
-    recipe = with_forms(*forms)
+    spec = with_forms(*forms)
     gone = kept()[1:13:2]
-    write(tmp_path / "purged", recipe=recipe)
-    write(tmp_path / "purged", first=1000, shard="s-1", recipe=recipe)
+    write(tmp_path / "purged", spec=spec)
+    write(tmp_path / "purged", first=1000, shard="s-1", spec=spec)
     write_pages(tmp_path / "purged", {})
     untouched = {p: p.stat().st_ino for p in (tmp_path / "purged").rglob("*s-1*")}
     (change,) = purge(tmp_path / "purged", lists(tmp_path, gone))
@@ -87,8 +87,8 @@ def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
 
     uids = {each.image.candidate.uid for each in gone}
     never = [each for each in world.some(30)[0] if each.image.candidate.uid not in uids]
-    write_these(tmp_path / "never", never, recipe=recipe)
-    write(tmp_path / "never", first=1000, shard="s-1", recipe=recipe)
+    write_these(tmp_path / "never", never, spec=spec)
+    write(tmp_path / "never", first=1000, shard="s-1", spec=spec)
     write_pages(tmp_path / "never", {})
     assert files(tmp_path / "purged") == files(tmp_path / "never")
     assert list(verify(tmp_path / "purged")) == []
@@ -117,7 +117,7 @@ def test_a_dataset_of_an_older_cahlib_is_sound_and_can_be_purged(tmp_path, monke
     (change,) = purge(tmp_path, lists(tmp_path, kept()[1:13:2]))
     assert change.left == 9 and list(verify(tmp_path)) == []
     table = pq.read_table(tmp_path / "metadata/metadata_s-0.parquet")
-    assert {*world.RECIPE.scores.values()} <= {*table.column_names}
+    assert {*world.SPEC.scores.values()} <= {*table.column_names}
 
 
 def test_no_picture_of_what_is_purged_is_shown(tmp_path):

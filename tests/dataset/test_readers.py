@@ -35,13 +35,13 @@ def made(tmp_path_factory):
 
 
 def dataset(folder, forms):
-    recipe = world.with_forms(*forms)
+    spec = world.with_forms(*forms)
     for shard, first in SHARDS.items():
         if first is None:
             nothing = [world.judged(900, reason=Reason.DISSIMILAR)]
-            world.write_these(folder, nothing, shard=shard, recipe=recipe)
+            world.write_these(folder, nothing, shard=shard, spec=spec)
         else:
-            world.write(folder, first=first, shard=shard, recipe=recipe)
+            world.write(folder, first=first, shard=shard, spec=spec)
     write_pages(folder, {})
     return folder
 
@@ -212,7 +212,7 @@ def test_tables_read_every_row(made, form):
 
 
 def test_a_pair_can_be_taken_out_where_pictures_have_one_extension(tmp_path):
-    world.write(tmp_path, recipe=world.with_forms("images:jpg", "tfrecords"))
+    world.write(tmp_path, spec=world.with_forms("images:jpg", "tfrecords"))
     gone = world.some(1)[0][0].image.candidate.uid
     (change,) = rewrite_shards(tmp_path, lambda row: Reason.PURGED if row["uid"] == gone else None)
     assert change.left == 14 and list(verify(tmp_path)) == []

@@ -35,16 +35,16 @@ def sound(tmp_path_factory):
 
     It is of the first layout, whose tars have the names of their shards.
     """
-    scores = {score: f"ViT-tiny/none {score}" for score in world.RECIPE.scores}
+    scores = {score: f"ViT-tiny/none {score}" for score in world.SPEC.scores}
     return made(tmp_path_factory.mktemp("sound"), scores=scores, layout=1)
 
 
-def made(folder, *, layout, **recipe):
+def made(folder, *, layout, **spec):
     """The files of such a dataset, which has every form."""
-    recipe = replace(world.RECIPE, settings=DIGEST, **recipe)
-    world.write(folder, count=5, shard="s-0", recipe=recipe)
-    world.write(folder, count=5, first=100, shard="s-1", recipe=recipe)
-    world.write(folder, count=2, first=201, shard="s-2", recipe=recipe)
+    spec = replace(world.SPEC, settings=DIGEST, **spec)
+    world.write(folder, count=5, shard="s-0", spec=spec)
+    world.write(folder, count=5, first=100, shard="s-1", spec=spec)
+    world.write(folder, count=2, first=201, shard="s-2", spec=spec)
     ours = Description(settings={"threshold": 0.3}, digest=DIGEST, layout=layout)
     commit_shards(folder, ours, SHARDS)
     write_pages(folder, {})
@@ -220,8 +220,8 @@ def test_a_check_beside_a_run_says_so_instead_of_advising_a_repair(tmp_path, sou
 
 def test_another_datasets_shards_are_named_and_left_alone(tmp_path, sound):
     put(tmp_path, sound)
-    recipe = replace(world.RECIPE, settings="6" * 64)
-    world.write(tmp_path, first=500, shard="t-0", recipe=recipe)
+    spec = replace(world.SPEC, settings="6" * 64)
+    world.write(tmp_path, first=500, shard="t-0", spec=spec)
     sentence = "shards/t-0.json was made with other settings than dataset.json says."
     assert list(verify(tmp_path)) == [sentence]
     repair(plan_repair(tmp_path))

@@ -65,7 +65,7 @@ def put(folder, pairs, shard="s-0"):
         folder,
         pairs,
         parcel=world.parcel(shard, images=len(pairs)),
-        recipe=world.RECIPE,
+        spec=world.SPEC,
         tally=world.tally_of(pairs),
         again=lambda judged: None,
     )
@@ -283,7 +283,7 @@ def test_what_was_heard_and_not_obeyed_is_named_in_card_and_report(tmp_path, obe
         tmp_path,
         made,
         parcel=parcel,
-        recipe=world.RECIPE,
+        spec=world.SPEC,
         tally=world.tally_of(made),
         again=lambda judged: None,
     )

@@ -86,7 +86,7 @@ def test_every_score_has_its_column_and_is_empty_where_it_was_not_given(tmp_path
 
 def test_a_score_without_a_column_is_a_mistake(tmp_path):
     with pytest.raises(KeyError, match="age minor"):
-        write(tmp_path, recipe=replace(world.RECIPE, scores={"similarity": "similarity"}))
+        write(tmp_path, spec=replace(world.SPEC, scores={"similarity": "similarity"}))
     assert everything(tmp_path) == {}
 
 
@@ -96,7 +96,7 @@ def test_embedding_reader_joins_metadata_and_embeddings_over_shards_without_pair
         tmp_path,
         [world.judged(900, reason=Reason.DISSIMILAR)],
         parcel=world.parcel("s-1", images=1, refused=0),
-        recipe=world.RECIPE,
+        spec=world.SPEC,
         tally=world.tally_of([world.judged(900, reason=Reason.DISSIMILAR)]),
         again=lambda judged: None,
     )
@@ -123,7 +123,7 @@ def test_embedding_reader_joins_metadata_and_embeddings_over_shards_without_pair
 
 
 def test_only_what_is_asked_for_is_written(tmp_path):
-    sealed = write(tmp_path, recipe=world.with_forms())
+    sealed = write(tmp_path, spec=world.with_forms())
     assert set(sealed.files) == {"metadata/metadata_s-0.parquet", "optouts/s-0.jsonl"}
     assert set(everything(tmp_path)) == {*sealed.files, "shards/s-0.json"}
 
@@ -168,7 +168,7 @@ def test_a_pair_that_comes_twice_in_a_shard_is_kept_once(tmp_path):
         tmp_path,
         made,
         parcel=world.parcel("s-0", images=2),
-        recipe=world.RECIPE,
+        spec=world.SPEC,
         tally=tally,
         again=lambda judged: None,
     )
@@ -190,7 +190,7 @@ def test_no_text_of_the_web_stops_a_shard(tmp_path_factory, url, text, other):
         folder,
         [pair],
         parcel=world.parcel("s-0", images=1),
-        recipe=world.RECIPE,
+        spec=world.SPEC,
         tally=world.tally_of([pair]),
         again=lambda judged: None,
     )
@@ -210,7 +210,7 @@ def test_an_error_of_the_judging_goes_through_and_leaves_nothing(tmp_path):
             tmp_path,
             failing(),
             parcel=world.parcel(images=10),
-            recipe=world.RECIPE,
+            spec=world.SPEC,
             tally=world.some(10)[1],
             again=lambda judged: None,
         )
@@ -221,7 +221,7 @@ def test_a_shard_made_again_replaces_itself_and_survives_a_failure(tmp_path):
     write(tmp_path)
     before = everything(tmp_path)
     with pytest.raises(KeyError):
-        write(tmp_path, recipe=replace(world.RECIPE, scores={}))
+        write(tmp_path, spec=replace(world.SPEC, scores={}))
     assert everything(tmp_path) == before
     assert write(tmp_path, 20).rows == 10
     assert set(everything(tmp_path)) == set(before)

@@ -60,7 +60,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     sealed = [
         write_shard(
             here.folder, images, parcel=world.parcel(name, images=len(images)),
-            recipe=world.RECIPE, tally=world.tally_of(images), again=lambda judged: None,
+            spec=world.SPEC, tally=world.tally_of(images), again=lambda judged: None,
         )
         for name, images in (("full", made), ("empty", []))
     ]  # fmt: skip

@@ -90,7 +90,7 @@ def test_scores_are_kept_and_the_wrong_side_of_the_threshold_goes(tmp_path):
     [
         (LINEAR, {"backbone": "ViT-L-14/openai"}, "is for embeddings of ViT-L-14/openai, and"),
         (LINEAR, {"width": 768}, "expects embeddings of 768 numbers, and those of tiny/random"),
-        ({"weight": np.ones((1, 768), np.float32)}, {}, r"shape \(1, 768\) where 32 numbers"),
+        ({"weight": np.ones((1, 768), np.float32)}, {}, r"\(1, 768\) for an input of 32 numbers"),
         ({"weight": np.ones((3, WIDTH), np.float32)}, {}, "returns 3 numbers instead of one"),
         ({"weight": np.full((1, WIDTH), np.nan)}, {}, "contains NaN or infinity"),
         (LINEAR | {"bias": np.ones(2, np.float32)}, {}, "has a layer of shape"),

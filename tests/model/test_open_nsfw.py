@@ -110,7 +110,7 @@ def test_its_scores_have_a_column_and_a_table_that_a_purge_keeps_true(tmp_path):
         for n, each in enumerate(given)
     ]
     columns = score_columns("ViT-tiny/none", ("similarity", "age minor", OPEN_NSFW), layout=2)
-    sealed = world.write_these(tmp_path, given, recipe=replace(world.RECIPE, scores=columns))
+    sealed = world.write_these(tmp_path, given, spec=replace(world.SPEC, scores=columns))
     table = pq.read_table(tmp_path / part_path("metadata", sealed.shard.id))
     assert table[OPEN_NSFW].to_pylist() == pytest.approx([n / 10 + 0.15 for n in range(8)])
     assert summarize(tmp_path).opinions == {

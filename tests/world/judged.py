@@ -18,7 +18,7 @@ from cahlib.model.score_names import score_columns
 from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
 from cahlib.tracker.store import Ledger
 
-RECIPE = DatasetSpec(
+SPEC = DatasetSpec(
     model="ViT-tiny/none",
     threshold=0.3,
     scores=score_columns("ViT-tiny/none", ("similarity", "age minor"), layout=2),
@@ -165,22 +165,22 @@ def parcel(shard="CC-MAIN-2024-10-00007-0", *, images, refused=1, began=1_700_00
 
 
 def with_forms(*forms):
-    """The recipe with other forms."""
-    return replace(RECIPE, forms=forms)
+    """The spec with other forms."""
+    return replace(SPEC, forms=forms)
 
 
-def write(folder, count=30, *, first=0, shard="s-0", seen=lambda uid: False, recipe=RECIPE):
+def write(folder, count=30, *, first=0, shard="s-0", seen=lambda uid: False, spec=SPEC):
     """A shard of such images, put into the dataset of a folder."""
-    return write_these(folder, some(count, first=first)[0], shard=shard, seen=seen, recipe=recipe)
+    return write_these(folder, some(count, first=first)[0], shard=shard, seen=seen, spec=spec)
 
 
-def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, recipe=RECIPE):
+def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, spec=SPEC):
     """The same of certain images."""
     return write_shard(
         folder,
         made,
         parcel=parcel(shard, images=len(made)),
-        recipe=recipe,
+        spec=spec,
         tally=tally_of(made),
         again=lambda each: Reason.PAIR_SEEN if seen(each.image.candidate.uid) else None,
     )
@@ -189,8 +189,8 @@ def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, recipe=REC
 def finish(job):
     """The dataset of a job as its run leaves it, with the job and the ledger beside it."""
     folder = job.output.folder
-    recipe = replace(
-        RECIPE,
+    spec = replace(
+        SPEC,
         model=find_source(job.judge).name,
         threshold=job.judge.chosen()[2],
         forms=job.output.forms,
@@ -198,7 +198,7 @@ def finish(job):
     job.store(folder / "run" / "job.json")
     ledger = Ledger(folder / "run" / "ledger.sqlite")
     for number, shard in enumerate(list_shards(job.crawl, contact=job.download.contact)):
-        sealed = write(folder, first=1000 * number, shard=shard.id, recipe=recipe)
+        sealed = write(folder, first=1000 * number, shard=shard.id, spec=spec)
         ledger.add([shard])
         ledger.seal(shard, read_uids(folder, sealed), sealed.tally)
         ledger.done(shard)

@@ -74,11 +74,11 @@ def _read(
 ) -> tuple[NDArray[Any], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]:
     """Return key, hash, colours and worth of each image."""
     parts: list[tuple[Any, Any, Any, Any]] = []
-    for sealed in read_manifests(place):
-        path = part_path("metadata", sealed.shard.id)
-        if path not in sealed.files:
+    for manifest in read_manifests(place):
+        path = part_path("metadata", manifest.shard.id)
+        if path not in manifest.files:
             continue
-        with files_at(sealed.place or place).open(path) as file:
+        with files_at(manifest.place or place).open(path) as file:
             whole = pq.ParquetFile(file)
             has = _COLOURS in whole.schema_arrow.names
             table = whole.read(columns=[*_COLUMNS, *[_COLOURS] * has])

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -72,15 +71,14 @@ def unnumber_tars(folder: Path) -> None:
             _move(folder, each, part_path("images", each.shard.id))
 
 
-def _move(folder: Path, sealed: ShardManifest, name: str) -> None:
+def _move(folder: Path, manifest: ShardManifest, name: str) -> None:
     """Give a shard's tar another name; one that is missing is a matter for `cah verify`."""
-    old = tar_path(sealed)
+    old = tar_path(manifest)
     if old is None or not (folder / old).exists():
         return
-    files = {name if path == old else path: stored for path, stored in sealed.files.items()}
-    with ExitStack() as undo:
-        ShardWriter(folder, undo).publish(replace(sealed, files=files))
-        undo.pop_all()
+    files = {name if path == old else path: stored for path, stored in manifest.files.items()}
+    with ShardWriter(folder) as writer:
+        writer.commit(replace(manifest, files=files))
 
 
 def _remove_copies(folder: Path, every: Iterable[ShardManifest]) -> None:
@@ -103,8 +101,8 @@ def _remove_copies(folder: Path, every: Iterable[ShardManifest]) -> None:
             path.unlink()
 
 
-def _number(sealed: ShardManifest) -> int | None:
-    return tar_number(tar_path(sealed) or "")
+def _number(manifest: ShardManifest) -> int | None:
+    return tar_number(tar_path(manifest) or "")
 
 
 def _tars(folder: Path) -> list[Path]:

@@ -102,7 +102,7 @@ def withdraw_pairs(folder: Path, uids: Set[str], url: str | None) -> None:
 
     if not uids:
         return
-    if any(sealed.place for sealed in read_manifests(folder)):
+    if any(manifest.place for manifest in read_manifests(folder)):
         _log.warning("%s pairs stay in %s, though another dataset has them too.", len(uids), url)
         return
     for change in rewrite_shards(folder, why):

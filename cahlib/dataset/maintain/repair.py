@@ -127,15 +127,15 @@ def _note(where: dict[str, str], problem: Problem) -> None:
 def _give_up(place: str | Path, id: str) -> None:
     """Remove a shard: its manifest first, so that what is interrupted is a shard without one."""
     try:
-        sealed = read_manifest(place, id)
+        manifest = read_manifest(place, id)
     except RunError:  # damaged
-        sealed = None
-    places = [place, sealed.place] if sealed and sealed.place else [place]
+        manifest = None
+    places = [place, manifest.place] if manifest and manifest.place else [place]
     for each in places:
         at = files_at(each)
         at.remove(manifest_path(id))
         # else not what the manifest names: it is damaged, or a stranger's
-        tar = {tar for tar in [sealed and tar_path(sealed)] if tar} - _tars(each)
+        tar = {tar for tar in [manifest and tar_path(manifest)] if tar} - _tars(each)
         for path in {form.format(id) for form in LAYOUT.values()} | tar:
             at.remove(path)
         forget_shards(each, [id])
@@ -148,7 +148,7 @@ def _tars(place: str | Path) -> set[str | None]:
 
 def _described(place: str | Path) -> Description:
     """Return what is known of a dataset whose dataset.json is gone: its job, or a digest alone."""
-    digests = {sealed.settings for sealed in read_manifests(place, damaged="skip")}
+    digests = {manifest.settings for manifest in read_manifests(place, damaged="skip")}
     job = stored_job(place) if isinstance(place, Path) else None
     layout = description.layout_of(place) or CURRENT_LAYOUT
     if job and digests <= {"", (ours := describe_job(job)).digest}:

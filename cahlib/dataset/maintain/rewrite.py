@@ -11,7 +11,6 @@ import logging
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -40,7 +39,6 @@ from cahlib.dataset.write.shard_writer import (
     DatasetSpec,
     PairStats,
     ShardWriter,
-    open_writers,
     recover_interrupted,
 )
 from cahlib.dataset.write.tfrecord import read_tfrecords
@@ -72,18 +70,18 @@ def rewrite_shards(folder: Path, why: RemovalRule) -> Iterator[ShardChange]:
     recover_interrupted(folder)
     require_dataset(folder)
     every = list(read_manifests(folder))
-    if away := next((sealed.place for sealed in every if sealed.place), None):
+    if away := next((manifest.place for manifest in every if manifest.place), None):
         raise ConfigError(f"{folder}: the files are at {away}; bring them here first.")
-    return filter(None, (_tried(folder, sealed, why) for sealed in every))
+    return filter(None, (_tried(folder, manifest, why) for manifest in every))
 
 
-def _tried(folder: Path, sealed: ShardManifest, why: RemovalRule) -> ShardChange | None:
-    links = {p: p.resolve() for name in sealed.files if (p := folder / name).is_symlink()}
+def _tried(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChange | None:
+    links = {p: p.resolve() for name in manifest.files if (p := folder / name).is_symlink()}
     try:
-        change = _exchange(folder, sealed, why)
+        change = _exchange(folder, manifest, why)
     except (tarfile.TarError, ValueError, KeyError, StopIteration, OSError) as error:
         raise RunError(
-            f"shard {sealed.shard.id} cannot be read ({error}); `cah verify` tells more."
+            f"shard {manifest.shard.id} cannot be read ({error}); `cah verify` tells more."
         ) from error
     for path, old in links.items() if change else ():
         if not path.is_symlink():
@@ -91,87 +89,69 @@ def _tried(folder: Path, sealed: ShardManifest, why: RemovalRule) -> ShardChange
     return change
 
 
-def _exchange(folder: Path, sealed: ShardManifest, why: RemovalRule) -> ShardChange | None:
-    path = folder / part_path("metadata", sealed.shard.id)
-    table = pq.read_table(path) if sealed.rows else pa.table({})
+def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChange | None:
+    path = folder / part_path("metadata", manifest.shard.id)
+    table = pq.read_table(path) if manifest.rows else pa.table({})
     layout = CURRENT_LAYOUT if "chroma" in table.column_names else 1
     rows = [{**dict.fromkeys(columns_of_layout(layout)), **row} for row in table.to_pylist()]
     reasons = [why(row) for row in rows]
     lost = Counter(reason for reason in reasons if reason)
     gallery = tuple(
-        shown for shown in sealed.gallery if not why({**asdict(shown), "URL": shown.url})
+        shown for shown in manifest.gallery if not why({**asdict(shown), "URL": shown.url})
     )
-    if not lost and gallery == sealed.gallery:
+    if not lost and gallery == manifest.gallery:
         return None
-    recipe = DatasetSpec(
-        model=sealed.model,
-        threshold=sealed.threshold,
+    spec = DatasetSpec(
+        model=manifest.model,
+        threshold=manifest.threshold,
         scores={n: n for n in table.column_names if n not in (*COLUMNS, REENCODED_FROM)},
-        forms=sealed.forms,
-        versions=sealed.versions,
-        settings=sealed.settings,
+        forms=manifest.forms,
+        versions=manifest.versions,
+        settings=manifest.settings,
         layout=layout,
     )
-    account = PairStats()
-    with ExitStack() as undo:
-        shelf = ShardWriter(folder, undo)
-        writers = list(open_writers(shelf, sealed.shard.id, recipe))
-        for row, pair, reason in zip(rows, _pairs(folder, sealed, rows), reasons, strict=True):
+    stats = PairStats()
+    with ShardWriter(folder) as writer:
+        writer.open_formats(manifest.shard.id, spec)
+        for row, pair, reason in zip(rows, _pairs(folder, manifest, rows), reasons, strict=True):
             if reason is None:
-                account.count(pair)
-                for writer in writers:
-                    writer.add(pair, row)
-        if account.rows:
-            for writer in writers:
-                writer.close()
-        else:
-            shelf.clear()
-        shelf.publish(_without(sealed, account, lost, gallery, stored=shelf.close()))
-    return ShardChange(shard=sealed.shard.id, lost=lost, left=account.rows)
+                stats.count(pair)
+                writer.add(pair, row)
+        writer.close_formats()
+        writer.commit(_without(manifest, stats, lost, gallery))
+    return ShardChange(shard=manifest.shard.id, lost=lost, left=stats.rows)
 
 
 def _without(
-    sealed: ShardManifest,
-    account: PairStats,
+    manifest: ShardManifest,
+    stats: PairStats,
     lost: Mapping[Reason, int],
     gallery: tuple[GalleryItem, ...],
-    *,
-    stored: Any,
 ) -> ShardManifest:
-    """The seal of a shard that lost some of its pairs."""
-    tally = sealed.tally
+    """Return the manifest of a shard that lost some of its pairs, without their files."""
+    tally = manifest.tally
     tally.left[Stage.JUDGE] -= sum(lost.values())
     tally.lost.update(lost)
-    evidence = part_path("optouts", sealed.shard.id)
-    kept = {evidence: sealed.files[evidence]} if evidence in sealed.files else {}
-    return replace(
-        sealed,
-        rows=account.rows,
-        files={**stored, **kept},
-        funnel=tally.as_dict(),
-        kept=account.kept,
-        similarity=account.sum / max(account.rows, 1),
-        domains=account.most(),
-        opinions=account.opinions,
-        gallery=gallery,
-    )
+    evidence = part_path("optouts", manifest.shard.id)
+    kept = {evidence: manifest.files[evidence]} if evidence in manifest.files else {}
+    return replace(manifest, files=kept, funnel=tally.as_dict(), gallery=gallery, **stats.of_kept())
 
 
-def _pairs(folder: Path, sealed: ShardManifest, rows: Iterable[Row]) -> Iterator[Judged]:
+def _pairs(folder: Path, manifest: ShardManifest, rows: Iterable[Row]) -> Iterator[Judged]:
     """The pairs of a shard as they were judged, from its files."""
-    images, texts = (_vectors(folder, sealed, form) for form in ("img_emb", "text_emb"))
-    for row, data, image, text in zip(rows, _data(folder, sealed), images, texts, strict=False):
+    images, texts = (_vectors(folder, manifest, form) for form in ("img_emb", "text_emb"))
+    for row, data, image, text in zip(rows, _data(folder, manifest), images, texts, strict=False):
         yield restore_pair(row, data=data, image_embedding=image, text_embedding=text)
 
 
-def _vectors(folder: Path, sealed: ShardManifest, form: str) -> Iterable[Any]:
-    path = folder / part_path(form, sealed.shard.id)
+def _vectors(folder: Path, manifest: ShardManifest, form: str) -> Iterable[Any]:
+    path = folder / part_path(form, manifest.shard.id)
     return np.load(path, mmap_mode="r") if path.exists() else repeat(np.empty(0, np.float16))
 
 
-def _data(folder: Path, sealed: ShardManifest) -> Iterator[bytes]:
+def _data(folder: Path, manifest: ShardManifest) -> Iterator[bytes]:
     """The images of a shard, from whichever of its files holds them."""
-    tar, tfrecord = tar_path(sealed), folder / part_path("tfrecords", sealed.shard.id)
+    tar, tfrecord = tar_path(manifest), folder / part_path("tfrecords", manifest.shard.id)
     if tar:
         with tarfile.open(folder / tar) as file:
             for member in file:

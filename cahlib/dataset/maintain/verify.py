@@ -132,9 +132,9 @@ class _Check:
         path = manifest_path(id)
         self._named |= {path, *(form.format(id) for form in LAYOUT.values())}
         try:
-            sealed = decode_manifest(self._there.read(path))
-            if sealed.shard.id != id:
-                raise ValueError(f"it is that of {sealed.shard.id}")
+            manifest = decode_manifest(self._there.read(path))
+            if manifest.shard.id != id:
+                raise ValueError(f"it is that of {manifest.shard.id}")
         except ValueError as error:
             yield Problem(ProblemKind.SHARD, id, f"{path} is damaged: {error}.")
             return
@@ -142,11 +142,11 @@ class _Check:
             self._named |= {each for each in self._sizes if tar_number(each) is not None}
             yield Problem(ProblemKind.UNREADABLE, path, str(error))
             return
-        self._settings.add(sealed.settings)
+        self._settings.add(manifest.settings)
         if fresh := _successor(self._there, id, self._sizes):
             # whichever of its files have their new names by now, `dataset.sweep` finishes it
             self._counted |= tar_size(fresh)
-            both = {path, *sealed.files, *fresh.files}
+            both = {path, *manifest.files, *fresh.files}
             self._named |= both | {str(temporary_path(Path(name))) for name in both}
             yield Problem(
                 ProblemKind.UNFINISHED,
@@ -154,14 +154,14 @@ class _Check:
                 f"{path} is being changed, or that change was interrupted.",
             )
             return
-        self._counted |= tar_size(sealed)
-        yield from _foreign(sealed, self._said)
+        self._counted |= tar_size(manifest)
+        yield from _foreign(manifest, self._said)
         # of a shard whose files are elsewhere a run that was killed may have left some here
-        own = () if sealed.place else sealed.files
+        own = () if manifest.place else manifest.files
         self._named -= {form.format(id) for form in LAYOUT.values()} - {*own}
-        self._named |= {tar_path(sealed) or path} if own else set()
-        shard = ShardCheck(files_at(sealed.place or self._place), sealed)
-        sentences = chain(_account(path, sealed), shard.problems())
+        self._named |= {tar_path(manifest) or path} if own else set()
+        shard = ShardCheck(files_at(manifest.place or self._place), manifest)
+        sentences = chain(_account(path, manifest), shard.problems())
         wrong = [*_readable(Problem(ProblemKind.SHARD, id, sentence) for sentence in sentences)]
         yield from wrong
         if not wrong and (uids := shard.uids()):
@@ -177,12 +177,12 @@ def _readable(found: Iterator[Problem]) -> Iterator[Problem]:
         yield Problem(ProblemKind.UNREADABLE, str(error), str(error))
 
 
-def _foreign(sealed: ShardManifest, said: Description | None) -> Iterator[Problem]:
+def _foreign(manifest: ShardManifest, said: Description | None) -> Iterator[Problem]:
     """Yield the problem of a shard that has other settings than its dataset."""
-    if said and said.digest and sealed.settings not in ("", said.digest):
-        path = manifest_path(sealed.shard.id)
+    if said and said.digest and manifest.settings not in ("", said.digest):
+        path = manifest_path(manifest.shard.id)
         other = f"{path} was made with other settings than {DESCRIPTION_FILE} says."
-        yield Problem(ProblemKind.FOREIGN, sealed.shard.id, other)
+        yield Problem(ProblemKind.FOREIGN, manifest.shard.id, other)
 
 
 def _successor(there: DatasetFiles, id: str, sizes: Collection[str]) -> ShardManifest | None:
@@ -221,14 +221,14 @@ def _left(sizes: Iterable[str], named: Collection[str]) -> Iterator[Problem]:
         yield Problem(ProblemKind.LEFT, path, f"{path} {kind}.")
 
 
-def _account(path: str, sealed: ShardManifest) -> Iterator[str]:
+def _account(path: str, manifest: ShardManifest) -> Iterator[str]:
     """Whether the numbers of a seal agree."""
-    tally = sealed.tally
+    tally = manifest.tally
     for stage in Stage:
         if missing := tally.unaccounted(stage):
             yield f"{path} does not account for {missing} {stage.takes}."
-    if tally.left[Stage.JUDGE] != sealed.rows:
-        yield f"{path} counts {tally.left[Stage.JUDGE]} pairs, but has {sealed.rows} rows."
+    if tally.left[Stage.JUDGE] != manifest.rows:
+        yield f"{path} counts {tally.left[Stage.JUDGE]} pairs, but has {manifest.rows} rows."
 
 
 class _Keys:

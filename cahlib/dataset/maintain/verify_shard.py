@@ -52,8 +52,8 @@ _Reader = Callable[[str, BinaryIO], Iterator[str]]
 class ShardCheck:
     """The check of one shard's files: the metadata first, then the others against it."""
 
-    def __init__(self, data: DatasetFiles, sealed: ShardManifest) -> None:
-        self._data, self._sealed = data, sealed
+    def __init__(self, data: DatasetFiles, manifest: ShardManifest) -> None:
+        self._data, self._manifest = data, manifest
         self._rows: list[Row] | None = None
         self._vectors: list[np.ndarray[Any, Any]] = []
 
@@ -68,10 +68,10 @@ class ShardCheck:
             "optouts": self._evidence,
         }
         for form, reader in readers.items():
-            path = LAYOUT[form].format(self._sealed.shard.id)
+            path = LAYOUT[form].format(self._manifest.shard.id)
             if form == "images":
-                path = tar_path(self._sealed) or path
-            if stored := self._sealed.files.get(path):
+                path = tar_path(self._manifest) or path
+            if stored := self._manifest.files.get(path):
                 yield from check_file(self._data, path, stored=stored, reader=reader)
         yield from self._cosines()
 
@@ -90,7 +90,7 @@ class ShardCheck:
             yield f"{path} has other columns than a dataset's metadata."
             return
         rows = table.to_pylist()
-        yield from _numbers(path, len(rows), wanted=self._sealed.rows)
+        yield from _numbers(path, len(rows), wanted=self._manifest.rows)
         for at, row in enumerate(rows):
             digest = hashlib.md5((row["URL"] + row["TEXT"]).encode()).hexdigest()
             if (row["uid"], row["SAMPLE_ID"]) != (digest, sample_id(digest)):
@@ -129,12 +129,14 @@ class ShardCheck:
             return
         shape = int(header[1]), int(header[2])
         vectors = np.frombuffer(data, np.float16, offset=header.end()).reshape(shape)
-        yield from _numbers(path, len(vectors), wanted=self._sealed.rows)
+        yield from _numbers(path, len(vectors), wanted=self._manifest.rows)
         self._vectors.append(vectors)
 
     def _evidence(self, path: str, file: BinaryIO) -> Iterator[str]:
         lines = [json.loads(line) for line in file.read().splitlines()]
-        yield from _numbers(path, len(lines), wanted=self._sealed.optouts + self._sealed.overruled)
+        yield from _numbers(
+            path, len(lines), wanted=self._manifest.optouts + self._manifest.overruled
+        )
 
     def _cosines(self) -> Iterator[str]:
         """Yield the row whose two embeddings do not lie as far apart as its similarity says."""
@@ -145,7 +147,7 @@ class ShardCheck:
         away = ~(np.abs((images * texts).sum(axis=1) - wanted) <= _ROUNDING)
         if away.any():
             yield (
-                f"{self._sealed.shard.id}: the embeddings of row {away.argmax()} do not give its "
+                f"{self._manifest.shard.id}: the embeddings of row {away.argmax()} do not give its "
                 "similarity."
             )
 

@@ -207,11 +207,11 @@ def _drawn(shown: Iterable[GalleryItem]) -> list[GalleryItem]:
     return kept[:_SHOWN] + dropped[:_SHOWN]
 
 
-def _work(sealed: ShardManifest) -> ShardTimes:
+def _work(manifest: ShardManifest) -> ShardTimes:
     return ShardTimes(
-        started=sealed.started,
-        scraped=sealed.scraped,
-        finished=sealed.finished,
-        images=sealed.tally.left[Stage.FETCH],
-        pairs=sealed.rows,
+        started=manifest.started,
+        scraped=manifest.scraped,
+        finished=manifest.finished,
+        images=manifest.tally.left[Stage.FETCH],
+        pairs=manifest.rows,
     )

@@ -102,18 +102,18 @@ def upload_shards(
     where they are. Raises RunError when all tries failed.
     """
     there = files_at(url)
-    ours = [sealed for sealed in shards if not sealed.place]
+    ours = [manifest for manifest in shards if not manifest.place]
     _require_free(ours, url)
     if repository := find_repository(there):
         for start in range(0, len(ours), _MOST):
             commit = partial(_commit, repository, ours[start : start + _MOST], folder, url)
             _tried(commit, sleep)
     else:
-        for sealed in ours:
-            _put(sealed, folder, url, sleep, kept=_paths(ours))
+        for manifest in ours:
+            _put(manifest, folder, url, sleep, kept=_paths(ours))
     if not keep_local:
-        for sealed in shards:
-            _let_go(replace(sealed, place=sealed.place or url), folder)
+        for manifest in shards:
+            _let_go(replace(manifest, place=manifest.place or url), folder)
 
 
 class Uploader:
@@ -138,9 +138,9 @@ class Uploader:
         self._waiting: list[ShardManifest] = []
         self._failed = False
 
-    def add(self, sealed: ShardManifest) -> None:
+    def add(self, manifest: ShardManifest) -> None:
         """Bring a shard to the URL, now or with others that follow."""
-        self._waiting.append(sealed)
+        self._waiting.append(manifest)
         if self._clock() >= self._next:
             self._flush()
 
@@ -164,8 +164,8 @@ class Uploader:
             upload_shards(batch, output.folder, output.url, keep_local=keep, sleep=self._sleep)
             self._failed = False
         self._waiting, self._next = [], self._clock() + self._pause
-        for sealed in batch:
-            self._through(sealed)
+        for manifest in batch:
+            self._through(manifest)
 
 
 def upload_pages(folder: Path, url: str, *, sleep: _Sleep = time.sleep) -> None:
@@ -227,28 +227,30 @@ def _paths(shards: Sequence[ShardManifest]) -> set[str]:
 
 
 def _put(
-    sealed: ShardManifest, folder: Path, url: str, sleep: _Sleep, *, kept: Collection[str] = ()
+    manifest: ShardManifest, folder: Path, url: str, sleep: _Sleep, *, kept: Collection[str] = ()
 ) -> None:
     """Bring a shard, file by file; its seal comes last. What is ``kept`` there is others' too."""
-    name = manifest_path(sealed.shard.id)
-    if not _tried(partial(_is_there, sealed, url), sleep):
-        for path in sealed.files:
+    name = manifest_path(manifest.shard.id)
+    if not _tried(partial(_is_there, manifest, url), sleep):
+        for path in manifest.files:
             _tried(partial(_bring, folder, url, path), sleep)
-        _tried(partial(_remove_others, sealed, url, kept), sleep)
+        _tried(partial(_remove_others, manifest, url, kept), sleep)
         _tried(partial(_bring, folder, url, name), sleep)
     if said := find_description(folder):
-        _tried(partial(commit_shards, url, said, [sealed.shard.id]), sleep)
+        _tried(partial(commit_shards, url, said, [manifest.shard.id]), sleep)
 
 
 def _commit(
     repository: HubRepository, shards: Sequence[ShardManifest], folder: Path, url: str
 ) -> None:
     """Bring shards in one commit, those excepted that are there as they are here."""
-    seals = {manifest_path(sealed.shard.id): sealed for sealed in shards}
+    seals = {manifest_path(manifest.shard.id): manifest for manifest in shards}
     changed = {*repository.different({name: folder / name for name in seals})}
-    present = {*repository.there_of([path for sealed in shards for path in sealed.files])}
+    present = {*repository.there_of([path for manifest in shards for path in manifest.files])}
     # a seal alone is not enough: what .gitignore names does not come along with it
-    new = [n for n, sealed in seals.items() if n in changed or not present.issuperset(sealed.files)]
+    new = [
+        n for n, manifest in seals.items() if n in changed or not present.issuperset(manifest.files)
+    ]
     wanted = [path for name in new for path in (*seals[name].files, name)]
     old = {
         path for name in repository.there_of(new) for path in _others(repository.there, seals[name])
@@ -288,30 +290,30 @@ def _counted(folder: Path, url: str) -> dict[str, bytes]:
     }
 
 
-def _is_there(sealed: ShardManifest, url: str) -> bool:
+def _is_there(manifest: ShardManifest, url: str) -> bool:
     """Whether a shard is at a URL, be it as another machine made it."""
     there = Inventory(url)
-    as_here = not there.fault(sealed) and there.shard(sealed.shard.id).sealed == sealed
-    return as_here or there.has_another(sealed)
+    as_here = not there.fault(manifest) and there.shard(manifest.shard.id).manifest == manifest
+    return as_here or there.has_another(manifest)
 
 
-def _remove_others(sealed: ShardManifest, url: str, kept: Collection[str]) -> None:
+def _remove_others(manifest: ShardManifest, url: str, kept: Collection[str]) -> None:
     """Remove what a shard had at the URL before it was changed, and neither it nor another has."""
     there = files_at(url)
-    if there.exists(manifest_path(sealed.shard.id)):
+    if there.exists(manifest_path(manifest.shard.id)):
         with storage_errors(there.place):
-            for path in _others(there, sealed):
+            for path in _others(there, manifest):
                 if path not in kept and there.exists(path):
                     there.fs.rm_file(there.path(path))
 
 
-def _others(there: DatasetFiles, sealed: ShardManifest) -> Collection[str]:
+def _others(there: DatasetFiles, manifest: ShardManifest) -> Collection[str]:
     """The files that a shard has by the seal that is there, and no more by this one."""
     try:
-        before = decode_manifest(there.read(manifest_path(sealed.shard.id)))
+        before = decode_manifest(there.read(manifest_path(manifest.shard.id)))
     except ValueError:  # an upload was cut off in the seal, behind which there is nothing old
         return ()
-    return before.files.keys() - sealed.files.keys()
+    return before.files.keys() - manifest.files.keys()
 
 
 def _bring(folder: Path, url: str, path: str) -> None:
@@ -346,9 +348,9 @@ def _md5(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _let_go(sealed: ShardManifest, folder: Path) -> None:
+def _let_go(manifest: ShardManifest, folder: Path) -> None:
     """Remove a shard's files here; its seal first says where they are now."""
-    write_file(folder / manifest_path(sealed.shard.id), encode_manifest(sealed))
-    for path in sealed.files:
+    write_file(folder / manifest_path(manifest.shard.id), encode_manifest(manifest))
+    for path in manifest.files:
         with disk_errors(folder / path):
             (folder / path).unlink(missing_ok=True)

@@ -38,8 +38,8 @@ def load_duplicate_index(
     options: Output, shards: Iterable[Shard], *, seen: Callable[[str], bool]
 ) -> DuplicateIndex:
     """What a run has in these shards; ``seen`` says of a uid whether it has that pair."""
-    sealed = filter(None, (read_manifest(options.folder, shard.id) for shard in shards))
-    return DuplicateIndex(options, _stored(options.folder, sealed), seen=seen)
+    manifest = filter(None, (read_manifest(options.folder, shard.id) for shard in shards))
+    return DuplicateIndex(options, _stored(options.folder, manifest), seen=seen)
 
 
 class _Images:
@@ -69,9 +69,9 @@ class DuplicateIndex:
         """``images`` of the run so far, and whether it has ``seen`` the uid of a pair."""
         self._kind, self._seen = options.duplicates, seen
         self._distance = options.distance if self._kind == "near" else None
-        self._sealed = _Images(self._distance)
+        self._manifest = _Images(self._distance)
         for each in images if self._kind != "keep" else ():
-            self._sealed.add(each)
+            self._manifest.add(each)
         self.begin()
 
     def begin(self) -> None:
@@ -89,7 +89,7 @@ class DuplicateIndex:
         if self._kind == "near":
             looks = (int(each(image.data), 16) for each in (phash, chroma))
             seen = ImageFingerprint(seen.sha256, *looks)
-        reason = self._sealed.why(seen) or self._own.why(seen)
+        reason = self._manifest.why(seen) or self._own.why(seen)
         if reason is None:
             self._own.add(seen)
             self._fresh.append(seen)
@@ -98,13 +98,13 @@ class DuplicateIndex:
     def keep(self) -> None:
         """The shard in the making is sealed."""
         for each in self._fresh:
-            self._sealed.add(each)
+            self._manifest.add(each)
         self.begin()
 
 
-def _stored(folder: Path, sealed: Iterable[ShardManifest]) -> Iterator[ImageFingerprint]:
+def _stored(folder: Path, manifest: Iterable[ShardManifest]) -> Iterator[ImageFingerprint]:
     """The images of sealed shards, from their metadata."""
-    for each in sealed:
+    for each in manifest:
         path = part_path("metadata", each.shard.id)
         if path not in each.files:
             continue

@@ -37,8 +37,8 @@ class FormatWriter(Protocol):
 class WebDatasetWriter:
     """A WebDataset tar: ``<uid>.<format>``, ``<uid>.json`` and ``<uid>.txt`` of pair after pair."""
 
-    def __init__(self, sink: HashedFile) -> None:
-        self._sink = sink
+    def __init__(self, file: HashedFile) -> None:
+        self._file = file
 
     def add(self, pair: Judged, row: Row) -> None:
         image = pair.image
@@ -47,23 +47,23 @@ class WebDatasetWriter:
         self._member(f"{row['uid']}.txt", row["TEXT"].encode())
 
     def close(self) -> None:
-        self._sink.write(bytes(2 * tarfile.BLOCKSIZE))
-        self._sink.write(bytes(-self._sink.tell() % tarfile.RECORDSIZE))
+        self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+        self._file.write(bytes(-self._file.tell() % tarfile.RECORDSIZE))
 
     def _member(self, name: str, data: bytes) -> None:
         # No times and no owners: the same pairs give the same file.
         info = tarfile.TarInfo(name)
         info.size, info.mode = len(data), 0o444
-        self._sink.write(info.tobuf(tarfile.USTAR_FORMAT))
-        self._sink.write(data)
-        self._sink.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
+        self._file.write(data)
+        self._file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
 
 
 class ParquetWriter:
     """The metadata as parquet; compressed, it waits in memory: some 200 bytes a pair."""
 
-    def __init__(self, sink: HashedFile, schema: pa.Schema) -> None:
-        self._sink, self._schema = sink, schema
+    def __init__(self, file: HashedFile, schema: pa.Schema) -> None:
+        self._file, self._schema = file, schema
         self._rows: list[Row] = []
         # pyarrow's writer writes a footer even when it is thrown away, so it never sees the disk.
         self._buffer = BytesIO()
@@ -78,7 +78,7 @@ class ParquetWriter:
         if self._rows:
             self._flush()
         self._writer.close()
-        self._sink.write(self._buffer.getvalue())
+        self._file.write(self._buffer.getvalue())
 
     def _flush(self) -> None:
         self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
@@ -88,20 +88,20 @@ class ParquetWriter:
 class MatrixWriter:
     """One embedding of each pair as .npy: float16, shape (pairs, width of the model)."""
 
-    def __init__(self, sink: HashedFile, field: str) -> None:
-        self._sink, self._field = sink, field
+    def __init__(self, file: HashedFile, field: str) -> None:
+        self._file, self._field = file, field
         self._shape = (0, 0)
-        self._rows = sink.scratch()  # the header, which comes first, names the number of rows
+        self._rows = file.scratch()  # the header, which comes first, names the number of rows
 
     def add(self, pair: Judged, row: Row) -> None:
         embedding: np.ndarray[Any, Any] = getattr(pair, self._field)
-        with disk_errors(self._sink.path):
+        with disk_errors(self._file.path):
             self._rows.write(embedding.astype("<f2").tobytes())
         self._shape = self._shape[0] + 1, embedding.size
 
     def close(self) -> None:
         header = {"descr": "<f2", "fortran_order": False, "shape": self._shape}
-        np.lib.format.write_array_header_1_0(self._sink, header)
-        with disk_errors(self._sink.path):
+        np.lib.format.write_array_header_1_0(self._file, header)
+        with disk_errors(self._file.path):
             self._rows.seek(0)
-            shutil.copyfileobj(self._rows, self._sink, 1 << 20)
+            shutil.copyfileobj(self._rows, self._file, 1 << 20)

@@ -1,22 +1,22 @@
-"""Puts the pairs of a shard into the dataset, all or nothing.
+"""Write the pairs of a shard into the dataset, all or nothing.
 
-    metadata/metadata_<shard>.parquet   one row a pair: LAION's columns first, then ours
-    images/<shard>.tar                  WebDataset: <uid>.<format>, <uid>.json, <uid>.txt; it gets a
-                                        number later (`cahlib.dataset.maintain.numbering`)
+    metadata/metadata_<shard>.parquet   one row per pair: LAION's columns first, then ours
+    images/<shard>.tar                  WebDataset: <uid>.<format>, <uid>.json, <uid>.txt; numbered
+                                        later (`cahlib.dataset.maintain.numbering`)
     img_emb/img_emb_<shard>.npy         float16, row by row as in the parquet
-    text_emb/text_emb_<shard>.npy       the same of the texts
+    text_emb/text_emb_<shard>.npy       the same for the texts
     tfrecords/<shard>.tfrecord          on request
-    optouts/<shard>.jsonl               the evidence for each image that its owner refused
-    shards/<shard>.json                 the seal, written last
+    optouts/<shard>.jsonl               the evidence for each image whose owner opted out
+    shards/<shard>.json                 the manifest, written last
     dataset.json                        the settings, and which shards are committed
 
-One set of files a shard: a shard that is done is never touched again, and one that was interrupted
-leaves nothing. The three folders of embeddings and metadata are named as clip-retrieval names its
-own, so that it, autofaiss and embedding-reader take the dataset's folder as it is. They join npy
-and parquet by the order of the sorted names, and skip an npy without rows but not its parquet: so a
-shard in which nothing was kept has no files at all, only its seal.
+Each shard has its own files: a committed shard is never touched again, and an interrupted one
+leaves nothing. The folders of embeddings and metadata are named as clip-retrieval names its own, so
+that it, autofaiss and embedding-reader read the dataset's folder as it is. They join npy and
+parquet by the order of the sorted names, and skip an npy without rows but not its parquet: so a
+shard without kept pairs has no files at all, only its manifest.
 
-It does not know where images come from, nor what the model thinks of them.
+Nothing here knows where images come from, or how they are scored.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -63,22 +64,22 @@ from cahlib.errors import disk_errors
 from cahlib.model.open_nsfw import OPEN_NSFW, nsfw_band
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
 
-#: Why a pair is in the dataset already.
-_AGAIN = (Reason.PAIR_SEEN, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE)
+#: Reasons to drop a pair that the dataset has already.
+_DUPLICATES = (Reason.PAIR_SEEN, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE)
 
-#: Hosts that a seal names.
+#: Hosts that a manifest lists.
 _DOMAINS = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """What is the same for all shards of a dataset."""
+    """The properties that all shards of a dataset share."""
 
     model: str  #: the name of model and weights, as in the scores
     threshold: float
     scores: Mapping[str, str]  #: the columns of all scores that a pair may have
     forms: tuple[str, ...]  #: of "images" or "images:jpg", "embeddings", "tfrecords"
-    versions: Mapping[str, str]  #: of what judges
+    versions: Mapping[str, str]  #: of the libraries that score
     settings: str = ""  #: the digest of the settings that make it
     layout: int = CURRENT_LAYOUT
 
@@ -88,102 +89,202 @@ def write_shard(
     judged: Iterable[Judged],
     *,
     parcel: Parcel,
-    recipe: DatasetSpec,
+    spec: DatasetSpec,
     tally: Tally,
     again: Callable[[Judged], Reason | None],
 ) -> ShardManifest:
-    """Put a parcel's judged images into the dataset, sealed; in memory is one image at a time.
+    """Write and commit a parcel's scored images; one image at a time is in memory.
 
-    ``tally`` is that of the judging: a pair that the dataset has ``again`` is moved in it from the
-    kept to the lost. What ``judged`` raises goes through, and nothing is left on disk.
-    Raises ConfigError if the folder cannot be written, RunError if the disk fails.
+    ``tally`` is that of the scoring: a pair for which ``again`` returns a reason is moved in it
+    from the kept to the dropped. Errors of ``judged`` propagate, and nothing is left on disk.
+    Raise ConfigError if the folder cannot be written, RunError if the disk fails.
     """
-    account, shard = PairStats(), parcel.shard.id
-    with ExitStack() as undo:
-        shelf = ShardWriter(folder, undo)
-        writers = list(open_writers(shelf, shard, recipe))
-        for each in _unseen(judged, again):
-            account.count(each)
+    stats = PairStats()
+    with ShardWriter(folder) as writer:
+        writer.open_formats(parcel.shard.id, spec)
+        for each in _without_duplicates(judged, again):
+            stats.count(each)
             if each.reason is None:
-                pair, values = _stored(each, recipe)
-                for writer in writers:
-                    writer.add(pair, values)
-        # Not before its stage has ended: that counts in the same tally, on another thread.
-        tally.left[Stage.JUDGE] -= account.again.total()
-        tally.lost.update(account.again)
-        if account.rows:
-            for writer in writers:
-                writer.close()
-        else:
-            shelf.clear()
+                writer.add(*_prepare(each, spec))
+        # Not before the scoring has ended: it counts in the same tally, on another thread.
+        tally.left[Stage.JUDGE] -= stats.duplicates.total()
+        tally.lost.update(stats.duplicates)
+        writer.close_formats()
         if parcel.optouts:
-            _testify(shelf.sink(part_path("optouts", shard)), parcel.optouts)
-        stored = shelf.close()
-        sealed = _sealed(account, parcel, recipe=recipe, tally=parcel.tally + tally, stored=stored)
-        shelf.publish(sealed)
-        undo.pop_all()
-    return sealed
+            _write_evidence(writer.open(part_path("optouts", parcel.shard.id)), parcel.optouts)
+        return writer.commit(_manifest(stats, parcel, spec=spec, tally=parcel.tally + tally))
 
 
 def recover_interrupted(folder: Path) -> None:
-    """Undo the making of a shard that was interrupted, and finish the exchange of one."""
+    """Remove the files of an uncommitted shard, and complete the replacement of a committed one."""
     with disk_errors(folder):
         for path in sorted((folder / MANIFESTS).glob(f".*.json{TEMPORARY_SUFFIX}")):
             if fresh := _read(path):
                 before = _read(folder / manifest_path(fresh.shard.id))
                 if before is None:
-                    _unmake(folder, fresh)
-                elif _is_there(folder, fresh, before):
-                    _exchange(folder, fresh, before)
+                    for name in fresh.files:
+                        (folder / name).unlink(missing_ok=True)
+                elif _is_complete(folder, fresh, before):
+                    _replace(folder, fresh, before)
         for each in FOLDERS:
             for path in (folder / each).glob(f".*{TEMPORARY_SUFFIX}"):
                 path.unlink()
 
 
-def read_uids(place: str | Path, sealed: ShardManifest) -> list[str]:
-    """The keys of a shard's pairs, in their order in every file."""
-    return list(read_similarities(place, sealed))
+def read_uids(place: str | Path, manifest: ShardManifest) -> list[str]:
+    """Return the keys of a shard's pairs, in their order in every file."""
+    return list(read_similarities(place, manifest))
 
 
-def read_similarities(place: str | Path, sealed: ShardManifest) -> dict[str, float]:
-    """Return the similarity of each of a shard's pairs by its key, in their order in every file."""
-    path = part_path("metadata", sealed.shard.id)
-    if path not in sealed.files:
+def read_similarities(place: str | Path, manifest: ShardManifest) -> dict[str, float]:
+    """Return the similarities of a shard's pairs by key, in their order in every file."""
+    path = part_path("metadata", manifest.shard.id)
+    if path not in manifest.files:
         return {}
-    with files_at(sealed.place or place).open(path) as file:
+    with files_at(manifest.place or place).open(path) as file:
         table = pq.read_table(file, columns=["uid", "similarity"])
         return dict(zip(table["uid"].to_pylist(), table["similarity"].to_pylist(), strict=True))
 
 
-def _stored(judged: Judged, recipe: DatasetSpec) -> tuple[Judged, Row]:
-    """Return a pair as the forms store it, and its metadata."""
-    if ONE_EXTENSION not in recipe.forms:
-        return judged, _row(judged, recipe)
-    pair = dataclasses.replace(judged, image=reencode_as_jpeg(judged.image))
-    values = _row(pair, recipe)
-    values[REENCODED_FROM] = "" if pair.image is judged.image else judged.image.format
-    return pair, values
+class PairStats:
+    """The statistics of a shard's pairs for its manifest."""
+
+    def __init__(self) -> None:
+        self.rows, self._similarity = 0, 0.0
+        self.duplicates = Counter[Reason]()  # pairs that the dataset has already
+        self.kept, self.dropped = Counter[int](), Counter[int]()
+        self._domains = Counter[str]()
+        self._opinions: dict[str, Counter[str]] = {}  # by label, then by the second classifier
+        self.gallery = Gallery()
+
+    def count(self, judged: Judged) -> None:
+        if judged.reason in _DUPLICATES:
+            self.duplicates[judged.reason] += 1
+        self.gallery.offer(judged)
+        # 0.29 * 100 is 28.999…: without the nudge the bins' edges would be off by one.
+        bin = int((judged.similarity + 1) * 100 + 1e-6) - 100
+        if judged.reason is not None:
+            self.dropped[bin] += 1
+            return
+        self.kept[bin] += 1
+        self.rows += 1
+        self._similarity += judged.similarity
+        self._domains[host_of(judged.image.candidate.url)] += 1
+        if (second := judged.scores.get(OPEN_NSFW)) is not None:
+            self._opinions.setdefault(judged.nsfw, Counter())[nsfw_band(second)] += 1
+
+    def of_kept(self) -> dict[str, Any]:
+        """Return the manifest's fields on kept pairs."""
+        return {
+            "rows": self.rows,
+            "kept": self.kept,
+            "similarity": self._similarity / max(self.rows, 1),
+            "domains": dict(self._domains.most_common(_DOMAINS)),
+            "opinions": self._opinions,
+        }
 
 
-def _row(pair: Judged, recipe: DatasetSpec) -> Row:
-    return make_row(pair, model=recipe.model, scores=recipe.scores, layout=recipe.layout)
+class ShardWriter:
+    """The files of a shard: committed together, or removed when the ``with`` ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._undo = folder, ExitStack()
+        self._files: dict[str, HashedFile] = {}
+        self._formats: list[FormatWriter] = []
+        self._is_empty = True
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+
+    def open(self, path: str) -> HashedFile:
+        """Create a file, by its path in the dataset."""
+        file = self._files[path] = HashedFile(self._folder / path)
+        self._undo.callback(file.discard)
+        return file
+
+    def open_formats(self, shard: str, spec: DatasetSpec) -> None:
+        """Create the files of all forms that a dataset has."""
+
+        def open(form: str) -> HashedFile:
+            return self.open(part_path(form, shard))
+
+        reencoded = ONE_EXTENSION in spec.forms
+        columns = arrow_schema([*spec.scores.values()], reencoded=reencoded, layout=spec.layout)
+        self._formats.append(ParquetWriter(open("metadata"), columns))
+        if has_images(spec.forms):
+            self._formats.append(WebDatasetWriter(open("images")))
+        if "embeddings" in spec.forms:
+            self._formats.append(MatrixWriter(open("img_emb"), "image_embedding"))
+            self._formats.append(MatrixWriter(open("text_emb"), "text_embedding"))
+        if "tfrecords" in spec.forms:
+            self._formats.append(TFRecordWriter(open("tfrecords")))
+
+    def add(self, pair: Judged, row: Row) -> None:
+        """Append a pair to all forms."""
+        self._is_empty = False
+        for each in self._formats:
+            each.add(pair, row)
+
+    def close_formats(self) -> None:
+        """Complete the files of all forms; without a pair, remove them."""
+        if self._is_empty:
+            self._undo.close()
+            self._files.clear()
+        else:
+            for each in self._formats:
+                each.close()
+
+    def commit(self, manifest: ShardManifest) -> ShardManifest:
+        """Add the open files to those that the manifest has, and commit the shard.
+
+        The manifest is on disk before any file is renamed, so `recover_interrupted` knows what a
+        crash left: it removes a new shard, and completes the replacement of a committed one.
+        """
+        files = {path: file.close() for path, file in self._files.items()}
+        manifest = dataclasses.replace(manifest, files={**files, **manifest.files})
+        new = list(self._files.values())
+        last = self.open(manifest_path(manifest.shard.id))
+        last.write(encode_manifest(manifest))
+        last.close()
+        with disk_errors(last.path):
+            before = _read(last.path)
+            if before is None:
+                last.path.unlink(missing_ok=True)  # a damaged one
+        if before is None:
+            for file in (*new, last):
+                file.publish()
+            self._undo.pop_all()
+        else:
+            self._undo.pop_all()
+            with disk_errors(last.path):
+                _replace(self._folder, manifest, before)
+        return manifest
+
+
+def _prepare(judged: Judged, spec: DatasetSpec) -> tuple[Judged, Row]:
+    """Return a pair as the forms store it, and its row."""
+    pair = judged
+    if ONE_EXTENSION in spec.forms:
+        pair = dataclasses.replace(judged, image=reencode_as_jpeg(judged.image))
+    row = make_row(pair, model=spec.model, scores=spec.scores, layout=spec.layout)
+    if ONE_EXTENSION in spec.forms:
+        row[REENCODED_FROM] = "" if pair.image is judged.image else judged.image.format
+    return pair, row
 
 
 def _read(path: Path) -> ShardManifest | None:
-    """A seal on this machine, or None if there is no whole one."""
+    """Return a manifest on this machine, or None if it is missing or damaged."""
     try:
         return decode_manifest(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _unmake(folder: Path, fresh: ShardManifest) -> None:
-    for name in fresh.files:
-        (folder / name).unlink(missing_ok=True)
-
-
-def _is_there(folder: Path, fresh: ShardManifest, before: ShardManifest) -> bool:
-    """Return whether all files of a successor are there, by their sizes.
+def _is_complete(folder: Path, fresh: ShardManifest, before: ShardManifest) -> bool:
+    """Return whether all files of a replacement are there, by their sizes.
 
     A copy that was made during a change and brought up to date later still has that change's
     manifest, and none of its files.
@@ -191,22 +292,21 @@ def _is_there(folder: Path, fresh: ShardManifest, before: ShardManifest) -> bool
 
     def has(name: str, stored: FileRecord) -> bool:
         path = folder / name
-        return temporary_path(path).exists() or (
-            path.exists() and path.stat().st_size == stored.size
-        )
+        is_there = path.exists() and path.stat().st_size == stored.size
+        return is_there or temporary_path(path).exists()
 
     kept = {*before.files.values()}
     return all(stored in kept or has(name, stored) for name, stored in fresh.files.items())
 
 
-def _exchange(folder: Path, fresh: ShardManifest, before: ShardManifest) -> None:
-    """Give the files of a sealed shard's successor their names; may be done again after a crash."""
+def _replace(folder: Path, fresh: ShardManifest, before: ShardManifest) -> None:
+    """Rename the files of a committed shard's replacement; may be repeated after a crash."""
     old = {stored: name for name, stored in before.files.items() if name not in fresh.files}
     for name, stored in fresh.files.items():
         made, moved = temporary_path(folder / name), folder / old.get(stored, name)
-        if made.exists():  # what did not change has none
+        if made.exists():  # unchanged files have none
             made.replace(folder / name)
-        elif name not in before.files and moved.exists():  # it has another name
+        elif name not in before.files and moved.exists():  # only its name changes
             moved.replace(folder / name)
     for name in before.files.keys() - fresh.files.keys():
         (folder / name).unlink(missing_ok=True)
@@ -214,8 +314,10 @@ def _exchange(folder: Path, fresh: ShardManifest, before: ShardManifest) -> None
     temporary_path(last).replace(last)
 
 
-def _unseen(judged: Iterable[Judged], again: Callable[[Judged], Reason | None]) -> Iterator[Judged]:
-    """The same images, but what the dataset has already is dropped."""
+def _without_duplicates(
+    judged: Iterable[Judged], again: Callable[[Judged], Reason | None]
+) -> Iterator[Judged]:
+    """Yield the images, those that the dataset has already with a reason to drop them."""
     own: set[str] = set()
     for each in judged:
         if each.reason is None:
@@ -226,134 +328,33 @@ def _unseen(judged: Iterable[Judged], again: Callable[[Judged], Reason | None]) 
         yield each
 
 
-class PairStats:
-    """What a seal tells about the pairs beside their number."""
-
-    def __init__(self) -> None:
-        self.rows, self.sum = 0, 0.0
-        self.again = Counter[Reason]()  # pairs that the dataset has already
-        self.kept, self.dropped = Counter[int](), Counter[int]()
-        self.domains = Counter[str]()
-        self.opinions: dict[str, Counter[str]] = {}  # by label, then by the second classifier
-        self.gallery = Gallery()
-
-    def count(self, judged: Judged) -> None:
-        if judged.reason in _AGAIN:
-            self.again[judged.reason] += 1
-        self.gallery.offer(judged)
-        # 0.29 * 100 is 28.999…: without the nudge the bins' edges would be off by one.
-        bin = int((judged.similarity + 1) * 100 + 1e-6) - 100
-        if judged.reason is not None:
-            self.dropped[bin] += 1
-            return
-        self.kept[bin] += 1
-        self.rows += 1
-        self.sum += judged.similarity
-        self.domains[host_of(judged.image.candidate.url)] += 1
-        if (second := judged.scores.get(OPEN_NSFW)) is not None:
-            self.opinions.setdefault(judged.nsfw, Counter())[nsfw_band(second)] += 1
-
-    def most(self) -> dict[str, int]:
-        """The hosts that gave the most pairs."""
-        return dict(self.domains.most_common(_DOMAINS))
-
-
-class ShardWriter:
-    """The files of a shard in the making; ``undo`` is told how to unmake each of them."""
-
-    def __init__(self, folder: Path, undo: ExitStack) -> None:
-        self._folder, self._undo = folder, undo
-        self._sinks: dict[str, HashedFile] = {}
-
-    def sink(self, path: str) -> HashedFile:
-        """A new file, by its path in the dataset."""
-        sink = self._sinks[path] = HashedFile(self._folder / path)
-        self._undo.callback(sink.discard)
-        return sink
-
-    def clear(self) -> None:
-        """Have no files."""
-        self._undo.close()
-        self._sinks.clear()
-
-    def close(self) -> dict[str, FileRecord]:
-        """Bring all files onto the disk; says what each of them must look like."""
-        return {path: sink.close() for path, sink in self._sinks.items()}
-
-    def publish(self, sealed: ShardManifest) -> None:
-        """Rename the files to their final names, the manifest last.
-
-        The manifest is on disk before any file is renamed, so `recover_interrupted` knows what a
-        crash left: it removes a new shard, and completes the replacement of a committed one.
-        """
-        sinks = list(self._sinks.values())
-        last = self.sink(manifest_path(sealed.shard.id))
-        last.write(encode_manifest(sealed))
-        last.close()
-        with disk_errors(last.path):
-            if before := _read(last.path):
-                self._undo.pop_all()
-                _exchange(self._folder, sealed, before)
-                return
-            last.path.unlink(missing_ok=True)  # a damaged one
-        for sink in (*sinks, last):
-            sink.publish()
-
-
-def open_writers(shelf: ShardWriter, shard: str, recipe: DatasetSpec) -> Iterator[FormatWriter]:
-    """A writer for each form that the recipe asks for."""
-    columns = arrow_schema(
-        [*recipe.scores.values()],
-        reencoded=ONE_EXTENSION in recipe.forms,
-        layout=recipe.layout,
-    )
-    yield ParquetWriter(shelf.sink(part_path("metadata", shard)), columns)
-    if has_images(recipe.forms):
-        yield WebDatasetWriter(shelf.sink(part_path("images", shard)))
-    if "embeddings" in recipe.forms:
-        yield MatrixWriter(shelf.sink(part_path("img_emb", shard)), "image_embedding")
-        yield MatrixWriter(shelf.sink(part_path("text_emb", shard)), "text_embedding")
-    if "tfrecords" in recipe.forms:
-        yield TFRecordWriter(shelf.sink(part_path("tfrecords", shard)))
-
-
-def _testify(sink: HashedFile, optouts: Iterable[OptOut]) -> None:
-    """Write the evidence of the owners' refusals, a line each."""
+def _write_evidence(file: HashedFile, optouts: Iterable[OptOut]) -> None:
     for each in optouts:
-        sink.write(canonical_json(dataclasses.asdict(each)) + b"\n")
+        file.write(canonical_json(dataclasses.asdict(each)) + b"\n")
 
 
-def _sealed(
-    account: PairStats,
-    parcel: Parcel,
-    *,
-    recipe: DatasetSpec,
-    tally: Tally,
-    stored: Mapping[str, FileRecord],
+def _manifest(
+    stats: PairStats, parcel: Parcel, *, spec: DatasetSpec, tally: Tally
 ) -> ShardManifest:
     return ShardManifest(
         shard=parcel.shard,
-        rows=account.rows,
-        files=stored,
+        files={},
         place=None,
         funnel=tally.as_dict(),
-        kept=account.kept,
-        dropped=account.dropped,
-        similarity=account.sum / max(account.rows, 1),
-        domains=account.most(),
-        opinions=account.opinions,
-        gallery=account.gallery.shown(),
+        dropped=stats.dropped,
+        gallery=stats.gallery.shown(),
         optouts=sum(each.obeyed for each in parcel.optouts),
         overruled=sum(not each.obeyed for each in parcel.optouts),
         started=parcel.started,
         scraped=parcel.finished,
         finished=time.time(),
-        model=recipe.model,
-        threshold=recipe.threshold,
-        forms=recipe.forms,
-        versions={**parcel.versions, **recipe.versions},
+        model=spec.model,
+        threshold=spec.threshold,
+        forms=spec.forms,
+        versions={**parcel.versions, **spec.versions},
         silent=parcel.silent,
         cut=parcel.cut,
-        settings=recipe.settings,
-        scores=tuple(recipe.scores.values()),
+        settings=spec.settings,
+        scores=tuple(spec.scores.values()),
+        **stats.of_kept(),
     )

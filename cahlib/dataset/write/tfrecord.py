@@ -29,11 +29,11 @@ class DamagedRecord(Exception):
 class TFRecordWriter:
     """The pairs as TFRecord."""
 
-    def __init__(self, sink: HashedFile) -> None:
-        self._sink = sink
+    def __init__(self, file: HashedFile) -> None:
+        self._file = file
 
     def add(self, pair: Judged, row: Row) -> None:
-        self._sink.write(
+        self._file.write(
             frame_record(
                 encode_example(
                     {
