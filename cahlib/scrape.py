@@ -1,4 +1,4 @@
-"""What a scraper does with one shard; it never imports torch."""
+"""Scrape one shard: from its WAT file to a parcel of images. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cahlib.parcel import storage
 from cahlib.parcel.parcel import delete_parcel, find_parcel, write_parcel
 from cahlib.records import Evidence, Parcel, Shard, Stage, Tally
 
-#: Seconds between two lines of the log: what `tail -f crawl.log` shows on a node.
-_TELL = 15.0
+#: Seconds between log lines, as `tail -f crawl.log` shows them on a node.
+_LOG_INTERVAL = 15.0
 
 log = logging.getLogger(__name__)
 
@@ -34,31 +34,30 @@ def scrape(
     limit: float,
     report: Callable[[dict[str, Any]], None],
 ) -> Parcel:
-    """Turn a shard into a sealed parcel in ``folder``; one that lies there is taken as it is.
+    """Scrape a shard into a committed parcel in ``folder``; return an existing one unchanged.
 
-    ``report`` hears the tally, as `Tally.as_dict` gives it, about once a second, and as "offline"
-    for how many seconds there has been no network; that time does not count towards ``limit``.
-    Raises ShardError for a shard that cannot be read or takes longer than ``limit`` seconds,
-    Postponed if there is no network for too long, RunError if the crawl's server bans us or the
-    disk is full.
+    About once per second ``report`` receives the counts (`Tally.as_dict`), and under "offline" the
+    seconds without network so far, which do not count toward ``limit``. Raise ShardError if the
+    shard cannot be read or takes longer than ``limit`` seconds, Postponed if the network is away
+    for too long, RunError if the crawl's server bans this address or the disk is full.
     """
     if ready := find_parcel(folder, shard):
         return ready
     tally, evidence, network = Tally(), Evidence(), network_config(download)
     outages = network.outages
-    started = told = time.monotonic()
+    started = logged = time.monotonic()
 
-    def tell(how: str) -> None:
-        nonlocal told
-        told = time.monotonic()
+    def log_progress(state: str) -> None:
+        nonlocal logged
+        logged = time.monotonic()
         seen, got = tally.done(Stage.FETCH), tally.left[Stage.FETCH]
-        log.info("%s %s: %d links, %d images, %.0f s", shard.id, how, seen, got, told - started)
+        log.info("%s %s: %d links, %d images, %.0f s", shard.id, state, seen, got, logged - started)
 
     def tick() -> None:
         offline = outages.current_seconds()
         report(tally.as_dict() | ({"offline": offline} if offline else {}))
-        if time.monotonic() > told + _TELL:
-            tell("waits for the network" if offline else "goes on")
+        if time.monotonic() > logged + _LOG_INTERVAL:
+            log_progress("waits for the network" if offline else "continues")
         if time.monotonic() > started + limit + outages.total():
             raise ShardError(f"{shard.id} took longer than {limit / 60:g} minutes.")
 
@@ -71,9 +70,9 @@ def scrape(
         optouts=evidence.optouts,
     )
     fetched = fetch_images(found, download, tally, evidence=evidence, tick=tick, net=network)
-    tell("begins")
+    log_progress("starts")
     parcel = write_parcel(fetched, shard, folder, tally=tally, evidence=evidence)
-    tell("is done")
+    log_progress("is done")
     return parcel
 
 

@@ -1,4 +1,4 @@
-"""Colour profiles (ICC) of pictures, and their colours in sRGB, as a browser shows them."""
+"""Convert pictures from their colour profile (ICC) to sRGB, as browsers do."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from PIL import ImageCms
 
 from cahlib.image.pixels import to_plain_mode
 
-_HEAD = 128  # bytes, before the table of tags
-_CLOSE = 3  # of 255: what so little changes is left as it is
-_SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}  # as profiles name them
-#: Colours that tell whether a profile changes anything.
+_HEADER = 128  # bytes, before the tag table
+_MAX_IGNORED = 3  # of 255: profiles that change less are ignored
+_SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}  # their names in profiles
+#: Levels of the sample colours that show whether a profile changes anything.
 _LEVELS = range(0, 256, 51)
 
 
 def is_valid_profile(profile: bytes) -> bool:
-    """Return whether these bytes are laid out as a colour profile (ICC.1:2022, 7.1)."""
-    if len(profile) < _HEAD + 4 or profile[36:40] != b"acsp":
+    """Return whether bytes have the layout of a colour profile (ICC.1:2022, 7.1)."""
+    if len(profile) < _HEADER + 4 or profile[36:40] != b"acsp":
         return False
     length, count = struct.unpack_from(">I", profile)[0], struct.unpack_from(">I", profile, 128)[0]
-    if length > len(profile) or not 0 < count <= (length - _HEAD - 4) // 12:
+    if length > len(profile) or not 0 < count <= (length - _HEADER - 4) // 12:
         return False
     tags = (struct.unpack_from(">4sII", profile, 132 + 12 * tag) for tag in range(count))
-    return all(start >= _HEAD + 4 and 8 <= size <= length - start for _, start, size in tags)
+    return all(start >= _HEADER + 4 and 8 <= size <= length - start for _, start, size in tags)
 
 
 def changes_colours(mode: str, profile: bytes | None) -> bool:
     """Return whether `to_srgb` with this profile would change a picture's colours in this mode."""
-    return _fitting(mode, profile) is not None
+    return _usable_transform(mode, profile) is not None
 
 
 def to_srgb(picture: Picture.Image, profile: bytes | None) -> Picture.Image:
     """Return a loaded picture converted to sRGB, in a plain mode (`pixels.to_plain_mode`).
 
-    ``profile`` is its own. One that is damaged, or meant for other kinds of colours, is ignored.
+    ``profile`` is its own; a damaged one, or one for another colour space, is ignored.
     """
-    transform = _fitting(picture.mode, profile)
+    transform = _usable_transform(picture.mode, profile)
     if transform is None:
         return to_plain_mode(picture)
     kind = _kind(picture.mode)
@@ -49,13 +49,13 @@ def to_srgb(picture: Picture.Image, profile: bytes | None) -> Picture.Image:
     if kind == "L" and alpha:
         picture = picture.getchannel(0)
     colours = transform.apply(picture if picture.mode == kind else picture.convert(kind))
-    colours.info.pop("icc_profile", None)  # sRGB's, which nothing needs
+    colours.info.pop("icc_profile", None)  # sRGB's, which is not needed
     if alpha:
         colours.putalpha(alpha)
     return colours
 
 
-def _fitting(mode: str, profile: bytes | None) -> ImageCms.ImageCmsTransform | None:
+def _usable_transform(mode: str, profile: bytes | None) -> ImageCms.ImageCmsTransform | None:
     kind = _kind(mode)
     if not profile or profile[16:20] != _SPACES[kind] or not is_valid_profile(profile):
         return None
@@ -63,15 +63,15 @@ def _fitting(mode: str, profile: bytes | None) -> ImageCms.ImageCmsTransform | N
 
 
 def _kind(mode: str) -> str:
-    """Return the mode in which a picture's colours are given to a profile."""
+    """Return the mode in which a picture's colours are converted."""
     if mode in ("1", "L", "LA") or mode.startswith("I"):
         return "L"
     return "CMYK" if mode == "CMYK" else "RGB"
 
 
-@lru_cache(maxsize=64)  # the same few come again and again; one takes lcms 1 to 50 ms
+@lru_cache(maxsize=64)  # few different ones are common; lcms takes 1 to 50 ms for each
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return what brings such pixels to sRGB, None if it would change next to nothing."""
+    """Return the conversion of a mode to sRGB, None if it would change next to nothing."""
     try:
         made = ImageCms.buildTransform(
             ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB"
@@ -83,7 +83,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     before = _samples(mode)
     after = made.apply(before).tobytes()
     change = max(abs(a - b) for a, b in zip(before.convert("RGB").tobytes(), after, strict=True))
-    return made if change > _CLOSE else None
+    return made if change > _MAX_IGNORED else None
 
 
 def _samples(mode: str) -> Picture.Image:

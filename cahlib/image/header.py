@@ -1,6 +1,6 @@
-"""Read the head of an image file: its format by content, its size and its orientation.
+"""Read the header of an image file: its format by content, its size and its orientation.
 
-It decodes nothing, so it cannot tell whether the pixels are sound.
+Nothing is decoded, so damage to the pixels is not noticed.
 
 Layouts: ITU-T T.81 annex B (JPEG), W3C PNG 3rd edition §5, RFC 9649 (WebP), Exif 2.32 §4.6.
 """
@@ -16,32 +16,32 @@ from PIL import features
 from cahlib.image import avif
 from cahlib.records import Reason
 
-#: Whether this Pillow decodes AVIF, as it does from 11.3 on; else such a file is not an image.
+#: Whether this Pillow decodes AVIF, as from 11.3 on; otherwise such a file is not an image.
 CAN_DECODE_AVIF = "avif" in features.modules and bool(features.check("avif"))
 
-#: No camera or editor writes more; each scan of a hostile file costs a pass over all its pixels.
+#: No camera or editor writes more; each scan of a malicious file costs a pass over all pixels.
 _MAX_SCANS = 64
 
-#: JPEG's frames, and those of them whose scans hold components whole.
+#: JPEG's frame markers, and those of frames whose scans contain whole components.
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})
 
-#: VP8X's flag for EXIF (RFC 9649, 2.7.1).
+#: The EXIF flag of VP8X (RFC 9649, 2.7.1).
 WEBP_EXIF_FLAG = 0x08
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageHeader:
-    """What the head of an image file says."""
+    """The header of an image file."""
 
     format: str  #: "jpg", "png", "webp" or "avif"
-    width: int  #: pixels, as the file's head says
+    width: int  #: pixels, before the orientation is applied
     height: int
-    orientation: int = 1  #: by EXIF, 1 … 8
+    orientation: int = 1  #: of EXIF, 1 to 8
 
 
 def image_format(start: bytes) -> str | None:
-    """The format that the first 12 bytes of a file show, None for anything else."""
+    """Return the format that the first 12 bytes of a file show, None for any other."""
     if start.startswith(b"\xff\xd8\xff"):
         return "jpg"
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -54,13 +54,13 @@ def image_format(start: bytes) -> str | None:
 
 
 def read_header(data: bytes) -> ImageHeader | Reason:
-    """Take a file apart; NOT_AN_IMAGE for other formats, BROKEN_IMAGE for what is not whole."""
+    """Return a file's header; NOT_AN_IMAGE for another format, BROKEN_IMAGE if truncated."""
     format = image_format(data)
     if format is None:
         return Reason.NOT_AN_IMAGE
     try:
         found = {"jpg": _jpeg, "png": _png, "webp": _webp, "avif": _avif}[format](data)
-    except (struct.error, IndexError, ValueError):  # the file ends where more was announced
+    except (struct.error, IndexError, ValueError):  # the file is shorter than announced
         return Reason.BROKEN_IMAGE
     return found or Reason.BROKEN_IMAGE
 
@@ -68,10 +68,10 @@ def read_header(data: bytes) -> ImageHeader | Reason:
 def _jpeg(data: bytes) -> ImageHeader | None:
     size, parts, orientation = None, 0, 1
     for marker, start, end in _segments(data):
-        if marker == 0xDA:  # the first scan: from here on pixels
+        if marker == 0xDA:  # the first scan, where the pixels begin
             if size is None:
                 return None
-            # if the first holds all parts of the colours, a decoder takes no other
+            # if the first has all components, decoders read no other
             if data[start + 4] != parts and data.count(b"\xff\xda", start) > _MAX_SCANS:
                 return None
             break
@@ -86,13 +86,13 @@ def _jpeg(data: bytes) -> ImageHeader | None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment of a JPEG; what lies between them is skipped."""
+    """Yield the marker, start and end of each segment of a JPEG; skip what is between them."""
     at = 2
     while (at := data.find(b"\xff", at)) >= 0:
         marker = data[at + 1]
         if marker == 0xFF:
             at += 1
-        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # stands alone
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # has no length
             at += 2
         elif marker == 0xD9:
             return
@@ -106,8 +106,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _orientation(exif: bytes) -> int:
-    """Tag 0x0112 of the first directory, 1 where it is absent or nonsense."""
-    tiff = exif.removeprefix(b"Exif\0\0")  # which belongs to JPEG, and stands elsewhere too
+    """Return tag 0x0112 of the first directory, 1 if it is absent or invalid."""
+    tiff = exif.removeprefix(b"Exif\0\0")  # JPEG's prefix, which other formats sometimes have
     order = "<" if tiff.startswith(b"II") else ">"
     try:
         (directory,) = struct.unpack_from(order + "I", tiff, 4)
@@ -125,7 +125,7 @@ def _orientation(exif: bytes) -> int:
 
 def _png(data: bytes) -> ImageHeader | None:
     at, name, orientation = 8, b"", 1
-    while name != b"IEND" and len(data) - at >= 12:  # a missing end is harmless
+    while name != b"IEND" and len(data) - at >= 12:  # a missing IEND is harmless
         length, name = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if end > len(data):
@@ -165,7 +165,7 @@ def _avif(data: bytes) -> ImageHeader:
 
 
 def find_webp_chunk(data: bytes, wanted: bytes, end: int) -> bytes:
-    """Return what the first chunk of a name in a WebP holds, b"" if there is none."""
+    """Return the content of a WebP's first chunk of this name, b"" if there is none."""
     at = 12
     while at + 8 <= end:
         name, length = struct.unpack_from("<4sI", data, at)

@@ -1,14 +1,14 @@
-"""Decode a JPEG with libjpeg's warnings as errors, so that every pixel is known to come from data.
+"""Decode a JPEG with libjpeg's warnings as errors, so that every pixel comes from the file's data.
 
-Pillow hides these warnings: a file that was cut, or overwritten, and ends with an end mark is half
-a picture to it, and the rest grey. simplejpeg raises the first warning. It says nothing where scans
-are missing altogether: their headers tell.
+Pillow hides these warnings: it shows a truncated or overwritten file that ends with an end marker
+as half a picture and grey. simplejpeg raises the first warning. Missing scans raise none, so their
+headers are checked.
 
-Bytes that fill the space before a marker are harmless, and some encoders write them. What looks
-like pixels there is what a decoder leaves over that lost its way, and is refused; up to three bytes
-before the end mark are harmless if the pixels end as an encoder ends them, with set bits. What
-cannot be proven, and is not found on the web, is refused too: arithmetic coding, whose decoders
-notice no damage and which no browser shows, and ratios of colours that simplejpeg does not know.
+Padding before a marker is harmless, and some encoders write it. Other bytes there are left over by
+a decoder that lost its way, so the file is rejected; up to three bytes before the end marker are
+harmless if the pixels end as encoders end them, with set bits. What cannot be validated and does
+not occur on the web is rejected too: arithmetic coding, whose decoders notice no damage and which
+no browser shows, and subsampling ratios that simplejpeg does not support.
 
 Layout: ITU-T T.81 annexes B, F and G.
 """
@@ -25,17 +25,17 @@ from numpy.typing import NDArray
 
 from cahlib.image.header import JPEG_FRAMES, JPEG_SEQUENTIAL
 
-#: A marker that is not one of a scan's own, which are stuffed zeros and restarts.
+#: A marker other than those within a scan: stuffed zeros and restarts.
 AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 _ARITHMETIC = range(0xC9, 0xD0)
-_SPARE = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
-_BUFFERED = 9  # bytes that libjpeg has read ahead, and the last one that is needed
-_TELLING = 4  # bytes: fewer may be the same by chance
-_LOOSE = 3  # bytes of any kind before the end mark
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
+_READ_AHEAD = 9  # bytes that libjpeg reads ahead, and the last one that it needs
+_MIN_PADDING = 4  # bytes: fewer may be equal by chance
+_MAX_LOOSE = 3  # bytes of any value before the end marker
 _EOI = b"\xff\xd9"
 _END = re.compile(rb"\xff+\xd9\Z")
-_TRIES = 12  # decodings without padding: one for each marker that it can stand before
+_TRIES = 12  # decodings without padding: one for each marker that padding can precede
 
 _Pixels = NDArray[np.uint8]
 
@@ -44,18 +44,18 @@ def decode_jpeg(data: bytes, mode: str = "L", size: tuple[int, int] = (1, 1)) ->
     """Return the pixels in "L" or "RGB", scaled down by 1, 2, 4 or 8 to at least ``size``.
 
     ``data`` is a file as `strip_metadata` leaves it. Raise ValueError if not all of its pixels
-    are there. At the least size every bit is read, and little is computed.
+    are there. At the smallest size every bit is read, but little is computed.
     """
-    frame, first = _head(data)
+    frame, first = _frame_header(data)
     if frame[1] in _ARITHMETIC:
-        raise ValueError("arithmetic coding cannot be proven")
+        raise ValueError("arithmetic coding cannot be validated")
     if frame[1] not in JPEG_SEQUENTIAL or data[first + 4] != frame[9]:
         _check_scans(frame, _scans(data, first))
-    return _strictly(data, mode, _scaled(frame, size))
+    return _decode_strictly(data, mode, _scaled_size(frame, size))
 
 
-def _head(data: bytes) -> tuple[bytes, int]:
-    """Return the frame's header from its marker on, and where the first scan begins."""
+def _frame_header(data: bytes) -> tuple[bytes, int]:
+    """Return the frame header including its marker, and where the first scan begins."""
     at, frame = 2, b""
     while data[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -73,13 +73,13 @@ def _scans(data: bytes, at: int) -> Iterator[bytes]:
             yield data[at + 4 : end]
             found = AFTER_SCAN.search(data, end)
             if not found:
-                raise ValueError("the pixels have no end")
+                raise ValueError("the pixels have no end marker")
             end = found.start()
         at = end
 
 
 def _check_scans(frame: bytes, scans: Iterator[bytes]) -> None:
-    """Raise ValueError unless the scans hold each coefficient of each component to its last bit."""
+    """Raise ValueError unless the scans contain all bits of all coefficients of all components."""
     missing = {
         frame[at]: ([1] if frame[1] in JPEG_SEQUENTIAL else [1] * 64)
         for at in range(10, len(frame), 3)
@@ -97,8 +97,8 @@ def _check_scans(frame: bytes, scans: Iterator[bytes]) -> None:
         raise ValueError("scans are missing")
 
 
-def _scaled(frame: bytes, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the least width and height that libjpeg scales to fast, each at least as wanted."""
+def _scaled_size(frame: bytes, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest size that libjpeg scales to fast and that is at least ``size``."""
     height, width = (int.from_bytes(frame[at : at + 2], "big") for at in (5, 7))
     factor = next(
         (f for f in (8, 4, 2) if -(-width // f) >= size[0] and -(-height // f) >= size[1]), 1
@@ -106,8 +106,8 @@ def _scaled(frame: bytes, size: tuple[int, int]) -> tuple[int, int]:
     return -(-width // factor), -(-height // factor)
 
 
-def _strictly(data: bytes, mode: str, least: tuple[int, int]) -> _Pixels:
-    """Decode with warnings as errors; padding is taken out, since only the first is told."""
+def _decode_strictly(data: bytes, mode: str, least: tuple[int, int]) -> _Pixels:
+    """Decode with warnings as errors; remove padding, since only the first warning is raised."""
     for _ in range(_TRIES):
         try:
             pixels: _Pixels = simplejpeg.decode_jpeg(
@@ -119,61 +119,61 @@ def _strictly(data: bytes, mode: str, least: tuple[int, int]) -> _Pixels:
             )
             return pixels[:, :, 0] if mode == "L" else pixels
         except ValueError as error:
-            if not (told := _SPARE.search(str(error))):
+            if not (told := _EXTRANEOUS.search(str(error))):
                 raise
             length, marker = int(told[1]), int(told[2], 16)
             shorter = _without_padding(data, length, marker)
-            if not shorter and marker == 0xD9 and length <= _LOOSE:
+            if not shorter and marker == 0xD9 and length <= _MAX_LOOSE:
                 shorter = _without_loose(data)
             if not shorter:
                 raise
             data = shorter
-    raise ValueError("there is padding everywhere")
+    raise ValueError("there is too much padding")
 
 
 def _without_padding(data: bytes, length: int, marker: int) -> bytes:
-    """Take that many bytes out before each such marker; return b"" if they are not padding.
+    """Remove ``length`` bytes before each such marker; return b"" if they are not padding.
 
-    Before restarts of any number: an encoder that pads one of them pads all.
+    Restart markers count as the same marker: an encoder that pads one of them pads all.
     """
     kind = b"[\xd0-\xd7]" if 0xD0 <= marker <= 0xD7 else re.escape(bytes([marker]))
-    # all the same byte, and no more of them than the decoder did not need
-    padding = rb"(?s)(.)\1{%d,%d}(?=\xff+%s)" % (length - 1, length - 1 + _BUFFERED, kind)
+    # a repeated byte, and no more of them than the decoder had not used
+    padding = rb"(?s)(.)\1{%d,%d}(?=\xff+%s)" % (length - 1, length - 1 + _READ_AHEAD, kind)
     kept, at = [], 0
     for found in re.finditer(padding, data):
         if data[found.start() - 1 : found.start()] == found[1]:
             continue
-        if len(found[0]) >= _TELLING or found[1] in (b"\0", b"\xff"):
+        if len(found[0]) >= _MIN_PADDING or found[1] in (b"\0", b"\xff"):
             kept.append(data[at : found.end() - length])
             at = found.end()
     return b"".join([*kept, data[at:]]) if at else b""
 
 
 def _without_loose(data: bytes) -> bytes:
-    """Take the few bytes out that a scan does not need at its end; return b"" if it seems damaged.
+    """Remove the few unneeded bytes at the end of a scan; return b"" if it seems damaged.
 
-    A decoder that lost its way seldom stops so near to the end, and at three places in four the
-    bits of its last byte that it did not read are not all set: 6 of 30,000 files with random damage
-    pass, beside the 4,000 in which libjpeg notices nothing.
+    A decoder that lost its way seldom stops so near the end, and in three of four cases the unread
+    bits of its last byte are not all set: 6 of 30,000 files with random damage pass, besides the
+    4,000 in which libjpeg notices nothing.
     """
     end = _END.sub(b"", data)
     loose = next(
-        (n for n in range(_LOOSE + 1, 0, -1) if _checksum(end[:-n] + _EOI, 1) is not None), 0
+        (n for n in range(_MAX_LOOSE + 1, 0, -1) if _checksum(end[:-n] + _EOI, 1) is not None), 0
     )
-    if not 0 < loose <= _LOOSE:
+    if not 0 < loose <= _MAX_LOOSE:
         return b""
     whole, last = end[:-loose], end[-loose - 1]
-    if whole.endswith(b"\xff\0"):  # a byte of set bits
+    if whole.endswith(b"\xff\0"):  # a byte with all bits set
         return whole + _EOI
-    changed = bytes([last | (last + 1)]).replace(b"\xff", b"\xff\0")  # its last 0 is 1
+    changed = bytes([last | (last + 1)]).replace(b"\xff", b"\xff\0")  # with its last 0 set
     before, after = (_checksum(each + _EOI, 0) for each in (whole, whole[:-1] + changed))
     return b"" if before == after else whole + _EOI
 
 
 def _checksum(data: bytes, least: int) -> int | None:
-    """Return a checksum of the pixels in the file's own colours, None if libjpeg warns.
+    """Return a checksum of the pixels in the file's colour space, None if libjpeg warns.
 
-    A side of at ``least`` 0 pixels is the file's own, of 1 the smallest.
+    With ``least`` 0 the picture has its full size, with 1 the smallest.
     """
     try:
         kind = simplejpeg.decode_jpeg_header(data)[2]

@@ -1,17 +1,17 @@
-"""Which images look alike: the perceptual hash, the colours, and which of them lie near each other.
+"""Find images that look alike: their perceptual hashes, mean colours, and which are near.
 
 The hash is pHash: the signs of an image's lowest frequencies against their median (C. Zauner,
-"Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, 3.2.1). Scaling, another
-compression and slight changes of colour leave it within a few of its 64 bits. So does another
-program's way to shrink an image: the package ImageHash's phash differs by 0 to 6 bits, but for
-transparent pictures and 16 bits of grey: it sees no shape that is drawn by transparency alone.
+"Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, 3.2.1). Scaling,
+recompression and slight changes of colour alter a few of its 64 bits. So does another program's way
+of shrinking: the phash of the package ImageHash differs by 0 to 6 bits, except for transparent
+pictures and 16-bit grey: it ignores shapes that are drawn by transparency alone.
 
-The hash knows no colours, so beside it stand the mean Cb and Cr (ITU-R BT.601) of an image's four
-quarters: no mean may differ by more than 8 of 255, nor may all be turned one way. Measured on 190
-drawings and photos, where the hash stayed within 4 bits: compressed anew, scaled, cropped by 1 to 3
-% a side or 10 % brighter, darker or richer in contrast, 2,420 of 2,420 have the same colours (15 %
-more or less saturated 256 of 262); with all hues turned by 20 degrees 13 of 259 (110 by the
-difference alone), by 30 degrees 7 of 260, by 60 and more 6 of 388: those that are nearly grey.
+The hash ignores colours, so it is complemented by the mean Cb and Cr (ITU-R BT.601) of an image's
+four quarters: no mean may differ by more than 8 of 255, nor may all be rotated the same way.
+Measured on 190 drawings and photos whose hash stayed within 4 bits: recompressed, scaled, cropped
+by 1 to 3 % per side or 10 % brighter, darker or higher in contrast, 2,420 of 2,420 have the same
+colours (15 % more or less saturated 256 of 262); with all hues rotated by 20 degrees 13 of 259 (110
+by the difference alone), by 30 degrees 7 of 260, by 60 and more 6 of 388: the nearly grey ones.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from cahlib.image.colours import changes_colours, to_srgb
 from cahlib.image.pixels import flatten_on_white
 
 _SIDE, _LOW = 32, 8
-#: By how much of 255 the mean colours of a quarter may differ, all be turned, and by what angle.
+#: How far the mean colours of a quarter may differ, all be rotated (of 255), and by what angle.
 _COLOUR, _TURN, _ANGLE = 8, 3.5, np.tan(np.radians(16))
-#: Bits of a band that name its bucket; more would be more buckets than images.
+#: Bits of a band that select its bucket; more would give more buckets than images.
 _MAX_KEY = 16
 #: The cosines of a DCT-II, as many as are wanted: (8, 32).
 _COSINES = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * np.arange(_LOW)[:, None])
@@ -52,11 +52,11 @@ def chroma(data: bytes) -> str:
     return _looks(data)[1]
 
 
-@lru_cache(maxsize=1)  # whoever compares an image asks shortly before its row is written
+@lru_cache(maxsize=1)  # an image is compared shortly before its row is written
 def _looks(data: bytes) -> tuple[str, str]:
     with Picture.open(io.BytesIO(data)) as picture:
         profile = picture.info.get("icc_profile")
-        # a JPEG's own Y is what a decoder gives as grey
+        # decoders give a JPEG's own Y as grey
         own = not (_is_rgb(picture) or changes_colours(picture.mode, profile))
         picture.draft("YCbCr" if own else "RGB", (_SIDE, _SIDE))
         if picture.mode == "YCbCr":
@@ -80,7 +80,7 @@ def _is_rgb(picture: Picture.Image) -> bool:
 def same_colours(
     some: NDArray[np.uint64], others: NDArray[np.uint64] | np.uint64
 ) -> NDArray[np.bool_]:
-    """Return whether mean colours are those of the same picture; 0, which none has, is any."""
+    """Return whether mean colours are the same; 0, which no picture has, matches any."""
     one, two = (np.asarray(each, np.uint64) for each in (some, others))
     parts = [each[..., None].view(np.uint8).astype(np.int32) - 128 for each in (one, two)]
     near = np.abs(parts[0] - parts[1]).max(axis=-1) <= _COLOUR
@@ -92,10 +92,10 @@ def same_colours(
 
 
 class NearIndex:
-    """Perceptual hashes with mean colours, and whether another is near one of them.
+    """An index of perceptual hashes with mean colours, which finds near ones.
 
-    If 64 bits are cut into one more band than bits may differ, at least one band is the same in two
-    such hashes: so a hash is compared with those only that share a band with it.
+    If 64 bits are divided into one more band than bits may differ, two near hashes share at least
+    one band, so a hash is compared only with those that share a band with it.
     """
 
     def __init__(self, distance: int, hashes: Iterable[int] = ()) -> None:
@@ -107,7 +107,7 @@ class NearIndex:
             for low, high in zip(edges, edges[1:], strict=False)
         ]
         self._hashes, self._colours = array("Q"), array("Q")
-        #: places in those, by band
+        #: indices into those, by band
         self._buckets: list[defaultdict[int, array[int]]] = [
             defaultdict(lambda: array("I")) for _ in self._bands
         ]
@@ -118,18 +118,18 @@ class NearIndex:
         return self.has(looks)
 
     def has(self, looks: int, colours: int = 0) -> bool:
-        """Return whether a hash is near; 0, which none has, stands for any colours."""
+        """Return whether a near hash is known; colours 0, which no picture has, match any."""
         return any(self._close(bucket, looks, colours) for bucket in self._mine(looks))
 
     def add(self, looks: int, colours: int = 0) -> None:
-        """Know one hash more."""
+        """Add a hash."""
         for bucket in self._mine(looks):
             bucket.append(len(self._hashes))
         self._hashes.append(looks)
         self._colours.append(colours)
 
     def _mine(self, looks: int) -> Iterator[array[int]]:
-        """The buckets of a hash, one of each band."""
+        """Yield the buckets of a hash, one per band."""
         for (low, mask), buckets in zip(self._bands, self._buckets, strict=True):
             yield buckets[looks >> low & mask]
 
@@ -142,11 +142,11 @@ class NearIndex:
 
 
 def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.int64]]:
-    """All pairs of places whose hashes differ in ``distance`` bits at most: arrays (pairs, 2).
+    """Yield the index pairs of hashes that differ in at most ``distance`` bits: arrays (pairs, 2).
 
-    A pair may come more than once. If the 64 bits are cut into two more bands than bits may differ,
-    at least two bands are the same in such a pair: so only hashes that share two bands are compared
-    (G. S. Manku et al., "Detecting Near-Duplicates for Web Crawling", 2007).
+    A pair may occur twice. If the 64 bits are divided into two more bands than bits may differ, the
+    hashes of such a pair share at least two bands, so only those that do are compared (G. S. Manku
+    et al., "Detecting Near-Duplicates for Web Crawling", 2007).
     """
     for mask in _masks(distance + 2):
         keys = hashes & mask
@@ -154,7 +154,7 @@ def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np
         keys, sorted_ = keys[order], hashes[order]
         at, step = np.arange(len(hashes)), 0
         while len(at):
-            step += 1  # compare each with the one that many places further on, in the same bucket
+            step += 1  # compare each with the one ``step`` further on in its bucket
             at = at[at + step < len(hashes)]
             at = at[keys[at] == keys[at + step]]
             close = at[count_bits(sorted_[at] ^ sorted_[at + step]) <= distance]
@@ -163,14 +163,14 @@ def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np
 
 
 def _masks(bands: int) -> Iterator[np.uint64]:
-    """Each two of so many bands."""
+    """Yield a mask for each two of the bands."""
     edges = np.linspace(0, 64, bands + 1).astype(int).tolist()
     each = [(1 << high) - (1 << low) for low, high in zip(edges, edges[1:], strict=False)]
     yield from (np.uint64(one | other) for one, other in combinations(each, 2))
 
 
 def count_bits(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """How many bits are set (numpy has a function for it from 2.0 on)."""
+    """Return the number of set bits (numpy has `bitwise_count` from 2.0 on)."""
     m1, m2, m4 = (
         np.uint64(m) for m in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F)
     )

@@ -1,4 +1,4 @@
-"""A picture of any mode as one that every step can work on, and in another size."""
+"""Convert pictures to the modes that every step can process, and resize them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from PIL import Image as Picture
 
 try:
     import cykooz_resizer as vectors
-except ImportError:  # there is no wheel for this machine
+except ImportError:  # no wheel for this machine
     vectors = None
-# It knows how these versions of Pillow lay out a picture in memory; another's is not tried.
+# It depends on Pillow's memory layout, which is known for these versions only.
 if not 11 <= int(PIL.__version__.partition(".")[0]) <= 13:
     vectors = None
 
-_own = threading.local()  # a resizer for each thread: they are locked while they work
+_local = threading.local()  # a resizer per thread, since they are locked while they work
 
 
 def to_plain_mode(picture: Picture.Image) -> Picture.Image:
-    """In a mode that can be scaled: L, RGB, or RGBA where it has transparency."""
+    """Return a picture in a mode that can be resized: L, RGB, or RGBA with transparency."""
     if "transparency" in picture.info or picture.mode in ("LA", "PA"):
         try:
             return picture.convert("RGBA")
-        except ValueError:  # a PNG that tells of more transparent colours than a palette can have
+        except ValueError:  # a PNG with more transparent colours than a palette can have
             del picture.info["transparency"]
-    if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
+    if picture.mode.startswith("I"):  # 16-bit grey, which `convert` would clip
         return picture.convert("I").point([i >> 8 for i in range(65_536)], "L")
     return picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
 
 
 def flatten_on_white(picture: Picture.Image) -> Picture.Image:
-    """A plain picture in RGB, on white where it is transparent."""
+    """Return a picture of a plain mode in RGB, on white where it is transparent."""
     if picture.mode != "RGBA":
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     paper = Picture.new("RGB", picture.size, "white")
@@ -40,16 +40,16 @@ def flatten_on_white(picture: Picture.Image) -> Picture.Image:
 
 
 def resize_picture(picture: Picture.Image, size: tuple[int, int]) -> Picture.Image:
-    """A plain picture in another size (width, height), by the cubic filter of Pillow's BICUBIC.
+    """Resize a picture of a plain mode to (width, height), by the filter of Pillow's BICUBIC.
 
-    Vector instructions make 333 x 256 of 480 x 370 pixels in 0.4 ms, Pillow in 2.6. One value of
-    five differs by 1 of 255 then, one of 300,000 by 2 or 3.
+    Vector instructions resize 480 x 370 pixels to 333 x 256 in 0.4 ms, Pillow in 2.6. One value in
+    five differs by 1 of 255 then, one in 300,000 by 2 or 3.
     """
     if vectors is None:
         return picture.resize(size, Picture.Resampling.BICUBIC)
-    if not hasattr(_own, "resizer"):
+    if not hasattr(_local, "resizer"):
         cubic = vectors.ResizeAlg.convolution(vectors.FilterType.catmull_rom)
-        _own.resizer, _own.cubic = vectors.Resizer(), vectors.ResizeOptions(resize_alg=cubic)
+        _local.resizer, _local.cubic = vectors.Resizer(), vectors.ResizeOptions(resize_alg=cubic)
     other = Picture.new(picture.mode, size)
-    _own.resizer.resize_pil(picture, other, _own.cubic)
+    _local.resizer.resize_pil(picture, other, _local.cubic)
     return other

@@ -1,6 +1,6 @@
-"""The gate: bytes become a picture that is proven by decoding it, or a reason why not.
+"""Validate an image file by decoding it, and store it as served or smaller.
 
-Nothing that the server said counts here. It does not know where the bytes come from.
+What the server said about it does not matter here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from cahlib.image.pixels import flatten_on_white, resize_picture
 from cahlib.image.strip_metadata import strip_metadata
 from cahlib.records import Reason
 
-#: The readers are called directly: `PIL.Image.open` would look for further formats, read
-#: multi-picture JPEGs, and warn by a pixel limit of its own.
+#: Pillow's plugins are called directly: `PIL.Image.open` would try other formats, read
+#: multi-picture JPEGs, and warn about a pixel limit of its own.
 _READERS: dict[str, type[ImageFile]] = {
     "jpg": JpegImageFile,
     "png": PngImageFile,
@@ -35,10 +35,10 @@ _READERS: dict[str, type[ImageFile]] = {
 
 if CAN_DECODE_AVIF:
     _READERS["avif"] = AvifImagePlugin.AvifImageFile
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # decoders work side by side already
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded in parallel already
 
-#: What Pillow raises about bytes that it cannot read.
-_BROKEN = (
+#: What Pillow raises for files that it cannot read.
+_DECODING_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -52,7 +52,7 @@ _BROKEN = (
 
 _QUALITY = 95  # as img2dataset; losses add up when training crops and encodes again
 
-#: EXIF's orientation: what turns the picture upright.
+#: How to turn a picture upright, by EXIF orientation.
 _UPRIGHT = {
     2: Pillow.Transpose.FLIP_LEFT_RIGHT,
     3: Pillow.Transpose.ROTATE_180,
@@ -65,7 +65,7 @@ _UPRIGHT = {
 
 
 class ValidatedImage(TypedDict):
-    """The fields of `cahlib.records.Image` that come from the bytes."""
+    """The fields of `cahlib.records.Image` that come from the file."""
 
     data: bytes
     format: str
@@ -79,31 +79,31 @@ class ValidatedImage(TypedDict):
 
 
 def validate_image(data: bytes, options: Download) -> ValidatedImage | Reason:
-    """Check a file by format, size and decoding; keep its bytes, or a smaller JPEG of it."""
-    anatomy = read_header(data)
-    if anatomy is Reason.NOT_AN_IMAGE:
-        return anatomy
+    """Check a file's format, size and pixels; return it stripped, or as a smaller JPEG."""
+    header = read_header(data)
+    if header is Reason.NOT_AN_IMAGE:
+        return header
     if reason := length_drop_reason(len(data), options):
         return reason
-    if isinstance(anatomy, Reason):
-        return anatomy
-    if reason := size_drop_reason(anatomy.width, anatomy.height, options):
+    if isinstance(header, Reason):
+        return header
+    if reason := size_drop_reason(header.width, header.height, options):
         return reason
     try:
-        whole = strip_metadata(data, anatomy.format, anatomy.orientation)
+        whole = strip_metadata(data, header.format, header.orientation)
         if options.resize:
-            kept, format, size = _small(whole, anatomy, options.resize)
+            kept, format, size = _resized(whole, header, options.resize)
         else:
-            kept, format, size = _whole(whole, anatomy)
-    except _BROKEN:
+            kept, format, size = _unchanged(whole, header)
+    except _DECODING_ERRORS:
         return Reason.BROKEN_IMAGE
     return ValidatedImage(
         data=kept,
         format=format,
         width=size[0],
         height=size[1],
-        original_width=anatomy.width,
-        original_height=anatomy.height,
+        original_width=header.width,
+        original_height=header.height,
         md5=md5(data, usedforsecurity=False).hexdigest(),
         sha1=sha1(data, usedforsecurity=False).hexdigest(),
         sha256=sha256(data).hexdigest(),
@@ -111,14 +111,14 @@ def validate_image(data: bytes, options: Download) -> ValidatedImage | Reason:
 
 
 def length_drop_reason(length: int, options: Download) -> Reason | None:
-    """Why a file of this many bytes is not wanted."""
+    """Return the reason to drop a file of this many bytes, or None."""
     if length < options.min_bytes:
         return Reason.TOO_FEW_BYTES
     return Reason.TOO_MANY_BYTES if length > options.max_bytes else None
 
 
 def size_drop_reason(width: int, height: int, options: Download) -> Reason | None:
-    """Why a picture of this many pixels is not wanted."""
+    """Return the reason to drop a picture of this size in pixels, or None."""
     short, long = sorted((width, height))
     if short < options.min_side:
         return Reason.SMALL_SIDE
@@ -127,54 +127,54 @@ def size_drop_reason(width: int, height: int, options: Download) -> Reason | Non
     return Reason.ASPECT if long > short * options.max_aspect else None
 
 
-def _open(kept: bytes, anatomy: ImageHeader) -> ImageFile:
-    """Open what will be stored, so that readers of the dataset can."""
-    image = _READERS[anatomy.format](BytesIO(kept))
-    if image.size != (anatomy.width, anatomy.height):
-        raise ValueError("the file names two sizes")
-    image.decodermaxblock = len(kept)  # all in one go: in pieces it takes 5 % longer
+def _open(kept: bytes, header: ImageHeader) -> ImageFile:
+    """Open the file that will be stored, as the dataset's readers will."""
+    image = _READERS[header.format](BytesIO(kept))
+    if image.size != (header.width, header.height):
+        raise ValueError("the file has two different sizes")
+    image.decodermaxblock = len(kept)  # all at once: in pieces it takes 5 % longer
     return image
 
 
-def _whole(kept: bytes, anatomy: ImageHeader) -> tuple[bytes, str, tuple[int, int]]:
-    """Decode for the proof alone; the bytes stay as they are."""
-    with _open(kept, anatomy) as image:
-        if anatomy.format == "jpg":
+def _unchanged(kept: bytes, header: ImageHeader) -> tuple[bytes, str, tuple[int, int]]:
+    """Validate by decoding; return the bytes unchanged."""
+    with _open(kept, header) as image:
+        if header.format == "jpg":
             jpeg.decode_jpeg(kept)
         else:
             image.load()
-    return kept, anatomy.format, (anatomy.width, anatomy.height)
+    return kept, header.format, (header.width, header.height)
 
 
-def _small(kept: bytes, anatomy: ImageHeader, side: int) -> tuple[bytes, str, tuple[int, int]]:
+def _resized(kept: bytes, header: ImageHeader, side: int) -> tuple[bytes, str, tuple[int, int]]:
     """Return an upright JPEG in sRGB whose shorter side is at most ``side``, without metadata."""
-    scale = min(1.0, side / min(anatomy.width, anatomy.height))
-    size = max(1, round(anatomy.width * scale)), max(1, round(anatomy.height * scale))
-    with _open(kept, anatomy) as image:
+    scale = min(1.0, side / min(header.width, header.height))
+    size = max(1, round(header.width * scale)), max(1, round(header.height * scale))
+    with _open(kept, header) as image:
         profile = image.info.get("icc_profile")
-        loaded = _loaded(image, kept, anatomy, size)
+        loaded = _decoded(image, kept, header, size)
     whole = loaded if loaded.mode in ("L", "RGB") else to_srgb(loaded, profile)
-    # What is far too large is averaged first, which needs no copies of all its pixels.
+    # A much larger picture is averaged first, which needs no copy of all its pixels.
     if (factor := min(whole.width // size[0], whole.height // size[1]) // 2) > 1:
         whole = whole.reduce(factor)
     small = resize_picture(whole, size)
-    if loaded.mode in ("L", "RGB"):  # the fewer pixels
+    if loaded.mode in ("L", "RGB"):  # after resizing there are fewer pixels
         small = to_srgb(small, profile)
     small = flatten_on_white(small)
-    if anatomy.orientation in _UPRIGHT:
-        small = small.transpose(_UPRIGHT[anatomy.orientation])
+    if header.orientation in _UPRIGHT:
+        small = small.transpose(_UPRIGHT[header.orientation])
     out = BytesIO()
     small.save(out, "JPEG", quality=_QUALITY)
     return out.getvalue(), "jpg", small.size
 
 
-def _loaded(
-    image: ImageFile, kept: bytes, anatomy: ImageHeader, size: tuple[int, int]
+def _decoded(
+    image: ImageFile, kept: bytes, header: ImageHeader, size: tuple[int, int]
 ) -> Pillow.Image:
-    """Return the decoded pixels, of a JPEG at a scale that suffices for ``size``."""
-    if anatomy.format == "jpg" and image.mode != "CMYK":
+    """Return the decoded picture, a JPEG at a scale that suffices for ``size``."""
+    if header.format == "jpg" and image.mode != "CMYK":
         return Pillow.fromarray(jpeg.decode_jpeg(kept, image.mode, size))
-    if anatomy.format == "jpg":  # whose inks Pillow knows better: Adobe stores them inverted
+    if header.format == "jpg":  # Pillow handles CMYK better: Adobe stores it inverted
         jpeg.decode_jpeg(kept)
         image.draft("CMYK", size)
     image.load()

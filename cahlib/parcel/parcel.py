@@ -1,9 +1,9 @@
-"""A parcel: the images of one shard in one tar, sealed by its manifest.
+"""A parcel: the images of one shard in one tar, committed by its manifest.
 
-The tar (``<shard>.tar``, WebDataset's layout: ``<uid>.<format>`` and ``<uid>.json`` of each image)
-grows while images arrive, under a temporary name. The manifest (``<shard>.json``) is renamed into
-place last: without it, whatever lies there is rubbish. Reading trusts neither of the two, for they
-may come from another machine. It knows no network and nothing of what is done with images.
+The tar (``<shard>.tar``, in WebDataset's layout: ``<uid>.<format>`` and ``<uid>.json`` of each
+image) grows while images arrive, under a temporary name. The manifest (``<shard>.json``) is renamed
+into place last; without it, a tar does not count. Neither file is trusted when read, since they may
+come from another machine.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from cahlib.lists import md5
 from cahlib.parcel.tar import TarError, TarMember, TarWriter, parcel_disk, read_members
 from cahlib.records import Candidate, Evidence, Image, OptOut, Parcel, Shard, Tally
 
-#: What is written and read; another layout gets another number.
+#: Version of the layout.
 _LAYOUT = 1
 
 _NAME = re.compile(r"([0-9a-f]{32})\.(jpg|png|webp|avif)")
 _PART = re.compile(r"[0-9a-f]{8}(\.json)?\.part")
-#: Bytes that may be said about an image: a million characters of raw text, which is what settings
-#: allow at most, all of them escaped, and the rest.
-_MAX_TEXT = 8_000_000
-_PIECE = 1 << 20
+#: Bytes of an image's JSON: a million characters of raw text, the most that settings allow, all of
+#: them escaped, and the rest.
+_MAX_METADATA = 8_000_000
+_CHUNK = 1 << 20
 
-#: A length that a dataset's columns can hold.
+#: A length that fits a dataset's columns.
 _Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 
-#: What decoding raises about strangers' JSON.
-_NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+#: What decoding raises for untrusted JSON.
+_INVALID_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _Sample(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What ``<uid>.json`` holds: an image without its bytes."""
+    """The content of ``<uid>.json``: an image without its bytes."""
 
     candidate: Candidate
     width: _Pixels
@@ -59,7 +59,7 @@ class _Sample(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 
 
 class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
-    """What ``<shard>.json`` holds: a parcel without its place."""
+    """The content of ``<shard>.json``: a parcel without its path."""
 
     layout: int
     shard: Shard
@@ -76,9 +76,9 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class _Place(NamedTuple):
-    """Where an image and what is said about it lie in the tar."""
+    """Where an image and its JSON are in the tar."""
 
-    position: int  #: in the shard
+    position: int  #: of its candidate in the shard
     data: TarMember
     text: TarMember
 
@@ -92,19 +92,19 @@ def write_parcel(
     evidence: Evidence | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Parcel:
-    """Write images into a parcel as they come; ``tally`` and ``evidence`` fill up meanwhile.
+    """Write images into a parcel as they arrive, while ``tally`` and ``evidence`` fill up.
 
-    What lay there for this shard is replaced. If ``images`` raises, or the writing fails, nothing
-    is left: RunError where the disk is full, ShardError for other trouble with it.
+    An older parcel of the shard is replaced. If ``images`` raises or writing fails, nothing is
+    left. Raise RunError if the disk is full, ShardError if it fails otherwise.
     """
     delete_parcel(folder, shard)
     evidence = evidence or Evidence()
     started = clock()
-    mark = secrets.token_hex(4)  # a lost worker may still be writing the same shard
+    mark = secrets.token_hex(4)  # a lost worker may still be writing this shard
     tar, manifest = (folder / f"{shard.id}.{mark}{kind}.part" for kind in ("", ".json"))
     try:
         with TarWriter(tar) as writer:
-            count = sum(_add(writer, image) for image in images)
+            count = sum(_add_image(writer, image) for image in images)
         parcel = Parcel(
             shard=shard,
             path=folder / f"{shard.id}.tar",
@@ -120,10 +120,10 @@ def write_parcel(
             versions=_versions(),
         )
         with parcel_disk(folder):
-            _write(manifest, _told(parcel))
+            _write_synced(manifest, _manifest_json(parcel))
             tar.rename(parcel.path)
-            manifest.rename(_manifest(folder, shard))
-            _sync(folder)
+            manifest.rename(_manifest_path(folder, shard))
+            _sync_folder(folder)
     except BaseException:
         for part in (tar, manifest):
             with suppress(OSError):
@@ -136,36 +136,40 @@ def write_parcel(
 
 
 def find_parcel(folder: Path, shard: Shard) -> Parcel | None:
-    """The sealed parcel of a shard, or None where there is none or only rubbish."""
+    """Return the committed parcel of a shard, or None if there is none."""
     try:
-        told = msgspec.json.decode(_manifest(folder, shard).read_bytes(), type=_Manifest)
-        tally = Tally.from_dict(told.tally)
+        manifest = msgspec.json.decode(_manifest_path(folder, shard).read_bytes(), type=_Manifest)
+        tally = Tally.from_dict(manifest.tally)
         path = folder / f"{shard.id}.tar"
-        if told.layout != _LAYOUT or told.shard != shard or path.stat().st_size != told.size:
+        if (
+            manifest.layout != _LAYOUT
+            or manifest.shard != shard
+            or path.stat().st_size != manifest.size
+        ):
             return None
-    except (OSError, KeyError, TypeError, AttributeError, *_NONSENSE):
+    except (OSError, KeyError, TypeError, AttributeError, *_INVALID_JSON):
         return None
     return Parcel(
         shard=shard,
         path=path,
-        sha256=told.sha256,
-        size=told.size,
-        images=told.images,
+        sha256=manifest.sha256,
+        size=manifest.size,
+        images=manifest.images,
         tally=tally,
-        optouts=told.optouts,
-        started=told.started,
-        finished=told.finished,
-        versions=told.versions,
-        silent=told.silent,
-        cut=told.cut,
+        optouts=manifest.optouts,
+        started=manifest.started,
+        finished=manifest.finished,
+        versions=manifest.versions,
+        silent=manifest.silent,
+        cut=manifest.cut,
     )
 
 
 def delete_parcel(folder: Path, shard: Shard) -> None:
-    """Remove whatever lies there for a shard, the manifest first."""
+    """Delete all files of a shard's parcel, the manifest first."""
     with parcel_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _manifest(folder, shard).unlink(missing_ok=True)
+        _manifest_path(folder, shard).unlink(missing_ok=True)
         (folder / f"{shard.id}.tar").unlink(missing_ok=True)
         for path in folder.glob("*.part"):
             if _PART.fullmatch(path.name.removeprefix(f"{shard.id}.")):
@@ -173,9 +177,9 @@ def delete_parcel(folder: Path, shard: Shard) -> None:
 
 
 def remove_leftovers(folder: Path, done: Iterable[Shard] = ()) -> None:
-    """Remove what was never sealed, and parcels of shards that are done; nobody may be writing.
+    """Delete uncommitted files, and parcels of finished shards; nothing may be writing.
 
-    Raises OSError: trouble with the folder is the run's, not a shard's.
+    Raise OSError if the folder fails, as that concerns the run rather than a shard.
     """
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.part"):
@@ -187,44 +191,44 @@ def remove_leftovers(folder: Path, done: Iterable[Shard] = ()) -> None:
 
 
 def check_parcel(parcel: Parcel) -> None:
-    """Compare the tar with its checksum; raises ShardError if they differ."""
+    """Compare the tar with its checksum; raise ShardError if they differ."""
     digest = sha256()
-    with _reading(parcel) as file:
-        while piece := file.read(_PIECE):
+    with _opened(parcel) as file:
+        while piece := file.read(_CHUNK):
             digest.update(piece)
     if digest.hexdigest() != parcel.sha256:
-        raise ShardError(f"Parcel {parcel.path.name} is damaged: its checksum does not fit.")
+        raise ShardError(f"Parcel {parcel.path.name} is damaged: its checksum does not match.")
 
 
 def read_images(parcel: Parcel) -> Iterator[Image]:
-    """The images of a parcel that `check_parcel` let pass, in the order of their positions.
+    """Yield the images of a checked parcel, in the order of their positions.
 
-    They may have arrived in any order. Raises ShardError for a tar that holds anything else.
+    Raise ShardError for a tar that contains anything else.
     """
-    with _reading(parcel) as file:
+    with _opened(parcel) as file:
         places = sorted(_places(parcel, file))
         if len({place.position for place in places}) != parcel.images:
-            raise _bad(parcel, "does not hold the images that its manifest counts")
+            raise _damaged(parcel, "does not have the images that its manifest counts")
         for place in places:
             yield _image(parcel, file, place)
 
 
-def _add(writer: TarWriter, image: Image) -> int:
+def _add_image(writer: TarWriter, image: Image) -> int:
     writer.add(f"{image.candidate.uid}.{image.format}", image.data)
-    writer.add(f"{image.candidate.uid}.json", _text(image))
+    writer.add(f"{image.candidate.uid}.json", _metadata(image))
     return 1
 
 
-def _text(image: Image) -> bytes:
+def _metadata(image: Image) -> bytes:
     text = msgspec.json.encode(
         _Sample(**{name: getattr(image, name) for name in _Sample.__struct_fields__})
     )
-    if len(text) > _MAX_TEXT:  # nobody would read it
-        raise ShardError(f"More is said about {image.candidate.url:.200} than a parcel may hold.")
+    if len(text) > _MAX_METADATA:  # readers would reject it
+        raise ShardError(f"The metadata of {image.candidate.url:.200} is too long for a parcel.")
     return text
 
 
-def _told(parcel: Parcel) -> bytes:
+def _manifest_json(parcel: Parcel) -> bytes:
     manifest = _Manifest(
         layout=_LAYOUT,
         shard=parcel.shard,
@@ -247,19 +251,19 @@ def _versions() -> Mapping[str, str]:
     return {**libraries, "python": platform.python_version()}
 
 
-def _manifest(folder: Path, shard: Shard) -> Path:
+def _manifest_path(folder: Path, shard: Shard) -> Path:
     return folder / f"{shard.id}.json"
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write_synced(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
-    """Bring a folder's names to the disk."""
+def _sync_folder(folder: Path) -> None:
+    """Sync the entries of a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -268,48 +272,48 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def _reading(parcel: Parcel) -> Iterator[BinaryIO]:
+def _opened(parcel: Parcel) -> Iterator[BinaryIO]:
     try:
         with parcel.path.open("rb") as file:
             yield file
     except OSError as error:
-        raise _bad(parcel, f"cannot be read ({error.strerror})") from error
+        raise _damaged(parcel, f"cannot be read ({error.strerror})") from error
     except TarError as error:
-        raise _bad(parcel, str(error)) from error
+        raise _damaged(parcel, str(error)) from error
 
 
-def _bad(parcel: Parcel, what: str) -> ShardError:
+def _damaged(parcel: Parcel, what: str) -> ShardError:
     return ShardError(f"Parcel {parcel.path.name} {what}; its shard has to be scraped again.")
 
 
 def _places(parcel: Parcel, file: BinaryIO) -> Iterator[_Place]:
-    """Where everything is: image and text by turns, both under the name of one candidate."""
-    for data, text in _by_twos(parcel, read_members(file)):
+    """Yield the places of images and JSON, which alternate and share the name of a candidate."""
+    for data, text in _pairs(parcel, read_members(file)):
         uid, _, format = data.name.partition(".")
         if not _NAME.fullmatch(data.name) or text.name != f"{uid}.json":
-            raise _bad(parcel, "holds files of other names than it should")
+            raise _damaged(parcel, "has files with unexpected names")
         candidate = _sample(parcel, file, text).candidate
         if not candidate.uid == uid == md5(candidate.url + candidate.text).hex():
-            raise _bad(parcel, "holds an image under another's name")
+            raise _damaged(parcel, "has an image under another's name")
         yield _Place(candidate.position, data, text)
 
 
-def _by_twos(parcel: Parcel, found: Iterator[TarMember]) -> Iterator[tuple[TarMember, TarMember]]:
+def _pairs(parcel: Parcel, found: Iterator[TarMember]) -> Iterator[tuple[TarMember, TarMember]]:
     for data in found:
         text = next(found, None)
         if text is None:
-            raise _bad(parcel, "holds an image of which nothing is said")
+            raise _damaged(parcel, "has an image without metadata")
         yield data, text
 
 
 def _sample(parcel: Parcel, file: BinaryIO, text: TarMember) -> _Sample:
-    if text.size > _MAX_TEXT:
-        raise _bad(parcel, "says more about an image than can be")
+    if text.size > _MAX_METADATA:
+        raise _damaged(parcel, "has too long metadata of an image")
     file.seek(text.offset)
     try:
         return msgspec.json.decode(file.read(text.size), type=_Sample)
-    except _NONSENSE as error:
-        raise _bad(parcel, f"says nonsense about an image ({error})") from error
+    except _INVALID_JSON as error:
+        raise _damaged(parcel, f"has invalid metadata of an image ({error})") from error
 
 
 def _image(parcel: Parcel, file: BinaryIO, place: _Place) -> Image:

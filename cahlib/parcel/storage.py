@@ -1,6 +1,6 @@
-"""Parcels by way of storage that both sides reach (fsspec): CPU workers bring, GPU workers fetch.
+"""Parcel storage by fsspec: CPU workers upload parcels, GPU workers download them.
 
-These are jobs for the engine; they know nothing of trackers.
+`download_parcel` is a job for the engine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cahlib.records import Parcel, Shard
 
 
 class StorageUnavailable(Postponed):
-    """The storage does not answer, or not as it should: that may be no parcel's fault."""
+    """The storage does not answer as expected, which may not be the parcel's fault."""
 
 
 def upload_parcel(parcel: Parcel, folder_url: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def upload_parcel(parcel: Parcel, folder_url: str) -> dict[str, Any]:
         files.makedirs(place.rpartition("/")[0], exist_ok=True)
         files.put_file(str(parcel.path), place)
         # Last, as on disk: a tar without its manifest does not count.
-        files.put_file(str(parcel.path.with_suffix(".json")), _manifest(place))
+        files.put_file(str(parcel.path.with_suffix(".json")), _manifest_place(place))
     return {"url": url, "sha256": parcel.sha256, "size": parcel.size}
 
 
@@ -41,10 +41,10 @@ def download_parcel(
     limit: float,
     report: Callable[[Any], None],
 ) -> Parcel:
-    """A parcel that somebody brought; it is checked when it is read.
+    """Download an uploaded parcel, which is checked when it is read.
 
-    Raises ShardError for a parcel that is not there or not what it was said to be, StorageAway,
-    and RunError where the disk is full.
+    Raise ShardError if the parcel is missing or not as described, StorageUnavailable, and RunError
+    if the disk is full.
     """
     if not parcels.find_parcel(folder, shard):
         mark = secrets.token_hex(4)
@@ -52,10 +52,10 @@ def download_parcel(
         try:
             with _storage(uploaded["url"]) as (files, place):
                 folder.mkdir(parents=True, exist_ok=True)
-                # First: asked for a size, fsspec says of an HTTP server that is away "not found".
-                files.get_file(_manifest(place), str(manifest))
+                # First, as fsspec's size() reports an unavailable HTTP server as "not found".
+                files.get_file(_manifest_place(place), str(manifest))
                 if files.size(place) != uploaded["size"]:
-                    raise ShardError(f"{uploaded['url']} is not as long as it was said to be.")
+                    raise ShardError(f"{uploaded['url']} does not have the announced size.")
                 files.get_file(place, str(tar))
                 tar.rename(folder / f"{shard.id}.tar")
                 manifest.rename(folder / f"{shard.id}.json")
@@ -71,20 +71,20 @@ def download_parcel(
 
 
 def delete_upload(uploaded: dict[str, Any]) -> None:
-    """Remove a parcel that has served; where that is not allowed, or it is none, it stays."""
+    """Delete an uploaded parcel that is no longer needed, if permitted and if it is one."""
     with suppress(ShardError), _storage(uploaded["url"]) as (files, place):
-        if json.loads(files.cat_file(_manifest(place)))["sha256"] == uploaded["sha256"]:
+        if json.loads(files.cat_file(_manifest_place(place)))["sha256"] == uploaded["sha256"]:
             files.rm_file(place)
-            files.rm_file(_manifest(place))
+            files.rm_file(_manifest_place(place))
 
 
-def _manifest(place: str) -> str:
+def _manifest_place(place: str) -> str:
     return f"{place.removesuffix('.tar')}.json"
 
 
 @contextmanager
 def _storage(url: str) -> Iterator[tuple[Any, str]]:
-    """The driver for a URL; each has errors of its own, of any kind, which become ours."""
+    """Open the driver for a URL, and convert its errors, which may be of any kind."""
     from fsspec.core import url_to_fs
 
     try:
@@ -92,11 +92,11 @@ def _storage(url: str) -> Iterator[tuple[Any, str]]:
     except CahError:
         raise
     except FileNotFoundError as error:
-        raise ShardError(f"{url} is not there.") from error
+        raise ShardError(f"{url} does not exist.") from error
     except Exception as error:
         if is_full(error):
             raise no_space(url) from error
-        said = " ".join(str(error).split()).rstrip(".")
+        message = " ".join(str(error).split()).rstrip(".")
         raise StorageUnavailable(
-            f"{url} cannot be reached: {said} ({type(error).__name__})."
+            f"{url} cannot be reached: {message} ({type(error).__name__})."
         ) from error

@@ -1,7 +1,7 @@
-"""Plain tars: written with a checksum on the way, read by strangers' rules.
+"""Plain tars: hashed while they are written, and read without trusting them.
 
-Only regular files, in the old USTAR form, one after the other, padded, with two empty blocks at
-the end: what `TarWriter` writes, and all that `read_members` accepts.
+They contain regular files only, in USTAR format, padded, with two empty blocks at the end. That is
+what `TarWriter` writes, and all that `read_members` accepts.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from cahlib.errors import ShardError, is_full, no_space
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
-#: A header without a name: mode 644, time 0, no owner.
+#: A header without a name: mode 644, mtime 0, no owner.
 _HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 _MAX_NAME, _MAX_SIZE = 100, 8**11
-#: Bytes that are written and hashed at once. Both give the interpreter's lock away and then wait
-#: for it: done for each file, an image of 30 kB cost 5.3 ms of CPU, not 4.9 (two threads decode,
+#: Bytes written and hashed at a time. Both release the interpreter's lock and then wait for it: for
+#: each file separately, an image of 30 kB took 5.3 ms of CPU instead of 4.9 (two threads decode,
 #: one fetches).
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 
 
 class TarError(Exception):
-    """The file is not such a tar; the text says what is wrong with it."""
+    """The file is not such a tar; the message says what is wrong with it."""
 
 
 class TarMember(NamedTuple):
     """A file in a tar."""
 
     name: str
-    offset: int  #: of its bytes
+    offset: int  #: of its content
     size: int
 
 
 class TarWriter:
-    """A new tar, hashed while it grows; whole and on the disk when its ``with`` is left."""
+    """A new tar, hashed while it grows; complete and synced when the context exits."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,7 +50,7 @@ class TarWriter:
     def __enter__(self) -> TarWriter:
         with parcel_disk(self._path.parent):
             self._raw = _Hashed(self._path, "xb")
-        self._file = io.BufferedWriter(self._raw, _PIECE)
+        self._file = io.BufferedWriter(self._raw, _CHUNK)
         return self
 
     def __exit__(
@@ -59,7 +59,7 @@ class TarWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with parcel_disk(self._path.parent), self._raw:  # after an error nothing more is written
+        with parcel_disk(self._path.parent), self._raw:  # after an error, nothing more is written
             if error is None:
                 self._file.write(_END)
                 self._file.flush()
@@ -67,16 +67,16 @@ class TarWriter:
 
     @property
     def sha256(self) -> str:
-        """Of all that was written, hex; like `size`, for a tar that is whole."""
+        """The hex checksum; like `size`, valid once the tar is complete."""
         return self._raw.digest.hexdigest()
 
     @property
     def size(self) -> int:
-        """Bytes that were written."""
+        """Bytes written."""
         return self._raw.size
 
     def add(self, name: str, data: bytes) -> None:
-        """Append a file; its header is the same on every machine and day."""
+        """Append a file; its header depends on nothing but its name and size."""
         header = _header(name, len(data))
         with parcel_disk(self._path.parent):
             self._file.write(header)
@@ -88,10 +88,10 @@ def _header(name: str, size: int) -> bytes:
     """Return a file's header as `tarfile` writes it, in a fifth of the time."""
     named = name.encode("ascii").ljust(_MAX_NAME, b"\0")
     if len(named) > _MAX_NAME or size >= _MAX_SIZE:
-        raise ValueError(f"{name} does not fit into a tar of this form")
+        raise ValueError(f"{name} does not fit into a USTAR header")
     begin = named + _HEADER[100:124] + b"%011o\0" % size + _HEADER[136:148]
     end = _HEADER[156:]
-    # the checksum counts itself as eight blanks
+    # the checksum counts itself as eight spaces
     return b"%b%06o\0 %b" % (begin, sum(begin) + 8 * ord(" ") + sum(end), end)
 
 
@@ -111,17 +111,17 @@ class _Hashed(io.FileIO):
 
 @contextmanager
 def parcel_disk(folder: Path) -> Iterator[None]:
-    """Say what trouble with the disk means: RunError where it is full, ShardError for the rest."""
+    """Convert errors of the disk: RunError if it is full, else ShardError."""
     try:
         yield
     except OSError as error:
         if is_full(error):
             raise no_space(folder) from error
-        raise ShardError(f"No parcel can be written to {folder}: {error.strerror}.") from error
+        raise ShardError(f"Cannot write a parcel to {folder}: {error.strerror}.") from error
 
 
 def read_members(file: BinaryIO) -> Iterator[TarMember]:
-    """The files in a tar, none of whose names is used for anything; raises BadTar."""
+    """Yield the files in a tar; raise TarError. Their names are not used as paths."""
     size = file.seek(0, os.SEEK_END)
     at = 0
     while size - at > len(_END):
@@ -140,5 +140,5 @@ def _member(header: bytes, offset: int) -> TarMember:
     except (tarfile.HeaderError, ValueError) as error:
         raise TarError("has a broken header") from error
     if info.type != tarfile.REGTYPE or info.size < 0:
-        raise TarError("holds something else than files")
+        raise TarError("has entries other than files")
     return TarMember(info.name, offset, info.size)

@@ -121,7 +121,7 @@ def test_what_nobody_would_read_is_not_sealed(tmp_path):
     assert list(
         parcels.read_images(parcels.write_parcel([long], SHARD, tmp_path, tally=Tally()))
     ) == [long]
-    with pytest.raises(ShardError, match="More is said about http://images.example/0.jpg than"):
+    with pytest.raises(ShardError, match="metadata of http://images.example/0.jpg is too long"):
         parcels.write_parcel(
             [dataclasses.replace(long, robots="x" * 9_000_000)], SHARD, tmp_path, tally=Tally()
         )
@@ -207,7 +207,7 @@ def test_trouble_with_the_disk_is_said_in_one_sentence(tmp_path):
         with parcel_disk(tmp_path), open("/dev/full", "wb", buffering=0) as file:
             file.write(b"more")
     (tmp_path / "file").touch()
-    with pytest.raises(ShardError, match="No parcel can be written to .*/file: "):
+    with pytest.raises(ShardError, match="Cannot write a parcel to .*/file: "):
         sealed(tmp_path / "file")
 
 

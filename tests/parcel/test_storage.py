@@ -69,7 +69,7 @@ def test_a_parcel_that_cannot_be_removed_stays():
 
 def test_a_parcel_that_is_not_there_is_told_from_storage_that_does_not_answer(tmp_path):
     with Web({"/busy.json": Answer(status=503)}) as web:
-        with pytest.raises(ShardError, match="is not there") as gone:
+        with pytest.raises(ShardError, match="does not exist") as gone:
             fetched(f"http://{web.address}/a.tar", tmp_path)
         with pytest.raises(storage.StorageUnavailable, match="503"):
             fetched(f"http://{web.address}/busy.tar", tmp_path)
@@ -77,7 +77,7 @@ def test_a_parcel_that_is_not_there_is_told_from_storage_that_does_not_answer(tm
     with pytest.raises(storage.StorageUnavailable, match="cannot be reached"):
         fetched(f"http://{address}/a.tar", tmp_path)
     assert not isinstance(gone.value, storage.StorageUnavailable)
-    with pytest.raises(ShardError, match="is not there"):
+    with pytest.raises(ShardError, match="does not exist"):
         fetched(f"file://{tmp_path}/a.tar", tmp_path)
 
 
