@@ -63,7 +63,7 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
         redirect_slashes=False,  # a redirection would not know the path below which we lie
     )
     app.state.service = service
-    app.router.routes.extend([*calls.routes(), Route("/live", stream)])
+    app.router.routes.extend([*calls.routes(), Route("/live", stream, methods=["GET"])])
     document = app.openapi
     app.openapi = lambda: app.openapi_schema or calls.described(document())  # type: ignore[method-assign]
     app.include_router(_v1)

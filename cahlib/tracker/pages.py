@@ -166,11 +166,19 @@ def _board(
         every = [each for each in every if sought.casefold() in each.who.name.casefold()]
     shown = every[(page - 1) * _ROWS : page * _ROWS]
     lines = _sparks(of(request), shown, asked["by"]) if kind == "person" else {}
-    pages = {"page": page, "pages": -(-len(every) // _ROWS), "found": len(every)}
     asked |= {"q": sought}
     return rendering.page(
-        "leaderboard.html", request, rows=shown, lines=lines, kind=kind, asked=asked, **pages
-    )
+        "leaderboard.html", request, rows=shown, lines=lines, kind=kind, asked=asked,
+        **_paging(page, len(every)),
+    )  # fmt: skip
+
+
+def _paging(page: int, found: int) -> dict[str, int]:
+    """Return which page this is, of how many; raise Missing for one that is not there."""
+    pages = -(-found // _ROWS)
+    if page > max(pages, 1):
+        raise Missing(f"This list has no page {page}.")
+    return {"page": page, "pages": pages, "found": found}
 
 
 def _sparks(service: Service, shown: Sequence[standings.Standing], what: str) -> dict[str, str]:
@@ -266,9 +274,9 @@ def workers(
         conditions.append(board.called(sought))
     skip = (page - 1) * _ROWS
     count, rows = board.found(service.database, *conditions, skip=skip, most=_ROWS)
-    pages = {"page": page, "pages": -(-count // _ROWS), "found": count}
     asked = {"q": sought, "every": every}
-    return rendering.page("workers.html", request, workers=rows, asked=asked, **pages)
+    paging = _paging(page, count)
+    return rendering.page("workers.html", request, workers=rows, asked=asked, **paging)
 
 
 @router.get("/worker/{kind}/{name}")

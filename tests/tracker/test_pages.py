@@ -110,7 +110,8 @@ def test_pages_escape_what_is_other_peoples_text(tracker, crowd):
     for path in ("/leaderboard?page=0", "/workers?page=x", "/person", "/leaderboard?last=year"):
         assert ask(tracker, path).status == 400, path
     assert ask(tracker, "/workers?q=%00%25_\\").status == 200
-    assert ask(tracker, "/person?name=%00").status == 404
+    for path in ("/person?name=%00", "/workers?page=2", "/leaderboard?page=2"):
+        assert ask(tracker, path).status == 404, path
 
 
 def test_a_community_shows_its_name_and_how_to_join(url, database):
@@ -147,6 +148,7 @@ def test_a_large_community_is_found_whole(large):
         assert link in [given.get("href") for _, given in listed]
         text = unescape(ask(large, link[1:]).text)
         assert f"<bdi>{name}</bdi>" in text and "brave-otter-" in text
+    assert ask(large, "/live", b"").status == 405
     found = ask(large, "/workers?every=1&q=OTTER-0099").text
     assert len(re.findall("otter-0099[0-9]<", found)) == 10 and "10 workers" in found
     assert "No worker of that name" in ask(large, "/workers?q=100%25").text

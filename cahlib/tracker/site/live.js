@@ -6,26 +6,21 @@ const main = () => document.querySelector("main");
 const say = (text) => { if (pulse.textContent !== text) pulse.textContent = text; };
 let source = null;
 let asking = 0;
-let failed = 0;
 
 function follow() {
   source = new EventSource(new URL(main().dataset.live, location.href));
-  source.onopen = () => { failed = 0; say("Live."); };
-  source.onmessage = (event) => { stopAsking(); show(JSON.parse(event.data)); };
+  source.onopen = () => { stopAsking(); say("Live."); };
+  source.onmessage = (event) => show(JSON.parse(event.data));
   source.onerror = () => {
-    failed += 1;
-    say("The tracker does not answer; trying again.");
-    if (source.readyState === EventSource.CLOSED || failed > 2) { stop(); ask(); }
+    if (source.readyState === EventSource.CLOSED) stop();  // refused, so not tried again by itself
+    else say("The tracker does not answer; trying again.");
+    if (!asking) asking = setInterval(renew, 15000);
   };
 }
 
 function stop() {
   if (source) source.close();
   source = null;
-}
-
-function ask() {
-  if (!asking) asking = setInterval(renew, 10000);
 }
 
 function stopAsking() {
@@ -43,6 +38,7 @@ async function renew() {
     document.title = fresh.title;
     settle();
     say("Updated " + new Date().toLocaleTimeString() + ".");
+    if (!source) follow();
   } catch {
     say("The tracker does not answer; trying again.");
   }
