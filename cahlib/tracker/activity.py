@@ -1,6 +1,6 @@
-"""What people did over time: noted every five minutes, kept by hours and days as it ages.
+"""What people did over time: recorded every five minutes, summed up to hours, then to days.
 
-It is made from people's sums, so that no completion costs more for it.
+It is derived from each person's totals, so completions cost no more for it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SINCE = tuple(
 
 
 def note(database: Database, connection: Connection, start: int) -> None:
-    """Note what each person did since the last time, as of the five minutes from ``start``."""
+    """Record what each person did since the last call, for the five minutes from ``start``."""
     grown = select(people.c.nickname, *_SINCE).outerjoin_from(people, _noted, _OF_PERSON)
     grown = grown.where(or_(*(each != 0 for each in _SINCE)))
     rows = [dict(row._mapping) for row in connection.execute(grown)]
@@ -76,8 +76,9 @@ def _adding(database: Database, fresh: Any) -> Any:
 
 
 def recent(connection: Connection, now: float) -> dict[tuple[str, int], Work]:
-    """Return what people did in the last hour (0), the one before (1), and else in the last day (2)
-    and the one before (3), as far as it is noted.
+    """Return what was recorded by nickname and age.
+
+    The ages: 0 is the last hour, 1 the hour before, 2 the rest of the last day, 3 the day before.
     """
     time = activity.c.time
     age = case(
@@ -89,7 +90,7 @@ def recent(connection: Connection, now: float) -> dict[tuple[str, int], Work]:
 
 
 def everyone(connection: Connection) -> list[tuple[Any, Work, Work]]:
-    """Return each person's row, what he did in all, and of it what is not noted yet."""
+    """Return each person's row, total work, and the part of it that is not recorded yet."""
     query = select(people, *_SINCE).outerjoin_from(people, _noted, _OF_PERSON)
     query = query.where(people.c.done + people.c.scraped > 0)
     return [
@@ -114,9 +115,9 @@ def series(
 
 
 def streak(days: Sequence[int], now: float) -> tuple[int, int]:
-    """Return on how many days without a break somebody worked until now, and at most.
+    """Return the current and the longest run of consecutive days.
 
-    ``days`` are starts of days, in order; who worked yesterday may do so yet today.
+    ``days`` are the starts of the days worked, in order; today may still be added to a run.
     """
     longest = run = 0
     before = None

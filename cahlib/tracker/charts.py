@@ -1,4 +1,4 @@
-"""Numbers, times and counts over time, as the pages show them: texts, and points of SVG."""
+"""Numbers, dates and series as the pages show them: text, and coordinates for SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Milestones of a crawl and of people: which are reached, when, and which comes next."""
+"""Milestones of the crawl and of people: which were reached, when, and which comes next."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Milestone:
 
 
 def of_crawl(state: State) -> list[Milestone]:
-    """Return what the crawl has reached, the latest first."""
+    """Return the milestones that the crawl has reached, the latest first."""
     counts = state.counts
     here = {"time": state.time, "done": counts.done, "pairs": counts.pairs}
     rows = [*state.ever, here]
@@ -35,7 +35,7 @@ def of_crawl(state: State) -> list[Milestone]:
 
 
 def of_pairs(points: Sequence[tuple[float, float]]) -> list[Milestone]:
-    """Return which counts of pairs a series of (time, sum) has reached, the latest first."""
+    """Return the pair counts that a series of (time, total) has reached, the latest first."""
     most = points[-1][1] if points else 0
     marks = [(mark, mark) for mark in _marks(most)]
     return [
@@ -45,7 +45,7 @@ def of_pairs(points: Sequence[tuple[float, float]]) -> list[Milestone]:
 
 
 def following(pairs: float, per_hour: float) -> tuple[str, float] | None:
-    """Return the next count of pairs, and the seconds until then at this pace; None at none."""
+    """Return the next pair count and the seconds until then; None without a pace."""
     mark = next(each for each in _marks(float("inf")) if each > pairs)
     return (_called(mark), (mark - pairs) / per_hour * 3600) if per_hour else None
 
@@ -69,7 +69,7 @@ def _marks(most: float) -> Iterator[int]:
 def _reached(
     points: Sequence[tuple[float, float]], marks: Iterable[tuple[float, float]]
 ) -> Iterator[tuple[float, float]]:
-    """Yield of each mark (name, sum) its name and when it was first reached, if ever."""
+    """Yield the name of each mark (name, total) that was reached, and when it first was."""
     for name, mark in marks:
         at = next((time for time, value in points if value >= mark), None)
         if at is not None:

@@ -33,7 +33,7 @@ Number = Annotated[int, Query(ge=1, le=100_000)]
 
 @router.get("/")
 def overview(request: Request) -> Response:
-    """How far the crawl is."""
+    """Show how far the crawl is."""
     service = of(request)
     state = service.state()
     pairs = [*((row["time"], row["pairs"]) for row in state.ever), (state.time, state.counts.pairs)]
@@ -53,7 +53,7 @@ def overview(request: Request) -> Response:
 
 
 def look(service: Service) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what the overview shows, as texts by name, and the shards that were finished last."""
+    """Return the overview's values by name, and the shards that were finished last."""
     state = service.state()
     counts, now = state.counts, service.clock()
     texts = {
@@ -91,7 +91,7 @@ def look(service: Service) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _pace(row: dict[str, Any]) -> str:
-    """Return how fast the worker of a finished shard is, since it joined."""
+    """Return the average pace of a finished shard's worker since it joined."""
     seconds = row["finished"] - row["first_seen"]
     if seconds < 1 or not row["all_pairs"]:
         return ""
@@ -100,7 +100,7 @@ def _pace(row: dict[str, Any]) -> str:
 
 @router.get("/badge.svg")
 def badge(request: Request, name: Text = "") -> Response:
-    """How far the crawl is, or what a person has done, to show elsewhere."""
+    """Draw how far the crawl is, or what a person has done, for other sites."""
     service = of(request)
     title, share = service.settings.title, service.state().counts.share
     if name:
@@ -117,7 +117,7 @@ def badge(request: Request, name: Text = "") -> Response:
 
 @router.get("/feed.atom")
 def feed(request: Request) -> Response:
-    """The milestones of the crawl, for feed readers."""
+    """List the milestones of the crawl for feed readers."""
     service = of(request)
     state = service.state()
     title, form = service.settings.title, "%Y-%m-%dT%H:%M:%SZ"
@@ -145,7 +145,7 @@ def leaderboard(
     q: Text = "",
     page: Number = 1,
 ) -> Response:
-    """Who did most."""
+    """Rank people."""
     service = of(request)
     every = standings.ranked(service.contributors(), last, by)
     return _board(request, every, kind="person", last=last, by=by, q=q, page=page)
@@ -153,7 +153,7 @@ def leaderboard(
 
 @router.get("/teams")
 def teams(request: Request, last: Period = "all", q: Text = "", page: Number = 1) -> Response:
-    """Which teams did most."""
+    """Rank teams."""
     every = standings.ranked(standings.teams(of(request).contributors()), last)
     return _board(request, every, kind="team", last=last, by="pairs", q=q, page=page)
 
@@ -182,7 +182,7 @@ def _paging(page: int, found: int) -> dict[str, int]:
 
 
 def _sparks(service: Service, shown: Sequence[standings.Standing], what: str) -> dict[str, str]:
-    """Return the last day of these people, hour by hour, as small lines."""
+    """Return a small line for each of these people: the last day, hour by hour."""
     now = service.clock()
     starts = [int(now // HOUR * HOUR) - HOUR * n for n in reversed(range(24))]
     names = [each.who.name for each in shown]
@@ -195,7 +195,7 @@ def _sparks(service: Service, shown: Sequence[standings.Standing], what: str) ->
 
 @router.get("/person")
 def person(request: Request, name: Text) -> Response:
-    """What a person does, and did."""
+    """Show what a person has done."""
     service = of(request)
     standing = _standing(service, rules.sentence(name, 200))
     who = standing.who
@@ -229,7 +229,7 @@ def _days(service: Service, days: dict[int, activity.Work]) -> dict[str, Any]:
 
 @router.get("/team")
 def team(request: Request, name: Text) -> Response:
-    """What a team does, and who is in it."""
+    """Show what a team has done, and its members."""
     service, sought = of(request), rules.sentence(name, 200)
     people = service.contributors()
     standing = _of(standings.ranked(standings.teams(people), "all"), sought)
@@ -267,7 +267,7 @@ def _of(every: Sequence[standings.Standing], name: str) -> standings.Standing:
 def workers(
     request: Request, q: Text = "", page: Number = 1, every: Annotated[int, Query(ge=0, le=1)] = 0
 ) -> Response:
-    """Who is at work, or has been."""
+    """List the workers: those at work, or all."""
     service, sought = of(request), rules.sentence(q, 200)
     conditions = [] if every else [board.active(service.clock())]
     if sought:
@@ -283,7 +283,7 @@ def workers(
 def worker(
     request: Request, kind: str, name: Annotated[str, Path(pattern="^[a-z0-9-]{1,60}$")]
 ) -> Response:
-    """One worker."""
+    """Show one worker."""
     found = board.worker(of(request).database, name)
     if found["kind"] != kind.lower():
         raise Missing("There is no worker of this name and type.")
@@ -292,12 +292,15 @@ def worker(
 
 @router.get("/stuck")
 def stuck(request: Request) -> Response:
-    """The shards that were set aside, by what was wrong."""
+    """List the shards that were set aside, grouped by error."""
     return rendering.page("stuck.html", request, groups=grouped(of(request).stuck()), most=_ROWS)
 
 
 def grouped(every: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return shards by their errors, without what differs from shard to shard; most come first."""
+    """Return shards grouped by error, the largest group first.
+
+    What differs from shard to shard is left out of the errors.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for each in every:
         found.setdefault(_PARTICULAR.sub("…", each["error"] or ""), []).append(each)
@@ -310,7 +313,7 @@ _PARTICULAR = re.compile(r"\w+://\S+|/\S+|\b[0-9a-f]{8,}\b|\d+[.,:]\d[\d.,:]*|\d
 
 @router.get("/site/{name}")
 def asset(request: Request, name: str) -> Response:
-    """A style sheet, the script, or the icon."""
+    """Send a style sheet, the script, or the icon."""
     return rendering.file(request, name)
 
 
@@ -330,7 +333,7 @@ def readyz(request: Request) -> str:
 
 
 def _rates(history: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    """What a count grew by an hour, at each point over the half hour before it."""
+    """Return a count's growth per hour at each point, over the half hour before it."""
     return [
         (after["time"], (after[name] - before[name]) * 3600 / (after["time"] - before["time"]))
         for before, after in zip(history, history[6:], strict=False)

@@ -1,4 +1,4 @@
-"""How pages are made of templates, and how they are sent: escaped, compressed, and not again."""
+"""Rendering of the pages' templates, and responses with ETag and compression."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def render(template: str, values: dict[str, Any]) -> str:
 def answer(
     request: Request, text: str, kind: str, headers: dict[str, str] | None = None
 ) -> Response:
-    """Return a text, compressed for who can read that; or nothing to who has it already."""
+    """Return a response with this text, compressed if accepted, or 304 if it has not changed."""
     body = text.encode()
     tag = f'W/"{hashlib.sha256(body).hexdigest()[:16]}"'
     shown = {"ETag": tag, "Vary": "Accept-Encoding", "X-Content-Type-Options": "nosniff"}

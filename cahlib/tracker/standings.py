@@ -1,4 +1,4 @@
-"""Who did most: people and teams, in the last hour, the last day and all in all, and who climbs."""
+"""Leaderboards of people and teams for the last hour, the last day and all time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Standing:
 
 
 def contributors(database: Database, now: float) -> list[Contributor]:
-    """Return all who did something."""
+    """Return everybody who has finished a shard or brought a parcel."""
     with database.read() as connection:
         recent = activity.recent(connection, now)
         every = activity.everyone(connection)
@@ -59,7 +59,7 @@ def _contributor(
 
 
 def teams(people: Iterable[Contributor]) -> list[Contributor]:
-    """Return the teams, with what their members did together, whenever they joined it."""
+    """Return the teams with all that their present members did."""
     members: dict[str, list[Contributor]] = {}
     for one in people:
         if one.team:
@@ -99,7 +99,7 @@ def ranked(every: Sequence[Contributor], period: str, by: str = "pairs") -> list
 
 
 def _order(works: Mapping[str, Work], by: str) -> dict[str, int]:
-    """Return ranks by name, from the first on; who did nothing of that kind has none."""
+    """Return the rank of each name, in order; names without such work have none."""
     least = {"pairs": "done"}.get(by, by)  # a shard may hold no pair
     some = [(-getattr(work, by), name) for name, work in works.items() if getattr(work, least) > 0]
     return {name: rank for rank, (_, name) in enumerate(sorted(some), 1)}
