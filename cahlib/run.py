@@ -302,7 +302,7 @@ class _Work:
         """Write each shard's pairs into the dataset, and its account into the ledger."""
         for work, of_shard in groupby(steps, key=itemgetter(0)):
             shard = work.parcel.shard
-            self._known.begin()
+            self._known.begin_shard()
             try:
                 sealed = write_shard(
                     self._folder,
@@ -310,7 +310,7 @@ class _Work:
                     parcel=work.parcel,
                     spec=spec,
                     tally=work.tally,
-                    again=self._known.again,
+                    again=self._known.find_duplicate,
                 )
             except (CahError, Abandoned):
                 raise
@@ -322,7 +322,7 @@ class _Work:
             commit_shards(self._folder, self._ours, [shard.id])
             add_tar(self._folder, sealed)
             self._ledger.seal(shard, read_uids(self._folder, sealed), sealed.tally)
-            self._known.keep()
+            self._known.commit_shard()
             self._dead_domains.add(sealed.silent)
             scraped = work.parcel.finished - work.parcel.started
             self._meter.add(sealed.tally, scraped=scraped, worked=self._worked())

@@ -1,9 +1,8 @@
 """dataset.json: the settings that made a dataset, and the list of its committed shards.
 
-It stands in the dataset's folder, here and at a URL, so that a dataset that was copied without its
-`run` folder still says what it is, and a shard that vanished is missed. A shard's manifest has the
-last word: one that is there and not on the list was committed by a run that was killed before it
-could say so here.
+It is in the dataset's folder, here and at a URL, so that a dataset that was copied without its
+`run` folder still has its settings, and a lost shard is noticed. A shard's manifest is decisive:
+one that is not on the list was committed by a run that was killed before it could update the list.
 """
 
 from __future__ import annotations
@@ -28,23 +27,23 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_told = set[str]()  # of which damaged files users know
+_warned = set[str]()  # damaged files
 
 DESCRIPTION_FILE = "dataset.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """The record of what a dataset says of itself."""
+    """The content of dataset.json."""
 
-    #: that decide what is in it, by name (`cahlib.fingerprint`); None if nobody knows them
+    #: those that decide what is in it, by name (`cahlib.fingerprint`); None if unknown
     settings: Mapping[str, Any] | None = None
-    digest: str = ""  #: of the settings, as each manifest carries it
+    digest: str = ""  #: of the settings, as in each manifest
     committed: tuple[str, ...] = ()  #: ids of shards, sorted
-    #: the report and the card as they were written last
+    #: the report and the card as last written
     pages: Mapping[str, FileRecord] = field(default_factory=dict)
     version: str = __version__  #: of the cahlib that wrote it
-    layout: int = 1  #: which layout it has, up to `CURRENT_LAYOUT`
+    layout: int = 1  #: 1 to `CURRENT_LAYOUT`
 
 
 def describe_job(job: Job) -> Description:
@@ -54,7 +53,7 @@ def describe_job(job: Job) -> Description:
 
 
 def describe_continued(job: Job) -> Description:
-    """Return the same for a job that may go on with a dataset, in the layout that this has."""
+    """Return the same for a job that may continue a dataset, in the layout of that."""
     output = job.output
     places = (output.folder, output.url) if output.url else (output.folder,)
     has = [layout for place in places if (layout := layout_of(place))]
@@ -62,9 +61,9 @@ def describe_continued(job: Job) -> Description:
 
 
 def layout_of(place: str | Path) -> int | None:
-    """Return the layout of the dataset at a place, or None if there is no shard of one.
+    """Return the layout of the dataset at a place, or None if it has no shard.
 
-    Without a description a manifest tells it, for columns had blanks in layout 1 alone.
+    Without a description a manifest reveals it: only in layout 1 had columns blanks.
     """
     try:
         if (said := read_description(place)) and said.committed:
@@ -78,7 +77,7 @@ def layout_of(place: str | Path) -> int | None:
 
 
 def read_description(place: str | Path) -> Description | None:
-    """Return what stands at a place, or None. Raise ValueError if it is damaged."""
+    """Return the description at a place, or None; raise ValueError if it is damaged."""
     there = files_at(place)
     return (
         decode_checksummed(there.read(DESCRIPTION_FILE), Description)
@@ -88,7 +87,7 @@ def read_description(place: str | Path) -> Description | None:
 
 
 def stored_job(folder: Path) -> Job | None:
-    """Return the job whose run lies beside a dataset, or None; with a warning if it is damaged."""
+    """Return the stored job of a dataset's run, or None, with a warning if it is damaged."""
     path = folder / "run" / "job.json"
     try:
         return _sound(path, Job.stored(path))
@@ -98,7 +97,7 @@ def stored_job(folder: Path) -> Job | None:
 
 
 def find_description(place: str | Path) -> Description | None:
-    """Return the same, or None with a warning if it is damaged."""
+    """Return the description at a place, or None, with a warning if it is damaged."""
     path = f"{files_at(place).place}/{DESCRIPTION_FILE}"
     try:
         return _sound(path, read_description(place))
@@ -108,19 +107,19 @@ def find_description(place: str | Path) -> Description | None:
 
 
 def _sound(path: str | Path, read: _T) -> _T:
-    _told.discard(str(path))
+    _warned.discard(str(path))
     return read
 
 
 def _warn_once(path: str | Path, error: BaseException) -> None:
     """Warn of a damaged file, once until it is sound again."""
-    if str(path) not in _told:
-        _told.add(str(path))
-        _log.warning("%s is damaged (%s), and is made anew.", path, str(error).rstrip("."))
+    if str(path) not in _warned:
+        _warned.add(str(path))
+        _log.warning("%s is damaged (%s) and will be rewritten.", path, str(error).rstrip("."))
 
 
 def write_description(place: str | Path, description: Description) -> None:
-    """Write it, whole or not at all, if it says something else than what stands there."""
+    """Write the description, if it differs from that at the place."""
     try:
         if read_description(place) == description:
             return
@@ -132,7 +131,7 @@ def write_description(place: str | Path, description: Description) -> None:
 def require_same_settings(
     job: Job, place: str | Path, there: Description | None, *, files_known: bool = True
 ) -> None:
-    """Raise ConfigError if another job made a dataset; ``there`` is its description, if any.
+    """Raise ConfigError if a job with other settings made a dataset, described by ``there``.
 
     Without ``files_known`` the job's files are another machine's, and are not compared.
     """
@@ -162,10 +161,10 @@ def merge_descriptions(
     shards: Iterable[str] = (),
     pages: Mapping[str, FileRecord] | None = None,
 ) -> Description:
-    """Return what is to stand at a place when shards and pages were added.
+    """Return the description of a place with shards and pages added.
 
-    Shards that others brought stay listed: at a URL, a machine that was taken for lost may still
-    be at work. Raise RunError if it is another job's by now.
+    Shards that others uploaded stay listed: at a URL, a machine that was presumed lost may still be
+    working. Raise RunError if the place belongs to another job by now.
     """
     there = find_description(place) or Description()
     if there.committed and there.digest not in ("", ours.digest):
@@ -181,14 +180,14 @@ def merge_descriptions(
 
 
 def forget_shards(place: str | Path, shards: Collection[str]) -> None:
-    """Take shards off the list at a place."""
+    """Remove shards from the list at a place."""
     if there := find_description(place):
         left = tuple(each for each in there.committed if each not in shards)
         write_description(place, replace(there, committed=left))
 
 
 def displayed_settings(description: Description) -> dict[str, Any]:
-    """Return the settings as texts for people: files by their names."""
+    """Return the settings for display: files by their names."""
     return {name: _named(value) for name, value in (description.settings or {}).items()}
 
 

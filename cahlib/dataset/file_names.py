@@ -1,4 +1,4 @@
-"""Names of the files of a dataset, and what stands where such a file belongs and is not one."""
+"""Names of a dataset's files, and checks that nothing else is in their place."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from cahlib.dataset.layout import FOLDERS, LAYOUT, MANIFESTS, PAGES
 from cahlib.dataset.tar_index import TAR_INDEX_FILES
 from cahlib.errors import ConfigError
 
-#: Files right in the dataset's folder, and those of its `run` that are opened.
+#: Files in the dataset's folder itself, and those in its `run` that are opened.
 _TOPS = (*PAGES, "dataset.json", "changes.jsonl")
 _RUN = tuple(f"run/{name}" for name in ("lock", "job.json", "ledger.sqlite", "live.json"))
 
-#: How the names begin of files that a drive may have copied.
+#: How the names of files begin that a cloud drive may have copied.
 DATASET_PREFIXES = tuple(
     [f"{folder}/" for folder in FOLDERS] + [name.partition(".")[0] for name in (*_TOPS,)]
 )
 
-#: Endings of what is left of an interrupted run.
+#: Suffixes of the files of an interrupted run.
 UNFINISHED_SUFFIXES = TEMPORARY_SUFFIX, ".trial"
 
 _ID = "[A-Za-z0-9_-][A-Za-z0-9._-]*"  # what `Shard.id` may be
@@ -39,9 +39,9 @@ DATASET_FILE = re.compile(
 
 
 def find_obstacles(folder: Path) -> Iterator[str]:
-    """Yield what is not a file, or not a folder, where a dataset in this folder has one, by path.
+    """Yield the paths that are not a file, or not a folder, where this dataset needs one.
 
-    A link counts as what it leads to; one that leads nowhere is replaced where a file belongs.
+    A link counts as its target; a broken one in place of a file is replaced.
     """
     for name in FOLDERS:
         path = folder / name
@@ -64,13 +64,13 @@ def _obstructs(path: Path) -> bool:
 def describe_obstacle(obstacle: str) -> str:
     """Return what is wrong with an obstacle."""
     kind = "folder" if obstacle in FOLDERS else "file"
-    return f"{obstacle} is not a {kind}, and a dataset has one there"
+    return f"{obstacle} is not a {kind}, which a dataset needs there"
 
 
 def require_writable(folder: Path) -> None:
-    """Raise ConfigError if a dataset in this folder could not be written, as far as that is seen.
+    """Raise ConfigError if a dataset evidently cannot be written to this folder.
 
-    Better at once than when a shard is ready after an hour.
+    Better now than when the first shard is ready after an hour.
     """
     for name in ("", "run", *FOLDERS):
         _require_rights(folder / name, os.R_OK | os.W_OK | os.X_OK)
@@ -86,6 +86,6 @@ def _require_rights(path: Path, rights: int) -> None:
     effective = os.access in os.supports_effective_ids
     if os.path.exists(path) and not os.access(path, rights, effective_ids=effective):
         raise ConfigError(
-            f"output: {path} cannot be written (Permission denied); see to its rights, or choose "
-            "another folder."
+            f"output: {path} cannot be written (Permission denied); change its permissions, or "
+            "choose another folder."
         )

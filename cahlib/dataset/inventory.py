@@ -1,7 +1,6 @@
-"""Which shards are committed at a place, and which of them have all of their files.
+"""The committed shards at a place, and whether all of their files are there.
 
-Files are looked for by their sizes, in one listing; whether their bytes are sound only
-`cahlib.dataset.maintain.verify` tells.
+Files are compared by size, in one listing; `cahlib.dataset.maintain.verify` compares their content.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from cahlib.errors import RunError
 
 
 class ShardState(NamedTuple):
-    """A shard as it stands at a place."""
+    """The state of a shard at a place."""
 
     id: str
-    manifest: ShardManifest | None  #: None if its manifest is damaged or gone
-    fault: str  #: why it is not whole, or ""
-    has_manifest: bool = True  #: whether it has one, be it damaged
+    manifest: ShardManifest | None  #: None if it is damaged or missing
+    fault: str  #: why it is incomplete, or ""
+    has_manifest: bool = True  #: be it damaged
 
 
 class Inventory:
-    """A folder or a URL with the shards in it, as of the first question."""
+    """The shards in a folder or at a URL, as listed at the first access."""
 
     def __init__(self, at: str | Path) -> None:
         self.at, self.files = at, files_at(at)
@@ -49,12 +48,12 @@ class Inventory:
         return self.files.sizes(FOLDERS)
 
     def ids(self) -> list[str]:
-        """Return the shards that have a manifest or are listed as committed, in order."""
+        """Return the sorted ids of shards that have a manifest or are listed as committed."""
         listed = self.description.committed if self.description else ()
         return sorted({*committed_ids(self.sizes), *listed})
 
     def shard(self, id: str) -> ShardState:
-        """Return a shard as it stands here; of one whose files are elsewhere the manifest alone."""
+        """Return the state of a shard; if its files are elsewhere, that of its manifest."""
         name = manifest_path(id)
         if name not in self.sizes:
             return ShardState(id, None, f"{name} is missing.", has_manifest=False)
@@ -67,12 +66,12 @@ class Inventory:
         return ShardState(id, manifest, "" if manifest.place else self._lacking(manifest))
 
     def fault(self, manifest: ShardManifest) -> str:
-        """Return what is not here of a shard as its manifest, from wherever, says; or ""."""
+        """Return what is missing here of a shard with this manifest, from anywhere, or ""."""
         name = manifest_path(manifest.shard.id)
         if name not in self.sizes:
             return f"{name} is missing."
         if self.sizes[name] != len(encode_manifest(replace(manifest, place=None))):
-            here = self.shard(manifest.shard.id)  # by another version, changed, or damaged
+            here = self.shard(manifest.shard.id)  # of another version, changed, or damaged
             if here.manifest is None:
                 return here.fault
         return self._lacking(manifest)
@@ -86,9 +85,9 @@ class Inventory:
         return ""
 
     def has_another(self, manifest: ShardManifest) -> bool:
-        """Whether this place has the same shard as another machine made it, and whole.
+        """Return whether this place has the complete shard as another machine made it.
 
-        A shard that was changed, as by a purge, is still as it was made.
+        A shard that was only changed later, e.g. by a purge, does not count.
         """
         here = self.shard(manifest.shard.id)
         if here.manifest is None or here.fault:

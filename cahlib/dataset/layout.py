@@ -1,12 +1,12 @@
-"""Where the files of a dataset lie in it."""
+"""The layout of a dataset: where its files are."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
 
-#: Where the parts of a shard lie, by form; the metadata and the evidence are always there. A tar
-#: may have a number instead: its manifest tells.
+#: The path of each part of a shard, by form; metadata and evidence are always there. A tar may
+#: have a number instead, which its manifest knows.
 LAYOUT: Mapping[str, str] = {
     "metadata": "metadata/metadata_{}.parquet",
     "images": "images/{}.tar",
@@ -16,33 +16,32 @@ LAYOUT: Mapping[str, str] = {
     "optouts": "optouts/{}.jsonl",
 }
 
-#: How columns of scores and tars are called in a dataset that begins today, and which columns it
-#: has. A dataset keeps the layout that it began with, so that none is mixed; 1 is what an older
-#: cahlib made.
+#: The version of a new dataset's columns and of the names of its score columns and tars. A dataset
+#: keeps the layout it began with; 1 is that of an older cahlib.
 CURRENT_LAYOUT = 2
 
-#: Where the manifests of the shards are.
+#: The folder of the shards' manifests.
 MANIFESTS = "shards"
 
 #: The folders of a dataset.
 FOLDERS = (*(path.split("/")[0] for path in LAYOUT.values()), MANIFESTS)
 
-#: What tells of the whole dataset, and is made anew each time; and what only ours has in it.
+#: Files about the whole dataset, rewritten each time, with what identifies them as cahlib's.
 PAGES: Mapping[str, re.Pattern[bytes]] = {
     "report.html": re.compile(rb'<meta name="generator" content="cahlib">'),
     "README.md": re.compile(rb"\d shards? of Common Crawl, found by cahlib\. "),
 }
 
-#: Ids of shards whose files are on another machine, a line each: a session elsewhere took only
-#: their manifests along.
+#: Ids of shards whose files are on another machine, one per line: a session elsewhere was given
+#: only their manifests.
 ELSEWHERE = "run/elsewhere"
 
-#: Which session elsewhere a folder belongs to, where it is in one.
+#: The session elsewhere that a folder belongs to, if any.
 SESSION = "run/session"
 
 _NUMBERED = re.compile(r"images/(\d{5,})\.tar")
 
-#: The form that re-encodes what is not a JPEG, so that all samples have the same extension.
+#: The form that re-encodes other formats as JPEG, so that all samples have the same extension.
 ONE_EXTENSION = "images:jpg"
 
 
@@ -58,5 +57,5 @@ def tar_number(path: str) -> int | None:
 
 
 def part_path(form: str, shard: str) -> str:
-    """Return where a shard's part lies in the dataset."""
+    """Return the path of a shard's part in the dataset."""
     return LAYOUT[form].format(shard)

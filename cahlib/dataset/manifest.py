@@ -1,8 +1,8 @@
-"""The seal of a shard: the file that says that a shard is in the dataset, and all about it.
+"""A shard's manifest: the file that commits the shard to the dataset and describes it.
 
-A seal is written last. Files that no seal names are not part of a dataset. Reports, summaries and
-checks are made from the seals alone, so they cover earlier launches too. Its own checksum stands
-in it, so that a damaged seal is found.
+It is written last, and files that no manifest names are not part of a dataset. Reports, summaries
+and checks read the manifests alone, so they cover earlier launches too. A manifest contains its own
+checksum, so that damage is found.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from cahlib.errors import ConfigError, RunError
 from cahlib.lock import is_held
 from cahlib.records import Shard, Tally
 
-#: How tars are called; see `cahlib.dataset.maintain.numbering`.
+#: The names of tars; see `cahlib.dataset.maintain.numbering`.
 _TAR = re.compile(r"images/[^/]+\.tar")
 
-#: How Google Drive, Dropbox, OneDrive and Syncthing name a copy: `x (1).json`,
-#: `x (conflicted copy 2024-01-01).json`, `x.sync-conflict-….json`. No id of a shard has a blank.
+#: The names that Google Drive, Dropbox, OneDrive and Syncthing give to copies: `x (1).json`,
+#: `x (conflicted copy 2024-01-01).json`, `x.sync-conflict-….json`. Ids of shards have no blanks.
 _CONFLICTED = re.compile(r" \(|\.sync-conflict-| conflict", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GalleryItem:
-    """A pair as the report shows it."""
+    """A pair for the gallery of the report."""
 
     uid: str
     url: str
@@ -40,9 +40,9 @@ class GalleryItem:
     nsfw: str
     kept: bool
     jpeg: str  #: base64
-    width: int  #: of the small picture
+    width: int  #: of the thumbnail
     height: int
-    # what lists may name it by, for a dataset does not hold the rows of what was dropped
+    # for lists of what to purge, as a dataset has no rows of dropped pairs
     md5: str
     sha1: str
     sha256: str
@@ -51,35 +51,35 @@ class GalleryItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardManifest:
-    """A shard that is in the dataset."""
+    """A committed shard."""
 
     shard: Shard
     rows: int  #: pairs
     files: Mapping[str, FileRecord]  #: by path below the dataset's folder
-    #: URL of the folder that holds the files, if they are not beside this seal any more
+    #: URL of the folder with the files, if they are no longer beside this manifest
     place: str | None
     funnel: Mapping[str, Any]  #: `Tally.as_dict` of all four stages
     kept: Mapping[int, int]  #: kept pairs by hundredths of similarity: 30 is 0.30 … 0.31
-    dropped: Mapping[int, int]  #: the same of the pairs that were dropped
-    similarity: float  #: mean of the kept pairs; 0 if there is none
+    dropped: Mapping[int, int]  #: the same for dropped pairs
+    similarity: float  #: mean of the kept pairs; 0 if there are none
     domains: Mapping[str, int]  #: hosts of the kept images, the 100 most frequent
     gallery: tuple[GalleryItem, ...]
-    optouts: int  #: images whose owners refused; the evidence is in optouts/
+    optouts: int  #: images whose owners opted out; the evidence is in optouts/
     started: float  #: when its scraping began, seconds since 1970
-    scraped: float  #: when its images were there
-    finished: float  #: when it was sealed
+    scraped: float  #: when its scraping ended
+    finished: float  #: when it was committed
     model: str
     threshold: float
     forms: tuple[str, ...]
     versions: Mapping[str, str]
     silent: tuple[str, ...] = ()  #: domains that never answered
-    cut: int = 0  #: the byte at which its WAT file is cut off; 0 if it is whole
-    overruled: int = 0  #: refusals that the profile of consent does not honour; evidence as well
-    #: the digest of the settings that made it (`cahlib.fingerprint`); "" by an older cahlib
+    cut: int = 0  #: the byte at which its WAT file is truncated; 0 if it is complete
+    overruled: int = 0  #: opt-outs that the consent profile does not honour, with evidence too
+    #: the digest of the settings that made it (`cahlib.fingerprint`); "" if by an older cahlib
     settings: str = ""
-    #: kept pairs by label and by what the second classifier says: {"UNSURE": {"below 0.2": 3}}
+    #: kept pairs by label and by the second classifier's band: {"UNSURE": {"below 0.2": 3}}
     opinions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    scores: tuple[str, ...] = ()  #: the columns of its scores; empty by an older cahlib
+    scores: tuple[str, ...] = ()  #: the columns of its scores; empty if by an older cahlib
 
     @property
     def tally(self) -> Tally:
@@ -87,27 +87,27 @@ class ShardManifest:
 
 
 def manifest_path(shard: str) -> str:
-    """The path of a shard's seal, by the shard's id."""
+    """Return the path of a shard's manifest, by the shard's id."""
     return f"{MANIFESTS}/{shard}.json"
 
 
 def tar_path(manifest: ShardManifest) -> str | None:
-    """Return where a shard's tar lies, by the shard's name or by a number; None if it has none."""
+    """Return the path of a shard's tar, named by shard or number; None if it has none."""
     return next((path for path in manifest.files if _TAR.fullmatch(path)), None)
 
 
 def encode_manifest(manifest: ShardManifest) -> bytes:
-    """A seal as it is stored."""
+    """Return a manifest as it is stored."""
     return encode_checksummed(manifest)
 
 
 def decode_manifest(data: bytes) -> ShardManifest:
-    """The inverse of `encode_manifest`. Raises ValueError for a damaged seal."""
+    """Return a stored manifest; raise ValueError if it is damaged."""
     return decode_checksummed(data, ShardManifest)
 
 
 def read_manifest(place: str | Path, shard: str) -> ShardManifest | None:
-    """The seal of a shard by its id, or None if the shard is not in the dataset."""
+    """Return the manifest of a shard by its id, or None if it is not committed."""
     there = files_at(place)
     return _read(there, manifest_path(shard)) if there.exists(manifest_path(shard)) else None
 
@@ -115,7 +115,7 @@ def read_manifest(place: str | Path, shard: str) -> ShardManifest | None:
 def read_manifests(
     place: str | Path, *, damaged: Literal["raise", "skip"] = "raise"
 ) -> Iterator[ShardManifest]:
-    """All seals of a dataset, in the order of the shards. Raises RunError for a damaged one."""
+    """Yield all manifests of a dataset, sorted by shard; raise RunError for a damaged one."""
     there = files_at(place)
     for id in committed_ids(there.names(MANIFESTS)):
         try:
@@ -126,44 +126,44 @@ def read_manifests(
 
 
 def committed_ids(names: Iterable[str]) -> list[str]:
-    """Return the ids of the shards that have a manifest among these files, in order."""
+    """Return the sorted ids of the shards with a manifest among these files."""
     found = (path for path in names if path.startswith(f"{MANIFESTS}/") and path.endswith(".json"))
     named = (path.rpartition("/")[2][:-5] for path in found)
     return sorted(each for each in named if each[:1] != "." and not is_conflicted_copy(each))
 
 
 def is_conflicted_copy(path: str) -> bool:
-    """Whether a cloud drive made this file beside another one: it has two and knows not which."""
+    """Return whether a cloud drive created this file as a copy in conflict with another."""
     return bool(_CONFLICTED.search(path.rpartition("/")[2]))
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether a folder of this machine holds a dataset: one seal is enough."""
+    """Return whether a folder of this machine holds a dataset: one manifest is enough."""
     return bool(committed_ids(files_at(folder).names(MANIFESTS)))
 
 
 def require_dataset(folder: Path) -> None:
-    """Raise ConfigError for a folder of this machine that holds no dataset."""
+    """Raise ConfigError if a folder of this machine holds no dataset."""
     if not is_dataset(folder):
         raise no_dataset_error(folder)
 
 
 def no_dataset_error(place: str | Path) -> ConfigError:
-    """Return the error for a place without a shard; a run that has just begun is told of."""
+    """Return the error for a place without a shard, where a run may have just begun."""
     if is_held(Path(place)):
         return ConfigError(
             f"{place} holds no shard yet: a command is working on it; wait for its first shard."
         )
-    return ConfigError(f"{place} holds no dataset: there is no shard's seal in {MANIFESTS}/.")
+    return ConfigError(f"{place} holds no dataset: there is no shard's manifest in {MANIFESTS}/.")
 
 
 def _read(there: DatasetFiles, path: str) -> ShardManifest:
     try:
         found = decode_manifest(there.read(path))
         if manifest_path(found.shard.id) != path:
-            raise ValueError(f"it is that of {found.shard.id}")
+            raise ValueError(f"it belongs to {found.shard.id}")
         return found
     except ValueError as error:
         raise RunError(
-            f"{there.path(path)} is damaged ({error}); `cah verify` tells what else is."
+            f"{there.path(path)} is damaged ({error}); `cah verify` lists all damage."
         ) from error

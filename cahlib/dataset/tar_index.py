@@ -1,9 +1,9 @@
-"""Write what readers of the tars look for beside them: the samples of each, and a card of theirs.
+"""The files beside the tars that their readers expect: sizes, number, and a card.
 
-open_clip takes the size of a dataset from `sizes.json`, and others read `nshards.txt`. One card
-describes one kind of files to Hugging Face's `datasets`: the dataset's own is for the metadata, so
-`images/` has another, which names every extension; without it, what the first five samples do not
-have would be dropped. All is made from the manifests.
+open_clip reads the size of a dataset from `sizes.json`, others read `nshards.txt`. A card describes
+one kind of files to Hugging Face's `datasets`: the dataset's own is for the metadata, so `images/`
+has another, which lists every extension; without it, extensions that the first five samples lack
+would be dropped. All are made from the manifests.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ SIZES_FILE, COUNT_FILE, TAR_CARD_FILE = TAR_INDEX_FILES = (
     "images/README.md",
 )
 
-#: The extensions that pictures may have.
+#: The extensions that images may have.
 IMAGE_EXTENSIONS = ("jpg", "png", "webp", "avif")
 
-#: How `datasets` calls the types of our columns; a JSON number is always a double.
+#: The names of our columns' types in `datasets`; a JSON number is always a double.
 _DTYPES = {"double": "float64", "float": "float64"}
 
 
 def tar_size(manifest: ShardManifest) -> dict[str, int]:
-    """Return the samples of a shard's tar by its name in its folder; empty if it has none."""
+    """Return the number of samples of a shard's tar by its name; empty if it has none."""
     path = tar_path(manifest)
     return {path.rpartition("/")[2]: manifest.rows} if path else {}
 
@@ -42,7 +42,7 @@ def write_tar_index(
     scores: Iterable[str],
     layout: int,
 ) -> None:
-    """Write the files anew, or remove them where there is no tar."""
+    """Rewrite the files, or remove them if there is no tar."""
     made = (
         {**encode_tar_sizes(sizes), TAR_CARD_FILE: render_tar_card(forms, scores, layout).encode()}
         if sizes
@@ -56,14 +56,14 @@ def write_tar_index(
 
 
 def add_tar(folder: Path, manifest: ShardManifest) -> None:
-    """Add a shard that was just committed; a run that is killed before makes them anew later."""
+    """Add a shard that was just committed; if killed before that, a later run rewrites them."""
     if size := tar_size(manifest):
         for name, data in encode_tar_sizes({**read_tar_sizes(folder), **size}).items():
             files_at(folder).write(name, data)
 
 
 def read_tar_sizes(place: str | Path) -> dict[str, int]:
-    """Return the sizes that are at a place; empty if there are none, or they are damaged."""
+    """Return the sizes at a place; empty if they are missing or damaged."""
     there = files_at(place)
     try:
         found = json.loads(there.read(SIZES_FILE)) if there.exists(SIZES_FILE) else {}
@@ -74,10 +74,10 @@ def read_tar_sizes(place: str | Path) -> dict[str, int]:
 
 
 def check_tar_index(place: str | Path, sizes: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """Yield the name of each file that counts wrongly, with a sentence.
+    """Yield the name of each wrong file, with a sentence.
 
-    ``sizes`` are those of the manifests. A tar that is not counted yet is no fault: its run goes
-    on, or was killed before it could count it.
+    ``sizes`` are those of the manifests. A tar that is not counted yet is not an error: its run is
+    going on, or was killed before it could count it.
     """
     there = files_at(place)
     present = {name for name in TAR_INDEX_FILES if there.exists(name)}
@@ -87,11 +87,11 @@ def check_tar_index(place: str | Path, sizes: Mapping[str, int]) -> Iterator[tup
         if name not in present:
             yield name, f"{name} is missing."
         elif there.read(name) != data or (wrong and name == SIZES_FILE):
-            yield name, f"{name} does not count the tars as they are."
+            yield name, f"{name} does not match the tars."
 
 
 def encode_tar_sizes(sizes: Mapping[str, int]) -> dict[str, bytes]:
-    """Return the files that count, by their names."""
+    """Return the content of the files with sizes and number, by name."""
     return {
         SIZES_FILE: (json.dumps(dict(sorted(sizes.items())), indent=0) + "\n").encode(),
         COUNT_FILE: f"{len(sizes)}\n".encode(),

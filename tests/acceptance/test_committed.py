@@ -384,7 +384,7 @@ def test_shards_of_another_dataset_that_were_mixed_in_are_refused(
     shutil.copytree(tmp_path / "other", folder, dirs_exist_ok=True, ignore=_tops)
     with pytest.raises(ConfigError, match="was made with other settings than this job's"):
         run(job)
-    assert any("other settings than dataset.json says" in each for each in verify(folder))
+    assert any("other settings than those in dataset.json" in each for each in verify(folder))
 
 
 def _tops(folder, names):

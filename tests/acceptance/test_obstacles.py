@@ -104,7 +104,7 @@ def test_what_is_no_file_is_named_and_left_alone(folder, acts, capsys, name, bec
     named = path.relative_to(folder).as_posix()
     found = command.said(capsys, "verify", folder)
     assert found.returncode == (name not in RUN), found
-    assert name in RUN or f"{named} is not a file, and a dataset has one there." in found.stdout
+    assert name in RUN or f"{named} is not a file, which a dataset needs there." in found.stdout
     for act in acts.values():
         ended = command.said(capsys, *act)
         assert ended.returncode == 2, ended
@@ -143,7 +143,7 @@ def test_a_link_is_what_it_leads_to(folder, acts, capsys, caplog, tmp_path, name
     assert content(folder) == before
     assert command.said(capsys, *acts["dedup"]).returncode == 0
     assert list(verify(folder)) == []
-    links = re.findall(r"(\S+) was a link; (.+) still has what was taken out", caplog.text)
+    links = re.findall(r"(\S+) was a link; (.+) still has what was removed", caplog.text)
     assert len(links) == (len(paths) - 2 if names is DATA else 0)  # a manifest holds no pairs
     assert all(Path(away).exists() for _, away in links)
     if names[0] == "images":
@@ -182,7 +182,7 @@ def test_what_may_not_be_read_is_not_given_up(folder, acts, capsys, name):
         found = command.said(capsys, "verify", folder)
         assert found.returncode == 1 and f"{path} cannot be read (Permission den" in found.stdout
         ended = command.said(capsys, "repair", folder)
-        assert ended.returncode == 1 and "Nothing was repaired; see to that" in ended.stderr
+        assert ended.returncode == 1 and "Nothing was repaired; make it readable" in ended.stderr
     path.chmod(0o644)
     assert content(folder) == before and list(verify(folder)) == []
 
@@ -225,7 +225,7 @@ def test_a_disk_that_fails_costs_no_shard(folder, capsys, name):
     found = command.said(capsys, "verify", folder)
     assert found.returncode == 1 and f"{path} cannot be read (" in found.stdout
     ended = command.said(capsys, "repair", folder)
-    assert ended.returncode == 1 and "Nothing was repaired; see to that" in ended.stderr
+    assert ended.returncode == 1 and "Nothing was repaired; make it readable" in ended.stderr
     (folder.parent / "away").replace(path)
     assert content(folder) == before and list(verify(folder)) == []
 

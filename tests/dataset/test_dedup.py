@@ -201,12 +201,13 @@ def test_shirts_of_two_colours_both_stay(tmp_path, capsys):
     assert left(tmp_path) == [3, 4, 5, 7]
     options = Output(output=str(tmp_path), duplicates="near", distance=8)
     known = DuplicateIndex(options, [], seen=lambda _: False)
-    reasons = [known.again(each) for each in made]
+    reasons = [known.find_duplicate(each) for each in made]
     assert [at for at, reason in enumerate(reasons) if reason is None] == [0, 1, 2, 6]
     again = load_duplicate_index(
         options, [each.shard for each in read_manifests(tmp_path)], seen=lambda _: False
     )
-    assert {again.again(each) for each in made} <= {Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE}
+    found = {again.find_duplicate(each) for each in made}
+    assert found <= {Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE}
 
 
 def test_a_dataset_of_the_first_layout_is_deduplicated_as_before(tmp_path):
@@ -270,7 +271,7 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
     for arguments, sentence in (
         ([str(tmp_path)], "holds no dataset"),
         ([str(tmp_path), "--apply"], "holds no dataset"),
-        ([str(tmp_path), "--distance", "9"], "give 0 to 8 bits of 64"),
+        ([str(tmp_path), "--distance", "9"], "bits from 0 to 8"),
         ([str(tmp_path / "none")], "is no folder"),
     ):
         assert main(["dedup", *arguments]) == 2

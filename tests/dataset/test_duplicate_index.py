@@ -35,10 +35,10 @@ class Run:
         told = []
 
         def listen(each):
-            told.append(self.known.again(each))
+            told.append(self.known.find_duplicate(each))
             return told[-1]
 
-        self.known.begin()
+        self.known.begin_shard()
         sealed = write_shard(
             self.options.folder,
             self.broken(made) if fails else made,
@@ -50,7 +50,7 @@ class Run:
         assert sealed.tally.unaccounted(Stage.JUDGE) == 0
         self.uids.update(read_uids(self.options.folder, sealed))
         self.shards.append(sealed.shard)
-        self.known.keep()
+        self.known.commit_shard()
         return told
 
     def broken(self, made):

@@ -185,7 +185,7 @@ def test_what_the_run_brought_to_a_url_is_purged_there_too(tmp_path, monkeypatch
     gone = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()))
     there.rename(tmp_path / "away")
     there.touch()  # nothing can be brought below a file
-    with pytest.raises(RunError, match="give the same command again"):
+    with pytest.raises(RunError, match="run the same command again"):
         list(purge(here, PurgeLists(uids=gone)))
     there.unlink()
     (tmp_path / "away").rename(there)
@@ -201,7 +201,7 @@ def test_what_is_at_a_url_alone_is_copied_here_before(tmp_path):
     remembered(here, there.as_uri())
     upload_shards([write(here)], here, there.as_uri(), keep_local=False)
     gone = PurgeLists(uids=listed(tmp_path / "uids", *(e.image.candidate.uid for e in kept()[:3])))
-    with pytest.raises(ConfigError, match="bring them here first"):
+    with pytest.raises(ConfigError, match="download them first"):
         list(purge(here, gone))
     shutil.copytree(there, here, dirs_exist_ok=True)
     (change,) = purge(here, gone)
@@ -267,7 +267,7 @@ for steps, folder in enumerate(folders):
 """
     command = [sys.executable, "-c", script, *uids, *map(str, folders)]
     ran = subprocess.run(command, cwd=world.ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["9"] * 8  # five files, the seal, the report, the card
+    assert ran.stdout.split() == ["9"] * 8  # five files, the manifest, the report, the card
     list(purge(tmp_path / "7", PurgeLists(uids=uids)))
     for folder in folders:
         list(purge(folder, PurgeLists(uids=uids)))

@@ -162,7 +162,7 @@ def test_what_would_be_done_is_said_and_not_done(tmp_path, sound, capsys):
     done = said(capsys, "repair", tmp_path)
     assert done.stdout.splitlines()[:-1] == told
     assert "Gave up 1 shard, removed 3 files." in done.stdout
-    assert "images/my notes.txt is none of a dataset's files. It is left alone" in done.stdout
+    assert "images/my notes.txt is not one of a dataset's files. It is left alone" in done.stdout
     assert done.returncode == 1 and (tmp_path / "images/my notes.txt").exists()
     (tmp_path / "images/my notes.txt").unlink()
     assert said(capsys, "repair", tmp_path).returncode == 0
@@ -186,9 +186,7 @@ def test_a_conflicted_copy_is_named_and_counts_for_nothing(tmp_path, sound, name
     (tmp_path / name).write_bytes(sound["shards/s-0.json"])
     assert [each.shard.id for each in read_manifests(tmp_path)] == [*SHARDS]
     (problem,) = verify(tmp_path)
-    assert problem == (
-        f"{name} is a conflicted copy, made by a cloud drive, and counts for nothing."
-    )
+    assert problem == (f"{name} is a conflicted copy by a cloud drive, and is ignored.")
     repair(plan_repair(tmp_path))
     assert list(verify(tmp_path)) == [] and not (tmp_path / name).exists()
 
@@ -202,7 +200,7 @@ def test_what_would_come_back_by_a_repair_is_said(tmp_path, sound, capsys):
         (tmp_path / f"set/metadata/metadata_{shard}.parquet").unlink()
     lines = said(capsys, "repair", tmp_path / "set").stdout.splitlines()
     told = {line.split()[0]: line for line in lines}
-    back = "What was taken out of it comes back then, unless it is taken out again."
+    back = "What was purged from it comes back then, unless it is purged again."
     assert told["metadata/metadata_s-0.parquet"].endswith(back)
     assert back not in told["metadata/metadata_s-1.parquet"]
 
@@ -222,7 +220,7 @@ def test_another_datasets_shards_are_named_and_left_alone(tmp_path, sound):
     put(tmp_path, sound)
     spec = replace(world.SPEC, settings="6" * 64)
     world.write(tmp_path, first=500, shard="t-0", spec=spec)
-    sentence = "shards/t-0.json was made with other settings than dataset.json says."
+    sentence = "shards/t-0.json was made with other settings than those in dataset.json."
     assert list(verify(tmp_path)) == [sentence]
     repair(plan_repair(tmp_path))
     assert list(verify(tmp_path)) == [sentence]
@@ -241,7 +239,7 @@ def test_a_damaged_shard_costs_no_whole_one_that_has_the_same_pair(tmp_path):
 def test_a_shard_that_only_the_ledger_knows_is_missed(tmp_path, sound):
     put(tmp_path, sound)
     assert list(verify(tmp_path, known=["s-0", "s-9"])) == [
-        "shards/s-9.json is missing, but the ledger calls the shard committed."
+        "shards/s-9.json is missing, but the shard is committed according to the ledger."
     ]
 
 

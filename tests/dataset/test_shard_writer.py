@@ -252,7 +252,7 @@ def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
 
 
 def test_what_a_crash_leaves_is_swept_and_nothing_else(tmp_path):
-    """Killed before each renaming of the sealing; needs processes that die."""
+    """Killed before each renaming of the commit; needs processes that die."""
     folders = [tmp_path / str(steps) for steps in range(8)]
     for folder in folders:
         write(folder, shard="s-0")
@@ -279,7 +279,7 @@ for steps, folder in enumerate(sys.argv[1:]):
 """
     command = [sys.executable, "-c", script, *map(str, folders)]
     ran = subprocess.run(command, cwd=world.ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["9"] * 7 + ["0"]  # six files, then the seal
+    assert ran.stdout.split() == ["9"] * 7 + ["0"]  # six files, then the manifest
     for folder in folders[:7]:
         assert len(everything(folder)) > len(before)
         recover_interrupted(folder)

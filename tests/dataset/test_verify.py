@@ -53,7 +53,7 @@ def folder(sound, tmp_path):
 
 
 def rewrite(folder, path, data):
-    """Change a file and renew the seal, so that only a comparison of the rows can find it."""
+    """Change a file and renew the manifest, so that only a comparison of the rows can find it."""
     (folder / path).write_bytes(data)
     sealed = read_manifest(folder, "s-1")
     stored = FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -104,7 +104,7 @@ def test_files_of_a_shard_without_a_seal_are_found(folder):
 
 def test_what_an_interrupted_run_left_is_found(folder):
     (folder / "images/.s-7.tar.part").write_bytes(b"half")
-    assert list(verify(folder)) == ["images/.s-7.tar.part is left of an interrupted run."]
+    assert list(verify(folder)) == ["images/.s-7.tar.part is left over from an interrupted run."]
 
 
 def test_a_pair_in_two_shards_is_found(folder):
@@ -131,7 +131,7 @@ def test_an_extra_row_of_the_embeddings_is_found(folder):
     rows = np.load(folder / FILES["img_emb"])
     np.save(out, np.concatenate([rows, rows[:1]]))
     rewrite(folder, FILES["img_emb"], out.getvalue())
-    assert list(verify(folder)) == ["img_emb/img_emb_s-1.npy has 16 rows, the seal 15."]
+    assert list(verify(folder)) == ["img_emb/img_emb_s-1.npy has 16 rows, the manifest 15."]
 
 
 def tar_with(samples):
@@ -156,7 +156,7 @@ def test_a_swapped_sample_of_a_tar_is_found(folder):
     samples[2], samples[3] = samples[3], samples[2]
     rewrite(folder, FILES["images"], tar_with(samples))
     assert list(verify(folder)) == [
-        "images/s-1.tar: row 2 is not the pair that the metadata has there."
+        "images/s-1.tar: row 2 is not the pair of that row in the metadata."
     ]
 
 
@@ -166,7 +166,7 @@ def test_a_changed_caption_in_a_tar_is_found(folder):
     samples[6][1] = name, json.dumps(json.loads(data) | {"TEXT": "another"}).encode()
     rewrite(folder, FILES["images"], tar_with(samples))
     assert list(verify(folder)) == [
-        "images/s-1.tar: row 6 is not the pair that the metadata has there."
+        "images/s-1.tar: row 6 is not the pair of that row in the metadata."
     ]
 
 
@@ -185,7 +185,7 @@ def test_a_changed_record_is_found(folder):
     data = b"".join(frame_record(encode_example(row)) for row in rows)
     rewrite(folder, FILES["tfrecords"], data)
     assert list(verify(folder)) == [
-        "tfrecords/s-1.tfrecord: row 0 is not the pair that the metadata has there."
+        "tfrecords/s-1.tfrecord: row 0 is not the pair of that row in the metadata."
     ]
 
 
@@ -203,7 +203,7 @@ def test_other_columns_are_found(folder):
     table = pq.read_table(folder / FILES["metadata"]).drop_columns("md5")
     rewrite(folder, FILES["metadata"], parquet(table))
     assert list(verify(folder)) == [
-        "metadata/metadata_s-1.parquet has other columns than a dataset's metadata."
+        "metadata/metadata_s-1.parquet does not have the columns of a dataset's metadata."
     ]
 
 

@@ -71,7 +71,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     pack.inputs(inputs, here, None)
     received({"output": there.output}, session="one", hours=9, inputs=inputs)
     known = load_duplicate_index(there, [each.shard for each in sealed], seen=lambda uid: False)
-    assert [known.again(each) is not None for each in made] == [kind != "keep"] * 3
+    assert [known.find_duplicate(each) is not None for each in made] == [kind != "keep"] * 3
     brought = {path.name for path in there.folder.rglob("*.*")}
     whole = {"ledger.sqlite", "full.json", "empty.json"}
     assert brought == whole | ({"metadata_full.parquet"} if kind != "keep" else set())

@@ -196,7 +196,7 @@ class Series:
     def _repair(self, place: Path, kill_at: int = 0) -> None:
         """Repair a place; what is said to be somebody else's goes away, as a user does it."""
         ended = self._do(("repair", self.arena.named(self.mode, place)), kill_at=kill_at)
-        for name in re.findall(r"(\S+) is none of a dataset's files", ended.said):
+        for name in re.findall(r"(\S+) is not one of a dataset's files", ended.said):
             (place / name).unlink(missing_ok=True)
         own = state(place)
         if ended.code in (0, 1) and (own.broken or own.stray):

@@ -1,6 +1,7 @@
-"""Finds the images that a finished dataset has more than once, or nearly so, and takes them out.
+"""Find near-duplicate images in a finished dataset, and remove them.
 
-Of images that look alike the largest stays; of equally large ones that which fits its text best.
+Of similar images the largest is kept; of equally large ones that with the highest similarity to its
+text.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ _COLOURS = "chroma"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duplicates:
-    """The images of a dataset that look like others of it."""
+    """The near-duplicates in a dataset."""
 
-    images: int  #: all of them
-    extra: NDArray[Any]  #: uids of those that are not needed, sorted, 16 bytes each
+    images: int  #: in total
+    extra: NDArray[Any]  #: sorted uids of the redundant ones, 16 bytes each
 
     def why(self, row: Row) -> Reason | None:
-        """Whether a pair's image is one of them."""
+        """Return the reason to remove a pair, or None."""
         uid = np.frombuffer(bytes.fromhex(row["uid"]), "S16")
         at = int(np.searchsorted(self.extra, uid[0]))
         found = at < len(self.extra) and self.extra[at] == uid[0]
@@ -46,16 +47,16 @@ class Duplicates:
 
 
 def find_duplicates(place: str | Path, distance: int) -> Duplicates:
-    """Look for images whose perceptual hashes differ in ``distance`` bits of 64 at most.
+    """Find images whose perceptual hashes differ in at most ``distance`` bits of 64.
 
-    Their mean colours have to be the same, where the dataset has them. Reads the metadata alone; 10
-    million images take two minutes and 1.6 GiB on one core. Raises ConfigError if there is no
+    Their mean colours must be the same too, if the dataset has them. Only the metadata is read; 10
+    million images take two minutes and 1.6 GiB on one core. Raise ConfigError if there is no
     dataset, or the distance is not 0 to 8.
     """
     if not 0 <= distance <= 8:
-        raise ConfigError(f"distance: {distance} is not possible; give 0 to 8 bits of 64.")
+        raise ConfigError(f"distance: {distance} is not a number of bits from 0 to 8.")
     uids, hashes, colours, rank = _read(place)
-    # best first: then the first of each group is the one that stays
+    # best first, so that the first of each group is kept
     best = np.argsort(rank, kind="stable")[::-1]
     uids, hashes, colours = uids[best], hashes[best], colours[best]
     first = _first(hashes, colours)
@@ -65,14 +66,14 @@ def find_duplicates(place: str | Path, distance: int) -> Duplicates:
 
 
 def remove_duplicates(folder: Path, found: Duplicates) -> Iterator[ShardChange]:
-    """Take what was found out of the dataset, as `cahlib.dataset.maintain.purge.purge` does."""
+    """Remove the duplicates, as `cahlib.dataset.maintain.purge.purge` does."""
     yield from apply_changes(folder, "dedup", found.why)
 
 
 def _read(
     place: str | Path,
 ) -> tuple[NDArray[Any], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]:
-    """Return key, hash, colours and worth of each image."""
+    """Return key, hash, colours and rank of each image."""
     parts: list[tuple[Any, Any, Any, Any]] = []
     for manifest in read_manifests(place):
         path = part_path("metadata", manifest.shard.id)
@@ -88,7 +89,7 @@ def _read(
                 np.frombuffer(bytes.fromhex("".join(uid)), "S16"),
                 _words(phash),
                 _words(table[_COLOURS].to_numpy()) if has else np.zeros(len(uid), np.uint64),
-                # a pixel counts more than any similarity, which is 1 at the most
+                # a pixel counts more than any similarity, which is at most 1
                 width.astype(np.float64) * height + (similarity + 1) / 4,
             )
         )
@@ -104,10 +105,10 @@ def _words(texts: Iterable[str]) -> NDArray[np.uint64]:
 
 
 def _first(hashes: NDArray[np.uint64], colours: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return the places of the first of all that have the same hash and the same colours."""
+    """Return the positions of the first of all images with the same hash and colours."""
     left = np.argsort(hashes, kind="stable")
     found = [left[:0]]
-    while len(left):  # as often as one hash has different colours
+    while len(left):  # once per set of colours that a hash has
         new = np.ones(len(left), bool)
         new[1:] = hashes[left[1:]] != hashes[left[:-1]]
         found.append(left[new])
@@ -122,7 +123,7 @@ def _apart(
     first: NDArray[np.int64],
     distance: int,
 ) -> NDArray[np.int64]:
-    """Return which of the first stay: each removes its neighbours, best first."""
+    """Return which of the first are kept: each removes its neighbours, best first."""
     gone: set[int] = set()
     neighbours = []
     for places in near_pairs(hashes[first], distance) if distance else ():

@@ -1,15 +1,15 @@
-"""Gives the tars of a dataset numbers without holes, so that brace lists name them all.
+"""Number the tars of a dataset without gaps, so that brace lists name them all.
 
     images/00000.tar … images/00041.tar    for images/{00000..00041}.tar
 
-While a shard is made, its tar has the shard's name; it gets its number when a command that holds
-the folder's lock ends, and which number it is stands in the manifest, as the name of its file. Not
-before: two machines that number at once would take the same numbers, so what is brought to a URL,
-or fetched from a session elsewhere, keeps the names of its shards. There a name can be only one
-shard's, whoever brings it, and no store that cahlib knows renames under a lock.
+A new tar has its shard's name. It is numbered when a command that holds the folder's lock ends; the
+number is in the manifest, as the name of the file. Two machines that number at the same time would
+use the same numbers, so tars that are uploaded, or fetched from a session elsewhere, keep the names
+of their shards: these are unique whoever uploads them, and no supported storage renames under a
+lock.
 
-A tar is renamed like any change of a shard: the new manifest is on disk before it is, and the next
-`cahlib.dataset.write.shard_writer.recover_interrupted` finishes what was interrupted.
+A tar is renamed like any change of a shard: the new manifest is on disk first, and
+`cahlib.dataset.write.shard_writer.recover_interrupted` completes what was interrupted.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from cahlib.errors import CahError, RunError
 
 
 def number_tars(folder: Path) -> None:
-    """Give each tar of a folder a number, the least possible; shards that have one keep it.
+    """Give each tar of a folder the least free number; numbered ones move only to close gaps.
 
-    Nobody else may write to the folder meanwhile. Nothing is done to a dataset of an older layout,
-    or where a committed shard has no whole manifest: it may have any of the numbers.
+    Nobody else may write to the folder meanwhile. Datasets of an older layout are left alone, and
+    those where a committed shard has no sound manifest: it may have any of the numbers.
     """
     if (folder / SESSION).exists() or description.layout_of(folder) != CURRENT_LAYOUT:
         return
@@ -60,19 +60,19 @@ def number_tars(folder: Path) -> None:
 
 
 def has_numbered_tar(folder: Path) -> bool:
-    """Return whether a tar of a folder has a number."""
+    """Return whether any tar of a folder is numbered."""
     return any(tar_number(f"images/{path.name}") is not None for path in _tars(folder))
 
 
 def unnumber_tars(folder: Path) -> None:
-    """Give the tars of a folder the names of their shards again; nobody else may write to it."""
+    """Rename the tars of a folder after their shards again; nobody else may write to it."""
     for each in read_manifests(folder, damaged="skip"):
         if _number(each) is not None and not each.place:
             _move(folder, each, part_path("images", each.shard.id))
 
 
 def _move(folder: Path, manifest: ShardManifest, name: str) -> None:
-    """Give a shard's tar another name; one that is missing is a matter for `cah verify`."""
+    """Rename a shard's tar; a missing one is left to `cah verify`."""
     old = tar_path(manifest)
     if old is None or not (folder / old).exists():
         return
@@ -96,7 +96,7 @@ def _remove_copies(folder: Path, every: Iterable[ShardManifest]) -> None:
             with tarfile.open(path) as tar:
                 found = {member.name.partition(".")[0] for member in tar}
         except (CahError, pa.ArrowException, tarfile.TarError, OSError, KeyError, ValueError):
-            continue  # nobody knows whether it is a copy; `cah verify` names what is damaged
+            continue  # it may not be a copy; `cah verify` reports the damage
         if found <= uids:
             path.unlink()
 

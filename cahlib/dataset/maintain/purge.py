@@ -1,4 +1,4 @@
-"""Takes what must not be there out of a finished dataset, by lists of what it is."""
+"""Remove listed pairs from a finished dataset."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from cahlib.records import Reason
 
 _log = logging.getLogger(__name__)
 
-#: What was changed in a finished dataset, a line a shard: when, by what, and how much of it.
+#: The log of changes to a finished dataset, one line per shard: time, command and numbers.
 CHANGES_FILE = "changes.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeLists:
-    """Files that name what has to go, as `cahlib.lists` reads them."""
+    """Files that list what to remove, as `cahlib.lists` reads them."""
 
     hashes: Sequence[str] = ()  #: of images as they were served: md5, sha1, sha256
     looks: Sequence[str] = ()  #: perceptual hashes of images
-    distance: int = 4  #: bits of 64 in which an image may differ from those
+    distance: int = 4  #: bits of 64 in which an image may differ from these
     urls: Sequence[str] = ()  #: of images
     uids: Sequence[str] = ()  #: of pairs
 
     def why(self) -> RemovalRule:
-        """Read the lists. Raises ConfigError for a file that is no such list."""
+        """Read the lists; raise ConfigError if a file is not such a list."""
         hashes = Hashes(each for path in self.hashes for each in entries(path, "hashes", HASH))
         looks = load_known_harm(self.looks, "looks", self.distance)
         urls = Digests(md5(each) for path in self.urls for each in entries(path, "urls", URL))
@@ -63,27 +63,27 @@ class PurgeLists:
 
 
 def purge(folder: Path, lists: PurgeLists) -> Iterator[ShardChange]:
-    """Take the listed pairs out, shard by shard, here and at the URL that the run brought them to.
+    """Remove the listed pairs, shard by shard, here and at the URL that the run uploaded to.
 
-    May be interrupted and given again. What was changed is written down, in the report and the
-    card too. Raise as `rewrite` does, and RunError if the URL cannot be reached.
+    Safe to interrupt and repeat. The changes are logged, and the report and the card updated. Raise
+    as `rewrite_shards` does, and RunError if the URL cannot be reached.
     """
     yield from apply_changes(folder, "purge", lists.why())
 
 
 def apply_changes(folder: Path, what: str, why: RemovalRule) -> Iterator[ShardChange]:
-    """Rewrite a dataset, and tell of it in the files that tell of the dataset."""
-    require_dataset(folder)  # before anything is made in a folder that is somebody else's
+    """Rewrite a dataset, and update the log of changes, the report and the card."""
+    require_dataset(folder)  # before anything is written to a folder that is not a dataset
     require_writable(folder)
     with held(folder):
         job = Job.stored(folder / "run" / "job.json")
-        (folder / "run" / live.FILE).unlink(missing_ok=True)  # a killed run left pictures in it
+        (folder / "run" / live.FILE).unlink(missing_ok=True)  # a killed run left thumbnails in it
         changes = rewrite_shards(folder, why)
         try:
             for change in changes:
                 _note(folder, what, change)
                 yield change
-        finally:  # also if nothing was changed: an earlier launch may have been killed before this
+        finally:  # even if nothing changed: an earlier launch may have been killed before this
             values = job.values() if job else {}
             write_pages(folder, values)
         if job and job.output.url:
@@ -91,10 +91,10 @@ def apply_changes(folder: Path, what: str, why: RemovalRule) -> Iterator[ShardCh
 
 
 def withdraw_pairs(folder: Path, uids: Set[str], url: str | None) -> None:
-    """Take out the pairs that the shards of others were first to bring, here and at the URL.
+    """Remove pairs that others committed first, here and at the URL.
 
-    Shards whose files are at the URL alone keep theirs, and a warning says so. Nobody else may
-    write to the folder. Raises RunError if the URL is away.
+    Shards whose files are at the URL alone keep theirs, with a warning. Nobody else may write to
+    the folder. Raise RunError if the URL cannot be reached.
     """
 
     def why(row: Row) -> Reason | None:
@@ -119,7 +119,7 @@ def _note(folder: Path, what: str, change: ShardChange) -> None:
 
 
 def changed_shards(place: str | Path) -> frozenset[str]:
-    """Return the ids of the shards out of which pairs were taken."""
+    """Return the ids of the shards from which pairs were removed."""
     there, ids = files_at(place), set[str]()
     for line in there.read(CHANGES_FILE).splitlines() if there.exists(CHANGES_FILE) else ():
         with suppress(ValueError, TypeError, KeyError):  # a damaged line
@@ -128,11 +128,11 @@ def changed_shards(place: str | Path) -> frozenset[str]:
 
 
 def _bring(folder: Path, url: str) -> None:
-    """Have the URL hold what is here: shards that are the same there are not sent."""
+    """Upload the changed shards, the report and the card to the URL."""
     try:
         upload_shards(list(read_manifests(folder)), folder, url)
         upload_pages(folder, url)
     except RunError as error:
         raise RunError(
-            f"{error} What was taken out here may still be there; give the same command again."
+            f"{error} What was removed here may still be there; run the same command again."
         ) from error

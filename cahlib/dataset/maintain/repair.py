@@ -1,7 +1,7 @@
-"""Mends a dataset: what is not whole is given up, so that a run does it again.
+"""Repair a dataset by discarding incomplete shards, so that a run makes them again.
 
-A shard that is given up loses all of its files; nothing else is lost, and whole shards stay as
-they are. May be interrupted and given again. It does not know of ledgers.
+All files of a discarded shard are removed; complete shards stay as they are. Safe to interrupt and
+repeat. Nothing here knows ledgers.
 """
 
 from __future__ import annotations
@@ -38,44 +38,45 @@ from cahlib.errors import RunError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairPlan:
-    """What is to be mended at a place."""
+    """What is to be repaired at a place."""
 
     place: str | Path
     broken: dict[str, str] = field(default_factory=dict)  #: shards by id, with the first problem
     left: dict[str, str] = field(default_factory=dict)  #: files to remove by path, with the reason
-    #: whole shards and other files that somebody has put there
+    #: complete shards and other files that do not belong there
     foreign: dict[str, str] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)  #: files that keep all as it is
-    again: dict[str, str] = field(default_factory=dict)  #: dataset.json and pages, made anew
-    #: shards whose change is to be finished
+    #: files because of which nothing is repaired
+    unreadable: dict[str, str] = field(default_factory=dict)
+    again: dict[str, str] = field(default_factory=dict)  #: dataset.json and pages to rewrite
+    #: shards whose change is to be completed
     unfinished: dict[str, str] = field(default_factory=dict)
-    changed: frozenset[str] = frozenset()  #: shards out of which pairs were taken
+    changed: frozenset[str] = frozenset()  #: shards from which pairs were removed
 
     def lines(self) -> Iterator[str]:
-        """Return what is done, a line each."""
+        """Yield what is done, one line each."""
         for id, why in self.broken.items():
             yield (
-                f"{why} Shard {id} is given up: its files are removed, and it is to do again."
-                + " What was taken out of it comes back then, unless it is taken out again."
+                f"{why} Shard {id} is discarded: its files are removed, and a run makes it again."
+                + " What was purged from it comes back then, unless it is purged again."
                 * (id in self.changed)
             )
         for why in self.unreadable.values():
-            yield f"{why} Nothing is repaired until it can be read, or is taken away."
+            yield f"{why} Nothing is repaired until it can be read or is moved away."
         here = isinstance(self.place, Path)
         for why in self.unfinished.values():
             yield f"{why} " + (
-                "It is finished." if here else "It is left alone; repair it in a folder."
+                "It is completed." if here else "It is left alone; repair it in a folder."
             )
         for why in self.left.values():
             yield f"{why} It is removed."
         for why in self.again.values():
-            yield f"{why} It is made anew."
+            yield f"{why} It is rewritten."
         for why in self.foreign.values():
             yield f"{why} It is left alone; move it to where it belongs."
 
 
 def plan_repair(place: str | Path, known: Collection[str] = ()) -> RepairPlan:
-    """Look for what is to be mended; ``known`` are the ids of shards that a ledger knows.
+    """Find what is to be repaired; ``known`` are the ids of shards that a ledger has.
 
     Raise ConfigError if there is no dataset.
     """
@@ -89,7 +90,7 @@ def plan_repair(place: str | Path, known: Collection[str] = ()) -> RepairPlan:
             ProblemKind.UNFINISHED: found.unfinished,
         }
         _note(kinds.get(problem.kind, found.again), problem)
-    for id in found.broken:  # its files go with it
+    for id in found.broken:  # its files are removed with it
         found.foreign.pop(id, None)
         for form in LAYOUT.values():
             found.left.pop(form.format(id), None)
@@ -97,18 +98,18 @@ def plan_repair(place: str | Path, known: Collection[str] = ()) -> RepairPlan:
 
 
 def repair(found: RepairPlan) -> None:
-    """Do what was planned; nobody else may write to the place meanwhile.
+    """Carry out the plan; nobody else may write to the place meanwhile.
 
-    Raise RunError if something cannot be read: who is given other rights tomorrow, or another
-    cable, would have lost sound shards.
+    Raise RunError if something cannot be read: with other permissions, or another cable, sound
+    shards would have been lost.
     """
     for why in found.unreadable.values():
-        raise RunError(f"{why} Nothing was repaired; see to that, or take it away, before.")
+        raise RunError(f"{why} Nothing was repaired; make it readable or move it away first.")
     place, at = found.place, files_at(found.place)
     if isinstance(place, Path):
         recover_interrupted(place)
     for id in found.broken:
-        _give_up(place, id)
+        _discard(place, id)
     for path in found.left:
         at.remove(path)
     before = find_description(place)
@@ -124,8 +125,8 @@ def _note(where: dict[str, str], problem: Problem) -> None:
     where.setdefault(problem.name, problem.sentence)
 
 
-def _give_up(place: str | Path, id: str) -> None:
-    """Remove a shard: its manifest first, so that what is interrupted is a shard without one."""
+def _discard(place: str | Path, id: str) -> None:
+    """Remove a shard, its manifest first, so that an interruption leaves it uncommitted."""
     try:
         manifest = read_manifest(place, id)
     except RunError:  # damaged
@@ -134,7 +135,7 @@ def _give_up(place: str | Path, id: str) -> None:
     for each in places:
         at = files_at(each)
         at.remove(manifest_path(id))
-        # else not what the manifest names: it is damaged, or a stranger's
+        # not all that the manifest names: it may be damaged, or a stranger's
         tar = {tar for tar in [manifest and tar_path(manifest)] if tar} - _tars(each)
         for path in {form.format(id) for form in LAYOUT.values()} | tar:
             at.remove(path)
@@ -142,12 +143,12 @@ def _give_up(place: str | Path, id: str) -> None:
 
 
 def _tars(place: str | Path) -> set[str | None]:
-    """Return the tars that manifests at a place name."""
+    """Return the tars that the manifests at a place name."""
     return {tar_path(each) for each in read_manifests(place, damaged="skip")}
 
 
 def _described(place: str | Path) -> Description:
-    """Return what is known of a dataset whose dataset.json is gone: its job, or a digest alone."""
+    """Return the description of a dataset without dataset.json: its job's, or a mere digest."""
     digests = {manifest.settings for manifest in read_manifests(place, damaged="skip")}
     job = stored_job(place) if isinstance(place, Path) else None
     layout = description.layout_of(place) or CURRENT_LAYOUT
@@ -157,6 +158,6 @@ def _described(place: str | Path) -> Description:
 
 
 def _values(place: str | Path, said: Description) -> dict[str, object]:
-    """Return the settings that the pages name."""
+    """Return the settings that the pages show."""
     job = stored_job(place) if isinstance(place, Path) else None
     return dict(job.values() if job else displayed_settings(said))

@@ -1,6 +1,6 @@
-"""Takes pairs out of a finished dataset: every file of their shards is written anew without them.
+"""Remove pairs from a finished dataset by rewriting every file of their shards.
 
-What is left is what a run that never had those pairs would have written, so all files stay aligned.
+The result is what a run that never had those pairs would have written, so all files stay aligned.
 A shard is replaced as a whole or not at all, and `recover_interrupted` completes a replacement that
 was interrupted. Nothing here knows why a pair has to go.
 """
@@ -47,31 +47,31 @@ from cahlib.records import Judged, Reason, Stage
 
 _log = logging.getLogger(__name__)
 
-#: Says of a row of the metadata why its pair has to go, or None.
+#: Returns why the pair of a row of the metadata is to be removed, or None.
 RemovalRule = Callable[[Row], Reason | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardChange:
-    """What was taken out of a shard."""
+    """What was removed from a shard."""
 
     shard: str
     lost: Mapping[Reason, int]
-    left: int  #: pairs
+    left: int  #: pairs that remain
 
 
 def rewrite_shards(folder: Path, why: RemovalRule) -> Iterator[ShardChange]:
-    """Take the pairs for which there is a reason out of the dataset in a folder, shard by shard.
+    """Remove the pairs for which there is a reason from the dataset in a folder, shard by shard.
 
-    Yields one Change a shard that had such pairs, when it is exchanged. Nobody else may write to
-    the folder meanwhile (`lock.held`). Raises ConfigError at once if there is no dataset or its
-    files are elsewhere, and RunError later if one is damaged.
+    Yield a change per shard that had such pairs, once it is replaced. Nobody else may write to the
+    folder meanwhile (`lock.held`). Raise ConfigError at once if there is no dataset or its files
+    are elsewhere, and RunError later if one is damaged.
     """
     recover_interrupted(folder)
     require_dataset(folder)
     every = list(read_manifests(folder))
     if away := next((manifest.place for manifest in every if manifest.place), None):
-        raise ConfigError(f"{folder}: the files are at {away}; bring them here first.")
+        raise ConfigError(f"{folder}: the files are at {away}; download them first.")
     return filter(None, (_tried(folder, manifest, why) for manifest in every))
 
 
@@ -81,11 +81,11 @@ def _tried(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChan
         change = _exchange(folder, manifest, why)
     except (tarfile.TarError, ValueError, KeyError, StopIteration, OSError) as error:
         raise RunError(
-            f"shard {manifest.shard.id} cannot be read ({error}); `cah verify` tells more."
+            f"shard {manifest.shard.id} cannot be read ({error}); see `cah verify`."
         ) from error
     for path, old in links.items() if change else ():
         if not path.is_symlink():
-            _log.warning("%s was a link; %s still has what was taken out.", path, old)
+            _log.warning("%s was a link; %s still has what was removed.", path, old)
     return change
 
 
@@ -138,7 +138,7 @@ def _without(
 
 
 def _pairs(folder: Path, manifest: ShardManifest, rows: Iterable[Row]) -> Iterator[Judged]:
-    """The pairs of a shard as they were judged, from its files."""
+    """Yield the pairs of a shard as they were scored, from its files."""
     images, texts = (_vectors(folder, manifest, form) for form in ("img_emb", "text_emb"))
     for row, data, image, text in zip(rows, _data(folder, manifest), images, texts, strict=False):
         yield restore_pair(row, data=data, image_embedding=image, text_embedding=text)
@@ -150,7 +150,7 @@ def _vectors(folder: Path, manifest: ShardManifest, form: str) -> Iterable[Any]:
 
 
 def _data(folder: Path, manifest: ShardManifest) -> Iterator[bytes]:
-    """The images of a shard, from whichever of its files holds them."""
+    """Yield the images of a shard, from whichever of its files has them."""
     tar, tfrecord = tar_path(manifest), folder / part_path("tfrecords", manifest.shard.id)
     if tar:
         with tarfile.open(folder / tar) as file:

@@ -1,8 +1,7 @@
-"""Checks a dataset: every file against its seal, and the rows of all files against each other.
+"""Verify a dataset: every file against its manifest, and the rows of all files against each other.
 
-Each file is read once. The answer is sentences, and nothing is trusted: damaged files are its
-business. It does not decode images. Shards whose seal is gone are missed by the list in
-`dataset.json`, and by the ledger if there is one.
+Each file is read once, and none is trusted. Images are not decoded. Shards whose manifest is gone
+are noticed by the list in `dataset.json`, and by the ledger if there is one.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ from cahlib.records import Stage
 
 
 class ProblemKind(enum.Enum):
-    """What a problem is about, and so what mends it."""
+    """What a problem concerns, and so what repairs it."""
 
-    SHARD = enum.auto()  #: a committed shard that is not whole, by its id
-    FOREIGN = enum.auto()  #: a whole shard of another dataset, or another file: by its id or path
+    SHARD = enum.auto()  #: a committed shard that is incomplete or damaged, by its id
+    FOREIGN = enum.auto()  #: a complete shard of another dataset, or a foreign file, by id or path
     UNREADABLE = enum.auto()  #: a file that cannot be read, be it damaged or not, by its path
     LEFT = enum.auto()  #: a file that belongs to no shard, by its path
     UNFINISHED = enum.auto()  #: a shard that is being changed, or was when a command was killed
@@ -61,21 +60,21 @@ class Problem(NamedTuple):
 
 
 def verify(place: str | Path, known: Collection[str] = ()) -> Iterator[str]:
-    """Every problem of the dataset in a folder or at a URL, as a sentence; none if it is sound.
+    """Yield every problem of the dataset in a folder or at a URL, as a sentence.
 
-    ``known`` are the ids of shards that a ledger calls committed. Raises ConfigError if there is
-    no dataset.
+    ``known`` are the ids of shards that are committed by a ledger. Raise ConfigError if there is no
+    dataset.
     """
     return (each.sentence for each in find_problems(place, known))
 
 
 def find_problems(place: str | Path, known: Collection[str] = ()) -> Iterator[Problem]:
-    """The same as records."""
+    """Yield the same as records."""
     yield from _Check(place, known).problems()
 
 
 class _Check:
-    """The check of one dataset, shard by shard, and what is known of it so far."""
+    """The state of one dataset's verification, shard by shard."""
 
     def __init__(self, place: str | Path, known: Collection[str]) -> None:
         self._place, self._known, self._there = place, known, files_at(place)
@@ -104,7 +103,7 @@ class _Check:
             yield Problem(
                 ProblemKind.SHARD,
                 id,
-                f"{manifest_path(id)} is missing, but {where} calls the shard committed.",
+                f"{manifest_path(id)} is missing, but the shard is committed according to {where}.",
             )
         yield from (Problem(ProblemKind.SHARD, *each) for each in self._keys.problems())
         if said is None and DESCRIPTION_FILE not in self._sizes and self._settings - {""}:
@@ -134,17 +133,17 @@ class _Check:
         try:
             manifest = decode_manifest(self._there.read(path))
             if manifest.shard.id != id:
-                raise ValueError(f"it is that of {manifest.shard.id}")
+                raise ValueError(f"it belongs to {manifest.shard.id}")
         except ValueError as error:
             yield Problem(ProblemKind.SHARD, id, f"{path} is damaged: {error}.")
             return
-        except UnreadableFile as error:  # any tar may be the one that it names
+        except UnreadableFile as error:  # it may name any tar
             self._named |= {each for each in self._sizes if tar_number(each) is not None}
             yield Problem(ProblemKind.UNREADABLE, path, str(error))
             return
         self._settings.add(manifest.settings)
         if fresh := _successor(self._there, id, self._sizes):
-            # whichever of its files have their new names by now, `dataset.sweep` finishes it
+            # whichever of its files are renamed already, `recover_interrupted` completes it
             self._counted |= tar_size(fresh)
             both = {path, *manifest.files, *fresh.files}
             self._named |= both | {str(temporary_path(Path(name))) for name in both}
@@ -156,7 +155,7 @@ class _Check:
             return
         self._counted |= tar_size(manifest)
         yield from _foreign(manifest, self._said)
-        # of a shard whose files are elsewhere a run that was killed may have left some here
+        # a killed run may have left some files here of a shard whose files are elsewhere
         own = () if manifest.place else manifest.files
         self._named -= {form.format(id) for form in LAYOUT.values()} - {*own}
         self._named |= {tar_path(manifest) or path} if own else set()
@@ -165,12 +164,12 @@ class _Check:
         wrong = [*_readable(Problem(ProblemKind.SHARD, id, sentence) for sentence in sentences)]
         yield from wrong
         if not wrong and (uids := shard.uids()):
-            # a damaged shard must not cost a whole one that has its pair too
+            # else a damaged shard could discredit a sound one with the same pair
             self._keys.add(id, uids)
 
 
 def _readable(found: Iterator[Problem]) -> Iterator[Problem]:
-    """Yield problems; a file that cannot be read is the last one."""
+    """Yield problems up to the first file that cannot be read."""
     try:
         yield from found
     except UnreadableFile as error:
@@ -178,15 +177,15 @@ def _readable(found: Iterator[Problem]) -> Iterator[Problem]:
 
 
 def _foreign(manifest: ShardManifest, said: Description | None) -> Iterator[Problem]:
-    """Yield the problem of a shard that has other settings than its dataset."""
+    """Yield the problem of a shard with other settings than its dataset."""
     if said and said.digest and manifest.settings not in ("", said.digest):
         path = manifest_path(manifest.shard.id)
-        other = f"{path} was made with other settings than {DESCRIPTION_FILE} says."
+        other = f"{path} was made with other settings than those in {DESCRIPTION_FILE}."
         yield Problem(ProblemKind.FOREIGN, manifest.shard.id, other)
 
 
 def _successor(there: DatasetFiles, id: str, sizes: Collection[str]) -> ShardManifest | None:
-    """Return the manifest that is to replace a committed shard's, if there is a whole one."""
+    """Return the sound manifest that is to replace a committed shard's, if any."""
     path = str(temporary_path(Path(manifest_path(id))))
     try:
         fresh = decode_manifest(there.read(path)) if path in sizes else None
@@ -196,33 +195,33 @@ def _successor(there: DatasetFiles, id: str, sizes: Collection[str]) -> ShardMan
 
 
 def _pages(there: DatasetFiles, said: Description | None) -> Iterator[Problem]:
-    """What is wrong with the report and the card."""
+    """Yield what is wrong with the report and the card."""
     for name, stored in said.pages.items() if said else ():
         for sentence in check_file(there, name, stored=stored, reader=lambda *_: iter(())):
             yield Problem(ProblemKind.PAGE, name, sentence)
 
 
 def _left(sizes: Iterable[str], named: Collection[str]) -> Iterator[Problem]:
-    """The files that no shard has."""
+    """Yield the files that belong to no shard."""
     for path in sorted(sizes):
         if is_conflicted_copy(path) and path.startswith(DATASET_PREFIXES):
-            kind = "is a conflicted copy, made by a cloud drive, and counts for nothing"
+            kind = "is a conflicted copy by a cloud drive, and is ignored"
         elif "/" not in path or path in named or path in TAR_INDEX_FILES:
             continue
         elif DATASET_FILE.fullmatch(path):
             kind = (
-                "is left of an interrupted run"
+                "is left over from an interrupted run"
                 if path.endswith(UNFINISHED_SUFFIXES)
                 else "is not part of a shard here"
             )
         else:
-            yield Problem(ProblemKind.FOREIGN, path, f"{path} is none of a dataset's files.")
+            yield Problem(ProblemKind.FOREIGN, path, f"{path} is not one of a dataset's files.")
             continue
         yield Problem(ProblemKind.LEFT, path, f"{path} {kind}.")
 
 
 def _account(path: str, manifest: ShardManifest) -> Iterator[str]:
-    """Whether the numbers of a seal agree."""
+    """Yield which numbers of a manifest do not agree."""
     tally = manifest.tally
     for stage in Stage:
         if missing := tally.unaccounted(stage):
@@ -232,7 +231,7 @@ def _account(path: str, manifest: ShardManifest) -> Iterator[str]:
 
 
 class _Keys:
-    """The keys of all shards, 20 bytes a pair."""
+    """The keys of all shards, 20 bytes per pair."""
 
     def __init__(self) -> None:
         self._shards: list[str] = []
@@ -243,7 +242,7 @@ class _Keys:
         self._keys.append(np.frombuffer(bytes.fromhex("".join(uids)), dtype="V16"))
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Keys that are there twice: the second shard that has one, and a sentence."""
+        """Yield the second shard of each duplicate key, with a sentence."""
         if not self._keys:
             return
         keys = np.concatenate(self._keys)

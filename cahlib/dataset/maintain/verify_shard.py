@@ -1,7 +1,7 @@
-"""Checks the files of one shard: each against its manifest, and their rows against each other.
+"""Verify the files of one shard: each against its manifest, and their rows against each other.
 
-Each file is read once, and damage of any kind is told, not raised. It does not decode images, and
-knows nothing of other shards.
+Each file is read once, and damage of any kind is reported, not raised. Images are not decoded, and
+nothing here knows other shards.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from cahlib.dataset.write.columns import (
 )
 from cahlib.dataset.write.tfrecord import DamagedRecord, read_tfrecords
 
-#: How far the cosine of two float16 vectors may lie from the similarity; 0.0003 is the most seen.
+#: Tolerance of the cosine of two float16 vectors; 0.0003 is the largest difference seen.
 _ROUNDING = 0.01
 
-#: How the file of a matrix of float16 begins (numpy/lib/format.py). numpy's own reader evaluates
-#: the header as Python, and dies of a damaged one in many ways.
+#: The header of a float16 matrix (numpy/lib/format.py). numpy's own reader evaluates it as Python,
+#: and raises all kinds of errors if it is damaged.
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..{'descr': '<f2', 'fortran_order': False, "
     rb"'shape': \((\d+), (\d+)\), } *\n",
     re.DOTALL,
 )
 
-#: What a reader says of a damaged file.
+#: What readers raise for a damaged file.
 _DAMAGE = tarfile.TarError, pa.ArrowException, DamagedRecord, ValueError, TypeError, KeyError
 
 _Reader = Callable[[str, BinaryIO], Iterator[str]]
 
 
 class ShardCheck:
-    """The check of one shard's files: the metadata first, then the others against it."""
+    """The verification of one shard: the metadata first, then the other files against it."""
 
     def __init__(self, data: DatasetFiles, manifest: ShardManifest) -> None:
         self._data, self._manifest = data, manifest
@@ -58,7 +58,7 @@ class ShardCheck:
         self._vectors: list[np.ndarray[Any, Any]] = []
 
     def problems(self) -> Iterator[str]:
-        """Yield what is wrong with them."""
+        """Yield what is wrong."""
         readers: dict[str, _Reader] = {
             "metadata": self._metadata,
             "images": self._images,
@@ -76,18 +76,18 @@ class ShardCheck:
         yield from self._cosines()
 
     def uids(self) -> list[str]:
-        """Return the keys of its pairs, once its problems were looked for."""
+        """Return the keys of its pairs, after `problems`."""
         return [row["uid"] for row in self._rows or ()]
 
     def _metadata(self, path: str, file: BinaryIO) -> Iterator[str]:
         try:
             table = pq.read_table(io.BytesIO(file.read()))
-        except OSError as error:  # pyarrow's word for some kinds of damage
+        except OSError as error:  # pyarrow's error for some kinds of damage
             raise ValueError(str(error)) from error
         lacking = {*OPTIONAL_COLUMNS} - {*table.column_names}
         wanted = [each for each in arrow_schema(()) if each.name not in lacking]
         if list(table.schema)[: len(wanted)] != wanted:
-            yield f"{path} has other columns than a dataset's metadata."
+            yield f"{path} does not have the columns of a dataset's metadata."
             return
         rows = table.to_pylist()
         yield from _numbers(path, len(rows), wanted=self._manifest.rows)
@@ -125,7 +125,7 @@ class ShardCheck:
     def _matrix(self, path: str, file: BinaryIO) -> Iterator[str]:
         data = file.read()
         if not (header := _NPY.match(data)):
-            yield f"{path} holds no rows of float16."
+            yield f"{path} is not a matrix of float16."
             return
         shape = int(header[1]), int(header[2])
         vectors = np.frombuffer(data, np.float16, offset=header.end()).reshape(shape)
@@ -139,7 +139,7 @@ class ShardCheck:
         )
 
     def _cosines(self) -> Iterator[str]:
-        """Yield the row whose two embeddings do not lie as far apart as its similarity says."""
+        """Yield the first row whose embeddings do not give its similarity."""
         if self._rows is None or [len(v) for v in self._vectors] != [len(self._rows)] * 2:
             return
         images, texts = (vectors.astype(np.float32) for vectors in self._vectors)
@@ -154,7 +154,7 @@ class ShardCheck:
     def _compared(
         self, path: str, found: Iterable[Any], *, wanted: Sequence[Any], each: int = 1
     ) -> Iterator[str]:
-        """Yield where a file first differs from the pairs of the metadata, in their order."""
+        """Yield where a file first differs from the metadata, row by row."""
         number, wrong = 0, None
         for item in found:
             if wrong is None and (number >= len(wanted) or item != wanted[number]):
@@ -164,7 +164,7 @@ class ShardCheck:
             return
         yield from _numbers(path, number / each, wanted=len(self._rows), where="metadata")
         if wrong is not None and wrong < len(self._rows):
-            yield f"{path}: row {wrong} is not the pair that the metadata has there."
+            yield f"{path}: row {wrong} is not the pair of that row in the metadata."
 
 
 class _Hashed(io.RawIOBase):
@@ -180,7 +180,7 @@ class _Hashed(io.RawIOBase):
         return data
 
     def rest(self) -> FileRecord:
-        """Read to the end; what the whole file looks like."""
+        """Read to the end, and return the record of the whole file."""
         while self.read(1 << 20):
             pass
         return FileRecord(size=self._size, sha256=self._hash.hexdigest())
@@ -189,7 +189,7 @@ class _Hashed(io.RawIOBase):
 def check_file(
     data: DatasetFiles, path: str, *, stored: FileRecord, reader: _Reader
 ) -> Iterator[str]:
-    """Read a file by its form and hold it to its checksum."""
+    """Yield what is wrong with a file, by its reader and its checksum."""
     if not data.exists(path):
         yield f"{path} is missing."
         return
@@ -200,11 +200,11 @@ def check_file(
         except _DAMAGE as error:
             yield f"{path} cannot be read: {error}."
         if hashed.rest() != stored:
-            yield f"{path} is not as it was written: its checksum differs."
+            yield f"{path} was changed after it was written: its checksum differs."
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
-    """The files of a tar with what can be compared of them."""
+    """Yield the names of a tar's members, with the content that is compared."""
     for member in tar:
         content: Any = None
         if member.isfile() and member.name.endswith((".json", ".txt")):
@@ -215,6 +215,6 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
         yield member.name, content
 
 
-def _numbers(path: str, number: float, *, wanted: int, where: str = "seal") -> Iterator[str]:
+def _numbers(path: str, number: float, *, wanted: int, where: str = "manifest") -> Iterator[str]:
     if number != wanted:
         yield f"{path} has {number:g} rows, the {where} {wanted}."

@@ -1,4 +1,4 @@
-"""The files of a dataset, be it in a folder or at a URL that fsspec knows."""
+"""The files of a dataset, in a folder or at any URL that fsspec supports."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from cahlib.atomic import write_file
 from cahlib.errors import CahError, ConfigError, RunError, is_full, no_space
 from cahlib.retry import wait_asked
 
-#: Stores without folders, where "making" the topmost would create and own a bucket.
+#: Stores without folders, where "making" the topmost would create a bucket.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
 
-#: Name and password in a URL: no business of messages.
+#: User name and password in a URL, kept out of messages.
 _LOGIN = re.compile(r"(?<=://)[^/@]*@")
 
 
 class StorageBusy(RunError):
-    """A place asks to be left alone for a while."""
+    """A storage asks to wait before the next request."""
 
     def __init__(self, text: str, wait: float) -> None:
         super().__init__(text)
-        self.wait = wait  #: seconds; 0: it did not say for how long
+        self.wait = wait  #: seconds; 0 if it did not say
 
 
 class UnreadableFile(RunError):
-    """A file or folder of this machine cannot be read now; nobody knows whether it is damaged."""
+    """A file or folder of this machine cannot be read now, be it damaged or not."""
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetFiles:
-    """What lies below one folder or URL, by relative path with slashes.
+    """The files below one folder or URL, by relative path with slashes.
 
-    Every method raises RunError where the place cannot be reached, and Unreadable for what cannot
-    be read though it is there.
+    Every method raises RunError if the place cannot be reached, and UnreadableFile for an existing
+    file that cannot be read.
     """
 
     fs: Any  #: an fsspec filesystem
@@ -49,12 +49,12 @@ class DatasetFiles:
     place: str  #: as the user named it, without a password
 
     def path(self, name: str) -> str:
-        """The path of a file as its filesystem wants it."""
+        """Return the path of a file as its filesystem expects it."""
         return f"{self.root}/{name}"
 
     @property
     def folder(self) -> Path | None:
-        """The folder, if it is one of this machine."""
+        """The folder, if it is on this machine."""
         return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
 
     def open(self, name: str) -> BinaryIO:
@@ -66,7 +66,7 @@ class DatasetFiles:
             return cast(bytes, self.fs.cat_file(self.path(name)))
 
     def exists(self, name: str) -> bool:
-        """Return whether there is a file of this name; a folder does not count."""
+        """Return whether there is a file, not a folder, of this name."""
         with self.reading(name):
             try:
                 if self.folder:
@@ -79,7 +79,7 @@ class DatasetFiles:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Raise as all methods do for what goes wrong while a file or folder is read."""
+        """Turn errors of reading a file or folder into those that all methods raise."""
         with storage_errors(self.place):
             try:
                 yield
@@ -90,7 +90,7 @@ class DatasetFiles:
                 raise UnreadableFile(f"{self.path(name)} cannot be read ({cause}).") from error
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a small file there, whole or not at all."""
+        """Write a small file, whole or not at all."""
         if self.folder:
             write_file(Path(self.path(name)), data)
             return
@@ -104,16 +104,16 @@ class DatasetFiles:
             self.fs.rm_file(self.path(name))
 
     def make_folder(self, name: str) -> None:
-        """Make the folder of a file, where there are folders."""
+        """Create the folder of a file, if the storage has folders."""
         protocol = self.fs.protocol
         protocols = {protocol} if isinstance(protocol, str) else {*protocol}
         if not protocols & _BUCKETS:
             self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
 
     def sizes(self, folders: Iterable[str]) -> dict[str, int]:
-        """Return the files in some folders and right below the root, with their bytes.
+        """Return the sizes in bytes of the files in some folders and in the root itself.
 
-        It is the place's own word of now: a driver may keep an older listing.
+        A driver's cached listing is not used.
         """
         self.fs.invalidate_cache()
         found = dict(self._listed(self.root, deep=False))
@@ -122,13 +122,13 @@ class DatasetFiles:
         return {path[len(self.root) + 1 :]: size for path, size in found.items()}
 
     def names(self, folder: str) -> list[str]:
-        """All files in a folder, in order; none if there is no such folder."""
+        """Return all files in a folder, sorted; none if there is no such folder."""
         return sorted(path[len(self.root) + 1 :] for path, _ in self._listed(self.path(folder)))
 
     def _listed(self, path: str, *, deep: bool = True) -> Iterator[tuple[str, int]]:
-        """Yield the files in a folder, with their bytes.
+        """Yield the files in a folder, with their sizes in bytes.
 
-        fsspec's own `find` takes a folder that cannot be listed for an empty one.
+        fsspec's own `find` returns nothing for a folder that cannot be listed.
         """
         with self.reading(path[len(self.root) + 1 :]):
             try:
@@ -145,7 +145,7 @@ class DatasetFiles:
 
 
 def files_at(place: str | Path) -> DatasetFiles:
-    """The files at a place; raises ConfigError for a URL that fsspec cannot serve."""
+    """Return the files at a place; raise ConfigError if fsspec does not support its URL."""
     if "://" not in str(place):
         return DatasetFiles(LocalFileSystem(), Path(place).absolute().as_posix(), str(place))
     shown = _LOGIN.sub("", str(place))
@@ -165,7 +165,7 @@ def files_at(place: str | Path) -> DatasetFiles:
 
 @contextmanager
 def storage_errors(place: str) -> Iterator[None]:
-    """Turn a driver's error into RunError; each driver has errors of its own, of any kind."""
+    """Turn any error of a driver into RunError: each driver has exceptions of its own."""
     try:
         yield
     except CahError:

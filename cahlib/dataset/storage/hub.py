@@ -1,7 +1,7 @@
-"""A repository at Hugging Face (hf://): files come there by commits, few of which are allowed.
+"""Repositories at Hugging Face (hf://), where files are uploaded in few, large commits.
 
-As fsspec sees it, each file that is put there is a commit of its own; the hub takes 128 an hour.
-Here many files are one commit, which comes about as a whole or not at all.
+fsspec makes each file a commit of its own, and the hub allows 128 per hour. Here many files are one
+commit, which is applied as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any, TypeAlias
 from cahlib.dataset.storage.files import DatasetFiles, storage_errors
 from cahlib.errors import ConfigError
 
-#: What is to be brought: a file of this machine, or its content.
+#: What is uploaded: a file of this machine, or its content.
 LocalContent: TypeAlias = Path | bytes
 
-#: Seconds between two commits of a run: 30 an hour, so that several runs fit into the hub's 128.
+#: Seconds between two commits of a run: 30 per hour, so that several runs fit into the hub's 128.
 COMMIT_INTERVAL = 120.0
 
-#: Paths that are asked about in one request.
+#: Paths per request.
 _ASKED = 500
 
 
 def find_repository(there: DatasetFiles) -> HubRepository | None:
-    """Return the repository that a place is in; None for any other kind of place."""
+    """Return the repository that a place is in, or None if it is in none."""
     protocols = {there.fs.protocol} if isinstance(there.fs.protocol, str) else {*there.fs.protocol}
     # the hub's buckets have no commits
     return (
@@ -42,7 +42,7 @@ class HubRepository:
     there: DatasetFiles
 
     def check(self, path: str) -> None:
-        """See whether a file could be committed; the hub is asked, and no commit is made."""
+        """Raise if a file could not be committed; the hub is asked, without a commit."""
         from huggingface_hub import CommitOperationAdd
 
         with storage_errors(self.there.place):
@@ -50,7 +50,7 @@ class HubRepository:
                 api, which, inner = self._resolved()
             except FileNotFoundError as error:
                 raise ConfigError(
-                    f"output: there is no {self.there.place}, or not for your token; make the "
+                    f"output: there is no {self.there.place}, or not for your token; create the "
                     "repository at https://huggingface.co/new-dataset, or type: hf auth login."
                 ) from error
             trial = CommitOperationAdd(path_in_repo=inner + path, path_or_fileobj=b"trial")
@@ -59,11 +59,11 @@ class HubRepository:
     def commit(
         self, files: Mapping[str, LocalContent], removed: Collection[str], *, message: str
     ) -> None:
-        """Put files there and remove others, in one commit; none if nothing would change."""
+        """Upload files and remove others in one commit, unless nothing would change."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-        disable_progress_bars()  # there are ours
+        disable_progress_bars()  # cahlib shows its own
         with storage_errors(self.there.place):
             api, which, inner = self._resolved()
             operations: list[Any] = [CommitOperationDelete(inner + each) for each in removed]
@@ -81,15 +81,15 @@ class HubRepository:
                 raise OSError(f"{missing[0]} did not arrive as it was sent")
 
     def different(self, files: Mapping[str, LocalContent]) -> Sequence[str]:
-        """Return which of these files are not there, or not as they are here."""
+        """Return which of these files are missing there or differ from here."""
         return [p for p, known in self._known([*files]).items() if not _same(known, files[p])]
 
     def there_of(self, paths: Sequence[str]) -> Sequence[str]:
-        """Return which of these paths are there."""
+        """Return which of these paths exist there."""
         return [path for path, known in self._known(paths).items() if known]
 
     def _known(self, paths: Sequence[str]) -> Mapping[str, Any]:
-        """Return the hub's records of files, without those that it does not have."""
+        """Return the hub's record of each file, None if it does not exist there."""
         found = dict.fromkeys(paths)
         with storage_errors(self.there.place):
             api, which, inner = self._resolved()
@@ -100,7 +100,7 @@ class HubRepository:
         return found
 
     def _resolved(self) -> tuple[Any, dict[str, str], str]:
-        """The hub's API, the repository as it is named there, and what paths begin with in it."""
+        """Return the hub's API, its arguments for the repository, and the prefix of paths in it."""
         from huggingface_hub import HfApi
 
         fs = self.there.fs
@@ -111,7 +111,7 @@ class HubRepository:
 
 
 def _same(known: Any, local: LocalContent) -> bool:
-    """Return whether the hub has a file as it is here; small ones are known by git's hash."""
+    """Return whether the hub's file equals that here; small ones are compared by git's hash."""
     size = len(local) if isinstance(local, bytes) else local.stat().st_size
     if known is None or known.size != size:
         return False

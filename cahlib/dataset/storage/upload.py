@@ -1,8 +1,8 @@
-"""Brings sealed shards to a URL: their files first, their seals last, each one checked there.
+"""Upload committed shards to a URL: their files, then their manifests, each verified there.
 
-A shard at the URL is in the dataset when its seal is, as on this machine. What an interrupted
-upload left is overwritten by the next, and a shard that was changed here replaces the one that is
-there. It does not know where a run stands.
+As on this machine, a shard at the URL is committed by its manifest. What an interrupted upload left
+is overwritten by the next, and a shard that was changed here replaces the one there. Nothing here
+knows the state of a run.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ from cahlib.lock import busy, is_held
 
 _log = logging.getLogger(__name__)
 
-#: Seconds before each new try.
+#: Seconds before each retry.
 _PAUSES = (1, 4, 16, 64)
 
-#: Seconds that a busy place is waited for in all; and each time, if it does not say for how long.
-_PATIENCE, _BUSY = 7200.0, 60.0
+#: Seconds to wait for a busy storage in total, and each time if it does not say.
+_MAX_WAIT, _BUSY = 7200.0, 60.0
 
-#: Shards in one commit: it names some six files of each, and the hub takes 25,000 files.
-_MOST = 500
+#: Shards per commit: each has some six files, and the hub allows 25,000.
+_MAX_SHARDS = 500
 
 _T = TypeVar("_T")
 _Sleep = Callable[[float], None]
 
 
 def check_destination(url: str, folder: Path) -> None:
-    """See whether a dataset can be brought from its folder to a URL. Raises ConfigError."""
+    """Raise ConfigError if a dataset cannot be uploaded from its folder to a URL."""
     trial = f"{MANIFESTS}/.trial"
     try:
         there = files_at(url)
         if there.folder and there.folder.resolve() == folder.resolve():
             raise ConfigError(
-                f"output: {url} is the folder that it would be brought from; give it as a folder, "
+                f"output: {url} is the very folder that would be uploaded; give it as a folder, "
                 f"{there.root}, instead of a URL."
             )
         if repository := find_repository(there):
@@ -73,13 +73,13 @@ def check_destination(url: str, folder: Path) -> None:
             return
         if there.folder:
             require_writable(there.folder)
-            if is_held(there.folder):  # a run of this machine has it as its folder
+            if is_held(there.folder):  # a run of this machine writes there
                 raise busy(there.folder)
         with storage_errors(there.place):
             there.make_folder(trial)
             try:
                 there.fs.pipe_file(there.path(trial), b"trial")
-            finally:  # a full disk keeps an empty one
+            finally:  # a full disk leaves an empty one
                 there.remove(trial)
     except RunError as error:
         if is_full(error):
@@ -95,32 +95,32 @@ def upload_shards(
     keep_local: bool = True,
     sleep: _Sleep = time.sleep,
 ) -> None:
-    """Bring shards from the folder of their dataset to a URL; what is there stays as it is.
+    """Upload shards from the folder of their dataset, except those that are there already.
 
-    So does what another machine made and brought meanwhile. In a repository that is one commit.
-    Without ``keep_local`` the files are removed here once they are there; the seals stay, and say
-    where they are. Raises RunError when all tries failed.
+    A shard that another machine made and uploaded meanwhile is kept. In a repository, many shards
+    are one commit. Without ``keep_local`` the files are then removed here; the manifests stay, and
+    name the URL. Raise RunError if all retries fail.
     """
     there = files_at(url)
     ours = [manifest for manifest in shards if not manifest.place]
     _require_free(ours, url)
     if repository := find_repository(there):
-        for start in range(0, len(ours), _MOST):
-            commit = partial(_commit, repository, ours[start : start + _MOST], folder, url)
-            _tried(commit, sleep)
+        for start in range(0, len(ours), _MAX_SHARDS):
+            commit = partial(_commit, repository, ours[start : start + _MAX_SHARDS], folder, url)
+            _retry(commit, sleep)
     else:
         for manifest in ours:
-            _put(manifest, folder, url, sleep, kept=_paths(ours))
+            _upload_shard(manifest, folder, url, sleep, kept=_paths(ours))
     if not keep_local:
         for manifest in shards:
-            _let_go(replace(manifest, place=manifest.place or url), folder)
+            _remove_local(replace(manifest, place=manifest.place or url), folder)
 
 
 class Uploader:
-    """Brings the shards of a run to its URL as they are sealed, and says which are through.
+    """Uploads the shards of a run as they are committed, and reports which are done.
 
-    Where commits are counted, shards wait for each other; the rest is brought at the end, whatever
-    ends the run but the second Ctrl-C.
+    Where commits are limited, shards are uploaded in batches; the last one at the end, whatever
+    ends the run but a second Ctrl-C.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Uploader:
         self._failed = False
 
     def add(self, manifest: ShardManifest) -> None:
-        """Bring a shard to the URL, now or with others that follow."""
+        """Upload a shard, now or in a batch with later ones."""
         self._waiting.append(manifest)
         if self._clock() >= self._next:
             self._flush()
@@ -151,7 +151,7 @@ class Uploader:
         if kind is None:
             self._flush()
         elif issubclass(kind, Exception) and not self._failed:
-            with suppress(CahError):  # the error that is under way is the one to be told
+            with suppress(CahError):  # the error that is propagating is to be reported
                 self._flush()
 
     def _flush(self) -> None:
@@ -169,34 +169,34 @@ class Uploader:
 
 
 def upload_pages(folder: Path, url: str, *, sleep: _Sleep = time.sleep) -> None:
-    """Bring what is made anew at the end of a run, the report and the card, to a URL."""
+    """Upload what is rewritten at the end of a run: the report, the card, the tars' sizes."""
     if repository := find_repository(files_at(url)):
-        made = {path: folder / path for path in PAGES} | _counted(folder, url)
+        made = {path: folder / path for path in PAGES} | _tar_index_for(folder, url)
         commit = partial(
-            repository.commit, made | _described(folder, url), (), message="Report and card"
+            repository.commit, made | _description_for(folder, url), (), message="Report and card"
         )
-        _tried(commit, sleep)
+        _retry(commit, sleep)
         return
     for path in PAGES:
-        _tried(partial(_bring, folder, url, path), sleep)
-    for path, data in _counted(folder, url).items():
-        _tried(partial(files_at(url).write, path, data), sleep)
+        _retry(partial(_upload_file, folder, url, path), sleep)
+    for path, data in _tar_index_for(folder, url).items():
+        _retry(partial(files_at(url).write, path, data), sleep)
     if described := find_description(folder):
-        _tried(partial(commit_shards, url, described, pages=described.pages), sleep)
+        _retry(partial(commit_shards, url, described, pages=described.pages), sleep)
 
 
-def _tried(action: Callable[[], _T], sleep: _Sleep) -> _T:
-    """What an action answers at last; raises RunError when it failed every time.
+def _retry(action: Callable[[], _T], sleep: _Sleep) -> _T:
+    """Return the result of an action; raise RunError if all retries fail.
 
-    A place that is busy is waited for as long as it asks, for two hours in all.
+    A busy storage is waited for as long as it asks, up to two hours in total.
     """
-    pauses, patience = iter(_PAUSES), _PATIENCE
+    pauses, remaining = iter(_PAUSES), _MAX_WAIT
     while True:
         try:
             return action()
         except StorageBusy as busy:
             pause = busy.wait + 1 if busy.wait else _BUSY
-            if (patience := patience - pause) < 0:
+            if (remaining := remaining - pause) < 0:
                 raise
             _log.warning("%s Trying again in %d s.", busy, pause)
         except RunError:
@@ -206,9 +206,9 @@ def _tried(action: Callable[[], _T], sleep: _Sleep) -> _T:
 
 
 def _require_free(shards: Sequence[ShardManifest], url: str) -> None:
-    """Raise RunError if tars with numbers would replace those of other shards at a URL.
+    """Raise RunError if numbered tars would replace those of other shards at a URL.
 
-    A run brings none that has a number; of two folders that were copied there both have number 0.
+    A run uploads none with a number, but two folders that are copied there both have number 0.
     """
     names = {tar for each in shards if (tar := tar_path(each)) and tar_number(tar) is not None}
     ids = {each.shard.id for each in shards}
@@ -226,53 +226,57 @@ def _paths(shards: Sequence[ShardManifest]) -> set[str]:
     return {path for each in shards for path in each.files}
 
 
-def _put(
+def _upload_shard(
     manifest: ShardManifest, folder: Path, url: str, sleep: _Sleep, *, kept: Collection[str] = ()
 ) -> None:
-    """Bring a shard, file by file; its seal comes last. What is ``kept`` there is others' too."""
+    """Upload a shard file by file, its manifest last; do not remove those ``kept`` there."""
     name = manifest_path(manifest.shard.id)
-    if not _tried(partial(_is_there, manifest, url), sleep):
+    if not _retry(partial(_is_there, manifest, url), sleep):
         for path in manifest.files:
-            _tried(partial(_bring, folder, url, path), sleep)
-        _tried(partial(_remove_others, manifest, url, kept), sleep)
-        _tried(partial(_bring, folder, url, name), sleep)
+            _retry(partial(_upload_file, folder, url, path), sleep)
+        _retry(partial(_remove_others, manifest, url, kept), sleep)
+        _retry(partial(_upload_file, folder, url, name), sleep)
     if said := find_description(folder):
-        _tried(partial(commit_shards, url, said, [manifest.shard.id]), sleep)
+        _retry(partial(commit_shards, url, said, [manifest.shard.id]), sleep)
 
 
 def _commit(
     repository: HubRepository, shards: Sequence[ShardManifest], folder: Path, url: str
 ) -> None:
-    """Bring shards in one commit, those excepted that are there as they are here."""
-    seals = {manifest_path(manifest.shard.id): manifest for manifest in shards}
-    changed = {*repository.different({name: folder / name for name in seals})}
+    """Upload shards in one commit, except those that are the same there."""
+    manifests = {manifest_path(manifest.shard.id): manifest for manifest in shards}
+    changed = {*repository.different({name: folder / name for name in manifests})}
     present = {*repository.there_of([path for manifest in shards for path in manifest.files])}
-    # a seal alone is not enough: what .gitignore names does not come along with it
+    # a manifest alone is not enough: files that .gitignore names are not uploaded with it
     new = [
-        n for n, manifest in seals.items() if n in changed or not present.issuperset(manifest.files)
+        n
+        for n, manifest in manifests.items()
+        if n in changed or not present.issuperset(manifest.files)
     ]
-    wanted = [path for name in new for path in (*seals[name].files, name)]
+    wanted = [path for name in new for path in (*manifests[name].files, name)]
     old = {
-        path for name in repository.there_of(new) for path in _others(repository.there, seals[name])
+        path
+        for name in repository.there_of(new)
+        for path in _others(repository.there, manifests[name])
     } - _paths(shards)
-    message = f"Shards: {len(new)} ({', '.join(seals[name].shard.id for name in new[:3])} …)"
+    message = f"Shards: {len(new)} ({', '.join(manifests[name].shard.id for name in new[:3])} …)"
     if new:
         removed = repository.there_of(sorted(old))
         brought = {path: folder / path for path in wanted}
-        said = _described(folder, url, [seals[name].shard.id for name in new])
+        said = _description_for(folder, url, [manifests[name].shard.id for name in new])
         repository.commit(brought | said, removed, message=message)
 
 
-def _described(folder: Path, url: str, shards: Sequence[str] = ()) -> dict[str, LocalContent]:
-    """Return dataset.json as it is to stand at a repository."""
+def _description_for(folder: Path, url: str, shards: Sequence[str] = ()) -> dict[str, LocalContent]:
+    """Return dataset.json for a repository, by its name."""
     said = find_description(folder)
     if said is None:
         return {}
     return {DESCRIPTION_FILE: encode_checksummed(merge_descriptions(url, said, shards, said.pages))}
 
 
-def _counted(folder: Path, url: str) -> dict[str, bytes]:
-    """Return what is to stand beside the tars at a URL, those of others included."""
+def _tar_index_for(folder: Path, url: str) -> dict[str, bytes]:
+    """Return the files beside the tars for a URL, with the tars of others counted."""
     ours, there = read_tar_sizes(folder), read_tar_sizes(url)
     present = (
         {path.rpartition("/")[2] for path in files_at(url).names("images")} if there else set()
@@ -291,14 +295,14 @@ def _counted(folder: Path, url: str) -> dict[str, bytes]:
 
 
 def _is_there(manifest: ShardManifest, url: str) -> bool:
-    """Whether a shard is at a URL, be it as another machine made it."""
+    """Return whether a shard is at a URL, be it as another machine made it."""
     there = Inventory(url)
     as_here = not there.fault(manifest) and there.shard(manifest.shard.id).manifest == manifest
     return as_here or there.has_another(manifest)
 
 
 def _remove_others(manifest: ShardManifest, url: str, kept: Collection[str]) -> None:
-    """Remove what a shard had at the URL before it was changed, and neither it nor another has."""
+    """Remove files that a shard had at the URL before it was changed, unless others have them."""
     there = files_at(url)
     if there.exists(manifest_path(manifest.shard.id)):
         with storage_errors(there.place):
@@ -308,16 +312,16 @@ def _remove_others(manifest: ShardManifest, url: str, kept: Collection[str]) -> 
 
 
 def _others(there: DatasetFiles, manifest: ShardManifest) -> Collection[str]:
-    """The files that a shard has by the seal that is there, and no more by this one."""
+    """Return the files of a shard's manifest there that this one no longer has."""
     try:
         before = decode_manifest(there.read(manifest_path(manifest.shard.id)))
-    except ValueError:  # an upload was cut off in the seal, behind which there is nothing old
+    except ValueError:  # an upload was cut off in the manifest, after all old files
         return ()
     return before.files.keys() - manifest.files.keys()
 
 
-def _bring(folder: Path, url: str, path: str) -> None:
-    """Put a file there, and see whether it is there as it is here."""
+def _upload_file(folder: Path, url: str, path: str) -> None:
+    """Upload a file, and verify it there."""
     there = files_at(url)
     with storage_errors(there.place):
         there.make_folder(path)
@@ -326,10 +330,10 @@ def _bring(folder: Path, url: str, path: str) -> None:
 
 
 def _compare(source: Path, there: DatasetFiles, path: str) -> None:
-    """Raise OSError where a file differs from its source.
+    """Raise OSError if a file differs from its source.
 
-    S3's ETag is the md5 of an object that came in one piece and is not encrypted with a key of its
-    own: then nothing needs to be fetched back, which costs money. Any other store is read.
+    S3's ETag is the md5 of an object that was uploaded in one piece and not encrypted with a key of
+    its own: then nothing needs to be downloaded, which costs money. Any other storage is read.
     """
     there.fs.invalidate_cache()
     with open(source, "rb") as file:
@@ -348,8 +352,8 @@ def _md5(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _let_go(manifest: ShardManifest, folder: Path) -> None:
-    """Remove a shard's files here; its seal first says where they are now."""
+def _remove_local(manifest: ShardManifest, folder: Path) -> None:
+    """Remove a shard's files here; its manifest first names the URL."""
     write_file(folder / manifest_path(manifest.shard.id), encode_manifest(manifest))
     for path in manifest.files:
         with disk_errors(folder / path):

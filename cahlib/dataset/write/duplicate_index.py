@@ -1,9 +1,8 @@
-"""Which images a run has already: by their bytes, and by what they look like.
+"""An index of a run's images, to find those it has already: by bytes, or by perceptual hash.
 
-Of images that are the same the first that is sealed stays. What is known is made again from the
-sealed shards at the start of each launch, so nothing of it is kept in a file of its own. For 10
-million images that takes 100 MB of memory; where looks count, with the distance 4, 770 MB, two
-minutes at the start, and 0.3 ms an image.
+Of equal images the first that is committed stays. The index is rebuilt from the committed shards at
+the start of each launch, and not stored. For 10 million images it takes 100 MB of memory; with
+perceptual hashes at distance 4, 770 MB, two minutes at the start, and 0.3 ms per image.
 """
 
 from __future__ import annotations
@@ -22,64 +21,64 @@ from cahlib.image.perceptual_hash import NearIndex, chroma, phash
 from cahlib.lists import Digests
 from cahlib.records import Judged, Reason, Shard
 
-#: What an image is known by, in the metadata.
+#: The columns that identify an image.
 _COLUMNS = "sha256", "phash", "chroma"
 
 
 class ImageFingerprint(NamedTuple):
-    """What an image is known by."""
+    """What identifies an image."""
 
     sha256: bytes  #: of the bytes as served
     looks: int  #: its perceptual hash
-    colours: int = 0  #: its mean colours; 0 where an older cahlib did not store them
+    colours: int = 0  #: its mean colours; 0 if an older cahlib did not store them
 
 
 def load_duplicate_index(
     options: Output, shards: Iterable[Shard], *, seen: Callable[[str], bool]
 ) -> DuplicateIndex:
-    """What a run has in these shards; ``seen`` says of a uid whether it has that pair."""
-    manifest = filter(None, (read_manifest(options.folder, shard.id) for shard in shards))
-    return DuplicateIndex(options, _stored(options.folder, manifest), seen=seen)
+    """Index a run's shards; ``seen`` returns whether the run has the pair of a uid."""
+    manifests = filter(None, (read_manifest(options.folder, shard.id) for shard in shards))
+    return DuplicateIndex(options, _stored(options.folder, manifests), seen=seen)
 
 
 class _Images:
-    """Some images, and whether another is one of them."""
+    """An index of some images."""
 
     def __init__(self, distance: int | None) -> None:
         self._bytes, self._near = Digests(), None if distance is None else NearIndex(distance)
 
-    def why(self, seen: ImageFingerprint) -> Reason | None:
-        if seen.sha256 in self._bytes:
+    def find_duplicate(self, image: ImageFingerprint) -> Reason | None:
+        if image.sha256 in self._bytes:
             return Reason.SAME_IMAGE
-        near = self._near is not None and self._near.has(seen.looks, seen.colours)
+        near = self._near is not None and self._near.has(image.looks, image.colours)
         return Reason.NEAR_DUPLICATE if near else None
 
-    def add(self, seen: ImageFingerprint) -> None:
-        self._bytes.add(seen.sha256)
+    def add(self, image: ImageFingerprint) -> None:
+        self._bytes.add(image.sha256)
         if self._near is not None:
-            self._near.add(seen.looks, seen.colours)
+            self._near.add(image.looks, image.colours)
 
 
 class DuplicateIndex:
-    """The images of a run, those of the shard in the making apart; of one thread."""
+    """An index of a run's images, those of the current shard apart; not thread-safe."""
 
     def __init__(
         self, options: Output, images: Iterable[ImageFingerprint], *, seen: Callable[[str], bool]
     ) -> None:
-        """``images`` of the run so far, and whether it has ``seen`` the uid of a pair."""
+        """Index the images of the run so far; ``seen`` returns whether it has a uid."""
         self._kind, self._seen = options.duplicates, seen
         self._distance = options.distance if self._kind == "near" else None
-        self._manifest = _Images(self._distance)
+        self._committed = _Images(self._distance)
         for each in images if self._kind != "keep" else ():
-            self._manifest.add(each)
-        self.begin()
+            self._committed.add(each)
+        self.begin_shard()
 
-    def begin(self) -> None:
-        """A shard begins; what was not kept is forgotten."""
+    def begin_shard(self) -> None:
+        """Begin a shard, and forget the uncommitted images of the last."""
         self._own, self._fresh = _Images(self._distance), list[ImageFingerprint]()
 
-    def again(self, judged: Judged) -> Reason | None:
-        """Why a pair is not needed; if it is, its image belongs to the shard in the making."""
+    def find_duplicate(self, judged: Judged) -> Reason | None:
+        """Return why a pair is a duplicate, or None after adding it to the current shard."""
         image = judged.image
         if self._seen(image.candidate.uid):
             return Reason.PAIR_SEEN
@@ -89,22 +88,22 @@ class DuplicateIndex:
         if self._kind == "near":
             looks = (int(each(image.data), 16) for each in (phash, chroma))
             seen = ImageFingerprint(seen.sha256, *looks)
-        reason = self._manifest.why(seen) or self._own.why(seen)
+        reason = self._committed.find_duplicate(seen) or self._own.find_duplicate(seen)
         if reason is None:
             self._own.add(seen)
             self._fresh.append(seen)
         return reason
 
-    def keep(self) -> None:
-        """The shard in the making is sealed."""
+    def commit_shard(self) -> None:
+        """Commit the images of the current shard."""
         for each in self._fresh:
-            self._manifest.add(each)
-        self.begin()
+            self._committed.add(each)
+        self.begin_shard()
 
 
-def _stored(folder: Path, manifest: Iterable[ShardManifest]) -> Iterator[ImageFingerprint]:
-    """The images of sealed shards, from their metadata."""
-    for each in manifest:
+def _stored(folder: Path, manifests: Iterable[ShardManifest]) -> Iterator[ImageFingerprint]:
+    """Yield the images of committed shards, from their metadata."""
+    for each in manifests:
         path = part_path("metadata", each.shard.id)
         if path not in each.files:
             continue

@@ -1,7 +1,7 @@
-"""Writes the files of one shard: WebDataset tar, parquet table, embedding matrix.
+"""Writers of a shard's files: WebDataset tar, parquet table, embedding matrix.
 
-Every file is written front to back into a `Sink`. The same pairs give the same bytes. It does not
-know what a dataset consists of, nor when a shard is complete.
+Each writes into a `HashedFile`, front to back. The same pairs give the same bytes. Nothing here
+knows what a dataset consists of, or when a shard is complete.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from cahlib.dataset.write.columns import Row, canonical_json, fill_nulls
 from cahlib.errors import disk_errors
 from cahlib.records import Judged
 
-#: Rows that are put into parquet together: some MiB of memory, and large enough to compress well.
+#: Rows per parquet batch: some MiB of memory, and large enough to compress well.
 _ROWS = 1000
 
 
 class FormatWriter(Protocol):
-    """One form of a shard's pairs."""
+    """A writer of one form of a shard's pairs."""
 
     def add(self, pair: Judged, row: Row) -> None:
         """Append a pair."""
 
     def close(self) -> None:
-        """Write what is still held back into the sink."""
+        """Write what is still buffered."""
 
 
 class WebDatasetWriter:
-    """A WebDataset tar: ``<uid>.<format>``, ``<uid>.json`` and ``<uid>.txt`` of pair after pair."""
+    """A WebDataset tar: ``<uid>.<format>``, ``<uid>.json`` and ``<uid>.txt`` per pair."""
 
     def __init__(self, file: HashedFile) -> None:
         self._file = file
@@ -51,7 +51,7 @@ class WebDatasetWriter:
         self._file.write(bytes(-self._file.tell() % tarfile.RECORDSIZE))
 
     def _member(self, name: str, data: bytes) -> None:
-        # No times and no owners: the same pairs give the same file.
+        # no times and no owners, so that the same pairs give the same file
         info = tarfile.TarInfo(name)
         info.size, info.mode = len(data), 0o444
         self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
@@ -60,12 +60,12 @@ class WebDatasetWriter:
 
 
 class ParquetWriter:
-    """The metadata as parquet; compressed, it waits in memory: some 200 bytes a pair."""
+    """The metadata as parquet, compressed in memory: some 200 bytes per pair."""
 
     def __init__(self, file: HashedFile, schema: pa.Schema) -> None:
         self._file, self._schema = file, schema
         self._rows: list[Row] = []
-        # pyarrow's writer writes a footer even when it is thrown away, so it never sees the disk.
+        # pyarrow's writer writes a footer even when it is discarded, so it never sees the disk.
         self._buffer = BytesIO()
         self._writer = pq.ParquetWriter(self._buffer, schema, compression="zstd")
 
@@ -86,12 +86,12 @@ class ParquetWriter:
 
 
 class MatrixWriter:
-    """One embedding of each pair as .npy: float16, shape (pairs, width of the model)."""
+    """One embedding per pair as .npy: float16, shape (pairs, width of the model)."""
 
     def __init__(self, file: HashedFile, field: str) -> None:
         self._file, self._field = file, field
         self._shape = (0, 0)
-        self._rows = file.scratch()  # the header, which comes first, names the number of rows
+        self._rows = file.scratch()  # the header, which comes first, has the number of rows
 
     def add(self, pair: Judged, row: Row) -> None:
         embedding: np.ndarray[Any, Any] = getattr(pair, self._field)

@@ -1,8 +1,8 @@
-"""Chooses a few pairs of a shard to show in the report, as small pictures.
+"""Sample a few pairs of a shard for the report, as thumbnails.
 
-The choice is a fair draw that is the same every time: the pairs with the least keys, which are
-hashes. What is not UNLIKELY is reduced to a few blots of colour before a dataset has it. Pairs
-dropped as possibly showing minors or animals in unsafe content are never shown, not even so.
+The sample is random but reproducible: the pairs with the least keys, which are hashes. What is not
+UNLIKELY is reduced to a few blots of colour before it is stored. Pairs dropped as possibly showing
+minors or animals in unsafe content are never shown, not even like that.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from cahlib.image.perceptual_hash import phash
 from cahlib.image.pixels import flatten_on_white, to_plain_mode
 from cahlib.records import Judged, Reason
 
-#: Pairs kept for show, of each kind: 1,000 shards offer enough, and their seals stay small.
+#: Samples of kept and of dropped pairs: few, so that the manifests of 1,000 shards stay small.
 _EACH = 4
-#: Longer side of what is shown, in pixels.
+#: The longer side of a thumbnail, in pixels.
 _SIDE = 160
-#: An image above these costs more memory and time than a small picture is worth.
+#: Images above these cost more memory and time than a thumbnail is worth.
 _MOST_BYTES, _MOST_PIXELS = 1_000_000, 4_000_000
 
 
 class Gallery:
-    """Draws pairs from a stream; holds eight images of at most 1 MB."""
+    """A sample of the pairs in a stream: eight images of at most 1 MB each."""
 
     def __init__(self) -> None:
         self._drawn: dict[bool, list[tuple[str, Judged]]] = {True: [], False: []}
 
     def offer(self, judged: Judged) -> None:
-        """Let a judged image take part in the draw."""
+        """Consider a scored image for the sample."""
         if not _presentable(judged):
             return
         drawn = self._drawn[judged.reason is None]
@@ -45,29 +45,29 @@ class Gallery:
         del drawn[_EACH:]
 
     def shown(self) -> tuple[GalleryItem, ...]:
-        """What was drawn, kept pairs first."""
+        """Return the sample, kept pairs first."""
         return tuple(_show(judged) for drawn in self._drawn.values() for _, judged in drawn)
 
 
 class LatestPairs:
-    """The pairs that were judged last, for those who watch a run; offered and asked by threads."""
+    """The pairs scored last, for a run's live view; thread-safe."""
 
     def __init__(self) -> None:
-        # so few that making them small costs no more than some hundredths of a second
+        # so few that their thumbnails take no more than some hundredths of a second
         self._new: dict[bool, deque[Judged]] = {kept: deque(maxlen=2) for kept in (True, False)}
         self._shown: dict[bool, deque[Mapping[str, Any]]] = {
             kept: deque(maxlen=8) for kept in (True, False)
         }
 
     def offer(self, judged: Judged) -> None:
-        """Take note of a judged image."""
+        """Consider a scored image."""
         if _presentable(judged):
             self._new[judged.reason is None].append(judged)
 
     def shown(self) -> tuple[Mapping[str, Any], ...]:
-        """Eight of each kind, kept pairs first: `Shown` as values, and ``clear``.
+        """Return eight of each kind, kept pairs first: `GalleryItem` as values, and ``clear``.
 
-        That is the picture of an unsafe pair as it is, base64, for who asks to see it.
+        ``clear`` is the thumbnail of an unsafe pair without blur, base64, shown on request.
         """
         for kept, new in self._new.items():
             while new:
@@ -79,7 +79,7 @@ class LatestPairs:
 
 
 def _presentable(judged: Judged) -> bool:
-    """Whether a pair may be shown, and costs little to make small."""
+    """Return whether a pair may be shown and its thumbnail is cheap."""
     image = judged.image
     return (
         judged.reason in (None, Reason.DISSIMILAR)
@@ -89,7 +89,7 @@ def _presentable(judged: Judged) -> bool:
 
 
 def _show(judged: Judged, *, blur: bool = True) -> GalleryItem:
-    """A pair made small; if it is unsafe, and ``blur``, a few blots of colour are left of it."""
+    """Return a pair with its thumbnail; with ``blur``, an unsafe one is unrecognizable."""
     candidate = judged.image.candidate
     with Picture.open(BytesIO(judged.image.data)) as picture:
         small = _small(picture, blur=blur and judged.nsfw != "UNLIKELY")
@@ -113,13 +113,13 @@ def _show(judged: Judged, *, blur: bool = True) -> GalleryItem:
 
 
 def _small(picture: Picture.Image, *, blur: bool) -> Picture.Image:
-    """The picture on white, with its longer side at most 160 pixels."""
+    """Return the image on white, its longer side at most 160 pixels."""
     picture.draft("RGB", (_SIDE, _SIDE))
     small = flatten_on_white(to_plain_mode(picture)).copy()
     small.thumbnail((_SIDE, _SIDE))
     if not blur:
         return small
-    # 36 colours are left of it: a blur by filter could be undone in part, this cannot.
+    # 36 colours are left: a blur by filter could be undone in part, this cannot.
     return small.resize((6, 6), Picture.Resampling.BOX).resize(
         small.size, Picture.Resampling.BICUBIC
     )

@@ -1,4 +1,4 @@
-"""Re-encodes pictures as JPEG, so that all samples of a dataset have the same extension."""
+"""Re-encode images as JPEG, so that all samples of a dataset have the same extension."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cahlib.image.colours import to_srgb
 from cahlib.image.pixels import flatten_on_white
 from cahlib.records import Image
 
-#: As `--resize` has it.
+#: As with `--resize`.
 _QUALITY = 95
 
-#: The longest side that libjpeg writes.
+#: The longest side that libjpeg supports.
 _SIDE = 65_500
 
 
 def reencode_as_jpeg(image: Image) -> Image:
-    """Return the picture as an upright JPEG in sRGB, on white; a JPEG stays as it is."""
+    """Return the image as an upright JPEG in sRGB, on white; a JPEG is returned as it is."""
     if image.format == "jpg":
         return image
     with Pillow.open(BytesIO(image.data)) as opened:

@@ -1,10 +1,10 @@
-"""Writes and reads TFRecord files without TensorFlow.
+"""Write and read TFRecord files without TensorFlow.
 
-A file is a row of frames: length, its checksum, a tf.train.Example, its checksum. Formats:
+A file is a sequence of frames: length, its checksum, a tf.train.Example, its checksum. Formats:
 tensorflow/core/lib/io/record_writer.h, tensorflow/core/example/example.proto and
 https://protobuf.dev/programming-guides/encoding/. The fields are those of the Crawling@Home
-workers of 2021: sampleID, image, format and label are bytes, height and width are integers. It
-knows only as much of protobuf as these fields need.
+workers of 2021: sampleID, image, format and label are bytes, height and width are integers. Only
+the part of protobuf that these fields need is implemented.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FeatureValue = bytes | int
 
 
 class DamagedRecord(Exception):
-    """A file that does not hold whole records."""
+    """A file does not hold complete records."""
 
 
 class TFRecordWriter:
@@ -49,11 +49,11 @@ class TFRecordWriter:
         )
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
 
 def encode_example(features: dict[str, FeatureValue]) -> bytes:
-    """A tf.train.Example; entries are in alphabetical order, so the bytes are always the same."""
+    """Return a tf.train.Example; sorted entries make its bytes reproducible."""
     entries = (
         _field(1, _field(1, name.encode()) + _field(2, _feature(value)))
         for name, value in sorted(features.items())
@@ -62,13 +62,13 @@ def encode_example(features: dict[str, FeatureValue]) -> bytes:
 
 
 def frame_record(data: bytes) -> bytes:
-    """A record with its length and its checksums."""
+    """Return a record with its length and checksums."""
     length = struct.pack("<Q", len(data))
     return b"".join([length, _checksum(length), data, _checksum(data)])
 
 
 def read_tfrecords(file: BinaryIO) -> Iterator[dict[str, FeatureValue]]:
-    """The Examples of a TFRecord file as plain values. Raises Broken where one is damaged."""
+    """Yield the Examples of a TFRecord file; raise DamagedRecord for a damaged one."""
     while head := file.read(12):
         if len(head) < 12 or _checksum(head[:8]) != head[8:]:
             raise DamagedRecord("a length is damaged")
@@ -83,20 +83,20 @@ def read_tfrecords(file: BinaryIO) -> Iterator[dict[str, FeatureValue]]:
 
 
 def _checksum(data: bytes) -> bytes:
-    """CRC-32C, masked: TensorFlow guards against checksums of data that hold checksums."""
+    """Return the CRC-32C, masked as TensorFlow does for data that contains checksums."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def _feature(value: FeatureValue) -> bytes:
-    """A tf.train.Feature: BytesList is its field 1, Int64List its field 3, packed."""
+    """Return a tf.train.Feature: BytesList is its field 1, Int64List its field 3, packed."""
     if isinstance(value, bytes):
         return _field(1, _field(1, value))
     return _field(3, _field(1, _varint(value)))
 
 
 def _field(number: int, data: bytes) -> bytes:
-    """A length-delimited protobuf field."""
+    """Return a length-delimited protobuf field."""
     return bytes([number << 3 | 2]) + _varint(len(data)) + data
 
 
@@ -111,7 +111,7 @@ def _varint(number: int) -> bytes:
 
 
 def _parsed(example: bytes) -> Iterator[tuple[str, FeatureValue]]:
-    """The inverse of `encode_example`."""
+    """Yield the fields of an Example, the inverse of `encode_example`."""
     for _, features in _fields(example):
         for _, entry in _fields(features):
             name, feature = (data for _, data in _fields(entry))
@@ -130,7 +130,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """The varint at a place, and the place behind it."""
+    """Return the varint at a position, and the position after it."""
     value = shift = 0
     while True:
         byte, at = data[at], at + 1
