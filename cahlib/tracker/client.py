@@ -203,12 +203,13 @@ class Tracker:
 
 
 def _translated(url: str, error: urllib.error.HTTPError) -> CahError:
-    """What an HTTP error means; what is not a tracker's word may be a proxy's, and pass."""
+    """Return what an HTTP error means; what is not a tracker's word may be a proxy's, and pass."""
     answered = True
     try:
         text = str(json.loads(error.read(100_000))["detail"])
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        text, answered = f"{url} answers {error.code}.", False
+        # a proxy's, whose tracker is being restarted
+        text, answered = f"{url} answers {error.code}.", error.code in (502, 503, 504)
     if error.code == 429 or error.code >= 500:
         away = TrackerAway(text)
         away.answered = answered

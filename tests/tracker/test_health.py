@@ -9,6 +9,7 @@ import time
 import pytest
 
 from cahlib.cli import main
+from cahlib.demo.web import Answer, Web
 from cahlib.tracker.app import create
 from cahlib.tracker.client import Tracker, TrackerAway
 from cahlib.tracker.database import Database
@@ -88,6 +89,19 @@ def test_a_join_outlives_a_database_that_is_away(postgres, tmp_path, caplog):
         assert tracker.secret
         shared.__exit__()
         ledger.close()
+
+
+def test_a_join_outlives_a_restart_behind_a_proxy():
+    joined = Answer(body=b'{"name": "brave-otter-1", "secret": "s", "upload": ""}')
+    away = [Answer(status=status, body=b"<html>Bad Gateway") for status in (502, 503, 504)]
+    waited = []
+    with Web({"/v1/workers": [*away, joined], "/other/v1/workers": Answer(status=500)}) as web:
+        tracker = Tracker(f"http://{web.address}", sleep=waited.append)
+        assert tracker.persist(lambda: tracker.join("ann", "hybrid"))["secret"] == "s"
+        assert len(waited) == 3
+        other = Tracker(f"http://{web.address}/other", sleep=waited.append)
+        with pytest.raises(TrackerAway, match="answers 500"):
+            other.persist(lambda: other.join("ann", "hybrid"))
 
 
 def run(capsys, *line):
