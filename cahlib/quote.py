@@ -23,7 +23,8 @@ class Quote:
     token: str = field(repr=False)
     estimate: Estimate | None = None  #: None: nobody knows how many cores will scrape
     room: str = ""  #: what the disk has and what is needed, as far as that can be known
-    table: str = ""  #: the plan for servers, for people
+    table: str = ""  #: the servers, for people
+    terms: tuple[str, ...] = ()  #: what they cost, when they end, and which are there
     servers: int = 0
     price: str = ""  #: of all servers, an hour
     ceiling: str = ""  #: what they may cost at most; "" without a limit
@@ -44,9 +45,9 @@ class Quote:
         return f"{what} for at most {self.ceiling}" if self.ceiling else f"{what} at {self.price}"
 
     @property
-    def sentences(self) -> tuple[str, str, str]:
-        """Return what is said below the plan; "" for what is not to be said."""
-        return str(self.estimate or ""), self.room, self.crash
+    def sentences(self) -> tuple[str, ...]:
+        """Return what is said below the table; "" for what is not to be said."""
+        return *self.terms, str(self.estimate or ""), self.room, self.crash
 
 
 def quoted(job: Job, token: str) -> Quote:
@@ -61,12 +62,12 @@ def quoted(job: Job, token: str) -> Quote:
     money, limits = plan.currency, plan.limits
     left = limits.max_cost - limits.spent if limits.max_cost else math.inf
     price = Price(cores=plan.cores(), hourly=plan.hourly(), currency=money, left=left)
-    lines = plan.table(), plan.promise(), already(plan, state(job))
     return Quote(
         job=job,
         token=token,
         estimate=expected(job, price),
-        table="\n".join(filter(None, lines)),
+        table=plan.table(),
+        terms=(plan.promise(), already(plan, state(job))),
         room=told(job),
         servers=len(plan.first),
         price=f"{money} {plan.hourly():.3f} an hour",

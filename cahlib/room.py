@@ -29,7 +29,7 @@ def told(job: Job) -> str:
         free = room(folder)
     except OSError:  # the run itself says what is wrong with the place
         return ""
-    said = f"The disk of {folder} has {sized(free)} free."
+    said = f"The dataset's disk has {sized(free)} free."
     for each, most in _saved(folder):
         said = f"{sized(free)} more can be saved: of {each}, no more than {sized(most)} are."
     if job.output.url and not job.output.keep_local:

@@ -125,7 +125,7 @@ def test_what_is_needed_is_told_before_a_run(disk, web):
     folder, _ = disk
     judged.write(folder / "dataset")
     job = small.job(folder / "crawl", folder / "dataset", web)
-    free = "The disk of .* has [78].[0-9] MB free."
+    free = "The dataset's disk has [78].[0-9] MB free."
     assert re.fullmatch(free, told(job))
     more = told(replace(job, shards=10_000))
     assert re.fullmatch(

@@ -25,6 +25,7 @@ def form(settings: Mapping[str, Any] | None = None) -> Desk:
     from cahlib.cli import environment
     from cahlib.config import refuse_unknown
     from cahlib.notebook.desk import Desk
+    from cahlib.notebook.inputs import hear
     from cahlib.notebook.place import here
 
     refuse_unknown(settings or ())  # what is remembered is not asked: it may be an older version's
@@ -34,6 +35,7 @@ def form(settings: Mapping[str, Any] | None = None) -> Desk:
     desk = Desk(place, environment(), settings or {})
     _desks.append(desk)
     if place.widgets:
+        hear(desk.box)
         display(desk.box)  # type: ignore[no-untyped-call]
         desk.watch()
     if settings and not desk.child.running():

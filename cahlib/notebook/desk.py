@@ -337,7 +337,7 @@ class Desk:
                 self.parts["banner"],
                 self._row(*_RESCUE),
                 self._fold,
-                self._row("mount", "plan", "start", "stop", "down", "fit", self.budget),
+                self._row("mount", "plan", "start", "stop", "down", self._row("fit", self.budget)),
                 self.message,
                 *(self.parts[name] for name in ("plan", "head", "charts", "nodes", "losses")),
                 self._unsafe,

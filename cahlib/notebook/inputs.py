@@ -26,7 +26,7 @@ _LABELS = {
     "threshold": "Least similarity",
     "forms": "Files to write",
     "og_images": "og:image too",
-    "per_host": "Connections a domain",
+    "per_host": "At once per domain",
     "per_second": "Requests a second",
     "per_domain": "Links a domain",
     "base_url": "Crawls' server",
@@ -34,6 +34,33 @@ _LABELS = {
     "max_text": "Longest text",
     "max_url": "Longest address",
     "engine": "Dask cluster",
+    "seed": "Random seed",
+    "personal": "Personal data",
+    "blocked_urls": "Blocked URLs",
+    "patience": "Failures in a row",
+    "left_alone": "Skipped domains",
+    "offline_minutes": "Minutes offline",
+    "max_bytes": "Largest file",
+    "min_bytes": "Smallest file",
+    "min_side": "Shortest side",
+    "max_pixels": "Most pixels",
+    "max_aspect": "Aspect ratio",
+    "consent": "Opt-outs",
+    "replay": "Replay from",
+    "safety": "Safety categories",
+    "nsfw_open": "Open NSFW score",
+    "harm_looks": "Known harm by looks",
+    "harm_distance": "Harm: bits apart",
+    "distance": "Near: bits apart",
+    "batch": "Images at once",
+    "device": "Run the model on",
+    "keep_local": "Keep a local copy",
+    "workers": "Scrapers here",
+    "attempts": "Tries of a shard",
+    "shard_minutes": "Minutes for a shard",
+    "watchdog_minutes": "Minutes of silence",
+    "wheelhouse": "Folder of wheels",
+    "staging": "Shared storage",
 }
 
 #: The choices of settings that have several at once, as people write them.
@@ -74,16 +101,34 @@ class Shared:
 
 def free(widget: Any) -> None:
     """Close a widget and all that it holds, layouts and styles as well."""
-    left = [widget]
+    for each in _within(widget):
+        each.close()
+
+
+def hear(widget: Any) -> None:
+    """Have a widget, and all that it holds, hear every page that shows it.
+
+    ipykernel 7.4 brings a page's words to the subshell in which the widget spoke last. A page that
+    is loaded anew has deleted that one, so that they are lost; or it is the main shell, where they
+    wait while a cell executes.
+    """
+    for each in _within(widget):
+        each.comm._reply_subshell_for = None
+
+
+def _within(widget: Any) -> list[Any]:
+    """Return a widget and all that it holds, each once, as far as it is open."""
+    left, found = [widget], dict[str, Any]()
     while left:
         each = left.pop()
-        if each.comm is None:
-            continue  # it is shared, and closed
+        if each.comm is None or each.model_id in found:
+            continue
+        found[each.model_id] = each
         for name in each.keys:
             held = getattr(each, name)
-            found = held if isinstance(held, tuple | list) else (held,)
-            left += [one for one in found if isinstance(one, widgets.Widget)]
-        each.close()
+            several = held if isinstance(held, tuple | list) else (held,)
+            left += [one for one in several if isinstance(one, widgets.Widget)]
+    return [*found.values()]
 
 
 class Input:
@@ -249,6 +294,7 @@ class Boxes(Input):
             widgets.Checkbox, layout={"width": "auto"}, description=words, indent=False
         )
         box.observe(lambda _: self._changed(), names="value")
+        hear(box)
         self._boxes[name] = box
         self._column.children = (*self._column.children, box)
 

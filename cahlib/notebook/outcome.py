@@ -20,6 +20,7 @@ from IPython.display import HTML, FileLink, display
 
 from cahlib.errors import CahError, RunError, writing
 from cahlib.notebook.desk import Desk
+from cahlib.notebook.inputs import hear
 
 #: A larger report is only linked: each saved notebook would carry it.
 _MOST = 5_000_000
@@ -75,6 +76,7 @@ class Results:
             [self.servers, self.about, self._taking, self.message, *link, self.report]
         )
         if desk.place.widgets:
+            hear(self.box)
             desk.beside.append(self.box)
             desk.on_drawing(self._drawn)
             display(self.box)  # type: ignore[no-untyped-call]

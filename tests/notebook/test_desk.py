@@ -82,7 +82,7 @@ def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, c
     lines = []
     report_lines(desk, lines.append, pause=0.3)
     # before its first state a run is shown by what it says: of itself, or of the disk
-    assert "is starting" in lines[0] or "The disk of" in lines[0]
+    assert "is starting" in lines[0] or "The dataset's disk" in lines[0]
     assert "shards 2/2" in lines[-1] and len(set(lines)) > 3
     assert sum("pairs from" in line for line in lines) == 1  # the log's last words
     again.draw()

@@ -8,6 +8,7 @@ from html import unescape
 
 import ipywidgets as widgets
 import pytest
+from ipykernel.comm.comm import BaseComm
 
 from cahlib import cli, notebook
 from cahlib.config import Job, settings
@@ -15,7 +16,7 @@ from cahlib.crawl import index
 from cahlib.errors import ConfigError
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form, written
-from cahlib.notebook.inputs import free
+from cahlib.notebook.inputs import free, hear, label
 from tests.world.command import environment
 
 GIVEN = {"nickname": "ada", "contact": "https://example.org/crawl", "crawl": "CC-MAIN-2024-10"}
@@ -130,6 +131,12 @@ def test_what_is_remembered_is_written_as_people_write_it(value, text):
     assert (form.fields["hours"].text, form.fields["output"].text) == (text, "v1.0")
 
 
+def test_labels_are_words_that_fit_beside_their_fields(form):
+    labels = [label(name) for name in form.fields]
+    assert len(set(labels)) == len(labels)
+    assert all(len(each) <= 19 and "_" not in each for each in labels)  # of 10.5 em
+
+
 def test_a_found_token_is_shown_as_found_only():
     form = Form(GIVEN, token=("hetzner-secret", "Colab's secrets"))
     assert "found" in form.password.placeholder and form.password.value == ""
@@ -202,6 +209,20 @@ def test_crawls_are_suggested_and_others_can_be_typed(form, tmp_path):
 def test_a_url_names_the_package_that_it_needs(form, url, sentence):
     form.fields["output"].widget.value = url
     assert sentence in note(form, "output") and red(form, "output") == bool(sentence)
+
+
+def test_what_a_new_page_says_is_not_brought_to_the_old_ones_subshell(monkeypatch):
+    monkeypatch.setattr("comm.create_comm", BaseComm)
+    form = Form(GIVEN)
+    hear(form.box)
+    form.fields["forms"].write("images,films")  # a box that was not there before
+    boxes = form.fields["forms"].widget.children[1].children
+    for each in (form.fields["nickname"].widget, form.password, form.box.children[-1], *boxes):
+        each.comm._reply_subshell_id = "deleted"  # as a word to the old page would set it
+        # the kernel does the same with what it is told
+        route = getattr(each.comm, "_reply_subshell_for", None)
+        assert (route({}, "new") if route else "new") == "new"
+    free(form.box)
 
 
 def test_a_form_that_is_closed_leaves_no_widget():

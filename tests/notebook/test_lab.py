@@ -154,7 +154,7 @@ def variables(folder, web):
     crawl.mkdir()
     for number in range(200):
         (crawl / f"{number:03}.warc.wat.gz").write_bytes(wat)
-    job = replace(demo.job("dataset", web), crawl=f"{crawl}/*.wat.gz", per_second=8, workers=1)
+    job = replace(demo.job("dataset", web), crawl="crawl/*.wat.gz", per_second=8, workers=1)
     return {
         f"CAH_{each.name.upper()}": written(each, job.values())
         for each in settings()

@@ -111,7 +111,7 @@ def test_what_is_saved_of_a_folder_is_all_the_room_there_is(tmp_path, monkeypatc
         "least 5.0 MB. That is not enough: make room, or give fewer --shards."
     )
     assert str(Gauge(gpu=False).read(tmp_path / "dataset")) == "2.6 MB of disk left"
-    assert room.told(replace(job, output="file:///d", keep_local=False)).startswith("The disk of")
+    assert room.told(replace(job, output="file:///d", keep_local=False)).startswith("The dataset's")
 
 
 def test_many_nodes_take_turns():
