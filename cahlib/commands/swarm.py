@@ -142,6 +142,7 @@ def say(sentence: str) -> None:
 def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.config import replace
     from cahlib.console import coming_up
+    from cahlib.lock import held
     from cahlib.scrapers import clouds, guard, orders
     from cahlib.swarm import crew
 
@@ -157,16 +158,17 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     print(plan.table(), end, crew.already(plan, wanted.state), sep="\n")
     if not agreed("Make these servers?", yes=chosen.yes):
         return 2
-    try:
-        with coming_up(board := Board()) as tell:
-            nodes = crew.up(accounts, wanted, tell=tell, board=board)
-        for login in nodes:
-            print(f"{login.name} at {login.address} is up")
-    finally:
-        print(
-            f"What was made costs money until `cah swarm down --run {named(wanted.state)}`; "
-            "`cah run --swarm` uses it."
-        )
+    with held(job.output.folder):  # else two commands make twice as many
+        try:
+            with coming_up(board := Board()) as tell:
+                nodes = crew.up(accounts, wanted, tell=tell, board=board)
+            for login in nodes:
+                print(f"{login.name} at {login.address} is up")
+        finally:
+            print(
+                f"What was made costs money until `cah swarm down --run {named(wanted.state)}`; "
+                "`cah run --swarm` uses it."
+            )
     return 0
 
 

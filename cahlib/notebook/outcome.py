@@ -151,7 +151,7 @@ class Results:
 
         try:
             left = crew.servers(clouds(self._desk.form.token), self._desk.child.home / "swarm")
-        except RunError as error:
+        except CahError as error:
             return f"Whether every server is gone could not be asked: {error}"
         if not left:
             return "Every server of this run is gone: the cloud lists none."

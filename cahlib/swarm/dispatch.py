@@ -87,5 +87,14 @@ def stuck(
         free += max(slot - len(keys), 0)
         own = {key: job for key in keys if (job := jobs.get(key)) and job.takes_slot}
         if slot and (surplus := len(keys) - slot) > 0:
-            behind += sorted(own, key=lambda key: own[key].since)[-surplus:]
+            behind += sorted(own, key=lambda key: _running(own[key]))[-surplus:]
     return behind[:free]
+
+
+def _running(job: Job) -> tuple[bool, float]:
+    """Return what orders the jobs of a worker: who has reported there runs, of others the first.
+
+    Neither is known of two that a driver found there before their first report. If the one that
+    runs is taken back, time is lost alone: it ends there unheard, and is done again elsewhere.
+    """
+    return job.changed <= job.since, job.since

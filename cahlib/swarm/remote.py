@@ -246,10 +246,10 @@ class Remote:
         self._ill = (self._ill or time.monotonic()) if why else 0
         if self._ill and time.monotonic() > self._ill + _TREATED:
             self._lost = RunError(f"all machines of {self._reach.address} fail: {why}. {_MEND}")
-        jobs, assigned = self._jobs.copy(), self._client.processing()
-        track(jobs, assigned)
-        for key in stuck(jobs, assigned, found):
-            self._again(key, jobs[key])
+        if jobs := self._jobs.copy():
+            track(jobs, assigned := self._client.processing())
+            for key in stuck(jobs, assigned, found):
+                self._again(key, jobs[key])
 
     def _find(self) -> None:
         """Learn which jobs the cluster has of before the connection broke, or of another driver."""

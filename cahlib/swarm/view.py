@@ -6,6 +6,7 @@ the mark at the cloud that somebody works with the servers.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict
@@ -164,13 +165,13 @@ class View:
 
     def look(self, tell: Callable[[str], None]) -> None:
         """Look until the end; ``tell`` hears how far the bring-up is."""
-        asked, marked, before = time.monotonic(), time.monotonic(), ""
+        asked, marked, before = time.monotonic(), -math.inf, ""
         while not self._ended.wait(_LOOK):
             with suppress(RunError):  # the cloud is away; its last word counts on
                 if time.monotonic() > asked + max(_ASK, len(self._made.listed) / 5):
                     asked = time.monotonic()
                     self._made.servers()
-                if time.monotonic() > marked + _MARK:
+                if self._made.listed and time.monotonic() > marked + _MARK:
                     marked = time.monotonic()
                     self._made.mark()
             self.write()

@@ -18,6 +18,7 @@ from cahlib import demo
 from cahlib.config import replace
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
+from cahlib.lock import held
 from cahlib.records import Reason
 from tests.acceptance.test_demo import rows, tally
 from tests.world import awake, command, hosts
@@ -235,6 +236,13 @@ def test_a_folder_whose_run_had_no_servers_is_not_taken_for_one_without(typed, t
     ran = typed("swarm", *verb, "--output", tmp_path / "another")
     assert ran.returncode == 2 and "no servers were made for" in ran.stderr
     assert "`cah swarm down --run NAME`" in ran.stderr and not (tmp_path / "another").exists()
+
+
+def test_servers_are_made_by_one_command_at_a_time(typed, cloud, tmp_path):
+    with held(tmp_path):
+        ran = typed("swarm", "up", "2", "--output", tmp_path)
+    assert ran.returncode == 2 and "another command is writing to" in ran.stderr
+    assert "POST /servers" not in cloud.calls and "costs money" not in ran.stdout
 
 
 @pytest.mark.parametrize(

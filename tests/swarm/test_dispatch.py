@@ -45,6 +45,15 @@ def test_the_job_that_came_last_to_a_busy_worker_goes_to_a_free_one(monkeypatch)
     assert stuck(jobs, {"one": ["a"]}, {"one": 0, "three": 1}) == []  # it is drained
 
 
+def test_of_two_jobs_that_a_driver_finds_at_a_worker_the_one_that_reports_runs():
+    jobs = {"a": job("pending"), "b": job("pending")}
+    track(jobs, found := {"one": ["a", "b"]})
+    jobs["a"].changed += 1
+    assert stuck(jobs, found, {"one": 1, "two": 1}) == ["b"]
+    jobs["b"].changed, jobs["a"].changed = jobs["a"].changed, jobs["a"].since
+    assert stuck(jobs, found, {"one": 1, "two": 1}) == ["a"]
+
+
 def test_a_job_of_a_worker_that_was_restarted_has_its_time_anew(monkeypatch):
     clock = iter((10.0, 20.0, 30.0, 40.0))
     monkeypatch.setattr(dispatch.time, "monotonic", lambda: next(clock))

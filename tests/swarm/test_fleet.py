@@ -9,16 +9,19 @@ from types import SimpleNamespace
 import pytest
 
 from cahlib.errors import ConfigError, RunError, Stopped
+from cahlib.progress import Board
 from cahlib.swarm import crew
 from cahlib.swarm import fleet as fleets
 from cahlib.swarm.bills import Bills
 from cahlib.swarm.fleet import Fleet, fleet, sweep
 from cahlib.swarm.hetzner import accounts
+from cahlib.swarm.keys import Keys
 from cahlib.swarm.planner import Limits, plan
 from cahlib.swarm.provider import Denial, Denied, Server
-from cahlib.swarm.runs import forsaken
+from cahlib.swarm.runs import forsaken, runs_of
+from cahlib.swarm.view import viewed
 from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
-from tests.world.jobs import LIMIT
+from tests.world.jobs import LIMIT, until
 from tests.world.races import shaken, together
 
 ONE, TWO = "token-one", "token-two"
@@ -355,6 +358,13 @@ def test_servers_of_runs_that_are_over_are_told_of_with_price_and_command(cloud)
         swarm.mark()
         assert forsaken(swarm.accounts, now=later + 200) == []
         assert len(swarm.servers()) == 2  # a mark takes no other label away
+
+
+def test_servers_that_come_up_are_marked_from_the_first_on(cloud, tmp_path, monkeypatch):
+    monkeypatch.setattr("cahlib.swarm.view._LOOK", 0.01)
+    swarm, _ = made(cloud, nodes=2)
+    with viewed(swarm, Keys(tmp_path), Board(), str), hold(swarm):
+        until(lambda: any(run.in_use for run in runs_of(swarm.accounts)))
 
 
 def test_a_run_that_finds_its_servers_counts_what_they_have_cost(cloud):
