@@ -5,6 +5,7 @@
 # make test-nodes  the swarm's nodes as real machines, booted by systemd-nspawn
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
 # make pictures  the README's pictures of the notebook, made by its test
+# make docs  the parts of README.md and of the guides that are made from the code
 # make bench  the benchmarks, each beside its peer
 # make bench-gpu  judging on a GPU beside the model alone and clip-retrieval
 # make fuzz   the readers of strangers' bytes, and the suite's own tests with examples drawn at
@@ -13,7 +14,7 @@
 #             damaged at random and mended
 # All set themselves up in .venv.
 
-.PHONY: demo test quick coverage test-nodes test-classic pictures bench bench-gpu fuzz soak readme
+.PHONY: demo test quick coverage test-nodes test-classic pictures bench bench-gpu fuzz soak docs
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -70,9 +71,8 @@ MINUTES ?= 60
 soak: .venv/dev
 	$(bin)/python -m tests.soak --minutes $(MINUTES)
 
-# the README's file tree, made from the files
-readme: .venv/dev
-	$(bin)/python -m tests.tree
+docs: .venv/dev
+	$(bin)/python -m tests.docs
 
 .venv/demo: setup.py
 	test -x $(bin)/python || $(PYTHON) -m venv .venv

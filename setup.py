@@ -135,6 +135,7 @@ setup(
             "py.typed",
             "**/*.json",
             "**/*.html",
+            "guide/*.md",
             "**/*.css",
             "**/*.gz",
             "**/*.safetensors",

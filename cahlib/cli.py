@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cahlib import __version__, logs
-from cahlib.commands import blocklist, checked, finished, swarm, tracker, worker
+from cahlib.commands import blocklist, checked, finished, guide, swarm, tracker, worker
 from cahlib.config import Job, settings
 from cahlib.console import lasting, stopped_early
 from cahlib.errors import CahError, ConfigError, is_full, missing, no_space, unusable
@@ -160,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(act=_inspect)
     checked.add(commands)
     finished.add(commands)
+    guide.add(commands)
     return parser
 
 

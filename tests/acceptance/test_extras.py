@@ -39,6 +39,7 @@ COMMANDS = {
         "inspect": (["dataset"], 0, "pairs"),
         "blocklist build": (["dataset"], 0, "domains: failed-domains.txt"),
         "blocklist show": (["domains"], 0, "# 1 domains"),
+        "guide": ([], 0, "Reading the dataset"),
         "tracker filter": (["a.bloom", "--items", "1000"], 0, ""),
     },
     "data": {

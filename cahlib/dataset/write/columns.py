@@ -23,7 +23,7 @@ from cahlib.records import Candidate, Image, Judged
 Row = dict[str, Any]
 
 
-class _Column(NamedTuple):
+class Column(NamedTuple):
     """One column of the metadata."""
 
     name: str
@@ -31,6 +31,7 @@ class _Column(NamedTuple):
     #: the attribute of a `Judged` that it stores, or how its value is computed from one; None if
     #: the value comes from elsewhere
     source: str | Callable[[Judged], Any] | None
+    about: str  #: what it holds, for the documentation
     since: int = 1  #: the first layout that has it
     optional: bool = False  #: an older dataset may lack it
 
@@ -41,44 +42,59 @@ def sample_id(uid: str) -> int:
 
 
 #: Schema, rows, and the way back from a row to its pair all follow from this table.
-_COLUMNS = [
-    _Column("SAMPLE_ID", pa.int64(), lambda pair: sample_id(pair.image.candidate.uid)),
-    _Column("URL", pa.string(), "image.candidate.url"),
-    _Column("TEXT", pa.string(), "image.candidate.text"),
-    _Column("HEIGHT", pa.int32(), "image.height"),
-    _Column("WIDTH", pa.int32(), "image.width"),
-    _Column("LICENSE", pa.string(), "image.candidate.licence"),
-    _Column("NSFW", pa.string(), "nsfw"),
-    _Column("similarity", pa.float64(), "similarity"),
-    _Column("uid", pa.string(), "image.candidate.uid"),
-    _Column("page", pa.string(), "image.candidate.page"),
-    _Column("language", pa.string(), "image.candidate.language"),
-    _Column("reliable", pa.bool_(), "image.candidate.reliable"),
-    _Column("language_evidence", pa.string(), "image.candidate.language_evidence", optional=True),
-    _Column("raw_text", pa.string(), "image.candidate.raw_text"),
-    _Column("source", pa.string(), "image.candidate.source"),
-    _Column("original_height", pa.int32(), "image.original_height"),
-    _Column("original_width", pa.int32(), "image.original_width"),
-    _Column("md5", pa.string(), "image.md5"),
-    _Column("sha1", pa.string(), "image.sha1"),
-    _Column("sha256", pa.string(), "image.sha256"),
-    _Column("phash", pa.string(), lambda pair: phash(pair.image.data)),
-    _Column("chroma", pa.string(), lambda pair: chroma(pair.image.data), since=2, optional=True),
-    _Column("format", pa.string(), "image.format"),
-    _Column("robots", pa.string(), "image.robots"),
-    _Column("model", pa.string(), None),
+# fmt: off
+ALL_COLUMNS = [
+    Column("SAMPLE_ID", pa.int64(), lambda pair: sample_id(pair.image.candidate.uid),
+           "LAION's 64-bit key: the first 16 digits of `uid`, as a signed number"),
+    Column("URL", pa.string(), "image.candidate.url", "the image"),
+    Column("TEXT", pa.string(), "image.candidate.text",
+           "the caption: the page's alt text, repaired, white space normalised"),
+    Column("HEIGHT", pa.int32(), "image.height", "pixels, as stored"),
+    Column("WIDTH", pa.int32(), "image.width", "pixels, as stored"),
+    Column("LICENSE", pa.string(), "image.candidate.licence",
+           "the Creative Commons link of the page, else `?`; a hint, not an assurance"),
+    Column("NSFW", pa.string(), "nsfw", "the model's guess: `UNLIKELY`, `UNSURE` or `NSFW`"),
+    Column("similarity", pa.float64(), "similarity", "cosine of image and text, -1 to 1"),
+    Column("uid", pa.string(), "image.candidate.uid",
+           "hex md5 of URL + TEXT: the key of the sample in every file"),
+    Column("page", pa.string(), "image.candidate.page", "the page that shows the image"),
+    Column("language", pa.string(), "image.candidate.language",
+           "of the caption, by CLD2: an ISO 639 code, `un` if unknown"),
+    Column("reliable", pa.bool_(), "image.candidate.reliable",
+           "whether CLD2 calls the language reliable"),
+    Column("language_evidence", pa.string(), "image.candidate.language_evidence",
+           "what showed the language: the `caption` alone, or its `page`", optional=True),
+    Column("raw_text", pa.string(), "image.candidate.raw_text",
+           "the text as it stood on the page, where that differs from TEXT"),
+    Column("source", pa.string(), "image.candidate.source",
+           "`alt`, or `og` for og:image with og:description"),
+    Column("original_height", pa.int32(), "image.original_height", "pixels, as served"),
+    Column("original_width", pa.int32(), "image.original_width", "pixels, as served"),
+    Column("md5", pa.string(), "image.md5", "hex, of the bytes as served"),
+    Column("sha1", pa.string(), "image.sha1", "hex, of the bytes as served"),
+    Column("sha256", pa.string(), "image.sha256", "hex, of the bytes as served"),
+    Column("phash", pa.string(), lambda pair: phash(pair.image.data),
+           "perceptual hash, 16 hex digits, as ImageHash's `phash`"),
+    Column("chroma", pa.string(), lambda pair: chroma(pair.image.data),
+           "mean colours of the four quarters, compared where perceptual hashes are alike",
+           since=2, optional=True),
+    Column("format", pa.string(), "image.format",
+           "of the stored image: `jpg`, `png`, `webp` or `avif`"),
+    Column("robots", pa.string(), "image.robots", "what the owner said by headers, a line each"),
+    Column("model", pa.string(), None, "the model that scored the pair"),
 ]
+# fmt: on
 
 #: The columns that every pair has; its scores come after them.
-COLUMNS = tuple(each.name for each in _COLUMNS)
+COLUMNS = tuple(each.name for each in ALL_COLUMNS)
 
 #: Columns that an older dataset may lack.
-OPTIONAL_COLUMNS = tuple(each.name for each in _COLUMNS if each.optional)
+OPTIONAL_COLUMNS = tuple(each.name for each in ALL_COLUMNS if each.optional)
 
 #: How the value of each stored attribute is read from a pair.
 _READERS: dict[str, Callable[[Judged], Any]] = {
     each.name: attrgetter(each.source) if isinstance(each.source, str) else each.source
-    for each in _COLUMNS
+    for each in ALL_COLUMNS
     if each.source is not None
 }
 
@@ -89,14 +105,14 @@ REENCODED_FROM = "reencoded_from"
 
 def columns_of_layout(layout: int) -> tuple[str, ...]:
     """Return the columns that every pair of a dataset of this layout has."""
-    return tuple(each.name for each in _COLUMNS if each.since <= layout)
+    return tuple(each.name for each in ALL_COLUMNS if each.since <= layout)
 
 
 def arrow_schema(
     scores: Sequence[str], *, reencoded: bool = False, layout: int = CURRENT_LAYOUT
 ) -> pa.Schema:
     """Return a dataset's schema, one column per score; pairs without that score have null."""
-    own = [(each.name, each.type) for each in _COLUMNS if each.since <= layout]
+    own = [(each.name, each.type) for each in ALL_COLUMNS if each.since <= layout]
     more = [(REENCODED_FROM, pa.string())] if reencoded else []
     return pa.schema(own + more + [(name, pa.float32()) for name in scores])
 
@@ -128,10 +144,10 @@ def restore_pair(row: Row, *, data: bytes, image_embedding: Any, text_embedding:
         "image": {"data": data},
         "": {"image_embedding": image_embedding, "text_embedding": text_embedding, "reason": None},
     }
-    for name, _, source, _, optional in _COLUMNS:
-        if isinstance(source, str) and not (optional and row.get(name) is None):
-            owner, _, attribute = source.rpartition(".")
-            parts[owner][attribute] = row[name]
+    for each in ALL_COLUMNS:
+        if isinstance(each.source, str) and not (each.optional and row.get(each.name) is None):
+            owner, _, attribute = each.source.rpartition(".")
+            parts[owner][attribute] = row[each.name]
     candidate = Candidate(**parts["image.candidate"])
     scores = {name: row[name] for name in row if name not in (*COLUMNS, REENCODED_FROM)}
     return Judged(image=Image(candidate=candidate, **parts["image"]), scores=scores, **parts[""])
