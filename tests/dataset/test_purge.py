@@ -103,8 +103,8 @@ def test_a_dataset_of_an_older_cahlib_is_sound_and_can_be_purged(tmp_path, monke
     """Its table and samples lack a column, and have nulls where a text was not kept."""
     made = make_row
     with monkeypatch.context() as older:
-        older_columns = [each for each in columns._COLUMNS if each[0] not in OPTIONAL_COLUMNS]
-        older.setattr(columns, "_COLUMNS", older_columns)
+        older_columns = [each for each in columns.ALL_COLUMNS if each[0] not in OPTIONAL_COLUMNS]
+        older.setattr(columns, "ALL_COLUMNS", older_columns)
         older.setattr(formats, "fill_nulls", lambda row: row)
 
         def row(*args, **more):
