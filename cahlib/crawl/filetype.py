@@ -39,9 +39,9 @@ def check_wat(source: CrawlFile) -> int:
     """Return a file's length in bytes; raise NotWatError if it does not begin like a WAT file."""
     head, size = source.head()
     heads = ((header_field(each, b"WARC-Type").lower(), each) for each in _headers(_inflated(head)))
-    first, told = next((each for each in heads if each[0] != b"warcinfo"), (b"", b""))
+    first, header = next((each for each in heads if each[0] != b"warcinfo"), (b"", b""))
     for kind, known in _RECORD_TYPES.items():
-        if first in known and b"/json" not in header_field(told, b"Content-Type"):
+        if first in known and b"/json" not in header_field(header, b"Content-Type"):
             raise OtherRecordTypeError(
                 f"{source.url} is a {kind} file, not a WAT file; use the file of that name in the "
                 "crawl's wat folder, which ends in .warc.wat.gz."

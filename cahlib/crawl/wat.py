@@ -35,7 +35,6 @@ _MAX_MEMBER = 32 << 20
 #: Magic numbers within a member; by chance there is one in 16 MiB.
 _MAX_MAGICS = 100
 
-
 #: Until June 2019, WAT files keep the entities of the page's source
 #: (https://github.com/commoncrawl/ia-web-commons/issues/14). File names contain the date.
 _ENTITY = re.compile(r"&(?:amp|quot|lt|gt|apos|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")

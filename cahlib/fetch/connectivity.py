@@ -16,17 +16,10 @@ from threading import Lock
 from cahlib.errors import Postponed
 
 #: Errors of the system if nothing came back, or nothing could be sent.
-UNREACHABLE_ERRNOS = frozenset(
-    {
-        errno.ENETUNREACH,
-        errno.EHOSTUNREACH,
-        errno.ENETDOWN,
-        errno.EHOSTDOWN,
-        errno.ETIMEDOUT,
-        errno.ECONNABORTED,
-        errno.EADDRNOTAVAIL,
-    }
-)
+UNREACHABLE_ERRNOS = frozenset({
+    errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT,
+    errno.ECONNABORTED, errno.EADDRNOTAVAIL,
+})  # fmt: skip
 
 
 class NoAnswerCause(enum.Enum):

@@ -92,18 +92,20 @@ class HostPolicies:
         if "robots.txt" not in self._honoured:
             return None
         origin = f"{url.scheme}://{url.raw_authority}"
-        rules = await asyncio.shield(self._policy(origin))
-        if isinstance(rules.robots, Reason):
-            return rules.robots
-        said = self._find_opt_out(rules, url.raw_path_qs)
-        if said is None:
+        policy = await asyncio.shield(self._policy(origin))
+        if isinstance(policy.robots, Reason):
+            return policy.robots
+        signal = self._find_opt_out(policy, url.raw_path_qs)
+        if signal is None:
             return None
-        file = "/.well-known/tdmrep.json" if said.signal == "tdmrep.json" else "/robots.txt"
-        obeyed, now = said.signal in self._honoured, time.time()
-        told = OptOut(url=address, where=origin + file, time=now, obeyed=obeyed, **said._asdict())
+        file = "/.well-known/tdmrep.json" if signal.signal == "tdmrep.json" else "/robots.txt"
+        obeyed, now = signal.signal in self._honoured, time.time()
+        opt_out = OptOut(
+            url=address, where=origin + file, time=now, obeyed=obeyed, **signal._asdict()
+        )
         if obeyed:
-            return told
-        self.not_honoured.append(told)
+            return opt_out
+        self.not_honoured.append(opt_out)
         return None
 
     async def close(self) -> None:
@@ -113,14 +115,14 @@ class HostPolicies:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _find_opt_out(self, rules: _Policy, target: str) -> opt_outs.OptOutSignal | None:
-        assert isinstance(rules.robots, RobotsTxt)
+    def _find_opt_out(self, policy: _Policy, target: str) -> opt_outs.OptOutSignal | None:
+        assert isinstance(policy.robots, RobotsTxt)
         # servers resolve dots in a path before they answer, so check it in both forms
         names = dict.fromkeys((target, resolve_dots(target)))
         for signal, refusal in (
-            ("robots.txt", rules.robots.refusal),
-            ("robots.txt content-usage", rules.robots.training_refusal),
-            ("tdmrep.json", rules.reservation),
+            ("robots.txt", policy.robots.disallowing_line),
+            ("robots.txt content-usage", policy.robots.training_refusal),
+            ("tdmrep.json", policy.reservation),
         ):
             for name in names:
                 if (words := refusal(name)) is not None:
@@ -182,17 +184,12 @@ def parse_robots_answer(answer: SmallFile | Reason) -> RobotsTxt | Reason:
 
 def decode_robots(body: bytes) -> str:
     """Return a robots.txt as text, with invalid bytes percent-encoded as in URLs."""
-    encoding = "utf-8-sig"
-    for mark, name in _BYTE_ORDER_MARKS:
-        if body.startswith(mark):
-            encoding = name
-            break
-    else:
-        if b"\0" in body[:2]:  # UTF-16 without a mark, beginning with an ASCII letter
-            encoding = "utf-16-be" if body.startswith(b"\0") else "utf-16-le"
-    if encoding != "utf-8-sig":
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if body.startswith(mark)), "")
+    if not encoding and b"\0" in body[:2]:  # UTF-16 without a mark, beginning with an ASCII letter
+        encoding = "utf-16-be" if body.startswith(b"\0") else "utf-16-le"
+    if encoding:
         return body.decode(encoding, "replace")
-    found = body.decode(encoding, "surrogateescape")
+    found = body.decode("utf-8-sig", "surrogateescape")
     return _SURROGATE.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", found)
 
 

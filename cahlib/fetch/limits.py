@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 
 
 class MemoryBudget:
@@ -36,13 +37,11 @@ class MemoryBudget:
         self._freed.set()
 
 
+@dataclass(slots=True, eq=False)
 class MemoryShare:
     """The bytes that one response uses."""
 
-    __slots__ = ("size",)
-
-    def __init__(self) -> None:
-        self.size = 0
+    size: int = 0
 
 
 class Deadline:

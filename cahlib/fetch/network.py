@@ -93,10 +93,10 @@ class Network:
         for domain, place in places:  # others come first next time
             del self._known[domain]
             self._known[domain] = place
-        asked = [place for _, place in places]
+        targets = [place for _, place in places]
         if self._net.outages.crawl:
-            asked.append(self._net.outages.crawl)
-        answered = await _any(self._accepts_connection(*place) for place in asked)
+            targets.append(self._net.outages.crawl)
+        answered = await _any(self._accepts_connection(*place) for place in targets)
         return await self._has_route() if answered is None else answered
 
     async def _names_answer(self) -> bool:
@@ -152,20 +152,20 @@ class Network:
         return await self.resolver.resolve_now(host, port)
 
 
-async def _any(questions: Iterable[Coroutine[Any, Any, bool | None]]) -> bool | None:
+async def _any(results: Iterable[Coroutine[Any, Any, bool | None]]) -> bool | None:
     """Return True as soon as one result is; else False, or None if all results are None."""
-    asked = [asyncio.create_task(each) for each in questions]
+    tasks = [asyncio.create_task(each) for each in results]
     found = None
     try:
-        for each in asyncio.as_completed(asked):
+        for each in asyncio.as_completed(tasks):
             answer = await each
             if answer:
                 return True
             found = found if answer is None else answer
     finally:
-        for task in asked:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
     return found
 
 

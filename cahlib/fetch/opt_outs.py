@@ -20,31 +20,17 @@ USER_AGENT_TOKEN = "cahlib"
 #: Each of these refuses our use of an image; "none" means noindex and nofollow.
 REFUSING_DIRECTIVES = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 
+#: Signals in the response for an image, or in the page that shows it.
+_RESPONSE_SIGNALS = frozenset(
+    {"x-robots-tag", "tdm-reservation", "content-usage", "content-signal"}
+)
+_PAGE_SIGNALS = frozenset({"meta robots", "meta tdm-reservation"})
 #: Signals that each profile of consent honours; others are only recorded with the sample.
 HONOURED: Mapping[str, frozenset[str]] = {
-    "strict": frozenset(
-        {
-            "robots.txt",
-            "robots.txt content-usage",
-            "tdmrep.json",
-            "x-robots-tag",
-            "tdm-reservation",
-            "content-usage",
-            "content-signal",
-            "meta robots",
-            "meta tdm-reservation",
-        }
-    ),
-    "headers": frozenset(
-        {
-            "x-robots-tag",
-            "tdm-reservation",
-            "content-usage",
-            "content-signal",
-            "meta robots",
-            "meta tdm-reservation",
-        }
-    ),
+    "strict": _RESPONSE_SIGNALS
+    | _PAGE_SIGNALS
+    | {"robots.txt", "robots.txt content-usage", "tdmrep.json"},
+    "headers": _RESPONSE_SIGNALS | _PAGE_SIGNALS,
     "research": frozenset({"robots.txt"}),
 }
 

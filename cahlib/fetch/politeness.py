@@ -29,17 +29,10 @@ _CUT_OFF_AFTER = 20
 
 #: Consecutive results that count against a domain. An invalid response is not one of them: it costs
 #: little, and others of the domain may be valid.
-FAILURE_REASONS = frozenset(
-    {
-        Reason.DNS,
-        Reason.REFUSED,
-        Reason.TIMEOUT,
-        Reason.TLS,
-        Reason.DISCONNECTED,
-        Reason.HTTP_5XX,
-        Reason.NO_ROBOTS,
-    }
-)
+FAILURE_REASONS = frozenset({
+    Reason.DNS, Reason.REFUSED, Reason.TIMEOUT, Reason.TLS, Reason.DISCONNECTED, Reason.HTTP_5XX,
+    Reason.NO_ROBOTS,
+})  # fmt: skip
 
 #: Failures without any sign of a server.
 _NO_CONTACT = frozenset({Reason.DNS, Reason.REFUSED, Reason.TIMEOUT, Reason.NO_ROBOTS})
@@ -52,7 +45,7 @@ REFUSAL_STATUSES = frozenset({403, 429})
 class _Domain:
     """The state of a domain."""
 
-    next_allowed: float = 0.0  #: when the next request is allowed
+    next_allowed: float = 0.0  #: time of the next request
     failures: int = 0  #: consecutive
     silent: bool = True  #: whether it has never answered
     skipped: bool = False

@@ -33,15 +33,10 @@ _MAX_ADDRESSES = 4  # tried per host
 _SECOND_FAMILY = 0.5
 _AT_ONCE = 1.0  # seconds within which a lookup that was refused or not sent fails
 #: Errors by which a name server says that there is no such address; others are no answer.
-_NO_SUCH_ADDRESS = frozenset(
-    {
-        aiodns.error.ARES_ENODATA,
-        aiodns.error.ARES_ENOTFOUND,
-        aiodns.error.ARES_EBADNAME,
-        aiodns.error.ARES_EBADQUERY,
-        aiodns.error.ARES_EBADSTR,
-    }
-)
+_NO_SUCH_ADDRESS = frozenset({
+    aiodns.error.ARES_ENODATA, aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_EBADNAME,
+    aiodns.error.ARES_EBADQUERY, aiodns.error.ARES_EBADSTR,
+})  # fmt: skip
 
 #: From a host name to its addresses; raises OSError if there are none.
 Lookup: TypeAlias = Callable[[str], Awaitable[Sequence[str]]]
@@ -249,20 +244,20 @@ class NameServers:
         self._record_types = record_types()
 
     async def __call__(self, host: str) -> list[str]:
-        asked = [self._resolver.query_dns(host, kind) for kind in self._record_types]
+        queries = [self._resolver.query_dns(host, kind) for kind in self._record_types]
         try:
-            if len(asked) == 1:  # half the cost of `wait`
+            if len(queries) == 1:  # half the cost of `wait`
                 with suppress(aiodns.error.DNSError):
-                    await asked[0]
+                    await queries[0]
             else:
-                _, late = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-                there = any(_addresses_in(each) for each in asked if each.done())
+                _, late = await asyncio.wait(queries, return_when=asyncio.FIRST_COMPLETED)
+                there = any(_addresses_in(each) for each in queries if each.done())
                 if late:
                     await asyncio.wait(late, timeout=_SECOND_FAMILY if there else None)
         finally:
-            for each in asked:
+            for each in queries:
                 each.cancel()
-        answers = [each for each in asked if each.done() and not each.cancelled()]
+        answers = [each for each in queries if each.done() and not each.cancelled()]
         found = zip_longest(
             *map(_addresses_in, answers)
         )  # alternate families, so that neither is cut off

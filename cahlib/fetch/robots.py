@@ -63,7 +63,7 @@ class RobotsTxt:
                 self._add(normalize_path(value), RobotsRule(key == "allow", f"{key}: {value}"))
         self._wildcard.sort(key=lambda each: (-len(each[0]), not each[1].allows))
 
-    def refusal(self, target: str) -> str | None:
+    def disallowing_line(self, target: str) -> str | None:
         """Return the line that disallows a path with its query, or None."""
         if target == "/robots.txt":
             return None

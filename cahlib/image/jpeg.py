@@ -119,9 +119,9 @@ def _decode_strictly(data: bytes, mode: str, least: tuple[int, int]) -> _Pixels:
             )
             return pixels[:, :, 0] if mode == "L" else pixels
         except ValueError as error:
-            if not (told := _EXTRANEOUS.search(str(error))):
+            if not (warning := _EXTRANEOUS.search(str(error))):
                 raise
-            length, marker = int(told[1]), int(told[2], 16)
+            length, marker = int(warning[1]), int(warning[2], 16)
             shorter = _without_padding(data, length, marker)
             if not shorter and marker == 0xD9 and length <= _MAX_LOOSE:
                 shorter = _without_loose(data)

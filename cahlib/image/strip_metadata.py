@@ -147,8 +147,8 @@ def _png(data: bytes, orientation: int) -> Iterator[bytes]:
         at += 12 + length
         if name not in _PNG_CRITICAL and (name not in _PNG_ANCILLARY or name in before):
             continue
-        (told,) = struct.unpack_from(">I", chunk, 8 + length)
-        whole = crc32(memoryview(chunk)[4:-4]) == told
+        (checksum,) = struct.unpack_from(">I", chunk, 8 + length)
+        whole = crc32(memoryview(chunk)[4:-4]) == checksum
         if name in _PNG_CRITICAL and not whole:
             raise ValueError("a chunk of the picture is damaged")
         if name == b"IHDR":

@@ -39,16 +39,9 @@ if CAN_DECODE_AVIF:
 
 #: What Pillow raises for files that it cannot read.
 _DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    Pillow.DecompressionBombError,
-)
+    OSError, SyntaxError, ValueError, TypeError, LookupError, MemoryError, RuntimeError,
+    struct.error, Pillow.DecompressionBombError,
+)  # fmt: skip
 
 _QUALITY = 95  # as img2dataset; losses add up when training crops and encodes again
 

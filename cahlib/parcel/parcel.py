@@ -44,7 +44,7 @@ _Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 _INVALID_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-class _Sample(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+class _ImageMetadata(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The content of ``<uid>.json``: an image without its bytes."""
 
     candidate: Candidate
@@ -73,6 +73,10 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
     versions: dict[str, str]
     silent: tuple[str, ...] = ()
     cut: int = 0
+
+
+#: The fields that a manifest and its parcel have in common.
+_COMMON_FIELDS = [name for name in _Manifest.__struct_fields__ if name not in ("layout", "tally")]
 
 
 class _Place(NamedTuple):
@@ -149,20 +153,7 @@ def find_parcel(folder: Path, shard: Shard) -> Parcel | None:
             return None
     except (OSError, KeyError, TypeError, AttributeError, *_INVALID_JSON):
         return None
-    return Parcel(
-        shard=shard,
-        path=path,
-        sha256=manifest.sha256,
-        size=manifest.size,
-        images=manifest.images,
-        tally=tally,
-        optouts=manifest.optouts,
-        started=manifest.started,
-        finished=manifest.finished,
-        versions=manifest.versions,
-        silent=manifest.silent,
-        cut=manifest.cut,
-    )
+    return Parcel(path=path, tally=tally, **_fields(manifest, _COMMON_FIELDS))
 
 
 def delete_parcel(folder: Path, shard: Shard) -> None:
@@ -220,30 +211,20 @@ def _add_image(writer: TarWriter, image: Image) -> int:
 
 
 def _metadata(image: Image) -> bytes:
-    text = msgspec.json.encode(
-        _Sample(**{name: getattr(image, name) for name in _Sample.__struct_fields__})
-    )
+    text = msgspec.json.encode(_fields(image, _ImageMetadata.__struct_fields__))
     if len(text) > _MAX_METADATA:  # readers would reject it
         raise ShardError(f"The metadata of {image.candidate.url:.200} is too long for a parcel.")
     return text
 
 
 def _manifest_json(parcel: Parcel) -> bytes:
-    manifest = _Manifest(
-        layout=_LAYOUT,
-        shard=parcel.shard,
-        sha256=parcel.sha256,
-        size=parcel.size,
-        images=parcel.images,
-        tally=parcel.tally.as_dict(),
-        optouts=parcel.optouts,
-        started=parcel.started,
-        finished=parcel.finished,
-        versions=dict(parcel.versions),
-        silent=parcel.silent,
-        cut=parcel.cut,
-    )
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    values = _fields(parcel, _COMMON_FIELDS)
+    values |= {"layout": _LAYOUT, "tally": parcel.tally.as_dict()}
+    return msgspec.json.format(msgspec.json.encode(values), indent=1) + b"\n"
+
+
+def _fields(record: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in names}
 
 
 def _versions() -> Mapping[str, str]:
@@ -292,7 +273,7 @@ def _places(parcel: Parcel, file: BinaryIO) -> Iterator[_Place]:
         uid, _, format = data.name.partition(".")
         if not _NAME.fullmatch(data.name) or text.name != f"{uid}.json":
             raise _damaged(parcel, "has files with unexpected names")
-        candidate = _sample(parcel, file, text).candidate
+        candidate = _read_metadata(parcel, file, text).candidate
         if not candidate.uid == uid == md5(candidate.url + candidate.text).hex():
             raise _damaged(parcel, "has an image under another's name")
         yield _Place(candidate.position, data, text)
@@ -306,21 +287,21 @@ def _pairs(parcel: Parcel, found: Iterator[TarMember]) -> Iterator[tuple[TarMemb
         yield data, text
 
 
-def _sample(parcel: Parcel, file: BinaryIO, text: TarMember) -> _Sample:
+def _read_metadata(parcel: Parcel, file: BinaryIO, text: TarMember) -> _ImageMetadata:
     if text.size > _MAX_METADATA:
         raise _damaged(parcel, "has too long metadata of an image")
     file.seek(text.offset)
     try:
-        return msgspec.json.decode(file.read(text.size), type=_Sample)
+        return msgspec.json.decode(file.read(text.size), type=_ImageMetadata)
     except _INVALID_JSON as error:
         raise _damaged(parcel, f"has invalid metadata of an image ({error})") from error
 
 
 def _image(parcel: Parcel, file: BinaryIO, place: _Place) -> Image:
-    sample = _sample(parcel, file, place.text)
+    metadata = _read_metadata(parcel, file, place.text)
     file.seek(place.data.offset)
     return Image(
         data=file.read(place.data.size),
         format=place.data.name.partition(".")[2],
-        **msgspec.structs.asdict(sample),
+        **msgspec.structs.asdict(metadata),
     )

@@ -333,7 +333,7 @@ def warc(*types: str, ends: str = "\r\n") -> list[bytes]:
     ],
 )
 def test_another_file_of_a_crawl_is_named_as_what_it_is(wat, members, kind):
-    path, sentence = wat(*members), f"is a {kind} file, not a WAT file; give the file"
+    path, sentence = wat(*members), f"is a {kind} file, not a WAT file; use the file"
     for half in (0, 1):
         with pytest.raises(ShardError, match=sentence):
             read(path, half)

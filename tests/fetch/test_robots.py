@@ -53,7 +53,7 @@ EVERYBODY = "User-agent: *\n"
     ],
 )
 def test_rules_for_everybody(rules, target, allowed):
-    assert (RobotsTxt(EVERYBODY + rules).refusal(target) is None) is allowed
+    assert (RobotsTxt(EVERYBODY + rules).disallowing_line(target) is None) is allowed
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,14 @@ def test_rules_for_everybody(rules, target, allowed):
     ],
 )
 def test_groups(text, allowed):
-    assert (RobotsTxt(text).refusal("/a.jpg") is None) is allowed
+    assert (RobotsTxt(text).disallowing_line("/a.jpg") is None) is allowed
 
 
 def test_the_line_is_the_evidence():
-    assert RobotsTxt(EVERYBODY + "Disallow: /img/ # ours").refusal("/img/a") == "disallow: /img/"
+    assert (
+        RobotsTxt(EVERYBODY + "Disallow: /img/ # ours").disallowing_line("/img/a")
+        == "disallow: /img/"
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,14 +139,14 @@ def test_hostile_rules_cost_little():
     robots = RobotsTxt(EVERYBODY + wild + plain)
     start = time.process_time()
     for n in range(5):
-        assert robots.refusal("/" + "a" * 1900 + str(n) + "b") is None
+        assert robots.disallowing_line("/" + "a" * 1900 + str(n) + "b") is None
     assert time.process_time() - start < 2
 
 
 @given(st.text(), st.text())
 def test_no_file_is_too_strange(text, target):
     for robots in (RobotsTxt(text), RobotsTxt(EVERYBODY + f"disallow: {text}")):
-        robots.refusal("/" + target)
+        robots.disallowing_line("/" + target)
         robots.training_refusal("/" + target)
 
 
@@ -158,4 +161,4 @@ def test_rules_are_understood_as_another_reader_does(rules, target):
     text = EVERYBODY + "".join(f"{name}: {path}\n" for name, path in rules)
     # a path is compared as it is written; Protego takes an address apart, and "//" begins a host
     known = Protego.parse(text).can_fetch(f"http://a.example{target}", "cahlib")
-    assert (RobotsTxt(text).refusal(target) is None) is known
+    assert (RobotsTxt(text).disallowing_line(target) is None) is known

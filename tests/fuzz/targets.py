@@ -61,7 +61,7 @@ def _wat(data: bytes) -> None:
 def _robots(data: bytes) -> None:
     rules = RobotsTxt(data.decode("utf-8", "replace"))
     for path in ("/", "/a/b.jpg?c=%20d", "/robots.txt", data[-40:].decode("latin-1")):
-        rules.refusal(path)
+        rules.disallowing_line(path)
         rules.training_refusal(path)
 
 
