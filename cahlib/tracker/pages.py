@@ -25,6 +25,8 @@ router = APIRouter(include_in_schema=False)
 _ROWS = 50
 #: Days that the bars of a person's or a team's page show.
 _DAYS = 42
+#: What leaderboards are ordered by, and what it is called.
+_UNITS = {"pairs": "pairs", "scraped": "parcels"}
 
 Period: TypeAlias = Literal["hour", "day", "all"]
 Text = Annotated[str, Query(max_length=200)]
@@ -45,7 +47,7 @@ def overview(request: Request) -> Response:
     leaders = standings.ranked(service.contributors(), "day")[:10]
     return rendering.page(
         "overview.html", request, state=state, values=values, finished=finished, charts=lines,
-        leaders=leaders, lines=_sparks(service, leaders, "pairs"),
+        leaders=leaders, lines=_sparks(service, [each.who.name for each in leaders], "pairs"),
         reached=milestones.of_crawl(state)[:4],
         following=milestones.following(state.counts.pairs, state.pairs_per_hour),
         address=str(request.base_url).rstrip("/"),
@@ -104,8 +106,8 @@ def badge(request: Request, name: Text = "") -> Response:
     service = of(request)
     title, share = service.settings.title, service.state().counts.share
     if name:
-        standing = _standing(service, rules.sentence(name, 200))
-        said = f"{charts.number(standing.work.pairs)} pairs · #{standing.rank}"
+        what, standing = _standing(service.contributors(), rules.sentence(name, 200))
+        said = f"{charts.number(getattr(standing.work, what))} {_UNITS[what]} · #{standing.rank}"
         title, share = standing.who.name, 0.0
     else:
         said = f"{share:.1%} · {charts.number(service.state().counts.pairs)} pairs"
@@ -138,6 +140,7 @@ def feed(request: Request) -> Response:
 
 
 @router.get("/leaderboard")
+@router.get("/teams")
 def leaderboard(
     request: Request,
     last: Period = "all",
@@ -145,31 +148,18 @@ def leaderboard(
     q: Text = "",
     page: Number = 1,
 ) -> Response:
-    """Rank people."""
-    service = of(request)
-    every = standings.ranked(service.contributors(), last, by)
-    return _board(request, every, kind="person", last=last, by=by, q=q, page=page)
-
-
-@router.get("/teams")
-def teams(request: Request, last: Period = "all", q: Text = "", page: Number = 1) -> Response:
-    """Rank teams."""
-    every = standings.ranked(standings.teams(of(request).contributors()), last)
-    return _board(request, every, kind="team", last=last, by="pairs", q=q, page=page)
-
-
-def _board(
-    request: Request, every: Sequence[standings.Standing], *, kind: str, page: int, **asked: str
-) -> Response:
-    sought = rules.sentence(asked["q"], 200)
+    """Rank people, or teams."""
+    service, sought = of(request), rules.sentence(q, 200)
+    kind = "team" if request.url.path == "/teams" else "person"
+    every = service.contributors()
+    ranked = standings.ranked(standings.teams(every) if kind == "team" else every, last, by)
     if sought:
-        every = [each for each in every if sought.casefold() in each.who.name.casefold()]
-    shown = every[(page - 1) * _ROWS : page * _ROWS]
-    lines = _sparks(of(request), shown, asked["by"]) if kind == "person" else {}
-    asked |= {"q": sought}
+        ranked = [each for each in ranked if sought.casefold() in each.who.name.casefold()]
+    rows = ranked[(page - 1) * _ROWS : page * _ROWS]
+    names = [each.who.name for each in rows] if kind == "person" else []
     return rendering.page(
-        "leaderboard.html", request, rows=shown, lines=lines, kind=kind, asked=asked,
-        **_paging(page, len(every)),
+        "leaderboard.html", request, rows=rows, lines=_sparks(service, names, by), kind=kind,
+        asked={"last": last, "by": by, "q": sought}, **_paging(page, len(ranked)),
     )  # fmt: skip
 
 
@@ -181,11 +171,10 @@ def _paging(page: int, found: int) -> dict[str, int]:
     return {"page": page, "pages": pages, "found": found}
 
 
-def _sparks(service: Service, shown: Sequence[standings.Standing], what: str) -> dict[str, str]:
+def _sparks(service: Service, names: Sequence[str], what: str) -> dict[str, str]:
     """Return a small line for each of these people: the last day, hour by hour."""
     now = service.clock()
     starts = [int(now // HOUR * HOUR) - HOUR * n for n in reversed(range(24))]
-    names = [each.who.name for each in shown]
     did = activity.series(service.database, names, size=HOUR, start=starts[0])
     return {
         name: charts.spark([getattr(hours.get(at, activity.Work()), what) for at in starts])
@@ -197,7 +186,7 @@ def _sparks(service: Service, shown: Sequence[standings.Standing], what: str) ->
 def person(request: Request, name: Text) -> Response:
     """Show what a person has done."""
     service = of(request)
-    standing = _standing(service, rules.sentence(name, 200))
+    what, standing = _standing(service.contributors(), rules.sentence(name, 200))
     who = standing.who
     count, machines = board.found(service.database, board.of_nickname(who.name), most=_ROWS)
     days = activity.series(service.database, [who.name], size=DAY, start=1)[who.name]
@@ -207,60 +196,48 @@ def person(request: Request, name: Text) -> Response:
     worked = [day for day, work in days.items() if work.done + work.scraped > 0]
     everybody = service.state().counts.pairs
     return rendering.page(
-        "person.html", request, standing=standing, machines=machines, count=count,
+        "person.html", request, standing=standing, what=what, machines=machines, count=count,
         streak=activity.streak(worked, service.clock()),
         share=standing.work.pairs / everybody if everybody else 0.0,
-        reached=milestones.of_pairs(points)[:6], **_days(service, days),
+        reached=milestones.of_pairs(points)[:6], **_days(service, days, what),
     )  # fmt: skip
 
 
-def _days(service: Service, days: dict[int, activity.Work]) -> dict[str, Any]:
-    """Return the bars of the last weeks: pairs, or parcels where there are no pairs."""
+def _days(service: Service, days: dict[int, activity.Work], what: str) -> dict[str, Any]:
+    """Return the bars of the last weeks."""
     last = int(service.clock() // DAY * DAY)
     starts = [last - DAY * n for n in reversed(range(_DAYS))]
-    what, unit = "pairs", "pairs"
-    if not any(work.pairs for work in days.values()):
-        what, unit = "scraped", "parcels"
     values = {day: getattr(work, what) for day, work in days.items()}
+    bars = charts.bars(values, starts, _UNITS[what])
     top = max(values.get(day, 0) for day in starts)
-    bars = charts.bars(values, starts, unit)
-    return {"bars": bars, "since": starts[0], "unit": unit, "top": top}
+    return {"bars": bars, "since": starts[0], "unit": _UNITS[what], "top": top}
 
 
 @router.get("/team")
 def team(request: Request, name: Text) -> Response:
     """Show what a team has done, and its members."""
-    service, sought = of(request), rules.sentence(name, 200)
-    people = service.contributors()
-    standing = _of(standings.ranked(standings.teams(people), "all"), sought)
-    members = standings.ranked([one for one in people if one.team == sought], "all")
-    names = [each.who.name for each in members]
+    service, people = of(request), of(request).contributors()
+    what, standing = _standing(standings.teams(people), rules.sentence(name, 200))
+    members = [one for one in people if one.team == standing.who.name]
+    members.sort(key=lambda one: (*(-getattr(one.now["all"], by) for by in _UNITS), one.name))
+    names = [one.name for one in members]
     days: dict[int, activity.Work] = {}
     for did in activity.series(service.database, names[:500], size=DAY, start=1).values():
         for day, work in did.items():
             days[day] = work.plus(days.get(day, activity.Work()))
-    shown = members[:_ROWS]
     return rendering.page(
-        "team.html", request, standing=standing, members=shown, count=len(members),
-        lines=_sparks(service, shown, "pairs"), **_days(service, days),
+        "team.html", request, standing=standing, what=what, members=members[:_ROWS],
+        lines=_sparks(service, names[:_ROWS], what), **_days(service, days, what),
     )  # fmt: skip
 
 
-def _standing(service: Service, name: str) -> standings.Standing:
-    """Return a person's place among all; raise Missing."""
-    every = service.contributors()
-    for by in ("pairs", "scraped"):
+def _standing(every: Sequence[standings.Contributor], name: str) -> tuple[str, standings.Standing]:
+    """Return a place among all, and by what; raise Missing."""
+    for by in _UNITS:
         for each in standings.ranked(every, "all", by):
             if each.who.name == name:
-                return each
+                return by, each
     raise Missing(f"Nobody called {name} has finished a shard.")
-
-
-def _of(every: Sequence[standings.Standing], name: str) -> standings.Standing:
-    for each in every:
-        if each.who.name == name:
-            return each
-    raise Missing(f"There is no team {name} that has finished a shard.")
 
 
 @router.get("/workers")

@@ -161,6 +161,9 @@ def test_a_large_community_is_found_whole(large):
     ]
     badge = ElementTree.fromstring(ask(large, f"/badge.svg?name={quoted(crowded.NAMES[6])}").text)
     assert re.fullmatch(r"<img.*>: [\d,. M]+ pairs · #\d+", badge.attrib["aria-label"])
+    cpu = ask(large, f"/badge.svg?name={quoted(crowded.NAMES[4])}").text
+    assert re.search(r">[\d,]+ parcels · #\d+<", cpu)
+    assert "in CPU work" in ask(large, f"/person?name={quoted(crowded.NAMES[4])}").text
     feed = ElementTree.fromstring(ask(large, "/feed.atom").text)
     ids = [entry.findtext(f"{ATOM}id") for entry in feed.findall(f"{ATOM}entry")]
     assert len(ids) > 5 and len(set(ids)) == len(ids)
