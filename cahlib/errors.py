@@ -187,7 +187,7 @@ EXTRAS = {
     },
     "swarm": {"hcloud", "paramiko", "cryptography"},
     "kaggle": {"kaggle", "kagglesdk", "requests"},
-    "tracker": {"fastapi", "uvicorn", "jinja2", "python_multipart", "alembic", "psycopg"},
+    "tracker": {"fastapi", "uvicorn", "python_multipart", "alembic", "psycopg"},
 }
 
 

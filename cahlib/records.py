@@ -1,8 +1,8 @@
-"""What passes from stage to stage, and the count of what was lost between them.
+"""The records that pass from stage to stage, and the counts of what was dropped between them.
 
 A shard is read into records, their links become candidates, candidates become images, images
-become pairs. Every stage obeys one law, which `Tally` holds: what came in is what went out plus
-what was lost, by `Reason`.
+become pairs. Every stage obeys one law, which `Tally` holds: what entered is what left plus what
+was dropped, by `Reason`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Stage(Enum):
-    """A step of the work: its value, what it takes, and what it gives."""
+    """A step of the work: its value, its input, and its output."""
 
     READ = "read", "records", "pages"
     CHOOSE = "choose", "links", "candidates"
@@ -29,7 +29,7 @@ class Stage(Enum):
     takes: str
     gives: str
 
-    __hash__ = object.__hash__  # a member is one object; by its name it is hashed in Python
+    __hash__ = object.__hash__  # members are singletons; Enum's own hash is a Python function
 
     def __new__(cls, value: str, takes: str, gives: str) -> Stage:
         member = object.__new__(cls)
@@ -39,9 +39,9 @@ class Stage(Enum):
 
 
 class Reason(Enum):
-    """Why something did not reach the next stage: its value, its stage, and a phrase for people."""
+    """Why something was dropped: its value, its stage, and a phrase for people."""
 
-    # A reason names a cause, never a message: a report can count causes, not sentences.
+    # A reason is a cause, never a message: a report can count causes, not sentences.
     NOT_A_PAGE = "not_a_page", Stage.READ, "holds no HTML page"
     BROKEN_RECORD = "broken_record", Stage.READ, "is not a readable WAT record"
     BROKEN_MEMBER = "broken_member", Stage.READ, "lies in a damaged gzip member"
@@ -107,7 +107,7 @@ class Reason(Enum):
     stage: Stage
     phrase: str
 
-    __hash__ = object.__hash__  # as a stage
+    __hash__ = object.__hash__  # as for a stage
 
     def __new__(cls, value: str, stage: Stage, phrase: str) -> Reason:
         member = object.__new__(cls)
@@ -122,7 +122,7 @@ REASONS = {stage: {r.value: r for r in Reason if r.stage is stage} for stage in 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of each stage: what came in, what went out, and why the rest was lost."""
+    """Counts per stage: what entered, what left, and why the rest was dropped."""
 
     entered: Counter[Stage] = field(default_factory=Counter)
     left: Counter[Stage] = field(default_factory=Counter)
@@ -132,16 +132,16 @@ class Tally:
         return Tally(self.entered + other.entered, self.left + other.left, self.lost + other.lost)
 
     def done(self, stage: Stage) -> int:
-        """What left a stage or was lost there."""
-        # by the reasons there are: another thread may put a new one into `lost` meanwhile
+        """Return the number of what left a stage or was dropped there."""
+        # iterates over all reasons: another thread may add one to `lost` meanwhile
         return self.left[stage] + sum(self.lost.get(r, 0) for r in REASONS[stage].values())
 
     def unaccounted(self, stage: Stage) -> int:
-        """What entered a stage and neither left it nor was lost: in flight, and 0 at the end."""
+        """Return the number of what entered a stage and is still in it; 0 at the end."""
         return self.entered[stage] - self.done(stage)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: ``{stage: {"in": n, "out": n, "lost": {reason: n}}}``."""
+        """Return plain values for JSON: ``{stage: {"in": n, "out": n, "lost": {reason: n}}}``."""
         return {
             stage.value: {
                 "in": self.entered[stage],
@@ -153,7 +153,7 @@ class Tally:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Tally:
-        """The inverse of `as_dict`; what else is in ``values`` does not matter."""
+        """Return the inverse of `as_dict`, ignoring other keys."""
         tally = cls()
         for stage in Stage:
             if not (counts := values.get(stage.value)):
@@ -180,8 +180,8 @@ class Candidate:
     uid: str  #: hex md5 of url + text in UTF-8: the key of the sample everywhere
     position: int  #: its rank among the candidates of its shard, from 0
     url: str  #: absolute, http or https
-    text: str  #: repaired (ftfy), white space normalised
-    raw_text: str | None  #: as it stood on the page, where that differs
+    text: str  #: repaired (ftfy), with normalised white space
+    raw_text: str | None  #: as on the page, if that differs
     page: str  #: URL of the page that shows the image
     licence: str  #: the page's creativecommons.org link, else "?"
     language: str  #: ISO 639 code by CLD2, "un" if unknown
@@ -192,7 +192,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A candidate whose picture arrived and could be decoded whole."""
+    """A candidate whose image was fetched and completely decoded."""
 
     candidate: Candidate
     data: bytes  #: as stored in the dataset
@@ -204,35 +204,35 @@ class Image:
     md5: str  #: hex, of the bytes as served
     sha1: str  #: hex, of the bytes as served
     sha256: str  #: hex, of the bytes as served
-    #: what its owner said by headers, a line each, "" if nothing: X-Robots-Tag as it was served,
-    #: others behind their names
+    #: headers of its owner on its use, one per line, "" if none: X-Robots-Tag as it was served,
+    #: others after their names
     robots: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptOut:
-    """The evidence that an owner refuses the use of an image."""
+    """The evidence that an owner opted out of the use of an image."""
 
     url: str  #: the image's
     where: str  #: the URL that said so (after redirects)
     signal: str  #: as in `cahlib.fetch.opt_outs.HONOURED`
     value: str  #: as it was served
     time: float  #: when, seconds since 1970 (UTC)
-    obeyed: bool = True  #: False: the run's profile of consent does not honour the signal
+    obeyed: bool = True  #: False: the run's consent profile does not honour the signal
 
 
 @dataclass(slots=True, kw_only=True)
 class Evidence:
-    """What is found out about owners, domains and the file while a shard is scraped."""
+    """Findings on owners, domains and the WAT file while a shard is scraped."""
 
     optouts: list[OptOut] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)  #: domains that never answered
-    cut: int = 0  #: the byte at which the WAT file is cut off, 0 if it is whole
+    cut: int = 0  #: the byte at which the WAT file is truncated, 0 if it is complete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
-    """The images of one shard in one sealed file, with the account of how they came about."""
+    """The images of one shard in one file, with the statistics of their scraping."""
 
     shard: Shard
     path: Path  #: an uncompressed tar of ``<uid>.<format>`` and ``<uid>.json``; manifest beside it
@@ -243,14 +243,14 @@ class Parcel:
     optouts: tuple[OptOut, ...]
     started: float  #: seconds since 1970
     finished: float
-    versions: Mapping[str, str]  #: of cahlib, Python and what touched the images
+    versions: Mapping[str, str]  #: of cahlib, Python and the libraries that processed the images
     silent: tuple[str, ...] = ()  #: domains that never answered
     cut: int = 0  #: as in `Evidence`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """An image with the model's opinion of it; a pair if no reason speaks against."""
+    """A scored image: a pair unless there is a reason to drop it."""
 
     image: Image
     similarity: float  #: cosine of image and text, -1 … 1

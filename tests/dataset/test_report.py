@@ -132,7 +132,7 @@ def test_any_text_is_harmless(tmp_path_factory, text, path):
 
 def test_a_dataset_without_shards_has_a_report_too(tmp_path):
     found = page(tmp_path)
-    assert "There is no finished shard in this dataset yet." in found.texts
+    assert "This dataset has no finished shard yet." in found.texts
     assert "0 image–text pairs from 0 shards" in card_of(tmp_path)
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_seal_is_one_sentence(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(RunError, match="cah verify"):
         list(summary_lines(tmp_path))
-    assert "There is no finished shard in this dataset yet." in page(tmp_path).texts
+    assert "This dataset has no finished shard yet." in page(tmp_path).texts
 
 
 def test_the_card_says_what_is_owed(tmp_path):
@@ -288,8 +288,8 @@ def test_what_was_heard_and_not_obeyed_is_named_in_card_and_report(tmp_path, obe
         again=lambda judged: None,
     )
     text = card_of(tmp_path, {**JOB, "consent": "research"})
-    assert "(profile research)" in text and f"machines read: {obeyed} image" in text
-    assert "Of 3 candidates the owners refuse in a form that this profile does not" in text
+    assert "(profile research)" in text and f"machine-readable form: {obeyed} image" in text
+    assert "The owners of 3 candidates opted out in a form that this profile does not" in text
     shown = " ".join(page(tmp_path).texts)
-    assert f"refuse it: {obeyed} image" in shown and "left out for that: 3 candidates;" in shown
+    assert f"opted out: {obeyed} image" in shown and "not left out: 3 candidates;" in shown
     assert list(verify(tmp_path)) == []

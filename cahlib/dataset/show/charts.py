@@ -1,7 +1,7 @@
-"""Draws the report's charts as HTML and inline SVG.
+"""Compute the report's charts: lengths, positions and labels, which its template draws as SVG.
 
 The SVG holds shapes only and stretches with the page; all words are HTML, so they stay readable on
-a phone. Every word that comes from outside is escaped here. Colours belong to the page's style.
+a phone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from typing import NamedTuple
 
 from cahlib.dataset.show.summary import ShardTimes
 
@@ -17,58 +17,75 @@ from cahlib.dataset.show.summary import ShardTimes
 _STEPS = 80
 
 
-def bars(
-    rows: Sequence[tuple[str, int, str]], *, most: int = 0, log: bool = False, kind: str = ""
-) -> str:
-    """A row for each label with its number, a bar and a note; the bar of ``most`` is full."""
-    most = most or max((number for _, number, _ in rows), default=0)
+class Bar(NamedTuple):
+    """A row of a bar chart."""
 
-    def length(number: int) -> float:
-        if log:
-            return math.log10(number + 1) / math.log10(most + 1) if most else 0
-        return number / most if most else 0
+    label: str
+    number: int
+    note: str
+    length: float  #: in percent
 
-    return (
-        f'<ol class="bars {kind}">'
-        + "".join(
-            f'<li><span class="label"><bdi>{escape(label)}</bdi></span>'
-            f'<span class="track"><i style="width:{100 * length(number):.2f}%"></i></span>'
-            f'<span class="number">{number:,}</span><span class="note">{escape(note)}</span></li>'
-            for label, number, note in rows
-        )
-        + "</ol>"
-    )
+
+class Column(NamedTuple):
+    """A bin of a histogram."""
+
+    bin: int  #: in hundredths of similarity
+    x: int
+    kept: int
+    dropped: int
+
+
+class Histogram(NamedTuple):
+    """Kept and dropped pairs by similarity."""
+
+    width: int
+    most: int  #: pairs in the largest bin
+    columns: list[Column]
+    marks: list[tuple[float, float]]  #: thresholds, each with its position in percent
+    ticks: list[tuple[str, float]]  #: labels with their positions in percent
+
+
+class Timeline(NamedTuple):
+    """A rate over the time worked."""
+
+    width: int
+    area: str  #: an SVG path, 1 high
+    what: str
+    most: str  #: the highest rate
+    ticks: list[tuple[str, float]]
+
+
+def bars(rows: Iterable[tuple[str, int, str]], *, most: int = 0, log: bool = False) -> list[Bar]:
+    """Return a bar for each label, number and note; that of ``most`` has full length."""
+    rows = list(rows)
+    scale = math.log1p if log else float
+    full = scale(most or max((number for _, number, _ in rows), default=0)) or 1
+    return [Bar(label, n, note, 100 * scale(n) / full) for label, n, note in rows]
 
 
 def histogram(
     kept: Mapping[int, int], dropped: Mapping[int, int], *, thresholds: Iterable[float]
-) -> str:
-    """Kept and dropped pairs by hundredths of similarity, and where the threshold lies."""
+) -> Histogram:
+    """Return a histogram of pairs by hundredths of similarity, with the thresholds marked."""
     lines = [100 * threshold for threshold in thresholds]
     bins = [*kept, *dropped, *(math.floor(line) for line in lines)] or [0, 39]
     first, last = min(bins), max(bins) + 1
-    most = max(kept.get(bin, 0) + dropped.get(bin, 0) for bin in range(first, last)) or 1
-    columns = "".join(
-        _column(bin, bin - first, kept=kept.get(bin, 0), dropped=dropped.get(bin, 0))
-        for bin in range(first, last)
-    )
     width = last - first
-    marks = "".join(
-        f'<span class="mark" style="left:{100 * (line - first) / width:.2f}%">'
-        f"<b>{line / 100:g}</b></span>"
-        for line in lines
-    )
-    return _chart(
-        f'<svg viewBox="0 0 {width} {most}" preserveAspectRatio="none" role="img" '
-        'aria-label="Pairs by similarity">'
-        f'<g transform="matrix(1 0 0 -1 0 {most})">{columns}</g></svg>{marks}',
-        top=f"{most:,} pairs",
-        ticks=[(f"{tick / 100:g}", (tick - first) / width) for tick in _round(first, last)],
+    columns = [
+        Column(bin, bin - first, kept.get(bin, 0), dropped.get(bin, 0))
+        for bin in range(first, last)
+    ]
+    return Histogram(
+        width=width,
+        most=max(each.kept + each.dropped for each in columns) or 1,
+        columns=[each for each in columns if each.kept + each.dropped],
+        marks=[(line / 100, 100 * (line - first) / width) for line in lines],
+        ticks=[(f"{n / 100:g}", 100 * (n - first) / width) for n in _round(first, last)],
     )
 
 
-def timeline(work: Sequence[ShardTimes], *, what: str) -> str:
-    """How many of ``what``, "images" or "pairs", came a second while there was work."""
+def timeline(work: Sequence[ShardTimes], *, what: str) -> Timeline:
+    """Return how many of ``what``, "images" or "pairs", came per second of work."""
     # The first two times are a scraper's, whose clock may differ from the third's.
     times = [(each.started, each.scraped, each.finished) for each in work]
     hours = _Worked((min(each), max(each)) for each in times)
@@ -82,18 +99,17 @@ def timeline(work: Sequence[ShardTimes], *, what: str) -> str:
         _spread(rates, step, start=hours.at(start), end=hours.at(end), number=number)
     most = max(rates) or 1.0
     points = " ".join(f"{at} {rate / most:.4f}" for at, rate in enumerate([*rates, rates[-1]]))
-    area = f"M0 0 L{points} {_STEPS} 0Z"
-    return _chart(
-        f'<svg viewBox="0 0 {_STEPS} 1" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(what)} a second">'
-        f'<g transform="matrix(1 0 0 -1 0 1)"><path class="area" d="{area}"/></g></svg>',
-        top=f"{most:,.0f} {what}/s" if most >= 100 else f"{most:.2g} {what}/s",
-        ticks=[("0", 0.0), (_duration(hours.total), 1.0)],
+    return Timeline(
+        width=_STEPS,
+        area=f"M0 0 L{points} {_STEPS} 0Z",
+        what=what,
+        most=f"{most:,.0f}" if most >= 100 else f"{most:.2g}",
+        ticks=[("0", 0.0), (_duration(hours.total), 100.0)],
     )
 
 
 class _Worked:
-    """Time without the pauses: a run may rest for days between two launches."""
+    """Time without pauses: days may pass between two launches."""
 
     def __init__(self, spans: Iterable[tuple[float, float]]) -> None:
         self.total = 0.0
@@ -108,7 +124,7 @@ class _Worked:
             until = max(until, end)
 
     def at(self, time: float) -> float:
-        """Seconds worked until a time within a span."""
+        """Return the seconds worked until a time within a span."""
         span = bisect_right(self._starts, time) - 1
         return self._before[span] + time - self._starts[span]
 
@@ -121,31 +137,10 @@ def _spread(rates: list[float], step: float, *, start: float, end: float, number
         rates[at] += number * max(share, 0) / (end - start) / step
 
 
-def _column(bin: int, at: int, *, kept: int, dropped: int) -> str:
-    if not kept + dropped:
-        return ""
-    return (
-        f"<g><title>{bin / 100:.2f} to {(bin + 1) / 100:.2f}: {kept:,} kept, {dropped:,} dropped"
-        f'</title><rect class="kept" x="{at}.07" width="0.86" height="{kept}"/>'
-        f'<rect class="lost" x="{at}.07" width="0.86" y="{kept}" height="{dropped}"/></g>'
-    )
-
-
 def _round(first: int, last: int) -> Iterable[int]:
-    """Round hundredths between two, five or so of them."""
+    """Return some five round hundredths between two."""
     step = next(step for step in (1, 2, 5, 10, 20, 50) if (last - first) / step <= 6 or step == 50)
     return range(-(-first // step) * step, last + 1, step)
-
-
-def _chart(shapes: str, *, top: str, ticks: Iterable[tuple[str, float]]) -> str:
-    """Shapes with the height that the top stands for, and marks below."""
-    below = "".join(
-        f'<span style="left:{100 * at:.2f}%">{escape(label)}</span>' for label, at in ticks
-    )
-    return (
-        f'<div class="chart"><span class="top">{escape(top)}</span>'
-        f'<div class="plot">{shapes}</div><div class="axis">{below}</div></div>'
-    )
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Code that loads a dataset, as its card shows it: for the folder in which the card is."""
+"""Code that loads a dataset, for its card, to be run in the dataset's folder."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ clip-retrieval index --embeddings_folder . --index_folder index
 %(back)s```
 """
 
-#: Loads the model as well, which has to be one that open_clip lists.
+#: Loads the model too, which must be one that open_clip lists.
 _BACK = """\
 echo '{"dataset": "index"}' > indices_paths.json
 clip-retrieval back --indices_paths indices_paths.json --clip_model %(model)s \\
@@ -83,7 +83,7 @@ for record in records:
 
 
 def loading_examples(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:
-    """Return a part for each form that a dataset has."""
+    """Yield the code for each form that a dataset has."""
     yield _METADATA
     for form in found.forms:
         if form.startswith("images"):
@@ -113,22 +113,20 @@ def _images(found: Summary, form: str) -> str:
 
 
 def _tars(found: Summary) -> tuple[str, str]:
-    """Return what names all tars, in Python and in a shell."""
+    """Return expressions for all tars, in Python and in a shell."""
     numbers = sorted(n for name in found.tars if (n := tar_number(f"images/{name}")) is not None)
     if len(numbers) > 1 and numbers == [*range(len(found.tars))]:
         braces = f"images/{{00000..{numbers[-1]:05}}}.tar"
         return f'"{braces}"', braces
-    listed = "$(printf '::%s' images/*.tar | cut -c3-)"  # several places, as open_clip wants them
+    listed = "$(printf '::%s' images/*.tar | cut -c3-)"  # several paths, as open_clip reads them
     return 'sorted(glob.glob("images/*.tar"))', listed
 
 
 def _back(found: Summary, job_values: Mapping[str, Any]) -> str:
-    """Return how the search is served, which clip-retrieval cannot by a model in files."""
+    """Return how to serve the search, which clip-retrieval cannot with a model in files."""
     name = found.models[0][0] if found.models else ""
     model, weights = (str(job_values.get(each, "")) for each in ("model", "pretrained"))
     in_files = (model and Path(model).is_dir()) or Path(weights).suffix
     if in_files or not re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", name):
-        return (
-            "# to serve the search, it needs a model that open_clip lists; this dataset's is none\n"
-        )
+        return "# serving the search needs a model that open_clip lists, unlike this dataset's\n"
     return _BACK % {"model": f"open_clip:{name}"}

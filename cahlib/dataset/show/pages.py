@@ -1,4 +1,4 @@
-"""Make what describes a whole dataset, anew each time: the report, the card, the tars' sizes."""
+"""Rewrite the files that describe a whole dataset: the report, the card, the tars' sizes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from cahlib.dataset.tar_index import TAR_CARD_FILE, write_tar_index
 
 
 def write_pages(place: str | Path, job_values: Mapping[str, Any]) -> None:
-    """Make the pages of the dataset at a place; ``job_values`` are those of `Job.values`.
+    """Write the pages of the dataset at a place; ``job_values`` are those of `Job.values`.
 
-    Nobody else may write to it meanwhile. The tars of a folder that is brought nowhere get their
-    numbers before.
+    Nobody else may write to it meanwhile. The tars of a folder that is not uploaded are numbered
+    first.
     """
     if isinstance(place, Path) and "://" not in str(job_values.get("output")):
         number_tars(place)
@@ -43,5 +43,5 @@ def write_pages(place: str | Path, job_values: Mapping[str, Any]) -> None:
 
 
 def page_record(data: bytes) -> FileRecord:
-    """Return what a page looks like."""
+    """Return the record of a page."""
     return FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -1,4 +1,4 @@
-"""What a whole dataset holds, added up from its seals."""
+"""The summary of a whole dataset, added up from its manifests."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from cahlib.dataset.tar_index import tar_size
 from cahlib.records import Reason, Stage, Tally
 from cahlib.words import plural
 
-#: Pairs of each kind that are kept for show.
+#: Pairs of each kind in the gallery.
 _SHOWN = 24
 
-#: WAT files that are named.
+#: WAT files that warnings list.
 _CUT = 10
 
-#: Hosts that are named.
+#: Hosts that are listed.
 _DOMAINS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTimes:
-    """When a shard was worked on, and what came of it."""
+    """When a shard was worked on, and its yield."""
 
     started: float  #: seconds since 1970
     scraped: float
@@ -45,33 +45,33 @@ class Summary:
     tally: Tally
     kept: Mapping[int, int]  #: kept pairs by hundredths of similarity
     dropped: Mapping[int, int]
-    similarity: float  #: mean of the kept pairs; 0 if there is none
-    domains: Mapping[str, int]  #: the hosts that gave the most pairs, and how many
+    similarity: float  #: mean of the kept pairs; 0 if there are none
+    domains: Mapping[str, int]  #: the hosts with the most pairs, and their number
     gallery: tuple[GalleryItem, ...]
     optouts: int
-    overruled: int  #: refusals that were recorded and not obeyed
+    overruled: int  #: opt-outs that were recorded and not obeyed
     work: tuple[ShardTimes, ...]
-    models: tuple[tuple[str, float], ...]  #: with their thresholds; one, unless folders were mixed
+    models: tuple[tuple[str, float], ...]  #: with their thresholds; one, unless folders were merged
     forms: tuple[str, ...]
     versions: Mapping[str, str]
-    #: WAT files that are cut off, by the byte at which they are
+    #: truncated WAT files, with the byte at which they end
     cut: Mapping[str, int] = field(default_factory=dict)
-    tars: Mapping[str, int] = field(default_factory=dict)  #: their samples, by name
+    tars: Mapping[str, int] = field(default_factory=dict)  #: samples by name
     scores: tuple[str, ...] = ()  #: the columns of scores
-    #: kept pairs by label and by what the second classifier says
+    #: kept pairs by label and by the second classifier's band
     opinions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
-        """What whoever uses the dataset should know, a sentence each."""
+        """Return what users of the dataset should know, a sentence each."""
         named = [
-            f"{PurePath(url).name} is cut off at byte {size:,}; what followed is missing."
+            f"{PurePath(url).name} is cut off at byte {size:,}; the rest is missing."
             for url, size in list(self.cut.items())[:_CUT]
         ]
         more = len(self.cut) - len(named)
         return named + [f"So are {plural(more, 'other WAT file')}."] * bool(more)
 
     def funnel(self) -> tuple[tuple[str, int], ...]:
-        """How many came to each step of the work."""
+        """Return the number after each step of the work."""
         entered, left = self.tally.entered, self.tally.left
         return (
             ("records", entered[Stage.READ]),
@@ -82,22 +82,22 @@ class Summary:
         )
 
     def lost(self, stage: Stage) -> tuple[tuple[Reason, int], ...]:
-        """The reasons of a stage with their counts, the most frequent first."""
+        """Return the reasons of a stage with their counts, the most frequent first."""
         lost = self.tally.lost
         of_stage = [(each, lost[each]) for each in Reason if each.stage is stage and lost[each]]
         return tuple(sorted(of_stage, key=lambda pair: -pair[1]))
 
 
 def summarize(place: str | Path) -> Summary:
-    """The summary of the dataset in a folder or at a URL; that of a folder without one is empty.
+    """Return the summary of the dataset in a folder or at a URL, empty if there is none.
 
-    A shard whose manifest is damaged is left out.
+    Shards with damaged manifests are left out.
     """
     return summarize_manifests(read_manifests(place, damaged="skip"))
 
 
-def summarize_manifests(seals: Iterable[ShardManifest]) -> Summary:
-    """Add up seals, of which one at a time is in memory."""
+def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
+    """Add up manifests, with one at a time in memory."""
     tally = Tally()
     kept, dropped, domains = Counter[int](), Counter[int](), Counter[str]()
     opinions: dict[str, Counter[str]] = {}
@@ -107,14 +107,14 @@ def summarize_manifests(seals: Iterable[ShardManifest]) -> Summary:
     cut, sizes, scores = dict[str, int](), dict[str, int](), dict[str, None]()
     size = optouts = overruled = 0
     similarity = 0.0
-    for each in seals:
+    for each in manifests:
         tally += each.tally
         kept.update(each.kept)
         dropped.update(each.dropped)
         domains.update(each.domains)
         for label, counts in each.opinions.items():
             opinions.setdefault(label, Counter()).update(counts)
-        shown = _drawn([*shown, *each.gallery])
+        shown = _sample([*shown, *each.gallery])
         work.append(_work(each))
         models[each.model, each.threshold] = None
         forms |= dict.fromkeys(each.forms)
@@ -150,31 +150,31 @@ def summarize_manifests(seals: Iterable[ShardManifest]) -> Summary:
 
 
 def summary_lines(place: str | Path) -> Iterator[str]:
-    """The summary of a dataset for people, line by line; raises ConfigError if there is none."""
+    """Yield the summary of a dataset as lines of text; raise ConfigError if there is none."""
     found = summarize_manifests(read_manifests(place))
     if not found.shards:
         raise no_dataset_error(place)
     size = f"{found.bytes / 1e6:,.1f} MB"
     yield f"{place}: {plural(found.pairs, 'pair')} in {plural(found.shards, 'shard')}, {size}"
     for model, threshold in found.models:
-        yield f"  judged by {model}, kept from {threshold:g} on, mean {found.similarity:.3f}"
-    yield f"  beside the metadata: {', '.join(found.forms) or 'nothing'}"
+        yield f"  scored by {model}, kept from {threshold:g} on, mean {found.similarity:.3f}"
+    yield f"  besides metadata: {', '.join(found.forms) or 'nothing'}"
     yield from (f"  {each}" for each in found.warnings())
-    yield f"  owners who refused, with evidence: {found.optouts:,}"
+    yield f"  opt-outs, with evidence: {found.optouts:,}"
     for stage in Stage:
         entered, left = found.tally.entered[stage], found.tally.left[stage]
         yield f"{stage.value}: {entered:,} {stage.takes} in, {left:,} {stage.gives} out"
         for reason, number in found.lost(stage):
             yield f"  {number:>12,}  {percentage(number, entered):>8}  {reason.phrase}"
-    yield "where the pairs come from:"
+    yield "hosts with the most pairs:"
     for domain, number in list(found.domains.items())[:10]:
         yield f"  {number:>12,}  {percentage(number, found.pairs):>8}  {domain}"
 
 
 def published_settings(job_values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The settings that decide what is in a dataset, as texts that may be published.
+    """Return the settings that decide what is in a dataset, as text that may be published.
 
-    Of files on this machine only the names: their folders tell of nobody's business.
+    Files on this machine are given by name, without their private folders.
     """
     return [
         (setting.name.replace("_", " "), text)
@@ -184,7 +184,7 @@ def published_settings(job_values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def percentage(part: int, whole: int) -> str:
-    """A share in percent, with as many digits as it takes to not be zero."""
+    """Return a share in percent, with enough digits not to be zero."""
     percent = 100 * part / whole if whole else 0.0
     return f"{percent:.1f} %" if percent >= 0.1 or not part else f"{percent:.1g} %"
 
@@ -200,8 +200,8 @@ def _text(value: Any) -> str:
     return PurePath(text).name if text.startswith(("/", "~", "./", "../")) else text
 
 
-def _drawn(shown: Iterable[GalleryItem]) -> list[GalleryItem]:
-    """Of each kind the pairs with the least keys: a fair draw, the same every time."""
+def _sample(shown: Iterable[GalleryItem]) -> list[GalleryItem]:
+    """Return the pairs of each kind with the least keys: a random but reproducible sample."""
     found = sorted(shown, key=lambda each: each.uid)
     kept, dropped = ([each for each in found if each.kept is kind] for kind in (True, False))
     return kept[:_SHOWN] + dropped[:_SHOWN]
