@@ -56,6 +56,7 @@ def overview(request: Request) -> Response:
 
 def look(service: Service) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the overview's values by name, and the shards that were finished last."""
+    rows = service.latest()  # first, so that the counts hold them
     state = service.state()
     counts, now = state.counts, service.clock()
     texts = {
@@ -87,7 +88,7 @@ def look(service: Service) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             "pace": _pace(row),
             "ago": max(round(now - row["finished"]), 0),
         }
-        for row in service.latest()
+        for row in rows
     ]
     return {"texts": texts, "bars": bars}, finished
 

@@ -7,7 +7,7 @@ import http.client
 import json
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from html import unescape
 from html.parser import HTMLParser
 from urllib.parse import urljoin, urlsplit
@@ -233,23 +233,30 @@ def test_who_watches_is_told_of_each_finished_shard_once(url, crowd, fill, clock
     finish(10)
     limits = Limits(address=0, worker=0, newcomers=0, streams=2)
     settings = Settings(database=url, limits=limits, fresh=0, live=0.05)
-    with serving(create(settings, clock=clock)) as tracker:
-        with watching(tracker) as first, watching(tracker) as second:
-            assert [one["pairs"] for one in next(first)["finished"]] == ["10"]
-            finish(20)
-            said = next(first)
-            assert [(one["who"], one["pairs"]) for one in said["finished"]] == [(EVIL, "20")]
-            assert said["finished"][0]["pace"] == "10,800 pairs/h"
-            assert said["values"]["texts"]["done"] == "2"
-            assert {
-                one["pairs"] for event in (next(second), next(second)) for one in event["finished"]
-            } == {"10", "20"}
-            refused = ask(tracker, "/live", headers={"Accept": "text/event-stream"})
-            assert refused.status == 503 and refused.headers["retry-after"] == "60"
-        until(lambda: opened(tracker))
-        assert ask(tracker, "/live").status == 406
-        with watching(tracker) as third:  # until the end: the server does not wait for it
-            next(third)
+    with ExitStack() as open_yet:
+        with serving(create(settings, clock=clock)) as tracker:
+            with watching(tracker) as first, watching(tracker) as second:
+                assert [one["pairs"] for one in finished(first)["finished"]] == ["10"]
+                finish(20)
+                said = finished(first)
+                assert [(one["who"], one["pairs"]) for one in said["finished"]] == [(EVIL, "20")]
+                assert said["finished"][0]["pace"] == "10,800 pairs/h"
+                assert said["values"]["texts"]["done"] == "2"
+                told: set[str] = set()
+                while told != {"10", "20"}:
+                    told |= {one["pairs"] for one in next(second)["finished"]}
+                refused = ask(tracker, "/live", headers={"Accept": "text/event-stream"})
+                assert refused.status == 503 and refused.headers["retry-after"] == "60"
+            until(lambda: opened(tracker))
+            assert ask(tracker, "/live").status == 406
+            third = open_yet.enter_context(watching(tracker))
+            finished(third)
+        assert list(third) == []  # the server has ended it, and has not waited for its end
+
+
+def finished(events):
+    """Return the next event that tells of a finished shard."""
+    return next(event for event in events if event["finished"])
 
 
 def opened(tracker):
