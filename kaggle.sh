@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # An unattended session on Kaggle, for which this machine brings up the servers: `. kaggle.sh` or
-# `bash kaggle.sh`, from bash or zsh. What the environment does not say is asked for; the README
-# tells the variables.
+# `bash kaggle.sh`, from bash or zsh. What the environment does not say is asked for;
+# `cah guide kaggle` lists the variables.
 # All of it happens in a subshell, so the shell that sources this stays as it was.
 # shellcheck disable=SC2128  # the first element is meant; other shells have no arrays
 (

@@ -29,7 +29,7 @@ _CORE = 14.0
 _LINKS, _PAIRS = 8_500, (500, 750)
 
 #: Images to be judged of each link, as in `bench_whole`; and images a second that ViT-B/32 judges
-#: on a GPU (assumed in the README), and on each core of a CPU (`bench_judge`: 14 on two).
+#: on a GPU (assumed, as in `bench_whole`), and on each core of a CPU (`bench_judge`: 14 on two).
 _IMAGES, _GPU, _CPU = 0.7, 500.0, 7.0
 
 #: Shards that count; older ones count less and less.

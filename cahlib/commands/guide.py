@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from cahlib.guide import TOPICS, page_title, read_page, without_comments
+from cahlib.guide import GUIDES, page_title, read_page, without_comments
 
 
 def add(commands: Any) -> None:
@@ -17,14 +17,14 @@ def add(commands: Any) -> None:
         description="List the pages of the documentation, or show one.",
     )
     parser.add_argument(
-        "topic", nargs="?", choices=TOPICS, metavar="TOPIC", help=f"one of {', '.join(TOPICS)}"
+        "topic", nargs="?", choices=GUIDES, metavar="TOPIC", help=f"one of {', '.join(GUIDES)}"
     )
     parser.set_defaults(act=_guide)
 
 
 def _guide(chosen: argparse.Namespace) -> int:
     if not chosen.topic:
-        for topic in TOPICS:
+        for topic in GUIDES:
             print(f"{topic:<16} {page_title(topic)}")
         print("\ncah guide TOPIC shows a page.")
         return 0

@@ -6,7 +6,7 @@ import re
 from importlib.resources import files
 
 #: The pages, in the order in which they are listed and best read.
-TOPICS = (
+GUIDES = (
     "first-dataset", "notebook", "swarm", "kaggle", "tracker", "dask", "models", "reading",
     "maintenance", "consent", "troubleshooting", "options", "formats", "tracker-api",
     "performance", "architecture", "contributing", "changelog",
