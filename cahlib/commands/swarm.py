@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cahlib.config import Job
-from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.errors import CahError, ConfigError, RunError, Stopped
 from cahlib.private import WATCHDOG, named
 from cahlib.progress import Board, Passing
 from cahlib.words import plural, verb
@@ -159,16 +159,20 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     if not agreed("Make these servers?", yes=chosen.yes):
         return 2
     with held(job.output.folder):  # else two commands make twice as many
+        left = (
+            f"What was made costs money until `cah swarm down --run {named(wanted.state)}`; "
+            "`cah run --swarm` uses it."
+        )
         try:
             with coming_up(board := Board()) as tell:
                 nodes = crew.up(accounts, wanted, tell=tell, board=board)
-            for login in nodes:
-                print(f"{login.name} at {login.address} is up")
-        finally:
-            print(
-                f"What was made costs money until `cah swarm down --run {named(wanted.state)}`; "
-                "`cah run --swarm` uses it."
-            )
+        except BaseException as error:
+            if not isinstance(error, Stopped):  # then somebody has taken them down
+                print(left)
+            raise
+    for login in nodes:
+        print(f"{login.name} at {login.address} is up")
+    print(left)
     return 0
 
 

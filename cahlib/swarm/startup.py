@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from queue import Empty, SimpleQueue
 
 from cahlib.errors import RunError, Stopped
-from cahlib.swarm.fleet import Fleet
+from cahlib.swarm.fleet import TAKEN_DOWN, Fleet
 from cahlib.swarm.install import NotReady
 from cahlib.swarm.provider import Server
 from cahlib.swarm.ssh import Login
@@ -136,7 +136,7 @@ def begin(
                 head = _another(servers, startup)
                 made.lead(head)
             startup.start(map(reached, servers), reached(head))
-            if _is_led(startup, head.name, made.stop, late):
+            if _is_led(made, startup, head.name, late):
                 return reached(head)
             if not startup.up():
                 break
@@ -155,7 +155,7 @@ def finish(
     """Wait until all servers are nodes; those that do not come up are replaced, or given up."""
     for left in reversed(range(_ROUNDS)):
         while not startup.wait(timeout=_LOOK):
-            _go_on(made.stop)
+            _go_on(made)
         failed = startup.errors()
         if not failed:
             return
@@ -165,11 +165,11 @@ def finish(
             startup.start(map(reached, made.servers()), head)
 
 
-def _is_led(startup: Startup, head: str, stop: threading.Event, late: float) -> bool:
+def _is_led(made: Fleet, startup: Startup, head: str, late: float) -> bool:
     """Wait for the head; return whether it is up, False if it will not be, or is late."""
     first: float | None = None  #: when another one was up
     while not startup.wait([head], timeout=_LOOK):
-        _go_on(stop)
+        _go_on(made)
         if startup.up():
             first = first or time.monotonic()
             if time.monotonic() > first + late:
@@ -177,7 +177,7 @@ def _is_led(startup: Startup, head: str, stop: threading.Event, late: float) -> 
     if head in startup.up():
         return True
     while not startup.up() and not startup.wait(timeout=_LOOK):
-        _go_on(stop)
+        _go_on(made)
     return False
 
 
@@ -227,6 +227,9 @@ def _plain(text: str, *names: str) -> str:
     return re.sub(r"[0-9a-f]{8,}|\d+", "", last)
 
 
-def _go_on(stop: threading.Event) -> None:
-    if stop.is_set():
+def _go_on(made: Fleet) -> None:
+    """Raise Stopped if the servers are not wanted any more, or were deleted by somebody else."""
+    if made.stop.is_set():
         raise Stopped("stopped while servers were being set up.")
+    if not made.listed and made.taken_down():
+        raise Stopped(TAKEN_DOWN)

@@ -4,8 +4,9 @@ from threading import Event
 
 import pytest
 
-from cahlib.errors import RunError
+from cahlib.errors import RunError, Stopped
 from cahlib.swarm import hetzner
+from cahlib.swarm.crew import down
 from cahlib.swarm.fleet import Fleet
 from cahlib.swarm.install import NotReady
 from cahlib.swarm.planner import Limits, plan
@@ -84,6 +85,23 @@ def test_if_the_head_does_not_boot_another_one_leads_and_the_others_join_it(clou
     assert set(joined) == {each["name"] for each in cloud.servers()} - (
         {first} if never == "failed" else set()
     )
+
+
+def test_servers_that_are_taken_down_on_their_way_are_not_waited_for(cloud):
+    go, fleet = Event(), made(cloud, [])
+
+    def bring_up(login, head):
+        if login.name == head.name:
+            down(fleet.accounts, fleet.labels, pause=0.01)
+            fleet.servers()  # as whoever looks at them does
+        assert go.wait(LIMIT)
+
+    try:
+        with pytest.raises(Stopped, match="were deleted"):
+            begin(fleet, Startup(bring_up), itself, tell=print)
+    finally:
+        go.set()
+    assert not cloud.servers()
 
 
 def test_what_fails_everywhere_for_the_same_reason_ends_it_after_the_first_round(cloud):
