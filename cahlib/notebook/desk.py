@@ -123,6 +123,7 @@ class Desk:
             self._beside("plan", work)
 
     def _ask(self, job: Job, token: str) -> None:
+        remember(job)
         if job.place.has_servers:
             from cahlib.scrapers import guard
 
@@ -131,9 +132,8 @@ class Desk:
         if token:
             self._beside("look", lambda: self._lookout.look(self.child, token))
         self._quote = quoted(job, token)
-        self._say("")
-        if self.quote is None:
-            self._say("The settings have changed since; press Plan again.", bad=True)
+        changed = "" if self.quote else "The settings have changed since; press Plan again."
+        self._say(changed, bad=True)
 
     def start(self) -> None:
         """Start the run; servers are ordered only by a plan that was drawn for these settings."""

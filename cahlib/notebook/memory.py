@@ -1,6 +1,6 @@
-"""What was started last from a notebook, so that a second "Run all" and a new kernel find it.
+"""What was planned or started last from a notebook, for a second "Run all" and a new kernel.
 
-Where Jupyter does not tell which notebook it is, or it has started nothing, its folder's last.
+Where Jupyter does not tell which notebook it is, or nothing comes from it, its folder's last.
 """
 
 from __future__ import annotations

@@ -206,6 +206,8 @@ def test_servers_are_planned_and_priced_before_any_is_made(desks, place, values,
         desk.buttons["fit"].click()
         until(lambda: "for at most EUR 0.05" in start.description)
         assert desk.form.fields["hours"].text == "2" and desk.form.job().place.cores > 1
+        again = desks(place, {}, {})  # the kernel was restarted
+        assert again.form.fields["cores"].text == desk.form.fields["cores"].text
         monkeypatch.setattr(quote, "_VALID", 0)  # a quarter of an hour later
         desk.draw()
         assert start.disabled and desk.parts["plan"].value == ""
