@@ -2,7 +2,7 @@
 # make test   lint, types and all tests, by TESTERS (6) processes; SEED=… repeats an order
 # make quick  the same of the tests that start no process and load no model
 # make coverage  all tests, and how much of each package they cover, branches included
-# make test-nodes  the swarm's nodes as real machines, booted by systemd-nspawn
+# make test-nodes  the swarm's nodes and a tracker as real machines, booted by systemd-nspawn
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
 # make pictures  the README's pictures of the notebook, made by its test
 # make docs  the parts of README.md and of the guides that are made from the code
@@ -50,7 +50,7 @@ coverage: .venv/dev
 # as root, with debootstrap and systemd-container installed
 test-nodes: .venv/dev
 	$(bin)/python -m tests.world.machines
-	NODES=1 $(bin)/pytest tests/swarm/test_machines.py
+	NODES=1 $(bin)/pytest tests/swarm/test_machines.py tests/tracker/test_server.py
 
 test-classic: .venv/dev
 	CLASSIC=1 $(bin)/pytest tests/notebook/test_classic.py

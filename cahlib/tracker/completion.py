@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     Connection,
     LargeBinary,
     Select,
@@ -21,6 +20,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -56,8 +56,8 @@ def complete(
     """
     keys = sorted(result.uids or ())
     values = values | {
-        "number_": number, "me": worker.id, "keys": keys, "unnamed": result.pairs - len(keys),
-        "pairs_": result.pairs, "output_": result.output, "tally_": result.account(),
+        "number_": number, "me": worker.id, "keys": b"".join(keys), "pairs_": result.pairs,
+        "unnamed": result.pairs - len(keys), "output_": result.output, "tally_": result.account(),
     }  # fmt: skip
     if database.is_sqlite:
         row = connection.execute(_closing(worker.kind), values).first()
@@ -121,8 +121,14 @@ def _in_one(kind: Kind) -> Select[Any]:
     The person's row is made of the worker's, so that every transaction locks them in this order.
     """
     closed = _closing(kind).cte("closed")
-    keys = func.unnest(bindparam("keys", type_=ARRAY(LargeBinary)))
-    own = insert(pairs).from_select(["uid", "shard"], select(keys, closed.c.number))
+    # In one piece: an array of 700 costs 1.8 ms more here. With their number in a query of its own
+    # no plan for this number is better than the one that is kept, so none is made each time.
+    joined: Any = bindparam("keys", type_=LargeBinary)
+    length = select(func.length(joined)).scalar_subquery()
+    starts = func.generate_series(1, length, 16).table_valued("start").render_derived()
+    keys = select(func.substr(joined, starts.c.start, 16), closed.c.number)
+    keys = keys.join_from(closed, starts, true())
+    own = insert(pairs).from_select(["uid", "shard"], keys)
     brought = own.on_conflict_do_nothing().returning(pairs.c.uid).cte("brought")
     count = select(func.count()).select_from(brought).scalar_subquery()
     counted = count + bindparam("unnamed")

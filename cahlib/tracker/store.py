@@ -284,7 +284,8 @@ class Ledger:
 
     def uids(self, id: str) -> list[str]:
         """Return the pairs of a shard that is in the dataset."""
-        query = select(_pairs.c.uid).join(_shards).where(_shards.c.id == id)
+        query = select(_pairs.c.uid).join(_shards, _shards.c.number == _pairs.c.shard)
+        query = query.where(_shards.c.id == id)
         with self._database.read() as connection:
             return [key.hex() for key in connection.execute(query).scalars()]
 

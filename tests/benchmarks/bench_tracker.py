@@ -182,7 +182,11 @@ def through_http(
     cost["clients"] = sum(cpu for _, cpu in each)
     shown = ", ".join(f"{side} {1000 * cpu / cycles:.2f}" for side, cpu in cost.items())
     total = 1000 * sum(cost.values()) / cycles
-    print(f"    CPU ms a cycle: {shown}; two cores have time for {2000 / total:.0f} cycles/s")
+    had = sum(cost.values()) / chosen.seconds
+    print(
+        f"    CPU ms a cycle: {shown}; all had {had:.1f} of {os.cpu_count()} cores, two whole ones "
+        f"have time for {2000 / total:.0f} cycles/s"
+    )
 
 
 def spent(processes: Iterable[psutil.Process]) -> float:

@@ -187,6 +187,15 @@ REFUSED = [
     ("/v1/shards/0/complete", FOUR | {"extra": 1}, 422, "extra"),
     ("/v1/shards/0/complete", {"uids": uids(4)}, 422, "tally"),
     ("/v1/shards/0/complete", FOUR | {"tally": {"read": 3}}, 422, "tally"),
+    *(
+        (f"/v1/shards/0/{call}", before + b"[" * 400_000 + b"]" * 400_000 + b"}", status, "")
+        for call, before, status in (
+            ("complete", b'{"uids": [], "tally": {"read": ', 422),
+            ("complete", b'{"uids": ', 422),
+            ("pairs", b'{"extra": ', 422),
+            ("fail", b'{"reason": ', 400),
+        )
+    ),
     ("/v1/shards/0/complete", FOUR | {"uids": uids(5)}, 422, "tally"),
     (
         "/v1/shards/0/complete",
@@ -194,6 +203,7 @@ REFUSED = [
         422,
         "tally",
     ),
+    *((f"/v1/shards/{number}/complete", FOUR, 422, "number") for number in ("9" * 5000, "-1", "x")),
     ("/v1/shards/99999999999/complete", FOUR, 422, "number"),
     ("/v1/shards/0/parcel", {"url": "x", "sha256": "", "size": 1}, 422, "sha256"),
     ("/v1/shards/0/parcel", {"url": 1, "sha256": "", "size": 1}, 422, "url"),

@@ -38,7 +38,12 @@ def test_the_migrations_lead_to_the_tables_of_the_schema(empty):
     migrate(empty)
     migrate(empty)
     with empty.read() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        options = {"compare_server_default": True}
+        if empty.is_sqlite:  # it keeps a foreign key that it never enforced
+            options["include_object"] = lambda each, _, kind, *more: (
+                kind != "foreign_key_constraint" or each.table.name != "pairs"
+            )
+        context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, schema) == []
 
 

@@ -12,8 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import requires
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from cahlib.swarm import image, wheel
 from tests.world.hosts import SUBNET
@@ -47,15 +50,18 @@ class Image:
     name: str
     python: str
 
+    packages: tuple[str, ...] = ()  #: of Debian, beside those of a node
+    extra: str = ""  #: of cahlib, beside what a node needs
+
     @property
     def tree(self) -> Path:
         """Its files."""
-        return TREES / self.name
+        return TREES / "-".join((self.name, *self.packages))
 
     @property
     def wheels(self) -> Path:
-        """What a node needs beside cahlib's own wheel, for its Python."""
-        return TREES / f"{self.name}-wheels"
+        """What it needs beside cahlib's own wheel, for its Python."""
+        return TREES / "-".join(filter(None, (self.name, self.extra, "wheels")))
 
     def lacking(self) -> str:
         """Return why there can be no such machines here, as a sentence; "" if there can."""
@@ -82,8 +88,17 @@ class Image:
                  "--requirement", pins],
                 check=True,
             )  # fmt: skip
+            if self.extra:
+                self._fetch_extra()
             (self.wheels / ".done").touch()
         if (self.tree / ".done").exists():
+            return
+        if self.packages:
+            plain = replace(self, packages=(), extra="")
+            plain.make()
+            subprocess.run(["cp", "-a", plain.tree, self.tree], check=True)
+            (self.tree / ".done").unlink()
+            self._install(*self.packages)
             return
         subprocess.run(
             ["debootstrap", "--variant=minbase", f"--include={_FIRST}", SUITES[self.name],
@@ -93,16 +108,34 @@ class Image:
         for path in Path("/etc/apt/apt.conf.d").iterdir():  # proxies of this machine
             shutil.copy(path, self.tree / "etc/apt/apt.conf.d")
         shutil.copy("/etc/resolv.conf", self.tree / "etc/resolv.conf")
+        self._install("cloud-init", "unbound", "nftables")
+
+    def _install(self, *packages: str) -> None:
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for words in (
-            ["update"],
-            ["install", "-y", "--no-install-recommends", "cloud-init", "unbound", "nftables"],
-        ):
+        for words in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
             subprocess.run(["chroot", self.tree, "apt-get", *words], check=True, env=quiet)
         (self.tree / ".done").touch()
 
+    def _fetch_extra(self) -> None:
+        """Fetch what an extra needs, at the newest versions, for the image's Python."""
+        needed = [Requirement(each) for each in requires("cahlib") or ()]
+        found = [
+            f"{each.name}[{','.join(each.extras)}]{each.specifier}"
+            for each in needed
+            if each.marker and each.marker.evaluate({"extra": self.extra})
+            and not each.marker.evaluate({"extra": ""})
+        ]  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--dest", self.wheels,
+             "--find-links", self.wheels, "--python-version", self.python,
+             "--only-binary=:all:", *found],
+            check=True,
+        )  # fmt: skip
+
 
 IMAGES = [Image(name, python) for python, name in image.IMAGES.items()]
+#: What `server.sh` installs; caddy and the database are there already.
+SERVERS = [replace(each, packages=("postgresql", "caddy"), extra="tracker") for each in IMAGES[-1:]]
 
 
 def _is_filled(wheels: Path) -> bool:
@@ -137,13 +170,26 @@ class Machine:
         """Cut its link, or mend it."""
         _ip("link", "set", self.link, "up" if plugged else "down")
 
+    def _first(self) -> list[str]:
+        """Its own first process, by its id here."""
+        assert self.nspawn is not None
+        children = Path(f"/proc/{self.nspawn.pid}/task/{self.nspawn.pid}/children")
+        return children.read_text().split()
+
+    def run(self, *line: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on it as root; its output holds its errors."""
+        enter = ["nsenter", "--all", "--target", *self._first(), "--"]
+        return subprocess.run(
+            [*enter, *line], text=True, check=False, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, env={"PATH": "/usr/sbin:/usr/bin", "HOME": "/root"},
+        )  # fmt: skip
+
     def off(self) -> None:
         """Cut its power: kill -9 of its own first process; killing nspawn alone leaves it."""
         if self.nspawn is None:
             return
-        children = Path(f"/proc/{self.nspawn.pid}/task/{self.nspawn.pid}/children")
         try:
-            for pid in children.read_text().split():
+            for pid in self._first():
                 os.kill(int(pid), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError):
             pass
@@ -274,5 +320,5 @@ def _ip(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    for each in IMAGES:
+    for each in (*IMAGES, *SERVERS):
         each.make()
