@@ -141,9 +141,6 @@ def _image_links(page: Page, options: Crawl) -> list[Link]:
 
 def _licence(page: Page) -> str:
     """Return the page's first link to a Creative Commons licence, or "?"."""
-    linked = [_with_scheme(link.url) for link in page.links if "reativecommons.org" in link.url]
+    linked = (link.url for link in page.links if "reativecommons.org" in link.url)
+    linked = (f"https:{url}" if url.startswith("//") else url for url in linked)
     return next((url for url in linked if len(url) <= _MAX_STORED_URL and _LICENCE.match(url)), "?")
-
-
-def _with_scheme(url: str) -> str:
-    return f"https:{url}" if url.startswith("//") else url

@@ -111,9 +111,8 @@ def _is_plausible(language: str, text: texts.Caption) -> bool:
         return False
     if language != "en":
         return not text.reliable or texts.guess_language(text.text, language) == language
-    return (
-        text.language if text.reliable else texts.guess_language(text.text)
-    ) not in _COMMON_LANGUAGES
+    likely = text.language if text.reliable else texts.guess_language(text.text)
+    return likely not in _COMMON_LANGUAGES
 
 
 def _declared(page: Page) -> str:
@@ -126,11 +125,5 @@ def _declared(page: Page) -> str:
     for name, value in page.headers.items():
         if isinstance(value, str):
             said.setdefault(name.lower(), value)
-    return next(
-        (
-            code
-            for name in _DECLARATIONS
-            if (code := languages.cld2_code(said.get(name, "").strip()))
-        ),
-        "",
-    )
+    codes = (languages.cld2_code(said.get(name, "").strip()) for name in _DECLARATIONS)
+    return next(filter(None, codes), "")

@@ -25,8 +25,6 @@ def page_opt_out(page: Page) -> opt_outs.OptOutSignal | None:
             signal = _signal(meta.equiv[:_MAX_NAME])
         if signal and (said := _in_element(signal, meta.content)):
             return said
-    if _HEADER_NAMES.isdisjoint(map(str.lower, page.headers)):
-        return None
     speaking = [name for name in page.headers if name.lower() in _HEADER_NAMES]
     return opt_outs.parse_headers(_header_values(page.headers, speaking), "strict")
 

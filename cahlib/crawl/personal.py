@@ -136,9 +136,8 @@ def _mask(word: str, holds: Callable[[re.Match[str]], bool], match: re.Match[str
 
 def _is_other_number(match: re.Match[str]) -> bool:
     """Return whether the words before a number mark it as a part number or the like."""
-    return (
-        _OTHER_NUMBER.search(match.string[max(0, match.start() - 30) : match.start()]) is not None
-    )
+    before = match.string[max(0, match.start() - 30) : match.start()]
+    return _OTHER_NUMBER.search(before) is not None
 
 
 def _is_card(match: re.Match[str]) -> bool:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -32,7 +31,6 @@ _HEAD = 8192  # enough for the headers of a file's first two records
 _ALIVE_SECONDS = 30.0  # seconds for which another host's answer proves that the network works
 
 SleepFunction = Callable[[float], None]
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -66,10 +64,15 @@ class CrawlFile:
 
     def head(self) -> tuple[bytes, int]:
         """Return its first 8 KiB, and its length in bytes."""
-        if self._remote:
-            return self._retry(self._request_head)
-        first = b"".join(self._read(0, _HEAD))
-        return first, Path(here(self.url)).stat().st_size
+        if not self._remote:
+            first = b"".join(self._read(0, _HEAD))
+            return first, Path(here(self.url)).stat().st_size
+        pauses = iter(self._pauses)
+        while True:
+            try:
+                return self._request_head()
+            except (OSError, HTTPException) as error:
+                self._pause(pauses, error)
 
     def chunks(self, start: int, end: int) -> Iterator[bytes]:
         """Return the bytes from ``start`` up to ``end``, in chunks of at most 256 KiB."""
@@ -110,14 +113,6 @@ class CrawlFile:
                     f"{self.url}: the server sends no length; download the file and give its path."
                 )
             return answer.read(_HEAD), int(length)
-
-    def _retry(self, act: Callable[[], T]) -> T:
-        pauses = iter(self._pauses)
-        while True:
-            try:
-                return act()
-            except (OSError, HTTPException) as error:
-                self._pause(pauses, error)
 
     def _pause(self, pauses: Iterator[float], error: Exception) -> None:
         """Wait before the next attempt; raise ShardError if there is none left."""

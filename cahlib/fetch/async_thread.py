@@ -20,15 +20,11 @@ T = TypeVar("T")
 _TICK = 1.0
 
 
-def do_nothing() -> None:
-    """Do nothing, as the default of ``tick``."""
-
-
 def iterate_in_thread(
     make: Callable[[], AsyncGenerator[T, None]],
     *,
     ahead: int,
-    tick: Callable[[], None] = do_nothing,
+    tick: Callable[[], object] = lambda: None,
 ) -> Iterator[T]:
     """Yield the items of ``make()``, of which at most ``ahead`` are buffered.
 

@@ -24,7 +24,6 @@ from cahlib.config import Download
 from cahlib.errors import ConfigError
 from cahlib.fetch import addresses, decoders, lenient_http, opt_outs, responses
 from cahlib.fetch.connectivity import NoAnswerCause
-from cahlib.fetch.drop_reasons import exception_drop_reason, was_answered
 from cahlib.fetch.host_policy import HostPolicies, SmallFile
 from cahlib.fetch.limits import Deadline, MemoryBudget, MemoryShare
 from cahlib.fetch.network import Network
@@ -231,7 +230,10 @@ class Fetcher:
                         self._network.record_answer(begun, domain, host, port)
                         return await read(answer)
                 except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-                    reason, answered = exception_drop_reason(error), was_answered(error)
+                    reason, answered = (
+                        responses.exception_drop_reason(error),
+                        responses.was_answered(error),
+                    )
                     at_once = not isinstance(error, asyncio.TimeoutError)
             if answered:
                 self._network.hosts.record_answer(begun)

@@ -40,7 +40,7 @@ def fetch_images(
     tally: Tally,
     *,
     evidence: Evidence,
-    tick: Callable[[], None] = async_thread.do_nothing,
+    tick: Callable[[], object] = lambda: None,
     net: NetworkConfig | None = None,
 ) -> Iterator[Image]:
     """Fetch and validate the images of the candidates; yield them in order of arrival.

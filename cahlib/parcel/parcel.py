@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, TypeAlias
 
@@ -269,7 +270,10 @@ def _damaged(parcel: Parcel, what: str) -> ShardError:
 
 def _places(parcel: Parcel, file: BinaryIO) -> Iterator[_Place]:
     """Yield the places of images and JSON, which alternate and share the name of a candidate."""
-    for data, text in _pairs(parcel, read_members(file)):
+    files = read_members(file)
+    for data, text in zip_longest(files, files):
+        if text is None:
+            raise _damaged(parcel, "has an image without metadata")
         uid, _, format = data.name.partition(".")
         if not _NAME.fullmatch(data.name) or text.name != f"{uid}.json":
             raise _damaged(parcel, "has files with unexpected names")
@@ -277,14 +281,6 @@ def _places(parcel: Parcel, file: BinaryIO) -> Iterator[_Place]:
         if not candidate.uid == uid == md5(candidate.url + candidate.text).hex():
             raise _damaged(parcel, "has an image under another's name")
         yield _Place(candidate.position, data, text)
-
-
-def _pairs(parcel: Parcel, found: Iterator[TarMember]) -> Iterator[tuple[TarMember, TarMember]]:
-    for data in found:
-        text = next(found, None)
-        if text is None:
-            raise _damaged(parcel, "has an image without metadata")
-        yield data, text
 
 
 def _read_metadata(parcel: Parcel, file: BinaryIO, text: TarMember) -> _ImageMetadata:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 from cahlib.errors import ShardError, is_full, no_space
@@ -53,14 +52,9 @@ class TarWriter:
         self._file = io.BufferedWriter(self._raw, _CHUNK)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         with parcel_disk(self._path.parent), self._raw:  # after an error, nothing more is written
-            if error is None:
+            if kind is None:
                 self._file.write(_END)
                 self._file.flush()
                 os.fsync(self._file.fileno())

@@ -72,7 +72,11 @@ def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
         (["--crawl", "a.wat.gz", *MODEL, "--output", "nope://x/y"], 2, "nope"),
         (["--crawl", "a.wat.gz", *MODEL, "--replay", "somewhere"], 2, "replay"),
         (["--crawl", "a.wat.gz", *MODEL, "--blocked-pairs", "none"], 2, "none"),
-        (["--languages", "en,english", "--crawl", "a.wat.gz", *MODEL], 2, "languages: 'english' is"),
+        (
+            ["--languages", "en,english", "--crawl", "a.wat.gz", *MODEL],
+            2,
+            "languages: 'english' is",
+        ),
         (
             ["--languages", "", "--crawl", "a.wat.gz", *MODEL],
             2,
