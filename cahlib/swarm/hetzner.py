@@ -104,7 +104,7 @@ class Hetzner:
 
     def offers(self) -> Sequence[Offer]:
         """Return every server that has a price, with IPv4 and tax; not all can be ordered now."""
-        pricing = self._patiently(lambda: self._client.request("GET", "/pricing"))["pricing"]
+        pricing = self._patiently(lambda: self._client.request("GET", "/pricing")["pricing"])
         types = self._patiently(self._client.server_types.get_all)
         ipv4, currency = _ipv4(pricing), str(pricing.get("currency", "EUR"))
         return [offer for each in types for offer in _offers(each, ipv4, currency)]
@@ -228,9 +228,17 @@ class Hetzner:
         except (HCloudException, OSError) as error:  # of the network, or its CA file is gone
             text = f"{self.name}: Hetzner does not answer ({type(error).__name__})"
             raise Denied(Denial.AWAY, text + _ADVICE[Denial.AWAY] + ".") from error
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise self._strange() from error
+
+    def _strange(self) -> Denied:
+        text = f"{self.name}: what answers is not Hetzner's API, perhaps a proxy"
+        return Denied(Denial.AWAY, text + _ADVICE[Denial.AWAY] + ".")
 
     def _denied(self, error: APIException) -> Denied:
         why = _WHY.get(str(error.code), Denial.OTHER)
+        if isinstance(error.code, int) and error.code < 400:  # a page
+            return self._strange()
         if isinstance(error.code, int) and error.code >= 500:
             why = Denial.AWAY
         if why is Denial.LIMIT and "core" in error.message.lower():

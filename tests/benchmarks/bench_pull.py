@@ -67,6 +67,9 @@ class _Keys(Keys):
     def node(self, name: str, *addresses: str) -> Pair:
         return Keys.node(self, name, *addresses, self.relays)
 
+    def scheduler(self, *addresses: str) -> Pair:
+        return Keys.scheduler(self, *addresses, self.relays)
+
 
 def main(arguments: Sequence[str]) -> None:
     made = parser(__doc__, arguments, parcel=(1 << 30, 1 << 20), file=(256 << 20, 1 << 20))

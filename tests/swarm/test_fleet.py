@@ -17,7 +17,7 @@ from cahlib.swarm.fleet import Fleet, fleet, sweep
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.keys import Keys
 from cahlib.swarm.planner import Limits, plan
-from cahlib.swarm.provider import Denial, Denied, Server
+from cahlib.swarm.provider import Denial, Denied, Server, everywhere
 from cahlib.swarm.runs import forsaken, runs_of
 from cahlib.swarm.view import viewed
 from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
@@ -169,6 +169,14 @@ def test_a_wrong_token_is_one_sentence_without_the_token(cloud):
         made(cloud, tokens="wrong-token")
     assert "wrong-token" not in str(caught.value)
     assert "wrong-token" not in repr(accounts("wrong-token"))
+
+
+@pytest.mark.parametrize("from_call", [1, 2, 3])
+def test_what_is_not_the_clouds_api_gets_a_sentence(cloud, from_call):
+    cloud.faults = lambda number, what: "nonsense" if number >= from_call else None
+    with pytest.raises(Denied, match="account 1: what answers is not Hetzner's API, perhaps a pr"):
+        made(cloud)
+        everywhere(accounts(ONE, endpoint=cloud.url, poll=0.01), {})
 
 
 def test_a_token_that_may_only_read_leaves_nothing(cloud):

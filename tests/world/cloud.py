@@ -70,7 +70,7 @@ class Cloud:
     closed: set[tuple[str, str]] = field(default_factory=set)  #: (type, place) listed as sold out
     currency: str = "EUR"
     lingers: int = 0  #: how many times a server is listed after it was deleted
-    #: what to do at a call, by its number from 1: "error", "timeout", "interrupt", or any No
+    #: what to do at a call, by its number from 1: "error", "timeout", "interrupt", "nonsense", a No
     faults: Callable[[int, str], object] = lambda number, what: None
     calls: list[str] = field(default_factory=list)
     url: str = ""
@@ -227,6 +227,8 @@ def serve(cloud: Cloud, *, host: str = "127.0.0.1") -> Iterator[Cloud]:
                 if isinstance(fault, No):
                     raise fault
                 status, answer = 200, cloud.answer(self.command, self.path, token, body)
+                if fault == "nonsense":
+                    answer = {}
             except No as no:
                 status, answer = no.status, {"error": {"code": no.code, "message": no.message}}
             if fault == "interrupt":
