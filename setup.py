@@ -44,6 +44,9 @@ base = [
     "psutil>=5.9",  # how long a session has run already; distributed needs it too
     "tqdm>=4.66",  # the live lines in terminals and notebooks
     "python-dotenv>=1.0",  # reads .env
+    # writes completions for bash, zsh and fish from the parser; plain Python, 23 kB, nothing else.
+    # argcomplete would start `cah` itself at each Tab
+    "shtab>=1.7.2",
 ]
 swarm = [
     "hcloud>=2.18,<3",  # Hetzner's own client; since 2.18 places are locations

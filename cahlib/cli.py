@@ -7,18 +7,28 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cahlib import __version__, logs
-from cahlib.commands import blocklist, checked, finished, guide, swarm, tracker, worker
+from cahlib.commands import blocklist, checked, completion, finished, guide, swarm, tracker, worker
+from cahlib.commands.parser import Parser
 from cahlib.config import Job, settings
-from cahlib.console import lasting, stopped_early
-from cahlib.errors import CahError, ConfigError, is_full, missing, no_space, unusable
+from cahlib.console import lasting, note, quieted, say, stopped_early
+from cahlib.errors import (
+    CahError,
+    ConfigError,
+    MissingSetting,
+    is_full,
+    missing,
+    no_space,
+    unusable,
+)
 from cahlib.private import FOLDER, WATCHDOG
 from cahlib.swarm.signals import ending, hush
 
@@ -27,37 +37,44 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_GROUPS = {
-    "": "you",
-    "crawl": "what is read",
-    "download": "which images are fetched",
-    "judge": "what belongs together",
-    "output": "where the dataset goes",
-    "place": "where and how long",
+#: What the command exits with, whichever it is.
+EXIT_CODES = {
+    0: "done",
+    1: "failed in part or whole, or problems were found",
+    2: "not started: a mistake in the command or its settings, or no as an answer",
+    3: "stopped early by Ctrl-C, SIGTERM, a closed terminal, --hours or --max-cost; run the same "
+    "command again to continue",
+    130: "interrupted at once, by a second Ctrl-C",
+    141: "the reader of the output has gone",
 }
 
 
-_EXIT_CODES = """\
-exit codes: 0 done; 1 failed; 2 not started, for a mistake in the command or its settings; 3 stopped
-early (Ctrl-C, SIGTERM, a closed terminal, a limit of time or cost), and the same command goes on;
-130 left at once at the second Ctrl-C; 141 whoever read the output has gone
-"""
+def _epilog() -> str:
+    codes = (
+        textwrap.fill(f"{code:<5}{what}", initial_indent="  ", subsequent_indent=" " * 7)
+        for code, what in EXIT_CODES.items()
+    )
+    listed = "\n".join(codes)
+    return (
+        f"exit codes, the same for every command:\n{listed}\n\n"
+        "Results go to stdout, everything else to stderr. `cah COMMAND --help` explains a command."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code, as `_EXIT_CODES` explains them."""
+    """Run the command and return its exit code, one of `EXIT_CODES`."""
     try:
         with lasting(output=False):
             parser = _parser()
             chosen = parser.parse_args(arguments)
             if not hasattr(chosen, "act"):
-                parser.print_help()
+                parser.print_help(sys.stderr)
                 return 2
-        with lasting(output=hasattr(chosen, "works")):
+        with lasting(output=hasattr(chosen, "works")), quieted(chosen.quiet):
             return _done(chosen)
     except KeyboardInterrupt:
         with lasting(output=True):
-            print("cah: interrupted; the same command goes on from here.", file=sys.stderr)
+            print("cah: interrupted; run the same command again to continue.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `cah verify DATASET | head`: nobody reads on
         return 141
@@ -79,6 +96,8 @@ def _done(chosen: argparse.Namespace) -> int:
             return _act(chosen)
     except CahError as error:
         print(f"cah: {error}", file=sys.stderr)
+        if isinstance(error, MissingSetting):
+            print(f"For example: {chosen.example}", file=sys.stderr)
         return error.exit_code
 
 
@@ -93,7 +112,7 @@ def _logged(chosen: argparse.Namespace) -> AbstractContextManager[None]:
     """Keep log lines out of the terminal while a run's command works."""
     if not hasattr(chosen, "works"):
         return nullcontext()
-    return logs.kept(_output(chosen) / "run", swarm.say)
+    return logs.kept(_output(chosen) / "run", say)
 
 
 def _output(chosen: argparse.Namespace) -> Path:
@@ -120,75 +139,44 @@ def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
     return Job.from_values({**inherited, **options})
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command in one line: the usage of `cah run` has sixty."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"cah: {message}; `{self.prog} --help` shows what there is.\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="cah",
-        description="Common Crawl into image–text datasets.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Turn Common Crawl into image–text datasets.",
+        example="cah demo",
+        epilog=_epilog(),
     )
     parser.add_argument("--version", action="version", version=f"cah {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     run = commands.add_parser(
         "run",
-        usage="cah run [options]",
-        help="turn shards of a crawl into a dataset; run it again to go on",
-        description="Turn shards of a crawl into a dataset. The same command again goes on where "
-        "it was. Every option can also be set as CAH_<OPTION> in the environment or in .env.",
+        help="turn shards of a crawl into a dataset; run it again to continue",
+        description="Turn shards of a crawl into a dataset. Run the same command again to continue "
+        "where it stopped.\nEvery option can also be set as CAH_<OPTION> in the environment or in "
+        ".env.",
+        example="cah run --crawl CC-MAIN-2024-10 --shards 2 --contact https://example.org/crawl",
     )
-    _add_settings(run)
+    run.add_settings("run")
     run.set_defaults(act=_run, looks_after=True, works=True, extra="gpu")
     demo = commands.add_parser(
-        "demo", help="a whole run on an embedded web with an embedded model, offline"
+        "demo",
+        help="make a dataset from an embedded web with an embedded model, offline",
+        example="cah demo --output demo-dataset",
     )
     demo.add_argument("--output", default="demo-dataset", help="folder of the demo's dataset")
     demo.add_argument("--open", action="store_true", help="open the report in a browser")
     demo.set_defaults(act=_demo, works=True, extra="gpu")
-    worker.add(commands, _add_settings, lambda chosen, work: _watched(_job(chosen), work))
+    worker.add(commands, lambda chosen, work: _watched(_job(chosen), work))
     tracker.add(commands)
-    swarm.add(commands, _add_settings, lambda chosen: (_job(chosen), environment()))
+    swarm.add(commands, lambda chosen: (_job(chosen), environment()))
     blocklist.add(commands)
-    inspect = commands.add_parser("inspect", help="print what a dataset holds")
-    inspect.add_argument("dataset", help="folder or URL of a dataset")
-    inspect.set_defaults(act=_inspect)
     checked.add(commands)
     finished.add(commands)
     guide.add(commands)
+    completion.add(commands, parser)
+    for _, each in parser.commands():
+        each.add_quiet()
     return parser
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
-    for setting in settings():
-        flag = "--" + setting.name.replace("_", "-")
-        default = setting.default
-        if isinstance(default, tuple):
-            default = ",".join(default)
-        name = "N" if setting.type in (int, float) else setting.name.upper().split("_")[-1]
-        extra: dict[str, Any] = {"metavar": name}
-        if setting.type is bool:
-            # yes and no as texts, so that a bad value gets the same sentence at every door
-            extra |= {"nargs": "?", "const": "yes", "metavar": "yes|no"}
-            default = "yes" if default else "no"
-        elif setting.option.choices:
-            extra["metavar"] = "|".join(setting.option.choices)
-        bounds = setting.bounds().removeprefix(" of").strip()
-        shown = f" ({bounds})" if bounds else ""
-        shown += f" [{default}]" if default not in ("", None) else ""
-        groups[setting.group].add_argument(
-            flag,
-            dest=setting.name,
-            default=argparse.SUPPRESS,
-            help=(setting.option.help + shown).replace("%", "%%"),
-            **extra,
-        )
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -208,7 +196,7 @@ def _run(chosen: argparse.Namespace) -> int:
     os.environ.update({variable: "" for variable in names.values() if variable in os.environ})
     guard(job, secrets["watchdog"], secrets["tokens"])
     quote = quoted(job, secrets["tokens"])
-    print(*filter(None, (quote.table, *quote.sentences)), sep="\n")
+    note(*filter(None, (quote.table, *quote.sentences)))
     if quote.servers and not swarm.agreed(f"Order {quote.order}?"):
         return 2
     return _follow(job, **secrets)
@@ -245,7 +233,7 @@ def _follow(job: Job, tokens: str = "", watchdog: str = "") -> int:
     from cahlib.run import run
     from cahlib.scrapers import scrapers
 
-    scraping = partial(scrapers, tokens=tokens, watchdog=watchdog, tell=swarm.say)
+    scraping = partial(scrapers, tokens=tokens, watchdog=watchdog, tell=say)
     outcome = _watched(job, partial(run, scraping=scraping))
     _tell(outcome)
     if outcome.stopped:
@@ -268,8 +256,8 @@ def _stoppable() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
         print(
-            "\ncah: finishing the shard that is being judged; Ctrl-C again leaves at once "
-            "(nothing that is done gets lost).",
+            "\ncah: finishing the shard that is being judged; press Ctrl-C again to leave at once "
+            "(finished work is kept).",
             file=sys.stderr,
         )
 
@@ -297,7 +285,7 @@ def _tell(outcome: Outcome) -> None:
     for shard, error in outcome.errors:
         print(f"cah: shard {shard} failed: {error}", file=sys.stderr)
     if outcome.errors:
-        print("cah: the same command tries them again.", file=sys.stderr)
+        print("cah: run the same command again to retry them.", file=sys.stderr)
     for fault in outcome.faults:
         print(f"cah: {fault}", file=sys.stderr)
 
@@ -306,25 +294,17 @@ def _demo(chosen: argparse.Namespace) -> int:
     from cahlib import demo
     from cahlib.demo import world
 
-    print("The demo's web and its crawl are on loopback; nothing leaves this machine.")
+    note("The demo's web and its crawl are on loopback; nothing leaves this machine.")
     output = os.path.expanduser(chosen.output)
     with world.build().serve(demo.port(output)) as web:
         code = _follow(demo.job(output, web))
     typed = shlex.quote(output)
-    print(f"cah inspect {typed}, cah verify {typed} tell more of it.")
+    note(f"`cah inspect {typed}` and `cah verify {typed}` tell more about it.")
     if chosen.open:
         import webbrowser
 
         webbrowser.open((Path(output) / "report.html").absolute().as_uri())
     return code
-
-
-def _inspect(chosen: argparse.Namespace) -> int:
-    from cahlib.dataset.show.summary import summary_lines
-
-    for line in summary_lines(chosen.dataset):
-        print(line)
-    return 0
 
 
 if __name__ == "__main__":

@@ -34,44 +34,57 @@ class Crawl(Checked):
     """What is read, and which links in it become candidates."""
 
     crawl: str = option(
-        "", "what to read: a crawl's name (CC-MAIN-2024-10), or a WAT file by path, glob or URL"
-    )
+        "", "what to read: a crawl's name (CC-MAIN-2024-10), or a WAT file by path, glob or URL",
+        first="run",
+    )  # fmt: skip
     shards: int = option(
-        0, "how many shards (half a WAT file each) to work through; 0 = all", least=0,
-        most=999_999, free=True,
+        0, "number of shards (half a WAT file each) to process; 0 = all", least=0, most=999_999,
+        free=True, first="run",
     )  # fmt: skip
     seed: int = option(
-        0, "draw the shards at random with this seed; 0 = from the first on", least=0
+        0, "draw the shards at random with this seed; 0 = in the crawl's order", least=0
     )
     base_url: str = option(
-        "https://data.commoncrawl.org/", "where crawls are downloaded from", free=True
+        "https://data.commoncrawl.org/", "base URL that crawls are downloaded from", free=True
     )
     languages: tuple[str, ...] = option(
-        ("en",), "languages to keep, as tags with commas (en, zh, zh-Hant, sr-Latn); all = any"
-    )
+        ("en",), "languages to keep, as comma-separated tags (en, zh, zh-Hant, sr-Latn); all = any",
+        topic="text",
+    )  # fmt: skip
     language_evidence: str = option(
-        "caption", "what tells a short caption's language: itself (as LAION did), or its page too",
-        choices=("caption", "page"),
+        "caption",
+        "how to tell the language of a short caption: from the caption alone, as LAION did, or "
+        "from its page too",
+        choices=("caption", "page"), topic="text",
     )  # fmt: skip
     personal: str = option(
-        "drop", "texts with e-mail, phone, card or passport numbers", choices=("drop", "mask")
-    )
+        "drop", "drop captions with e-mail addresses or phone, card or passport numbers, or mask "
+        "these", choices=("drop", "mask"), topic="text",
+    )  # fmt: skip
     min_text: int = option(
-        5, "least letters of a text; CJK's count thrice, Indic and Thai twice", least=1, most=1000
+        5, "fewest letters in a caption; a CJK letter counts as three, an Indic or Thai one as two",
+        least=1, most=1000, topic="text",
+    )  # fmt: skip
+    max_text: int = option(
+        1000, "most characters in a caption", least=1, most=100_000, topic="text"
     )
-    max_text: int = option(1000, "most characters of a text", least=1, most=100_000)
-    max_url: int = option(2000, "most characters of an address", least=10, most=100_000)
-    og_images: bool = option(False, "also take pages' og:image with its og:description")
+    max_url: int = option(
+        2000, "most characters in an image's URL", least=10, most=100_000, topic="text"
+    )
+    og_images: bool = option(
+        False, "also take each page's og:image with its og:description", topic="text"
+    )
     blocked_domains: tuple[str, ...] = option(
-        (), "files of domains to leave out, one a line, separated by commas", file=True, grows=True
-    )
+        (), "files of domains to skip, one per line; separate files with commas",
+        file=True, grows=True, topic="text",
+    )  # fmt: skip
     blocked_urls: tuple[str, ...] = option(
-        (), "files of image addresses to leave out, one a line, separated by commas",
-        file=True, grows=True,
+        (), "files of image URLs to skip, one per line; separate files with commas",
+        file=True, grows=True, topic="text",
     )  # fmt: skip
     blocked_pairs: tuple[str, ...] = option(
-        (), "files of pair hashes (hex md5 of url + text) to leave out: text, or .bloom filters",
-        file=True, grows=True,
+        (), "files of pair hashes (hex md5 of URL + text) to skip: text files or .bloom filters",
+        file=True, grows=True, topic="text",
     )  # fmt: skip
 
 
@@ -80,99 +93,117 @@ class Download(Checked):
     """How images are fetched, and which are good enough."""
 
     contact: str = option(
-        "", "a web page or e-mail address where site owners reach you; sent in the user agent",
-        free=True,
+        "", "web page or e-mail address where site owners can reach you; sent in the user agent",
+        free=True, first="run worker",
     )  # fmt: skip
     connections: int = option(
-        256, "connections at once in each scraper", least=1, most=4096, free=True
-    )
+        256, "concurrent connections in each scraper", least=1, most=4096, free=True,
+        first="worker",
+    )  # fmt: skip
     per_host: int = option(
-        8, "connections at once to one registered domain (example.co.uk)", least=1, most=256,
+        8, "concurrent connections to one registered domain (example.co.uk)", least=1, most=256,
         free=True,
     )  # fmt: skip
     per_second: float = option(
-        20, "requests a second to one registered domain; 0 = as fast as it answers", least=0,
+        20, "requests per second to one registered domain; 0 = as fast as it answers", least=0,
         most=10_000, free=True,
     )  # fmt: skip
     per_domain: int = option(
-        10_000, "most links of one registered domain in a shard; 0 = all", least=0, most=10_000_000
+        10_000, "most links to one registered domain in a shard; 0 = all", least=0, most=10_000_000
     )
     patience: int = option(
-        10, "failures one after the other after which a domain is left alone; 0 = never", least=0,
+        10, "consecutive failures after which a domain is skipped; 0 = never skip", least=0,
         most=10_000, free=True,
     )  # fmt: skip
     left_alone: tuple[str, ...] = option(
-        (), "domains that are not asked; a run adds those that never answered", free=True
+        (), "domains to skip; a run adds those that never answered", free=True
     )
-    connect_timeout: float = option(10, "seconds to connect", least=0.1, most=600, free=True)
-    read_timeout: float = option(10, "seconds without a byte", least=0.1, most=600, free=True)
-    total_timeout: float = option(30, "seconds for one image", least=0.1, most=3600, free=True)
+    connect_timeout: float = option(
+        10, "seconds to wait for a connection", least=0.1, most=600, free=True
+    )
+    read_timeout: float = option(10, "seconds to wait for data", least=0.1, most=600, free=True)
+    total_timeout: float = option(
+        30, "seconds to spend on one image", least=0.1, most=3600, free=True
+    )
     offline_minutes: float = option(
-        60, "minutes without network after which a shard is given back, to be scraped again later",
+        60, "minutes without network after which a shard is returned, to be scraped again later",
         least=0, most=10_080, free=True,
     )  # fmt: skip
     max_redirects: int = option(5, "redirects to follow", least=0, most=20)
-    max_bytes: int = option(20_000_000, "most bytes of a file", least=1000, most=1_000_000_000)
-    min_bytes: int = option(5000, "least bytes of a file", least=0, most=100_000_000)
-    min_side: int = option(64, "least pixels of the shorter side", least=1, most=10_000)
-    max_pixels: int = option(
-        64_000_000, "most pixels, checked before decoding", least=1000, most=1_000_000_000
+    max_bytes: int = option(
+        20_000_000, "most bytes in a file", least=1000, most=1_000_000_000, topic="image"
     )
-    max_aspect: float = option(8, "longest side by shortest, at most", least=1, most=1000)
+    min_bytes: int = option(
+        5000, "fewest bytes in a file", least=0, most=100_000_000, topic="image"
+    )
+    min_side: int = option(
+        64, "fewest pixels on the shorter side", least=1, most=10_000, topic="image"
+    )
+    max_pixels: int = option(
+        64_000_000, "most pixels in an image, checked before it is decoded", least=1000,
+        most=1_000_000_000, topic="image",
+    )  # fmt: skip
+    max_aspect: float = option(
+        8, "highest ratio of the longer to the shorter side", least=1, most=1000, topic="image"
+    )
     resize: int = option(
-        0, "re-encode with the shorter side at most this many pixels; 0 = originals", least=0,
-        most=4096,
+        0, "re-encode images whose shorter side has more pixels than this; 0 = keep originals",
+        least=0, most=4096, topic="image",
     )  # fmt: skip
     known_harm: tuple[str, ...] = option(
-        (), "files of hashes (hex md5, sha1 or sha256) of images that must be nowhere",
-        file=True, grows=True,
+        (), "files of hashes (hex md5, sha1 or sha256) of images that must never be kept",
+        file=True, grows=True, topic="image",
     )  # fmt: skip
     consent: str = option(
         "strict",
-        "which refusals of owners are honoured; strict: all that machines can read, robots.txt and "
-        "tdmrep.json included; headers: what comes with a page or an image; research: robots.txt "
-        "alone; the others are recorded",
+        "which opt-outs to honour; strict: all machine-readable ones, robots.txt and tdmrep.json "
+        "included; headers: those sent with a page or an image; research: robots.txt only; the "
+        "others are recorded",
         choices=("strict", "headers", "research"),
     )
-    replay: str = option(
-        "", "fetch every image from this HOST:PORT instead of the web: replays a recorded web"
-    )
+    replay: str = option("", "fetch every image from this HOST:PORT, which replays a recorded web")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judge(Checked):
     """Which model decides, and how strictly."""
 
-    preset: str = option("laion400m", "model and threshold together", choices=tuple(PRESETS))
+    preset: str = option(
+        "laion400m", "model and threshold together", choices=tuple(PRESETS), first="run gpu"
+    )
     model: str = option(
-        "", "another model than the preset's: open_clip's name, or the folder of a local one",
+        "", "model to use instead of the preset's: open_clip's name, or a local model's folder",
         file=True,
     )  # fmt: skip
     pretrained: str = option(
-        "", "the weights of that model: open_clip's name or a file (a folder brings its own)",
+        "", "that model's weights: open_clip's name or a file (a model folder has its own)",
         file=True,
     )  # fmt: skip
     threshold: float | None = option(
-        None, "least similarity of a pair; the preset's if not given", least=-1, most=1
-    )
+        None, "lowest similarity of a pair to keep; the preset's if not given", least=-1, most=1,
+        first="run gpu",
+    )  # fmt: skip
     safety: str = option(
-        "", "a file of safety categories that replaces the built-in one", file=True
+        "", "file of safety categories to use instead of the built-in ones", file=True
     )
     heads: tuple[str, ...] = option(
-        (), "JSON files of heads that score embeddings, a safetensors file beside each", file=True
+        (), "JSON files of heads that score embeddings, each beside its safetensors file", file=True
     )
     nsfw_open: bool = option(
-        False, "score kept pairs by Yahoo's Open NSFW too (needs cahlib[nsfw])"
+        False, "also score kept pairs with Yahoo's Open NSFW (needs cahlib[nsfw])"
     )
     harm_looks: tuple[str, ...] = option(
-        (), "files of perceptual hashes (16 hex digits) of images that nothing may look like",
+        (), "files of perceptual hashes (16 hex digits); images that look like one are dropped",
         file=True, grows=True,
     )  # fmt: skip
-    harm_distance: int = option(4, "for harm_looks: bits of 64 that may differ", least=0, most=8)
-    batch: int = option(256, "images judged at once", least=1, most=65_536, free=True)
-    device: str = option(
-        "auto", "where the model runs", choices=("auto", "cpu", "cuda", "mps"), free=True
+    harm_distance: int = option(
+        4, "for --harm-looks: how many bits of 64 may differ", least=0, most=8
     )
+    batch: int = option(256, "images per batch", least=1, most=65_536, free=True, first="gpu")
+    device: str = option(
+        "auto", "where the model runs", choices=("auto", "cpu", "cuda", "mps"), free=True,
+        first="gpu",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -198,21 +229,24 @@ class Output(Checked):
 
     # One folder has many names, and its dataset lies in it under any of them; a URL is compared.
     output: str = option(
-        "dataset", "folder of the dataset, or a URL that fsspec knows (s3://…, gdrive://…)",
-        free=True,
+        "dataset", "folder of the dataset, or a URL that fsspec supports (s3://…, gdrive://…)",
+        free=True, first="run worker gpu up swarm",
     )  # fmt: skip
     forms: tuple[str, ...] = option(
         ("images", "embeddings"),
-        "what to write beside the metadata, with commas; images:jpg makes all pictures JPEGs",
+        "what to write beside the metadata, separated by commas; images:jpg converts all images "
+        "to JPEG",
         choices=("images", "images:jpg", "embeddings", "tfrecords"),
     )
     duplicates: str = option(
         "keep",
-        "images that the run has already: keep them (as LAION-400M did), or leave out those of the "
-        "same bytes, or those that look near the same",
+        "what to do with images the run already has: keep them, as LAION-400M did, or drop those "
+        "with the same bytes, or those that look nearly the same",
         choices=("keep", "same", "near"),
     )
-    distance: int = option(4, "for near: bits of 64 that may differ", least=0, most=8)
+    distance: int = option(
+        4, "for --duplicates near: how many bits of 64 may differ", least=0, most=8
+    )
     keep_local: bool = option(True, "with a URL: keep the local copy as well", free=True)
 
     def __post_init__(self) -> None:
@@ -240,7 +274,10 @@ class Output(Checked):
 class Job(Checked):
     """One run: everything that decides what its dataset will hold, and how it is made."""
 
-    nickname: str = option("", "your name on leaderboards and in the dataset's card", free=True)
+    nickname: str = option(
+        "", "your name on leaderboards and in the dataset card", free=True, topic="tracker",
+        first="worker gpu",
+    )  # fmt: skip
     crawl: Crawl = field(default_factory=Crawl)
     download: Download = field(default_factory=Download)
     judge: Judge = field(default_factory=Judge)

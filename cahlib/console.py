@@ -6,13 +6,14 @@ A run is shown in a terminal by one live line a stage, elsewhere by plain lines 
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
@@ -27,6 +28,10 @@ _STEPS = ("made", "ssh", "boot", "install", "start")
 
 #: Lines of nodes at most, and seconds after which others have their turn; likewise of logs.
 _NODES, _TURN = 10, 4
+
+
+#: Set while a command prints results and errors only.
+_quiet = threading.Event()
 
 
 class _Lasting:
@@ -76,10 +81,52 @@ def lasting(*, output: bool) -> Iterator[None]:
 
 
 @contextmanager
+def quieted(quiet: bool) -> Iterator[None]:
+    """Print neither notes nor progress meanwhile, if ``quiet``."""
+    if quiet:
+        _quiet.set()
+    try:
+        yield
+    finally:
+        _quiet.clear()
+
+
+def note(*lines: str) -> None:
+    """Print to stderr what is no result of a command, but helps whoever reads along."""
+    if not _quiet.is_set():
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def say(sentence: str) -> None:
+    """Print a sentence above the live lines, if there are any, that these do not show.
+
+    A warning, which begins with the command's name, is printed in any case.
+    """
+    from tqdm import tqdm
+
+    if isinstance(sentence, Passing) and sys.stderr.isatty():
+        return
+    if sentence.startswith("cah: ") or not _quiet.is_set():
+        tqdm.write(sentence, file=sys.stderr)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print a command's result for scripts: one JSON object."""
+    print(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def _draws(stream: TextIO) -> bool:
+    """Return whether lines can be drawn on a stream, and drawn anew."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
 def view(stream: TextIO | None = None) -> Iterator[Listener]:
     """A listener that shows what it hears on a stream: lines that stay, or that follow."""
     stream = stream or sys.stderr
-    if stream.isatty():
+    if _quiet.is_set():
+        yield lambda snapshot: None
+    elif _draws(stream):
         with _bars(stream) as listener:
             yield listener
     else:
@@ -89,7 +136,7 @@ def view(stream: TextIO | None = None) -> Iterator[Listener]:
 def stopped_early(left: int = 0, total: int = 0) -> int:
     """Say that work is left, and return the exit code that says so too."""
     told = f": {left:,} of {total:,} shards are left" if left else ""
-    sys.stdout.write(f"Stopped early{told}; the same command goes on.\n")
+    note(f"Stopped early{told}; run the same command again to continue.")
     return 3
 
 
@@ -149,8 +196,8 @@ def coming_line(nodes: Sequence[Node], elapsed: float, width: int) -> str:
 def coming_up(board: Board, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
     """Hear sentences while the nodes of a board come up; a terminal shows a bar below them."""
     stream = stream or sys.stderr
-    if not stream.isatty():
-        yield print
+    if _quiet.is_set() or not _draws(stream):
+        yield note
         return
     from tqdm import tqdm
 
@@ -158,7 +205,7 @@ def coming_up(board: Board, stream: TextIO | None = None) -> Iterator[Callable[[
 
     def tell(sentence: str) -> None:
         if not isinstance(sentence, Passing):
-            tqdm.write(sentence, file=sys.stdout)
+            tqdm.write(sentence, file=stream)
 
     def draw(bar: Any) -> None:
         while not ended.wait(1):

@@ -2,6 +2,7 @@
 
     CahError
     ├── ConfigError    the user asked for something that cannot be; nothing was started
+    │   └── MissingSetting  a setting is not given without which nothing can be done
     ├── ShardError     one shard is lost for now; it is tried again, and reported
     │   └── Postponed  not by its own fault, so that the attempt does not count
     │       └── MachineFault  the machine that scraped it fails; another one may do it
@@ -31,6 +32,10 @@ class ConfigError(CahError):
     """A setting, a file or a place that the user named cannot be used."""
 
     exit_code = 2
+
+
+class MissingSetting(ConfigError):
+    """A setting that is needed is not given."""
 
 
 class ShardError(CahError):

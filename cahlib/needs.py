@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cahlib.config import Crawl, Job
-from cahlib.errors import ConfigError
+from cahlib.errors import ConfigError, MissingSetting
 
 #: A web page or an e-mail address, as far as its form can tell.
 _CONTACT = re.compile(r"https?://[^\s/@]+\S*|(mailto:)?[^\s@/]+@[^\s@/]+\.[^\s@/]+")
@@ -14,7 +14,7 @@ _CONTACT = re.compile(r"https?://[^\s/@]+\S*|(mailto:)?[^\s@/]+@[^\s@/]+\.[^\s@/
 def introduced(job: Job) -> None:
     """Refuse to ask the web for anything without a word on who asks."""
     if not (job.download.contact or job.download.replay):
-        raise ConfigError(
+        raise MissingSetting(
             "contact: give a web page or an e-mail address where site owners reach you; images "
             "are asked for with it, and not without."
         )
@@ -28,13 +28,13 @@ def introduced(job: Job) -> None:
 def named(job: Job) -> None:
     """Refuse work in a nickname's name without one."""
     if not job.nickname.strip():
-        raise ConfigError("nickname: choose one; leaderboards and the dataset's card show it.")
+        raise MissingSetting("nickname: choose one; leaderboards and the dataset's card show it.")
 
 
 def reading(crawl: Crawl) -> None:
     """Refuse a crawl that names nothing."""
     if not crawl.crawl:
-        raise ConfigError(
+        raise MissingSetting(
             "crawl: say what to read: a crawl's name (CC-MAIN-2024-10), or a WAT file by path, "
             "glob or URL."
         )

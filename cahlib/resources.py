@@ -20,55 +20,66 @@ class Place(Checked):
     """Where the scraping runs, and for how long."""
 
     workers: int = option(
-        0, "scraping processes; 0 = one less than this machine has cores", least=0, most=1024,
-        free=True,
+        0, "scraping processes; 0 = one fewer than this machine has cores", least=0, most=1024,
+        free=True, first="worker",
     )  # fmt: skip
-    attempts: int = option(3, "how often a failing shard is tried", least=1, most=100, free=True)
+    attempts: int = option(3, "attempts at a failing shard", least=1, most=100, free=True)
     shard_minutes: float = option(
-        120, "minutes after which a shard's scraping is given up", least=0.1, most=1440, free=True
+        120, "minutes after which scraping a shard is abandoned", least=0.1, most=1440, free=True
     )
     tracker: str = option(
-        "", "work for the tracker at this URL, which says what is read, together with others",
-        free=True,
+        "", "URL of a tracker to work for, together with others; it assigns the shards",
+        free=True, topic="tracker", first="run worker gpu",
     )  # fmt: skip
-    team: str = option("", "your team on the tracker's pages, as of when the run joins", free=True)
+    team: str = option(
+        "", "your team on the tracker's pages, set when the run joins", free=True, topic="tracker",
+        first="worker gpu",
+    )  # fmt: skip
     swarm: int = option(
-        0, "servers at Hetzner Cloud that scrape; 0 = this machine", least=0, most=1000, free=True
-    )
+        0, "number of Hetzner Cloud servers to scrape with; 0 = scrape on this machine", least=0,
+        most=1000, free=True, topic="servers", first="run up",
+    )  # fmt: skip
     cores: int = option(
-        0, "cores of such servers instead: as many servers as is cheapest", least=0, most=16_000,
-        free=True,
+        0, "number of server cores instead: as many servers as is cheapest", least=0, most=16_000,
+        free=True, topic="servers", first="up",
     )  # fmt: skip
     location: str = option(
-        "", "where servers are made; if not given, wherever they cost nearly the least", free=True
-    )
-    server_type: str = option("", "which servers; the cheapest cores if not given", free=True)
+        "", "where to create servers; by default wherever they cost close to the least", free=True,
+        topic="servers", first="up",
+    )  # fmt: skip
+    server_type: str = option(
+        "", "type of server; by default that with the cheapest cores", free=True, topic="servers",
+        first="up",
+    )  # fmt: skip
     max_cost: float = option(
-        0, "most that the run's servers may cost, in the currency of their account (EUR); 0 = no "
-        "ceiling", least=0, most=100_000, free=True,
+        0, "most that the run's servers may cost, in their account's currency (EUR); 0 = no limit",
+        least=0, most=100_000, free=True, topic="servers", first="run up",
     )  # fmt: skip
     watchdog: bool = option(
-        False, "let the head delete the servers, with a token of its own (CAH_WATCHDOG_TOKEN), if "
-        "this machine dies: whoever takes the head over can delete all of that token's project",
-        free=True,
+        False, "let the head delete the servers if this machine dies, with a token of its own "
+        "(CAH_WATCHDOG_TOKEN): whoever takes over the head can delete that token's project",
+        free=True, topic="servers", first="up",
     )  # fmt: skip
     watchdog_minutes: float = option(
-        60, "minutes without a sign of this machine after which it does", least=15, most=1440,
-        free=True,
+        60, "minutes without a heartbeat from this machine after which --watchdog acts", least=15,
+        most=1440, free=True, topic="servers",
     )  # fmt: skip
     wheelhouse: str = option(
-        "", "a folder of wheels for the servers, which else ask their registry", free=True
-    )
+        "", "folder of wheels for the servers, which otherwise use their package index", free=True,
+        topic="servers",
+    )  # fmt: skip
     engine: str = option(
-        "", "scrape on the Dask cluster at this address (tls://…, tcp://…) or of this ticket (a "
-        "file)", free=True,
+        "", "Dask cluster to scrape on: its address (tls://…, tcp://…), or a ticket file",
+        free=True, topic="cluster",
     )  # fmt: skip
     staging: str = option(
-        "", "a URL (s3://…) that the cluster's workers and this machine share", free=True
-    )
+        "", "URL (s3://…) of storage that the cluster's workers share with this machine", free=True,
+        topic="cluster",
+    )  # fmt: skip
     hours: float = option(
-        0, "stop cleanly after so many hours; 0 = when all is done", least=0, most=10_000, free=True
-    )
+        0, "hours after which to stop cleanly; 0 = when all is done", least=0, most=10_000,
+        free=True, first="run worker gpu up",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)

@@ -11,12 +11,31 @@ from typing import Any, get_type_hints
 
 from cahlib.errors import ConfigError
 
+#: What settings are about, in the order in which help and form show them: the title of each topic.
+#: A setting without a topic of its own has that of the part of a Job that holds it.
+TOPICS = {
+    "crawl": "what to read",
+    "text": "which links and captions to keep",
+    "download": "fetching images",
+    "image": "which images to keep",
+    "judge": "model and thresholds",
+    "output": "the dataset",
+    "tracker": "working with others",
+    "servers": "servers at Hetzner Cloud",
+    "cluster": "your own Dask cluster",
+    "place": "this machine, and limits",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """What a field of `Job` allows, and how it is explained."""
 
     help: str
+    #: what it is about, if not what its part of a Job is about: a key of `TOPICS`
+    topic: str = ""
+    #: the commands that people need it for first, separated by spaces; elsewhere it is advanced
+    first: str = ""
     least: float | None = None
     most: float | None = None
     choices: tuple[str, ...] = ()
@@ -52,6 +71,16 @@ class Setting:
     type: Any
     default: Any
     option: Option
+
+    @property
+    def topic(self) -> str:
+        """What the setting is about: a key of `TOPICS`."""
+        return self.option.topic or self.group
+
+    @property
+    def flag(self) -> str:
+        """The option of the command line."""
+        return "--" + self.name.replace("_", "-")
 
     def of(self, job: Any) -> Any:
         """This setting's value in a Job."""

@@ -17,7 +17,7 @@ from cahlib.dataset.write import columns
 from cahlib.estimate import Price, expected
 from cahlib.presets import PRESETS
 from cahlib.records import Reason
-from cahlib.settings import Setting
+from cahlib.settings import TOPICS, Setting
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -66,21 +66,17 @@ def known_commands(
 
 
 def options() -> str:
-    """Every setting of a run, by its group."""
+    """Every setting of a run, by its topic."""
     parts = []
-    for group, title in cli._GROUPS.items():
+    for topic, title in TOPICS.items():
         rows = [
-            (f"`{_flag(each)}`", _default(each), each.option.help + _bounds(each), _later(each))
+            (f"`{each.flag}`", _default(each), each.option.help + _bounds(each), _later(each))
             for each in settings()
-            if each.group == group
+            if each.topic == topic
         ]
         head = ("option", "default", "meaning", "may change")
         parts.append(f"### {title[:1].upper()}{title[1:]}\n\n{_table(head, rows)}")
     return "\n\n".join(parts)
-
-
-def _flag(setting: Setting) -> str:
-    return "--" + setting.name.replace("_", "-")
 
 
 def _default(setting: Setting) -> str:
@@ -107,23 +103,29 @@ def other_options() -> str:
     """The options of every command beside the settings of a run; equal ones together."""
     own = {each.name for each in settings()}
     found: dict[tuple[str, str], list[str]] = {}
-    for name, parser, _ in known_commands(cli._parser()):
+    every = [*known_commands(cli._parser())]
+    for name, parser, _ in every:
         of_a_run = own if any(each.dest == "contact" for each in parser._actions) else set()
         for action in parser._actions:
             flags = " ".join(action.option_strings)
-            if not flags or action.dest in {"help", *of_a_run} or action.help == argparse.SUPPRESS:
+            if (
+                not flags
+                or action.dest in {"help", "help_all", *of_a_run}
+                or action.help == argparse.SUPPRESS
+            ):
                 continue
             help = (action.help or "").replace("%%", "%")
             found.setdefault((flags, help), []).append(f"`cah {name}`")
-    rows = ((", ".join(names), f"`{flags}`", help) for (flags, help), names in found.items())
+    rows = (
+        ("each" if len(names) == len(every) else ", ".join(names), f"`{flags}`", help)
+        for (flags, help), names in found.items()
+    )
     return _table(("command", "option", "meaning"), rows)
 
 
 def exit_codes() -> str:
     """What the command's exit codes mean."""
-    listed = cli._EXIT_CODES.removeprefix("exit codes: ").strip().split(";")
-    parts = [" ".join(each.split()) for each in listed]
-    return "\n".join(f"- `{code}`: {what}" for code, _, what in (p.partition(" ") for p in parts))
+    return "\n".join(f"- `{code}`: {what}" for code, what in cli.EXIT_CODES.items())
 
 
 def presets() -> str:

@@ -34,7 +34,7 @@ HOMES = {
     "kaggle": {"kaggle/service.py"},
     "sqlalchemy": {"tracker/"},
     "alembic": {"tracker/"},
-    "fastapi": {"tracker/", "commands/tracker.py"},
+    "fastapi": {"tracker/", "commands/serve.py"},
     "ipywidgets": {"notebook/"},
     "IPython": {"notebook/"},
     "cykooz_resizer": {"image/pixels.py"},

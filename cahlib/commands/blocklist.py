@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cahlib.console import note
 from cahlib.errors import ConfigError, is_full, no_space
 
 
@@ -15,18 +16,29 @@ def add(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "blocklist",
-        help="make a list of domains that never answered, from past runs; show a list",
+        help="make or show a list of domains that never answered in past runs",
+        example="cah blocklist build demo-dataset",
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    build = actions.add_parser("build", help="from the shards of datasets")
-    build.add_argument("datasets", nargs="+", help="folders or URLs of datasets")
-    build.add_argument("--output", default="failed-domains.txt", help="the list to write")
+    build = actions.add_parser(
+        "build",
+        help="make a list from the shards of datasets",
+        example="cah blocklist build demo-dataset --output failed-domains.txt",
+    )
+    build.add_argument("datasets", metavar="DATASET", nargs="+", help="folders or URLs of datasets")
     build.add_argument(
-        "--least", type=int, default=1, metavar="N", help="shards that must agree on a domain [1]"
+        "--output", default="failed-domains.txt", metavar="FILE", help="list to write"
+    )
+    build.add_argument(
+        "--least", type=int, default=1, metavar="N", help="number of shards that must agree [1]"
     )
     build.set_defaults(act=_build)
-    show = actions.add_parser("show", help="what a list of domains holds")
-    show.add_argument("list", help="file of a list")
+    show = actions.add_parser(
+        "show",
+        help="show the domains of a list",
+        example="cah blocklist show failed-domains.txt",
+    )
+    show.add_argument("list", metavar="FILE", help="list of domains")
     show.set_defaults(act=_show)
 
 
@@ -55,7 +67,7 @@ def _build(chosen: argparse.Namespace) -> int:
             raise no_space(chosen.output) from error
         raise ConfigError(f"{chosen.output} cannot be written ({error.strerror}).") from error
     print(f"{len(listed):,} domains: {chosen.output}")
-    print(f"cah run --blocked-domains {chosen.output} leaves them out.")
+    note(f"`cah run --blocked-domains {chosen.output}` skips them.")
     return 0
 
 
@@ -70,5 +82,5 @@ def _show(chosen: argparse.Namespace) -> int:
     found = sorted(set(entries(chosen.list, "list", DOMAIN)))
     for domain in found:
         print(domain)
-    print(f"# {len(found):,} domains")
+    note(f"# {len(found):,} domains")
     return 0

@@ -1,4 +1,4 @@
-"""`cah verify` and `cah repair`: whether a dataset is sound, and what makes it so again."""
+"""`cah inspect`, `cah verify` and `cah repair`: what a dataset holds, and whether it is sound."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cahlib.console import note, print_json
+
 if TYPE_CHECKING:
     from cahlib.dataset.maintain.repair import RepairPlan
 
@@ -16,45 +18,79 @@ _LEDGER = "run/ledger.sqlite"
 
 def add(commands: Any) -> None:
     """Add the commands."""
-    verify = commands.add_parser("verify", help="check every file of a dataset")
-    verify.add_argument("dataset", help="folder or URL of a dataset")
+    inspect = commands.add_parser(
+        "inspect", help="show what a dataset holds", example="cah inspect demo-dataset"
+    )
+    inspect.add_argument("dataset", metavar="DATASET", help="folder or URL of a dataset")
+    inspect.add_json()
+    inspect.set_defaults(act=_inspect)
+    verify = commands.add_parser(
+        "verify",
+        help="check every file of a dataset",
+        description="Check every file of a dataset against its checksum, every row against the "
+        "others,\nand every committed shard. Exits with 1 if there are problems.",
+        example="cah verify demo-dataset",
+    )
+    verify.add_argument("dataset", metavar="DATASET", help="folder or URL of a dataset")
+    verify.add_json()
     verify.set_defaults(act=_verify)
     repair = commands.add_parser(
         "repair",
-        help="put the damaged shards of a dataset back to do",
-        description="Give up the shards of a dataset that are not whole, remove what belongs to "
-        "none, and make its list anew. The run's own command then does those shards again. It may "
-        "be interrupted, and given again.",
+        help="remove a dataset's damaged shards, to be done again",
+        description="Remove the shards of a dataset that are damaged and the files that belong to "
+        "no shard,\nand rebuild its list. The run's own command then does those shards again. Safe "
+        "to\ninterrupt and rerun.",
+        example="cah repair demo-dataset --dry-run",
     )
-    repair.add_argument("dataset", help="folder or URL of a dataset")
-    repair.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
+    repair.add_argument("dataset", metavar="DATASET", help="folder or URL of a dataset")
+    repair.add_argument("--dry-run", action="store_true", help="show what would be done")
     repair.set_defaults(act=_repair)
 
 
+def _inspect(chosen: argparse.Namespace) -> int:
+    from cahlib.dataset.show.summary import summary_json, summary_lines
+
+    if chosen.json:
+        print_json(summary_json(chosen.dataset))
+        return 0
+    for line in summary_lines(chosen.dataset):
+        print(line)
+    return 0
+
+
 def _verify(chosen: argparse.Namespace) -> int:
-    from cahlib.dataset.maintain.verify import verify
+    from cahlib.dataset.maintain.verify import find_problems
     from cahlib.lock import is_held
     from cahlib.tracker.store import committed
     from cahlib.words import plural
 
-    number, busy = 0, is_held(Path(chosen.dataset))
-    for problem in verify(chosen.dataset, committed(Path(chosen.dataset) / _LEDGER)):
-        number += 1
-        print(problem)
-    if not number:
-        print("Every file is whole, and all rows agree.")
-        return 0
-    if busy or is_held(Path(chosen.dataset)):
-        print(
-            f"{plural(number, 'problem')}; but another command is writing to this dataset, and "
-            "what it changes may be named above. Verify it again when that has ended."
+    busy = is_held(Path(chosen.dataset))
+    problems = []
+    for each in find_problems(chosen.dataset, committed(Path(chosen.dataset) / _LEDGER)):
+        problems.append(
+            {"kind": each.kind.name.lower(), "name": each.name, "problem": each.sentence}
         )
-        return 1
-    print(
-        f"{plural(number, 'problem')}. cah repair {shlex.quote(chosen.dataset)} puts what is not "
-        "whole back to do; then the run's own command does it again."
-    )
-    return 1
+        if not chosen.json:
+            print(each.sentence)
+    busy = busy or is_held(Path(chosen.dataset))
+    if chosen.json:
+        found = {"dataset": chosen.dataset, "sound": not problems, "in_use": busy}
+        print_json(found | {"problems": problems})
+    elif not problems:
+        print("Every file is whole, and all rows agree.")
+    else:
+        print(f"{plural(len(problems), 'problem')}.")
+    if problems and busy:
+        note(
+            "Another command is writing to this dataset, and what it changes may be listed above; "
+            "verify it again when that has ended."
+        )
+    elif problems:
+        note(
+            f"`cah repair {shlex.quote(chosen.dataset)}` removes what is damaged; then the run's "
+            "own command does it again."
+        )
+    return 1 if problems else 0
 
 
 def _repair(chosen: argparse.Namespace) -> int:
@@ -72,9 +108,9 @@ def _repair(chosen: argparse.Namespace) -> int:
     if chosen.dry_run:
         _print(found)
         if found.unreadable:
-            print("Nothing was changed.")
+            note("Nothing was changed.")
         elif any(found.lines()):
-            print("Nothing was changed; without --dry-run it is.")
+            note("Nothing was changed; run it without --dry-run to do this.")
         else:
             print("There is nothing to repair.")
         return 0

@@ -7,46 +7,51 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cahlib.errors import ConfigError
+from cahlib.console import note, print_json
+from cahlib.errors import ConfigError, MissingSetting
 
 if TYPE_CHECKING:
     from cahlib.dataset.maintain.rewrite import ShardChange
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the commands."""
     purge = commands.add_parser(
         "purge",
-        help="take listed images out of a dataset",
-        description="Take images out of a finished dataset, from all of its files. It may be "
-        "interrupted, and given again. Lists have an entry a line, and may be packed with gzip.",
+        help="remove listed images from a dataset",
+        description="Remove images from a finished dataset, from all of its files. Safe to "
+        "interrupt and rerun.\nLists have one entry per line, and may be compressed with gzip.",
+        example="cah purge demo-dataset --urls take-downs.txt",
     )
-    purge.add_argument("dataset", help="folder of a dataset")
+    purge.add_argument("dataset", metavar="DATASET", help="folder of a dataset")
     for name, what in (
-        ("hashes", "md5, sha1 or sha256 in hex of images as they were served"),
-        ("looks", "perceptual hashes, 16 hex digits, of images that nothing may look like"),
-        ("urls", "addresses of images"),
+        ("hashes", "hashes (hex md5, sha1 or sha256) of images as they were served"),
+        ("looks", "perceptual hashes (16 hex digits); images that look like one are removed"),
+        ("urls", "image URLs"),
         ("uids", "uids of pairs"),
     ):
         purge.add_argument(
-            f"--{name}", action="append", default=[], metavar="FILE", help=f"a list of {what}"
+            f"--{name}", action="append", default=[], metavar="FILE", help=f"list of {what}"
         )
     purge.add_argument(
         "--distance", type=int, default=4, choices=range(9), metavar="N",
-        help="for looks: bits of 64 that may differ, 0 to 8 [4]",
+        help="for --looks: how many bits of 64 may differ, 0 to 8 [4]",
     )  # fmt: skip
     purge.set_defaults(act=_purge)
     dedup = commands.add_parser(
         "dedup",
         help="find images that a dataset has more than once",
-        description="Find images that look alike, by the perceptual hashes in the metadata. Of "
-        "each the largest stays, when --apply is given.",
+        description="Find images that look alike, by the perceptual hashes in the metadata. With "
+        "--apply, keep\nonly the largest of each.",
+        example="cah dedup demo-dataset",
     )
-    dedup.add_argument("dataset", help="folder of a dataset")
+    dedup.add_argument("dataset", metavar="DATASET", help="folder of a dataset")
     dedup.add_argument(
-        "--distance", type=int, default=4, metavar="N", help="bits of 64 that may differ [4]"
-    )
-    dedup.add_argument("--apply", action="store_true", help="take the others out")
+        "--distance", type=int, default=4, metavar="N",
+        help="how many bits of 64 may differ, 0 to 8 [4]",
+    )  # fmt: skip
+    dedup.add_argument("--apply", action="store_true", help="remove all but the largest")
+    dedup.add_json()
     dedup.set_defaults(act=_dedup)
 
 
@@ -58,8 +63,8 @@ def _purge(chosen: argparse.Namespace) -> int:
         uids=chosen.uids,
     )  # fmt: skip
     if not (lists.hashes or lists.looks or lists.urls or lists.uids):
-        raise ConfigError("purge: name a list with --hashes, --looks, --urls or --uids.")
-    _follow(purge(_folder(chosen.dataset), lists))
+        raise MissingSetting("purge: give a list with --hashes, --looks, --urls or --uids.")
+    print(_removed(*_applied(purge(_folder(chosen.dataset), lists))))
     return 0
 
 
@@ -77,26 +82,49 @@ def _dedup(chosen: argparse.Namespace) -> int:
         with held(folder):
             recover_interrupted(folder)  # what an interrupted change left cannot be read
     found = find_duplicates(folder, chosen.distance)
-    print(f"{len(found.extra):,} of {found.images:,} images look like another of the dataset.")
+    if not chosen.json:
+        print(f"{len(found.extra):,} of {found.images:,} images look like another of the dataset.")
+    pairs = shards = 0
     if chosen.apply:
-        _follow(remove_duplicates(folder, found))
+        pairs, shards = _applied(remove_duplicates(folder, found))
     elif len(found.extra):
-        print("With --apply they are taken out; the largest of each stays.")
+        note("Run it with --apply to remove them; the largest of each stays.")
+    if chosen.json:
+        print_json(
+            {
+                "dataset": chosen.dataset,
+                "distance": chosen.distance,
+                "images": found.images,
+                "duplicates": len(found.extra),
+                "applied": chosen.apply,
+                "pairs_removed": pairs,
+                "shards_changed": shards,
+            }
+        )
+    elif chosen.apply:
+        print(_removed(pairs, shards))
     return 0
 
 
 def _folder(dataset: str) -> Path:
     if not Path(dataset).is_dir():
-        raise ConfigError(f"{dataset} is no folder; bring the dataset here to change it.")
+        raise ConfigError(f"{dataset} is not a folder; download the dataset to change it.")
     return Path(dataset)
 
 
-def _follow(changes: Iterable[ShardChange]) -> None:
+def _applied(changes: Iterable[ShardChange]) -> tuple[int, int]:
+    """Make changes, and return how many pairs went out of how many shards."""
     from cahlib.words import plural
 
     pairs = shards = 0
     for change in changes:
         out = sum(change.lost.values())
         pairs, shards = pairs + out, shards + 1
-        print(f"{change.shard}: {plural(out, 'pair')} out, {change.left} left")
-    print(f"Took {plural(pairs, 'pair')} out of {plural(shards, 'shard')}.")
+        note(f"{change.shard}: {plural(out, 'pair')} removed, {change.left} left")
+    return pairs, shards
+
+
+def _removed(pairs: int, shards: int) -> str:
+    from cahlib.words import plural
+
+    return f"Removed {plural(pairs, 'pair')} from {plural(shards, 'shard')}."

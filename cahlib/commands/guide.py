@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from cahlib.console import note
 from cahlib.guide import GUIDES, page_title, read_page, without_comments
 
 
@@ -15,6 +16,7 @@ def add(commands: Any) -> None:
         "guide",
         help="read the documentation",
         description="List the pages of the documentation, or show one.",
+        example="cah guide first-dataset",
     )
     parser.add_argument(
         "topic", nargs="?", choices=GUIDES, metavar="TOPIC", help=f"one of {', '.join(GUIDES)}"
@@ -26,7 +28,7 @@ def _guide(chosen: argparse.Namespace) -> int:
     if not chosen.topic:
         for topic in GUIDES:
             print(f"{topic:<16} {page_title(topic)}")
-        print("\ncah guide TOPIC shows a page.")
+        note("\n`cah guide TOPIC` shows a page.")
         return 0
     page = without_comments(read_page(chosen.topic))
     if sys.stdout.isatty():

@@ -10,21 +10,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cahlib.commands.parser import Parser
 from cahlib.config import Job
-from cahlib.errors import CahError, ConfigError, RunError, Stopped
+from cahlib.console import note, print_json, say
+from cahlib.errors import CahError, ConfigError, MissingSetting, RunError, Stopped
 from cahlib.private import WATCHDOG, named
-from cahlib.progress import Board, Passing
+from cahlib.progress import Board
 from cahlib.words import plural, verb
 
 if TYPE_CHECKING:
     from cahlib.swarm.provider import Account, Server
+    from cahlib.swarm.runs import Run
     from cahlib.swarm.ssh import Login
 
 #: Makes a Job of what was typed, and the environment with what .env adds: the CLI's.
 Given = Callable[[argparse.Namespace], tuple[Job, Mapping[str, str]]]
+
+#: A node's name, for examples.
+_NODE = "cah-1a2b3c4d-1-9f0e"
 
 #: The port of the scheduler's pages, on the head's loopback.
 _DASHBOARD = 8787
@@ -45,41 +52,55 @@ _GUARDED = (
 _REMINDER = 4.0
 
 
-def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], given: Given) -> None:
+def add(commands: Any, given: Given) -> None:
     """Add the command and its own commands; each takes the settings of a run, for its output."""
-    swarm = commands.add_parser("swarm", help="bring servers up, look at them, take them down")
+    swarm = commands.add_parser(
+        "swarm",
+        help="create, show and delete servers that scrape",
+        example="cah swarm list",
+    )
     own = swarm.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, help: str, act: Callable[..., int]) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = own.add_parser(name, help=help, description=help)
-        settings(parser)
+    def command(name: str, help: str, act: Callable[..., int], example: str = "") -> Parser:
+        parser: Parser = own.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.",
+            example=f"cah swarm {name} {example}".strip(),
+        )  # fmt: skip
+        parser.add_settings("up" if name == "up" else "swarm")
         parser.set_defaults(
             act=lambda chosen: act(chosen, *given(chosen)), looks_after=True, works=True
         )
         return parser
 
-    up = command("up", "make the servers of a run, which then finds them", _up)
-    up.add_argument("nodes", type=int, nargs="?", help="how many; or give --cores")
-    up.add_argument("--yes", action="store_true", help="do not ask")
-    down = command("down", "delete the servers of a run, and see that they are gone", _down)
-    down.add_argument("--run", default="", metavar="NAME", help="those of another run, by its name")
-    down.add_argument("--all-runs", action="store_true", help="those of all runs")
-    down.add_argument("--yes", action="store_true", help="do not ask")
+    up = command("up", "create servers, which the next run uses", _up, "2 --max-cost 5")
+    up.add_argument("nodes", metavar="N", type=int, nargs="?", help="how many; or give --cores")
+    up.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    down = command("down", "delete the servers of a run, and check that they are gone", _down)
+    down.add_argument("--run", default="", metavar="NAME", help="of another run, by its name")
+    down.add_argument("--all-runs", action="store_true", help="of all runs")
+    down.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     every = command("list", "show every run that has servers in any of the accounts", _list)
+    every.add_json()
     every.set_defaults(all_runs=True)  # those that nobody works with are in its list
-    command("status", "show the servers of a run, what they do and cost", _status)
-    logs = command("logs", "print the ends of the nodes' logs", _logs)
-    logs.add_argument("node", nargs="?", help="of one node")
-    logs.add_argument("--boot", action="store_true", help="what cloud-init said at the boot")
-    logs.add_argument("--lines", type=int, default=20, metavar="N", help="how many [20]")
-    ssh = command("ssh", "log in to a node, or print how", _ssh)
-    ssh.add_argument("node")
+    status = command(
+        "status", "show the servers of a run, what they do and what they cost", _status
+    )
+    status.add_json()
+    logs = command("logs", "print the last lines of the nodes' logs", _logs, "--lines 50")
+    logs.add_argument("node", metavar="NODE", nargs="?", help="only this node")
+    logs.add_argument("--boot", action="store_true", help="print cloud-init's log instead")
+    logs.add_argument("--lines", type=int, default=20, metavar="N", help="how many lines [20]")
+    ssh = command(
+        "ssh", "log in to a node, or print the command that does", _ssh, "cah-1a2b3c4d-1-9f0e"
+    )
+    ssh.add_argument("node", metavar="NODE")
     ssh.add_argument(
         "--dashboard",
         action="store_true",
-        help="of the head: bring the scheduler's pages here, for a browser",
+        help="of the head: forward the scheduler's dashboard to a port of this machine",
     )
-    command("restart", "restart a node's service", _restart).add_argument("node")
+    restart = command("restart", "restart a node's service", _restart, _NODE)
+    restart.add_argument("node", metavar="NODE")
 
 
 def agreed(question: str, *, yes: bool = False) -> bool:
@@ -87,9 +108,10 @@ def agreed(question: str, *, yes: bool = False) -> bool:
     if yes or not sys.stdin.isatty():
         return True
     try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        print(question, "[y/N]", end=" ", file=sys.stderr, flush=True)
+        return input().strip().lower() in ("y", "yes")
     except EOFError:
-        print()
+        print(file=sys.stderr)
         return False
 
 
@@ -130,15 +152,6 @@ def _remind(environment: Mapping[str, str], but: set[str], asking: threading.Eve
             say(f"cah: {sentence}")
 
 
-def say(sentence: str) -> None:
-    """Print above the live lines, if there are any, what these do not show."""
-    from tqdm import tqdm
-
-    if isinstance(sentence, Passing) and sys.stderr.isatty():
-        return
-    tqdm.write(sentence, file=sys.stderr)
-
-
 def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.config import replace
     from cahlib.console import coming_up
@@ -149,14 +162,14 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     if chosen.nodes is not None:
         job = replace(job, swarm=chosen.nodes, cores=0)
     if not job.place.has_servers:
-        raise ConfigError("swarm: say how many servers, `cah swarm up N`, or how many --cores.")
+        raise MissingSetting("swarm: give a number of servers, `cah swarm up N`, or of --cores.")
     tokens = environment.get("HCLOUD_TOKEN", "")
     wanted = orders(job, guard(job, environment.get(WATCHDOG, ""), tokens))
     accounts = clouds(tokens)
     plan = crew.planned(accounts, wanted)
     end = _GUARDED.format(job.place.watchdog_minutes) if wanted.watchdog else _UNATTENDED
-    print(plan.table(), end, crew.already(plan, wanted.state), sep="\n")
-    if not agreed("Make these servers?", yes=chosen.yes):
+    note(plan.table(), end, crew.already(plan, wanted.state))
+    if not agreed(f"Make {plural(len(plan.first), 'server')}?", yes=chosen.yes):
         return 2
     with held(job.output.folder):  # else two commands make twice as many
         left = (
@@ -168,11 +181,11 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
                 nodes = crew.up(accounts, wanted, tell=tell, board=board)
         except BaseException as error:
             if not isinstance(error, Stopped):  # then somebody has taken them down
-                print(left)
+                print(left, file=sys.stderr)
             raise
     for login in nodes:
         print(f"{login.name} at {login.address} is up")
-    print(left)
+    print(left, file=sys.stderr)
     return 0
 
 
@@ -190,15 +203,17 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
             f"run: {chosen.run} has no servers; there are of: {', '.join(runs) or 'no run'}."
         )
     for each in servers:
-        print(f"{each.name}  {each.type}  {each.location}  {each.address}")
+        note(f"{each.name}  {each.type}  {each.location}  {each.address}")
     busy = sorted({each.labels.get("run", "") for each in servers if in_use(each, time.time())})
     if busy and not (chosen.yes or sys.stdin.isatty()):
         raise ConfigError(f"yes: {_works(busy)}; give --yes to delete the servers nevertheless.")
     question = f"{_works(busy)}, and will end. " if busy else ""
-    if servers and not agreed(f"{question}Delete these servers?", yes=chosen.yes):
+    if servers and not agreed(
+        f"{question}Delete {plural(len(servers), 'server')}?", yes=chosen.yes
+    ):
         return 2
     if servers:
-        print(f"Deleting {plural(len(servers), 'server')} …", file=sys.stderr)
+        note(f"Deleting {plural(len(servers), 'server')} …")
     try:
         crew.down(clouds, labels)
     except KeyboardInterrupt:
@@ -221,6 +236,9 @@ def _list(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     from cahlib.swarm.runs import runs_of
 
     found = runs_of(_accounts(environment))
+    if chosen.json:
+        print_json({"runs": [_run_json(each) for each in found]})
+        return 0
     if not found:
         print("There are no servers of cahlib's in these accounts.")
         return 0
@@ -232,12 +250,26 @@ def _list(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     return 0
 
 
+def _run_json(run: Run) -> dict[str, Any]:
+    return {
+        "run": run.run, "servers": run.servers, "age_seconds": round(run.age),
+        "per_hour": run.hourly, "currency": run.currency, "in_use": run.in_use,
+    }  # fmt: skip
+
+
 def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.console import node_lines
     from cahlib.swarm import crew
 
     clouds = _accounts(environment)
     nodes, account = crew.nodes(clouds, _state(job)), crew.account_of(clouds, _state(job))
+    if chosen.json:
+        now, state = time.time(), _state(job)
+        run = named(state) if (state / "run").exists() else None
+        cost = {"spent": account.spent(now), "per_hour": account.hourly()}
+        shown = [asdict(each) for each in nodes]
+        print_json({"run": run, "nodes": shown, **cost, "currency": account.currency})
+        return 0
     for line in (
         node_lines(nodes, account.currency) if nodes else ["There are no servers of this run."]
     ):
@@ -252,13 +284,15 @@ def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]
 def _logs(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.swarm import install
 
+    code = 0
     for login in _logins(job, environment, chosen.node):
         print(f"--- {login.name}")
         try:
             print(install.log(login, lines=chosen.lines, boot=chosen.boot))
         except RunError as error:  # the others may answer
-            print(error)
-    return 0
+            print(f"cah: {error}", file=sys.stderr)
+            code = 1
+    return code
 
 
 def _ssh(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:

@@ -8,27 +8,31 @@ from typing import Any
 
 from cahlib.config import Job
 from cahlib.console import stopped_early
-from cahlib.errors import ConfigError
+from cahlib.errors import MissingSetting
 
 #: Makes a Job of what was typed, and runs a function of it under the eyes of the user: the CLI's.
 Follow = Callable[[argparse.Namespace, Callable[..., Any]], Any]
 
 
-def add(commands: Any, settings: Callable[[argparse.ArgumentParser], None], follow: Follow) -> None:
+def add(commands: Any, follow: Follow) -> None:
     """Add both commands; they take the settings of a run."""
     worker = commands.add_parser(
         "worker",
-        help="scrape for a tracker; others judge",
-        description="Scrape shards of a tracker's crawl and bring them to where it says.",
+        help="scrape for a tracker, without a GPU",
+        description="Scrape shards of a tracker's crawl and upload them for others to judge.",
+        example="cah worker --tracker http://tracker.example.org:8000 --nickname ada "
+        "--contact https://example.org/crawl",
     )
-    settings(worker)
+    worker.add_settings("worker")
     worker.set_defaults(act=lambda chosen: _worker(chosen, follow), works=True)
     gpu = commands.add_parser(
         "gpu",
-        help="judge for a tracker what others scraped",
-        description="Fetch what others scraped for a tracker's crawl, judge it, make the dataset.",
+        help="judge what others scraped for a tracker",
+        description="Download what others scraped for a tracker's crawl, judge it, and make a "
+        "dataset of it.",
+        example="cah gpu --tracker http://tracker.example.org:8000 --nickname ada",
     )
-    settings(gpu)
+    gpu.add_settings("gpu")
     gpu.set_defaults(act=lambda chosen: _gpu(chosen, follow), works=True, extra="gpu")
 
 
@@ -51,5 +55,5 @@ def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:
 
 def _with_tracker(job: Job) -> Job:
     if not job.place.tracker:
-        raise ConfigError("tracker: say for which tracker, by its URL.")
+        raise MissingSetting("tracker: give the URL of the tracker to work for.")
     return job

@@ -30,13 +30,18 @@ def refused(ran: subprocess.CompletedProcess[str], *, code: int, sentence: str) 
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("run --hous 2", "unrecognized arguments: --hous 2; `cah --help`"),
-        ("run --max-cost", "argument --max-cost: expected one argument; `cah run --help`"),
-        ("swarm", "the following arguments are required: COMMAND; `cah swarm --help` shows"),
-        ("swarm plna", "argument COMMAND: invalid choice: 'plna'"),
-        ("swarm up many", "argument nodes: invalid int value: 'many'; `cah swarm up --help`"),
-        ("swarm ssh", "the following arguments are required: node"),
-        ("blocklist", "the following arguments are required: ACTION"),
+        ("run --hous 2", "run has no option --hous; did you mean --hours? `cah run --help-all`"),
+        ("verify --jsn set", "verify has no option --jsn; did you mean --json? `cah "),
+        ("run --max-cost", "argument --max-cost: expected one argument; `cah run --help-all`"),
+        ("run now", "run does not take 'now'"),
+        ("swarm", "swarm needs a command (up, down, list, status, logs, ssh, restart);"),
+        ("swarm stats", "swarm has no command stats; did you mean `cah swarm status`?"),
+        ("inspekt", "cah has no command inspekt; did you mean `cah inspect`? `cah --help` lists"),
+        ("expel", "cah has no command expel; did you mean `cah tracker expel`?"),
+        ("swarm up many", "argument N: invalid int value: 'many'; `cah swarm up --help-all`"),
+        ("swarm ssh", "swarm ssh needs NODE; for example: `cah swarm ssh cah-"),
+        ("blocklist", "blocklist needs a command (build, show)"),
+        ("tracker export leaders", "what: 'leaders' is none of leaderboard, shards; did you mean"),
     ],
 )
 def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
@@ -59,6 +64,7 @@ def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
         (["--preset", "best"], 2, "preset: 'best' is not known; choose from laion400m"),
         ([], 2, "crawl: say what to read"),
         (["--crawl", "a.wat.gz", "--contact", ""], 2, "contact: give a web page or an e-mail"),
+        (["--contact", ""], 2, "For example: cah run --crawl CC-MAIN-2024-10 "),
         (["--crawl", "nothing.wat.gz"], 2, "nothing.wat.gz is neither a file"),
         (["--crawl", "a.wat.gz", "--model", "ViT-Z-99", "--threshold", "0.3"], 2, "ViT-Z-99"),
         (

@@ -17,10 +17,11 @@ def test_a_list_of_domains_is_built_from_datasets(tmp_path, capsys):
     capsys.readouterr()
     assert main(["blocklist", "show", out]) == 0
     # an image of host1.example is in the dataset
-    assert capsys.readouterr().out == "2606:4700::1\ndead.example\ngone.example\n# 3 domains\n"
+    assert capsys.readouterr().out == "2606:4700::1\ndead.example\ngone.example\n"
     assert main(["blocklist", "build", str(folder), "--output", out, "--least", "2"]) == 0
+    capsys.readouterr()
     assert main(["blocklist", "show", out]) == 0
-    assert capsys.readouterr().out.endswith("\n# 0 domains\n")
+    assert capsys.readouterr() == ("", "# 0 domains\n")
 
 
 def test_a_mistake_is_said(tmp_path, capsys):

@@ -319,7 +319,7 @@ def assert_mended(job, place, capsys, table):
     assert f"cah repair {place} puts" in sentence
     assert outcome.shards.damaged == 1 and content(table) == before
     found = command.said(capsys, "verify", place)
-    assert found.returncode == 1 and f"cah repair {place} puts" in found.stdout
+    assert found.returncode == 1 and f"cah repair {place}`" in found.stderr
     assert command.said(capsys, "repair", place).returncode == 0
     assert list(verify(place)) == []
     outcome = run(job)

@@ -292,7 +292,7 @@ def test_a_time_limit_ends_a_run_in_time(web, tmp_path):
     folder = tmp_path / "dataset"
     ran = command.cah("run", *run_options(web, folder, hours=2 / 3600))
     assert ran.returncode == 3, ran.stderr
-    assert "Stopped early: " in ran.stdout and "the same command goes on" in ran.stdout
+    assert "Stopped early: " in ran.stderr and "the same command again" in ran.stderr
     assert not list(folder.glob("**/*.part"))
 
 
@@ -338,5 +338,5 @@ def test_what_the_demo_says_to_type_can_be_typed(shown, tmp_path, monkeypatch, c
         judged.finish(demo.job("my demo", web))
     ran = command.said(capsys, "demo", "--output", "my demo")
     assert ran.returncode == 0, ran.stderr
-    line = ran.stdout.splitlines()[-1].partition(",")[0]
+    line = ran.stderr.splitlines()[-1].split("`")[1]
     assert command.said(capsys, *shlex.split(line)[1:]).returncode == 0

@@ -40,13 +40,14 @@ COMMANDS = {
         "blocklist build": (["dataset"], 0, "domains: failed-domains.txt"),
         "blocklist show": (["domains"], 0, "# 1 domains"),
         "guide": ([], 0, "Reading the dataset"),
+        "completion": (["bash"], 0, "complete -o"),
         "tracker filter": (["a.bloom", "--items", "1000"], 0, ""),
     },
     "data": {
         "verify": (["dataset"], 0, "Every file is whole"),
         "repair": (["dataset"], 0, "Gave up 0 shards"),
-        "purge": (["dataset", "--uids", "uids"], 0, "Took 1 pair out of 1 shard."),
-        "dedup": (["dataset", "--apply"], 0, "out of"),
+        "purge": (["dataset", "--uids", "uids"], 0, "Removed 1 pair from 1 shard."),
+        "dedup": (["dataset", "--apply"], 0, "Removed "),
     },
     "tracker": {
         "tracker add": (["--crawl", "a.warc.wat.gz"], 0, "Added 1 WAT files: 2 shards."),

@@ -127,7 +127,7 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
         job = demo.job(str(tmp_path / "dataset"), web)
         ran = cah(cloud, "run", *command.options(replace(job, swarm=2)))
     assert ran.returncode == 0, ran.stderr
-    assert "2 of them are there already" in ran.stdout
+    assert "2 of them are there already" in ran.stderr
     made = [call for call in cloud.calls if call == "POST /servers"]
     assert len(made) == 3  # one of them was refused by the limit of an account
     assert names(cloud) == ["stranger"]

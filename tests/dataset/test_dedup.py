@@ -258,7 +258,7 @@ def test_the_report_comes_first_and_changes_nothing(folder, capsys):
 
 def test_of_each_the_largest_stays_or_what_fits_its_text_best(folder, capsys):
     assert main(["dedup", str(folder), "--apply"]) == 0
-    assert "Took 3 pairs out of 2 shards." in capsys.readouterr().out
+    assert "Removed 3 pairs from 2 shards." in capsys.readouterr().out
     assert left(folder) == [1, 3, 4, 6]
     assert list(verify(folder)) == []
     lost = [sealed.tally.lost[Reason.NEAR_DUPLICATE] for sealed in read_manifests(folder)]
@@ -272,7 +272,7 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
         ([str(tmp_path)], "holds no dataset"),
         ([str(tmp_path), "--apply"], "holds no dataset"),
         ([str(tmp_path), "--distance", "9"], "bits from 0 to 8"),
-        ([str(tmp_path / "none")], "is no folder"),
+        ([str(tmp_path / "none")], "is not a folder"),
     ):
         assert main(["dedup", *arguments]) == 2
         assert sentence in capsys.readouterr().err

@@ -282,7 +282,7 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
         (["dataset"], "name a list with --hashes"),
         (["dataset", "--hashes", "garbage"], "hashes: line 2 of .*garbage is not one md5, sha1"),
         (["dataset", "--urls", "none"], "urls: .*none cannot be read"),
-        (["elsewhere", "--uids", "garbage"], "is no folder"),
+        (["elsewhere", "--uids", "garbage"], "is not a folder"),
         ([".", "--urls", "empty"], "holds no dataset"),
     ):
         (tmp_path / "empty").touch()

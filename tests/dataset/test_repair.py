@@ -157,7 +157,7 @@ def test_what_would_be_done_is_said_and_not_done(tmp_path, sound, capsys):
     before = sorted(tmp_path.rglob("*"))
     dry = said(capsys, "repair", tmp_path, "--dry-run")
     assert (dry.returncode, sorted(tmp_path.rglob("*"))) == (0, before)
-    told = dry.stdout.splitlines()[:-1]
+    told = dry.stdout.splitlines()
     assert len(told) == 5
     done = said(capsys, "repair", tmp_path)
     assert done.stdout.splitlines()[:-1] == told
@@ -208,12 +208,12 @@ def test_what_would_come_back_by_a_repair_is_said(tmp_path, sound, capsys):
 def test_a_check_beside_a_run_says_so_instead_of_advising_a_repair(tmp_path, sound, capsys):
     put(tmp_path, sound)
     (tmp_path / "images/s-1.tar").unlink()
-    assert "cah repair" in said(capsys, "verify", tmp_path).stdout
+    assert "cah repair" in said(capsys, "verify", tmp_path).stderr
     with held(tmp_path):
         beside = said(capsys, "verify", tmp_path)
-    assert beside.returncode == 1 and "cah repair" not in beside.stdout
-    assert "Verify it again when that has ended." in beside.stdout
-    assert "cah repair" in said(capsys, "verify", tmp_path).stdout
+    assert beside.returncode == 1 and "cah repair" not in beside.stderr
+    assert "verify it again when that has ended." in beside.stderr
+    assert "cah repair" in said(capsys, "verify", tmp_path).stderr
 
 
 def test_another_datasets_shards_are_named_and_left_alone(tmp_path, sound):

@@ -171,6 +171,34 @@ def summary_lines(place: str | Path) -> Iterator[str]:
         yield f"  {number:>12,}  {percentage(number, found.pairs):>8}  {domain}"
 
 
+def summary_json(place: str | Path) -> dict[str, Any]:
+    """Return the summary of a dataset in JSON's types; raise ConfigError if there is none."""
+    found = summarize_manifests(read_manifests(place))
+    if not found.shards:
+        raise no_dataset_error(place)
+    stages = {
+        stage.value: {
+            "entered": found.tally.entered[stage],
+            "left": found.tally.left[stage],
+            "dropped": {reason.value: number for reason, number in found.lost(stage)},
+        }
+        for stage in Stage
+    }
+    return {
+        "dataset": str(place),
+        "pairs": found.pairs,
+        "shards": found.shards,
+        "bytes": found.bytes,
+        "models": [{"model": model, "threshold": least} for model, least in found.models],
+        "mean_similarity": found.similarity,
+        "forms": list(found.forms),
+        "opt_outs": found.optouts,
+        "stages": stages,
+        "domains": dict(found.domains),
+        "warnings": found.warnings(),
+    }
+
+
 def published_settings(job_values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the settings that decide what is in a dataset, as text that may be published.
 
