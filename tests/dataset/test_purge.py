@@ -279,7 +279,7 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
     write(tmp_path / "dataset")
     (tmp_path / "garbage").write_text(f"{'0' * 32}\nhello\n")
     for arguments, sentence in (
-        (["dataset"], "name a list with --hashes"),
+        (["dataset"], "give a list with --hashes"),
         (["dataset", "--hashes", "garbage"], "hashes: line 2 of .*garbage is not one md5, sha1"),
         (["dataset", "--urls", "none"], "urls: .*none cannot be read"),
         (["elsewhere", "--uids", "garbage"], "is not a folder"),

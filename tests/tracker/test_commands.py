@@ -153,7 +153,7 @@ def test_a_tracker_that_is_none_is_said_so_before_anything_starts(tmp_path, caps
     assert main(["worker", "--tracker", "http://127.0.0.1:9", *options]) == 2
     assert "does not answer" in capsys.readouterr().err
     assert main(["gpu", *options]) == 2
-    assert "say for which tracker" in capsys.readouterr().err
+    assert "give the URL of the tracker" in capsys.readouterr().err
     assert main(["run", "--tracker", "nowhere", *options]) == 2
     assert "is no http(s) URL" in capsys.readouterr().err
 
