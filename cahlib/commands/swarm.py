@@ -44,8 +44,8 @@ _UNATTENDED = (
 
 #: The same with a watchdog, that says after how many minutes.
 _GUARDED = (
-    "The head deletes them when no `cah run` works with them for {:g} minutes, when --hours are "
-    "over, or before they cost more than --max-cost."
+    "Once the head is up, it deletes them when no `cah run` works with them for {:g} minutes, when "
+    "--hours are over, or before they cost more than --max-cost."
 )
 
 #: Seconds that a command waits at its end for a cloud that is asked for forgotten servers.
