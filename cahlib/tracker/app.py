@@ -20,7 +20,18 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 import cahlib
-from cahlib.tracker import bloom, board, calls, intake, legacy, metrics, names, pages, rules
+from cahlib.tracker import (
+    bloom,
+    board,
+    calls,
+    intake,
+    legacy,
+    metrics,
+    names,
+    pages,
+    rendering,
+    rules,
+)
 from cahlib.tracker.database import DatabaseAway
 from cahlib.tracker.limits import Gate
 from cahlib.tracker.rules import Kind, Outdated, Refusal, Unknown
@@ -258,6 +269,8 @@ def _plain(request: Request, error: Exception) -> Response:
 def _answer(request: Request, status: int, text: str, headers: Any = None) -> Response:
     if _is_ours(request):
         return JSONResponse({"detail": text}, status, headers)
+    if "text/html" in request.headers.get("accept", ""):  # a browser
+        return rendering.refusal(request, status, text, headers or {})
     return PlainTextResponse(text, status, headers)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -55,16 +56,29 @@ def called(name: str) -> str:
 
 
 def page(template: str, request: Request, **values: Any) -> Response:
-    # relative: behind a proxy, all of this may lie below a path of which nobody tells us
-    base = "../" * (request.url.path.count("/") - 1) or "./"
-    service = of(request)
-    crawls = service.crawls()
+    """Return a page of the crawl."""
+    crawls = of(request).crawls()
     of_crawl = f" {' to '.join(crawls)}" if crawls else ""
-    about = (
+    values["about"] = (
         f"Volunteers turn the web pages of Common Crawl{of_crawl} into image–text pairs that "
         "models learn from."
     )
-    more = {"now": service.clock(), "base": base, "title": service.settings.title, "about": about}
+    return _page(template, request, values)
+
+
+def refusal(request: Request, status: int, text: str, headers: Mapping[str, str]) -> Response:
+    """Return a page that says why there is none; it needs no database."""
+    refused = _page("refusal.html", request, {"text": text, "about": text})
+    refused.status_code = status
+    refused.headers.update(headers)
+    return refused
+
+
+def _page(template: str, request: Request, values: dict[str, Any]) -> Response:
+    # relative: behind a proxy, all of this may lie below a path of which nobody tells us
+    base = "../" * (request.url.path.count("/") - 1) or "./"
+    service = of(request)
+    more = {"now": service.clock(), "base": base, "title": service.settings.title}
     here = {"path": request.url.path}
     return answer(request, render(template, values | more | here), "text/html", _HEADERS)
 

@@ -107,6 +107,15 @@ def test_pages_escape_what_is_other_peoples_text(tracker, crowd):
         "/site/nothing.css",
     ):
         assert ask(tracker, path).status == 404, path
+    browser = {"Accept": "text/html,*/*;q=0.8"}
+    for path, status in (
+        ("/person?name=<script>", 404),
+        ("/nothing", 404),
+        ("/workers?page=0", 400),
+    ):
+        answer = ask(tracker, path, headers=browser)
+        assert answer.status == status and 'href="./site/style' in answer.text
+        assert "<h1>Sorry</h1>" in answer.text and "<bdi><script>" not in answer.text
     for path in ("/leaderboard?page=0", "/workers?page=x", "/person", "/leaderboard?last=year"):
         assert ask(tracker, path).status == 400, path
     assert ask(tracker, "/workers?q=%00%25_\\").status == 200
@@ -330,6 +339,9 @@ def test_a_database_that_goes_away_is_503_and_comes_back(postgres, request):
         try:
             for path in ("/healthz", "/", "/v1/state"):
                 assert ask(tracker, path).status == 503
+            answer = ask(tracker, "/", headers={"Accept": "text/html"})
+            assert answer.status == 503 and "cannot be reached" in answer.text
+            assert answer.headers["retry-after"] == "10"
             answer = ask(tracker, "/v1/lease", {}, secret=secret)
             assert answer.status == 503 and answer.json["detail"].count(".") == 1
             assert answer.headers["retry-after"]
