@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 from cahlib import cli, rates
+from cahlib.commands.parser import Parser
 from cahlib.config import Job, settings
 from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.dataset.write import columns
@@ -47,22 +48,21 @@ def _about(path: Path) -> str:
 
 
 def commands() -> str:
-    """Every command with its help."""
-    every = [(f"`cah {name}`", help) for name, _, help in known_commands(cli._parser())]
-    return _table(("command", "what it does"), every)
+    """Every command with its help and an example."""
+    every = ((f"`{parser.prog}`", help, f"`{parser.example}`") for parser, help in known_commands())
+    return _table(("command", "what it does", "example"), every)
 
 
-def known_commands(
-    parser: argparse.ArgumentParser, before: str = ""
-) -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
-    """Each command of a parser that does something: its words, its parser and its help."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            helps = {each.dest: each.help or "" for each in action._choices_actions}
-            for name, each in action.choices.items():
-                words = f"{before} {name}".strip()
-                inner = list(known_commands(each, words))
-                yield from inner or [(words, each, helps.get(name, ""))]
+def known_commands(parser: Parser | None = None, help: str = "") -> Iterator[tuple[Parser, str]]:
+    """Each command that does something, with its help."""
+    parser = parser or cli._parser()
+    inner = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    if not inner:
+        yield parser, help
+    for action in inner:
+        helps = {each.dest: each.help or "" for each in action._choices_actions}
+        for name, each in action.choices.items():
+            yield from known_commands(each, helps.get(name, ""))
 
 
 def options() -> str:
@@ -101,31 +101,22 @@ def _later(setting: Setting) -> str:
 
 def other_options() -> str:
     """The options of every command beside the settings of a run; equal ones together."""
-    own = {each.name for each in settings()}
+    own = {each.name for each in settings()} | {"help_all"}
     found: dict[tuple[str, str], list[str]] = {}
-    every = [*known_commands(cli._parser())]
-    for name, parser, _ in every:
+    for parser, _ in known_commands():
         of_a_run = own if any(each.dest == "contact" for each in parser._actions) else set()
         for action in parser._actions:
             flags = " ".join(action.option_strings)
-            if (
-                not flags
-                or action.dest in {"help", "help_all", *of_a_run}
-                or action.help == argparse.SUPPRESS
-            ):
-                continue
-            help = (action.help or "").replace("%%", "%")
-            found.setdefault((flags, help), []).append(f"`cah {name}`")
-    rows = (
-        ("each" if len(names) == len(every) else ", ".join(names), f"`{flags}`", help)
-        for (flags, help), names in found.items()
-    )
+            if flags and action.dest not in {"help", "quiet", *of_a_run}:
+                help = (action.help or "").replace("%%", "%")
+                found.setdefault((flags, help), []).append(f"`{parser.prog}`")
+    rows = ((", ".join(names), f"`{flags}`", help) for (flags, help), names in found.items())
     return _table(("command", "option", "meaning"), rows)
 
 
 def exit_codes() -> str:
     """What the command's exit codes mean."""
-    return "\n".join(f"- `{code}`: {what}" for code, what in cli.EXIT_CODES.items())
+    return _table(("exit code", "meaning"), ((str(k), what) for k, what in cli.EXIT_CODES.items()))
 
 
 def presets() -> str:
