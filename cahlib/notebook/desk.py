@@ -111,7 +111,7 @@ class Desk:
 
     def fit(self) -> None:
         """Choose the servers that the budget pays for, and show the plan for them."""
-        budget, job, token = parsed(self.budget.value), self.form.job(), self.form.token
+        budget, job, token = parsed(self.budget.value), self.form.job(), self.form.require_token()
 
         def work() -> None:
             self._say("Asking the cloud for offers and prices …")

@@ -131,12 +131,18 @@ class Form:
         needs.introduced(job)
         if not job.place.tracker:
             needs.reading(job.crawl)
-        if job.place.has_servers and not self._token:
+        if job.place.has_servers:
+            self.require_token()
+        return job
+
+    def require_token(self) -> str:
+        """Return the token; raises ConfigError if there is none."""
+        if not self._token:
             raise ConfigError(
                 "token: servers need a Hetzner token with read and write permission; make one in "
                 "its console (Security → API tokens)."
             )
-        return job
+        return self._token
 
     def fill(self, values: Mapping[str, Any]) -> None:
         """Put other values into the fields."""

@@ -18,7 +18,10 @@ from tests.world import lab as labs
 from tests.world import notebooks
 from tests.world.jobs import LIMIT
 
-PINNED = "notebook==6.5.7", "ipywidgets==7.7.1", "ipykernel==6.17.1", "ipython==7.34.0"
+PINNED = (
+    "notebook==6.5.7", "ipywidgets==7.7.1", "ipykernel==6.17.1", "ipython==7.34.0",
+    "tornado==6.5.1", "traitlets==5.7.1",
+)  # fmt: skip
 STACK = notebooks.ROOT / ".bench" / "classic"
 
 pytestmark = [

@@ -353,6 +353,11 @@ def test_a_click_shows_what_is_wrong(desks, place, values):
     desk.form.fields["nickname"].widget.value = "ada"
     desk.buttons["start"].click()
     assert "token: servers need" in desk.message.value
+    desk.form.fields["swarm"].write("0")
+    desk.budget.value = "10 EUR, 3 h"
+    desk.buttons["fit"].click()
+    assert "token: servers need" in desk.message.value
+    desk.form.fields["swarm"].write("2")
     desk.form.password.value = "tökén"
     desk.buttons["plan"].click()
     until(lambda: "characters that no token has" in desk.message.value)

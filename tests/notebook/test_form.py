@@ -106,7 +106,7 @@ def test_the_terminal_says_the_same_of_what_is_missing(form, tmp_path):
     )
     said = note(form, "contact")
     assert ran.returncode == 2
-    assert ran.stderr.strip() == f"cah: contact: {said[0].lower()}{said[1:]}"
+    assert ran.stderr.splitlines()[0] == f"cah: contact: {said[0].lower()}{said[1:]}"
 
 
 def test_servers_need_a_token_and_a_token_is_never_kept_in_its_field():
