@@ -33,7 +33,7 @@ from cahlib.errors import ConfigError, RunError
 from cahlib.model.cpu import packable_tower
 from cahlib.model.device_model import DeviceModel, Vectors
 from cahlib.model.frameworks import open_clip, torch
-from cahlib.model.inputs import GroupedTokenizer, Pixels, fast_step, preprocess
+from cahlib.model.inputs import GroupedTokenizer, PixelArray, fast_step, preprocess
 from cahlib.model.model_source import ModelSource, find_source
 from cahlib.model.pretrained import find_weights_info, image_options
 
@@ -78,14 +78,14 @@ class Clip:
             self._free.put(replica)
         self.dim = self.embed_texts([""]).shape[1]  #: width of the embeddings
 
-    def prepare(self, data: bytes) -> Pixels | None:
+    def prepare(self, data: bytes) -> PixelArray | None:
         """Decode, resize and crop an image as open_clip does; return None if it is unreadable.
 
         Shape (height, width, 3), uint8. May be called from many threads.
         """
         return preprocess(data, self._steps)
 
-    def embed(self, pixels: Sequence[Pixels], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
+    def embed(self, pixels: Sequence[PixelArray], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
         """Return the embeddings of images and of as many texts, row by row.
 
         A batch too large for the device's memory is divided, and so are later ones. Raise RunError
@@ -112,7 +112,7 @@ class Clip:
         return sum(replica.clock.seconds() for replica in self._replicas) / len(self._replicas)
 
     def _in_parts(
-        self, replica: DeviceModel, pixels: Sequence[Pixels], texts: Sequence[str]
+        self, replica: DeviceModel, pixels: Sequence[PixelArray], texts: Sequence[str]
     ) -> Iterator[tuple[Vectors, Vectors]]:
         start = 0
         while start < len(texts):

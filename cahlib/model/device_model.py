@@ -25,7 +25,7 @@ from cahlib.model.cpu import (
     packable_tower,
 )
 from cahlib.model.frameworks import torch
-from cahlib.model.inputs import Pixels, TokenGroup
+from cahlib.model.inputs import PixelArray, TokenGroup
 
 #: Embeddings of length 1: (how many, width of the model).
 Vectors: TypeAlias = NDArray[np.float32]
@@ -55,7 +55,7 @@ class DeviceModel:
             torch.tensor(config[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std")
         )
 
-    def embed(self, pixels: Sequence[Pixels], groups: Sequence[TokenGroup]) -> Vectors:
+    def embed(self, pixels: Sequence[PixelArray], groups: Sequence[TokenGroup]) -> Vectors:
         """Return the embeddings of the images, then those of the groups of tokens, in float32."""
         with self.clock, torch.inference_mode():
             inputs = self.send(pixels, groups)
@@ -65,7 +65,7 @@ class DeviceModel:
                 both = self.compute(inputs, torch.float32)
             return both
 
-    def send(self, pixels: Sequence[Pixels], groups: Sequence[TokenGroup]) -> ModelInput:
+    def send(self, pixels: Sequence[PixelArray], groups: Sequence[TokenGroup]) -> ModelInput:
         """Move the model's input to its device."""
         images = self._images(pixels) if len(pixels) else None
         return images, [self._texts(tokens) for tokens in groups]
@@ -91,7 +91,7 @@ class DeviceModel:
         if self._cuda:
             torch.cuda.empty_cache()
 
-    def _images(self, pixels: Sequence[Pixels]) -> torch.Tensor:
+    def _images(self, pixels: Sequence[PixelArray]) -> torch.Tensor:
         """Send bytes to the device and convert them to floats there, as torchvision would."""
         raw = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=self._cuda)
         np.stack(pixels, out=raw.numpy())

@@ -20,7 +20,7 @@ from cahlib.image.colours import to_srgb
 from cahlib.image.pixels import resize_picture, to_plain_mode
 
 #: An image as the model sees it: (height, width, 3).
-Pixels: TypeAlias = NDArray[np.uint8]
+PixelArray: TypeAlias = NDArray[np.uint8]
 #: Texts of about the same length: (texts, tokens).
 TokenGroup: TypeAlias = NDArray[np.int64]
 
@@ -34,7 +34,7 @@ DECODE_ERRORS = (
 )  # fmt: skip
 
 
-def preprocess(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> Pixels | None:
+def preprocess(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> PixelArray | None:
     """Decode an image and apply the steps; return None if it cannot be decoded.
 
     Pillow decodes and resizes without the GIL, so threads speed it up.

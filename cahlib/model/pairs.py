@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from cahlib.config import Judge
 from cahlib.model.heads import Head
-from cahlib.model.inputs import Pixels
+from cahlib.model.inputs import PixelArray
 from cahlib.model.safety import Safety
 from cahlib.model.score_names import SIMILARITY
 from cahlib.records import Image, Judged, Reason, Stage, Tally
@@ -33,7 +33,7 @@ _R = TypeVar("_R")
 #: Most bytes of images in a batch, so that huge originals do not fill the memory.
 _BATCH_BYTES = 128 * 2**20
 
-_Prepared: TypeAlias = tuple[Image, Pixels]
+_Prepared: TypeAlias = tuple[Image, PixelArray]
 _Embedded: TypeAlias = "tuple[list[_Prepared], tuple[Vectors, Vectors]]"
 
 
@@ -118,7 +118,9 @@ def _counted(images: Iterable[Image], tally: Tally) -> Iterator[Image]:
         yield image
 
 
-def _readable(prepared: Iterable[tuple[Image, Pixels | None]], tally: Tally) -> Iterator[_Prepared]:
+def _readable(
+    prepared: Iterable[tuple[Image, PixelArray | None]], tally: Tally
+) -> Iterator[_Prepared]:
     for image, pixels in prepared:
         if pixels is None:
             tally.lost[Reason.UNREADABLE] += 1

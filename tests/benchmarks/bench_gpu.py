@@ -32,10 +32,9 @@ import pyarrow.parquet as pq
 import torch
 
 from cahlib.config import Judge
-from cahlib.model import inputs
 from cahlib.model.clip import load_clip
 from cahlib.model.device_model import DeviceModel
-from cahlib.model.inputs import GroupedTokenizer
+from cahlib.model.inputs import GroupedTokenizer, PixelArray
 from cahlib.model.pairs import score_pairs
 from cahlib.model.safety import Safety
 from cahlib.parcel import parcel
@@ -135,7 +134,7 @@ def ours(*told: str) -> Found:
 
 
 def plain(
-    work: Work, device: str, *, pixels: list[inputs.Pixels], texts: list[str]
+    work: Work, device: str, *, pixels: list[PixelArray], texts: list[str]
 ) -> tuple[float, dict[str, float]]:
     """Images a second of the model alone, on a batch that is there; its scores in float32."""
     loaded = open_clip.create_model(work.model, pretrained=work.weights)

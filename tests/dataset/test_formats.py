@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cahlib.dataset.show.card import write_card
+from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.columns import sample_id
 from cahlib.dataset.write.tfrecord import (
@@ -71,7 +71,7 @@ def test_tensorflow_reads_our_files(tmp_path):
     """In a process of its own: TensorFlow takes seconds to load, and is no friend of torch's."""
     made = [each for each in world.some(30)[0] if each.reason is None]
     world.write(tmp_path)
-    write_card(tmp_path, {})
+    write_pages(tmp_path, {})
     markdown = (tmp_path / "README.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"```python\n(import glob, tensorflow.*?)```", markdown, flags=re.DOTALL)
     script = (

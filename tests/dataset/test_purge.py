@@ -19,7 +19,6 @@ from cahlib.dataset.maintain.rewrite import rewrite_shards
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifest, read_manifests
 from cahlib.dataset.show.pages import write_pages
-from cahlib.dataset.show.report import write_report
 from cahlib.dataset.storage import upload
 from cahlib.dataset.storage.upload import upload_shards
 from cahlib.dataset.tar_index import TAR_INDEX_FILES
@@ -165,7 +164,7 @@ def test_pages_that_an_earlier_launch_did_not_come_to_are_made(tmp_path):
     write(tmp_path)
     shown = read_manifest(tmp_path, "s-0").gallery
     pair = next(each for each in shown if each.kept)
-    write_report(tmp_path, {})
+    write_pages(tmp_path, {})
     assert pair.jpeg in (tmp_path / "report.html").read_text()
     lists = PurgeLists(uids=listed(tmp_path / "uids", pair.uid))
     assert len(list(rewrite_shards(tmp_path, lists.why()))) == 1  # and is killed then

@@ -20,9 +20,7 @@ from PIL import Image as Picture
 from cahlib.config import Job
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import manifest_path
-from cahlib.dataset.show.card import write_card
 from cahlib.dataset.show.pages import write_pages
-from cahlib.dataset.show.report import write_report
 from cahlib.dataset.show.summary import summarize, summary_lines
 from cahlib.dataset.write.shard_writer import write_shard
 from cahlib.errors import ConfigError, RunError
@@ -72,12 +70,12 @@ def put(folder, pairs, shard="s-0"):
 
 
 def card_of(folder, job=JOB):
-    write_card(folder, job)
+    write_pages(folder, job)
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
 def page(folder, job=JOB):
-    write_report(folder, job)
+    write_pages(folder, job)
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -127,7 +125,7 @@ def test_any_text_is_harmless(tmp_path_factory, text, path):
     folder = tmp_path_factory.mktemp("hostile")
     put(folder, [world.judged(1, text=text, url="https://a.example/" + path)])
     assert_harmless(page(folder))
-    write_card(folder, {**JOB, "crawl": text})
+    write_pages(folder, {**JOB, "crawl": text})
 
 
 def test_a_dataset_without_shards_has_a_report_too(tmp_path):
@@ -157,7 +155,7 @@ def test_the_gallery_shows_no_unsafe_picture_and_no_one_who_may_be_a_minor(tmp_p
         assert small.size == (each.width, each.height) and max(small.size) <= 160
         edges = np.abs(np.diff(np.asarray(small.convert("L"), int), axis=1)).max()
         assert (edges < 20) == blurred
-    write_report(tmp_path, JOB)
+    write_pages(tmp_path, JOB)
     text = (tmp_path / "report.html").read_text()
     assert "NSFW, blurred" in text and "UNSURE, blurred" in text
 

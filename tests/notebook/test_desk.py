@@ -15,7 +15,7 @@ import pytest
 from cahlib import demo, notebook, quote
 from cahlib.config import Job, replace
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.show.report import write_report
+from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.upload import upload_shards
 from cahlib.demo import world
 from cahlib.notebook.child import Child
@@ -118,7 +118,7 @@ def test_a_dataset_whose_files_are_elsewhere_is_loaded_and_copied_from_there(
     kept = judged.write(folder, shard="s-0"), judged.write(folder, first=100, shard="s-1")
     upload_shards([kept[0]], folder, f"file://{there}")
     upload_shards([kept[1]], folder, f"file://{there}", keep_local=False)
-    write_report(folder, values)
+    write_pages(folder, values)
     shown = Results(desks(place, {}, values | {"output": f"file://{there}"}))
     for button in (shown.pack, shown.copy):
         shown.url.value = f"file://{tmp_path}/copy"

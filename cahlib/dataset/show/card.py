@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePath
 from typing import Any
 
 from cahlib.dataset.show.loading import loading_examples
-from cahlib.dataset.show.summary import Summary, percentage, published_settings, summarize
-from cahlib.dataset.storage.files import files_at
+from cahlib.dataset.show.summary import Summary, percentage, published_settings
 from cahlib.records import Stage
 from cahlib.words import plural
 
@@ -35,12 +33,6 @@ _CONSENT = {
     "research": "Honoured (profile research): robots.txt alone; what owners said in headers is in "
     "the column robots, and was not obeyed. ",
 }
-
-
-def write_card(place: str | Path, job_values: Mapping[str, Any]) -> None:
-    """Write the card of the dataset at a place; ``job_values`` are those of `Job.values`."""
-    text = render_card(summarize(place), PurePath(place).name, job_values)
-    files_at(place).write("README.md", text.encode("utf-8", "replace"))
 
 
 def render_card(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:

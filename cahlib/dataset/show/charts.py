@@ -17,7 +17,7 @@ from cahlib.dataset.show.summary import ShardTimes
 _STEPS = 80
 
 
-class Bar(NamedTuple):
+class BarRow(NamedTuple):
     """A row of a bar chart."""
 
     label: str
@@ -26,7 +26,7 @@ class Bar(NamedTuple):
     length: float  #: in percent
 
 
-class Column(NamedTuple):
+class HistogramBin(NamedTuple):
     """A bin of a histogram."""
 
     bin: int  #: in hundredths of similarity
@@ -40,7 +40,7 @@ class Histogram(NamedTuple):
 
     width: int
     most: int  #: pairs in the largest bin
-    columns: list[Column]
+    columns: list[HistogramBin]
     marks: list[tuple[float, float]]  #: thresholds, each with its position in percent
     ticks: list[tuple[str, float]]  #: labels with their positions in percent
 
@@ -55,12 +55,14 @@ class Timeline(NamedTuple):
     ticks: list[tuple[str, float]]
 
 
-def bars(rows: Iterable[tuple[str, int, str]], *, most: int = 0, log: bool = False) -> list[Bar]:
+def bar_rows(
+    rows: Iterable[tuple[str, int, str]], *, most: int = 0, log: bool = False
+) -> list[BarRow]:
     """Return a bar for each label, number and note; that of ``most`` has full length."""
     rows = list(rows)
     scale = math.log1p if log else float
     full = scale(most or max((number for _, number, _ in rows), default=0)) or 1
-    return [Bar(label, n, note, 100 * scale(n) / full) for label, n, note in rows]
+    return [BarRow(label, n, note, 100 * scale(n) / full) for label, n, note in rows]
 
 
 def histogram(
@@ -72,7 +74,7 @@ def histogram(
     first, last = min(bins), max(bins) + 1
     width = last - first
     columns = [
-        Column(bin, bin - first, kept.get(bin, 0), dropped.get(bin, 0))
+        HistogramBin(bin, bin - first, kept.get(bin, 0), dropped.get(bin, 0))
         for bin in range(first, last)
     ]
     return Histogram(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from cahlib.dataset import description
 from cahlib.dataset.description import find_description, write_description
-from cahlib.dataset.layout import CURRENT_LAYOUT, PAGES
+from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.dataset.maintain.numbering import number_tars
-from cahlib.dataset.show.card import write_card
-from cahlib.dataset.show.report import write_report
+from cahlib.dataset.show.card import render_card
+from cahlib.dataset.show.report import render_report
 from cahlib.dataset.show.summary import summarize
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.storage.hashed_file import FileRecord
@@ -28,20 +28,21 @@ def write_pages(place: str | Path, job_values: Mapping[str, Any]) -> None:
     """
     if isinstance(place, Path) and "://" not in str(job_values.get("output")):
         number_tars(place)
-    write_report(place, job_values)
-    write_card(place, job_values)
-    found = summarize(place)
+    found, there, name = summarize(place), files_at(place), PurePath(place).name
+    pages = {
+        "report.html": render_report(found, name, job_values),
+        "README.md": render_card(found, name, job_values),
+    }
+    encoded = {path: page.encode("utf-8", "replace") for path, page in pages.items()}
+    for path, data in encoded.items():
+        there.write(path, data)
     layout = description.layout_of(place) or CURRENT_LAYOUT
     write_tar_index(place, found.tars, found.forms, found.scores, layout)
     if said := find_description(place):
-        there = files_at(place)
-        made = {
-            name: page_record(there.read(name))
-            for name in (*PAGES, *([TAR_CARD_FILE] if found.tars else []))
+        if found.tars:
+            encoded[TAR_CARD_FILE] = there.read(TAR_CARD_FILE)
+        records = {
+            path: FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for path, data in encoded.items()
         }
-        write_description(place, replace(said, pages=made))
-
-
-def page_record(data: bytes) -> FileRecord:
-    """Return the record of a page."""
-    return FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        write_description(place, replace(said, pages=records))

@@ -10,15 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cahlib.dataset.show.charts import Bar, bars, histogram, timeline
-from cahlib.dataset.show.summary import Summary, percentage, published_settings, summarize
-from cahlib.dataset.storage.files import files_at
-from cahlib.dataset.write.columns import host_of
+from cahlib.dataset.show.charts import BarRow, bar_rows, histogram, timeline
+from cahlib.dataset.show.summary import Summary, percentage, published_settings
+from cahlib.dataset.write.columns import host_name
 from cahlib.model.open_nsfw import NSFW_BANDS
 from cahlib.records import Stage
 from cahlib.words import plural
@@ -27,33 +26,29 @@ from cahlib.words import plural
 _CAPTION = 300
 
 
-def write_report(place: str | Path, job_values: Mapping[str, Any]) -> None:
-    """Write the report of the dataset at a place; ``job_values`` are those of `Job.values`."""
-    page = render_report(summarize(place), PurePath(place).name, job_values)
-    files_at(place).write("report.html", page.encode("utf-8", "replace"))
-
-
 def render_report(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
     """Return the page on a summary."""
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    pages.filters |= {"plural": plural, "host": host_of, "caption": _caption, "day": _day}
+    pages.filters |= {"plural": plural, "host": host_name, "caption": _caption, "day": _day}
     gallery = sorted(found.gallery, key=lambda each: -each.similarity)
     size = f"{found.bytes / 1e9:,.2f} GB" if found.bytes > 1e9 else f"{found.bytes / 1e6:,.1f} MB"
     return pages.get_template("report.html").render(
         title=name,
         found=found,
         size=size,
-        funnel=bars(_funnel(found), log=True),
+        funnel=bar_rows(_funnel(found), log=True),
         stages=[_stage(found, stage) for stage in Stage],
         histogram=histogram(
             found.kept, found.dropped, thresholds=[threshold for _, threshold in found.models]
         ),
         images_over_time=timeline(found.work, what="images"),
         pairs_over_time=timeline(found.work, what="pairs"),
-        domains=bars([(host, n, percentage(n, found.pairs)) for host, n in found.domains.items()]),
+        domains=bar_rows(
+            [(host, n, percentage(n, found.pairs)) for host, n in found.domains.items()]
+        ),
         kept=[each for each in gallery if each.kept],
         dropped=[each for each in gallery if not each.kept],
         settings=published_settings(job_values),
@@ -78,8 +73,8 @@ def _funnel(found: Summary) -> list[tuple[str, int, str]]:
     return [(step, number, note) for (step, number), note in zip(steps, notes, strict=True)]
 
 
-def _stage(found: Summary, stage: Stage) -> tuple[Stage, int, int, str, list[Bar]]:
+def _stage(found: Summary, stage: Stage) -> tuple[Stage, int, int, str, list[BarRow]]:
     """Return what entered and left a stage, and why the rest was dropped."""
     entered, left = found.tally.entered[stage], found.tally.left[stage]
     rows = [(reason.phrase, n, percentage(n, entered)) for reason, n in found.lost(stage)]
-    return stage, entered, left, percentage(left, entered), bars(rows, most=entered)
+    return stage, entered, left, percentage(left, entered), bar_rows(rows, most=entered)

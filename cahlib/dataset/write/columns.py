@@ -170,7 +170,7 @@ def canonical_json(values: Any) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def host_of(url: str) -> str:
+def host_name(url: str) -> str:
     """Return the host of a URL, "" if it has none."""
     try:
         return urlsplit(url).hostname or ""

@@ -53,7 +53,7 @@ from cahlib.dataset.write.columns import (
     Row,
     arrow_schema,
     canonical_json,
-    host_of,
+    host_name,
     make_row,
 )
 from cahlib.dataset.write.formats import FormatWriter, MatrixWriter, ParquetWriter, WebDatasetWriter
@@ -169,7 +169,7 @@ class PairStats:
         self.kept[bin] += 1
         self.rows += 1
         self._similarity += judged.similarity
-        self._domains[host_of(judged.image.candidate.url)] += 1
+        self._domains[host_name(judged.image.candidate.url)] += 1
         if (second := judged.scores.get(OPEN_NSFW)) is not None:
             self._opinions.setdefault(judged.nsfw, Counter())[nsfw_band(second)] += 1
 
