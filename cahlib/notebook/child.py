@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from cahlib import live
+from cahlib.atomic import write_file
 from cahlib.config import Job, settings
-from cahlib.errors import ConfigError, RunError
+from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.notebook.fields import written
 from cahlib.notebook.place import TOKEN
 from cahlib.private import FOLDER, WATCHDOG
@@ -185,13 +186,11 @@ class Child:
 
     def _ask(self, what: str) -> None:
         """Note for every kernel what was asked; a disk that refuses does not keep a run alive."""
-        with suppress(OSError):
+        with suppress(CahError):
             self._write_note(self._note() | {"asked": what})
 
     def _write_note(self, note: Mapping[str, Any]) -> None:
-        fresh = (self.home / _NOTE).with_suffix(".new")
-        fresh.write_text(json.dumps(note), encoding="utf-8")
-        fresh.replace(self.home / _NOTE)
+        write_file(self.home / _NOTE, json.dumps(note))
 
     def _note(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):

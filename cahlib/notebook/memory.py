@@ -12,18 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cahlib.atomic import write_file
 from cahlib.config import Job
+from cahlib.errors import CahError
 
 
 def remember(job: Job) -> None:
     """Note a job's settings, which hold no secret; a disk that refuses costs only the comfort."""
-    with suppress(OSError, RuntimeError):  # where nobody has a home
-        path = _path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
+    with suppress(CahError, RuntimeError):  # where nobody has a home
         known = _all() | dict.fromkeys(_keys(), job.values())
-        fresh.write_text(json.dumps(known), encoding="utf-8")
-        fresh.replace(path)
+        write_file(_path(), json.dumps(known))
 
 
 def remembered() -> dict[str, Any]:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from cahlib.atomic import write_file
+from cahlib.errors import CahError
 from cahlib.words import plural
 
 FILE = "account.json"
@@ -117,9 +119,6 @@ class Bills:
         if not self.path:
             return
         servers = {name: asdict(each) for name, each in self._bills.items()}
-        fresh = self.path.with_suffix(".new")
-        with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"currency": self.currency, "servers": servers}, indent=1)
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(self.path)
+        text = json.dumps({"currency": self.currency, "servers": servers}, indent=1)
+        with suppress(CahError):
+            write_file(self.path, text)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cahlib.atomic import write_file
 from cahlib.swarm.wire import DRIVERS, SCHEDULER
 
 _LIFETIME = datetime.timedelta(days=30)
@@ -112,16 +112,8 @@ class Keys:
             if not pair.public.exists():
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 for path, data in zip((pair.private, pair.public), make(), strict=True):
-                    _write(path, data)
+                    write_file(path, data, mode=0o600)
         return pair
-
-
-def _write(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-    fresh.replace(path)
 
 
 def _ed25519() -> tuple[bytes, bytes]:

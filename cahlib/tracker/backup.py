@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +21,8 @@ from sqlalchemy import (
     text,
 )
 
-from cahlib.errors import ConfigError, writing
+from cahlib.atomic import new_file
+from cahlib.errors import ConfigError
 from cahlib.tracker.database import Database
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.schema import schema
@@ -38,15 +38,9 @@ def backup(database: Database, path: Path) -> int:
 
     Raise RunError where there is no room for it.
     """
-    fresh = path.with_name(f"{path.name}.new")
-    with writing(path):
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "wb") as raw:
-            with gzip.open(raw, "wt", compresslevel=3, encoding="utf-8") as file:
-                count = _write(database, file)
-            raw.flush()
-            os.fsync(raw.fileno())
-        fresh.replace(path)
+    with new_file(path, mode=0o600) as raw:
+        with gzip.open(raw, "wt", compresslevel=3, encoding="utf-8") as file:
+            count = _write(database, file)
     return count
 
 

@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cahlib.errors import ConfigError, RunError, ShardError, writing
+from cahlib.atomic import write_file
+from cahlib.errors import ConfigError, RunError, ShardError
 from cahlib.private import keep, of_nickname, place
 from cahlib.records import Judged, Shard, Tally
 from cahlib.tracker.client import Leased, Refused, Tracker, TrackerAway
@@ -394,7 +395,4 @@ class Shared:
             "lost": sorted(self._lost),
             "debts": {id: asdict(report) for id, report in reports.items()},
         }
-        fresh = self._path.with_suffix(".new")
-        with writing(self._path):
-            fresh.write_text(json.dumps(told, indent=1), encoding="utf-8")
-            fresh.replace(self._path)
+        write_file(self._path, json.dumps(told, indent=1))
