@@ -1,1 +1,1 @@
-"""From candidates to bytes: HTTP requests that respect hosts, their owners and the network."""
+"""From candidates to bytes: polite HTTP requests that honour robots.txt and opt-outs."""

@@ -72,10 +72,7 @@ def parse_ip(host: str) -> Address | None:
 
 
 def socket_factory(only: tuple[str, int] | None) -> Callable[[Any], socket.socket]:
-    """Return a factory of sockets to ``only``, or to any public address if that is None.
-
-    It raises NotPublicError for others.
-    """
+    """Return a factory of sockets to ``only``, or else to public addresses (NotPublicError)."""
 
     def make(info: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
         family, kind, protocol, _, (host, port, *_) = info

@@ -132,26 +132,26 @@ class Outages:
         """``most``: seconds after which an outage ends the work on the shard."""
         self._most, self._clock = most, clock
         self._lock = Lock()
-        self._open: set[str] = set()  # who has noticed the current outage
+        self._open: set[str] = set()  # observer has noticed the current outage
         self._since = inf  # when it began
         self._past = 0.0  # seconds of past outages
         self._over = -inf  # when the last one ended
         self.last_answer = -inf  #: when a host last answered
         self.crawl: tuple[str, int] | None = None  #: host and port of the crawl's file
 
-    def begin(self, who: str, since: float) -> None:
-        """Record an outage that ``who`` has noticed."""
+    def begin(self, observer: str, since: float) -> None:
+        """Record an outage that ``observer`` has noticed."""
         with self._lock:
-            self._open.add(who)
+            self._open.add(observer)
             self._since = min(self._since, max(since, self._over))
 
-    def end(self, who: str) -> None:
-        """Record that an outage is over for ``who``; for others it may continue."""
+    def end(self, observer: str) -> None:
+        """Record that an outage is over for ``observer``; for others it may continue."""
         with self._lock:
-            if self._open == {who}:
+            if self._open == {observer}:
                 self._past += self._seconds()
                 self._over, self._since = self._clock(), inf
-            self._open.discard(who)
+            self._open.discard(observer)
 
     def current_seconds(self) -> float:
         """Return the seconds of the current outage, 0 without one."""

@@ -20,7 +20,7 @@ from cahlib.errors import ConfigError, ShardError
 from cahlib.fetch import async_thread, resolver
 from cahlib.fetch.client import Fetcher, open_session, user_agent
 from cahlib.fetch.host_queue import HostQueue
-from cahlib.fetch.network import watch_network
+from cahlib.fetch.network import PACE, watch_network
 from cahlib.fetch.resolver import NetworkConfig
 from cahlib.fetch.urls import domain_of
 from cahlib.image.validate import validate_image
@@ -28,7 +28,6 @@ from cahlib.lists import hashes
 from cahlib.records import Candidate, Evidence, Image, OptOut, Reason, Stage, Tally
 
 _CHUNK = 64  # candidates read at a time
-_PACE = 0.004  # seconds between the first requests of connections, see `_Workers.work`
 _MAX_WAITING = 20_000  # candidates behind busy hosts: all of a shard's, about 25 MB
 _DECODERS = 2  # threads
 _AHEAD = 8  # images buffered for the consumer
@@ -153,7 +152,7 @@ class _Workers:
         while candidate := await self._ready.get():
             if not started:
                 async with self._start_lock:  # one by one: if the loop is late, so is the next
-                    await asyncio.sleep(_PACE)
+                    await asyncio.sleep(PACE)
                 started = True
             if reason := await self._fetch_image(candidate):
                 self._tally.lost[reason] += 1

@@ -26,8 +26,8 @@ from cahlib.fetch.resolver import NetworkConfig, NoAddressError, Resolver
 _MAX_KNOWN = 256  # hosts that answered, one per domain; probes rotate through them
 _PROBED = 3  # at the same time
 
-#: Seconds between requests that resume, see `cahlib.fetch.images`.
-_PACE = 0.004
+#: Seconds between the first requests of connections, and between those that resume.
+PACE = 0.004
 
 
 class Network:
@@ -39,7 +39,7 @@ class Network:
         self.hosts = OutageMonitor(
             "hosts",
             self._answers,
-            patience=net.patience,
+            timings=net.timings,
             outages=net.outages,
             back=self.resolver.reset,
         )
@@ -55,7 +55,7 @@ class Network:
             waited = True
         if waited:
             async with self._resume_lock:
-                await asyncio.sleep(_PACE)
+                await asyncio.sleep(PACE)
         return waited
 
     def record_answer(self, begun: float, domain: str, host: str, port: int) -> None:

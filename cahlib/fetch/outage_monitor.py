@@ -34,14 +34,14 @@ class OutageMonitor:
         subject: str,
         probe: Callable[[], Awaitable[bool]],
         *,
-        patience: OutageTimings,
+        timings: OutageTimings,
         outages: Outages,
         back: Callable[[], Awaitable[None]],
     ) -> None:
         """``probe`` contacts those that answered before; ``back`` is called after an outage."""
         self._subject, self._probe, self._back = subject, probe, back
-        self._timings, self._outages = patience, outages
-        self._state = Connectivity(patience.quiet, time.monotonic())
+        self._timings, self._outages = timings, outages
+        self._state = Connectivity(timings.quiet, time.monotonic())
         self._changed = asyncio.Event()
         self._error: Exception | None = None
 

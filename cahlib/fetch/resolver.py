@@ -61,7 +61,7 @@ class NetworkConfig:
     #: trusted authorities (True: this machine's); False: https URLs are fetched by http
     tls: ssl.SSLContext | bool = True
     pause: float = 1.0  #: seconds before a second attempt
-    patience: OutageTimings = OutageTimings()
+    timings: OutageTimings = OutageTimings()
     outages: Outages = field(default_factory=Outages)
 
 
@@ -98,7 +98,7 @@ class Resolver(AbstractResolver):
         self.watch = OutageMonitor(
             "name servers",
             self._answers,
-            patience=net.patience,
+            timings=net.timings,
             outages=net.outages,
             back=self.reset,
         )
@@ -221,7 +221,7 @@ class Resolver(AbstractResolver):
     async def name_exists(self, name: str) -> bool | None:
         """Return whether a name has addresses, uncached; None if no name server answers."""
         # A channel of its own, since each channel caches answers.
-        fresh = NameServers(self._net.servers, timeout=self._net.patience.probe / 3)
+        fresh = NameServers(self._net.servers, timeout=self._net.timings.probe / 3)
         try:
             await (self._net.lookup or fresh)(name)
         except NoAddressError as error:

@@ -208,7 +208,7 @@ def test_the_real_lookup_asks_name_servers():
 
 def test_a_probe_asks_for_a_name_that_waits_for_the_end_of_an_outage():
     async def main():
-        resolver = Resolver(NetworkConfig(lookup=lookup, patience=OutageTimings(quiet=0.1)))
+        resolver = Resolver(NetworkConfig(lookup=lookup, timings=OutageTimings(quiet=0.1)))
         resolver.hosts = SimpleNamespace(met=lambda begun: asyncio.Event().wait())  # type: ignore
         watching = asyncio.create_task(resolver.watch.run())
         asked.append(waiting := asyncio.create_task(resolver.resolve("a", 80)))

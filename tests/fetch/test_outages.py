@@ -49,7 +49,7 @@ def _real_sockets(monkeypatch):
 
 
 @contextmanager
-def world(*, families="46", names=ALIVE, most=60.0, patience=HURRIED, forwarder=False):
+def world(*, families="46", names=ALIVE, most=60.0, timings=HURRIED, forwarder=False):
     """A web of these names, and a scraper that may begin.
 
     With a ``forwarder``, the scraper's machine asks a name server of its own, which is `alone` when
@@ -69,7 +69,7 @@ def world(*, families="46", names=ALIVE, most=60.0, patience=HURRIED, forwarder=
             with wires.inside(wires.near):
                 place = ("127.0.0.1", 53)
                 server = stack.enter_context(name_server({**names, **dead}, place, alone=alone))
-        net = NetworkConfig(servers=(server,), tls=False, pause=0, patience=patience,
+        net = NetworkConfig(servers=(server,), tls=False, pause=0, timings=timings,
                   outages=Outages(most))  # fmt: skip
         run = SimpleNamespace(
             wires=wires, webs=webs, silent=silent, alone=alone, outages=net.outages, tally=Tally(),
@@ -155,7 +155,7 @@ def test_name_servers_that_know_the_hosts_of_before_hide_no_cut():
     names = list(ALIVE)
     # so many are read at once: when they are done, nothing is on its way
     before, after, cut_off = some(names[:16], each=4), some(names[20:]), threading.Event()
-    with world(patience=OutageTimings(quiet=1, probe=0.75, retry=0.25), forwarder=True) as run:
+    with world(timings=OutageTimings(quiet=1, probe=0.75, retry=0.25), forwarder=True) as run:
         scraping = run.scrape(*before, cut_off, *after)
         until(lambda: run.tally.left[Stage.FETCH] == len(before))
         mend = cut(run)
@@ -183,7 +183,7 @@ def test_a_cut_that_is_over_before_it_is_noticed_costs_nothing(monkeypatch):
     # an address needs a connection of its own, and other names a look-up
     before, within, after = some(names[:10]), some([WEB, *names[10:20]]), some(names[20:])
     cut_off, mended = threading.Event(), threading.Event()
-    with world(patience=OutageTimings(quiet=60)) as run:
+    with world(timings=OutageTimings(quiet=60)) as run:
         scraping = run.scrape(*before, cut_off, *within, mended, *after, connections=512)
         until(lambda: run.tally.left[Stage.FETCH] >= 50)
         mend = unplug(run)

@@ -26,7 +26,7 @@ def test_what_ran_out_of_time_while_this_machine_stood_still_is_asked_again():
         options = Download(
             per_second=0, consent="headers", connect_timeout=60, read_timeout=1, total_timeout=60
         )
-        net = NetworkConfig(only=("127.0.0.1", web.port), tls=False, pause=0, patience=HURRIED)
+        net = NetworkConfig(only=("127.0.0.1", web.port), tls=False, pause=0, timings=HURRIED)
         links = (candidate(f"http://host{n}.example/{n}.jpg", n) for n in range(4))
         found = stream_images(links, options, tally, evidence=Evidence(), net=net)
         first = asyncio.ensure_future(anext(found))
@@ -52,7 +52,7 @@ def test_a_request_that_runs_out_of_time_before_the_outage_of_names_is_noticed_w
         return ["93.184.216.34"]
 
     async def lost():
-        async with watch_network(NetworkConfig(lookup=lookup, patience=HURRIED)) as network:
+        async with watch_network(NetworkConfig(lookup=lookup, timings=HURRIED)) as network:
             network.hosts.record_answer(time.monotonic())
             begun = time.monotonic()
             asking = asyncio.ensure_future(network.resolver.resolve("slow.example", 80))
