@@ -80,17 +80,13 @@ def split_url(url: str) -> UrlParts | None:
         given = _PARTS.fullmatch(ada_url.normalize_url(_bytes_escaped(url)))
     except ValueError:
         return None
-    return (
-        UrlParts(given[1], given[2], int(given[3]) if given[3] else None, given[4])
-        if given
-        else None
-    )
+    if not given:
+        return None
+    return UrlParts(given[1], given[2], int(given[3]) if given[3] else None, given[4])
 
 
 def _bytes_escaped(url: str) -> str:
-    if url.isascii():
-        return url
-    return _SURROGATE.sub(_escape, url)
+    return url if url.isascii() else _SURROGATE.sub(_escape, url)
 
 
 def _escape(match: re.Match[str]) -> str:
