@@ -1,6 +1,7 @@
 """The old protocol, walked through by a client that was written from its description alone."""
 
 import json
+import re
 import threading
 import urllib.error
 import urllib.parse
@@ -149,8 +150,8 @@ def test_a_cpu_and_a_gpu_worker_share_a_job(tracker):
     assert int(gpu.get("api/jobCount?type=GPU")) == 6
     assert json.loads(gpu.say("api/newJob"))["url"] == "http://host/0.tar"
     assert gpu.say("api/markAsDone", count=7) == "success"
-    page = gpu.get("leaderboard")
-    assert "gus" in page and "cleo" in page and "carl" not in page
+    assert re.findall("<bdi>(.*?)</bdi>", gpu.get("leaderboard")) == ["gus"]
+    assert re.findall("<bdi>(.*?)</bdi>", gpu.get("leaderboard?by=scraped")) == ["cleo"]
 
 
 def test_a_whole_wat_file(tracker):
