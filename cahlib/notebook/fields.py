@@ -73,7 +73,8 @@ class Field:
 
     def say(self, error: str) -> None:
         """Show what is wrong, or the help."""
-        self.note.value = _note(self.setting.name, error, self.setting.option.help)
+        help = self.input.meaning or self.setting.option.help
+        self.note.value = _note(self.setting.name, error, help)
 
 
 class Form:

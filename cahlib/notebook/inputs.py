@@ -149,6 +149,11 @@ class Input:
         """The value, as on the command line."""
         return str(self.widget.value)
 
+    @property
+    def meaning(self) -> str:
+        """What is said beside it instead of the terminal's help; "" if nothing is."""
+        return ""
+
     def write(self, text: str) -> None:
         """Put a value in."""
         self.widget.value = text
@@ -184,6 +189,10 @@ class Choice(Input):
         if setting.type is bool:
             return {"options": ("no", "yes")}
         return {"options": [(_described(each), each) for each in setting.option.choices]}
+
+    @property
+    def meaning(self) -> str:
+        return _described(self.text) if self.text in PRESETS else ""
 
     def write(self, text: str) -> None:
         options = [
@@ -250,6 +259,8 @@ class Slider(Input):
 
 class Boxes(Input):
     """Some of several, a checkbox each; one that is unknown gets its own."""
+
+    meaning = "what to write beside the metadata"
 
     def __init__(self, setting: Setting, name: str, shared: Shared) -> None:
         self._shared, self._changed = shared, _nobody

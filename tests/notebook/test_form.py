@@ -177,6 +177,7 @@ def test_the_slider_shows_the_presets_value_until_somebody_moves_it():
     assert slider.widget.value == 0.28 and form.job().judge.threshold is None
     form.fields["preset"].widget.value = "laion400m"
     assert slider.widget.value == 0.30 and form.job().judge.threshold is None
+    assert "ViT-B-32, 0.30 (the rule that built LAION-400M)" in note(form, "preset")
     slider.widget.value = 0.25
     form.fields["preset"].widget.value = "laion5b"
     assert slider.widget.value == 0.25 and form.job().judge.threshold == 0.25
