@@ -72,8 +72,14 @@ def lease(service: Service, secret: str, number: int, body: Wish) -> dict[str, A
 
     `shard` is the first of `shards`, or null.
     """
-    leases = [_shown(each) for each in service.crowd.lease_several(secret, body.count)]
-    finished = not leases and service.crowd.finished(secret)
+    ours = object()
+    if service.leasing.setdefault(secret, ours) is not ours:  # together they would be too many
+        return {"shard": None, "shards": [], "finished": False}
+    try:
+        leases = [_shown(each) for each in service.crowd.lease_several(secret, body.count)]
+        finished = not leases and service.crowd.finished(secret)
+    finally:
+        del service.leasing[secret]
     return {"shard": leases[0] if leases else None, "shards": leases, "finished": finished}
 
 

@@ -108,6 +108,7 @@ class Service:
         self._past = Cached(lambda: board.past(self.database, 0), 60)
         #: that serve the calls of workers; the database lets in fewer at once
         self.threads = ThreadPoolExecutor(16, thread_name_prefix="call")
+        self.leasing: dict[str, object] = {}  #: by the secrets of workers that lease now
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._clockwork, daemon=True)
 

@@ -1,6 +1,7 @@
 """The tracker's own API over real HTTP: what it does, and what it refuses with which sentence."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -127,6 +128,17 @@ def test_several_shards_are_leased_at_once_and_kept_by_one_sign_of_life(tracker)
     assert ask(tracker, "/v1/heartbeat", held, secret=secret).json == held
     rest = ask(tracker, "/v1/lease", {"count": 4}, secret=secret).json["shards"]
     assert [each["number"] for each in rest] == [4, 5]
+
+
+def test_who_leases_many_times_at_once_holds_no_more_than_others(database, url, fill):
+    fill(40)
+    app = create(Settings(database=url, rules=Rules(most_held=8), limits=ANY))
+    with serving(app) as tracker, ThreadPoolExecutor(16) as pool:
+        secret = join(tracker)
+        answers = pool.map(
+            lambda _: ask(tracker, "/v1/lease", {"count": 8}, secret=secret), range(32)
+        )
+        assert sum(len(answer.json["shards"]) for answer in answers) == 8
 
 
 def test_a_server_that_ends_leaves_no_thread_behind(settings):
