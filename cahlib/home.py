@@ -114,10 +114,14 @@ def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Share
 
 
 def _similarities(folder: Path, id: str) -> dict[str, float]:
+    """Return how similar a shard's pairs are; nothing if its table is damaged."""
     from cahlib.dataset.write import shard_writer  # of pyarrow, which a scraper has not
 
     sealed = read_manifest(folder, id)
-    return shard_writer.read_similarities(folder, sealed) if sealed else {}
+    try:
+        return shard_writer.read_similarities(folder, sealed) if sealed else {}
+    except (ValueError, KeyError):
+        return {}
 
 
 def _unclaimed(folder: Path) -> None:
