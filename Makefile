@@ -84,7 +84,7 @@ docs: .venv/dev
 # What tests run on beside Python: a real database, a browser, sshd on hosts of their own, shells.
 # Installed where it is absent and may be; else those tests are skipped and say so. An sshd that
 # came for the tests alone is not left listening.
-system := postgresql chromium openssh-server iproute2 nftables zsh shellcheck
+system := postgresql chromium openssh-server iproute2 nftables zsh fish shellcheck
 .venv/dev: .venv/demo
 	@sshd=$$(command -v sshd); dpkg -s $(system) >/dev/null 2>&1 \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update --quiet=2 \

@@ -1,0 +1,63 @@
+"""Help of every command: what is needed first, an example that works, everything on request."""
+
+import re
+import shlex
+
+import pytest
+
+from cahlib.cli import EXIT_CODES, _parser
+from cahlib.config import settings
+from cahlib.notebook.fields import FIRST
+from cahlib.settings import TOPICS
+from tests.world.command import said
+
+CAH = _parser()
+COMMANDS = dict(CAH.commands())
+TAKES_SETTINGS = [
+    path for path, parser in COMMANDS.items() if "--contact" in parser._option_string_actions
+]
+
+
+def flags(help):
+    """The options that a help lists, without those that every command has."""
+    return {*re.findall(r"^  (?:-\w, )?(--[\w-]+)", help, re.MULTILINE)} - {"--help", "--quiet"}
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_help_ends_with_an_example_that_is_understood(path, capsys):
+    ran = said(capsys, *path.split()[1:], "--help")
+    assert (ran.returncode, ran.stderr) == (0, "") and "\x1b" not in ran.stdout
+    heading, example = ran.stdout.rstrip().splitlines()[-2:]
+    words = shlex.split(example.partition(">")[0])
+    assert heading == "example:" and " ".join(words).startswith(path)
+    assert callable(CAH.parse_args(words[1:]).act)
+
+
+@pytest.mark.parametrize("path", TAKES_SETTINGS)
+def test_help_all_has_every_option_and_help_has_few(path, capsys):
+    words = path.split()[1:]
+    short, full = (flags(said(capsys, *words, each).stdout) for each in ("--help", "--help-all"))
+    every = {each.flag for each in settings()}
+    assert every <= full and short < full
+    assert 1 <= len(short & every) <= 10
+
+
+def test_the_ten_that_a_run_needs_first_are_in_the_form_too(capsys):
+    shown = flags(said(capsys, "run", "--help").stdout) - {"--help-all"}
+    assert len(shown) == 10 and shown <= {f"--{name.replace('_', '-')}" for name in FIRST}
+
+
+def test_help_is_grouped_by_what_settings_are_about(capsys):
+    help = said(capsys, "run", "--help-all").stdout
+    headings = re.findall(r"^(\S.*):$", help, re.MULTILINE)
+    assert [each for each in headings if each in TOPICS.values()] == [*TOPICS.values()]
+    assert {each.topic for each in settings()} == {*TOPICS}
+    words = {word for each in settings() for word in each.option.first.split()}
+    assert words == {"run", "worker", "gpu", "up", "swarm"}
+
+
+def test_exit_codes_are_explained_and_a_bare_command_shows_help(capsys):
+    help = said(capsys, "--help")
+    assert [*re.findall(r"^  (\d+) ", help.stdout, re.MULTILINE)] == [*map(str, EXIT_CODES)]
+    bare = said(capsys)
+    assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", help.stdout)
