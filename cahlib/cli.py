@@ -180,9 +180,9 @@ def _parser() -> Parser:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from cahlib.home import require_described_same
     from cahlib.needs import introduced
     from cahlib.quote import quoted
+    from cahlib.run_directory import require_described_same
     from cahlib.scrapers import guard
 
     job = _job(chosen)

@@ -74,9 +74,9 @@ def faults(job: Job, ledger: Ledger | Shared) -> Iterator[str]:
         wrong.setdefault(place.files.place, []).append(f"{id}: {error}")
     if there:
         done = {shard.id for shard in ledger.in_state("done")}
-        for sealed in read_manifests(folder, damaged="skip"):
-            id = sealed.shard.id
-            if id in done and (fault := there.fault(sealed)):
+        for manifest in read_manifests(folder, damaged="skip"):
+            id = manifest.shard.id
+            if id in done and (fault := there.fault(manifest)):
                 wrong.setdefault(there.files.place, []).append(f"{id}: {fault}")
     for name, shards in wrong.items():
         yield (
@@ -225,20 +225,20 @@ class _Resuming:
 
     def _require_ours(self, found: ShardState, place: Inventory) -> None:
         """Refuse what a job with other settings made, as far as a manifest tells them."""
-        sealed = found.manifest
-        if sealed is None:
+        manifest = found.manifest
+        if manifest is None:
             return
         name = place.files.place
-        if (sealed.model, sealed.threshold, sealed.forms) != self._made:
+        if (manifest.model, manifest.threshold, manifest.forms) != self._made:
             raise ConfigError(
                 f"output: {name} holds the dataset of a job with another model, threshold or forms "
-                f"(shard {found.id}: {sealed.model}, {sealed.threshold:g}, "
-                f"{','.join(sealed.forms) or 'none'}); choose another folder or URL, or repeat "
+                f"(shard {found.id}: {manifest.model}, {manifest.threshold:g}, "
+                f"{','.join(manifest.forms) or 'none'}); choose another folder or URL, or repeat "
                 "that job's settings."
             )
-        if not sealed.settings:
+        if not manifest.settings:
             self._old += 1
-        elif sealed.settings != self._settings:
+        elif manifest.settings != self._settings:
             raise ConfigError(
                 f"output: shard {found.id} of {name} was made with other settings than this job's; "
                 "choose another folder or URL, repeat the settings that its card names, or take "

@@ -38,7 +38,6 @@ from cahlib.errors import CahError, ConfigError, RunError, ShardError, writing
 from cahlib.failures import Failures
 from cahlib.fetch.dead_domains import DeadDomains
 from cahlib.flow import Abandoned, Flow, Line
-from cahlib.home import home
 from cahlib.image.perceptual_hash import NearIndex
 from cahlib.lists import hashes
 from cahlib.model.known_harm import drop_known_harm, load_known_harm
@@ -51,6 +50,7 @@ from cahlib.progress import Board, Listener, Snapshot, Speedometer, nobody, offl
 from cahlib.rates import Meter
 from cahlib.records import Image, Judged, Parcel, Shard, Stage, Tally
 from cahlib.resume import faults, resume
+from cahlib.run_directory import open_run_directory
 from cahlib.scrape import scrape
 from cahlib.scrapers import Engine, Scraping, scrapers
 from cahlib.tracker.shared import Shared
@@ -58,7 +58,7 @@ from cahlib.tracker.store import Counts, Ledger
 
 T = TypeVar("T")
 
-#: How many items may wait between two stages: parcels on disk, judged images in memory, seals.
+#: How many items may wait between two stages: parcels on disk, scored images in memory, manifests.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
 
 
@@ -105,7 +105,7 @@ def run(
     check_model_files(job.judge)
     stop = stop or threading.Event()
     with (
-        home(job, role=role, stop=stop, resume=resume) as ledger,
+        open_run_directory(job, role=role, stop=stop, resume=resume) as ledger,
         live.recorded(folder / "run", listener, stopping=stop.is_set) as listener,
         writing(folder),
     ):
@@ -167,7 +167,7 @@ class _Work:
         self._away = self._parcels  #: where the scrapers write them
         self._ours = describe_continued(job)
         self._sealed = ledger.tally()  #: of the shards in the dataset
-        self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to seal
+        self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to manifest
         self._counting = threading.Lock()  #: a shard is in one of these two, never in none
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
@@ -332,7 +332,7 @@ class _Work:
             yield sealed
 
     def _finish(self, sealed: ShardManifest) -> None:
-        """Note that a sealed shard is where it shall be; its parcel has served."""
+        """Note that a committed shard is at its destination, and delete its parcel."""
         brought = self._ledger.parcel(sealed.shard)
         self._ledger.done(sealed.shard)
         if brought:

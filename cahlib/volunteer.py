@@ -9,12 +9,12 @@ from functools import partial
 from cahlib.config import Job
 from cahlib.errors import ConfigError, RunError, writing
 from cahlib.failures import Failures
-from cahlib.home import home
 from cahlib.needs import introduced
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
 from cahlib.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
 from cahlib.records import Shard, Stage, Tally
+from cahlib.run_directory import open_run_directory
 from cahlib.scrape import scrape_and_upload
 from cahlib.swarm import engine
 from cahlib.tracker.shared import Shared
@@ -43,7 +43,10 @@ def volunteer(
     introduced(job)
     stop = stop or threading.Event()
     folder = job.output.folder
-    with home(job, role="cpu", stop=stop, refused=storage.delete_upload) as shared, writing(folder):
+    with (
+        open_run_directory(job, role="cpu", stop=stop, refused=storage.delete_upload) as shared,
+        writing(folder),
+    ):
         assert isinstance(shared, Shared)
         if "://" not in shared.upload:
             raise ConfigError(

@@ -77,10 +77,10 @@ def test_imports_point_down(path):
     elif own in ROOMS:
         assert inner(path) <= GROUND | {own} | ROOMS[own]
     elif own == "run":
-        assert inner(path) <= GROUND | ROOMS.keys() | {"home", "scrapers", "resume"}
+        assert inner(path) <= GROUND | ROOMS.keys() | {"run_directory", "scrapers", "resume"}
     elif own == "scrapers":
         assert inner(path) <= GROUND | {"swarm"}
-    elif own in ("home", "resume"):
+    elif own in ("run_directory", "resume"):
         assert inner(path) <= GROUND | {"dataset", "model", "tracker"}
     elif own not in DOORS:
         assert not inner(path) & DOORS

@@ -9,8 +9,8 @@ import pytest
 
 from cahlib.config import Job
 from cahlib.errors import ConfigError
-from cahlib.home import home
 from cahlib.private import FOLDER, named, place
+from cahlib.run_directory import open_run_directory
 from cahlib.swarm.keys import Keys
 
 OWN = "run/swarm"
@@ -18,7 +18,7 @@ OWN = "run/swarm"
 
 def launched(folder, **settings):
     job = Job.from_values({"crawl": "a.wat.gz", "output": str(folder), **settings})
-    with home(job, role="hybrid", stop=threading.Event()):
+    with open_run_directory(job, role="hybrid", stop=threading.Event()):
         pass
 
 

@@ -20,12 +20,12 @@ from typing import Any, Protocol
 from cahlib.config import Job
 from cahlib.dataset.layout import ELSEWHERE, SESSION
 from cahlib.errors import CahError, ConfigError, RunError
-from cahlib.home import require_same
 from cahlib.kaggle import pack
 from cahlib.kaggle.inside import run_of
 from cahlib.kaggle.limits import QUEUE, allowed
 from cahlib.kaggle.service import Away, Kaggle, Refused, State
 from cahlib.lock import held
+from cahlib.run_directory import require_same_job
 
 #: Hours that a kernel may be late at its end.
 _LATE = 0.1
@@ -136,7 +136,7 @@ def _attend(
     note = Note.of(session.job)
     # here too: the kernel could only refuse another job when servers cost money already; what its
     # notebook names of its own files is not known here
-    require_same(session.job, files_known=False)
+    require_same_job(session.job, files_known=False)
     with _gone_after(servers, kaggle, note, tell):  # an earlier launch may have left some, too
         state = kaggle.state(kernel)
         going = not state.over

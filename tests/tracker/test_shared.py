@@ -11,9 +11,9 @@ from sqlalchemy import select
 from cahlib.config import Job, replace
 from cahlib.dataset.write import shard_writer
 from cahlib.errors import ConfigError, RunError
-from cahlib.home import home
 from cahlib.private import place
 from cahlib.records import Shard, Stage, Tally
+from cahlib.run_directory import open_run_directory
 from cahlib.tracker import board, intake
 from cahlib.tracker.app import create
 from cahlib.tracker.client import Tracker
@@ -78,17 +78,19 @@ def test_another_job_that_takes_the_place_of_one_that_came_to_nothing_is_the_sam
         job = Job.from_values(
             {"tracker": address, "nickname": "ann", "output": str(tmp_path / "dataset")}
         )
-        with home(job, role="hybrid", stop=threading.Event()):
+        with open_run_directory(job, role="hybrid", stop=threading.Event()):
             identity = place(tmp_path / "dataset/run/tracker", "secret")
             secret = identity.read_text()
-        with home(replace(job, threshold=0.9), role="hybrid", stop=threading.Event()) as shared:
+        with open_run_directory(
+            replace(job, threshold=0.9), role="hybrid", stop=threading.Event()
+        ) as shared:
             assert identity.read_text() == secret
             first = shared.lease()
             shared.seal(first, [], one_pair())
             shared.done(first)
         with (
             pytest.raises(ConfigError, match="that job's: threshold"),
-            home(job, role="hybrid", stop=threading.Event()),
+            open_run_directory(job, role="hybrid", stop=threading.Event()),
         ):
             pass
 
@@ -116,7 +118,7 @@ def test_a_tracker_with_spot_checks_hears_how_similar_the_pairs_are(url, databas
     folder = tmp_path / "dataset"
     with serving(app) as address:
         job = Job.from_values({"tracker": address, "nickname": "ann", "output": str(folder)})
-        with home(job, role="hybrid", stop=threading.Event()) as shared:
+        with open_run_directory(job, role="hybrid", stop=threading.Event()) as shared:
             shard = shared.lease()
             sealed = judged.write(folder, shard=shard.id)
             shared.seal(shard, shard_writer.read_uids(folder, sealed), sealed.tally)

@@ -1,6 +1,6 @@
-"""A run's own folder beside its dataset: its lock, its job, its ledger.
+"""The run directory beside a dataset: its lock, its job, its ledger.
 
-It does not know what is done with the shards that the ledger gives.
+Nothing here knows what is done with the ledger's shards.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def home(
+def open_run_directory(
     job: Job,
     *,
     role: str,
@@ -44,11 +44,11 @@ def home(
     refused: Callable[[dict[str, Any]], None] = lambda parcel: None,
     resume: Callable[[Job, Ledger], None] = lambda job, ledger: None,
 ) -> Iterator[Ledger | Shared]:
-    """The run's own folder beside the dataset, held by this process alone, and its ledger.
+    """Lock the run directory for this process, and provide its ledger.
 
-    With a tracker it is one that takes its shards from there, as a worker of this role; ``refused``
-    hears of each parcel that the tracker does not take, those of an earlier launch included.
-    ``resume`` tells the ledger what is in the dataset. Raises ConfigError for another job's.
+    With a tracker the ledger leases its shards there, as a worker of this role; ``refused`` is
+    called for each parcel that the tracker rejects, those of an earlier launch included. ``resume``
+    updates the ledger from the dataset. Raise ConfigError if the dataset is another job's.
     """
     folder, home = job.output.folder, job.output.folder / "run"
     with writing(folder):
@@ -56,7 +56,7 @@ def home(
     with writing(folder), held(folder):
         _unpublished(home)
         _make_way(job, home)
-        require_same(job)
+        require_same_job(job)
         ledger = _ledger(job, home)
         try:
             ledger.recover()
@@ -77,7 +77,7 @@ class _Stopped(Stopped, TrackerAway):
     """The user did not want to wait for the tracker."""
 
 
-def require_same(job: Job, *, files_known: bool = True) -> None:
+def require_same_job(job: Job, *, files_known: bool = True) -> None:
     """Raise ConfigError if a job's folder or its URL holds another job's dataset.
 
     Without ``files_known`` the job's files are another machine's, and are not compared.
@@ -99,7 +99,7 @@ def require_described_same(job: Job, *, files_known: bool = True) -> None:
 
 
 def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
-    """The ledger of a run that takes part in a tracker's crawl."""
+    """Return the ledger of a run that takes part in a tracker's crawl."""
     named(job)
 
     def pause(seconds: float) -> None:
@@ -117,18 +117,18 @@ def _similarities(folder: Path, id: str) -> dict[str, float]:
     """Return how similar a shard's pairs are; nothing if its table is damaged."""
     from cahlib.dataset.write import shard_writer  # of pyarrow, which a scraper has not
 
-    sealed = read_manifest(folder, id)
+    manifest = read_manifest(folder, id)
     try:
-        return shard_writer.read_similarities(folder, sealed) if sealed else {}
+        return shard_writer.read_similarities(folder, manifest) if manifest else {}
     except (ValueError, KeyError):
         return {}
 
 
 def _unclaimed(folder: Path) -> None:
-    """Refuse a folder whose pages are somebody else's: a dataset's would replace them.
+    """Raise ConfigError if a folder has pages of others, which a dataset's would replace.
 
-    Ours is what has a job or a seal: a project may have a folder `run` too, and a notebook has made
-    one before the run begins. Where both are lost, the pages are known by what they say.
+    A job or a manifest shows that it is a dataset: a project may have a folder `run` too, and a
+    notebook creates one before the run begins. Without both, the pages are identified by content.
     """
     found = [name for name in PAGES if (folder / name).exists()]
     if not found or (folder / "run" / "job.json").exists() or _committed(folder):
@@ -204,7 +204,7 @@ def _ledger(job: Job, home: Path) -> Ledger:
 
 
 def _has_pairs(home: Path) -> bool:
-    """Whether a run has brought anything: a seal, or a shard that it has passed on."""
+    """Return whether a run has committed a shard, or passed one on."""
     if _committed(home.parent):
         return True
     ledger = Ledger.sound(home / "ledger.sqlite")
