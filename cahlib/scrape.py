@@ -22,7 +22,7 @@ from cahlib.records import Evidence, Parcel, Shard, Stage, Tally
 #: Seconds between log lines, as `tail -f crawl.log` shows them on a node.
 _LOG_INTERVAL = 15.0
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def scrape(
@@ -51,7 +51,9 @@ def scrape(
         nonlocal logged
         logged = time.monotonic()
         seen, got = tally.done(Stage.FETCH), tally.left[Stage.FETCH]
-        log.info("%s %s: %d links, %d images, %.0f s", shard.id, state, seen, got, logged - started)
+        _log.info(
+            "%s %s: %d links, %d images, %.0f s", shard.id, state, seen, got, logged - started
+        )
 
     def tick() -> None:
         offline = outages.current_seconds()

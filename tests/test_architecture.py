@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,18 @@ def test_scraping_loads_no_torch():
 def test_a_file_can_be_known_whole():
     long = {path.name: n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
     assert not long
+
+
+def test_public_names_are_defined_once():
+    places = defaultdict(list)
+    for path in FILES:
+        if part(path) in ("crawl", "dataset", "fetch", "image", "model", "parcel", "scrape"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                names = [node.name] if hasattr(node, "name") else []
+                if isinstance(node, ast.Assign | ast.AnnAssign):
+                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                    names = [target.id for target in targets if isinstance(target, ast.Name)]
+                for name in names:
+                    places[name].append(str(path.relative_to(PACKAGE)))
+    public = {name: where for name, where in places.items() if not name.startswith("_")}
+    assert {name: where for name, where in public.items() if len(where) > 1} == {}

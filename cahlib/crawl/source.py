@@ -31,7 +31,7 @@ _HEAD = 8192  # enough for the headers of a file's first two records
 _ALIVE_SECONDS = 30.0  # seconds for which another host's answer proves that the network works
 
 SleepFunction = Callable[[float], None]
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class MissingFileError(ShardError):
@@ -123,7 +123,7 @@ class CrawlFile:
             pause = pause or self._pauses[-1]
         if pause is None:
             raise ShardError(f"{self.url} cannot be fetched: {_describe(error)}.") from error
-        log.warning("%s: %s; trying again in %g s", self.url, _describe(error), pause)
+        _log.warning("%s: %s; trying again in %g s", self.url, _describe(error), pause)
         self._sleep(pause)
 
     def _request(self, start: int, end: int) -> HTTPResponse:

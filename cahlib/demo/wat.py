@@ -18,7 +18,7 @@ _DATE = "2024-05-18T01:58:10Z"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class DemoPage:
     """A crawled page as a WAT tells of it."""
 
     url: str
@@ -35,7 +35,7 @@ def warcinfo(name: str) -> bytes:
     return member("warcinfo", "", "application/warc-fields", fields.encode())
 
 
-def members(page: Page) -> Iterator[bytes]:
+def members(page: DemoPage) -> Iterator[bytes]:
     """The three members about a page."""
     target = urlsplit(page.url)
     request = {"Method": "GET", "Path": target.path, "Version": "HTTP/1.1"}
@@ -86,7 +86,7 @@ def member(kind: str, url: str, content: str, body: bytes) -> bytes:
     return gzip.compress(head.encode() + body + b"\r\n\r\n", mtime=0)
 
 
-def _response(page: Page) -> dict[str, Any]:
+def _response(page: DemoPage) -> dict[str, Any]:
     head: dict[str, Any] = {"Title": page.title, "Metas": list(page.metas)}
     if page.base:
         head["Base"] = page.base

@@ -170,7 +170,7 @@ def _wat(shelves: Sequence[_Shelf]) -> tuple[bytes, Counter[Reason]]:
     return b"".join(parts), unread
 
 
-def _page(shelf: _Shelf) -> wat.Page:
+def _page(shelf: _Shelf) -> wat.DemoPage:
     """The page of a shelf, with the other things that pages have."""
     links = [{"path": "A@/href", "url": "/", "text": "Home"}]
     for n, exhibit in enumerate(shelf.exhibits):
@@ -185,7 +185,7 @@ def _page(shelf: _Shelf) -> wat.Page:
     if shelf.robots:
         metas.append({"name": "robots", "content": shelf.robots})
     cookies = {"Set-Cookie": ["a=1", "b=2"], "Content-Type": ["text/html", "text/html"]}
-    return wat.Page(
+    return wat.DemoPage(
         url=shelf.url,
         links=links,
         title="Stories",

@@ -14,18 +14,18 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 #: Seconds between ticks.
 _TICK = 1.0
 
 
 def iterate_in_thread(
-    make: Callable[[], AsyncGenerator[T, None]],
+    make: Callable[[], AsyncGenerator[_T, None]],
     *,
     ahead: int,
     tick: Callable[[], object] = lambda: None,
-) -> Iterator[T]:
+) -> Iterator[_T]:
     """Yield the items of ``make()``, of which at most ``ahead`` are buffered.
 
     ``tick`` is called in the consumer's thread about once per second; an exception from it ends the
@@ -58,18 +58,18 @@ class _End:
         self.error = error
 
 
-class _GeneratorThread(Generic[T]):
+class _GeneratorThread(Generic[_T]):
     """An async generator running on a thread, and the queue between it and its consumer."""
 
-    def __init__(self, make: Callable[[], AsyncGenerator[T, None]], ahead: int) -> None:
+    def __init__(self, make: Callable[[], AsyncGenerator[_T, None]], ahead: int) -> None:
         self._make, self._ahead = make, ahead
-        self._items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[_T | _End] = queue.SimpleQueue()
         self._started = threading.Event()
         self._closed = False
         self._full = False  # the generator may be waiting for room
         self.thread = threading.Thread(target=self._run, name="cahlib-bridge", daemon=True)
 
-    def take(self, timeout: float) -> T | _End | _Late:
+    def take(self, timeout: float) -> _T | _End | _Late:
         """Return the next item, the end, or _Late after ``timeout`` seconds."""
         try:
             item = self._items.get(timeout=timeout)

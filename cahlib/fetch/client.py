@@ -53,7 +53,7 @@ _HEADERS = {
 #: Worth a second attempt; a dead host or a refusal would fail the same way again.
 _TRANSIENT = frozenset({Reason.DISCONNECTED, Reason.HTTP_5XX, Reason.TOO_OFTEN})
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # else sets would hash all its bytes
@@ -217,8 +217,8 @@ class Fetcher:
         url: URL,
         domain: str,
         deadline: Deadline,
-        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
-    ) -> T | Reason:
+        read: Callable[[aiohttp.ClientResponse], Awaitable[_T]],
+    ) -> _T | Reason:
         """Send a request and read its response; repeat it after an outage."""
         host, port, doubted = url.raw_host or "", url.port or 0, False
         while True:

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class HostQueue(Generic[T]):
+class HostQueue(Generic[_T]):
     """Items by host, at most ``per_host`` of each in progress; its length is what waits."""
 
     def __init__(self, per_host: int) -> None:
         self._per_host = per_host
         self._in_progress: Counter[str] = Counter()
-        self._waiting: dict[str, deque[T]] = {}
+        self._waiting: dict[str, deque[_T]] = {}
         self._length = 0
 
     def __len__(self) -> int:
@@ -29,7 +29,7 @@ class HostQueue(Generic[T]):
         """Whether nothing is in progress; then nothing waits either."""
         return not self._in_progress
 
-    def add(self, host: str, item: T) -> bool:
+    def add(self, host: str, item: _T) -> bool:
         """Return whether the item may start now; otherwise `finish` returns it later."""
         if self._in_progress[host] < self._per_host:
             self._in_progress[host] += 1
@@ -38,7 +38,7 @@ class HostQueue(Generic[T]):
         self._length += 1
         return False
 
-    def finish(self, host: str) -> T | None:
+    def finish(self, host: str) -> _T | None:
         """Record that an item of a host is done; return the host's next one to start, if any."""
         line = self._waiting.get(host)
         if line:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cahlib.fetch.connectivity import Connectivity, NoAnswerCause, Outages
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +122,12 @@ class OutageMonitor:
         self._state.record_probe(begun, time.monotonic(), answered=answered)
         if self._state.since is not None:
             if not before:
-                log.warning("%s do not answer; waiting for the network", self._subject)
+                _log.warning("%s do not answer; waiting for the network", self._subject)
                 self._outages.begin(self._subject, self._state.since)
             if overdue:
                 self._outages.check_overdue()
         elif before:
-            log.warning("%s answer again", self._subject)
+            _log.warning("%s answer again", self._subject)
             self._outages.end(self._subject)
         return answered
 

@@ -107,7 +107,7 @@ def wat_file(name: str, links: Iterable[tuple[str, str]]) -> Iterator[bytes]:
     for start in range(0, len(every), _A_PAGE):
         url = f"http://page{start}-{name}.com/"
         shown = every[start : start + _A_PAGE]
-        yield from wat.members(wat.Page(url=url, title="Houses", links=shown))
+        yield from wat.members(wat.DemoPage(url=url, title="Houses", links=shown))
 
 
 def crawl(path: Path, links: int, different: int = _DIFFERENT) -> Path:

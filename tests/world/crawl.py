@@ -45,11 +45,11 @@ class Record:
     def member(self) -> bytes:
         """The gzip member that it is in a WAT file."""
         if self.kind == "page":
-            page = wat.Page(url=self.url, links=self.links, metas=self.metas, base=self.base)
+            page = wat.DemoPage(url=self.url, links=self.links, metas=self.metas, base=self.base)
             request, response, notes = wat.members(page)
             return response
         if self.kind in ("request", "notes"):
-            request, response, notes = wat.members(wat.Page(url=self.url))
+            request, response, notes = wat.members(wat.DemoPage(url=self.url))
             return request if self.kind == "request" else notes
         if self.kind == "json":
             return wat.member("metadata", self.url, "application/json", self.json.encode())

@@ -41,7 +41,7 @@ def file(name: int, links: int, dead: str = "example.com", *, shared: bool = Fal
         ]
         if shared:
             shown[-1] |= dict(zip(("url", "alt"), SHARED, strict=True))
-        parts += wat.members(wat.Page(url=f"http://page{half}.example.com/{name}", links=shown))
+        parts += wat.members(wat.DemoPage(url=f"http://page{half}.example.com/{name}", links=shown))
     return b"".join(parts)
 
 
