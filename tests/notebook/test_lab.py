@@ -112,8 +112,9 @@ class Page:
             self.page.set_viewport_size({"width": width, "height": 1000})
             self._scroll(at)
             wide = self.page.evaluate(
-                "[...document.querySelectorAll('.jp-OutputArea-output')]"
-                ".map(each => each.scrollWidth - each.clientWidth)"
+                "[...document.querySelectorAll('.jp-OutputArea-output')].flatMap(output =>"
+                "[output.scrollWidth, ...[...output.querySelectorAll('.cah')]"
+                ".map(each => each.offsetWidth)].map(width => width - output.clientWidth))"
             )
             assert max(wide) <= 1, (name, width, wide)
             self.page.screenshot(path=self.lab.folder / f"notebook-{name}-{width}.png")
