@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from cahlib import cli
-from cahlib.errors import RunError
+from cahlib.errors import ConfigError
 from cahlib.swarm.fleet import Fleet, fleet
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.keys import Keys
@@ -109,7 +109,7 @@ def test_a_server_is_told_no_secret_of_the_cloud(tmp_path):
         assert "cloud-config" in user_data(keys, "any") and "cah-r1" in servers
         assert not any(MARK.decode() in text for text in (servers, *said, user_data(keys, "a")))
         assert not any(MARK.decode() in call for call in cloud.calls)
-        with pytest.raises(RunError) as caught:
+        with pytest.raises(ConfigError) as caught:
             plan(accounts("planted-wrong", endpoint=cloud.url), Limits(nodes=1))
     assert MARK.decode() not in repr(caught.value) + repr(theirs)
     assert told(tmp_path) == []
