@@ -7,7 +7,6 @@ The goal: 1,000 open pages take a tenth of a core at most.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import resource
 import sys
@@ -22,6 +21,7 @@ from cahlib.tracker.crowd import Crowd
 from cahlib.tracker.database import Database
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.rules import Kind, Result, Rules
+from tests.benchmarks.common import parser
 from tests.world.crowded import fill
 from tests.world.trackers import commanded
 
@@ -30,10 +30,7 @@ _ASK = b"GET /live HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, and print it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tabs", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=20)
-    chosen = parser.parse_args(arguments)
+    chosen = parser(__doc__, arguments, tabs=(1000, 5), seconds=(20.0, 0.2)).parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_NOFILE, (2 * chosen.tabs + 1000,) * 2)
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'tracker.sqlite'}"
@@ -57,7 +54,7 @@ async def watch(database: Database, port: int, tabs: int, seconds: float) -> tup
         opened.append(await asyncio.open_connection("127.0.0.1", port, local_addr=here))
         opened[-1][1].write(_ASK)
     heard = [asyncio.create_task(_hear(reader)) for reader, _ in opened]
-    await asyncio.sleep(5)
+    await asyncio.sleep(min(5, seconds))
     before, began = spent(), time.monotonic()
     while time.monotonic() - began < seconds:  # by another process than the server: not its CPU
         if leased := await asyncio.to_thread(crowd.lease, secret):
