@@ -150,7 +150,8 @@ def test_no_file_is_too_strange(text, target):
         robots.training_refusal("/" + target)
 
 
-_PATH = st.text("ab/*$?=.", max_size=8).map("/".__add__)
+# Protego does not count a "*" at a path's end, which is one of the octets of RFC 9309, 2.2.2
+_PATH = st.text("ab/*$?=.", max_size=8).map(lambda text: "/" + text.rstrip("*"))
 _TARGET = st.text("ab/?=.", max_size=10).map("/".__add__)
 
 
