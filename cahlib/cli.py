@@ -180,6 +180,7 @@ def _parser() -> Parser:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    from cahlib.model.scorer import check_model_files
     from cahlib.needs import introduced
     from cahlib.quote import quoted
     from cahlib.run_directory import require_described_same
@@ -187,6 +188,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
     job = _job(chosen)
     introduced(job)
+    check_model_files(job.judge)
     require_described_same(job)  # before anything is made, or servers are asked for
     names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG}
     told = environment()
@@ -293,11 +295,14 @@ def _tell(outcome: Outcome) -> None:
 def _demo(chosen: argparse.Namespace) -> int:
     from cahlib import demo
     from cahlib.demo import world
+    from cahlib.model.scorer import check_model_files
 
-    note("The demo's web and its crawl are on loopback; nothing leaves this machine.")
     output = os.path.expanduser(chosen.output)
     with world.build().serve(demo.port(output)) as web:
-        code = _follow(demo.job(output, web))
+        job = demo.job(output, web)
+        check_model_files(job.judge)
+        note("The demo's web and its crawl are on loopback; nothing leaves this machine.")
+        code = _follow(job)
     typed = shlex.quote(output)
     note(f"`cah inspect {typed}` and `cah verify {typed}` tell more about it.")
     if chosen.open:
