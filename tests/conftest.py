@@ -12,6 +12,7 @@ import sys
 
 import hypothesis
 import pytest
+from hypothesis.internal.conjecture import providers
 
 from tests import quick
 from tests.world import forks
@@ -53,6 +54,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("--hypothesis-profile") is None:
+        # It draws the constants of whatever modules are loaded, too, by the order of the tests.
+        providers.is_local_module_file = lambda path: False
     if hasattr(config, "workerinput"):
         isolate()
 

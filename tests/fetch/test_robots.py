@@ -150,14 +150,16 @@ def test_no_file_is_too_strange(text, target):
         robots.training_refusal("/" + target)
 
 
-# Protego does not count a "*" at a path's end, which is one of the octets of RFC 9309, 2.2.2
-_PATH = st.text("ab/*$?=.", max_size=8).map(lambda text: "/" + text.rstrip("*"))
-_TARGET = st.text("ab/?=.", max_size=10).map("/".__add__)
+# Protego reads "?" apart from what stands before it, and does not count a "*" at a path's end; by
+# RFC 9309, 2.2.2, both are octets like others.
+_PATH = st.text("ab/*$=.", max_size=8).map(lambda text: "/" + text.rstrip("*"))
+_TARGET = st.text("ab/=.", max_size=10).map("/".__add__)
 
 
 @settings(max_examples=400)
 @given(st.lists(st.tuples(st.sampled_from(["Allow", "Disallow"]), _PATH), max_size=6), _TARGET)
 @example([("Disallow", "/a*$")], "/ab")
+@example([("Allow", "/?a"), ("Disallow", "/?")], "/?a")
 def test_rules_are_understood_as_another_reader_does(rules, target):
     text = EVERYBODY + "".join(f"{name}: {path}\n" for name, path in rules)
     # a path is compared as it is written; Protego takes an address apart, and "//" begins a host
