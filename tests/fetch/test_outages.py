@@ -141,13 +141,13 @@ def test_a_cut_in_the_middle_costs_nothing_but_time(trouble):
         arrived = scraping.result(60)
         assert run.outages.total() > 0
         assert run.outages.current_seconds() == 0
+    assert sum(run.tally.lost.values()) == len(DEAD), run.tally.lost
     assert len(arrived) == len(before) + len(after) + 20
     assert set(arrived.values()) == {1}
     assert run.tally.lost[Reason.DNS] == 2
     # a busy machine hears after 3 s that nobody is at an address, before it has given up waiting
     refused, silent = run.tally.lost[Reason.REFUSED], run.tally.lost[Reason.NO_ROBOTS]
     assert refused in (1, 2) and refused + silent == 3
-    assert sum(run.tally.lost.values()) == len(DEAD)
     assert run.evidence.silent == []
 
 
