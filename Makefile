@@ -5,7 +5,8 @@
 # make test-nodes  the swarm's nodes and a tracker as real machines, booted by systemd-nspawn
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
 # make pictures  the README's pictures of the notebook, made by its test
-# make docs  the parts of README.md and of the guides that are made from the code
+# make docs  the parts of README.md and of the guides that are made from the code, and the list
+#             of all messages, tests/data/messages.txt
 # make bench  the benchmarks, each beside its peer
 # make bench-gpu  judging on a GPU beside the model alone and clip-retrieval
 # make fuzz   the readers of strangers' bytes, and the suite's own tests with examples drawn at
@@ -75,6 +76,7 @@ soak: .venv/dev
 
 docs: .venv/dev
 	$(bin)/python -m tests.docs
+	$(bin)/python -m tests.test_messages
 
 .venv/demo: setup.py
 	test -x $(bin)/python || $(PYTHON) -m venv .venv

@@ -1,0 +1,71 @@
+"""Every sentence that people can get, in one file to be read from top to bottom.
+
+`tests/data/messages.txt` is made of the source: what is raised and what is printed or logged, by
+file. ``make docs`` renews it.
+"""
+
+import ast
+from pathlib import Path
+
+import cahlib
+
+PACKAGE = Path(cahlib.__file__).parent
+MESSAGES = Path(__file__).parent / "data" / "messages.txt"
+
+#: Calls whose arguments people read, beside everything that is raised.
+SPOKEN = {"print", "tell", "say", "log", "warning", "info", "error", "exception"}
+
+
+def words(node: ast.expr) -> str:
+    """Return the text of an expression, each value in it by its name; "" if it has no text."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        parts = (
+            f"{{{ast.unparse(part.value)}}}"
+            if isinstance(part, ast.FormattedValue)
+            else words(part)
+            for part in node.values
+        )
+        return "".join(parts)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return words(node.left) + words(node.right)
+    if isinstance(node, ast.IfExp):
+        return " / ".join(filter(None, (words(node.body), words(node.orelse))))
+    return ""
+
+
+def spoken(tree: ast.AST) -> list[ast.Call]:
+    """Return the calls whose arguments are messages, in the order of the source."""
+    raised = (node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise))
+    errors = {id(call) for call in raised if isinstance(call, ast.Call)}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [
+        call
+        for call in calls
+        if id(call) in errors
+        or getattr(call.func, "id", getattr(call.func, "attr", "")) in SPOKEN
+        or getattr(call.func, "id", "").endswith("Error")
+    ]
+    return sorted(calls, key=lambda call: (call.lineno, call.col_offset))
+
+
+def collected() -> str:
+    """Return all messages of the package, those of a file under its name."""
+    blocks = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        calls = spoken(ast.parse(path.read_text(encoding="utf-8")))
+        texts = (" ".join(words(each).split()) for call in calls for each in call.args)
+        lines = list(dict.fromkeys(f"  {text}" for text in texts if " " in text))
+        if lines:
+            blocks.append("\n".join([path.relative_to(PACKAGE).as_posix(), *lines]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def test_the_messages_can_be_read_in_one_place():
+    renew = "`make docs` renews it; read what changed"
+    assert MESSAGES.read_text(encoding="utf-8") == collected(), renew
+
+
+if __name__ == "__main__":
+    MESSAGES.write_text(collected(), encoding="utf-8")
