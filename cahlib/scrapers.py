@@ -18,7 +18,6 @@ from cahlib.places import expanded
 from cahlib.progress import Board
 from cahlib.records import Shard
 from cahlib.settings import Checked, held
-from cahlib.swarm.engine import local
 
 if TYPE_CHECKING:
     from cahlib.swarm.cluster import Reach
@@ -81,6 +80,8 @@ def scrapers(
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
     if not (place.has_servers or place.engine):
+        from cahlib.swarm.engine import local  # brings Dask, which who asks a cloud does not need
+
         with local(place.scrapers) as engine:
             yield engine, home
         return

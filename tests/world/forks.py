@@ -31,7 +31,8 @@ _LOADED = (
     "cahlib.dataset.show.report", "cahlib.dataset.write.shard_writer", "cahlib.demo.world",
     "cahlib.kaggle.servers", "cahlib.kaggle.session", "cahlib.model.clip",
     "cahlib.model.model_source", "cahlib.run", "cahlib.scrapers",
-    "cahlib.swarm.crew", "cahlib.swarm.hetzner", "cahlib.tracker.app", "cahlib.volunteer",
+    "cahlib.swarm.crew", "cahlib.swarm.engine", "cahlib.swarm.hetzner", "cahlib.tracker.app",
+    "cahlib.volunteer",
     "pyarrow.parquet", "uvicorn",
 )  # fmt: skip
 
