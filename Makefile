@@ -26,8 +26,7 @@ demo: .venv/demo
 test quick coverage: export PYTHONDONTWRITEBYTECODE :=
 
 TESTERS ?= 6
-# Quick tests hardly wait, and each process costs six CPU seconds before its first test.
-quick: TESTERS = 2
+quick: TESTERS = 4
 # of the order of the tests and of what is random in them; pytest's line shows it
 SEED := $(or $(SEED),$(shell date +%s))
 pytest = $(bin)/pytest -n $(TESTERS) --no-loadscope-reorder --durations=20 --randomly-seed=$(SEED)
