@@ -1,4 +1,4 @@
-"""How `cah` reads its command line: help in two lengths, examples, and near names for mistakes."""
+"""The parser of `cah`: help in two lengths, examples, and near names for mistakes."""
 
 from __future__ import annotations
 

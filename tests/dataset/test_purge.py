@@ -4,8 +4,6 @@ import gzip
 import json
 import re
 import shutil
-import subprocess
-import sys
 from itertools import combinations
 
 import pyarrow.parquet as pq
@@ -30,6 +28,7 @@ from cahlib.lock import held
 from cahlib.records import Reason, Stage
 from cahlib.run import run
 from tests.world import judged as world
+from tests.world.crashes import before_each_renaming
 from tests.world.judged import with_forms, write, write_these
 
 FORMS = ("images", "embeddings", "tfrecords")
@@ -244,29 +243,12 @@ def test_a_purge_that_is_killed_is_finished_by_the_next(tmp_path):
     folders = [tmp_path / str(steps) for steps in range(8)]
     for folder in folders:
         write(folder)
-    script = """
-import os, sys
-from pathlib import Path
-from cahlib.dataset.maintain.purge import PurgeLists, purge
-
-def die(event, args):
-    global steps
-    if event == "os.rename":
-        steps -= 1
-        if steps < 0:
-            os._exit(9)
-
-uids, *folders = sys.argv[1:]
-for steps, folder in enumerate(folders):
-    if os.fork() == 0:
-        sys.addaudithook(die)
-        list(purge(Path(folder), PurgeLists(uids=[uids])))
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
-"""
-    command = [sys.executable, "-c", script, *uids, *map(str, folders)]
-    ran = subprocess.run(command, cwd=world.ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["9"] * 8  # five files, the manifest, the report, the card
+    died = before_each_renaming(
+        "from cahlib.dataset.maintain.purge import PurgeLists, purge",
+        f"list(purge(folder, PurgeLists(uids={[*map(str, uids)]!r})))",
+        folders,
+    )
+    assert died == ["9"] * 8  # five files, the manifest, the report, the card
     list(purge(tmp_path / "7", PurgeLists(uids=uids)))
     for folder in folders:
         list(purge(folder, PurgeLists(uids=uids)))

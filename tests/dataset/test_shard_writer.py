@@ -2,8 +2,6 @@
 
 import json
 import resource
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import md5
@@ -23,6 +21,7 @@ from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted, wr
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Reason, Stage
 from tests.world import judged as world
+from tests.world.crashes import before_each_renaming
 from tests.world.judged import write
 
 
@@ -258,28 +257,10 @@ def test_what_a_crash_leaves_is_swept_and_nothing_else(tmp_path):
         write(folder, shard="s-0")
         (folder / "images/own-notes.txt").write_text("the user's")
     before = everything(folders[0])
-    script = """
-import os, sys
-from pathlib import Path
-from tests.world.judged import write
-
-def die(event, args):
-    global steps
-    if event == "os.rename":
-        steps -= 1
-        if steps < 0:
-            os._exit(9)
-
-for steps, folder in enumerate(sys.argv[1:]):
-    if os.fork() == 0:
-        sys.addaudithook(die)
-        write(Path(folder), first=100, shard="s-1")
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
-"""
-    command = [sys.executable, "-c", script, *map(str, folders)]
-    ran = subprocess.run(command, cwd=world.ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["9"] * 7 + ["0"]  # six files, then the manifest
+    died = before_each_renaming(
+        "from tests.world.judged import write", 'write(folder, first=100, shard="s-1")', folders
+    )
+    assert died == ["9"] * 7 + ["0"]  # six files, then the manifest
     for folder in folders[:7]:
         assert len(everything(folder)) > len(before)
         recover_interrupted(folder)

@@ -38,7 +38,7 @@ from cahlib.errors import RunError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairPlan:
-    """What is to be repaired at a place."""
+    """The damage found at a place."""
 
     place: str | Path
     broken: dict[str, str] = field(default_factory=dict)  #: shards by id, with the first problem

@@ -53,7 +53,7 @@ RemovalRule = Callable[[Row], Reason | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardChange:
-    """What was removed from a shard."""
+    """A shard that was rewritten, and the pairs removed from it."""
 
     shard: str
     lost: Mapping[Reason, int]

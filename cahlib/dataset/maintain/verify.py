@@ -40,7 +40,7 @@ from cahlib.records import Stage
 
 
 class ProblemKind(enum.Enum):
-    """What a problem concerns, and so what repairs it."""
+    """The part of a dataset that a problem concerns, and so what repairs it."""
 
     SHARD = enum.auto()  #: a committed shard that is incomplete or damaged, by its id
     FOREIGN = enum.auto()  #: a complete shard of another dataset, or a foreign file, by id or path

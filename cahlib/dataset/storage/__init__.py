@@ -1,1 +1,1 @@
-"""Where a dataset's files are kept: a folder, or a URL to which they are uploaded."""
+"""The places of a dataset's files: a folder, or a URL to which they are uploaded."""

@@ -26,7 +26,7 @@ _COLUMNS = "sha256", "phash", "chroma"
 
 
 class ImageFingerprint(NamedTuple):
-    """What identifies an image."""
+    """The identity of an image."""
 
     sha256: bytes  #: of the bytes as served
     looks: int  #: its perceptual hash
