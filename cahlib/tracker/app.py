@@ -1,4 +1,4 @@
-"""The tracker as a web service: its own API under /v1, and how refusals are answered."""
+"""The tracker as a web service: its API under /v1 and its error responses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Key = Annotated[HTTPAuthorizationCredentials, Security(HTTPBearer())]
 
 
 def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> FastAPI:
-    """The application; its database must have been migrated."""
+    """Return the application; its database must have been migrated."""
     service = Service(settings) if clock is None else Service(settings, clock=clock)
     stream = Stream(partial(pages.look, service), each=settings.limits.streams)
 
@@ -66,12 +66,12 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
     app = FastAPI(
         title="cahlib tracker",
         version=cahlib.__version__,
-        description="Hands out the shards of a crawl, and counts what comes of them.",
+        description="Hands out the shards of a crawl and records their results.",
         lifespan=life,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         openapi_url="/v1/openapi.json",
-        redirect_slashes=False,  # a redirection would not know the path below which we lie
+        redirect_slashes=False,  # a redirect would lack the prefix of a reverse proxy
     )
     app.state.service = service
     app.router.routes.extend([*calls.routes(), Route("/live", stream, methods=["GET"])])
@@ -101,42 +101,46 @@ class _Body(BaseModel):
 
 
 class Newcomer(_Body):
-    """Who wants to work."""
+    """A worker that wants to join."""
 
     nickname: str = Field(max_length=200, description="shown on the leaderboard")
     kind: Literal["hybrid", "cpu", "gpu"]
     nickname_secret: str = Field(
         "",
         max_length=200,
-        description="who shows it first owns the nickname; only its hash is kept",
+        description="the first worker to send one owns the nickname; only its hash is stored",
     )
-    team: str = Field("", max_length=200, description="that the nickname is of from now on")
+    team: str = Field(
+        "", max_length=200, description="the team the nickname belongs to from now on"
+    )
 
 
 class Delivery(_Body):
-    """A parcel that waits where a GPU worker can fetch it."""
+    """An uploaded parcel that a GPU worker can download."""
 
-    url: str = Field(max_length=2000, description="below the place named when you joined")
+    url: str = Field(
+        max_length=2000, description="below the `upload` URL that registration returned"
+    )
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    size: int = Field(ge=0, le=2**34, description="bytes; a GPU worker must have room for it")
+    size: int = Field(ge=0, le=2**34, description="in bytes")
     tally: dict[str, Any] | None = None
 
 
 class Failure(_Body):
-    """Why it did not work."""
+    """The reason for a failure."""
 
     reason: str = Field(max_length=20_000)
 
 
 class Numbers(_Body):
-    """Shards by their numbers; none = all that apply."""
+    """The numbers of shards; null means all that apply."""
 
     shards: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] | None = Field(None, max_length=1000)
 
 
 @_v1.post("/workers", status_code=201)
 def register(request: Request, body: Newcomer) -> dict[str, Any]:
-    """Join: the secret is shown this once, and goes into `Authorization: Bearer` from now on."""
+    """Register a worker; later calls send its secret as `Authorization: Bearer`."""
     if request.headers.get("user-agent") == "cahlib":
         raise Outdated()
     service = of(request)
@@ -154,7 +158,7 @@ def register(request: Request, body: Newcomer) -> dict[str, Any]:
 
 @_v1.post("/shards/{number}/parcel")
 def parcel(request: Request, key: Key, number: Number, body: Delivery) -> dict[str, bool]:
-    """A CPU worker's parcel is uploaded: now it is a job for a GPU."""
+    """Report that a parcel has been uploaded; a GPU worker scores it next."""
     tally = None if body.tally is None else rules.tally(body.tally)
     service = of(request)
     place = rules.place(body.url, service.settings.rules.upload)
@@ -164,35 +168,35 @@ def parcel(request: Request, key: Key, number: Number, body: Delivery) -> dict[s
 
 @_v1.post("/shards/{number}/release")
 def release(request: Request, key: Key, number: Number) -> dict[str, bool]:
-    """Give a shard back; nothing is held against anybody."""
+    """Return a shard that the worker will not finish; this does not count as a failure."""
     of(request).crowd.give_back(key.credentials, number)
     return {"released": True}
 
 
 @_v1.post("/shards/{number}/fail")
 def fail(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
-    """It did not work: somebody else tries, until several have failed."""
+    """Report a failure; other workers retry the shard until several have failed."""
     reason = rules.sentence(body.reason, 1000)
     return {"set_aside": of(request).crowd.fail(key.credentials, number, reason)}
 
 
 @_v1.post("/shards/{number}/refetch")
 def refetch(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
-    """A GPU worker could not fetch the parcel: another tries, before it is scraped anew."""
+    """Report a parcel that cannot be downloaded; another worker tries before a new scrape."""
     reason = rules.sentence(body.reason, 1000)
     return {"set_aside": of(request).crowd.refetch(key.credentials, number, reason)}
 
 
 @_v1.post("/leave")
 def leave(request: Request, key: Key) -> dict[str, bool]:
-    """Go; what you held is free again, and the secret is worth nothing from now on."""
+    """Unregister the worker, release its shards and invalidate its secret."""
     of(request).crowd.leave(key.credentials)
     return {"left": True}
 
 
 @_v1.get("/state", tags=["public"])
 def state(request: Request) -> dict[str, Any]:
-    """How far the crawl is."""
+    """Return the progress of the crawl."""
     now = of(request).state()
     counts = now.counts
     return {
@@ -205,20 +209,20 @@ def state(request: Request) -> dict[str, Any]:
 
 @_v1.get("/leaderboard", tags=["public"])
 def leaderboard(request: Request) -> dict[str, Any]:
-    """Who made most pairs, and who brought most parcels."""
+    """Return the nicknames with the most pairs and with the most parcels."""
     service = of(request)
     return {"pairs": service.pairs_board(), "parcels": service.parcel_board()}
 
 
 @_v1.get("/stuck", tags=["public"])
 def stuck(request: Request) -> list[dict[str, Any]]:
-    """The shards that failed for several workers."""
+    """Return the shards that failed for several workers."""
     return of(request).stuck()[:200]
 
 
 @_admin.post("/retry")
 def retry(request: Request, key: Key, body: Numbers) -> dict[str, int]:
-    """Put shards that were set aside back on the list."""
+    """Queue shards again that were set aside after failures."""
     return {"shards": intake.retry(_administrator(request, key), body.shards)}
 
 
@@ -226,7 +230,7 @@ def retry(request: Request, key: Key, body: Numbers) -> dict[str, int]:
 def expel(
     request: Request, key: Key, name: Annotated[str, Path(pattern="^[a-z0-9-]{1,60}$")]
 ) -> dict[str, bool]:
-    """Send a worker away: what it held is free again, and its secret is worth nothing."""
+    """Expel a worker, release its shards and invalidate its secret."""
     database = _administrator(request, key)
     of(request).crowd.expel(board.worker(database, name)["id"])
     return {"expelled": True}

@@ -1,7 +1,6 @@
-"""The calls that workers make all the time, without what a framework adds to each of them.
+"""The API calls that workers make most often, served without the framework's overhead.
 
-A body is decoded and validated by msgspec on a thread; what is refused, the application's handlers
-answer as everywhere.
+msgspec decodes and validates bodies on a thread; the application's handlers answer errors.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from cahlib.tracker.rules import IDS, MOST_PAIRS, Invalid, Lease, Malformed, Out
 from cahlib.tracker.service import Service
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-# typed to the bottom, so that nothing is nested deeper than Python can follow
+# typed at every level: deeper nesting is rejected before it can exhaust the stack
 Tally = Annotated[
     dict[str, dict[str, int | dict[str, int]]],
     msgspec.Meta(description="{stage: {in, out, lost: {reason: n}}}"),
 ]
-# `rules.uids` looks at all of them at once, in a tenth of the time of one pattern each
+# `rules.uids` checks them all at once, in a tenth of the time that a pattern each takes
 Uid = Annotated[str, msgspec.Meta(description="hex md5 of url + text")]
 
 
@@ -37,43 +36,47 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Wish(_Body):
-    """How many shards a worker has room for."""
+    """The number of shards that a worker can take."""
 
     count: Annotated[int, msgspec.Meta(ge=1, le=MOST_LEASES)] = 1
 
 
 class Beat(_Body):
-    """A sign of life, for all shards that a worker holds."""
+    """A heartbeat for all shards that a worker holds."""
 
     shards: Annotated[list[Number], msgspec.Meta(max_length=1000)]
-    progress: Annotated[str, msgspec.Meta(max_length=2000, description="in a few words")] = ""
+    progress: Annotated[
+        str, msgspec.Meta(max_length=2000, description="a few words for the status page")
+    ] = ""
 
 
 class Done(_Body):
-    """A shard whose pairs are made."""
+    """The result of a shard."""
 
     uids: Annotated[list[Uid], msgspec.Meta(max_length=MOST_PAIRS)]
     tally: Tally
-    output: Annotated[str, msgspec.Meta(max_length=2000, description="where the pairs are")] = ""
+    output: Annotated[
+        str, msgspec.Meta(max_length=2000, description="URL or path of the pairs")
+    ] = ""
     similarities: Annotated[
         list[Annotated[float, msgspec.Meta(ge=-1, le=1)]],
-        msgspec.Meta(max_length=MOST_PAIRS, description="of the pairs; needed for spot checks"),
+        msgspec.Meta(max_length=MOST_PAIRS, description="one per pair; needed for spot checks"),
     ] = []
 
 
 class Uids(_Body):
-    """Pairs of a shard."""
+    """The pairs of a shard."""
 
     uids: Annotated[list[Uid], msgspec.Meta(max_length=20_000)]
 
 
 def lease(service: Service, secret: str, number: int, body: Wish) -> dict[str, Any]:
-    """Shards to work on, if there are any; `finished` when you will be given none any more.
+    """Lease shards to work on; `finished` is true if there will be no more.
 
     `shard` is the first of `shards`, or null.
     """
     ours = object()
-    if service.leasing.setdefault(secret, ours) is not ours:  # together they would be too many
+    if service.leasing.setdefault(secret, ours) is not ours:  # two at once would exceed the limit
         return {"shard": None, "shards": [], "finished": False}
     try:
         leases = [_shown(each) for each in service.crowd.lease_several(secret, body.count)]
@@ -84,16 +87,15 @@ def lease(service: Service, secret: str, number: int, body: Wish) -> dict[str, A
 
 
 def heartbeat(service: Service, secret: str, number: int, body: Beat) -> dict[str, Any]:
-    """A sign of life: which of the shards you hold are still yours, for a lease from now on."""
+    """Renew the leases of a worker and return the shards that it still holds."""
     progress = rules.sentence(body.progress, 200)
     return {"shards": service.crowd.beat(secret, body.shards, progress)}
 
 
 def complete(service: Service, secret: str, number: int, body: Done) -> dict[str, Any]:
-    """A shard's pairs are made; sent again it counts once.
+    """Complete a shard; a repeated call counts once.
 
-    `lost` names those that another shard was first to bring: they are that one's, so leave them
-    out of your dataset.
+    `lost` lists the pairs that belong to a shard completed earlier; omit them from the dataset.
     """
     allowed = service.settings.rules
     if body.uids and allowed.verify and not body.similarities:
@@ -112,7 +114,7 @@ def complete(service: Service, secret: str, number: int, body: Done) -> dict[str
 
 
 def pairs(service: Service, secret: str, number: int, body: Uids) -> dict[str, Any]:
-    """Which of a shard's pairs a completed shard has; leave them out of your dataset."""
+    """Return the pairs that belong to another, completed shard; omit them from the dataset."""
     return {"taken": service.crowd.taken(secret, number, body.uids)}
 
 
@@ -124,7 +126,7 @@ _CALLS: dict[str, tuple[type[_Body], Callable[..., dict[str, Any]]]] = {
 }
 
 
-#: What is longer Python may refuse to make an integer of.
+#: Python may refuse to parse longer integers.
 _NUMBER = re.compile("[0-9]{1,10}")
 
 
@@ -160,7 +162,7 @@ def described(document: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Call:
-    """One call as an ASGI application."""
+    """An API call as an ASGI application."""
 
     def __init__(self, serve: Callable[[Service, str, str, bytes], bytes]) -> None:
         self._serve = serve

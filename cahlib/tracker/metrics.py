@@ -1,4 +1,4 @@
-"""The tracker's numbers for Prometheus: how far the crawl is, and what an alert can be made of."""
+"""The tracker's metrics for Prometheus: progress, and values to alert on."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _HOUR = 3600
 
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(request: Request) -> PlainTextResponse:
-    """The numbers for Prometheus."""
+    """Return the metrics for Prometheus."""
     service = of(request)
     state = service.state()
     first, failed = trouble(service.database, state.time)
     quiet = max(service.settings.rules.lease - (first - state.time), 0) if first else 0
     done = _done(state)
     every = [
-        *_metric("shards", "gauge", "Shards by state; todo and scraped are the queues.", {
+        *_metric("shards", "gauge", "Shards by state; todo and scraped are queued.", {
             f'state="{name}"': getattr(state.counts, name)
             for name in ("todo", "leased", "scraped", "judging", "failed", "done")
         }),
-        *_metric("workers", "gauge", "Workers that gave a sign of life lately.", {
+        *_metric("workers", "gauge", "Connected workers by kind.", {
             f'kind="{kind}"': count for kind, count in state.workers.items()
         }),
-        *_metric("pairs_total", "counter", "Pairs so far.", {"": state.counts.pairs}),
-        *_metric("parcels_total", "counter", "Parcels so far.", {"": state.counts.parcels}),
-        *_metric("oldest_lease_seconds", "gauge", "Seconds since the sign of life of the lease "
-                 "that is silent for longest; 0 without leases.", {"": round(quiet, 1)}),
+        *_metric("pairs_total", "counter", "Pairs in completed shards.", {"": state.counts.pairs}),
+        *_metric("parcels_total", "counter", "Parcels delivered.", {"": state.counts.parcels}),
+        *_metric("oldest_lease_seconds", "gauge", "Seconds since the oldest heartbeat of a lease; "
+                 "0 without leases.", {"": round(quiet, 1)}),
         *_metric("failures_hour", "gauge", "Failures in the last hour.", {"": failed}),
-        *_metric("error_share", "gauge", "Failures by failures and finished shards of the last "
-                 "hour.", {"": round(failed / max(failed + done, 1), 4)}),
+        *_metric("error_share", "gauge", "Failed share of the attempts of the last hour.",
+                 {"": round(failed / max(failed + done, 1), 4)}),
     ]  # fmt: skip
     return PlainTextResponse("\n".join(every) + "\n", media_type="text/plain; version=0.0.4")
 
