@@ -11,7 +11,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -139,6 +139,7 @@ def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
     return Job.from_values({**inherited, **options})
 
 
+@cache  # some 300 options, for the notebook's and the tests' many commands in one process
 def _parser() -> Parser:
     parser = Parser(
         prog="cah",

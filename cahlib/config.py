@@ -300,7 +300,7 @@ class Job(Checked):
             elif isinstance(value, list):
                 value = tuple(value)
             groups.setdefault(setting.group, {})[name] = value
-        types = get_type_hints(cls)
+        types = _types()
         own = groups.pop("", {})
         return cls(**own, **{group: types[group](**given) for group, given in groups.items()})
 
@@ -369,9 +369,14 @@ class Job(Checked):
 @cache
 def settings() -> tuple[Setting, ...]:
     """Every setting of a Job, in the order of the fields."""
-    parts = get_type_hints(Job)
     own = held(Job, "")
-    return own + tuple(s for name, part in parts.items() for s in held(part, name))
+    return own + tuple(s for name, part in _types().items() for s in held(part, name))
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """Return the types of a Job's fields."""
+    return get_type_hints(Job)
 
 
 def refuse_unknown(names: Iterable[str]) -> None:

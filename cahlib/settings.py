@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 from cahlib.errors import ConfigError
@@ -144,7 +145,12 @@ class Setting:
 
 
 def held(owner: Any, group: str) -> tuple[Setting, ...]:
-    """The settings that a dataclass itself holds."""
+    """Return the settings that a dataclass itself holds."""
+    return _held(owner, group)
+
+
+@cache  # each Job that is made is checked by them
+def _held(owner: Any, group: str) -> tuple[Setting, ...]:
     if not is_dataclass(owner):
         return ()
     types = get_type_hints(owner)
