@@ -340,6 +340,7 @@ class Near:
 
     def take(self, *, timeout):
         if not self._waiting:
+            time.sleep(0.05)
             return None
         key, function, arguments, limit = self._waiting.pop()
         try:

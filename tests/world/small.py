@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,7 @@ class Here:
 
     def take(self, *, timeout: float) -> tuple[str, Any] | None:
         if not self._jobs:
+            time.sleep(0.05)  # asked again at once, the ledger would cost more than all else
             return None
         key, function, arguments, limit = self._jobs.pop(0)
         try:
