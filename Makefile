@@ -21,6 +21,7 @@ bin := .venv/bin
 
 demo: .venv/demo
 	$(bin)/cah demo
+	@echo 'To have cah in this terminal: . $(bin)/activate'
 
 # Many tests start Pythons, each of which would compile cahlib anew where nothing may be kept.
 test quick coverage: export PYTHONDONTWRITEBYTECODE :=

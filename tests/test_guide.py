@@ -33,8 +33,8 @@ FOREIGN = {
 }  # fmt: skip
 #: What stands for a shard of the dataset in code.
 SNIPPETS = {"SHARD": "s-0"}
-#: Packages that take seconds to import: code that needs one is compiled here. What it does is
-#: tested by the cards' code (`tests/dataset/test_readers.py`, `tests/dataset/test_formats.py`).
+#: Packages that take seconds to import: code that needs one is compiled here, and run beside the
+#: cards' code (`tests/dataset/test_readers.py`, `tests/dataset/test_formats.py`).
 HEAVY = {"datasets", "tensorflow"}
 
 

@@ -20,6 +20,7 @@ from cahlib.dataset.write.tfrecord import (
     frame_record,
     read_tfrecords,
 )
+from cahlib.guide import read_page
 from tests.world import judged as world
 
 _VALUES = st.dictionaries(
@@ -88,9 +89,12 @@ for record in records:
                       "height": int(each["height"]), "width": int(each["width"])}))
 """
     )
-    command = [sys.executable, "-c", script]
+    (guide,) = re.findall(r"```python\n(import glob\n.*?)```", read_page("reading"), re.DOTALL)
+    command = [sys.executable, "-c", script + guide.replace("my-dataset", ".")]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     found = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    labels = [pair.image.candidate.text for pair in made]
+    assert ran.stdout.splitlines()[-len(labels) :] == labels
     for pair, row in zip(made, found, strict=True):
         image = pair.image
         assert row["sampleID"] == str(sample_id(image.candidate.uid))

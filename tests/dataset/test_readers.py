@@ -19,6 +19,7 @@ from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.tar_index import COUNT_FILE, read_tar_sizes
 from cahlib.dataset.write.columns import REENCODED_FROM
+from cahlib.guide import read_page
 from cahlib.records import Reason
 from tests.world import judged as world
 
@@ -140,8 +141,9 @@ for place, card in json.loads(sys.argv[1]):
         exec(code)
     keys = [line.split()[0] for line in out.getvalue().splitlines()]
     print(json.dumps([place, "as shown", keys]))
-    uids = load_dataset(place, split="train")["uid"]
-    print(json.dumps([place, "metadata", list(uids)]))
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(sys.argv[2].replace("./my-dataset", place).replace("my-dataset", place))
+    print(json.dumps([place, "metadata", list(table["uid"])]))
 """
 
 
@@ -151,7 +153,8 @@ def test_hugging_face_datasets_loads_both_forms_streaming_and_not(made, tmp_path
     places = [(str(made[form]), form == "plain") for form in FORMS]
     home = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "", "HOME": str(tmp_path)}
     home |= {"USE_TORCH": "0", "USE_TF": "0", "USE_JAX": "0"}  # which take seconds to import
-    command = [sys.executable, "-c", HF, json.dumps(places)]
+    (guide,) = re.findall(r"```python\n(from datasets.*?)```", read_page("reading"), re.DOTALL)
+    command = [sys.executable, "-c", HF, json.dumps(places), guide]
     ran = subprocess.run(command, env=home, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     found = [json.loads(line) for line in ran.stdout.splitlines()]
