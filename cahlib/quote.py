@@ -6,7 +6,8 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from cahlib.config import Job
+from cahlib.config import Job, replace
+from cahlib.crawl.shards import count_shards
 from cahlib.estimate import Estimate, Price, expected
 from cahlib.room import told
 from cahlib.words import plural
@@ -52,9 +53,10 @@ class Quote:
 
 def quoted(job: Job, token: str) -> Quote:
     """Return what a job would make, cost and bring; makes nothing. Raises CahError."""
+    counted = job if job.place.tracker else replace(job, shards=count_shards(job.crawl))
     if not job.place.has_servers:
-        estimate = None if job.place.engine else expected(job)
-        return Quote(job=job, token=token, estimate=estimate, room=told(job))
+        estimate = None if job.place.engine else expected(counted)
+        return Quote(job=job, token=token, estimate=estimate, room=told(counted))
     from cahlib.scrapers import server_plan, state
     from cahlib.swarm.crew import already
 
@@ -65,10 +67,10 @@ def quoted(job: Job, token: str) -> Quote:
     return Quote(
         job=job,
         token=token,
-        estimate=expected(job, price),
+        estimate=expected(counted, price),
         table=plan.table(),
         terms=(plan.promise(), already(plan, state(job))),
-        room=told(job),
+        room=told(counted),
         servers=len(plan.first),
         price=f"{money} {plan.hourly():.3f} an hour",
         crash=plan.crash(),

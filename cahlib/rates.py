@@ -71,7 +71,7 @@ def known(job: Job) -> Rates:
 
 #: By what was measured.
 _SOURCES = {
-    frozenset(): "by Crawling@Home's figures of 2021, for this machine has measured none yet",
+    frozenset(): "by Crawling@Home's figures of 2021, since this machine has no measurements yet",
     frozenset({"speed"}): "at the speed of the last runs; what a shard holds is as in 2021",
     frozenset({"yield"}): "with what the last runs found, at the speed of servers in 2021",
     frozenset({"speed", "yield"}): "as the last runs of this machine did",

@@ -168,8 +168,8 @@ def _make_way(job: Job, home: Path) -> None:
     changed = set(job.differences(before)) if before else set()
     if not changed or _has_pairs(home):
         return
-    # What was scraped while a model that cannot be loaded was read serves the next one.
-    serves = changed <= {setting.name for setting in settings() if setting.group == "judge"}
+    # Parcels scraped before a model failed to load are of use to any model and any form.
+    serves = changed <= {each.name for each in settings() if each.group in ("judge", "output")}
     if any((home / "parcels").glob("*.json")) and not serves:
         return
     (home / "job.json").unlink()

@@ -7,6 +7,7 @@ import pytest
 from cahlib import estimate, rates
 from cahlib.config import Job, replace
 from cahlib.estimate import Price, expected
+from cahlib.quote import quoted
 from cahlib.rates import Meter, known
 from cahlib.records import Stage, Tally
 
@@ -40,6 +41,12 @@ def test_what_nobody_measured_is_as_in_2021_and_says_so(tmp_path):
         "Expect about 170,000 links and 10,000 to 15,000 pairs in about 26 minutes for EUR 0.04 "
         "(EUR 0.0027 to 0.004 per 1,000 pairs), at 112 links/s: by Crawling@Home's figures of 2021"
     )
+
+
+def test_a_single_file_is_two_shards_for_the_plan_too(tmp_path):
+    (tmp_path / "a.wat.gz").touch()
+    mine = job(tmp_path, crawl=str(tmp_path / "a.wat.gz"), contact="a@example.org")
+    assert str(quoted(mine, "").estimate).startswith("Expect about 17,000 links")
 
 
 def test_a_run_measures_for_the_next_plan(tmp_path):

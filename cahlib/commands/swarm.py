@@ -38,7 +38,7 @@ _DASHBOARD = 8787
 
 #: What the plan of servers says that no run works with.
 _UNATTENDED = (
-    "Nobody ends them by themselves: --max-cost and --hours hold only while `cah run` works with "
+    "They are not deleted by themselves: --max-cost and --hours apply only while `cah run` uses "
     "them."
 )
 
@@ -240,7 +240,7 @@ def _list(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
         print_json({"runs": [_run_json(each) for each in found]})
         return 0
     if not found:
-        print("There are no servers of cahlib's in these accounts.")
+        print("cahlib has no servers in these accounts.")
         return 0
     print(f"{'run':<10} {'servers':>7} {'age':>8} {'an hour':>12}  state")
     for each in found:

@@ -43,6 +43,18 @@ def list_shards(
     return islice(every, crawl.shards or None)
 
 
+def count_shards(crawl: Crawl) -> int:
+    """Return the number of shards to process as far as it is known offline; 0 means unknown.
+
+    Raise ConfigError if the setting names files that do not exist.
+    """
+    reading(crawl)
+    if _CRAWL_NAME.fullmatch(crawl.crawl):
+        return crawl.shards
+    there = 2 * (1 if "://" in crawl.crawl else len(_files(crawl.crawl)))
+    return min(there, crawl.shards or there)
+
+
 def make_shard(url: str, half: int) -> Shard:
     """Return one half of a WAT file; its id shows the file name and is unique to the URL."""
     stem = PurePosixPath(urlsplit(url).path).name.removesuffix(".gz").removesuffix(".warc.wat")

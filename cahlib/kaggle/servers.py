@@ -51,7 +51,7 @@ class Swarm:
         if limits.max_cost and cost > limits.max_cost:
             raise ConfigError(
                 f"max_cost: {len(wanted.first)} nodes cost {money} {cost:.2f} in {hours:g} hours, "
-                f"more than the ceiling of {money} {limits.max_cost:.2f}; raise it, or "
+                f"more than the ceiling of {money} {limits.max_cost:g}; raise it, or "
                 "ask for fewer."
             )
         return f"{wanted.table()}\n{wanted.promise()}\n{wanted.crash()}"

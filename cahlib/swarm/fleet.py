@@ -259,7 +259,9 @@ class Fleet:
         self._unsure.add(name)  # first: who deletes all then waits for it, or has stopped us
         if self.stop.is_set():
             self._unsure.discard(name)
-            raise Stopped("stopped while servers were being made.")
+            raise Stopped(
+                "stopped while servers were being created; run the same command again to continue."
+            )
         try:
             server = self._accounts[account].create(offer, wish)
         except Denied as denied:

@@ -326,7 +326,7 @@ def _affordable(
     raise ConfigError(
         f"max_cost: one hour of {plural(limits.cores or limits.nodes, what)} costs {currency} "
         f"{sum(map(_price, cheapest)):.4f}, more than the ceiling of {currency} "
-        f"{limits.max_cost:.2f}{gone}; raise it, or ask for fewer."
+        f"{limits.max_cost:g}{gone}; raise it, or ask for fewer."
     )
 
 

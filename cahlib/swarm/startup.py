@@ -230,6 +230,8 @@ def _plain(text: str, *names: str) -> str:
 def _go_on(made: Fleet) -> None:
     """Raise Stopped if the servers are not wanted any more, or were deleted by somebody else."""
     if made.stop.is_set():
-        raise Stopped("stopped while servers were being set up.")
+        raise Stopped(
+            "stopped while servers were being set up; run the same command again to continue."
+        )
     if not made.listed and made.taken_down():
         raise Stopped(TAKEN_DOWN)

@@ -182,7 +182,7 @@ def test_what_was_scraped_before_a_model_failed_to_load_serves_another(
     folder = begun("run/parcels").output.folder
     parcel = list((folder / "run/parcels").iterdir())
     line = ["run", "--crawl", "a.wat.gz", "--contact", "tests@example.org", "--model", "ViT-B"]
-    line += ["--pretrained", "openai", "--threshold", "0.3"]
+    line += ["--pretrained", "openai", "--threshold", "0.3", "--forms", "embeddings"]
     refused(command.said(capsys, *line), code=2, sentence="'ViT-B' is neither a folder nor")
     assert Job.stored(folder / "run/job.json").judge.model == "ViT-B"
     assert list((folder / "run/parcels").iterdir()) == parcel

@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from cahlib.config import Crawl
-from cahlib.crawl.shards import list_shards, make_shard
+from cahlib.crawl.shards import count_shards, list_shards, make_shard
 from cahlib.crawl.source import CrawlFile
 from cahlib.demo.web import Answer, Web
 from cahlib.errors import ConfigError, RunError, ShardError
@@ -47,6 +47,21 @@ def test_files_are_found_by_path_and_glob(tmp_path):
         "b",
         "odd_name_",
     ]
+
+
+@pytest.mark.parametrize(("shards", "count"), [(0, 4), (3, 3), (9, 4)])
+def test_shards_of_local_files_are_counted(tmp_path, shards, count):
+    for name in ("a.wat.gz", "b.wat.gz"):
+        (tmp_path / name).write_bytes(b"\x1f\x8b\x08")
+    assert count_shards(Crawl(crawl=str(tmp_path / "*.gz"), shards=shards)) == count
+
+
+@pytest.mark.parametrize(
+    ("what", "shards", "count"),
+    [(NAME, 0, 0), (NAME, 7, 7), ("https://example.com/a.wat.gz", 0, 2)],
+)
+def test_shards_elsewhere_are_counted_without_asking(what, shards, count):
+    assert count_shards(Crawl(crawl=what, shards=shards)) == count
 
 
 def test_files_of_one_name_have_shards_of_different_names():
