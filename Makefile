@@ -4,7 +4,7 @@
 # make coverage  all tests, and how much of each package they cover, branches included
 # make test-nodes  the swarm's nodes and a tracker as real machines, booted by systemd-nspawn
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
-# make pictures  the README's pictures of the notebook, made by its test
+# make pictures  the README's pictures: of the notebook, made by its test, and of the demo's report
 # make docs  the parts of README.md and of the guides that are made from the code, and the list
 #             of all messages, tests/data/messages.txt
 # make bench  the benchmarks, each beside its peer
@@ -58,6 +58,7 @@ test-classic: .venv/dev
 
 pictures: .venv/dev
 	PICTURES=1 $(bin)/pytest tests/notebook/test_lab.py
+	$(bin)/python -m tests.pictures
 
 bench: .venv/dev
 	for each in tests/benchmarks/bench_*.py; do \
