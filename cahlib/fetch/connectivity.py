@@ -109,7 +109,7 @@ class Connectivity:
         """Return why a request got no answer, None if that is not known yet.
 
         A request that failed ``at_once`` could not survive a short outage, as one that waits can:
-        TCP and DNS retransmit.
+        TCP retransmits. No lookup can.
         """
         if self.offline:
             return None

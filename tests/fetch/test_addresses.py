@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -204,6 +205,35 @@ def test_the_real_lookup_asks_name_servers():
         "bad..name": None,
         "a" * 300: None,
     }
+
+
+def test_a_name_is_looked_up_once_more_if_nothing_reached_its_server():
+    silent, failed = threading.Event(), asyncio.Event()
+    silent.set()
+
+    async def main(server):
+        servers = NameServers([server], timeout=0.4)  # fails after 1.2 s
+
+        async def lookup(host):
+            try:
+                return await servers(host)
+            except NoAnswerError:
+                silent.clear()
+                failed.set()
+                raise
+
+        resolver = Resolver(NetworkConfig(lookup=lookup))
+        asking = asyncio.create_task(resolver.resolve("a.example", 80))
+        await failed.wait()
+        await resolver.resolve("b.example", 80)  # the proof that the network works
+        found = await asking
+        await resolver.close()
+        await servers.close()
+        return found
+
+    table = dict.fromkeys(("a.example", "b.example"), [(socket.AF_INET, "8.8.8.8")])
+    with name_server(table, silent=silent) as server:
+        assert [each["host"] for each in asyncio.run(main(server))] == ["8.8.8.8"]
 
 
 def test_a_probe_asks_for_a_name_that_waits_for_the_end_of_an_outage():

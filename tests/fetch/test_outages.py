@@ -22,7 +22,7 @@ from cahlib.fetch.resolver import NetworkConfig
 from cahlib.records import Evidence, Reason, Stage, Tally
 from tests.world import hosts, small
 from tests.world import web as w
-from tests.world.jobs import until
+from tests.world.jobs import LIMIT, until
 from tests.world.names import name_server
 from tests.world.pictures import candidate, picture
 from tests.world.wires import NAMES, NOBODY, NOBODY6, OTHER, WEB, WEB6, Wires, ip
@@ -36,9 +36,11 @@ DEAD = {
     "gone.example": (None, Reason.DNS),
     "broken.example": (((FOUR, ""), (SIX, "")), Reason.DNS),
     "closed.example": (((FOUR, OTHER),), Reason.REFUSED),
-    "nobody.example": (((FOUR, NOBODY),), Reason.TIMEOUT),
+    "nobody.example": (((FOUR, NOBODY),), Reason.REFUSED),
     "asleep.example": (((FOUR, WEB),), Reason.TIMEOUT),
 }
+#: These need no timeout, so that nothing hangs on how long a busy machine takes.
+DEAD_AT_ONCE = [name for name, (_, reason) in DEAD.items() if reason is not Reason.TIMEOUT]
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +80,8 @@ def world(*, families="46", names=ALIVE, most=60.0, timings=HURRIED, forwarder=F
 
         def scrape(*links, **settings):
             """Start; gives the future of the URLs that arrived."""
-            # the web's threads are slow on a busy machine; connections are the system's
-            calm = {"per_second": 0, "connect_timeout": 1, "read_timeout": 6, "total_timeout": 20}
+            calm = dict.fromkeys(("connect_timeout", "read_timeout", "total_timeout"), LIMIT)
+            calm |= {"per_second": 0}
             options = Download(**{**calm, "connections": 64, **settings})
             wanted = (candidate(url, n) for n, url in enumerate(_all(links)))
             found = fetch_images(wanted, options, run.tally, evidence=run.evidence, net=net)
@@ -97,7 +99,7 @@ def _all(links):
     """URLs, and what is to be waited for between them."""
     for each in links:
         if isinstance(each, threading.Event):
-            assert each.wait(30)
+            assert each.wait(LIMIT)
         else:
             yield each
 
@@ -129,7 +131,7 @@ def hush(run):
 def test_a_cut_in_the_middle_costs_nothing_but_time(trouble):
     names = list(ALIVE)
     before, after = some(names[:20]), some(names[20:])
-    dead = some(DEAD, each=1)
+    dead = some(DEAD_AT_ONCE, each=1)
     cut_off = threading.Event()
     with world() as run:
         scraping = run.scrape(*before, *dead, cut_off, *after, *some(names[:20], each=9)[160:])
@@ -138,16 +140,12 @@ def test_a_cut_in_the_middle_costs_nothing_but_time(trouble):
         cut_off.set()
         offline(run)
         mend()
-        arrived = scraping.result(60)
+        arrived = scraping.result(LIMIT)
         assert run.outages.total() > 0
         assert run.outages.current_seconds() == 0
-    assert sum(run.tally.lost.values()) == len(DEAD), run.tally.lost
+    assert run.tally.lost == Counter(DEAD[name][1] for name in DEAD_AT_ONCE)
     assert len(arrived) == len(before) + len(after) + 20
     assert set(arrived.values()) == {1}
-    assert run.tally.lost[Reason.DNS] == 2
-    # a busy machine hears after 3 s that nobody is at an address, before it has given up waiting
-    refused, silent = run.tally.lost[Reason.REFUSED], run.tally.lost[Reason.NO_ROBOTS]
-    assert refused in (1, 2) and refused + silent == 3
     assert run.evidence.silent == []
 
 
@@ -164,7 +162,7 @@ def test_name_servers_that_know_the_hosts_of_before_hide_no_cut():
         offline(run)
         mend()
         run.alone.clear()
-        assert len(scraping.result(60)) == len(before) + len(after)
+        assert len(scraping.result(LIMIT)) == len(before) + len(after)
     assert not run.tally.lost
 
 
@@ -191,7 +189,7 @@ def test_a_cut_that_is_over_before_it_is_noticed_costs_nothing(monkeypatch):
         until(lambda: failed)
         mend()
         mended.set()
-        assert set(scraping.result(60)) == {*before, *within, *after}
+        assert set(scraping.result(LIMIT)) == {*before, *within, *after}
         assert run.outages.total() == 0
     assert not run.tally.lost
 
@@ -205,7 +203,7 @@ def test_without_network_from_the_start_nothing_is_lost(trouble):
         offline(run)
         assert not scraping.done()
         mend()
-        assert set(scraping.result(60)) == set(links)
+        assert set(scraping.result(LIMIT)) == set(links)
     assert not run.tally.lost
 
 
@@ -213,7 +211,7 @@ def test_a_shard_is_given_back_when_the_network_stays_away():
     with world(most=0.5) as run:
         unplug(run)
         scraping = run.scrape(*some(list(ALIVE)[:3], each=2))
-        wait([scraping], 60)
+        wait([scraping], LIMIT)
         with pytest.raises(Postponed, match="no network"):
             scraping.result()
     assert run.tally.left[Stage.FETCH] == 0
@@ -222,11 +220,14 @@ def test_a_shard_is_given_back_when_the_network_stays_away():
 def test_the_only_host_that_lives_does_not_hold_its_shard_by_dropping_us():
     links, dropped = some(["one.example"], each=72), threading.Event()
     with world(names={"one.example": ((FOUR, WEB),)}, most=0.5) as run:
-        scraping = run.scrape(*links[:64], dropped, *links[64:], consent="headers", read_timeout=1)
+        brief = {"connect_timeout": 1, "read_timeout": 1, "consent": "headers"}
+        scraping = run.scrape(*links[:64], dropped, *links[64:], **brief)
         until(lambda: run.tally.left[Stage.FETCH] == 64)
         ip("-n", run.wires.far, *f"rule add from {WEB} blackhole".split())
         dropped.set()
-        assert set(scraping.result(60)) == set(links[:64])
+        assert set(scraping.result(LIMIT)) == set(links[:64])
+        # else its web waits 20 s for the ends of these connections
+        ip("-n", run.wires.far, *f"rule del from {WEB} blackhole".split())
     assert sum(run.tally.lost.values()) == 8
 
 
@@ -236,9 +237,8 @@ def test_where_only_dead_hosts_are_left_there_is_no_outage():
     alive = some(names, each=1)
     with world(names=names) as run:
         tail = some(DEAD, each=4)
-        # a system says of nobody's address that it is unreachable after 3 s
-        scraping = run.scrape(*alive, *tail, consent="headers", connect_timeout=5)
-        assert set(scraping.result(60)) == set(alive)
+        scraping = run.scrape(*alive, *tail, consent="headers", read_timeout=6)
+        assert set(scraping.result(LIMIT)) == set(alive)
         assert run.outages.total() == 0
     assert sum(run.tally.lost.values()) == len(tail)
     assert set(run.evidence.silent) == set(DEAD)
@@ -263,7 +263,7 @@ def test_hosts_are_reached_by_whichever_family_works(families):
     }  # fmt: skip
     with world(families=families, names=names) as run:
         scraping = run.scrape(*some(names, each=1), consent="headers")
-        arrived = scraping.result(60)
+        arrived = scraping.result(LIMIT)
     assert {url.split("/")[2] for url in arrived} == reached
 
 
