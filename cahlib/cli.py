@@ -220,7 +220,9 @@ def environment() -> dict[str, str]:
 
 def _job(chosen: argparse.Namespace) -> Job:
     """The Job that was typed, with what the environment and .env add."""
-    given = {s.name: getattr(chosen, s.name) for s in settings() if hasattr(chosen, s.name)}
+    typed = vars(chosen)
+    given = {s.name: typed[s.name] for s in settings() if s.name in typed}
+    given |= {name: ",".join(words) for name, words in given.items() if isinstance(words, list)}
     return job_from(given, environment())
 
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
 from cahlib.atomic import write_file
+from cahlib.crawl_settings import Crawl as Crawl
 from cahlib.errors import ConfigError
 from cahlib.fingerprint import checksum, differences, fingerprint
 from cahlib.presets import PRESETS
@@ -27,65 +28,6 @@ _SUM = "sha256"
 
 class DamagedJob(ConfigError):
     """The file of a stored Job cannot be read as one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crawl(Checked):
-    """What is read, and which links in it become candidates."""
-
-    crawl: str = option(
-        "", "what to read: a crawl's name (CC-MAIN-2024-10), or a WAT file by path, glob or URL",
-        first="run",
-    )  # fmt: skip
-    shards: int = option(
-        0, "number of shards (half a WAT file each) to process; 0 = all", least=0, most=999_999,
-        free=True, first="run",
-    )  # fmt: skip
-    seed: int = option(
-        0, "draw the shards at random with this seed; 0 = in the crawl's order", least=0
-    )
-    base_url: str = option(
-        "https://data.commoncrawl.org/", "base URL that crawls are downloaded from", free=True
-    )
-    languages: tuple[str, ...] = option(
-        ("en",), "languages to keep, as comma-separated tags (en, zh, zh-Hant, sr-Latn); all = any",
-        topic="text",
-    )  # fmt: skip
-    language_evidence: str = option(
-        "caption",
-        "how to tell the language of a short caption: from the caption alone, as LAION did, or "
-        "from its page too",
-        choices=("caption", "page"), topic="text",
-    )  # fmt: skip
-    personal: str = option(
-        "drop", "drop captions with e-mail addresses or phone, card or passport numbers, or mask "
-        "these", choices=("drop", "mask"), topic="text",
-    )  # fmt: skip
-    min_text: int = option(
-        5, "fewest letters in a caption; a CJK letter counts as three, an Indic or Thai one as two",
-        least=1, most=1000, topic="text",
-    )  # fmt: skip
-    max_text: int = option(
-        1000, "most characters in a caption", least=1, most=100_000, topic="text"
-    )
-    max_url: int = option(
-        2000, "most characters in an image's URL", least=10, most=100_000, topic="text"
-    )
-    og_images: bool = option(
-        False, "also take each page's og:image with its og:description", topic="text"
-    )
-    blocked_domains: tuple[str, ...] = option(
-        (), "files of domains to skip, one per line; separate files with commas",
-        file=True, grows=True, topic="text",
-    )  # fmt: skip
-    blocked_urls: tuple[str, ...] = option(
-        (), "files of image URLs to skip, one per line; separate files with commas",
-        file=True, grows=True, topic="text",
-    )  # fmt: skip
-    blocked_pairs: tuple[str, ...] = option(
-        (), "files of pair hashes (hex md5 of URL + text) to skip: text files or .bloom filters",
-        file=True, grows=True, topic="text",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

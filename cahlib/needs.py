@@ -32,9 +32,11 @@ def named(job: Job) -> None:
 
 
 def reading(crawl: Crawl) -> None:
-    """Refuse a crawl that names nothing."""
-    if not crawl.crawl:
+    """Refuse what names nothing to read, or two things."""
+    if crawl.crawl and crawl.links:
+        raise ConfigError("links: give a crawl or tables of links, not both.")
+    if not (crawl.crawl or crawl.links):
         raise MissingSetting(
             "crawl: say what to read: a crawl's name (CC-MAIN-2024-10), or a WAT file by path, "
-            "glob or URL."
+            "glob or URL; or tables of links, with --links."
         )

@@ -43,7 +43,7 @@ class Reason(Enum):
 
     # A reason is a cause, never a message: a report can count causes, not sentences.
     NOT_A_PAGE = "not_a_page", Stage.READ, "holds no HTML page"
-    BROKEN_RECORD = "broken_record", Stage.READ, "is not a readable WAT record"
+    BROKEN_RECORD = "broken_record", Stage.READ, "is not a readable record, or row of a table"
     BROKEN_MEMBER = "broken_member", Stage.READ, "lies in a damaged gzip member"
 
     NO_TEXT = "no_text", Stage.CHOOSE, "has no text"
@@ -166,10 +166,10 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One half of a WAT file by bytes: the unit of work, as at Crawling@Home."""
+    """One half of a WAT file by bytes, the unit of work at Crawling@Home; or rows of a table."""
 
     id: str  #: unique in a run, safe as a file's name, the same on every machine
-    url: str  #: the WAT file: an absolute path or an http(s) URL
+    url: str  #: the WAT file: an absolute path or an http(s) URL; or as in `cahlib.table_rows`
     half: int  #: 0 or 1
 
 
@@ -182,12 +182,14 @@ class Candidate:
     url: str  #: absolute, http or https
     text: str  #: repaired (ftfy), with normalised white space
     raw_text: str | None  #: as on the page, if that differs
-    page: str  #: URL of the page that shows the image
+    page: str  #: URL of the page that shows the image, or of a table with the row's number
     licence: str  #: the page's creativecommons.org link, else "?"
     language: str  #: ISO 639 code by CLD2, "un" if unknown
     reliable: bool  #: whether CLD2 calls the language reliable
-    source: str  #: "alt", or "og" for og:image with og:description
+    source: str  #: "alt", "og" for og:image with og:description, or "table"
     language_evidence: str = "caption"  #: what tells the language: "caption" alone, or its "page"
+    #: columns that a table's row carries along, by name
+    extra: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

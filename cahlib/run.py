@@ -23,6 +23,7 @@ from cahlib.config import Job
 from cahlib.crawl import languages
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.shards import list_shards
+from cahlib.crawl.tables.slices import Slices
 from cahlib.dataset.description import commit_shards, describe_continued
 from cahlib.dataset.file_names import require_writable
 from cahlib.dataset.maintain.purge import withdraw_pairs
@@ -31,6 +32,7 @@ from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.show.summary import summarize
 from cahlib.dataset.storage.upload import Uploader, check_destination, upload_pages
 from cahlib.dataset.tar_index import add_tar
+from cahlib.dataset.write.columns import TAKEN
 from cahlib.dataset.write.duplicate_index import load_duplicate_index
 from cahlib.dataset.write.gallery import LatestPairs
 from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
@@ -110,7 +112,8 @@ def run(
         writing(folder),
     ):
         if isinstance(ledger, Ledger):
-            ledger.add(list_shards(job.crawl, contact=job.download.contact))
+            known, contact = ledger.in_state(), job.download.contact
+            ledger.add(list_shards(job.crawl, contact=contact, taken=TAKEN, known=known))
         # a launch that was killed may have left some between "done" and their removal
         parcels.remove_leftovers(folder / "run" / "parcels", ledger.in_state("done"))
         if ledger.more() or ledger.in_state("sealed"):
@@ -164,6 +167,7 @@ class _Work:
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
         self._failures = Failures(ledger, self._folder, attempts=job.place.attempts)
+        self._slices = Slices(self._folder / "run" / "links", job.download.contact)
         self._away = self._parcels  #: where the scrapers write them
         self._ours = describe_continued(job)
         self._sealed = ledger.tally()  #: of the shards in the dataset
@@ -231,6 +235,7 @@ class _Work:
                 return
             if finished := scrapers.take(timeout=0.2):
                 shard, result = leased.pop(finished[0]), finished[1]
+                self._slices.drop(shard)
                 if isinstance(result, Parcel):
                     self._failures.scraped(shard)
                     yield self._in_work.setdefault(shard.id, _InWork(parcel=result))
@@ -246,10 +251,11 @@ class _Work:
                 shard.id, storage.download_parcel, shard, brought, self._away, limit=seconds
             )
             return
+        if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
+            return
         download = self._job.download
         download = replace(download, left_alone=self._dead_domains.merged_with(download.left_alone))
-        settings = (self._job.crawl, download, self._away)
-        scrapers.submit(shard.id, scrape, shard, *settings, limit=seconds)
+        scrapers.submit(shard.id, scrape, shard, crawl, download, self._away, limit=seconds)
 
     def _open(self, scraped: Iterable[_InWork]) -> Iterator[_Opened]:
         """Check a parcel and find its images while the model is busy with the one before it."""

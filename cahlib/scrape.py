@@ -1,4 +1,4 @@
-"""Scrape one shard: from its WAT file to a parcel of images. Does not import torch."""
+"""Scrape one shard: from its WAT file or rows to a parcel of images. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from cahlib.config import Crawl, Download
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
+from cahlib.crawl.tables.slices import read_slice
 from cahlib.crawl.wat import read_pages
 from cahlib.errors import ShardError
 from cahlib.fetch.images import fetch_images
@@ -63,8 +64,13 @@ def scrape(
         if time.monotonic() > started + limit + outages.total():
             raise ShardError(f"{shard.id} took longer than {limit / 60:g} minutes.")
 
+    pages = (
+        read_slice(shard, crawl.links[0], tally)
+        if crawl.links
+        else read_pages(shard, tally, contact=download.contact, outages=outages, evidence=evidence)
+    )
     found = find_candidates(
-        read_pages(shard, tally, contact=download.contact, outages=outages, evidence=evidence),
+        pages,
         crawl,
         Blocklists.load(crawl),
         tally,

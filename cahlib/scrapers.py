@@ -18,6 +18,7 @@ from cahlib.places import expanded
 from cahlib.progress import Board
 from cahlib.records import Shard
 from cahlib.settings import Checked, held
+from cahlib.table_rows import rows_of
 
 if TYPE_CHECKING:
     from cahlib.swarm.cluster import Reach
@@ -216,11 +217,12 @@ class _Supplied:
 
 
 def _files(arguments: Sequence[Any]) -> Iterator[str]:
-    """The files of this machine that a job names: lists, and a WAT file."""
+    """The files of this machine that a job names: lists, a WAT file, the rows of a table."""
     for each in arguments:
         if isinstance(each, Checked):
             for setting in held(type(each), ""):
-                if setting.option.file and (value := getattr(each, setting.name)):
+                named = setting.option.file or setting.option.table
+                if named and (value := getattr(each, setting.name)):
                     yield from (value,) if isinstance(value, str) else value
-        elif isinstance(each, Shard) and "://" not in each.url:
+        elif isinstance(each, Shard) and "://" not in each.url and not rows_of(each.url):
             yield each.url

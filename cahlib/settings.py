@@ -46,6 +46,8 @@ class Option:
     file: bool = False
     #: those files say what to leave out: they may grow between two launches, and their names count
     grows: bool = False
+    #: names tables of this machine, of which jobs read parts; several words of a command line
+    table: bool = False
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:

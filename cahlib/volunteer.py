@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cahlib.config import Job
+from cahlib.crawl.tables.slices import Slices
 from cahlib.errors import ConfigError, RunError, writing
 from cahlib.failures import Failures
 from cahlib.needs import introduced
@@ -62,6 +63,7 @@ class _Scraping:
     def __init__(self, job: Job, shared: Shared, stop: threading.Event) -> None:
         self._job, self._shared, self._stop = job, shared, stop
         self._folder = job.output.folder / "run" / "parcels"
+        self._slices = Slices(job.output.folder / "run" / "links", job.download.contact)
         self._failures = Failures(shared, job.output.folder, attempts=1)
         self._leased: dict[str, Shard] = {}
         self._brought = 0
@@ -92,14 +94,17 @@ class _Scraping:
         return Brought(parcels=self._brought, stopped=left)
 
     def _submit(self, scrapers: engine.Engine, shard: Shard) -> None:
+        if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
+            return
         self._leased[shard.id] = shard
         seconds = self._job.place.shard_minutes * 60
-        settings = (self._job.crawl, self._job.download)
+        settings = (crawl, self._job.download)
         places = (self._folder, self._shared.upload)
         scrapers.submit(shard.id, scrape_and_upload, shard, settings, *places, limit=seconds)
 
     def _take(self, id: str, result: object, *, slots: int) -> None:
         shard = self._leased.pop(id)
+        self._slices.drop(shard)
         if isinstance(result, list):  # what `scrape_and_upload` gives, as it comes from a worker
             self._failures.scraped(shard)
             tally = Tally.from_dict(result[1])

@@ -11,9 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cahlib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
-    "atomic", "config", "errors", "estimate", "failures", "fingerprint", "flow", "lists",
-    "live", "lock", "logs", "needs", "places",
-    "presets", "private", "progress", "rates", "records", "resources", "retry", "settings", "words",
+    "atomic", "config", "crawl_settings", "errors", "estimate", "failures", "fingerprint",
+    "flow", "lists", "live", "lock", "logs", "needs", "places",
+    "presets", "private", "progress", "rates", "records", "resources", "retry", "settings",
+    "table_rows", "words",
 }  # fmt: skip
 #: The packages between a run and the ground, each with those that it may import.
 ROOMS = {

@@ -167,4 +167,6 @@ def _explained(setting: Setting) -> dict[str, Any]:
     bounds = setting.bounds().removeprefix(" of").strip()
     told = f" ({bounds})" if bounds else ""
     told += f" [{default}]" if default not in ("", None) else ""
+    if setting.option.table:
+        shape = {"nargs": "+", "metavar": "PATTERN", "action": "extend"}  # a shell's glob too
     return {"help": (setting.option.help + told).replace("%", "%%"), **shape}

@@ -14,12 +14,21 @@ from cahlib.config import Crawl
 from cahlib.crawl import languages, page_opt_outs, texts
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.page_language import PageLanguage
-from cahlib.crawl.wat import Link, Page
+from cahlib.crawl.wat import BARE_LINK, TABLE_LINK, Link, Page
 from cahlib.fetch import links, opt_outs
 from cahlib.records import Candidate, OptOut, Reason, Stage, Tally
 
 #: The path that an og:image with its og:description gets among the links.
 _OPEN_GRAPH = "og:image"
+
+#: What a candidate's source is called, by the path of its link.
+_SOURCES = {"IMG@/src": "alt", _OPEN_GRAPH: "og", TABLE_LINK: "table", BARE_LINK: "table"}
+
+#: The paths of links that show an image.
+_SHOWN = frozenset({"IMG@/src", TABLE_LINK, BARE_LINK})
+
+#: The text of a link without one.
+_NO_CAPTION = texts.Caption("", None, "un", False)
 
 #: Longest URL that is stored with each sample of a page: the page's own, its licence's.
 _MAX_STORED_URL = 2000
@@ -54,7 +63,7 @@ def find_candidates(
         if len(page.url) > _MAX_STORED_URL:
             lost[Reason.LONG_URL] += len(shown)
             continue
-        with_text = [link for link in shown if link.alt]
+        with_text = [link for link in shown if link.alt or link.path == BARE_LINK]
         lost[Reason.NO_TEXT] += len(shown) - len(with_text)
         link_filter.set_page(page, with_text)
         for link in with_text:
@@ -82,7 +91,8 @@ def find_candidates(
                 language=text.language,
                 reliable=text.reliable,
                 language_evidence=text.evidence,
-                source="og" if link.path == _OPEN_GRAPH else "alt",
+                source=_SOURCES[link.path],
+                extra=page.extra,
             )
             position += 1
 
@@ -109,9 +119,7 @@ class _LinkFilter:
         """Return a candidate's URL, text and uid, or the reason to drop the link."""
         if reason := links.link_drop_reason(link.url):
             return reason
-        text = self._caption_filter(link.alt)
-        if self._page_language and isinstance(text, texts.Caption):
-            text = self._page_language.resolve(text, self._wanted)
+        text = self._caption(link)
         if not isinstance(text, texts.Caption):
             return text
         url = links.absolute_url(link.url, base, self._max_url)
@@ -126,10 +134,19 @@ class _LinkFilter:
         self._seen.add(uid)
         return Reason.BLOCKED_PAIR if self._blocked.has_pair(uid) else (url, text, uid)
 
+    def _caption(self, link: Link) -> texts.Caption | Reason:
+        """Return the text of a link, or the reason to drop it."""
+        if link.path == BARE_LINK:
+            return _NO_CAPTION
+        text = self._caption_filter(link.alt)
+        if self._page_language and isinstance(text, texts.Caption):
+            return self._page_language.resolve(text, self._wanted)
+        return text
+
 
 def _image_links(page: Page, options: Crawl) -> list[Link]:
     """Return the links of a page that show an image."""
-    shown = [link for link in page.links if link.path == "IMG@/src"]
+    shown = [link for link in page.links if link.path in _SHOWN]
     if options.og_images:
         said = {(meta.property or meta.name).lower(): meta.content for meta in page.metas[::-1]}
         # three names for the same picture; a page that has several counts once

@@ -1,4 +1,4 @@
-"""From the setting ``crawl`` to shards: paths, URLs, or a crawl's list of WAT files."""
+"""From the settings to shards: of WAT files by path, URL or a crawl's list, or of tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import random
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from cahlib.config import Crawl
 from cahlib.crawl.filetype import NotWatError, OtherRecordTypeError, check_wat
 from cahlib.crawl.source import RETRY_PAUSES, CrawlFile, MissingFileError, SleepFunction
+from cahlib.crawl.tables.listing import list_table_shards, require_unchanged
 from cahlib.errors import ConfigError, RunError, ShardError
 from cahlib.needs import reading
 from cahlib.records import Shard
@@ -28,14 +29,23 @@ _FEW_PAUSES = RETRY_PAUSES[:4]
 
 
 def list_shards(
-    crawl: Crawl, *, contact: str = "", sleep: SleepFunction = time.sleep
+    crawl: Crawl,
+    *,
+    contact: str = "",
+    taken: Collection[str] = (),
+    known: Iterable[Shard] = (),
+    sleep: SleepFunction = time.sleep,
 ) -> Iterator[Shard]:
-    """Return the shards to process, two per WAT file.
+    """Return the shards to process: two per WAT file, or rows of tables.
 
     A seed shuffles the files, always in the same order, so that a later run with more shards
     continues it. Raise ConfigError if there is nothing to read, and RunError if the crawl's list
-    cannot be fetched or the server bans this address.
+    cannot be fetched or the server bans this address. ``taken``: names that no extra column of a
+    table may have; ``known``: shards of earlier launches, of the same tables.
     """
+    reading(crawl)
+    if crawl.links:
+        return require_unchanged(list_table_shards(crawl, contact=contact, taken=taken), known)
     urls = _wat_files(crawl, contact, sleep)
     if crawl.seed:
         random.Random(crawl.seed).shuffle(urls)
@@ -65,7 +75,6 @@ def make_shard(url: str, half: int) -> Shard:
 
 def _wat_files(crawl: Crawl, contact: str, sleep: SleepFunction) -> list[str]:
     """Return the paths or URLs of the WAT files that the setting names."""
-    reading(crawl)
     what = crawl.crawl
     if _CRAWL_NAME.fullmatch(what):
         return _list_crawl(what, crawl.base_url, contact, sleep)

@@ -189,6 +189,11 @@ def text_drop_reason(text: str, options: Crawl) -> Reason | None:
         return Reason.SHORT_TEXT
     if len(text) > options.max_text:
         return Reason.LONG_TEXT
+    return None if options.trust_text else _junk_reason(text)
+
+
+def _junk_reason(text: str) -> Reason | None:
+    """Return the reason to drop a text that describes nothing, or None."""
     alone = " " not in text
     # a file name with a space ends in a letter only after the dot of its extension
     if alone or not ("a" <= text[-1] <= "z" or _is_letter(text[-1])) or "." in text[-5:]:

@@ -42,6 +42,10 @@ _DAY = re.compile(r"CC-MAIN-([0-9]{8})")
 _DECODED_SINCE = "20190615"
 
 
+#: The paths of links from tables; those of the second kind have no column of texts.
+TABLE_LINK, BARE_LINK = "table", "bare"
+
+
 class Link(msgspec.Struct, gc=False):
     """A link of a page, as in the WAT."""
 
@@ -94,6 +98,7 @@ class Page(msgspec.Struct, gc=False):
     links: list[Link]
     metas: list[Meta]
     headers: dict[str, Any] = {}  #: of the HTTP response; repeated ones are lists
+    extra: dict[str, Any] = {}  #: of a table's row: the columns to carry along
 
 
 _decode = msgspec.json.Decoder(_Record).decode

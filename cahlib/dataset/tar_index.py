@@ -9,12 +9,13 @@ would be dropped. All are made from the manifests.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cahlib.dataset.layout import ONE_EXTENSION
 from cahlib.dataset.manifest import ShardManifest, tar_path
 from cahlib.dataset.storage.files import files_at
+from cahlib.table_rows import Extra
 
 SIZES_FILE, COUNT_FILE, TAR_CARD_FILE = TAR_INDEX_FILES = (
     "images/sizes.json",
@@ -39,12 +40,15 @@ def write_tar_index(
     place: str | Path,
     sizes: Mapping[str, int],
     forms: Iterable[str],
-    scores: Iterable[str],
+    columns: tuple[Sequence[str], Sequence[Extra]],
     layout: int,
 ) -> None:
-    """Rewrite the files, or remove them if there is no tar."""
+    """Rewrite the files, or remove them if there is no tar.
+
+    ``columns``: those of scores, and those that a table's rows carry along.
+    """
     made = (
-        {**encode_tar_sizes(sizes), TAR_CARD_FILE: render_tar_card(forms, scores, layout).encode()}
+        {**encode_tar_sizes(sizes), TAR_CARD_FILE: render_tar_card(forms, columns, layout).encode()}
         if sizes
         else {}
     )
@@ -98,13 +102,16 @@ def encode_tar_sizes(sizes: Mapping[str, int]) -> dict[str, bytes]:
     }
 
 
-def render_tar_card(forms: Iterable[str], scores: Iterable[str], layout: int) -> str:
-    """Return the card of the tars."""
+def render_tar_card(
+    forms: Iterable[str], columns: tuple[Sequence[str], Sequence[Extra]], layout: int
+) -> str:
+    """Return the card of the tars; ``columns`` as for `write_tar_index`."""
     from cahlib.dataset.write.columns import arrow_schema
 
     jpg = ONE_EXTENSION in forms
     kinds = IMAGE_EXTENSIONS[:1] if jpg else IMAGE_EXTENSIONS
-    columns = arrow_schema(tuple(scores), reencoded=jpg, layout=layout)
+    scores, extras = columns
+    schema = arrow_schema(scores, extras=extras, reencoded=jpg, layout=layout)
     return "\n".join(
         [
             "---",
@@ -121,7 +128,7 @@ def render_tar_card(forms: Iterable[str], scores: Iterable[str], layout: int) ->
             *(
                 f"    - name: {json.dumps(each.name)}\n"
                 f"      dtype: {_DTYPES.get(str(each.type), str(each.type))}"
-                for each in columns
+                for each in schema
             ),
             "---",
             "The pictures of the dataset one folder up, as WebDataset: of each sample a picture "

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 #: The pages, in the order in which they are listed and best read.
 GUIDES = (
-    "first-dataset", "notebook", "swarm", "kaggle", "tracker", "dask", "models", "reading",
+    "first-dataset", "links", "notebook", "swarm", "kaggle", "tracker", "dask", "models", "reading",
     "maintenance", "consent", "troubleshooting", "options", "formats", "tracker-api",
     "performance", "architecture", "contributing", "changelog",
 )  # fmt: skip

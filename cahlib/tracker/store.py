@@ -317,10 +317,10 @@ class Ledger:
             return sum(each, Tally())
 
     def in_state(self, *states: str) -> list[Shard]:
-        """The shards in these states, in their order."""
+        """The shards in these states, or all, in their order."""
         query = (
             select(_shards.c.id, _shards.c.url, _shards.c.half)
-            .where(_shards.c.state.in_(states))
+            .where(_shards.c.state.in_(states or _STATES))
             .order_by(_shards.c.number)
         )
         with self._database.read() as connection:

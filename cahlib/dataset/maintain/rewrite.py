@@ -44,6 +44,7 @@ from cahlib.dataset.write.shard_writer import (
 from cahlib.dataset.write.tfrecord import read_tfrecords
 from cahlib.errors import ConfigError, RunError
 from cahlib.records import Judged, Reason, Stage
+from cahlib.table_rows import Extra, rows_of
 
 _log = logging.getLogger(__name__)
 
@@ -101,14 +102,17 @@ def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardC
     )
     if not lost and gallery == manifest.gallery:
         return None
+    extras = _extras(manifest)
+    others = {*COLUMNS, REENCODED_FROM, *(name for _, name in extras)}
     spec = DatasetSpec(
         model=manifest.model,
         threshold=manifest.threshold,
-        scores={n: n for n in table.column_names if n not in (*COLUMNS, REENCODED_FROM)},
+        scores={n: n for n in table.column_names if n not in others},
         forms=manifest.forms,
         versions=manifest.versions,
         settings=manifest.settings,
         layout=layout,
+        extras=extras,
     )
     stats = PairStats()
     with ShardWriter(folder) as writer:
@@ -140,8 +144,16 @@ def _without(
 def _pairs(folder: Path, manifest: ShardManifest, rows: Iterable[Row]) -> Iterator[Judged]:
     """Yield the pairs of a shard as they were scored, from its files."""
     images, texts = (_vectors(folder, manifest, form) for form in ("img_emb", "text_emb"))
+    extras = _extras(manifest)
     for row, data, image, text in zip(rows, _data(folder, manifest), images, texts, strict=False):
-        yield restore_pair(row, data=data, image_embedding=image, text_embedding=text)
+        yield restore_pair(
+            row, data=data, image_embedding=image, text_embedding=text, extras=extras
+        )
+
+
+def _extras(manifest: ShardManifest) -> tuple[Extra, ...]:
+    rows = rows_of(manifest.shard.url)
+    return rows.extras if rows else ()
 
 
 def _vectors(folder: Path, manifest: ShardManifest, form: str) -> Iterable[Any]:

@@ -37,7 +37,7 @@ def write_pages(place: str | Path, job_values: Mapping[str, Any]) -> None:
     for path, data in encoded.items():
         there.write(path, data)
     layout = description.layout_of(place) or CURRENT_LAYOUT
-    write_tar_index(place, found.tars, found.forms, found.scores, layout)
+    write_tar_index(place, found.tars, found.forms, (found.scores, found.extras), layout)
     if said := find_description(place):
         if found.tars:
             encoded[TAR_CARD_FILE] = there.read(TAR_CARD_FILE)

@@ -12,6 +12,7 @@ from cahlib.config import settings
 from cahlib.dataset.manifest import GalleryItem, ShardManifest, no_dataset_error, read_manifests
 from cahlib.dataset.tar_index import tar_size
 from cahlib.records import Reason, Stage, Tally
+from cahlib.table_rows import Extra, rows_of
 from cahlib.words import plural
 
 #: Pairs of each kind in the gallery.
@@ -58,6 +59,7 @@ class Summary:
     cut: Mapping[str, int] = field(default_factory=dict)
     tars: Mapping[str, int] = field(default_factory=dict)  #: samples by name
     scores: tuple[str, ...] = ()  #: the columns of scores
+    extras: tuple[Extra, ...] = ()  #: columns that a table's rows carry along
     #: kept pairs by label and by the second classifier's band
     opinions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -105,6 +107,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
     work: list[ShardTimes] = []
     models, forms, versions = dict[tuple[str, float], None](), dict[str, None](), dict[str, str]()
     cut, sizes, scores = dict[str, int](), dict[str, int](), dict[str, None]()
+    extras = dict[Extra, None]()
     size = optouts = overruled = 0
     similarity = 0.0
     for each in manifests:
@@ -126,6 +129,8 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         similarity += each.similarity * each.rows
         sizes |= tar_size(each)
         scores |= dict.fromkeys(each.scores)
+        rows = rows_of(each.shard.url)
+        extras |= dict.fromkeys(rows.extras if rows else ())
     return Summary(
         shards=len(work),
         pairs=tally.left[Stage.JUDGE],
@@ -146,6 +151,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         cut=cut,
         tars=sizes,
         scores=tuple(scores),
+        extras=tuple(extras),
     )
 
 

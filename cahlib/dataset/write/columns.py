@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from cahlib.dataset.layout import CURRENT_LAYOUT
+from cahlib.errors import ConfigError
 from cahlib.image.perceptual_hash import chroma, phash
 from cahlib.records import Candidate, Image, Judged
+from cahlib.table_rows import Extra, typed
 
 #: The metadata of one pair, by column.
 Row = dict[str, Any]
@@ -57,7 +59,8 @@ ALL_COLUMNS = [
     Column("similarity", pa.float64(), "similarity", "cosine of image and text, -1 to 1"),
     Column("uid", pa.string(), "image.candidate.uid",
            "hex md5 of URL + TEXT: the key of the sample in every file"),
-    Column("page", pa.string(), "image.candidate.page", "the page that shows the image"),
+    Column("page", pa.string(), "image.candidate.page",
+           "the page that shows the image, or the table's row"),
     Column("language", pa.string(), "image.candidate.language",
            "of the caption, by CLD2: an ISO 639 code, `un` if unknown"),
     Column("reliable", pa.bool_(), "image.candidate.reliable",
@@ -67,7 +70,7 @@ ALL_COLUMNS = [
     Column("raw_text", pa.string(), "image.candidate.raw_text",
            "the text as it stood on the page, where that differs from TEXT"),
     Column("source", pa.string(), "image.candidate.source",
-           "`alt`, or `og` for og:image with og:description"),
+           "`alt`, `og` for og:image with og:description, or `table`"),
     Column("original_height", pa.int32(), "image.original_height", "pixels, as served"),
     Column("original_width", pa.int32(), "image.original_width", "pixels, as served"),
     Column("md5", pa.string(), "image.md5", "hex, of the bytes as served"),
@@ -98,6 +101,14 @@ _READERS: dict[str, Callable[[Judged], Any]] = {
     if each.source is not None
 }
 
+#: The types of the columns that a table's rows carry along, by kind.
+_EXTRA_TYPES = {
+    "text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(),
+}  # fmt: skip
+
+#: Names that a column carried along from a table must not have.
+TAKEN = (*COLUMNS, "reencoded_from")
+
 #: With `--forms images:jpg`, before the scores: the format that a picture was re-encoded from,
 #: "" if it is stored as it was.
 REENCODED_FROM = "reencoded_from"
@@ -109,16 +120,32 @@ def columns_of_layout(layout: int) -> tuple[str, ...]:
 
 
 def arrow_schema(
-    scores: Sequence[str], *, reencoded: bool = False, layout: int = CURRENT_LAYOUT
+    scores: Sequence[str],
+    *,
+    extras: Sequence[Extra] = (),
+    reencoded: bool = False,
+    layout: int = CURRENT_LAYOUT,
 ) -> pa.Schema:
-    """Return a dataset's schema, one column per score; pairs without that score have null."""
+    """Return a dataset's schema, one column per score; pairs without that score have null.
+
+    Raise ConfigError if an extra column has the name of a score.
+    """
     own = [(each.name, each.type) for each in ALL_COLUMNS if each.since <= layout]
     more = [(REENCODED_FROM, pa.string())] if reencoded else []
+    for kind, name in extras:
+        if name in scores:
+            raise ConfigError(f"extra_columns: {name} is a column of scores; leave it out.")
+        more.append((name, _EXTRA_TYPES[kind]))
     return pa.schema(own + more + [(name, pa.float32()) for name in scores])
 
 
 def make_row(
-    judged: Judged, *, model: str, scores: Mapping[str, str], layout: int = CURRENT_LAYOUT
+    judged: Judged,
+    *,
+    model: str,
+    scores: Mapping[str, str],
+    extras: Sequence[Extra] = (),
+    layout: int = CURRENT_LAYOUT,
 ) -> Row:
     """Return the metadata of a scored image; ``scores`` maps each score to its column.
 
@@ -128,6 +155,10 @@ def make_row(
         name: _valid(_READERS[name](judged) if name in _READERS else model)
         for name in columns_of_layout(layout)
     }
+    carried = judged.image.candidate.extra
+    for kind, name in extras:  # another machine may have sent anything
+        value = typed(carried.get(name), kind)
+        values[name] = _valid(value) if kind == "text" else value
     given = dict(judged.scores)
     for score, column in scores.items():
         # rounded as its column is, so that all files have the same value
@@ -137,10 +168,18 @@ def make_row(
     return values
 
 
-def restore_pair(row: Row, *, data: bytes, image_embedding: Any, text_embedding: Any) -> Judged:
+def restore_pair(
+    row: Row,
+    *,
+    data: bytes,
+    image_embedding: Any,
+    text_embedding: Any,
+    extras: Sequence[Extra] = (),
+) -> Judged:
     """Return the kept pair of which `make_row` made this row, but for its position."""
+    carried = {name: row[name] for _, name in extras}
     parts: dict[str, dict[str, Any]] = {
-        "image.candidate": {"position": 0},
+        "image.candidate": {"position": 0, "extra": carried},
         "image": {"data": data},
         "": {"image_embedding": image_embedding, "text_embedding": text_embedding, "reason": None},
     }
@@ -149,7 +188,7 @@ def restore_pair(row: Row, *, data: bytes, image_embedding: Any, text_embedding:
             owner, _, attribute = each.source.rpartition(".")
             parts[owner][attribute] = row[each.name]
     candidate = Candidate(**parts["image.candidate"])
-    scores = {name: row[name] for name in row if name not in (*COLUMNS, REENCODED_FROM)}
+    scores = {name: row[name] for name in row if name not in (*COLUMNS, REENCODED_FROM, *carried)}
     return Judged(image=Image(candidate=candidate, **parts["image"]), scores=scores, **parts[""])
 
 

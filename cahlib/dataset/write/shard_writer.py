@@ -63,6 +63,7 @@ from cahlib.dataset.write.tfrecord import TFRecordWriter
 from cahlib.errors import disk_errors
 from cahlib.model.open_nsfw import OPEN_NSFW, nsfw_band
 from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
+from cahlib.table_rows import Extra, rows_of
 
 #: Reasons to drop a pair that the dataset has already.
 _DUPLICATES = (Reason.PAIR_SEEN, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE)
@@ -82,6 +83,7 @@ class DatasetSpec:
     versions: Mapping[str, str]  #: of the libraries that score
     settings: str = ""  #: the digest of the settings that make it
     layout: int = CURRENT_LAYOUT
+    extras: tuple[Extra, ...] = ()  #: columns that a table's rows carry along
 
 
 def write_shard(
@@ -99,7 +101,8 @@ def write_shard(
     from the kept to the dropped. Errors of ``judged`` propagate, and nothing is left on disk.
     Raise ConfigError if the folder cannot be written, RunError if the disk fails.
     """
-    stats = PairStats()
+    stats, rows = PairStats(), rows_of(parcel.shard.url)
+    spec = dataclasses.replace(spec, extras=rows.extras if rows else ())
     with ShardWriter(folder) as writer:
         writer.open_formats(parcel.shard.id, spec)
         for each in _without_duplicates(judged, again):
@@ -212,7 +215,9 @@ class ShardWriter:
             return self.open(part_path(form, shard))
 
         reencoded = ONE_EXTENSION in spec.forms
-        columns = arrow_schema([*spec.scores.values()], reencoded=reencoded, layout=spec.layout)
+        columns = arrow_schema(
+            [*spec.scores.values()], extras=spec.extras, reencoded=reencoded, layout=spec.layout
+        )
         self._formats.append(ParquetWriter(open("metadata"), columns))
         if has_images(spec.forms):
             self._formats.append(WebDatasetWriter(open("images")))
@@ -269,7 +274,9 @@ def _prepare(judged: Judged, spec: DatasetSpec) -> tuple[Judged, Row]:
     pair = judged
     if ONE_EXTENSION in spec.forms:
         pair = dataclasses.replace(judged, image=reencode_as_jpeg(judged.image))
-    row = make_row(pair, model=spec.model, scores=spec.scores, layout=spec.layout)
+    row = make_row(
+        pair, model=spec.model, scores=spec.scores, extras=spec.extras, layout=spec.layout
+    )
     if ONE_EXTENSION in spec.forms:
         row[REENCODED_FROM] = "" if pair.image is judged.image else judged.image.format
     return pair, row

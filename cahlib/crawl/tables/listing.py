@@ -1,0 +1,85 @@
+"""From the setting ``links`` to shards: each a range of rows, the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import re
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, islice
+
+from cahlib.crawl.tables.files import TableError, file_name, find_files
+from cahlib.crawl.tables.tables import open_table
+from cahlib.crawl_settings import Crawl
+from cahlib.errors import ConfigError
+from cahlib.records import Shard
+from cahlib.table_rows import TableRows, rows_of
+
+_log = logging.getLogger(__name__)
+
+
+def list_table_shards(
+    crawl: Crawl, *, contact: str = "", taken: Collection[str] = ()
+) -> Iterator[Shard]:
+    """Yield the shards of the tables that a setting names, in the order of files and rows.
+
+    A seed draws them at random, always in the same order. ``taken``: as for `find_columns`. Raise
+    ConfigError for what cannot be read, at once for all tables but for the order of their rows.
+    """
+    try:
+        columns = [  # one open file at a time: there may be thousands
+            open_table(url, crawl.url_column, contact=contact).find_columns(crawl, taken)
+            for url in find_files(crawl.links)
+        ]
+    except TableError as error:
+        raise ConfigError(f"links: {error}") from error
+    for other in columns[1:]:
+        if other.columns != columns[0].columns:
+            raise ConfigError(
+                f"links: {other.table} has other columns than {columns[0].table} "
+                f"({_shown(other)} instead of {_shown(columns[0])}); make a dataset of each."
+            )
+    every = (shard for each in columns for shard in _shards(each, crawl.shard_links, contact))
+    if crawl.seed:
+        drawn = list(every)
+        random.Random(crawl.seed).shuffle(drawn)
+        every = (shard for shard in drawn)
+    first = list(islice(every, 1))
+    if not first:
+        raise ConfigError(f"links: {', '.join(crawl.links)}: there is no row.")
+    return islice(chain(first, every), crawl.shards or None)
+
+
+def require_unchanged(listed: Iterable[Shard], known: Iterable[Shard]) -> Iterator[Shard]:
+    """Yield shards; raise ConfigError for those of a table that changed since others were made."""
+    stamps = {rows.table: rows.stamp for each in known if (rows := rows_of(each.url))}
+    for shard in listed:
+        rows = rows_of(shard.url)
+        if rows and stamps.get(rows.table, rows.stamp) != rows.stamp:
+            raise ConfigError(
+                f"links: {rows.table} has changed since this dataset was begun; put the old table "
+                "back, or begin another dataset."
+            )
+        yield shard
+
+
+def _shards(like: TableRows, count: int, contact: str) -> Iterator[Shard]:
+    stem = file_name(like.table).partition(".")[0]
+    safe = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:100].lstrip("-") or "links"
+    same = hashlib.md5(f"{like.stamp} {like.columns} {count}".encode(), usedforsecurity=False)
+    last = 0
+    try:
+        table = open_table(like.table, like.url_column, contact=contact)
+        for number, rows in enumerate(table.shards(like, count)):
+            yield Shard(id=f"{safe}-{same.hexdigest()[:8]}-{number:05}", url=rows.url, half=0)
+            last = rows.last
+    except TableError as error:
+        raise ConfigError(f"links: {error}") from error
+    if table.format.torn:
+        _log.warning("%s is cut off or damaged; its first %d rows are read.", table.url, last - 1)
+
+
+def _shown(columns: TableRows) -> str:
+    names = (columns.url_column, columns.text_column, *(name for _, name in columns.extras))
+    return ", ".join(each for each in names if each)

@@ -1,0 +1,201 @@
+"""One table of links: its file's format, its columns, and the rows of its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BufferedReader, BytesIO
+from typing import Protocol
+from weakref import finalize
+
+from cahlib.crawl.tables.files import (
+    END,
+    UNPACKING_ERRORS,
+    TableError,
+    file_name,
+    open_file,
+    read_ends,
+    reading,
+    unpacked,
+)
+from cahlib.crawl.tables.text import Cells, Delimited, JsonLines, TextTable, listed
+from cahlib.crawl_settings import Crawl
+from cahlib.errors import ConfigError
+from cahlib.table_rows import TableRows
+
+#: Names that columns of links and of texts have, best first; compared in lower case.
+URL_NAMES = ("url", "image_url", "imageurl", "img_url", "image_link", "src")
+TEXT_NAMES = ("text", "caption", "alt", "alt_text", "top_caption", "title", "description")
+
+#: What is given for a table whose texts shall not be read.
+NO_TEXT = "none"
+
+
+class Format(Protocol):
+    """How the rows of a file are found and read."""
+
+    names: Sequence[str]  #: of the columns
+
+    @property
+    def torn(self) -> bool: ...
+
+    def kind(self, name: str) -> str: ...
+
+    def ranges(self, count: int) -> Iterator[tuple[int, int, int]]: ...
+
+    def read(self, rows: TableRows, columns: Sequence[str]) -> Iterator[Cells]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table whose file is open for as long as somebody refers to this."""
+
+    url: str
+    stamp: str  #: as in `TableRows`
+    format: Format
+    guess: str = ""  #: the column of links of a table without names
+
+    def shards(self, like: TableRows, count: int) -> Iterator[TableRows]:
+        """Yield the rows of each shard of ``count`` rows, with the columns of ``like``."""
+        with reading(self.url):
+            for first, last, byte in self.format.ranges(count):
+                yield TableRows(
+                    table=self.url,
+                    first=first,
+                    last=last,
+                    byte=byte,
+                    stamp=self.stamp,
+                    url_column=like.url_column,
+                    text_column=like.text_column,
+                    extras=like.extras,
+                )
+
+    def find_columns(self, crawl: Crawl, taken: Collection[str]) -> TableRows:
+        """Return the columns to read, of no row yet; raise ConfigError if they cannot be found.
+
+        ``taken``: names that an extra column must not have.
+        """
+        names = {*self.format.names}
+        url = self._column("url_column", crawl.url_column, URL_NAMES) or self.guess
+        if not url:
+            raise ConfigError(
+                f"links: {self.url} has no column of links ({listed(self.format.names)}); name it "
+                "with --url-column."
+            )
+        text = ""
+        if crawl.text_column != NO_TEXT:
+            text = self._column("text_column", crawl.text_column, TEXT_NAMES)
+            if not text and self.guess and len(names) == 2:
+                (text,) = names - {url}
+            if not text:
+                raise ConfigError(
+                    f"links: {self.url} has no column of captions ({listed(self.format.names)}); "
+                    "name it with --text-column."
+                )
+        extras = [each for each in self.format.names if each not in (url, text)]
+        if crawl.extra_columns != ("all",):
+            extras = list(crawl.extra_columns)
+        if lacking := [each for each in extras if each not in names]:
+            raise self._no_column("extra_columns", lacking[0])
+        if clash := [each for each in extras if each in taken]:
+            free = ",".join(each for each in extras if each not in clash)
+            raise ConfigError(
+                f"extra_columns: {listed(clash)} of {file_name(self.url)} would be there twice, "
+                "for each dataset has columns of these names; "
+                + (f"choose others, such as {free}." if free else "choose others.")
+            )
+        kinds = ((self.format.kind(each), each) for each in extras)
+        return TableRows(
+            table=self.url,
+            first=0,
+            last=0,
+            byte=0,
+            stamp=self.stamp,
+            url_column=url,
+            text_column=text,
+            extras=tuple(("text" if kind == "other" else kind, name) for kind, name in kinds),
+        )
+
+    def _column(self, setting: str, given: str, usual: Sequence[str]) -> str:
+        """Return the column that was given, or the first of the usual ones, "" if none is there."""
+        if given and given not in self.format.names:
+            raise self._no_column(setting, given)
+        by_name = {name.strip().lower(): name for name in reversed(self.format.names)}
+        found = given or next((by_name[each] for each in usual if each in by_name), "")
+        if found and self.format.kind(found) != "text":
+            raise ConfigError(
+                f"{setting}: the column {found} of {self.url} holds no texts; name another."
+            )
+        return found
+
+    def _no_column(self, setting: str, name: str) -> ConfigError:
+        return ConfigError(
+            f"{setting}: {self.url} has no column {name}; it has {listed(self.format.names)}."
+        )
+
+
+def open_table(url: str, url_column: str = "", *, contact: str = "") -> Table:
+    """Open a table by path or URL; raise TableError if it cannot be read."""
+    with reading(url):
+        file = open_file(url, contact)
+        try:
+            head, stamp = read_ends(file)
+            format, guess = _format(url, file, head, url_column, contact)
+        except BaseException as error:
+            file.close()
+            if isinstance(error, TableError):
+                said = str(error).rstrip(".")
+                raise TableError(f"{url} cannot be read as a table: {said}.") from error
+            raise
+        table = Table(url=url, stamp=stamp, format=format, guess=guess)
+        finalize(table, file.close)
+        return table
+
+
+def _format(
+    url: str, file: BufferedReader, head: bytes, url_column: str, contact: str
+) -> tuple[Format, str]:
+    """Return a file's format, and the column of links if the file does not name its columns."""
+    if not head:
+        raise TableError("it is empty")
+    inner = unpacked(file)
+    if inner is not file:
+        head = b""
+        with suppress(*UNPACKING_ERRORS):
+            while piece := inner.read1(END):
+                head += piece
+                if len(head) >= END:
+                    break
+    if head[:4] == b"PAR1" or head[:6] == b"ARROW1":
+        if inner is not file:
+            raise TableError("a packed Parquet or Arrow file is not read in parts; unpack it")
+        from cahlib.crawl.tables.columnar import ArrowTable, ParquetTable
+
+        return ParquetTable(file) if head[:4] == b"PAR1" else ArrowTable(file, stream=False), ""
+    if head[:4] == b"\xff\xff\xff\xff":
+        from cahlib.crawl.tables.columnar import ArrowTable
+
+        return ArrowTable(file, stream=True), ""
+    name = file_name(url).lower().removesuffix(".gz").removesuffix(".zst")
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise TableError("it is UTF-16; store it as UTF-8")
+    if b"\0" in head or name.endswith((".parquet", ".arrow", ".feather")):
+        raise TableError("it is damaged, or of another format than Parquet, CSV, TSV, JSON, Arrow")
+    return _text_format(url, head, url_column, contact)
+
+
+def _text_format(url: str, head: bytes, url_column: str, contact: str) -> tuple[Format, str]:
+    lines = [each for each in BytesIO(head) if not each.isspace()]
+    if not lines:
+        raise TableError("it is empty")
+    if lines[0].lstrip()[:1] == b"[":
+        raise TableError("it is one JSON array; store an object a line")
+    known = {*URL_NAMES, url_column.lower()}
+    form = (
+        JsonLines(lines)
+        if lines[0].lstrip()[:1] == b"{"
+        else Delimited.of(lines[0], lambda name: name.lower() in known)
+    )
+    guess = form.link_name(lines[0]) if isinstance(form, Delimited) else ""
+    return TextTable(lambda: open_file(url, contact), form), guess

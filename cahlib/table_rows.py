@@ -1,0 +1,88 @@
+"""The rows of a table that make up a shard, as the shard's URL names them.
+
+The URL is the table's own, with a fragment like that of RFC 7111 for CSV: ``#row=1-10000&…``. It
+says all that decides what the rows hold, so that a shard is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+#: The kinds of values that an extra column may have.
+KINDS = ("text", "int", "float", "bool")
+
+#: A column to carry along: its kind and its name.
+Extra = tuple[str, str]
+
+_FRAGMENT = re.compile(r"row=([0-9]{1,15})-([0-9]{1,15})&byte=([0-9]{1,18})&stamp=([0-9a-f]{8})&")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRows:
+    """Some rows of a table, and the columns to read."""
+
+    table: str  #: an absolute path, or a URL
+    first: int  #: counted from 1
+    last: int
+    byte: int  #: where the first row begins in the unpacked file; 0 if it is found otherwise
+    stamp: str  #: 8 hex digits that change with the table
+    url_column: str
+    text_column: str = ""  #: "" for none
+    extras: tuple[Extra, ...] = ()  #: columns to carry along
+
+    @property
+    def url(self) -> str:
+        """The shard's URL; the inverse of `rows_of`."""
+        return (
+            f"{self.table}#row={self.first}-{self.last}&byte={self.byte}&stamp={self.stamp}&"
+            f"{self.columns}"
+        )
+
+    @property
+    def columns(self) -> str:
+        """The columns, as the URL names them."""
+        named = [("url", self.url_column), ("text", self.text_column)]
+        return urlencode(named + [("extra", f"{kind}:{name}") for kind, name in self.extras])
+
+
+def rows_of(url: str) -> TableRows | None:
+    """Return the rows that a shard's URL names, or None for another file's URL."""
+    table, mark, fragment = url.rpartition("#")
+    found = _FRAGMENT.match(fragment) if mark else None
+    if not found:
+        return None
+    said = parse_qsl(fragment[found.end() :], keep_blank_values=True)
+    named = dict(said)
+    extras = [value.partition(":") for key, value in said if key == "extra"]
+    return TableRows(
+        table=table,
+        first=int(found[1]),
+        last=int(found[2]),
+        byte=int(found[3]),
+        stamp=found[4],
+        url_column=named.get("url", ""),
+        text_column=named.get("text", ""),
+        extras=tuple((kind, name) for kind, _, name in extras if kind in KINDS),
+    )
+
+
+def typed(value: Any, kind: str) -> Any:
+    """Return a value as a column of a kind holds it; None for one that it cannot hold."""
+    if value is None or (kind == "text" and isinstance(value, str)):
+        return value
+    if kind == "text":
+        with suppress(ValueError, TypeError):
+            return json.dumps(value, default=str, ensure_ascii=False)
+        return None
+    if kind == "bool":
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if kind == "int":
+        return value if isinstance(value, int) and -(1 << 63) <= value < 1 << 63 else None
+    return float(value) if abs(value) < 1e308 else None

@@ -1,0 +1,98 @@
+"""A run reads tables of links as it reads a crawl: the same dataset from each table."""
+
+import json
+import tarfile
+
+import pyarrow.parquet as pq
+import pytest
+
+from cahlib.config import replace
+from cahlib.dataset.maintain.purge import PurgeLists, purge
+from cahlib.dataset.maintain.verify import verify
+from cahlib.errors import ConfigError
+from cahlib.records import Stage
+from cahlib.run import run
+from tests.world import small, tables
+
+
+def job(web, folder, *paths, **settings):
+    """A run of some tables that keeps every picture."""
+    settings = {"shard_links": 10, "crawl": "", "links": tuple(map(str, paths))} | settings
+    return replace(small.job("", folder, web), **settings)
+
+
+def metadata(folder, *columns):
+    """The rows of a dataset in order, by their links."""
+    table = pq.read_table(folder / "metadata").to_pylist()
+    return {row["URL"]: tuple(row[name] for name in ("uid", "TEXT", *columns)) for row in table}
+
+
+@pytest.fixture
+def web():
+    with small.Pictures() as web:
+        yield web
+
+
+LAION = {"NSFW": lambda n: "UNLIKELY", "similarity": lambda n: n / 100}
+DATACOMP = {"uid": lambda n: f"{n:032x}", "original_width": int}
+
+
+def test_tables_of_the_field_give_the_same_dataset(web, tmp_path):
+    tables.write(tmp_path / "laion.parquet", tables.rows(25, url="URL", text="TEXT", **LAION))
+    tables.write(tmp_path / "datacomp.parquet", tables.rows(25, **DATACOMP))
+    cc12m = "".join(f"{row['url']}\t{row['text']}\n" for row in tables.rows(25))
+    (tmp_path / "cc12m.tsv").write_text(cc12m)
+    found = []
+    for name in ("laion.parquet", "datacomp.parquet", "cc12m.tsv"):
+        folder = tmp_path / name.partition(".")[0]
+        outcome = run(job(web, folder, tmp_path / name), scraping=small.scraping)
+        assert (outcome.shards.done, outcome.shards.failed) == (3, 0)
+        assert outcome.tally.entered[Stage.READ] == 25
+        assert list(verify(folder)) == []
+        found.append(metadata(folder, "source"))
+        pages = {row["page"] for row in pq.read_table(folder / "metadata").to_pylist()}
+        assert pages == {f"{name}#row={number}" for number in range(1, 26)}
+    assert len(found[0]) == 25 and found[0] == found[1] == found[2]
+
+
+def test_columns_are_carried_along_into_every_form_and_stay(web, tmp_path):
+    more = {"width": int, "score": lambda n: n / 8 if n % 3 else None, "tag": lambda n: f"t{n}"}
+    path = tables.write(tmp_path / "some.jsonl.zst", tables.rows(12, **more))
+    folder = tmp_path / "set"
+    wanted = job(web, folder, path, extra_columns=("all",))
+    run(wanted, scraping=small.scraping)
+    schema = pq.read_table(folder / "metadata").schema
+    assert [str(schema.field(name).type) for name in more] == ["int64", "double", "string"]
+    made = {row["url"]: (row["width"], row["score"], row["tag"]) for row in tables.rows(12, **more)}
+    assert {url: cells[2:] for url, cells in metadata(folder, *more).items()} == made
+    gone = next(iter(made))
+    lists = tmp_path / "urls.txt"
+    lists.write_text(gone)
+    assert [change.left for change in purge(folder, PurgeLists(urls=(str(lists),)))] == [9]
+    del made[gone]
+    assert {url: cells[2:] for url, cells in metadata(folder, *more).items()} == made
+    assert list(verify(folder)) == []
+    (tar, *_) = sorted(folder.glob("images/*.tar"))
+    with tarfile.open(tar) as file:
+        samples = [json.load(file.extractfile(each)) for each in file if each.name[-4:] == "json"]
+    assert {each["URL"]: each["tag"] for each in samples}.items() <= {
+        url: cells[2] for url, cells in made.items()
+    }.items()
+
+
+def test_a_run_of_tables_goes_on_and_refuses_what_changed(web, tmp_path):
+    path = tables.write(tmp_path / "t.csv.gz", tables.rows(30))
+    whole, folder = tmp_path / "whole", tmp_path / "set"
+    run(job(web, whole, path), scraping=small.scraping)
+    first = run(job(web, folder, path, shards=1), scraping=small.scraping)
+    assert first.shards.done == 1
+    (folder / "run" / "links" / "t-0-0.jsonl").write_text("of a launch that was killed")
+    run(job(web, folder, path), scraping=small.scraping)
+    assert metadata(folder) == metadata(whole)
+    assert not list((folder / "run" / "links").iterdir())
+    tables.write(path, tables.rows(31))
+    with pytest.raises(ConfigError, match="t.csv.gz has changed since this dataset was begun"):
+        run(job(web, folder, path), scraping=small.scraping)
+    with pytest.raises(ConfigError, match="extra_columns: uid of t.parquet"):
+        table = tables.write(tmp_path / "t.parquet", tables.rows(3, uid=str))
+        run(job(web, tmp_path / "other", table, extra_columns=("all",)), scraping=small.scraping)
