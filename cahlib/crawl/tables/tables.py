@@ -20,16 +20,13 @@ from cahlib.crawl.tables.files import (
     unpacked,
 )
 from cahlib.crawl.tables.text import Cells, Delimited, JsonLines, TextTable, listed
-from cahlib.crawl_settings import Crawl
+from cahlib.crawl_settings import NO_TEXT, Crawl
 from cahlib.errors import ConfigError
 from cahlib.table_rows import TableRows
 
 #: Names that columns of links and of texts have, best first; compared in lower case.
 URL_NAMES = ("url", "image_url", "imageurl", "img_url", "image_link", "src")
 TEXT_NAMES = ("text", "caption", "alt", "alt_text", "top_caption", "title", "description")
-
-#: What is given for a table whose texts shall not be read.
-NO_TEXT = "none"
 
 
 class Format(Protocol):
@@ -91,7 +88,7 @@ class Table:
             if not text:
                 raise ConfigError(
                     f"links: {self.url} has no column of captions ({listed(self.format.names)}); "
-                    "name it with --text-column."
+                    "name it with --text-column, or give --text-column none --no-judge."
                 )
         extras = [each for each in self.format.names if each not in (url, text)]
         if crawl.extra_columns != ("all",):
