@@ -8,13 +8,13 @@ import tarfile
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.config import Job, replace
+from cahlib.core.config import Job, replace
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import Stage
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.show.summary import summary_lines
-from cahlib.errors import ConfigError
-from cahlib.records import Stage
-from cahlib.run import run
+from cahlib.run.pipeline import run
 from tests.world import small, tables
 
 
@@ -51,7 +51,7 @@ def test_tables_of_the_field_give_the_same_dataset(web, tmp_path):
         folder = tmp_path / name.partition(".")[0]
         outcome = run(job(web, folder, tmp_path / name), scraping=small.scraping)
         assert (outcome.shards.done, outcome.shards.failed) == (3, 0)
-        assert outcome.tally.entered[Stage.READ] == 25
+        assert outcome.stats.entered[Stage.READ] == 25
         assert list(verify(folder)) == []
         found.append(metadata(folder, "source"))
         pages = {row["page"] for row in pq.read_table(folder / "metadata").to_pylist()}
@@ -109,7 +109,7 @@ def test_links_alone_are_downloaded_without_a_model_and_without_torch(web, tmp_p
     folder = tmp_path / "set"
     script = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'open_clip', 'torchvision')));"
-        "from pathlib import Path; from cahlib.config import Job; from cahlib.run import run;"
+        "from pathlib import Path; from cahlib.core.config import Job; from cahlib.run.pipeline import run;"
         "from tests.world import small;"
         "run(Job.stored(Path(sys.argv[1])), scraping=small.scraping)"
     )

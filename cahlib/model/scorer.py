@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from cahlib.config import NO_MODEL, Judge
+from cahlib.core.config import NO_MODEL, Judge
+from cahlib.core.records import Image, Judged, Stage, Stats
 from cahlib.model.heads import Head, check_heads, load_heads
 from cahlib.model.model_source import find_source
 from cahlib.model.open_nsfw import OPEN_NSFW, OpenNsfw, require_open_nsfw
 from cahlib.model.pairs import score_names, score_pairs
 from cahlib.model.safety import Safety, read_safety_rules
-from cahlib.records import Image, Judged, Stage, Tally
 
 if TYPE_CHECKING:
     from cahlib.model.clip import Clip
@@ -31,7 +31,7 @@ class Scorer(Protocol):
     def name(self) -> str:
         """The name of the model and its weights."""
 
-    def judged(self, images: Iterable[Image], judge: Judge, tally: Tally) -> Iterator[Judged]:
+    def judged(self, images: Iterable[Image], judge: Judge, stats: Stats) -> Iterator[Judged]:
         """Yield the images with their scores."""
 
     def worked(self) -> float:
@@ -50,10 +50,10 @@ class ModelScorer:
     heads: tuple[Head, ...]
     open_nsfw: OpenNsfw | None = None
 
-    def judged(self, images: Iterable[Image], judge: Judge, tally: Tally) -> Iterator[Judged]:
+    def judged(self, images: Iterable[Image], judge: Judge, stats: Stats) -> Iterator[Judged]:
         """Yield the images as `cahlib.model.pairs.score_pairs` does, with all scores."""
         judged = score_pairs(
-            images, self.clip, self.safety, judge=judge, tally=tally, heads=self.heads
+            images, self.clip, self.safety, judge=judge, stats=stats, heads=self.heads
         )
         return self.open_nsfw.scored(judged) if self.open_nsfw else judged
 
@@ -76,12 +76,12 @@ class NoScorer:
 
     name = NO_MODEL
 
-    def judged(self, images: Iterable[Image], judge: Judge, tally: Tally) -> Iterator[Judged]:
+    def judged(self, images: Iterable[Image], judge: Judge, stats: Stats) -> Iterator[Judged]:
         """Yield each image as a pair."""
         nothing = np.empty(0, np.float16)
         for image in images:
-            tally.entered[Stage.JUDGE] += 1
-            tally.left[Stage.JUDGE] += 1
+            stats.entered[Stage.JUDGE] += 1
+            stats.left[Stage.JUDGE] += 1
             yield Judged(
                 image=image,
                 similarity=None,
