@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from cahlib.config import Download
+from cahlib.image.perceptual_hash import looks_of_file
 from cahlib.image.validate import validate_image
 from cahlib.records import Reason
 from tests.world.pictures import picture
@@ -51,6 +52,8 @@ def test_originals_stay_as_they_are(format):
         "md5": hashlib.md5(data).hexdigest(),
         "sha1": hashlib.sha1(data).hexdigest(),
         "sha256": hashlib.sha256(data).hexdigest(),
+        "thumb": b"",
+        **looks_of_file(data),
     }
 
 
