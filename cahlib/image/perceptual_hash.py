@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
+from cahlib.core.records import Image
 from cahlib.image.colours import to_srgb
 from cahlib.image.jpeg import jpeg_factor
 from cahlib.image.pixels import flatten_on_white
-from cahlib.records import Image
 
 #: The side of the picture that is hashed, and how many of its frequencies count.
 LOOKS_SIDE, _LOW = 32, 8

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import BinaryIO, NamedTuple
 
+from cahlib.core.records import Image, Parcel
 from cahlib.parcel.metadata import MAX_METADATA, ImageMetadata, decode_metadata
 from cahlib.parcel.tar import TarError, TarMember, read_members
-from cahlib.records import Image, Parcel
 
 _NAME = re.compile(r"([0-9a-f]{32})\.(jpg|png|webp|avif)")
 

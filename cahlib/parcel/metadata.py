@@ -6,9 +6,9 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from cahlib.lists import md5
+from cahlib.core.lists import md5
+from cahlib.core.records import Candidate
 from cahlib.parcel.tar import TarError
-from cahlib.records import Candidate
 
 #: Bytes of an image's JSON: a million characters of raw text, the most that settings allow, all of
 #: them escaped, and the rest.

@@ -23,7 +23,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from cahlib.errors import ShardError
+from cahlib.core.errors import ShardError
+from cahlib.core.records import Evidence, Image, OptOut, Parcel, Shard, Stats
 from cahlib.parcel.layout1 import read_layout1
 from cahlib.parcel.metadata import (
     INVALID_JSON,
@@ -33,7 +34,6 @@ from cahlib.parcel.metadata import (
     decode_metadata,
 )
 from cahlib.parcel.tar import TarError, TarWriter, parcel_disk
-from cahlib.records import Evidence, Image, OptOut, Parcel, Shard, Tally
 
 #: Version of the layout; in the first, metadata follows each image (`cahlib.parcel.layout1`).
 _LAYOUT = 2
@@ -50,7 +50,7 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
     sha256: str
     size: int
     images: int
-    tally: dict[str, Any]
+    stats: dict[str, Any]
     optouts: tuple[OptOut, ...]
     started: float
     finished: float
@@ -69,11 +69,11 @@ def write_parcel(
     shard: Shard,
     folder: Path,
     *,
-    tally: Tally,
+    stats: Stats,
     evidence: Evidence | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Parcel:
-    """Write images into a parcel as they arrive, while ``tally`` and ``evidence`` fill up.
+    """Write images into a parcel as they arrive, while ``stats`` and ``evidence`` fill up.
 
     An older parcel of the shard is replaced. If ``images`` raises or writing fails, nothing is
     left. Raise RunError if the disk is full, ShardError if it fails otherwise.
@@ -94,7 +94,7 @@ def write_parcel(
             size=writer.size,
             images=len(entries),
             index=index,
-            tally=tally,
+            stats=stats,
             optouts=tuple(evidence.optouts),
             silent=tuple(evidence.silent),
             cut=evidence.cut,
@@ -122,7 +122,7 @@ def find_parcel(folder: Path, shard: Shard) -> Parcel | None:
     """Return the committed parcel of a shard, or None if there is none."""
     try:
         manifest = msgspec.json.decode(_manifest_path(folder, shard).read_bytes(), type=_Manifest)
-        tally = Tally.from_dict(manifest.tally)
+        stats = Stats.from_dict(manifest.stats)
         path = folder / f"{shard.id}.tar"
         if (
             manifest.layout != (_LAYOUT if manifest.index else 1)
@@ -132,7 +132,7 @@ def find_parcel(folder: Path, shard: Shard) -> Parcel | None:
             return None
     except (OSError, KeyError, TypeError, AttributeError, *INVALID_JSON):
         return None
-    return Parcel(path=path, tally=tally, **_fields(manifest, _COMMON_FIELDS))
+    return Parcel(path=path, stats=stats, **_fields(manifest, _COMMON_FIELDS))
 
 
 def delete_parcel(folder: Path, shard: Shard) -> None:
@@ -219,7 +219,7 @@ def _image(entry: ImageEntry, files: Sequence[bytes], trusted: bool) -> Image:
 
 def _manifest_json(parcel: Parcel) -> bytes:
     values = _fields(parcel, _COMMON_FIELDS)
-    values |= {"layout": _LAYOUT, "tally": parcel.tally.as_dict()}
+    values |= {"layout": _LAYOUT, "tally": parcel.stats.as_dict()}
     return msgspec.json.format(msgspec.json.encode(values), indent=1) + b"\n"
 
 

@@ -21,7 +21,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from cahlib.config import Download
+from cahlib.core.config import Download
 from cahlib.image import jpeg
 from cahlib.image.thumbs import read_thumb
 from cahlib.image.validate import validate_image

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cahlib.core.records import Image, Judged, Parcel, Shard, Stats
 from cahlib.dataset.write.shard_writer import DatasetSpec, write_shard
 from cahlib.image.perceptual_hash import looks_of_file
 from cahlib.parcel.parcel import check_parcel, read_images, write_parcel
-from cahlib.records import Image, Judged, Parcel, Shard, Tally
 from tests.benchmarks.common import one_core, parser
 from tests.benchmarks.inputs import candidates, fetched, pictures
 
@@ -58,7 +58,7 @@ def bare(every: list[Image], folder: Path) -> None:
 
 
 def parcel(every: list[Image], folder: Path) -> Parcel:
-    return write_parcel(iter(every), SHARD, folder, tally=Tally())
+    return write_parcel(iter(every), SHARD, folder, stats=Stats())
 
 
 def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
@@ -71,7 +71,7 @@ def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
     )
     sealed = replace(parcel([], folder), images=len(every))
     write_shard(
-        folder, judged(every), parcel=sealed, spec=spec, tally=Tally(), again=lambda _: None
+        folder, judged(every), parcel=sealed, spec=spec, stats=Stats(), again=lambda _: None
     )
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cahlib.config import Download, Job, Judge, Place
+from cahlib.core.config import Download, Job, Judge, Place
 from cahlib.image import thumbs
 from cahlib.image.pixels import resize_shorter_side
 from cahlib.image.thumbs import read_thumb
 from cahlib.image.validate import validate_image
 from cahlib.model.inputs import preprocess
-from cahlib.scrapers import with_thumbs
+from cahlib.run.scrapers import with_thumbs
 from tests.world.pictures import picture
 from tests.world.profiles import WIDE
 

@@ -7,8 +7,8 @@ from functools import cache
 
 from PIL import Image as Pillow
 
+from cahlib.core.records import Candidate, Image
 from cahlib.image.perceptual_hash import looks_of_file
-from cahlib.records import Candidate, Image
 
 
 @cache
