@@ -32,9 +32,7 @@ from cahlib.records import Stage, Tally
 from cahlib.tracker import intake, pending, shared
 from cahlib.tracker.app import create
 from cahlib.tracker.client import Refused, Tracker
-from cahlib.tracker.database import Database
 from cahlib.tracker.limits import Limits
-from cahlib.tracker.migrate import migrate
 from cahlib.tracker.rules import Kind, Rules, Unknown
 from cahlib.tracker.schema import failures, people, shards, workers
 from cahlib.tracker.service import Service, Settings
@@ -241,15 +239,11 @@ def account(kind):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(sqlite_template):
     """An address, the switch behind it, and a tracker's database without shards."""
-    template = tmp_path_factory.mktemp("template") / "tracker.sqlite"
-    database = Database(f"sqlite:///{template}")
-    migrate(database)
-    database.close()
     switch = Switch()
     with serving(switch) as address:
-        yield switch, address, template
+        yield switch, address, sqlite_template
 
 
 def uid(shard):
@@ -550,7 +544,7 @@ class Busy:
             self.done.append(shard.id)
 
     def rival(self):
-        while not self.ended.is_set():
+        while not self.ended.wait(0.01):  # without a pause it takes more than all the others
             if found := self.world.crowd.lease(self.world.rival):
                 self.world.crowd.give_back(self.world.rival, found.number)
 
