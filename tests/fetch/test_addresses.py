@@ -10,7 +10,7 @@ import pytest
 from cahlib.config import Download
 from cahlib.errors import ConfigError
 from cahlib.fetch import addresses, resolver
-from cahlib.fetch.addresses import NotPublicError
+from cahlib.fetch.addresses import NotPublicError, record_types
 from cahlib.fetch.outage_monitor import OutageTimings
 from cahlib.fetch.resolver import (
     NameServers,
@@ -207,28 +207,54 @@ def test_the_real_lookup_asks_name_servers():
     }
 
 
+def test_a_name_server_may_be_slow_that_was_quick_before():
+    """As where it has to ask others first; c-ares tries again after 0.25 s, then 0.5, and 1."""
+
+    class Deaf:
+        left = 0
+
+        def is_set(self):
+            self.left -= 1
+            return self.left >= 0
+
+    async def main(server):
+        servers = NameServers([server])
+        for name in "abcd":
+            await servers(name)
+        deaf.left = 3 * len(record_types())
+        found = await servers("slow")
+        await servers.close()
+        return found
+
+    deaf, table = Deaf(), dict.fromkeys([*"abcd", "slow"], [(socket.AF_INET, "8.8.8.8")])
+    with name_server(table, silent=deaf) as server:
+        assert asyncio.run(main(server)) == ["8.8.8.8"]
+    assert deaf.left < 0
+
+
 def test_a_name_is_looked_up_once_more_if_nothing_reached_its_server():
     silent, failed = threading.Event(), asyncio.Event()
     silent.set()
 
     async def main(server):
-        servers = NameServers([server], timeout=0.4)  # fails after 1.2 s
+        hasty, servers = NameServers([server], timeout=0.05), NameServers([server])
 
         async def lookup(host):
-            try:
+            if not silent.is_set():
                 return await servers(host)
-            except NoAnswerError:
+            try:
+                return await hasty(host)  # fails after 0.75 s
+            finally:
                 silent.clear()
                 failed.set()
-                raise
 
         resolver = Resolver(NetworkConfig(lookup=lookup))
         asking = asyncio.create_task(resolver.resolve("a.example", 80))
         await failed.wait()
         await resolver.resolve("b.example", 80)  # the proof that the network works
         found = await asking
-        await resolver.close()
-        await servers.close()
+        for each in (resolver, hasty, servers):
+            await each.close()
         return found
 
     table = dict.fromkeys(("a.example", "b.example"), [(socket.AF_INET, "8.8.8.8")])
