@@ -159,5 +159,5 @@ setup(
         "kaggle": kaggle,
         "dev": dev,
     },
-    entry_points={"console_scripts": ["cah = cahlib.cli:main"]},
+    entry_points={"console_scripts": ["cah = cahlib.commands.cli:main"]},
 )

@@ -10,15 +10,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from unittest import mock
 
-from cahlib import cli, rates
+from cahlib.commands import cli
 from cahlib.commands.parser import Parser
-from cahlib.config import Job, settings
+from cahlib.core import rates
+from cahlib.core.config import Job, settings
+from cahlib.core.presets import PRESETS
+from cahlib.core.records import DropReason
+from cahlib.core.settings import TOPICS, Setting
 from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.dataset.write import columns
-from cahlib.estimate import Price, expected
-from cahlib.presets import PRESETS
-from cahlib.records import Reason
-from cahlib.settings import TOPICS, Setting
+from cahlib.run.estimate import Price, expected
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -137,7 +138,7 @@ def metadata_columns() -> str:
 
 def drop_reasons() -> str:
     """Why something is dropped, by stage."""
-    rows = ((each.stage.value, f"`{each.value}`", each.phrase) for each in Reason)
+    rows = ((each.stage.value, f"`{each.value}`", each.phrase) for each in DropReason)
     return _table(("stage", "reason", "what it"), rows)
 
 

@@ -97,7 +97,7 @@ def test_large_libraries_have_one_home(path):
             assert any(here.startswith(home) for home in HOMES[name]), name
 
 
-@pytest.mark.parametrize("module", ["cahlib", "cahlib.cli", "cahlib.config"])
+@pytest.mark.parametrize("module", ["cahlib", "cahlib.commands.cli", "cahlib.core.config"])
 def test_an_import_loads_nothing_heavy(module):
     script = f"import sys, {module}; print(*(name for name in sys.modules if '.' not in name))"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -106,7 +106,7 @@ def test_an_import_loads_nothing_heavy(module):
 
 
 def test_scraping_loads_no_torch():
-    script = "import sys, cahlib.scrape; assert not {'torch', 'distributed'} & set(sys.modules)"
+    script = "import sys, cahlib.run.scrape; assert not {'torch', 'distributed'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

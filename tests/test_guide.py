@@ -12,8 +12,8 @@ from functools import cache
 
 import pytest
 
-from cahlib import cli
-from cahlib.config import Job, settings
+from cahlib.commands import cli
+from cahlib.core.config import Job, settings
 from cahlib.dataset.layout import LAYOUT
 from cahlib.dataset.show.pages import write_pages
 from cahlib.guide import GUIDES, page_title, without_comments
@@ -259,7 +259,7 @@ def test_a_terminal_pages_it(tmp_path):
     script.chmod(0o755)
     env = {"PAGER": str(script), "PATH": "/usr/bin:/bin", "TERM": "xterm"}
     _, terminal = pty.openpty()
-    command = [sys.executable, "-m", "cahlib.cli", "guide", "swarm"]
+    command = [sys.executable, "-m", "cahlib.commands.cli", "guide", "swarm"]
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
     subprocess.run(command, env=env, cwd=ROOT, check=True, **streams)
     assert (tmp_path / "paged").read_text() == without_comments(PAGES["swarm"])

@@ -6,12 +6,12 @@ import tarfile
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.config import replace
+from cahlib.core.config import replace
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import Stage
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
-from cahlib.errors import ConfigError
-from cahlib.records import Stage
-from cahlib.run import run
+from cahlib.run.pipeline import run
 from tests.world import small, tables
 
 
@@ -47,7 +47,7 @@ def test_tables_of_the_field_give_the_same_dataset(web, tmp_path):
         folder = tmp_path / name.partition(".")[0]
         outcome = run(job(web, folder, tmp_path / name), scraping=small.scraping)
         assert (outcome.shards.done, outcome.shards.failed) == (3, 0)
-        assert outcome.tally.entered[Stage.READ] == 25
+        assert outcome.stats.entered[Stage.READ] == 25
         assert list(verify(folder)) == []
         found.append(metadata(folder, "source"))
         pages = {row["page"] for row in pq.read_table(folder / "metadata").to_pylist()}

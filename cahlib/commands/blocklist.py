@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cahlib.console import note
-from cahlib.errors import ConfigError, is_full, no_space
+from cahlib.commands.console import note
+from cahlib.core.errors import ConfigError, is_full, no_space
 
 
 def add(commands: Any) -> None:
@@ -77,7 +77,7 @@ def _among(domain: str, hosts: set[str]) -> bool:
 
 
 def _show(chosen: argparse.Namespace) -> int:
-    from cahlib.lists import DOMAIN, entries
+    from cahlib.core.lists import DOMAIN, entries
 
     found = sorted(set(entries(chosen.list, "list", DOMAIN)))
     for domain in found:

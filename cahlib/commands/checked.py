@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cahlib.console import note, print_json
+from cahlib.commands.console import note, print_json
 
 if TYPE_CHECKING:
     from cahlib.dataset.maintain.repair import RepairPlan
@@ -59,10 +59,10 @@ def _inspect(chosen: argparse.Namespace) -> int:
 
 
 def _verify(chosen: argparse.Namespace) -> int:
+    from cahlib.core.lock import is_held
+    from cahlib.core.wording import plural
     from cahlib.dataset.maintain.verify import find_problems
-    from cahlib.lock import is_held
-    from cahlib.tracker.store import committed
-    from cahlib.words import plural
+    from cahlib.ledger.local import committed
 
     busy = is_held(Path(chosen.dataset))
     problems = []
@@ -94,12 +94,12 @@ def _verify(chosen: argparse.Namespace) -> int:
 
 
 def _repair(chosen: argparse.Namespace) -> int:
+    from cahlib.core.lock import busy, held, is_held
+    from cahlib.core.wording import plural
     from cahlib.dataset.file_names import require_writable
     from cahlib.dataset.maintain.repair import plan_repair, repair
     from cahlib.dataset.storage.files import files_at
-    from cahlib.lock import busy, held, is_held
-    from cahlib.tracker.store import Ledger, committed
-    from cahlib.words import plural
+    from cahlib.ledger.local import Ledger, committed
 
     local = "://" not in chosen.dataset
     place = Path(chosen.dataset) if local else chosen.dataset

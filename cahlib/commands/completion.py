@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from cahlib.commands.parser import Parser
-from cahlib.config import settings
+from cahlib.core.config import settings
 
 #: Where each shell reads completions from, by the user's own account.
 _PLACES = {

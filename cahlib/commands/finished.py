@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cahlib.console import note, print_json
-from cahlib.errors import ConfigError, MissingSetting
+from cahlib.commands.console import note, print_json
+from cahlib.core.errors import ConfigError, MissingSetting
 
 if TYPE_CHECKING:
     from cahlib.dataset.maintain.rewrite import ShardChange
@@ -69,11 +69,11 @@ def _purge(chosen: argparse.Namespace) -> int:
 
 
 def _dedup(chosen: argparse.Namespace) -> int:
+    from cahlib.core.lock import held
     from cahlib.dataset.file_names import require_writable
     from cahlib.dataset.maintain.dedup import find_duplicates, remove_duplicates
     from cahlib.dataset.manifest import require_dataset
     from cahlib.dataset.write.shard_writer import recover_interrupted
-    from cahlib.lock import held
 
     folder = _folder(chosen.dataset)
     if chosen.apply:
@@ -114,7 +114,7 @@ def _folder(dataset: str) -> Path:
 
 def _applied(changes: Iterable[ShardChange]) -> tuple[int, int]:
     """Make changes, and return how many pairs went out of how many shards."""
-    from cahlib.words import plural
+    from cahlib.core.wording import plural
 
     pairs = shards = 0
     for change in changes:
@@ -125,6 +125,6 @@ def _applied(changes: Iterable[ShardChange]) -> tuple[int, int]:
 
 
 def _removed(pairs: int, shards: int) -> str:
-    from cahlib.words import plural
+    from cahlib.core.wording import plural
 
     return f"Removed {plural(pairs, 'pair')} from {plural(shards, 'shard')}."

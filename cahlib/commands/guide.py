@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from cahlib.console import note
+from cahlib.commands.console import note
 from cahlib.guide import GUIDES, page_title, read_page, without_comments
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from cahlib.config import settings
-from cahlib.settings import TOPICS, Setting
+from cahlib.core.config import settings
+from cahlib.core.settings import TOPICS, Setting
 
 #: What argparse says when arguments are missing, before it names them.
 _MISSING = "the following arguments are required: "

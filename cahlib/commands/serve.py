@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cahlib.commands.parser import Parser
-from cahlib.errors import ConfigError
+from cahlib.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from cahlib.tracker.database import Database
+    from cahlib.ledger.database import Database
     from cahlib.tracker.service import Settings
 
 
@@ -130,7 +130,7 @@ def application() -> FastAPI:
 
 def _settings(chosen: dict[str, Any]) -> Settings:
     from cahlib.tracker.limits import Limits
-    from cahlib.tracker.rules import MOST_PAIRS, Rules
+    from cahlib.tracker.models import MOST_PAIRS, Rules
     from cahlib.tracker.service import Settings
 
     least = {"lease_minutes": 0.01, "failures": 1, "most_pairs": 1, "rate": 0, "processes": 1}
@@ -166,7 +166,7 @@ def _settings(chosen: dict[str, Any]) -> Settings:
 @contextmanager
 def opened(url: str, *, create: bool = False) -> Iterator[Database]:
     """A tracker's database, with the tables that this version needs; one must be there already."""
-    from cahlib.tracker.database import Database
+    from cahlib.ledger.database import Database
     from cahlib.tracker.migrate import migrate
 
     database = Database(url)

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cahlib.commands.console import note, print_json, say
 from cahlib.commands.parser import Parser
-from cahlib.config import Job
-from cahlib.console import note, print_json, say
-from cahlib.errors import CahError, ConfigError, MissingSetting, RunError, Stopped
-from cahlib.private import WATCHDOG, named
-from cahlib.progress import Board
-from cahlib.words import plural, verb
+from cahlib.core.config import Job
+from cahlib.core.errors import CahError, ConfigError, MissingSetting, RunError, Stopped
+from cahlib.core.private import WATCHDOG, named
+from cahlib.core.progress import Board
+from cahlib.core.wording import plural, verb
 
 if TYPE_CHECKING:
     from cahlib.swarm.provider import Account, Server
@@ -142,7 +142,7 @@ def reminded(
 def _remind(environment: Mapping[str, str], but: set[str], asking: threading.Event) -> None:
     with suppress(CahError, ModuleNotFoundError, OSError):
         try:
-            from cahlib.scrapers import clouds
+            from cahlib.run.scrapers import clouds
             from cahlib.swarm.provider import usable
             from cahlib.swarm.runs import forsaken
         finally:
@@ -153,11 +153,11 @@ def _remind(environment: Mapping[str, str], but: set[str], asking: threading.Eve
 
 
 def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
-    from cahlib.config import replace
-    from cahlib.console import coming_up
-    from cahlib.lock import held
-    from cahlib.scrapers import clouds, guard, orders
-    from cahlib.swarm import crew
+    from cahlib.commands.console import coming_up
+    from cahlib.core.config import replace
+    from cahlib.core.lock import held
+    from cahlib.run.scrapers import clouds, guard, orders
+    from cahlib.swarm import lifecycle
 
     if chosen.nodes is not None:
         job = replace(job, swarm=chosen.nodes, cores=0)
@@ -166,9 +166,9 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     tokens = environment.get("HCLOUD_TOKEN", "")
     wanted = orders(job, guard(job, environment.get(WATCHDOG, ""), tokens))
     accounts = clouds(tokens)
-    plan = crew.planned(accounts, wanted)
+    plan = lifecycle.planned(accounts, wanted)
     end = _GUARDED.format(job.place.watchdog_minutes) if wanted.watchdog else _UNATTENDED
-    note(plan.table(), end, crew.already(plan, wanted.state))
+    note(plan.table(), end, lifecycle.already(plan, wanted.state))
     if not agreed(f"Make {plural(len(plan.first), 'server')}?", yes=chosen.yes):
         return 2
     with held(job.output.folder):  # else two commands make twice as many
@@ -178,7 +178,7 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
         )
         try:
             with coming_up(board := Board()) as tell:
-                nodes = crew.up(accounts, wanted, tell=tell, board=board)
+                nodes = lifecycle.up(accounts, wanted, tell=tell, board=board)
         except BaseException as error:
             if not isinstance(error, Stopped):  # then somebody has taken them down
                 print(left, file=sys.stderr)
@@ -190,12 +190,12 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
 
 
 def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
-    from cahlib.swarm import crew
+    from cahlib.swarm import lifecycle
     from cahlib.swarm.provider import everywhere, in_use
     from cahlib.swarm.runs import runs_of
 
     clouds = _accounts(environment)
-    labels = crew.labels(_state(job), run=chosen.run, all_runs=chosen.all_runs)
+    labels = lifecycle.labels(_state(job), run=chosen.run, all_runs=chosen.all_runs)
     servers = everywhere(clouds, labels)
     if chosen.run and not servers and not any(each.prepared(labels) for each in clouds):
         runs = sorted({each.run for each in runs_of(clouds)})
@@ -215,7 +215,7 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     if servers:
         note(f"Deleting {plural(len(servers), 'server')} …")
     try:
-        crew.down(clouds, labels)
+        lifecycle.down(clouds, labels)
     except KeyboardInterrupt:
         print(
             "Some of them may still be there; the same command deletes the rest.", file=sys.stderr
@@ -223,7 +223,7 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
         raise
     done = f"{plural(len(servers), 'server')} {verb(len(servers), 'was', 'were')} deleted"
     print(f"{done if servers else 'There was no server'}; the cloud says that nothing is left.")
-    if account := crew.settled(_state(job), labels):
+    if account := lifecycle.settled(_state(job), labels):
         print(account)
     return 0
 
@@ -258,11 +258,11 @@ def _run_json(run: Run) -> dict[str, Any]:
 
 
 def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
-    from cahlib.console import node_lines
-    from cahlib.swarm import crew
+    from cahlib.commands.console import node_lines
+    from cahlib.swarm import lifecycle
 
     clouds = _accounts(environment)
-    nodes, account = crew.nodes(clouds, _state(job)), crew.account_of(clouds, _state(job))
+    nodes, account = lifecycle.nodes(clouds, _state(job)), lifecycle.account_of(clouds, _state(job))
     if chosen.json:
         now, state = time.time(), _state(job)
         run = named(state) if (state / "run").exists() else None
@@ -330,19 +330,19 @@ def _restart(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str
 
 def _logins(job: Job, environment: Mapping[str, str], node: str | None) -> Sequence[Login]:
     """How the servers of a run are reached; all, or the one that is named."""
-    from cahlib.swarm import crew
+    from cahlib.swarm import lifecycle
 
-    servers: list[Server] = crew.servers(_accounts(environment), _state(job))
+    servers: list[Server] = lifecycle.servers(_accounts(environment), _state(job))
     chosen = [each for each in servers if node in (None, each.name)]
     if not chosen:
         names = ", ".join(each.name for each in servers) or "none"
         raise ConfigError(f"node: {node or 'there'} is no server of this run; there are: {names}.")
-    return crew.logins(chosen, _state(job))
+    return lifecycle.logins(chosen, _state(job))
 
 
 def _accounts(environment: Mapping[str, str]) -> Sequence[Account]:
     """Return the accounts whose tokens are good, and name the others."""
-    from cahlib.scrapers import clouds
+    from cahlib.run.scrapers import clouds
     from cahlib.swarm.provider import usable
 
     good, left_out = usable(clouds(environment.get("HCLOUD_TOKEN", "")))
@@ -352,6 +352,6 @@ def _accounts(environment: Mapping[str, str]) -> Sequence[Account]:
 
 
 def _state(job: Job) -> Path:
-    from cahlib.scrapers import state
+    from cahlib.run.scrapers import state
 
     return state(job)

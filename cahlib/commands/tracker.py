@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cahlib.commands import serve
+from cahlib.commands.console import print_json
 from cahlib.commands.parser import Parser
 from cahlib.commands.serve import opened
-from cahlib.config import Crawl
-from cahlib.console import print_json
-from cahlib.errors import ConfigError, is_full, no_space
+from cahlib.core.config import Crawl
+from cahlib.core.errors import ConfigError, is_full, no_space
 
 
 def add(commands: Any) -> None:
@@ -43,22 +43,22 @@ def add(commands: Any) -> None:
     serve.add_options(
         command("serve", "run the tracker", serve.serve, "--upload s3://bucket/parcels")
     )
-    intake = command(
+    adding = command(
         "add", "add a crawl's WAT files to the list", _intake, "--crawl CC-MAIN-2024-10"
     )
-    intake.add_argument(
+    adding.add_argument(
         "--crawl",
         required=True,
         help="a crawl's name (CC-MAIN-2024-10), or WAT files as for cah run",
     )
-    intake.add_argument(
+    adding.add_argument(
         "--wats", metavar="N", type=int, default=0, help="how many WAT files; 0 = all [0]"
     )
-    intake.add_argument(
+    adding.add_argument(
         "--seed", metavar="N", type=int, default=0,
         help="draw them at random with this seed; 0 = in order [0]",
     )  # fmt: skip
-    intake.add_argument(
+    adding.add_argument(
         "--base-url", metavar="URL", default=Crawl().base_url, help="base URL of the crawls"
     )
     command("stats", "show how far the crawl is", _stats).add_json()
@@ -126,9 +126,9 @@ def _intake(chosen: argparse.Namespace) -> int:
         crawl=chosen.crawl, shards=2 * chosen.wats, seed=chosen.seed, base_url=chosen.base_url
     )
     with opened(chosen.database, create=True) as database:
-        from cahlib.tracker import intake
+        from cahlib.tracker import admin
 
-        added = intake.add(database, list_shards(crawl))
+        added = admin.add(database, list_shards(crawl))
     print(f"Added {added:,} WAT files: {2 * added:,} shards.")
     return 0
 
@@ -139,10 +139,10 @@ _STATES = "todo", "leased", "scraped", "judging", "failed"
 
 def _stats(chosen: argparse.Namespace) -> int:
     with opened(chosen.database) as database:
-        from cahlib.tracker import board
+        from cahlib.tracker import statistics
 
-        counts = board.counts(database)
-        people = board.leaders(database, most=10)
+        counts = statistics.counts(database)
+        people = statistics.leaders(database, most=10)
     states = {name: getattr(counts, name) for name in _STATES}
     if chosen.json:
         print_json(
@@ -175,36 +175,40 @@ def _checks(chosen: argparse.Namespace) -> int:
 
 def _export(chosen: argparse.Namespace) -> int:
     with opened(chosen.database) as database, _output(chosen.output) as out:
-        from cahlib.tracker import board
+        from cahlib.tracker import statistics
 
         rows: Iterable[dict[str, Any]]
-        rows = board.export(database) if chosen.what == "shards" else board.everyone(database)
+        rows = (
+            statistics.export(database)
+            if chosen.what == "shards"
+            else statistics.everyone(database)
+        )
         (_write_csv if chosen.form == "csv" else _write_json)(rows, out)
     return 0
 
 
 def _retry(chosen: argparse.Namespace) -> int:
     with opened(chosen.database) as database:
-        from cahlib.tracker import intake
+        from cahlib.tracker import admin
 
-        again = intake.retry(database, chosen.shards or None, old_parcels=chosen.old_parcels)
+        again = admin.retry(database, chosen.shards or None, old_parcels=chosen.old_parcels)
     print(f"{again:,} shards are to do again.")
     return 0
 
 
 def _expel(chosen: argparse.Namespace) -> int:
     with opened(chosen.database) as database:
-        from cahlib.tracker import board, intake, people
-        from cahlib.tracker.crowd import Crowd
-        from cahlib.tracker.rules import Rules
+        from cahlib.tracker import admin, people, statistics
+        from cahlib.tracker.leases import Crowd
+        from cahlib.tracker.models import Rules
 
-        numbers = [id for name in chosen.names for id in board.named(database, name)]
+        numbers = [id for name in chosen.names for id in statistics.named(database, name)]
         for name in chosen.names:
             people.ban(database, name)
         crowd, again = Crowd(database, Rules()), 0
         for number in numbers:
             crowd.expel(number)
-            again += intake.undo(database, number) if chosen.undo else 0
+            again += admin.undo(database, number) if chosen.undo else 0
     print(f"{len(numbers):,} workers are sent away; {again:,} shards are to do again.")
     return 0
 
@@ -219,8 +223,8 @@ def _backup(chosen: argparse.Namespace) -> int:
 
 
 def _restore(chosen: argparse.Namespace) -> int:
+    from cahlib.ledger.database import Database
     from cahlib.tracker import backup
-    from cahlib.tracker.database import Database
 
     database = Database(chosen.database)
     try:

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from cahlib.config import Job
-from cahlib.console import stopped_early
-from cahlib.errors import MissingSetting
+from cahlib.commands.console import stopped_early
+from cahlib.core.config import Job
+from cahlib.core.errors import MissingSetting
 
 #: Makes a Job of what was typed, and runs a function of it under the eyes of the user: the CLI's.
 Follow = Callable[[argparse.Namespace, Callable[..., Any]], Any]
@@ -37,7 +37,7 @@ def add(commands: Any, follow: Follow) -> None:
 
 
 def _worker(chosen: argparse.Namespace, follow: Follow) -> int:
-    from cahlib.volunteer import volunteer
+    from cahlib.run.worker import volunteer
 
     brought = follow(chosen, lambda job, *a, **k: volunteer(_with_tracker(job), *a, **k))
     print(f"{brought.parcels} parcels brought.")
@@ -45,8 +45,8 @@ def _worker(chosen: argparse.Namespace, follow: Follow) -> int:
 
 
 def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:
-    from cahlib.run import run
-    from cahlib.words import plural
+    from cahlib.core.wording import plural
+    from cahlib.run.pipeline import run
 
     outcome = follow(chosen, lambda job, *a, **k: run(_with_tracker(job), *a, role="gpu", **k))
     print(f"{plural(outcome.shards.done, 'shard')} judged; the dataset is in {outcome.folder}.")

@@ -1,6 +1,6 @@
 """Blocklists of a crawl: domains, URLs, and pairs by their hashes.
 
-The files are those of `cahlib.lists`. A domain covers its subdomains; a pair is given by the
+The files are those of `cahlib.core.lists`. A domain covers its subdomains; a pair is given by the
 hex md5 of url + text. Hosts and URLs are compared in normalized form, however they are spelled.
 For hundreds of millions of pairs there are Bloom filters, in files that end in ``.bloom``;
 `save_bloom` makes them.
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import rbloom
 
-from cahlib.config import Crawl
-from cahlib.errors import ConfigError
+from cahlib.core.config import Crawl
+from cahlib.core.errors import ConfigError
+from cahlib.core.lists import DOMAIN, MD5, URL, Digests, entries, md5
+from cahlib.core.path_map import here
+from cahlib.core.records import DropReason
 from cahlib.fetch.urls import host_of, normalize_url
-from cahlib.lists import DOMAIN, MD5, URL, Digests, entries, md5
-from cahlib.places import here
-from cahlib.records import Reason
 
 
 class Blocklists:
@@ -43,11 +43,11 @@ class Blocklists:
         lists = (options.blocked_domains, options.blocked_urls, options.blocked_pairs)
         return _loaded(*(tuple(map(here, paths)) for paths in lists))
 
-    def url_drop_reason(self, url: str) -> Reason | None:
+    def url_drop_reason(self, url: str) -> DropReason | None:
         """Return the reason to drop a URL, by itself or by a domain of its host, or None."""
         if self._urls and md5(normalize_url(url)) in self._urls:
-            return Reason.BLOCKED_URL
-        return Reason.BLOCKED_DOMAIN if self._is_blocked_host(url) else None
+            return DropReason.BLOCKED_URL
+        return DropReason.BLOCKED_DOMAIN if self._is_blocked_host(url) else None
 
     def _is_blocked_host(self, url: str) -> bool:
         if not self._domains:

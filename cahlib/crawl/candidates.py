@@ -10,13 +10,13 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.records import Candidate, DropReason, OptOut, Stage, Stats
 from cahlib.crawl import languages, page_opt_outs, texts
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.page_language import PageLanguage
 from cahlib.crawl.wat import BARE_LINK, TABLE_LINK, Link, Page
 from cahlib.fetch import links, opt_outs
-from cahlib.records import Candidate, OptOut, Reason, Stage, Tally
 
 #: The path that an og:image with its og:description gets among the links.
 _OPEN_GRAPH = "og:image"
@@ -40,7 +40,7 @@ def find_candidates(
     pages: Iterable[Page],
     options: Crawl,
     blocked: Blocklists,
-    tally: Tally,
+    stats: Stats,
     *,
     consent: str = "strict",
     optouts: list[OptOut] | None = None,
@@ -51,7 +51,7 @@ def find_candidates(
     honours it.
     """
     link_filter = _LinkFilter(options, blocked)
-    lost, left = tally.lost, tally.left
+    lost, left = stats.dropped, stats.left
     position = 0
     for page in pages:
         shown = _image_links(page, options)
@@ -59,12 +59,12 @@ def find_candidates(
         refused = page_opt_outs.page_opt_out(page)
         obeyed = refused is not None and refused.signal in opt_outs.HONOURED[consent]
         licence = ""
-        tally.entered[Stage.CHOOSE] += len(shown)
+        stats.entered[Stage.CHOOSE] += len(shown)
         if len(page.url) > _MAX_STORED_URL:
-            lost[Reason.LONG_URL] += len(shown)
+            lost[DropReason.LONG_URL] += len(shown)
             continue
         with_text = [link for link in shown if link.alt or link.path == BARE_LINK]
-        lost[Reason.NO_TEXT] += len(shown) - len(with_text)
+        lost[DropReason.NO_TEXT] += len(shown) - len(with_text)
         link_filter.set_page(page, with_text)
         for link in with_text:
             answer = link_filter(link, base)
@@ -76,7 +76,7 @@ def find_candidates(
                 said = {**refused._asdict(), "obeyed": obeyed}
                 optouts.append(OptOut(url=url, where=page.url, time=time.time(), **said))
             if obeyed:
-                lost[Reason.PAGE_OPTED_OUT] += 1
+                lost[DropReason.PAGE_OPTED_OUT] += 1
                 continue
             licence = licence or _licence(page)
             left[Stage.CHOOSE] += 1
@@ -115,7 +115,9 @@ class _LinkFilter:
                 page, (self._caption_filter(link.alt) for link in links)
             )
 
-    def __call__(self, link: Link, base: links.BaseUrl) -> tuple[str, texts.Caption, str] | Reason:
+    def __call__(
+        self, link: Link, base: links.BaseUrl
+    ) -> tuple[str, texts.Caption, str] | DropReason:
         """Return a candidate's URL, text and uid, or the reason to drop the link."""
         if reason := links.link_drop_reason(link.url):
             return reason
@@ -130,11 +132,11 @@ class _LinkFilter:
         digest = hashlib.md5((url + text.text).encode("utf-8", "replace"), usedforsecurity=False)
         uid = digest.hexdigest()
         if uid in self._seen:
-            return Reason.DUPLICATE
+            return DropReason.DUPLICATE
         self._seen.add(uid)
-        return Reason.BLOCKED_PAIR if self._blocked.has_pair(uid) else (url, text, uid)
+        return DropReason.BLOCKED_PAIR if self._blocked.has_pair(uid) else (url, text, uid)
 
-    def _caption(self, link: Link) -> texts.Caption | Reason:
+    def _caption(self, link: Link) -> texts.Caption | DropReason:
         """Return the text of a link, or the reason to drop it."""
         if link.path == BARE_LINK:
             return _NO_CAPTION

@@ -6,8 +6,8 @@ import re
 import zlib
 from collections.abc import Iterator
 
+from cahlib.core.errors import ShardError
 from cahlib.crawl.source import CrawlFile
-from cahlib.errors import ShardError
 
 GZIP_MAGIC = b"\x1f\x8b\x08"
 

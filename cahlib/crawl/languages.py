@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import pycld2
 import regex
 
-from cahlib.config import Crawl
-from cahlib.errors import ConfigError
+from cahlib.core.config import Crawl
+from cahlib.core.errors import ConfigError
 
 #: CLD2's codes by their lower-case form; "un" means unknown.
 _CODES = {code.lower(): code for _, code in pycld2.LANGUAGES} | {"un": "un"}

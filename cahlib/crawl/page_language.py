@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import regex
 
+from cahlib.core.records import DropReason
 from cahlib.crawl import languages, texts
 from cahlib.crawl.wat import Page
-from cahlib.records import Reason
 
 #: Characters; a longer text in which CLD2 detects no language has none.
 _MAX_SHORT_CAPTION = 80
@@ -58,7 +58,7 @@ class PageLanguage:
     language: str  #: CLD2's code, "" if the evidence conflicts
 
     @classmethod
-    def of(cls, page: Page, captions: Iterable[texts.Caption | Reason]) -> PageLanguage:
+    def of(cls, page: Page, captions: Iterable[texts.Caption | DropReason]) -> PageLanguage:
         """Return the language that a page's elements, headers and captions show."""
         found = dict.fromkeys(each for each in captions if isinstance(each, texts.Caption))
         votes = Counter(each.language for each in found if each.reliable and _is_telling(each.text))
@@ -67,14 +67,14 @@ class PageLanguage:
 
     def resolve(
         self, text: texts.Caption, wanted: languages.WantedLanguages | None
-    ) -> texts.Caption | Reason:
+    ) -> texts.Caption | DropReason:
         """Return a caption with its final language, or the reason to drop it."""
         if self.language not in ("", text.language) and len(text.text) <= _MAX_SHORT_CAPTION:
             if _is_plausible(self.language, text):
                 text = text._replace(language=self.language, reliable=False, evidence="page")
         if wanted is None or wanted.includes(text.language, text.text):
             return text
-        return Reason.LANGUAGE
+        return DropReason.LANGUAGE
 
 
 def _agreed(declared: str, votes: Counter[str]) -> str:

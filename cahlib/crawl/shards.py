@@ -15,13 +15,13 @@ from itertools import islice
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.errors import ConfigError, RunError, ShardError
+from cahlib.core.records import Shard
+from cahlib.core.requirements import reading
 from cahlib.crawl.filetype import NotWatError, OtherRecordTypeError, check_wat
 from cahlib.crawl.source import RETRY_PAUSES, CrawlFile, MissingFileError, SleepFunction
 from cahlib.crawl.tables.listing import list_table_shards, require_unchanged
-from cahlib.errors import ConfigError, RunError, ShardError
-from cahlib.needs import reading
-from cahlib.records import Shard
 
 _CRAWL_NAME = re.compile(r"CC-MAIN-\d{4}-[\w-]+")
 #: At the start a user is watching, who should learn soon that there is no network.

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from cahlib import __version__
-from cahlib.errors import RunError, ShardError
+from cahlib.core.errors import RunError, ShardError
+from cahlib.core.path_map import here
 from cahlib.fetch.connectivity import UNREACHABLE_ERRNOS, Outages
-from cahlib.places import here
 
 #: Seconds before each retry; they start over after an attempt that read some bytes.
 RETRY_PAUSES = (1, 2, 4, 8, 16, 32, 60)

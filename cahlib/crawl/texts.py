@@ -12,10 +12,10 @@ import pycld2
 import regex
 from ftfy import fixes
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.records import DropReason
 from cahlib.crawl import languages
 from cahlib.crawl.personal import mask_personal_data
-from cahlib.records import Reason
 
 #: Results cached, and the longest text cached: 8 MiB, or 30 if all are emoji.
 _CACHE_SIZE, _MAX_CACHED = 20_000, 200
@@ -114,7 +114,7 @@ class Caption(NamedTuple):
     evidence: str = "caption"  #: of the language: "caption" or "page"
 
 
-def caption_filter(options: Crawl) -> Callable[[str], Caption | Reason]:
+def caption_filter(options: Crawl) -> Callable[[str], Caption | DropReason]:
     """Return a filter of alt texts for these options, with a cache of 20,000 short ones.
 
     If the page is evidence too, texts of all languages pass, and `page_language` decides.
@@ -124,29 +124,29 @@ def caption_filter(options: Crawl) -> Callable[[str], Caption | Reason]:
     includes = None if wanted is None or by_page else wanted.includes
     unrestricted = wanted.unrestricted() if wanted is not None else frozenset()
 
-    def evaluate(raw: str) -> Caption | Reason:
+    def evaluate(raw: str) -> Caption | DropReason:
         if english and not _LATIN.search(raw):
-            return text_drop_reason(_normalise_space(raw), options) or Reason.LANGUAGE
+            return text_drop_reason(_normalise_space(raw), options) or DropReason.LANGUAGE
         text = repair_text(raw)
         reason = text_drop_reason(text, options)
         if reason is not None:
             return reason
         if (clean := mask_personal_data(text)) != text:
             if options.personal == "drop":
-                return Reason.PERSONAL_TEXT
+                return DropReason.PERSONAL_TEXT
             text = raw = clean
         language, reliable = detect_language(text)
         if includes and language not in unrestricted and not includes(language, text):
-            return Reason.LANGUAGE
+            return DropReason.LANGUAGE
         return Caption(text, raw if raw != text else None, language, reliable)
 
     cached = lru_cache(_CACHE_SIZE)(evaluate)
 
-    def answer(raw: str) -> Caption | Reason:
+    def answer(raw: str) -> Caption | DropReason:
         if len(raw) <= _MAX_CACHED:
             return cached(raw)
         # rather than repair a megabyte
-        return evaluate(raw) if len(raw) <= 10 * options.max_text else Reason.LONG_TEXT
+        return evaluate(raw) if len(raw) <= 10 * options.max_text else DropReason.LONG_TEXT
 
     return answer
 
@@ -181,31 +181,31 @@ def _normalise_space(text: str) -> str:
     return " ".join(text.split())
 
 
-def text_drop_reason(text: str, options: Crawl) -> Reason | None:
+def text_drop_reason(text: str, options: Crawl) -> DropReason | None:
     """Return the reason to drop a repaired text, whatever its language, or None."""
     if not text:
-        return Reason.NO_TEXT
+        return DropReason.NO_TEXT
     if len(text) < options.min_text and _latin_length(text) < options.min_text:
-        return Reason.SHORT_TEXT
+        return DropReason.SHORT_TEXT
     if len(text) > options.max_text:
-        return Reason.LONG_TEXT
+        return DropReason.LONG_TEXT
     return None if options.trust_text else _junk_reason(text)
 
 
-def _junk_reason(text: str) -> Reason | None:
+def _junk_reason(text: str) -> DropReason | None:
     """Return the reason to drop a text that describes nothing, or None."""
     alone = " " not in text
     # a file name with a space ends in a letter only after the dot of its extension
     if alone or not ("a" <= text[-1] <= "z" or _is_letter(text[-1])) or "." in text[-5:]:
         if _FILE_NAME.fullmatch(text):
-            return Reason.FILENAME_TEXT
+            return DropReason.FILENAME_TEXT
     if alone and (text.lower() in _PLACEHOLDERS or _URL.fullmatch(text)):
-        return Reason.JUNK_TEXT
+        return DropReason.JUNK_TEXT
     start = text[:2]
     worded = (
         start.isascii() and start.isalpha() and len(start) == 2 or _STARTS_WITH_WORD.match(text)
     )
-    return None if worded or _WORD.search(text) else Reason.JUNK_TEXT
+    return None if worded or _WORD.search(text) else DropReason.JUNK_TEXT
 
 
 def _latin_length(text: str) -> int:

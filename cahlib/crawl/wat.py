@@ -19,10 +19,10 @@ from typing import Any
 import msgspec
 from isal import isal_zlib
 
+from cahlib.core.records import DropReason, Evidence, Shard, Stage, Stats
 from cahlib.crawl.filetype import GZIP_MAGIC, NotWatError, check_wat, header_end, header_field
 from cahlib.crawl.source import CrawlFile, SleepFunction
 from cahlib.fetch.connectivity import Outages
-from cahlib.records import Evidence, Reason, Shard, Stage, Tally
 
 #: Finds the magic number in less than half the time of bytes.find.
 _MAGIC_PATTERN = re.compile(re.escape(GZIP_MAGIC))
@@ -106,7 +106,7 @@ _decode = msgspec.json.Decoder(_Record).decode
 
 def read_pages(
     shard: Shard,
-    tally: Tally,
+    stats: Stats,
     *,
     contact: str = "",
     sleep: SleepFunction = time.sleep,
@@ -117,7 +117,7 @@ def read_pages(
 
     A damaged record affects only itself. Raise ShardError if the file is missing, not a WAT file or
     cannot be fetched, and RunError if the server bans this address. While there is no network, wait
-    and record it in ``outages``. ``tally`` and ``evidence`` are the shard's own.
+    and record it in ``outages``. ``stats`` and ``evidence`` are the shard's own.
     """
     source = CrawlFile(shard.url, contact=contact, sleep=sleep, outages=outages)
     day = _DAY.search(shard.url)
@@ -128,12 +128,12 @@ def read_pages(
         if evidence and end == size:
             evidence.cut = size
 
-    for member in _members(source.chunks(start, end), tally, cut):
-        for address, body in _records(member, tally):
-            if page := _page(address, body, tally):
+    for member in _members(source.chunks(start, end), stats, cut):
+        for address, body in _records(member, stats):
+            if page := _page(address, body, stats):
                 yield _decode_entities(page) if escaped else page
-    broken = tally.lost[Reason.BROKEN_MEMBER] + tally.lost[Reason.BROKEN_RECORD]
-    if shard.half == 0 and 0 < tally.entered[Stage.READ] == broken:
+    broken = stats.dropped[DropReason.BROKEN_MEMBER] + stats.dropped[DropReason.BROKEN_RECORD]
+    if shard.half == 0 and 0 < stats.entered[Stage.READ] == broken:
         raise NotWatError(f"{shard.url} has no complete record; it is damaged, or not a WAT file.")
 
 
@@ -167,7 +167,7 @@ def _begins_record(data: bytes) -> bool:
         return False
 
 
-def _members(pieces: Iterable[bytes], tally: Tally, cut: Callable[[], None]) -> Iterator[bytes]:
+def _members(pieces: Iterable[bytes], stats: Stats, cut: Callable[[], None]) -> Iterator[bytes]:
     """Yield the inflated members of a range of a file; count damaged ones.
 
     ``cut`` is called if the range ends before its last member does.
@@ -181,8 +181,8 @@ def _members(pieces: Iterable[bytes], tally: Tally, cut: Callable[[], None]) -> 
             if member is None and following == at:
                 break  # more bytes are needed
             if member is None:
-                tally.entered[Stage.READ] += 1
-                tally.lost[Reason.BROKEN_MEMBER] += 1
+                stats.entered[Stage.READ] += 1
+                stats.dropped[DropReason.BROKEN_MEMBER] += 1
                 broken = at if broken is None else broken
             else:
                 broken = None
@@ -235,17 +235,17 @@ def _next_magic(data: bytes, at: int) -> int:
     return match.start() if match else len(data)
 
 
-def _records(data: bytes, tally: Tally) -> Iterator[tuple[str, bytes]]:
+def _records(data: bytes, stats: Stats) -> Iterator[tuple[str, bytes]]:
     """Yield the target URL and content of each record of a member that describes a page."""
     at = 0
     while at < len(data):
-        tally.entered[Stage.READ] += 1
+        stats.entered[Stage.READ] += 1
         begin = header_end(data, at)
         head = data[at:begin]
         length = header_field(head, b"Content-Length")
         # Python refuses to parse 5,000 digits
         if not length.isdigit() or len(length) > 18 or not head.startswith(b"WARC/"):
-            tally.lost[Reason.BROKEN_RECORD] += 1
+            stats.dropped[DropReason.BROKEN_RECORD] += 1
             return
         end, following = _record_end(data, begin + int(length))
         if data.find(b'"HTML-Metadata"', begin, end) >= 0:
@@ -254,7 +254,7 @@ def _records(data: bytes, tally: Tally) -> Iterator[tuple[str, bytes]]:
         else:
             whole = data[max(begin, end - 9) : end].rstrip().endswith(b"}")
             broken = not whole and b"/json" in head
-            tally.lost[Reason.BROKEN_RECORD if broken else Reason.NOT_A_PAGE] += 1
+            stats.dropped[DropReason.BROKEN_RECORD if broken else DropReason.NOT_A_PAGE] += 1
         at = following
 
 
@@ -271,11 +271,11 @@ def _record_end(data: bytes, end: int) -> tuple[int, int]:
     return end, following
 
 
-def _page(address: str, raw: bytes, tally: Tally) -> Page | None:
+def _page(address: str, raw: bytes, stats: Stats) -> Page | None:
     """Return a page, or None if it shows no image or cannot be parsed."""
     # links come last in a record, so search from the end
     if raw.rfind(b"IMG@") < 0 and b"og:image" not in raw:
-        tally.left[Stage.READ] += 1
+        stats.left[Stage.READ] += 1
         return None
     try:
         response = _decode(raw).envelope.payload.response
@@ -283,9 +283,9 @@ def _page(address: str, raw: bytes, tally: Tally) -> Page | None:
         try:
             response = _parse_leniently(json.loads(raw.decode("utf-8", "replace")))
         except (ValueError, RecursionError):
-            tally.lost[Reason.BROKEN_RECORD] += 1
+            stats.dropped[DropReason.BROKEN_RECORD] += 1
             return None
-    tally.left[Stage.READ] += 1
+    stats.left[Stage.READ] += 1
     head, links = response.html.head, response.html.links
     return Page(
         url=address, base=head.base, links=links, metas=head.metas, headers=response.headers

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cahlib import __version__
-from cahlib.config import DamagedJob, Job, settings
+from cahlib.core.config import DamagedJob, Job, settings
+from cahlib.core.errors import RunError
+from cahlib.core.fingerprint import differences, digest
 from cahlib.dataset.checksummed_json import decode_checksummed, encode_checksummed
 from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.dataset.manifest import read_manifests
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.storage.hashed_file import FileRecord
-from cahlib.errors import RunError
-from cahlib.fingerprint import differences, digest
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ DESCRIPTION_FILE = "dataset.json"
 class Description:
     """The content of dataset.json."""
 
-    #: those that decide what is in it, by name (`cahlib.fingerprint`); None if unknown
+    #: those that decide what is in it, by name (`cahlib.core.fingerprint`); None if unknown
     settings: Mapping[str, Any] | None = None
     digest: str = ""  #: of the settings, as in each manifest
     committed: tuple[str, ...] = ()  #: ids of shards, sorted

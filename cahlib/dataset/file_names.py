@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from cahlib.atomic import TEMPORARY_SUFFIX
+from cahlib.core.atomic import TEMPORARY_SUFFIX
+from cahlib.core.errors import ConfigError
 from cahlib.dataset.layout import FOLDERS, LAYOUT, MANIFESTS, PAGES
 from cahlib.dataset.tar_index import TAR_INDEX_FILES
-from cahlib.errors import ConfigError
 
 #: Files in the dataset's folder itself, and those in its `run` that are opened.
 _TOPS = (*PAGES, "dataset.json", "changes.jsonl")

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from cahlib.core.errors import RunError
 from cahlib.dataset.description import Description, find_description
 from cahlib.dataset.layout import FOLDERS
 from cahlib.dataset.manifest import (
@@ -21,7 +22,6 @@ from cahlib.dataset.manifest import (
     read_manifest,
 )
 from cahlib.dataset.storage.files import files_at
-from cahlib.errors import RunError
 
 
 class ShardState(NamedTuple):

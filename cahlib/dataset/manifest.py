@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.lock import is_held
+from cahlib.core.records import Shard, Stats
 from cahlib.dataset.checksummed_json import decode_checksummed, encode_checksummed
 from cahlib.dataset.layout import MANIFESTS
 from cahlib.dataset.storage.files import DatasetFiles, files_at
 from cahlib.dataset.storage.hashed_file import FileRecord
-from cahlib.errors import ConfigError, RunError
-from cahlib.lock import is_held
-from cahlib.records import Shard, Tally
 
 #: The names of tars; see `cahlib.dataset.maintain.numbering`.
 _TAR = re.compile(r"images/[^/]+\.tar")
@@ -58,7 +58,7 @@ class ShardManifest:
     files: Mapping[str, FileRecord]  #: by path below the dataset's folder
     #: URL of the folder with the files, if they are no longer beside this manifest
     place: str | None
-    funnel: Mapping[str, Any]  #: `Tally.as_dict` of all four stages
+    funnel: Mapping[str, Any]  #: `Stats.as_dict` of all four stages
     kept: Mapping[int, int]  #: kept pairs by hundredths of similarity: 30 is 0.30 … 0.31
     dropped: Mapping[int, int]  #: the same for dropped pairs
     similarity: float  #: mean of the kept pairs; 0 if there are none
@@ -75,15 +75,15 @@ class ShardManifest:
     silent: tuple[str, ...] = ()  #: domains that never answered
     cut: int = 0  #: the byte at which its WAT file is truncated; 0 if it is complete
     overruled: int = 0  #: opt-outs that the consent profile does not honour, with evidence too
-    #: the digest of the settings that made it (`cahlib.fingerprint`); "" if by an older cahlib
+    #: the digest of the settings that made it (`cahlib.core.fingerprint`); "" if by an older cahlib
     settings: str = ""
     #: kept pairs by label and by the second classifier's band: {"UNSURE": {"below 0.2": 3}}
     opinions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     scores: tuple[str, ...] = ()  #: the columns of its scores; empty if by an older cahlib
 
     @property
-    def tally(self) -> Tally:
-        return Tally.from_dict(self.funnel)
+    def stats(self) -> Stats:
+        return Stats.from_dict(self.funnel)
 
 
 def manifest_path(shard: str) -> str:

@@ -12,10 +12,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from cahlib.core.table_rows import Extra
 from cahlib.dataset.layout import ONE_EXTENSION
 from cahlib.dataset.manifest import ShardManifest, tar_path
 from cahlib.dataset.storage.files import files_at
-from cahlib.table_rows import Extra
 
 SIZES_FILE, COUNT_FILE, TAR_CARD_FILE = TAR_INDEX_FILES = (
     "images/sizes.json",

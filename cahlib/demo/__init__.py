@@ -7,7 +7,7 @@ it. It has seen emoji only: it cannot judge photos, and of safety it is not even
 import json
 from pathlib import Path
 
-from cahlib.config import Crawl, Download, Job, Judge, Output
+from cahlib.core.config import Crawl, Download, Job, Judge, Output
 from cahlib.demo.web import Web
 
 #: The tiny model's folder: open_clip's config, the weights and the words.

@@ -26,7 +26,7 @@ from typing import Any
 
 from PIL import Image
 
-from cahlib.errors import RunError
+from cahlib.core.errors import RunError
 
 TRAINING = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "fxemoji")
 HELD_OUT = "twemoji"

@@ -1,6 +1,6 @@
 """What goes wrong on the web, one example after the other, each with the reason that must catch it.
 
-Used by `cahlib.demo.world`; whoever adds a `cahlib.records.Reason` adds its trap here.
+Used by `cahlib.demo.world`; whoever adds a `cahlib.core.records.DropReason` adds its trap here.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from random import Random
 
 from PIL import Image
 
+from cahlib.core.records import DropReason
 from cahlib.demo import MOST_BYTES
 from cahlib.demo.web import Answer
-from cahlib.records import Reason
 
 #: RFC 2606 keeps these names for examples, so no real host is ever meant.
 TRAPS = "traps.example.net"
@@ -35,7 +35,7 @@ class Exhibit:
     alt: str | None = None  #: as it stands on the page
     text: str = ""  #: the candidate's, if that differs
     written: str = ""  #: the address as it stands on the page, if that differs
-    reason: Reason | None = None  #: why it is lost; None if it is kept
+    reason: DropReason | None = None  #: why it is lost; None if it is kept
     answers: Mapping[str, Answer | Sequence[Answer]] = field(default_factory=dict)
 
 
@@ -64,17 +64,21 @@ def traps(samples: Iterator[Sample], random: Random) -> Iterator[Exhibit]:
 def _texts() -> Iterator[Exhibit]:
     """Captions that describe nothing, or not in English."""
     long = "A sentence about nothing in particular that somebody forgot to end. " * 20
-    bad: dict[Reason, Sequence[str | None]] = {
-        Reason.NO_TEXT: (None, "", "   "),
-        Reason.SHORT_TEXT: ("cat", "a b"),
-        Reason.LONG_TEXT: (long,),
-        Reason.FILENAME_TEXT: ("DSC_0042.JPG", "banner-final-2.png", "IMG_20210304_120000.jpeg"),
-        Reason.JUNK_TEXT: ("*** ~~~ --- ***", "1234 5678 9012", "|||||||||||"),
-        Reason.PERSONAL_TEXT: (
+    bad: dict[DropReason, Sequence[str | None]] = {
+        DropReason.NO_TEXT: (None, "", "   "),
+        DropReason.SHORT_TEXT: ("cat", "a b"),
+        DropReason.LONG_TEXT: (long,),
+        DropReason.FILENAME_TEXT: (
+            "DSC_0042.JPG",
+            "banner-final-2.png",
+            "IMG_20210304_120000.jpeg",
+        ),
+        DropReason.JUNK_TEXT: ("*** ~~~ --- ***", "1234 5678 9012", "|||||||||||"),
+        DropReason.PERSONAL_TEXT: (
             "Write to jane.doe@mail.example.org about the red bicycle",
             "Call +1 212 555 0123 for a fresh chocolate cake",
         ),
-        Reason.LANGUAGE: (
+        DropReason.LANGUAGE: (
             "Un petit chat noir dort tranquillement sur le canapé de ma grand-mère",
             "Ein altes Fahrrad lehnt an der Mauer hinter unserem kleinen Garten",
             "Los niños juegan al fútbol en la plaza del pueblo todas las tardes",
@@ -95,16 +99,16 @@ def _texts() -> Iterator[Exhibit]:
 def _addresses(samples: Iterator[Sample]) -> Iterator[Exhibit]:
     """Addresses that no honest picture has."""
     bad = {
-        Reason.NOT_A_PICTURE_URL: (
+        DropReason.NOT_A_PICTURE_URL: (
             f"http://{TRAPS}/logo.svg",
             f"http://{TRAPS}/spacer.gif",
             f"http://{TRAPS}/favicon.ico",
             "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAE",
             "javascript:void(0)",
         ),
-        Reason.BAD_URL: ("http://[half/a/bracket.jpg", "http://too.example.net:99999/port.jpg"),
-        Reason.LONG_URL: (f"http://{TRAPS}/{'very-' * 500}long.jpg",),
-        Reason.PRIVATE_HOST: (
+        DropReason.BAD_URL: ("http://[half/a/bracket.jpg", "http://too.example.net:99999/port.jpg"),
+        DropReason.LONG_URL: (f"http://{TRAPS}/{'very-' * 500}long.jpg",),
+        DropReason.PRIVATE_HOST: (
             "http://localhost/picture.jpg",
             "http://127.0.0.1/picture.jpg",
             "http://192.168.0.10/camera.jpg",
@@ -123,34 +127,36 @@ def _servers(samples: Iterator[Sample]) -> Iterator[Exhibit]:
     text = "text/html"
     for n, status in enumerate((404, 404, 404, 404, 410, 403, 401)):
         answer = Answer(status=status, type=text, body=b"<h1>Gone</h1>")
-        yield _trap(next(samples), f"gone-{n}", Reason.HTTP_4XX, answer)
+        yield _trap(next(samples), f"gone-{n}", DropReason.HTTP_4XX, answer)
     for n, status in enumerate((500, 502, 503)):
-        yield _trap(next(samples), f"down-{n}", Reason.HTTP_5XX, Answer(status=status, type=text))
-    yield _trap(next(samples), "nothing", Reason.HTTP_OTHER, Answer(status=204))
+        yield _trap(
+            next(samples), f"down-{n}", DropReason.HTTP_5XX, Answer(status=status, type=text)
+        )
+    yield _trap(next(samples), "nothing", DropReason.HTTP_OTHER, Answer(status=204))
     for n in range(3):
-        yield _trap(next(samples), f"asleep-{n}", Reason.TIMEOUT, Answer(delay=_FOR_EVER))
+        yield _trap(next(samples), f"asleep-{n}", DropReason.TIMEOUT, Answer(delay=_FOR_EVER))
     sample = next(samples)
-    yield _trap(sample, "dripping", Reason.TIMEOUT, replace(sample.answer, pace=1.0))
+    yield _trap(sample, "dripping", DropReason.TIMEOUT, replace(sample.answer, pace=1.0))
     sample = next(samples)
-    yield _trap(sample, "broken-off", Reason.DISCONNECTED, replace(sample.answer, cut=3000))
+    yield _trap(sample, "broken-off", DropReason.DISCONNECTED, replace(sample.answer, cut=3000))
     mail = Answer(raw=True, body=b"220 mail.example.net ESMTP\r\n" * 3)
-    yield _trap(next(samples), "mail-server", Reason.BAD_HTTP, mail)
+    yield _trap(next(samples), "mail-server", DropReason.BAD_HTTP, mail)
     for n, value in enumerate(("noai", "noimageai, noai", "noindex", "none")):
         sample = next(samples)
         says_no = replace(sample.answer, headers=(("X-Robots-Tag", value),))
-        yield _trap(sample, f"owner-says-no-{n}", Reason.OPTED_OUT, says_no)
-    yield from _closed(next(samples), "closed", Reason.OPTED_OUT, Answer(body=_KEEP_OUT))
-    yield from _closed(next(samples), "stumbling", Reason.NO_ROBOTS, Answer(status=503))
+        yield _trap(sample, f"owner-says-no-{n}", DropReason.OPTED_OUT, says_no)
+    yield from _closed(next(samples), "closed", DropReason.OPTED_OUT, Answer(body=_KEEP_OUT))
+    yield from _closed(next(samples), "stumbling", DropReason.NO_ROBOTS, Answer(status=503))
     round_trip = f"http://{TRAPS}/pictures/round-trip.jpg"
     for name, target in (
         ("round-trip", round_trip),
         ("into-the-cloud", "http://169.254.169.254/latest/meta-data/"),
     ):
         moved = Answer(status=302, headers=(("Location", target),))
-        yield _trap(next(samples), name, Reason.BAD_REDIRECT, moved)
+        yield _trap(next(samples), name, DropReason.BAD_REDIRECT, moved)
 
 
-def _closed(sample: Sample, name: str, reason: Reason, robots: Answer) -> Iterator[Exhibit]:
+def _closed(sample: Sample, name: str, reason: DropReason, robots: Answer) -> Iterator[Exhibit]:
     """A picture of a host whose robots.txt keeps us out."""
     host = f"http://{name}.example.net"
     url = f"{host}/pictures/treasure.jpg"
@@ -162,25 +168,25 @@ def _files(samples: Iterator[Sample], random: Random) -> Iterator[Exhibit]:
     """Files that are no picture, or not a good one."""
     page = b"<!doctype html><title>Sorry</title><p>Please enable cookies.</p>" * 100
     icon = b"<svg xmlns='http://www.w3.org/2000/svg'><path d='M0 0h9v9z'/></svg>" * 100
-    files: list[tuple[str, Reason, bytes]] = [
-        ("page", Reason.NOT_AN_IMAGE, page),
-        ("vector", Reason.NOT_AN_IMAGE, icon),
-        ("moving", Reason.NOT_AN_IMAGE, _noise(random, 100, 100, "GIF")),
-        ("old", Reason.NOT_AN_IMAGE, _noise(random, 100, 100, "BMP")),
-        ("huge-file", Reason.TOO_MANY_BYTES, random.randbytes(MOST_BYTES + 1)),
-        ("tiny-file", Reason.TOO_FEW_BYTES, _noise(random, 8, 8, "PNG")),
-        ("empty-file", Reason.NOT_AN_IMAGE, b""),
-        ("low", Reason.SMALL_SIDE, _noise(random, 300, 48, "PNG")),
-        ("narrow", Reason.SMALL_SIDE, _noise(random, 40, 300, "PNG")),
-        ("banner", Reason.ASPECT, _noise(random, 720, 70, "PNG")),
-        ("bomb", Reason.TOO_MANY_PIXELS, _bomb(random)),
+    files: list[tuple[str, DropReason, bytes]] = [
+        ("page", DropReason.NOT_AN_IMAGE, page),
+        ("vector", DropReason.NOT_AN_IMAGE, icon),
+        ("moving", DropReason.NOT_AN_IMAGE, _noise(random, 100, 100, "GIF")),
+        ("old", DropReason.NOT_AN_IMAGE, _noise(random, 100, 100, "BMP")),
+        ("huge-file", DropReason.TOO_MANY_BYTES, random.randbytes(MOST_BYTES + 1)),
+        ("tiny-file", DropReason.TOO_FEW_BYTES, _noise(random, 8, 8, "PNG")),
+        ("empty-file", DropReason.NOT_AN_IMAGE, b""),
+        ("low", DropReason.SMALL_SIDE, _noise(random, 300, 48, "PNG")),
+        ("narrow", DropReason.SMALL_SIDE, _noise(random, 40, 300, "PNG")),
+        ("banner", DropReason.ASPECT, _noise(random, 720, 70, "PNG")),
+        ("bomb", DropReason.TOO_MANY_PIXELS, _bomb(random)),
     ]
     for name, reason, data in files:
         yield _trap(next(samples), name, reason, Answer(body=data, type="image/jpeg"))
     for n in range(8):
         sample = next(samples)
         short = replace(sample.answer, body=sample.data[: len(sample.data) * 2 // 3])
-        yield _trap(sample, f"cut-short-{n}", Reason.BROKEN_IMAGE, short)
+        yield _trap(sample, f"cut-short-{n}", DropReason.BROKEN_IMAGE, short)
 
 
 def _harmless(samples: Iterator[Sample]) -> Iterator[Exhibit]:
@@ -208,7 +214,7 @@ def _harmless(samples: Iterator[Sample]) -> Iterator[Exhibit]:
     )
 
 
-def _trap(sample: Sample, name: str, reason: Reason | None, answer: Answer) -> Exhibit:
+def _trap(sample: Sample, name: str, reason: DropReason | None, answer: Answer) -> Exhibit:
     url = f"http://{TRAPS}/pictures/{name}.jpg"
     return Exhibit(url=url, alt=sample.caption, reason=reason, answers={url: answer})
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import IO
 from urllib.parse import unquote
 
-from cahlib.errors import ConfigError
+from cahlib.core.errors import ConfigError
 
 _LONGEST_LINE = 65_536
 _CHUNK = 1000

@@ -19,10 +19,10 @@ from pathlib import Path
 from random import Random
 from urllib.parse import urljoin
 
+from cahlib.core.records import DropReason
 from cahlib.demo import WAT_PATH, captions, wat
 from cahlib.demo.traps import Exhibit, Sample, traps
 from cahlib.demo.web import Answer, Web
-from cahlib.records import Reason
 
 SCENES = Path(__file__).parent / "scenes.tar"
 _SEED = 400
@@ -48,7 +48,7 @@ class World:
 
     wat: bytes
     exhibits: Sequence[Exhibit]  #: in the order of the WAT
-    unread: Counter[Reason]  #: records of the WAT that are no page
+    unread: Counter[DropReason]  #: records of the WAT that are no page
     answers: Mapping[str, Answer | Sequence[Answer]]  #: by URL
 
     @contextmanager
@@ -111,7 +111,7 @@ def _refused(shown: Sequence[Scene]) -> _Shelf:
     """A page whose owner refuses for all its pictures."""
     host = "private.example.org"
     exhibits = [
-        replace(each, url=(url := f"http://{host}/{n}.jpg"), reason=Reason.PAGE_OPTED_OUT,
+        replace(each, url=(url := f"http://{host}/{n}.jpg"), reason=DropReason.PAGE_OPTED_OUT,
                 answers={url: next(iter(each.answers.values()))})
         for n, each in enumerate(_exhibit(n, shown) for n in (0, 2, 3))
     ]  # fmt: skip
@@ -126,7 +126,7 @@ def _exhibit(n: int, shown: Sequence[Scene]) -> Exhibit:
     return Exhibit(
         url=url,
         alt=captions.WEB[n % len(captions.WEB)].format(name=name),
-        reason=Reason.DISSIMILAR if swapped else None,
+        reason=DropReason.DISSIMILAR if swapped else None,
         answers={url: _sample(n, scene).answer},
     )
 
@@ -148,16 +148,16 @@ def _repeat(shelves: Sequence[_Shelf]) -> None:
     """Show some pairs twice on one page, and again in the other half of the crawl."""
     first, last = shelves[0].exhibits, shelves[-1].exhibits
     again = [replace(each, written="", answers={}) for each in first if each.reason is None][:3]
-    first += [replace(each, reason=Reason.DUPLICATE) for each in again]
-    last += [replace(each, reason=Reason.PAIR_SEEN) for each in again]
+    first += [replace(each, reason=DropReason.DUPLICATE) for each in again]
+    last += [replace(each, reason=DropReason.PAIR_SEEN) for each in again]
 
 
-def _wat(shelves: Sequence[_Shelf]) -> tuple[bytes, Counter[Reason]]:
+def _wat(shelves: Sequence[_Shelf]) -> tuple[bytes, Counter[DropReason]]:
     """The crawl, with some rotten records in it, and the count of what is no page."""
     parts = [wat.warcinfo("demo")]
     for shelf in shelves:
         parts += wat.members(_page(shelf))
-    unread = Counter({Reason.NOT_A_PAGE: len(parts) - len(shelves)})
+    unread = Counter({DropReason.NOT_A_PAGE: len(parts) - len(shelves)})
     paper = {"HTTP-Response-Metadata": {"Headers": {"Content-Type": "application/pdf"}}}
     parts.insert(20, wat.described("http://library.example.org/paper.pdf", "response", paper))
     parts.insert(
@@ -166,7 +166,7 @@ def _wat(shelves: Sequence[_Shelf]) -> tuple[bytes, Counter[Reason]]:
     rotten = bytearray(parts[2])
     rotten[len(rotten) // 2 : len(rotten) // 2 + 40] = bytes(40)
     parts.insert(40, bytes(rotten))
-    unread += Counter((Reason.NOT_A_PAGE, Reason.BROKEN_RECORD, Reason.BROKEN_MEMBER))
+    unread += Counter((DropReason.NOT_A_PAGE, DropReason.BROKEN_RECORD, DropReason.BROKEN_MEMBER))
     return b"".join(parts), unread
 
 

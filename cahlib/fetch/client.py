@@ -20,8 +20,9 @@ from aiohttp.client import _RequestContextManager
 from yarl import URL
 
 from cahlib import __version__
-from cahlib.config import Download
-from cahlib.errors import ConfigError
+from cahlib.core.config import Download
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import DropReason, OptOut
 from cahlib.fetch import addresses, decoders, lenient_http, opt_outs, responses
 from cahlib.fetch.connectivity import NoAnswerCause
 from cahlib.fetch.host_policy import HostPolicies, SmallFile
@@ -31,7 +32,6 @@ from cahlib.fetch.politeness import Politeness
 from cahlib.fetch.resolver import NetworkConfig, Resolver
 from cahlib.fetch.urls import domain_of, parse_url
 from cahlib.image.header import CAN_DECODE_AVIF, image_format
-from cahlib.records import OptOut, Reason
 
 _MAX_BYTES = 64 << 20  # of all responses being read or used
 _MAX_TEXT_SECONDS = 10.0  # for a small file such as robots.txt
@@ -51,7 +51,7 @@ _HEADERS = {
 }
 
 #: Worth a second attempt; a dead host or a refusal would fail the same way again.
-_TRANSIENT = frozenset({Reason.DISCONNECTED, Reason.HTTP_5XX, Reason.TOO_OFTEN})
+_TRANSIENT = frozenset({DropReason.DISCONNECTED, DropReason.HTTP_5XX, DropReason.TOO_OFTEN})
 
 _T = TypeVar("_T")
 
@@ -61,7 +61,7 @@ class ImageResponse:
     """A complete response with status 200 that begins like an image."""
 
     body: bytes
-    robots: str  #: opt-out headers, as in `cahlib.records.Image`
+    robots: str  #: opt-out headers, as in `cahlib.core.records.Image`
 
 
 def user_agent(options: Download) -> str:
@@ -113,7 +113,7 @@ class Fetcher:
         self.politeness = Politeness(options)
 
     @asynccontextmanager
-    async def fetch(self, address: str) -> AsyncIterator[ImageResponse | OptOut | Reason]:
+    async def fetch(self, address: str) -> AsyncIterator[ImageResponse | OptOut | DropReason]:
         """Fetch a URL within the deadline; its bytes count as used until the context exits."""
         share = MemoryShare()
         try:
@@ -123,14 +123,14 @@ class Fetcher:
 
     async def _fetch_with_retry(
         self, address: str, share: MemoryShare
-    ) -> ImageResponse | OptOut | Reason:
+    ) -> ImageResponse | OptOut | DropReason:
         """Fetch a URL, with a second attempt after a transient failure."""
         deadline = Deadline(self._options.total_timeout)
         result = await self._follow(address, share, deadline)
         if result in _TRANSIENT and not self.politeness.is_skipped(domain := domain_of(address)):
             if self._network.hosts.stood_still_since(deadline.begun):
                 deadline.renew()
-            late = result is Reason.TOO_OFTEN  # it answered in time, and asks for a pause
+            late = result is DropReason.TOO_OFTEN  # it answered in time, and asks for a pause
             left = math.inf if late else deadline.left
             pause = max(self._net.pause, self.politeness.reserve(domain, left))
             if late:
@@ -143,35 +143,35 @@ class Fetcher:
 
     async def _follow(
         self, address: str, share: MemoryShare, deadline: Deadline
-    ) -> ImageResponse | OptOut | Reason:
+    ) -> ImageResponse | OptOut | DropReason:
         """Follow redirects, checking each like the first URL."""
         place = address
         for hop in range(self._options.max_redirects + 1):
             url = parse_url(place)
-            if isinstance(url, Reason):
-                return Reason.BAD_REDIRECT if hop else url
+            if isinstance(url, DropReason):
+                return DropReason.BAD_REDIRECT if hop else url
             domain = domain_of(place)
             if hop and (reason := await self._wait_turn(domain, deadline.left)):
                 return reason
             since = time.monotonic()
             refused = await self.host_policies.refusal(url, address)
             deadline.extend(time.monotonic() - since)  # robots.txt does not count toward it
-            if refused not in (None, Reason.LEFT_ALONE):
+            if refused not in (None, DropReason.LEFT_ALONE):
                 self.politeness.record_result(domain, refused)
             result = refused or await self._request_image(url, place, address, share, deadline)
             if not isinstance(result, str):
-                astray = hop > 0 and result in (Reason.PRIVATE_ADDRESS, Reason.UNFETCHABLE)
-                return Reason.BAD_REDIRECT if astray else result
+                astray = hop > 0 and result in (DropReason.PRIVATE_ADDRESS, DropReason.UNFETCHABLE)
+                return DropReason.BAD_REDIRECT if astray else result
             place = result
-        return Reason.BAD_REDIRECT
+        return DropReason.BAD_REDIRECT
 
     async def _request_image(
         self, url: URL, place: str, address: str, share: MemoryShare, deadline: Deadline
-    ) -> ImageResponse | OptOut | str | Reason:
+    ) -> ImageResponse | OptOut | str | DropReason:
         """Send one request; return its body, its redirect target, or why there is neither."""
         status, domain = 0, domain_of(place)
 
-        async def read(answer: aiohttp.ClientResponse) -> ImageResponse | OptOut | str | Reason:
+        async def read(answer: aiohttp.ClientResponse) -> ImageResponse | OptOut | str | DropReason:
             nonlocal status
             status = answer.status
             if status in (429, 503):
@@ -185,12 +185,12 @@ class Fetcher:
             self._network.forget(domain)
         return result
 
-    async def fetch_small_file(self, address: str, most: int) -> SmallFile | Reason:
+    async def fetch_small_file(self, address: str, most: int) -> SmallFile | DropReason:
         """Fetch the first ``most`` bytes of a small file such as robots.txt."""
         deadline = Deadline(min(_MAX_TEXT_SECONDS, self._options.total_timeout))
         place = address
 
-        async def read(answer: aiohttp.ClientResponse) -> SmallFile | str | Reason:
+        async def read(answer: aiohttp.ClientResponse) -> SmallFile | str | DropReason:
             if (to := responses.redirect_target(answer, place)) is not None:
                 return to
             if answer.status // 100 != 2:
@@ -199,8 +199,8 @@ class Fetcher:
 
         for _ in range(_MAX_TEXT_HOPS + 1):
             url = parse_url(place)
-            if isinstance(url, Reason):
-                return Reason.BAD_REDIRECT
+            if isinstance(url, DropReason):
+                return DropReason.BAD_REDIRECT
             domain, since = domain_of(place), time.monotonic()
             if reason := await self._wait_turn(domain, math.inf):
                 return reason
@@ -210,7 +210,7 @@ class Fetcher:
             if not isinstance(result, str):
                 return result
             place = result
-        return Reason.BAD_REDIRECT
+        return DropReason.BAD_REDIRECT
 
     async def _request(
         self,
@@ -218,7 +218,7 @@ class Fetcher:
         domain: str,
         deadline: Deadline,
         read: Callable[[aiohttp.ClientResponse], Awaitable[_T]],
-    ) -> _T | Reason:
+    ) -> _T | DropReason:
         """Send a request and read its response; repeat it after an outage."""
         host, port, doubted = url.raw_host or "", url.port or 0, False
         while True:
@@ -262,7 +262,7 @@ class Fetcher:
 
     async def _read(
         self, answer: aiohttp.ClientResponse, address: str, url: URL, place: str, share: MemoryShare
-    ) -> ImageResponse | OptOut | str | Reason:
+    ) -> ImageResponse | OptOut | str | DropReason:
         """Return a response's image, redirect target, opt-out, or the reason to drop it."""
         said = responses.opt_out_headers(answer)
         if answer.status < 400 and (refused := opt_outs.parse_headers(said, self._options.consent)):
@@ -274,17 +274,17 @@ class Fetcher:
         body = await self._body(answer, share)
         return (
             body
-            if isinstance(body, Reason)
+            if isinstance(body, DropReason)
             else ImageResponse(body=body, robots=responses.format_opt_out_headers(said))
         )
 
-    async def _wait_turn(self, domain: str, left: float) -> Reason | None:
+    async def _wait_turn(self, domain: str, left: float) -> DropReason | None:
         """Wait until a request to a domain is allowed, or return why it is not."""
         if self.politeness.is_skipped(domain):
-            return Reason.LEFT_ALONE
+            return DropReason.LEFT_ALONE
         wait = self.politeness.reserve(domain, left)
         if wait > left:
-            return Reason.TIMEOUT
+            return DropReason.TIMEOUT
         if wait:
             await asyncio.sleep(wait)
         return None
@@ -298,11 +298,11 @@ class Fetcher:
         # A host that is an IP address would bypass the resolver, so it gets a name.
         return url.with_host("address.replay"), {"Host": url.raw_authority}
 
-    async def _body(self, answer: aiohttp.ClientResponse, share: MemoryShare) -> bytes | Reason:
+    async def _body(self, answer: aiohttp.ClientResponse, share: MemoryShare) -> bytes | DropReason:
         """Read the body; stop as soon as it is too long or does not begin like an image."""
         most = self._options.max_bytes
         if (answer.content_length or 0) > most:
-            return Reason.TOO_MANY_BYTES
+            return DropReason.TOO_MANY_BYTES
         start, chunks, size, came = b"", [], 0, 0
         try:
             packed = decoders.Decoders(answer.headers.getall("Content-Encoding", ()))
@@ -314,24 +314,24 @@ class Fetcher:
                     packed = decoders.Decoders(())  # not encoded, whatever its headers say
                 size += len(chunk)
                 if max(size, came) > most:
-                    return Reason.TOO_MANY_BYTES
+                    return DropReason.TOO_MANY_BYTES
                 await self._memory.reserve(share, len(chunk))
                 chunks.append(chunk)
                 if len(start) < 12:
                     start += chunk[:12]
                     if len(start) >= 12 and not image_format(start):
-                        return Reason.NOT_AN_IMAGE
+                        return DropReason.NOT_AN_IMAGE
         except decoders.DecodingError:
-            return Reason.NOT_AN_IMAGE
+            return DropReason.NOT_AN_IMAGE
         return b"".join(chunks)
 
 
-async def _read_start(answer: aiohttp.ClientResponse, most: int) -> SmallFile | Reason:
+async def _read_start(answer: aiohttp.ClientResponse, most: int) -> SmallFile | DropReason:
     """Read the first bytes of a small file, decoded, without waiting for the rest."""
     if answer.status in (204, 205):
         return SmallFile(answer.status, b"")
     if not responses.is_complete(answer):
-        return Reason.HTTP_OTHER
+        return DropReason.HTTP_OTHER
     body = b""
     async for chunk in answer.content.iter_any():
         body += chunk
@@ -341,5 +341,5 @@ async def _read_start(answer: aiohttp.ClientResponse, most: int) -> SmallFile | 
         codings = answer.headers.getall("Content-Encoding", ())
         found = decoders.decode_body(body[:most], codings, most, cut=len(body) >= most)
     except decoders.DecodingError:
-        return Reason.BAD_HTTP
+        return DropReason.BAD_HTTP
     return SmallFile(200, found)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from math import inf
 from threading import Lock
 
-from cahlib.errors import Postponed
+from cahlib.core.errors import Postponed
 
 #: Errors of the system if nothing came back, or nothing could be sent.
 UNREACHABLE_ERRNOS = frozenset({

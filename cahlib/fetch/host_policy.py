@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from yarl import URL
 
+from cahlib.core.records import DropReason, OptOut
 from cahlib.fetch import opt_outs
 from cahlib.fetch.robots import (
     MAX_ROBOTS_BYTES,
@@ -23,7 +24,6 @@ from cahlib.fetch.robots import (
     path_matches,
     resolve_dots,
 )
-from cahlib.records import OptOut, Reason
 
 #: Seconds for which a policy (RFC 9309, 2.4) and a failed robots.txt are cached.
 _CACHE_SECONDS, _FAILURE_SECONDS = 24 * 3600, 300
@@ -33,7 +33,13 @@ _MAX_HOSTS, _MAX_CACHED_BYTES = 50_000, 64 << 20
 
 #: Reasons why a host cannot serve robots.txt, nor any image.
 _UNREACHABLE = frozenset(
-    {Reason.DNS, Reason.REFUSED, Reason.PRIVATE_ADDRESS, Reason.TLS, Reason.LEFT_ALONE}
+    {
+        DropReason.DNS,
+        DropReason.REFUSED,
+        DropReason.PRIVATE_ADDRESS,
+        DropReason.TLS,
+        DropReason.LEFT_ALONE,
+    }
 )
 
 #: Byte order marks of encodings other than UTF-8.
@@ -54,14 +60,14 @@ class SmallFile(NamedTuple):
 
 
 #: Fetches a small file, given its URL and a limit in bytes; follows redirects.
-FetchSmallFile = Callable[[str, int], Awaitable[SmallFile | Reason]]
+FetchSmallFile = Callable[[str, int], Awaitable[SmallFile | DropReason]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Policy:
     """The policy of a host, or the reason why nothing may be fetched from it."""
 
-    robots: RobotsTxt | Reason
+    robots: RobotsTxt | DropReason
     reserved: list[tuple[str, str, bool]]  #: normalized path, path as served, whether reserved
     size: int  #: bytes of both files
 
@@ -87,13 +93,13 @@ class HostPolicies:
         self._cached_bytes = 0
         self.not_honoured: list[OptOut] = []  #: opt-outs that the profile does not honour
 
-    async def refusal(self, url: URL, address: str) -> OptOut | Reason | None:
+    async def refusal(self, url: URL, address: str) -> OptOut | DropReason | None:
         """Return why a URL must not be fetched, or None; ``address``: the image's first URL."""
         if "robots.txt" not in self._honoured:
             return None
         origin = f"{url.scheme}://{url.raw_authority}"
         policy = await asyncio.shield(self._policy(origin))
-        if isinstance(policy.robots, Reason):
+        if isinstance(policy.robots, DropReason):
             return policy.robots
         signal = self._find_opt_out(policy, url.raw_path_qs)
         if signal is None:
@@ -144,10 +150,10 @@ class HostPolicies:
         """Fetch one file after the other, so that an image needs one connection at most."""
         answer = await self._fetch(f"{origin}/robots.txt", MAX_ROBOTS_BYTES)
         robots = parse_robots_answer(answer)
-        reserved: SmallFile | Reason = Reason.HTTP_4XX
+        reserved: SmallFile | DropReason = DropReason.HTTP_4XX
         if "tdmrep.json" in self._honoured and isinstance(robots, RobotsTxt):
             reserved = await self._fetch(f"{origin}/.well-known/tdmrep.json", MAX_ROBOTS_BYTES)
-            robots = reserved if reserved is Reason.LEFT_ALONE else robots
+            robots = reserved if reserved is DropReason.LEFT_ALONE else robots
         size = sum(len(text.body) for text in (answer, reserved) if isinstance(text, SmallFile))
         self._cached_bytes += size
         there = isinstance(reserved, SmallFile) and reserved.status == 200
@@ -166,19 +172,19 @@ class HostPolicies:
                 del self._cache[origin]
 
 
-def parse_robots_answer(answer: SmallFile | Reason) -> RobotsTxt | Reason:
+def parse_robots_answer(answer: SmallFile | DropReason) -> RobotsTxt | DropReason:
     """Return the rules of a response by RFC 9309, 2.3.1, or the reason to drop the host's images.
 
     Without a file everything is allowed; a failure (5xx, timeout) or an unreadable file (partial,
     broken coding) allows nothing. A host that cannot be reached has that reason.
     """
     if answer in _UNREACHABLE:
-        assert isinstance(answer, Reason)
+        assert isinstance(answer, DropReason)
         return answer
-    if answer is Reason.BAD_REDIRECT:
+    if answer is DropReason.BAD_REDIRECT:
         return RobotsTxt("")
-    if isinstance(answer, Reason) or answer.status >= 500 or answer.status == 429:
-        return Reason.NO_ROBOTS
+    if isinstance(answer, DropReason) or answer.status >= 500 or answer.status == 429:
+        return DropReason.NO_ROBOTS
     return RobotsTxt(decode_robots(answer.body))
 
 
@@ -194,4 +200,4 @@ def decode_robots(body: bytes) -> str:
 
 
 def _lifetime(task: asyncio.Task[_Policy]) -> float:
-    return _FAILURE_SECONDS if isinstance(task.result().robots, Reason) else _CACHE_SECONDS
+    return _FAILURE_SECONDS if isinstance(task.result().robots, DropReason) else _CACHE_SECONDS

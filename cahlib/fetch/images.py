@@ -15,8 +15,10 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from cahlib.config import Download
-from cahlib.errors import ConfigError, ShardError
+from cahlib.core.config import Download
+from cahlib.core.errors import ConfigError, ShardError
+from cahlib.core.lists import hashes
+from cahlib.core.records import Candidate, DropReason, Evidence, Image, OptOut, Stage, Stats
 from cahlib.fetch import async_thread, resolver
 from cahlib.fetch.client import Fetcher, open_session, user_agent
 from cahlib.fetch.host_queue import HostQueue
@@ -24,8 +26,6 @@ from cahlib.fetch.network import PACE, watch_network
 from cahlib.fetch.resolver import NetworkConfig
 from cahlib.fetch.urls import domain_of
 from cahlib.image.validate import validate_image
-from cahlib.lists import hashes
-from cahlib.records import Candidate, Evidence, Image, OptOut, Reason, Stage, Tally
 
 _CHUNK = 64  # candidates read at a time
 _MAX_WAITING = 20_000  # candidates behind busy hosts: all of a shard's, about 25 MB
@@ -36,7 +36,7 @@ _AHEAD = 8  # images buffered for the consumer
 def fetch_images(
     candidates: Iterable[Candidate],
     options: Download,
-    tally: Tally,
+    stats: Stats,
     *,
     evidence: Evidence,
     tick: Callable[[], object] = lambda: None,
@@ -44,7 +44,7 @@ def fetch_images(
 ) -> Iterator[Image]:
     """Fetch and validate the images of the candidates; yield them in order of arrival.
 
-    Fill the FETCH stage of ``tally``, and ``evidence``. ``tick`` is called about once per second in
+    Fill the FETCH stage of ``stats``, and ``evidence``. ``tick`` is called about once per second in
     the consumer's thread; an exception from it ends the work. While this machine has no network,
     requests wait, and failed ones are repeated. Raise ConfigError for invalid settings,
     MachineFault if this machine runs out of sockets, Postponed if the network is away for too long,
@@ -54,7 +54,7 @@ def fetch_images(
     user_agent(options)
     raise_open_file_limit(options.connections)
     return async_thread.iterate_in_thread(
-        lambda: stream_images(candidates, options, tally, evidence=evidence, net=net),
+        lambda: stream_images(candidates, options, stats, evidence=evidence, net=net),
         ahead=_AHEAD,
         tick=tick,
     )
@@ -77,7 +77,7 @@ def raise_open_file_limit(connections: int) -> None:
 async def stream_images(
     candidates: Iterable[Candidate],
     options: Download,
-    tally: Tally,
+    stats: Stats,
     *,
     evidence: Evidence,
     net: NetworkConfig,
@@ -88,7 +88,7 @@ async def stream_images(
         open_session(options, net, network.resolver) as client,
     ):
         fetcher = Fetcher(client, options, net, network)
-        workers = _Workers(fetcher, options, tally, evidence)
+        workers = _Workers(fetcher, options, stats, evidence)
         tasks = [asyncio.create_task(workers.read(iter(candidates)))]
         tasks += [asyncio.create_task(workers.work()) for _ in range(options.connections)]
         whole = asyncio.create_task(workers.end(tasks))
@@ -96,7 +96,7 @@ async def stream_images(
             while image := await workers.finished.get():
                 yield image
             await whole
-            if missing := tally.unaccounted(Stage.FETCH):
+            if missing := stats.unaccounted(Stage.FETCH):
                 raise RuntimeError(f"{missing} links are unaccounted for")
             if fetcher.politeness.is_cut_off():
                 raise ShardError("No host answered; check this machine's network.")
@@ -113,10 +113,10 @@ class _Workers:
     """The tasks of one stream: one reads candidates, the others fetch them."""
 
     def __init__(
-        self, fetcher: Fetcher, options: Download, tally: Tally, evidence: Evidence
+        self, fetcher: Fetcher, options: Download, stats: Stats, evidence: Evidence
     ) -> None:
         self._fetcher, self._options = fetcher, options
-        self._tally, self._evidence = tally, evidence
+        self._stats, self._evidence = stats, evidence
         self._known_harm = hashes(options.known_harm, "known_harm")
         self._links: Counter[str] = Counter()  # of each domain
         self._host_queue: HostQueue[Candidate] = HostQueue(options.per_host)
@@ -134,7 +134,7 @@ class _Workers:
         """Read candidates as needed; return when all of them are done."""
         loop = asyncio.get_running_loop()
         while chunk := await loop.run_in_executor(self._reader, _next_chunk, candidates):
-            self._tally.entered[Stage.FETCH] += len(chunk)
+            self._stats.entered[Stage.FETCH] += len(chunk)
             for domain, candidate in chunk:
                 self._enqueue(domain, candidate)
             await self._wait_until(self._wants_more)
@@ -155,9 +155,9 @@ class _Workers:
                     await asyncio.sleep(PACE)
                 started = True
             if reason := await self._fetch_image(candidate):
-                self._tally.lost[reason] += 1
+                self._stats.dropped[reason] += 1
             else:
-                self._tally.left[Stage.FETCH] += 1
+                self._stats.left[Stage.FETCH] += 1
             domain = domain_of(candidate.url)
             if following := self._host_queue.finish(domain):
                 self._start(domain, following)
@@ -183,7 +183,7 @@ class _Workers:
         most = self._options.per_domain
         self._links[domain] += 1
         if most and self._links[domain] > most:
-            self._tally.lost[Reason.TOO_MANY_LINKS] += 1
+            self._stats.dropped[DropReason.TOO_MANY_LINKS] += 1
         elif self._host_queue.add(domain, candidate):
             self._start(domain, candidate)
 
@@ -196,24 +196,24 @@ class _Workers:
         else:
             self._ready.put_nowait(candidate)
 
-    async def _fetch_image(self, candidate: Candidate) -> Reason | None:
+    async def _fetch_image(self, candidate: Candidate) -> DropReason | None:
         """Put a candidate's image into `finished`, or return the reason to drop it."""
         if self._fetcher.politeness.is_skipped(domain_of(candidate.url)):
-            return Reason.LEFT_ALONE
+            return DropReason.LEFT_ALONE
         async with self._fetcher.fetch(candidate.url) as served:
-            if isinstance(served, Reason):
+            if isinstance(served, DropReason):
                 return served
             if isinstance(served, OptOut):
                 self._evidence.optouts.append(served)
-                return Reason.OPTED_OUT
+                return DropReason.OPTED_OUT
             loop = asyncio.get_running_loop()
             picture = await loop.run_in_executor(
                 self._decoders, validate_image, served.body, self._options
             )
-            if isinstance(picture, Reason):
+            if isinstance(picture, DropReason):
                 return picture
             if self._known_harm.name(picture["md5"], picture["sha1"], picture["sha256"]):
-                return Reason.KNOWN_HARM
+                return DropReason.KNOWN_HARM
             # within the context, so that images waiting for a slow consumer count as used memory
             await self.finished.put(Image(candidate=candidate, robots=served.robots, **picture))
             return None

@@ -13,8 +13,8 @@ from urllib.parse import urljoin
 
 import ada_url
 
+from cahlib.core.records import DropReason
 from cahlib.fetch.addresses import is_public, parse_ip
-from cahlib.records import Reason
 
 #: Files that are not photos.
 _NOT_PHOTOS = (".svg", ".svgz", ".gif", ".ico", ".css", ".js")
@@ -115,19 +115,21 @@ class BaseUrl(NamedTuple):
         return cls(url, match[1], match[0]) if match else cls(url, "", "")
 
 
-def link_drop_reason(url: str) -> Reason | None:
+def link_drop_reason(url: str) -> DropReason | None:
     """Return the reason to drop a link by its scheme or file extension, or None."""
     if not url.startswith(("http", "/")):
         scheme = _SCHEME.match(url)
         if scheme and scheme[1].lower() not in _WEB:
-            return Reason.NOT_A_PICTURE_URL
+            return DropReason.NOT_A_PICTURE_URL
     if url.endswith(_PHOTOS) and "?" not in url and "#" not in url:
         return None
     path = url.partition("?")[0].partition("#")[0]
-    return Reason.NOT_A_PICTURE_URL if path.rstrip()[-5:].lower().endswith(_NOT_PHOTOS) else None
+    return (
+        DropReason.NOT_A_PICTURE_URL if path.rstrip()[-5:].lower().endswith(_NOT_PHOTOS) else None
+    )
 
 
-def absolute_url(url: str, base: BaseUrl, most: int) -> str | Reason:
+def absolute_url(url: str, base: BaseUrl, most: int) -> str | DropReason:
     """Return a link's absolute URL without fragment, or the reason to drop it."""
     raw = url = url.partition("#")[0]
     joined = _join_simply(url, base)
@@ -136,7 +138,7 @@ def absolute_url(url: str, base: BaseUrl, most: int) -> str | Reason:
     if not (url.isascii() and url.isprintable()) or " " in url:
         url = url.translate(_REMOVED).strip(_STRIPPED).replace(" ", "%20")
     if not url:
-        return Reason.BAD_URL
+        return DropReason.BAD_URL
     if url != raw:
         joined = _join_simply(url, base)
         if answer := _check_ordinary(joined, most):
@@ -145,23 +147,23 @@ def absolute_url(url: str, base: BaseUrl, most: int) -> str | Reason:
         parsed = join_url("" if _SCHEME.match(url) and not base.scheme else base.url, url)
         written = _keep_spelling(joined or urljoin(base.url, url), parsed)
     except ValueError:
-        return Reason.BAD_URL
+        return DropReason.BAD_URL
     given = _PARTS.fullmatch(parsed)
     if not given or "@" in parsed[: given.start(2)]:
-        return Reason.BAD_URL
+        return DropReason.BAD_URL
     if (int(given[3]) if given[3] else None) not in WEB_PORTS:
-        return Reason.BAD_URL
-    return Reason.LONG_URL if len(written) > most else _host_drop_reason(given[2]) or written
+        return DropReason.BAD_URL
+    return DropReason.LONG_URL if len(written) > most else _host_drop_reason(given[2]) or written
 
 
-def _check_ordinary(joined: str, most: int) -> str | Reason | None:
+def _check_ordinary(joined: str, most: int) -> str | DropReason | None:
     """Return the result for a URL of the usual form, None for others."""
     if not joined or "/." in joined or "/%2" in joined:
         return None
     match = _ORDINARY.fullmatch(joined)
     if match is None:
         return None
-    return Reason.LONG_URL if len(joined) > most else _host_drop_reason(match[1]) or joined
+    return DropReason.LONG_URL if len(joined) > most else _host_drop_reason(match[1]) or joined
 
 
 def _join_simply(url: str, base: BaseUrl) -> str:
@@ -183,12 +185,12 @@ def _keep_spelling(joined: str, parsed: str) -> str:
 
 
 @lru_cache(maxsize=20_000)
-def _host_drop_reason(host: str) -> Reason | None:
+def _host_drop_reason(host: str) -> DropReason | None:
     """Return the reason to drop a host, by its name alone, or None."""
     if host[:1].isascii() and host[:1].isdigit() or ":" in host:
         if address := parse_ip(host):
-            return None if is_public(str(address)) else Reason.PRIVATE_HOST
+            return None if is_public(str(address)) else DropReason.PRIVATE_HOST
     name = host.rstrip(".")
     if name.endswith(_PRIVATE) or "." not in name:
-        return Reason.PRIVATE_HOST
-    return None if _HOST.fullmatch(name) else Reason.BAD_URL
+        return DropReason.PRIVATE_HOST
+    return None if _HOST.fullmatch(name) else DropReason.BAD_URL

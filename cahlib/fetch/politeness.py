@@ -14,9 +14,9 @@ from math import inf
 
 from publicsuffixlist import PublicSuffixList
 
-from cahlib.config import Download
-from cahlib.records import Reason
-from cahlib.retry import retry_after
+from cahlib.core.config import Download
+from cahlib.core.records import DropReason
+from cahlib.core.retry import retry_after
 
 #: Longest pause in seconds that a server may ask for; for a longer one its domain is skipped.
 _MAX_PAUSE = 60.0
@@ -30,12 +30,14 @@ _CUT_OFF_AFTER = 20
 #: Consecutive results that count against a domain. An invalid response is not one of them: it costs
 #: little, and others of the domain may be valid.
 FAILURE_REASONS = frozenset({
-    Reason.DNS, Reason.REFUSED, Reason.TIMEOUT, Reason.TLS, Reason.DISCONNECTED, Reason.HTTP_5XX,
-    Reason.NO_ROBOTS,
+    DropReason.DNS, DropReason.REFUSED, DropReason.TIMEOUT, DropReason.TLS, DropReason.DISCONNECTED, DropReason.HTTP_5XX,
+    DropReason.NO_ROBOTS,
 })  # fmt: skip
 
 #: Failures without any sign of a server.
-_NO_CONTACT = frozenset({Reason.DNS, Reason.REFUSED, Reason.TIMEOUT, Reason.NO_ROBOTS})
+_NO_CONTACT = frozenset(
+    {DropReason.DNS, DropReason.REFUSED, DropReason.TIMEOUT, DropReason.NO_ROBOTS}
+)
 
 #: Statuses by which a server refuses us: forbidden, and too many requests.
 REFUSAL_STATUSES = frozenset({403, 429})

@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 import aiodns
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from cahlib.config import Download
-from cahlib.errors import ConfigError
+from cahlib.core.config import Download
+from cahlib.core.errors import ConfigError
 from cahlib.fetch.addresses import NotPublicError, is_public, record_types, resolve_result
 from cahlib.fetch.connectivity import NoAnswerCause, Outages
 from cahlib.fetch.outage_monitor import OutageMonitor, OutageTimings

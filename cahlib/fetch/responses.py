@@ -9,13 +9,13 @@ import ssl
 
 import aiohttp
 
-from cahlib.errors import MachineFault, machine_fault
+from cahlib.core.errors import MachineFault, machine_fault
+from cahlib.core.records import DropReason
 from cahlib.fetch import opt_outs
 from cahlib.fetch.addresses import NotPublicError
 from cahlib.fetch.connectivity import UNREACHABLE_ERRNOS
 from cahlib.fetch.links import join_url, split_url
 from cahlib.fetch.resolver import NoAddressError
-from cahlib.records import Reason
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -23,25 +23,25 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _ALL = re.compile(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", re.IGNORECASE)
 
 #: aiohttp's exceptions and their reasons; the first match counts.
-_CAUSES: tuple[tuple[type[Exception], Reason], ...] = (
-    (asyncio.TimeoutError, Reason.TIMEOUT),
-    (aiohttp.ClientConnectorDNSError, Reason.DNS),
-    (aiohttp.ClientSSLError, Reason.TLS),
-    (ssl.SSLError, Reason.TLS),
-    (aiohttp.ClientConnectorError, Reason.REFUSED),
-    (aiohttp.ClientResponseError, Reason.BAD_HTTP),
-    (aiohttp.InvalidURL, Reason.UNFETCHABLE),
-    (aiohttp.ClientError, Reason.DISCONNECTED),
-    (OSError, Reason.DISCONNECTED),
-    (ValueError, Reason.UNFETCHABLE),
+_CAUSES: tuple[tuple[type[Exception], DropReason], ...] = (
+    (asyncio.TimeoutError, DropReason.TIMEOUT),
+    (aiohttp.ClientConnectorDNSError, DropReason.DNS),
+    (aiohttp.ClientSSLError, DropReason.TLS),
+    (ssl.SSLError, DropReason.TLS),
+    (aiohttp.ClientConnectorError, DropReason.REFUSED),
+    (aiohttp.ClientResponseError, DropReason.BAD_HTTP),
+    (aiohttp.InvalidURL, DropReason.UNFETCHABLE),
+    (aiohttp.ClientError, DropReason.DISCONNECTED),
+    (OSError, DropReason.DISCONNECTED),
+    (ValueError, DropReason.UNFETCHABLE),
 )
 
 
-def exception_drop_reason(error: Exception) -> Reason:
+def exception_drop_reason(error: Exception) -> DropReason:
     """Return the drop reason for an exception; raise MachineFault if this machine is at fault."""
     inner = getattr(error, "os_error", error)
     if isinstance(inner, NotPublicError):
-        return Reason.PRIVATE_ADDRESS
+        return DropReason.PRIVATE_ADDRESS
     if fault := machine_fault(error):
         raise MachineFault(fault) from error
     return next(reason for kind, reason in _CAUSES if isinstance(error, kind))
@@ -61,14 +61,16 @@ def was_answered(error: Exception) -> bool | None:
     return not (isinstance(inner, OSError) and inner.errno in UNREACHABLE_ERRNOS)
 
 
-def response_drop_reason(answer: aiohttp.ClientResponse) -> Reason | None:
+def response_drop_reason(answer: aiohttp.ClientResponse) -> DropReason | None:
     """Return the reason to drop a response that is neither complete nor a redirect, or None."""
     status = answer.status
     if status in _REDIRECTS or is_complete(answer):
         return None
     if status == 429:
-        return Reason.TOO_OFTEN
-    return {4: Reason.HTTP_4XX, 5: Reason.HTTP_5XX}.get(status // 100, Reason.HTTP_OTHER)
+        return DropReason.TOO_OFTEN
+    return {4: DropReason.HTTP_4XX, 5: DropReason.HTTP_5XX}.get(
+        status // 100, DropReason.HTTP_OTHER
+    )
 
 
 def is_complete(answer: aiohttp.ClientResponse) -> bool:
@@ -82,7 +84,7 @@ def is_complete(answer: aiohttp.ClientResponse) -> bool:
     return answer.status in (200, 203)
 
 
-def redirect_target(answer: aiohttp.ClientResponse, place: str) -> str | Reason | None:
+def redirect_target(answer: aiohttp.ClientResponse, place: str) -> str | DropReason | None:
     """Return the target of a redirect from ``place``, None if the response is not one.
 
     A redirect without a valid target, or to itself, is a BAD_REDIRECT.
@@ -92,9 +94,9 @@ def redirect_target(answer: aiohttp.ClientResponse, place: str) -> str | Reason 
     try:
         target = join_url(place, answer.headers.get("Location", ""))
     except ValueError:
-        return Reason.BAD_REDIRECT
+        return DropReason.BAD_REDIRECT
     same = split_url(target) == split_url(place)
-    return Reason.BAD_REDIRECT if same else target
+    return DropReason.BAD_REDIRECT if same else target
 
 
 def format_opt_out_headers(said: list[tuple[str, str]]) -> str:

@@ -7,11 +7,11 @@ from functools import lru_cache
 
 from yarl import URL
 
+from cahlib.core.records import DropReason
 from cahlib.fetch.addresses import is_public, parse_ip
 from cahlib.fetch.links import WEB_PORTS, split_url
 from cahlib.fetch.politeness import registered_domain
 from cahlib.fetch.robots import normalize_path, resolve_dots
-from cahlib.records import Reason
 
 #: Most URLs, which normalisation would not change (checked by test).
 _COMMON = re.compile(
@@ -22,17 +22,17 @@ _COMMON = re.compile(
 _COMMON_HOST = re.compile(r"https?://((?:[a-z0-9-]+\.)+[a-z]+)/")
 
 
-def parse_url(address: str) -> URL | Reason:
+def parse_url(address: str) -> URL | DropReason:
     """Return the URL to request, as in browsers: without credentials and fragment.
 
     Escapes are kept: yarl would decode some of them, and some servers sign the exact URL.
     """
     parts = split_url(address)
     if parts is None or parts.port not in WEB_PORTS:
-        return Reason.UNFETCHABLE
+        return DropReason.UNFETCHABLE
     given = parse_ip(parts.host)
     if given and not is_public(str(given)):
-        return Reason.PRIVATE_ADDRESS
+        return DropReason.PRIVATE_ADDRESS
     path, mark, query = parts.target.partition("?")
     return URL.build(
         scheme=parts.scheme,
@@ -49,7 +49,7 @@ def normalize_url(address: str) -> str:
     if _COMMON.fullmatch(address):
         return address
     parsed = parse_url(address)
-    if isinstance(parsed, Reason):
+    if isinstance(parsed, DropReason):
         return address
     host = (parsed.host_subcomponent or "").rstrip(".")
     port = f":{parsed.explicit_port}" if parsed.explicit_port else ""
@@ -68,4 +68,4 @@ def host_of(address: str) -> str:
     if common := _COMMON_HOST.match(address):
         return common[1]
     parsed = parse_url(address)
-    return "" if isinstance(parsed, Reason) else (parsed.raw_host or "").rstrip(".")
+    return "" if isinstance(parsed, DropReason) else (parsed.raw_host or "").rstrip(".")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from PIL import features
 
+from cahlib.core.records import DropReason
 from cahlib.image import avif
-from cahlib.records import Reason
 
 #: Whether this Pillow decodes AVIF, as from 11.3 on; otherwise such a file is not an image.
 CAN_DECODE_AVIF = "avif" in features.modules and bool(features.check("avif"))
@@ -53,16 +53,16 @@ def image_format(start: bytes) -> str | None:
     return None
 
 
-def read_header(data: bytes) -> ImageHeader | Reason:
+def read_header(data: bytes) -> ImageHeader | DropReason:
     """Return a file's header; NOT_AN_IMAGE for another format, BROKEN_IMAGE if truncated."""
     format = image_format(data)
     if format is None:
-        return Reason.NOT_AN_IMAGE
+        return DropReason.NOT_AN_IMAGE
     try:
         found = {"jpg": _jpeg, "png": _png, "webp": _webp, "avif": _avif}[format](data)
     except (struct.error, IndexError, ValueError):  # the file is shorter than announced
-        return Reason.BROKEN_IMAGE
-    return found or Reason.BROKEN_IMAGE
+        return DropReason.BROKEN_IMAGE
+    return found or DropReason.BROKEN_IMAGE
 
 
 def _jpeg(data: bytes) -> ImageHeader | None:

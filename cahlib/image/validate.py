@@ -17,13 +17,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import DropReason
 from cahlib.image import jpeg
 from cahlib.image.colours import to_srgb
 from cahlib.image.header import CAN_DECODE_AVIF, ImageHeader, read_header
 from cahlib.image.pixels import flatten_on_white, resize_picture
 from cahlib.image.strip_metadata import strip_metadata
-from cahlib.records import Reason
 
 #: Pillow's plugins are called directly: `PIL.Image.open` would try other formats, read
 #: multi-picture JPEGs, and warn about a pixel limit of its own.
@@ -58,7 +58,7 @@ _UPRIGHT = {
 
 
 class ValidatedImage(TypedDict):
-    """The fields of `cahlib.records.Image` that come from the file."""
+    """The fields of `cahlib.core.records.Image` that come from the file."""
 
     data: bytes
     format: str
@@ -71,14 +71,14 @@ class ValidatedImage(TypedDict):
     sha256: str
 
 
-def validate_image(data: bytes, options: Download) -> ValidatedImage | Reason:
+def validate_image(data: bytes, options: Download) -> ValidatedImage | DropReason:
     """Check a file's format, size and pixels; return it stripped, or as a smaller JPEG."""
     header = read_header(data)
-    if header is Reason.NOT_AN_IMAGE:
+    if header is DropReason.NOT_AN_IMAGE:
         return header
     if reason := length_drop_reason(len(data), options):
         return reason
-    if isinstance(header, Reason):
+    if isinstance(header, DropReason):
         return header
     if reason := size_drop_reason(header.width, header.height, options):
         return reason
@@ -89,7 +89,7 @@ def validate_image(data: bytes, options: Download) -> ValidatedImage | Reason:
         else:
             kept, format, size = _unchanged(whole, header)
     except _DECODING_ERRORS:
-        return Reason.BROKEN_IMAGE
+        return DropReason.BROKEN_IMAGE
     return ValidatedImage(
         data=kept,
         format=format,
@@ -103,21 +103,21 @@ def validate_image(data: bytes, options: Download) -> ValidatedImage | Reason:
     )
 
 
-def length_drop_reason(length: int, options: Download) -> Reason | None:
+def length_drop_reason(length: int, options: Download) -> DropReason | None:
     """Return the reason to drop a file of this many bytes, or None."""
     if length < options.min_bytes:
-        return Reason.TOO_FEW_BYTES
-    return Reason.TOO_MANY_BYTES if length > options.max_bytes else None
+        return DropReason.TOO_FEW_BYTES
+    return DropReason.TOO_MANY_BYTES if length > options.max_bytes else None
 
 
-def size_drop_reason(width: int, height: int, options: Download) -> Reason | None:
+def size_drop_reason(width: int, height: int, options: Download) -> DropReason | None:
     """Return the reason to drop a picture of this size in pixels, or None."""
     short, long = sorted((width, height))
     if short < options.min_side:
-        return Reason.SMALL_SIDE
+        return DropReason.SMALL_SIDE
     if width * height > options.max_pixels:
-        return Reason.TOO_MANY_PIXELS
-    return Reason.ASPECT if long > short * options.max_aspect else None
+        return DropReason.TOO_MANY_PIXELS
+    return DropReason.ASPECT if long > short * options.max_aspect else None
 
 
 def _open(kept: bytes, header: ImageHeader) -> ImageFile:

@@ -11,17 +11,17 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cahlib import live, needs
-from cahlib.cli import environment, job_from
+from cahlib.commands.cli import environment, job_from
+from cahlib.commands.console import lasting, stopped_early
 from cahlib.commands.swarm import agreed, reminded
-from cahlib.config import Crawl, Job, settings
-from cahlib.console import lasting, stopped_early
+from cahlib.core import requirements, status
+from cahlib.core.config import Crawl, Job, settings
+from cahlib.core.errors import CahError, ConfigError, missing
+from cahlib.core.lock import held
+from cahlib.core.private import WATCHDOG
+from cahlib.core.settings import Option, Setting
+from cahlib.core.signals import ending, hush
 from cahlib.crawl import index
-from cahlib.errors import CahError, ConfigError, missing
-from cahlib.lock import held
-from cahlib.private import WATCHDOG
-from cahlib.settings import Option, Setting
-from cahlib.swarm.signals import ending, hush
 
 if TYPE_CHECKING:
     from cahlib.kaggle.pack import Source
@@ -107,8 +107,8 @@ def _attended(told: Mapping[str, str]) -> int:
         _say(left_alone(session, kaggle.user))
         return 130
     _say(f"the dataset is in {folder}; the same command goes on with it in another session.")
-    told = live.read(folder / "run")
-    if left := live.left(told):
+    told = status.read(folder / "run")
+    if left := status.left(told):
         return stopped_early(left, told["shards"])
     return 1 if told.get("failed") else 0
 
@@ -167,10 +167,10 @@ def _job(told: Mapping[str, str]) -> Job:
 def _require_all(job: Job) -> None:
     """Refuse a job that lacks what is asked for in a terminal."""
     try:
-        needs.named(job)
-        needs.introduced(job)
+        requirements.named(job)
+        requirements.introduced(job)
         if not job.place.tracker:
-            needs.reading(job.crawl)
+            requirements.reading(job.crawl)
     except ConfigError as error:
         if sys.stdin.isatty():
             raise
@@ -193,7 +193,7 @@ def _require_crawl(job: Job, told: Mapping[str, str]) -> None:
 def _kept(job: Job) -> str:
     """Return what Kaggle's room means for a session, as far as that can be known."""
     from cahlib.kaggle.inside import ROOM
-    from cahlib.room import sized, so_far
+    from cahlib.run.disk_space import sized, so_far
 
     done, taken = so_far(job.output.folder)
     shards = f", at {sized(taken // done)} a shard after {ROOM * done // taken:,}" if taken else ""
@@ -224,7 +224,7 @@ def _account(told: Mapping[str, str]) -> Kaggle:
 def _swarm(job: Job, told: Mapping[str, str], hours: float) -> Swarm:
     """The servers to be made, whose cost is told."""
     from cahlib.kaggle.servers import Swarm
-    from cahlib.scrapers import clouds, guard
+    from cahlib.run.scrapers import clouds, guard
 
     tokens = told.get("HCLOUD_TOKEN", "")
     watchdog = guard(job, told.get(WATCHDOG, ""), tokens)

@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 
-from cahlib import live
+from cahlib.core import status
+from cahlib.core.errors import ConfigError
 from cahlib.dataset.layout import SESSION
-from cahlib.errors import ConfigError
 
 #: Names of the files in the kernel's private input.
 TICKET, STATE = "ticket.json", "state.pack"
@@ -68,8 +68,8 @@ def end_when_full(home: Path, most: int = ROOM, pause: float = _LOOK) -> None:
     """Ask the run to end, as Ctrl-C does, before its output has more bytes than are kept."""
     while _size(home.parent) < most:
         time.sleep(pause)
-    told = live.read(home / "run")
-    if live.alive(told):
+    told = status.read(home / "run")
+    if status.alive(told):
         os.kill(int(told["pid"]), signal.SIGTERM)
 
 

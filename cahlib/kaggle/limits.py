@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
-from cahlib.errors import ConfigError
+from cahlib.core.errors import ConfigError
 from cahlib.kaggle.service import Kaggle, Quota
 
 #: The most hours of a session on a CPU or GPU, as Kaggle's documents say since 2025.

@@ -17,10 +17,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from cahlib.config import Job, Output, replace
+from cahlib.core.config import Job, Output, replace
+from cahlib.core.errors import ConfigError
 from cahlib.dataset.description import DESCRIPTION_FILE
 from cahlib.dataset.layout import ELSEWHERE, LAYOUT, MANIFESTS
-from cahlib.errors import ConfigError
 from cahlib.kaggle.inside import STATE, TICKET
 from cahlib.swarm import wheel
 

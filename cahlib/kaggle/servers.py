@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from cahlib.config import Job
-from cahlib.errors import ConfigError, RunError
-from cahlib.private import named
-from cahlib.scrapers import orders, state
-from cahlib.swarm import crew
+from cahlib.core.config import Job
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.private import named
+from cahlib.core.signals import undisturbed
+from cahlib.run.scrapers import orders, state
+from cahlib.swarm import lifecycle
 from cahlib.swarm.hetzner import Hetzner
 from cahlib.swarm.planner import plan
 from cahlib.swarm.provider import Account, mark
-from cahlib.swarm.signals import undisturbed
 from cahlib.swarm.watchdog import Watchdog
 
 _MARK = 100.0  # seconds between two notes that the servers are in use
@@ -38,7 +38,7 @@ class Swarm:
         self._accounts: Sequence[Account] = accounts
         self._tell = tell
         self._orders = orders(job, watchdog)
-        self._labels = crew.labels(state(job), run=named(state(job)))
+        self._labels = lifecycle.labels(state(job), run=named(state(job)))
         self._settled = True  #: no request for a server may be unanswered
         self._marked = 0.0
 
@@ -60,9 +60,9 @@ class Swarm:
         """Make the servers; gives a ticket for so many hours."""
         self._settled = False
         wanted = replace(self._orders, limits=replace(self._orders.limits, hours=hours))
-        head, *_ = crew.up(self._accounts, wanted, tell=self._tell, guests=True)
+        head, *_ = lifecycle.up(self._accounts, wanted, tell=self._tell, guests=True)
         self._settled = True
-        return crew.ticket(head, hours=hours)
+        return lifecycle.ticket(head, hours=hours)
 
     def tend(self) -> None:
         """Note at the cloud, now and then, that somebody works with them."""
@@ -74,9 +74,9 @@ class Swarm:
     def down(self) -> None:
         """Delete them, until the cloud says that nothing is left; Ctrl-C waits."""
         with undisturbed(lambda: "the servers are being deleted; this waits for them."):
-            crew.down(self._accounts, self._labels, pause=self._pause)
+            lifecycle.down(self._accounts, self._labels, pause=self._pause)
             if not self._settled:
                 time.sleep(self._orders.late)  # what was asked for may be made only now
-                crew.down(self._accounts, self._labels, pause=self._pause)
-        if account := crew.settled(self._orders.state, self._labels):
+                lifecycle.down(self._accounts, self._labels, pause=self._pause)
+        if account := lifecycle.settled(self._orders.state, self._labels):
             self._tell(f"the servers are gone. {account}")

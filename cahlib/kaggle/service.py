@@ -19,7 +19,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.core.errors import ConfigError, RunError
 
 T = TypeVar("T")
 

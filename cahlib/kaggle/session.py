@@ -17,15 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from cahlib.config import Job
+from cahlib.core.config import Job
+from cahlib.core.errors import CahError, ConfigError, RunError
+from cahlib.core.lock import held
 from cahlib.dataset.layout import ELSEWHERE, SESSION
-from cahlib.errors import CahError, ConfigError, RunError
 from cahlib.kaggle import pack
 from cahlib.kaggle.inside import run_of
 from cahlib.kaggle.limits import QUEUE, allowed
 from cahlib.kaggle.service import Away, Kaggle, Refused, State
-from cahlib.lock import held
-from cahlib.run_directory import require_same_job
+from cahlib.run.run_directory import require_same_job
 
 #: Hours that a kernel may be late at its end.
 _LATE = 0.1

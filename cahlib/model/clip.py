@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from cahlib.config import Judge
-from cahlib.errors import ConfigError, RunError
+from cahlib.core.config import Judge
+from cahlib.core.errors import ConfigError, RunError
 from cahlib.model.cpu import packable_tower
 from cahlib.model.device_model import DeviceModel, Vectors
 from cahlib.model.frameworks import open_clip, torch

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from cahlib.errors import ConfigError
+from cahlib.core.errors import ConfigError
+from cahlib.core.path_map import expanded
 from cahlib.model.open_nsfw import OPEN_NSFW
 from cahlib.model.safety import SAFETY_SCORES
 from cahlib.model.score_names import SIMILARITY, column_name
-from cahlib.places import expanded
 
 Floats = NDArray[np.float32]
 

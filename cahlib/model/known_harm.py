@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from cahlib.core.lists import LOOKS, entries
+from cahlib.core.records import DropReason, Image, Stage, Stats
 from cahlib.image.perceptual_hash import NearIndex, phash
-from cahlib.lists import LOOKS, entries
 from cahlib.model.inputs import DECODE_ERRORS
-from cahlib.records import Image, Reason, Stage, Tally
 
 
 def load_known_harm(paths: Sequence[str], setting: str, distance: int) -> NearIndex | None:
@@ -22,13 +22,13 @@ def load_known_harm(paths: Sequence[str], setting: str, distance: int) -> NearIn
 
 
 def drop_known_harm(
-    images: Iterable[Image], harm: NearIndex | None, tally: Tally
+    images: Iterable[Image], harm: NearIndex | None, stats: Stats
 ) -> Iterator[Image]:
     """Yield the images that look like none of the listed ones; only count the others."""
     for image in images:
         if harm is not None and _looks(image, harm):
-            tally.entered[Stage.JUDGE] += 1
-            tally.lost[Reason.HARM_LOOKS] += 1
+            stats.entered[Stage.JUDGE] += 1
+            stats.dropped[DropReason.HARM_LOOKS] += 1
         else:
             yield image
 

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cahlib.config import Judge
-from cahlib.errors import ConfigError
-from cahlib.places import expanded
+from cahlib.core.config import Judge
+from cahlib.core.errors import ConfigError
+from cahlib.core.path_map import expanded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,10 +19,10 @@ from typing import Any
 
 from PIL import Image
 
-from cahlib.errors import ConfigError
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import Judged
 from cahlib.image.colours import to_srgb
 from cahlib.image.pixels import flatten_on_white, to_plain_mode
-from cahlib.records import Judged
 
 #: The name of its score, 0 … 1, and of its column.
 OPEN_NSFW = "nsfw_open"

@@ -16,12 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from cahlib.config import Judge
+from cahlib.core.config import Judge
+from cahlib.core.records import DropReason, Image, Judged, Stage, Stats
 from cahlib.model.heads import Head
 from cahlib.model.inputs import PixelArray
 from cahlib.model.safety import Safety
 from cahlib.model.score_names import SIMILARITY
-from cahlib.records import Image, Judged, Reason, Stage, Tally
 
 if TYPE_CHECKING:
     from cahlib.model.clip import Clip
@@ -43,16 +43,16 @@ def score_pairs(
     safety: Safety,
     *,
     judge: Judge,
-    tally: Tally,
+    stats: Stats,
     heads: Sequence[Head] = (),
 ) -> Iterator[Judged]:
     """Yield every decodable image with its scores and, if it is dropped, the reason.
 
-    ``tally`` counts stage JUDGE: images that entered, that were kept, and dropped by reason. Raise
+    ``stats`` counts stage JUDGE: images that entered, that were kept, and dropped by reason. Raise
     RunError if a device's memory is too small for the model.
     """
     *_, threshold = judge.chosen()
-    for batch, (of_images, of_texts) in _embedded(images, clip, judge.batch, tally):
+    for batch, (of_images, of_texts) in _embedded(images, clip, judge.batch, stats):
         similarities = (of_images * of_texts).sum(axis=1).tolist()
         verdicts = safety.judge(of_images, [image.candidate.text for image, _ in batch])
         stored = of_images.astype("float16"), of_texts.astype("float16")
@@ -61,12 +61,12 @@ def score_pairs(
         for row, ((image, _), similarity, verdict, of_image, of_text) in enumerate(rows):
             by_head = {head: found[row] for head, found in scored.items()}
             # safety first: what is merely dissimilar may be shown
-            reason = verdict.reason or (None if similarity >= threshold else Reason.DISSIMILAR)
+            reason = verdict.reason or (None if similarity >= threshold else DropReason.DISSIMILAR)
             reason = reason or _by_heads(by_head)
             if reason is None:
-                tally.left[Stage.JUDGE] += 1
+                stats.left[Stage.JUDGE] += 1
             else:
-                tally.lost[reason] += 1
+                stats.dropped[reason] += 1
             yield Judged(
                 image=image,
                 similarity=similarity,
@@ -83,15 +83,17 @@ def score_names(safety: Safety, heads: Sequence[Head] = ()) -> tuple[str, ...]:
     return SIMILARITY, *safety.scores, *(head.score for head in heads)
 
 
-def _by_heads(scored: Mapping[Head, float]) -> Reason | None:
-    return Reason.HEAD_SCORE if any(head.drops(score) for head, score in scored.items()) else None
+def _by_heads(scored: Mapping[Head, float]) -> DropReason | None:
+    return (
+        DropReason.HEAD_SCORE if any(head.drops(score) for head, score in scored.items()) else None
+    )
 
 
 def _named(scored: Mapping[Head, float]) -> dict[str, float]:
     return {head.score: score for head, score in scored.items()}
 
 
-def _embedded(images: Iterable[Image], clip: Clip, size: int, tally: Tally) -> Iterator[_Embedded]:
+def _embedded(images: Iterable[Image], clip: Clip, size: int, stats: Stats) -> Iterator[_Embedded]:
     """Yield batches with their embeddings, while the next ones are decoded."""
     size = min(size, clip.batch)
     least = _BATCH_BYTES // size  # an image's least weight, so that `size` of them fill a batch
@@ -104,26 +106,26 @@ def _embedded(images: Iterable[Image], clip: Clip, size: int, tally: Tally) -> I
         return clip.embed([pixels for _, pixels in batch], texts)
 
     with _threads(os.cpu_count() or 1) as decoders, _threads(clip.slots) as devices:
-        taken, full = _counted(images, tally), least * size
+        taken, full = _counted(images, stats), least * size
         prepared = _ahead(
             lambda image: clip.prepare(image.data), taken, decoders, weigh=weigh, full=full
         )
-        batches = _batches(_readable(prepared, tally), weigh=weigh, full=full)
+        batches = _batches(_readable(prepared, stats), weigh=weigh, full=full)
         yield from _ahead(embed, batches, devices, weigh=lambda _: 1, full=clip.slots)
 
 
-def _counted(images: Iterable[Image], tally: Tally) -> Iterator[Image]:
+def _counted(images: Iterable[Image], stats: Stats) -> Iterator[Image]:
     for image in images:
-        tally.entered[Stage.JUDGE] += 1
+        stats.entered[Stage.JUDGE] += 1
         yield image
 
 
 def _readable(
-    prepared: Iterable[tuple[Image, PixelArray | None]], tally: Tally
+    prepared: Iterable[tuple[Image, PixelArray | None]], stats: Stats
 ) -> Iterator[_Prepared]:
     for image, pixels in prepared:
         if pixels is None:
-            tally.lost[Reason.UNREADABLE] += 1
+            stats.dropped[DropReason.UNREADABLE] += 1
         else:
             yield image, pixels
 

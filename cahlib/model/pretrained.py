@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cahlib.errors import ConfigError
-from cahlib.fingerprint import file_checksum
+from cahlib.core.errors import ConfigError
+from cahlib.core.fingerprint import file_checksum
 from cahlib.model.frameworks import open_clip
 
 _QUICK = "-quickgelu"

@@ -30,9 +30,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cahlib.errors import ConfigError
-from cahlib.places import expanded
-from cahlib.records import Reason
+from cahlib.core.errors import ConfigError
+from cahlib.core.path_map import expanded
+from cahlib.core.records import DropReason
 
 #: The labels in each set.
 _MARKS = {
@@ -60,7 +60,7 @@ class SafetyVerdict:
     """The result of the rules for one image."""
 
     nsfw: str  #: "UNLIKELY", "UNSURE" or "NSFW"
-    reason: Reason | None  #: MINOR, ANIMAL, or None
+    reason: DropReason | None  #: MINOR, ANIMAL, or None
     #: "sexual", "minor", "animal": the share of the softmax, 0 … 1
     scores: Mapping[str, float]
 
@@ -137,10 +137,10 @@ class Safety:
         return any(word in text for word in self._words)
 
 
-def _reason(*, unsafe: bool, minor: bool, animal: bool) -> Reason | None:
+def _reason(*, unsafe: bool, minor: bool, animal: bool) -> DropReason | None:
     if unsafe and minor:
-        return Reason.MINOR
-    return Reason.ANIMAL if unsafe and animal else None
+        return DropReason.MINOR
+    return DropReason.ANIMAL if unsafe and animal else None
 
 
 def _embedded(name: str, marks: Mapping[str, Sequence[str]], model: TextModel) -> _Set:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from cahlib.config import Judge
+from cahlib.core.config import Judge
+from cahlib.core.records import Image, Judged, Stats
 from cahlib.model.heads import Head, check_heads, load_heads
 from cahlib.model.model_source import find_source
 from cahlib.model.open_nsfw import OPEN_NSFW, OpenNsfw, require_open_nsfw
 from cahlib.model.pairs import score_names, score_pairs
 from cahlib.model.safety import Safety, read_safety_rules
-from cahlib.records import Image, Judged, Tally
 
 if TYPE_CHECKING:
     from cahlib.model.clip import Clip
@@ -31,10 +31,10 @@ class Scorer:
     heads: tuple[Head, ...]
     open_nsfw: OpenNsfw | None = None
 
-    def judged(self, images: Iterable[Image], judge: Judge, tally: Tally) -> Iterator[Judged]:
+    def judged(self, images: Iterable[Image], judge: Judge, stats: Stats) -> Iterator[Judged]:
         """Yield the images as `cahlib.model.pairs.score_pairs` does, with all scores."""
         judged = score_pairs(
-            images, self.clip, self.safety, judge=judge, tally=tally, heads=self.heads
+            images, self.clip, self.safety, judge=judge, stats=stats, heads=self.heads
         )
         return self.open_nsfw.scored(judged) if self.open_nsfw else judged
 

@@ -22,8 +22,8 @@ def form(settings: Mapping[str, Any] | None = None) -> Desk:
     """
     from IPython.display import display
 
-    from cahlib.cli import environment
-    from cahlib.config import refuse_unknown
+    from cahlib.commands.cli import environment
+    from cahlib.core.config import refuse_unknown
     from cahlib.notebook.desk import Desk
     from cahlib.notebook.inputs import hear
     from cahlib.notebook.place import here

@@ -6,10 +6,10 @@ import math
 import re
 from dataclasses import dataclass
 
-from cahlib.config import Job, replace
-from cahlib.errors import ConfigError
-from cahlib.estimate import cores_fed
-from cahlib.words import plural
+from cahlib.core.config import Job, replace
+from cahlib.core.errors import ConfigError
+from cahlib.core.wording import plural
+from cahlib.run.estimate import cores_fed
 
 #: The most cores that a budget buys: Crawling@Home's 100 one-core servers fed one RTX 3090.
 _MOST = 100
@@ -40,7 +40,7 @@ def parsed(text: str) -> Budget:
 
 def fitted(job: Job, token: str, budget: Budget) -> dict[str, str]:
     """Return the settings that spend a budget, as texts by name; asks for prices, makes nothing."""
-    from cahlib.scrapers import server_plan
+    from cahlib.run.scrapers import server_plan
 
     wanted = replace(job, swarm=0, cores=_MOST, max_cost=0, hours=budget.hours)
     wanted = replace(wanted, cores=min(_MOST, cores_fed(wanted)))  # more would find no more pairs

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cahlib import live
-from cahlib.atomic import write_file
-from cahlib.config import Job, settings
-from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.core import status
+from cahlib.core.atomic import write_file
+from cahlib.core.config import Job, settings
+from cahlib.core.errors import CahError, ConfigError, RunError
+from cahlib.core.private import FOLDER, WATCHDOG
 from cahlib.notebook.fields import written
 from cahlib.notebook.place import TOKEN
-from cahlib.private import FOLDER, WATCHDOG
 
 _NOTE, _LOG = "child.json", "console.log"
 
@@ -75,11 +75,11 @@ class Child:
         token = token if servers else ""  # a process that makes none has no use for it
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            (self.home / live.FILE).unlink(missing_ok=True)
+            (self.home / status.FILE).unlink(missing_ok=True)
             self._keep_log()
             with open(self.log, "wb") as log:
                 self._begin(["run", *options(job)], log, _environment(environment, token))
-            self._write_note(live.process(_started[-1].pid) | {"servers": servers})
+            self._write_note(status.process(_started[-1].pid) | {"servers": servers})
         except OSError as error:
             raise ConfigError(
                 f"output: {self.home} cannot be written ({error.strerror}); choose another folder."
@@ -93,7 +93,7 @@ class Child:
 
     def live(self) -> dict[str, Any]:
         """What the run wrote last of itself."""
-        return live.read(self.home)
+        return status.read(self.home)
 
     def said(self, *, lines: int = 8) -> list[str]:
         """The last lines of its log."""
@@ -174,7 +174,7 @@ class Child:
     def _pid(self) -> int | None:
         """The process of the run: as it says itself, or else as its starter noted."""
         for known in (self.live(), self._note()):
-            if live.alive(known) and known.get("state") not in ("ended", "failed"):
+            if status.alive(known) and known.get("state") not in ("ended", "failed"):
                 return int(known["pid"])
         return None
 
@@ -199,7 +199,7 @@ class Child:
 
 
 def _line(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cahlib.cli", *arguments]
+    return [sys.executable, "-m", "cahlib.commands.cli", *arguments]
 
 
 def _end(pid: int) -> None:

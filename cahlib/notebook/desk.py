@@ -16,9 +16,10 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from cahlib.config import Job, Output, settings
+from cahlib.core.config import Job, Output, settings
+from cahlib.core.errors import CahError, RunError, missing
+from cahlib.core.private import WATCHDOG
 from cahlib.crawl import index
-from cahlib.errors import CahError, RunError, missing
 from cahlib.notebook import state, view
 from cahlib.notebook.budget import fitted, parsed
 from cahlib.notebook.child import Child
@@ -29,8 +30,7 @@ from cahlib.notebook.machine import Gauge
 from cahlib.notebook.memory import remember, remembered
 from cahlib.notebook.orphans import Lookout
 from cahlib.notebook.place import Place, mount_drive, online, secret
-from cahlib.private import WATCHDOG
-from cahlib.quote import Quote, quoted
+from cahlib.run.quote import Quote, quoted
 
 _LOG = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Desk:
     def _ask(self, job: Job, token: str) -> None:
         remember(job)
         if job.place.has_servers:
-            from cahlib.scrapers import guard
+            from cahlib.run.scrapers import guard
 
             self._say("Asking the cloud for offers and prices …")
             guard(job, self._environment.get(WATCHDOG, ""), token)  # before an order, not after

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cahlib.words import plural
+from cahlib.core.wording import plural
 
 #: Share of the time that the model may work before more nodes bring nothing.
 _FED = 0.85

@@ -13,13 +13,13 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from cahlib import needs
-from cahlib.cli import job_from
-from cahlib.config import Job, settings
-from cahlib.errors import CahError, ConfigError
+from cahlib.commands.cli import job_from
+from cahlib.core import requirements
+from cahlib.core.config import Job, settings
+from cahlib.core.errors import CahError, ConfigError
+from cahlib.core.presets import PRESETS
+from cahlib.core.settings import Setting
 from cahlib.notebook.inputs import Shared, Slider, input_for, label
-from cahlib.presets import PRESETS
-from cahlib.settings import Setting
 
 #: What every run asks for; the rest is folded away.
 FIRST = (
@@ -128,10 +128,10 @@ class Form:
     def job(self) -> Job:
         """The Job; raises ConfigError with the sentence that a terminal would show."""
         job = job_from({name: field.text for name, field in self.fields.items()}, {})
-        needs.named(job)
-        needs.introduced(job)
+        requirements.named(job)
+        requirements.introduced(job)
         if not job.place.tracker:
-            needs.reading(job.crawl)
+            requirements.reading(job.crawl)
         if job.place.has_servers:
             self.require_token()
         return job

@@ -11,8 +11,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from cahlib.presets import PRESETS
-from cahlib.settings import Setting
+from cahlib.core.presets import PRESETS
+from cahlib.core.settings import Setting
 
 #: What people call settings whose names do not say it.
 _LABELS = {

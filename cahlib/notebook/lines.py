@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable
 
-from cahlib.errors import RunError
+from cahlib.core.errors import RunError
 from cahlib.notebook import state, view
 from cahlib.notebook.desk import Desk
 

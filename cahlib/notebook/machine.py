@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cahlib.room import room, sized, taken
+from cahlib.run.disk_space import room, sized, taken
 
 #: Seconds between two looks: each walks through the dataset's files.
 _AGAIN = 15.0

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cahlib.atomic import write_file
-from cahlib.config import Job
-from cahlib.errors import CahError
+from cahlib.core.atomic import write_file
+from cahlib.core.config import Job
+from cahlib.core.errors import CahError
 
 
 def remember(job: Job) -> None:

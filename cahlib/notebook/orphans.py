@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cahlib.errors import CahError
+from cahlib.core.errors import CahError
 from cahlib.notebook.child import Child
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ class Lookout:
 
     def delete(self, child: Child, token: str) -> None:
         """Delete what was found, until the cloud says that it is gone; raises RunError."""
-        from cahlib.scrapers import clouds
-        from cahlib.swarm import crew
+        from cahlib.run.scrapers import clouds
+        from cahlib.swarm import lifecycle
 
         shown = {each.run for each in self.found}
         for each in self._orphans(child, token):
             if each.run not in shown:
                 continue  # nobody has seen its name
-            crew.down(clouds(token), crew.labels(_state(child), run=each.run))
+            lifecycle.down(clouds(token), lifecycle.labels(_state(child), run=each.run))
         self.look(child, token)
 
     def own(self, child: Child) -> int:
@@ -71,7 +71,7 @@ class Lookout:
 
     def _orphans(self, child: Child, token: str) -> list[Run]:
         """Return the servers of all runs that are over, that of this panel included if it is."""
-        from cahlib.scrapers import clouds
+        from cahlib.run.scrapers import clouds
         from cahlib.swarm.runs import orphaned
 
         own = _name(child)

@@ -18,7 +18,7 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import HTML, FileLink, display
 
-from cahlib.errors import CahError, RunError, writing
+from cahlib.core.errors import CahError, RunError, writing
 from cahlib.notebook.desk import Desk
 from cahlib.notebook.inputs import hear
 
@@ -146,11 +146,11 @@ class Results:
 
     def _remaining(self) -> str:
         """Whether the cloud has servers of the run left, by its own word."""
-        from cahlib.scrapers import clouds
-        from cahlib.swarm import crew
+        from cahlib.run.scrapers import clouds
+        from cahlib.swarm import lifecycle
 
         try:
-            left = crew.servers(clouds(self._desk.form.token), self._desk.child.home / "swarm")
+            left = lifecycle.servers(clouds(self._desk.form.token), self._desk.child.home / "swarm")
         except CahError as error:
             return f"Whether every server is gone could not be asked: {error}"
         if not left:

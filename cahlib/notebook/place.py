@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cahlib.errors import ConfigError
-from cahlib.rates import has_gpu
+from cahlib.core.errors import ConfigError
+from cahlib.core.rates import has_gpu
 
 #: The name of Hetzner's token, in the environment and among a notebook's secrets.
 TOKEN = "HCLOUD_TOKEN"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from cahlib import live as lives
+from cahlib.core import status as lives
 
 #: States of a node that a worker answers from.
 _READY = {"idle", "works", "silent"}

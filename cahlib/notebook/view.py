@@ -10,15 +10,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cahlib import live as lives
-from cahlib.estimate import duration
+from cahlib.core import status as lives
+from cahlib.core.progress import waiting
+from cahlib.core.records import DropReason, Stage
+from cahlib.core.wording import plural
 from cahlib.notebook import expect
 from cahlib.notebook.machine import Machine
 from cahlib.notebook.state import Panel
-from cahlib.progress import waiting
-from cahlib.records import Reason, Stage
-from cahlib.room import sized
-from cahlib.words import plural
+from cahlib.run.disk_space import sized
+from cahlib.run.estimate import duration
 
 #: Nodes that are shown at once; if there are more, they take turns.
 _NODES = 8
@@ -70,7 +70,7 @@ def head(panel: Panel, live: Mapping[str, Any], machine: Machine, *, running: bo
 
 def _totals(live: Mapping[str, Any], machine: Machine, *, running: bool) -> Iterator[str]:
     """Yield what there is so far, and what is still to come."""
-    yield f"{lives.tally(live).left[Stage.JUDGE]:,} pairs"
+    yield f"{lives.stats(live).left[Stage.JUDGE]:,} pairs"
     if elapsed := live.get("elapsed"):
         yield f"{duration(elapsed)} in this launch"
     if running and (left := expect.remaining(live)):
@@ -122,9 +122,9 @@ def nodes(live: Mapping[str, Any], turn: int) -> str:
 
 def losses(live: Mapping[str, Any]) -> str:
     """Why candidates did not become images, the most frequent causes first."""
-    lost = lives.tally(live).lost
+    lost = lives.stats(live).dropped
     causes = sorted(
-        (r for r in Reason if r.stage is Stage.FETCH and lost[r]), key=lambda r: -lost[r]
+        (r for r in DropReason if r.stage is Stage.FETCH and lost[r]), key=lambda r: -lost[r]
     )
     if not causes:
         return ""
@@ -158,7 +158,7 @@ def text(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
     """The run in one line, for where no HTML is shown."""
     words = [heading]
     if shards := live.get("shards"):
-        rates, kept = live["rates"], lives.tally(live).left[Stage.JUDGE]
+        rates, kept = live["rates"], lives.stats(live).left[Stage.JUDGE]
         words += [
             f"{live['elapsed']:.0f} s",
             f"shards {live['done']}/{shards}"

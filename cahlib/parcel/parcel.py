@@ -23,10 +23,10 @@ from typing import Annotated, Any, BinaryIO, NamedTuple, TypeAlias
 
 import msgspec
 
-from cahlib.errors import ShardError
-from cahlib.lists import md5
+from cahlib.core.errors import ShardError
+from cahlib.core.lists import md5
+from cahlib.core.records import Candidate, Evidence, Image, OptOut, Parcel, Shard, Stats
 from cahlib.parcel.tar import TarError, TarMember, TarWriter, parcel_disk, read_members
-from cahlib.records import Candidate, Evidence, Image, OptOut, Parcel, Shard, Tally
 
 #: Version of the layout.
 _LAYOUT = 1
@@ -67,7 +67,7 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
     sha256: str
     size: int
     images: int
-    tally: dict[str, Any]
+    stats: dict[str, Any]
     optouts: tuple[OptOut, ...]
     started: float
     finished: float
@@ -93,11 +93,11 @@ def write_parcel(
     shard: Shard,
     folder: Path,
     *,
-    tally: Tally,
+    stats: Stats,
     evidence: Evidence | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Parcel:
-    """Write images into a parcel as they arrive, while ``tally`` and ``evidence`` fill up.
+    """Write images into a parcel as they arrive, while ``stats`` and ``evidence`` fill up.
 
     An older parcel of the shard is replaced. If ``images`` raises or writing fails, nothing is
     left. Raise RunError if the disk is full, ShardError if it fails otherwise.
@@ -116,7 +116,7 @@ def write_parcel(
             sha256=writer.sha256,
             size=writer.size,
             images=count,
-            tally=tally,
+            stats=stats,
             optouts=tuple(evidence.optouts),
             silent=tuple(evidence.silent),
             cut=evidence.cut,
@@ -144,7 +144,7 @@ def find_parcel(folder: Path, shard: Shard) -> Parcel | None:
     """Return the committed parcel of a shard, or None if there is none."""
     try:
         manifest = msgspec.json.decode(_manifest_path(folder, shard).read_bytes(), type=_Manifest)
-        tally = Tally.from_dict(manifest.tally)
+        stats = Stats.from_dict(manifest.stats)
         path = folder / f"{shard.id}.tar"
         if (
             manifest.layout != _LAYOUT
@@ -154,7 +154,7 @@ def find_parcel(folder: Path, shard: Shard) -> Parcel | None:
             return None
     except (OSError, KeyError, TypeError, AttributeError, *_INVALID_JSON):
         return None
-    return Parcel(path=path, tally=tally, **_fields(manifest, _COMMON_FIELDS))
+    return Parcel(path=path, stats=stats, **_fields(manifest, _COMMON_FIELDS))
 
 
 def delete_parcel(folder: Path, shard: Shard) -> None:
@@ -220,7 +220,7 @@ def _metadata(image: Image) -> bytes:
 
 def _manifest_json(parcel: Parcel) -> bytes:
     values = _fields(parcel, _COMMON_FIELDS)
-    values |= {"layout": _LAYOUT, "tally": parcel.tally.as_dict()}
+    values |= {"layout": _LAYOUT, "tally": parcel.stats.as_dict()}
     return msgspec.json.format(msgspec.json.encode(values), indent=1) + b"\n"
 
 

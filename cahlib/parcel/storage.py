@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cahlib.errors import CahError, Postponed, ShardError, is_full, no_space
+from cahlib.core.errors import CahError, Postponed, ShardError, is_full, no_space
+from cahlib.core.records import Parcel, Shard
 from cahlib.parcel import parcel as parcels
-from cahlib.records import Parcel, Shard
 
 
 class StorageUnavailable(Postponed):
@@ -66,7 +66,7 @@ def download_parcel(
     if found is None or found.sha256 != uploaded["sha256"]:
         parcels.delete_parcel(folder, shard)
         raise ShardError(f"{uploaded['url']} is not the parcel of {shard.id}.")
-    report(found.tally.as_dict())
+    report(found.stats.as_dict())
     return found
 
 

@@ -18,7 +18,7 @@ from hcloud.server_types import BoundServerType, ServerType, ServerTypeLocation
 from hcloud.servers import BoundServer
 
 from cahlib import __version__
-from cahlib.errors import ConfigError
+from cahlib.core.errors import ConfigError
 from cahlib.swarm.provider import Denial, Denied, Offer, Server, Wish
 
 T = TypeVar("T")

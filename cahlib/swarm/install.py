@@ -15,8 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeAlias
 
-from cahlib.errors import ConfigError, RunError
-from cahlib.swarm import image, wheel
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.swarm import server_image, wheel
 from cahlib.swarm.node import BOOTED, HOME, PARCELS, WATCHDOG
 from cahlib.swarm.planner import scrapers
 from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
@@ -79,7 +79,7 @@ def package(folder: Path, *, wheelhouse: Path | None = None) -> Package:
         wheel=wheel.build(folder),
         pins=wheel.pins(),
         wheelhouse=wheels,
-        image=image.chosen(wheel.pythons(), wheels),
+        image=server_image.chosen(wheel.pythons(), wheels),
     )
 
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.wording import plural
 from cahlib.swarm.provider import Account, Offer, usable
-from cahlib.words import plural
 
 #: An account's name, and what it offers.
 Option: TypeAlias = tuple[str, Offer]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from cahlib.errors import ConfigError, RunError
+from cahlib.core.errors import ConfigError, RunError
 
 #: Every server, key and firewall of ours carries this label; nothing without it is ever touched.
 PROJECT = ("project", "cahlib")

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from cahlib.core.wording import plural, verb
 from cahlib.swarm.provider import (
     OVER,
     PROJECT,
@@ -19,7 +20,6 @@ from cahlib.swarm.provider import (
     prices,
     worked,
 )
-from cahlib.words import plural, verb
 
 #: Seconds that the cloud's clock may be ahead of a driver's.
 _SKEW = 30.0

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import paramiko
 
-from cahlib.errors import RunError
-from cahlib.swarm.keys import Keys
+from cahlib.core.errors import RunError
+from cahlib.engine.certificates import Keys
 from cahlib.swarm.node import USER
 
 #: Paramiko's own threads may raise any of these when a link breaks.

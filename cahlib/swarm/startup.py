@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from queue import Empty, SimpleQueue
 
-from cahlib.errors import RunError, Stopped
-from cahlib.swarm.fleet import TAKEN_DOWN, Fleet
+from cahlib.core.errors import RunError, Stopped
 from cahlib.swarm.install import NotReady
 from cahlib.swarm.provider import Server
+from cahlib.swarm.provisioning import TAKEN_DOWN, Fleet
 from cahlib.swarm.ssh import Login
 
 #: Servers that are set up at the same time.

@@ -13,12 +13,12 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from cahlib.errors import ConfigError
-from cahlib.private import WATCHDOG as TOKEN
+from cahlib.core.errors import ConfigError
+from cahlib.core.private import WATCHDOG as TOKEN
 from cahlib.swarm import hetzner
-from cahlib.swarm.bills import Bills
-from cahlib.swarm.fleet import Fleet
+from cahlib.swarm.billing import Bills
 from cahlib.swarm.provider import PROJECT, Denied
+from cahlib.swarm.provisioning import Fleet
 
 #: Seconds after its hours in which a run finishes what it has begun.
 _GRACE = 1800.0

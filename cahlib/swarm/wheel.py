@@ -16,7 +16,7 @@ from hashlib import sha256
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-from cahlib.errors import RunError
+from cahlib.core.errors import RunError
 
 _PACKAGE = Path(__file__).parent.parent
 

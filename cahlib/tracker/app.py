@@ -20,21 +20,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 import cahlib
-from cahlib.tracker import (
-    bloom,
-    board,
-    calls,
-    intake,
-    legacy,
-    metrics,
-    names,
-    pages,
-    rendering,
-    rules,
-)
-from cahlib.tracker.database import DatabaseAway
+from cahlib.ledger.database import DatabaseAway
+from cahlib.tracker import admin, bloom, calls, metrics, models, names, pages, rendering, statistics
+from cahlib.tracker.legacy import routes
 from cahlib.tracker.limits import Gate
-from cahlib.tracker.rules import Kind, Outdated, Refusal, Unknown
+from cahlib.tracker.models import Kind, Outdated, Refusal, Unknown
 from cahlib.tracker.service import Service, Settings, of
 from cahlib.tracker.stream import Stream
 
@@ -79,11 +69,11 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
     app.openapi = lambda: app.openapi_schema or calls.described(document())  # type: ignore[method-assign]
     app.include_router(_v1)
     if settings.legacy:
-        app.include_router(legacy.router)
+        app.include_router(routes.router)
     if settings.legacy and settings.rules.old_upload:
-        app.include_router(legacy.files)
+        app.include_router(routes.files)
     if settings.filters:
-        app.include_router(legacy.filters)
+        app.include_router(routes.filters)
     app.include_router(pages.router)
     app.include_router(metrics.router)
     if settings.admin:
@@ -159,11 +149,11 @@ def register(request: Request, body: Newcomer) -> dict[str, Any]:
 @_v1.post("/shards/{number}/parcel")
 def parcel(request: Request, key: Key, number: Number, body: Delivery) -> dict[str, bool]:
     """Report that a parcel has been uploaded; a GPU worker scores it next."""
-    tally = None if body.tally is None else rules.tally(body.tally)
+    tally = None if body.tally is None else models.stats(body.tally)
     service = of(request)
-    place = rules.place(body.url, service.settings.rules.upload)
+    place = models.place(body.url, service.settings.rules.upload)
     brought = {"url": place, "sha256": body.sha256, "size": body.size}
-    return {"counted": service.crowd.deliver(key.credentials, number, brought, tally=tally)}
+    return {"counted": service.crowd.deliver(key.credentials, number, brought, stats=tally)}
 
 
 @_v1.post("/shards/{number}/release")
@@ -176,14 +166,14 @@ def release(request: Request, key: Key, number: Number) -> dict[str, bool]:
 @_v1.post("/shards/{number}/fail")
 def fail(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
     """Report a failure; other workers retry the shard until several have failed."""
-    reason = rules.sentence(body.reason, 1000)
+    reason = models.sentence(body.reason, 1000)
     return {"set_aside": of(request).crowd.fail(key.credentials, number, reason)}
 
 
 @_v1.post("/shards/{number}/refetch")
 def refetch(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
     """Report a parcel that cannot be downloaded; another worker tries before a new scrape."""
-    reason = rules.sentence(body.reason, 1000)
+    reason = models.sentence(body.reason, 1000)
     return {"set_aside": of(request).crowd.refetch(key.credentials, number, reason)}
 
 
@@ -223,7 +213,7 @@ def stuck(request: Request) -> list[dict[str, Any]]:
 @_admin.post("/retry")
 def retry(request: Request, key: Key, body: Numbers) -> dict[str, int]:
     """Queue shards again that were set aside after failures."""
-    return {"shards": intake.retry(_administrator(request, key), body.shards)}
+    return {"shards": admin.retry(_administrator(request, key), body.shards)}
 
 
 @_admin.post("/workers/{name}/expel")
@@ -232,7 +222,7 @@ def expel(
 ) -> dict[str, bool]:
     """Expel a worker, release its shards and invalidate its secret."""
     database = _administrator(request, key)
-    of(request).crowd.expel(board.worker(database, name)["id"])
+    of(request).crowd.expel(statistics.worker(database, name)["id"])
     return {"expelled": True}
 
 
@@ -261,7 +251,7 @@ def _malformed(request: Request, error: Exception) -> Response:
     if first["type"] == "json_invalid":
         return _answer(request, 400, "The body is not JSON.")
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    text = f"{rules.sentence(where, 100)}: {rules.sentence(first['msg'], 300)}."
+    text = f"{models.sentence(where, 100)}: {models.sentence(first['msg'], 300)}."
     return _answer(request, 422 if _is_ours(request) else 400, text)
 
 

@@ -21,11 +21,11 @@ from sqlalchemy import (
     text,
 )
 
-from cahlib.atomic import new_file
-from cahlib.errors import ConfigError
-from cahlib.tracker.database import Database
+from cahlib.core.atomic import new_file
+from cahlib.core.errors import ConfigError
+from cahlib.ledger.database import Database
+from cahlib.ledger.schema import schema
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.schema import schema
 
 #: What the first line of such a file says it is.
 _FORM = "cahlib tracker"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, func, select, update
 
-from cahlib.tracker.database import Database
-from cahlib.tracker.rules import Rules
-from cahlib.tracker.schema import failures, shards
+from cahlib.ledger.database import Database
+from cahlib.ledger.schema import failures, shards
+from cahlib.tracker.models import Rules
 
 
 def note(

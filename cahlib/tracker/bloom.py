@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cahlib.errors import ConfigError, is_full, no_space
+from cahlib.core.errors import ConfigError, is_full, no_space
 
 #: rbloom's generator of positions: a linear congruential one over 128 bits.
 _FACTOR, _MASK = 47026247687942121848144207491837418733, (1 << 128) - 1

@@ -16,14 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from cahlib.tracker import rules
-from cahlib.tracker.crowd import MOST_LEASES
-from cahlib.tracker.rules import IDS, MOST_PAIRS, Invalid, Lease, Malformed, Outdated, Result
+from cahlib.tracker import models
+from cahlib.tracker.leases import MOST_LEASES
+from cahlib.tracker.models import IDS, MOST_PAIRS, Invalid, Lease, Malformed, Outdated, Result
 from cahlib.tracker.service import Service
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 # typed at every level: deeper nesting is rejected before it can exhaust the stack
-Tally = Annotated[
+Stats = Annotated[
     dict[str, dict[str, int | dict[str, int]]],
     msgspec.Meta(description="{stage: {in, out, lost: {reason: n}}}"),
 ]
@@ -54,7 +54,7 @@ class Done(_Body):
     """The result of a shard."""
 
     uids: Annotated[list[Uid], msgspec.Meta(max_length=MOST_PAIRS)]
-    tally: Tally
+    tally: Stats
     output: Annotated[
         str, msgspec.Meta(max_length=2000, description="URL or path of the pairs")
     ] = ""
@@ -88,7 +88,7 @@ def lease(service: Service, secret: str, number: int, body: Wish) -> dict[str, A
 
 def heartbeat(service: Service, secret: str, number: int, body: Beat) -> dict[str, Any]:
     """Renew the leases of a worker and return the shards that it still holds."""
-    progress = rules.sentence(body.progress, 200)
+    progress = models.sentence(body.progress, 200)
     return {"shards": service.crowd.beat(secret, body.shards, progress)}
 
 
@@ -103,11 +103,11 @@ def complete(service: Service, secret: str, number: int, body: Done) -> dict[str
     if body.similarities and len(body.similarities) != len(body.uids):
         raise Invalid("similarities: there is one for each pair.")
     result = Result(
-        pairs=rules.pairs(len(body.uids), allowed),
-        uids=rules.uids(body.uids),
+        pairs=models.pairs(len(body.uids), allowed),
+        uids=models.uids(body.uids),
         similarities=tuple(body.similarities) or None,
-        tally=rules.tally(body.tally, pairs=len(body.uids)),
-        output=rules.sentence(body.output, 2000),
+        stats=models.stats(body.tally, pairs=len(body.uids)),
+        output=models.sentence(body.output, 2000),
     )
     closed = service.crowd.complete(secret, number, result)
     return {"counted": closed.counted, "lost": [uid.hex() for uid in closed.lost]}

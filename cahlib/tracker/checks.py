@@ -15,10 +15,10 @@ from typing import TypeAlias
 
 from sqlalchemy import Connection, func, select, update
 
-from cahlib.tracker import intake, uids
-from cahlib.tracker.database import Database
-from cahlib.tracker.rules import Worker
-from cahlib.tracker.schema import again, lost, pairs, shards, workers
+from cahlib.ledger.database import Database
+from cahlib.ledger.schema import again, lost, pairs, shards, workers
+from cahlib.tracker import admin, pair_claims
+from cahlib.tracker.models import Worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def begin(
         if not database.is_sqlite:
             connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
         begun = {"avoid": worker.nickname, "scores": scores}
-        uids.pass_again(database, connection, number, checks=number, **begun)
+        pair_claims.pass_again(database, connection, number, checks=number, **begun)
 
 
 def compare(
@@ -96,11 +96,11 @@ def compare(
         if not database.is_sqlite:
             connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
         second = {"avoid": begun.avoid, "scores": begun.scores}
-        uids.pass_again(database, connection, checked, checks=checked, **second)
+        pair_claims.pass_again(database, connection, checked, checks=checked, **second)
     ours = _found(connection, number, scores)
     for theirs in (_found(connection, each.number, each.scores) for each in others):
         if 2 * _agreed(ours, theirs) >= max(len(ours), len(theirs)):
-            intake.undo_shard(database, connection, checked)
+            admin.undo_shard(database, connection, checked)
             return
 
 

@@ -25,12 +25,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from cahlib.records import Stage, Tally
-from cahlib.tracker import credit, uids
-from cahlib.tracker.claims import WELCOME
-from cahlib.tracker.database import Database
-from cahlib.tracker.rules import Invalid, Kind, Result, Worker
-from cahlib.tracker.schema import again, is_one_of, lost, pairs, people, shards, workers
+from cahlib.core.records import Stage, Stats
+from cahlib.ledger.database import Database
+from cahlib.ledger.schema import again, is_one_of, lost, pairs, people, shards, workers
+from cahlib.tracker import credit, pair_claims
+from cahlib.tracker.models import Invalid, Kind, Result, Worker
+from cahlib.tracker.queries import WELCOME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def complete(
     }  # fmt: skip
     if database.is_sqlite:
         row = connection.execute(_closing(worker.kind), values).first()
-        late = uids.settle(database, connection, number, keys) if row else []
+        late = pair_claims.settle(database, connection, number, keys) if row else []
         if row:
             counted = result.pairs - len(late)
             credit.count(database, connection, worker.id, worker.nickname, done=1, pairs=counted)
@@ -69,7 +69,7 @@ def complete(
         row = connection.execute(_in_one(worker.kind), values).first()
         late = []
         if row and row.brought < len(keys):
-            late = uids.late(database, connection, number, keys)
+            late = pair_claims.late(database, connection, number, keys)
     if row is None:
         return None
     if late:
@@ -80,12 +80,12 @@ def complete(
 
 def require_fitting(connection: Connection, worker: Worker, number: int, result: Result) -> None:
     """Raise Invalid for more images than there are in the parcel, as its scraper said."""
-    if worker.kind is not Kind.GPU or result.tally is None:
+    if worker.kind is not Kind.GPU or result.stats is None:
         return
     query = select(shards.c.tally).where(shards.c.number == number, shards.c.state != "done")
     scraped = connection.execute(query).scalar()
-    images = Tally.from_dict(scraped).left[Stage.FETCH] if scraped else None
-    if images not in (None, result.tally.left[Stage.FETCH]):
+    images = Stats.from_dict(scraped).left[Stage.FETCH] if scraped else None
+    if images not in (None, result.stats.left[Stage.FETCH]):
         raise Invalid(f"tally: the parcel of shard {number} holds {images:,} images.")
 
 

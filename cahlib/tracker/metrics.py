@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from sqlalchemy import func, select
 
-from cahlib.tracker.database import Database
-from cahlib.tracker.schema import failures, is_one_of, shards
+from cahlib.ledger.database import Database
+from cahlib.ledger.schema import failures, is_one_of, shards
 from cahlib.tracker.service import State, of
 
 router = APIRouter(tags=["public"])

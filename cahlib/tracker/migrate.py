@@ -10,8 +10,8 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DatabaseError
 
-from cahlib.errors import ConfigError, is_full
-from cahlib.tracker.database import Database, DatabaseAway
+from cahlib.core.errors import ConfigError, is_full
+from cahlib.ledger.database import Database, DatabaseAway
 
 #: What alembic keeps in a database that is ours.
 _MARK = "alembic_version"

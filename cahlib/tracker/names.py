@@ -7,7 +7,7 @@ import unicodedata
 
 import regex
 
-from cahlib.tracker.rules import Invalid
+from cahlib.tracker.models import Invalid
 
 _HOW = (
     "amber azure brave bright calm clever cosy crisp dapper deft eager early fair fleet fond "

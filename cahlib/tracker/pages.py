@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
-from cahlib.tracker import activity, board, charts, milestones, rendering, rules, standings
+from cahlib.tracker import activity, charts, milestones, models, rendering, standings, statistics
 from cahlib.tracker.activity import DAY, HOUR
-from cahlib.tracker.rules import Missing
+from cahlib.tracker.models import Missing
 from cahlib.tracker.service import Service, of, shown_time
 
 router = APIRouter(include_in_schema=False)
@@ -107,7 +107,7 @@ def badge(request: Request, name: Text = "") -> Response:
     service = of(request)
     title, share = service.settings.title, service.state().counts.share
     if name:
-        what, standing = _standing(service.contributors(), rules.sentence(name, 200))
+        what, standing = _standing(service.contributors(), models.sentence(name, 200))
         said = f"{charts.number(getattr(standing.work, what))} {_UNITS[what]} · #{standing.rank}"
         title, share = standing.who.name, 0.0
     else:
@@ -150,7 +150,7 @@ def leaderboard(
     page: Number = 1,
 ) -> Response:
     """Rank people, or teams."""
-    service, sought = of(request), rules.sentence(q, 200)
+    service, sought = of(request), models.sentence(q, 200)
     kind = "team" if request.url.path == "/teams" else "person"
     every = service.contributors()
     ranked = standings.ranked(standings.teams(every) if kind == "team" else every, last, by)
@@ -187,9 +187,11 @@ def _sparks(service: Service, names: Sequence[str], what: str) -> dict[str, str]
 def person(request: Request, name: Text) -> Response:
     """Show what a person has done."""
     service = of(request)
-    what, standing = _standing(service.contributors(), rules.sentence(name, 200))
+    what, standing = _standing(service.contributors(), models.sentence(name, 200))
     who = standing.who
-    count, machines = board.found(service.database, board.of_nickname(who.name), most=_ROWS)
+    count, machines = statistics.found(
+        service.database, statistics.of_nickname(who.name), most=_ROWS
+    )
     days = activity.series(service.database, [who.name], size=DAY, start=1)[who.name]
     points, total = [], standing.work.pairs - sum(work.pairs for work in days.values())
     for day, work in days.items():
@@ -218,7 +220,7 @@ def _days(service: Service, days: dict[int, activity.Work], what: str) -> dict[s
 def team(request: Request, name: Text) -> Response:
     """Show what a team has done, and its members."""
     service, people = of(request), of(request).contributors()
-    what, standing = _standing(standings.teams(people), rules.sentence(name, 200))
+    what, standing = _standing(standings.teams(people), models.sentence(name, 200))
     members = [one for one in people if one.team == standing.who.name]
     members.sort(key=lambda one: (*(-getattr(one.now["all"], by) for by in _UNITS), one.name))
     names = [one.name for one in members]
@@ -246,12 +248,12 @@ def workers(
     request: Request, q: Text = "", page: Number = 1, every: Annotated[int, Query(ge=0, le=1)] = 0
 ) -> Response:
     """List the workers: those at work, or all."""
-    service, sought = of(request), rules.sentence(q, 200)
-    conditions = [] if every else [board.active(service.clock())]
+    service, sought = of(request), models.sentence(q, 200)
+    conditions = [] if every else [statistics.active(service.clock())]
     if sought:
-        conditions.append(board.called(sought))
+        conditions.append(statistics.called(sought))
     skip = (page - 1) * _ROWS
-    count, rows = board.found(service.database, *conditions, skip=skip, most=_ROWS)
+    count, rows = statistics.found(service.database, *conditions, skip=skip, most=_ROWS)
     asked = {"q": sought, "every": every}
     paging = _paging(page, count)
     return rendering.page("workers.html", request, workers=rows, asked=asked, **paging)
@@ -262,7 +264,7 @@ def worker(
     request: Request, kind: str, name: Annotated[str, Path(pattern="^[a-z0-9-]{1,60}$")]
 ) -> Response:
     """Show one worker."""
-    found = board.worker(of(request).database, name)
+    found = statistics.worker(of(request).database, name)
     if found["kind"] != kind.lower():
         raise Missing("There is no worker of this name and type.")
     return rendering.page("worker.html", request, worker=found)

@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cahlib.tracker import charts, standings
-from cahlib.tracker.rules import Missing
+from cahlib.tracker.models import Missing
 from cahlib.tracker.service import of, shown_time
 
 _SITE = Path(__file__).parent / "site"

@@ -12,11 +12,11 @@ from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
 
-from cahlib.tracker import board, standings
-from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.database import Database, DatabaseAway
+from cahlib.ledger.database import Database, DatabaseAway
+from cahlib.tracker import standings, statistics
+from cahlib.tracker.leases import Crowd
 from cahlib.tracker.limits import Limits
-from cahlib.tracker.rules import Rules
+from cahlib.tracker.models import Rules
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Settings:
 class State:
     """The crawl at one moment, as it is shown."""
 
-    counts: board.Counts
+    counts: statistics.Counts
     workers: dict[str, int]  #: at work, by kind
     per_hour: float  #: shards, over the last hours
     day: list[dict[str, Any]]  #: the history of the last day
@@ -94,18 +94,20 @@ class Service:
         self.database = Database(settings.database)
         self.crowd = Crowd(self.database, settings.rules, clock=clock)
         self.state = Cached(self._state, settings.fresh)
-        self.pairs_board = Cached(lambda: board.leaders(self.database), settings.fresh)
+        self.pairs_board = Cached(lambda: statistics.leaders(self.database), settings.fresh)
         self.parcel_board = Cached(
-            lambda: board.leaders(self.database, by="scraped"), settings.fresh
+            lambda: statistics.leaders(self.database, by="scraped"), settings.fresh
         )
         self.contributors = Cached(
             lambda: standings.contributors(self.database, clock()), 5 * settings.fresh
         )
-        self.latest = Cached(lambda: board.latest(self.database), settings.fresh)
-        self.crawls = Cached(lambda: board.crawls(self.database), 30 * settings.fresh)
-        self.stuck = Cached(lambda: board.stuck(self.database), settings.fresh)
-        self.writes = Cached(lambda: board.write_health(self.database, clock()), settings.fresh)
-        self._past = Cached(lambda: board.past(self.database, 0), 60)
+        self.latest = Cached(lambda: statistics.latest(self.database), settings.fresh)
+        self.crawls = Cached(lambda: statistics.crawls(self.database), 30 * settings.fresh)
+        self.stuck = Cached(lambda: statistics.stuck(self.database), settings.fresh)
+        self.writes = Cached(
+            lambda: statistics.write_health(self.database, clock()), settings.fresh
+        )
+        self._past = Cached(lambda: statistics.past(self.database, 0), 60)
         #: that serve the calls of workers; the database lets in fewer at once
         self.threads = ThreadPoolExecutor(16, thread_name_prefix="call")
         self.leasing: dict[str, object] = {}  #: by the secrets of workers that lease now
@@ -126,10 +128,10 @@ class Service:
 
     def _state(self) -> State:
         now, ever = self.clock(), self._past()
-        counts = board.counts(self.database)
+        counts = statistics.counts(self.database)
         return State(
             counts=counts,
-            workers=board.at_work(self.database, now),
+            workers=statistics.at_work(self.database, now),
             per_hour=_pace(ever, "done", counts.done, now),
             day=[row for row in ever if row["time"] >= now - 86400],
             ever=ever,
@@ -140,7 +142,7 @@ class Service:
         while True:
             try:
                 self.crowd.expire()
-                board.record(self.database, self.clock())
+                statistics.record(self.database, self.clock())
             except DatabaseAway as error:
                 _log.warning("%s", error)
             if self._stop.wait(self.settings.tick):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cahlib.ledger.database import Database
 from cahlib.tracker import activity
 from cahlib.tracker.activity import Work
-from cahlib.tracker.database import Database
 
 PERIODS = {"hour": "last hour", "day": "last day", "all": "all time"}
 

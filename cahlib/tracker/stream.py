@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from cahlib.tracker.database import DatabaseAway
+from cahlib.ledger.database import DatabaseAway
 from cahlib.tracker.limits import sender
 
 #: What is shown now: values by name, and the latest finished shards, each with a "key".

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from cahlib import demo
-from cahlib.config import Job
+from cahlib.core.config import Job
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo.web import Answer, Web
+from cahlib.ledger.local import Ledger
 from cahlib.parcel import parcel as parcels
-from cahlib.tracker.store import Ledger
 from tests.world import command, judged, small
 
 MODEL = ["--model", str(demo.MODEL), "--threshold", "0.3"]
@@ -195,7 +195,7 @@ def begun(left: str) -> Job:
     judged.finish(job)
     folder = job.output.folder
     parcel = judged.parcel("s-0", images=0)
-    parcels.write_parcel([], parcel.shard, folder / "run/parcels", tally=parcel.tally)
+    parcels.write_parcel([], parcel.shard, folder / "run/parcels", stats=parcel.stats)
     for each in {"shards", "run/parcels", "run/ledger.sqlite"} - {left}:
         (folder / each).rename(Path(each).name)
     return job
@@ -206,7 +206,7 @@ def test_an_unknown_command_or_option_is_the_users_mistake():
 
 
 def test_help_is_given_where_only_plain_letters_can_be_shown():
-    line = [sys.executable, "-m", "cahlib.cli", "run", "--help"]
+    line = [sys.executable, "-m", "cahlib.commands.cli", "run", "--help"]
     environment = command.environment() | {"PYTHONIOENCODING": "ascii"}
     ran = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "") and "--max-cost N" in ran.stdout
@@ -238,7 +238,7 @@ def test_nobody_who_reads_on_is_no_fault(tmp_path, act):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as closed:
-        line = [sys.executable, "-m", "cahlib.cli", act, tmp_path]
+        line = [sys.executable, "-m", "cahlib.commands.cli", act, tmp_path]
         ran = subprocess.run(line, cwd=command.ROOT, stdout=closed, stderr=subprocess.PIPE)
     assert (ran.returncode, ran.stderr) == (141, b"")
 
@@ -246,7 +246,7 @@ def test_nobody_who_reads_on_is_no_fault(tmp_path, act):
 def test_a_report_that_its_disk_has_no_room_for_is_no_report(tmp_path):
     judged.write(tmp_path)
     with open("/dev/full", "wb") as full:
-        line = [sys.executable, "-m", "cahlib.cli", "verify", tmp_path]
+        line = [sys.executable, "-m", "cahlib.commands.cli", "verify", tmp_path]
         ran = subprocess.run(line, cwd=command.ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     refused(ran, code=1, sentence="No space is left for what is printed")
 
@@ -258,7 +258,7 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path):
     os.close(reader)
     with small.Pictures() as web, open(writer, "wb") as closed, open("/dev/full", "wb") as full:
         job = small.job(crawl, tmp_path / "set", web)
-        line = [sys.executable, "-m", "cahlib.cli", "run", *command.options(job)]
+        line = [sys.executable, "-m", "cahlib.commands.cli", "run", *command.options(job)]
         ran = subprocess.run(line, cwd=command.ROOT, stdout=closed, stderr=full)
     assert ran.returncode == 0
     assert (tmp_path / "set" / "report.html").exists() and not list(verify(tmp_path / "set"))

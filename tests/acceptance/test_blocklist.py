@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from cahlib.cli import main
+from cahlib.commands.cli import main
 from cahlib.dataset.manifest import encode_manifest, manifest_path
 from tests.world import judged as world
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.records import Stats
 from cahlib.crawl import texts
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.wat import Link, Page
 from cahlib.fetch import links
-from cahlib.records import Tally
 
 CASES = Path(__file__).parent.parent.parent.parent / "shared/cases/cases.json"
 pytestmark = pytest.mark.skipif(not CASES.exists(), reason="the cases are not here")
@@ -32,7 +32,7 @@ def test_captions_are_not_refused_as_no_words(case):
     headers = {"content-language": case["languages"].replace("all", "")}
     page = Page(url="http://a.com/", base="", links=[link], metas=[], headers=headers)
     options = Crawl(languages=(case["languages"],), language_evidence="page")
-    assert [each.text for each in find_candidates([page], options, Blocklists(), Tally())] == [
+    assert [each.text for each in find_candidates([page], options, Blocklists(), Stats())] == [
         text.text
     ]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.config import Job, replace
+from cahlib.core.config import Job, replace
+from cahlib.core.errors import ConfigError
 from cahlib.dataset.description import forget_shards, read_description
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
 from cahlib.dataset.storage.upload import upload_shards
-from cahlib.errors import ConfigError
-from cahlib.run import run
-from cahlib.tracker.store import Ledger
+from cahlib.ledger.local import Ledger
+from cahlib.run.pipeline import run
 from tests.world import command, small
 
 pytestmark = pytest.mark.timeout(120)

@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cahlib import demo
-from cahlib.cli import main
-from cahlib.config import replace
+from cahlib.commands.cli import main
+from cahlib.core.config import replace
+from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.demo import world
 from cahlib.demo.web import Answer, Web
-from cahlib.records import Reason, Stage, Tally
 from tests.world import awake, command, judged
 from tests.world.jobs import LIMIT, until
 
@@ -111,8 +111,8 @@ def rows(folder: Path) -> dict[str, list]:
     }
 
 
-def tally(folder: Path) -> Tally:
-    return sum((sealed.tally for sealed in read_manifests(folder)), Tally())
+def stats(folder: Path) -> Stats:
+    return sum((sealed.stats for sealed in read_manifests(folder)), Stats())
 
 
 def assert_same(folder: Path, other: Path) -> None:
@@ -123,11 +123,11 @@ def assert_same(folder: Path, other: Path) -> None:
 
 def test_every_link_meets_the_fate_that_the_world_foresaw(whole, undisturbed):
     shown, *_ = whole
-    found = tally(undisturbed)
+    found = stats(undisturbed)
     for stage in Stage:
         assert found.unaccounted(stage) == 0
     foreseen = Counter(each.reason for each in shown.exhibits if each.reason) + shown.unread
-    for reason in Reason:
+    for reason in DropReason:
         if reason.stage is not Stage.JUDGE:
             assert (reason, found.lost[reason]) == (reason, foreseen[reason])
     kept, right = found.left[Stage.JUDGE], sum(each.reason is None for each in shown.exhibits)
@@ -147,7 +147,7 @@ def test_the_same_command_again_does_nothing_twice(whole, undisturbed, capsys):
 #: Runs commands one after the other in a process, and says after which torch was there.
 WITHOUT_TORCH = """
 import sys
-from cahlib.cli import main
+from cahlib.commands.cli import main
 for line in sys.stdin.read().splitlines():
     try:
         code = main(line.split("\\t"))

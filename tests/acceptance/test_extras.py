@@ -11,18 +11,18 @@ from functools import cache
 import pytest
 
 from cahlib import demo
-from cahlib.cli import _parser
-from cahlib.config import replace
+from cahlib.commands.cli import _parser
+from cahlib.core.config import replace
+from cahlib.core.errors import EXTRAS
+from cahlib.core.records import Shard
 from cahlib.dataset.write.shard_writer import read_uids
 from cahlib.demo.web import Answer
-from cahlib.errors import EXTRAS
-from cahlib.records import Shard
-from cahlib.tracker import intake
+from cahlib.ledger.database import Database
+from cahlib.tracker import admin
 from cahlib.tracker.app import create
-from cahlib.tracker.database import Database
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Rules
+from cahlib.tracker.models import Rules
 from cahlib.tracker.service import Settings
 from tests.world import cloud as clouds
 from tests.world import command, extras, judged, small
@@ -164,7 +164,7 @@ def has(environment, library):
 def test_a_volunteer_scrapes_with_the_base_install(installed, tmp_path):
     with tracker(tmp_path) as (url, web):
         process = installed("").start(
-            "-m", "cahlib.cli", "worker", "--tracker", url, "--nickname", "ann",
+            "-m", "cahlib.commands.cli", "worker", "--tracker", url, "--nickname", "ann",
             "--output", "ann", "--replay", web.address, "--workers", 1, cwd=tmp_path,
         )  # fmt: skip
         out, errors = process.communicate()
@@ -198,7 +198,7 @@ def test_a_tracker_serves_with_its_extra(installed, tmp_path):
     (tmp_path / "a.warc.wat.gz").write_bytes(small.file(0, 1))
     environment = installed("tracker")
     environment.cah(begun, cwd=tmp_path)
-    line = ("-m", "cahlib.cli", "tracker", "serve", "--port", port)
+    line = ("-m", "cahlib.commands.cli", "tracker", "serve", "--port", port)
     process = environment.start(*line, cwd=tmp_path)
     try:
         until(lambda: healthy(port) or process.poll() is not None)
@@ -234,6 +234,6 @@ def tracker(folder, links=3):
     with Crawl() as web, serving(app) as url:
         wat = f"http://{web.address}/a.warc.wat.gz"
         shards = [Shard(id=f"a-{half}", url=wat, half=half) for half in (0, 1)]
-        intake.add(database, shards if links else [])
+        admin.add(database, shards if links else [])
         yield url, web
     database.close()

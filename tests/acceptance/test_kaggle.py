@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cahlib import demo
-from cahlib.config import Job, Output, replace, settings
+from cahlib.core.config import Job, Output, replace, settings
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.demo import world
@@ -32,9 +32,9 @@ TOKEN = "hcloud-token-of-ada"
 
 #: What the real notebook does in its cells: a run of the settings.
 _RUN = """
-from cahlib.config import Job
-from cahlib.run import run
-from cahlib.scrapers import scrapers
+from cahlib.core.config import Job
+from cahlib.run.pipeline import run
+from cahlib.run.scrapers import scrapers
 
 run(Job.from_values(settings), print, scraping=scrapers)
 """

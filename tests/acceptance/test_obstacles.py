@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import cahlib.cli
-import cahlib.run
-import cahlib.scrapers
-from cahlib.config import replace
+import cahlib.commands.cli
+import cahlib.run.pipeline
+import cahlib.run.scrapers
+from cahlib.core.config import replace
+from cahlib.core.lock import held
 from cahlib.dataset.maintain.verify import verify
-from cahlib.lock import held
 from tests.world import command, small
 
 pytestmark = pytest.mark.timeout(120)
@@ -42,7 +42,7 @@ def crawl(tmp_path_factory):
 def made(web, crawl, tmp_path_factory):
     """The folder of a finished dataset of two shards."""
     folder = tmp_path_factory.mktemp("made") / "set"
-    cahlib.run.run(job_of(crawl, folder, web), scraping=small.scraping)
+    cahlib.run.pipeline.run(job_of(crawl, folder, web), scraping=small.scraping)
     return folder
 
 
@@ -57,7 +57,7 @@ def folder(made):
 @pytest.fixture
 def acts(crawl, folder, web, monkeypatch):
     """The commands that change a dataset, by name."""
-    monkeypatch.setattr(cahlib.scrapers, "scrapers", _here)
+    monkeypatch.setattr(cahlib.run.scrapers, "scrapers", _here)
     (folder.parent / "uids").write_text("0" * 32)
     return {
         "run": ["run", *command.options(job_of(crawl, folder, web))],
@@ -247,7 +247,7 @@ exec "$@"
 
 _ALL = """
 import sys
-from cahlib.cli import main
+from cahlib.commands.cli import main
 from pathlib import Path
 folder, uids = sys.argv[1:]
 for line in (["verify"], ["inspect"], ["repair"], ["purge", "--uids", uids], ["dedup", "--apply"]):

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from cahlib import demo
+from cahlib.core.records import Stage, Stats
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.demo.web import Answer, Web
-from cahlib.records import Stage, Tally
 from tests.world import command
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "real"
@@ -32,7 +32,7 @@ def recorded():
     }
 
 
-def run(recorded, capsys, folder: Path, crawl: Path) -> Tally:
+def run(recorded, capsys, folder: Path, crawl: Path) -> Stats:
     with Web(recorded) as web:
         ran = command.said(
             capsys,
@@ -44,13 +44,13 @@ def run(recorded, capsys, folder: Path, crawl: Path) -> Tally:
         )
     assert ran.returncode == 0, ran.stderr
     assert list(verify(folder)) == []
-    tally = sum((sealed.tally for sealed in read_manifests(folder)), Tally())
-    assert [tally.unaccounted(stage) for stage in Stage] == [0, 0, 0, 0]
-    return tally
+    stats = sum((sealed.stats for sealed in read_manifests(folder)), Stats())
+    assert [stats.unaccounted(stage) for stage in Stage] == [0, 0, 0, 0]
+    return stats
 
 
 def test_real_pages_become_a_dataset(recorded, tmp_path, capsys):
-    tally = run(recorded, capsys, tmp_path / "dataset", REAL / "pages.warc.wat.gz")
+    stats = run(recorded, capsys, tmp_path / "dataset", REAL / "pages.warc.wat.gz")
     table = pq.read_table(tmp_path / "dataset" / "metadata").to_pylist()
     arrived = {row["URL"] for row in table}
     links = {url for _, url, _ in json.loads((REAL / "truth.json").read_text())}
@@ -59,7 +59,7 @@ def test_real_pages_become_a_dataset(recorded, tmp_path, capsys):
     assert len(good) >= 5
     assert good - arrived <= refused_by_text(links)
     assert arrived <= good
-    assert tally.left[Stage.FETCH] == tally.entered[Stage.JUDGE] >= len(arrived)
+    assert stats.left[Stage.FETCH] == stats.entered[Stage.JUDGE] >= len(arrived)
 
 
 def good_enough(data: bytes) -> bool:
@@ -76,7 +76,7 @@ def good_enough(data: bytes) -> bool:
 
 def refused_by_text(links: set[str]) -> set[str]:
     """Images all of whose texts are refused, as `tests/crawl/test_candidates.py` checks them."""
-    from cahlib.config import Crawl
+    from cahlib.core.config import Crawl
     from cahlib.crawl import texts
 
     said: dict[str, list[str]] = {}
@@ -90,6 +90,6 @@ def refused_by_text(links: set[str]) -> set[str]:
 
 
 def test_files_as_common_crawl_made_them_run_through(recorded, tmp_path, capsys):
-    tally = run(recorded, capsys, tmp_path / "dataset", REAL / "commoncrawl" / "*.gz")
-    assert tally.left[Stage.READ] == 4
-    assert tally.left[Stage.JUDGE] == 0
+    stats = run(recorded, capsys, tmp_path / "dataset", REAL / "commoncrawl" / "*.gz")
+    assert stats.left[Stage.READ] == 4
+    assert stats.left[Stage.JUDGE] == 0

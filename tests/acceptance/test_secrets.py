@@ -8,13 +8,13 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from cahlib import cli
-from cahlib.errors import ConfigError
-from cahlib.swarm.fleet import Fleet, fleet
+from cahlib.commands import cli
+from cahlib.core.errors import ConfigError
+from cahlib.engine.certificates import Keys
 from cahlib.swarm.hetzner import accounts
-from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.planner import Limits, plan
+from cahlib.swarm.provisioning import Fleet, fleet
 from tests.world import command, small
 from tests.world.cloud import Account, Cloud, serve
 from tests.world.jobs import LIMIT
@@ -64,7 +64,7 @@ def test_a_run_tells_no_secret(tmp_path):
     with small.Pictures() as web, (tmp_path / "screen").open("w") as screen:
         job = small.job(crawl, tmp_path / "dataset", web, attempts=1)
         process = subprocess.Popen(
-            [sys.executable, "-m", "cahlib.cli", "run", *command.options(job)],
+            [sys.executable, "-m", "cahlib.commands.cli", "run", *command.options(job)],
             cwd=tmp_path,
             env={**command.environment(), **PLANTED, "PYTHONFAULTHANDLER": "1"},
             stdout=screen,
@@ -79,7 +79,7 @@ def test_a_run_tells_no_secret(tmp_path):
     assert not any(MARK.decode() in text for texts in asked for text in texts)
     for act in ("inspect", "verify"):
         ran = subprocess.run(
-            [sys.executable, "-m", "cahlib.cli", act, tmp_path / "dataset"],
+            [sys.executable, "-m", "cahlib.commands.cli", act, tmp_path / "dataset"],
             env={**command.environment(), **PLANTED},
             capture_output=True,
         )

@@ -15,12 +15,12 @@ from functools import partial
 import pytest
 
 from cahlib import demo
-from cahlib.config import replace
+from cahlib.core.config import replace
+from cahlib.core.lock import held
+from cahlib.core.records import DropReason
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
-from cahlib.lock import held
-from cahlib.records import Reason
-from tests.acceptance.test_demo import rows, tally
+from tests.acceptance.test_demo import rows, stats
 from tests.world import awake, command, hosts
 from tests.world import cloud as clouds
 from tests.world.jobs import until
@@ -88,8 +88,8 @@ def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_
         assert alone.returncode == 0, alone.stderr
     assert names(cloud) == ["stranger"]
     assert rows(tmp_path / "swarm") == rows(tmp_path / "alone")
-    here, there = tally(tmp_path / "alone").lost, tally(tmp_path / "swarm").lost
-    assert here[Reason.KNOWN_HARM] and here[Reason.BLOCKED_DOMAIN]
+    here, there = stats(tmp_path / "alone").lost, stats(tmp_path / "swarm").lost
+    assert here[DropReason.KNOWN_HARM] and here[DropReason.BLOCKED_DOMAIN]
     assert here == there
     assert list(verify(tmp_path / "swarm")) == []
     logs = [path.read_text() for path in (tmp_path / "swarm/run/swarm/logs").glob("*.log")]

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import trustme
 
-from cahlib.config import Crawl, Download
+from cahlib.core.config import Crawl, Download
+from cahlib.core.records import DropReason, Parcel, Shard, Stage, Stats
 from cahlib.crawl.shards import list_shards
 from cahlib.fetch.addresses import is_public
 from cahlib.parcel.parcel import find_parcel, read_images
-from cahlib.records import Parcel, Reason, Shard, Stage, Tally
-from cahlib.scrape import scrape
+from cahlib.run.scrape import scrape
 from tests.benchmarks.common import Absent, Found, apart, line, measured, parser
 from tests.world import adversary
 from tests.world import web as w
@@ -92,7 +92,7 @@ def scraped(work: str) -> Found:
 
 def _told(parcels: Sequence[Parcel], every: Sequence[Attack], webs: Sequence[w.Web]) -> Found:
     """What became of each attack."""
-    tally = sum((parcel.tally for parcel in parcels), Tally())
+    stats = sum((parcel.stats for parcel in parcels), Stats())
     stored = [image for parcel in parcels for image in read_images(parcel)]
     kept = Counter(image.candidate.url for image in stored)
     wrong = [attack.name for attack in every if not _as_expected(attack, kept)]
@@ -100,12 +100,12 @@ def _told(parcels: Sequence[Parcel], every: Sequence[Attack], webs: Sequence[w.W
     for attack in every:
         if attack.reason:
             expected[attack.reason] += attack.links - attack.left
-    lost = Counter(tally.lost)
-    lost[Reason.NO_ROBOTS] += lost.pop(Reason.LEFT_ALONE)  # after so many of them
+    lost = Counter(stats.dropped)
+    lost[DropReason.NO_ROBOTS] += lost.pop(DropReason.LEFT_ALONE)  # after so many of them
     differences = {
         reason.value: (lost[reason], expected[reason])
-        for reason in Reason
-        if reason is not Reason.NOT_A_PAGE and lost[reason] != expected[reason]
+        for reason in DropReason
+        if reason is not DropReason.NOT_A_PAGE and lost[reason] != expected[reason]
     }
     sent = sum((web.sent for web in webs), Counter[str]())
     refusing = [attack for attack in every if attack.refuses]
@@ -114,7 +114,7 @@ def _told(parcels: Sequence[Parcel], every: Sequence[Attack], webs: Sequence[w.W
         "attacks": len(every) + len(adversary.rotten()),
         "wrong": wrong,
         "differences": differences,
-        "unaccounted": [tally.unaccounted(stage) for stage in Stage][:3],
+        "unaccounted": [stats.unaccounted(stage) for stage in Stage][:3],
         "good": sum(number for url, number in kept.items() if "/good.jpg" in url),
         "inside": sum(n for web in webs for at, n in web.reached.items() if not is_public(at)),
         "markup": sum(b"<script>" in image.data for image in stored),
@@ -124,7 +124,7 @@ def _told(parcels: Sequence[Parcel], every: Sequence[Attack], webs: Sequence[w.W
         "refused links": sum(attack.links for attack in refusing),
         "wasted": sum(sent[attack.host] for attack in refusing),
         "wasted where asked first": sum(sent[attack.host] for attack in beforehand),
-        "lost": {reason.value: number for reason, number in tally.lost.items() if number},
+        "lost": {reason.value: number for reason, number in stats.dropped.items() if number},
     }
 
 

@@ -18,11 +18,11 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.records import Stats
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.wat import Link, Meta, Page
-from cahlib.records import Tally
 from tests.benchmarks.common import parser
 
 DATA = Path(__file__).parent.parent / "data"
@@ -55,7 +55,7 @@ def kept(rows: list[dict[str, str]], language: str, evidence: str) -> set[tuple[
         declared = shown[0]["declared"]
         metas = [] if declared == "-" else [Meta(name="HTML@/lang", content=declared)]
         pages.append(Page(url=f"http://p{number}.com/", base="", links=links, metas=metas))
-    found = find_candidates(pages, options, Blocklists(), Tally())
+    found = find_candidates(pages, options, Blocklists(), Stats())
     return {(each.page[8:-5], each.text) for each in found}
 
 

@@ -31,14 +31,14 @@ import open_clip
 import pyarrow.parquet as pq
 import torch
 
-from cahlib.config import Judge
+from cahlib.core.config import Judge
+from cahlib.core.records import Shard, Stats
 from cahlib.model.clip import load_clip
 from cahlib.model.device_model import DeviceModel
 from cahlib.model.inputs import GroupedTokenizer, PixelArray
 from cahlib.model.pairs import score_pairs
 from cahlib.model.safety import Safety
 from cahlib.parcel import parcel
-from cahlib.records import Shard, Tally
 from tests.benchmarks import bench_judge
 from tests.benchmarks import inputs as made
 from tests.benchmarks.common import Found, apart, kept, measured, parser, rss, timed
@@ -80,7 +80,7 @@ def make(work: Work, folder: Path) -> None:
         made.fetched(candidate("http://a.example/", number, text), data)
         for number, (data, text) in enumerate(every)
     )
-    parcel.write_parcel(images, SHARD, folder, tally=Tally())
+    parcel.write_parcel(images, SHARD, folder, stats=Stats())
 
 
 def ours(*told: str) -> Found:
@@ -107,7 +107,7 @@ def ours(*told: str) -> Found:
         first = next(images)
         opened = time.perf_counter() - start
         judged = score_pairs(
-            itertools.chain([first], images), model, safety, judge=options, tally=Tally()
+            itertools.chain([first], images), model, safety, judge=options, stats=Stats()
         )
         scores = {each.image.candidate.text: each.similarity for each in judged}
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu

@@ -36,14 +36,14 @@ from typing import NamedTuple
 import trustme
 from PIL import Image
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import Candidate, Evidence, Shard, Stats
+from cahlib.core.records import Image as Fetched
 from cahlib.fetch import async_thread, resolver
 from cahlib.fetch.images import fetch_images as fetch
 from cahlib.fetch.images import raise_open_file_limit, stream_images
 from cahlib.image.validate import validate_image
 from cahlib.parcel.parcel import write_parcel
-from cahlib.records import Candidate, Evidence, Shard, Tally
-from cahlib.records import Image as Fetched
 from tests.benchmarks.common import Found, apart, measured, parser, venv
 from tests.benchmarks.inputs import HOSTS, candidates, pictures, web
 
@@ -95,11 +95,11 @@ class Work(NamedTuple):
 
 def ours(*work: int) -> Found:
     """Seal a parcel of all images."""
-    tally = Tally()
+    stats = Stats()
     links, options, net = Work(*work).fetched()
-    fetched = fetch(links, options, tally, evidence=Evidence(), net=net)
+    fetched = fetch(links, options, stats, evidence=Evidence(), net=net)
     with tempfile.TemporaryDirectory() as folder:
-        return {"kept": write_parcel(fetched, SHARD, Path(folder), tally=tally).images}
+        return {"kept": write_parcel(fetched, SHARD, Path(folder), stats=stats).images}
 
 
 def lag(*work: int) -> Found:
@@ -117,15 +117,15 @@ def lag(*work: int) -> Found:
 
     async def watched() -> AsyncGenerator[Fetched, None]:
         watching = asyncio.create_task(watch())
-        async for image in stream_images(links, options, tally, evidence=Evidence(), net=net):
+        async for image in stream_images(links, options, stats, evidence=Evidence(), net=net):
             yield image
         watching.cancel()
 
-    tally = Tally()
+    stats = Stats()
     raise_open_file_limit(options.connections)
     with tempfile.TemporaryDirectory() as folder:
         parcel = write_parcel(
-            async_thread.iterate_in_thread(watched, ahead=8), SHARD, Path(folder), tally=tally
+            async_thread.iterate_in_thread(watched, ahead=8), SHARD, Path(folder), stats=stats
         )
     percentiles = statistics.quantiles(late, n=1000)
     return {

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from cahlib.config import Judge
-from cahlib.records import Image, Tally
+from cahlib.core.config import Judge
+from cahlib.core.records import Image, Stats
 from tests.benchmarks import inputs
 from tests.benchmarks.common import Found, apart, kept, measured, parser, venv
 from tests.world.pictures import candidate
@@ -59,7 +59,7 @@ def ours(tar: str, model: str, weights: str) -> Found:
     loaded = load_clip(options)
     safety = Safety.load("", loaded)
     start, cpu, worked = time.perf_counter(), time.process_time(), loaded.worked()
-    every = score_pairs(read(Path(tar)), loaded, safety, judge=options, tally=Tally())
+    every = score_pairs(read(Path(tar)), loaded, safety, judge=options, stats=Stats())
     count = sum(1 for _ in every)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     busy = (loaded.worked() - worked) / wall

@@ -12,10 +12,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import DropReason, Evidence, Stats
 from cahlib.demo.web import Answer, Web
 from cahlib.fetch.images import fetch_images
-from cahlib.records import Evidence, Reason, Tally
 from tests.benchmarks.common import parser
 from tests.world.pictures import candidate, picture
 
@@ -34,13 +34,13 @@ def main(arguments: Sequence[str]) -> None:
     )
     for consent in ("headers", "research", "strict"):
         with Web(answers) as web:
-            tally, start = Tally(), time.perf_counter()
+            stats, start = Stats(), time.perf_counter()
             options = Download(replay=web.address, consent=consent, min_bytes=0, per_second=0)
             urls = (f"http://h{n // 2}.example/{n % 2}.jpg" for n in range(2 * hosts))
             found = fetch_images(
                 (candidate(url, n) for n, url in enumerate(urls)),
                 options,
-                tally,
+                stats,
                 evidence=Evidence(),
             )
             kept = sum(1 for _ in found)
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str]) -> None:
                 for request in refusing
                 if not request.url.endswith("tdmrep.json")
             )
-            refused = tally.lost[Reason.OPTED_OUT]
-            assert refused == (0 if consent == "headers" else 2 * (hosts // 3)), tally
-            assert kept + refused == 2 * hosts, tally
+            refused = stats.dropped[DropReason.OPTED_OUT]
+            assert refused == (0 if consent == "headers" else 2 * (hosts // 3)), stats
+            assert kept + refused == 2 * hosts, stats
             print(
                 f"{consent:10}{seconds:9.2f}{len(web.requests):10,}{kept:8,}"
                 f"{refused:9,}{wasted / 1000:11,.0f}"

@@ -34,9 +34,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageChops
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import DropReason
 from cahlib.image.validate import validate_image
-from cahlib.records import Reason
 from tests.benchmarks.common import parser
 
 #: All that is whole is wanted, however small.
@@ -318,8 +318,8 @@ def main(arguments: Sequence[str]) -> None:
             continue
         tried[kind] += 1
         results = [validate_image(changed, each) for each in WANTED]
-        whole = not any(isinstance(each, Reason) for each in results)
-        assert whole or all(isinstance(each, Reason) for each in results), (name, kind, results)
+        whole = not any(isinstance(each, DropReason) for each in results)
+        assert whole or all(isinstance(each, DropReason) for each in results), (name, kind, results)
         if damaged and whole:
             (kept if kind in SURE or noticed(changed) else unnoticed)[kind].append(name)
         elif not damaged and not whole:

@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from cahlib.engine.certificates import Keys, Pair
+from cahlib.engine.cluster import Reach
+from cahlib.engine.remote import remote
 from cahlib.swarm import install
-from cahlib.swarm.cluster import Reach
-from cahlib.swarm.keys import Keys, Pair
 from cahlib.swarm.node import user_data
-from cahlib.swarm.remote import remote
 from cahlib.swarm.ssh import Login, session
 from tests.benchmarks.common import Absent, parser, rss, serving
 from tests.world import hosts, jobs

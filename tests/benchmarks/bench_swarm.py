@@ -22,16 +22,16 @@ from pathlib import Path
 
 import psutil
 
-from cahlib.config import Crawl, Download
+from cahlib.core.config import Crawl, Download
+from cahlib.core.records import Stage
 from cahlib.crawl.shards import make_shard
 from cahlib.demo.web import Answer, Web
-from cahlib.records import Stage
-from cahlib.scrape import scrape
+from cahlib.engine.certificates import Keys
+from cahlib.engine.cluster import Reach
+from cahlib.engine.remote import Remote, remote
+from cahlib.run.scrape import scrape
 from cahlib.swarm import install
-from cahlib.swarm.cluster import Reach
-from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
-from cahlib.swarm.remote import Remote, remote
 from cahlib.swarm.ssh import Login
 from tests.benchmarks import inputs
 from tests.benchmarks.common import Absent, parser, rss, spent
@@ -179,7 +179,7 @@ def worked(scrapers: Remote, crawl: list[str], download: Download) -> tuple[int,
             parcel = finished[1]
             if isinstance(parcel, Exception):
                 raise parcel
-            links += parcel.tally.done(Stage.FETCH)
+            links += parcel.stats.done(Stage.FETCH)
             found += parcel.images
             parcel.path.unlink()
     assert 0 < found == links, (links, found)  # each leads to an image

@@ -28,12 +28,12 @@ from typing import Any
 import psutil
 from sqlalchemy import text
 
-from cahlib.records import Shard
-from cahlib.tracker import board, intake
-from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.database import Database
+from cahlib.core.records import Shard
+from cahlib.ledger.database import Database
+from cahlib.tracker import admin, statistics
+from cahlib.tracker.leases import Crowd
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Kind, Result, Rules
+from cahlib.tracker.models import Kind, Result, Rules
 from tests.benchmarks.common import Absent, parser, timed
 from tests.world.postgres import missing, postgres
 from tests.world.trackers import commanded
@@ -88,7 +88,7 @@ def filled(url: str, size: int) -> Database:
     database = Database(url)
     migrate(database)
     started = time.perf_counter()
-    intake.add(
+    admin.add(
         database,
         (
             Shard(id=f"CC-MAIN-{n:07}-{h}", url=f"https://data.example.org/{n:07}.wat.gz", half=h)
@@ -245,8 +245,8 @@ def clients(
 def result(number: int, pairs: int) -> str:
     """What a worker says of a shard with so many pairs."""
     count = {"in": pairs, "out": pairs}
-    tally = dict.fromkeys(("choose", "fetch", "judge"), count)
-    return json.dumps({"uids": [f"{number:08x}{n:024x}" for n in range(pairs)], "tally": tally})
+    stats = dict.fromkeys(("choose", "fetch", "judge"), count)
+    return json.dumps({"uids": [f"{number:08x}{n:024x}" for n in range(pairs)], "tally": stats})
 
 
 def overview(database: Database, port: int, seconds: float) -> None:
@@ -254,7 +254,7 @@ def overview(database: Database, port: int, seconds: float) -> None:
     crowd = Crowd(database, Rules())
     for n in range(min(1000, int(300 * seconds))):
         crowd.register(f"watcher{n}", Kind.HYBRID)
-    board.record(database, time.time() - 7200)
+    statistics.record(database, time.time() - 7200)
     with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
 
         def look() -> None:
@@ -277,8 +277,8 @@ def overview(database: Database, port: int, seconds: float) -> None:
 
 def exactly_once(database: Database) -> None:
     """Every shard that is done was counted once, so none was leased twice."""
-    counts = board.counts(database)
-    rows = [row for row in board.export(database) if row["state"] == "done"]
+    counts = statistics.counts(database)
+    rows = [row for row in statistics.export(database) if row["state"] == "done"]
     done = len(rows)
     assert 0 < done == counts.done and counts.pairs == sum(row["pairs"] for row in rows)
     print(f"{done:,} shards done, each counted once")

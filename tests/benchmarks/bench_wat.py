@@ -22,12 +22,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.records import Stats
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.shards import list_shards
 from cahlib.crawl.wat import read_pages
-from cahlib.records import Tally
 from tests.benchmarks.common import Found, apart, kept, measured, one_core, parser, venv
 
 PAGES, TEXTS = 8000, 50_861
@@ -199,13 +199,13 @@ def make(path: Path, count: int, texts: int) -> None:
 
 def ours(path: str) -> Found:
     """Read the file; what that took, imports apart."""
-    crawl, tally = Crawl(crawl=path), Tally()
+    crawl, stats = Crawl(crawl=path), Stats()
     with one_core():
         before = time.process_time()
         every = (
             candidate
             for shard in list_shards(crawl)
-            for candidate in find_candidates(read_pages(shard, tally), crawl, Blocklists(), tally)
+            for candidate in find_candidates(read_pages(shard, stats), crawl, Blocklists(), stats)
         )
         count = sum(1 for _ in every)
         spent = time.process_time() - before

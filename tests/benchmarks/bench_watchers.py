@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 
-from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.database import Database
+from cahlib.ledger.database import Database
+from cahlib.tracker.leases import Crowd
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Kind, Result, Rules
+from cahlib.tracker.models import Kind, Result, Rules
 from tests.benchmarks.common import parser
 from tests.world.crowded import fill
 from tests.world.trackers import commanded

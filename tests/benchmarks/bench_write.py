@@ -25,10 +25,10 @@ from unittest import mock
 
 import numpy as np
 
+from cahlib.core.records import Image, Judged, Parcel, Shard, Stats
 from cahlib.dataset.write.shard_writer import DatasetSpec, write_shard
 from cahlib.image.perceptual_hash import phash
 from cahlib.parcel.parcel import check_parcel, read_images, write_parcel
-from cahlib.records import Image, Judged, Parcel, Shard, Tally
 from tests.benchmarks.common import one_core, parser
 from tests.benchmarks.inputs import candidates, fetched, pictures
 
@@ -60,7 +60,7 @@ def bare(every: list[Image], folder: Path) -> None:
 
 
 def parcel(every: list[Image], folder: Path) -> Parcel:
-    return write_parcel(iter(every), SHARD, folder, tally=Tally())
+    return write_parcel(iter(every), SHARD, folder, stats=Stats())
 
 
 def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
@@ -73,7 +73,7 @@ def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
     )
     sealed = replace(parcel([], folder), images=len(every))
     write_shard(
-        folder, judged(every), parcel=sealed, spec=spec, tally=Tally(), again=lambda _: None
+        folder, judged(every), parcel=sealed, spec=spec, stats=Stats(), again=lambda _: None
     )
 
 

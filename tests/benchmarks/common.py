@@ -27,12 +27,12 @@ from typing import IO, Any
 
 import psutil
 
-from cahlib.cli import main as cah
+from cahlib.commands.cli import main as cah
 
 ROOT = Path(__file__).parent.parent.parent
 
 #: The command `cah`.
-CAH = (sys.executable, "-m", "cahlib.cli")
+CAH = (sys.executable, "-m", "cahlib.commands.cli")
 
 #: Numbers about a program, by name: ``wall`` and ``cpu`` are seconds, memory is MiB.
 Found = dict[str, Any]

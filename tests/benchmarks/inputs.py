@@ -15,11 +15,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import Candidate
+from cahlib.core.records import Image as Fetched
 from cahlib.demo import wat
 from cahlib.image.validate import validate_image
-from cahlib.records import Candidate
-from cahlib.records import Image as Fetched
 from tests.benchmarks.common import kept, serving
 from tests.world.pictures import candidate
 

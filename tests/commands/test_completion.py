@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from cahlib.cli import _parser
-from cahlib.presets import PRESETS
+from cahlib.commands.cli import _parser
+from cahlib.core.presets import PRESETS
 from tests.world.command import said
 
 COMMANDS = dict(_parser().commands())

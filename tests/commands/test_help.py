@@ -5,10 +5,10 @@ import shlex
 
 import pytest
 
-from cahlib.cli import EXIT_CODES, _parser
-from cahlib.config import settings
+from cahlib.commands.cli import EXIT_CODES, _parser
+from cahlib.core.config import settings
+from cahlib.core.settings import TOPICS
 from cahlib.notebook.fields import FIRST
-from cahlib.settings import TOPICS
 from tests.world.command import said
 
 CAH = _parser()

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from cahlib import console
+from cahlib.commands import console
+from cahlib.core.progress import Passing, Snapshot
+from cahlib.core.records import Stats
 from cahlib.guide import read_page
-from cahlib.progress import Passing, Snapshot
-from cahlib.records import Tally
 from tests.world import cloud as clouds
 from tests.world import judged, small
 from tests.world.command import said
@@ -106,7 +106,7 @@ class Terminal(io.StringIO):
 def test_lines_are_drawn_only_where_they_can_be_drawn_anew(monkeypatch, stream, term):
     monkeypatch.setenv("TERM", term)
     now = Snapshot(
-        elapsed=1, shards=2, done=1, failed=0, tally=Tally(), queues={}, busy=0, finished=True,
+        elapsed=1, shards=2, done=1, failed=0, stats=Stats(), queues={}, busy=0, finished=True,
         rates=dict.fromkeys(("links", "images", "judged", "pairs"), 0.0),
     )  # fmt: skip
     with console.view(shown := stream()) as listener:

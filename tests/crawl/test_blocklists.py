@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.errors import ConfigError
+from cahlib.core.lists import Digests
+from cahlib.core.lists import hashes as hash_lists
+from cahlib.core.records import DropReason
 from cahlib.crawl.blocklists import Blocklists, save_bloom
-from cahlib.errors import ConfigError
-from cahlib.lists import Digests
-from cahlib.lists import hashes as hash_lists
-from cahlib.records import Reason
 
 
 def load(**lists) -> Blocklists:
@@ -27,17 +27,17 @@ def test_domains_are_read_with_comments_and_capitals(tmp_path):
     (tmp_path / "domains").write_text("# spam\nBad.COM  # since May\n\n.worse.org.\nbücher.de\n")
     lists = load(blocked_domains=tmp_path / "domains")
     for url in ("http://img.bad.com/a.jpg", "https://worse.org/", "http://xn--bcher-kva.de/"):
-        assert lists.url_drop_reason(url) is Reason.BLOCKED_DOMAIN
-    assert lists.url_drop_reason("http://BÜCHER.de/") is Reason.BLOCKED_DOMAIN
+        assert lists.url_drop_reason(url) is DropReason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://BÜCHER.de/") is DropReason.BLOCKED_DOMAIN
     assert lists.url_drop_reason("http://good.com/bad.com") is None
 
 
 def test_addresses_are_left_out_one_by_one(tmp_path):
     (tmp_path / "urls").write_text("https://a.com/1.jpg\n  http://b.org/x?y=#z # asked for\n")
     lists = load(blocked_urls=tmp_path / "urls")
-    assert lists.url_drop_reason("https://a.com/1.jpg") is Reason.BLOCKED_URL
+    assert lists.url_drop_reason("https://a.com/1.jpg") is DropReason.BLOCKED_URL
     assert (
-        lists.url_drop_reason("http://b.org/x?y=") is Reason.BLOCKED_URL
+        lists.url_drop_reason("http://b.org/x?y=") is DropReason.BLOCKED_URL
     )  # links have no fragments
     assert lists.url_drop_reason("https://a.com/2.jpg") is None
 
@@ -46,10 +46,10 @@ def test_a_domain_is_blocked_by_the_name_that_is_asked():
     for listed in ("faß.de", "xn--fa-hia.de", "FAß.de."):
         lists = Blocklists(domains=[listed])
         for url in ("https://faß.de/x.jpg", "http://img.XN--fa-hia.de./x.jpg"):
-            assert lists.url_drop_reason(url) is Reason.BLOCKED_DOMAIN
+            assert lists.url_drop_reason(url) is DropReason.BLOCKED_DOMAIN
         assert lists.url_drop_reason("https://fass.de/x.jpg") is None
     lists = Blocklists(domains=["2606:4700:0:0::1"])
-    assert lists.url_drop_reason("http://[2606:4700:0::1]/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://[2606:4700:0::1]/a.jpg") is DropReason.BLOCKED_DOMAIN
 
 
 SPELLINGS = [
@@ -68,7 +68,7 @@ SPELLINGS = [
 def test_an_address_is_left_out_however_it_is_spelled(listed):
     lists = Blocklists(urls=[listed])
     for url in SPELLINGS:
-        assert lists.url_drop_reason(url.partition("#")[0]) is Reason.BLOCKED_URL
+        assert lists.url_drop_reason(url.partition("#")[0]) is DropReason.BLOCKED_URL
     for url in ("http://a.com/y/x.jpg?b=c", "https://a.com/y/X.jpg?b=c", "https://a.com/y/x.jpg"):
         assert lists.url_drop_reason(url) is None
 
@@ -153,7 +153,7 @@ def test_a_long_list_is_read_and_half_a_list_of_garbage_is_refused_by_its_first_
     good.write_text("".join(f"bad{n}.com\n# {n}\n" for n in range(50_000)))
     bad.write_text("".join(f"bad{n}.com\n\x00<html> {n}\n" for n in range(50_000)))
     blocked = Blocklists.load(Crawl(blocked_domains=(str(good),)))
-    assert blocked.url_drop_reason("http://www.bad49999.com/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert blocked.url_drop_reason("http://www.bad49999.com/a.jpg") is DropReason.BLOCKED_DOMAIN
     assert blocked.url_drop_reason("http://bad50000.com/a.jpg") is None
     with pytest.raises(ConfigError, match="line 2 of .*bad is not one domain"):
         Blocklists.load(Crawl(blocked_domains=(str(bad),)))
@@ -169,7 +169,7 @@ def test_hashes_of_another_kind_are_refused_by_their_line(tmp_path, entry):
 def test_a_host_that_is_an_ipv6_address_may_be_listed(tmp_path):
     (tmp_path / "domains").write_text("2606:4700::1 # never answered\n")
     lists = load(blocked_domains=tmp_path / "domains")
-    assert lists.url_drop_reason("http://[2606:4700::1]/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://[2606:4700::1]/a.jpg") is DropReason.BLOCKED_DOMAIN
     (tmp_path / "ports").write_text("bad.com:80\n")
     with pytest.raises(ConfigError, match="line 1 of .* is not one domain: bad.com:80"):
         load(blocked_domains=tmp_path / "ports")
@@ -200,8 +200,8 @@ UTF16 = "bad.com\n\nworse.org\n".encode("utf-16")
 def test_a_list_of_domains_is_read_however_it_was_saved(tmp_path, content):
     (tmp_path / "list").write_bytes(content)
     lists = load(blocked_domains=tmp_path / "list")
-    assert lists.url_drop_reason("http://www.bad.com/a.jpg") is Reason.BLOCKED_DOMAIN
-    assert lists.url_drop_reason("http://worse.org/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://www.bad.com/a.jpg") is DropReason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason("http://worse.org/a.jpg") is DropReason.BLOCKED_DOMAIN
     assert lists.url_drop_reason("http://good.com/a.jpg") is None
 
 
@@ -276,4 +276,4 @@ def test_unusual_domains_may_be_listed(tmp_path, name):
     (tmp_path / "list").write_text(f"{name}\n", encoding="utf-8")
     lists = load(blocked_domains=tmp_path / "list")
     host = "a.ru" if name == "*.ru" else name
-    assert lists.url_drop_reason(f"http://{host}/a.jpg") is Reason.BLOCKED_DOMAIN
+    assert lists.url_drop_reason(f"http://{host}/a.jpg") is DropReason.BLOCKED_DOMAIN

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.crawl import texts
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.shards import list_shards
 from cahlib.crawl.wat import Link, Meta, Page, read_pages
-from cahlib.errors import ConfigError
 from cahlib.fetch import links
-from cahlib.records import Reason, Stage, Tally
 from tests.world import crawl
 from tests.world.captions import FORBIDDEN, TAGS, TURNING, UNSEEN
 
@@ -37,11 +37,11 @@ def image(url: str = "fox.jpg", alt: str = GOOD) -> Link:
 
 def choose(*shown: Page, blocked: Blocklists | None = None, **options):
     """The candidates of some pages, and why the other links are none."""
-    tally = Tally()
-    found = list(find_candidates(shown, Crawl(**options), blocked or Blocklists(), tally))
-    assert tally.unaccounted(Stage.CHOOSE) == 0
-    assert tally.left[Stage.CHOOSE] == len(found)
-    return found, {reason: n for reason, n in tally.lost.items() if n}
+    stats = Stats()
+    found = list(find_candidates(shown, Crawl(**options), blocked or Blocklists(), stats))
+    assert stats.unaccounted(Stage.CHOOSE) == 0
+    assert stats.left[Stage.CHOOSE] == len(found)
+    return found, {reason: n for reason, n in stats.dropped.items() if n}
 
 
 def test_a_candidate_tells_all_that_is_known_of_it():
@@ -60,21 +60,21 @@ def test_a_candidate_tells_all_that_is_known_of_it():
 @pytest.mark.parametrize(
     ("alt", "reason"),
     [
-        ("", Reason.NO_TEXT),
-        (" \n\u00a0 ", Reason.NO_TEXT),
-        ("fox", Reason.SHORT_TEXT),
-        ("fox " * 300, Reason.LONG_TEXT),
-        ("fox " * 300_000, Reason.LONG_TEXT),
-        ("IMG_2041.JPG", Reason.FILENAME_TEXT),
-        ("the old garden.jpeg", Reason.FILENAME_TEXT),
-        ("DSC 00041", Reason.FILENAME_TEXT),
-        ("scan 12 (3)", Reason.FILENAME_TEXT),
-        ("0123456789abcdef0123", Reason.FILENAME_TEXT),
-        ("placeholder", Reason.JUNK_TEXT),
-        ("12,345.67 - 89", Reason.JUNK_TEXT),
-        ("https://site.com/fox", Reason.JUNK_TEXT),
-        ("Быстрая лиса прыгает через забор сада 2024", Reason.LANGUAGE),
-        ("Der schnelle Fuchs springt über den Zaun des Gartens", Reason.LANGUAGE),
+        ("", DropReason.NO_TEXT),
+        (" \n\u00a0 ", DropReason.NO_TEXT),
+        ("fox", DropReason.SHORT_TEXT),
+        ("fox " * 300, DropReason.LONG_TEXT),
+        ("fox " * 300_000, DropReason.LONG_TEXT),
+        ("IMG_2041.JPG", DropReason.FILENAME_TEXT),
+        ("the old garden.jpeg", DropReason.FILENAME_TEXT),
+        ("DSC 00041", DropReason.FILENAME_TEXT),
+        ("scan 12 (3)", DropReason.FILENAME_TEXT),
+        ("0123456789abcdef0123", DropReason.FILENAME_TEXT),
+        ("placeholder", DropReason.JUNK_TEXT),
+        ("12,345.67 - 89", DropReason.JUNK_TEXT),
+        ("https://site.com/fox", DropReason.JUNK_TEXT),
+        ("Быстрая лиса прыгает через забор сада 2024", DropReason.LANGUAGE),
+        ("Der schnelle Fuchs springt über den Zaun des Gartens", DropReason.LANGUAGE),
     ],
 )
 def test_a_text_that_is_no_caption_is_refused(alt, reason):
@@ -84,25 +84,25 @@ def test_a_text_that_is_no_caption_is_refused(alt, reason):
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("logo.svg", Reason.NOT_A_PICTURE_URL),
-        ("spin.GIF?v=2", Reason.NOT_A_PICTURE_URL),
-        ("data:image/png;base64,AAAA", Reason.NOT_A_PICTURE_URL),
-        ("javascript:void(0)", Reason.NOT_A_PICTURE_URL),
-        ("file:///etc/passwd", Reason.NOT_A_PICTURE_URL),
-        ("http://[half", Reason.BAD_URL),
-        ("http://site.com:99999/a.jpg", Reason.BAD_URL),
-        ("http://site.com:8080/a.jpg", Reason.BAD_URL),
-        ("http://ada:secret@site.com/a.jpg", Reason.BAD_URL),
-        ("http://si te.com/a.jpg", Reason.BAD_URL),
-        ("http://-.com/a.jpg", Reason.BAD_URL),
-        ("/" + "x" * 3000, Reason.LONG_URL),
-        ("http://127.0.0.1/a.jpg", Reason.PRIVATE_HOST),
-        ("http://10.1.2.3/a.jpg", Reason.PRIVATE_HOST),
-        ("http://[::1]/a.jpg", Reason.PRIVATE_HOST),
-        ("http://[::ffff:10.0.0.1]/a.jpg", Reason.PRIVATE_HOST),
-        ("http://localhost/a.jpg", Reason.PRIVATE_HOST),
-        ("http://printer.local/a.jpg", Reason.PRIVATE_HOST),
-        ("http://intranet/a.jpg", Reason.PRIVATE_HOST),
+        ("logo.svg", DropReason.NOT_A_PICTURE_URL),
+        ("spin.GIF?v=2", DropReason.NOT_A_PICTURE_URL),
+        ("data:image/png;base64,AAAA", DropReason.NOT_A_PICTURE_URL),
+        ("javascript:void(0)", DropReason.NOT_A_PICTURE_URL),
+        ("file:///etc/passwd", DropReason.NOT_A_PICTURE_URL),
+        ("http://[half", DropReason.BAD_URL),
+        ("http://site.com:99999/a.jpg", DropReason.BAD_URL),
+        ("http://site.com:8080/a.jpg", DropReason.BAD_URL),
+        ("http://ada:secret@site.com/a.jpg", DropReason.BAD_URL),
+        ("http://si te.com/a.jpg", DropReason.BAD_URL),
+        ("http://-.com/a.jpg", DropReason.BAD_URL),
+        ("/" + "x" * 3000, DropReason.LONG_URL),
+        ("http://127.0.0.1/a.jpg", DropReason.PRIVATE_HOST),
+        ("http://10.1.2.3/a.jpg", DropReason.PRIVATE_HOST),
+        ("http://[::1]/a.jpg", DropReason.PRIVATE_HOST),
+        ("http://[::ffff:10.0.0.1]/a.jpg", DropReason.PRIVATE_HOST),
+        ("http://localhost/a.jpg", DropReason.PRIVATE_HOST),
+        ("http://printer.local/a.jpg", DropReason.PRIVATE_HOST),
+        ("http://intranet/a.jpg", DropReason.PRIVATE_HOST),
     ],
 )
 def test_an_address_that_leads_to_no_picture_is_refused(url, reason):
@@ -135,13 +135,13 @@ def test_addresses_that_are_kept_with_each_sample_are_not_endless():
     (found,), _ = choose(page(licences[0], image()))
     assert found.licence == "?"
     endless = page(image("http://a.com/fox.jpg"), url="http://site.com/" + "x" * 1_000_000)
-    assert choose(endless) == ([], {Reason.LONG_URL: 1})
+    assert choose(endless) == ([], {DropReason.LONG_URL: 1})
 
 
 def test_the_same_pair_counts_once_but_another_text_is_another_pair():
     found, lost = choose(page(image(), image()), page(image(), image(alt=GOOD + " again")))
     assert [each.position for each in found] == [0, 1]
-    assert lost == {Reason.DUPLICATE: 2}
+    assert lost == {DropReason.DUPLICATE: 2}
 
 
 def test_languages_can_be_chosen():
@@ -245,7 +245,7 @@ def test_a_vowel_sign_is_part_of_a_word(text):
     ],
 )  # fmt: skip
 def test_a_text_is_long_enough_by_what_its_script_says_in_a_letter(text, enough):
-    assert texts.text_drop_reason(text, Crawl()) is (None if enough else Reason.SHORT_TEXT)
+    assert texts.text_drop_reason(text, Crawl()) is (None if enough else DropReason.SHORT_TEXT)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_blocked_domains_and_pairs_are_left_out():
     shown = page(*(image(f"http://{host}/fox.jpg") for host in hosts))
     found, lost = choose(shown, blocked=blocked)
     assert [each.url.split("/")[2] for each in found] == ["good.com", "notbad.com"]
-    assert lost == {Reason.BLOCKED_DOMAIN: 3, Reason.BLOCKED_PAIR: 1}
+    assert lost == {DropReason.BLOCKED_DOMAIN: 3, DropReason.BLOCKED_PAIR: 1}
 
 
 SIGNS = "éÀ ß¼–’”…©°ÂÃâ€™Рёю桜、한\xa0\x85\n\t&;#39amp<?! xyZ"
@@ -346,9 +346,9 @@ YOUNG = [
 def test_a_caption_hangs_on_no_version_of_unicode(letter, is_letter):
     (found,), _ = choose(page(image(alt=f"{GOOD} {letter}")))
     assert found.text == f"{GOOD} {letter}"
-    refused = None if is_letter else Reason.JUNK_TEXT
+    refused = None if is_letter else DropReason.JUNK_TEXT
     assert texts.text_drop_reason(f"12 {letter}{letter} 34", Crawl()) is refused
-    refused = None if is_letter else Reason.FILENAME_TEXT
+    refused = None if is_letter else DropReason.FILENAME_TEXT
     assert texts.text_drop_reason(f"DSC 0041{letter}", Crawl()) is refused
 
 
@@ -404,26 +404,26 @@ def test_any_link_is_chosen_or_refused(url, alt, base):
 def test_each_oddity_becomes_what_the_list_says(tmp_path):
     path = tmp_path / "odd.warc.wat.gz"
     path.write_bytes(b"".join(record.member() for record in crawl.oddities()))
-    options, tally = Crawl(crawl=str(path)), Tally()
+    options, stats = Crawl(crawl=str(path)), Stats()
     found = []
     for shard in list_shards(options):
-        seen = Tally()
+        seen = Stats()
         found += find_candidates(read_pages(shard, seen), options, Blocklists(), seen)
-        tally += seen
+        stats += seen
     answers = [answer for record in crawl.oddities() for answer in record.answers]
     assert [each.url for each in found] == [each for each in answers if ":" in each]
-    lost = Counter({reason.value: n for reason, n in tally.lost.items()})
+    lost = Counter({reason.value: n for reason, n in stats.dropped.items()})
     assert lost == Counter(each for each in answers if ":" not in each)
-    assert tally.unaccounted(Stage.READ) == tally.unaccounted(Stage.CHOOSE) == 0
+    assert stats.unaccounted(Stage.READ) == stats.unaccounted(Stage.CHOOSE) == 0
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
 def test_every_link_that_an_html_parser_finds_is_accounted_for():
     """The links of 37 real pages, against an independent reading of their HTML."""
     options = Crawl(crawl=str(REAL / "pages.warc.wat.gz"), languages=("all",))
-    tally, found = Tally(), []
+    stats, found = Stats(), []
     for shard in list_shards(options):
-        found += find_candidates(read_pages(shard, tally), options, Blocklists(), tally)
+        found += find_candidates(read_pages(shard, stats), options, Blocklists(), stats)
     truth = json.loads((REAL / "truth.json").read_text())
     chosen = {(each.url, each.text) for each in found}
     unexplained = []
@@ -434,14 +434,14 @@ def test_every_link_that_an_html_parser_finds_is_accounted_for():
         if why is None and (clean, text) not in chosen:
             unexplained.append((url, alt))
     assert unexplained == []
-    assert tally.entered[Stage.CHOOSE] - tally.lost[Reason.NO_TEXT] == len(truth)
+    assert stats.entered[Stage.CHOOSE] - stats.dropped[DropReason.NO_TEXT] == len(truth)
     assert len(chosen) >= 30
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the recorded pages are not here")
 def test_files_as_common_crawl_made_them_are_read():
-    options, tally = Crawl(crawl=str(REAL / "commoncrawl" / "*.gz")), Tally()
+    options, stats = Crawl(crawl=str(REAL / "commoncrawl" / "*.gz")), Stats()
     for shard in list_shards(options):
-        list(find_candidates(read_pages(shard, tally), options, Blocklists(), tally))
-    assert (tally.left[Stage.READ], tally.entered[Stage.CHOOSE]) == (4, 108)
-    assert tally.lost[Reason.BROKEN_RECORD] == 0
+        list(find_candidates(read_pages(shard, stats), options, Blocklists(), stats))
+    assert (stats.left[Stage.READ], stats.entered[Stage.CHOOSE]) == (4, 108)
+    assert stats.dropped[DropReason.BROKEN_RECORD] == 0

@@ -2,11 +2,11 @@
 
 import pytest
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.wat import Link, Meta, Page
-from cahlib.records import Reason, Stage, Tally
 from tests.benchmarks import bench_captions
 
 LANG = "HTML@/lang"
@@ -28,11 +28,11 @@ def chosen(*texts: str, languages=("all",), metas=(), headers=(), evidence="page
     page = Page(
         url="http://site.com/", base="", links=links, metas=list(metas), headers=dict(headers)
     )
-    tally = Tally()
+    stats = Stats()
     options = Crawl(languages=languages, language_evidence=evidence)
-    found = list(find_candidates([page], options, Blocklists(), tally))
-    assert tally.unaccounted(Stage.CHOOSE) == 0
-    assert len(found) + tally.lost[Reason.LANGUAGE] == len(texts)
+    found = list(find_candidates([page], options, Blocklists(), stats))
+    assert stats.unaccounted(Stage.CHOOSE) == 0
+    assert len(found) + stats.dropped[DropReason.LANGUAGE] == len(texts)
     return {each.text: each for each in found}
 
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.records import DropReason
 from cahlib.crawl import personal, texts
 from cahlib.crawl.personal import mask_personal_data
-from cahlib.records import Reason
 from tests.benchmarks import bench_personal
 
 
@@ -36,7 +36,7 @@ from tests.benchmarks import bench_personal
 )
 def test_personal_data_are_masked(text, clean):
     assert mask_personal_data(text) == clean
-    assert texts.caption_filter(Crawl(languages=("all",)))(text) is Reason.PERSONAL_TEXT
+    assert texts.caption_filter(Crawl(languages=("all",)))(text) is DropReason.PERSONAL_TEXT
     found = texts.caption_filter(Crawl(languages=("all",), personal="mask"))(text)
     assert (found.text, found.raw) == (clean, None)  # nowhere is it kept
 

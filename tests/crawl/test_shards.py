@@ -4,11 +4,11 @@ import gzip
 
 import pytest
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.errors import ConfigError, RunError, ShardError
 from cahlib.crawl.shards import count_shards, list_shards, make_shard
 from cahlib.crawl.source import CrawlFile
 from cahlib.demo.web import Answer, Web
-from cahlib.errors import ConfigError, RunError, ShardError
 from tests.world.crawl import NAME, serve
 
 FILES = [f"CC-MAIN-2024-{n:05}.warc.wat.gz" for n in range(50)]

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import DropReason, Stage, Stats
+from cahlib.core.table_rows import rows_of
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.shards import list_shards
 from cahlib.crawl.tables.slices import Slices, read_slice
 from cahlib.demo.web import Answer, Web
-from cahlib.errors import ConfigError
-from cahlib.records import Reason, Stage, Tally
-from cahlib.table_rows import rows_of
 from tests.world import tables
 
 
@@ -25,10 +25,10 @@ def read(crawl, folder, *, order=lambda shards: shards):
     slices, failed, found = Slices(folder / "slices"), [], {}
     for shard in order(list(list_shards(crawl))):
         if settings := slices.cut(shard, crawl, lambda _, error: failed.append(str(error))):
-            tally, (path,) = Tally(), settings.links
-            pages = list(read_slice(shard, path, tally))
-            assert tally.unaccounted(Stage.READ) == 0
-            assert tally.left[Stage.READ] == len(pages)
+            stats, (path,) = Stats(), settings.links
+            pages = list(read_slice(shard, path, stats))
+            assert stats.unaccounted(Stage.READ) == 0
+            assert stats.left[Stage.READ] == len(pages)
             for page in pages:
                 (link,) = page.links
                 number = int(page.url.rpartition("=")[2])
@@ -249,19 +249,19 @@ def test_odd_cells_are_dropped_by_reason(tmp_path):
 
     def candidates(crawl):
         (shard,) = list_shards(crawl)
-        settings, tally = Slices(tmp_path / "slices").cut(shard, crawl, print), Tally()
-        pages = read_slice(shard, settings.links[0], tally)
-        return list(find_candidates(pages, crawl, Blocklists.load(crawl), tally)), tally
+        settings, stats = Slices(tmp_path / "slices").cut(shard, crawl, print), Stats()
+        pages = read_slice(shard, settings.links[0], stats)
+        return list(find_candidates(pages, crawl, Blocklists.load(crawl), stats)), stats
 
-    (kept,), tally = candidates(crawl)
+    (kept,), stats = candidates(crawl)
     assert (kept.url, kept.source, kept.page) == ("http://a.com/1.jpg", "table", "odd.jsonl#row=1")
-    assert +tally.lost == {
-        Reason.BAD_URL: 4, Reason.LONG_URL: 1, Reason.LONG_TEXT: 1, Reason.NO_TEXT: 1,
-        Reason.BROKEN_RECORD: 2, Reason.DUPLICATE: 1, Reason.FILENAME_TEXT: 1,
+    assert +stats.dropped == {
+        DropReason.BAD_URL: 4, DropReason.LONG_URL: 1, DropReason.LONG_TEXT: 1, DropReason.NO_TEXT: 1,
+        DropReason.BROKEN_RECORD: 2, DropReason.DUPLICATE: 1, DropReason.FILENAME_TEXT: 1,
     }  # fmt: skip
     trusted, _ = candidates(replace(crawl, trust_text=True))
     assert [each.url[-5:] for each in trusted] == ["1.jpg", "7.jpg"]
-    bare, tally = candidates(replace(crawl, text_column="none"))
+    bare, stats = candidates(replace(crawl, text_column="none"))
     assert [each.url[-5:] for each in bare] == ["1.jpg", "3.jpg", "4.jpg", "7.jpg"]
     assert {(each.text, each.language) for each in bare} == {("", "un")}
 

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cahlib.config import Crawl
+from cahlib.core.config import Crawl
+from cahlib.core.errors import ConfigError, ShardError
+from cahlib.core.records import DropReason, Evidence, Shard, Stage, Stats
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.shards import list_shards
 from cahlib.crawl.wat import read_pages
 from cahlib.demo.web import Answer, Web
-from cahlib.errors import ConfigError, ShardError
-from cahlib.records import Evidence, Reason, Shard, Stage, Tally
 from tests.world.captions import FORBIDDEN, TURNING
 from tests.world.crawl import NAME, serve
 
@@ -46,12 +46,12 @@ def page(url: str, text: str = "") -> bytes:
 
 
 def read(path: Path, *halves: int):
-    """The pages of some halves of a file, and the tally."""
-    tally, found = Tally(), []
+    """The pages of some halves of a file, and the stats."""
+    stats, found = Stats(), []
     for half in halves or (0, 1):
-        found += read_pages(Shard(id="x", url=str(path), half=half), tally)
-    assert tally.unaccounted(Stage.READ) == 0
-    return found, tally
+        found += read_pages(Shard(id="x", url=str(path), half=half), stats)
+    assert stats.unaccounted(Stage.READ) == 0
+    return found, stats
 
 
 @pytest.fixture
@@ -87,9 +87,9 @@ def test_a_damaged_member_costs_only_itself(wat):
     members = [page(f"http://a.com/{n}", "some words " * 50) for n in range(9)]
     rotten = bytearray(members[4])
     rotten[40:60] = bytes(20)
-    found, tally = read(wat(*members[:4], bytes(rotten), *members[5:]))
+    found, stats = read(wat(*members[:4], bytes(rotten), *members[5:]))
     assert len(found) == 8
-    assert tally.lost == {Reason.BROKEN_MEMBER: 1}
+    assert stats.dropped == {DropReason.BROKEN_MEMBER: 1}
 
 
 @pytest.mark.parametrize(
@@ -99,17 +99,17 @@ def test_a_damaged_member_costs_only_itself(wat):
 def test_a_member_whose_first_bytes_are_damaged_is_counted(wat, damaged, by):
     members = [page(f"http://a.com/{n}", "some words " * 50) for n in range(9)]
     members[damaged] = by + members[damaged][len(by) :]
-    found, tally = read(wat(*members))
+    found, stats = read(wat(*members))
     assert len(found) == 8
-    assert tally.lost == {Reason.BROKEN_MEMBER: 1}
-    assert tally.entered[Stage.READ] == 9
+    assert stats.dropped == {DropReason.BROKEN_MEMBER: 1}
+    assert stats.entered[Stage.READ] == 9
 
 
 @pytest.mark.parametrize("padding", [b"\0", bytes(600), bytes(300_000)])
 def test_padding_behind_a_member_is_no_member(wat, padding):
-    found, tally = read(wat(page("http://a.com/0"), padding, page("http://a.com/1"), padding))
+    found, stats = read(wat(page("http://a.com/0"), padding, page("http://a.com/1"), padding))
     assert len(found) == 2
-    assert not tally.lost
+    assert not stats.dropped
 
 
 @pytest.mark.parametrize(
@@ -130,27 +130,27 @@ def test_the_fields_of_a_record_are_named_in_any_case(wat, spell, ends):
     fields = [re.sub(rb"^[\w-]+:", lambda name: spell(name[0]), each) for each in fields]
     record = ends.join([version, *fields, b"", body])
     good = page("http://a.com/1")
-    found, tally = read(wat(good, gzip.compress(record), good))
+    found, stats = read(wat(good, gzip.compress(record), good))
     assert [each.url for each in found][1] == "http://a.com/Content-Length:7"
-    assert not tally.lost
+    assert not stats.dropped
 
 
 def test_a_magic_number_within_a_member_is_no_border(wat):
     packed, extra = page("http://a.com/1", "some words"), b"\x1f\x8b\x08?" * 5
     chance = packed[:3] + b"\4" + packed[4:10] + bytes([len(extra), 0]) + extra + packed[10:]
-    found, tally = read(wat(page("http://a.com/0"), chance, page("http://a.com/2")))
+    found, stats = read(wat(page("http://a.com/0"), chance, page("http://a.com/2")))
     assert [each.url for each in found] == [f"http://a.com/{n}" for n in range(3)]
-    assert not tally.lost
+    assert not stats.dropped
 
 
 def test_a_member_full_of_magic_numbers_costs_little(wat):
     hostile = gzip.compress(b"\x1f\x8b\x08" * 150_000, 0)
     path = wat(page("http://a.com/0"), hostile, page("http://a.com/1"))
     start = time.process_time()
-    found, tally = read(path)
+    found, stats = read(path)
     assert time.process_time() - start < 5
     assert [each.url for each in found] == ["http://a.com/0", "http://a.com/1"]
-    assert set(tally.lost) == {Reason.BROKEN_MEMBER}
+    assert set(stats.dropped) == {DropReason.BROKEN_MEMBER}
 
 
 def test_a_file_that_breaks_off_gives_what_is_whole_and_is_told_of(wat):
@@ -158,16 +158,16 @@ def test_a_file_that_breaks_off_gives_what_is_whole_and_is_told_of(wat):
     rotten = bytearray(members[5])
     rotten[40:60] = bytes(20)
     for last, is_cut in ((members[5][:-20], True), (members[5][:5], True), (bytes(rotten), False)):
-        path, evidence, tally = wat(*members[:5], last), Evidence(), Tally()
+        path, evidence, stats = wat(*members[:5], last), Evidence(), Stats()
         found = [
             each.url
             for half in (0, 1)
             for each in read_pages(
-                Shard(id="x", url=str(path), half=half), tally, evidence=evidence
+                Shard(id="x", url=str(path), half=half), stats, evidence=evidence
             )
         ]
         assert found == [f"http://a.com/{n}" for n in range(5)]
-        assert tally.lost == {Reason.BROKEN_MEMBER: 1}
+        assert stats.dropped == {DropReason.BROKEN_MEMBER: 1}
         assert evidence.cut == (path.stat().st_size if is_cut else 0)
 
 
@@ -191,7 +191,7 @@ def test_a_crawl_is_read_over_a_bad_line_as_from_disk(wat):
         found = [
             each.links[0].alt
             for shard in list_shards(crawl)
-            for each in read_pages(shard, Tally(), contact="me@site.com", sleep=waited.append)
+            for each in read_pages(shard, Stats(), contact="me@site.com", sleep=waited.append)
         ]
     assert found == texts
     assert min(waited) >= 1
@@ -208,9 +208,9 @@ def test_a_crawl_is_read_over_a_bad_line_as_from_disk(wat):
     ],
 )
 def test_metadata_of_other_types_is_read_as_far_as_it_goes(wat, metadata, images):
-    found, tally = read(wat(member("http://a.com", metadata)))
+    found, stats = read(wat(member("http://a.com", metadata)))
     assert [link.path for link in found[0].links].count("IMG@/src") == images
-    assert tally.left[Stage.READ] == 1
+    assert stats.left[Stage.READ] == 1
 
 
 @pytest.mark.parametrize("link", [{}, {"alt": None}])
@@ -244,9 +244,9 @@ def test_a_lone_surrogate_becomes_a_question_mark(wat):
 )
 def test_what_is_no_json_is_counted(wat, body):
     good, bad = page("http://a.com"), member("http://b.com", body + b'"HTML-Metadata" IMG@')
-    found, tally = read(wat(good, bad, good))
+    found, stats = read(wat(good, bad, good))
     assert len(found) == 2
-    assert tally.lost == {Reason.BROKEN_RECORD: 1}
+    assert stats.dropped == {DropReason.BROKEN_RECORD: 1}
 
 
 @pytest.mark.parametrize(
@@ -281,16 +281,16 @@ def test_entities_that_old_crawls_left_are_characters(tmp_path, name, escaped):
 def test_a_length_that_is_none_is_a_broken_record(wat, length):
     good, record = page("http://a.com"), gzip.decompress(page("http://b.com"))
     lying = re.sub(rb"(?<=Content-Length: )\d+", length, record)
-    found, tally = read(wat(good, gzip.compress(lying), good))
+    found, stats = read(wat(good, gzip.compress(lying), good))
     assert len(found) == 2
-    assert tally.lost == {Reason.BROKEN_RECORD: 1}
+    assert stats.dropped == {DropReason.BROKEN_RECORD: 1}
 
 
 def test_what_is_no_page_is_counted(wat):
     request = member("http://a.com", {"HTTP-Request-Metadata": {}}, kind="request")
-    found, tally = read(wat(request, page("http://a.com")))
+    found, stats = read(wat(request, page("http://a.com")))
     assert len(found) == 1
-    assert tally.lost == {Reason.NOT_A_PAGE: 1}
+    assert stats.dropped == {DropReason.NOT_A_PAGE: 1}
 
 
 @pytest.mark.parametrize(
@@ -378,14 +378,14 @@ def test_no_metadata_is_so_odd_that_it_is_lost_without_a_reason(tmp_path_factory
     metadata = html([link, {"path": "IMG@/src", "url": link, "alt": any}], Base=any, Metas=head)
     odd = [member("http://a.com", each) for each in (metadata, html(any), {**html(), "Head": any})]
     path.write_bytes(b"".join(odd))
-    found, tally = read(path)
+    found, stats = read(path)
     options = Crawl(languages=("all",), og_images=True)
     assert all(
         each.url.startswith("http") and not (FORBIDDEN | TURNING).intersection(each.text)
-        for each in find_candidates(found, options, Blocklists(), tally)
+        for each in find_candidates(found, options, Blocklists(), stats)
     )
-    assert tally.left[Stage.READ] == tally.entered[Stage.READ]
-    assert tally.unaccounted(Stage.CHOOSE) == 0
+    assert stats.left[Stage.READ] == stats.entered[Stage.READ]
+    assert stats.unaccounted(Stage.CHOOSE) == 0
 
 
 @given(st.binary(max_size=600))

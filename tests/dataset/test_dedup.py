@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 from PIL import ImageEnhance
 
-from cahlib.cli import main
-from cahlib.config import Output
+from cahlib.commands.cli import main
+from cahlib.core.config import Output
+from cahlib.core.records import DropReason
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.dataset.write.duplicate_index import DuplicateIndex, load_duplicate_index
 from cahlib.demo.world import SCENES
 from cahlib.image.perceptual_hash import NearIndex, chroma, near_pairs, phash, same_colours
-from cahlib.records import Reason
 from tests.world import judged as world
 
 
@@ -207,7 +207,7 @@ def test_shirts_of_two_colours_both_stay(tmp_path, capsys):
         options, [each.shard for each in read_manifests(tmp_path)], seen=lambda _: False
     )
     found = {again.find_duplicate(each) for each in made}
-    assert found <= {Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE}
+    assert found <= {DropReason.SAME_IMAGE, DropReason.NEAR_DUPLICATE}
 
 
 def test_a_dataset_of_the_first_layout_is_deduplicated_as_before(tmp_path):
@@ -261,7 +261,7 @@ def test_of_each_the_largest_stays_or_what_fits_its_text_best(folder, capsys):
     assert "Removed 3 pairs from 2 shards." in capsys.readouterr().out
     assert left(folder) == [1, 3, 4, 6]
     assert list(verify(folder)) == []
-    lost = [sealed.tally.lost[Reason.NEAR_DUPLICATE] for sealed in read_manifests(folder)]
+    lost = [sealed.stats.dropped[DropReason.NEAR_DUPLICATE] for sealed in read_manifests(folder)]
     assert lost == [2, 1]
     assert main(["dedup", str(folder), "--apply"]) == 0
     assert "0 of 4 images" in capsys.readouterr().out

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.config import Output
+from cahlib.core.config import Output
+from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.maintain.dedup import find_duplicates
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.write.duplicate_index import load_duplicate_index
 from cahlib.dataset.write.shard_writer import read_uids, write_shard
 from cahlib.image.perceptual_hash import NearIndex
-from cahlib.records import Reason, Stage
 from tests.dataset.test_dedup import drawn, saved, shown
 from tests.world import judged as world
 
@@ -44,10 +44,10 @@ class Run:
             self.broken(made) if fails else made,
             parcel=world.parcel(name, images=len(made)),
             spec=world.SPEC,
-            tally=world.tally_of(made),
+            stats=world.stats_of(made),
             again=listen,
         )
-        assert sealed.tally.unaccounted(Stage.JUDGE) == 0
+        assert sealed.stats.unaccounted(Stage.JUDGE) == 0
         self.uids.update(read_uids(self.options.folder, sealed))
         self.shards.append(sealed.shard)
         self.known.commit_shard()
@@ -88,14 +88,14 @@ def second(first):
     ]
 
 
-REASONS = {
+DROP_REASONS = {
     "keep": [None, None, None, None],
-    "same": [Reason.SAME_IMAGE, None, None, Reason.SAME_IMAGE],
-    "near": [Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE, None, Reason.SAME_IMAGE],
+    "same": [DropReason.SAME_IMAGE, None, None, DropReason.SAME_IMAGE],
+    "near": [DropReason.SAME_IMAGE, DropReason.NEAR_DUPLICATE, None, DropReason.SAME_IMAGE],
 }
 
 
-@pytest.mark.parametrize("kind", REASONS)
+@pytest.mark.parametrize("kind", DROP_REASONS)
 def test_an_image_that_the_run_has_is_left_out_after_a_restart_too(tmp_path, first, second, kind):
     for restart in (False, True):
         run = Run(tmp_path / str(restart), kind)
@@ -105,9 +105,9 @@ def test_an_image_that_the_run_has_is_left_out_after_a_restart_too(tmp_path, fir
         if restart:
             run.launch()
         # what the failed attempt saw is no duplicate of itself
-        assert run.write("s-1", second) == REASONS[kind]
+        assert run.write("s-1", second) == DROP_REASONS[kind]
         rows = pq.read_table(run.options.folder / "metadata").num_rows
-        assert rows == 4 + REASONS[kind].count(None)
+        assert rows == 4 + DROP_REASONS[kind].count(None)
         assert list(verify(run.options.folder)) == []
     if kind == "near":
         assert len(find_duplicates(run.options.folder, 4).extra) == 0
@@ -116,7 +116,7 @@ def test_an_image_that_the_run_has_is_left_out_after_a_restart_too(tmp_path, fir
 def test_a_pair_that_is_there_is_called_so(tmp_path, first):
     run = Run(tmp_path, "near")
     run.write("s-0", first)
-    assert run.write("s-1", first) == [Reason.PAIR_SEEN] * 4
+    assert run.write("s-1", first) == [DropReason.PAIR_SEEN] * 4
 
 
 @given(
@@ -138,4 +138,4 @@ def test_the_file_of_a_picture_does_not_matter_to_its_looks(tmp_path):
     run.write("s-0", [distinct(1, drawn(1))])
     poor, data = shown(2, drawn(1)), saved(drawn(1), quality=40)
     poor = replace(poor, image=replace(poor.image, data=data, sha256=sha256(data).hexdigest()))
-    assert run.write("s-1", [poor]) == [Reason.NEAR_DUPLICATE]
+    assert run.write("s-1", [poor]) == [DropReason.NEAR_DUPLICATE]

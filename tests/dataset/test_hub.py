@@ -6,7 +6,8 @@ import pytest
 from huggingface_hub import HfFileSystem, constants
 from huggingface_hub.utils import close_session
 
-from cahlib.config import Job, Output
+from cahlib.core.config import Job, Output
+from cahlib.core.errors import ConfigError, RunError
 from cahlib.dataset.checksummed_json import decode_checksummed
 from cahlib.dataset.description import Description, commit_shards
 from cahlib.dataset.maintain.purge import PurgeLists, purge
@@ -15,7 +16,6 @@ from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifes
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.hub import COMMIT_INTERVAL
 from cahlib.dataset.storage.upload import Uploader, check_destination, upload_pages, upload_shards
-from cahlib.errors import ConfigError, RunError
 from tests.world import hub as world
 from tests.world import judged
 

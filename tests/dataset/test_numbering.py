@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cahlib.core.errors import RunError
+from cahlib.core.records import DropReason
 from cahlib.dataset.description import Description, commit_shards
 from cahlib.dataset.layout import SESSION
 from cahlib.dataset.maintain.numbering import number_tars, unnumber_tars
@@ -23,8 +25,6 @@ from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.upload import upload_pages, upload_shards
 from cahlib.dataset.tar_index import read_tar_sizes
 from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted
-from cahlib.errors import RunError
-from cahlib.records import Reason
 from tests.world import judged as world
 
 #: Shards by their first picture, in the order in which they are made; None has no pairs.
@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 def add(folder, shard, first):
     if first is None:
-        images = [world.judged(900, reason=Reason.DISSIMILAR)]
+        images = [world.judged(900, reason=DropReason.DISSIMILAR)]
     else:
         images = world.some(4, first=first)[0]
     world.write_these(folder, images, shard=shard, spec=world.with_forms("images", "embeddings"))

@@ -9,8 +9,11 @@ from itertools import combinations
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.cli import main
-from cahlib.config import Job, replace
+from cahlib.commands.cli import main
+from cahlib.core.config import Job, replace
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.lock import held
+from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.layout import MANIFESTS
 from cahlib.dataset.maintain.purge import CHANGES_FILE, PurgeLists, purge
 from cahlib.dataset.maintain.rewrite import rewrite_shards
@@ -22,11 +25,8 @@ from cahlib.dataset.storage.upload import upload_shards
 from cahlib.dataset.tar_index import TAR_INDEX_FILES
 from cahlib.dataset.write import columns, formats, shard_writer
 from cahlib.dataset.write.columns import OPTIONAL_COLUMNS, make_row
-from cahlib.errors import ConfigError, RunError
 from cahlib.image.perceptual_hash import phash
-from cahlib.lock import held
-from cahlib.records import Reason, Stage
-from cahlib.run import run
+from cahlib.run.pipeline import run
 from tests.world import judged as world
 from tests.world.crashes import before_each_renaming
 from tests.world.judged import with_forms, write, write_these
@@ -80,7 +80,7 @@ def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
     write_pages(tmp_path / "purged", {})
     untouched = {p: p.stat().st_ino for p in (tmp_path / "purged").rglob("*s-1*")}
     (change,) = purge(tmp_path / "purged", lists(tmp_path, gone))
-    assert (change.shard, change.lost, change.left) == ("s-0", {Reason.PURGED: 6}, 9)
+    assert (change.shard, change.lost, change.left) == ("s-0", {DropReason.PURGED: 6}, 9)
     assert {p: p.stat().st_ino for p in untouched} == untouched
 
     uids = {each.image.candidate.uid for each in gone}
@@ -92,7 +92,7 @@ def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
     assert list(verify(tmp_path / "purged")) == []
     mine, other = (read_manifest(tmp_path / name, "s-0") for name in ("purged", "never"))
     assert mine.domains == other.domains and mine.rows == other.rows == 9
-    assert mine.tally.lost[Reason.PURGED] == 6 and mine.tally.unaccounted(Stage.JUDGE) == 0
+    assert mine.stats.dropped[DropReason.PURGED] == 6 and mine.stats.unaccounted(Stage.JUDGE) == 0
     assert mine.similarity == pytest.approx(other.similarity)
     assert sum(mine.kept.values()) == 9 and mine.dropped == other.dropped
 
@@ -127,7 +127,7 @@ def test_no_picture_of_what_is_purged_is_shown(tmp_path):
     looks = listed(tmp_path / "looks", phash(by_uid[dropped[0].uid].data))
     urls = listed(tmp_path / "urls", dropped[1].url)
     (change,) = purge(tmp_path, PurgeLists(hashes=hashes))
-    assert change.lost == {Reason.PURGED: 1}
+    assert change.lost == {DropReason.PURGED: 1}
     (change,) = purge(tmp_path, PurgeLists(looks=looks, distance=2, urls=urls))
     assert change.lost == {}  # they had not been kept
     left = read_manifest(tmp_path, "s-0").gallery
@@ -305,4 +305,4 @@ def test_the_run_tells_what_is_left(tmp_path):
     world.finish(job)
     uids = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()[:3]))
     list(purge(job.output.folder, PurgeLists(uids=uids)))
-    assert run(job).tally.left[Stage.JUDGE] == 30 - 3
+    assert run(job).stats.left[Stage.JUDGE] == 30 - 3

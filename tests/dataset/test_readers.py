@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
+from cahlib.core.records import DropReason
 from cahlib.dataset.maintain.rewrite import rewrite_shards
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.tar_index import COUNT_FILE, read_tar_sizes
 from cahlib.dataset.write.columns import REENCODED_FROM
 from cahlib.guide import read_page
-from cahlib.records import Reason
 from tests.world import judged as world
 
 FORMS = {"plain": ("images", "embeddings"), "jpg": ("images:jpg", "embeddings")}
@@ -39,7 +39,7 @@ def dataset(folder, forms):
     spec = world.with_forms(*forms)
     for shard, first in SHARDS.items():
         if first is None:
-            nothing = [world.judged(900, reason=Reason.DISSIMILAR)]
+            nothing = [world.judged(900, reason=DropReason.DISSIMILAR)]
             world.write_these(folder, nothing, shard=shard, spec=spec)
         else:
             world.write(folder, first=first, shard=shard, spec=spec)
@@ -217,7 +217,9 @@ def test_tables_read_every_row(made, form):
 def test_a_pair_can_be_taken_out_where_pictures_have_one_extension(tmp_path):
     world.write(tmp_path, spec=world.with_forms("images:jpg", "tfrecords"))
     gone = world.some(1)[0][0].image.candidate.uid
-    (change,) = rewrite_shards(tmp_path, lambda row: Reason.PURGED if row["uid"] == gone else None)
+    (change,) = rewrite_shards(
+        tmp_path, lambda row: DropReason.PURGED if row["uid"] == gone else None
+    )
     assert change.left == 14 and list(verify(tmp_path)) == []
     table = pq.read_table(tmp_path / "metadata/metadata_s-0.parquet")
     assert {"", "png"} <= {*table[REENCODED_FROM].to_pylist()}

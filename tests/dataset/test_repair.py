@@ -6,6 +6,7 @@ from itertools import cycle
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from cahlib.core.lock import held
 from cahlib.dataset.description import (
     DESCRIPTION_FILE,
     Description,
@@ -20,7 +21,6 @@ from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifes
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.write.shard_writer import read_uids
-from cahlib.lock import held
 from tests.dataset.test_upload import memory, store  # noqa: F401 - fixtures
 from tests.world import judged as world
 from tests.world.command import said

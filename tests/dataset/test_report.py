@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Picture
 
-from cahlib.config import Job
+from cahlib.core.config import Job
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import manifest_path
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.show.summary import summarize, summary_lines
 from cahlib.dataset.write.shard_writer import write_shard
-from cahlib.errors import ConfigError, RunError
-from cahlib.records import Reason, Stage
 from tests.world import judged as world
 
 JOB = Job.from_values(
@@ -64,7 +64,7 @@ def put(folder, pairs, shard="s-0"):
         pairs,
         parcel=world.parcel(shard, images=len(pairs)),
         spec=world.SPEC,
-        tally=world.tally_of(pairs),
+        stats=world.stats_of(pairs),
         again=lambda judged: None,
     )
 
@@ -104,7 +104,7 @@ def test_the_report_asks_for_nothing_and_shows_the_numbers(tmp_path):
     for number in ("600", "18,000", "182", "60", "30"):  # records … kept
         assert number in found.texts, number
     assert "30 image–text pairs" in shown and "2 shards" in shown
-    assert Reason.HTTP_4XX.phrase in shown and Reason.DISSIMILAR.phrase in shown
+    assert DropReason.HTTP_4XX.phrase in shown and DropReason.DISSIMILAR.phrase in shown
     assert "host3.example" in shown and "CC-MAIN-2024-10" in shown
     assert found.tags.count("figure") == 16
 
@@ -135,16 +135,16 @@ def test_a_dataset_without_shards_has_a_report_too(tmp_path):
 
 
 def test_a_dataset_without_pairs_has_a_report_too(tmp_path):
-    put(tmp_path, [world.judged(1, reason=Reason.DISSIMILAR)])
+    put(tmp_path, [world.judged(1, reason=DropReason.DISSIMILAR)])
     assert_harmless(page(tmp_path))
 
 
 def test_the_gallery_shows_no_unsafe_picture_and_no_one_who_may_be_a_minor(tmp_path):
     pairs = [
         world.judged(1, nsfw="NSFW", format="png"),
-        world.judged(2, nsfw="UNSURE", format="jpg", reason=Reason.DISSIMILAR),
-        world.judged(3, nsfw="UNSURE", reason=Reason.MINOR),
-        world.judged(4, nsfw="NSFW", reason=Reason.ANIMAL),
+        world.judged(2, nsfw="UNSURE", format="jpg", reason=DropReason.DISSIMILAR),
+        world.judged(3, nsfw="UNSURE", reason=DropReason.MINOR),
+        world.judged(4, nsfw="NSFW", reason=DropReason.ANIMAL),
         world.judged(5),
     ]
     shown = {each.text: each for each in put(tmp_path, pairs).gallery}
@@ -176,12 +176,12 @@ def test_the_summary_adds_up_the_shards(tmp_path):
     sealed = [world.write(tmp_path, shard="s-0"), world.write(tmp_path, first=100, shard="s-1")]
     found = summarize(tmp_path)
     assert (found.shards, found.pairs) == (2, 30)
-    assert found.tally == sealed[0].tally + sealed[1].tally
+    assert found.stats == sealed[0].stats + sealed[1].stats
     assert found.bytes == sum(s.size for each in sealed for s in each.files.values())
     assert found.similarity == pytest.approx(sum(each.similarity for each in sealed) / 2)
     assert sum(found.kept.values()) == 30 and sum(found.domains.values()) == 30
     for stage in Stage:
-        assert found.tally.unaccounted(stage) == 0
+        assert found.stats.unaccounted(stage) == 0
 
 
 def test_inspect_prints_the_numbers(tmp_path):
@@ -189,7 +189,7 @@ def test_inspect_prints_the_numbers(tmp_path):
     lines = "\n".join(summary_lines(tmp_path))
     assert "15 pairs in 1 shard" in lines
     assert "fetch: 91 candidates in, 30 images out" in lines
-    assert Reason.TIMEOUT.phrase in lines and "host3.example" in lines
+    assert DropReason.TIMEOUT.phrase in lines and "host3.example" in lines
     with pytest.raises(ConfigError, match="holds no dataset"):
         list(summary_lines(tmp_path / "nothing"))
 
@@ -282,7 +282,7 @@ def test_what_was_heard_and_not_obeyed_is_named_in_card_and_report(tmp_path, obe
         made,
         parcel=parcel,
         spec=world.SPEC,
-        tally=world.tally_of(made),
+        stats=world.stats_of(made),
         again=lambda judged: None,
     )
     text = card_of(tmp_path, {**JOB, "consent": "research"})

@@ -15,11 +15,11 @@ from embedding_reader import EmbeddingReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.manifest import read_manifest, read_manifests
 from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted, write_shard
-from cahlib.errors import ConfigError, RunError
-from cahlib.records import Reason, Stage
 from tests.world import judged as world
 from tests.world.crashes import before_each_renaming
 from tests.world.judged import write
@@ -93,10 +93,10 @@ def test_embedding_reader_joins_metadata_and_embeddings_over_shards_without_pair
     write(tmp_path, shard="s-0")
     empty = write_shard(
         tmp_path,
-        [world.judged(900, reason=Reason.DISSIMILAR)],
+        [world.judged(900, reason=DropReason.DISSIMILAR)],
         parcel=world.parcel("s-1", images=1, refused=0),
         spec=world.SPEC,
-        tally=world.tally_of([world.judged(900, reason=Reason.DISSIMILAR)]),
+        stats=world.stats_of([world.judged(900, reason=DropReason.DISSIMILAR)]),
         again=lambda judged: None,
     )
     write(tmp_path, first=100, shard="s-2")
@@ -141,7 +141,7 @@ def test_a_seal_says_what_its_shard_is(tmp_path):
     assert list(read_manifests(tmp_path)) == [sealed]
     assert read_uids(tmp_path, sealed) == list(pd.read_parquet(tmp_path / "metadata")["uid"])
     for stage in Stage:
-        assert sealed.tally.unaccounted(stage) == 0
+        assert sealed.stats.unaccounted(stage) == 0
     assert sum(sealed.kept.values()) == sealed.rows == sum(sealed.domains.values())
     assert sum(sealed.dropped.values()) == 15
     assert all(bin >= 30 for bin in sealed.kept)
@@ -155,24 +155,24 @@ def test_a_pair_of_another_shard_is_dropped_and_counted(tmp_path):
     write(tmp_path, shard="s-0")
     sealed = write(tmp_path, first=20, shard="s-1", seen=before.__contains__)
     assert sealed.rows == 10
-    assert sealed.tally.lost[Reason.PAIR_SEEN] == 5
-    assert sealed.tally.unaccounted(Stage.JUDGE) == 0
+    assert sealed.stats.dropped[DropReason.PAIR_SEEN] == 5
+    assert sealed.stats.unaccounted(Stage.JUDGE) == 0
     assert not before & set(read_uids(tmp_path, sealed))
 
 
 def test_a_pair_that_comes_twice_in_a_shard_is_kept_once(tmp_path):
     made = [world.judged(1), world.judged(1)]
-    tally = world.tally_of(made)
+    stats = world.stats_of(made)
     sealed = write_shard(
         tmp_path,
         made,
         parcel=world.parcel("s-0", images=2),
         spec=world.SPEC,
-        tally=tally,
+        stats=stats,
         again=lambda judged: None,
     )
-    assert sealed.rows == 1 == tally.left[Stage.JUDGE]
-    assert tally.unaccounted(Stage.JUDGE) == 0
+    assert sealed.rows == 1 == stats.left[Stage.JUDGE]
+    assert stats.unaccounted(Stage.JUDGE) == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -190,7 +190,7 @@ def test_no_text_of_the_web_stops_a_shard(tmp_path_factory, url, text, other):
         [pair],
         parcel=world.parcel("s-0", images=1),
         spec=world.SPEC,
-        tally=world.tally_of([pair]),
+        stats=world.stats_of([pair]),
         again=lambda judged: None,
     )
     row = pd.read_parquet(folder / "metadata").iloc[0]
@@ -210,7 +210,7 @@ def test_an_error_of_the_judging_goes_through_and_leaves_nothing(tmp_path):
             failing(),
             parcel=world.parcel(images=10),
             spec=world.SPEC,
-            tally=world.some(10)[1],
+            stats=world.some(10)[1],
             again=lambda judged: None,
         )
     assert everything(tmp_path) == {}

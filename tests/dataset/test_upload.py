@@ -4,12 +4,12 @@ import pytest
 import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
+from cahlib.core.errors import ConfigError, RunError
 from cahlib.dataset.maintain.repair import plan_repair
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.dataset.storage.upload import check_destination, upload_pages, upload_shards
 from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted
-from cahlib.errors import ConfigError, RunError
 from tests.world import judged as world
 from tests.world import s3
 

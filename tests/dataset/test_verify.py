@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cahlib.core.errors import ConfigError
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifest
 from cahlib.dataset.storage.hashed_file import FileRecord
 from cahlib.dataset.write.tfrecord import encode_example, frame_record, read_tfrecords
-from cahlib.errors import ConfigError
 from tests.world import judged as world
 
 FILES = {
@@ -215,10 +215,10 @@ def parquet(table):
 
 def test_a_seal_that_does_not_add_up_is_found(folder):
     sealed = read_manifest(folder, "s-1")
-    tally = sealed.tally
-    tally.lost.popitem()
+    stats = sealed.stats
+    stats.dropped.popitem()
     (folder / "shards/s-1.json").write_bytes(
-        encode_manifest(replace(sealed, funnel=tally.as_dict(), rows=14))
+        encode_manifest(replace(sealed, funnel=stats.as_dict(), rows=14))
     )
     problems = list(verify(folder))
     assert any("does not account for" in problem for problem in problems)

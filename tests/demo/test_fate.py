@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
+from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.crawl.shards import list_shards
 from cahlib.demo import job, world
 from cahlib.parcel.parcel import read_images
-from cahlib.records import Reason, Stage, Tally
-from cahlib.scrape import scrape
+from cahlib.run.scrape import scrape
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def demo():
 
 @pytest.fixture(scope="module")
 def scraped(demo, tmp_path_factory):
-    """The tally of both halves, and the pairs of their images, with how often each came."""
+    """The stats of both halves, and the pairs of their images, with how often each came."""
     folder = tmp_path_factory.mktemp("parcels")
     with demo.serve() as web:
         asked = job("demo-dataset", web)
@@ -29,12 +29,14 @@ def scraped(demo, tmp_path_factory):
     pairs = Counter(
         (i.candidate.url, i.candidate.text) for each in parcels for i in read_images(each)
     )
-    return sum((parcel.tally for parcel in parcels), Tally()), pairs
+    return sum((parcel.stats for parcel in parcels), Stats()), pairs
 
 
 def test_every_trap_is_caught_for_its_reason(demo, scraped):
     expected = demo.unread + Counter(each.reason for each in demo.exhibits if each.reason)
-    scraping = {reason: expected[reason] for reason in Reason if reason.stage is not Stage.JUDGE}
+    scraping = {
+        reason: expected[reason] for reason in DropReason if reason.stage is not Stage.JUDGE
+    }
     assert {reason: scraped[0].lost[reason] for reason in scraping} == scraping
 
 
@@ -48,6 +50,6 @@ def test_every_good_picture_arrives(demo, scraped):
 
 
 def test_nothing_disappears(demo, scraped):
-    tally = scraped[0]
-    assert [tally.unaccounted(stage) for stage in Stage] == [0, 0, 0, 0]
-    assert tally.entered[Stage.CHOOSE] == len(demo.exhibits)
+    stats = scraped[0]
+    assert [stats.unaccounted(stage) for stage in Stage] == [0, 0, 0, 0]
+    assert stats.entered[Stage.CHOOSE] == len(demo.exhibits)

@@ -12,8 +12,8 @@ from urllib.request import Request, urlopen
 import pytest
 from PIL import Image
 
+from cahlib.core.records import DropReason, Stage
 from cahlib.demo import MOST_BYTES, job, world
-from cahlib.records import Reason, Stage
 
 START = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
 
@@ -72,20 +72,20 @@ def test_there_is_work_for_both_halves(demo, pages):
 def test_every_reason_that_a_replayed_web_can_give_has_its_trap(demo):
     beyond = {
         # no name is resolved and nothing is encrypted when a web is replayed
-        Reason.DNS, Reason.PRIVATE_ADDRESS, Reason.REFUSED, Reason.TLS,
+        DropReason.DNS, DropReason.PRIVATE_ADDRESS, DropReason.REFUSED, DropReason.TLS,
         # these wait for lists that the user brings, or for a model of photos
-        Reason.BLOCKED_DOMAIN, Reason.BLOCKED_URL, Reason.BLOCKED_PAIR, Reason.KNOWN_HARM,
-        Reason.HARM_LOOKS,
-        Reason.MINOR, Reason.ANIMAL, Reason.HEAD_SCORE,
+        DropReason.BLOCKED_DOMAIN, DropReason.BLOCKED_URL, DropReason.BLOCKED_PAIR, DropReason.KNOWN_HARM,
+        DropReason.HARM_LOOKS,
+        DropReason.MINOR, DropReason.ANIMAL, DropReason.HEAD_SCORE,
         # these are for datasets that are finished, or for runs that are told to
-        Reason.PURGED, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE,
+        DropReason.PURGED, DropReason.SAME_IMAGE, DropReason.NEAR_DUPLICATE,
         # the demo's web is ours: it is asked as fast as it answers
-        Reason.LEFT_ALONE, Reason.TOO_MANY_LINKS, Reason.TOO_OFTEN,
+        DropReason.LEFT_ALONE, DropReason.TOO_MANY_LINKS, DropReason.TOO_OFTEN,
         # what an earlier stage let through by mistake
-            Reason.UNFETCHABLE, Reason.UNREADABLE,
+            DropReason.UNFETCHABLE, DropReason.UNREADABLE,
     }  # fmt: skip
     trapped = {each.reason for each in demo.exhibits if each.reason} | demo.unread.keys()
-    assert trapped | beyond >= set(Reason)
+    assert trapped | beyond >= set(DropReason)
     assert not trapped & beyond
     assert all(reason.stage is Stage.READ for reason in demo.unread)
 

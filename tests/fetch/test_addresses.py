@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cahlib.config import Download
-from cahlib.errors import ConfigError
+from cahlib.core.config import Download
+from cahlib.core.errors import ConfigError
 from cahlib.fetch import addresses, resolver
 from cahlib.fetch.addresses import NotPublicError, record_types
 from cahlib.fetch.outage_monitor import OutageTimings

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.errors import Postponed
+from cahlib.core.errors import Postponed
 from cahlib.fetch.connectivity import Connectivity, NoAnswerCause, Outages
 
 QUIET, PROBE, STEP = 1.0, 2.0, 0.25

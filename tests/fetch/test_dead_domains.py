@@ -7,17 +7,17 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cahlib.config import Download, replace
+from cahlib.core.config import Download, replace
+from cahlib.core.records import DropReason
 from cahlib.demo.web import Answer
 from cahlib.fetch.dead_domains import DeadDomains
 from cahlib.fetch.politeness import Politeness
-from cahlib.records import Reason
 from tests.world import small
 
 pytest.importorskip("open_clip", reason="a run needs: pip install 'cahlib[gpu]'")
 
 from cahlib.dataset.manifest import read_manifests
-from cahlib.run import run
+from cahlib.run.pipeline import run
 
 
 def test_two_shards_must_agree():
@@ -86,5 +86,5 @@ def test_later_shards_and_runs_ask_a_dead_domain_no_more(tmp_path):
         assert run(replace(job, shards=4), scraping=scraping).shards.done == 4
         assert web.asked == first
     assert [engine.left_alone for engine in engines] == [[(), ()], [("dead.com",)] * 2]
-    lost = sum((each.tally.lost for each in read_manifests(tmp_path / "dataset")), Counter())
-    assert (lost[Reason.LEFT_ALONE], lost[Reason.NO_ROBOTS]) == (2 * 3, 2 * 3)
+    lost = sum((each.stats.dropped for each in read_manifests(tmp_path / "dataset")), Counter())
+    assert (lost[DropReason.LEFT_ALONE], lost[DropReason.NO_ROBOTS]) == (2 * 3, 2 * 3)

@@ -9,13 +9,13 @@ import zlib
 import brotli
 import pytest
 
-from cahlib.config import Crawl, Download
+from cahlib.core.config import Crawl, Download
+from cahlib.core.records import DropReason, Evidence, Stage, Stats
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.wat import Link, Meta, Page
 from cahlib.demo.web import Answer, Web
 from cahlib.fetch.images import fetch_images
-from cahlib.records import Evidence, Reason, Stage, Tally
 from tests.world import web as w
 from tests.world.fetched import fetched
 from tests.world.pictures import candidate, picture
@@ -32,27 +32,27 @@ SIGNAL = b"User-agent: *\nContent-Signal: search=yes,ai-train=no\nAllow: /\n"  #
 
 
 def fetch(answers, *paths, **settings):
-    """What becomes of some images of one host: their paths, the tally, evidence, what was asked."""
+    """What becomes of some images of one host: their paths, the stats, evidence, what was asked."""
     pictures = {f"{HOST}{path}": Answer(body=JPEG) for path in paths}
-    tally, evidence = Tally(), Evidence()
+    stats, evidence = Stats(), Evidence()
     with Web({**pictures, **{f"{HOST}{path}": each for path, each in answers.items()}}) as web:
         options = Download(**{"replay": web.address, **settings})
         found = fetch_images(
             [candidate(f"{HOST}{path}", n) for n, path in enumerate(paths)],
             options,
-            tally,
+            stats,
             evidence=evidence,
         )
         kept = sorted(image.candidate.url.removeprefix(HOST) for image in found)
-    assert tally.unaccounted(Stage.FETCH) == 0
-    return kept, tally.lost, evidence, [each.url.removeprefix(HOST) for each in web.requests]
+    assert stats.unaccounted(Stage.FETCH) == 0
+    return kept, stats.dropped, evidence, [each.url.removeprefix(HOST) for each in web.requests]
 
 
 def test_robots_is_asked_once_and_before_anything_else():
     paths = [f"/{'no' if n % 2 else 'ok'}/{n}.jpg" for n in range(20)]
     kept, lost, evidence, asked = fetch({"/robots.txt": Answer(body=REFUSE)}, *paths)
     assert kept == sorted(paths[::2])
-    assert lost == {Reason.OPTED_OUT: 10}
+    assert lost == {DropReason.OPTED_OUT: 10}
     assert asked.count("/robots.txt") == asked.count("/.well-known/tdmrep.json") == 1
     assert not [path for path in asked if path.startswith("/no/")]
     said = evidence.optouts[0]
@@ -70,16 +70,16 @@ def test_robots_is_asked_once_and_before_anything_else():
         (Answer(body=b""), None),
         (Answer(body=b"\xff\xfe\x00" * 99), None),
         (Answer(status=302, headers=[("Location", "/robots.txt")]), None),  # for ever: unavailable
-        (Answer(status=503), Reason.NO_ROBOTS),
-        (Answer(status=429), Reason.NO_ROBOTS),
-        (Answer(delay=60), Reason.NO_ROBOTS),
-        (Answer(body=REFUSE, cut=5), Reason.NO_ROBOTS),
-        (Answer(raw=True, body=b"220 mail\r\n"), Reason.NO_ROBOTS),
-        (Answer(body=b"User-agent: *\nDisallow: /"), Reason.OPTED_OUT),
-        (Answer(body=gzip.compress(b"User-agent: *\nDisallow: /")), Reason.OPTED_OUT),
-        (Answer(body=b"User-agent: *\nDisallow: /\n" + b"#" * 2_000_000), Reason.OPTED_OUT),
+        (Answer(status=503), DropReason.NO_ROBOTS),
+        (Answer(status=429), DropReason.NO_ROBOTS),
+        (Answer(delay=60), DropReason.NO_ROBOTS),
+        (Answer(body=REFUSE, cut=5), DropReason.NO_ROBOTS),
+        (Answer(raw=True, body=b"220 mail\r\n"), DropReason.NO_ROBOTS),
+        (Answer(body=b"User-agent: *\nDisallow: /"), DropReason.OPTED_OUT),
+        (Answer(body=gzip.compress(b"User-agent: *\nDisallow: /")), DropReason.OPTED_OUT),
+        (Answer(body=b"User-agent: *\nDisallow: /\n" + b"#" * 2_000_000), DropReason.OPTED_OUT),
         (Answer(body=b"#" * 600_000 + b"\nUser-agent: *\nDisallow: /"), None),
-        (Answer(status=301, headers=[("Location", "/rules")]), Reason.OPTED_OUT),
+        (Answer(status=301, headers=[("Location", "/rules")]), DropReason.OPTED_OUT),
     ],
 )
 def test_every_answer_to_the_question_for_robots_means_something(answer, reason):
@@ -110,27 +110,27 @@ def packed(body, coding, status=200):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        *((packed(body, coding), Reason.OPTED_OUT) for coding, body in PACKED.items()),
-        *((packed(body[:-4], coding), Reason.NO_ROBOTS) for coding, body in PACKED.items()),
-        (packed(ALL, "gzip"), Reason.OPTED_OUT),  # not packed at all
-        (packed(ALL, "none"), Reason.OPTED_OUT),
-        (packed(b"\x8b\x05\x80\xff\xfe", "br"), Reason.NO_ROBOTS),
-        (packed(brotli.compress(ALL + b"#" * 50_000_000, quality=1), "br"), Reason.OPTED_OUT),
-        (Answer(body=PACKED["zstd"]), Reason.OPTED_OUT),  # without a word
-        (Answer(body=PACKED["deflate"]), Reason.OPTED_OUT),
-        (Answer(body=ALL.decode().encode("utf-16")), Reason.OPTED_OUT),
-        (Answer(body=b"\xfe\xff" + ALL.decode().encode("utf-16-be")), Reason.OPTED_OUT),
-        (Answer(body=ALL.decode().encode("utf-16-le")), Reason.OPTED_OUT),
-        (Answer(body=ALL.decode().encode("utf-16-be")), Reason.OPTED_OUT),
-        (Answer(body=ALL.decode().encode("utf-32")), Reason.OPTED_OUT),
-        (Answer(body=b"\xef\xbb\xbf" + ALL), Reason.OPTED_OUT),
-        (Answer(body=b"# caf\xe9\n" + ALL), Reason.OPTED_OUT),
-        (packed(gzip.compress(ALL.decode().encode("utf-16")), "x-gzip"), Reason.OPTED_OUT),
-        (Answer(body=ALL, status=203), Reason.OPTED_OUT),
-        (Answer(body=ALL, status=206), Reason.NO_ROBOTS),
+        *((packed(body, coding), DropReason.OPTED_OUT) for coding, body in PACKED.items()),
+        *((packed(body[:-4], coding), DropReason.NO_ROBOTS) for coding, body in PACKED.items()),
+        (packed(ALL, "gzip"), DropReason.OPTED_OUT),  # not packed at all
+        (packed(ALL, "none"), DropReason.OPTED_OUT),
+        (packed(b"\x8b\x05\x80\xff\xfe", "br"), DropReason.NO_ROBOTS),
+        (packed(brotli.compress(ALL + b"#" * 50_000_000, quality=1), "br"), DropReason.OPTED_OUT),
+        (Answer(body=PACKED["zstd"]), DropReason.OPTED_OUT),  # without a word
+        (Answer(body=PACKED["deflate"]), DropReason.OPTED_OUT),
+        (Answer(body=ALL.decode().encode("utf-16")), DropReason.OPTED_OUT),
+        (Answer(body=b"\xfe\xff" + ALL.decode().encode("utf-16-be")), DropReason.OPTED_OUT),
+        (Answer(body=ALL.decode().encode("utf-16-le")), DropReason.OPTED_OUT),
+        (Answer(body=ALL.decode().encode("utf-16-be")), DropReason.OPTED_OUT),
+        (Answer(body=ALL.decode().encode("utf-32")), DropReason.OPTED_OUT),
+        (Answer(body=b"\xef\xbb\xbf" + ALL), DropReason.OPTED_OUT),
+        (Answer(body=b"# caf\xe9\n" + ALL), DropReason.OPTED_OUT),
+        (packed(gzip.compress(ALL.decode().encode("utf-16")), "x-gzip"), DropReason.OPTED_OUT),
+        (Answer(body=ALL, status=203), DropReason.OPTED_OUT),
+        (Answer(body=ALL, status=206), DropReason.NO_ROBOTS),
         (
             Answer(body=ALL, status=206, headers=[("Content-Range", f"bytes 0-{len(ALL) - 1}/99")]),
-            Reason.NO_ROBOTS,
+            DropReason.NO_ROBOTS,
         ),
         (
             Answer(
@@ -138,7 +138,7 @@ def packed(body, coding, status=200):
                 status=206,
                 headers=[("Content-Range", f"bytes 0-{len(ALL) - 1}/{len(ALL)}")],
             ),
-            Reason.OPTED_OUT,
+            DropReason.OPTED_OUT,
         ),
         (Answer(status=204), None),
         (Answer(body=b"User-agent: *\nDisallow: /caf\xe9"), None),
@@ -153,14 +153,14 @@ def test_a_path_in_latin_1_is_the_one_that_is_asked():
     kept, lost, _, _ = fetch(
         {"/robots.txt": Answer(body=b"User-agent: *\nDisallow: /caf\xe9")}, "/caf%e9.jpg", "/c.jpg"
     )
-    assert (kept, dict(lost)) == (["/c.jpg"], {Reason.OPTED_OUT: 1})
+    assert (kept, dict(lost)) == (["/c.jpg"], {DropReason.OPTED_OUT: 1})
 
 
 def test_a_redirect_to_nowhere_is_asked_once():
     for location in ([], [("Location", "")], [("Location", "/a.jpg#top")]):
         answer = Answer(status=302, headers=location)
         _, lost, _, asked = fetch({"/a.jpg": answer, "/robots.txt": answer}, "/a.jpg")
-        assert dict(lost) == {Reason.BAD_REDIRECT: 1}
+        assert dict(lost) == {DropReason.BAD_REDIRECT: 1}
         assert asked.count("/a.jpg") == 1 + (location[-1:] == [("Location", "/a.jpg#top")])
 
 
@@ -216,7 +216,7 @@ def test_the_profile_says_what_is_honoured(signal, consent):
     signal = signal.partition(" (")[0]
     kept, lost, evidence, _ = fetch(answers, path, consent=consent)
     if consent in honoured.split():
-        assert lost == {Reason.OPTED_OUT: 1}
+        assert lost == {DropReason.OPTED_OUT: 1}
         assert [each.signal for each in evidence.optouts] == [signal]
     else:
         assert kept == [path]
@@ -261,7 +261,7 @@ def test_rules_are_not_walked_around(signal):
     answers[file] = Answer(body=rules[signal])
     consent = "research" if signal == "robots.txt" else "strict"
     kept, lost, evidence, asked = fetch(answers, *ROUNDABOUT, *fine, consent=consent)
-    assert (kept, dict(lost)) == (sorted(fine), {Reason.OPTED_OUT: len(ROUNDABOUT)})
+    assert (kept, dict(lost)) == (sorted(fine), {DropReason.OPTED_OUT: len(ROUNDABOUT)})
     obeyed = [each.signal for each in evidence.optouts if each.obeyed]
     assert obeyed == [signal] * len(ROUNDABOUT)
     assert {path for path in asked if "known" not in path} == {"/robots.txt", *fine.values()}
@@ -289,7 +289,7 @@ LONG = "x" * 5000
 )
 def test_evidence_can_be_written_and_has_an_end(place, answer, begins):
     _, lost, evidence, _ = fetch({place: answer}, "/a.jpg??")
-    assert lost == {Reason.OPTED_OUT: 1}
+    assert lost == {DropReason.OPTED_OUT: 1}
     (value,) = (each.value for each in evidence.optouts)
     assert value.encode().startswith(begins.encode())
     assert len(value) <= 1000
@@ -299,11 +299,11 @@ def test_what_pages_and_headers_say_has_an_end_too():
     link = Link("IMG@/src", "/a.jpg", "A red bicycle leans on an old garden wall")
     meta = Meta("robots", "", f"noai, {LONG}")
     page, optouts = Page(url=f"{HOST}.com/", base="", links=[link], metas=[meta]), []
-    assert not list(find_candidates([page], Crawl(), Blocklists(), Tally(), optouts=optouts))
+    assert not list(find_candidates([page], Crawl(), Blocklists(), Stats(), optouts=optouts))
     assert optouts[0].value == meta.content[:1000]
     with Web({f"{HOST}/a.jpg": Answer(body=JPEG, headers=[("X-Robots-Tag", LONG)])}) as web:
         options = Download(replay=web.address, consent="headers")
-        (image,) = fetch_images([candidate(f"{HOST}/a.jpg")], options, Tally(), evidence=Evidence())
+        (image,) = fetch_images([candidate(f"{HOST}/a.jpg")], options, Stats(), evidence=Evidence())
     assert image.robots == LONG[:1000]
 
 
@@ -339,8 +339,8 @@ def test_a_server_that_answers_is_not_silent_for_its_broken_robots(answer):
     evidence = Evidence()
     with w.Web({"/robots.txt": answer}) as web:
         urls = [f"http://a.example/{n}.jpg" for n in range(5)]
-        _, tally = fetched(web, *urls, consent="strict", evidence=evidence)
-    assert tally.lost == {Reason.NO_ROBOTS: 5}
+        _, stats = fetched(web, *urls, consent="strict", evidence=evidence)
+    assert stats.dropped == {DropReason.NO_ROBOTS: 5}
     assert evidence.silent == []
 
 
@@ -350,7 +350,7 @@ def test_a_redirect_does_not_lead_around_robots():
         "/go.jpg": Answer(status=302, headers=[("Location", "/no/a.jpg")]),
     }
     kept, lost, _, asked = fetch(answers, "/go.jpg")
-    assert (kept, dict(lost)) == ([], {Reason.OPTED_OUT: 1})
+    assert (kept, dict(lost)) == ([], {DropReason.OPTED_OUT: 1})
     assert "/no/a.jpg" not in asked
 
 
@@ -374,14 +374,14 @@ def test_a_redirect_does_not_lead_around_robots():
 def test_a_page_speaks_for_its_images(meta, refused):
     link = Link("IMG@/src", "/a.jpg", "A red bicycle leans on an old garden wall")
     page = Page(url="http://a.example.com/", base="", links=[link, link], metas=[meta])
-    tally, optouts = Tally(), []
-    found = list(find_candidates([page], Crawl(), Blocklists(), tally, optouts=optouts))
-    assert tally.unaccounted(Stage.CHOOSE) == 0
+    stats, optouts = Stats(), []
+    found = list(find_candidates([page], Crawl(), Blocklists(), stats, optouts=optouts))
+    assert stats.unaccounted(Stage.CHOOSE) == 0
     assert bool(found) is not refused
-    assert tally.lost[Reason.PAGE_OPTED_OUT] == len(optouts) == refused
+    assert stats.dropped[DropReason.PAGE_OPTED_OUT] == len(optouts) == refused
     overruled = []
     open_to_all = find_candidates(
-        [page], Crawl(), Blocklists(), Tally(), consent="research", optouts=overruled
+        [page], Crawl(), Blocklists(), Stats(), consent="research", optouts=overruled
     )
     assert len(list(open_to_all)) == 1
     assert [each.obeyed for each in optouts + overruled] == [True, False][: 2 * refused]
@@ -407,12 +407,12 @@ def test_the_headers_of_a_page_speak_for_its_images(headers, refused):
     link = Link("IMG@/src", "/a.jpg", "A red bicycle leans on an old garden wall")
     page = Page(url="http://a.example.com/", base="", links=[link], metas=[], headers=headers)
     for consent in ("strict", "headers", "research"):
-        tally, optouts, obeyed = Tally(), [], consent != "research"
+        stats, optouts, obeyed = Stats(), [], consent != "research"
         found = find_candidates(
-            [page], Crawl(), Blocklists(), tally, consent=consent, optouts=optouts
+            [page], Crawl(), Blocklists(), stats, consent=consent, optouts=optouts
         )
         assert len(list(found)) == (refused is None or not obeyed)
-        assert tally.lost[Reason.PAGE_OPTED_OUT] == (refused is not None and obeyed)
+        assert stats.dropped[DropReason.PAGE_OPTED_OUT] == (refused is not None and obeyed)
         assert [(each.signal, each.value) for each in optouts] == [refused] * bool(refused)
         for each in optouts:
             assert (each.where, each.url) == (page.url, f"{page.url}a.jpg")
@@ -423,8 +423,8 @@ def test_a_domain_that_says_go_away_is_asked_no_more():
     paths = [f"/{n}.jpg" for n in range(60)]
     answers = {path: Answer(status=403) for path in paths}
     _, lost, evidence, asked = fetch(answers, *paths, patience=5, per_host=2, per_second=0)
-    assert lost[Reason.HTTP_4XX] + lost[Reason.LEFT_ALONE] == 60
-    assert lost[Reason.HTTP_4XX] <= 7
+    assert lost[DropReason.HTTP_4XX] + lost[DropReason.LEFT_ALONE] == 60
+    assert lost[DropReason.HTTP_4XX] <= 7
     assert len(asked) <= 9
     assert evidence.silent == []
 
@@ -439,10 +439,10 @@ def test_a_server_that_asks_for_a_pause_gets_it():
     gone = Answer(status=429, headers=[("Retry-After", "100000")])
     paths = [f"/{n}.jpg" for n in range(30)]
     _, lost, _, _ = fetch(dict.fromkeys(paths, gone), *paths, per_host=1, per_second=0)
-    assert lost == {Reason.TOO_OFTEN: 1, Reason.LEFT_ALONE: 29}
+    assert lost == {DropReason.TOO_OFTEN: 1, DropReason.LEFT_ALONE: 29}
 
 
 def test_one_domain_has_its_share_of_a_shard_only():
     paths = [f"/{n}.jpg" for n in range(30)]
     kept, lost, _, _ = fetch({}, *paths, per_domain=10, per_second=0)
-    assert (len(kept), dict(lost)) == (10, {Reason.TOO_MANY_LINKS: 20})
+    assert (len(kept), dict(lost)) == (10, {DropReason.TOO_MANY_LINKS: 20})

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image as Picture
 
 from cahlib import __version__
-from cahlib.config import Download
-from cahlib.errors import ConfigError, ShardError
+from cahlib.core.config import Download
+from cahlib.core.errors import ConfigError, ShardError
+from cahlib.core.records import DropReason, Evidence, Stage, Stats
 from cahlib.fetch.images import _AHEAD, fetch_images
 from cahlib.fetch.limits import MemoryBudget, MemoryShare
 from cahlib.fetch.resolver import NetworkConfig, NoAddressError
 from cahlib.image.validate import validate_image
-from cahlib.records import Evidence, Reason, Stage, Tally
 from tests.world import web as w
 from tests.world.fetched import fetched, lost
 from tests.world.jobs import LIMIT, until
@@ -56,7 +56,7 @@ def test_an_owner_who_opts_out_is_heard():
     paths = {"/a.jpg": w.body(JPEG, *tags), "/b.jpg": w.redirect("http://b.example/a.jpg")}
     with w.Web(paths) as web:
         heard = Evidence()
-        assert lost(web, "http://a.example/b.jpg", evidence=heard) is Reason.OPTED_OUT
+        assert lost(web, "http://a.example/b.jpg", evidence=heard) is DropReason.OPTED_OUT
         (evidence,) = heard.optouts
         assert (evidence.url, evidence.where) == (
             "http://a.example/b.jpg",
@@ -77,9 +77,9 @@ def test_known_harm_is_only_counted(tmp_path, kind):
         urls = ["http://a.example/a.jpg", "http://a.example/b.jpg"]
         for resize in (0, 64):  # it is the bytes as served that count
             harm = (str(tmp_path / "list"),)
-            (image,), tally = fetched(web, *urls, known_harm=harm, resize=resize)
+            (image,), stats = fetched(web, *urls, known_harm=harm, resize=resize)
             assert image.candidate.url == urls[1]
-            assert tally.lost == {Reason.KNOWN_HARM: 1}
+            assert stats.dropped == {DropReason.KNOWN_HARM: 1}
 
 
 def test_one_slow_host_holds_up_nobody_else_and_no_host_gets_a_burst():
@@ -89,11 +89,11 @@ def test_one_slow_host_holds_up_nobody_else_and_no_host_gets_a_burst():
     paths |= {url.removeprefix("http://slow.example"): paths["/slow.jpg"] for url in slow}
     quick = [f"http://host{n % 5}.example/ok.jpg" for n in range(40)]
     with w.Web(paths) as web:
-        tally = Tally()
+        stats = Stats()
         options = Download(connections=8, per_host=2, replay=web.address)
         urls = enumerate([*slow, *quick])
         found = fetch_images(
-            (candidate(url, n) for n, url in urls), options, tally, evidence=Evidence()
+            (candidate(url, n) for n, url in urls), options, stats, evidence=Evidence()
         )
         first = list(itertools.islice(found, 40))
         assert {image.candidate.url for image in first} == set(quick)
@@ -127,7 +127,7 @@ def test_leaving_early_leaves_nothing_behind():
 
     with w.Web({"/ok": w.body(JPEG), "/silent": w.silent}) as web:
         options = Download(connections=20, replay=web.address)
-        found = fetch_images(candidates(), options, Tally(), evidence=Evidence())
+        found = fetch_images(candidates(), options, Stats(), evidence=Evidence())
         for _ in range(3):
             next(found)
         assert threads()
@@ -147,7 +147,7 @@ def test_an_error_of_the_candidates_comes_out_and_ends_all():
 
     with w.Web({"/ok": w.body(JPEG)}) as web:
         found = fetch_images(
-            candidates(), Download(replay=web.address), Tally(), evidence=Evidence()
+            candidates(), Download(replay=web.address), Stats(), evidence=Evidence()
         )
         with pytest.raises(ShardError, match="cannot be read"):
             list(found)
@@ -161,7 +161,7 @@ def test_a_tick_can_end_the_work():
     with w.Web({"/silent": w.silent}) as web:
         options = Download(replay=web.address)
         found = fetch_images(
-            [candidate("http://a.example/silent")], options, Tally(), evidence=Evidence(), tick=tick
+            [candidate("http://a.example/silent")], options, Stats(), evidence=Evidence(), tick=tick
         )
         with pytest.raises(ShardError, match="too long"):
             next(found)
@@ -178,7 +178,7 @@ def test_candidates_are_read_no_faster_than_they_are_needed():
 
     with w.Web({"/ok": w.body(JPEG)}) as web:
         options = Download(connections=4, replay=web.address)
-        found = fetch_images(candidates(), options, Tally(), evidence=Evidence())
+        found = fetch_images(candidates(), options, Stats(), evidence=Evidence())
         taken = list(itertools.islice(found, 10))
         assert len(taken) == 10
         assert len(read) < 300
@@ -196,9 +196,9 @@ def test_a_machine_without_network_does_not_count_all_hosts_as_dead():
     with w.Web({}) as web:
         with pytest.raises(ShardError, match="this machine's network"):
             fetched(web, *urls, net=net)
-        assert fetched(web, *urls[1:], net=net)[1].lost == {Reason.DNS: 19}
-        _, tally = fetched(web, *urls, "http://inside.example/a.jpg", net=net)
-        assert tally.lost == {Reason.DNS: 20, Reason.PRIVATE_ADDRESS: 1}
+        assert fetched(web, *urls[1:], net=net)[1].lost == {DropReason.DNS: 19}
+        _, stats = fetched(web, *urls, "http://inside.example/a.jpg", net=net)
+        assert stats.dropped == {DropReason.DNS: 20, DropReason.PRIVATE_ADDRESS: 1}
 
 
 def test_it_works_inside_a_running_loop():
@@ -211,7 +211,7 @@ def test_it_works_inside_a_running_loop():
 
 def test_no_candidates_give_no_images():
     with w.Web({}) as web:
-        assert fetched(web) == ([], Tally())
+        assert fetched(web) == ([], Stats())
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_no_candidates_give_no_images():
 )
 def test_settings_that_cannot_be_are_refused_at_once(settings, message):
     with pytest.raises(ConfigError, match=message):
-        fetch_images([], Download(**settings), Tally(), evidence=Evidence())
+        fetch_images([], Download(**settings), Stats(), evidence=Evidence())
 
 
 def test_memory_is_bounded_and_never_deadlocks():
@@ -265,14 +265,14 @@ def test_what_waits_for_the_consumer_is_held(monkeypatch):
 
     monkeypatch.setattr("cahlib.fetch.client.MemoryBudget", Noted)
     monkeypatch.setattr(sys.modules["cahlib.fetch.images"], "validate_image", noted)
-    waiting, tally = 12, Tally()
+    waiting, stats = 12, Stats()
     with w.Web({"/a.jpg": w.body(JPEG)}) as web:
         count = 2 * _AHEAD + 2 + waiting  # in two queues, one between them, one taken
         wanted = [candidate(f"http://h{n}.example/a.jpg", n) for n in range(count)]
         options = Download(connections=count, consent="headers", replay=web.address)
-        found = fetch_images(wanted, options, tally, evidence=Evidence())
+        found = fetch_images(wanted, options, stats, evidence=Evidence())
         next(found)
-        until(lambda: len(proven) == count and tally.left[Stage.FETCH] == count - waiting)
+        until(lambda: len(proven) == count and stats.left[Stage.FETCH] == count - waiting)
         assert memories[0].most - memories[0]._free == waiting * len(JPEG)
         assert len(list(found)) == count - 1
     assert memories[0]._free == memories[0].most
@@ -295,7 +295,7 @@ def test_every_image_of_the_recorded_web_arrives_or_has_its_reason():
     with w.Web({}) as web:
         web.paths = Recorded()
         settings = {"min_bytes": 0, "min_side": 1, "max_aspect": 1000}
-        arrived, tally = fetched(web, *files, **settings)
+        arrived, stats = fetched(web, *files, **settings)
     pictures = {url for url, kind in types.items() if kind in ("image/png", "image/jpeg")}
     assert {image.candidate.url for image in arrived} == pictures
     for image in arrived:
@@ -305,7 +305,7 @@ def test_every_image_of_the_recorded_web_arrives_or_has_its_reason():
         with Picture.open(io.BytesIO(image.data)) as kept, Picture.open(io.BytesIO(served)) as all_:
             assert kept.convert("RGBA").tobytes() == all_.convert("RGBA").tobytes()
             assert not {*kept.getexif()} - {0x0112}
-    assert tally.lost == {Reason.NOT_AN_IMAGE: len(files) - len(pictures)}
+    assert stats.dropped == {DropReason.NOT_AN_IMAGE: len(files) - len(pictures)}
 
 
 def test_leaving_ends_also_when_more_images_wait_than_are_taken():
@@ -315,9 +315,9 @@ def test_leaving_ends_also_when_more_images_wait_than_are_taken():
         options = Download(replay=web.address)
         net = NetworkConfig(only=("127.0.0.1", web.port), tls=False, pause=0)
         wanted = (candidate(url, n) for n, url in enumerate(urls))
-        tally = Tally()
-        found = fetch_images(wanted, options, tally, evidence=Evidence(), net=net)
+        stats = Stats()
+        found = fetch_images(wanted, options, stats, evidence=Evidence(), net=net)
         next(found)
-        until(lambda: tally.left[Stage.FETCH] >= 16)
+        until(lambda: stats.left[Stage.FETCH] >= 16)
         found.close()
     assert not [each for each in threading.enumerate() if each.name.startswith("cahlib")]

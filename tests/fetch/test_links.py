@@ -6,9 +6,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from cahlib.core.records import DropReason
 from cahlib.fetch import links
 from cahlib.fetch.urls import parse_url
-from cahlib.records import Reason
 
 HOST = st.sampled_from(["a.com", "img.b-c.co.uk", "A.com", "a.com:80", "1.2.3.4", "x", "0x9.9.9.9"])
 PATH = st.text(st.sampled_from("ab/.?=&%+~@:!$()[]\\é \"'<>{}|^`\t2e"), max_size=10)
@@ -79,7 +79,7 @@ CASES = [
     ("http://ex%61mple.org/a.jpg", "", "http://ex%61mple.org/a.jpg"),
     ("http://cdn\u3002org/a.jpg", "", "http://cdn\u3002org/a.jpg"),
     ("http://cdn\u00ad.org/a.jpg", "", "http://cdn\u00ad.org/a.jpg"),
-    ("http://\u202acdn.org/a.jpg", "", Reason.BAD_URL),
+    ("http://\u202acdn.org/a.jpg", "", DropReason.BAD_URL),
     ("a.jpg", "javascript:void(0)", "http://shop.example.org/dir/a.jpg"),
     ("a.jpg", "data:text/plain,x", "http://shop.example.org/dir/a.jpg"),
     ("a.jpg", "http://[::1", "http://shop.example.org/dir/a.jpg"),
@@ -91,11 +91,11 @@ CASES = [
     ("\xa0a.jpg\xa0", "", "http://shop.example.org/dir/\xa0a.jpg\xa0"),  # no blank of addresses
     ("\x01 a.jpg\n\x1f", "", "http://shop.example.org/dir/a.jpg"),
     ("http://-a-.cdn.org/a.jpg", "", "http://-a-.cdn.org/a.jpg"),
-    ("http://me:pw@cdn.org/a.jpg", "", Reason.BAD_URL),
-    ("http://cdn.org:22/a.jpg", "", Reason.BAD_URL),
-    ("http://cdn.org:99999/a.jpg", "", Reason.BAD_URL),
+    ("http://me:pw@cdn.org/a.jpg", "", DropReason.BAD_URL),
+    ("http://cdn.org:22/a.jpg", "", DropReason.BAD_URL),
+    ("http://cdn.org:99999/a.jpg", "", DropReason.BAD_URL),
     *(
-        (f"http://{host}/a.jpg", "", Reason.PRIVATE_HOST)
+        (f"http://{host}/a.jpg", "", DropReason.PRIVATE_HOST)
         for host in (
             "127.1", "0177.0.0.1", "0x7f.1", "0x7f.0x1", "2130706433", "127.0.0.1.",
             "%31%32%37.0.0.1",
@@ -111,5 +111,5 @@ CASES = [
 def test_an_address_is_read_as_browsers_read_it(url, base, expected):
     known = links.BaseUrl.of("http://shop.example.org/dir/page.html", base)
     assert links.absolute_url(url, known, 2000) == expected
-    if isinstance(expected, Reason) and url.startswith("http") and "@" not in url:
-        assert isinstance(parse_url(url), Reason) or expected is Reason.PRIVATE_HOST
+    if isinstance(expected, DropReason) and url.startswith("http") and "@" not in url:
+        assert isinstance(parse_url(url), DropReason) or expected is DropReason.PRIVATE_HOST

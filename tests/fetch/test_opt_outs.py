@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cahlib.core.records import Stats
 from cahlib.crawl import page_opt_outs, wat
 from cahlib.fetch import opt_outs
-from cahlib.records import Tally
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def page(*metas, **headers):
     head = {"Metas": [*metas, *[{"name": "x", "content": 3}] * ("broken" in headers)]}
     response = {"HTML-Metadata": {"Head": head, "Links": [{"path": "IMG@/src", "url": "/a.jpg"}]}}
     record = {"Envelope": {"Payload-Metadata": {"HTTP-Response-Metadata": response}}}
-    found = wat._page("http://site.com/", json.dumps(record).encode(), Tally())
+    found = wat._page("http://site.com/", json.dumps(record).encode(), Stats())
     assert len(found.metas) == len(head["Metas"])
     return found
 

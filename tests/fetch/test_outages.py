@@ -12,14 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from cahlib.config import Download, replace
+from cahlib.core.config import Download, replace
+from cahlib.core.errors import Postponed, ShardError
+from cahlib.core.records import DropReason, Evidence, Stage, Stats
 from cahlib.crawl.source import RETRY_PAUSES, CrawlFile
-from cahlib.errors import Postponed, ShardError
 from cahlib.fetch.connectivity import Outages
 from cahlib.fetch.images import fetch_images
 from cahlib.fetch.outage_monitor import OutageTimings
 from cahlib.fetch.resolver import NetworkConfig
-from cahlib.records import Evidence, Reason, Stage, Tally
 from tests.world import hosts, small
 from tests.world import web as w
 from tests.world.jobs import LIMIT, until
@@ -33,14 +33,14 @@ HURRIED = OutageTimings(quiet=0.25, probe=0.75, retry=0.25)
 ALIVE = {f"host{n}.example": ((FOUR, WEB),) for n in range(40)}
 #: Hosts that are dead whatever the network does, and what their links are lost for.
 DEAD = {
-    "gone.example": (None, Reason.DNS),
-    "broken.example": (((FOUR, ""), (SIX, "")), Reason.DNS),
-    "closed.example": (((FOUR, OTHER),), Reason.REFUSED),
-    "nobody.example": (((FOUR, NOBODY),), Reason.REFUSED),
-    "asleep.example": (((FOUR, WEB),), Reason.TIMEOUT),
+    "gone.example": (None, DropReason.DNS),
+    "broken.example": (((FOUR, ""), (SIX, "")), DropReason.DNS),
+    "closed.example": (((FOUR, OTHER),), DropReason.REFUSED),
+    "nobody.example": (((FOUR, NOBODY),), DropReason.REFUSED),
+    "asleep.example": (((FOUR, WEB),), DropReason.TIMEOUT),
 }
 #: These need no timeout, so that nothing hangs on how long a busy machine takes.
-DEAD_AT_ONCE = [name for name, (_, reason) in DEAD.items() if reason is not Reason.TIMEOUT]
+DEAD_AT_ONCE = [name for name, (_, reason) in DEAD.items() if reason is not DropReason.TIMEOUT]
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def world(*, families="46", names=ALIVE, most=60.0, timings=HURRIED, forwarder=F
         net = NetworkConfig(servers=(server,), tls=False, pause=0, timings=timings,
                   outages=Outages(most))  # fmt: skip
         run = SimpleNamespace(
-            wires=wires, webs=webs, silent=silent, alone=alone, outages=net.outages, tally=Tally(),
+            wires=wires, webs=webs, silent=silent, alone=alone, outages=net.outages, stats=Stats(),
             evidence=Evidence(),
         )  # fmt: skip
 
@@ -84,7 +84,7 @@ def world(*, families="46", names=ALIVE, most=60.0, timings=HURRIED, forwarder=F
             calm |= {"per_second": 0}
             options = Download(**{**calm, "connections": 64, **settings})
             wanted = (candidate(url, n) for n, url in enumerate(_all(links)))
-            found = fetch_images(wanted, options, run.tally, evidence=run.evidence, net=net)
+            found = fetch_images(wanted, options, run.stats, evidence=run.evidence, net=net)
             return wires.start(lambda: Counter(image.candidate.url for image in found))
 
         run.scrape = scrape
@@ -135,7 +135,7 @@ def test_a_cut_in_the_middle_costs_nothing_but_time(trouble):
     cut_off = threading.Event()
     with world() as run:
         scraping = run.scrape(*before, *dead, cut_off, *after, *some(names[:20], each=9)[160:])
-        until(lambda: run.tally.left[Stage.FETCH] >= 50)
+        until(lambda: run.stats.left[Stage.FETCH] >= 50)
         mend = trouble(run)
         cut_off.set()
         offline(run)
@@ -143,7 +143,7 @@ def test_a_cut_in_the_middle_costs_nothing_but_time(trouble):
         arrived = scraping.result(LIMIT)
         assert run.outages.total() > 0
         assert run.outages.current_seconds() == 0
-    assert run.tally.lost == Counter(DEAD[name][1] for name in DEAD_AT_ONCE)
+    assert run.stats.dropped == Counter(DEAD[name][1] for name in DEAD_AT_ONCE)
     assert len(arrived) == len(before) + len(after) + 20
     assert set(arrived.values()) == {1}
     assert run.evidence.silent == []
@@ -155,7 +155,7 @@ def test_name_servers_that_know_the_hosts_of_before_hide_no_cut():
     before, after, cut_off = some(names[:16], each=4), some(names[20:]), threading.Event()
     with world(timings=OutageTimings(quiet=1, probe=0.75, retry=0.25), forwarder=True) as run:
         scraping = run.scrape(*before, cut_off, *after)
-        until(lambda: run.tally.left[Stage.FETCH] == len(before))
+        until(lambda: run.stats.left[Stage.FETCH] == len(before))
         mend = cut(run)
         run.alone.set()
         cut_off.set()
@@ -163,7 +163,7 @@ def test_name_servers_that_know_the_hosts_of_before_hide_no_cut():
         mend()
         run.alone.clear()
         assert len(scraping.result(LIMIT)) == len(before) + len(after)
-    assert not run.tally.lost
+    assert not run.stats.dropped
 
 
 def test_a_cut_that_is_over_before_it_is_noticed_costs_nothing(monkeypatch):
@@ -183,7 +183,7 @@ def test_a_cut_that_is_over_before_it_is_noticed_costs_nothing(monkeypatch):
     cut_off, mended = threading.Event(), threading.Event()
     with world(timings=OutageTimings(quiet=60)) as run:
         scraping = run.scrape(*before, cut_off, *within, mended, *after, connections=512)
-        until(lambda: run.tally.left[Stage.FETCH] >= 50)
+        until(lambda: run.stats.left[Stage.FETCH] >= 50)
         mend = unplug(run)
         cut_off.set()
         until(lambda: failed)
@@ -191,7 +191,7 @@ def test_a_cut_that_is_over_before_it_is_noticed_costs_nothing(monkeypatch):
         mended.set()
         assert set(scraping.result(LIMIT)) == {*before, *within, *after}
         assert run.outages.total() == 0
-    assert not run.tally.lost
+    assert not run.stats.dropped
 
 
 @pytest.mark.parametrize("trouble", [unplug, cut])
@@ -204,7 +204,7 @@ def test_without_network_from_the_start_nothing_is_lost(trouble):
         assert not scraping.done()
         mend()
         assert set(scraping.result(LIMIT)) == set(links)
-    assert not run.tally.lost
+    assert not run.stats.dropped
 
 
 def test_a_shard_is_given_back_when_the_network_stays_away():
@@ -214,7 +214,7 @@ def test_a_shard_is_given_back_when_the_network_stays_away():
         wait([scraping], LIMIT)
         with pytest.raises(Postponed, match="no network"):
             scraping.result()
-    assert run.tally.left[Stage.FETCH] == 0
+    assert run.stats.left[Stage.FETCH] == 0
 
 
 def test_the_only_host_that_lives_does_not_hold_its_shard_by_dropping_us():
@@ -222,13 +222,13 @@ def test_the_only_host_that_lives_does_not_hold_its_shard_by_dropping_us():
     with world(names={"one.example": ((FOUR, WEB),)}, most=0.5) as run:
         brief = {"connect_timeout": 1, "read_timeout": 1, "consent": "headers"}
         scraping = run.scrape(*links[:64], dropped, *links[64:], **brief)
-        until(lambda: run.tally.left[Stage.FETCH] == 64)
+        until(lambda: run.stats.left[Stage.FETCH] == 64)
         ip("-n", run.wires.far, *f"rule add from {WEB} blackhole".split())
         dropped.set()
         assert set(scraping.result(LIMIT)) == set(links[:64])
         # else its web waits 20 s for the ends of these connections
         ip("-n", run.wires.far, *f"rule del from {WEB} blackhole".split())
-    assert sum(run.tally.lost.values()) == 8
+    assert sum(run.stats.dropped.values()) == 8
 
 
 def test_where_only_dead_hosts_are_left_there_is_no_outage():
@@ -240,7 +240,7 @@ def test_where_only_dead_hosts_are_left_there_is_no_outage():
         scraping = run.scrape(*alive, *tail, consent="headers", read_timeout=6)
         assert set(scraping.result(LIMIT)) == set(alive)
         assert run.outages.total() == 0
-    assert sum(run.tally.lost.values()) == len(tail)
+    assert sum(run.stats.dropped.values()) == len(tail)
     assert set(run.evidence.silent) == set(DEAD)
 
 
@@ -353,7 +353,7 @@ class Near:
 
 def test_a_shard_that_is_given_back_costs_no_attempt_and_a_later_launch_finishes_it(tmp_path):
     pytest.importorskip("open_clip", reason="a run needs: pip install 'cahlib[gpu]'")
-    from cahlib.run import run
+    from cahlib.run.pipeline import run
 
     crawl, stop = small.write(tmp_path / "crawl", files=1, links=3), threading.Event()
 
@@ -374,4 +374,4 @@ def test_a_shard_that_is_given_back_costs_no_attempt_and_a_later_launch_finishes
         wires.plug()
         outcome = run(job, scraping=scraping)
         assert outcome.shards.done == 1
-        assert outcome.tally.left[Stage.FETCH] == 3
+        assert outcome.stats.left[Stage.FETCH] == 3

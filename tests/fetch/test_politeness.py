@@ -5,10 +5,10 @@ from email.utils import formatdate
 
 import pytest
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import DropReason
+from cahlib.core.retry import retry_after
 from cahlib.fetch.politeness import Politeness, registered_domain
-from cahlib.records import Reason
-from cahlib.retry import retry_after
 
 
 @pytest.mark.parametrize(
@@ -50,15 +50,22 @@ def test_a_pause_is_obeyed_and_a_long_one_is_the_end():
 
 def test_who_fails_again_and_again_is_left_alone():
     manners = Politeness(Download(patience=3))
-    for result in (Reason.DNS, Reason.TIMEOUT, "/moved", Reason.DNS, Reason.HTTP_4XX, Reason.DNS):
+    for result in (
+        DropReason.DNS,
+        DropReason.TIMEOUT,
+        "/moved",
+        DropReason.DNS,
+        DropReason.HTTP_4XX,
+        DropReason.DNS,
+    ):
         manners.record_result("a", result)
     assert not manners.is_skipped("a")
-    manners.record_result("a", Reason.HTTP_4XX, 403)
-    manners.record_result("a", Reason.HTTP_4XX, 429)
+    manners.record_result("a", DropReason.HTTP_4XX, 403)
+    manners.record_result("a", DropReason.HTTP_4XX, 429)
     assert manners.is_skipped("a")
     assert manners.dead_domains() == ()
     for _ in range(3):
-        manners.record_result("b", Reason.DNS)
+        manners.record_result("b", DropReason.DNS)
     assert manners.dead_domains() == ("b",)
 
 
@@ -66,18 +73,18 @@ def test_a_later_shard_asks_again_until_it_is_told_not_to():
     options = Download(patience=2)
     first = Politeness(options)
     for _ in range(2):
-        first.record_result("dead", Reason.DNS)
+        first.record_result("dead", DropReason.DNS)
     assert first.is_skipped("dead")
     assert not Politeness(options).is_skipped("dead")
 
 
 def test_a_domain_that_failed_but_was_heard_is_not_silent():
     manners = Politeness(Download())
-    manners.record_contact("a", Reason.TIMEOUT)
+    manners.record_contact("a", DropReason.TIMEOUT)
     manners.record_contact("b", object())
     for _ in range(3):
-        manners.record_result("a", Reason.NO_ROBOTS)
-        manners.record_result("b", Reason.NO_ROBOTS)
+        manners.record_result("a", DropReason.NO_ROBOTS)
+        manners.record_result("b", DropReason.NO_ROBOTS)
     assert manners.dead_domains() == ("a",)
 
 

@@ -11,8 +11,8 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cahlib.core.records import DropReason, Evidence
 from cahlib.fetch.resolver import NetworkConfig, NoAddressError
-from cahlib.records import Evidence, Reason
 from tests.world import web as w
 from tests.world.fetched import fetched, lost
 from tests.world.pictures import picture
@@ -25,65 +25,74 @@ else:
 JPEG = picture()
 HEAD = w.head(200, ("Content-Type", "image/jpeg"))
 TROUBLE = {
-    "absent": (w.body(b"", status=404), Reason.HTTP_4XX),
-    "forbidden": (w.body(JPEG, status=403), Reason.HTTP_4XX),
-    "busy": (w.body(JPEG, status=503), Reason.HTTP_5XX),
-    "empty": (w.body(b"", status=204), Reason.HTTP_OTHER),
-    "part": (w.body(JPEG, status=206), Reason.HTTP_OTHER),
-    "unchanged": (w.body(b"", status=304), Reason.HTTP_OTHER),
-    "html": (w.body(b"<!doctype html>" * 900, ("Content-Type", "image/jpeg")), Reason.NOT_AN_IMAGE),
-    "short html": (w.body(b"<html>"), Reason.NOT_AN_IMAGE),
-    "no bytes": (w.body(b""), Reason.NOT_AN_IMAGE),
-    "zipped": (w.body(b"\x1f\x8b" + JPEG, ("Content-Encoding", "gzip")), Reason.NOT_AN_IMAGE),
-    "small": (w.body(JPEG[:4000]), Reason.TOO_FEW_BYTES),
-    "broken": (w.body(JPEG[:6000]), Reason.BROKEN_IMAGE),
-    "announced huge": (w.broken_off(JPEG, length=10**12), Reason.TOO_MANY_BYTES),
-    "endless": (w.endless(JPEG), Reason.TOO_MANY_BYTES),
-    "silent": (w.silent, Reason.TIMEOUT),
-    "stalled": (w.drip(HEAD + JPEG, b"", pause=60), Reason.TIMEOUT),
-    "slow drip": (w.drip(HEAD + JPEG, b"x"), Reason.TIMEOUT),
-    "slow head": (w.drip(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"), Reason.TIMEOUT),
-    "lying length": (w.broken_off(JPEG, length=len(JPEG) + 1), Reason.DISCONNECTED),
-    "broken off": (w.broken_off(JPEG[:3000], length=len(JPEG)), Reason.DISCONNECTED),
-    "reset": (w.broken_off(JPEG[:3000], length=len(JPEG), reset=True), Reason.DISCONNECTED),
-    "hangs up": (w.raw(b""), Reason.DISCONNECTED),
-    "not http": (w.raw(b"SSH-2.0-OpenSSH_9.9\r\n"), Reason.BAD_HTTP),
-    "binary": (w.raw(bytes(range(256)) * 100), Reason.BAD_HTTP),
+    "absent": (w.body(b"", status=404), DropReason.HTTP_4XX),
+    "forbidden": (w.body(JPEG, status=403), DropReason.HTTP_4XX),
+    "busy": (w.body(JPEG, status=503), DropReason.HTTP_5XX),
+    "empty": (w.body(b"", status=204), DropReason.HTTP_OTHER),
+    "part": (w.body(JPEG, status=206), DropReason.HTTP_OTHER),
+    "unchanged": (w.body(b"", status=304), DropReason.HTTP_OTHER),
+    "html": (
+        w.body(b"<!doctype html>" * 900, ("Content-Type", "image/jpeg")),
+        DropReason.NOT_AN_IMAGE,
+    ),
+    "short html": (w.body(b"<html>"), DropReason.NOT_AN_IMAGE),
+    "no bytes": (w.body(b""), DropReason.NOT_AN_IMAGE),
+    "zipped": (w.body(b"\x1f\x8b" + JPEG, ("Content-Encoding", "gzip")), DropReason.NOT_AN_IMAGE),
+    "small": (w.body(JPEG[:4000]), DropReason.TOO_FEW_BYTES),
+    "broken": (w.body(JPEG[:6000]), DropReason.BROKEN_IMAGE),
+    "announced huge": (w.broken_off(JPEG, length=10**12), DropReason.TOO_MANY_BYTES),
+    "endless": (w.endless(JPEG), DropReason.TOO_MANY_BYTES),
+    "silent": (w.silent, DropReason.TIMEOUT),
+    "stalled": (w.drip(HEAD + JPEG, b"", pause=60), DropReason.TIMEOUT),
+    "slow drip": (w.drip(HEAD + JPEG, b"x"), DropReason.TIMEOUT),
+    "slow head": (w.drip(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"), DropReason.TIMEOUT),
+    "lying length": (w.broken_off(JPEG, length=len(JPEG) + 1), DropReason.DISCONNECTED),
+    "broken off": (w.broken_off(JPEG[:3000], length=len(JPEG)), DropReason.DISCONNECTED),
+    "reset": (w.broken_off(JPEG[:3000], length=len(JPEG), reset=True), DropReason.DISCONNECTED),
+    "hangs up": (w.raw(b""), DropReason.DISCONNECTED),
+    "not http": (w.raw(b"SSH-2.0-OpenSSH_9.9\r\n"), DropReason.BAD_HTTP),
+    "binary": (w.raw(bytes(range(256)) * 100), DropReason.BAD_HTTP),
     "two lengths": (
         w.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
-        Reason.BAD_HTTP,
+        DropReason.BAD_HTTP,
     ),
-    "head without an end": (w.raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 99_000), Reason.DISCONNECTED),
-    "long head": (w.raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 600_000), Reason.BAD_HTTP),
-    "many headers": (w.raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 6000 + b"\r\n"), Reason.BAD_HTTP),
+    "head without an end": (
+        w.raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 99_000),
+        DropReason.DISCONNECTED,
+    ),
+    "long head": (w.raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 600_000), DropReason.BAD_HTTP),
+    "many headers": (
+        w.raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 6000 + b"\r\n"),
+        DropReason.BAD_HTTP,
+    ),
     "bomb": (
         w.body(gzip.compress(JPEG + bytes(50_000_000)), ("Content-Encoding", "gzip")),
-        Reason.TOO_MANY_BYTES,
+        DropReason.TOO_MANY_BYTES,
     ),
     "bomb of brotli": (
         w.body(brotli.compress(JPEG + bytes(50_000_000), quality=1), ("Content-Encoding", "br")),
-        Reason.TOO_MANY_BYTES,
+        DropReason.TOO_MANY_BYTES,
     ),
     "half a pack": (
         w.body(gzip.compress(JPEG)[:6000], ("Content-Encoding", "gzip")),
-        Reason.BROKEN_IMAGE,
+        DropReason.BROKEN_IMAGE,
     ),
     "bad chunks": (
         w.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + JPEG),
         None,
     ),
-    "loop": (w.redirect("/loop"), Reason.BAD_REDIRECT),
-    "to nowhere": (w.body(b"", status=302), Reason.BAD_REDIRECT),
-    "to a file": (w.redirect("file:///etc/passwd"), Reason.BAD_REDIRECT),
-    "to gopher": (w.redirect("gopher://a.example/"), Reason.BAD_REDIRECT),
-    "to loopback": (w.redirect("http://127.0.0.1/ok.jpg"), Reason.BAD_REDIRECT),
-    "to metadata": (w.redirect("http://169.254.169.254/latest"), Reason.BAD_REDIRECT),
-    "to number": (w.redirect("http://2130706433/"), Reason.BAD_REDIRECT),
-    "to nonsense": (w.redirect("http://[::1"), Reason.BAD_REDIRECT),
-    "to another service": (w.redirect("http://a.example:22/"), Reason.BAD_REDIRECT),
-    "to no port": (w.redirect("http://a.example:99999/"), Reason.BAD_REDIRECT),
+    "loop": (w.redirect("/loop"), DropReason.BAD_REDIRECT),
+    "to nowhere": (w.body(b"", status=302), DropReason.BAD_REDIRECT),
+    "to a file": (w.redirect("file:///etc/passwd"), DropReason.BAD_REDIRECT),
+    "to gopher": (w.redirect("gopher://a.example/"), DropReason.BAD_REDIRECT),
+    "to loopback": (w.redirect("http://127.0.0.1/ok.jpg"), DropReason.BAD_REDIRECT),
+    "to metadata": (w.redirect("http://169.254.169.254/latest"), DropReason.BAD_REDIRECT),
+    "to number": (w.redirect("http://2130706433/"), DropReason.BAD_REDIRECT),
+    "to nonsense": (w.redirect("http://[::1"), DropReason.BAD_REDIRECT),
+    "to another service": (w.redirect("http://a.example:22/"), DropReason.BAD_REDIRECT),
+    "to no port": (w.redirect("http://a.example:99999/"), DropReason.BAD_REDIRECT),
     "to bytes": (w.raw(b"HTTP/1.1 302 Found\r\nLocation: \xff\xfe\r\n\r\n"), None),
-    "opted out": (w.body(JPEG, ("X-Robots-Tag", "noai")), Reason.OPTED_OUT),
+    "opted out": (w.body(JPEG, ("X-Robots-Tag", "noai")), DropReason.OPTED_OUT),
 }
 
 
@@ -139,10 +148,10 @@ def test_answers_are_taken_as_browsers_take_them():
     for n, (coding, body) in enumerate(PACKED.items()):
         paths[f"/packed{n}.jpg"] = w.body(body, ("Content-Encoding", coding))
     with w.Web(paths) as web:
-        arrived, tally = fetched(web, *(f"http://a.example{path}" for path in paths))
+        arrived, stats = fetched(web, *(f"http://a.example{path}" for path in paths))
     names = dict(zip(paths, [*SOUND, *PACKED], strict=True))
     kept = {names[each.candidate.url.removeprefix("http://a.example")] for each in arrived}
-    assert set(names.values()) - kept == set(), tally.lost
+    assert set(names.values()) - kept == set(), stats.dropped
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
@@ -186,7 +195,7 @@ def test_a_connection_with_an_odd_answer_is_not_used_again(name):
 def test_where_a_body_ends_is_never_guessed(head):
     answer = b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + JPEG
     with w.Web({"/a.jpg": w.raw(answer)}) as web:
-        assert lost(web, "http://a.example/a.jpg") is Reason.BAD_HTTP
+        assert lost(web, "http://a.example/a.jpg") is DropReason.BAD_HTTP
 
 
 def test_a_host_that_answers_badly_has_answered():
@@ -194,9 +203,9 @@ def test_a_host_that_answers_badly_has_answered():
     evidence = Evidence()
     with w.Web({**paths, "/ok.jpg": w.body(JPEG)}) as web:
         urls = [f"http://a.example{path}" for path in [*paths, "/ok.jpg"]]
-        arrived, tally = fetched(web, *urls, per_host=1, patience=5, evidence=evidence)
+        arrived, stats = fetched(web, *urls, per_host=1, patience=5, evidence=evidence)
     assert len(arrived) == 1
-    assert tally.lost == {Reason.BAD_HTTP: 30}
+    assert stats.dropped == {DropReason.BAD_HTTP: 30}
     assert evidence.silent == []
 
 
@@ -205,7 +214,7 @@ def test_every_trouble_has_its_reason(name):
     behaviour, reason = TROUBLE[name]
     with w.Web({"/loop" if name == "loop" else "/it": behaviour}) as web:
         path = "loop" if name == "loop" else "it"
-        patience = 0.5 if reason is Reason.TIMEOUT else 20
+        patience = 0.5 if reason is DropReason.TIMEOUT else 20
         found = lost(
             web, f"http://a.example/{path}", total_timeout=patience, read_timeout=patience / 2,
             max_bytes=1_000_000,
@@ -225,20 +234,20 @@ def test_the_troubles_of_all_do_not_touch_each_other():
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("http://127.0.0.1/a.jpg", Reason.PRIVATE_ADDRESS),
-        ("http://127.1/a.jpg", Reason.PRIVATE_ADDRESS),
-        ("http://0x7f000001/a.jpg", Reason.PRIVATE_ADDRESS),
-        ("http://[::1]/a.jpg", Reason.PRIVATE_ADDRESS),
-        ("http://[::ffff:8.8.8.8]/a.jpg", Reason.PRIVATE_ADDRESS),
-        ("http://１２７.０.０.１/a.jpg", Reason.PRIVATE_ADDRESS),
-        ("http://169.254.169.254/latest/meta-data", Reason.PRIVATE_ADDRESS),
-        ("http://a.example:99999/a.jpg", Reason.UNFETCHABLE),
-        ("http://[::1/a.jpg", Reason.UNFETCHABLE),
-        ("http://", Reason.UNFETCHABLE),
-        ("ftp://a.example/a.jpg", Reason.UNFETCHABLE),
-        ("file:///a.jpg", Reason.UNFETCHABLE),
-        ("mailto:a@a.example", Reason.UNFETCHABLE),
-        ("", Reason.UNFETCHABLE),
+        ("http://127.0.0.1/a.jpg", DropReason.PRIVATE_ADDRESS),
+        ("http://127.1/a.jpg", DropReason.PRIVATE_ADDRESS),
+        ("http://0x7f000001/a.jpg", DropReason.PRIVATE_ADDRESS),
+        ("http://[::1]/a.jpg", DropReason.PRIVATE_ADDRESS),
+        ("http://[::ffff:8.8.8.8]/a.jpg", DropReason.PRIVATE_ADDRESS),
+        ("http://１２７.０.０.１/a.jpg", DropReason.PRIVATE_ADDRESS),
+        ("http://169.254.169.254/latest/meta-data", DropReason.PRIVATE_ADDRESS),
+        ("http://a.example:99999/a.jpg", DropReason.UNFETCHABLE),
+        ("http://[::1/a.jpg", DropReason.UNFETCHABLE),
+        ("http://", DropReason.UNFETCHABLE),
+        ("ftp://a.example/a.jpg", DropReason.UNFETCHABLE),
+        ("file:///a.jpg", DropReason.UNFETCHABLE),
+        ("mailto:a@a.example", DropReason.UNFETCHABLE),
+        ("", DropReason.UNFETCHABLE),
         ("http://" + "a" * 64 + ".example/a.jpg", None),
     ],
 )
@@ -296,10 +305,10 @@ def test_redirects_are_followed_so_far():
     paths = {f"/{n}": w.redirect(f"/{n + 1}") for n in range(5)}
     paths |= {"/5": w.body(JPEG), "/away": w.redirect("//b.example/5")}
     with w.Web(paths) as web:
-        arrived, tally = fetched(web, *(f"http://a.example/{n}" for n in ("0", "2", "away")))
+        arrived, stats = fetched(web, *(f"http://a.example/{n}" for n in ("0", "2", "away")))
         assert len(arrived) == 3
-        assert lost(web, "http://a.example/0", max_redirects=4) is Reason.BAD_REDIRECT
-        assert lost(web, "http://a.example/4", max_redirects=0) is Reason.BAD_REDIRECT
+        assert lost(web, "http://a.example/0", max_redirects=4) is DropReason.BAD_REDIRECT
+        assert lost(web, "http://a.example/4", max_redirects=0) is DropReason.BAD_REDIRECT
 
 
 def test_a_name_without_a_public_address_is_refused():
@@ -311,15 +320,15 @@ def test_a_name_without_a_public_address_is_refused():
 
     with w.Web({"/a.jpg": w.body(JPEG)}) as web:
         url = "http://inside.example/a.jpg"
-        assert lost(web, url, net=NetworkConfig(lookup=lookup)) is Reason.PRIVATE_ADDRESS
-        assert lost(web, url, net=NetworkConfig(lookup=nowhere)) is Reason.DNS
+        assert lost(web, url, net=NetworkConfig(lookup=lookup)) is DropReason.PRIVATE_ADDRESS
+        assert lost(web, url, net=NetworkConfig(lookup=nowhere)) is DropReason.DNS
         assert not web.asked
 
 
 def test_a_place_that_takes_no_connection():
     with w.Web({}) as web:
         pass
-    assert lost(web, "http://a.example/a.jpg") is Reason.REFUSED
+    assert lost(web, "http://a.example/a.jpg") is DropReason.REFUSED
 
 
 def test_tls_is_checked():
@@ -336,9 +345,9 @@ def test_tls_is_checked():
 
         arrived, _ = fetched(web, "https://good.example/a.jpg", net=net(trusting))
         assert len(arrived) == 1
-        assert lost(web, "https://good.example/a.jpg", net=net(other)) is Reason.TLS
-        assert lost(web, "https://bad.example/a.jpg", net=net(trusting)) is Reason.TLS
-        assert lost(web, "https://good.example/a.jpg", net=net(True)) is Reason.TLS
+        assert lost(web, "https://good.example/a.jpg", net=net(other)) is DropReason.TLS
+        assert lost(web, "https://bad.example/a.jpg", net=net(trusting)) is DropReason.TLS
+        assert lost(web, "https://good.example/a.jpg", net=net(True)) is DropReason.TLS
 
 
 def test_what_may_pass_is_tried_once_more():
@@ -352,7 +361,7 @@ def test_what_may_pass_is_tried_once_more():
     with w.Web(paths) as web:
         spoken = (f"http://{path[1:]}.example{path}" for path in paths if path != "/silent")
         arrived, _ = fetched(web, *spoken)
-        assert lost(web, "http://silent.example/silent", read_timeout=0.3) is Reason.TIMEOUT
+        assert lost(web, "http://silent.example/silent", read_timeout=0.3) is DropReason.TIMEOUT
     assert len(arrived) == 2
     asked = [path for path, _ in web.asked]
     assert {path: asked.count(path) for path in paths} == {

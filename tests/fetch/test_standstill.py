@@ -4,13 +4,13 @@ import asyncio
 import threading
 import time
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import Evidence, Stage, Stats
 from cahlib.fetch.connectivity import NoAnswerCause
 from cahlib.fetch.images import stream_images
 from cahlib.fetch.network import watch_network
 from cahlib.fetch.outage_monitor import OutageTimings
 from cahlib.fetch.resolver import NetworkConfig, NoAnswerError
-from cahlib.records import Evidence, Stage, Tally
 from tests.world import web as w
 from tests.world.pictures import candidate, picture
 
@@ -19,7 +19,7 @@ HURRIED = OutageTimings(quiet=0.25, probe=0.75, retry=0.25)
 
 def test_what_ran_out_of_time_while_this_machine_stood_still_is_asked_again():
     """As after Ctrl-Z and `fg`, or on a machine that others keep busy."""
-    answering, tally = threading.Event(), Tally()
+    answering, stats = threading.Event(), Stats()
     pictures = {f"/{n}.jpg": w.slow(w.body(picture()), answering) for n in range(4)}
 
     async def scrape(web):
@@ -28,7 +28,7 @@ def test_what_ran_out_of_time_while_this_machine_stood_still_is_asked_again():
         )
         net = NetworkConfig(only=("127.0.0.1", web.port), tls=False, pause=0, timings=HURRIED)
         links = (candidate(f"http://host{n}.example/{n}.jpg", n) for n in range(4))
-        found = stream_images(links, options, tally, evidence=Evidence(), net=net)
+        found = stream_images(links, options, stats, evidence=Evidence(), net=net)
         first = asyncio.ensure_future(anext(found))
         while len(web.asked) < 4:
             await asyncio.sleep(0.01)
@@ -39,7 +39,7 @@ def test_what_ran_out_of_time_while_this_machine_stood_still_is_asked_again():
 
     with w.Web(pictures) as web:
         assert asyncio.run(scrape(web)) == 4
-    assert (tally.left[Stage.FETCH], tally.lost) == (4, {})
+    assert (stats.left[Stage.FETCH], stats.dropped) == (4, {})
 
 
 def test_a_request_that_runs_out_of_time_before_the_outage_of_names_is_noticed_waits_for_it():

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cahlib.core.records import DropReason
 from cahlib.fetch.urls import domain_of, normalize_url
-from cahlib.records import Reason
 from tests.world import web as w
 from tests.world.fetched import fetched
 
@@ -44,6 +44,6 @@ def test_a_domain_of_two_spellings_is_left_alone_as_one():
     hosts = "bücher.de", "xn--bcher-kva.de"
     urls = [f"http://{hosts[n % 2]}/{n}.jpg" for n in range(20)]
     with w.Web({f"/{n}.jpg": w.body(b"", status=403) for n in range(20)}) as web:
-        _, tally = fetched(web, *urls, patience=5, per_host=1)
-    assert tally.lost == {Reason.HTTP_4XX: 5, Reason.LEFT_ALONE: 15}
+        _, stats = fetched(web, *urls, patience=5, per_host=1)
+    assert stats.dropped == {DropReason.HTTP_4XX: 5, DropReason.LEFT_ALONE: 15}
     assert len(web.asked) == 5

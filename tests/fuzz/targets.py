@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cahlib.config import Crawl, Download
+from cahlib.core.config import Crawl, Download
+from cahlib.core.errors import ConfigError, ShardError
+from cahlib.core.lists import DOMAIN, HASH, MD5, URL, entries
+from cahlib.core.records import Evidence, Shard, Stage, Stats
+from cahlib.core.retry import retry_after
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.wat import read_pages
 from cahlib.demo import wat as wats
-from cahlib.errors import ConfigError, ShardError
 from cahlib.fetch import opt_outs
 from cahlib.fetch.robots import RobotsTxt
 from cahlib.image.strip_metadata import strip_metadata
 from cahlib.image.validate import validate_image
-from cahlib.lists import DOMAIN, HASH, MD5, URL, entries
 from cahlib.parcel import parcel
-from cahlib.records import Evidence, Shard, Stage, Tally
-from cahlib.retry import retry_after
 from tests.world.pictures import image, picture
 
 _SMALL = Download(max_pixels=100_000, min_bytes=0, min_side=1)
@@ -49,13 +49,13 @@ def _wat(data: bytes) -> None:
         for content in (data, gzip.compress(data, 1)):
             path.write_bytes(content)
             for half in range(2):
-                tally = Tally()
+                stats = Stats()
                 shard = Shard(id="x", url=str(path), half=half)
                 with contextlib.suppress(ShardError):
-                    found = read_pages(shard, tally)
-                    for each in find_candidates(found, Crawl(og_images=True), Blocklists(), tally):
+                    found = read_pages(shard, stats)
+                    for each in find_candidates(found, Crawl(og_images=True), Blocklists(), stats):
                         each.text.encode(), each.url.encode()
-                assert tally.unaccounted(Stage.CHOOSE) == 0
+                assert stats.unaccounted(Stage.CHOOSE) == 0
 
 
 def _robots(data: bytes) -> None:
@@ -87,7 +87,7 @@ def _strip(data: bytes) -> None:
 def _parcel() -> tuple[bytes, bytes]:
     """The tar and the manifest of a parcel."""
     with tempfile.TemporaryDirectory() as folder:
-        made = parcel.write_parcel([image(0), image(1)], _SHARD, Path(folder), tally=Tally())
+        made = parcel.write_parcel([image(0), image(1)], _SHARD, Path(folder), stats=Stats())
         return made.path.read_bytes(), made.path.with_suffix(".json").read_bytes()
 
 
@@ -98,7 +98,7 @@ _TAR, _MANIFEST = _parcel()
 def _tar(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         parcel.write_parcel(
-            [image(0), image(1)], _SHARD, Path(folder), tally=Tally(), evidence=Evidence()
+            [image(0), image(1)], _SHARD, Path(folder), stats=Stats(), evidence=Evidence()
         )
         (Path(folder) / "s-0.tar").write_bytes(data)
         known = parcel.find_parcel(Path(folder), _SHARD)

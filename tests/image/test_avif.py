@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import DropReason
 from cahlib.image import avif
 from cahlib.image.header import CAN_DECODE_AVIF, image_format
 from cahlib.image.validate import validate_image
-from cahlib.records import Reason
 from tests.world.fetched import fetched
 from tests.world.pictures import picture
 from tests.world.profiles import SRGB, SWAPPED, halves
@@ -122,15 +122,15 @@ def claimed(data, *size):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda d: d[:-1], Reason.BROKEN_IMAGE),
-        (lambda d: d[:-3000], Reason.BROKEN_IMAGE),
-        (lambda d: d[:200], Reason.BROKEN_IMAGE),
-        (lambda d: d.replace(b"pitm", b"free"), Reason.BROKEN_IMAGE),
-        (lambda d: d.replace(b"av01", b"hvc1"), Reason.BROKEN_IMAGE),
-        (lambda d: claimed(d, 60_000, 60_000), Reason.TOO_MANY_PIXELS),
-        (lambda d: claimed(d, 80, 70), Reason.BROKEN_IMAGE),  # less than what is decoded
-        (lambda d: claimed(d, 161, 120), Reason.BROKEN_IMAGE),
-        (lambda d: d[:8] + b"heic" + d[12:], Reason.NOT_AN_IMAGE),
+        (lambda d: d[:-1], DropReason.BROKEN_IMAGE),
+        (lambda d: d[:-3000], DropReason.BROKEN_IMAGE),
+        (lambda d: d[:200], DropReason.BROKEN_IMAGE),
+        (lambda d: d.replace(b"pitm", b"free"), DropReason.BROKEN_IMAGE),
+        (lambda d: d.replace(b"av01", b"hvc1"), DropReason.BROKEN_IMAGE),
+        (lambda d: claimed(d, 60_000, 60_000), DropReason.TOO_MANY_PIXELS),
+        (lambda d: claimed(d, 80, 70), DropReason.BROKEN_IMAGE),  # less than what is decoded
+        (lambda d: claimed(d, 161, 120), DropReason.BROKEN_IMAGE),
+        (lambda d: d[:8] + b"heic" + d[12:], DropReason.NOT_AN_IMAGE),
     ],
 )
 def test_refusals(damage, reason, options):
@@ -153,7 +153,7 @@ def test_damaged_files_give_a_picture_or_a_reason(data):
     for at, value in data.draw(st.lists(places, min_size=1, max_size=20)):
         damaged[at] = value
     kept = validate_image(bytes(damaged), ANY)
-    if not isinstance(kept, Reason) and kept["format"] == "avif":
+    if not isinstance(kept, DropReason) and kept["format"] == "avif":
         with Image.open(io.BytesIO(kept["data"])) as image:
             image.load()
 

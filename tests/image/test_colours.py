@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from cahlib.config import Download
+from cahlib.core.config import Download
 from cahlib.image.colours import changes_colours, is_valid_profile, to_srgb
 from cahlib.image.perceptual_hash import phash
 from cahlib.image.validate import validate_image

@@ -12,9 +12,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import DropReason
 from cahlib.image.validate import validate_image
-from cahlib.records import Reason
 from tests.benchmarks.bench_proof import (
     EOI,
     HARMLESS,
@@ -40,7 +40,7 @@ def test_half_pictures_are_refused(name, damage, options):
     data, chance = FILES[name], random.Random(name + damage)
     while invented(pixels(data), changed := SURE[damage](data, chance)) <= 0.01:
         pass  # too near to the end
-    assert validate_image(changed, options) is Reason.BROKEN_IMAGE
+    assert validate_image(changed, options) is DropReason.BROKEN_IMAGE
 
 
 @pytest.mark.parametrize("options", ANY, ids=["original", "small"])
@@ -48,7 +48,7 @@ def test_half_pictures_are_refused(name, damage, options):
 def test_what_is_odd_and_does_no_harm_is_kept(oddity, options):
     for name, data in FILES.items():
         kept = validate_image(HARMLESS[oddity](data, random.Random(name)), options)
-        assert not isinstance(kept, Reason), name
+        assert not isinstance(kept, DropReason), name
         with Image.open(io.BytesIO(kept["data"])) as image:
             image.load()
 
@@ -58,8 +58,8 @@ def test_what_is_odd_and_does_no_harm_is_kept(oddity, options):
 @pytest.mark.parametrize("path", sorted(CASES.glob("*")), ids=lambda path: path.name)
 def test_files_as_they_were_found(path, options):
     kept = validate_image(path.read_bytes(), options)
-    assert (kept is Reason.BROKEN_IMAGE) == path.name.startswith("cut")
-    if not isinstance(kept, Reason):
+    assert (kept is DropReason.BROKEN_IMAGE) == path.name.startswith("cut")
+    if not isinstance(kept, DropReason):
         with Image.open(io.BytesIO(kept["data"])) as image:
             image.load()
     if path.name.startswith("profile") and options.resize:
@@ -81,7 +81,7 @@ def test_only_the_first_end_mark_ends_a_picture():
 def test_a_decoder_that_stops_few_bytes_early_may_be_right(name):
     data, chance = FILES[name], random.Random(name)
     tried = [HARMLESS["few bytes before the end"](data, chance) for _ in range(20)]
-    assert sum(validate_image(each, ANY[0]) is Reason.BROKEN_IMAGE for each in tried) <= 1
+    assert sum(validate_image(each, ANY[0]) is DropReason.BROKEN_IMAGE for each in tried) <= 1
 
 
 def test_a_decoder_that_lost_its_way_and_stops_few_bytes_early_is_not_right():
@@ -94,7 +94,7 @@ def test_a_decoder_that_lost_its_way_and_stops_few_bytes_early_is_not_right():
             if stops_early(changed) and invented(pixels(whole), changed) > 0.01:
                 found.append(changed)
                 break
-    assert sum(validate_image(each, ANY[0]) is not Reason.BROKEN_IMAGE for each in found) <= 1
+    assert sum(validate_image(each, ANY[0]) is not DropReason.BROKEN_IMAGE for each in found) <= 1
 
 
 def stops_early(data):
@@ -118,4 +118,4 @@ def stops_early(data):
 )
 def test_what_cannot_be_proven_is_refused(how):
     data = encoded(drawn(random.Random(1)), *how)
-    assert {validate_image(data, options) for options in ANY} == {Reason.BROKEN_IMAGE}
+    assert {validate_image(data, options) for options in ANY} == {DropReason.BROKEN_IMAGE}

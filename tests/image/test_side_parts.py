@@ -7,9 +7,9 @@ import zlib
 import pytest
 from PIL import Image
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import DropReason
 from cahlib.image.validate import validate_image
-from cahlib.records import Reason
 from tests.world.pictures import picture
 from tests.world.profiles import SRGB, halves
 
@@ -80,7 +80,7 @@ def test_parts_of_a_png_in_the_wrong_place_are_left_out(name):
 def test_a_part_of_a_png_with_a_wrong_length_breaks_it_or_harms_nothing(name):
     for length in (0, 1, 1000, 1 << 31):
         data = with_part(chunk(name, SIDE[name], length=length))
-        if validate_image(data, ANY) is not Reason.BROKEN_IMAGE:
+        if validate_image(data, ANY) is not DropReason.BROKEN_IMAGE:
             opened(data)
 
 
@@ -112,7 +112,7 @@ def test_transparency_is_for_the_colours_of_the_palette(transparency):
 def test_damaged_pixels_of_a_png_are_broken():
     data = bytearray(picture("PNG"))
     data[-20] ^= 1  # the checksum of the last piece of pixels
-    assert validate_image(bytes(data), ANY) is Reason.BROKEN_IMAGE
+    assert validate_image(bytes(data), ANY) is DropReason.BROKEN_IMAGE
 
 
 def test_a_png_whose_end_alone_is_missing_is_whole():
@@ -121,7 +121,7 @@ def test_a_png_whose_end_alone_is_missing_is_whole():
         with Image.open(io.BytesIO(validate_image(data[:-missing], ANY)["data"])) as kept:
             assert kept.tobytes() == Image.open(io.BytesIO(data)).tobytes()
     for missing in range(13, 40):
-        assert validate_image(data[:-missing], ANY) is Reason.BROKEN_IMAGE
+        assert validate_image(data[:-missing], ANY) is DropReason.BROKEN_IMAGE
 
 
 def segments(*parts):

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import DropReason
 from cahlib.image.strip_metadata import strip_metadata
 from cahlib.image.validate import validate_image
-from cahlib.records import Reason
 
 SECRET = b"52.5163N 13.3777E by Jane Doe"
 KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -137,7 +137,7 @@ def test_of_an_animation_only_the_first_frame_is_kept(hidden):
 
 def test_an_animation_whose_first_frame_is_not_the_whole_picture_is_broken():
     for data, _ in (animated((80, 60), (160, 120)), animated((160, 120), flags=0)):
-        assert validate_image(data, Download(min_bytes=0)) is Reason.BROKEN_IMAGE
+        assert validate_image(data, Download(min_bytes=0)) is DropReason.BROKEN_IMAGE
         with pytest.raises(ValueError, match="not the whole picture"):
             strip_metadata(data, "webp", 1)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from cahlib.config import Download
+from cahlib.core.config import Download
+from cahlib.core.records import DropReason
 from cahlib.image.validate import validate_image
-from cahlib.records import Reason
 from tests.world.pictures import picture
 
 ORIGINALS = Download()
@@ -173,25 +173,25 @@ SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>' * 100
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", Reason.NOT_AN_IMAGE),
-        (b"tiny", Reason.NOT_AN_IMAGE),
-        (GIF, Reason.NOT_AN_IMAGE),
-        (HTML, Reason.NOT_AN_IMAGE),
-        (SVG, Reason.NOT_AN_IMAGE),
-        (picture()[:4000], Reason.TOO_FEW_BYTES),
-        (picture(size=(300, 63)), Reason.SMALL_SIDE),
-        (picture(size=(64, 600)), Reason.ASPECT),
-        (png(60_000, 60_000, data=bytes(9_000_000)), Reason.TOO_MANY_PIXELS),
-        (picture("PNG")[:-13], Reason.BROKEN_IMAGE),
-        (picture("WEBP")[:-1], Reason.BROKEN_IMAGE),
-        (picture("JPEG")[:-3], Reason.BROKEN_IMAGE),
-        (picture("JPEG")[:-3000], Reason.BROKEN_IMAGE),
-        (picture("JPEG", progressive=True)[:-3], Reason.BROKEN_IMAGE),
-        (picture("JPEG", progressive=True)[:-3000], Reason.BROKEN_IMAGE),
-        (b"\xff\xd8\xff\xe0" + bytes(9000), Reason.BROKEN_IMAGE),
-        (b"\x89PNG\r\n\x1a\n" + bytes(9000), Reason.BROKEN_IMAGE),
-        (b"RIFF\x00\x00\x00\x00WEBPVP8 " + bytes(9000), Reason.SMALL_SIDE),
-        (png(100, 100, data=bytes(100)) + bytes(9000), Reason.BROKEN_IMAGE),
+        (b"", DropReason.NOT_AN_IMAGE),
+        (b"tiny", DropReason.NOT_AN_IMAGE),
+        (GIF, DropReason.NOT_AN_IMAGE),
+        (HTML, DropReason.NOT_AN_IMAGE),
+        (SVG, DropReason.NOT_AN_IMAGE),
+        (picture()[:4000], DropReason.TOO_FEW_BYTES),
+        (picture(size=(300, 63)), DropReason.SMALL_SIDE),
+        (picture(size=(64, 600)), DropReason.ASPECT),
+        (png(60_000, 60_000, data=bytes(9_000_000)), DropReason.TOO_MANY_PIXELS),
+        (picture("PNG")[:-13], DropReason.BROKEN_IMAGE),
+        (picture("WEBP")[:-1], DropReason.BROKEN_IMAGE),
+        (picture("JPEG")[:-3], DropReason.BROKEN_IMAGE),
+        (picture("JPEG")[:-3000], DropReason.BROKEN_IMAGE),
+        (picture("JPEG", progressive=True)[:-3], DropReason.BROKEN_IMAGE),
+        (picture("JPEG", progressive=True)[:-3000], DropReason.BROKEN_IMAGE),
+        (b"\xff\xd8\xff\xe0" + bytes(9000), DropReason.BROKEN_IMAGE),
+        (b"\x89PNG\r\n\x1a\n" + bytes(9000), DropReason.BROKEN_IMAGE),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 " + bytes(9000), DropReason.SMALL_SIDE),
+        (png(100, 100, data=bytes(100)) + bytes(9000), DropReason.BROKEN_IMAGE),
     ],
 )
 def test_refusals(data, reason, options):
@@ -199,7 +199,7 @@ def test_refusals(data, reason, options):
 
 
 def test_too_many_bytes():
-    assert validate_image(picture(), Download(max_bytes=5000)) is Reason.TOO_MANY_BYTES
+    assert validate_image(picture(), Download(max_bytes=5000)) is DropReason.TOO_MANY_BYTES
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -213,10 +213,10 @@ def test_a_size_that_is_only_claimed_is_not_believed(format):
         data[16:24] = struct.pack(">II", 60_000, 60_000)
     else:
         data[26:30] = struct.pack("<HH", 16_000, 16_000)
-    assert validate_image(bytes(data), ORIGINALS) is Reason.TOO_MANY_PIXELS
+    assert validate_image(bytes(data), ORIGINALS) is DropReason.TOO_MANY_PIXELS
     assert validate_image(bytes(data), Download(max_pixels=10**9)) in (
-        Reason.BROKEN_IMAGE,
-        Reason.TOO_MANY_PIXELS,
+        DropReason.BROKEN_IMAGE,
+        DropReason.TOO_MANY_PIXELS,
     )
 
 
@@ -231,7 +231,7 @@ def test_a_progressive_file_with_endless_scans_is_refused():
     data = picture("JPEG", progressive=True)
     scan = data.rindex(b"\xff\xda")
     bomb = data[:-2] + data[scan:-2] * 100 + b"\xff\xd9"
-    assert validate_image(bomb, ORIGINALS) is Reason.BROKEN_IMAGE
+    assert validate_image(bomb, ORIGINALS) is DropReason.BROKEN_IMAGE
 
 
 def test_trailing_bytes_do_no_harm():
@@ -259,13 +259,13 @@ def test_damaged_files_give_a_picture_or_a_reason(whole, data, options):
 
 @given(st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF....WEBP", b""]), st.binary())
 def test_garbage_gives_a_reason(start, garbage):
-    assert isinstance(validate_image(start + garbage, NO_LIMITS[0]), Reason)
+    assert isinstance(validate_image(start + garbage, NO_LIMITS[0]), DropReason)
 
 
 @given(st.integers(0, len(WHOLE) - 1), st.integers(3, 4000))
 def test_what_is_cut_off_is_refused(which, cut):
     assume(cut > 12 or not WHOLE[which].startswith(b"\x89PNG"))  # whose end says nothing
-    assert validate_image(WHOLE[which][:-cut], NO_LIMITS[0]) is Reason.BROKEN_IMAGE
+    assert validate_image(WHOLE[which][:-cut], NO_LIMITS[0]) is DropReason.BROKEN_IMAGE
 
 
 @pytest.mark.parametrize("options", NO_LIMITS)
@@ -278,5 +278,5 @@ def test_a_missing_end_mark_says_nothing_of_the_pixels(cut, how, options):
 
 
 def assert_fine(result):
-    if not isinstance(result, Reason):
+    if not isinstance(result, DropReason):
         assert len(result["data"]) > 0 and result["width"] > 0

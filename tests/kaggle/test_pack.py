@@ -10,15 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cahlib import live
-from cahlib.config import Job, Output
+from cahlib.core import status
+from cahlib.core.config import Job, Output
+from cahlib.core.errors import ConfigError
+from cahlib.core.private import named
 from cahlib.dataset.write.duplicate_index import load_duplicate_index
 from cahlib.dataset.write.shard_writer import write_shard
-from cahlib.errors import ConfigError
 from cahlib.kaggle import pack
 from cahlib.kaggle.inside import end_when_full, received, working
-from cahlib.private import named
-from cahlib.tracker.store import Ledger
+from cahlib.ledger.local import Ledger
 from tests.world import judged as world
 
 NOTEBOOK = Path(__file__).parent.parent.parent / "gpucah.ipynb"
@@ -60,7 +60,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     sealed = [
         write_shard(
             here.folder, images, parcel=world.parcel(name, images=len(images)),
-            spec=world.SPEC, tally=world.tally_of(images), again=lambda judged: None,
+            spec=world.SPEC, stats=world.stats_of(images), again=lambda judged: None,
         )
         for name, images in (("full", made), ("empty", []))
     ]  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_run_ends_before_its_output_is_more_than_kaggle_keeps(tmp_path):
     (home / "run").mkdir(parents=True)
     (home / "images.tar").write_bytes(bytes(2000))
     with subprocess.Popen(["sleep", "1000"]) as process:
-        (home / "run" / live.FILE).write_text(json.dumps(live.process(process.pid)))
+        (home / "run" / status.FILE).write_text(json.dumps(status.process(process.pid)))
         end_when_full(home, most=2000, pause=0)
         assert process.wait() == -signal.SIGTERM
         end_when_full(home, most=2000, pause=0)  # nobody is there any more

@@ -13,20 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from cahlib.config import Job
-from cahlib.errors import CahError, ConfigError, RunError
+from cahlib.core.config import Job
+from cahlib.core.errors import CahError, ConfigError, RunError
+from cahlib.core.private import place
+from cahlib.engine import ticket
+from cahlib.engine.certificates import Keys
+from cahlib.engine.cluster import Reach
 from cahlib.kaggle import pack
 from cahlib.kaggle.limits import affordable
 from cahlib.kaggle.servers import Swarm
 from cahlib.kaggle.service import Kaggle, Quota
 from cahlib.kaggle.session import Note, Session, attend, left_alone, prospect
-from cahlib.private import place
-from cahlib.swarm import hetzner, ticket
-from cahlib.swarm.cluster import Reach
-from cahlib.swarm.fleet import Fleet
+from cahlib.swarm import hetzner
 from cahlib.swarm.install import PORT
-from cahlib.swarm.keys import Keys
 from cahlib.swarm.planner import plan
+from cahlib.swarm.provisioning import Fleet
 from tests.world import cloud as clouds
 from tests.world import kaggle
 

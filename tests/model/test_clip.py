@@ -17,8 +17,8 @@ from PIL import Image as Picture
 torch = pytest.importorskip("torch", reason="judging needs: pip install 'cahlib[gpu]'")
 open_clip = pytest.importorskip("open_clip", reason="judging needs: pip install 'cahlib[gpu]'")
 
-from cahlib.config import Judge  # noqa: E402
-from cahlib.errors import ConfigError, RunError  # noqa: E402
+from cahlib.core.config import Judge  # noqa: E402
+from cahlib.core.errors import ConfigError, RunError  # noqa: E402
 from cahlib.image import pixels  # noqa: E402
 from cahlib.model import clip  # noqa: E402
 from cahlib.model.clip import load_clip  # noqa: E402

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from cahlib.cli import main
-from cahlib.config import Judge
-from cahlib.errors import ConfigError
+from cahlib.commands.cli import main
+from cahlib.core.config import Judge
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.model.clip import load_clip
 from cahlib.model.heads import load_heads
 from cahlib.model.pairs import score_names, score_pairs
 from cahlib.model.safety import Safety
-from cahlib.records import Reason, Stage, Tally
 from tests.model.test_pairs import HARMLESS, image
 from tests.world import models
 
@@ -67,22 +67,22 @@ def test_scores_are_kept_and_the_wrong_side_of_the_threshold_goes(tmp_path):
 
     def judged(drop, threshold):
         path = written(tmp_path, tensors, drop=drop, threshold=threshold)
-        tally, found = Tally(), load_heads([path], tiny)
+        stats, found = Stats(), load_heads([path], tiny)
         assert score_names(safety, found)[-1] == "taste"
-        every = score_pairs(images, tiny, safety, judge=options, tally=tally, heads=found)
+        every = score_pairs(images, tiny, safety, judge=options, stats=stats, heads=found)
         rows = [(each.scores["taste"], each.reason, each) for each in every]
-        assert tally.unaccounted(Stage.JUDGE) == 0
-        return rows, tally
+        assert stats.unaccounted(Stage.JUDGE) == 0
+        return rows, stats
 
-    rows, tally = judged(None, None)
-    assert not tally.lost
+    rows, stats = judged(None, None)
+    assert not stats.dropped
     for score, _, each in rows:  # from what is stored, anybody gets the same
         assert score == pytest.approx(10 * float(each.image_embedding[0]) + 1, abs=1e-5)
     middle = sorted(score for score, _, _ in rows)[6]
     for drop, goes in (("below", lambda s: s < middle), ("above", lambda s: s > middle)):
-        rows, tally = judged(drop, middle)
-        assert 0 < tally.lost[Reason.HEAD_SCORE] < len(images)
-        assert all((reason is Reason.HEAD_SCORE) == goes(score) for score, reason, _ in rows)
+        rows, stats = judged(drop, middle)
+        assert 0 < stats.dropped[DropReason.HEAD_SCORE] < len(images)
+        assert all((reason is DropReason.HEAD_SCORE) == goes(score) for score, reason, _ in rows)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
-from cahlib.config import Judge, replace
-from cahlib.errors import ConfigError
+from cahlib.core.config import Judge, replace
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.image.perceptual_hash import phash
 from cahlib.model.known_harm import drop_known_harm, load_known_harm
-from cahlib.records import Reason, Stage, Tally
-from cahlib.run import run
+from cahlib.run.pipeline import run
 from tests.world import small
 from tests.world.pictures import image, picture
 
@@ -38,17 +38,17 @@ def test_what_looks_like_a_listed_image_is_only_counted(tmp_path, packed):
     (tmp_path / "list").write_bytes(gzip.compress(text) if packed else text)
     near = load_known_harm((str(tmp_path / "list"),), "harm_looks", 4)
     images = [image(n, again(drawn(n))) for n in range(5)]
-    tally = Tally()
-    assert list(drop_known_harm(images, near, tally)) == [images[n] for n in (0, 2, 4)]
-    assert tally.lost == {Reason.HARM_LOOKS: 2} and tally.entered[Stage.JUDGE] == 2
-    assert list(drop_known_harm(images, load_known_harm((), "harm_looks", 4), tally)) == images
+    stats = Stats()
+    assert list(drop_known_harm(images, near, stats)) == [images[n] for n in (0, 2, 4)]
+    assert stats.dropped == {DropReason.HARM_LOOKS: 2} and stats.entered[Stage.JUDGE] == 2
+    assert list(drop_known_harm(images, load_known_harm((), "harm_looks", 4), stats)) == images
 
 
 def test_a_strangers_image_that_cannot_be_decoded_is_left_to_the_judge(tmp_path):
     (tmp_path / "list").write_text(phash(drawn(1)))
     near = load_known_harm((str(tmp_path / "list"),), "harm_looks", 4)
     images = [image(0, drawn(0)[:300]), image(1, drawn(1))]
-    assert list(drop_known_harm(images, near, Tally())) == images[:1]
+    assert list(drop_known_harm(images, near, Stats())) == images[:1]
 
 
 @pytest.mark.parametrize("line", ["0123456789abcdef0", "0123456789abcdeg", "d41d8cd98f00b204" * 2])
@@ -66,8 +66,8 @@ def test_a_run_keeps_no_trace_of_it(tmp_path):
     with small.Pictures() as web:
         job = small.job(crawl, tmp_path / "set", web)
         outcome = run(replace(job, harm_looks=(str(tmp_path / "list"),)))
-    assert outcome.tally.lost[Reason.HARM_LOOKS] == 6
-    assert not outcome.tally.unaccounted(Stage.JUDGE)
+    assert outcome.stats.dropped[DropReason.HARM_LOOKS] == 6
+    assert not outcome.stats.unaccounted(Stage.JUDGE)
     rows = [pq.read_table(each).num_rows for each in (tmp_path / "set").glob("metadata/*.parquet")]
     assert sum(rows) == 0
     files = [each for each in (tmp_path / "set").rglob("*") if each.is_file()]

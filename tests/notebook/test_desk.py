@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cahlib import demo, notebook, quote
-from cahlib.config import Job, replace
+from cahlib import demo, notebook
+from cahlib.core.config import Job, replace
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.upload import upload_shards
@@ -24,6 +24,7 @@ from cahlib.notebook.lines import report_lines
 from cahlib.notebook.memory import remember
 from cahlib.notebook.outcome import Results
 from cahlib.notebook.place import Place
+from cahlib.run import quote
 from tests.world import cloud as clouds
 from tests.world import judged
 from tests.world.jobs import LIMIT, until

@@ -10,10 +10,11 @@ import ipywidgets as widgets
 import pytest
 from ipykernel.comm.comm import BaseComm
 
-from cahlib import cli, notebook
-from cahlib.config import Job, settings
+from cahlib import notebook
+from cahlib.commands import cli
+from cahlib.core.config import Job, settings
+from cahlib.core.errors import ConfigError
 from cahlib.crawl import index
-from cahlib.errors import ConfigError
 from cahlib.notebook.child import Child
 from cahlib.notebook.fields import Form, written
 from cahlib.notebook.inputs import free, hear, label
@@ -100,7 +101,16 @@ def test_the_terminal_says_the_same_of_what_is_missing(form, tmp_path):
     assert not form.check()
     clean = {k: v for k, v in environment().items() if k != "CAH_CONTACT"}
     ran = subprocess.run(
-        [sys.executable, "-m", "cahlib.cli", "run", "--crawl", "any", "--output", tmp_path / "d"],
+        [
+            sys.executable,
+            "-m",
+            "cahlib.commands.cli",
+            "run",
+            "--crawl",
+            "any",
+            "--output",
+            tmp_path / "d",
+        ],
         env=clean,
         cwd=tmp_path,
         capture_output=True,

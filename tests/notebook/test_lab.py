@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cahlib import demo
-from cahlib.config import replace, settings
+from cahlib.core.config import replace, settings
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
 from cahlib.notebook.child import Child

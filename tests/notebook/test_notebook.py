@@ -9,10 +9,10 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 import cahlib
 from cahlib import demo, notebook
-from cahlib.config import replace
+from cahlib.core.config import replace
+from cahlib.core.errors import ConfigError
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
-from cahlib.errors import ConfigError
 from cahlib.notebook.fields import FIRST
 from tests.world import cloud as clouds
 from tests.world import hosts, notebooks

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cahlib.errors import ConfigError
+from cahlib.core.errors import ConfigError
 from cahlib.notebook.place import Place, here, mount_drive, online, secret
 
 COLAB = """

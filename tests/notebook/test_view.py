@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from cahlib import room
-from cahlib.config import Job, replace
+from cahlib.core.config import Job, replace
 from cahlib.notebook import expect, view
 from cahlib.notebook.machine import Gauge, Machine, parsed
 from cahlib.notebook.state import Known, panel
+from cahlib.run import disk_space
 
 EVIL = "<img src=x onerror=a>\"'"
 PAIR = {"nsfw": "UNLIKELY", "jpeg": "blots", "clear": "", "text": EVIL, "similarity": 0.3}
@@ -82,7 +82,7 @@ def test_costs_so_far_and_to_come():
 
 
 def test_the_totals_stay_and_what_is_of_now_does_not():
-    values = live(spent=0.5, hourly=0.6, tally={"judge": {"in": 9, "out": 1234, "lost": {}}})
+    values = live(spent=0.5, hourly=0.6, stats={"judge": {"in": 9, "out": 1234, "lost": {}}})
     going, over = (words(head(values, running=running)) for running in (True, False))
     for each in ("1,234 pairs", "10 minutes in this launch", "2.0 MB", "EUR 0.50"):
         assert each in going and each in over
@@ -103,15 +103,17 @@ def test_a_machine_tells_of_its_gpus_and_its_disk(tmp_path):
 
 
 def test_what_is_saved_of_a_folder_is_all_the_room_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "_SAVED", {tmp_path: 3_000_000})
+    monkeypatch.setattr(disk_space, "_SAVED", {tmp_path: 3_000_000})
     (tmp_path / "more").write_bytes(bytes(400_000))
     job = replace(Job(), output=str(tmp_path / "dataset"), shards=2)
-    assert room.told(job) == (
+    assert disk_space.told(job) == (
         f"2.6 MB more can be saved: of {tmp_path}, no more than 3.0 MB are. 2 shards will take at "
         "least 5.0 MB. That is not enough: make room, or give fewer --shards."
     )
     assert str(Gauge(gpu=False).read(tmp_path / "dataset")) == "2.6 MB of disk left"
-    assert room.told(replace(job, output="file:///d", keep_local=False)).startswith("The dataset's")
+    assert disk_space.told(replace(job, output="file:///d", keep_local=False)).startswith(
+        "The dataset's"
+    )
 
 
 def test_many_nodes_take_turns():

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cahlib import __version__
-from cahlib.errors import RunError, ShardError
+from cahlib.core.errors import RunError, ShardError
+from cahlib.core.records import DropReason, Evidence, OptOut, Shard, Stage, Stats
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel.tar import TarWriter, parcel_disk
-from cahlib.records import Evidence, OptOut, Reason, Shard, Stage, Tally
 from tests.world.pictures import candidate, image
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,7 +29,7 @@ POSITIONS = [3, 0, 7, 1]
 
 
 def sealed(folder, positions=POSITIONS, **how):
-    return parcels.write_parcel(map(image, positions), SHARD, folder, tally=Tally(), **how)
+    return parcels.write_parcel(map(image, positions), SHARD, folder, stats=Stats(), **how)
 
 
 def test_images_come_back_in_the_order_of_the_page(tmp_path):
@@ -52,30 +52,30 @@ def test_everything_that_is_known_about_an_image_comes_back(tmp_path):
             candidate("http://a/b", 5, '"Ümläut" \n 😀'), raw_text="Ã¼", page="", reliable=False
         ),
     )
-    parcel = parcels.write_parcel([strange], SHARD, tmp_path, tally=Tally())
+    parcel = parcels.write_parcel([strange], SHARD, tmp_path, stats=Stats())
     assert list(parcels.read_images(parcel)) == [strange]
 
 
 def test_a_sealed_parcel_is_recognised_with_all_it_says(tmp_path):
-    def arriving(tally, evidence):
+    def arriving(stats, evidence):
         for number in range(3):
-            tally.entered[Stage.FETCH] += 2
-            tally.left[Stage.FETCH] += 1
-            tally.lost[Reason.OPTED_OUT] += 1
+            stats.entered[Stage.FETCH] += 2
+            stats.left[Stage.FETCH] += 1
+            stats.dropped[DropReason.OPTED_OUT] += 1
             evidence.optouts.append(OPTOUT)
             yield image(number)
 
-    tally, evidence, clock = Tally(), Evidence(), iter([10.0, 20.0])
+    stats, evidence, clock = Stats(), Evidence(), iter([10.0, 20.0])
     parcel = parcels.write_parcel(
-        arriving(tally, evidence),
+        arriving(stats, evidence),
         SHARD,
         tmp_path,
-        tally=tally,
+        stats=stats,
         evidence=evidence,
         clock=lambda: next(clock),
     )
     assert parcel == parcels.find_parcel(tmp_path, SHARD)
-    assert parcel.tally == tally
+    assert parcel.stats == stats
     assert parcel.optouts == (OPTOUT,) * 3
     assert (parcel.started, parcel.finished) == (10.0, 20.0)
     assert parcel.versions["cahlib"] == __version__
@@ -119,11 +119,11 @@ def test_webdataset_reads_it(tmp_path):
 def test_what_nobody_would_read_is_not_sealed(tmp_path):
     long = dataclasses.replace(image(0), robots="x" * 7_900_000)
     assert list(
-        parcels.read_images(parcels.write_parcel([long], SHARD, tmp_path, tally=Tally()))
+        parcels.read_images(parcels.write_parcel([long], SHARD, tmp_path, stats=Stats()))
     ) == [long]
     with pytest.raises(ShardError, match="metadata of http://images.example/0.jpg is too long"):
         parcels.write_parcel(
-            [dataclasses.replace(long, robots="x" * 9_000_000)], SHARD, tmp_path, tally=Tally()
+            [dataclasses.replace(long, robots="x" * 9_000_000)], SHARD, tmp_path, stats=Stats()
         )
 
 
@@ -145,7 +145,7 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
             closed.append(True)
 
     with pytest.raises(ShardError, match="broke off"):
-        parcels.write_parcel(failing(), SHARD, tmp_path, tally=Tally())
+        parcels.write_parcel(failing(), SHARD, tmp_path, stats=Stats())
     assert list(tmp_path.iterdir()) == []
     assert closed
 
@@ -188,7 +188,7 @@ def test_an_unsealed_parcel_is_rubbish(tmp_path):
 def test_a_discarded_parcel_is_gone_and_no_other_one(tmp_path):
     sealed(tmp_path)
     other = dataclasses.replace(SHARD, id=SHARD.id + ".1")
-    kept = parcels.write_parcel([image(1)], other, tmp_path, tally=Tally())
+    kept = parcels.write_parcel([image(1)], other, tmp_path, stats=Stats())
     (tmp_path / f"{SHARD.id}.0123abcd.part").touch()
     (tmp_path / f"{SHARD.id}.0123abcd.json.part").touch()
     (tmp_path / f"{other.id}.0123abcd.part").touch()
@@ -215,7 +215,7 @@ def test_a_killed_worker_leaves_rubbish_that_the_next_one_clears_away(tmp_path):
     script = """
         import sys, time
         from pathlib import Path
-        from cahlib.records import Shard, Tally
+        from cahlib.core.records import Shard, Stats
         from cahlib.parcel import parcel
         from tests.world.pictures import image
         def images():
@@ -223,7 +223,7 @@ def test_a_killed_worker_leaves_rubbish_that_the_next_one_clears_away(tmp_path):
             print("half done", flush=True)
             time.sleep(100)
         shard = Shard(id=sys.argv[2], url="", half=0)
-        parcel.write_parcel(images(), shard, Path(sys.argv[1]), tally=Tally())
+        parcel.write_parcel(images(), shard, Path(sys.argv[1]), stats=Stats())
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), SHARD.id]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as worker:
@@ -245,7 +245,7 @@ def test_a_lost_worker_cannot_spoil_what_another_one_sealed(tmp_path):
         yield image(4)
 
     with pytest.raises(ShardError, match="No such file"):
-        parcels.write_parcel(lost(), SHARD, tmp_path, tally=Tally())
+        parcels.write_parcel(lost(), SHARD, tmp_path, stats=Stats())
     parcel = parcels.find_parcel(tmp_path, SHARD)
     parcels.check_parcel(parcel)
     assert [image.candidate.position for image in parcels.read_images(parcel)] == [2, 3]

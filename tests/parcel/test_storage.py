@@ -7,11 +7,11 @@ import fsspec
 import pytest
 from fsspec.spec import AbstractFileSystem
 
+from cahlib.core.errors import RunError, ShardError
+from cahlib.core.records import Shard, Stats
 from cahlib.demo.web import Answer, Web
-from cahlib.errors import RunError, ShardError
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
-from cahlib.records import Shard, Tally
 from tests.world.pictures import image
 from tests.world.ports import free_port
 
@@ -93,7 +93,7 @@ def test_nothing_is_left_of_a_parcel_that_breaks_off(tmp_path, error, becomes):
 def test_who_comes_late_leaves_the_parcel_of_another_alone(tmp_path):
     def brought(images):
         folder = tmp_path / "scraped"
-        parcel = parcels.write_parcel(map(image, range(images)), SHARD, folder, tally=Tally())
+        parcel = parcels.write_parcel(map(image, range(images)), SHARD, folder, stats=Stats())
         uploaded = storage.upload_parcel(parcel, f"file://{tmp_path}/parcels/")
         parcels.delete_parcel(folder, SHARD)
         return uploaded

@@ -21,7 +21,15 @@ def main() -> None:
     """Run the demo and replace the picture."""
     with TemporaryDirectory() as folder:
         place = Path(folder) / "demo-dataset"
-        line = [sys.executable, "-m", "cahlib.cli", "demo", "--output", str(place), "--quiet"]
+        line = [
+            sys.executable,
+            "-m",
+            "cahlib.commands.cli",
+            "demo",
+            "--output",
+            str(place),
+            "--quiet",
+        ]
         subprocess.run(line, check=True)
         page, tops = _seen((place / "report.html").as_uri())
     picture = Image.new("RGB", (2 * WIDTH, HEIGHT), page.getpixel((0, 0)))

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cahlib.config import Job, replace
+from cahlib.core.config import Job, replace
 from tests.soak.lasting import NAME, Crawl, disk
 from tests.soak.launches import Ended, Launch, Launcher
 from tests.soak.state import State, state, uids

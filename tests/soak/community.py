@@ -19,12 +19,12 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from cahlib.records import Shard, Stage, Tally
-from cahlib.tracker import board, intake
-from cahlib.tracker.client import Leased, Refused, Tracker, TrackerAway
-from cahlib.tracker.database import Database, DatabaseAway
+from cahlib.core.records import Shard, Stage, Stats
+from cahlib.ledger.client import Leased, Refused, Tracker, TrackerAway
+from cahlib.ledger.database import Database, DatabaseAway
+from cahlib.ledger.schema import pairs, people
+from cahlib.tracker import admin, statistics
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.schema import pairs, people
 from tests.world import command
 from tests.world import postgres as servers
 from tests.world.jobs import LIMIT, until
@@ -134,11 +134,11 @@ class Hostile(Person):
 
 
 def complete(tracker: Tracker, leased: Leased, uids: set[str]) -> set[str]:
-    tally = Tally()
+    stats = Stats()
     for stage in Stage:
-        tally.entered[stage] = tally.left[stage] = len(uids)
+        stats.entered[stage] = stats.left[stage] = len(uids)
     similarities = dict.fromkeys(uids, 0.3)
-    return tracker.complete(leased.number, similarities=similarities, tally=tally, patience=20)
+    return tracker.complete(leased.number, similarities=similarities, stats=stats, patience=20)
 
 
 def community(
@@ -156,7 +156,7 @@ def community(
     """
     database = Database(url)
     migrate(database)
-    intake.add(database, wats(count // 2))
+    admin.add(database, wats(count // 2))
     server, told, ended = Server(url), Told(), threading.Event()
     kinds = [Hostile if n < HOSTILE else Honest for n in range(WORKERS)]
     everyone = [
@@ -178,7 +178,7 @@ def community(
                 server.start()
         while finish and any(thread.is_alive() for thread in threads):
             with suppress(DatabaseAway):
-                intake.retry(database)  # what was set aside because of those who lie
+                admin.retry(database)  # what was set aside because of those who lie
             for thread in threads:
                 thread.join(1 / WORKERS)
         ended.set()
@@ -189,7 +189,7 @@ def community(
         ended.set()
         server.kill()
     with suppress(DatabaseAway):  # the first question after a crash finds the old connection broken
-        board.counts(database)
+        statistics.counts(database)
     done = check(database, told, count if finish else 0)
     database.close()
     return f"{done:,} shards done by {WORKERS} workers, {HOSTILE} hostile; {dict(killed)} killed"
@@ -197,7 +197,7 @@ def community(
 
 def check(database: Database, told: Told, expected: int) -> int:
     """Raise AssertionError unless the books say what the honest were told; return shards done."""
-    counts, rows = board.counts(database), list(board.export(database))
+    counts, rows = statistics.counts(database), list(statistics.export(database))
     done = {row["number"]: row["pairs"] for row in rows if row["state"] == "done"}
     assert counts.done == len(done) >= expected
     assert set(told.done.values()) <= {1} and told.done.keys() <= done.keys()

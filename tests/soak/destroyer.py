@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cahlib.core.errors import ConfigError
 from cahlib.dataset.maintain.verify import find_problems
-from cahlib.errors import ConfigError
-from cahlib.tracker.store import committed
+from cahlib.ledger.local import committed
 from tests.soak import damages, launches
 from tests.soak.arena import FOREIGN, SHARDS, SHARED, Arena
 from tests.soak.launches import Ended, Launch

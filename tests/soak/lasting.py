@@ -29,11 +29,11 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from cahlib.config import Job, replace
+from cahlib.core.config import Job, replace
+from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.demo.web import Answer, Request
-from cahlib.records import Reason, Stage
 from tests.world import command, forks, small
 
 NAME = "CC-MAIN-2024-10"
@@ -230,14 +230,14 @@ def _whole(folder: Path, shards: int) -> bool:
     """Whether each shard is there once, with all that its links came to; prints what is not so."""
     sealed = list(read_manifests(folder))
     uids = Counter(pq.read_table(folder / "metadata", columns=["uid"])["uid"].to_pylist())
-    lost = sum((each.tally.lost for each in sealed), Counter[Reason]())
+    lost = sum((each.stats.dropped for each in sealed), Counter[DropReason]())
     cut = {reason.value: n for reason, n in lost.items() if reason.stage is not Stage.READ}
     faults = list(verify(folder))
     if len(sealed) != shards or len({each.shard.id for each in sealed}) != shards:
         faults.append(f"{len(sealed)} shards of {shards}")
     faults += [f"{uid} {n} times" for uid, n in uids.items() if n > 1]
     for each in sealed:
-        if each.tally.entered[Stage.CHOOSE] != LINKS or any(map(each.tally.unaccounted, Stage)):
+        if each.stats.entered[Stage.CHOOSE] != LINKS or any(map(each.stats.unaccounted, Stage)):
             faults.append(f"{each.shard.id} has not the links that it should")
     faults += [str(path) for path in folder.rglob("*.part")]
     print(

@@ -20,11 +20,11 @@ from typing import Any
 
 import psutil
 
-import cahlib.cli
+import cahlib.commands.cli
 import cahlib.dataset.maintain.repair
 import cahlib.model.frameworks
-import cahlib.run
-import cahlib.scrapers
+import cahlib.run.pipeline
+import cahlib.run.scrapers
 from tests.world import small
 from tests.world.command import ROOT
 from tests.world.wires import Wires
@@ -123,12 +123,12 @@ def child(told: Mapping[str, Any]) -> None:
     os.chdir(told["cwd"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not told["processes"]:
-        cahlib.scrapers.scrapers = _here  # type: ignore[assignment]
+        cahlib.run.scrapers.scrapers = _here  # type: ignore[assignment]
     if told["kill_at"]:
         _die_at(told["kill_at"], told["below"])
     wires = Wires()
     with wires.inside(told["space"]) if told["space"] else nullcontext():
-        code = cahlib.cli.main(told["arguments"])
+        code = cahlib.commands.cli.main(told["arguments"])
         sys.stdout.flush()
         sys.exit(code)
 

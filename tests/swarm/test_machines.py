@@ -10,20 +10,21 @@ import re
 import pytest
 
 from cahlib import demo
-from cahlib.config import replace
+from cahlib.core.config import replace
+from cahlib.core.records import DropReason
 from cahlib.crawl.shards import list_shards
 from cahlib.demo import world
+from cahlib.engine import local
+from cahlib.engine.certificates import Keys
+from cahlib.engine.cluster import Reach
+from cahlib.engine.remote import remote
 from cahlib.parcel import parcel as parcels
-from cahlib.records import Reason
-from cahlib.scrape import scrape
-from cahlib.swarm import engine, install
-from cahlib.swarm.cluster import Reach
-from cahlib.swarm.fleet import Fleet
+from cahlib.run.scrape import scrape
+from cahlib.swarm import install
 from cahlib.swarm.hetzner import accounts
-from cahlib.swarm.keys import Keys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.planner import Limits, plan
-from cahlib.swarm.remote import remote
+from cahlib.swarm.provisioning import Fleet
 from cahlib.swarm.ssh import Failed, Login, session
 from cahlib.swarm.watchdog import Watchdog
 from tests.world import hosts, jobs, machines
@@ -175,14 +176,14 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
         install.restart(logins[0])
         running.all["beta"].off()
         far = dict(scrapers.take(timeout=jobs.LIMIT) for _ in todo)
-        with engine.local(1) as here:
+        with local.local(1) as here:
             for shard in todo:
                 here.submit(shard.id, scrape, shard, *settings, tmp_path / "near", limit=60)
             near = dict(here.take(timeout=jobs.LIMIT) for _ in todo)
-    assert any(parcel.tally.lost[Reason.BLOCKED_DOMAIN] for parcel in far.values())
+    assert any(parcel.stats.dropped[DropReason.BLOCKED_DOMAIN] for parcel in far.values())
     for shard in todo:
         parcels.check_parcel(far[shard.id])
-        assert far[shard.id].tally.as_dict() == near[shard.id].tally.as_dict()
+        assert far[shard.id].stats.as_dict() == near[shard.id].stats.as_dict()
         assert [i.sha256 for i in parcels.read_images(far[shard.id])] == [
             i.sha256 for i in parcels.read_images(near[shard.id])
         ]

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from cahlib.errors import ConfigError, RunError
-from cahlib.private import place
-from cahlib.swarm import crew, hetzner, image, install, wheel
-from cahlib.swarm import keys as key_files
-from cahlib.swarm.keys import Keys
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.private import place
+from cahlib.engine import certificates as key_files
+from cahlib.engine.certificates import Keys
+from cahlib.swarm import hetzner, install, lifecycle, server_image, wheel
 from cahlib.swarm.node import HERE, user_data
 from cahlib.swarm.planner import Limits
 from tests.world import cloud as clouds
@@ -87,14 +87,14 @@ def test_certificates_that_end_soon_are_renewed_and_what_opens_the_nodes_stays(k
 
 def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch):
     """None is made here: the account has no room."""
-    orders = crew.Orders(limits=Limits(nodes=1), state=tmp_path / "run/swarm")
+    orders = lifecycle.Orders(limits=Limits(nodes=1), state=tmp_path / "run/swarm")
     keys = Keys(place(orders.state, "keys"))
     before = keys.authority().public.read_bytes()
     monkeypatch.setattr(key_files, "_LEFT", days(31))  # so those of today end soon
     with clouds.serve(clouds.Cloud({"token": clouds.Account(limit=0)})) as cloud:
         accounts = hetzner.accounts("token", endpoint=cloud.url)
         with pytest.raises(RunError, match="no account took"):
-            crew.up(accounts, orders, tell=lambda _: None)
+            lifecycle.up(accounts, orders, tell=lambda _: None)
     assert keys.authority().public.read_bytes() != before
 
 
@@ -266,7 +266,7 @@ def test_the_versions_of_what_scraping_needs_are_pinned():
     ],
 )
 def test_nodes_have_a_python_that_runs_what_is_pinned(here, needs, wheels, expected):
-    assert image.chosen(needs, [Path(each) for each in wheels], here=here) == expected
+    assert server_image.chosen(needs, [Path(each) for each in wheels], here=here) == expected
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_nodes_have_a_python_that_runs_what_is_pinned(here, needs, wheels, expec
 )
 def test_no_image_will_do(needs, wheels, said):
     with pytest.raises(ConfigError, match=said):
-        image.chosen(needs, [Path(each) for each in wheels])
+        server_image.chosen(needs, [Path(each) for each in wheels])
 
 
 def test_an_empty_wheelhouse_is_named(tmp_path):

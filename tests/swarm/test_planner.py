@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from cahlib.errors import ConfigError, RunError
-from cahlib.swarm.fleet import Fleet
+from cahlib.core.errors import ConfigError, RunError
 from cahlib.swarm.planner import SPREAD, Limits, choose, plan, rate, useful
 from cahlib.swarm.provider import Denial, Denied, Offer, Server
+from cahlib.swarm.provisioning import Fleet
 
 
 def offer(type, location, cores, hourly, **more):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cahlib.swarm.keys import Keys
+from cahlib.engine.certificates import Keys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.ssh import Failed, Login, Unreachable, awaited, session
 from tests.world import hosts

@@ -4,12 +4,12 @@ from threading import Event
 
 import pytest
 
-from cahlib.errors import RunError, Stopped
+from cahlib.core.errors import RunError, Stopped
 from cahlib.swarm import hetzner
-from cahlib.swarm.crew import down
-from cahlib.swarm.fleet import Fleet
 from cahlib.swarm.install import NotReady
+from cahlib.swarm.lifecycle import down
 from cahlib.swarm.planner import Limits, plan
+from cahlib.swarm.provisioning import Fleet
 from cahlib.swarm.ssh import Failed, Unreachable
 from cahlib.swarm.startup import Startup, begin, finish
 from tests.world import cloud as clouds

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from cahlib.errors import ConfigError
-from cahlib.swarm import crew
-from cahlib.swarm.fleet import Fleet
+from cahlib.core.errors import ConfigError
+from cahlib.swarm import lifecycle
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.node import watchdog as head
 from cahlib.swarm.planner import Limits, plan
 from cahlib.swarm.provider import mark
+from cahlib.swarm.provisioning import Fleet
 from cahlib.swarm.watchdog import Watchdog, required
 from tests.world import hosts, jobs
 from tests.world.cloud import Account, Cloud, No, serve
@@ -306,8 +306,8 @@ def test_a_head_deletes_a_swarm_that_nobody_drives(tmp_path):
             theirs = accounts(DRIVER, endpoint=cloud.url, poll=0.01)
 
             def up(guard):
-                orders = crew.Orders(limits=Limits(nodes=1), state=state, watchdog=guard)
-                crew.up(theirs, orders, tell=lambda _: None)
+                orders = lifecycle.Orders(limits=Limits(nodes=1), state=state, watchdog=guard)
+                lifecycle.up(theirs, orders, tell=lambda _: None)
                 return next(iter(machines.all.values()))
 
             machine = up(dog(cloud))
@@ -318,7 +318,7 @@ def test_a_head_deletes_a_swarm_that_nobody_drives(tmp_path):
             jobs.until(lambda: not machine.processes("watchdog.py"))
             up(dog(cloud, look=0.2))
             before = json.loads(seen.read_text())["heard"]
-            mark(theirs, crew.labels(state), 7)
+            mark(theirs, lifecycle.labels(state), 7)
             jobs.until(lambda: json.loads(seen.read_text())["heard"] != before)
             for each in machine.home.rglob("*"):  # where the crawl may read
                 assert not (each.is_file() and OWN.encode() in each.read_bytes()), each

@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
-from cahlib.records import Shard
-from cahlib.tracker import intake
-from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.database import Database
+from cahlib.core.records import Shard
+from cahlib.ledger.database import Database
+from cahlib.tracker import admin
+from cahlib.tracker.leases import Crowd
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Rules
+from cahlib.tracker.models import Rules
 from tests.world import postgres as servers
 
 _numbers = itertools.count()
@@ -71,4 +71,4 @@ def wats(count):
 
 @pytest.fixture
 def fill(database):
-    return lambda count: intake.add(database, wats(count))
+    return lambda count: admin.add(database, wats(count))

@@ -3,11 +3,11 @@
 import pytest
 from sqlalchemy import select
 
-from cahlib.tracker import activity, board, intake, milestones, standings
+from cahlib.ledger.schema import activity as table
+from cahlib.ledger.schema import people
+from cahlib.tracker import activity, admin, milestones, standings, statistics
 from cahlib.tracker.activity import DAY, HOUR, Work
-from cahlib.tracker.rules import Kind, Result
-from cahlib.tracker.schema import activity as table
-from cahlib.tracker.schema import people
+from cahlib.tracker.models import Kind, Result
 from cahlib.tracker.service import State
 
 PARCEL = {"url": "s3://parcels/a.tar", "sha256": "0" * 64, "size": 5000}
@@ -37,8 +37,8 @@ def test_each_shard_is_in_one_piece_of_time(crowd, fill, database, clock):
     for _ in range(10):
         finish(crowd, ann, 100)
         clock.now += 300
-        board.record(database, clock.now)
-        board.record(database, clock.now + 1)  # by another server
+        statistics.record(database, clock.now)
+        statistics.record(database, clock.now + 1)  # by another server
     finish(crowd, bob, 7)
     assert noted(database) == {("ann", True): (10, 1000), ("ann", False): (10, 1000)}
     fine = activity.series(database, ["ann"], size=300, start=1)["ann"]
@@ -46,15 +46,15 @@ def test_each_shard_is_in_one_piece_of_time(crowd, fill, database, clock):
     assert set(fine.values()) == {Work(done=1, pairs=100)}
 
     clock.now += 5 * HOUR
-    board.record(database, clock.now)
+    statistics.record(database, clock.now)
     with database.read() as connection:
         times = connection.execute(select(table.c.time).where(table.c.nickname == "ann")).scalars()
         assert sorted(times) == [0, 20 * DAY]
     clock.now += 15 * DAY
-    undone = board.named(database, "bob")[0]
+    undone = statistics.named(database, "bob")[0]
     crowd.expel(undone)
-    assert intake.undo(database, undone) == 1
-    board.record(database, clock.now)
+    assert admin.undo(database, undone) == 1
+    statistics.record(database, clock.now)
     days = activity.series(database, ["ann", "bob"], size=DAY, start=1)
     assert days["ann"] == {20 * DAY: Work(done=10, pairs=1000)}
     assert noted(database)["bob", False] == noted(database)["bob", True] == (0, 0)
@@ -74,11 +74,11 @@ def test_ranks_of_the_last_hour_the_last_day_and_all_time(crowd, fill, database,
 
     finish(crowd, ann, 1000)
     finish(crowd, bob, 400)
-    board.record(database, clock.now)
+    statistics.record(database, clock.now)
     clock.now += 30 * HOUR
-    board.record(database, clock.now)
+    statistics.record(database, clock.now)
     finish(crowd, ann, 10)
-    board.record(database, clock.now + 300)
+    statistics.record(database, clock.now + 300)
     clock.now += 1.5 * HOUR
     finish(crowd, bob, 700)  # just now, and not noted yet
     finish(crowd, carl, 20)
@@ -105,9 +105,9 @@ def test_bytes_are_those_of_the_parcels_that_stay(crowd, fill, database):
 
     assert brought() == (2, 10_000)
     crowd.complete(gpus[0], crowd.lease(gpus[0]).number, Result(pairs=5))
-    ann = board.named(database, "ann")[0]
+    ann = statistics.named(database, "ann")[0]
     crowd.expel(ann)
-    intake.undo(database, ann)  # the parcel that nobody has judged
+    admin.undo(database, ann)  # the parcel that nobody has judged
     assert brought() == (1, 5000)
 
 
@@ -121,7 +121,7 @@ def test_a_streak_lives_until_a_day_is_left_out(worked, found):
 
 def test_a_milestone_is_of_when_it_was_first_reached():
     past = [{"time": 3600 * n, "done": n, "pairs": 400 * n, "scraped": 0} for n in range(1, 26)]
-    counts = board.Counts(
+    counts = statistics.Counts(
         total=100, leased=0, scraped=0, judging=0, failed=0, done=25, pairs=10_400, parcels=0, old=0
     )
     state = State(counts=counts, workers={}, per_hour=1, day=[], ever=past, time=26 * 3600.0)

@@ -7,7 +7,7 @@ import pytest
 
 from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
-from cahlib.tracker.rules import Rules
+from cahlib.tracker.models import Rules
 from cahlib.tracker.service import Settings
 from tests.world.jobs import LIMIT
 from tests.world.trackers import ask, serving

@@ -5,15 +5,15 @@ import threading
 import pytest
 from sqlalchemy import func, select
 
-from cahlib.cli import main
-from cahlib.errors import ConfigError
-from cahlib.records import Tally
-from cahlib.tracker import board
+from cahlib.commands.cli import main
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import Stats
+from cahlib.ledger.database import Database
+from cahlib.ledger.schema import lost, pairs, people, schema, shards
+from cahlib.tracker import statistics
 from cahlib.tracker.backup import backup, restore
-from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.database import Database
-from cahlib.tracker.rules import Kind, Result, Rules
-from cahlib.tracker.schema import lost, pairs, people, schema, shards
+from cahlib.tracker.leases import Crowd
+from cahlib.tracker.models import Kind, Result, Rules
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -27,7 +27,7 @@ def other(request, tmp_path):
 def work(crowd, secret, until=lambda: False):
     while not until() and (lease := crowd.lease(secret)):
         uids = (b"%016d" % lease.number, b"of all of them..")
-        crowd.complete(secret, lease.number, Result(pairs=2, uids=uids, tally=Tally()))
+        crowd.complete(secret, lease.number, Result(pairs=2, uids=uids, stats=Stats()))
 
 
 def rows(database):
@@ -43,7 +43,9 @@ def test_what_is_restored_is_what_was_there_and_goes_on(crowd, fill, database, o
     cpu = crowd.register("carl", Kind.CPU, proof="his")[1]
     crowd.deliver(cpu, crowd.lease(cpu).number, {"url": "s3://a", "sha256": "0", "size": 1})
     crowd.fail(cpu, crowd.lease(cpu).number, "broken: ü")
-    work(crowd, crowd.register("ann", Kind.HYBRID)[1], lambda: board.counts(database).done == 2)
+    work(
+        crowd, crowd.register("ann", Kind.HYBRID)[1], lambda: statistics.counts(database).done == 2
+    )
     path = tmp_path / "backup"
     count = backup(database, path)
     assert path.stat().st_mode & 0o077 == 0
@@ -52,7 +54,7 @@ def test_what_is_restored_is_what_was_there_and_goes_on(crowd, fill, database, o
     assert rows(again) == rows(database)
     fresh = Crowd(again, Rules())
     work(fresh, fresh.register("bob", Kind.HYBRID)[1])
-    assert board.counts(again).done == 5
+    assert statistics.counts(again).done == 5
     with pytest.raises(ConfigError, match="restore into an empty one"):
         restore(again, path)
     again.close()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.errors import ConfigError
+from cahlib.core.errors import ConfigError
 from cahlib.tracker.bloom import Filter, create, key_of
 
 rbloom = pytest.importorskip("rbloom", reason="rbloom is not installed: pip install rbloom")

@@ -2,11 +2,11 @@
 
 import pytest
 
-from cahlib.cli import main
-from cahlib.records import Tally
-from cahlib.tracker import board, calls, checks, intake
-from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.rules import Kind, Outdated, Result, Rules
+from cahlib.commands.cli import main
+from cahlib.core.records import Stats
+from cahlib.tracker import admin, calls, checks, statistics
+from cahlib.tracker.leases import Crowd
+from cahlib.tracker.models import Kind, Outdated, Result, Rules
 from cahlib.tracker.service import Service, Settings
 
 PAIRS = [f"{n:032x}" for n in range(10)]
@@ -21,7 +21,7 @@ def bring(crowd, secret, number, uids, similarity=0.3):
     keys = tuple(map(bytes.fromhex, uids))
     crowd.taken(secret, number, uids)
     found = {"uids": keys, "similarities": (similarity,) * len(keys)}
-    closed = crowd.complete(secret, number, Result(pairs=len(keys), tally=Tally(), **found))
+    closed = crowd.complete(secret, number, Result(pairs=len(keys), stats=Stats(), **found))
     return [key.hex() for key in closed.lost]
 
 
@@ -42,13 +42,13 @@ def test_a_check_finds_who_invents_pairs(crowd, fill, database, url, capsys):
     assert crowd.lease(eve) is None  # a check is not checked
     told = [(c.nickname, c.checker, c.agreed, c.claimed) for c in checks.results(database)]
     assert told == [("eve", "ann", 0, 2), ("ann", "eve", 3, 4)]
-    counts = board.counts(database)
+    counts = statistics.counts(database)
     assert (counts.total, counts.done, counts.pairs) == (5, 4, 4 + 2 + 3 + 1)  # one to settle it
     assert main(["tracker", "checks", "--database", url]) == 0
     said = capsys.readouterr().out
     assert "0.0% of      2 pairs  shard 1  eve, checked by ann" in said and "75.0%" in said
     crowd.expel(crowd.known(eve).id)
-    assert intake.undo(database, board.named(database, "eve")[0]) == 2
+    assert admin.undo(database, statistics.named(database, "eve")[0]) == 2
 
 
 @pytest.mark.parametrize("invented", ["pairs", "similarities"])
@@ -74,7 +74,7 @@ def test_two_who_agree_undo_the_first(database, clock, fill, third, invented):
     assert settling.shard.id.startswith("wat000000-0-again") and crowd.lease(carl) is None
     found = {"agrees": (PAIRS[:3], 0.297), "finds nothing": ([],), "says as the first": said}
     bring(crowd, carl, settling.number, *found[third])
-    people = {one["nickname"]: (one["done"], one["pairs"]) for one in board.everyone(database)}
+    people = {one["nickname"]: (one["done"], one["pairs"]) for one in statistics.everyone(database)}
     again = crowd.lease(carl)
     if third == "agrees":
         assert "eve" not in people and again.number == first
@@ -97,7 +97,7 @@ def test_no_shard_is_checked_unless_it_is_asked_for(database, fill, clock):
     crowd = Crowd(database, Rules(), clock=clock)
     ann = crowd.register("ann", Kind.HYBRID)[1]
     bring(crowd, ann, crowd.lease(ann).number, PAIRS)
-    assert board.counts(database).total == 2 and checks.results(database) == []
+    assert statistics.counts(database).total == 2 and checks.results(database) == []
 
 
 def test_a_check_comes_before_what_nobody_has_done(crowd, fill):
@@ -113,7 +113,7 @@ def test_checks_do_not_pile_up_where_nobody_else_is(crowd, fill, database):
     ann = crowd.register("ann", Kind.HYBRID)[1]
     for lease in crowd.lease_several(ann, 60):
         bring(crowd, ann, lease.number, [f"{lease.number:032x}"])
-    assert board.counts(database).total == 80 + 50
+    assert statistics.counts(database).total == 80 + 50
 
 
 @pytest.mark.parametrize(("claimed", "agreed"), [(4, 4), (5, 4), (20_000, 4)])
@@ -136,10 +136,10 @@ def test_a_check_of_what_was_undone_meanwhile_accuses_nobody(crowd, fill, databa
     bring(crowd, eve, first, ["ab" * 16])
     check = crowd.lease(ann).number
     crowd.expel(crowd.known(eve).id)
-    intake.undo(database, board.named(database, "eve")[0])
+    admin.undo(database, statistics.named(database, "eve")[0])
     crowd.rules = Rules(verify=1e-12)
     assert first in {lease.number for lease in crowd.lease_several(bob, 2)}
     bring(crowd, bob, first, PAIRS)
     bring(crowd, ann, check, [])
     assert checks.results(database) == []
-    assert {one["nickname"]: one["pairs"] for one in board.everyone(database)}["bob"] == 10
+    assert {one["nickname"]: one["pairs"] for one in statistics.everyone(database)}["bob"] == 10

@@ -10,13 +10,13 @@ from statistics import quantiles
 
 import pytest
 
-from cahlib.cli import main
-from cahlib.records import Tally
-from cahlib.tracker import board
-from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.database import Database
+from cahlib.commands.cli import main
+from cahlib.core.records import Stats
+from cahlib.ledger.database import Database
+from cahlib.tracker import statistics
+from cahlib.tracker.leases import Crowd
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Kind, Result, Rules
+from cahlib.tracker.models import Kind, Result, Rules
 from tests.world.jobs import LIMIT
 from tests.world.trackers import commanded
 
@@ -65,7 +65,7 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     for secret, mine in ((hers, uids[:1]), (his, uids[1:2]), (his, uids[2:])):
         number = crowd.lease(secret).number
         keys = tuple(map(bytes.fromhex, mine))
-        result = Result(pairs=len(keys), uids=keys, tally=Tally(), output="s3://x")
+        result = Result(pairs=len(keys), uids=keys, stats=Stats(), output="s3://x")
         crowd.complete(secret, number, result)
     for _ in range(2):
         parcel = {"url": "s3://p/a.tar", "sha256": "0" * 64, "size": 5}
@@ -78,15 +78,15 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     assert crowd.held(his) == [held]
     assert main(["tracker", "expel", eve.name, "--database", url]) == 0
     assert "1 workers are sent away; 0 shards are to do again." in capsys.readouterr().out
-    assert board.counts(database).done == 4
+    assert statistics.counts(database).done == 4
     for again in (3, 0):
         line = ["tracker", "expel", eve.name, carl.name, "--undo", "--database", url]
         assert main(line) == 0
         assert f"{again} shards are to do again." in capsys.readouterr().out
-    counts = board.counts(database)
+    counts = statistics.counts(database)
     assert (counts.done, counts.pairs, counts.parcels, counts.todo) == (2, 8, 1, 4)
-    assert [one["nickname"] for one in board.leaders(database)] == ["gus", "ann"]
-    free = [row for row in board.export(database) if row["state"] == "todo"]
+    assert [one["nickname"] for one in statistics.leaders(database)] == ["gus", "ann"]
+    free = [row for row in statistics.export(database) if row["state"] == "todo"]
     assert {(row["worker"], row["output"], row["tally"]) for row in free} == {(None, None, None)}
     number = crowd.lease(hers).number
     assert crowd.taken(hers, number, uids) == uids[:1]

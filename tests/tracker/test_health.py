@@ -8,16 +8,16 @@ import time
 
 import pytest
 
-from cahlib.cli import main
+from cahlib.commands.cli import main
 from cahlib.demo.web import Answer, Web
+from cahlib.ledger.client import Tracker, TrackerAway
+from cahlib.ledger.database import Database
+from cahlib.ledger.local import Ledger
+from cahlib.ledger.remote import Shared
 from cahlib.tracker.app import create
-from cahlib.tracker.client import Tracker, TrackerAway
-from cahlib.tracker.database import Database
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.service import Settings
-from cahlib.tracker.shared import Shared
-from cahlib.tracker.store import Ledger
 from tests.world.jobs import until
 from tests.world.trackers import ask, serving
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from cahlib.records import Stage, Tally
-from cahlib.tracker import board, intake
+from cahlib.core.records import Stage, Stats
+from cahlib.ledger.client import Refused, Tracker
+from cahlib.ledger.schema import workers
+from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create
-from cahlib.tracker.client import Refused, Tracker
 from cahlib.tracker.limits import Limits
-from cahlib.tracker.rules import Rules
-from cahlib.tracker.schema import workers
+from cahlib.tracker.models import Rules
 from cahlib.tracker.service import Settings
 from tests.world.trackers import serving
 
@@ -28,10 +28,10 @@ def crawl(chance):
 
 
 def account(pairs):
-    tally = Tally()
+    stats = Stats()
     for stage in Stage:
-        tally.entered[stage] = tally.left[stage] = pairs
-    return tally
+        stats.entered[stage] = stats.left[stage] = pairs
+    return stats
 
 
 class Honest:
@@ -98,10 +98,10 @@ class Hostile:
         stolen = self.chance.sample(self.every, 30)
         self.tracker.taken(number, stolen)
         said = dict.fromkeys(stolen, 0.3)
-        self.tracker.complete(number, similarities=said, tally=account(30))
+        self.tracker.complete(number, similarities=said, stats=account(30))
         said = dict.fromkeys(self.every, 0.3)
         for _ in range(2):  # and more of it, when it is counted
-            self.tracker.complete(number, similarities=said, tally=account(len(said)))
+            self.tracker.complete(number, similarities=said, stats=account(len(said)))
         self.held.pop()
 
     def give_back(self, number):
@@ -141,8 +141,8 @@ def send_away(service, database):
     for number in numbers:
         service.crowd.expel(number)
     for number in numbers:
-        intake.undo(database, number)
-    intake.retry(database)
+        admin.undo(database, number)
+    admin.retry(database)
 
 
 def test_each_honest_pair_is_in_one_dataset(url, database, fill, clock):
@@ -159,7 +159,7 @@ def test_each_honest_pair_is_in_one_dataset(url, database, fill, clock):
         before = sum(len(pairs) for one in honest for pairs in one.dataset.values())
         send_away(app.state.service, database)
         work(honest, clock, chance)
-        again = board.counts(database)
+        again = statistics.counts(database)
     made = Counter(uid for one in honest for pairs in one.dataset.values() for uid in pairs)
     every = set().union(*world.values())
     assert before < len(every)  # or they have done no harm
@@ -167,6 +167,6 @@ def test_each_honest_pair_is_in_one_dataset(url, database, fill, clock):
     assert (again.todo, again.leased, again.failed) == (0, 0, 0)
     assert again.total == again.done > 2 * WATS  # second passes among them
     assert again.pairs == len(every)
-    assert {one["nickname"]: one["pairs"] for one in board.leaders(database)} == {
+    assert {one["nickname"]: one["pairs"] for one in statistics.leaders(database)} == {
         f"ann{n}": sum(map(len, one.dataset.values())) for n, one in enumerate(honest)
     }

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cahlib.tracker import bloom, intake
+from cahlib.tracker import admin, bloom
 from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
-from cahlib.tracker.rules import Rules
+from cahlib.tracker.models import Rules
 from cahlib.tracker.service import Settings
 from tests.world.jobs import LIMIT, until
 from tests.world.trackers import ask, serving
@@ -276,8 +276,8 @@ def test_parcels_that_no_old_gpu_worker_takes_can_be_scraped_anew(tracker, datab
     hybrid = Client(tracker, "ann", "HYBRID")
     with pytest.raises(ZeroJobError):
         hybrid.say("api/newJob")
-    assert intake.retry(database) == 0
-    assert intake.retry(database, old_parcels=True) == 6
+    assert admin.retry(database) == 0
+    assert admin.retry(database, old_parcels=True) == 6
     assert bring(cpu, range(6))["status"] == "failed"
     assert json.loads(hybrid.say("api/newJob"))["number"] == 0
 

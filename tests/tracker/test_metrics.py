@@ -4,10 +4,10 @@ import json
 import re
 from importlib.resources import files
 
-from cahlib.tracker import board
+from cahlib.tracker import statistics
 from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
-from cahlib.tracker.rules import Kind, Result, Rules
+from cahlib.tracker.models import Kind, Result, Rules
 from cahlib.tracker.service import Settings
 from tests.world.trackers import ask, serving
 
@@ -22,7 +22,7 @@ def test_silence_errors_and_queues_are_numbers_for_an_alert(url, database, fill,
     settings = Settings(database=url, rules=Rules(lease=900), limits=Limits(address=0), fresh=0)
     app = create(settings, clock=clock)
     crowd = app.state.service.crowd
-    board.record(database, clock.now - 7200)
+    statistics.record(database, clock.now - 7200)
     with serving(app) as tracker:
         idle = read(tracker)
         assert (idle["cah_oldest_lease_seconds"], idle["cah_error_share"]) == (0, 0)

@@ -10,12 +10,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from cahlib import tracker
-from cahlib.tracker import board
-from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.database import Database
+from cahlib.ledger.database import Database
+from cahlib.ledger.schema import schema
+from cahlib.tracker import statistics
+from cahlib.tracker.leases import Crowd
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Kind, Rules
-from cahlib.tracker.schema import schema
+from cahlib.tracker.models import Kind, Rules
 from cahlib.tracker.standings import contributors
 
 A, B, C = (bytes([n]) * 16 for n in range(3))
@@ -85,9 +85,13 @@ def test_what_an_earlier_version_wrote_is_kept(empty, revision):
     migrate(empty, revision)
     fill(empty)
     migrate(empty)
-    counts = board.counts(empty)
+    counts = statistics.counts(empty)
     assert (counts.total, counts.done, counts.leased, counts.failed) == (4, 1, 1, 1)
-    assert counts.pairs == 6 and len(board.past(empty, 0)) == 1 and len(board.stuck(empty)) == 1
+    assert (
+        counts.pairs == 6
+        and len(statistics.past(empty, 0)) == 1
+        and len(statistics.stuck(empty)) == 1
+    )
     sums = {
         one.name: (one.now["all"].pairs, one.now["day"].pairs) for one in contributors(empty, 9e9)
     }

@@ -16,13 +16,13 @@ from xml.etree import ElementTree
 import pytest
 from sqlalchemy import URL
 
+from cahlib.ledger.database import Database
+from cahlib.ledger.schema import history
 from cahlib.tracker import rendering
 from cahlib.tracker.app import create
-from cahlib.tracker.database import Database
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Kind, Result, Rules
-from cahlib.tracker.schema import history
+from cahlib.tracker.models import Kind, Result, Rules
 from cahlib.tracker.service import Settings
 from tests.tracker.conftest import Clock
 from tests.world import crowded
@@ -325,7 +325,7 @@ def test_the_pages_in_a_browser(large, crowd, monkeypatch):
 
 
 def test_a_database_that_goes_away_is_503_and_comes_back(postgres, request):
-    from cahlib.tracker.database import Database
+    from cahlib.ledger.database import Database
     from cahlib.tracker.migrate import migrate
 
     url = postgres.create("away")

@@ -27,19 +27,20 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
-from cahlib.errors import ConfigError, RunError
-from cahlib.records import Stage, Tally
-from cahlib.tracker import intake, pending, shared
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.records import Stage, Stats
+from cahlib.ledger import pending, remote
+from cahlib.ledger.client import Refused, Tracker
+from cahlib.ledger.database import Database
+from cahlib.ledger.local import Ledger
+from cahlib.ledger.remote import Shared
+from cahlib.ledger.schema import failures, people, shards, workers
+from cahlib.tracker import admin
 from cahlib.tracker.app import create
-from cahlib.tracker.client import Refused, Tracker
-from cahlib.tracker.database import Database
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Kind, Rules, Unknown
-from cahlib.tracker.schema import failures, people, shards, workers
+from cahlib.tracker.models import Kind, Rules, Unknown
 from cahlib.tracker.service import Service, Settings
-from cahlib.tracker.shared import Shared
-from cahlib.tracker.store import Ledger
 from tests.world.races import shaken, together
 from tests.world.trackers import serving
 
@@ -155,13 +156,13 @@ class World:
         switch.mode = "up"
         self.crowd, self.database = service.crowd, service.database
         self.clock.now += 1000
-        intake.add(self.database, wats(count))
+        admin.add(self.database, wats(count))
         if kind == "gpu":
             cpu = self.crowd.register("carl", Kind.CPU)[1]
             while lease := self.crowd.lease(cpu):
                 self.crowd.deliver(cpu, lease.number, _PARCEL)
         self.rival = self.crowd.register("bob", Kind(kind))[1]
-        logging.getLogger("cahlib.tracker.shared").addHandler(self.log)
+        logging.getLogger("cahlib.ledger.remote").addHandler(self.log)
         self.secrets = set()
 
     def launch(self, **options):
@@ -180,7 +181,7 @@ class World:
         return found
 
     def close(self):
-        logging.getLogger("cahlib.tracker.shared").removeHandler(self.log)
+        logging.getLogger("cahlib.ledger.remote").removeHandler(self.log)
         self.ledger.close()
         self.database.close()
         shutil.rmtree(self.folder)
@@ -231,12 +232,12 @@ class World:
 
 
 def account(kind):
-    """The tally of a shard with one pair, or of one whose parcel holds one image."""
-    tally = Tally()
+    """The stats of a shard with one pair, or of one whose parcel holds one image."""
+    stats = Stats()
     for stage in Stage:
-        tally.entered[stage] = tally.left[stage] = 1
-    return Tally.from_dict(
-        {k: v for k, v in tally.as_dict().items() if kind != "cpu" or k != "judge"}
+        stats.entered[stage] = stats.left[stage] = 1
+    return Stats.from_dict(
+        {k: v for k, v in stats.as_dict().items() if kind != "cpu" or k != "judge"}
     )
 
 
@@ -557,7 +558,7 @@ class Busy:
 
 def test_a_shard_is_forgotten_before_it_can_be_leased_again(place, monkeypatch):
     """Between the note that it is given back and its end in the ledger, others have a second."""
-    monkeypatch.setattr(shared, "_PAUSE", 0)
+    monkeypatch.setattr(remote, "_PAUSE", 0)
     world, again = World(*place, kind="hybrid", count=1), []
     worker = world.launch()
     forget = world.ledger.forget
@@ -583,11 +584,11 @@ def test_a_shard_is_forgotten_before_it_can_be_leased_again(place, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["hybrid", "cpu", "gpu"])
 def test_threads_that_are_held_up_anywhere_lose_no_lease(place, kind, monkeypatch):
-    monkeypatch.setattr(shared, "_PAUSE", 0)  # what is given back may be leased again at once
-    monkeypatch.setattr(shared, "_PATIENCE", float("inf"))
+    monkeypatch.setattr(remote, "_PAUSE", 0)  # what is given back may be leased again at once
+    monkeypatch.setattr(remote, "_PATIENCE", float("inf"))
     world = World(*place, kind=kind, count=4, shared=Shared)
     busy = Busy(world, 25)
-    with shaken(pending, shared):
+    with shaken(pending, remote):
         busy.worker = world.launch(often=(0.01, 0))
         together(busy.lease, busy.work, busy.work, busy.rival)
         assert busy.worker._messenger.is_alive()

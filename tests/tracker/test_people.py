@@ -3,11 +3,11 @@
 import pytest
 from sqlalchemy import select
 
-from cahlib.cli import main
-from cahlib.private import of_nickname
-from cahlib.tracker import board, names
-from cahlib.tracker.rules import Invalid, Kind, Owned, Result, Unknown
-from cahlib.tracker.schema import people
+from cahlib.commands.cli import main
+from cahlib.core.private import of_nickname
+from cahlib.ledger.schema import people
+from cahlib.tracker import names, statistics
+from cahlib.tracker.models import Invalid, Kind, Owned, Result, Unknown
 
 ZALGO = "Z\u0351\u036b\u0343a"
 
@@ -25,7 +25,9 @@ def test_a_nickname_is_the_first_ones_who_shows_its_secret(crowd, fill, database
     crowd.complete(secret, crowd.lease(secret).number, Result(pairs=3))
     _, secret = crowd.register("ann", Kind.HYBRID, proof="hers")
     crowd.complete(secret, crowd.lease(secret).number, Result(pairs=5))
-    shown = [(one["nickname"], one["pairs"], one["verified"]) for one in board.leaders(database)]
+    shown = [
+        (one["nickname"], one["pairs"], one["verified"]) for one in statistics.leaders(database)
+    ]
     assert shown == [("ann", 5, True), ("ann (unverified)", 3, False)]
     with database.read() as connection:
         assert b"hers" not in connection.execute(select(people.c.secret)).scalars().all()

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import make_url
 
-from cahlib.tracker import backup, board, intake
-from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.database import Database, DatabaseAway
+from cahlib.ledger.database import Database, DatabaseAway
+from cahlib.tracker import admin, backup, statistics
+from cahlib.tracker.leases import Crowd
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Kind, Result, Rules
+from cahlib.tracker.models import Kind, Result, Rules
 from tests.world.jobs import until
 from tests.world.ports import free_port
 
@@ -69,7 +69,7 @@ def test_a_tracker_works_behind_a_pool_of_transactions(pooled, tmp_path):
     until(lambda: answers(pooled))
     database = Database(pooled)
     migrate(database)
-    intake.add(database, wats(60))
+    admin.add(database, wats(60))
     crowd = Crowd(database, Rules())
 
     def work(n):
@@ -82,7 +82,7 @@ def test_a_tracker_works_behind_a_pool_of_transactions(pooled, tmp_path):
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(8)))
-    counts = board.counts(database)
+    counts = statistics.counts(database)
     assert (counts.done, counts.pairs) == (120, 120)
     assert backup.backup(database, tmp_path / "backup") > 240
     database.close()

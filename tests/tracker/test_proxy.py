@@ -12,9 +12,9 @@ from urllib.parse import urljoin, urlsplit
 
 import pytest
 
-from cahlib.records import Tally
+from cahlib.core.records import Stats
+from cahlib.ledger.client import Tracker
 from cahlib.tracker.app import create
-from cahlib.tracker.client import Tracker
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.service import Settings
 from tests.world.jobs import until
@@ -122,7 +122,7 @@ def test_pages_are_whole_and_workers_work(outside, tmp_path):
     tracker = Tracker(outside)
     name = tracker.join("ann", "hybrid")["name"]
     [leased], _ = tracker.lease()
-    tracker.complete(leased.number, similarities={}, tally=Tally())
+    tracker.complete(leased.number, similarities={}, stats=Stats())
     followed = set()
     for page in ("/", "/leaderboard", "/person?name=ann", f"/worker/hybrid/{name}"):
         told, text = fetched(outside + page, tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from cahlib.tracker import bloom
 from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
-from cahlib.tracker.rules import Rules
+from cahlib.tracker.models import Rules
 from cahlib.tracker.service import Settings
 from tests.world.trackers import ask, serving
 

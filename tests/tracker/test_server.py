@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import cahlib
-from cahlib.records import Tally
-from cahlib.tracker.client import Tracker
+from cahlib.core.records import Stats
+from cahlib.ledger.client import Tracker
 from tests.world import extras, machines, small
 from tests.world.jobs import until
 from tests.world.trackers import ask
@@ -65,7 +65,7 @@ def test_a_fresh_debian_becomes_a_tracker_that_comes_back(machine, tmp_path):
     tracker = Tracker(url)
     tracker.join("ann", "hybrid", patience=20)
     [leased], _ = tracker.lease()
-    tracker.complete(leased.number, similarities={"ab" * 16: 0.3}, tally=one_pair())
+    tracker.complete(leased.number, similarities={"ab" * 16: 0.3}, stats=one_pair())
     rated = machine.run("systemd-analyze", "security", "--no-pager", "cah-tracker").stdout
     assert float(re.findall(r"[0-9]+[.][0-9]+", rated.splitlines()[-1])[0]) <= 3.0, rated
     assert machine.run("systemctl", "start", "cah-tracker-backup.service").returncode == 0
@@ -87,4 +87,4 @@ def test_a_fresh_debian_becomes_a_tracker_that_comes_back(machine, tmp_path):
 
 def one_pair():
     count = {"in": 1, "out": 1, "lost": {}}
-    return Tally.from_dict({"choose": count, "fetch": count, "judge": count})
+    return Stats.from_dict({"choose": count, "fetch": count, "judge": count})

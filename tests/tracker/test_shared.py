@@ -8,21 +8,21 @@ import threading
 import pytest
 from sqlalchemy import select
 
-from cahlib.config import Job, replace
+from cahlib.core.config import Job, replace
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.private import place
+from cahlib.core.records import Shard, Stage, Stats
 from cahlib.dataset.write import shard_writer
-from cahlib.errors import ConfigError, RunError
-from cahlib.private import place
-from cahlib.records import Shard, Stage, Tally
-from cahlib.run_directory import open_run_directory
-from cahlib.tracker import board, intake
+from cahlib.ledger.client import Tracker
+from cahlib.ledger.local import Ledger
+from cahlib.ledger.remote import Shared
+from cahlib.ledger.schema import again
+from cahlib.run.run_directory import open_run_directory
+from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create
-from cahlib.tracker.client import Tracker
 from cahlib.tracker.limits import Limits
-from cahlib.tracker.rules import Kind, Rules
-from cahlib.tracker.schema import again
+from cahlib.tracker.models import Kind, Rules
 from cahlib.tracker.service import Settings
-from cahlib.tracker.shared import Shared
-from cahlib.tracker.store import Ledger
 from tests.world import judged
 from tests.world.jobs import until
 from tests.world.trackers import serving
@@ -48,11 +48,11 @@ def deliver_all(app, where):
 
 
 def one_pair():
-    tally = Tally()
-    tally.entered[Stage.JUDGE] = tally.left[Stage.JUDGE] = 1
-    tally.entered[Stage.FETCH] = tally.left[Stage.FETCH] = tally.left[Stage.CHOOSE] = 1
-    tally.entered[Stage.CHOOSE] = 1
-    return tally
+    stats = Stats()
+    stats.entered[Stage.JUDGE] = stats.left[Stage.JUDGE] = 1
+    stats.entered[Stage.FETCH] = stats.left[Stage.FETCH] = stats.left[Stage.CHOOSE] = 1
+    stats.entered[Stage.CHOOSE] = 1
+    return stats
 
 
 class Run:
@@ -103,13 +103,13 @@ def test_what_is_done_is_told_and_what_is_not_is_given_back(app, database, tmp_p
             shared.seal(first, ["ab" * 16], one_pair())
             shared.done(first)
             shared.fail(second, "broken", attempts=3)
-            until(lambda: board.counts(database).done == 1)
+            until(lambda: statistics.counts(database).done == 1)
             assert shared.more() and third
         assert ledger.counts().done == ledger.counts().total == 1
         ledger.close()
-        counts = board.counts(database)
+        counts = statistics.counts(database)
         assert (counts.done, counts.pairs, counts.leased, counts.todo) == (1, 1, 0, 5)
-        assert board.leaders(database)[0]["nickname"] == "ann"
+        assert statistics.leaders(database)[0]["nickname"] == "ann"
 
 
 def test_a_tracker_with_spot_checks_hears_how_similar_the_pairs_are(url, database, fill, tmp_path):
@@ -121,9 +121,9 @@ def test_a_tracker_with_spot_checks_hears_how_similar_the_pairs_are(url, databas
         with open_run_directory(job, role="hybrid", stop=threading.Event()) as shared:
             shard = shared.lease()
             sealed = judged.write(folder, shard=shard.id)
-            shared.seal(shard, shard_writer.read_uids(folder, sealed), sealed.tally)
+            shared.seal(shard, shard_writer.read_uids(folder, sealed), sealed.stats)
             shared.done(shard)
-            until(lambda: board.counts(database).done == 1)
+            until(lambda: statistics.counts(database).done == 1)
     with database.read() as connection:
         said = connection.execute(select(again.c.scores)).scalar_one()
     known = shard_writer.read_similarities(folder, sealed)
@@ -148,8 +148,8 @@ def test_a_killed_run_goes_on_with_its_leases_and_tells_what_it_had_not_told(
             assert again.in_state("sealed") == [first]
             assert again.lease() == second
             again.done(first)
-            until(lambda: board.counts(database).done == 1)
-            assert board.counts(database).leased == 1
+            until(lambda: statistics.counts(database).done == 1)
+            assert statistics.counts(database).leased == 1
         ledger.close()
 
 
@@ -165,7 +165,7 @@ def test_work_goes_on_while_the_tracker_is_away(url, database, fill, tmp_path):
     shared.done(first)
     port = int(address.rpartition(":")[2])
     with serving(create(settings), port=port) as address:
-        until(lambda: board.counts(database).done == 1)
+        until(lambda: statistics.counts(database).done == 1)
         shared.__exit__()
     ledger.close()
 
@@ -204,7 +204,7 @@ def test_a_run_that_the_tracker_does_not_know_any_more_ends(app, database, tmp_p
             first = shared.lease()
             shared.seal(first, ["ab" * 16], one_pair())
             shared.done(first)
-            until(lambda: board.counts(database).done == 1)
+            until(lambda: statistics.counts(database).done == 1)
             app.state.service.crowd.expel(1)
             while shared.more():
                 shared.lease()
@@ -229,13 +229,13 @@ def test_two_runs_never_keep_the_same_pair(app, database, tmp_path):
         return [each.uid for each in judged if not shared.seen(each.uid)]
 
     def finish(shared, shard, uids):
-        account = Tally()
+        account = Stats()
         for stage in Stage:
             account.entered[stage] = account.left[stage] = len(uids)
-        done = board.counts(database).done
+        done = statistics.counts(database).done
         shared.seal(shard, uids, account)
         shared.done(shard)
-        until(lambda: board.counts(database).done == done + 1)
+        until(lambda: statistics.counts(database).done == done + 1)
 
     def interrupted(lost):
         raise KeyboardInterrupt
@@ -263,7 +263,7 @@ def test_two_runs_never_keep_the_same_pair(app, database, tmp_path):
             again.leave_out(told.append)
         second.close()
     assert told == [set(every[:150]), set()]
-    assert board.counts(database).pairs == 200
+    assert statistics.counts(database).pairs == 200
 
 
 def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
@@ -273,7 +273,7 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
     deliver_all(app, "s3://parcels/a.tar")
 
     def errors():
-        return [row["error"] for row in board.export(database) if row["error"]]
+        return [row["error"] for row in statistics.export(database) if row["error"]]
 
     with serving(app) as address:
         ledger, shared = Run(tmp_path / "a", address, "gpu").launch(clock=clock)
@@ -282,10 +282,10 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
             for shard in (first, second):
                 shared.give_back(shard, "s3 does not answer")
                 assert shared.lease() is None and shared.more()
-            until(lambda: board.counts(database).scraped == 6)
+            until(lambda: statistics.counts(database).scraped == 6)
             clock.now += 61
             assert shared.lease() == first
-            shared.seal(first, [], Tally())  # it answers again
+            shared.seal(first, [], Stats())  # it answers again
             shared.done(first)
             for waited in (0, 300, 301):
                 clock.now += waited + 61
@@ -295,7 +295,7 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
             clock.now += 61
             shared.give_back(shared.lease(), "s3 does not answer")
         ledger.close()
-    counts = board.counts(database)
+    counts = statistics.counts(database)
     assert (counts.scraped, counts.done, counts.todo) == (5, 1, 0)
     assert errors() == ["s3 does not answer"]
 
@@ -305,7 +305,7 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
     [("../../../home/evil", 0), ("/evil", 0), (".evil", 0), ("-evil", 0), ("a\nb", 0), ("a", 7)],
 )
 def test_a_shard_that_would_be_a_file_elsewhere_is_refused(url, database, tmp_path, id, half):
-    intake.add(database, [Shard(id=id, url="https://x/a.wat.gz", half=half)])
+    admin.add(database, [Shard(id=id, url="https://x/a.wat.gz", half=half)])
     with serving(create(Settings(database=url, limits=ANY))) as address:
         ledger, shared = Run(tmp_path / "a", address).launch()
         with shared, pytest.raises(RunError, match="not to be trusted"):

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from cahlib.errors import ConfigError, RunError
-from cahlib.records import Reason, Shard, Stage, Tally
-from cahlib.tracker.store import Ledger
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.records import DropReason, Shard, Stage, Stats
+from cahlib.ledger.local import Ledger
 
 
 def shards(count: int) -> list[Shard]:
@@ -62,7 +62,7 @@ def test_a_new_launch_takes_back_what_was_leased_or_had_failed(ledger):
     for _ in range(3):
         ledger.lease()
     ledger.fail(first, "no", attempts=1)
-    ledger.seal(second, [], Tally())
+    ledger.seal(second, [], Stats())
     ledger.recover()
     assert [ledger.lease(), ledger.lease(), ledger.lease()] == [first, third, None]
     assert ledger.in_state("sealed") == [second]
@@ -71,14 +71,14 @@ def test_a_new_launch_takes_back_what_was_leased_or_had_failed(ledger):
 def test_pairs_and_tallies_of_sealed_shards_are_known(ledger, tmp_path):
     first, second = shards(2)
     ledger.add([first, second])
-    tally = Tally()
-    tally.entered[Stage.JUDGE], tally.left[Stage.JUDGE] = 3, 2
-    tally.lost[Reason.DISSIMILAR] = 1
-    ledger.seal(first, ["0" * 32, "ab" * 16], tally)
-    ledger.seal(second, ["1" * 32], tally)
+    stats = Stats()
+    stats.entered[Stage.JUDGE], stats.left[Stage.JUDGE] = 3, 2
+    stats.dropped[DropReason.DISSIMILAR] = 1
+    ledger.seal(first, ["0" * 32, "ab" * 16], stats)
+    ledger.seal(second, ["1" * 32], stats)
     ledger.done(first)
     assert ledger.seen("ab" * 16) and not ledger.seen("cd" * 16)
-    assert ledger.tally() == tally + tally
+    assert ledger.stats() == stats + stats
     ledger.close()
     again = Ledger(tmp_path / "ledger.sqlite")
     counts = again.counts()

@@ -12,18 +12,18 @@ from collections import Counter
 import pyarrow.parquet as pq
 
 from cahlib import demo
-from cahlib.config import Crawl, replace
+from cahlib.core.config import Crawl, replace
+from cahlib.core.records import Shard
 from cahlib.crawl.shards import list_shards
 from cahlib.demo.web import Web
-from cahlib.records import Shard
-from cahlib.run import run
-from cahlib.tracker import board, intake
+from cahlib.ledger.database import Database
+from cahlib.run.pipeline import run
+from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create
-from cahlib.tracker.crowd import Crowd
-from cahlib.tracker.database import Database
+from cahlib.tracker.leases import Crowd
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.rules import Kind, Rules
+from cahlib.tracker.models import Kind, Rules
 from cahlib.tracker.service import Settings
 from tests.world import command, small
 from tests.world.ports import free_port
@@ -53,7 +53,7 @@ def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
         for n in range(4):
             (tmp_path / f"demo{n}.warc.wat.gz").write_bytes(small.file("same", links=40))
         job = small.job(tmp_path, tmp_path / "x", web)
-        intake.add(database, list_shards(Crawl(crawl=str(tmp_path / "*.wat.gz"))))
+        admin.add(database, list_shards(Crawl(crawl=str(tmp_path / "*.wat.gz"))))
         rules = Rules(upload=f"file://{tmp_path / 'parcels'}", lease=60)
         app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
         with serving(app) as tracker:
@@ -65,7 +65,7 @@ def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
     assert {name: process.returncode for name, process in running.items()} == dict.fromkeys(
         said, 0
     ), said
-    counts = board.counts(database)
+    counts = statistics.counts(database)
     database.close()
     assert (counts.done, counts.failed, counts.total) == (8, 0, 8), said
     made = Counter(uid for name in ("ann", "bob", "gus") for uid in uids(tmp_path / name))
@@ -79,7 +79,7 @@ def test_a_gpu_worker_blames_no_parcel_for_storage_that_is_away(tmp_path, caplog
     upload = f"http://127.0.0.1:{free_port()}"
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
-    intake.add(database, [Shard(id=f"w-{half}", url="https://x/w", half=half) for half in (0, 1)])
+    admin.add(database, [Shard(id=f"w-{half}", url="https://x/w", half=half) for half in (0, 1)])
     crowd = Crowd(database, Rules())
     cpu = crowd.register("carl", Kind.CPU)[1]
     while lease := crowd.lease(cpu):
@@ -101,6 +101,6 @@ def test_a_gpu_worker_blames_no_parcel_for_storage_that_is_away(tmp_path, caplog
             tick=0.1,
             role="gpu",
         )
-    rows = list(board.export(database))
+    rows = list(statistics.export(database))
     assert [(row["state"], row["error"]) for row in rows] == [("scraped", None)] * 2
     database.close()

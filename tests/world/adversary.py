@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image as Pillow
 
+from cahlib.core.records import DropReason
 from cahlib.demo import wat
-from cahlib.records import Reason
 from tests.world import web as w
 from tests.world.names import Addresses
 from tests.world.pictures import picture
@@ -38,7 +38,7 @@ class Attack:
     """One way to lie, to stall, or to harm."""
 
     name: str
-    reason: Reason | None = None  #: why its links are lost; None: they are kept
+    reason: DropReason | None = None  #: why its links are lost; None: they are kept
     path: str = "/it.jpg"
     serves: w.Behaviour | None = None
     beside: dict[str, w.Behaviour] = field(default_factory=dict)  #: other paths of its host
@@ -82,8 +82,8 @@ def _names() -> Iterator[Attack]:
         "name of 6to4": "2002:7f00:1::1",
     }
     for name, address in inside.items():
-        yield Attack(name=name, addresses=of(address), reason=Reason.PRIVATE_ADDRESS)
-    yield Attack(name="name that does not exist", addresses=(), reason=Reason.DNS)
+        yield Attack(name=name, addresses=of(address), reason=DropReason.PRIVATE_ADDRESS)
+    yield Attack(name="name that does not exist", addresses=(), reason=DropReason.DNS)
     rebinding = itertools.chain([of(HERE)], itertools.repeat(of("127.0.0.1")))
     yield Attack(name="rebinding", addresses=rebinding, serves=w.body(JPEG), links=3, left=3)
     mixed = (*of("127.0.0.1"), *of(HERE), *of("10.0.0.1"))
@@ -98,24 +98,24 @@ def _addresses() -> Iterator[Attack]:
     )  # fmt: skip
     for host in inside:
         yield Attack(
-            name=f"address {host}", url=f"http://{host}/it.jpg", reason=Reason.PRIVATE_HOST
+            name=f"address {host}", url=f"http://{host}/it.jpg", reason=DropReason.PRIVATE_HOST
         )
     yield Attack(name="user and password", url="http://me:pw@creds.attack/it.jpg",
-                 reason=Reason.BAD_URL)  # fmt: skip
+                 reason=DropReason.BAD_URL)  # fmt: skip
     yield Attack(name="a fragment", url="http://creds.attack/it.jpg#../../etc/passwd")
     # а and о are Cyrillic
-    yield Attack(name="look alike", url="http://gооgle.attack/it.jpg", reason=Reason.DNS)
+    yield Attack(name="look alike", url="http://gооgle.attack/it.jpg", reason=DropReason.DNS)
     for port in (22, 25, 6379):
         yield Attack(name=f"port {port}", url=f"http://creds.attack:{port}/it.jpg",
-                     reason=Reason.BAD_URL)  # fmt: skip
-    yield Attack(name="no port", url="http://creds.attack:99999/it.jpg", reason=Reason.BAD_URL)
+                     reason=DropReason.BAD_URL)  # fmt: skip
+    yield Attack(name="no port", url="http://creds.attack:99999/it.jpg", reason=DropReason.BAD_URL)
     yield Attack(name="a long address", url=f"http://creds.attack/{'a' * 200_000}.jpg",
-                 reason=Reason.LONG_URL)  # fmt: skip
+                 reason=DropReason.LONG_URL)  # fmt: skip
     split = "http://creds.attack/it.jpg HTTP/1.1\r\nHost: inside.attack\r\n\r\n"
-    yield Attack(name="two requests in one", url=split, reason=Reason.HTTP_4XX)
+    yield Attack(name="two requests in one", url=split, reason=DropReason.HTTP_4XX)
     yield Attack(name="a script", url="javascript:fetch('//evil.attack')",
-                 reason=Reason.NOT_A_PICTURE_URL)  # fmt: skip
-    yield Attack(name="a file", url="file:///etc/passwd.jpg", reason=Reason.NOT_A_PICTURE_URL)
+                 reason=DropReason.NOT_A_PICTURE_URL)  # fmt: skip
+    yield Attack(name="a file", url="file:///etc/passwd.jpg", reason=DropReason.NOT_A_PICTURE_URL)
 
 
 def _redirects() -> Iterator[Attack]:
@@ -132,10 +132,10 @@ def _redirects() -> Iterator[Attack]:
         "to nonsense": "http://[::1",
     }
     for name, target in targets.items():
-        yield Attack(name=name, serves=w.redirect(target), reason=Reason.BAD_REDIRECT)
+        yield Attack(name=name, serves=w.redirect(target), reason=DropReason.BAD_REDIRECT)
     hops = {f"/{n}": w.redirect(f"/{n + 1}") for n in range(50)}
     yield Attack(name="to and fro", serves=w.redirect("/0"), beside=hops,
-                 reason=Reason.BAD_REDIRECT)  # fmt: skip
+                 reason=DropReason.BAD_REDIRECT)  # fmt: skip
 
 
 def _servers() -> Iterator[Attack]:
@@ -149,22 +149,22 @@ def _servers() -> Iterator[Attack]:
         "a body that stalls": w.drip(head + JPEG, b"", pause=60),
     }
     for name, behaviour in slow.items():
-        yield Attack(name=name, serves=behaviour, reason=Reason.TIMEOUT)
-    lies: dict[str, tuple[w.Behaviour, Reason]] = {
-        "an endless body": (w.endless(JPEG), Reason.TOO_MANY_BYTES),
-        "an endless head": (w.raw(head[:-2] + b"X: " + b"x" * 10**6), Reason.BAD_HTTP),
-        "a length too large": (w.broken_off(JPEG, length=10**15), Reason.TOO_MANY_BYTES),
-        "a length too long": (w.broken_off(JPEG, length=len(JPEG) + 9), Reason.DISCONNECTED),
+        yield Attack(name=name, serves=behaviour, reason=DropReason.TIMEOUT)
+    lies: dict[str, tuple[w.Behaviour, DropReason]] = {
+        "an endless body": (w.endless(JPEG), DropReason.TOO_MANY_BYTES),
+        "an endless head": (w.raw(head[:-2] + b"X: " + b"x" * 10**6), DropReason.BAD_HTTP),
+        "a length too large": (w.broken_off(JPEG, length=10**15), DropReason.TOO_MANY_BYTES),
+        "a length too long": (w.broken_off(JPEG, length=len(JPEG) + 9), DropReason.DISCONNECTED),
         "a length too short": (w.raw(w.head(200, ("Content-Length", 6000)) + JPEG),
-                               Reason.BAD_HTTP),
+                               DropReason.BAD_HTTP),
         "two lengths": (w.raw(head[:-2] + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
-                        Reason.BAD_HTTP),
-        "a gzip bomb": (w.body(bomb, ("Content-Encoding", "gzip")), Reason.TOO_MANY_BYTES),
-        "a brotli bomb": (w.body(b"\xff" * 9000, ("Content-Encoding", "br")), Reason.NOT_AN_IMAGE),
-        "broken off": (w.broken_off(JPEG[:3000], length=len(JPEG)), Reason.DISCONNECTED),
-        "reset": (w.broken_off(JPEG[:3000], length=len(JPEG), reset=True), Reason.DISCONNECTED),
-        "no HTTP": (w.raw(b"SSH-2.0-OpenSSH_9.9\r\n"), Reason.BAD_HTTP),
-        "bytes": (w.raw(bytes(range(256)) * 100), Reason.BAD_HTTP),
+                        DropReason.BAD_HTTP),
+        "a gzip bomb": (w.body(bomb, ("Content-Encoding", "gzip")), DropReason.TOO_MANY_BYTES),
+        "a brotli bomb": (w.body(b"\xff" * 9000, ("Content-Encoding", "br")), DropReason.NOT_AN_IMAGE),
+        "broken off": (w.broken_off(JPEG[:3000], length=len(JPEG)), DropReason.DISCONNECTED),
+        "reset": (w.broken_off(JPEG[:3000], length=len(JPEG), reset=True), DropReason.DISCONNECTED),
+        "no HTTP": (w.raw(b"SSH-2.0-OpenSSH_9.9\r\n"), DropReason.BAD_HTTP),
+        "bytes": (w.raw(bytes(range(256)) * 100), DropReason.BAD_HTTP),
     }  # fmt: skip
     for name, (behaviour, reason) in lies.items():
         yield Attack(name=name, serves=behaviour, reason=reason)
@@ -174,10 +174,10 @@ def _servers() -> Iterator[Attack]:
 
 def _tls() -> Iterator[Attack]:
     for name, address, reason in (
-        ("a certificate of another", HERE, Reason.TLS),
-        ("a certificate of nobody", STRANGER, Reason.TLS),
-        ("an old certificate", EXPIRED, Reason.TLS),
-        ("a handshake that sleeps", ASLEEP, Reason.NO_ROBOTS),
+        ("a certificate of another", HERE, DropReason.TLS),
+        ("a certificate of nobody", STRANGER, DropReason.TLS),
+        ("an old certificate", EXPIRED, DropReason.TLS),
+        ("a handshake that sleeps", ASLEEP, DropReason.NO_ROBOTS),
     ):
         host = name.replace(" ", "-") + ".attack"
         yield Attack(name=name, url=f"https://{host}/it.jpg", addresses=of(address), reason=reason)
@@ -188,22 +188,22 @@ def _owners() -> Iterator[Attack]:
     """Owners who refuse, in 20 ways for 20 images; and files that ask to be read for ever."""
     large = picture(size=(400, 300))
     many = {"links": 20, "refuses": True}
-    refusals: dict[str, tuple[w.Behaviour, dict[str, w.Behaviour], Reason]] = {
+    refusals: dict[str, tuple[w.Behaviour, dict[str, w.Behaviour], DropReason]] = {
         "robots": (w.body(large), {"/robots.txt": w.body(b"User-agent: *\nDisallow: /\n")},
-                   Reason.OPTED_OUT),
+                   DropReason.OPTED_OUT),
         "robots for cahlib": (w.body(large),
                               {"/robots.txt": w.body(b"User-agent: cahlib\nDisallow: /\n")},
-                              Reason.OPTED_OUT),
+                              DropReason.OPTED_OUT),
         "no training": (w.body(large),
                         {"/robots.txt": w.body(b"User-agent: *\nContent-Usage: train-ai=n\n")},
-                        Reason.OPTED_OUT),
+                        DropReason.OPTED_OUT),
         "reserved": (w.body(large), {"/.well-known/tdmrep.json": w.body(
-                     b'[{"location": "/*", "tdm-reservation": 1}]')}, Reason.OPTED_OUT),
-        "noai": (w.body(large, ("X-Robots-Tag", "noai")), {}, Reason.OPTED_OUT),
-        "tdm header": (w.body(large, ("TDM-Reservation", "1")), {}, Reason.OPTED_OUT),
+                     b'[{"location": "/*", "tdm-reservation": 1}]')}, DropReason.OPTED_OUT),
+        "noai": (w.body(large, ("X-Robots-Tag", "noai")), {}, DropReason.OPTED_OUT),
+        "tdm header": (w.body(large, ("TDM-Reservation", "1")), {}, DropReason.OPTED_OUT),
         "robots in trouble": (w.body(large), {"/robots.txt": w.body(b"", status=503)},
-                              Reason.NO_ROBOTS),
-        "robots asleep": (w.body(large), {"/robots.txt": w.silent}, Reason.NO_ROBOTS),
+                              DropReason.NO_ROBOTS),
+        "robots asleep": (w.body(large), {"/robots.txt": w.silent}, DropReason.NO_ROBOTS),
     }  # fmt: skip
     for name, (behaviour, beside, reason) in refusals.items():
         yield Attack(name=name, serves=behaviour, beside=beside, reason=reason, **many)
@@ -220,7 +220,7 @@ def _owners() -> Iterator[Attack]:
     deep = w.body(b"[" * 400_000)
     yield Attack(name="deep tdmrep", serves=w.body(JPEG), beside={"/.well-known/tdmrep.json": deep})
     yield Attack(name="one host for all", serves=w.body(JPEG), links=LINKS, left=20,
-                 reason=Reason.TOO_MANY_LINKS)  # fmt: skip
+                 reason=DropReason.TOO_MANY_LINKS)  # fmt: skip
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
@@ -270,16 +270,16 @@ def _files() -> Iterator[Attack]:
     profile = _chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(30_000_000)))
     good_png = picture("PNG")
     loop = b"MM\0*\0\0\0\x08\0\x02" + struct.pack(">HHII", 0x8769, 4, 1, 8) * 2 + b"\0\0\0\x08"
-    shapes: dict[str, tuple[bytes, Reason | None]] = {
+    shapes: dict[str, tuple[bytes, DropReason | None]] = {
         "png of 900 million pixels": (_png(30_000, 30_000, true) + bytes(9000),
-                                      Reason.TOO_MANY_PIXELS),
+                                      DropReason.TOO_MANY_PIXELS),
         "png that swells": (_png(100, 100, zlib.compress(bytes(500_000_000), 9)), None),
         "png with a text that swells": (good_png[:33] + swelling + good_png[33:], None),
         "png with a profile that swells": (good_png[:33] + profile + good_png[33:], None),
-        "jpeg of 60000 squared": (_claimed("JPEG"), Reason.TOO_MANY_PIXELS),
-        "webp of 16000 squared": (_claimed("WEBP"), Reason.TOO_MANY_PIXELS),
-        "cut short": (JPEG[:6000], Reason.BROKEN_IMAGE),
-        "cut png": (good_png[:-40], Reason.BROKEN_IMAGE),
+        "jpeg of 60000 squared": (_claimed("JPEG"), DropReason.TOO_MANY_PIXELS),
+        "webp of 16000 squared": (_claimed("WEBP"), DropReason.TOO_MANY_PIXELS),
+        "cut short": (JPEG[:6000], DropReason.BROKEN_IMAGE),
+        "cut png": (good_png[:-40], DropReason.BROKEN_IMAGE),
         "an archive behind": (JPEG + b"PK\x03\x04" + b"<script>steal()</script>" * 300, None),
         "a page in a comment": (_said("JPEG", comment=b"<script>steal()</script>" * 300), None),
         "ten thousand frames": (_moving(10_000), None),
@@ -289,12 +289,12 @@ def _files() -> Iterator[Attack]:
         "sixteen bits": (picture("PNG", mode="I;16"), None),
         "a palette": (picture("PNG", (200, 160), mode="P"), None),
         "see through": (picture("PNG", mode="RGBA"), None),
-        "a page": (b"<!doctype html><title>Sorry</title>" * 300, Reason.NOT_AN_IMAGE),
+        "a page": (b"<!doctype html><title>Sorry</title>" * 300, DropReason.NOT_AN_IMAGE),
         "a drawing": (b"<svg xmlns='http://www.w3.org/2000/svg' onload='steal()'/>" * 200,
-                      Reason.NOT_AN_IMAGE),
-        "gif and jpeg": (b"GIF89a" + JPEG, Reason.NOT_AN_IMAGE),
-        "nothing": (b"", Reason.NOT_AN_IMAGE),
-        "endless scans": (_scans(), Reason.BROKEN_IMAGE),
+                      DropReason.NOT_AN_IMAGE),
+        "gif and jpeg": (b"GIF89a" + JPEG, DropReason.NOT_AN_IMAGE),
+        "nothing": (b"", DropReason.NOT_AN_IMAGE),
+        "endless scans": (_scans(), DropReason.BROKEN_IMAGE),
     }  # fmt: skip
     for name, (data, reason) in shapes.items():
         answer = w.body(data, ("Content-Type", "image/jpeg"))
@@ -309,10 +309,10 @@ def _scans() -> bytes:
 
 def _texts() -> Iterator[Attack]:
     """Captions that attack whoever stores, shows or reads them."""
-    alts: dict[str, tuple[str, Reason | None]] = {
+    alts: dict[str, tuple[str, DropReason | None]] = {
         "control characters": (CAPTION + "\x00\x07\x1b[2J\x7f", None),
         "right to left": (CAPTION + " \u202egpj.exe\u2066", None),
-        "ten megabytes": ("word " * 2_000_000, Reason.LONG_TEXT),
+        "ten megabytes": ("word " * 2_000_000, DropReason.LONG_TEXT),
         "a script in a text": (f"{CAPTION} <script>alert(1)</script>", None),
         "a formula": ("=HYPERLINK(A1) shows the photo of an old harbour in the evening", None),
         "half a character": (f"{CAPTION} \ud83d", None),
@@ -334,7 +334,7 @@ class Rotten:
 
     name: str
     member: bytes
-    reason: Reason | None  #: None: a page
+    reason: DropReason | None  #: None: a page
 
 
 def rotten() -> list[Rotten]:
@@ -347,17 +347,17 @@ def rotten() -> list[Rotten]:
 
     deep = b"[" * 200_000
     return [
-        Rotten("deep nesting", page(b'{"Links":%sIMG@' % deep), Reason.BROKEN_RECORD),
+        Rotten("deep nesting", page(b'{"Links":%sIMG@' % deep), DropReason.BROKEN_RECORD),
         Rotten("deep and whole", page(b'{"IMG@":%s%s}' % (deep, b"]" * 200_000)),
-               Reason.BROKEN_RECORD),
+               DropReason.BROKEN_RECORD),
         Rotten("a huge line", page(b'{"Links":[%s],"x":"%s"}' % (link, b"x" * 20_000_000)),
-               Reason.NO_TEXT),
+               DropReason.NO_TEXT),
         Rotten("keys twice", page(b'{"Links":[],"Links":[%s],"Links":7}' % link), None),
         Rotten("wrong types", page(b'{"Links":{"IMG@/src":[1,null]},"Head":[3]}'), None),
-        Rotten("no JSON", page(b"IMG@ \xff\xfe{{{"), Reason.BROKEN_RECORD),
-        Rotten("a bomb", gzip.compress(b"WARC/1.0\r\n" + bytes(300_000_000)), Reason.BROKEN_MEMBER),
+        Rotten("no JSON", page(b"IMG@ \xff\xfe{{{"), DropReason.BROKEN_RECORD),
+        Rotten("a bomb", gzip.compress(b"WARC/1.0\r\n" + bytes(300_000_000)), DropReason.BROKEN_MEMBER),
         Rotten("a length of nonsense", gzip.compress(
-            b"WARC/1.0\r\nContent-Length: -5\r\n\r\n{}\r\n\r\n"), Reason.BROKEN_RECORD),
+            b"WARC/1.0\r\nContent-Length: -5\r\n\r\n{}\r\n\r\n"), DropReason.BROKEN_RECORD),
     ]  # fmt: skip
 
 

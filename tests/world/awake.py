@@ -6,11 +6,12 @@ must arrive, that is too soon for a machine that does much else.
 
 from dataclasses import replace
 
-from cahlib import config, demo
-from cahlib.config import Job
+from cahlib import demo
+from cahlib.core import config
+from cahlib.core.config import Job
+from cahlib.core.records import DropReason
 from cahlib.demo import world
 from cahlib.demo.web import Answer, Web
-from cahlib.records import Reason
 from tests.world.jobs import LIMIT
 
 
@@ -19,8 +20,8 @@ def build() -> world.World:
     shown = world.build()
     gone = Answer(status=404)
     exhibits = [
-        replace(each, reason=Reason.HTTP_4XX, answers=dict.fromkeys(each.answers, gone))
-        if each.reason is Reason.TIMEOUT
+        replace(each, reason=DropReason.HTTP_4XX, answers=dict.fromkeys(each.answers, gone))
+        if each.reason is DropReason.TIMEOUT
         else each
         for each in shown.exhibits
     ]

@@ -15,8 +15,8 @@ from typing import IO
 
 import pytest
 
-from cahlib.cli import main
-from cahlib.config import Job, settings
+from cahlib.commands.cli import main
+from cahlib.core.config import Job, settings
 from tests.world import forks
 from tests.world.forks import ROOT
 
@@ -70,7 +70,7 @@ def options(job: Job) -> list[str]:
 
 
 def _line(*arguments: str | Path | int) -> list[str]:
-    return ["-m", "cahlib.cli", *map(str, arguments)]
+    return ["-m", "cahlib.commands.cli", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:

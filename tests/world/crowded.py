@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from cahlib.ledger.database import Database
+from cahlib.ledger.schema import activity, failures, history, people, shards, teams, wats, workers
 from cahlib.tracker.activity import DAY, HOUR
-from cahlib.tracker.database import Database
 from cahlib.tracker.names import folded
-from cahlib.tracker.schema import activity, failures, history, people, shards, teams, wats, workers
 
 #: Names as people choose them, and some that want to break the page.
 NAMES = (

@@ -42,7 +42,7 @@ def wheel(folder: Path) -> Path:
 #: Does commands one after the other, as `cah` does each, and says how they ended.
 _SCRIPT = """
 import contextlib, io, json, sys
-from cahlib.cli import main
+from cahlib.commands.cli import main
 
 def did(line):
     out, errors = io.StringIO(), io.StringIO()

@@ -30,9 +30,9 @@ _LOADED = (
     "alembic.command", "cahlib.commands.checked", "cahlib.dataset.maintain.verify",
     "cahlib.dataset.show.report", "cahlib.dataset.write.shard_writer", "cahlib.demo.world",
     "cahlib.kaggle.servers", "cahlib.kaggle.session", "cahlib.model.clip",
-    "cahlib.model.model_source", "cahlib.run", "cahlib.scrapers",
-    "cahlib.swarm.crew", "cahlib.swarm.engine", "cahlib.swarm.hetzner", "cahlib.tracker.app",
-    "cahlib.volunteer",
+    "cahlib.model.model_source", "cahlib.run.pipeline", "cahlib.run.scrapers",
+    "cahlib.swarm.lifecycle", "cahlib.engine.local", "cahlib.swarm.hetzner", "cahlib.tracker.app",
+    "cahlib.run.worker",
     "pyarrow.parquet", "uvicorn",
 )  # fmt: skip
 

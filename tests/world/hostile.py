@@ -15,8 +15,8 @@ import distributed.worker
 from distributed.protocol import to_serialize
 from distributed.protocol.serialize import Serialized, ToPickle
 
-import cahlib.swarm.worker
-from cahlib.swarm.wire import TOPIC, Answer, encode
+import cahlib.engine.worker
+from cahlib.engine.wire import TOPIC, Answer, encode
 
 #: In the environment, the folder.
 SPRUNG = "TEST_SPRUNG"
@@ -86,7 +86,7 @@ _error_message.real = distributed.worker.error_message
 
 
 async def dask_setup(worker):
-    cahlib.swarm.worker.carried = carried
+    cahlib.engine.worker.carried = carried
     distributed.worker.error_message = _error_message
     get_data = worker.handlers["get_data"]
 

@@ -12,10 +12,10 @@ from distributed import get_worker
 from distributed.comm.addressing import get_address_host
 
 import cahlib
-from cahlib.errors import ShardError
+from cahlib.core.errors import ShardError
+from cahlib.core.path_map import here
+from cahlib.core.records import Parcel, Shard, Stage, Stats
 from cahlib.parcel.tar import TarWriter
-from cahlib.places import here
-from cahlib.records import Parcel, Shard, Stage, Tally
 
 #: Seconds after which what was awaited will not come: it only ends what hangs, however busy the
 #: machine, and a test is done as soon as it came.
@@ -70,10 +70,10 @@ def tell_and_wait(folder: Path, *, limit: float, report: Callable[[object], None
 
 def count_and_wait(folder: Path, *, limit: float, report: Callable[[object], None]) -> str:
     """Try a hundred links a second, by the clock, until the file "go" is there."""
-    tally, began = Tally(), time.monotonic()
+    stats, began = Stats(), time.monotonic()
     while not (folder / "go").exists():
-        tally.left[Stage.FETCH] = int(100 * (time.monotonic() - began))
-        report(tally.as_dict())
+        stats.left[Stage.FETCH] = int(100 * (time.monotonic() - began))
+        report(stats.as_dict())
         time.sleep(0.1)
     return "done"
 
@@ -97,7 +97,7 @@ def write_parcel(
         sha256=sha256(data).hexdigest(),
         size=size,
         images=0,
-        tally=Tally(),
+        stats=Stats(),
         optouts=(),
         started=0.0,
         finished=0.0,

@@ -10,13 +10,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Picture
 
+from cahlib.core.records import (
+    Candidate,
+    DropReason,
+    Image,
+    Judged,
+    OptOut,
+    Parcel,
+    Shard,
+    Stage,
+    Stats,
+)
 from cahlib.crawl.shards import list_shards
 from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
 from cahlib.image.header import CAN_DECODE_AVIF
+from cahlib.ledger.local import Ledger
 from cahlib.model.model_source import find_source
 from cahlib.model.score_names import score_columns
-from cahlib.records import Candidate, Image, Judged, OptOut, Parcel, Reason, Shard, Stage, Tally
-from cahlib.tracker.store import Ledger
 
 SPEC = DatasetSpec(
     model="ViT-tiny/none",
@@ -108,39 +118,39 @@ def embeddings(number, similarity, width=32):
 
 
 def some(count, *, first=0):
-    """Judged images of every kind, and the tally of their judging."""
+    """Judged images of every kind, and the stats of their judging."""
     made = []
     for number in range(first, first + count):
         kind = number % 5
-        reason = {1: Reason.DISSIMILAR, 2: Reason.DISSIMILAR, 3: Reason.MINOR}.get(kind)
+        reason = {1: DropReason.DISSIMILAR, 2: DropReason.DISSIMILAR, 3: DropReason.MINOR}.get(kind)
         if number % 10 == 3:
             reason = None
         nsfw = "UNSURE" if kind == 3 else "UNLIKELY"
         made.append(judged(number, reason=reason, nsfw=nsfw))
-    return made, tally_of(made)
+    return made, stats_of(made)
 
 
-def tally_of(made):
-    """The tally that the judging of these images leaves."""
-    tally = Tally()
-    tally.entered[Stage.JUDGE] = len(made)
-    tally.left[Stage.JUDGE] = sum(each.reason is None for each in made)
-    tally.lost.update(each.reason for each in made if each.reason)
-    return tally
+def stats_of(made):
+    """The stats that the judging of these images leaves."""
+    stats = Stats()
+    stats.entered[Stage.JUDGE] = len(made)
+    stats.left[Stage.JUDGE] = sum(each.reason is None for each in made)
+    stats.dropped.update(each.reason for each in made if each.reason)
+    return stats
 
 
 def parcel(shard="CC-MAIN-2024-10-00007-0", *, images, refused=1, began=1_700_000_000.0):
     """The account of a scraping that brought so many images; there is no file behind it."""
-    tally = Tally()
-    tally.entered.update({Stage.READ: 300, Stage.CHOOSE: 9000, Stage.FETCH: 3 * images + refused})
-    tally.left.update({Stage.READ: 250, Stage.CHOOSE: 3 * images + refused, Stage.FETCH: images})
-    tally.lost.update(
+    stats = Stats()
+    stats.entered.update({Stage.READ: 300, Stage.CHOOSE: 9000, Stage.FETCH: 3 * images + refused})
+    stats.left.update({Stage.READ: 250, Stage.CHOOSE: 3 * images + refused, Stage.FETCH: images})
+    stats.dropped.update(
         {
-            Reason.NOT_A_PAGE: 50,
-            Reason.NO_TEXT: 9000 - 3 * images - refused,
-            Reason.HTTP_4XX: images,
-            Reason.TIMEOUT: images,
-            Reason.OPTED_OUT: refused,
+            DropReason.NOT_A_PAGE: 50,
+            DropReason.NO_TEXT: 9000 - 3 * images - refused,
+            DropReason.HTTP_4XX: images,
+            DropReason.TIMEOUT: images,
+            DropReason.OPTED_OUT: refused,
         }
     )
     evidence = OptOut(
@@ -156,7 +166,7 @@ def parcel(shard="CC-MAIN-2024-10-00007-0", *, images, refused=1, began=1_700_00
         sha256="0" * 64,
         size=0,
         images=images,
-        tally=tally,
+        stats=stats,
         optouts=(evidence,) * refused,
         started=began,
         finished=began + 600,
@@ -181,8 +191,8 @@ def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, spec=SPEC)
         made,
         parcel=parcel(shard, images=len(made)),
         spec=spec,
-        tally=tally_of(made),
-        again=lambda each: Reason.PAIR_SEEN if seen(each.image.candidate.uid) else None,
+        stats=stats_of(made),
+        again=lambda each: DropReason.PAIR_SEEN if seen(each.image.candidate.uid) else None,
     )
 
 
@@ -200,6 +210,6 @@ def finish(job):
     for number, shard in enumerate(list_shards(job.crawl, contact=job.download.contact)):
         sealed = write(folder, first=1000 * number, shard=shard.id, spec=spec)
         ledger.add([shard])
-        ledger.seal(shard, read_uids(folder, sealed), sealed.tally)
+        ledger.seal(shard, read_uids(folder, sealed), sealed.stats)
         ledger.done(shard)
     ledger.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from cahlib.swarm import image, wheel
+from cahlib.swarm import server_image, wheel
 from tests.world.hosts import SUBNET
 
 #: Where the trees are kept; they outlive the tests.
@@ -133,7 +133,7 @@ class Image:
         )  # fmt: skip
 
 
-IMAGES = [Image(name, python) for python, name in image.IMAGES.items()]
+IMAGES = [Image(name, python) for python, name in server_image.IMAGES.items()]
 #: What `server.sh` installs; caddy and the database are there already.
 SERVERS = [replace(each, packages=("postgresql", "caddy"), extra="tracker") for each in IMAGES[-1:]]
 

@@ -7,7 +7,7 @@ from functools import cache
 
 from PIL import Image as Pillow
 
-from cahlib.records import Candidate, Image
+from cahlib.core.records import Candidate, Image
 
 
 @cache

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cahlib import demo
-from cahlib.config import Crawl, Download, Job, Judge, Output, Place
+from cahlib.core.config import Crawl, Download, Job, Judge, Output, Place
+from cahlib.core.progress import Board
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
-from cahlib.progress import Board
 from tests.world.pictures import picture
 
 CAPTION = "A photo of the old harbour with boats, number {} of them all"
@@ -109,5 +109,5 @@ class Here:
 
 @contextmanager
 def scraping(job: Job, *, stop: threading.Event, board: Board) -> Iterator[tuple[Here, Path]]:
-    """For `cahlib.run.run`: scrape in its own process."""
+    """For `cahlib.run.pipeline.run`: scrape in its own process."""
     yield Here(), job.output.folder / "run" / "parcels"

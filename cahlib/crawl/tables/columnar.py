@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cahlib.core.table_rows import TableRows
 from cahlib.crawl.tables.files import TableError, unpacked
 from cahlib.crawl.tables.text import Cells, decoded
-from cahlib.table_rows import TableRows
 
 #: Rows that become Python's values at a time.
 _BATCH = 1000

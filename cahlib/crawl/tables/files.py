@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from isal import igzip_lib
 
 from cahlib import __version__
-from cahlib.errors import CahError, ConfigError, ShardError
+from cahlib.core.errors import CahError, ConfigError, ShardError
 
 if sys.version_info >= (3, 14):
     from compression import zstd

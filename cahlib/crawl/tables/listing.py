@@ -9,12 +9,12 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
 
+from cahlib.core.crawl_settings import Crawl
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import Shard
+from cahlib.core.table_rows import TableRows, rows_of
 from cahlib.crawl.tables.files import TableError, file_name, find_files
 from cahlib.crawl.tables.tables import open_table
-from cahlib.crawl_settings import Crawl
-from cahlib.errors import ConfigError
-from cahlib.records import Shard
-from cahlib.table_rows import TableRows, rows_of
 
 _log = logging.getLogger(__name__)
 

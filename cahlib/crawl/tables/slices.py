@@ -14,16 +14,16 @@ from typing import Any
 
 import msgspec
 
-from cahlib.atomic import new_file
+from cahlib.core.atomic import new_file
+from cahlib.core.crawl_settings import Crawl
+from cahlib.core.errors import ShardError
+from cahlib.core.path_map import here
+from cahlib.core.records import DropReason, Shard, Stage, Stats
+from cahlib.core.table_rows import TableRows, rows_of, typed
 from cahlib.crawl.source import RETRY_PAUSES, SleepFunction
 from cahlib.crawl.tables.files import TableAway, TableError, file_name, reading
 from cahlib.crawl.tables.tables import Table, open_table
 from cahlib.crawl.wat import BARE_LINK, TABLE_LINK, Link, Page
-from cahlib.crawl_settings import Crawl
-from cahlib.errors import ShardError
-from cahlib.places import here
-from cahlib.records import Reason, Shard, Stage, Tally
-from cahlib.table_rows import TableRows, rows_of, typed
 
 #: Most characters of a link, and of the extra columns of a row; more are cut, or break the row.
 _MAX_LINK, _MAX_EXTRA = 100_001, 100_000
@@ -106,7 +106,7 @@ def _line(cells: Sequence[Any] | None, texts: int, kinds: Sequence[str], most: i
     return line + b"\n"
 
 
-def read_slice(shard: Shard, path: str, tally: Tally) -> Iterator[Page]:
+def read_slice(shard: Shard, path: str, stats: Stats) -> Iterator[Page]:
     """Yield a page for each row of a shard's slice; count broken rows.
 
     The page of a row is its table with the fragment ``#row=N``; a path is told without its folder.
@@ -119,12 +119,12 @@ def read_slice(shard: Shard, path: str, tally: Tally) -> Iterator[Page]:
     link = TABLE_LINK if rows.text_column else BARE_LINK
     with open(here(path), "rb") as file:
         for number, line in enumerate(file, rows.first):
-            tally.entered[Stage.READ] += 1
+            stats.entered[Stage.READ] += 1
             cells = msgspec.json.decode(line)
             if cells is None:
-                tally.lost[Reason.BROKEN_RECORD] += 1
+                stats.dropped[DropReason.BROKEN_RECORD] += 1
                 continue
-            tally.left[Stage.READ] += 1
+            stats.left[Stage.READ] += 1
             url, text, *extras = cells if rows.text_column else (cells[0], "", *cells[1:])
             yield Page(
                 url=f"{table}#row={number}",

@@ -9,6 +9,9 @@ from io import BufferedReader, BytesIO
 from typing import Protocol
 from weakref import finalize
 
+from cahlib.core.crawl_settings import Crawl
+from cahlib.core.errors import ConfigError
+from cahlib.core.table_rows import TableRows
 from cahlib.crawl.tables.files import (
     END,
     UNPACKING_ERRORS,
@@ -20,9 +23,6 @@ from cahlib.crawl.tables.files import (
     unpacked,
 )
 from cahlib.crawl.tables.text import Cells, Delimited, JsonLines, TextTable, listed
-from cahlib.crawl_settings import Crawl
-from cahlib.errors import ConfigError
-from cahlib.table_rows import TableRows
 
 #: Names that columns of links and of texts have, best first; compared in lower case.
 URL_NAMES = ("url", "image_url", "imageurl", "img_url", "image_link", "src")

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 import regex
 
+from cahlib.core.table_rows import TableRows
 from cahlib.crawl.tables.files import UNPACKING_ERRORS, TableError, unpacked
-from cahlib.table_rows import TableRows
 
 #: Most bytes of a line, and most bytes and lines of a row with line breaks.
 _MAX_LINE, _MAX_ROW, _MAX_LINES = 16 << 20, 1 << 20, 100

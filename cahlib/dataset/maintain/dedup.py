@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import DropReason
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.maintain.purge import apply_changes
 from cahlib.dataset.maintain.rewrite import ShardChange
 from cahlib.dataset.manifest import read_manifests, require_dataset
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.write.columns import Row
-from cahlib.errors import ConfigError
 from cahlib.image.perceptual_hash import near_pairs, same_colours
-from cahlib.records import Reason
 
 _COLUMNS = ["uid", "phash", "WIDTH", "HEIGHT", "similarity"]
 
@@ -38,12 +38,12 @@ class Duplicates:
     images: int  #: in total
     extra: NDArray[Any]  #: sorted uids of the redundant ones, 16 bytes each
 
-    def why(self, row: Row) -> Reason | None:
+    def why(self, row: Row) -> DropReason | None:
         """Return the reason to remove a pair, or None."""
         uid = np.frombuffer(bytes.fromhex(row["uid"]), "S16")
         at = int(np.searchsorted(self.extra, uid[0]))
         found = at < len(self.extra) and self.extra[at] == uid[0]
-        return Reason.NEAR_DUPLICATE if found else None
+        return DropReason.NEAR_DUPLICATE if found else None
 
 
 def find_duplicates(place: str | Path, distance: int) -> Duplicates:

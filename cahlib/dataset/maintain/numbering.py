@@ -22,12 +22,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from cahlib.core.errors import CahError, RunError
 from cahlib.dataset import description
 from cahlib.dataset.description import find_description
 from cahlib.dataset.layout import CURRENT_LAYOUT, SESSION, part_path, tar_number
 from cahlib.dataset.manifest import ShardManifest, read_manifests, tar_path
 from cahlib.dataset.write.shard_writer import ShardWriter, read_uids
-from cahlib.errors import CahError, RunError
 
 
 def number_tars(folder: Path) -> None:

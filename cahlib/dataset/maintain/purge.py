@@ -10,8 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cahlib import live
-from cahlib.config import Job
+from cahlib.core import status
+from cahlib.core.config import Job
+from cahlib.core.errors import RunError, disk_errors
+from cahlib.core.lists import HASH, MD5, URL, Digests, Hashes, entries, md5
+from cahlib.core.lock import held
+from cahlib.core.records import DropReason
 from cahlib.dataset.file_names import require_writable
 from cahlib.dataset.maintain.rewrite import RemovalRule, ShardChange, rewrite_shards
 from cahlib.dataset.manifest import read_manifests, require_dataset
@@ -19,11 +23,7 @@ from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.storage.upload import upload_pages, upload_shards
 from cahlib.dataset.write.columns import Row, canonical_json
-from cahlib.errors import RunError, disk_errors
-from cahlib.lists import HASH, MD5, URL, Digests, Hashes, entries, md5
-from cahlib.lock import held
 from cahlib.model.known_harm import load_known_harm
-from cahlib.records import Reason
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ CHANGES_FILE = "changes.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeLists:
-    """Files that list what to remove, as `cahlib.lists` reads them."""
+    """Files that list what to remove, as `cahlib.core.lists` reads them."""
 
     hashes: Sequence[str] = ()  #: of images as they were served: md5, sha1, sha256
     looks: Sequence[str] = ()  #: perceptual hashes of images
@@ -50,14 +50,14 @@ class PurgeLists:
             bytes.fromhex(each) for path in self.uids for each in entries(path, "uids", MD5)
         )
 
-        def why(row: Row) -> Reason | None:
+        def why(row: Row) -> DropReason | None:
             listed = (
                 hashes.name(row["md5"], row["sha1"], row["sha256"])
                 or (looks is not None and int(row["phash"], 16) in looks)
                 or md5(row["URL"]) in urls
                 or bytes.fromhex(row["uid"]) in uids
             )
-            return Reason.PURGED if listed else None
+            return DropReason.PURGED if listed else None
 
         return why
 
@@ -77,7 +77,7 @@ def apply_changes(folder: Path, what: str, why: RemovalRule) -> Iterator[ShardCh
     require_writable(folder)
     with held(folder):
         job = Job.stored(folder / "run" / "job.json")
-        (folder / "run" / live.FILE).unlink(missing_ok=True)  # a killed run left thumbnails in it
+        (folder / "run" / status.FILE).unlink(missing_ok=True)  # a killed run left thumbnails in it
         changes = rewrite_shards(folder, why)
         try:
             for change in changes:
@@ -97,8 +97,8 @@ def withdraw_pairs(folder: Path, uids: Set[str], url: str | None) -> None:
     the folder. Raise RunError if the URL cannot be reached.
     """
 
-    def why(row: Row) -> Reason | None:
-        return Reason.PAIR_SEEN if row["uid"] in uids else None
+    def why(row: Row) -> DropReason | None:
+        return DropReason.PAIR_SEEN if row["uid"] in uids else None
 
     if not uids:
         return

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cahlib.core.errors import RunError
 from cahlib.dataset import description
 from cahlib.dataset.description import (
     Description,
@@ -33,7 +34,6 @@ from cahlib.dataset.manifest import (
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.write.shard_writer import recover_interrupted
-from cahlib.errors import RunError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.records import DropReason, Judged, Stage
+from cahlib.core.table_rows import Extra, rows_of
 from cahlib.dataset.layout import CURRENT_LAYOUT, part_path
 from cahlib.dataset.manifest import (
     GalleryItem,
@@ -42,14 +45,11 @@ from cahlib.dataset.write.shard_writer import (
     recover_interrupted,
 )
 from cahlib.dataset.write.tfrecord import read_tfrecords
-from cahlib.errors import ConfigError, RunError
-from cahlib.records import Judged, Reason, Stage
-from cahlib.table_rows import Extra, rows_of
 
 _log = logging.getLogger(__name__)
 
 #: Returns why the pair of a row of the metadata is to be removed, or None.
-RemovalRule = Callable[[Row], Reason | None]
+RemovalRule = Callable[[Row], DropReason | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class ShardChange:
     """A shard that was rewritten, and the pairs removed from it."""
 
     shard: str
-    lost: Mapping[Reason, int]
+    lost: Mapping[DropReason, int]
     left: int  #: pairs that remain
 
 
@@ -114,31 +114,33 @@ def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardC
         layout=layout,
         extras=extras,
     )
-    stats = PairStats()
+    pair_stats = PairStats()
     with ShardWriter(folder) as writer:
         writer.open_formats(manifest.shard.id, spec)
         for row, pair, reason in zip(rows, _pairs(folder, manifest, rows), reasons, strict=True):
             if reason is None:
-                stats.count(pair)
+                pair_stats.count(pair)
                 writer.add(pair, row)
         writer.close_formats()
-        writer.commit(_without(manifest, stats, lost, gallery))
-    return ShardChange(shard=manifest.shard.id, lost=lost, left=stats.rows)
+        writer.commit(_without(manifest, pair_stats, lost, gallery))
+    return ShardChange(shard=manifest.shard.id, lost=lost, left=pair_stats.rows)
 
 
 def _without(
     manifest: ShardManifest,
-    stats: PairStats,
-    lost: Mapping[Reason, int],
+    pair_stats: PairStats,
+    lost: Mapping[DropReason, int],
     gallery: tuple[GalleryItem, ...],
 ) -> ShardManifest:
     """Return the manifest of a shard that lost some of its pairs, without their files."""
-    tally = manifest.tally
-    tally.left[Stage.JUDGE] -= sum(lost.values())
-    tally.lost.update(lost)
+    stats = manifest.stats
+    stats.left[Stage.JUDGE] -= sum(lost.values())
+    stats.dropped.update(lost)
     evidence = part_path("optouts", manifest.shard.id)
     kept = {evidence: manifest.files[evidence]} if evidence in manifest.files else {}
-    return replace(manifest, files=kept, funnel=tally.as_dict(), gallery=gallery, **stats.of_kept())
+    return replace(
+        manifest, files=kept, funnel=stats.as_dict(), gallery=gallery, **pair_stats.of_kept()
+    )
 
 
 def _pairs(folder: Path, manifest: ShardManifest, rows: Iterable[Row]) -> Iterator[Judged]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cahlib.core.records import Stage
 from cahlib.dataset.description import DESCRIPTION_FILE, Description, read_description
 from cahlib.dataset.file_names import (
     DATASET_FILE,
@@ -36,7 +37,6 @@ from cahlib.dataset.manifest import (
 from cahlib.dataset.storage.files import DatasetFiles, UnreadableFile, files_at
 from cahlib.dataset.storage.hashed_file import temporary_path
 from cahlib.dataset.tar_index import TAR_INDEX_FILES, check_tar_index, tar_size
-from cahlib.records import Stage
 
 
 class ProblemKind(enum.Enum):
@@ -222,12 +222,12 @@ def _left(sizes: Iterable[str], named: Collection[str]) -> Iterator[Problem]:
 
 def _account(path: str, manifest: ShardManifest) -> Iterator[str]:
     """Yield which numbers of a manifest do not agree."""
-    tally = manifest.tally
+    stats = manifest.stats
     for stage in Stage:
-        if missing := tally.unaccounted(stage):
+        if missing := stats.unaccounted(stage):
             yield f"{path} does not account for {missing} {stage.takes}."
-    if tally.left[Stage.JUDGE] != manifest.rows:
-        yield f"{path} counts {tally.left[Stage.JUDGE]} pairs, but has {manifest.rows} rows."
+    if stats.left[Stage.JUDGE] != manifest.rows:
+        yield f"{path} counts {stats.left[Stage.JUDGE]} pairs, but has {manifest.rows} rows."
 
 
 class _Keys:

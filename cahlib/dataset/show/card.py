@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from cahlib.core.records import Stage
+from cahlib.core.wording import plural
 from cahlib.dataset.show.loading import loading_examples
 from cahlib.dataset.show.summary import Summary, percentage, published_settings
-from cahlib.records import Stage
-from cahlib.words import plural
 
 #: Bounds of the hub's size classes: https://huggingface.co/docs/hub/datasets-cards
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
@@ -85,7 +85,7 @@ def _front(found: Summary, name: str, languages: list[str]) -> str:
 
 def _lost(found: Summary) -> Iterator[tuple[str, ...]]:
     for stage in Stage:
-        entered = found.tally.entered[stage]
+        entered = found.stats.entered[stage]
         for reason, number in found.lost(stage):
             yield stage.value, f"{number:,}", percentage(number, entered), reason.phrase
 

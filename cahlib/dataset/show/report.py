@@ -16,12 +16,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from cahlib.core.records import Stage
+from cahlib.core.wording import plural
 from cahlib.dataset.show.charts import BarRow, bar_rows, histogram, timeline
 from cahlib.dataset.show.summary import Summary, percentage, published_settings
 from cahlib.dataset.write.columns import host_name
 from cahlib.model.open_nsfw import NSFW_BANDS
-from cahlib.records import Stage
-from cahlib.words import plural
 
 #: Characters of a caption that are shown.
 _CAPTION = 300
@@ -81,6 +81,6 @@ def _funnel(found: Summary) -> list[tuple[str, int, str]]:
 
 def _stage(found: Summary, stage: Stage) -> tuple[Stage, int, int, str, list[BarRow]]:
     """Return what entered and left a stage, and why the rest was dropped."""
-    entered, left = found.tally.entered[stage], found.tally.left[stage]
+    entered, left = found.stats.entered[stage], found.stats.left[stage]
     rows = [(reason.phrase, n, percentage(n, entered)) for reason, n in found.lost(stage)]
     return stage, entered, left, percentage(left, entered), bar_rows(rows, most=entered)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from cahlib.config import settings
+from cahlib.core.config import settings
+from cahlib.core.records import DropReason, Stage, Stats
+from cahlib.core.table_rows import Extra, rows_of
+from cahlib.core.wording import plural
 from cahlib.dataset.manifest import GalleryItem, ShardManifest, no_dataset_error, read_manifests
 from cahlib.dataset.tar_index import tar_size
-from cahlib.records import Reason, Stage, Tally
-from cahlib.table_rows import Extra, rows_of
-from cahlib.words import plural
 
 #: Pairs of each kind in the gallery.
 _SHOWN = 24
@@ -43,7 +43,7 @@ class Summary:
     shards: int
     pairs: int
     bytes: int  #: of all files of the shards
-    tally: Tally
+    stats: Stats
     kept: Mapping[int, int]  #: kept pairs by hundredths of similarity
     dropped: Mapping[int, int]
     similarity: float  #: mean of the kept pairs; 0 if there are none
@@ -74,7 +74,7 @@ class Summary:
 
     def funnel(self) -> tuple[tuple[str, int], ...]:
         """Return the number after each step of the work."""
-        entered, left = self.tally.entered, self.tally.left
+        entered, left = self.stats.entered, self.stats.left
         return (
             ("records", entered[Stage.READ]),
             ("links", entered[Stage.CHOOSE]),
@@ -83,10 +83,10 @@ class Summary:
             ("kept", left[Stage.JUDGE]),
         )
 
-    def lost(self, stage: Stage) -> tuple[tuple[Reason, int], ...]:
+    def lost(self, stage: Stage) -> tuple[tuple[DropReason, int], ...]:
         """Return the reasons of a stage with their counts, the most frequent first."""
-        lost = self.tally.lost
-        of_stage = [(each, lost[each]) for each in Reason if each.stage is stage and lost[each]]
+        lost = self.stats.dropped
+        of_stage = [(each, lost[each]) for each in DropReason if each.stage is stage and lost[each]]
         return tuple(sorted(of_stage, key=lambda pair: -pair[1]))
 
 
@@ -100,7 +100,7 @@ def summarize(place: str | Path) -> Summary:
 
 def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
     """Add up manifests, with one at a time in memory."""
-    tally = Tally()
+    stats = Stats()
     kept, dropped, domains = Counter[int](), Counter[int](), Counter[str]()
     opinions: dict[str, Counter[str]] = {}
     shown: list[GalleryItem] = []
@@ -111,7 +111,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
     size = optouts = overruled = 0
     similarity = 0.0
     for each in manifests:
-        tally += each.tally
+        stats += each.stats
         kept.update(each.kept)
         dropped.update(each.dropped)
         domains.update(each.domains)
@@ -133,12 +133,12 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         extras |= dict.fromkeys(rows.extras if rows else ())
     return Summary(
         shards=len(work),
-        pairs=tally.left[Stage.JUDGE],
+        pairs=stats.left[Stage.JUDGE],
         bytes=size,
-        tally=tally,
+        stats=stats,
         kept=kept,
         dropped=dropped,
-        similarity=similarity / max(tally.left[Stage.JUDGE], 1),
+        similarity=similarity / max(stats.left[Stage.JUDGE], 1),
         opinions=opinions,
         domains=dict(domains.most_common(_DOMAINS)),
         gallery=tuple(shown),
@@ -168,7 +168,7 @@ def summary_lines(place: str | Path) -> Iterator[str]:
     yield from (f"  {each}" for each in found.warnings())
     yield f"  opt-outs, with evidence: {found.optouts:,}"
     for stage in Stage:
-        entered, left = found.tally.entered[stage], found.tally.left[stage]
+        entered, left = found.stats.entered[stage], found.stats.left[stage]
         yield f"{stage.value}: {entered:,} {stage.takes} in, {left:,} {stage.gives} out"
         for reason, number in found.lost(stage):
             yield f"  {number:>12,}  {percentage(number, entered):>8}  {reason.phrase}"
@@ -184,8 +184,8 @@ def summary_json(place: str | Path) -> dict[str, Any]:
         raise no_dataset_error(place)
     stages = {
         stage.value: {
-            "entered": found.tally.entered[stage],
-            "left": found.tally.left[stage],
+            "entered": found.stats.entered[stage],
+            "left": found.stats.left[stage],
             "dropped": {reason.value: number for reason, number in found.lost(stage)},
         }
         for stage in Stage
@@ -246,6 +246,6 @@ def _work(manifest: ShardManifest) -> ShardTimes:
         started=manifest.started,
         scraped=manifest.scraped,
         finished=manifest.finished,
-        images=manifest.tally.left[Stage.FETCH],
+        images=manifest.stats.left[Stage.FETCH],
         pairs=manifest.rows,
     )

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cahlib.atomic import write_file
-from cahlib.errors import CahError, ConfigError, RunError, is_full, no_space
-from cahlib.retry import wait_asked
+from cahlib.core.atomic import write_file
+from cahlib.core.errors import CahError, ConfigError, RunError, is_full, no_space
+from cahlib.core.retry import wait_asked
 
 #: Stores without folders, where "making" the topmost would create a bucket.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from cahlib.atomic import TEMPORARY_SUFFIX
-from cahlib.errors import disk_errors
+from cahlib.core.atomic import TEMPORARY_SUFFIX
+from cahlib.core.errors import disk_errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from cahlib.core.errors import ConfigError
 from cahlib.dataset.storage.files import DatasetFiles, storage_errors
-from cahlib.errors import ConfigError
 
 #: What is uploaded: a file of this machine, or its content.
 LocalContent: TypeAlias = Path | bytes

@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from cahlib.atomic import write_file
-from cahlib.config import Output
+from cahlib.core.atomic import write_file
+from cahlib.core.config import Output
+from cahlib.core.errors import CahError, ConfigError, RunError, disk_errors, is_full
+from cahlib.core.lock import busy, is_held
 from cahlib.dataset.checksummed_json import encode_checksummed
 from cahlib.dataset.description import (
     DESCRIPTION_FILE,
@@ -40,8 +42,6 @@ from cahlib.dataset.manifest import (
 from cahlib.dataset.storage.files import DatasetFiles, StorageBusy, files_at, storage_errors
 from cahlib.dataset.storage.hub import COMMIT_INTERVAL, HubRepository, LocalContent, find_repository
 from cahlib.dataset.tar_index import TAR_CARD_FILE, encode_tar_sizes, read_tar_sizes
-from cahlib.errors import CahError, ConfigError, RunError, disk_errors, is_full
-from cahlib.lock import busy, is_held
 
 _log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
+from cahlib.core.errors import ConfigError
+from cahlib.core.records import Candidate, Image, Judged
+from cahlib.core.table_rows import Extra, typed
 from cahlib.dataset.layout import CURRENT_LAYOUT
-from cahlib.errors import ConfigError
 from cahlib.image.perceptual_hash import chroma, phash
-from cahlib.records import Candidate, Image, Judged
-from cahlib.table_rows import Extra, typed
 
 #: The metadata of one pair, by column.
 Row = dict[str, Any]

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from cahlib.config import Output
+from cahlib.core.config import Output
+from cahlib.core.lists import Digests
+from cahlib.core.records import DropReason, Judged, Shard
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import ShardManifest, read_manifest
 from cahlib.dataset.storage.files import files_at
 from cahlib.image.perceptual_hash import NearIndex, chroma, phash
-from cahlib.lists import Digests
-from cahlib.records import Judged, Reason, Shard
 
 #: The columns that identify an image.
 _COLUMNS = "sha256", "phash", "chroma"
@@ -47,11 +47,11 @@ class _Images:
     def __init__(self, distance: int | None) -> None:
         self._bytes, self._near = Digests(), None if distance is None else NearIndex(distance)
 
-    def find_duplicate(self, image: ImageFingerprint) -> Reason | None:
+    def find_duplicate(self, image: ImageFingerprint) -> DropReason | None:
         if image.sha256 in self._bytes:
-            return Reason.SAME_IMAGE
+            return DropReason.SAME_IMAGE
         near = self._near is not None and self._near.has(image.looks, image.colours)
-        return Reason.NEAR_DUPLICATE if near else None
+        return DropReason.NEAR_DUPLICATE if near else None
 
     def add(self, image: ImageFingerprint) -> None:
         self._bytes.add(image.sha256)
@@ -77,11 +77,11 @@ class DuplicateIndex:
         """Begin a shard, and forget the uncommitted images of the last."""
         self._own, self._fresh = _Images(self._distance), list[ImageFingerprint]()
 
-    def find_duplicate(self, judged: Judged) -> Reason | None:
+    def find_duplicate(self, judged: Judged) -> DropReason | None:
         """Return why a pair is a duplicate, or None after adding it to the current shard."""
         image = judged.image
         if self._seen(image.candidate.uid):
-            return Reason.PAIR_SEEN
+            return DropReason.PAIR_SEEN
         if self._kind == "keep":
             return None
         seen = ImageFingerprint(bytes.fromhex(image.sha256), 0)

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cahlib.core.errors import disk_errors
+from cahlib.core.records import Judged
 from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.columns import Row, canonical_json, fill_nulls
-from cahlib.errors import disk_errors
-from cahlib.records import Judged
 
 #: Rows per parquet batch: some MiB of memory, and large enough to compress well.
 _ROWS = 1000

@@ -17,10 +17,10 @@ from typing import Any
 
 from PIL import Image as Picture
 
+from cahlib.core.records import DropReason, Judged
 from cahlib.dataset.manifest import GalleryItem
 from cahlib.image.perceptual_hash import phash
 from cahlib.image.pixels import flatten_on_white, to_plain_mode
-from cahlib.records import Judged, Reason
 
 #: Samples of kept and of dropped pairs: few, so that the manifests of 1,000 shards stay small.
 _EACH = 4
@@ -82,7 +82,7 @@ def _presentable(judged: Judged) -> bool:
     """Return whether a pair may be shown and its thumbnail is cheap."""
     image = judged.image
     return (
-        judged.reason in (None, Reason.DISSIMILAR)
+        judged.reason in (None, DropReason.DISSIMILAR)
         and len(image.data) <= _MOST_BYTES
         and image.width * image.height <= _MOST_PIXELS
     )

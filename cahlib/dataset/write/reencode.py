@@ -8,9 +8,9 @@ from io import BytesIO
 from PIL import Image as Pillow
 from PIL import ImageOps
 
+from cahlib.core.records import Image
 from cahlib.image.colours import to_srgb
 from cahlib.image.pixels import flatten_on_white
-from cahlib.records import Image
 
 #: As with `--resize`.
 _QUALITY = 95

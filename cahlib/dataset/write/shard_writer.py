@@ -31,7 +31,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from cahlib.atomic import TEMPORARY_SUFFIX
+from cahlib.core.atomic import TEMPORARY_SUFFIX
+from cahlib.core.errors import disk_errors
+from cahlib.core.records import DropReason, Judged, OptOut, Parcel, Stage, Stats
+from cahlib.core.table_rows import Extra, rows_of
 from cahlib.dataset.layout import (
     CURRENT_LAYOUT,
     FOLDERS,
@@ -60,13 +63,10 @@ from cahlib.dataset.write.formats import FormatWriter, MatrixWriter, ParquetWrit
 from cahlib.dataset.write.gallery import Gallery
 from cahlib.dataset.write.reencode import reencode_as_jpeg
 from cahlib.dataset.write.tfrecord import TFRecordWriter
-from cahlib.errors import disk_errors
 from cahlib.model.open_nsfw import OPEN_NSFW, nsfw_band
-from cahlib.records import Judged, OptOut, Parcel, Reason, Stage, Tally
-from cahlib.table_rows import Extra, rows_of
 
 #: Reasons to drop a pair that the dataset has already.
-_DUPLICATES = (Reason.PAIR_SEEN, Reason.SAME_IMAGE, Reason.NEAR_DUPLICATE)
+_DUPLICATES = (DropReason.PAIR_SEEN, DropReason.SAME_IMAGE, DropReason.NEAR_DUPLICATE)
 
 #: Hosts that a manifest lists.
 _DOMAINS = 100
@@ -92,30 +92,30 @@ def write_shard(
     *,
     parcel: Parcel,
     spec: DatasetSpec,
-    tally: Tally,
-    again: Callable[[Judged], Reason | None],
+    stats: Stats,
+    again: Callable[[Judged], DropReason | None],
 ) -> ShardManifest:
     """Write and commit a parcel's scored images; one image at a time is in memory.
 
-    ``tally`` is that of the scoring: a pair for which ``again`` returns a reason is moved in it
+    ``stats`` is that of the scoring: a pair for which ``again`` returns a reason is moved in it
     from the kept to the dropped. Errors of ``judged`` propagate, and nothing is left on disk.
     Raise ConfigError if the folder cannot be written, RunError if the disk fails.
     """
-    stats, rows = PairStats(), rows_of(parcel.shard.url)
+    pair_stats, rows = PairStats(), rows_of(parcel.shard.url)
     spec = dataclasses.replace(spec, extras=rows.extras if rows else ())
     with ShardWriter(folder) as writer:
         writer.open_formats(parcel.shard.id, spec)
         for each in _without_duplicates(judged, again):
-            stats.count(each)
+            pair_stats.count(each)
             if each.reason is None:
                 writer.add(*_prepare(each, spec))
-        # Not before the scoring has ended: it counts in the same tally, on another thread.
-        tally.left[Stage.JUDGE] -= stats.duplicates.total()
-        tally.lost.update(stats.duplicates)
+        # Not before the scoring has ended: it counts in the same stats, on another thread.
+        stats.left[Stage.JUDGE] -= pair_stats.duplicates.total()
+        stats.dropped.update(pair_stats.duplicates)
         writer.close_formats()
         if parcel.optouts:
             _write_evidence(writer.open(part_path("optouts", parcel.shard.id)), parcel.optouts)
-        return writer.commit(_manifest(stats, parcel, spec=spec, tally=parcel.tally + tally))
+        return writer.commit(_manifest(pair_stats, parcel, spec=spec, stats=parcel.stats + stats))
 
 
 def recover_interrupted(folder: Path) -> None:
@@ -154,7 +154,7 @@ class PairStats:
 
     def __init__(self) -> None:
         self.rows, self._similarity = 0, 0.0
-        self.duplicates = Counter[Reason]()  # pairs that the dataset has already
+        self.duplicates = Counter[DropReason]()  # pairs that the dataset has already
         self.kept, self.dropped = Counter[int](), Counter[int]()
         self._domains = Counter[str]()
         self._opinions: dict[str, Counter[str]] = {}  # by label, then by the second classifier
@@ -322,14 +322,14 @@ def _replace(folder: Path, fresh: ShardManifest, before: ShardManifest) -> None:
 
 
 def _without_duplicates(
-    judged: Iterable[Judged], again: Callable[[Judged], Reason | None]
+    judged: Iterable[Judged], again: Callable[[Judged], DropReason | None]
 ) -> Iterator[Judged]:
     """Yield the images, those that the dataset has already with a reason to drop them."""
     own: set[str] = set()
     for each in judged:
         if each.reason is None:
             uid = each.image.candidate.uid
-            reason = Reason.PAIR_SEEN if uid in own else again(each)
+            reason = DropReason.PAIR_SEEN if uid in own else again(each)
             each = dataclasses.replace(each, reason=reason)
             own.add(uid)
         yield each
@@ -341,15 +341,15 @@ def _write_evidence(file: HashedFile, optouts: Iterable[OptOut]) -> None:
 
 
 def _manifest(
-    stats: PairStats, parcel: Parcel, *, spec: DatasetSpec, tally: Tally
+    pair_stats: PairStats, parcel: Parcel, *, spec: DatasetSpec, stats: Stats
 ) -> ShardManifest:
     return ShardManifest(
         shard=parcel.shard,
         files={},
         place=None,
-        funnel=tally.as_dict(),
-        dropped=stats.dropped,
-        gallery=stats.gallery.shown(),
+        funnel=stats.as_dict(),
+        dropped=pair_stats.dropped,
+        gallery=pair_stats.gallery.shown(),
         optouts=sum(each.obeyed for each in parcel.optouts),
         overruled=sum(not each.obeyed for each in parcel.optouts),
         started=parcel.started,
@@ -363,5 +363,5 @@ def _manifest(
         cut=parcel.cut,
         settings=spec.settings,
         scores=tuple(spec.scores.values()),
-        **stats.of_kept(),
+        **pair_stats.of_kept(),
     )

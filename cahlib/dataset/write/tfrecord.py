@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 import google_crc32c
 
+from cahlib.core.records import Judged
 from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.columns import Row
-from cahlib.records import Judged
 
 FeatureValue = bytes | int
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cahlib.swarm.keys import Keys
+from cahlib.engine.certificates import Keys
 
 HERE = Path(__file__).parent
 

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from cahlib.tracker.schema import schema
+from cahlib.ledger.schema import schema
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=schema)
 context.run_migrations()

@@ -1,0 +1,320 @@
+"""The command `cah`: a Job from options and environment, its run shown, an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from cahlib import __version__
+from cahlib.commands import blocklist, checked, completion, finished, guide, swarm, tracker, worker
+from cahlib.commands.console import lasting, note, quieted, say, stopped_early
+from cahlib.commands.parser import Parser
+from cahlib.core import logs
+from cahlib.core.config import Job, settings
+from cahlib.core.errors import (
+    CahError,
+    ConfigError,
+    MissingSetting,
+    is_full,
+    missing,
+    no_space,
+    unusable,
+)
+from cahlib.core.private import FOLDER, WATCHDOG
+from cahlib.core.signals import ending, hush
+
+if TYPE_CHECKING:
+    from cahlib.run.pipeline import Outcome
+
+T = TypeVar("T")
+
+#: What the command exits with, whichever it is.
+EXIT_CODES = {
+    0: "done",
+    1: "failed in part or whole, or problems were found",
+    2: "not started: a mistake in the command or its settings, or no as an answer",
+    3: "stopped early by Ctrl-C, SIGTERM, a closed terminal, --hours or --max-cost; run the same "
+    "command again to continue",
+    130: "interrupted at once, by a second Ctrl-C",
+    141: "the reader of the output has gone",
+}
+
+
+def _epilog() -> str:
+    codes = (
+        textwrap.fill(f"{code:<5}{what}", initial_indent="  ", subsequent_indent=" " * 7)
+        for code, what in EXIT_CODES.items()
+    )
+    listed = "\n".join(codes)
+    return (
+        f"exit codes, the same for every command:\n{listed}\n\n"
+        "Results go to stdout, everything else to stderr. `cah COMMAND --help` explains a command."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code, one of `EXIT_CODES`."""
+    try:
+        with lasting(output=False):
+            parser = _parser()
+            chosen = parser.parse_args(arguments)
+            if not hasattr(chosen, "act"):
+                parser.print_help(sys.stderr)
+                return 2
+        with lasting(output=hasattr(chosen, "works")), quieted(chosen.quiet):
+            return _done(chosen)
+    except KeyboardInterrupt:
+        with lasting(output=True):
+            print("cah: interrupted; run the same command again to continue.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `cah verify DATASET | head`: nobody reads on
+        return 141
+    except OSError as error:
+        if is_full(error):
+            sentence = str(no_space(error.filename or "what is printed"))
+        elif not (sentence := unusable(error)):
+            raise
+        with lasting(output=True):
+            print(f"cah: {sentence}", file=sys.stderr)
+        return 1
+
+
+def _done(chosen: argparse.Namespace) -> int:
+    """Return the exit code of a command, and say what is wrong."""
+    try:
+        told = environment()
+        with _logged(chosen), swarm.reminded(told, _looked_after(chosen), chosen):
+            return _act(chosen)
+    except CahError as error:
+        print(f"cah: {error}", file=sys.stderr)
+        if isinstance(error, MissingSetting):
+            print(f"For example: {chosen.example}", file=sys.stderr)
+        return error.exit_code
+
+
+def _act(chosen: argparse.Namespace) -> int:
+    try:
+        return int(chosen.act(chosen))
+    except ModuleNotFoundError as error:
+        raise missing(error, getattr(chosen, "extra", "")) from error
+
+
+def _logged(chosen: argparse.Namespace) -> AbstractContextManager[None]:
+    """Keep log lines out of the terminal while a run's command works."""
+    if not hasattr(chosen, "works"):
+        return nullcontext()
+    return logs.kept(_output(chosen) / "run", say)
+
+
+def _output(chosen: argparse.Namespace) -> Path:
+    """Return the folder of the dataset that a command works on."""
+    given = {"output": chosen.output} if hasattr(chosen, "output") else {}
+    return job_from(given, environment()).output.folder
+
+
+def _looked_after(chosen: argparse.Namespace) -> Path | None:
+    """The state of the swarm that the command itself looks after."""
+    if not hasattr(chosen, "looks_after"):
+        return None
+    return _output(chosen) / "run" / "swarm"
+
+
+def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
+    """A Job from options; what they leave open comes from CAH_* variables."""
+    names = {setting.name for setting in settings()}
+    inherited = {
+        name: environment[variable]
+        for name in names
+        if (variable := f"CAH_{name.upper()}") in environment
+    }
+    return Job.from_values({**inherited, **options})
+
+
+@cache  # some 300 options, for the notebook's and the tests' many commands in one process
+def _parser() -> Parser:
+    parser = Parser(
+        prog="cah",
+        description="Turn Common Crawl into image–text datasets.",
+        example="cah demo",
+        epilog=_epilog(),
+    )
+    parser.add_argument("--version", action="version", version=f"cah {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="turn shards of a crawl into a dataset; run it again to continue",
+        description="Turn shards of a crawl into a dataset. Run the same command again to continue "
+        "where it stopped.\nEvery option can also be set as CAH_<OPTION> in the environment or in "
+        ".env.",
+        example="cah run --crawl CC-MAIN-2024-10 --shards 2 --contact https://example.org/crawl",
+    )
+    run.add_settings("run")
+    run.set_defaults(act=_run, looks_after=True, works=True, extra="gpu")
+    demo = commands.add_parser(
+        "demo",
+        help="make a dataset from an embedded web with an embedded model, offline",
+        example="cah demo --output demo-dataset",
+    )
+    demo.add_argument("--output", default="demo-dataset", help="folder of the demo's dataset")
+    demo.add_argument("--open", action="store_true", help="open the report in a browser")
+    demo.set_defaults(act=_demo, works=True, extra="gpu")
+    worker.add(commands, lambda chosen, work: _watched(_job(chosen), work))
+    tracker.add(commands)
+    swarm.add(commands, lambda chosen: (_job(chosen), environment()))
+    blocklist.add(commands)
+    checked.add(commands)
+    finished.add(commands)
+    guide.add(commands)
+    completion.add(commands, parser)
+    for _, each in parser.commands():
+        each.add_quiet()
+    return parser
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from cahlib.core.requirements import introduced
+    from cahlib.model.scorer import check_model_files
+    from cahlib.run.quote import quoted
+    from cahlib.run.run_directory import require_described_same
+    from cahlib.run.scrapers import guard
+
+    job = _job(chosen)
+    introduced(job)
+    check_model_files(job.judge)
+    require_described_same(job)  # before anything is made, or servers are asked for
+    names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG}
+    told = environment()
+    secrets = {name: told.get(variable, "") for name, variable in names.items()}
+    # Scrapers and other processes inherit the environment. Emptied, not deleted: the thread that
+    # reminds of servers may go through it for its proxies, and fail at what vanishes.
+    os.environ.update({variable: "" for variable in names.values() if variable in os.environ})
+    guard(job, secrets["watchdog"], secrets["tokens"])
+    quote = quoted(job, secrets["tokens"])
+    note(*filter(None, (quote.table, *quote.sentences)))
+    if quote.servers and not swarm.agreed(f"Order {quote.order}?"):
+        return 2
+    return _follow(job, **secrets)
+
+
+def environment() -> dict[str, str]:
+    """The environment, with what .env adds. Raises ConfigError for one that is no text."""
+    from dotenv import dotenv_values
+
+    try:
+        told = {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
+    except UnicodeDecodeError as error:
+        raise ConfigError(".env is not a text in UTF-8; store it as one.") from error
+    if FOLDER in told:  # it is no setting of a job: where secrets lie is told to nobody
+        os.environ[FOLDER] = told[FOLDER]
+    return told
+
+
+def _job(chosen: argparse.Namespace) -> Job:
+    """The Job that was typed, with what the environment and .env add."""
+    typed = vars(chosen)
+    given = {s.name: typed[s.name] for s in settings() if s.name in typed}
+    given |= {name: ",".join(words) for name, words in given.items() if isinstance(words, list)}
+    return job_from(given, environment())
+
+
+def _watched(job: Job, work: Callable[..., T]) -> T:
+    """Do a job's work under the eyes of the user, who may stop it."""
+    from cahlib.commands.console import view
+
+    with _stoppable() as stop, view() as listener:
+        return work(job, listener, stop=stop)
+
+
+def _follow(job: Job, tokens: str = "", watchdog: str = "") -> int:
+    from cahlib.run.pipeline import run
+    from cahlib.run.scrapers import scrapers
+
+    scraping = partial(scrapers, tokens=tokens, watchdog=watchdog, tell=say)
+    outcome = _watched(job, partial(run, scraping=scraping))
+    _tell(outcome)
+    if outcome.stopped:
+        return stopped_early(outcome.shards.open + outcome.shards.sealed, outcome.shards.total)
+    return 1 if outcome.shards.failed or outcome.faults else 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C (or SIGTERM) sets; the second one interrupts.
+
+    A terminal that is closed sets it as well, and does not interrupt: it may say so twice.
+    """
+    stop = threading.Event()
+
+    def heard(number: int, frame: object) -> None:
+        if number == signal.SIGHUP:
+            hush()
+        elif stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print(
+            "\ncah: finishing the shard that is being judged; press Ctrl-C again to leave at once "
+            "(finished work is kept).",
+            file=sys.stderr,
+        )
+
+    before = {n: signal.signal(n, heard) for n in ending()}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(outcome: Outcome) -> None:
+    from cahlib.core.records import Stage
+    from cahlib.core.wording import plural
+
+    shards, stats = outcome.shards, outcome.stats
+    print(
+        f"{plural(stats.left[Stage.JUDGE], 'pair')} from "
+        f"{plural(stats.entered[Stage.CHOOSE], 'link')} in {plural(shards.done, 'shard')}: "
+        f"{outcome.folder}"
+    )
+    print(f"report: {outcome.folder / 'report.html'}")
+    for each in outcome.warnings:
+        print(f"cah: {each}", file=sys.stderr)
+    for shard, error in outcome.errors:
+        print(f"cah: shard {shard} failed: {error}", file=sys.stderr)
+    if outcome.errors:
+        print("cah: run the same command again to retry them.", file=sys.stderr)
+    for fault in outcome.faults:
+        print(f"cah: {fault}", file=sys.stderr)
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from cahlib import demo
+    from cahlib.demo import world
+    from cahlib.model.scorer import check_model_files
+
+    output = os.path.expanduser(chosen.output)
+    with world.build().serve(demo.port(output)) as web:
+        job = demo.job(output, web)
+        check_model_files(job.judge)
+        note("The demo's web and its crawl are on loopback; nothing leaves this machine.")
+        code = _follow(job)
+    typed = shlex.quote(output)
+    note(f"`cah inspect {typed}` and `cah verify {typed}` tell more about it.")
+    if chosen.open:
+        import webbrowser
+
+        webbrowser.open((Path(output) / "report.html").absolute().as_uri())
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""What a command prints: how a run goes on, and what becomes of a stream that nobody reads.
+
+A run is shown in a terminal by one live line a stage, elsewhere by plain lines now and then.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+from cahlib.core.progress import Board, Listener, Node, Passing, Snapshot, waiting
+from cahlib.core.records import DropReason, Stage, Stats
+
+#: Seconds between two plain lines.
+_PAUSE = 15
+
+#: How far a node is on its way to work, by its state.
+_STEPS = ("made", "ssh", "boot", "install", "start")
+
+#: Lines of nodes at most, and seconds after which others have their turn; likewise of logs.
+_NODES, _TURN = 10, 4
+
+
+#: Set while a command prints results and errors only.
+_quiet = threading.Event()
+
+
+class _Lasting:
+    """A stream that drops what cannot be written: its reader is gone, or its disk is full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def lasting(*, output: bool) -> Iterator[None]:
+    """Let nothing fail because of what is printed to stderr; with ``output``, nor to stdout.
+
+    What is still to be written at the end goes nowhere if it cannot go where it should; without
+    ``output`` that is an error before: who wants the output has to know that it is not whole.
+    """
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):  # which may have no letter for … or –
+            stream.reconfigure(errors="replace")
+    with open(os.devnull, "w") as nowhere:
+        out, err = (stream or nowhere for stream in before)  # one that was closed is None
+        sys.stderr = cast(TextIO, _Lasting(err))
+        sys.stdout = cast(TextIO, _Lasting(out)) if output else out
+        try:
+            yield
+            sys.stdout.flush()
+        finally:
+            sys.stdout, sys.stderr = before
+            for stream in (out, err):
+                try:
+                    stream.flush()
+                except OSError:  # nor can what is left be written when Python ends
+                    os.dup2(nowhere.fileno(), stream.fileno())
+
+
+@contextmanager
+def quieted(quiet: bool) -> Iterator[None]:
+    """Print neither notes nor progress meanwhile, if ``quiet``."""
+    if quiet:
+        _quiet.set()
+    try:
+        yield
+    finally:
+        _quiet.clear()
+
+
+def note(*lines: str) -> None:
+    """Print to stderr what is no result of a command, but helps whoever reads along."""
+    if not _quiet.is_set():
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def say(sentence: str) -> None:
+    """Print a sentence above the live lines, if there are any, that these do not show.
+
+    A warning, which begins with the command's name, is printed in any case.
+    """
+    from tqdm import tqdm
+
+    if isinstance(sentence, Passing) and sys.stderr.isatty():
+        return
+    if sentence.startswith("cah: ") or not _quiet.is_set():
+        tqdm.write(sentence, file=sys.stderr)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print a command's result for scripts: one JSON object."""
+    print(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def _draws(stream: TextIO) -> bool:
+    """Return whether lines can be drawn on a stream, and drawn anew."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def view(stream: TextIO | None = None) -> Iterator[Listener]:
+    """A listener that shows what it hears on a stream: lines that stay, or that follow."""
+    stream = stream or sys.stderr
+    if _quiet.is_set():
+        yield lambda snapshot: None
+    elif _draws(stream):
+        with _bars(stream) as listener:
+            yield listener
+    else:
+        yield _plain(stream)
+
+
+def stopped_early(left: int = 0, total: int = 0) -> int:
+    """Say that work is left, and return the exit code that says so too."""
+    told = f": {left:,} of {total:,} shards are left" if left else ""
+    note(f"Stopped early{told}; run the same command again to continue.")
+    return 3
+
+
+def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
+    """What scraping, judging and writing do, a line each."""
+    stats, rates = snapshot.stats, snapshot.rates
+    lost = (
+        f" · lost: {_causes(stats)}" if any(r.stage is Stage.FETCH for r in stats.dropped) else ""
+    )
+    if snapshot.offline:
+        lost = f" · {waiting(snapshot.offline)}"
+    kept, judged = stats.left[Stage.JUDGE], stats.entered[Stage.JUDGE]
+    share = f" ({kept / judged:.0%})" if judged else ""
+    return (
+        f"scrape  {rates['links']:.0f} links/s, {rates['images']:.0f} images/s{lost}",
+        f"judge   {rates['judged']:.0f} images/s, model busy {snapshot.busy:.0%}, "
+        f"{_queue(snapshot, 'parcels')} parcels wait",
+        f"keep    {kept:,} pairs{share}, {rates['pairs']:.1f} pairs/s, "
+        f"{_queue(snapshot, 'judged')} wait to be written",
+    )
+
+
+def node_lines(nodes: Sequence[Node], currency: str = "EUR") -> list[str]:
+    """What each node is and does, a line each under a line of headings."""
+    name, job = (max([8, *(len(getattr(n, what)) for n in nodes)]) for what in ("name", "job"))
+    lines = [
+        f"{'node':<{name}}  {'type':<6} {'place':<5} {'state':<8} {'shard':<{job}} "
+        f"{'links/s':>7} {'seen':>6} {currency:>7}"
+    ]
+    for each in nodes:
+        seen = "-" if each.seen is None else f"{each.seen:.0f} s"
+        lines.append(
+            f"{each.name:<{name}}  {each.type:<6} {each.location:<5} {each.state:<8} "
+            f"{each.job or '-':<{job}} {each.rate:>7.0f} {seen:>6} {each.cost:>7.4f}"
+        )
+    return lines
+
+
+def coming_line(nodes: Sequence[Node], elapsed: float, width: int) -> str:
+    """Return how far nodes are on their way, as a bar with an estimate; "" once all are up."""
+    from tqdm import tqdm
+
+    if not any(each.state in _STEPS for each in nodes) or any(each.seen for each in nodes):
+        return ""
+    steps = len(_STEPS)
+    done = sum(_STEPS.index(n.state) if n.state in _STEPS else steps for n in nodes)
+    left = "about {remaining} left" if done else "no estimate yet"
+    line: str = tqdm.format_meter(
+        done,
+        steps * len(nodes),
+        elapsed,
+        ncols=width,
+        bar_format=f"servers come up {{percentage:.0f}} % |{{bar}}| {left}",
+    )
+    return line
+
+
+@contextmanager
+def coming_up(board: Board, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+    """Hear sentences while the nodes of a board come up; a terminal shows a bar below them."""
+    stream = stream or sys.stderr
+    if _quiet.is_set() or not _draws(stream):
+        yield note
+        return
+    from tqdm import tqdm
+
+    started, ended = time.monotonic(), threading.Event()
+
+    def tell(sentence: str) -> None:
+        if not isinstance(sentence, Passing):
+            tqdm.write(sentence, file=stream)
+
+    def draw(bar: Any) -> None:
+        while not ended.wait(1):
+            width = shutil.get_terminal_size().columns - 1
+            bar.set_description_str(coming_line(board.nodes, time.monotonic() - started, width))
+
+    with tqdm(file=stream, bar_format="{desc}", leave=False) as bar:
+        drawing = threading.Thread(target=draw, args=(bar,), daemon=True)
+        drawing.start()
+        try:
+            yield tell
+        finally:
+            ended.set()
+            drawing.join()
+
+
+def swarm_line(snapshot: Snapshot) -> str:
+    """What all nodes together do and cost; "" without any, now and before."""
+    if not (snapshot.nodes or snapshot.spent):
+        return ""
+    states = Counter(each.state for each in snapshot.nodes)
+    told = ", ".join(f"{state} {number}" for state, number in states.items()) or "no servers"
+    cost = f"{snapshot.currency} {snapshot.spent:.4f} so far, {snapshot.hourly:.4f} an hour"
+    return f"swarm   {told}, {cost}"
+
+
+def log_line(snapshot: Snapshot) -> str:
+    """The end of one node's log; each has its turn."""
+    said = [each for each in snapshot.nodes if each.line]
+    if not said:
+        return ""
+    each = said[int(snapshot.elapsed / _TURN) % len(said)]
+    return f"log     {each.name}: {each.line}"
+
+
+def _queue(snapshot: Snapshot, name: str) -> str:
+    waiting, limit = snapshot.queues.get(name, (0, 0))
+    return f"{waiting}/{limit}"
+
+
+def _causes(stats: Stats) -> str:
+    """The most frequent failures of the fetching."""
+    failed = {r: n for r in DropReason if r.stage is Stage.FETCH and (n := stats.dropped[r])}
+    often = sorted(failed, key=lambda reason: -failed[reason])[:4]
+    return ", ".join(f"{reason.value} {failed[reason]:,}" for reason in often)
+
+
+@contextmanager
+def _bars(stream: TextIO) -> Iterator[Listener]:
+    from tqdm import tqdm  # every command prints, few draw
+
+    shards = tqdm(
+        desc="shards",
+        unit="shard",
+        file=stream,
+        position=0,
+        bar_format="{desc}  {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
+    )
+    bars = list[Any]()
+
+    def show(snapshot: Snapshot) -> None:
+        shards.total, shards.n = snapshot.shards, snapshot.done
+        shards.set_postfix_str(f"{snapshot.failed} failed" if snapshot.failed else "", refresh=True)
+        size = shutil.get_terminal_size()
+        lines = [*stage_lines(snapshot), *_swarm(snapshot, room=size.lines - 9)]
+        while len(bars) < len(lines):
+            bars.append(tqdm(file=stream, position=len(bars) + 1, bar_format="{desc}"))
+        for number, bar in enumerate(bars):
+            line = lines[number] if number < len(lines) else ""
+            bar.set_description_str(line[: size.columns - 1])
+
+    try:
+        yield show
+    finally:
+        for bar in (shards, *bars):
+            bar.close()
+
+
+def _swarm(snapshot: Snapshot, *, room: int) -> list[str]:
+    """The nodes, as many as there is room for; the others have their turn."""
+    if not snapshot.nodes:
+        return [each for each in [swarm_line(snapshot)] if each]
+    heading, *nodes = node_lines(snapshot.nodes, snapshot.currency)
+    room = min(max(room, 1), _NODES)
+    coming = coming_line(snapshot.nodes, snapshot.elapsed, shutil.get_terminal_size().columns - 1)
+    pages = -(-len(nodes) // room)
+    first = int(snapshot.elapsed / _TURN) % pages * room
+    shown = nodes[first : first + room]
+    arriving = [coming] if coming else []
+    return [swarm_line(snapshot), *arriving, heading, *shown, log_line(snapshot)]
+
+
+def _plain(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Listener:
+    last = float(-_PAUSE)
+
+    def show(snapshot: Snapshot) -> None:
+        nonlocal last
+        if clock() - last >= _PAUSE or snapshot.finished:
+            last = clock()
+            head = f"{snapshot.elapsed:.0f} s, shards {snapshot.done}/{snapshot.shards}"
+            failed = f", {snapshot.failed} failed" if snapshot.failed else ""
+            lines = [*stage_lines(snapshot), *filter(None, [swarm_line(snapshot)])]
+            body = "; ".join(" ".join(line.split()) for line in lines)
+            print(f"{head}{failed}; {body}", file=stream, flush=True)
+
+    return show

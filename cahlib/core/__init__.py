@@ -1,0 +1,1 @@
+"""What every part stands on: settings, records, errors, and files that are written whole."""

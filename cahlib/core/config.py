@@ -1,0 +1,334 @@
+"""The description of a run: `Job`, from which the command line, the form and Kaggle's run are made.
+
+Each field carries its help text and its bounds; a value outside them is refused with one sentence
+that names the field. A Job is stored beside its dataset, so no secret belongs into it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, get_type_hints
+
+from cahlib.core.atomic import write_file
+from cahlib.core.crawl_settings import Crawl as Crawl
+from cahlib.core.errors import ConfigError
+from cahlib.core.fingerprint import checksum, differences, fingerprint
+from cahlib.core.presets import PRESETS
+from cahlib.core.resources import Place
+from cahlib.core.settings import Checked, Setting, held, option
+
+#: Where the checksum of a stored Job stands beside its settings.
+_SUM = "sha256"
+
+
+class DamagedJob(ConfigError):
+    """The file of a stored Job cannot be read as one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download(Checked):
+    """How images are fetched, and which are good enough."""
+
+    contact: str = option(
+        "", "web page or e-mail address where site owners can reach you; sent in the user agent",
+        free=True, first="run worker",
+    )  # fmt: skip
+    connections: int = option(
+        256, "concurrent connections in each scraper", least=1, most=4096, free=True,
+        first="worker",
+    )  # fmt: skip
+    per_host: int = option(
+        8, "concurrent connections to one registered domain (example.co.uk)", least=1, most=256,
+        free=True,
+    )  # fmt: skip
+    per_second: float = option(
+        20, "requests per second to one registered domain; 0 = as fast as it answers", least=0,
+        most=10_000, free=True,
+    )  # fmt: skip
+    per_domain: int = option(
+        10_000, "most links to one registered domain in a shard; 0 = all", least=0, most=10_000_000
+    )
+    patience: int = option(
+        10, "consecutive failures after which a domain is skipped; 0 = never skip", least=0,
+        most=10_000, free=True,
+    )  # fmt: skip
+    left_alone: tuple[str, ...] = option(
+        (), "domains to skip; a run adds those that never answered", free=True
+    )
+    connect_timeout: float = option(
+        10, "seconds to wait for a connection", least=0.1, most=600, free=True
+    )
+    read_timeout: float = option(10, "seconds to wait for data", least=0.1, most=600, free=True)
+    total_timeout: float = option(
+        30, "seconds to spend on one image", least=0.1, most=3600, free=True
+    )
+    offline_minutes: float = option(
+        60, "minutes without network after which a shard is returned, to be scraped again later",
+        least=0, most=10_080, free=True,
+    )  # fmt: skip
+    max_redirects: int = option(5, "redirects to follow", least=0, most=20)
+    max_bytes: int = option(
+        20_000_000, "most bytes in a file", least=1000, most=1_000_000_000, topic="image"
+    )
+    min_bytes: int = option(
+        5000, "fewest bytes in a file", least=0, most=100_000_000, topic="image"
+    )
+    min_side: int = option(
+        64, "fewest pixels on the shorter side", least=1, most=10_000, topic="image"
+    )
+    max_pixels: int = option(
+        64_000_000, "most pixels in an image, checked before it is decoded", least=1000,
+        most=1_000_000_000, topic="image",
+    )  # fmt: skip
+    max_aspect: float = option(
+        8, "highest ratio of the longer to the shorter side", least=1, most=1000, topic="image"
+    )
+    resize: int = option(
+        0, "re-encode images whose shorter side has more pixels than this; 0 = keep originals",
+        least=0, most=4096, topic="image",
+    )  # fmt: skip
+    known_harm: tuple[str, ...] = option(
+        (), "files of hashes (hex md5, sha1 or sha256) of images that must never be kept",
+        file=True, grows=True, topic="image",
+    )  # fmt: skip
+    consent: str = option(
+        "strict",
+        "which opt-outs to honour; strict: all machine-readable ones, robots.txt and tdmrep.json "
+        "included; headers: those sent with a page or an image; research: robots.txt only; the "
+        "others are recorded",
+        choices=("strict", "headers", "research"),
+    )
+    replay: str = option("", "fetch every image from this HOST:PORT, which replays a recorded web")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge(Checked):
+    """Which model decides, and how strictly."""
+
+    preset: str = option(
+        "laion400m", "model and threshold together", choices=tuple(PRESETS), first="run gpu"
+    )
+    model: str = option(
+        "", "model to use instead of the preset's: open_clip's name, or a local model's folder",
+        file=True,
+    )  # fmt: skip
+    pretrained: str = option(
+        "", "that model's weights: open_clip's name or a file (a model folder has its own)",
+        file=True,
+    )  # fmt: skip
+    threshold: float | None = option(
+        None, "lowest similarity of a pair to keep; the preset's if not given", least=-1, most=1,
+        first="run gpu",
+    )  # fmt: skip
+    safety: str = option(
+        "", "file of safety categories to use instead of the built-in ones", file=True
+    )
+    heads: tuple[str, ...] = option(
+        (), "JSON files of heads that score embeddings, each beside its safetensors file", file=True
+    )
+    nsfw_open: bool = option(
+        False, "also score kept pairs with Yahoo's Open NSFW (needs cahlib[nsfw])"
+    )
+    harm_looks: tuple[str, ...] = option(
+        (), "files of perceptual hashes (16 hex digits); images that look like one are dropped",
+        file=True, grows=True,
+    )  # fmt: skip
+    harm_distance: int = option(
+        4, "for --harm-looks: how many bits of 64 may differ", least=0, most=8
+    )
+    batch: int = option(256, "images per batch", least=1, most=65_536, free=True, first="gpu")
+    device: str = option(
+        "auto", "where the model runs", choices=("auto", "cpu", "cuda", "mps"), free=True,
+        first="gpu",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if self.model and self.threshold is None:
+            raise ConfigError(
+                "threshold: a model of your own needs a threshold of its own, for example 0.28."
+            )
+        if self.pretrained and not self.model:
+            raise ConfigError("pretrained: name the model that the weights belong to as well.")
+
+    def chosen(self) -> tuple[str, str, float]:
+        """Model, weights and threshold: the preset's, or those given instead."""
+        preset = PRESETS[self.preset]
+        threshold = preset.threshold if self.threshold is None else self.threshold
+        if self.model:
+            return self.model, self.pretrained, threshold
+        return preset.model, preset.pretrained, threshold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output(Checked):
+    """Where the dataset goes, in which forms, and what it must not hold twice."""
+
+    # One folder has many names, and its dataset lies in it under any of them; a URL is compared.
+    output: str = option(
+        "dataset", "folder of the dataset, or a URL that fsspec supports (s3://…, gdrive://…)",
+        free=True, first="run worker gpu up swarm",
+    )  # fmt: skip
+    forms: tuple[str, ...] = option(
+        ("images", "embeddings"),
+        "what to write beside the metadata, separated by commas; images:jpg converts all images "
+        "to JPEG",
+        choices=("images", "images:jpg", "embeddings", "tfrecords"),
+    )
+    duplicates: str = option(
+        "keep",
+        "what to do with images the run already has: keep them, as LAION-400M did, or drop those "
+        "with the same bytes, or those that look nearly the same",
+        choices=("keep", "same", "near"),
+    )
+    distance: int = option(
+        4, "for --duplicates near: how many bits of 64 may differ", least=0, most=8
+    )
+    keep_local: bool = option(True, "with a URL: keep the local copy as well", free=True)
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if not self.output.strip():
+            raise ConfigError("output: name a folder or a URL.")
+        if {"images", "images:jpg"} <= {*self.forms}:
+            raise ConfigError("forms: choose images or images:jpg, not both.")
+
+    @property
+    def url(self) -> str | None:
+        """Where finished shards are uploaded to, or None for a dataset on this machine."""
+        scheme, mark, rest = self.output.strip().partition("://")
+        return f"{scheme.lower()}://{rest.rstrip('/')}" if mark else None
+
+    @property
+    def folder(self) -> Path:
+        """The folder on this machine: the output, or for a URL one named after its last part."""
+        # no shell has seen what is in .env or in the form; a home that nobody has stays a name
+        named = PurePosixPath(self.output).name if self.url else os.path.expanduser(self.output)
+        return Path(named).absolute()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Checked):
+    """One run: everything that decides what its dataset will hold, and how it is made."""
+
+    nickname: str = option(
+        "", "your name on leaderboards and in the dataset card", free=True, topic="tracker",
+        first="worker gpu",
+    )  # fmt: skip
+    crawl: Crawl = field(default_factory=Crawl)
+    download: Download = field(default_factory=Download)
+    judge: Judge = field(default_factory=Judge)
+    output: Output = field(default_factory=Output)
+    place: Place = field(default_factory=Place)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Job:
+        """A Job from flat values by field name; texts are read as `parse` does.
+
+        Raises ConfigError for a name that no field has, and for a value that a field refuses.
+        """
+        refuse_unknown(values)
+        known = {setting.name: setting for setting in settings()}
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            setting = known[name]
+            if isinstance(value, str):
+                value = setting.parse(value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            groups.setdefault(setting.group, {})[name] = value
+        types = _types()
+        own = groups.pop("", {})
+        return cls(**own, **{group: types[group](**given) for group, given in groups.items()})
+
+    @classmethod
+    def stored(cls, path: Path) -> Job | None:
+        """The Job whose `values` a JSON file holds, or None without one.
+
+        Raises DamagedJob for a damaged file.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop(_SUM, None) not in (None, checksum(values)):
+                raise ValueError("its checksum does not match")
+            return cls.from_values(values)
+        except FileNotFoundError:
+            return None
+        except (ValueError, AttributeError, TypeError) as error:
+            raise DamagedJob(
+                f"{path} is damaged; delete it, and give the settings that its run had."
+            ) from error
+
+    def values(self) -> dict[str, Any]:
+        """All settings, flat, in JSON's types; the inverse of `from_values`."""
+        return {
+            setting.name: list(value) if isinstance(value, tuple) else value
+            for setting in settings()
+            if (value := setting.of(self)) is not None
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that decide what is in the dataset, files by their content."""
+        return fingerprint(settings(), self)
+
+    def require_same(self, differences: Mapping[str, str], place: object) -> None:
+        """Raise ConfigError, which names them, if there are differences from a place's dataset."""
+        if differences:
+            raise ConfigError(
+                f"output: {place} holds the dataset of a job with other settings; choose another "
+                f"folder, or repeat that job's: {'; '.join(differences.values())}."
+            )
+
+    def store(self, path: Path) -> None:
+        """Write the file that `stored` reads, whole or not at all."""
+        values = self.values()
+        values[_SUM] = checksum(values)  # a flipped bit may make another setting of one
+        write_file(path, json.dumps(values, indent=2) + "\n")
+
+    def differences(self, other: Job) -> dict[str, str]:
+        """Return the settings in which this Job's dataset would not be the other's, with both."""
+        # only what is written differently is read: a model may have gigabytes
+        apart = [
+            each for each in settings() if not each.option.free and each.of(self) != each.of(other)
+        ]
+        there, asked = (fingerprint(apart, job) for job in (other, self))
+        found = differences(settings(), there, asked)
+        if self.output.url != other.output.url:
+            # not the URL itself, which may hold a password
+            found["output"] = "output " + (
+                "to the URL that it was brought to"
+                if other.output.url
+                else "to a folder, not a URL"
+            )
+        return found
+
+
+@cache
+def settings() -> tuple[Setting, ...]:
+    """Every setting of a Job, in the order of the fields."""
+    own = held(Job, "")
+    return own + tuple(s for name, part in _types().items() for s in held(part, name))
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """Return the types of a Job's fields."""
+    return get_type_hints(Job)
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raise ConfigError for a name that no setting has."""
+    known = {setting.name for setting in settings()}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{name}: there is no such setting.")
+
+
+def replace(job: Job, **values: Any) -> Job:
+    """A Job that differs in some settings, by their flat names."""
+    return Job.from_values({**job.values(), **values})

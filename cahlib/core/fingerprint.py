@@ -1,0 +1,139 @@
+"""Which settings decide what is in a dataset, in a form that another machine can compare.
+
+Where a setting names a file, the file's content decides and not where it lies: the same head or
+model on another machine is the same setting. Of lists that say what to leave out the name decides,
+for they grow. It does not know which settings there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from cahlib.core.path_map import expanded, here
+from cahlib.core.settings import Setting
+
+_LOGIN = re.compile(r"(?<=://)[^/@]*@")
+
+#: Files of a model's folder that make the model; a README beside them does not.
+_MODEL = (".json", ".safetensors", ".pt", ".gz")
+
+
+def fingerprint(settings: Iterable[Setting], job: Any) -> dict[str, Any]:
+    """Return the values that decide the content of a job's dataset, by name, in JSON's types.
+
+    A file or a folder is ``{"name": …, "sha256": …}``.
+    """
+    return {each.name: told(each, each.of(job)) for each in settings if not each.option.free}
+
+
+def told(setting: Setting, value: Any) -> Any:
+    """Return a setting's value in JSON's types, with files by their content."""
+    if isinstance(value, tuple):
+        return [told(setting, each) for each in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if setting.option.grows:  # who leaves out more than before spoils nothing that is there
+        return Path(value).name
+    return _file(value) if setting.option.file else _private(value)
+
+
+def digest(settings: Iterable[Setting], values: Mapping[str, Any]) -> str:
+    """Return the hex sha256 of a fingerprint.
+
+    Defaults are left out, so a setting that a later version adds does not change it. Where a
+    number may have a fraction, 1 and 1.0 are the same.
+    """
+    every = [*settings]
+    plain = {each.name: _core(told(each, each.default)) for each in every}
+    broken = {each.name for each in every if each.type is float}
+    said = {
+        name: float(value) if name in broken and value is not None else _core(value)
+        for name, value in values.items()
+    }
+    said = {name: value for name, value in said.items() if value != plain.get(name)}
+    return checksum(said)
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """Return the hex sha256 of values in JSON's types, whatever their order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def differences(
+    settings: Iterable[Setting], there: Mapping[str, Any], asked: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the settings in which two fingerprints differ, each with a phrase of both values."""
+    plain = {each.name: told(each, each.default) for each in settings}
+    found = {}
+    for name in dict.fromkeys((*asked, *there)):
+        has, wants = (side.get(name, plain.get(name)) for side in (there, asked))
+        if _core(has) != _core(wants):
+            found[name] = f"{name} {_shown(has)} instead of {_shown(wants)}"
+    return found
+
+
+def _file(value: str) -> Any:
+    """Return what identifies a file or a model's folder; a value that names neither stays."""
+    path = expanded(here(value))
+    if path.is_dir():
+        parts = [each for each in sorted(path.iterdir()) if each.suffix in _MODEL]
+        # open_clip names a model of this form after its folder, and so are its columns
+        named = path.absolute().name if (path / "open_clip_config.json").is_file() else ""
+    elif path.is_file():
+        beside = path.with_suffix(".safetensors")  # a head's weights
+        parts = [path, beside] if path.suffix == ".json" and beside.is_file() else [path]
+        named = ""
+    else:
+        return _private(value)
+    sums = [file_checksum(str(each)) for each in parts]
+    if len(sums) == 1 and not path.is_dir():
+        return {"name": path.name, "sha256": sums[0]}
+    each_named = [named, *((each.name, sha) for each, sha in zip(parts, sums, strict=True))]
+    whole = hashlib.sha256(json.dumps(each_named if path.is_dir() else sums).encode())
+    return {"name": path.absolute().name, "sha256": whole.hexdigest()}
+
+
+def _private(value: str) -> Any:
+    """Return a text as it may be published: of a path the last part, of a URL no password."""
+    if value.startswith(("/", "~", "./", "../")):
+        return {"name": Path(value).name, "sha256": hashlib.sha256(os.fsencode(value)).hexdigest()}
+    return _LOGIN.sub("", value)
+
+
+def file_checksum(path: str) -> str:
+    """Return the hex sha256 of a file, computed once for as long as it stays the same."""
+    known = os.stat(path)
+    return _summed(path, known.st_size, known.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _summed(path: str, size: int, changed: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _core(value: Any) -> Any:
+    """Return what counts of a value: of files the content."""
+    if isinstance(value, list | tuple):
+        return [_core(each) for each in value]
+    return value["sha256"] if isinstance(value, Mapping) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_shown, value)) or "none"
+    if isinstance(value, Mapping):
+        return f"{value['name']} (sha256 {value['sha256'][:8]}…)"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value in ("", None) else str(value)

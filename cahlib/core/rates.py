@@ -1,0 +1,155 @@
+"""What scraping and judging do on this machine: measured by its runs, and remembered.
+
+Until a run has measured it, the figures are Crawling@Home's of 2021 for the crawl, and those of
+this project's benchmarks for the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import which
+
+from cahlib.core.atomic import write_file
+from cahlib.core.config import Job
+from cahlib.core.errors import CahError
+from cahlib.core.records import Stage, Stats
+
+#: Links a second of a core: one-core servers of Crawling@Home did 11 to 17. The processor is not
+#: what limits it (`bench_images` had two cores do 331), but how slowly the web answers.
+_CORE = 14.0
+
+#: Of one shard, half a WAT file: new English links, and pairs kept by ViT-B/32 at 0.30
+#: (Crawling@Home's figures of 17,000 links and 1,000 to 1,500 pairs a WAT file).
+_LINKS, _PAIRS = 8_500, (500, 750)
+
+#: Images to be judged of each link, as in `bench_whole`; and images a second that ViT-B/32 judges
+#: on a GPU (assumed, as in `bench_whole`), and on each core of a CPU (`bench_judge`: 14 on two).
+_IMAGES, _GPU, _CPU = 0.7, 500.0, 7.0
+
+#: Shards that count; older ones count less and less.
+_LAST = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Figures for an estimate."""
+
+    core: float  #: links a second of a scraper
+    links: float  #: of a shard
+    pairs: tuple[float, float]  #: kept of a shard, at least and at most
+    images: float  #: to be judged of a link
+    model: float  #: images a second that the model judges
+    source: str  #: of the figures, in words
+
+
+def known(job: Job) -> Rates:
+    """Return the figures for a job: those measured by runs like it, where there are any."""
+    every, (core, crawl, model) = _read(_path()), _keys(job)
+    scraping, judging, work = (every.get(key, {}) for key in (core, crawl, model))
+    links, pairs, images = float(_LINKS), (float(_PAIRS[0]), float(_PAIRS[1])), _IMAGES
+    if shards := judging.get("shards", 0):
+        links = judging["links"] / shards
+        pairs = (judging["pairs"] / shards,) * 2
+        images = judging["images"] / max(judging["links"], 1)
+    speed = _GPU if _has_gpu(job) else _CPU * (os.cpu_count() or 1)
+    seen = {name for name, each in (("speed", scraping), ("yield", judging)) if each}
+    return Rates(
+        core=scraping["links"] / scraping["seconds"] if scraping else _CORE,
+        links=links,
+        pairs=pairs,
+        images=images,
+        model=work["images"] / work["seconds"] if work else speed,
+        source=_SOURCES[frozenset(seen)],
+    )
+
+
+#: By what was measured.
+_SOURCES = {
+    frozenset(): "by Crawling@Home's figures of 2021, since this machine has no measurements yet",
+    frozenset({"speed"}): "at the speed of the last runs; what a shard holds is as in 2021",
+    frozenset({"yield"}): "with what the last runs found, at the speed of servers in 2021",
+    frozenset({"speed", "yield"}): "as the last runs of this machine did",
+}
+
+
+class Meter:
+    """Measures the shards of one launch, and remembers what was measured."""
+
+    def __init__(self, job: Job) -> None:
+        self._keys, self._worked = _keys(job), 0.0
+        # what is replayed, as in the demo, says nothing of the web, nor what others scraped of us
+        self._path = None if job.download.replay or job.place.tracker else _path()
+
+    def add(self, stats: Stats, *, scraped: float, worked: float) -> None:
+        """Note a shard, that took ``scraped`` seconds, and until when the model has worked."""
+        links, images = stats.done(Stage.FETCH), stats.entered[Stage.JUDGE]
+        spent, self._worked = worked - self._worked, worked
+        if not self._path or not links:
+            return
+        core, crawl, model = self._keys
+        every = _read(self._path)
+        _sum(every, core, links=links, seconds=scraped)
+        _sum(every, crawl, links=links, images=images, pairs=stats.left[Stage.JUDGE])
+        _sum(every, model, images=images, seconds=spent)
+        with suppress(CahError):  # a full disk costs the estimate, not the run
+            write_file(self._path, json.dumps(every, indent=1), sync=False)
+
+
+def has_gpu() -> bool:
+    """Return whether this machine has an NVIDIA GPU, without loading anything for it."""
+    return which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+
+
+def _has_gpu(job: Job) -> bool:
+    return job.judge.device == "cuda" or (job.judge.device == "auto" and has_gpu())
+
+
+def _keys(job: Job) -> tuple[str, str, str]:
+    """Return under which names a job's scraping, its yield and its model are remembered."""
+    model, pretrained, threshold = job.judge.chosen()
+    where = "elsewhere" if job.place.has_servers or job.place.engine else "here"
+    languages = ",".join(job.crawl.languages)
+    return (
+        f"scraped {where}",
+        f"{languages} by {model} {pretrained} at {threshold:g}",
+        f"{model} {pretrained} on {'GPU' if _has_gpu(job) else 'CPU'}",
+    )
+
+
+def _sum(every: dict[str, dict[str, float]], key: str, **counts: float) -> None:
+    """Add a shard's counts to what is known; nothing where one of them says nothing."""
+    if not counts.get("seconds", 1) > 0 or not (counts.get("links", 0) or counts.get("images", 0)):
+        return
+    before = Counter(every.get(key, {}))
+    if before["shards"] >= _LAST:
+        before = Counter({name: value * (1 - 1 / _LAST) for name, value in before.items()})
+    every[key] = {name: before[name] + value for name, value in {"shards": 1, **counts}.items()}
+
+
+def _path() -> Path | None:
+    with suppress(RuntimeError):  # nobody has a home here
+        return Path.home() / ".cache" / "cahlib" / "rates.json"
+    return None
+
+
+def _read(path: Path | None) -> dict[str, dict[str, float]]:
+    """Return what is remembered; nothing where that cannot be read."""
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        told = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        return {
+            str(key): {str(name): float(value) for name, value in each.items()}
+            for key, each in told.items()
+            if _is_whole(each)
+        }
+    return {}
+
+
+def _is_whole(each: Mapping[str, float]) -> bool:
+    divisors = (each.get(name, 1) for name in ("seconds", "links", "images"))
+    return each.get("shards", 0) > 0 and min(divisors) > 0

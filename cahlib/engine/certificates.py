@@ -1,0 +1,187 @@
+"""The keys of one swarm: for SSH, for the hosts, and for TLS between the Dask processes.
+
+All lie in one folder that only its owner reads, so that a command that is started again reaches
+the swarm of the one before. Whoever holds a TLS key of a swarm can run code on it: the authority
+is made for one swarm and lives a month, and is renewed if a later swarm of the same folder would
+outlive it. It does not know any server.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from cahlib.core.atomic import write_file
+from cahlib.engine.wire import DRIVERS, SCHEDULER
+
+_LIFETIME = datetime.timedelta(days=30)
+
+#: What must be left of it when servers are brought up.
+_LEFT = _LIFETIME / 2
+
+_MAKING = threading.Lock()
+
+#: Clocks of laptops and fresh servers are off by hours now and then.
+_SLACK = datetime.timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A private key with what belongs to it in public, as files."""
+
+    private: Path
+    public: Path  #: an SSH public key, or a certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of the swarm whose state lies in ``folder``; each is made when first asked for."""
+
+    folder: Path
+
+    def ssh(self) -> Pair:
+        """The ed25519 key that opens every node."""
+        return self._openssh("ssh")
+
+    def host(self, node: str) -> Pair:
+        """A node's ed25519 host key, which it gets at its first boot."""
+        return self._openssh(f"host-{node}")
+
+    def authority(self) -> Pair:
+        """The authority that signs the swarm's certificates."""
+        return self._made("authority", "crt", lambda: _certified("cahlib swarm", None))
+
+    def driver(self) -> Pair:
+        """Key and certificate of the driver."""
+        authority = self.authority()
+        return self._made("driver", "crt", lambda: _certified(DRIVERS[0], authority))
+
+    def node(self, name: str, *addresses: str) -> Pair:
+        """Key and certificate of a node, which hold for its addresses alone."""
+        assert name not in (*DRIVERS, SCHEDULER)
+        return self._served(f"node-{name}", name, addresses)
+
+    def scheduler(self, *addresses: str) -> Pair:
+        """Key and certificate of the scheduler at these addresses, which its node has not."""
+        return self._served(SCHEDULER, SCHEDULER, addresses)
+
+    def renew(self, *, now: datetime.datetime | None = None) -> None:
+        """Forget the certificates if they end soon; nodes that have them are then set up anew."""
+        authority = self.folder / "authority.crt"
+        if not authority.exists():
+            return
+        ends = x509.load_pem_x509_certificate(authority.read_bytes()).not_valid_after_utc
+        if ends < (now or datetime.datetime.now(datetime.timezone.utc)) + _LEFT:
+            signed = [path for path in self.folder.glob("*.crt") if path != authority]
+            for path in (*signed, authority):  # last: what it signed is never left without it
+                path.unlink()
+
+    def guest(self, hours: float) -> tuple[bytes, bytes]:
+        """Key and certificate of a driver on another machine, for so many hours; kept nowhere."""
+        return _certified(DRIVERS[1], self.authority(), datetime.timedelta(hours=hours))
+
+    def _served(self, file: str, name: str, addresses: Sequence[str]) -> Pair:
+        authority = self.authority()
+        # one that comes back at another address gets others
+        file = "-".join([file, *(each.replace(":", ".") for each in addresses)])
+        return self._made(file, "crt", lambda: _certified(name, authority, addresses=addresses))
+
+    def _openssh(self, name: str) -> Pair:
+        return self._made(name, "pub", _ed25519)
+
+    def _made(self, name: str, kind: str, make: Callable[[], tuple[bytes, bytes]]) -> Pair:
+        """The pair of a name; its public half is written last and says that both are whole."""
+        pair = Pair(private=self.folder / f"{name}.key", public=self.folder / f"{name}.{kind}")
+        with _MAKING:  # many nodes are set up at once, and ask for the same
+            if not pair.public.exists():
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for path, data in zip((pair.private, pair.public), make(), strict=True):
+                    write_file(path, data, mode=0o600)
+        return pair
+
+
+def _ed25519() -> tuple[bytes, bytes]:
+    key = ed25519.Ed25519PrivateKey.generate()
+    return (
+        key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
+        key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n",
+    )
+
+
+def _certified(
+    name: str,
+    authority: Pair | None,
+    lifetime: datetime.timedelta = _LIFETIME,
+    *,
+    addresses: Sequence[str] = (),
+) -> tuple[bytes, bytes]:
+    """A key and its certificate, signed by the authority; without one it becomes one.
+
+    One without addresses is a client's: nobody can be served with it.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer, signer = subject, key
+    if authority:
+        issuer = x509.load_pem_x509_certificate(authority.public.read_bytes()).subject
+        loaded = load_pem_private_key(authority.private.read_bytes(), None)
+        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        signer = loaded
+    now = datetime.datetime.now(datetime.timezone.utc)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SLACK)
+        .not_valid_after(now + lifetime)
+        .add_extension(x509.BasicConstraints(ca=not authority, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+        .add_extension(_usage(sign=not authority), critical=True)
+    )
+    if authority:
+        uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        if addresses:
+            names = [x509.IPAddress(ipaddress.ip_address(each)) for each in addresses]
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+            uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+    certificate = builder.sign(signer, hashes.SHA256())
+    return (
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        certificate.public_bytes(Encoding.PEM),
+    )
+
+
+def _usage(*, sign: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign,
+        key_cert_sign=sign,
+        crl_sign=sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

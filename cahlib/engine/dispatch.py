@@ -1,0 +1,100 @@
+"""Which jobs a cluster is given now, and which are taken back.
+
+Dask never moves a job that waits for a busy worker to one that comes later, so a cluster is given
+no more jobs than its workers run at the same time. It does not know how a job is sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Future
+
+from cahlib.engine.transfer import MOVING
+from cahlib.engine.worker import Needed
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A job from its submission to its end."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    limit: float
+    files: tuple[Needed, ...] = ()
+    future: Future[Any] | None = None  #: None: held back
+    published: bool = False
+    coming: bool = False  #: its parcel is on its way
+    ended: bool = False
+    tries: int = 0
+    told: Any = None
+    changed: float = field(default_factory=time.monotonic)
+    worker: str = ""  #: the address of the one that has it
+    since: float = 0  #: when it was first seen with that one
+
+    @property
+    def status(self) -> str:
+        """Return what Dask says of it; "" where that does not matter, for it is here or held."""
+        return "" if self.ended or self.future is None else str(self.future.status)
+
+    @property
+    def takes_slot(self) -> bool:
+        """Return whether it runs, or waits for a worker."""
+        return self.status == "pending"
+
+
+def due(jobs: Mapping[str, Job], slots: int, known: set[str]) -> Iterator[tuple[str, Job]]:
+    """Yield the jobs to send now, in the order of their submission.
+
+    Those that are ``known`` there run already: they are found again by being sent.
+    """
+    free = slots - sum(job.takes_slot for job in jobs.values())
+    for key, job in jobs.items():
+        if job.ended or job.coming or job.future is not None:
+            continue
+        if key in known:
+            yield key, job
+        elif free > 0:
+            free -= 1
+            yield key, job
+
+
+def track(jobs: Mapping[str, Job], assigned: Mapping[str, Sequence[str]]) -> None:
+    """Note which worker has each job; where one begins anew, so does the time without news of it.
+
+    ``assigned`` has the keys that each worker has, those that it runs and those that wait for it.
+    """
+    workers, now = {key: each for each, keys in assigned.items() for key in keys}, time.monotonic()
+    for key, job in jobs.items():
+        if job.takes_slot and job.worker != (worker := workers.get(key, "")):
+            job.worker, job.since, job.changed = worker, now, now
+
+
+def stuck(
+    jobs: Mapping[str, Job], assigned: Mapping[str, Sequence[str]], slots: Mapping[str, int]
+) -> list[str]:
+    """Return the keys of jobs that wait for a busy worker while another one is free.
+
+    Dask gives the job of a worker that died to another one, behind what that one runs. One without
+    slots is drained, and may finish what it has.
+    """
+    behind, free = list[str](), 0
+    for address, slot in slots.items():
+        keys = [key for key in assigned.get(address, ()) if not key.startswith(MOVING)]
+        free += max(slot - len(keys), 0)
+        own = {key: job for key in keys if (job := jobs.get(key)) and job.takes_slot}
+        if slot and (surplus := len(keys) - slot) > 0:
+            behind += sorted(own, key=lambda key: _running(own[key]))[-surplus:]
+    return behind[:free]
+
+
+def _running(job: Job) -> tuple[bool, float]:
+    """Return what orders the jobs of a worker: who has reported there runs, of others the first.
+
+    Neither is known of two that a driver found there before their first report. If the one that
+    runs is taken back, time is lost alone: it ends there unheard, and is done again elsewhere.
+    """
+    return job.changed <= job.since, job.since

@@ -1,0 +1,143 @@
+"""Limit what other machines may send at once: Dask makes room for any length that it is told of.
+
+A machine that was taken over could fill the memory of its scheduler and driver with one message.
+Once `bound` was called, connections that this process opens end with a message larger than any
+answer, before room is made for it; those that it accepts do where their class says so. Nothing is
+decompressed, for a megabyte of zeros becomes a gigabyte; cahlib's own compress nothing. Of a few
+megabytes alone are objects made: an empty list takes one byte on its way, and 64 here.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import Any
+
+from distributed.comm.core import CommClosedError
+from distributed.comm.registry import backends
+from distributed.comm.tcp import (
+    TCP,
+    TLS,
+    TCPBackend,
+    TCPConnector,
+    TLSBackend,
+    TLSConnector,
+)
+
+from cahlib.engine.wire import AHEAD, PIECE, PULLS, Refused
+
+#: Bytes of the largest answer: all pieces that are on their way, which Dask may ask for together.
+ANSWER = (PULLS * AHEAD + 1) * PIECE
+
+#: Bytes of the largest part of it that is made into objects, each of them many times its bytes.
+_OBJECTS = 8 << 20
+
+#: Bytes of the most that a worker tells at once; of a run's, a heartbeat of 2.7 kB was the largest.
+TOLD = 1 << 18
+
+#: Any: their types do not say what is replaced in them.
+_tcp: Any = import_module("distributed.comm.tcp")
+_worker: Any = import_module("distributed.worker")
+_messages: Any = import_module("distributed.protocol.core")
+_msgpack: Any = _messages.msgpack
+
+_log = logging.getLogger(__name__)
+
+
+class TooLarge(CommClosedError):
+    """Another machine announced a message larger than it may send."""
+
+
+class _Bounded:
+    """A connection that ends with a message larger than may come on it."""
+
+    most: float = ANSWER  #: bytes of a message
+    stream: Any
+    peer_address: str
+
+    async def read(self, deserializers: Any = None) -> Any:
+        if self.stream:
+            self.stream.left = self.most
+        try:
+            return await super().read(deserializers)  # type: ignore[misc]
+        except TooLarge as error:
+            _log.error("%s %s; its connection was closed.", self.peer_address, error)
+            raise
+
+
+class BoundedTLS(_Bounded, TLS):
+    """The same over TLS."""
+
+
+class BoundedTCP(_Bounded, TCP):
+    """The same over TCP."""
+
+
+class BoundedConnector(TLSConnector):
+    """Opens such connections."""
+
+    comm_class = BoundedTLS
+
+
+class _Connector(TCPConnector):
+    comm_class = BoundedTCP
+
+
+class _TLSBackend(TLSBackend):
+    _connector_class = BoundedConnector
+
+
+class _TCPBackend(TCPBackend):
+    _connector_class = _Connector
+
+
+def bound() -> None:
+    """Have this process make room for no more than other machines may send, from now on."""
+    if _tcp.read_bytes_rw is _read:
+        return
+    _tcp.read_bytes_rw, _worker.get_data_from_worker = _read, _get_data
+    _messages.decompress, _messages.msgpack = _decompress, _Msgpack
+    backends["tls"], backends["tcp"] = _TLSBackend(), _TCPBackend()
+
+
+_read_any, _get_any = _tcp.read_bytes_rw, _worker.get_data_from_worker
+
+
+async def _read(stream: Any, length: int) -> Any:
+    """Read so many bytes, if they are no more than are left of a message."""
+    if (left := getattr(stream, "left", None)) is not None:
+        if length > left:
+            raise TooLarge(f"announced {length:,} bytes, where {left:,} may come")
+        stream.left = left - length
+    return await _read_any(stream, length)
+
+
+async def _get_data(rpc: Any, keys: Any, worker: str, **named: Any) -> Any:
+    """Get results from a worker; one that is too large is refused, not asked for again."""
+    try:
+        return await _get_any(rpc, keys, worker, **named)
+    except TooLarge as error:
+        return {"status": "OK", "data": dict.fromkeys(keys, Refused(f"It {error}."))}
+
+
+def require_small(data: Any) -> None:
+    """Raise Refused for more bytes than objects are made of."""
+    if len(data) > _OBJECTS:
+        raise Refused(f"It sent {len(data):,} bytes to make objects of.")
+
+
+class _Msgpack:
+    """The part of `msgpack` that Dask's messages are made with."""
+
+    dumps = _msgpack.dumps
+
+    @staticmethod
+    def loads(data: Any, **named: Any) -> Any:
+        require_small(data)
+        return _msgpack.loads(data, **named)
+
+
+def _decompress(header: Any, frames: Any) -> Any:
+    if any(header["compression"]):
+        raise Refused("It sent compressed data, which is not read.")
+    return frames

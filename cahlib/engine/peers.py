@@ -1,0 +1,196 @@
+"""Who may say what within a swarm: Dask asks for a certificate, then believes all that it hears.
+
+    driver ──► scheduler ◄──► workers, nannies ◄── driver
+
+A certificate's name is its holder's part. The scheduler does what drivers ask, and hears of a node
+what is its own to tell. Workers and nannies speak with the scheduler, with drivers and within their
+machine, and not even greet other nodes, so one that was taken over can have nothing done by others.
+Dask checks no address either: whoever connects here asks for a certificate of that very address.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed.comm.addressing import get_address_host
+from distributed.comm.registry import backends
+from distributed.comm.tcp import TLSBackend, TLSConnector, TLSListener
+
+from cahlib.engine.message_limits import TOLD, BoundedConnector, BoundedTLS, bound
+from cahlib.engine.wire import DRIVERS, SCHEDULER, TOPIC, Refused, printable
+
+#: What a node asks of the scheduler, with the field that names a process; it must be its own.
+_ASKED: Mapping[str, str] = {
+    "register-worker": "address",
+    "register_nanny": "address",
+    "heartbeat_worker": "address",
+    "unregister": "address",
+    "set_resources": "worker",  # its machine is ill, or well again
+    "identity": "",  # which workers it has: all that a node learns of others
+    "close": "",
+}
+
+#: What its workers tell, once registered. Not that they have results of others: each does jobs
+#: that need none.
+_TOLD = {
+    "close-stream",
+    "keep-alive",
+    "log-event",
+    "long-running",
+    "release-worker-data",
+    "reschedule",
+    "steal-response",
+    "task-erred",
+    "task-finished",
+    "worker-status-change",
+}
+
+#: Bytes of the longest report of a job. Of events, the scheduler keeps 1,000 for each topic.
+_REPORT = 1 << 14
+
+#: What a worker may say that it has.
+_RESOURCES: Sequence[Mapping[str, float]] = ({}, {"slot": 0}, {"slot": 1})
+
+
+def dask_setup(server: Any) -> None:
+    """Called by Dask before the process connects to anybody."""
+    if context := server.connection_args.get("ssl_context"):
+        context.check_hostname = True
+
+
+def of(worker: str, node: str) -> bool:
+    """Return whether a worker's name is a node's: Dask adds -0, -1 … to it."""
+    return worker == node or worker.rpartition("-")[0] == node
+
+
+def guard_scheduler() -> None:
+    """Have the scheduler of this process hear of nodes what is theirs to tell, and nothing else."""
+
+    class Listener(TLSListener):
+        comm_class = _Heard
+
+    bound()
+    _listen(BoundedConnector, Listener)
+
+
+def guard_worker() -> None:
+    """Have workers and nannies of this process know nobody but who gives them work."""
+    own = Path(dask.config.get("distributed.comm.tls.worker.cert")).read_text()
+    only = _Only(ssl.PEM_cert_to_DER_cert(own))
+
+    class Connector(TLSConnector):
+        async def connect(self, address: str, *rest: Any, **named: Any) -> Any:
+            comm = await super().connect(address, *rest, **named)  # type: ignore[no-untyped-call]
+            if not only.knows(comm.stream.socket):
+                comm.abort()
+                raise ConnectionRefusedError(f"{address} is neither the scheduler nor ourselves.")
+            return comm
+
+    class Listener(TLSListener):
+        async def _prepare_stream(self, stream: Any, address: str) -> Any:
+            stream = await super()._prepare_stream(stream, address)  # type: ignore[no-untyped-call]
+            if stream is not None and not only.knows(stream.socket):
+                stream.close()  # before anything is read, for workers unpickle what they read
+                return None
+            return stream
+
+    _listen(Connector, Listener)
+
+
+def _listen(connector: type[TLSConnector], listener: type[TLSListener]) -> None:
+    class Backend(TLSBackend):
+        _connector_class = connector
+        _listener_class = listener
+
+    backends["tls"] = Backend()
+
+
+class _Only:
+    """Knows drivers, the scheduler, and the machine whose certificate this is."""
+
+    def __init__(self, own: bytes) -> None:
+        self._own = own
+
+    def knows(self, socket: ssl.SSLSocket) -> bool:
+        name = _name(socket.getpeercert() or {})
+        return name in (*DRIVERS, SCHEDULER) or socket.getpeercert(True) == self._own
+
+
+class _Heard(BoundedTLS):
+    """A connection that somebody opened to the scheduler."""
+
+    _registered = False  #: as a worker, whose stream it is from then on
+
+    async def read(self, deserializers: Any = None) -> Any:
+        peer = self.extra_info.get("peercert") or {}
+        drives = _name(peer) in DRIVERS
+        self.most = inf if drives else TOLD
+        said = await super().read(deserializers)
+        if not drives and self.remote_info:  # they have greeted each other
+            if self._registered:
+                lines = said if isinstance(said, tuple | list) else (said,)
+                for each in lines:
+                    _require_told(each)
+                return [each for each in lines if not _is_noise(each)]
+            _require_asked(said, _name(peer), _own(peer))
+            forget_names(said)
+            self._registered = said.get("op") == "register-worker"
+        return said
+
+
+def _require_asked(said: Any, name: str, mine: Callable[[Any], bool]) -> None:
+    """Raise Refused for what a node of this name and these addresses may not ask."""
+    if isinstance(said, dict) and "op" not in said:  # an answer, as of a nanny that has begun
+        return
+    if not isinstance(said, dict) or said["op"] not in _ASKED:
+        what = said["op"] if isinstance(said, dict) else type(said).__name__
+        raise Refused(f"{name} may not ask for {printable(str(what), 80)}.")
+    field, nanny = _ASKED[said["op"]], said.get("nanny")
+    if not ((not field or mine(said.get(field))) and (nanny is None or mine(nanny))):
+        raise Refused(f"{name} speaks for another machine.")
+    if said["op"] == "register-worker" and not of(str(said.get("name")), name):
+        raise Refused(f"{name} calls itself {printable(str(said.get('name')), 80)}.")
+    if said.get("resources", {}) not in _RESOURCES:
+        raise Refused(f"{name} claims to have more than one slot.")
+
+
+def forget_names(said: dict[str, Any]) -> None:
+    """Take out of a heartbeat what the scheduler adds up for ever, under any name it is told."""
+    said.pop("host_info", None)
+    said.pop("extensions", None)
+    if isinstance(metrics := said.get("metrics"), dict):
+        metrics["digests_total_since_heartbeat"] = {}
+        metrics["bandwidth"] = {"total": 100e6, "workers": {}, "types": {}}  # Dask's first guess
+
+
+def _require_told(said: Any) -> None:
+    """Raise Refused for what a worker may not tell; the scheduler knows whose words they are."""
+    if said == "OK":
+        return
+    if not isinstance(said, dict) or said.get("op") not in _TOLD or {"worker", "client"} & {*said}:
+        what = said.get("op") if isinstance(said, dict) else type(said).__name__
+        raise Refused(f"A worker may not tell {printable(str(what), 80)}.")
+
+
+def _is_noise(said: Any) -> bool:
+    """Return whether it is an event that no driver reads, as those are that Dask notes itself."""
+    if not isinstance(said, dict) or said.get("op") != "log-event":
+        return False
+    report = said.get("msg")
+    return said.get("topic") != TOPIC or not isinstance(report, bytes) or len(report) > _REPORT
+
+
+def _name(certificate: Mapping[str, Any]) -> str:
+    subject = dict(pair for each in certificate.get("subject", ()) for pair in each)
+    return str(subject.get("commonName", ""))
+
+
+def _own(certificate: Mapping[str, Any]) -> Callable[[Any], bool]:
+    """Return what tells whether an address is of the machine with this certificate."""
+    own = {value for kind, value in certificate.get("subjectAltName", ()) if "IP" in kind}
+    return lambda address: isinstance(address, str) and get_address_host(address) in own

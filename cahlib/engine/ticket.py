@@ -1,0 +1,50 @@
+"""A ticket: one file with which a machine drives a swarm that another one brought up.
+
+It holds the head's address and a certificate that ends with the session. Whoever has it can run
+code on that swarm until then, and nothing else: no token of the cloud is in it, no key of SSH, and
+not the authority's key. It does not know how it travels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from cahlib.core.errors import ConfigError
+from cahlib.engine.certificates import Keys
+from cahlib.engine.cluster import Reach
+
+#: The files of `Keys` that a driver needs.
+_FILES = ("authority.crt", "driver.key", "driver.crt")
+
+#: Seconds without the swarm after which it counts as taken down: a GPU's hours are counted.
+_LIMIT = 300
+
+
+def issued(reach: Reach, *, hours: float) -> bytes:
+    """A ticket to a swarm whose keys are here."""
+    assert reach.keys
+    key, certificate = reach.keys.guest(hours)
+    texts = (reach.keys.authority().public.read_bytes(), key, certificate)
+    files = {name: text.decode() for name, text in zip(_FILES, texts, strict=True)}
+    return json.dumps({"address": reach.address, "away": reach.away, **files}).encode()
+
+
+def read(path: Path, folder: Path) -> Reach:
+    """The swarm of a ticket, whose keys are put into ``folder``; else ConfigError."""
+    try:
+        told = json.loads(path.read_bytes())
+        address, away = str(told["address"]), str(told["away"])
+        files = {name: str(told[name]) for name in _FILES}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"engine: {path} is neither an address (tls://HOST:PORT) nor a ticket ({error})."
+        ) from error
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, text in files.items():
+        target = folder / name
+        target.unlink(missing_ok=True)
+        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+    return Reach(address=address, keys=Keys(folder), away=away, limit=_LIMIT)

@@ -1,0 +1,88 @@
+"""Whether a run's disk has room for what is still to come, said before the run begins.
+
+A run is never refused for it: images differ by far more than any guess, and a full disk costs
+nothing that is done.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from cahlib.core.config import Job
+from cahlib.core.errors import CahError
+from cahlib.core.rates import known
+from cahlib.core.wording import plural
+from cahlib.dataset.layout import has_images
+from cahlib.dataset.manifest import read_manifests
+
+#: What is saved of a folder when its session ends, however large its disk: by Kaggle's documents.
+_SAVED = {Path("/kaggle/working"): 20 * 10**9}
+
+
+def told(job: Job) -> str:
+    """Return what the disk has and what the job needs, as far as that can be known; "" if not."""
+    folder = job.output.folder
+    try:
+        free = room(folder)
+    except OSError:  # the run itself says what is wrong with the place
+        return ""
+    said = f"The dataset's disk has {sized(free)} free."
+    for each, most in _saved(folder):
+        said = f"{sized(free)} more can be saved: of {each}, no more than {sized(most)} are."
+    if job.output.url and not job.output.keep_local:
+        return said  # a shard at a time
+    done, size = so_far(folder)
+    left = job.crawl.shards - done
+    if left <= 0:
+        return said
+    if done:
+        need = left * size // done
+        said += (
+            f" The shards so far ({done:,}) took {sized(size)}, so {left:,} more will take about "
+        )
+    else:
+        pairs = round(left * known(job).pairs[0])
+        need = pairs * job.download.min_bytes if has_images(job.output.forms) else 0
+        said += f" {plural(left, 'shard')} will take at least "
+    short = " That is not enough: make room, or give fewer --shards." if need > free else ""
+    return f"{said}{sized(need)}.{short}"
+
+
+def room(folder: Path) -> int:
+    """Return the bytes that may still be written to a folder and are kept; raises OSError."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    return min([free, *(max(0, most - taken(each)) for each, most in _saved(folder))])
+
+
+def _saved(folder: Path) -> list[tuple[Path, int]]:
+    return [(each, most) for each, most in _SAVED.items() if folder.absolute().is_relative_to(each)]
+
+
+def taken(folder: Path, *, but: str = "") -> int:
+    """Return the bytes of a folder's files, without those of one folder in it."""
+    size = 0
+    for place, inner, names in os.walk(folder):
+        if Path(place) == folder and but in inner:
+            inner.remove(but)
+        for name in names:
+            with suppress(OSError):  # it was renamed just now
+                size += os.stat(os.path.join(place, name)).st_size
+    return size
+
+
+def so_far(folder: Path) -> tuple[int, int]:
+    """The shards in the dataset, and the bytes that they take."""
+    done = size = 0
+    with suppress(CahError):  # what is damaged is told of by the run
+        for each in read_manifests(folder):
+            done, size = done + 1, size + sum(stored.size for stored in each.files.values())
+    return done, size
+
+
+def sized(size: int) -> str:
+    """Return a number of bytes in the unit that people use."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,135 @@
+"""What a run will probably bring, take and cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cahlib.core import status
+from cahlib.core.config import Job
+from cahlib.core.rates import Rates, known
+from cahlib.core.wording import plural
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What servers do and cost."""
+
+    cores: int
+    hourly: float
+    currency: str
+    left: float = math.inf  #: what they may still cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What is to be expected, until the run ends or for an hour of it."""
+
+    share: float  #: of the shards that were asked for and are not done
+    hours: float  #: that it takes
+    endless: bool  #: whether nothing ends it but the end of the crawl: then it is of one hour
+    links: float
+    pairs: tuple[float, float]  #: at least and at most
+    rate: float  #: links a second
+    cost: float  #: of its servers, each started hour whole; 0 without
+    currency: str
+    judging: float  #: images a second that the model judges, if that is the slowest step; else 0
+    fed: int  #: cores that scrape as fast as it judges
+    source: str  #: of the figures
+
+    @property
+    def per_thousand(self) -> str:
+        """Return the price of 1,000 pairs; "" without servers."""
+        if not (self.cost and self.pairs[0]):
+            return ""
+        low, high = (_money(1000 * self.cost / pairs) for pairs in reversed(self.pairs))
+        return f"{self.currency} {low}{'' if low == high else f' to {high}'} per 1,000 pairs"
+
+    def __str__(self) -> str:
+        if not self.links:
+            return "All shards are in the dataset already."
+        when = "an hour" if self.endless else f"in about {duration(3600 * self.hours)}"
+        pairs = " to ".join(dict.fromkeys(f"{_rounded(each):,}" for each in self.pairs))
+        money = f" for {self.currency} {self.cost:.2f} ({self.per_thousand})" if self.cost else ""
+        part = f" That is {self.share:.0%} of what was asked for." if self.share < 0.995 else ""
+        slow = ""
+        if self.judging:
+            slow = (
+                f" The model is the slowest step: it judges {_rounded(self.judging)} images/s, as "
+                f"many as {plural(self.fed, 'core')} can fetch."
+            )
+        return (
+            f"Expect about {_rounded(self.links):,} links and {pairs} pairs {when}{money}, at "
+            f"{self.rate:,.0f} links/s: {self.source}.{part}{slow}"
+        )
+
+
+def expected(job: Job, servers: Price | None = None) -> Estimate:
+    """Return what a job will bring, how long it takes and what it costs, as far as known."""
+    rates = known(job)
+    rate, judging = _rate(job, rates, servers)
+    left = max(job.crawl.shards - _done(job), 0)
+    whole = left * rates.links / rate / 3600 if job.crawl.shards else math.inf
+    hours = min(whole, job.place.hours or math.inf, _paid_hours(servers))
+    endless = math.isinf(hours)
+    hours = 1.0 if endless else hours
+    links = round(rate * 3600 * hours, 6)  # as exact as the shards themselves
+    shards = links / rates.links
+    return Estimate(
+        share=1.0 if math.isinf(whole) or not whole else hours / whole,
+        hours=hours,
+        endless=endless,
+        links=links,
+        pairs=(shards * rates.pairs[0], shards * rates.pairs[1]),
+        rate=rate,
+        cost=servers.hourly * max(math.ceil(hours - 1e-9), 1) if servers else 0,
+        currency=servers.currency if servers else "",
+        judging=judging,
+        fed=math.ceil(rate / rates.core),
+        source=rates.source,
+    )
+
+
+def cores_fed(job: Job) -> int:
+    """Return how many cores scrape as fast as this machine's model judges."""
+    rates = known(job)
+    return math.ceil(rates.model / rates.images / rates.core)
+
+
+def _rate(job: Job, rates: Rates, servers: Price | None) -> tuple[float, float]:
+    """Return links a second, and what the model judges a second if that is less than it gets."""
+    scraped = rates.core * (servers.cores if servers else job.place.scrapers)
+    judged = rates.model / rates.images
+    return min(scraped, judged), rates.model if judged < scraped else 0
+
+
+def _paid_hours(servers: Price | None) -> float:
+    """Return for how many hours servers can be paid: whole ones."""
+    if servers is None or not servers.hourly or math.isinf(servers.left):
+        return math.inf
+    return math.floor(servers.left / servers.hourly + 1e-9)
+
+
+def _done(job: Job) -> int:
+    """Return how many shards an earlier launch has done."""
+    done = status.read(job.output.folder / "run").get("done", 0)
+    return done if isinstance(done, int) else 0
+
+
+def _rounded(number: float) -> int:
+    """Return a number with the two digits that an estimate has."""
+    unit: int = 10 ** (len(f"{number:.0f}") - 2) if number >= 100 else 1
+    return round(number / unit) * unit
+
+
+def _money(sum: float) -> str:
+    return f"{sum:.2f}" if sum >= 0.095 else f"{sum:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the units that people use."""
+    minutes = math.ceil(seconds / 60)
+    if minutes < 100:
+        return plural(minutes, "minute")
+    hours = minutes / 60
+    return f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"

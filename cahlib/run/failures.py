@@ -1,0 +1,77 @@
+"""What becomes of a shard that fails: given back, an attempt counted, or the end of the run."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Protocol
+
+from cahlib.core.errors import (
+    CahError,
+    MachineFault,
+    Postponed,
+    RunError,
+    is_full,
+    machine_fault,
+    no_space,
+)
+from cahlib.core.records import Shard
+
+#: Machines that may fail at one shard before that counts as the shard's own failure.
+_MACHINES = 3
+
+
+class Shards(Protocol):
+    """As much of a ledger as hears of failures."""
+
+    def give_back(self, shard: Shard, error: str) -> None: ...
+
+    def fail(self, shard: Shard, error: str, *, attempts: int) -> bool: ...
+
+
+class Failures:
+    """Decides on the failures of one launch."""
+
+    def __init__(self, ledger: Shards, folder: Path, *, attempts: int) -> None:
+        self._ledger, self._folder, self._attempts = ledger, folder, attempts
+        self._in_a_row = 0  #: faults of machines since a shard was scraped
+        self._slots = 1  #: the most that there were
+        self._of_machines: Counter[str] = Counter()  #: by shard
+
+    def scraped(self, shard: Shard) -> None:
+        """Note that a machine has done a shard."""
+        self._in_a_row = 0
+        del self._of_machines[shard.id]
+
+    def failed(self, shard: Shard, error: Exception, *, slots: int = 1) -> None:
+        """Tell the ledger of a failed attempt; a bug is noted with its traceback.
+
+        Raises RunError where all ``slots`` fail for what is no shard's fault, and for a full disk.
+        """
+        known = isinstance(error, CahError)
+        if not known and is_full(error):
+            raise no_space(self._folder) from error
+        text = str(error) if known else "".join(traceback.format_exception(error))
+        if isinstance(error, MachineFault) or not known and machine_fault(error):
+            self._by_machine(shard, text, slots)
+        elif isinstance(error, Postponed):
+            self._ledger.give_back(shard, text)
+        else:
+            self._ledger.fail(shard, text, attempts=self._attempts)
+
+    def _by_machine(self, shard: Shard, text: str, slots: int) -> None:
+        self._in_a_row += 1
+        self._slots = max(self._slots, slots)
+        self._of_machines[shard.id] += 1
+        if self._of_machines[shard.id] > _MACHINES:
+            self._ledger.fail(shard, text, attempts=self._attempts)
+        else:
+            self._ledger.give_back(shard, text)
+        # of those in flight, twice the slots, all may have waited at one machine
+        if self._in_a_row > 4 * self._slots:
+            last = text.strip().splitlines()[-1].rstrip(".")
+            raise RunError(
+                f"no shard can be scraped, for the machines fail: {last}. See to that, then run "
+                "the same command again; what is done is kept."
+            )

@@ -1,0 +1,401 @@
+"""One run, from a Job to its dataset; the only file that knows scrape, dataset, swarm and tracker.
+
+    shards ─► scraped ─► opened ─► judged ─► written ─► finished
+              engine     disk      model     disk       upload, ledger
+
+Each arrow is a bounded line between two threads (`cahlib.core.prefetch`), so the stages overlap. A shard
+counts once it is sealed in the dataset and in the ledger; whatever a crash leaves before that is
+done again from its parcel or from its WAT, with the same result.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain, groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from cahlib import __version__
+from cahlib.core import status
+from cahlib.core.config import Job
+from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, writing
+from cahlib.core.lists import hashes
+from cahlib.core.prefetch import Abandoned, Flow, Line
+from cahlib.core.progress import Board, Listener, Snapshot, Speedometer, nobody, offline, watched
+from cahlib.core.rates import Meter
+from cahlib.core.records import Image, Judged, Parcel, Shard, Stage, Stats
+from cahlib.core.requirements import introduced
+from cahlib.crawl import languages
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.shards import list_shards
+from cahlib.crawl.tables.slices import Slices
+from cahlib.dataset.description import commit_shards, describe_continued
+from cahlib.dataset.file_names import require_writable
+from cahlib.dataset.maintain.purge import withdraw_pairs
+from cahlib.dataset.manifest import ShardManifest, read_manifest, read_manifests
+from cahlib.dataset.show.pages import write_pages
+from cahlib.dataset.show.summary import summarize
+from cahlib.dataset.storage.upload import Uploader, check_destination, upload_pages
+from cahlib.dataset.tar_index import add_tar
+from cahlib.dataset.write.columns import TAKEN
+from cahlib.dataset.write.duplicate_index import load_duplicate_index
+from cahlib.dataset.write.gallery import LatestPairs
+from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
+from cahlib.fetch.dead_domains import DeadDomains
+from cahlib.image.perceptual_hash import NearIndex
+from cahlib.ledger.local import Counts, Ledger
+from cahlib.ledger.remote import Shared
+from cahlib.model.known_harm import drop_known_harm, load_known_harm
+from cahlib.model.score_names import score_columns
+from cahlib.model.scorer import Scorer, check_model_files, load_scorer, require_listed_model
+from cahlib.parcel import parcel as parcels
+from cahlib.parcel import storage
+from cahlib.run.failures import Failures
+from cahlib.run.resume import faults, resume
+from cahlib.run.run_directory import open_run_directory
+from cahlib.run.scrape import scrape
+from cahlib.run.scrapers import Engine, Scraping, scrapers
+
+T = TypeVar("T")
+
+#: How many items may wait between two stages: parcels on disk, scored images in memory, manifests.
+_PARCELS, _JUDGED, _SEALED = 2, 256, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path  #: of the dataset on this machine
+    shards: Counts
+    stats: Stats  #: of all shards in the dataset
+    errors: tuple[tuple[str, str], ...]  #: of shards that were given up: id and last error
+    stopped: bool  #: before all was done
+    warnings: tuple[str, ...]  #: about what was read, a sentence each
+    faults: tuple[str, ...]  #: about committed shards that are not whole
+
+
+def run(
+    job: Job,
+    listener: Listener = nobody,
+    *,
+    stop: threading.Event | None = None,
+    tick: float = 1.0,
+    role: str = "hybrid",
+    scraping: Scraping = scrapers,
+) -> Outcome:
+    """Work through the job's shards, those of earlier launches excepted.
+
+    ``stop`` ends the run early and cleanly: what is being judged is finished, parcels stay for the
+    next launch. ``listener`` hears a Snapshot every ``tick`` seconds, and one at the end. With a
+    tracker, ``role`` "gpu" judges what others scraped. ``scraping`` opens the engine. Raise
+    ConfigError before anything was started, RunError when it cannot go on.
+    """
+    folder = job.output.folder
+    if job.output.url:
+        check_destination(job.output.url, job.output.folder)
+    with writing(folder):
+        require_writable(folder)
+    introduced(job)
+    # what cannot be read or is not known is the user's to mend, before the start
+    languages.wanted_languages(job.crawl)
+    Blocklists.load(job.crawl)
+    hashes(job.download.known_harm, "known_harm")
+    harmful = load_known_harm(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
+    check_model_files(job.judge)
+    stop = stop or threading.Event()
+    with (
+        open_run_directory(job, role=role, stop=stop, resume=resume) as ledger,
+        status.recorded(folder / "run", listener, stopping=stop.is_set) as listener,
+        writing(folder),
+    ):
+        if isinstance(ledger, Ledger):
+            known, contact = ledger.in_state(), job.download.contact
+            ledger.add(list_shards(job.crawl, contact=contact, taken=TAKEN, known=known))
+        # a launch that was killed may have left some between "done" and their removal
+        parcels.remove_leftovers(folder / "run" / "parcels", ledger.in_state("done"))
+        if ledger.more() or ledger.in_state("sealed"):
+            work = _Work(job, ledger, stop, scraping, harmful)
+            with watched(work.snapshot, listener, tick=tick, hours=job.place.hours, stop=stop):
+                work.through()
+        ledger.leave_out(lambda lost: withdraw_pairs(folder, lost, job.output.url))
+        write_pages(folder, job.values())
+        if job.output.url:
+            upload_pages(folder, job.output.url)
+        found = summarize(folder)
+        return Outcome(
+            folder=folder,
+            shards=ledger.counts(),
+            stats=found.stats,  # not the ledger's: purges are told to the seals alone
+            errors=tuple(ledger.errors()),
+            warnings=tuple(found.warnings()),
+            stopped=stop.is_set() and (ledger.more() or bool(ledger.in_state("sealed"))),
+            faults=tuple(faults(job, ledger)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # each attempt is one of its own
+class _InWork:
+    """A parcel on its way through the judging stages."""
+
+    parcel: Parcel
+    stats: Stats = field(default_factory=Stats)  #: stage JUDGE
+
+
+#: The images of a parcel, or why it has none.
+_Opened: TypeAlias = tuple[_InWork, Iterable[Image] | Exception]
+
+#: A judged image, the error that ends its shard, or None at the shard's end.
+_Step: TypeAlias = tuple[_InWork, Judged | Exception | None]
+
+
+class _Work:
+    """The stages of one launch, and what they count."""
+
+    def __init__(
+        self,
+        job: Job,
+        ledger: Ledger | Shared,
+        stop: threading.Event,
+        scraping: Scraping,
+        harmful: NearIndex | None,
+    ) -> None:
+        self._job, self._ledger, self._stop, self._scraping = job, ledger, stop, scraping
+        self._harmful = harmful
+        self._folder = job.output.folder
+        self._parcels = self._folder / "run" / "parcels"
+        self._failures = Failures(ledger, self._folder, attempts=job.place.attempts)
+        self._slices = Slices(self._folder / "run" / "links", job.download.contact)
+        self._away = self._parcels  #: where the scrapers write them
+        self._ours = describe_continued(job)
+        self._sealed = ledger.stats()  #: of the shards in the dataset
+        self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to manifest
+        self._counting = threading.Lock()  #: a shard is in one of these two, never in none
+        self._told: Callable[[], list[Any]] = list  #: what running scrapers report
+        self._worked: Callable[[], float] = float  #: seconds that the model has worked
+        self._lines: dict[str, Line[Any]] = {}
+        self._board, self._speed, self._meter = Board(), Speedometer(), Meter(job)
+        self._latest = LatestPairs()
+
+    def through(self) -> None:
+        """Do all there is to do, or what can be done before the stop."""
+        with Uploader(self._job.output, self._finish) as uploads:
+            for shard in self._ledger.in_state("sealed"):
+                if left := read_manifest(self._folder, shard.id):
+                    uploads.add(left)
+            if self._ledger.more():
+                self._stages(uploads)
+        parcels.remove_leftovers(self._parcels)  # of scrapers that were ended in their work
+
+    def _stages(self, uploads: Uploader) -> None:
+        """Scrape, judge and write what the ledger has.
+
+        Here, the model is loaded while the first shards are scraped. Servers cost money and leased
+        shards are kept from others, so for them it must be there first.
+        """
+        judge, place = self._job.judge, self._job.place
+        require_listed_model(judge)
+        early = load_scorer(judge) if place.is_costly else None
+        whole = self._ledger.in_state("sealed", "done")
+        self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.seen)
+        self._dead_domains = DeadDomains(
+            each.silent for each in read_manifests(self._folder, damaged="skip")
+        )
+        opening = self._scraping(self._job, stop=self._stop, board=self._board)
+        with opening as (scrapers, self._away), Flow() as flow:
+            self._told = scrapers.told
+            scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
+            opened = flow.ahead(self._open(scraped), 1)
+            loaded = early or load_scorer(judge)
+            self._worked = loaded.clip.worked
+            judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
+            sealed = flow.ahead(self._write(judged, self._spec(loaded)), _SEALED)
+            for each in self._line("sealed", sealed):
+                uploads.add(each)
+
+    def _line(self, name: str, line: Line[T]) -> Line[T]:
+        return self._lines.setdefault(name, line)
+
+    def _scrape(self, scrapers: Engine, flow: Flow) -> Iterator[_InWork]:
+        """Lease shards, have them scraped, yield their parcels as they come."""
+        leased: dict[str, Shard] = {}
+        while not (self._stop.is_set() or flow.closed):
+            # Twice the slots: no scraper waits for us, and no more parcels than that pile up.
+            while (room := 2 * scrapers.slots - len(scrapers)) > 0 and (
+                shard := self._ledger.lease(room)
+            ):
+                if left := parcels.find_parcel(self._parcels, shard):  # by an earlier launch
+                    yield self._in_work.setdefault(shard.id, _InWork(parcel=left))
+                    continue
+                leased[shard.id] = shard
+                self._submit(scrapers, shard)
+            if not scrapers and not self._ledger.more():
+                return
+            if finished := scrapers.take(timeout=0.2):
+                shard, result = leased.pop(finished[0]), finished[1]
+                self._slices.drop(shard)
+                if isinstance(result, Parcel):
+                    self._failures.scraped(shard)
+                    yield self._in_work.setdefault(shard.id, _InWork(parcel=result))
+                elif isinstance(result, RunError | ConfigError):
+                    raise result
+                else:
+                    self._failures.failed(shard, result, slots=scrapers.slots)
+
+    def _submit(self, scrapers: Engine, shard: Shard) -> None:
+        seconds = self._job.place.shard_minutes * 60
+        if brought := self._ledger.parcel(shard):
+            scrapers.submit(
+                shard.id, storage.download_parcel, shard, brought, self._away, limit=seconds
+            )
+            return
+        if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
+            return
+        download = self._job.download
+        download = replace(download, left_alone=self._dead_domains.merged_with(download.left_alone))
+        scrapers.submit(shard.id, scrape, shard, crawl, download, self._away, limit=seconds)
+
+    def _open(self, scraped: Iterable[_InWork]) -> Iterator[_Opened]:
+        """Check a parcel and find its images while the model is busy with the one before it."""
+        for work in scraped:
+            try:
+                parcels.check_parcel(work.parcel)
+                images = parcels.read_images(work.parcel)
+                yield work, chain(list(islice(images, 1)), images)
+            except Exception as error:  # noqa: BLE001 - told where the shard's turn comes
+                yield work, error
+
+    def _judge(self, opened: Iterable[_Opened], loaded: Scorer) -> Iterator[_Step]:
+        """Judge the images of each parcel, in the order of the pages."""
+        for work, images in opened:
+            if self._stop.is_set():
+                return  # the parcel stays for the next launch
+            try:
+                if isinstance(images, Exception):
+                    raise images
+                for judged in self._judged(work, images, loaded):
+                    self._latest.offer(judged)
+                    yield work, judged
+                yield work, None
+            except (RunError, ConfigError):
+                raise
+            except ShardError as error:  # the parcel is damaged: the shard is scraped again
+                parcels.delete_parcel(self._parcels, work.parcel.shard)
+                yield work, error
+            except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
+                yield work, error
+
+    def _judged(self, work: _InWork, images: Iterable[Image], loaded: Scorer) -> Iterator[Judged]:
+        harmless = drop_known_harm(images, self._harmful, work.stats)
+        judged = loaded.judged(harmless, self._job.judge, work.stats)
+        return self._ledger.ours(work.parcel.shard, judged)
+
+    def _spec(self, loaded: Scorer) -> DatasetSpec:
+        ours = self._ours
+        return DatasetSpec(
+            model=loaded.clip.name,
+            threshold=self._job.judge.chosen()[2],
+            scores=score_columns(loaded.clip.name, loaded.scores(), layout=ours.layout),
+            forms=self._job.output.forms,
+            versions={"cahlib": __version__},
+            settings=ours.digest,
+            layout=ours.layout,
+        )
+
+    def _write(self, steps: Iterable[_Step], spec: DatasetSpec) -> Iterator[ShardManifest]:
+        """Write each shard's pairs into the dataset, and its account into the ledger."""
+        for work, of_shard in groupby(steps, key=itemgetter(0)):
+            shard = work.parcel.shard
+            self._known.begin_shard()
+            try:
+                sealed = write_shard(
+                    self._folder,
+                    _items(item for _, item in of_shard),
+                    parcel=work.parcel,
+                    spec=spec,
+                    stats=work.stats,
+                    again=self._known.find_duplicate,
+                )
+            except (CahError, Abandoned):
+                raise
+            except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
+                self._in_work.pop(shard.id, None)
+                known = error.args[0] if isinstance(error, _Failed) else error
+                self._failures.failed(shard, known)
+                continue
+            commit_shards(self._folder, self._ours, [shard.id])
+            add_tar(self._folder, sealed)
+            self._ledger.seal(shard, read_uids(self._folder, sealed), sealed.stats)
+            self._known.commit_shard()
+            self._dead_domains.add(sealed.silent)
+            scraped = work.parcel.finished - work.parcel.started
+            self._meter.add(sealed.stats, scraped=scraped, worked=self._worked())
+            with self._counting:
+                self._in_work.pop(shard.id, None)
+                self._sealed += sealed.stats
+            yield sealed
+
+    def _finish(self, sealed: ShardManifest) -> None:
+        """Note that a committed shard is at its destination, and delete its parcel."""
+        brought = self._ledger.parcel(sealed.shard)
+        self._ledger.done(sealed.shard)
+        if brought:
+            storage.delete_upload(brought)
+        parcels.delete_parcel(self._parcels, sealed.shard)
+
+    def snapshot(self, elapsed: float, finished: bool) -> Snapshot:
+        """Return the state of the work."""
+        stats = self._stats()
+        rates = self._speed.rates(
+            {
+                "links": stats.done(Stage.FETCH),
+                "images": stats.left[Stage.FETCH],
+                "judged": stats.entered[Stage.JUDGE],
+                "pairs": stats.left[Stage.JUDGE],
+                "busy": self._worked(),
+            }
+        )
+        shards = self._ledger.counts()
+        return Snapshot(
+            elapsed=elapsed,
+            shards=shards.total,
+            done=shards.done,
+            failed=shards.failed,
+            stats=stats,
+            busy=min(rates.pop("busy"), 1.0),
+            rates=rates,
+            queues={name: (len(line), line.limit) for name, line in self._lines.copy().items()},
+            finished=finished,
+            nodes=self._board.nodes,
+            spent=self._board.spent,
+            hourly=self._board.hourly,
+            currency=self._board.currency,
+            offline=offline(self._told()),
+            latest=self._latest.shown(),
+        )
+
+    def _stats(self) -> Stats:
+        """Of all shards, those in work included; other threads count on meanwhile."""
+        told = (Stats.from_dict(values) for values in self._told())
+        with self._counting:
+            works, whole = list(self._in_work.values()), self._sealed
+        # through a dict: adding two Counters fails if another thread puts a new key into one
+        in_work = (work.parcel.stats + Stats.from_dict(work.stats.as_dict()) for work in works)
+        return sum((*told, *in_work), whole)
+
+
+class _Failed(Exception):
+    """Carries the error that ends a shard through the writing of its pairs, as its argument."""
+
+
+def _items(steps: Iterable[Judged | Exception | None]) -> Iterator[Judged]:
+    """A shard's judged images up to its end; raises _Failed where its error stands."""
+    for item in steps:
+        if item is None:
+            return  # not later: what follows may be minutes away
+        if isinstance(item, Exception):
+            raise _Failed(item)
+        yield item

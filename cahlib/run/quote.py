@@ -1,0 +1,78 @@
+"""What a job would make, cost and bring: shown before a run, and the order that it allows."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from cahlib.core.config import Job, replace
+from cahlib.core.wording import plural
+from cahlib.crawl.shards import count_shards
+from cahlib.run.disk_space import told
+from cahlib.run.estimate import Estimate, Price, expected
+
+#: Seconds for which prices and stock are taken to be those that were asked for.
+_VALID = 900.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote:
+    """The answer for exactly one job and token."""
+
+    job: Job
+    token: str = field(repr=False)
+    estimate: Estimate | None = None  #: None: nobody knows how many cores will scrape
+    room: str = ""  #: what the disk has and what is needed, as far as that can be known
+    table: str = ""  #: the servers, for people
+    terms: tuple[str, ...] = ()  #: what they cost, when they end, and which are there
+    servers: int = 0
+    price: str = ""  #: of all servers, an hour
+    ceiling: str = ""  #: what they may cost at most; "" without a limit
+    crash: str = ""  #: what a crash of this machine would cost
+    made: float = field(default_factory=time.monotonic, compare=False)
+
+    def holds(self, job: Job, token: str) -> bool:
+        """Return whether this is the answer for a job and token, and prices are those of now."""
+        fresh = not self.servers or time.monotonic() - self.made < _VALID
+        return fresh and (self.job, self.token) == (job, token)
+
+    @property
+    def order(self) -> str:
+        """Return what an order comes to, to be said after "Order"; "" without servers."""
+        if not self.servers:
+            return ""
+        what = plural(self.servers, "server")
+        return f"{what} for at most {self.ceiling}" if self.ceiling else f"{what} at {self.price}"
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Return what is said below the table; "" for what is not to be said."""
+        return *self.terms, str(self.estimate or ""), self.room, self.crash
+
+
+def quoted(job: Job, token: str) -> Quote:
+    """Return what a job would make, cost and bring; makes nothing. Raises CahError."""
+    counted = job if job.place.tracker else replace(job, shards=count_shards(job.crawl))
+    if not job.place.has_servers:
+        estimate = None if job.place.engine else expected(counted)
+        return Quote(job=job, token=token, estimate=estimate, room=told(counted))
+    from cahlib.run.scrapers import server_plan, state
+    from cahlib.swarm.lifecycle import already
+
+    plan = server_plan(job, token)
+    money, limits = plan.currency, plan.limits
+    left = limits.max_cost - limits.spent if limits.max_cost else math.inf
+    price = Price(cores=plan.cores(), hourly=plan.hourly(), currency=money, left=left)
+    return Quote(
+        job=job,
+        token=token,
+        estimate=expected(counted, price),
+        table=plan.table(),
+        terms=(plan.promise(), already(plan, state(job))),
+        room=told(counted),
+        servers=len(plan.first),
+        price=f"{money} {plan.hourly():.3f} an hour",
+        crash=plan.crash(),
+        ceiling=f"{money} {left:.2f}" if limits.max_cost else "",
+    )

@@ -1,0 +1,246 @@
+"""Where a dataset stands: its settings compared with a job's, its committed shards in the ledger.
+
+The dataset is the truth, in its folder and at its URL, and the ledger an index of it: whatever
+became of `run`, a shard that is committed is not done again. One that is committed and not whole is
+left as it is, and told of: only `cah repair` gives it up.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from cahlib.core.atomic import write_file
+from cahlib.core.config import Job
+from cahlib.core.errors import CahError, ConfigError
+from cahlib.core.wording import plural
+from cahlib.dataset.description import (
+    commit_shards,
+    describe_continued,
+    describe_job,
+    forget_shards,
+)
+from cahlib.dataset.inventory import Inventory, ShardState
+from cahlib.dataset.layout import ELSEWHERE
+from cahlib.dataset.maintain.numbering import has_numbered_tar, unnumber_tars
+from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
+from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted
+from cahlib.ledger.local import Ledger
+from cahlib.ledger.remote import Shared
+from cahlib.model.model_source import find_source
+
+_log = logging.getLogger(__name__)
+
+_COMMITTED = "sealed", "done", "damaged"
+
+
+def resume(job: Job, ledger: Ledger) -> None:
+    """Bring the ledger and the descriptions into line with the dataset.
+
+    Nobody else may write to the folder meanwhile. Raise ConfigError if a shard is another job's.
+    """
+    folder = job.output.folder
+    recover_interrupted(folder)
+    if job.output.url and has_numbered_tar(folder):  # as by a repair that knew of no URL
+        _Resuming(job, ledger).require_ours()
+        unnumber_tars(folder)
+    ours = describe_continued(job)
+    work = _Resuming(job, ledger)
+    work.through()
+    work.tell()
+    for place, ids in work.whole.items():
+        if ids:
+            commit_shards(place, ours, ids)
+
+
+def faults(job: Job, ledger: Ledger | Shared) -> Iterator[str]:
+    """Return what is wrong with the committed shards at a run's end, in a sentence a place.
+
+    What is at a URL is looked for by one listing.
+    """
+    folder, url = job.output.folder, job.output.url
+    here, there = Inventory(folder), Inventory(url) if url else None
+    wrong: dict[str, list[str]] = {}
+    for id, error in ledger.errors("damaged"):
+        own = here.shard(id)
+        lies_there = there and there.ids() and (own.manifest is None or own.manifest.place)
+        place = there if there and lies_there and not (own.has_manifest and own.fault) else here
+        wrong.setdefault(place.files.place, []).append(f"{id}: {error}")
+    if there:
+        done = {shard.id for shard in ledger.in_state("done")}
+        for manifest in read_manifests(folder, damaged="skip"):
+            id = manifest.shard.id
+            if id in done and (fault := there.fault(manifest)):
+                wrong.setdefault(there.files.place, []).append(f"{id}: {fault}")
+    for name, shards in wrong.items():
+        yield (
+            f"{plural(len(shards), 'committed shard')} of {name} not whole, and left so (first is "
+            f"{shards[0].rstrip('.')}); cah repair {shlex.quote(name)} puts what is not whole back "
+            "to do, and then the same command does it again."
+        )
+
+
+class _Resuming:
+    """The comparison of one job's folder and URL with its ledger."""
+
+    def __init__(self, job: Job, ledger: Ledger) -> None:
+        self._job, self._ledger = job, ledger
+        self._folder, self._url = job.output.folder, job.output.url
+        self._states = ledger.states()
+        self._settings = describe_job(job).digest
+        self._here = Inventory(self._folder)
+        self._there = Inventory(self._url) if self._url else None
+        away = self._folder / ELSEWHERE
+        self._elsewhere = set(away.read_text().split()) if away.exists() else set[str]()
+        self._entered = self._old = 0
+        #: ids of whole shards, by place
+        self.whole: dict[str | Path, list[str]] = {p: [] for p in (self._folder, self._url) if p}
+
+    @cached_property
+    def _made(self) -> tuple[str, float, tuple[str, ...]]:
+        """What a manifest says of the settings; not before there is one, for models are slow."""
+        judge = self._job.judge
+        return find_source(judge).name, judge.chosen()[2], self._job.output.forms
+
+    def through(self) -> None:
+        """Enter every shard that is committed here or there, and that the ledger calls so."""
+        ids = dict.fromkeys(self._here.ids())
+        if self._there:
+            ids |= dict.fromkeys(self._there.ids())
+        ids |= dict.fromkeys(id for id, state in self._states.items() if state in _COMMITTED)
+        for id in ids:
+            self._compare(id)
+
+    def require_ours(self) -> None:
+        """Refuse another job's shards in the folder."""
+        for id in self._here.ids():
+            self._require_ours(self._here.shard(id), self._here)
+
+    def tell(self) -> None:
+        """Say what was found, in a sentence each."""
+        place = (self._there or self._here).files.place
+        if self._entered:
+            _log.warning(
+                "%s has %s that the ledger did not know; none is done again.",
+                place,
+                plural(self._entered, "committed shard"),
+            )
+        described = [each.description for each in (self._here, self._there) if each]
+        if self._old and not any(each and each.settings is not None for each in described):
+            _log.warning(
+                "%s is of an earlier cahlib: of %s only model, threshold and forms could be "
+                "compared with this job's, not its other settings.",
+                place,
+                plural(self._old, "shard"),
+            )
+
+    def _compare(self, id: str) -> None:
+        here = self._here.shard(id)
+        self._require_ours(here, self._here)
+        if id in self._elsewhere and here.manifest:
+            self._enter(here._replace(fault=""), "done")
+        elif self._there is None:
+            if not self._given_up(here):
+                self._enter(here, self._state(id))
+        elif here.manifest and not here.manifest.place:
+            self._own(here, self._there)
+        elif here.manifest or not here.has_manifest:
+            self._brought(here, self._there)
+        else:
+            self._ledger.damage(id, here.fault)
+
+    def _own(self, here: ShardState, there: Inventory) -> None:
+        """Enter a shard whose files are in the folder: they have to go to the URL, or are there."""
+        if here.fault or here.manifest is None:
+            self._enter(here, "")
+        elif not there.fault(here.manifest) or there.has_another(here.manifest):
+            self.whole[there.at].append(here.id)
+            self._enter(here, self._state(here.id))
+        else:
+            self._enter(here, "sealed")
+
+    def _brought(self, here: ShardState, there: Inventory) -> None:
+        """Enter a shard whose files are at the URL alone: another machine or launch brought it."""
+        if here.manifest and not there.fault(here.manifest):
+            found = here
+        else:
+            found = there.shard(here.id)
+            self._require_ours(found, there)
+        if self._given_up(found):
+            (self._folder / manifest_path(here.id)).unlink(missing_ok=True)
+            return
+        if found.manifest and not found.fault:
+            self.whole[there.at].append(found.id)
+            if found is not here:
+                brought = replace(found.manifest, place=str(there.at))
+                write_file(self._folder / manifest_path(found.id), encode_manifest(brought))
+                found = found._replace(manifest=brought)
+                self._states.pop(found.id, None)  # its pairs may be others than those known
+        self._enter(found, "done" if not self._job.place.tracker else self._state(found.id))
+
+    def _given_up(self, found: ShardState) -> bool:
+        """Forget a shard that the ledger alone knows, if the list says that a repair gave it up."""
+        place = self._there or self._here
+        listed = place.description
+        if found.has_manifest or listed is None or found.id in listed.committed:
+            return False
+        self._ledger.remove(found.id)
+        forget_shards(self._folder, [found.id])
+        return True
+
+    def _state(self, id: str) -> str:
+        """Return the state of a whole shard that is where it shall be.
+
+        One that was in work has a parcel, or a tracker that is to be told.
+        """
+        in_work = self._states.get(id) in ("todo", "leased", "failed")
+        return "sealed" if in_work or self._job.place.tracker else "done"
+
+    def _enter(self, found: ShardState, state: str) -> None:
+        """Have the ledger know a shard."""
+        if found.manifest is None or found.fault:
+            self._ledger.damage(found.id, found.fault)
+            return
+        self.whole[self._folder].append(found.id)
+        known = self._states.get(found.id)
+        if known == state or (
+            known in ("sealed", "done") and not (self._url and state == "sealed")
+        ):
+            return
+        try:
+            uids = read_uids(self._folder, found.manifest)
+        except (CahError, pa.ArrowException, OSError, KeyError, ValueError) as error:
+            if found.id not in self._elsewhere:
+                self._ledger.damage(found.id, f"its metadata cannot be read ({error}).")
+                return
+            uids = []
+        self._ledger.adopt(found.manifest.shard, uids, found.manifest.stats, state=state)
+        self._entered += known is None
+
+    def _require_ours(self, found: ShardState, place: Inventory) -> None:
+        """Refuse what a job with other settings made, as far as a manifest tells them."""
+        manifest = found.manifest
+        if manifest is None:
+            return
+        name = place.files.place
+        if (manifest.model, manifest.threshold, manifest.forms) != self._made:
+            raise ConfigError(
+                f"output: {name} holds the dataset of a job with another model, threshold or forms "
+                f"(shard {found.id}: {manifest.model}, {manifest.threshold:g}, "
+                f"{','.join(manifest.forms) or 'none'}); choose another folder or URL, or repeat "
+                "that job's settings."
+            )
+        if not manifest.settings:
+            self._old += 1
+        elif manifest.settings != self._settings:
+            raise ConfigError(
+                f"output: shard {found.id} of {name} was made with other settings than this job's; "
+                "choose another folder or URL, repeat the settings that its card names, or take "
+                "that shard's files out if they were mixed in."
+            )

@@ -1,0 +1,228 @@
+"""Where a run's scraping happens: processes here, a Dask cluster, or servers of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from cahlib.core import private
+from cahlib.core.config import Job
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.path_map import expanded
+from cahlib.core.progress import Board
+from cahlib.core.records import Shard
+from cahlib.core.settings import Checked, held
+from cahlib.core.table_rows import rows_of
+
+if TYPE_CHECKING:
+    from cahlib.engine.cluster import Reach
+    from cahlib.engine.remote import Remote
+    from cahlib.swarm.hetzner import Hetzner
+    from cahlib.swarm.lifecycle import Orders
+    from cahlib.swarm.planner import Plan
+    from cahlib.swarm.watchdog import Watchdog
+
+
+#: Seconds in which a cluster must have a worker.
+_WORKERS = 20.0
+
+#: Seconds in which a cluster's finished parcels must arrive when a run ends.
+_DRAIN = 120.0
+
+
+class Engine(Protocol):
+    """Runs jobs by their keys; see `cahlib.engine.local.Engine`."""
+
+    @property
+    def slots(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def submit(
+        self, key: str, function: Callable[..., Any], *arguments: Any, limit: float
+    ) -> None: ...
+
+    def take(self, *, timeout: float) -> tuple[str, Any] | None: ...
+
+    def told(self) -> list[Any]: ...
+
+
+#: An engine, and the folder in which its jobs shall write their parcels.
+Opened: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
+
+
+class Scraping(Protocol):
+    """Opens the engine of a job; ``stop`` is set when its servers become too dear."""
+
+    def __call__(self, job: Job, *, stop: threading.Event, board: Board) -> Opened: ...
+
+
+@contextmanager
+def scrapers(
+    job: Job,
+    *,
+    stop: threading.Event,
+    board: Board | None = None,
+    tokens: str = "",
+    watchdog: str = "",
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[Engine, Path]]:
+    """The engine of a run, and the folder in which its jobs shall write their parcels.
+
+    ``tokens`` of the cloud, and that of the ``watchdog``, are in no job; ``tell`` hears of servers,
+    which ``board`` then shows; ``stop`` is set when they become too dear, and ends their making.
+    Raises ConfigError for what cannot run there.
+    """
+    place, home = job.place, job.output.folder / "run" / "parcels"
+    if not (place.has_servers or place.engine):
+        from cahlib.engine.local import local  # brings Dask, which who asks a cloud does not need
+
+        with local(place.scrapers) as engine:
+            yield engine, home
+        return
+    check(job)
+    if place.engine:
+        from cahlib.engine.remote import remote
+
+        with remote(_reach(job), home) as cluster:
+            _await_workers(cluster, place.engine, stop)
+            yield _Supplied(cluster), cluster.folder
+            cluster.drain(timeout=_DRAIN)
+        return
+    from cahlib.swarm.lifecycle import crew
+
+    shown = board or Board()
+    wanted = orders(job, guard(job, watchdog, tokens))
+    with crew(clouds(tokens), wanted, home, tell=tell, stop=stop, board=shown) as swarm:
+        yield _Supplied(swarm), swarm.folder
+
+
+def _await_workers(cluster: Remote, address: str, stop: threading.Event) -> None:
+    """Raise RunError if a cluster has no workers; those that are just starting have their time."""
+    deadline = time.monotonic() + _WORKERS
+    while not (cluster.slots or stop.wait(0.1)):
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"{address} has no workers; start some that can import cahlib, with two threads "
+                "each, then run the same command again."
+            )
+
+
+def server_plan(job: Job, tokens: str) -> Plan:
+    """Return which servers will be made for a job; makes nothing. Raises as `crew.planned`."""
+    from cahlib.swarm import lifecycle
+
+    check(job)
+    return lifecycle.planned(clouds(tokens), orders(job))
+
+
+def guard(job: Job, token: str, tokens: str) -> Watchdog | None:
+    """Return the watchdog that a job asks for, by its token and the cloud's; raises ConfigError."""
+    if not (job.place.watchdog and job.place.has_servers):
+        return None
+    from cahlib.swarm.watchdog import Watchdog, required
+
+    return Watchdog(
+        token=required(token, tokens),
+        endpoint=_endpoint(),
+        silence=job.place.watchdog_minutes * 60,
+    )
+
+
+def orders(job: Job, watchdog: Watchdog | None = None) -> Orders:
+    """What a job's swarm shall be."""
+    from cahlib.swarm.lifecycle import Orders
+    from cahlib.swarm.planner import Limits
+
+    place = job.place
+    wheelhouse = expanded(place.wheelhouse) if place.wheelhouse else None
+    limits = Limits(
+        nodes=place.swarm,
+        cores=place.cores,
+        location=place.location,
+        server_type=place.server_type,
+        max_cost=place.max_cost,
+        hours=place.hours,
+        watchdog=place.watchdog_minutes if place.watchdog else 0,
+        arm=bool(wheelhouse and any(wheelhouse.glob("pycld2-*aarch64.whl"))),
+    )
+    return Orders(limits=limits, state=state(job), wheelhouse=wheelhouse, watchdog=watchdog)
+
+
+def state(job: Job) -> Path:
+    """Where the name of a job's swarm lies, its wheel and its logs."""
+    return job.output.folder / "run" / "swarm"
+
+
+def clouds(tokens: str) -> Sequence[Hetzner]:
+    """The accounts of the tokens, at Hetzner or where HCLOUD_ENDPOINT says (as its own command)."""
+    from cahlib.swarm import hetzner
+
+    return hetzner.accounts(tokens, endpoint=_endpoint())
+
+
+def _endpoint() -> str:
+    from cahlib.swarm import hetzner
+
+    return os.environ.get("HCLOUD_ENDPOINT", "") or hetzner.ENDPOINT
+
+
+def _reach(job: Job) -> Reach:
+    """The cluster that a job names, by its address or by a ticket; others may work there too."""
+    from cahlib.engine import ticket
+    from cahlib.engine.cluster import Reach
+
+    place, own = job.place, job.output.folder / "run"
+    if "://" in place.engine:
+        reach = Reach(address=place.engine, staging=place.staging)
+    else:
+        keys = private.place(own / "engine", "ticket")
+        shutil.rmtree(own / "ticket", ignore_errors=True)  # where an earlier version had them
+        reach = ticket.read(expanded(place.engine), keys)
+    # they may have other rules for the same shards
+    return reach.of_run(private.named(own / "engine"))
+
+
+def check(job: Job) -> None:
+    """What other machines can do with a job."""
+    if job.place.engine and job.place.has_servers:
+        raise ConfigError("engine: give either an engine or a swarm, not both.")
+
+
+class _Supplied:
+    """An engine elsewhere whose jobs find the files of this machine that they name."""
+
+    def __init__(self, engine: Remote) -> None:
+        self._engine = engine
+        self.take, self.told = engine.take, engine.told
+
+    @property
+    def slots(self) -> int:
+        """Jobs that can run at the same time, as of now."""
+        return self._engine.slots
+
+    def __len__(self) -> int:
+        return len(self._engine)
+
+    def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
+        """Start a job, with its files."""
+        files = list(_files(arguments))
+        self._engine.submit(key, function, *arguments, limit=limit, files=files)
+
+
+def _files(arguments: Sequence[Any]) -> Iterator[str]:
+    """The files of this machine that a job names: lists, a WAT file, the rows of a table."""
+    for each in arguments:
+        if isinstance(each, Checked):
+            for setting in held(type(each), ""):
+                named = setting.option.file or setting.option.table
+                if named and (value := getattr(each, setting.name)):
+                    yield from (value,) if isinstance(value, str) else value
+        elif isinstance(each, Shard) and "://" not in each.url and not rows_of(each.url):
+            yield each.url

@@ -1,0 +1,360 @@
+"""Servers of one run over several accounts: made, counted, deleted, and seen to be gone.
+
+What is made, `planner` says. It does not know what runs on a server. Whatever happens inside
+`fleet`, nothing of the run is left at the clouds after it, or the error says what is.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from cahlib.core.errors import RunError, Stopped
+from cahlib.core.signals import undisturbed
+from cahlib.core.wording import plural, verb
+from cahlib.swarm.billing import Bills
+from cahlib.swarm.planner import Option, Plan, rate, useful
+from cahlib.swarm.provider import (
+    PROJECT,
+    Account,
+    Denial,
+    Denied,
+    Offer,
+    Server,
+    Wish,
+    everywhere,
+    mark,
+)
+
+#: What a run is told whose servers somebody else has deleted.
+TAKEN_DOWN = (
+    "the run's servers and its key were deleted, as `cah swarm down` does; what is finished is "
+    "kept, and the same command goes on from here."
+)
+
+#: How many times dearer than planned a server, and each of its cores, may be.
+_DEAR = 3
+
+#: Money that a sum may be off.
+_ROUNDED = 1e-9
+
+#: Seconds in which a request that was never answered may still make a server.
+_LATE = 10.0
+
+#: Seconds for which deleting is tried again before what remains is reported.
+_PATIENCE = 120.0
+
+#: Seconds in which a deleted server leaves its account's list.
+_LEAVES = 30.0
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The servers of one run."""
+
+    run: str
+    plan: Plan
+    user_data: Callable[[str], str]  #: of a server, by its name
+    tell: Callable[[str], None]
+    bills: Bills = field(default_factory=Bills)
+    clock: Callable[[], float] = time.time
+    stop: threading.Event = field(default_factory=threading.Event)  #: set: no more are wanted
+    image: str = "debian-12"  #: of the cloud's, that servers are made of
+    listed: Mapping[str, Server] = field(default_factory=dict)  #: by name, as last heard
+    _accounts: dict[str, Account] = field(default_factory=dict)  #: those that take servers just now
+    _refused: set[Option] = field(default_factory=set)  #: not to be had just now
+    _unsure: set[str] = field(default_factory=set)  #: asked for, without an answer
+    _made: int = 0
+    _deleted: set[str] = field(default_factory=set)  #: names: none of them comes again
+    #: of `listed` and what is deleted: by several threads; never held while a cloud is asked
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.bills.currency = self.plan.currency
+
+    @property
+    def accounts(self) -> Sequence[Account]:
+        """Where the run may have servers."""
+        return self.plan.accounts
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What every server of the run carries."""
+        return {PROJECT[0]: PROJECT[1], "run": self.run}
+
+    def prepare(self, public_key: str) -> None:
+        """Make keys and firewalls in every account."""
+        for account in self.accounts:
+            account.prepare(self.labels, public_key)
+
+    def admit(self, networks: Sequence[str]) -> None:
+        """Open the servers' ports of Dask to these networks alone."""
+        for account in self.accounts:
+            account.admit(self.labels, networks)
+
+    def fill(self) -> None:
+        """Make servers until there are as many as planned, or no account takes more.
+
+        Raises RunError if not even one came up, or if no more are wanted: those that there were
+        may have been taken down by somebody else.
+        """
+        if self._made and self.taken_down():
+            raise Stopped(TAKEN_DOWN)
+        self._accounts = {each.name: each for each in self.accounts}
+        self._refused.clear()  # servers may be gone since, and others' too
+        have = self.servers()
+        while todo := self._missing(have):
+            for account, offer in todo:
+                if self._is_dear(offer):
+                    break
+                role = "node" if any(s.labels.get("role") == "head" for s in have) else "head"
+                server = self._make(account, offer, role)
+                if server is None:
+                    break
+                have.append(server)
+        if not have:
+            raise RunError("no account took a single server; see the reasons above.")
+        self._count(have)
+
+    def servers(self) -> list[Server]:
+        """The run's servers at all accounts; those that it finds made are billed from then on."""
+        before, running = self.listed, set(self.bills.running())
+        every, known = everywhere(self.accounts, self.labels), self.plan.known()
+        with self._lock:
+            found = [server for server in every if server.name not in self._deleted]
+            for server in found:
+                offer = known.get((server.type, server.location))
+                self.bills.open(server.name, offer.hourly if offer else 0, server.created)
+            self.bills.close(running - {server.name for server in found}, self.clock())
+            made = {name: each for name, each in self.listed.items() if name not in before}
+            self.listed = made | {server.name: server for server in found}
+        return found
+
+    def taken_down(self) -> bool:
+        """Return whether somebody deleted the run's servers together with its key."""
+        if everywhere(self.accounts, self.labels):
+            return False
+        return not any(each.prepared(self.labels) for each in self.accounts)
+
+    def lead(self, server: Server) -> None:
+        """Make a server the head; the one that was becomes a node."""
+        for each in self.servers():
+            if each.labels.get("role") == "head" and each.name != server.name:
+                self._label(each, "node")
+        self._label(server, "head")
+        self.servers()
+
+    def mark(self) -> None:
+        """Note at the cloud that somebody works with these servers; see `forsaken`."""
+        mark(self.accounts, self.labels, self.clock())
+
+    def remove(self, server: Server, *, pause: float = 0.5, patience: float = _LEAVES) -> None:
+        """Delete one server, and wait until there is room for another one."""
+        for account in self.accounts:
+            if self._has(account, server):
+                account.delete(server)
+                deadline = time.monotonic() + patience
+                while self._has(account, server) and time.monotonic() < deadline:
+                    time.sleep(pause)
+        with self._lock:
+            self._deleted.add(server.name)
+            self.listed = {name: each for name, each in self.listed.items() if name != server.name}
+            self.bills.close([server.name], self.clock())
+
+    def spent(self, *, ahead: float = 0) -> float:
+        """Return what the run will have cost in ``ahead`` seconds, earlier launches included."""
+        return self.bills.spent(self.clock() + ahead)
+
+    def down(self, *, pause: float = 1, late: float = _LATE, patience: float = _PATIENCE) -> None:
+        """Delete all that carries the run's label, and ask the clouds whether it is gone.
+
+        Waits for servers whose making was never answered. Raises RunError with what remains.
+        """
+        started = time.monotonic()
+        if self.listed:
+            self.tell(f"deleting {plural(len(self.listed), 'server')} …")
+        while True:
+            # both before the sweep, which deletes what it finds, and not what is made after it
+            waited, unsure = time.monotonic() - started, bool(self._unsure)
+            left, trouble = sweep(self.accounts, self.labels)
+            self._unsure.difference_update(server.name for server in left)
+            with self._lock:
+                self.listed = {each.name: each for each in left}
+            if not left and not trouble and (not unsure or waited > late):
+                break
+            if waited > patience:
+                raise RunError(remains(left, trouble, self.run, self._cost(left)))
+            time.sleep(pause)
+        with self._lock:
+            self.listed = {}
+            gone = list(self.bills.running())
+            self._deleted.update(gone)
+            self.bills.close(gone, self.clock())
+
+    def _label(self, server: Server, role: str) -> None:
+        for account in self.accounts:
+            if self._has(account, server):
+                account.mark(server, {"role": role})
+
+    def _has(self, account: Account, server: Server) -> bool:
+        return any(each.id == server.id for each in account.servers(self.labels))
+
+    def would_leave(self) -> str:
+        """Return what would stay at the cloud if the deletion ended now."""
+        there = list(self.listed.values())
+        return (
+            f"{plural(len(there), 'server')} {verb(len(there))} still being deleted, and would be "
+            "left at "
+            f"{self._cost(there)}; this waits for them."
+        )
+
+    def _cost(self, servers: Sequence[Server]) -> str:
+        bills = self.bills.running()
+        hourly = sum(bills[each.name].hourly for each in servers if each.name in bills)
+        return f"{self.plan.currency} {hourly:.4f} an hour" if hourly else "money"
+
+    def _missing(self, have: Sequence[Server]) -> list[Option]:
+        """What to order now beside what we have, of what is to be had and not too dear."""
+        known = self.plan.known()
+        there = [known.get((each.type, each.location), _UNKNOWN) for each in have]
+        options = [
+            each
+            for each in self.plan.options()
+            if each[0] in self._accounts and each not in self._refused
+        ]
+        fit = [each for each in options if not self._is_dear(each[1])]
+        if options and not fit and self.plan.missing(options, there, math.inf):
+            self.tell(
+                f"what is still offered, from {self.plan.currency} "
+                f"{min(offer.hourly for _, offer in options):.4f} an hour, is too dear: a server "
+                f"or a core costs over {_DEAR} times what was planned, or more than max_cost "
+                "leaves; none is made."
+            )
+        ceiling = self.plan.limits.max_cost or math.inf
+        return self.plan.missing(fit, there, ceiling - self.spent())
+
+    def _is_dear(self, offer: Offer) -> bool:
+        """Return whether a server costs more than was agreed to."""
+        first, ceiling = self.plan.first, self.plan.limits.max_cost or math.inf
+        return (
+            offer.hourly > _DEAR * max(each.hourly for each in first)
+            or rate(offer) > _DEAR * max(map(rate, first))
+            or self.spent() + offer.hourly > ceiling + _ROUNDED
+        )
+
+    def _make(self, account: str, offer: Offer, role: str) -> Server | None:
+        """Make one server; None if it is not to be had, and noted so."""
+        name = f"cah-{self.run}-{self._made + 1}-{secrets.token_hex(2)}"
+        wish = Wish(
+            name=name,
+            labels={**self.labels, "role": role},
+            user_data=self.user_data(name),
+            image=self.image,
+        )
+        self._unsure.add(name)  # first: who deletes all then waits for it, or has stopped us
+        if self.stop.is_set():
+            self._unsure.discard(name)
+            raise Stopped(
+                "stopped while servers were being created; run the same command again to continue."
+            )
+        try:
+            server = self._accounts[account].create(offer, wish)
+        except Denied as denied:
+            if denied.why is not Denial.AWAY:  # said no: it will not come later
+                self._unsure.discard(name)
+            if denied.why in (Denial.OTHER, Denial.AWAY):
+                raise
+            self._note(account, offer, denied)
+            return None
+        self._unsure.discard(name)
+        self._made += 1
+        with self._lock:
+            self.bills.open(name, offer.hourly, self.clock())
+            self.listed = {**self.listed, name: server}
+        self.tell(
+            f"{name}: {server.type or offer.type} at {offer.location}, {account}, "
+            f"{offer.currency} {offer.hourly:.4f} an hour"
+        )
+        return server
+
+    def _note(self, account: str, offer: Offer, denied: Denied) -> None:
+        """Ask no more for what was refused. Raises it if it was the last account's token."""
+        place = "" if denied.why is not Denial.STOCK else f"{offer.type} at {offer.location}: "
+        self.tell(f"{place}{denied}")
+        if denied.why is Denial.STOCK:
+            self._refused.add((account, offer))
+        elif denied.why is Denial.CORES:
+            self._refused |= {
+                (account, each)
+                for each in self.plan.offers[account]
+                if each.cores >= offer.cores and each.dedicated == offer.dedicated
+            }
+        else:
+            del self._accounts[account]
+            if denied.why is Denial.TOKEN and not self._accounts:
+                raise denied
+
+    def _count(self, have: Sequence[Server]) -> None:
+        """Say so if there are fewer servers than planned."""
+        limits, known = self.plan.limits, self.plan.known()
+        what, wanted, got = "server", limits.nodes, len(have)
+        if limits.cores:
+            there = (known.get((each.type, each.location), _UNKNOWN) for each in have)
+            what, wanted, got = "core", limits.cores, sum(map(useful, there))
+        if got < wanted:
+            self.tell(f"going on with {got} of {plural(wanted, what)}.")
+
+
+#: A server of a type that nobody tells of any more.
+_UNKNOWN = Offer(type="", location="", cores=0, memory=0, architecture="", hourly=0)
+
+
+@contextmanager
+def fleet(
+    made: Fleet, *, public_key: str, pause: float = 1, late: float = _LATE
+) -> Iterator[Fleet]:
+    """Servers while the block runs; whatever ends it, they are deleted and seen to be gone."""
+    try:
+        made.prepare(public_key)
+        made.fill()
+        yield made
+    finally:
+        with undisturbed(made.would_leave):
+            made.down(pause=pause, late=late)
+
+
+def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[Server], list[str]]:
+    """Ask every account to delete what carries the labels: what was there, what went wrong."""
+    left, trouble = dict[int, Server](), list[str]()
+    for account in accounts:
+        try:
+            found = account.servers(labels)
+            left |= {server.id: server for server in found}
+            for server in found:
+                try:
+                    account.delete(server)
+                except Denied as denied:  # those after it may go
+                    trouble.append(str(denied))
+                    if denied.why is Denial.AWAY:  # to all, or to this one?
+                        account.servers(labels)
+            if not found:
+                account.clean(labels)
+        except Denied as denied:
+            trouble.append(str(denied))
+    return list(left.values()), trouble
+
+
+def remains(left: Sequence[Server], trouble: Sequence[str], run: str, cost: str = "money") -> str:
+    """The last line of a run whose servers could not be deleted; ``run`` "": of all runs."""
+    names = ", ".join(server.name for server in left) or "perhaps some"
+    why = f" ({trouble[0].rstrip('.')})" if trouble else ""
+    whose, which = (f" of run {run}", f"--run {run}") if run else ("", "--all-runs")
+    return (
+        f"servers{whose} are NOT deleted{why}: {names}; they cost {cost} "
+        f"until you type `cah swarm down {which}`."
+    )

@@ -1,0 +1,49 @@
+"""The image that nodes are made of: one whose Python runs the versions that are pinned.
+
+It knows the Python of each image, and no cloud.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+
+from cahlib.core.errors import ConfigError
+
+#: Images by the version of their Python.
+IMAGES = {"3.11": "debian-12", "3.13": "debian-13"}
+
+_TAG = re.compile(r"-cp3(\d+)-(?!abi3)")
+
+
+def chosen(
+    needs: Iterable[str],
+    wheels: Iterable[Path] = (),
+    *,
+    here: tuple[int, int] = sys.version_info[:2],
+) -> str:
+    """Return the image for pinned packages, by what each says of its Python (`>=3.10`).
+
+    The pinned versions were chosen for the Python ``here``, so the nearest one comes first. Wheels
+    of one's own must be for the Python of the image. Raises ConfigError if no image will do.
+    """
+    specified, wheels = [SpecifierSet(each) for each in needs], list(wheels)
+    tags = {f"3.{match[1]}" for each in wheels if (match := _TAG.search(each.name))}
+    fit = [
+        version
+        for version in sorted(IMAGES, key=lambda each: abs(int(each[2:]) - here[1]))
+        if all(each.contains(f"{version}.5") for each in specified) and tags <= {version}
+    ]
+    if not fit:
+        raise ConfigError(
+            f"wheelhouse: its wheels are for Python {', '.join(sorted(tags))}, and nodes have "
+            f"Python {' or '.join(IMAGES)} alone; fill it for one of these."
+            if tags
+            else "the packages installed here run on no Python that nodes can have "
+            f"({', '.join(IMAGES)}); install cahlib anew with one of these."
+        )
+    return IMAGES[fit[0]]

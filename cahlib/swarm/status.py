@@ -1,0 +1,249 @@
+"""What each node of a swarm is and does, as plain records: for terminals, notebooks and whoever.
+
+It looks from a thread of its own, with patience for what does not answer. All that it changes is
+the mark at the cloud that somebody works with the servers.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from itertools import count
+from typing import Any, TypeAlias
+
+from cahlib.core.errors import RunError
+from cahlib.core.progress import Board, Node, Passing, Speedometer
+from cahlib.core.records import Stage, Stats
+from cahlib.engine import cluster, remote, wire
+from cahlib.engine.certificates import Keys
+from cahlib.engine.transfer import MOVING
+from cahlib.swarm import install, ssh
+from cahlib.swarm.provider import Server
+from cahlib.swarm.provisioning import Fleet
+
+#: Seconds between two looks, two questions to the cloud (more where its answer has many pages: it
+#: answers 3,600 times an hour), and two marks that somebody is there.
+_LOOK, _ASK, _MARK = 2.0, 10.0, 100.0
+
+#: Seconds without a sign of life after which a node counts as silent.
+_SILENT = 20.0
+
+#: Seconds over which the speed of a job is told.
+_WINDOW = 15.0
+
+#: Seconds in which a node must give the end of its log.
+_LOG = 5.0
+
+#: Workers by what they are, and the links a second of each job by its key.
+Work: TypeAlias = tuple[Sequence[cluster.Node], Mapping[str, float]]
+
+
+def described(
+    server: Server, work: Work, *, cost: float, step: str = "made", line: str = ""
+) -> Node:
+    """One server's record; ``step`` is how far its bring-up is."""
+    workers, rates = work
+    own = [each for each in workers if cluster.of(each.name, server.name)]
+    jobs = [key for each in own for key in each.jobs]
+    seen = min((each.seen for each in own), default=None)
+    return Node(
+        name=server.name,
+        location=server.location,
+        type=server.type,
+        state=_state(server.status, step, seen, bool(jobs)),
+        job=", ".join(jobs),
+        rate=sum(rates.get(key, 0) for key in jobs),
+        seen=seen,
+        cost=cost,
+        version=", ".join(sorted({each.version for each in own if each.version})),
+        line=line,
+    )
+
+
+def _state(cloud: str, step: str, seen: float | None, works: bool) -> str:
+    if cloud not in ("running", "initializing", "starting"):
+        return cloud
+    if seen is None:
+        return step
+    if seen > _SILENT:
+        return "silent"
+    return "works" if works else "idle"
+
+
+def overheard(reach: cluster.Reach) -> Work:
+    """What a cluster's workers do, whoever gave it to them; nothing if it does not answer."""
+    with suppress(RunError, *remote.TROUBLE), closing(cluster.connected(reach, 5)) as client:
+        workers = cluster.workers(client)
+        assigned = client.processing()
+        nodes = [
+            cluster.node(each, [k for k in assigned.get(address, ()) if MOVING not in k], still={})
+            for address, each in workers.items()
+        ]
+        clock = max((each.last_seen for each in workers.values()), default=0)
+        return nodes, speeds(_heard(client.get_events(wire.TOPIC)), clock)
+    return (), {}
+
+
+def _heard(events: Iterable[tuple[float, object]]) -> Iterator[tuple[float, Any]]:
+    for when, said in events:
+        with suppress(wire.Refused):
+            yield when, wire.heard(said)
+
+
+def speeds(events: Iterable[tuple[float, Any]], now: float) -> dict[str, float]:
+    """Links a second of each job, from what the scheduler heard of them until now."""
+    told = defaultdict[str, list[tuple[float, float]]](list)
+    for when, (key, message) in events:
+        if when > now - _WINDOW:
+            told[key].append((when, links(message)))
+    ends = ((key, heard[0], heard[-1]) for key, heard in told.items())
+    return {
+        key: (many - few) / (last - first)
+        for key, (first, few), (last, many) in ends
+        if last > first
+    }
+
+
+def links(report: Any) -> int:
+    """How many links a job has tried by its report; 0 for what is no stats."""
+    try:
+        return Stats.from_dict(report).done(Stage.FETCH)
+    except (TypeError, KeyError, AttributeError):
+        return 0
+
+
+def lines(logins: Sequence[ssh.Login]) -> dict[str, str]:
+    """The last line of each node's log, by the node's name; of those that answer soon."""
+    with ThreadPoolExecutor(16) as pool:
+        return dict(zip((each.name for each in logins), pool.map(_line, logins), strict=True))
+
+
+def _line(login: ssh.Login) -> str:
+    with suppress(RunError):
+        return install.log(login, lines=1, timeout=_LOG).strip()
+    return ""
+
+
+class View:
+    """Looks at a fleet while it comes up and works, and writes what it sees on a board."""
+
+    def __init__(self, made: Fleet, keys: Keys, board: Board) -> None:
+        self._made, self._keys, self._board = made, keys, board
+        board.currency = made.bills.currency
+        self._engine: remote.Remote | None = None
+        self._steps: dict[str, str] = {}
+        self._logs: dict[str, str] = {}
+        self._speeds: dict[str, Speedometer] = {}
+        self._ended = threading.Event()
+
+    def step(self, name: str, step: str) -> None:
+        """A node begins a step of its bring-up."""
+        self._steps[name] = step
+
+    def works(self, engine: remote.Remote) -> None:
+        """The engine whose workers run on the nodes is there."""
+        self._engine = engine
+
+    def write(self) -> None:
+        """Look once."""
+        work = self._work()
+        self._board.nodes = tuple(
+            described(
+                server,
+                work,
+                cost=self._made.bills.cost(server.name, self._made.clock()),
+                step=self._step(server.name),
+                line=self._logs.get(server.name, ""),
+            )
+            for server in list(self._made.listed.values())
+        )
+        self._board.spent, self._board.hourly = self._made.spent(), self._made.bills.hourly()
+
+    def look(self, tell: Callable[[str], None]) -> None:
+        """Look until the end; ``tell`` hears how far the bring-up is."""
+        asked, marked, before = time.monotonic(), -math.inf, ""
+        while not self._ended.wait(_LOOK):
+            with suppress(RunError):  # the cloud is away; its last word counts on
+                if time.monotonic() > asked + max(_ASK, len(self._made.listed) / 5):
+                    asked = time.monotonic()
+                    self._made.servers()
+                if self._made.listed and time.monotonic() > marked + _MARK:
+                    marked = time.monotonic()
+                    self._made.mark()
+            self.write()
+            if not self._engine and (now := progress(self._board.nodes)) != before:
+                before = now
+                tell(now)
+
+    def read(self) -> None:
+        """Read the ends of the logs until the end, one node after the other."""
+        for turn in count():
+            if self._ended.wait(_LOOK):
+                return
+            names = [name for name in self._made.listed if self._step(name) in ("up", "absent")]
+            if names:
+                name = names[turn % len(names)]
+                server = self._made.listed.get(name)
+                if server and (line := _line(_login(server, self._keys))):
+                    self._logs[name] = line
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    def _step(self, name: str) -> str:
+        step = self._steps.get(name, "made")
+        return "absent" if step == "up" and self._engine else step
+
+    def _work(self) -> Work:
+        if not self._engine:
+            return (), {}
+        reports = self._engine.reports()
+        self._speeds = {key: self._speeds.get(key) or Speedometer() for key in reports}
+        rates = {
+            key: self._speeds[key].rates({"links": links(told)})["links"]
+            for key, told in reports.items()
+        }
+        with suppress(RunError):
+            return self._engine.nodes(), rates
+        return (), {}
+
+
+def progress(nodes: Sequence[Node]) -> Passing:
+    """How far nodes are on their way up, in a line; names where there are few."""
+    at = defaultdict[str, list[str]](list)
+    for each in nodes:
+        at[each.state].append(each.name)
+    told = (
+        f"{state}: {', '.join(names) if len(nodes) <= 4 else len(names)}"
+        for state, names in at.items()
+    )
+    return Passing("; ".join(told))
+
+
+@contextmanager
+def viewed(made: Fleet, keys: Keys, board: Board, tell: Callable[[str], None]) -> Iterator[View]:
+    """A view of a fleet, for as long as the block runs."""
+    view = View(made, keys, board)
+    threads = [
+        threading.Thread(target=view.look, args=(tell,), name="view", daemon=True),
+        # of its own: a node that does not answer takes its time
+        threading.Thread(target=view.read, name="logs", daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield view
+    finally:
+        view.end()
+        threads[0].join()
+        board.nodes, board.spent, board.hourly = (), made.spent(), made.bills.hourly()
+
+
+def _login(server: Server, keys: Keys) -> ssh.Login:
+    return ssh.Login(name=server.name, address=server.address, keys=keys)

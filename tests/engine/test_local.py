@@ -1,0 +1,159 @@
+"""Jobs run in processes of their own, tell how far they are, and do not get lost with one.
+
+These tests earn their seconds: only real processes can be killed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+
+import dask
+import psutil
+import pytest
+
+from cahlib.core.errors import MachineFault, RunError, ShardError
+from cahlib.engine import local, wire
+from tests.world import command, jobs
+from tests.world.races import shaken, together
+
+
+def take(scrapers, count):
+    taken = dict(filter(None, (scrapers.take(timeout=jobs.LIMIT) for _ in range(count))))
+    assert len(taken) == count and not scrapers
+    return taken
+
+
+@pytest.fixture(scope="module")
+def scrapers():
+    with local.local(2) as scrapers:
+        yield scrapers
+
+
+def test_results_and_errors_come_back_under_their_keys(scrapers):
+    scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
+    scrapers.submit("bad", jobs.fail, "no such shard", limit=jobs.LIMIT)
+    taken = take(scrapers, 2)
+    assert taken["five"] == 10
+    assert isinstance(taken["bad"], ShardError) and str(taken["bad"]) == "no such shard"
+
+
+def test_a_job_that_is_given_again_at_once_is_done_again(scrapers, tmp_path):
+    told = [tmp_path / f"{number}" for number in range(20)]
+    for path in told:  # as a shard that fails and is leased again
+        scrapers.submit("same", jobs.touch_and_fail, path, limit=jobs.LIMIT)
+        assert isinstance(take(scrapers, 1)["same"], ShardError)
+    assert all(path.exists() for path in told)
+
+
+def test_what_the_machine_fails_at_is_not_the_jobs_fault(scrapers):
+    scrapers.submit("large", jobs.exhaust, limit=jobs.LIMIT)
+    error = take(scrapers, 1)["large"]
+    assert isinstance(error, MachineFault) and "its memory is exhausted" in str(error)
+
+
+def test_a_job_whose_worker_is_killed_is_done_by_another(scrapers, tmp_path):
+    scrapers.submit("victim", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
+    pid = jobs.wait_for(tmp_path / "1")
+    os.kill(pid, signal.SIGKILL)
+    jobs.wait_for(tmp_path / "2")
+    (tmp_path / "go").touch()
+    assert take(scrapers, 1) == {"victim": "done"}
+
+
+def test_scrapers_that_are_killed_while_they_start_end_the_run_with_a_sentence():
+    """As the kernel does where memory is short; a fork would have started before it is found."""
+    ended = threading.Event()
+
+    def kill():
+        while not ended.wait(0.01):
+            for each in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if "spawn_main" in " ".join(each.cmdline()):
+                        each.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with (
+            dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
+            pytest.raises(RunError, match="could not be started .* run the same command again"),
+            local.local(1),
+        ):
+            raise AssertionError("they have started")
+    finally:
+        ended.set()
+        killer.join()
+
+
+def test_a_job_that_costs_three_workers_is_given_up(tmp_path):
+    with local.local(3) as scrapers:  # one for each death: Dask loses who dies while it starts
+        scrapers.submit("killer", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
+        for start in "123":
+            os.kill(jobs.wait_for(tmp_path / start), signal.SIGKILL)
+        error = take(scrapers, 1)["killer"]
+    assert isinstance(error, ShardError) and "again and again" in str(error)
+
+
+def test_a_running_job_is_heard(scrapers, tmp_path):
+    scrapers.submit("teller", jobs.tell_and_wait, tmp_path, limit=jobs.LIMIT)
+    jobs.until(lambda: scrapers.told() == [{"images": 7}])
+    (tmp_path / "go").touch()
+    take(scrapers, 1)
+    assert scrapers.told() == []
+
+
+USED = """
+import signal, threading
+from cahlib.swarm import engine
+from tests.world import jobs
+
+heard = threading.Event()
+signal.signal(signal.SIGINT, lambda *_: heard.set())
+with engine.local(1) as scrapers:
+    scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
+    while not (taken := scrapers.take(timeout=1)):
+        pass
+    print(taken, heard.is_set())
+"""
+
+
+def test_ctrl_c_is_for_the_run_also_while_the_scrapers_start():
+    with subprocess.Popen(
+        [sys.executable, "-c", USED],
+        env=command.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        main = psutil.Process(running.pid)
+
+        def starting():
+            return any("spawn_main" in " ".join(each.cmdline()) for each in main.children())
+
+        jobs.until(lambda: running.poll() is not None or starting())
+        command.press_ctrl_c(running)
+        assert running.communicate() == ("('five', 10) True\n", "")
+
+
+def test_a_report_that_comes_while_its_job_is_taken_is_not_counted_for_ever(scrapers):
+    ended = threading.Event()
+
+    def work():
+        try:
+            for _ in range(20):
+                scrapers.submit("same", jobs.double, 1, limit=10)
+                take(scrapers, 1)
+        finally:
+            ended.set()
+
+    def report():  # as Dask's thread does with what a worker has sent
+        while not ended.is_set():
+            scrapers._hear((0.0, wire.report("same", {"images": 1})))
+
+    with shaken(local):
+        together(work, report)
+    assert scrapers.told() == []

@@ -1,0 +1,391 @@
+"""A swarm of two hosts with networks of their own: what it makes, and what it survives.
+
+These tests earn their seconds: real sshd, real TLS and real Dask processes, killed and cut off.
+"""
+
+import logging
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cahlib.core.errors import RunError, ShardError
+from cahlib.core.progress import Board
+from cahlib.crawl.shards import list_shards
+from cahlib.engine import local, wire
+from cahlib.engine.certificates import Keys
+from cahlib.engine.cluster import Reach
+from cahlib.engine.remote import remote
+from cahlib.parcel import parcel as parcels
+from cahlib.run.scrape import scrape
+from cahlib.swarm import install, status
+from cahlib.swarm.billing import Bills
+from cahlib.swarm.node import user_data
+from cahlib.swarm.provider import Server
+from cahlib.swarm.ssh import Login, session
+from tests.world import awake, hosts, jobs
+
+needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
+
+
+class Swarm:
+    """Two nodes that are up; the first is the head."""
+
+    def __init__(self, machines, keys, goods):
+        self.machines, self.keys, self.goods = machines, keys, goods
+        self.logins = [
+            Login(name=host.name, address=host.address, keys=keys) for host in machines.all.values()
+        ]
+        self.address = f"tls://{self.logins[0].address}:{install.PORT}"
+        self.admit = hosts.admitted(self.logins)
+
+    def reach(self, **settings):
+        return Reach(address=self.address, keys=self.keys, away="/home/crawl/parcels", **settings)
+
+    def host(self, name):
+        return self.machines.all[name]
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("swarm")
+    keys = Keys(folder / "keys")
+    goods = install.package(folder / "wheel")
+    with hosts.Hosts(folder, pip=True) as machines:
+        for name in ("alpha", "beta"):
+            machines.boot(name, user_data(keys, name))
+        swarm = Swarm(machines, keys, goods)
+        failed = hosts.set_up(swarm.logins, goods)
+        assert not failed
+        yield swarm
+
+
+@pytest.fixture
+def scrapers(swarm, tmp_path):
+    with remote(swarm.reach(), tmp_path / "home") as scrapers:
+        assert not scrapers.gather(["alpha", "beta"], timeout=jobs.LIMIT)
+        yield scrapers
+
+
+def take(scrapers, count):
+    taken = dict(filter(None, (scrapers.take(timeout=jobs.LIMIT) for _ in range(count))))
+    assert len(taken) == count and not scrapers
+    return taken
+
+
+@needs_hosts
+def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp_path):
+    with awake.build().serve(host=swarm.machines.address) as web:
+        job = awake.job(str(tmp_path / "out"), web)
+        todo = list(list_shards(job.crawl, contact="demo@example.com"))
+        for shard in todo:
+            scrapers.submit(
+                shard.id, scrape, shard, job.crawl, job.download, scrapers.folder, limit=jobs.LIMIT
+            )
+        far = take(scrapers, len(todo))
+        with local.local(1) as here:
+            for shard in todo:
+                here.submit(
+                    shard.id,
+                    scrape,
+                    shard,
+                    job.crawl,
+                    job.download,
+                    tmp_path / "near",
+                    limit=jobs.LIMIT,
+                )
+            near = take(here, len(todo))
+    for shard in todo:
+        parcels.check_parcel(far[shard.id])
+        assert parcels.find_parcel(tmp_path / "home", shard) == far[shard.id]
+        assert _content(far[shard.id]) == _content(near[shard.id])
+        assert far[shard.id].stats.as_dict() == near[shard.id].stats.as_dict()
+    for host in swarm.machines.all.values():
+        assert not list((host.home / "parcels").iterdir())
+
+
+def _content(parcel):
+    return [(image.candidate, image.sha256, image.data) for image in parcels.read_images(parcel)]
+
+
+@needs_hosts
+def test_the_wheel_that_was_brought_is_the_one_that_runs(swarm, scrapers):
+    version = swarm.goods.wheel.name.split("-")[1]
+    # a worker that another test killed may just be coming back
+    jobs.until(
+        lambda: (
+            {each.name: each.version for each in scrapers.nodes()}
+            == {"alpha": version, "beta": version}
+        )
+    )
+    scrapers.submit("where", jobs.code, limit=jobs.LIMIT)
+    assert take(scrapers, 1)["where"].startswith("/home/crawl/venv/")
+
+
+@needs_hosts
+def test_bringing_up_again_changes_nothing(swarm, scrapers, tmp_path):
+    scrapers.submit("running", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
+    jobs.wait_for(tmp_path / "1")
+    assert not hosts.set_up(swarm.logins, swarm.goods)
+    (tmp_path / "go").touch()
+    assert take(scrapers, 1) == {"running": "done"}
+    assert not (tmp_path / "2").exists()
+
+
+@needs_hosts
+def test_a_job_of_a_killed_worker_is_done_by_another(swarm, scrapers, tmp_path):
+    scrapers.submit("killed", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
+    pid = jobs.wait_for(tmp_path / "1")
+    next(host for host in swarm.machines.all.values() if pid in host.processes())
+    subprocess.run(["kill", "-9", str(pid)], check=True)
+    jobs.wait_for(tmp_path / "2")
+    (tmp_path / "go").touch()
+    assert take(scrapers, 1) == {"killed": "done"}
+
+
+@needs_hosts
+def test_a_node_that_loses_its_power_costs_no_job(swarm, scrapers, tmp_path):
+    for n in range(2):
+        (tmp_path / str(n)).mkdir()
+        scrapers.submit(f"job{n}", jobs.note_and_wait, tmp_path / str(n), limit=jobs.LIMIT)
+        jobs.wait_for(tmp_path / str(n) / "1")
+    beta = swarm.host("beta")
+    beta.off()
+    for n in range(2):
+        (tmp_path / str(n) / "go").touch()
+    assert set(take(scrapers, 2).values()) == {"done"}
+    swarm.machines.power(beta)
+    assert not scrapers.gather(["beta"], timeout=jobs.LIMIT)
+
+
+@needs_hosts
+def test_a_node_that_stands_still_is_seen_and_restarted_over_ssh(swarm, scrapers, tmp_path):
+    scrapers.submit("still", jobs.hang, tmp_path, limit=600)
+    jobs.until((tmp_path / "hung").exists)
+    jobs.until(lambda: any(node.jobs for node in scrapers.nodes()))
+    jobs.until(lambda: any(node.still > 1 for node in scrapers.nodes()))
+    [name] = [node.name for node in scrapers.nodes() if node.jobs]
+    install.restart(next(login for login in swarm.logins if login.name == name))
+    if name == "alpha":
+        assert not scrapers.gather(["alpha"], timeout=jobs.LIMIT)
+    assert take(scrapers, 1) == {"still": "done"}
+
+
+@needs_hosts
+def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
+    with remote(swarm.reach(silence=11), tmp_path) as scrapers:
+        assert not scrapers.gather(["alpha", "beta"], timeout=jobs.LIMIT)
+        scrapers.submit("cut", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
+        jobs.wait_for(tmp_path / "1")
+        first = scrapers._jobs["cut"].future
+        jobs.until(lambda: scrapers._jobs["cut"].published)
+        for host in swarm.machines.all.values():
+            host.cable(plugged=False)
+        try:
+            jobs.until(lambda: first.status == "cancelled")
+        finally:
+            for host in swarm.machines.all.values():
+                host.cable(plugged=True)
+        jobs.until(lambda: scrapers._jobs["cut"].future is not first)
+        (tmp_path / "go").touch()
+        assert take(scrapers, 1) == {"cut": "done"}
+        assert not (tmp_path / "2").exists()
+
+
+_DRIVER = """
+import sys
+import time
+from pathlib import Path
+from cahlib.engine.cluster import Reach
+from cahlib.engine.certificates import Keys
+from cahlib.engine.remote import remote
+from tests.world import jobs
+address, keys, home = sys.argv[1:]
+with remote(Reach(address=address, keys=Keys(Path(keys))), Path(home)) as scrapers:
+    scrapers.submit("orphan", jobs.note_and_wait, Path(home), limit=jobs.LIMIT)
+    jobs.until(lambda: scrapers._jobs["orphan"].published)
+    Path(home, "sent").touch()
+    scrapers.take(timeout=jobs.LIMIT)
+"""
+
+
+@needs_hosts
+def test_a_driver_that_was_killed_finds_its_jobs_again(swarm, tmp_path):
+    line = [sys.executable, "-c", _DRIVER, swarm.address, swarm.keys.folder, tmp_path]
+    driver = subprocess.Popen(line, cwd=hosts.ROOT)
+    jobs.until((tmp_path / "sent").exists)
+    jobs.wait_for(tmp_path / "1")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    (tmp_path / "go").touch()
+    with remote(swarm.reach(), tmp_path) as scrapers:
+        scrapers.submit("orphan", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
+        assert take(scrapers, 1) == {"orphan": "done"}
+    assert not (tmp_path / "2").exists()
+
+
+@needs_hosts
+@pytest.mark.parametrize("size", [0, 1, 40 << 20])
+def test_a_parcel_of_any_size_is_brought_here_and_deleted_there(swarm, scrapers, tmp_path, size):
+    scrapers.submit("parcel", jobs.write_parcel, size, "", scrapers.folder, limit=jobs.LIMIT)
+    parcel = take(scrapers, 1)["parcel"]
+    assert parcel.path == tmp_path / "home" / f"parcel{size}.tar"
+    assert parcel.path.stat().st_size == size
+    for host in swarm.machines.all.values():
+        assert not list((host.home / "parcels").glob("parcel*"))
+    assert not list((tmp_path / "home").glob("*.part"))
+
+
+@needs_hosts
+def test_a_parcel_that_was_damaged_on_its_way_is_brought_again(
+    swarm, scrapers, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr("cahlib.engine.remote._TRIES", 1000)  # until it is whole, as it is below
+    caplog.set_level(logging.WARNING, "cahlib.engine.remote")
+    scrapers.submit("bad", jobs.write_parcel, 1000, "disk", scrapers.folder, limit=jobs.LIMIT)
+    jobs.until(lambda: "try 1" in caplog.text)
+    [path] = [
+        path
+        for host in swarm.machines.all.values()
+        for path in (host.home / "parcels").glob("parcel1000.tar")
+    ]
+    said = wire.answer(scrapers._jobs["bad"].future.result())
+    first = bytes.fromhex(said.parcel.versions["first"])
+    path.write_bytes(first + path.read_bytes()[1:])
+    assert take(scrapers, 1)["bad"].path.stat().st_size == 1000
+
+
+@needs_hosts
+def test_a_parcel_that_stays_damaged_is_given_up_and_deleted(swarm, scrapers):
+    scrapers.submit("rotten", jobs.write_parcel, 2000, "disk", scrapers.folder, limit=jobs.LIMIT)
+    error = take(scrapers, 1)["rotten"]
+    assert isinstance(error, ShardError) and "damaged" in str(error)
+    for host in swarm.machines.all.values():
+        assert not list((host.home / "parcels").glob("parcel2000*"))
+
+
+@needs_hosts
+def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scrapers, tmp_path):
+    fleet = FleetOf(swarm.logins)
+    scrapers.submit("counting", jobs.count_and_wait, tmp_path, limit=jobs.LIMIT)
+    with status.viewed(fleet, swarm.keys, board := Board(), lambda _: None) as seen:
+        for login in swarm.logins:
+            seen.step(login.name, "up")
+        seen.works(scrapers)
+        told = {}
+
+        def right():  # one look's numbers count: the next one's are others
+            told.clear()
+            told.update({each.state: each for each in board.nodes})
+            if set(told) != {"works", "idle"} or not all(each.line for each in told.values()):
+                return False
+            return 50 < told["works"].rate < 150 and told["works"].seen < 10
+
+        jobs.until(right)
+    assert told["works"].job == "counting"
+    assert told["idle"].version == swarm.goods.wheel.name.split("-")[1]
+    assert (board.nodes, board.spent) == ((), 0.5)  # nothing is left
+
+    def overheard():
+        workers, speeds = status.overheard(swarm.reach())
+        working = [each.jobs for each in workers if each.jobs]
+        return working == [("counting",)] and 50 < speeds.get("counting", 0) < 150
+
+    jobs.until(overheard)
+    (tmp_path / "go").touch()
+    assert take(scrapers, 1) == {"counting": "done"}
+
+
+class FleetOf:
+    """As much of a fleet as a view looks at."""
+
+    def __init__(self, logins):
+        self.listed = {
+            each.name: Server(
+                id=n, name=each.name, address=each.address, type="cx23", location="fsn1",
+                status="running", labels={}, created=0,
+            )
+            for n, each in enumerate(logins)
+        }  # fmt: skip
+        self.bills, self.clock = Bills(), time.time
+        for name in self.listed:
+            self.bills.open(name, 0.25, time.time())
+
+    def servers(self):
+        return list(self.listed.values())
+
+    def mark(self):
+        pass
+
+    def spent(self):
+        return self.bills.spent(self.clock())
+
+
+@needs_hosts
+def test_strangers_are_refused(swarm, tmp_path):
+    for reach in (
+        Reach(address=swarm.address, keys=Keys(tmp_path / "foreign")),
+        Reach(address=swarm.address.replace("tls", "tcp")),
+    ):
+        with (
+            pytest.raises(RunError, match="no Dask cluster answers"),
+            remote(reach, tmp_path, timeout=3),
+        ):
+            pass
+
+
+@needs_hosts
+def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
+    jobs.until(lambda: "distributed" in swarm.host("beta").log)  # it may have been started just now
+    nobody = Login(name="alpha", address=swarm.machines.address, keys=swarm.keys)
+    with pytest.raises(install.NotReady, match="no SSH within 0.5 s"):
+        install.bring_up(
+            nobody, swarm.goods, head=nobody, admit=swarm.admit, patience=install.Patience(ssh=0.5)
+        )
+    with pytest.raises(install.NotReady, match=r"crawl.log on beta:\n(.*\n)*.*distributed"):
+        install.bring_up(
+            swarm.logins[1],
+            install.Package(wheel=tmp_path / "cahlib-0-py3-none-any.whl", pins=""),
+            head=swarm.logins[0],
+            admit=swarm.admit,
+            patience=install.Patience(install=jobs.LIMIT),
+        )
+    install.bring_up(swarm.logins[1], swarm.goods, head=swarm.logins[0], admit=swarm.admit)
+
+
+@needs_hosts
+def test_a_node_whose_clock_is_wrong_is_told_of(swarm):
+    beta, clock = swarm.logins[1], swarm.host("beta").base / "bin" / "date"
+    clock.write_text("#!/bin/sh\necho 1000000000\n")
+    clock.chmod(0o755)
+    try:
+        with pytest.raises(install.NotReady, match="clock and this machine's are .* hours apart"):
+            install.bring_up(beta, swarm.goods, head=swarm.logins[0], admit=swarm.admit)
+    finally:
+        clock.unlink()
+
+
+@needs_hosts
+def test_a_full_disk_costs_a_shard_one_try_on_that_node(swarm, scrapers):
+    """Another try, elsewhere or later, is the run's to make; what is brought home is deleted."""
+    folder = Path("/home/crawl/parcels")
+    for login in swarm.logins:
+        with session(login) as node:
+            node.run(f"mkdir -p {folder} && mount -t tmpfs -o size=1m none {folder}")
+    try:
+        scrapers.submit("full", jobs.fill_disk, folder, limit=jobs.LIMIT)
+        [error] = take(scrapers, 1).values()
+        assert isinstance(error, ShardError)
+        assert "No space is left" in str(error) and str(error).startswith("198.18.")
+        scrapers.submit("small", jobs.write_parcel, 1000, "", folder, limit=jobs.LIMIT)
+        [parcel] = take(scrapers, 1).values()
+        assert parcel.size == 1000
+    finally:
+        for login in swarm.logins:
+            with session(login) as node:
+                node.run(["umount", str(folder)])
+            install.restart(login)  # it is drained
+        jobs.until(lambda: [each.ill for each in scrapers.nodes()] == ["", ""])

@@ -1,0 +1,136 @@
+"""What a plan promises: by measured figures, as soon as there are any."""
+
+import math
+
+import pytest
+
+from cahlib.core import rates
+from cahlib.core.config import Job, replace
+from cahlib.core.rates import Meter, known
+from cahlib.core.records import Stage, Stats
+from cahlib.run import estimate
+from cahlib.run.estimate import Price, expected
+from cahlib.run.quote import quoted
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """A machine of two cores with a GPU, on which nothing was measured yet."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(rates, "has_gpu", lambda: True)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+
+
+def job(tmp_path, **values):
+    return replace(Job(), output=str(tmp_path / "dataset"), **values)
+
+
+def servers(count, **more):
+    return Price(cores=2 * count, hourly=0.01 * count, currency="EUR", **more)
+
+
+def shard(links=4000, images=3000, pairs=100):
+    stats = Stats()
+    stats.left[Stage.FETCH], stats.entered[Stage.JUDGE] = links, images
+    stats.left[Stage.JUDGE] = pairs
+    return stats
+
+
+def test_what_nobody_measured_is_as_in_2021_and_says_so(tmp_path):
+    said = str(expected(job(tmp_path, shards=20, swarm=4), servers(4)))
+    assert said.startswith(
+        "Expect about 170,000 links and 10,000 to 15,000 pairs in about 26 minutes for EUR 0.04 "
+        "(EUR 0.0027 to 0.004 per 1,000 pairs), at 112 links/s: by Crawling@Home's figures of 2021"
+    )
+
+
+def test_a_single_file_is_two_shards_for_the_plan_too(tmp_path):
+    (tmp_path / "a.wat.gz").touch()
+    mine = job(tmp_path, crawl=str(tmp_path / "a.wat.gz"), contact="a@example.org")
+    assert str(quoted(mine, "").estimate).startswith("Expect about 17,000 links")
+
+
+def test_a_run_measures_for_the_next_plan(tmp_path):
+    mine = job(tmp_path, shards=20, swarm=4)
+    meter = Meter(mine)
+    for number in range(3):
+        meter.add(shard(), scraped=80, worked=10.0 * (number + 1))
+    seen = known(mine)
+    assert (seen.core, seen.links, seen.pairs, seen.model) == (50, 4000, (100, 100), 300)
+    said = str(expected(mine, servers(4)))
+    assert "80,000 links and 2,000 pairs" in said and "as the last runs of this machine did" in said
+    other = known(job(tmp_path, shards=20, preset="laion5b-multi", languages="all"))
+    assert (other.core, other.links) == (14, 8500)  # here, with another model, nobody did anything
+
+
+def test_the_latest_shards_count_most(tmp_path):
+    meter = Meter(job(tmp_path))
+    for _ in range(200):
+        meter.add(shard(links=100), scraped=100, worked=0)
+    for _ in range(400):
+        meter.add(shard(links=1000), scraped=100, worked=0)
+    assert 9 < known(job(tmp_path)).core < 10
+
+
+@pytest.mark.parametrize("by", [{"replay": "127.0.0.1:1"}, {"tracker": "http://tracker.example"}])
+def test_what_is_replayed_or_was_scraped_by_others_is_not_measured(tmp_path, by):
+    Meter(job(tmp_path, **by)).add(shard(), scraped=1, worked=1)
+    assert known(job(tmp_path, **by)).core == 14
+
+
+def test_shards_without_one_image_are_no_measure(tmp_path):
+    mine = job(tmp_path, shards=20)
+    Meter(mine).add(shard(images=0, pairs=0), scraped=10, worked=0)
+    assert known(mine).images == 0.7 and expected(mine).pairs[0]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"scraped here": 3}', '{"scraped here": {"x": []}}'])
+def test_damaged_figures_are_those_of_nobody(tmp_path, damage):
+    path = tmp_path / ".cache/cahlib/rates.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(damage)
+    assert known(job(tmp_path)).core == 14
+
+
+def test_without_a_gpu_the_model_is_what_more_servers_cannot_help(tmp_path, monkeypatch):
+    mine = job(tmp_path, shards=20, swarm=4)
+    fast = expected(mine, servers(4))
+    monkeypatch.setattr(rates, "has_gpu", lambda: False)
+    slow = expected(mine, servers(4))
+    assert slow.hours > 5 * fast.hours and slow.cost > fast.cost
+    assert slow.rate == 20 and "it judges 14 images/s, as many as 2 cores can" in str(slow)
+    assert expected(mine, servers(8)).hours == slow.hours
+
+
+@pytest.mark.parametrize("limits", [{}, {"hours": 2}, {"shards": 500}, {"shards": 50, "hours": 1}])
+def test_more_servers_never_promise_fewer_pairs(tmp_path, limits):
+    every = [expected(job(tmp_path, swarm=n, **limits), servers(n)) for n in range(1, 60)]
+    pairs = [each.pairs[0] for each in every]
+    assert pairs == sorted(pairs)
+
+
+def test_what_the_money_or_the_hours_do_not_pay_for_is_not_promised(tmp_path):
+    mine = job(tmp_path, shards=1000, swarm=4)
+    poor = expected(mine, servers(4, left=0.085))
+    assert poor.hours == 2 and poor.cost == pytest.approx(0.08)
+    assert "That is 9% of what was asked for." in str(poor)
+    assert expected(replace(mine, hours=0.5), servers(4)).hours == 0.5
+
+
+def test_a_run_without_an_end_is_told_by_the_hour(tmp_path):
+    said = str(expected(job(tmp_path, shards=0, swarm=4), servers(4)))
+    assert "400,000 links and 24,000 to 36,000 pairs an hour for EUR 0.04" in said
+
+
+def test_shards_that_are_done_are_not_promised_again(tmp_path):
+    (tmp_path / "dataset/run").mkdir(parents=True)
+    (tmp_path / "dataset/run/live.json").write_text('{"done": 20, "shards": 20}')
+    assert str(expected(job(tmp_path, shards=20))) == "All shards are in the dataset already."
+    assert math.isclose(expected(job(tmp_path, shards=21)).links, 8500)
+
+
+@pytest.mark.parametrize(
+    ("number", "rounded"), [(0.4, 0), (99.6, 100), (101, 100), (8499, 8500), (126_000, 130_000)]
+)
+def test_an_estimate_has_two_digits(number, rounded):
+    assert estimate._rounded(number) == rounded

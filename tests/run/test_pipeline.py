@@ -1,0 +1,142 @@
+"""A run goes on whatever becomes of those who watch it."""
+
+import dataclasses
+import shutil
+
+import pyarrow.parquet as pq
+
+from cahlib.core.config import replace
+from cahlib.core.rates import Meter, known
+from cahlib.core.records import Stage
+from cahlib.dataset.description import read_description, write_description
+from cahlib.dataset.maintain.numbering import unnumber_tars
+from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.manifest import read_manifests, tar_path
+from cahlib.dataset.show.summary import summary_lines
+from cahlib.dataset.write import shard_writer
+from cahlib.dataset.write.columns import make_row
+from cahlib.run.pipeline import run
+from tests.world import small
+
+
+def test_a_listener_that_fails_ends_nothing_and_the_time_limit_is_kept(tmp_path):
+    crawl = small.write(tmp_path / "crawl", files=300, links=40)
+    told = []
+
+    def closed_terminal(snapshot):
+        told.append(snapshot.finished)
+        raise BrokenPipeError
+
+    with small.Pictures() as web:
+        job = replace(small.job(crawl, tmp_path / "set", web), hours=3 / 3600)
+        outcome = run(job, closed_terminal, tick=0.1)
+    assert len(told) > 2 and told[-1]
+    assert outcome.shards.open and not outcome.shards.failed
+    assert (tmp_path / "set" / "report.html").exists()
+    assert outcome.shards.done == 0 or list(verify(tmp_path / "set")) == []
+
+
+def test_a_shard_that_cannot_be_written_costs_no_more_than_itself(tmp_path, monkeypatch):
+    crawl = small.write(tmp_path / "crawl", files=2, links=3)
+    row = make_row
+
+    def failing(judged, **how):
+        if "/1-0-" in judged.image.candidate.url:
+            raise ZeroDivisionError
+        return row(judged, **how)
+
+    monkeypatch.setattr(shard_writer, "make_row", failing)
+    with small.Pictures() as web:
+        outcome = run(replace(small.job(crawl, tmp_path / "set", web), attempts=2))
+    assert (outcome.shards.done, outcome.shards.failed) == (3, 1)
+    assert list(verify(tmp_path / "set")) == []
+
+
+def test_a_run_measures_its_shards_for_the_next_plan(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    crawl = small.write(tmp_path / "crawl", files=1, links=3)
+    with small.Pictures() as web:
+        job = small.job(crawl, tmp_path / "set", web)
+        monkeypatch.setattr("cahlib.run.pipeline.Meter", lambda job: Meter(replace(job, replay="")))
+        outcome = run(job, scraping=small.scraping)
+    seen, stats = known(job), outcome.stats
+    assert seen.links == stats.done(Stage.FETCH) / outcome.shards.done
+    assert seen.pairs == (stats.left[Stage.JUDGE] / outcome.shards.done,) * 2
+    assert seen.images == stats.entered[Stage.JUDGE] / stats.done(Stage.FETCH)
+    assert 0 < seen.core != 14 and seen.model > 0 and "the last runs" in seen.source
+
+
+def test_parcels_that_a_kill_left_behind_go_at_the_next_launch(tmp_path, monkeypatch):
+    """Killed between the ledger's word that a shard is done and the removal of its parcel."""
+    crawl = small.write(tmp_path / "crawl", files=1, links=3)
+    left = tmp_path / "set" / "run" / "parcels"
+    with small.Pictures() as web:
+        job = replace(small.job(crawl, tmp_path / "set", web), shards=1)
+        with monkeypatch.context() as killed:
+            killed.setattr("cahlib.run.pipeline.parcels.delete_parcel", lambda folder, shard: None)
+            run(job, scraping=small.scraping)
+        assert {path.suffix for path in left.iterdir()} == {".tar", ".json"}
+        (left / "s-0.0123abcd.part").touch()
+        run(job, scraping=small.scraping)
+    assert not list(left.iterdir())
+
+
+def test_the_tars_of_a_run_have_numbers_and_those_at_a_url_the_names_of_shards(
+    tmp_path, monkeypatch
+):
+    crawl = small.write(tmp_path / "crawl", files=2, links=3)
+    folder = tmp_path / "set"
+    monkeypatch.chdir(tmp_path / "crawl")  # a URL's dataset has its folder here
+
+    def tars():
+        assert list(verify(folder)) == []
+        return sorted(path.name for path in (folder / "images").glob("*.tar"))
+
+    with small.Pictures() as web:
+        job = small.job(crawl, folder, web)
+        run(replace(job, shards=1), scraping=small.scraping)
+        assert tars() == ["00000.tar"]
+        run(replace(job, shards=3), scraping=small.scraping)
+        assert tars() == ["00000.tar", "00001.tar", "00002.tar"]
+        ids = sorted(each.shard.id for each in read_manifests(folder))
+        url = (tmp_path / "there" / "set").as_uri()
+        job = replace(job, output=url, shards=3)
+        folder = shutil.move(folder, job.output.folder)
+        shutil.rmtree(folder / "run")  # which knows that it was another folder's
+        run(job, scraping=small.scraping)
+    assert tars() == [f"{id}.tar" for id in ids]
+    assert {tar_path(each) for each in read_manifests(url)} == {f"images/{id}.tar" for id in ids}
+    assert list(verify(url)) == []
+
+
+def test_a_run_goes_on_with_a_dataset_of_an_older_cahlib_in_its_layout(tmp_path):
+    crawl = small.write(tmp_path / "crawl", files=1, links=3)
+    folder = tmp_path / "set"
+    with small.Pictures() as web:
+        job = small.job(crawl, folder, web)
+        run(replace(job, shards=1), scraping=small.scraping)
+        unnumber_tars(folder)
+        said = read_description(folder)
+        assert said.layout == 2
+        write_description(folder, dataclasses.replace(said, layout=1))
+        run(job, scraping=small.scraping)
+    first, second = (pq.read_schema(path) for path in sorted(folder.glob("metadata/*.parquet")))
+    assert [name for name in first.names if name.endswith("_similarity")]
+    assert [name for name in second.names if name.endswith(" similarity")]
+    assert not [name for name in second.names if name.startswith("clip_")]
+    assert read_description(folder).layout == 1
+    ids = [each.shard.id for each in read_manifests(folder)]
+    assert sorted(path.stem for path in folder.glob("images/*.tar")) == ids
+
+
+def test_a_file_that_is_cut_off_is_told_of_wherever_the_dataset_is_described(tmp_path):
+    crawl = small.write(tmp_path / "crawl", files=1, links=30)
+    path = tmp_path / "crawl" / "00000.warc.wat.gz"
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 4])
+    with small.Pictures() as web:
+        outcome = run(small.job(crawl, tmp_path / "set", web), scraping=small.scraping)
+    (said,) = outcome.warnings
+    assert said.startswith(f"{path.name} is cut off at byte {path.stat().st_size:,}; ")
+    assert said in (tmp_path / "set" / "report.html").read_text()
+    assert any(said in line for line in summary_lines(tmp_path / "set"))
+    assert list(verify(tmp_path / "set")) == []

@@ -1,0 +1,424 @@
+"""Nodes that die or stand still during a run, and the head: replaced, and nothing is lost."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from threading import Barrier, Event
+
+import pytest
+
+from cahlib.core.errors import RunError
+from cahlib.core.progress import Board
+from cahlib.engine.cluster import Node
+from cahlib.swarm import hetzner, install, lifecycle
+from cahlib.swarm.health import Act, Case, Rules, Watch, treat
+from cahlib.swarm.planner import Limits, plan
+from cahlib.swarm.provisioning import Fleet
+from cahlib.swarm.startup import Startup
+from tests.world import cloud as clouds
+from tests.world import hosts, jobs
+
+TOKEN = "token-of-ada"
+RULES = Rules()
+#: Soon, but not sooner than a busy machine brings a service up.
+SOON = Rules(look=0.3, silent=15, still=600, sure=1, lost=6, again=20, drain=2)
+
+needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
+
+
+def acts(*looks):
+    """What is done at each look: (seconds, well, gone)."""
+    case, done = Case(), []
+    for now, well, gone in looks:
+        case, act = treat(case, well=well, gone=gone, now=now, rules=RULES)
+        done.append(act)
+    return done
+
+
+def test_an_ill_node_is_restarted_and_then_replaced():
+    sure, again = RULES.sure, RULES.again
+    looks = [(0, False, False), (sure - 1, False, False), (sure, False, False)]
+    assert acts(*looks) == [Act.LEAVE, Act.LEAVE, Act.RESTART]
+    later = [(sure + again - 1, False, False), (sure + again, False, False)]
+    assert acts(*looks, *later)[-2:] == [Act.LEAVE, Act.REPLACE]
+
+
+def test_a_node_that_is_well_again_starts_anew():
+    looks = [(0, False, False), (RULES.sure, False, False), (RULES.sure + 9, True, False)]
+    ill = [(500, False, False), (500 + RULES.sure, False, False)]
+    assert acts(*looks, *ill)[-3:] == [Act.LEAVE, Act.LEAVE, Act.RESTART]
+
+
+def test_a_machine_that_is_gone_is_not_restarted():
+    looks = [(0, False, True), (RULES.sure - 1, False, True), (RULES.sure, False, True)]
+    assert acts(*looks) == [Act.LEAVE, Act.LEAVE, Act.REPLACE]
+    restarted = [(0, False, False), (RULES.sure, False, False), (RULES.sure + 1, False, True)]
+    assert acts(*restarted, (2 * RULES.sure, False, True))[-1] is Act.REPLACE
+
+
+class Engine:
+    """As much of an engine as a watch asks: its workers are the servers that run."""
+
+    def __init__(self, cloud):
+        self.cloud, self.ended = cloud, ""
+
+    def nodes(self):
+        return [
+            Node(
+                name=each["name"], host="", slots=1, seen=0, memory=0, jobs=(), still=0, version=""
+            )
+            for each in self.cloud.servers()
+            if each["status"] == "running"
+        ]
+
+    def drain(self, *, timeout):
+        pass
+
+    def move(self, address):
+        pass
+
+    def give_up(self, why):
+        self.ended = str(why)
+
+
+class Doors:
+    reached = staticmethod(lambda server: server)
+
+    def follow(self):
+        pass
+
+
+def listed(cloud, said, nodes=2):
+    """A watch over servers that are only listed, which sees at once what is ill."""
+    accounts, limits = hetzner.accounts(TOKEN, endpoint=cloud.url, poll=0.01), Limits(nodes=nodes)
+    made = Fleet("r1", plan(accounts, limits), lambda name: "", said.append)
+    made.prepare("ssh-ed25519 AAAA")
+    made.fill()
+    rules = Rules(sure=0, lost=0, drain=0, least=1)
+    engine = Engine(cloud)
+    startup = Startup(lambda login, head: None)
+    startup.start(made.servers(), made.servers()[0])
+    startup.wait()
+    watch = Watch(made, engine, Doors(), startup, tell=said.append, rules=rules)
+    look = watch.look
+
+    def looked():
+        startup.wait()
+        look()
+
+    watch.look = looked
+    return engine, watch
+
+
+@pytest.fixture
+def paper():
+    """A cloud whose servers are only listed."""
+    with clouds.serve(clouds.Cloud({TOKEN: clouds.Account()})) as cloud:
+        yield cloud
+
+
+def off(cloud, role):
+    """Cut the power of a server; gives its name."""
+    server = next(each for each in cloud.servers() if each["labels"]["role"] == role)
+    server["status"] = "off"
+    return server["name"]
+
+
+def test_what_is_not_replaced_any_more_is_deleted_and_without_a_head_the_run_ends(paper):
+    said = []
+    engine, watch = listed(paper, said)
+    for _ in range(2):  # as often as there are nodes
+        victim = off(paper, "node")
+        watch.look()
+        assert f"{victim}: lost; making others." in said and len(paper.servers()) == 2
+    victim = off(paper, "node")
+    watch.look()
+    assert f"{victim}: lost; no more servers will be made for them." in said
+    [head] = paper.servers()
+    assert head["labels"]["role"] == "head" and not engine.ended
+    watch.look()  # of what was dropped nothing more is said
+    assert said[-1].startswith(victim)
+    off(paper, "head")
+    watch.look()
+    assert not paper.servers()
+    assert "no other one can be made" in engine.ended and "the same command" in engine.ended
+
+
+def test_a_head_for_which_there_is_no_other_ends_the_run(paper):
+    said = []
+    engine, watch = listed(paper, said)
+    paper.accounts[TOKEN].limit = 0
+    off(paper, "head")
+    watch.look()
+    assert "the swarm's head is lost" in engine.ended
+    assert [each["labels"]["role"] for each in paper.servers()] == ["node"]
+
+
+def test_a_node_whose_machine_fails_is_restarted_and_at_the_second_time_replaced(
+    paper, monkeypatch
+):
+    said, restarted = [], []
+    engine, watch = listed(paper, said)
+    monkeypatch.setattr(install, "restart", lambda node, **how: restarted.append(node.name))
+    victim = next(s["name"] for s in paper.servers() if s["labels"]["role"] == "node")
+    nodes = engine.nodes
+
+    def ill():
+        why = "198.18.0.2: its disk is full"
+        return [replace(n, ill=why) if n.name == victim else n for n in nodes()]
+
+    engine.nodes = ill
+    watch.look()
+    assert restarted == [victim]
+    assert f"{victim} fails (198.18.0.2: its disk is full); restarting its service." in said
+    engine.nodes = nodes  # the restarted worker takes jobs again
+    watch.look()
+    engine.nodes = ill
+    watch.look()
+    assert f"{victim} fails again: 198.18.0.2: its disk is full." in said
+    assert f"{victim}: lost; making others." in said
+    assert victim not in {each["name"] for each in paper.servers()} and restarted == [victim]
+
+
+def test_a_server_that_was_late_at_the_start_is_waited_for_and_then_replaced(paper):
+    said, go = [], Event()
+    accounts = hetzner.accounts(TOKEN, endpoint=paper.url, poll=0.01)
+    made = Fleet("r1", plan(accounts, Limits(nodes=2)), lambda name: "", said.append)
+    made.fill()
+    head, late = sorted(made.servers(), key=lambda each: each.labels["role"])
+
+    def bring_up(login, head):
+        if login.name == late.name:
+            assert go.wait(jobs.LIMIT)
+            raise install.NotReady("no SSH within 180 s")
+
+    startup = Startup(bring_up)
+    startup.start([head, late], head)
+    startup.wait([head.name])
+    rules = Rules(sure=0, drain=0)
+    watch = Watch(made, Engine(paper), Doors(), startup, tell=said.append, rules=rules)
+    watch.look()
+    assert [each["name"] for each in paper.servers()] == [head.name, late.name]
+    go.set()
+    startup.wait()
+    watch.look()
+    assert "no SSH within 180 s" in said and f"{late.name}: lost; making others." in said
+    names = [each["name"] for each in paper.servers()]
+    assert len(names) == 2 and late.name not in names
+    startup.wait()
+    assert {*startup.up()} == {*names}
+
+
+def test_a_head_that_is_off_is_replaced_before_its_silence_is_noticed(paper):
+    said = []
+    engine, watch = listed(paper, said)
+    watch._rules = Rules(sure=600, lost=600, drain=0)
+    victim = off(paper, "head")
+    engine.nodes = lambda: pytest.fail("who is asked waits for the head")
+    watch._made.servers()  # as the view of the swarm does
+    watch.look()
+    assert f"{victim}: lost; making others." in said and not engine.ended
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_run_whose_servers_are_taken_down_ends_instead_of_making_others(paper, seen):
+    said = []
+    engine, watch = listed(paper, said)
+    lifecycle.down(watch._made.accounts, watch._made.labels, pause=0.01)
+    if seen:  # by the view of the swarm, long before the scheduler's silence is noticed
+        watch._rules = Rules()
+        watch._made.servers()
+    watch.look()
+    assert "deleted, as `cah swarm down` does" in engine.ended and not paper.servers()
+    watch.look()
+    assert paper.calls.count("POST /servers") == 2
+
+
+@pytest.mark.parametrize("role", ["node", "head"])
+@pytest.mark.parametrize("lingers", [0, 1])
+def test_what_is_lost_is_replaced_in_an_account_at_its_limit(paper, role, lingers):
+    paper.accounts[TOKEN].limit, paper.lingers, said = 3, lingers, []
+    engine, watch = listed(paper, said, nodes=5)
+    assert any("raise the limit" in sentence for sentence in said)
+    victim = off(paper, role)
+    watch.look()
+    assert f"{victim}: lost; making others." in said and not engine.ended
+    roles = [each["labels"]["role"] for each in paper.servers() if each["name"] != victim]
+    assert sorted(roles) == ["head", "node", "node"]
+
+
+def test_what_was_sold_out_is_asked_for_again(paper):
+    said = []
+    engine, watch = listed(paper, said)
+    paper.empty = {(kind, place) for kind in clouds.TYPES for place in clouds.PLACES}
+    off(paper, "node")
+    watch.look()
+    assert len(paper.servers()) == 1
+    paper.empty = set()
+    off(paper, "head")
+    watch.look()
+    assert len(paper.servers()) == 2 and not engine.ended
+
+
+def test_an_answer_that_does_not_come_costs_no_replacement(paper):
+    said = []
+    _, watch = listed(paper, said)
+    victim = off(paper, "node")
+    paper.faults = lambda number, what: what == "POST /servers" and "error"
+    for _ in range(3):  # more often than there are replacements
+        with pytest.raises(RunError, match="a fault asked for"):
+            watch.look()
+    paper.faults = lambda number, what: None
+    watch.look()
+    assert said[-2].startswith(f"{victim}: lost; making others.") and len(paper.servers()) == 2
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    with hosts.Hosts(tmp_path / "hosts") as machines:
+        accounts = {TOKEN: clouds.Account(limit=4)}
+        with clouds.serve(clouds.Cloud(accounts, hosts=machines)) as cloud:
+            cloud.stranger(TOKEN)
+            yield cloud
+
+
+@contextmanager
+def scraping(cloud, folder, said, rules, nodes=2):
+    """An engine on nodes that are looked after."""
+    orders = lifecycle.Orders(limits=Limits(nodes=nodes), state=folder / "run/swarm", rules=rules)
+    accounts = hetzner.accounts(TOKEN, endpoint=cloud.url)
+    with lifecycle.crew(
+        accounts, orders, folder / "parcels", tell=said.append, stop=Event(), board=Board()
+    ) as engine:
+        yield engine
+    assert [server["name"] for server in cloud.servers()] == ["stranger"]
+
+
+def ours(cloud, role):
+    return [server["name"] for server in cloud.servers() if server["labels"].get("role") == role]
+
+
+def running(engine, folder, count):
+    """Jobs that wait for a file "go", each begun."""
+    # Dask moves no job that waits for a busy node to one that comes later
+    jobs.until(lambda: engine.slots >= count)
+    for n in range(count):
+        (folder / str(n)).mkdir()
+        engine.submit(f"job{n}", jobs.note_and_wait, folder / str(n), limit=jobs.LIMIT)
+        jobs.wait_for(folder / str(n) / "1")
+
+
+def done(engine, folder, count):
+    for n in range(count):
+        (folder / str(n) / "go").touch()
+    return {key: result for key, result in (engine.take(timeout=jobs.LIMIT) for _ in range(count))}
+
+
+@needs_hosts
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_node_that_dies_is_replaced(cloud, tmp_path, deleted):
+    said = []
+    with scraping(cloud, tmp_path, said, SOON) as engine:
+        running(engine, tmp_path, 2)
+        [victim] = ours(cloud, "node")
+        if deleted:  # by somebody at the cloud's console
+            [account] = hetzner.accounts(TOKEN, endpoint=cloud.url)
+            account.delete(next(s for s in account.servers({}) if s.name == victim))
+        else:
+            cloud.hosts.all[victim].off()
+        jobs.until(lambda: ours(cloud, "node") not in ([victim], []))
+        [fresh] = ours(cloud, "node")
+        assert not engine.gather([fresh], timeout=jobs.LIMIT)
+        assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
+    assert f"{victim}: lost; making others." in said
+
+
+@needs_hosts
+def test_a_server_that_does_not_come_up_keeps_no_other_waiting(cloud, tmp_path):
+    said, [account] = [], cloud.accounts.values()
+    account.limit = 5
+    with scraping(cloud, tmp_path, said, SOON, nodes=3) as engine:
+        one, other = ours(cloud, "node")
+        cloud.hosts.dark = True
+        cloud.hosts.all[one].off()
+        jobs.until(lambda: {*ours(cloud, "node")} - {one, other})
+        [late] = {*ours(cloud, "node")} - {one, other}
+        cloud.hosts.dark = False
+        cloud.hosts.all[other].off()
+        jobs.until(lambda: f"{other}: lost; making others." in said)
+        jobs.until(lambda: {*ours(cloud, "node")} - {other, late})
+        [fresh] = {*ours(cloud, "node")} - {other, late}
+        assert not engine.gather([fresh], timeout=jobs.LIMIT)
+        cloud.hosts.all[late].cable(plugged=True)
+        assert not engine.gather([late], timeout=jobs.LIMIT)
+
+
+@needs_hosts
+def test_a_node_that_stands_still_is_restarted(cloud, tmp_path):
+    said, rules = [], Rules(look=0.3, silent=600, still=3, sure=1, again=jobs.LIMIT)
+    with scraping(cloud, tmp_path, said, rules) as engine:
+        before = ours(cloud, "node")
+        engine.submit("still", jobs.hang, tmp_path, limit=600)
+        assert engine.take(timeout=jobs.LIMIT) == ("still", "done")
+        assert ours(cloud, "node") == before
+    assert any("restarting its service" in sentence for sentence in said)
+
+
+@needs_hosts
+def test_a_head_that_is_lost_is_replaced_and_its_jobs_are_done_again(cloud, tmp_path):
+    said = []
+    with scraping(cloud, tmp_path, said, SOON) as engine:
+        running(engine, tmp_path, 2)
+        [victim] = ours(cloud, "head")
+        cloud.hosts.all[victim].off()
+        jobs.until(lambda: ours(cloud, "head") not in ([victim], []))
+        assert not engine.gather(ours(cloud, "head") + ours(cloud, "node"), timeout=jobs.LIMIT)
+        assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
+        engine.submit("more", jobs.double, 21, limit=jobs.LIMIT)
+        assert engine.take(timeout=jobs.LIMIT) == ("more", 42)
+
+
+@needs_hosts
+def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path, monkeypatch):
+    """Half an hour before the second one, which is as near to it as the settings say."""
+    for name, seconds in {"_LOOK": 0.1, "_DRAIN": 2000, "_LAST": 1900, "_LOGS": 60}.items():
+        monkeypatch.setattr(lifecycle, name, seconds)
+    together, fetch_log = Barrier(2, timeout=jobs.LIMIT), install.fetch_log
+
+    def fetched(login, target, **settings):
+        together.wait()  # in vain, if they are asked one after the other
+        fetch_log(login, target, **settings)
+
+    monkeypatch.setattr(install, "fetch_log", fetched)
+    orders = lifecycle.Orders(limits=Limits(nodes=2, max_cost=0.014), state=tmp_path / "run/swarm")
+    accounts, stop, board = hetzner.accounts(TOKEN, endpoint=cloud.url), Event(), Board()
+    lifecycle.up(accounts, orders, tell=lambda _: None)
+    began = datetime.now(timezone.utc) - timedelta(minutes=30)
+    mine = [each for each in cloud.servers() if each["name"] != "stranger"]
+    for server in mine:
+        server["created"] = began.isoformat()
+    with lifecycle.crew(accounts, orders, tmp_path, tell=lambda _: None, stop=stop, board=board):
+        assert stop.wait(jobs.LIMIT)
+        jobs.until(lambda: [each["name"] for each in cloud.servers()] == ["stranger"])
+    assert board.spent == pytest.approx(0.014)
+    logs = {path.name for path in (orders.state / "logs").iterdir()}
+    assert logs == {f"{each['name']}.log" for each in mine}
+
+
+@needs_hosts
+def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
+    monkeypatch.setattr(lifecycle, "_LOOK", 0.1)
+    limits = Limits(nodes=1, max_cost=0.01)
+    orders = lifecycle.Orders(limits=limits, state=tmp_path / "run/swarm", rules=RULES)
+    accounts, stop = hetzner.accounts(TOKEN, endpoint=cloud.url), Event()
+    lifecycle.up(accounts, orders, tell=lambda _: None)
+    for server in cloud.servers():
+        server["created"] = "2026-01-01T00:00:00+00:00"
+
+    def tell(sentence):
+        if "the ceiling of EUR 0.01" in sentence:
+            raise OSError("there is no terminal any more")
+
+    with lifecycle.crew(accounts, orders, tmp_path, tell=tell, stop=stop, board=Board()):
+        assert stop.wait(jobs.LIMIT)
+    assert [server["name"] for server in cloud.servers()] == ["stranger"]
