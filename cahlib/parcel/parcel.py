@@ -67,7 +67,7 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
     sha256: str
     size: int
     images: int
-    stats: dict[str, Any]
+    stats: dict[str, Any] = msgspec.field(name="tally")
     optouts: tuple[OptOut, ...]
     started: float
     finished: float
@@ -77,7 +77,7 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
 
 
 #: The fields that a manifest and its parcel have in common.
-_COMMON_FIELDS = [name for name in _Manifest.__struct_fields__ if name not in ("layout", "tally")]
+_COMMON_FIELDS = [name for name in _Manifest.__struct_fields__ if name not in ("layout", "stats")]
 
 
 class _Place(NamedTuple):

@@ -3,9 +3,8 @@
     shards ─► scraped ─► opened ─► judged ─► written ─► finished
               engine     disk      model     disk       upload, ledger
 
-Each arrow is a bounded line between two threads (`cahlib.core.prefetch`), so the stages overlap. A shard
-counts once it is sealed in the dataset and in the ledger; whatever a crash leaves before that is
-done again from its parcel or from its WAT, with the same result.
+Each arrow is a bounded queue (`cahlib.core.prefetch`). A shard counts once it is committed to the
+dataset and the ledger; what a crash leaves before that is done again, with the same result.
 """
 
 from __future__ import annotations
