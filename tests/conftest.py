@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -115,16 +116,17 @@ def _closed_world(monkeypatch, tmp_path_factory):
 #: Tests of one file share what it made once, and stay in one process; these share nothing.
 _APART = (
     "acceptance/test_kaggle.py", "acceptance/test_swarm.py", "notebook/test_desk.py",
-    "notebook/test_notebook.py", "swarm/test_fleet.py", "swarm/test_watch.py",
+    "notebook/test_notebook.py", "swarm/test_provisioning.py", "swarm/test_health.py",
     "tracker/test_chaos.py", "tracker/test_schema.py", "tracker/test_together.py",
 )  # fmt: skip
 #: What takes longest, the longest first; no process shall begin one of them at the end.
 _FIRST = (
     "notebook/test_lab.py", "acceptance/test_kaggle.py", "acceptance/test_demo.py",
-    "acceptance/test_swarm.py", "swarm/test_remote.py", "acceptance/test_committed.py",
-    "swarm/test_watch.py", "notebook/test_notebook.py", "tracker/test_chaos.py",
+    "acceptance/test_swarm.py", "engine/test_remote.py", "acceptance/test_committed.py",
+    "swarm/test_health.py", "notebook/test_notebook.py", "tracker/test_chaos.py",
     "acceptance/test_bad_input.py", "tracker/test_together.py", "kaggle/test_shell.py",
 )  # fmt: skip
+assert all((Path(__file__).parent / name).exists() for name in _APART + _FIRST)
 
 
 def _place(nodeid):

@@ -9,7 +9,7 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -23,15 +23,15 @@ from cahlib.core import logs
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import (
     CahError,
-    ConfigError,
     MissingSetting,
     is_full,
     missing,
     no_space,
     unusable,
 )
-from cahlib.core.private import FOLDER, WATCHDOG
+from cahlib.core.private import WATCHDOG
 from cahlib.core.signals import ending, hush
+from cahlib.run.environment import environment, job_from
 
 if TYPE_CHECKING:
     from cahlib.run.pipeline import Outcome
@@ -129,17 +129,6 @@ def _looked_after(chosen: argparse.Namespace) -> Path | None:
     return _output(chosen) / "run" / "swarm"
 
 
-def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
-    """A Job from options; what they leave open comes from CAH_* variables."""
-    names = {setting.name for setting in settings()}
-    inherited = {
-        name: environment[variable]
-        for name in names
-        if (variable := f"CAH_{name.upper()}") in environment
-    }
-    return Job.from_values({**inherited, **options})
-
-
 @cache  # some 300 options, for the notebook's and the tests' many commands in one process
 def _parser() -> Parser:
     parser = Parser(
@@ -204,19 +193,6 @@ def _run(chosen: argparse.Namespace) -> int:
     if quote.servers and not swarm.agreed(f"Order {quote.order}?"):
         return 2
     return _follow(job, **secrets)
-
-
-def environment() -> dict[str, str]:
-    """The environment, with what .env adds. Raises ConfigError for one that is no text."""
-    from dotenv import dotenv_values
-
-    try:
-        told = {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
-    except UnicodeDecodeError as error:
-        raise ConfigError(".env is not a text in UTF-8; store it as one.") from error
-    if FOLDER in told:  # it is no setting of a job: where secrets lie is told to nobody
-        os.environ[FOLDER] = told[FOLDER]
-    return told
 
 
 def _job(chosen: argparse.Namespace) -> Job:

@@ -9,8 +9,8 @@
     └── RunError       the run cannot go on; what is done stays done
         └── Stopped    it was asked to end before it could begin its work
 
-A candidate that is lost is not an error but a `cahlib.core.records.DropReason` in the stats. Any other
-exception is a bug and is not caught.
+A candidate that is dropped is not an error but a `cahlib.core.records.DropReason` in the stats.
+Any other exception is a bug and is not caught.
 """
 
 from __future__ import annotations

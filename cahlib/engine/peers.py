@@ -85,7 +85,7 @@ def guard_worker() -> None:
 
     class Connector(TLSConnector):
         async def connect(self, address: str, *rest: Any, **named: Any) -> Any:
-            comm = await super().connect(address, *rest, **named)  # type: ignore[no-untyped-call]
+            comm = await super().connect(address, *rest, **named)
             if not only.knows(comm.stream.socket):
                 comm.abort()
                 raise ConnectionRefusedError(f"{address} is neither the scheduler nor ourselves.")
@@ -93,7 +93,7 @@ def guard_worker() -> None:
 
     class Listener(TLSListener):
         async def _prepare_stream(self, stream: Any, address: str) -> Any:
-            stream = await super()._prepare_stream(stream, address)  # type: ignore[no-untyped-call]
+            stream = await super()._prepare_stream(stream, address)
             if stream is not None and not only.knows(stream.socket):
                 stream.close()  # before anything is read, for workers unpickle what they read
                 return None

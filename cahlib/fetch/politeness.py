@@ -30,8 +30,8 @@ _CUT_OFF_AFTER = 20
 #: Consecutive results that count against a domain. An invalid response is not one of them: it costs
 #: little, and others of the domain may be valid.
 FAILURE_REASONS = frozenset({
-    DropReason.DNS, DropReason.REFUSED, DropReason.TIMEOUT, DropReason.TLS, DropReason.DISCONNECTED, DropReason.HTTP_5XX,
-    DropReason.NO_ROBOTS,
+    DropReason.DNS, DropReason.REFUSED, DropReason.TIMEOUT, DropReason.TLS,
+    DropReason.DISCONNECTED, DropReason.HTTP_5XX, DropReason.NO_ROBOTS,
 })  # fmt: skip
 
 #: Failures without any sign of a server.

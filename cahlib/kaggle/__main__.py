@@ -11,7 +11,6 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cahlib.commands.cli import environment, job_from
 from cahlib.commands.console import lasting, stopped_early
 from cahlib.commands.swarm import agreed, reminded
 from cahlib.core import requirements, status
@@ -22,6 +21,7 @@ from cahlib.core.private import WATCHDOG
 from cahlib.core.settings import Option, Setting
 from cahlib.core.signals import ending, hush
 from cahlib.crawl import index
+from cahlib.run.environment import environment, job_from
 
 if TYPE_CHECKING:
     from cahlib.kaggle.pack import Source

@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 import cahlib
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.records import Shard, Stats
-from cahlib.tracker import models
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 #: What a shard may be called: its id becomes the names of files here.
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+#: What a parcel may be called below the place of parcels: no way up, and nothing to interpret.
+_NAME = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 class TrackerAway(RunError):
@@ -156,12 +157,7 @@ class Tracker:
     def _check(self, shard: Shard, parcel: dict[str, Any] | None) -> None:
         """Whoever speaks for the tracker chooses no files of this machine, and no other storage."""
         fine = _ID.fullmatch(shard.id) and shard.half in (0, 1)
-        try:
-            if parcel:
-                models.place(parcel["url"], self.upload)
-        except models.Invalid:
-            fine = None
-        if not fine:
+        if not fine or (parcel and not is_below(parcel["url"], self.upload)):
             raise RunError(
                 f"The tracker {self.url} gave out {shard.id!r:.300} as a shard's name, or a parcel "
                 "that is not where it wants parcels; it is broken, or not to be trusted."
@@ -200,6 +196,12 @@ class Tracker:
         if not isinstance(found, dict):
             raise TrackerAway(f"{self.url} does not answer as a tracker does.")
         return found
+
+
+def is_below(url: str, upload: str) -> bool:
+    """Return whether a parcel's URL is below the place of parcels, and names nothing else."""
+    below = upload.rstrip("/") + "/"
+    return url.startswith(below) and bool(_NAME.fullmatch(url, len(below)))
 
 
 def _translated(url: str, error: urllib.error.HTTPError) -> CahError:

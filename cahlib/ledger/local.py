@@ -205,7 +205,7 @@ class Ledger:
             number = connection.execute(
                 update(_shards)
                 .where(_shards.c.id == shard.id)
-                .values(state="sealed", error=None, pairs=len(keys), stats=stats.as_dict())
+                .values(state="sealed", error=None, pairs=len(keys), tally=stats.as_dict())
                 .returning(_shards.c.number)
             ).scalar_one()
             if keys:
@@ -300,7 +300,7 @@ class Ledger:
         query = select(_shards.c.pairs, _shards.c.tally).where(_shards.c.id == id)
         with self._database.read() as connection:
             row = connection.execute(query).first()
-        return (row.pairs, Stats.from_dict(row.stats)) if row and row.stats else None
+        return (row.pairs, Stats.from_dict(row.tally)) if row and row.tally else None
 
     def counts(self) -> Counts:
         """How many shards are in which state."""
@@ -313,7 +313,7 @@ class Ledger:
         """What became of everything in the sealed shards."""
         query = select(_shards.c.tally).where(_shards.c.tally.is_not(None))
         with self._database.read() as connection:
-            each = (Stats.from_dict(row.stats) for row in connection.execute(query))
+            each = (Stats.from_dict(row.tally) for row in connection.execute(query))
             return sum(each, Stats())
 
     def in_state(self, *states: str) -> list[Shard]:

@@ -13,13 +13,13 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from cahlib.commands.cli import job_from
 from cahlib.core import requirements
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import CahError, ConfigError
 from cahlib.core.presets import PRESETS
 from cahlib.core.settings import Setting
 from cahlib.notebook.inputs import Shared, Slider, input_for, label
+from cahlib.run.environment import job_from
 
 #: What every run asks for; the rest is folded away.
 FIRST = (

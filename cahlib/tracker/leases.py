@@ -195,9 +195,8 @@ class Crowd:
                 self._recognize(connection, hashed(secret))
                 done = (shards.c.state == "done") & (shards.c.worker == worker.id)
                 self._must(connection, number, done)
-                late = pair_claims.settled_again(
-                    self._database, connection, number, result.uids or ()
-                )
+                own = result.uids or ()
+                late = pair_claims.settled_again(self._database, connection, number, own)
                 return Closed(counted=False, lost=tuple(late))
             if closed.left:
                 pair_claims.revive_left(self._database, connection, number)

@@ -11,6 +11,7 @@ from typing import Any
 
 from cahlib.core.errors import CahError
 from cahlib.core.records import DROP_REASONS, DropReason, Shard, Stage, Stats
+from cahlib.ledger.client import is_below
 
 #: Sample ids that one WAT file spans, as at Crawling@Home.
 IDS = 1_000_000
@@ -192,17 +193,12 @@ def uids(named: Sequence[str]) -> tuple[bytes, ...]:
     return found
 
 
-#: What a parcel may be called below the place of parcels: no way up, and nothing to interpret.
-_NAME = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
-
-
 def place(url: str, upload: str) -> str:
     """Where a parcel is: GPU workers open it, and remove it, so nowhere else; raises Invalid."""
     if not upload:
         raise Invalid("url: this tracker names no place for parcels.")
-    below = upload.rstrip("/") + "/"
-    if not url.startswith(below) or not _NAME.fullmatch(url, len(below)):
-        raise Invalid(f"url: a parcel is brought to {below}, and nowhere else.")
+    if not is_below(url, upload):
+        raise Invalid(f"url: a parcel is brought to {upload.rstrip('/')}/, and nowhere else.")
     return url
 
 

@@ -129,7 +129,7 @@ def test_every_link_meets_the_fate_that_the_world_foresaw(whole, undisturbed):
     foreseen = Counter(each.reason for each in shown.exhibits if each.reason) + shown.unread
     for reason in DropReason:
         if reason.stage is not Stage.JUDGE:
-            assert (reason, found.lost[reason]) == (reason, foreseen[reason])
+            assert (reason, found.dropped[reason]) == (reason, foreseen[reason])
     kept, right = found.left[Stage.JUDGE], sum(each.reason is None for each in shown.exhibits)
     assert 0.8 * right <= kept <= 1.1 * right  # the tiny model errs, but not much
 

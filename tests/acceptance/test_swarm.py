@@ -88,7 +88,7 @@ def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_
         assert alone.returncode == 0, alone.stderr
     assert names(cloud) == ["stranger"]
     assert rows(tmp_path / "swarm") == rows(tmp_path / "alone")
-    here, there = stats(tmp_path / "alone").lost, stats(tmp_path / "swarm").lost
+    here, there = stats(tmp_path / "alone").dropped, stats(tmp_path / "swarm").dropped
     assert here[DropReason.KNOWN_HARM] and here[DropReason.BLOCKED_DOMAIN]
     assert here == there
     assert list(verify(tmp_path / "swarm")) == []

@@ -256,8 +256,9 @@ def test_odd_cells_are_dropped_by_reason(tmp_path):
     (kept,), stats = candidates(crawl)
     assert (kept.url, kept.source, kept.page) == ("http://a.com/1.jpg", "table", "odd.jsonl#row=1")
     assert +stats.dropped == {
-        DropReason.BAD_URL: 4, DropReason.LONG_URL: 1, DropReason.LONG_TEXT: 1, DropReason.NO_TEXT: 1,
-        DropReason.BROKEN_RECORD: 2, DropReason.DUPLICATE: 1, DropReason.FILENAME_TEXT: 1,
+        DropReason.BAD_URL: 4, DropReason.LONG_URL: 1, DropReason.LONG_TEXT: 1,
+        DropReason.NO_TEXT: 1, DropReason.BROKEN_RECORD: 2,
+        DropReason.DUPLICATE: 1, DropReason.FILENAME_TEXT: 1,
     }  # fmt: skip
     trusted, _ = candidates(replace(crawl, trust_text=True))
     assert [each.url[-5:] for each in trusted] == ["1.jpg", "7.jpg"]

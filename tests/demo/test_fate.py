@@ -37,7 +37,7 @@ def test_every_trap_is_caught_for_its_reason(demo, scraped):
     scraping = {
         reason: expected[reason] for reason in DropReason if reason.stage is not Stage.JUDGE
     }
-    assert {reason: scraped[0].lost[reason] for reason in scraping} == scraping
+    assert {reason: scraped[0].dropped[reason] for reason in scraping} == scraping
 
 
 def test_every_good_picture_arrives(demo, scraped):

@@ -74,9 +74,9 @@ def test_every_reason_that_a_replayed_web_can_give_has_its_trap(demo):
         # no name is resolved and nothing is encrypted when a web is replayed
         DropReason.DNS, DropReason.PRIVATE_ADDRESS, DropReason.REFUSED, DropReason.TLS,
         # these wait for lists that the user brings, or for a model of photos
-        DropReason.BLOCKED_DOMAIN, DropReason.BLOCKED_URL, DropReason.BLOCKED_PAIR, DropReason.KNOWN_HARM,
-        DropReason.HARM_LOOKS,
-        DropReason.MINOR, DropReason.ANIMAL, DropReason.HEAD_SCORE,
+        DropReason.BLOCKED_DOMAIN, DropReason.BLOCKED_URL, DropReason.BLOCKED_PAIR,
+        DropReason.KNOWN_HARM, DropReason.HARM_LOOKS, DropReason.MINOR,
+        DropReason.ANIMAL, DropReason.HEAD_SCORE,
         # these are for datasets that are finished, or for runs that are told to
         DropReason.PURGED, DropReason.SAME_IMAGE, DropReason.NEAR_DUPLICATE,
         # the demo's web is ours: it is asked as fast as it answers

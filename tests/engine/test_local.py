@@ -107,12 +107,12 @@ def test_a_running_job_is_heard(scrapers, tmp_path):
 
 USED = """
 import signal, threading
-from cahlib.swarm import engine
+from cahlib.engine import local
 from tests.world import jobs
 
 heard = threading.Event()
 signal.signal(signal.SIGINT, lambda *_: heard.set())
-with engine.local(1) as scrapers:
+with local.local(1) as scrapers:
     scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
     while not (taken := scrapers.take(timeout=1)):
         pass

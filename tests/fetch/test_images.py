@@ -196,7 +196,7 @@ def test_a_machine_without_network_does_not_count_all_hosts_as_dead():
     with w.Web({}) as web:
         with pytest.raises(ShardError, match="this machine's network"):
             fetched(web, *urls, net=net)
-        assert fetched(web, *urls[1:], net=net)[1].lost == {DropReason.DNS: 19}
+        assert fetched(web, *urls[1:], net=net)[1].dropped == {DropReason.DNS: 19}
         _, stats = fetched(web, *urls, "http://inside.example/a.jpg", net=net)
         assert stats.dropped == {DropReason.DNS: 20, DropReason.PRIVATE_ADDRESS: 1}
 

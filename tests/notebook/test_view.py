@@ -25,7 +25,7 @@ def live(**values):
         "failed": 0, "busy": 0.5,
         "rates": {"links": 20.0, "images": 9.0, "judged": 9.0, "pairs": 1.0},
         "queues": {"parcels": [0, 2], "judged": [0, 256], "sealed": [0, 2]},
-        "tally": {"fetch": lost},
+        "stats": {"fetch": lost},
         "history": [[0, 1, 1, 0, 0.1], [600, 20, 9, 1, 0.5]],
     } | values  # fmt: skip
 

@@ -31,14 +31,12 @@ from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import Stage, Stats
 from cahlib.ledger import pending, remote
 from cahlib.ledger.client import Refused, Tracker
-from cahlib.ledger.database import Database
 from cahlib.ledger.local import Ledger
 from cahlib.ledger.remote import Shared
 from cahlib.ledger.schema import failures, people, shards, workers
 from cahlib.tracker import admin
 from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
-from cahlib.tracker.migrate import migrate
 from cahlib.tracker.models import Kind, Rules, Unknown
 from cahlib.tracker.service import Service, Settings
 from tests.world.races import shaken, together
@@ -242,15 +240,11 @@ def account(kind):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(sqlite_template):
     """An address, the switch behind it, and a tracker's database without shards."""
-    template = tmp_path_factory.mktemp("template") / "tracker.sqlite"
-    database = Database(f"sqlite:///{template}")
-    migrate(database)
-    database.close()
     switch = Switch()
     with serving(switch) as address:
-        yield switch, address, template
+        yield switch, address, sqlite_template
 
 
 def uid(shard):
@@ -551,7 +545,7 @@ class Busy:
             self.done.append(shard.id)
 
     def rival(self):
-        while not self.ended.is_set():
+        while not self.ended.wait(0.01):  # without a pause it takes more than all the others
             if found := self.world.crowd.lease(self.world.rival):
                 self.world.crowd.give_back(self.world.rival, found.number)
 

@@ -160,7 +160,8 @@ def _servers() -> Iterator[Attack]:
         "two lengths": (w.raw(head[:-2] + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
                         DropReason.BAD_HTTP),
         "a gzip bomb": (w.body(bomb, ("Content-Encoding", "gzip")), DropReason.TOO_MANY_BYTES),
-        "a brotli bomb": (w.body(b"\xff" * 9000, ("Content-Encoding", "br")), DropReason.NOT_AN_IMAGE),
+        "a brotli bomb": (
+            w.body(b"\xff" * 9000, ("Content-Encoding", "br")), DropReason.NOT_AN_IMAGE),
         "broken off": (w.broken_off(JPEG[:3000], length=len(JPEG)), DropReason.DISCONNECTED),
         "reset": (w.broken_off(JPEG[:3000], length=len(JPEG), reset=True), DropReason.DISCONNECTED),
         "no HTTP": (w.raw(b"SSH-2.0-OpenSSH_9.9\r\n"), DropReason.BAD_HTTP),
@@ -355,7 +356,8 @@ def rotten() -> list[Rotten]:
         Rotten("keys twice", page(b'{"Links":[],"Links":[%s],"Links":7}' % link), None),
         Rotten("wrong types", page(b'{"Links":{"IMG@/src":[1,null]},"Head":[3]}'), None),
         Rotten("no JSON", page(b"IMG@ \xff\xfe{{{"), DropReason.BROKEN_RECORD),
-        Rotten("a bomb", gzip.compress(b"WARC/1.0\r\n" + bytes(300_000_000)), DropReason.BROKEN_MEMBER),
+        Rotten("a bomb", gzip.compress(b"WARC/1.0\r\n" + bytes(300_000_000)),
+               DropReason.BROKEN_MEMBER),
         Rotten("a length of nonsense", gzip.compress(
             b"WARC/1.0\r\nContent-Length: -5\r\n\r\n{}\r\n\r\n"), DropReason.BROKEN_RECORD),
     ]  # fmt: skip

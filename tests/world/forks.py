@@ -175,9 +175,11 @@ def _become(line: list[str], env: dict[str, str], cwd: str, streams: list[int]) 
 
 
 if multiprocessing.parent_process() is None and "forkserver" in " ".join(sys.orig_argv):
+    gc.disable()
     for _module in _LOADED:
         importlib.import_module(_module)
     gc.freeze()  # a fork that looked through all of it would copy all of it
+    gc.enable()
     # pyarrow's jemalloc has one of its own, which it starts anew in a fork
     _threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     assert len(_threads - {"jemalloc_bg_thd"}) == 1, "in a fork no other thread goes on"
