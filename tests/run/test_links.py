@@ -109,7 +109,8 @@ def test_links_alone_are_downloaded_without_a_model_and_without_torch(web, tmp_p
     folder = tmp_path / "set"
     script = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'open_clip', 'torchvision')));"
-        "from pathlib import Path; from cahlib.core.config import Job; from cahlib.run.pipeline import run;"
+        "from pathlib import Path; from cahlib.core.config import Job;"
+        "from cahlib.run.pipeline import run;"
         "from tests.world import small;"
         "run(Job.stored(Path(sys.argv[1])), scraping=small.scraping)"
     )
