@@ -102,7 +102,8 @@ class Remote:
         """Start ``function(*arguments, limit=…, report=…)`` as soon as a worker is free for it.
 
         If it runs there already, for a driver that died, it is found again. It finds ``files`` of
-        this machine with `cahlib.core.path_map.here`; they are sent once to each that lacks them.
+        this machine with `cahlib.core.path_map.local_path`; they are sent once to each that lacks
+        them.
         """
         job = Job(function, arguments, limit, tuple(map(needed, files)))
         with self._lock:

@@ -20,13 +20,21 @@ from typing import Any, TypeAlias, TypeVar
 from cahlib import __version__
 from cahlib.core import status
 from cahlib.core.config import Job
-from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, writing
-from cahlib.core.lists import hashes
-from cahlib.core.prefetch import Abandoned, Flow, Line
-from cahlib.core.progress import Board, Listener, Snapshot, Speedometer, nobody, offline, watched
-from cahlib.core.rates import Meter
+from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, folder_errors
+from cahlib.core.lists import load_hashes
+from cahlib.core.prefetch import Abandoned, Pipeline, StageQueue
+from cahlib.core.progress import (
+    Listener,
+    RateMeter,
+    Snapshot,
+    SwarmStatus,
+    ignore_progress,
+    offline_seconds,
+    report_progress,
+)
+from cahlib.core.rates import RateRecorder
 from cahlib.core.records import Image, Judged, Parcel, Shard, Stage, Stats
-from cahlib.core.requirements import introduced
+from cahlib.core.requirements import require_contact
 from cahlib.crawl import languages
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.shards import list_shards
@@ -79,7 +87,7 @@ class Outcome:
 
 def run(
     job: Job,
-    listener: Listener = nobody,
+    listener: Listener = ignore_progress,
     *,
     stop: threading.Event | None = None,
     tick: float = 1.0,
@@ -96,20 +104,20 @@ def run(
     folder = job.output.folder
     if job.output.url:
         check_destination(job.output.url, job.output.folder)
-    with writing(folder):
+    with folder_errors(folder):
         require_writable(folder)
-    introduced(job)
+    require_contact(job)
     # what cannot be read or is not known is the user's to mend, before the start
     languages.wanted_languages(job.crawl)
     Blocklists.load(job.crawl)
-    hashes(job.download.known_harm, "known_harm")
+    load_hashes(job.download.known_harm, "known_harm")
     harmful = load_known_harm(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
     check_model_files(job.judge)
     stop = stop or threading.Event()
     with (
         open_run_directory(job, role=role, stop=stop, resume=resume) as ledger,
-        status.recorded(folder / "run", listener, stopping=stop.is_set) as listener,
-        writing(folder),
+        status.record_status(folder / "run", listener, stopping=stop.is_set) as listener,
+        folder_errors(folder),
     ):
         if isinstance(ledger, Ledger):
             known, contact = ledger.in_state(), job.download.contact
@@ -118,7 +126,9 @@ def run(
         parcels.remove_leftovers(folder / "run" / "parcels", ledger.in_state("done"))
         if ledger.more() or ledger.in_state("sealed"):
             work = _Work(job, ledger, stop, scraping, harmful)
-            with watched(work.snapshot, listener, tick=tick, hours=job.place.hours, stop=stop):
+            with report_progress(
+                work.snapshot, listener, tick=tick, hours=job.place.hours, stop=stop
+            ):
                 work.through()
         ledger.leave_out(lambda lost: withdraw_pairs(folder, lost, job.output.url))
         write_pages(folder, job.values())
@@ -175,8 +185,8 @@ class _Work:
         self._counting = threading.Lock()  #: a shard is in one of these two, never in none
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
-        self._lines: dict[str, Line[Any]] = {}
-        self._board, self._speed, self._meter = Board(), Speedometer(), Meter(job)
+        self._lines: dict[str, StageQueue[Any]] = {}
+        self._board, self._speed, self._meter = SwarmStatus(), RateMeter(), RateRecorder(job)
         self._latest = LatestPairs()
 
     def through(self) -> None:
@@ -204,24 +214,26 @@ class _Work:
             each.silent for each in read_manifests(self._folder, damaged="skip")
         )
         opening = self._scraping(self._job, stop=self._stop, board=self._board)
-        with opening as (scrapers, self._away), Flow() as flow:
+        with opening as (scrapers, self._away), Pipeline() as pipeline:
             self._told = scrapers.told
-            scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
-            opened = flow.ahead(self._open(scraped), 1)
+            scraped = self._line(
+                "parcels", pipeline.prefetch(self._scrape(scrapers, pipeline), _PARCELS)
+            )
+            opened = pipeline.prefetch(self._open(scraped), 1)
             loaded = early or load_scorer(judge)
             self._worked = loaded.worked
-            judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
-            sealed = flow.ahead(self._write(judged, self._spec(loaded)), _SEALED)
+            judged = self._line("judged", pipeline.prefetch(self._judge(opened, loaded), _JUDGED))
+            sealed = pipeline.prefetch(self._write(judged, self._spec(loaded)), _SEALED)
             for each in self._line("sealed", sealed):
                 uploads.add(each)
 
-    def _line(self, name: str, line: Line[T]) -> Line[T]:
+    def _line(self, name: str, line: StageQueue[T]) -> StageQueue[T]:
         return self._lines.setdefault(name, line)
 
-    def _scrape(self, scrapers: Engine, flow: Flow) -> Iterator[_InWork]:
+    def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[_InWork]:
         """Lease shards, have them scraped, yield their parcels as they come."""
         leased: dict[str, Shard] = {}
-        while not (self._stop.is_set() or flow.closed):
+        while not (self._stop.is_set() or pipeline.closed):
             # Twice the slots: no scraper waits for us, and no more parcels than that pile up.
             while (room := 2 * scrapers.slots - len(scrapers)) > 0 and (
                 shard := self._ledger.lease(room)
@@ -372,7 +384,7 @@ class _Work:
             spent=self._board.spent,
             hourly=self._board.hourly,
             currency=self._board.currency,
-            offline=offline(self._told()),
+            offline=offline_seconds(self._told()),
             latest=self._latest.shown(),
         )
 

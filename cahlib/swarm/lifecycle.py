@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.core.private import named, place
-from cahlib.core.progress import Board, Node
+from cahlib.core.progress import NodeStatus, SwarmStatus
+from cahlib.core.secret_store import run_name, secret_path
 from cahlib.core.wording import verb
 from cahlib.engine.certificates import Keys
 from cahlib.engine.cluster import Reach
@@ -65,7 +65,7 @@ def crew(
     *,
     tell: Callable[[str], None],
     stop: threading.Event,
-    board: Board,
+    board: SwarmStatus,
 ) -> Iterator[Remote]:
     """An engine on servers made for it; parcels end up in ``home``.
 
@@ -127,7 +127,7 @@ def up(
     orders: Orders,
     *,
     tell: Callable[[str], None],
-    board: Board | None = None,
+    board: SwarmStatus | None = None,
     guests: bool = False,
 ) -> list[ssh.Login]:
     """Make servers and nodes of them, and leave them to a `crew` with the same state.
@@ -141,7 +141,7 @@ def up(
     def reached(server: Server) -> ssh.Login:
         return _login(server, keys)
 
-    with status.viewed(made, keys, board or Board(), tell) as seen:
+    with status.viewed(made, keys, board or SwarmStatus(), tell) as seen:
         startup = _startup(goods, seen.step, Doors(made, reached, guests=guests))
         head = begin(made, startup, reached, tell=tell)
         finish(made, startup, reached, head, tell=tell)
@@ -187,7 +187,7 @@ def labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, s
             "run, or its name: `cah swarm down --run NAME` (or --all-runs)."
         )
     ours = {PROJECT[0]: PROJECT[1]}
-    return ours if all_runs else {**ours, "run": run or named(state)}
+    return ours if all_runs else {**ours, "run": run or run_name(state)}
 
 
 def servers(accounts: Sequence[Account], state: Path) -> list[Server]:
@@ -198,11 +198,11 @@ def servers(accounts: Sequence[Account], state: Path) -> list[Server]:
 
 def logins(servers: Sequence[Server], state: Path) -> list[ssh.Login]:
     """How servers of a run are reached."""
-    keys = Keys(place(state, "keys"))
+    keys = Keys(secret_path(state, "keys"))
     return [_login(each, keys) for each in servers]
 
 
-def nodes(accounts: Sequence[Account], state: Path) -> list[Node]:
+def nodes(accounts: Sequence[Account], state: Path) -> list[NodeStatus]:
     """What each server of a run is, does and has cost so far, the head first."""
     found = servers(accounts, state)
     if not found:
@@ -231,7 +231,7 @@ def account_of(accounts: Sequence[Account], state: Path) -> Bills:
 
 def settled(state: Path, labels: Mapping[str, str]) -> str:
     """Note that the servers with these labels are gone; return the account of the run, if any."""
-    if not (state / "run").exists() or labels.get("run", named(state)) != named(state):
+    if not (state / "run").exists() or labels.get("run", run_name(state)) != run_name(state):
         return ""
     bills = Bills.of(state)
     bills.close(bills.running(), time.time())
@@ -246,7 +246,7 @@ def _prepared(
 ) -> tuple[Fleet, install.Package, Keys]:
     wanted = planned(accounts, orders)
     goods = install.package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
-    run, keys = named(orders.state), Keys(place(orders.state, "keys"))
+    run, keys = run_name(orders.state), Keys(secret_path(orders.state, "keys"))
     keys.renew()  # before servers are made for it, but not for a plan that is refused
     made = Fleet(
         run,

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cahlib.core.errors import RunError, Stopped
-from cahlib.core.signals import undisturbed
+from cahlib.core.signals import defer_signals
 from cahlib.core.wording import plural, verb
 from cahlib.swarm.billing import Bills
 from cahlib.swarm.planner import Option, Plan, rate, useful
@@ -324,7 +324,7 @@ def fleet(
         made.fill()
         yield made
     finally:
-        with undisturbed(made.would_leave):
+        with defer_signals(made.would_leave):
             made.down(pause=pause, late=late)
 
 

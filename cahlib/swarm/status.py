@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from cahlib.core.errors import RunError
-from cahlib.core.progress import Board, Node, Passing, Speedometer
+from cahlib.core.progress import NodeStatus, RateMeter, SwarmStatus, Transient
 from cahlib.core.records import Stage, Stats
 from cahlib.engine import cluster, remote, wire
 from cahlib.engine.certificates import Keys
@@ -45,13 +45,13 @@ Work: TypeAlias = tuple[Sequence[cluster.Node], Mapping[str, float]]
 
 def described(
     server: Server, work: Work, *, cost: float, step: str = "made", line: str = ""
-) -> Node:
+) -> NodeStatus:
     """One server's record; ``step`` is how far its bring-up is."""
     workers, rates = work
     own = [each for each in workers if cluster.of(each.name, server.name)]
     jobs = [key for each in own for key in each.jobs]
     seen = min((each.seen for each in own), default=None)
-    return Node(
+    return NodeStatus(
         name=server.name,
         location=server.location,
         type=server.type,
@@ -132,13 +132,13 @@ def _line(login: ssh.Login) -> str:
 class View:
     """Looks at a fleet while it comes up and works, and writes what it sees on a board."""
 
-    def __init__(self, made: Fleet, keys: Keys, board: Board) -> None:
+    def __init__(self, made: Fleet, keys: Keys, board: SwarmStatus) -> None:
         self._made, self._keys, self._board = made, keys, board
         board.currency = made.bills.currency
         self._engine: remote.Remote | None = None
         self._steps: dict[str, str] = {}
         self._logs: dict[str, str] = {}
-        self._speeds: dict[str, Speedometer] = {}
+        self._speeds: dict[str, RateMeter] = {}
         self._ended = threading.Event()
 
     def step(self, name: str, step: str) -> None:
@@ -204,7 +204,7 @@ class View:
         if not self._engine:
             return (), {}
         reports = self._engine.reports()
-        self._speeds = {key: self._speeds.get(key) or Speedometer() for key in reports}
+        self._speeds = {key: self._speeds.get(key) or RateMeter() for key in reports}
         rates = {
             key: self._speeds[key].rates({"links": links(told)})["links"]
             for key, told in reports.items()
@@ -214,7 +214,7 @@ class View:
         return (), {}
 
 
-def progress(nodes: Sequence[Node]) -> Passing:
+def progress(nodes: Sequence[NodeStatus]) -> Transient:
     """How far nodes are on their way up, in a line; names where there are few."""
     at = defaultdict[str, list[str]](list)
     for each in nodes:
@@ -223,11 +223,13 @@ def progress(nodes: Sequence[Node]) -> Passing:
         f"{state}: {', '.join(names) if len(nodes) <= 4 else len(names)}"
         for state, names in at.items()
     )
-    return Passing("; ".join(told))
+    return Transient("; ".join(told))
 
 
 @contextmanager
-def viewed(made: Fleet, keys: Keys, board: Board, tell: Callable[[str], None]) -> Iterator[View]:
+def viewed(
+    made: Fleet, keys: Keys, board: SwarmStatus, tell: Callable[[str], None]
+) -> Iterator[View]:
     """A view of a fleet, for as long as the block runs."""
     view = View(made, keys, board)
     threads = [

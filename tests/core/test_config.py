@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cahlib.commands.cli import job_from
-from cahlib.core.config import PRESETS, Job, replace, settings
+from cahlib.core.config import PRESETS, Job, replace_settings, settings
 from cahlib.core.errors import ConfigError
 from cahlib.dataset.description import describe_job
 
@@ -20,8 +20,8 @@ from cahlib.dataset.description import describe_job
         ({"threshold": "2"}, "threshold: 2 is not allowed; give a number from -1 to 1."),
         ({"threshold": "nan"}, "threshold: nan is not a number from -1 to 1."),
         ({"forms": "images,films"}, "forms: 'films' is not known; choose from images,"),
-        ({"og_images": "perhaps"}, "og_images: 'perhaps' is neither yes nor no."),
-        ({"colour": "red"}, "colour: there is no such setting."),
+        ({"og_images": "perhaps"}, "og_images: 'perhaps' is not valid; give yes or no."),
+        ({"colour": "red"}, "colour is not a setting; see `cah run --help-all`."),
         ({"preset": "laion"}, "preset: 'laion' is not known; choose from laion400m,"),
         ({"model": "ViT-B-32"}, "threshold: a model of your own needs a threshold"),
         ({"pretrained": "openai"}, "pretrained: name the model"),
@@ -58,12 +58,19 @@ def test_options_win_over_the_environment():
 
 def test_only_what_changes_the_dataset_makes_another_job():
     job = Job()
-    assert job.differences(replace(job, shards=9, connections=9, nickname="bob")) == {}
-    assert list(job.differences(replace(job, threshold=0.1, resize=256))) == ["resize", "threshold"]
-    there = replace(job, output="s3://bucket/mine")
-    assert job.differences(replace(job, output="./dataset/")) == there.differences(there) == {}
+    assert job.differences(replace_settings(job, shards=9, connections=9, nickname="bob")) == {}
+    assert list(job.differences(replace_settings(job, threshold=0.1, resize=256))) == [
+        "resize",
+        "threshold",
+    ]
+    there = replace_settings(job, output="s3://bucket/mine")
+    assert (
+        job.differences(replace_settings(job, output="./dataset/"))
+        == there.differences(there)
+        == {}
+    )
     assert list(job.differences(there)) == ["output"]
-    assert list(there.differences(replace(job, output="s3://other/mine"))) == ["output"]
+    assert list(there.differences(replace_settings(job, output="s3://other/mine"))) == ["output"]
 
 
 def test_a_preset_brings_model_and_threshold_and_the_threshold_may_differ():

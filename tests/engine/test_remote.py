@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cahlib.core.errors import RunError, ShardError
-from cahlib.core.progress import Board
+from cahlib.core.progress import SwarmStatus
 from cahlib.crawl.shards import list_shards
 from cahlib.engine import local, wire
 from cahlib.engine.certificates import Keys
@@ -271,7 +271,7 @@ def test_a_parcel_that_stays_damaged_is_given_up_and_deleted(swarm, scrapers):
 def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scrapers, tmp_path):
     fleet = FleetOf(swarm.logins)
     scrapers.submit("counting", jobs.count_and_wait, tmp_path, limit=jobs.LIMIT)
-    with status.viewed(fleet, swarm.keys, board := Board(), lambda _: None) as seen:
+    with status.viewed(fleet, swarm.keys, board := SwarmStatus(), lambda _: None) as seen:
         for login in swarm.logins:
             seen.step(login.name, "up")
         seen.works(scrapers)

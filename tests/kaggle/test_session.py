@@ -15,7 +15,7 @@ import pytest
 
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError
-from cahlib.core.private import place
+from cahlib.core.secret_store import secret_path
 from cahlib.engine import ticket
 from cahlib.engine.certificates import Keys
 from cahlib.engine.cluster import Reach
@@ -44,7 +44,9 @@ class Listed(Swarm):
         fleet = Fleet(run, plan(self._accounts, wanted.limits), lambda name: "", self._tell)
         fleet.prepare("ssh-ed25519 AAAA")
         fleet.fill()
-        reach = Reach(address=f"tls://192.0.2.1:{PORT}", keys=Keys(place(wanted.state, "keys")))
+        reach = Reach(
+            address=f"tls://192.0.2.1:{PORT}", keys=Keys(secret_path(wanted.state, "keys"))
+        )
         return ticket.issued(reach, hours=hours)
 
 

@@ -8,7 +8,7 @@ from threading import Barrier, Event
 import pytest
 
 from cahlib.core.errors import RunError
-from cahlib.core.progress import Board
+from cahlib.core.progress import SwarmStatus
 from cahlib.engine.cluster import Node
 from cahlib.swarm import hetzner, install, lifecycle
 from cahlib.swarm.health import Act, Case, Rules, Watch, treat
@@ -288,7 +288,7 @@ def scraping(cloud, folder, said, rules, nodes=2):
     orders = lifecycle.Orders(limits=Limits(nodes=nodes), state=folder / "run/swarm", rules=rules)
     accounts = hetzner.accounts(TOKEN, endpoint=cloud.url)
     with lifecycle.crew(
-        accounts, orders, folder / "parcels", tell=said.append, stop=Event(), board=Board()
+        accounts, orders, folder / "parcels", tell=said.append, stop=Event(), board=SwarmStatus()
     ) as engine:
         yield engine
     assert [server["name"] for server in cloud.servers()] == ["stranger"]
@@ -391,7 +391,7 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
 
     monkeypatch.setattr(install, "fetch_log", fetched)
     orders = lifecycle.Orders(limits=Limits(nodes=2, max_cost=0.014), state=tmp_path / "run/swarm")
-    accounts, stop, board = hetzner.accounts(TOKEN, endpoint=cloud.url), Event(), Board()
+    accounts, stop, board = hetzner.accounts(TOKEN, endpoint=cloud.url), Event(), SwarmStatus()
     lifecycle.up(accounts, orders, tell=lambda _: None)
     began = datetime.now(timezone.utc) - timedelta(minutes=30)
     mine = [each for each in cloud.servers() if each["name"] != "stranger"]
@@ -419,6 +419,6 @@ def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
         if "the ceiling of EUR 0.01" in sentence:
             raise OSError("there is no terminal any more")
 
-    with lifecycle.crew(accounts, orders, tmp_path, tell=tell, stop=stop, board=Board()):
+    with lifecycle.crew(accounts, orders, tmp_path, tell=tell, stop=stop, board=SwarmStatus()):
         assert stop.wait(jobs.LIMIT)
     assert [server["name"] for server in cloud.servers()] == ["stranger"]

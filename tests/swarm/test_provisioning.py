@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from cahlib.core.errors import ConfigError, RunError, Stopped
-from cahlib.core.progress import Board
+from cahlib.core.progress import SwarmStatus
 from cahlib.engine.certificates import Keys
 from cahlib.swarm import lifecycle
 from cahlib.swarm import provisioning as fleets
@@ -371,7 +371,7 @@ def test_servers_of_runs_that_are_over_are_told_of_with_price_and_command(cloud)
 def test_servers_that_come_up_are_marked_from_the_first_on(cloud, tmp_path, monkeypatch):
     monkeypatch.setattr("cahlib.swarm.status._LOOK", 0.01)
     swarm, _ = made(cloud, nodes=2)
-    with viewed(swarm, Keys(tmp_path), Board(), str), hold(swarm):
+    with viewed(swarm, Keys(tmp_path), SwarmStatus(), str), hold(swarm):
         until(lambda: any(run.in_use for run in runs_of(swarm.accounts)))
 
 
