@@ -56,7 +56,7 @@ from cahlib.run.failures import Failures
 from cahlib.run.resume import faults, resume
 from cahlib.run.run_directory import open_run_directory
 from cahlib.run.scrape import scrape
-from cahlib.run.scrapers import Engine, Scraping, scrapers
+from cahlib.run.scrapers import Engine, Scraping, scrapers, with_thumbs
 
 T = TypeVar("T")
 
@@ -209,7 +209,7 @@ class _Work:
             scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
             opened = flow.ahead(self._open(scraped), 1)
             loaded = early or load_scorer(judge)
-            self._worked = loaded.clip.worked
+            self._worked = loaded.worked
             judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
             sealed = flow.ahead(self._write(judged, self._spec(loaded)), _SEALED)
             for each in self._line("sealed", sealed):
@@ -247,13 +247,12 @@ class _Work:
     def _submit(self, scrapers: Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
         if brought := self._ledger.parcel(shard):
-            scrapers.submit(
-                shard.id, storage.download_parcel, shard, brought, self._away, limit=seconds
-            )
+            fetching = storage.download_parcel, shard, brought, self._away
+            scrapers.submit(shard.id, *fetching, limit=seconds)
             return
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
             return
-        download = self._job.download
+        download = with_thumbs(self._job)
         download = replace(download, left_alone=self._dead_domains.merged_with(download.left_alone))
         scrapers.submit(shard.id, scrape, shard, crawl, download, self._away, limit=seconds)
 
@@ -262,7 +261,8 @@ class _Work:
         for work in scraped:
             try:
                 parcels.check_parcel(work.parcel)
-                images = parcels.read_images(work.parcel)
+                ours = not self._ledger.parcel(work.parcel.shard)
+                images = parcels.read_images(work.parcel, trusted=ours)
                 yield work, chain(list(islice(images, 1)), images)
             except Exception as error:  # noqa: BLE001 - told where the shard's turn comes
                 yield work, error
@@ -295,10 +295,10 @@ class _Work:
     def _spec(self, loaded: Scorer) -> DatasetSpec:
         ours = self._ours
         return DatasetSpec(
-            model=loaded.clip.name,
+            model=loaded.name,
             threshold=self._job.judge.chosen()[2],
-            scores=score_columns(loaded.clip.name, loaded.scores(), layout=ours.layout),
-            forms=self._job.output.forms,
+            scores=score_columns(loaded.name, loaded.scores(), layout=ours.layout),
+            forms=self._job.forms,
             versions={"cahlib": __version__},
             settings=ours.digest,
             layout=ours.layout,

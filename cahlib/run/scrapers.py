@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from cahlib.core import private
-from cahlib.core.config import Job
+from cahlib.core.config import Download, Job
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.path_map import expanded
+from cahlib.core.presets import PRESETS
 from cahlib.core.progress import Board
 from cahlib.core.records import Shard
 from cahlib.core.settings import Checked, held
@@ -23,9 +25,9 @@ from cahlib.core.table_rows import rows_of
 if TYPE_CHECKING:
     from cahlib.engine.cluster import Reach
     from cahlib.engine.remote import Remote
-    from cahlib.swarm.hetzner import Hetzner
     from cahlib.swarm.lifecycle import Orders
     from cahlib.swarm.planner import Plan
+    from cahlib.swarm.provider import Account
     from cahlib.swarm.watchdog import Watchdog
 
 
@@ -103,6 +105,14 @@ def scrapers(
         yield _Supplied(swarm), swarm.folder
 
 
+def with_thumbs(job: Job) -> Download:
+    """Return a job's download settings with the side of thumbs that its scrapers shall make."""
+    side, is_far = job.download.thumbs, job.place.has_servers or job.place.engine
+    if side is None:
+        side = PRESETS[job.judge.preset].side if is_far and not job.judge.model else 0
+    return replace(job.download, thumbs=side)
+
+
 def _await_workers(cluster: Remote, address: str, stop: threading.Event) -> None:
     """Raise RunError if a cluster has no workers; those that are just starting have their time."""
     deadline = time.monotonic() + _WORKERS
@@ -160,8 +170,8 @@ def state(job: Job) -> Path:
     return job.output.folder / "run" / "swarm"
 
 
-def clouds(tokens: str) -> Sequence[Hetzner]:
-    """The accounts of the tokens, at Hetzner or where HCLOUD_ENDPOINT says (as its own command)."""
+def clouds(tokens: str) -> Sequence[Account]:
+    """Return the accounts of tokens, at Hetzner or at HCLOUD_ENDPOINT (as for its own command)."""
     from cahlib.swarm import hetzner
 
     return hetzner.accounts(tokens, endpoint=_endpoint())

@@ -63,6 +63,7 @@ from cahlib.dataset.write.formats import FormatWriter, MatrixWriter, ParquetWrit
 from cahlib.dataset.write.gallery import Gallery
 from cahlib.dataset.write.reencode import reencode_as_jpeg
 from cahlib.dataset.write.tfrecord import TFRecordWriter
+from cahlib.image.perceptual_hash import with_looks
 from cahlib.model.open_nsfw import OPEN_NSFW, nsfw_band
 
 #: Reasons to drop a pair that the dataset has already.
@@ -165,13 +166,13 @@ class PairStats:
             self.duplicates[judged.reason] += 1
         self.gallery.offer(judged)
         # 0.29 * 100 is 28.999…: without the nudge the bins' edges would be off by one.
-        bin = int((judged.similarity + 1) * 100 + 1e-6) - 100
+        if judged.similarity is not None:
+            bin = int((judged.similarity + 1) * 100 + 1e-6) - 100
+            (self.kept if judged.reason is None else self.dropped)[bin] += 1
         if judged.reason is not None:
-            self.dropped[bin] += 1
             return
-        self.kept[bin] += 1
         self.rows += 1
-        self._similarity += judged.similarity
+        self._similarity += judged.similarity or 0
         self._domains[host_name(judged.image.candidate.url)] += 1
         if (second := judged.scores.get(OPEN_NSFW)) is not None:
             self._opinions.setdefault(judged.nsfw, Counter())[nsfw_band(second)] += 1
@@ -324,11 +325,12 @@ def _replace(folder: Path, fresh: ShardManifest, before: ShardManifest) -> None:
 def _without_duplicates(
     judged: Iterable[Judged], again: Callable[[Judged], DropReason | None]
 ) -> Iterator[Judged]:
-    """Yield the images, those that the dataset has already with a reason to drop them."""
+    """Yield the images with their looks, those that the dataset has with a reason to drop them."""
     own: set[str] = set()
     for each in judged:
         if each.reason is None:
             uid = each.image.candidate.uid
+            each = dataclasses.replace(each, image=with_looks(each.image))
             reason = DropReason.PAIR_SEEN if uid in own else again(each)
             each = dataclasses.replace(each, reason=reason)
             own.add(uid)
