@@ -92,6 +92,11 @@ class Download(Checked):
         0, "re-encode images whose shorter side has more pixels than this; 0 = keep originals",
         least=0, most=4096, topic="image",
     )  # fmt: skip
+    thumbs: int | None = option(
+        None, "side of the small pictures that scrapers make for the model, which spares the GPU's "
+        "machine the decoding; by default the preset's with a swarm or a cluster, else 0 = none",
+        least=0, most=1024, free=True, topic="judge",
+    )  # fmt: skip
     known_harm: tuple[str, ...] = option(
         (), "files of hashes (hex md5, sha1 or sha256) of images that must never be kept",
         file=True, grows=True, topic="image",

@@ -14,6 +14,7 @@ class Preset:
     pretrained: str  #: open_clip's name of the weights
     threshold: float  #: least cosine of image and text
     why: str
+    side: int = 224  #: pixels of the model's input
 
 
 #: Thresholds: LAION-400M (Schuhmann et al. 2021, arXiv:2111.02114) and LAION-5B (2022,
@@ -36,6 +37,7 @@ PRESETS: Mapping[str, Preset] = {
         pretrained="datacomp_s34b_b86k",
         threshold=0.28,
         why="a better model, as fast",
+        side=256,
     ),
     "quality": Preset(
         model="ViT-L-14-quickgelu", pretrained="dfn2b", threshold=0.28, why="the best and slowest"

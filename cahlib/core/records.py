@@ -215,6 +215,11 @@ class Image:
     #: headers of its owner on its use, one per line, "" if none: X-Robots-Tag as it was served,
     #: others after their names
     robots: str
+    #: its perceptual hash and mean colours (`cahlib.image.perceptual_hash`), hex; "" if whoever
+    #: fetched it is a stranger, or an older cahlib
+    phash: str = ""
+    chroma: str = ""
+    thumb: bytes = b""  #: a small picture for the model (`cahlib.image.thumbs`), if there is one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +248,7 @@ class Parcel:
     """The images of one shard in one file, with the statistics of their scraping."""
 
     shard: Shard
-    path: Path  #: an uncompressed tar of ``<uid>.<format>`` and ``<uid>.json``; manifest beside it
+    path: Path  #: an uncompressed tar, with its manifest beside it
     sha256: str  #: hex, of the tar
     size: int  #: of the tar, bytes
     images: int
@@ -254,6 +259,7 @@ class Parcel:
     versions: Mapping[str, str]  #: of cahlib, Python and the libraries that processed the images
     silent: tuple[str, ...] = ()  #: domains that never answered
     cut: int = 0  #: as in `Evidence`
+    index: int = 0  #: where in the tar the metadata of all images begins; 0: each has a file of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

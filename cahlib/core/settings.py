@@ -160,7 +160,7 @@ def _held(owner: Any, group: str) -> tuple[Setting, ...]:
         Setting(
             group=group,
             name=each.name,
-            type=float if types[each.name] == float | None else types[each.name],
+            type={float | None: float, int | None: int}.get(types[each.name], types[each.name]),
             default=each.default,
             option=each.metadata["option"],
         )

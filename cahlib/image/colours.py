@@ -29,11 +29,6 @@ def is_valid_profile(profile: bytes) -> bool:
     return all(start >= _HEADER + 4 and 8 <= size <= length - start for _, start, size in tags)
 
 
-def changes_colours(mode: str, profile: bytes | None) -> bool:
-    """Return whether `to_srgb` with this profile would change a picture's colours in this mode."""
-    return _usable_transform(mode, profile) is not None
-
-
 def to_srgb(picture: Picture.Image, profile: bytes | None) -> Picture.Image:
     """Return a loaded picture converted to sRGB, in a plain mode (`pixels.to_plain_mode`).
 

@@ -54,6 +54,20 @@ def decode_jpeg(data: bytes, mode: str = "L", size: tuple[int, int] = (1, 1)) ->
     return _decode_strictly(data, mode, _scaled_size(frame, size))
 
 
+def encode_jpeg(pixels: _Pixels, quality: int) -> bytes:
+    """Return RGB pixels as a JPEG without chroma subsampling."""
+    whole = np.ascontiguousarray(pixels)
+    return bytes(simplejpeg.encode_jpeg(whole, quality, colorsubsampling="444"))
+
+
+def decode_square(data: bytes, side: int) -> _Pixels:
+    """Return the pixels of what `encode_jpeg` made of a square; raise ValueError for others."""
+    if simplejpeg.decode_jpeg_header(data)[:2] != (side, side):
+        raise ValueError("the picture has another size")
+    pixels: _Pixels = simplejpeg.decode_jpeg(data)
+    return pixels
+
+
 def _frame_header(data: bytes) -> tuple[bytes, int]:
     """Return the frame header including its marker, and where the first scan begins."""
     at, frame = 2, b""
@@ -97,12 +111,16 @@ def _check_scans(frame: bytes, scans: Iterator[bytes]) -> None:
         raise ValueError("scans are missing")
 
 
+def jpeg_factor(whole: tuple[int, int], least: tuple[int, int]) -> int:
+    """Return by how much libjpeg may scale a size down fast, so that it is at least ``least``."""
+    width, height = whole
+    fits = (f for f in (8, 4, 2) if -(-width // f) >= least[0] and -(-height // f) >= least[1])
+    return next(fits, 1)
+
+
 def _scaled_size(frame: bytes, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the smallest size that libjpeg scales to fast and that is at least ``size``."""
     height, width = (int.from_bytes(frame[at : at + 2], "big") for at in (5, 7))
-    factor = next(
-        (f for f in (8, 4, 2) if -(-width // f) >= size[0] and -(-height // f) >= size[1]), 1
-    )
+    factor = jpeg_factor((width, height), size)
     return -(-width // factor), -(-height // factor)
 
 

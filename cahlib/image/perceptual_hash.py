@@ -20,61 +20,66 @@ import io
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from dataclasses import replace
 from itertools import combinations
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
-from cahlib.image.colours import changes_colours, to_srgb
+from cahlib.core.records import Image
+from cahlib.image.colours import to_srgb
+from cahlib.image.jpeg import jpeg_factor
 from cahlib.image.pixels import flatten_on_white
 
-_SIDE, _LOW = 32, 8
+#: The side of the picture that is hashed, and how many of its frequencies count.
+LOOKS_SIDE, _LOW = 32, 8
 #: How far the mean colours of a quarter may differ, all be rotated (of 255), and by what angle.
 _COLOUR, _TURN, _ANGLE = 8, 3.5, np.tan(np.radians(16))
 #: Bits of a band that select its bucket; more would give more buckets than images.
 _MAX_KEY = 16
 #: The cosines of a DCT-II, as many as are wanted: (8, 32).
-_COSINES = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * np.arange(_LOW)[:, None])
+_COSINES = np.cos(np.pi / LOOKS_SIDE * (np.arange(LOOKS_SIDE) + 0.5) * np.arange(_LOW)[:, None])
 
 
-def phash(data: bytes) -> str:
-    """Return the perceptual hash of an image file that can be decoded, 64 bits in hex."""
-    return _looks(data)[0]
+class Looks(TypedDict):
+    """How an image looks."""
+
+    phash: str  #: its perceptual hash, 64 bits in hex
+    #: the mean Cb and Cr of its quarters, 8 bytes in hex: top left, top right, bottom left, bottom
+    #: right
+    chroma: str
 
 
-def chroma(data: bytes) -> str:
-    """Return the mean colours of an image file that can be decoded, 8 bytes in hex.
-
-    They are Cb and Cr of its quarters: top left, top right, bottom left, bottom right.
-    """
-    return _looks(data)[1]
+def scaled_for_looks(whole: Picture.Image) -> Picture.Image:
+    """Return the pixels of a whole JPEG as libjpeg scales them down, for the same looks."""
+    return whole.reduce(jpeg_factor(whole.size, (LOOKS_SIDE, LOOKS_SIDE)))
 
 
-@lru_cache(maxsize=1)  # an image is compared shortly before its row is written
-def _looks(data: bytes) -> tuple[str, str]:
+def looks(picture: Picture.Image, profile: bytes | None) -> Looks:
+    """Return how a loaded picture looks, a JPEG that was scaled down for it."""
+    shown = to_srgb(picture, profile)
+    small = flatten_on_white(shown.resize((LOOKS_SIDE, LOOKS_SIDE), Picture.Resampling.BOX))
+    low = _COSINES @ np.asarray(small.convert("L"), np.float64) @ _COSINES.T
+    quarters = small.resize((2, 2), Picture.Resampling.BOX).convert("YCbCr")
+    means = np.asarray(quarters)[..., 1:].tobytes()
+    bits = np.packbits(low > np.median(low))
+    return Looks(phash=bits.tobytes().hex(), chroma=means.hex())
+
+
+def looks_of_file(data: bytes) -> Looks:
+    """Return how an image file that can be decoded looks."""
     with Picture.open(io.BytesIO(data)) as picture:
         profile = picture.info.get("icc_profile")
-        # decoders give a JPEG's own Y as grey
-        own = not (_is_rgb(picture) or changes_colours(picture.mode, profile))
-        picture.draft("YCbCr" if own else "RGB", (_SIDE, _SIDE))
-        if picture.mode == "YCbCr":
-            grey, colours = picture.getchannel("Y"), picture
-        else:
-            shown = flatten_on_white(to_srgb(picture, profile))
-            grey, colours = shown.convert("L"), shown
-        small = grey.resize((_SIDE, _SIDE), Picture.Resampling.BOX)
-        quarters = colours.resize((2, 2), Picture.Resampling.BOX).convert("YCbCr")
-    low = _COSINES @ np.asarray(small, np.float64) @ _COSINES.T
-    means = np.asarray(quarters)[..., 1:].tobytes()
-    return np.packbits(low > np.median(low)).tobytes().hex(), means.hex()
+        picture.draft(picture.mode, (LOOKS_SIDE, LOOKS_SIDE))
+        picture.load()
+        return looks(picture, profile)
 
 
-def _is_rgb(picture: Picture.Image) -> bool:
-    """Return whether a JPEG may hold RGB, from which libjpeg makes no YCbCr (jdapimin.c)."""
-    ids = [each[0] for each in getattr(picture, "layer", ())]
-    return picture.info.get("adobe_transform") == 0 or bytes(ids[:3]) == b"RGB"
+def with_looks(image: Image) -> Image:
+    """Return an image with its looks; its file is decoded only if they are missing."""
+    return image if image.phash else replace(image, **looks_of_file(image.data))
 
 
 def same_colours(

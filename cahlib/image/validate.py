@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 from hashlib import md5, sha1, sha256
 from io import BytesIO
-from typing import TypedDict
 
 from PIL import AvifImagePlugin
 from PIL import Image as Pillow
@@ -22,8 +21,10 @@ from cahlib.core.records import DropReason
 from cahlib.image import jpeg
 from cahlib.image.colours import to_srgb
 from cahlib.image.header import CAN_DECODE_AVIF, ImageHeader, read_header
+from cahlib.image.perceptual_hash import LOOKS_SIDE, Looks, looks, scaled_for_looks
 from cahlib.image.pixels import flatten_on_white, resize_picture
 from cahlib.image.strip_metadata import strip_metadata
+from cahlib.image.thumbs import make_thumb, needs_thumb
 
 #: Pillow's plugins are called directly: `PIL.Image.open` would try other formats, read
 #: multi-picture JPEGs, and warn about a pixel limit of its own.
@@ -57,13 +58,19 @@ _UPRIGHT = {
 }
 
 
-class ValidatedImage(TypedDict):
-    """The fields of `cahlib.core.records.Image` that come from the file."""
+class KeptImage(Looks):
+    """The fields of `cahlib.core.records.Image` that come from the stored pixels."""
 
     data: bytes
     format: str
     width: int
     height: int
+    thumb: bytes
+
+
+class ValidatedImage(KeptImage):
+    """The fields of `cahlib.core.records.Image` that come from the file."""
+
     original_width: int
     original_height: int
     md5: str
@@ -85,16 +92,13 @@ def validate_image(data: bytes, options: Download) -> ValidatedImage | DropReaso
     try:
         whole = strip_metadata(data, header.format, header.orientation)
         if options.resize:
-            kept, format, size = _resized(whole, header, options.resize)
+            kept = _resized(whole, header, options.resize)
         else:
-            kept, format, size = _unchanged(whole, header)
+            kept = _unchanged(whole, header, options.thumbs or 0)
     except _DECODING_ERRORS:
         return DropReason.BROKEN_IMAGE
     return ValidatedImage(
-        data=kept,
-        format=format,
-        width=size[0],
-        height=size[1],
+        **kept,
         original_width=header.width,
         original_height=header.height,
         md5=md5(data, usedforsecurity=False).hexdigest(),
@@ -129,23 +133,27 @@ def _open(kept: bytes, header: ImageHeader) -> ImageFile:
     return image
 
 
-def _unchanged(kept: bytes, header: ImageHeader) -> tuple[bytes, str, tuple[int, int]]:
-    """Validate by decoding; return the bytes unchanged."""
-    with _open(kept, header) as image:
-        if header.format == "jpg":
-            jpeg.decode_jpeg(kept)
-        else:
-            image.load()
-    return kept, header.format, (header.width, header.height)
+def _unchanged(kept: bytes, header: ImageHeader, thumbs: int) -> KeptImage:
+    """Validate by decoding; return the bytes unchanged, and a thumb whose side is ``thumbs``."""
+    whole = header.width, header.height
+    thumbs = thumbs if needs_thumb(whole, thumbs) else 0
+    picture, profile = _decoded(kept, header, whole if thumbs else (LOOKS_SIDE, LOOKS_SIDE))
+    shown = scaled_for_looks(picture) if thumbs and header.format == "jpg" else picture
+    return KeptImage(
+        data=kept,
+        format=header.format,
+        width=header.width,
+        height=header.height,
+        **looks(shown, profile),
+        thumb=make_thumb(picture, profile, thumbs) if thumbs else b"",
+    )
 
 
-def _resized(kept: bytes, header: ImageHeader, side: int) -> tuple[bytes, str, tuple[int, int]]:
+def _resized(kept: bytes, header: ImageHeader, side: int) -> KeptImage:
     """Return an upright JPEG in sRGB whose shorter side is at most ``side``, without metadata."""
     scale = min(1.0, side / min(header.width, header.height))
     size = max(1, round(header.width * scale)), max(1, round(header.height * scale))
-    with _open(kept, header) as image:
-        profile = image.info.get("icc_profile")
-        loaded = _decoded(image, kept, header, size)
+    loaded, profile = _decoded(kept, header, size)
     whole = loaded if loaded.mode in ("L", "RGB") else to_srgb(loaded, profile)
     # A much larger picture is averaged first, which needs no copy of all its pixels.
     if (factor := min(whole.width // size[0], whole.height // size[1]) // 2) > 1:
@@ -158,17 +166,26 @@ def _resized(kept: bytes, header: ImageHeader, side: int) -> tuple[bytes, str, t
         small = small.transpose(_UPRIGHT[header.orientation])
     out = BytesIO()
     small.save(out, "JPEG", quality=_QUALITY)
-    return out.getvalue(), "jpg", small.size
+    return KeptImage(
+        data=out.getvalue(),
+        format="jpg",
+        width=small.width,
+        height=small.height,
+        **looks(scaled_for_looks(small), None),
+        thumb=b"",  # it is small itself
+    )
 
 
 def _decoded(
-    image: ImageFile, kept: bytes, header: ImageHeader, size: tuple[int, int]
-) -> Pillow.Image:
-    """Return the decoded picture, a JPEG at a scale that suffices for ``size``."""
-    if header.format == "jpg" and image.mode != "CMYK":
-        return Pillow.fromarray(jpeg.decode_jpeg(kept, image.mode, size))
-    if header.format == "jpg":  # Pillow handles CMYK better: Adobe stores it inverted
-        jpeg.decode_jpeg(kept)
-        image.draft("CMYK", size)
-    image.load()
-    return image
+    kept: bytes, header: ImageHeader, size: tuple[int, int]
+) -> tuple[Pillow.Image, bytes | None]:
+    """Return the decoded picture, a JPEG at a scale that suffices for ``size``, and its profile."""
+    with _open(kept, header) as image:
+        profile = image.info.get("icc_profile")
+        if header.format == "jpg" and image.mode != "CMYK":
+            return Pillow.fromarray(jpeg.decode_jpeg(kept, image.mode, size)), profile
+        if header.format == "jpg":  # Pillow handles CMYK better: Adobe stores it inverted
+            jpeg.decode_jpeg(kept)
+            image.draft("CMYK", size)
+        image.load()
+        return image, profile

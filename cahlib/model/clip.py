@@ -30,10 +30,11 @@ from safetensors import SafetensorError
 
 from cahlib.core.config import Judge
 from cahlib.core.errors import ConfigError, RunError
+from cahlib.image.thumbs import read_thumb
 from cahlib.model.cpu import packable_tower
 from cahlib.model.device_model import DeviceModel, Vectors
 from cahlib.model.frameworks import open_clip, torch
-from cahlib.model.inputs import GroupedTokenizer, PixelArray, fast_step, preprocess
+from cahlib.model.inputs import GroupedTokenizer, PixelArray, fast_step, preprocess, thumb_side
 from cahlib.model.model_source import ModelSource, find_source
 from cahlib.model.pretrained import find_weights_info, image_options
 
@@ -70,6 +71,7 @@ class Clip:
         # The last two steps turn an image into floats, which is faster for a batch on its device.
         self._steps = [fast_step(step) for step in transform.transforms[:-2]]
         size = 64 if not on_cpu else 16 if packable_tower(model) is None else _ROW
+        self.thumb = thumb_side(self._steps)  #: the side of thumbs that it can use, or 0
         self._tokens = GroupedTokenizer(tokenizer, padding=_padding(model), size=size)
         models = [model, *(copy.deepcopy(model) for _ in self.devices[1:])]
         self._replicas = [DeviceModel(*each) for each in zip(models, self.devices, strict=True)]
@@ -78,11 +80,14 @@ class Clip:
             self._free.put(replica)
         self.dim = self.embed_texts([""]).shape[1]  #: width of the embeddings
 
-    def prepare(self, data: bytes) -> PixelArray | None:
+    def prepare(self, data: bytes, thumb: bytes = b"") -> PixelArray | None:
         """Decode, resize and crop an image as open_clip does; return None if it is unreadable.
 
-        Shape (height, width, 3), uint8. May be called from many threads.
+        Shape (height, width, 3), uint8. A thumb is decoded instead if it has the model's size. May
+        be called from many threads.
         """
+        if thumb and self.thumb and (pixels := read_thumb(thumb, self.thumb)) is not None:
+            return pixels
         return preprocess(data, self._steps)
 
     def embed(self, pixels: Sequence[PixelArray], texts: Sequence[str]) -> tuple[Vectors, Vectors]:

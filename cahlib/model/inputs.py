@@ -10,14 +10,15 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cahlib.image.colours import to_srgb
-from cahlib.image.pixels import resize_picture, to_plain_mode
+from cahlib.image.pixels import resize_shorter_side
+from cahlib.image.thumbs import to_model_colours
 
 #: An image as the model sees it: (height, width, 3).
 PixelArray: TypeAlias = NDArray[np.uint8]
@@ -42,12 +43,7 @@ def preprocess(data: bytes, steps: Sequence[Callable[[Any], Any]]) -> PixelArray
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
-        # It changes no pixel, but Pillow would warn of palettes that have it.
-        image.info.pop("transparency", None)
-        if profile := image.info.get("icc_profile"):
-            image = to_srgb(image, profile)
-        elif image.mode.startswith("I"):  # open_clip's steps would turn 16-bit grey into white
-            image = to_plain_mode(image)
+        image = to_model_colours(image, image.info.get("icc_profile"))
         for step in steps:
             image = step(image)
         return np.asarray(image)
@@ -59,27 +55,17 @@ def fast_step(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return a step of open_clip's, or one that does the same in less time."""
     side, filter = getattr(step, "size", None), getattr(step, "interpolation", None)
     if isinstance(side, int) and str(getattr(filter, "value", "")) == "bicubic":
-        return _Shorter(side, step)
+        return partial(resize_shorter_side, side=side)
     return step
 
 
-class _Shorter:
-    """Resize the shorter side to a length, as torchvision's Resize does.
-
-    Similarities differ by less than 0.0003. From 700 x 540 pixels to 224 it takes 0.7 instead of
-    5.5 ms, while decoding takes 3.
-    """
-
-    def __init__(self, side: int, other: Callable[[Any], Any]) -> None:
-        """``other`` resizes images that are neither grey nor RGB, such as palettes."""
-        self._side, self._other = side, other
-
-    def __call__(self, image: Image.Image) -> Any:
-        short = min(image.size)
-        if image.mode not in ("L", "RGB") or short == self._side:
-            return self._other(image)
-        width, height = (int(self._side * length / short) for length in image.size)
-        return resize_picture(image, (width, height))
+def thumb_side(steps: Sequence[Callable[[Any], Any]]) -> int:
+    """Return the side of thumbs that have the pixels to which these steps lead, 0 for others."""
+    first, second = (*steps, None, None)[:2]
+    if not isinstance(first, partial) or first.func is not resize_shorter_side:
+        return 0
+    side: int = first.keywords["side"]
+    return side if getattr(second, "size", None) in (side, (side, side), [side, side]) else 0
 
 
 class GroupedTokenizer:

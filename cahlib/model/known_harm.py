@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from cahlib.core.lists import LOOKS, entries
 from cahlib.core.records import DropReason, Image, Stage, Stats
-from cahlib.image.perceptual_hash import NearIndex, phash
+from cahlib.image.perceptual_hash import NearIndex, with_looks
 from cahlib.model.inputs import DECODE_ERRORS
 
 
@@ -26,15 +26,16 @@ def drop_known_harm(
 ) -> Iterator[Image]:
     """Yield the images that look like none of the listed ones; only count the others."""
     for image in images:
-        if harm is not None and _looks(image, harm):
+        image = _with_looks(image) if harm is not None else image
+        if harm is not None and image.phash and int(image.phash, 16) in harm:
             stats.entered[Stage.JUDGE] += 1
             stats.dropped[DropReason.HARM_LOOKS] += 1
         else:
             yield image
 
 
-def _looks(image: Image, harm: NearIndex) -> bool:
+def _with_looks(image: Image) -> Image:
     try:
-        return int(phash(image.data), 16) in harm
+        return with_looks(image)
     except DECODE_ERRORS:  # in a stranger's parcel; scoring counts it as unreadable
-        return False
+        return image

@@ -101,15 +101,16 @@ def _embedded(images: Iterable[Image], clip: Clip, size: int, stats: Stats) -> I
     def weigh(image: Image) -> int:
         return max(len(image.data), least)
 
+    def prepare(image: Image) -> PixelArray | None:
+        return clip.prepare(image.data, image.thumb)
+
     def embed(batch: list[_Prepared]) -> tuple[Vectors, Vectors]:
         texts = [image.candidate.text for image, _ in batch]
         return clip.embed([pixels for _, pixels in batch], texts)
 
     with _threads(os.cpu_count() or 1) as decoders, _threads(clip.slots) as devices:
         taken, full = _counted(images, stats), least * size
-        prepared = _ahead(
-            lambda image: clip.prepare(image.data), taken, decoders, weigh=weigh, full=full
-        )
+        prepared = _ahead(prepare, taken, decoders, weigh=weigh, full=full)
         batches = _batches(_readable(prepared, stats), weigh=weigh, full=full)
         yield from _ahead(embed, batches, devices, weigh=lambda _: 1, full=clip.slots)
 

@@ -1,9 +1,10 @@
 """A parcel: the images of one shard in one tar, committed by its manifest.
 
-The tar (``<shard>.tar``, in WebDataset's layout: ``<uid>.<format>`` and ``<uid>.json`` of each
-image) grows while images arrive, under a temporary name. The manifest (``<shard>.json``) is renamed
-into place last; without it, a tar does not count. Neither file is trusted when read, since they may
-come from another machine.
+The tar (``<shard>.tar``) grows while images arrive, under a temporary name: ``<uid>.<format>`` and,
+if there is one, ``<uid>.thumb`` of each; last ``metadata.jsonl``, with a line per image in the
+order of their positions, so that a reader parses one file once. The manifest (``<shard>.json``) is
+renamed into place last; without it, a tar does not count. Neither file is trusted when read, since
+they may come from another machine.
 """
 
 from __future__ import annotations
@@ -13,50 +14,32 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO
 
 import msgspec
 
 from cahlib.core.errors import ShardError
-from cahlib.core.lists import md5
-from cahlib.core.records import Candidate, Evidence, Image, OptOut, Parcel, Shard, Stats
-from cahlib.parcel.tar import TarError, TarMember, TarWriter, parcel_disk, read_members
+from cahlib.core.records import Evidence, Image, OptOut, Parcel, Shard, Stats
+from cahlib.parcel.layout1 import read_layout1
+from cahlib.parcel.metadata import (
+    INVALID_JSON,
+    MAX_METADATA,
+    ImageEntry,
+    ImageMetadata,
+    decode_metadata,
+)
+from cahlib.parcel.tar import TarError, TarWriter, parcel_disk
 
-#: Version of the layout.
-_LAYOUT = 1
+#: Version of the layout; in the first, metadata follows each image (`cahlib.parcel.layout1`).
+_LAYOUT = 2
 
-_NAME = re.compile(r"([0-9a-f]{32})\.(jpg|png|webp|avif)")
 _PART = re.compile(r"[0-9a-f]{8}(\.json)?\.part")
-#: Bytes of an image's JSON: a million characters of raw text, the most that settings allow, all of
-#: them escaped, and the rest.
-_MAX_METADATA = 8_000_000
 _CHUNK = 1 << 20
-
-#: A length that fits a dataset's columns.
-_Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
-
-#: What decoding raises for untrusted JSON.
-_INVALID_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-class _ImageMetadata(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """The content of ``<uid>.json``: an image without its bytes."""
-
-    candidate: Candidate
-    width: _Pixels
-    height: _Pixels
-    original_width: _Pixels
-    original_height: _Pixels
-    md5: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-    sha1: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{40}\Z")]
-    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-    robots: str
 
 
 class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
@@ -74,18 +57,11 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
     versions: dict[str, str]
     silent: tuple[str, ...] = ()
     cut: int = 0
+    index: int = 0
 
 
 #: The fields that a manifest and its parcel have in common.
 _COMMON_FIELDS = [name for name in _Manifest.__struct_fields__ if name not in ("layout", "stats")]
-
-
-class _Place(NamedTuple):
-    """Where an image and its JSON are in the tar."""
-
-    position: int  #: of its candidate in the shard
-    data: TarMember
-    text: TarMember
 
 
 def write_parcel(
@@ -109,13 +85,15 @@ def write_parcel(
     tar, manifest = (folder / f"{shard.id}.{mark}{kind}.part" for kind in ("", ".json"))
     try:
         with TarWriter(tar) as writer:
-            count = sum(_add_image(writer, image) for image in images)
+            entries = sorted(_add_image(writer, image) for image in images)
+            index = writer.add("metadata.jsonl", b"".join(line for _, line in entries))
         parcel = Parcel(
             shard=shard,
             path=folder / f"{shard.id}.tar",
             sha256=writer.sha256,
             size=writer.size,
-            images=count,
+            images=len(entries),
+            index=index,
             stats=stats,
             optouts=tuple(evidence.optouts),
             silent=tuple(evidence.silent),
@@ -147,12 +125,12 @@ def find_parcel(folder: Path, shard: Shard) -> Parcel | None:
         stats = Stats.from_dict(manifest.stats)
         path = folder / f"{shard.id}.tar"
         if (
-            manifest.layout != _LAYOUT
+            manifest.layout != (_LAYOUT if manifest.index else 1)
             or manifest.shard != shard
             or path.stat().st_size != manifest.size
         ):
             return None
-    except (OSError, KeyError, TypeError, AttributeError, *_INVALID_JSON):
+    except (OSError, KeyError, TypeError, AttributeError, *INVALID_JSON):
         return None
     return Parcel(path=path, stats=stats, **_fields(manifest, _COMMON_FIELDS))
 
@@ -192,30 +170,51 @@ def check_parcel(parcel: Parcel) -> None:
         raise ShardError(f"Parcel {parcel.path.name} is damaged: its checksum does not match.")
 
 
-def read_images(parcel: Parcel) -> Iterator[Image]:
+def read_images(parcel: Parcel, *, trusted: bool = True) -> Iterator[Image]:
     """Yield the images of a checked parcel, in the order of their positions.
 
+    A stranger's parcel is not ``trusted``: its thumbs, and what it says of looks, are not used.
     Raise ShardError for a tar that contains anything else.
     """
     with _opened(parcel) as file:
-        places = sorted(_places(parcel, file))
-        if len({place.position for place in places}) != parcel.images:
-            raise _damaged(parcel, "does not have the images that its manifest counts")
-        for place in places:
-            yield _image(parcel, file, place)
+        if not parcel.index:
+            yield from read_layout1(parcel, file)
+            return
+        file.seek(parcel.index)
+        before, read = -1, 0
+        for _ in range(parcel.images):
+            entry = decode_metadata(file.readline(MAX_METADATA), ImageEntry)
+            files = entry.data, entry.thumb or (0, 0)
+            read += sum(size for _, size in files)
+            if read > parcel.size or any(at + size > parcel.index for at, size in files):
+                raise TarError("has an image that lies elsewhere")
+            if entry.candidate.position <= before:
+                raise TarError("does not have its images in order")
+            before = entry.candidate.position
+            yield _image(entry, [os.pread(file.fileno(), size, at) for at, size in files], trusted)
 
 
-def _add_image(writer: TarWriter, image: Image) -> int:
-    writer.add(f"{image.candidate.uid}.{image.format}", image.data)
-    writer.add(f"{image.candidate.uid}.json", _metadata(image))
-    return 1
-
-
-def _metadata(image: Image) -> bytes:
-    text = msgspec.json.encode(_fields(image, _ImageMetadata.__struct_fields__))
-    if len(text) > _MAX_METADATA:  # readers would reject it
+def _add_image(writer: TarWriter, image: Image) -> tuple[int, bytes]:
+    """Add the files of an image; return its position and its line of metadata."""
+    uid = image.candidate.uid
+    data = writer.add(f"{uid}.{image.format}", image.data), len(image.data)
+    thumb = (writer.add(f"{uid}.thumb", image.thumb), len(image.thumb)) if image.thumb else None
+    fields = _fields(image, (*ImageMetadata.__struct_fields__, "format", "phash", "chroma"))
+    line = msgspec.json.encode({**fields, "data": data, "thumb": thumb}) + b"\n"
+    if len(line) > MAX_METADATA:  # readers would reject it
         raise ShardError(f"The metadata of {image.candidate.url:.200} is too long for a parcel.")
-    return text
+    return image.candidate.position, line
+
+
+def _image(entry: ImageEntry, files: Sequence[bytes], trusted: bool) -> Image:
+    return Image(
+        data=files[0],
+        format=entry.format,
+        phash=entry.phash if trusted else "",
+        chroma=entry.chroma if trusted else "",
+        thumb=files[1] if trusted else b"",
+        **_fields(entry, ImageMetadata.__struct_fields__),
+    )
 
 
 def _manifest_json(parcel: Parcel) -> bytes:
@@ -266,38 +265,3 @@ def _opened(parcel: Parcel) -> Iterator[BinaryIO]:
 
 def _damaged(parcel: Parcel, what: str) -> ShardError:
     return ShardError(f"Parcel {parcel.path.name} {what}; its shard has to be scraped again.")
-
-
-def _places(parcel: Parcel, file: BinaryIO) -> Iterator[_Place]:
-    """Yield the places of images and JSON, which alternate and share the name of a candidate."""
-    files = read_members(file)
-    for data, text in zip_longest(files, files):
-        if text is None:
-            raise _damaged(parcel, "has an image without metadata")
-        uid, _, format = data.name.partition(".")
-        if not _NAME.fullmatch(data.name) or text.name != f"{uid}.json":
-            raise _damaged(parcel, "has files with unexpected names")
-        candidate = _read_metadata(parcel, file, text).candidate
-        if not candidate.uid == uid == md5(candidate.url + candidate.text).hex():
-            raise _damaged(parcel, "has an image under another's name")
-        yield _Place(candidate.position, data, text)
-
-
-def _read_metadata(parcel: Parcel, file: BinaryIO, text: TarMember) -> _ImageMetadata:
-    if text.size > _MAX_METADATA:
-        raise _damaged(parcel, "has too long metadata of an image")
-    file.seek(text.offset)
-    try:
-        return msgspec.json.decode(file.read(text.size), type=_ImageMetadata)
-    except _INVALID_JSON as error:
-        raise _damaged(parcel, f"has invalid metadata of an image ({error})") from error
-
-
-def _image(parcel: Parcel, file: BinaryIO, place: _Place) -> Image:
-    metadata = _read_metadata(parcel, file, place.text)
-    file.seek(place.data.offset)
-    return Image(
-        data=file.read(place.data.size),
-        format=place.data.name.partition(".")[2],
-        **msgspec.structs.asdict(metadata),
-    )

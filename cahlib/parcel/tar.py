@@ -44,7 +44,7 @@ class TarWriter:
     """A new tar, hashed while it grows; complete and synced when the context exits."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._end = path, 0
 
     def __enter__(self) -> TarWriter:
         with parcel_disk(self._path.parent):
@@ -69,13 +69,15 @@ class TarWriter:
         """Bytes written."""
         return self._raw.size
 
-    def add(self, name: str, data: bytes) -> None:
-        """Append a file; its header depends on nothing but its name and size."""
-        header = _header(name, len(data))
+    def add(self, name: str, data: bytes) -> int:
+        """Append a file and return where it begins; its header holds only its name and size."""
+        header, padding = _header(name, len(data)), -len(data) % _BLOCK
         with parcel_disk(self._path.parent):
-            self._file.write(header)
-            self._file.write(data)
-            self._file.write(bytes(-len(data) % _BLOCK))
+            for piece in (header, data, bytes(padding)):
+                self._file.write(piece)
+        begin = self._end + _BLOCK
+        self._end = begin + len(data) + padding
+        return begin
 
 
 def _header(name: str, size: int) -> bytes:

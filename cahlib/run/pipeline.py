@@ -56,7 +56,7 @@ from cahlib.run.failures import Failures
 from cahlib.run.resume import faults, resume
 from cahlib.run.run_directory import open_run_directory
 from cahlib.run.scrape import scrape
-from cahlib.run.scrapers import Engine, Scraping, scrapers
+from cahlib.run.scrapers import Engine, Scraping, scrapers, with_thumbs
 
 T = TypeVar("T")
 
@@ -247,13 +247,12 @@ class _Work:
     def _submit(self, scrapers: Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
         if brought := self._ledger.parcel(shard):
-            scrapers.submit(
-                shard.id, storage.download_parcel, shard, brought, self._away, limit=seconds
-            )
+            fetching = storage.download_parcel, shard, brought, self._away
+            scrapers.submit(shard.id, *fetching, limit=seconds)
             return
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
             return
-        download = self._job.download
+        download = with_thumbs(self._job)
         download = replace(download, left_alone=self._dead_domains.merged_with(download.left_alone))
         scrapers.submit(shard.id, scrape, shard, crawl, download, self._away, limit=seconds)
 
@@ -262,7 +261,8 @@ class _Work:
         for work in scraped:
             try:
                 parcels.check_parcel(work.parcel)
-                images = parcels.read_images(work.parcel)
+                ours = not self._ledger.parcel(work.parcel.shard)
+                images = parcels.read_images(work.parcel, trusted=ours)
                 yield work, chain(list(islice(images, 1)), images)
             except Exception as error:  # noqa: BLE001 - told where the shard's turn comes
                 yield work, error

@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from cahlib.core import private
-from cahlib.core.config import Job
+from cahlib.core.config import Download, Job
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.path_map import expanded
+from cahlib.core.presets import PRESETS
 from cahlib.core.progress import Board
 from cahlib.core.records import Shard
 from cahlib.core.settings import Checked, held
@@ -101,6 +103,14 @@ def scrapers(
     wanted = orders(job, guard(job, watchdog, tokens))
     with crew(clouds(tokens), wanted, home, tell=tell, stop=stop, board=shown) as swarm:
         yield _Supplied(swarm), swarm.folder
+
+
+def with_thumbs(job: Job) -> Download:
+    """Return a job's download settings with the side of thumbs that its scrapers shall make."""
+    side, is_far = job.download.thumbs, job.place.has_servers or job.place.engine
+    if side is None:
+        side = PRESETS[job.judge.preset].side if is_far and not job.judge.model else 0
+    return replace(job.download, thumbs=side)
 
 
 def _await_workers(cluster: Remote, address: str, stop: threading.Event) -> None:

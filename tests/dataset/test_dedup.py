@@ -20,8 +20,9 @@ from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.dataset.write.duplicate_index import DuplicateIndex, load_duplicate_index
 from cahlib.demo.world import SCENES
-from cahlib.image.perceptual_hash import NearIndex, chroma, near_pairs, phash, same_colours
+from cahlib.image.perceptual_hash import NearIndex, near_pairs, same_colours
 from tests.world import judged as world
+from tests.world.pictures import chroma, phash
 
 
 def drawn(number, size=(320, 240)):

@@ -25,11 +25,11 @@ from cahlib.dataset.storage.upload import upload_shards
 from cahlib.dataset.tar_index import TAR_INDEX_FILES
 from cahlib.dataset.write import columns, formats, shard_writer
 from cahlib.dataset.write.columns import OPTIONAL_COLUMNS, make_row
-from cahlib.image.perceptual_hash import phash
 from cahlib.run.pipeline import run
 from tests.world import judged as world
 from tests.world.crashes import before_each_renaming
 from tests.world.judged import with_forms, write, write_these
+from tests.world.pictures import phash
 
 FORMS = ("images", "embeddings", "tfrecords")
 SOME = [forms for count in range(4) for forms in combinations(FORMS, count)]

@@ -13,6 +13,7 @@ from PIL import ImageOps
 
 from cahlib.core.config import Download
 from cahlib.core.records import DropReason
+from cahlib.image.perceptual_hash import looks_of_file
 from cahlib.image.validate import validate_image
 from tests.world.pictures import picture
 
@@ -51,6 +52,8 @@ def test_originals_stay_as_they_are(format):
         "md5": hashlib.md5(data).hexdigest(),
         "sha1": hashlib.sha1(data).hexdigest(),
         "sha256": hashlib.sha256(data).hexdigest(),
+        "thumb": b"",
+        **looks_of_file(data),
     }
 
 

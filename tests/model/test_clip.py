@@ -20,6 +20,7 @@ open_clip = pytest.importorskip("open_clip", reason="judging needs: pip install 
 from cahlib.core.config import Judge  # noqa: E402
 from cahlib.core.errors import ConfigError, RunError  # noqa: E402
 from cahlib.image import pixels  # noqa: E402
+from cahlib.image.jpeg import encode_jpeg  # noqa: E402
 from cahlib.model import clip  # noqa: E402
 from cahlib.model.clip import load_clip  # noqa: E402
 from cahlib.model.device_model import DeviceModel  # noqa: E402
@@ -70,6 +71,15 @@ def pictures():
 
 def embed(model, data, texts):
     return model.embed([model.prepare(each) for each in data], texts)
+
+
+def test_a_thumb_of_the_models_size_spares_the_image(tiny):
+    data = models.picture(0, format="JPEG", size=(300, 200))
+    grey = {side: encode_jpeg(np.full((side, side, 3), 77, np.uint8), 98) for side in (64, 65)}
+    assert tiny.thumb == 64
+    assert np.array_equal(tiny.prepare(data, grey[64]), np.full((64, 64, 3), 77))
+    for unfit in (grey[65], grey[64][:200], data, b"no picture"):
+        assert np.array_equal(tiny.prepare(data, unfit), tiny.prepare(data))
 
 
 def test_numbers_equal_a_plain_computation(folder, tiny, exact):

@@ -11,6 +11,7 @@ import textwrap
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from cahlib import __version__
 from cahlib.core.errors import RunError, ShardError
 from cahlib.core.records import DropReason, Evidence, OptOut, Shard, Stage, Stats
 from cahlib.parcel import parcel as parcels
+from cahlib.parcel.metadata import ImageMetadata
 from cahlib.parcel.tar import TarWriter, parcel_disk
 from tests.world.pictures import candidate, image
 
@@ -30,6 +32,22 @@ POSITIONS = [3, 0, 7, 1]
 
 def sealed(folder, positions=POSITIONS, **how):
     return parcels.write_parcel(map(image, positions), SHARD, folder, stats=Stats(), **how)
+
+
+def first_layout(folder, positions):
+    """A parcel as cahlib wrote them before there was one file of metadata."""
+    parcel = sealed(folder, positions)
+    with TarWriter(parcel.path.with_suffix(".new")) as tar:
+        for each in map(image, positions):
+            tar.add(f"{each.candidate.uid}.jpg", each.data)
+            told = {name: getattr(each, name) for name in ImageMetadata.__struct_fields__}
+            tar.add(f"{each.candidate.uid}.json", msgspec.json.encode(told))
+    parcel.path.with_suffix(".new").rename(parcel.path)
+    manifest = parcel.path.with_suffix(".json")
+    told = {**json.loads(manifest.read_text()), "layout": 1, "sha256": tar.sha256, "size": tar.size}
+    del told["index"]
+    manifest.write_text(json.dumps(told))
+    return parcels.find_parcel(folder, SHARD)
 
 
 def test_images_come_back_in_the_order_of_the_page(tmp_path):
@@ -48,12 +66,30 @@ def test_everything_that_is_known_about_an_image_comes_back(tmp_path):
         height=2,
         original_width=3,
         robots="noai\ngooglebot: none",
+        phash="0123456789abcdef",
+        chroma="8080808080808080",
+        thumb=b"\xff" * 700,
         candidate=dataclasses.replace(
             candidate("http://a/b", 5, '"Ümläut" \n 😀'), raw_text="Ã¼", page="", reliable=False
         ),
     )
     parcel = parcels.write_parcel([strange], SHARD, tmp_path, stats=Stats())
     assert list(parcels.read_images(parcel)) == [strange]
+    with tarfile.open(parcel.path) as tar:
+        assert [member.name.partition(".")[2] for member in tar] == ["webp", "thumb", "jsonl"]
+
+
+def test_of_a_strangers_parcel_only_the_images_count(tmp_path):
+    told = dataclasses.replace(image(0), phash="0" * 16, chroma="0" * 16, thumb=b"another picture")
+    parcel = parcels.write_parcel([told], SHARD, tmp_path, stats=Stats())
+    assert list(parcels.read_images(parcel, trusted=False)) == [image(0)]
+
+
+def test_a_parcel_of_the_first_layout_is_still_read(tmp_path):
+    parcel = first_layout(tmp_path, POSITIONS)
+    assert parcel == parcels.find_parcel(tmp_path, SHARD)
+    parcels.check_parcel(parcel)
+    assert list(parcels.read_images(parcel)) == [image(position) for position in sorted(POSITIONS)]
 
 
 def test_a_sealed_parcel_is_recognised_with_all_it_says(tmp_path):
@@ -103,17 +139,6 @@ def test_the_tar_is_the_same_whenever_and_wherever_it_is_made(tmp_path):
     with tarfile.open(first.path) as tar:
         for member in tar:
             assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its own open file
-def test_webdataset_reads_it(tmp_path):
-    import webdataset  # loads torch, which takes seconds
-
-    parcel = sealed(tmp_path)
-    samples = list(webdataset.WebDataset(str(parcel.path), shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == [image(n).candidate.uid for n in POSITIONS]
-    assert samples[0]["jpg"] == image(3).data
-    assert json.loads(samples[0]["json"])["candidate"]["url"] == image(3).candidate.url
 
 
 def test_what_nobody_would_read_is_not_sealed(tmp_path):
@@ -170,7 +195,8 @@ def test_an_unsealed_parcel_is_rubbish(tmp_path):
         "[]",
         "nonsense",
         whole[:-9],
-        whole.replace('"layout": 1', '"layout": 2'),
+        whole.replace('"layout": 2', '"layout": 3'),
+        whole.replace('"layout": 2', '"layout": 1'),
     ):
         manifest.write_text(rubbish)
         assert parcels.find_parcel(tmp_path, SHARD) is None
@@ -295,8 +321,8 @@ def named(name, **values):
     return info
 
 
-def edited(data, **values):
-    said = json.loads(data)
+def edited(text, /, **values):
+    said = json.loads(text)
     said.update(values)
     return json.dumps(said).encode()
 
@@ -343,14 +369,53 @@ EVIL = {
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_a_hostile_tar_is_refused(tmp_path, evil):
-    parcel = sealed(tmp_path, [0, 1])
+    parcel = first_layout(tmp_path, [0, 1])
     with pytest.raises(ShardError, match="has to be scraped again"):
         list(parcels.read_images(rewritten(parcel, EVIL[evil])))
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def on_lines(**values):
+    return lambda text: b"".join(edited(line, **values) + b"\n" for line in text.splitlines())
+
+
+EVIL_LINES = {
+    "none": lambda text: b"",
+    "one too few": lambda text: text.splitlines(keepends=True)[0],
+    "one twice": lambda text: 2 * text.splitlines(keepends=True)[0],
+    "another order": lambda text: b"".join(text.splitlines(keepends=True)[::-1]),
+    "no text": lambda text: b"\xff" + text,
+    "text in pieces": lambda text: text[:-9],
+    "deep text": lambda text: b"[" * 500_000,
+    "endless text": lambda text: text.replace(b"{", b"{" + b" " * 9_000_000, 1),
+    "a size in words": on_lines(width="wide"),
+    "more pixels than can be": on_lines(original_width=2**31),
+    "a hash that is none": on_lines(sha256="0x" + "0" * 62),
+    "a perceptual hash that is none": on_lines(phash="-00000000000001e"),
+    "another's key": lambda text: text.replace(b'"text":"', b'"text":"another '),
+    "an unknown field": on_lines(more=1),
+    "a missing field": lambda text: text.replace(b'"md5"', b'"md4"'),
+    "another kind": on_lines(format="exe"),
+    "bytes before the tar": on_lines(data=[-512, 600]),
+    "bytes behind it": on_lines(data=[512, 2**40]),
+    "bytes far behind it": on_lines(thumb=[2**61, 2**61]),
+    "bytes beyond numbers": on_lines(data=[2**64, 1]),
+    "all bytes for each image": lambda text: on_lines(data=[0, 20_000])(text),
+}
+
+
+@pytest.mark.parametrize("evil", EVIL_LINES)
+def test_a_hostile_index_is_refused(tmp_path, evil):
+    parcel = sealed(tmp_path, [0, 1])
+    data = parcel.path.read_bytes()
+    lines = data[parcel.index :].rstrip(b"\0")
+    parcel.path.write_bytes(data[: parcel.index] + EVIL_LINES[evil](lines))
+    with pytest.raises(ShardError, match="has to be scraped again"):
+        list(parcels.read_images(parcel))
+
+
 def test_absurd_sizes_are_refused(tmp_path):
-    parcel = sealed(tmp_path, [0])
+    parcel = first_layout(tmp_path, [0])
     data = parcel.path.read_bytes()
     for size in (len(data), 10**9, 8**11 - 1, 2**62, -512):
         info = named(f"{UID}.jpg", size=size)

@@ -66,6 +66,19 @@ def test_a_run_measures_its_shards_for_the_next_plan(tmp_path, monkeypatch):
     assert 0 < seen.core != 14 and seen.model > 0 and "the last runs" in seen.source
 
 
+def test_thumbs_change_what_is_scored_next_to_nothing(tmp_path):
+    crawl = small.write(tmp_path / "crawl", files=1, links=3)
+    scores = {}
+    for side in (0, 64):
+        with small.Pictures() as web:
+            run(replace(small.job(crawl, tmp_path / f"{side}", web), thumbs=side))
+        rows = pq.read_table(tmp_path / f"{side}" / "metadata").to_pylist()
+        scores[side] = {row["uid"]: row["similarity"] for row in rows}
+    assert scores[0].keys() == scores[64].keys()
+    apart = [abs(scores[0][uid] - scores[64][uid]) for uid in scores[0]]
+    assert 0 < max(apart) < 0.02
+
+
 def test_parcels_that_a_kill_left_behind_go_at_the_next_launch(tmp_path, monkeypatch):
     """Killed between the ledger's word that a shard is done and the removal of its parcel."""
     crawl = small.write(tmp_path / "crawl", files=1, links=3)

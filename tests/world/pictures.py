@@ -8,6 +8,7 @@ from functools import cache
 from PIL import Image as Pillow
 
 from cahlib.core.records import Candidate, Image
+from cahlib.image.perceptual_hash import looks_of_file
 
 
 @cache
@@ -18,6 +19,14 @@ def picture(format: str = "JPEG", size: tuple[int, int] = (160, 120), **options:
     file = io.BytesIO()
     Pillow.frombytes("RGB", size, noise).convert(mode).save(file, format, **options)
     return file.getvalue()
+
+
+def phash(data: bytes) -> str:
+    return looks_of_file(data)["phash"]
+
+
+def chroma(data: bytes) -> str:
+    return looks_of_file(data)["chroma"]
 
 
 def candidate(url: str, position: int = 0, text: str = "a picture") -> Candidate:

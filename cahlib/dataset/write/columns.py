@@ -19,7 +19,6 @@ from cahlib.core.errors import ConfigError
 from cahlib.core.records import Candidate, Image, Judged
 from cahlib.core.table_rows import Extra, typed
 from cahlib.dataset.layout import CURRENT_LAYOUT
-from cahlib.image.perceptual_hash import chroma, phash
 
 #: The metadata of one pair, by column.
 Row = dict[str, Any]
@@ -76,9 +75,9 @@ ALL_COLUMNS = [
     Column("md5", pa.string(), "image.md5", "hex, of the bytes as served"),
     Column("sha1", pa.string(), "image.sha1", "hex, of the bytes as served"),
     Column("sha256", pa.string(), "image.sha256", "hex, of the bytes as served"),
-    Column("phash", pa.string(), lambda pair: phash(pair.image.data),
+    Column("phash", pa.string(), "image.phash",
            "perceptual hash, 16 hex digits, as ImageHash's `phash`"),
-    Column("chroma", pa.string(), lambda pair: chroma(pair.image.data),
+    Column("chroma", pa.string(), "image.chroma",
            "mean colours of the four quarters, compared where perceptual hashes are alike",
            since=2, optional=True),
     Column("format", pa.string(), "image.format",

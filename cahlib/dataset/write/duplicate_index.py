@@ -19,7 +19,7 @@ from cahlib.core.records import DropReason, Judged, Shard
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import ShardManifest, read_manifest
 from cahlib.dataset.storage.files import files_at
-from cahlib.image.perceptual_hash import NearIndex, chroma, phash
+from cahlib.image.perceptual_hash import NearIndex, with_looks
 
 #: The columns that identify an image.
 _COLUMNS = "sha256", "phash", "chroma"
@@ -86,8 +86,8 @@ class DuplicateIndex:
             return None
         seen = ImageFingerprint(bytes.fromhex(image.sha256), 0)
         if self._kind == "near":
-            looks = (int(each(image.data), 16) for each in (phash, chroma))
-            seen = ImageFingerprint(seen.sha256, *looks)
+            image = with_looks(image)
+            seen = ImageFingerprint(seen.sha256, int(image.phash, 16), int(image.chroma, 16))
         reason = self._committed.find_duplicate(seen) or self._own.find_duplicate(seen)
         if reason is None:
             self._own.add(seen)

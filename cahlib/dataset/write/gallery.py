@@ -19,7 +19,7 @@ from PIL import Image as Picture
 
 from cahlib.core.records import DropReason, Judged
 from cahlib.dataset.manifest import GalleryItem
-from cahlib.image.perceptual_hash import phash
+from cahlib.image.perceptual_hash import with_looks
 from cahlib.image.pixels import flatten_on_white, to_plain_mode
 
 #: Samples of kept and of dropped pairs: few, so that the manifests of 1,000 shards stay small.
@@ -108,7 +108,7 @@ def _show(judged: Judged, *, blur: bool = True) -> GalleryItem:
         md5=judged.image.md5,
         sha1=judged.image.sha1,
         sha256=judged.image.sha256,
-        phash=phash(judged.image.data),
+        phash=with_looks(judged.image).phash,
     )
 
 

@@ -63,6 +63,7 @@ from cahlib.dataset.write.formats import FormatWriter, MatrixWriter, ParquetWrit
 from cahlib.dataset.write.gallery import Gallery
 from cahlib.dataset.write.reencode import reencode_as_jpeg
 from cahlib.dataset.write.tfrecord import TFRecordWriter
+from cahlib.image.perceptual_hash import with_looks
 from cahlib.model.open_nsfw import OPEN_NSFW, nsfw_band
 
 #: Reasons to drop a pair that the dataset has already.
@@ -324,11 +325,12 @@ def _replace(folder: Path, fresh: ShardManifest, before: ShardManifest) -> None:
 def _without_duplicates(
     judged: Iterable[Judged], again: Callable[[Judged], DropReason | None]
 ) -> Iterator[Judged]:
-    """Yield the images, those that the dataset has already with a reason to drop them."""
+    """Yield the images with their looks, those that the dataset has with a reason to drop them."""
     own: set[str] = set()
     for each in judged:
         if each.reason is None:
             uid = each.image.candidate.uid
+            each = dataclasses.replace(each, image=with_looks(each.image))
             reason = DropReason.PAIR_SEEN if uid in own else again(each)
             each = dataclasses.replace(each, reason=reason)
             own.add(uid)
