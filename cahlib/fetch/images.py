@@ -212,7 +212,7 @@ class _Workers:
             )
             if isinstance(picture, DropReason):
                 return picture
-            if self._known_harm.name(picture["md5"], picture["sha1"], picture["sha256"]):
+            if self._known_harm.has_any(picture["md5"], picture["sha1"], picture["sha256"]):
                 return DropReason.KNOWN_HARM
             # within the context, so that images waiting for a slow consumer count as used memory
             await self.finished.put(Image(candidate=candidate, robots=served.robots, **picture))
