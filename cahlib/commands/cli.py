@@ -34,7 +34,7 @@ from cahlib.core.signals import silence_terminal, termination_signals
 from cahlib.run.environment import environment, job_from
 
 if TYPE_CHECKING:
-    from cahlib.run.pipeline import Outcome
+    from cahlib.run.result import RunResult
 
 T = TypeVar("T")
 
@@ -251,7 +251,7 @@ def _stoppable() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(outcome: RunResult) -> None:
     from cahlib.core.records import Stage
     from cahlib.core.wording import plural
 

@@ -88,14 +88,21 @@ class Pipeline:
         # one condition for all queues: there are a handful of stages, and their items are coarse
         self._changed = threading.Condition()
         self._queues: list[StageQueue[Any]] = []
+        self._named: dict[str, StageQueue[Any]] = {}
         self.closed = False
 
-    def prefetch(self, source: Iterable[T], limit: int) -> StageQueue[T]:
+    def prefetch(self, source: Iterable[T], limit: int, name: str = "") -> StageQueue[T]:
         """Run an iterable on its own thread, at most ``limit`` items ahead of the consumer."""
         queue = StageQueue(source, limit, self._changed)
         self._queues.append(queue)
+        if name:
+            self._named[name] = queue
         queue.thread.start()
         return queue
+
+    def queue_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return length and capacity of the queues that have a name."""
+        return {name: (len(queue), queue.limit) for name, queue in self._named.copy().items()}
 
     def __enter__(self) -> Pipeline:
         return self

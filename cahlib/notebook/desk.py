@@ -128,9 +128,7 @@ class Desk:
             from cahlib.run.scrapers import guard
 
             self._say("Asking the cloud for offers and prices …")
-            guard(
-                job, self._environment.get(WATCHDOG_VARIABLE, ""), token
-            )  # before an order, not after
+            guard(job, self._environment.get(WATCHDOG_VARIABLE, ""), token)  # before an order
         if token:
             self._beside("look", lambda: self._lookout.look(self.child, token))
         self._quote = quoted(job, token)

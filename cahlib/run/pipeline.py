@@ -10,19 +10,18 @@ dataset and the ledger; what a crash leaves before that is done again, with the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, islice
 from operator import itemgetter
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from cahlib import __version__
 from cahlib.core import status
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, folder_errors
 from cahlib.core.lists import load_hashes
-from cahlib.core.prefetch import Abandoned, Pipeline, StageQueue
+from cahlib.core.prefetch import Abandoned, Pipeline
 from cahlib.core.progress import (
     Listener,
     RateMeter,
@@ -53,7 +52,7 @@ from cahlib.dataset.write.gallery import LatestPairs
 from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
 from cahlib.fetch.dead_domains import DeadDomains
 from cahlib.image.perceptual_hash import NearIndex
-from cahlib.ledger.local import Counts, Ledger
+from cahlib.ledger.local import Ledger
 from cahlib.ledger.remote import Shared
 from cahlib.model.known_harm import drop_known_harm, load_known_harm
 from cahlib.model.score_names import score_columns
@@ -61,28 +60,14 @@ from cahlib.model.scorer import Scorer, check_model_files, load_scorer
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
 from cahlib.run.failures import Failures
+from cahlib.run.result import RunResult
 from cahlib.run.resume import faults, resume
 from cahlib.run.run_directory import open_run_directory
 from cahlib.run.scrape import scrape
 from cahlib.run.scrapers import Engine, Scraping, scrapers, with_thumbs
 
-T = TypeVar("T")
-
 #: How many items may wait between two stages: parcels on disk, scored images in memory, manifests.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a run ended."""
-
-    folder: Path  #: of the dataset on this machine
-    shards: Counts
-    stats: Stats  #: of all shards in the dataset
-    errors: tuple[tuple[str, str], ...]  #: of shards that were given up: id and last error
-    stopped: bool  #: before all was done
-    warnings: tuple[str, ...]  #: about what was read, a sentence each
-    faults: tuple[str, ...]  #: about committed shards that are not whole
 
 
 def run(
@@ -93,7 +78,7 @@ def run(
     tick: float = 1.0,
     role: str = "hybrid",
     scraping: Scraping = scrapers,
-) -> Outcome:
+) -> RunResult:
     """Work through the job's shards, those of earlier launches excepted.
 
     ``stop`` ends the run early and cleanly: what is being judged is finished, parcels stay for the
@@ -126,16 +111,15 @@ def run(
         parcels.remove_leftovers(folder / "run" / "parcels", ledger.in_state("done"))
         if ledger.more() or ledger.in_state("sealed"):
             work = _Work(job, ledger, stop, scraping, harmful)
-            with report_progress(
-                work.snapshot, listener, tick=tick, hours=job.place.hours, stop=stop
-            ):
+            limits = {"tick": tick, "hours": job.place.hours}
+            with report_progress(work.snapshot, listener, stop=stop, **limits):
                 work.through()
         ledger.leave_out(lambda lost: withdraw_pairs(folder, lost, job.output.url))
         write_pages(folder, job.values())
         if job.output.url:
             upload_pages(folder, job.output.url)
         found = summarize(folder)
-        return Outcome(
+        return RunResult(
             folder=folder,
             shards=ledger.counts(),
             stats=found.stats,  # not the ledger's: purges are told to the seals alone
@@ -185,7 +169,7 @@ class _Work:
         self._counting = threading.Lock()  #: a shard is in one of these two, never in none
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
-        self._lines: dict[str, StageQueue[Any]] = {}
+        self._queues: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self._board, self._speed, self._meter = SwarmStatus(), RateMeter(), RateRecorder(job)
         self._latest = LatestPairs()
 
@@ -216,21 +200,16 @@ class _Work:
             opening = self._scraping(self._job, stop=self._stop, board=self._board)
             with opening as (scrapers, self._away), Pipeline() as pipeline:
                 self._told = scrapers.told
-                scraped = self._line(
-                    "parcels", pipeline.prefetch(self._scrape(scrapers, pipeline), _PARCELS)
-                )
+                self._queues = pipeline.queue_sizes
+                waiting = self._scrape(scrapers, pipeline)
+                scraped = pipeline.prefetch(waiting, _PARCELS, "parcels")
                 opened = pipeline.prefetch(self._open(scraped), 1)
                 loaded = early or next(loading)
                 self._worked = loaded.worked
-                judged = self._line(
-                    "judged", pipeline.prefetch(self._judge(opened, loaded), _JUDGED)
-                )
-                sealed = pipeline.prefetch(self._write(judged, self._spec(loaded)), _SEALED)
-                for each in self._line("sealed", sealed):
+                judged = pipeline.prefetch(self._judge(opened, loaded), _JUDGED, "judged")
+                written = self._write(judged, self._spec(loaded))
+                for each in pipeline.prefetch(written, _SEALED, "sealed"):
                     uploads.add(each)
-
-    def _line(self, name: str, line: StageQueue[T]) -> StageQueue[T]:
-        return self._lines.setdefault(name, line)
 
     def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[_InWork]:
         """Lease shards, have them scraped, yield their parcels as they come."""
@@ -380,7 +359,7 @@ class _Work:
             stats=stats,
             busy=min(rates.pop("busy"), 1.0),
             rates=rates,
-            queues={name: (len(line), line.limit) for name, line in self._lines.copy().items()},
+            queues=self._queues(),
             finished=finished,
             nodes=self._board.nodes,
             spent=self._board.spent,

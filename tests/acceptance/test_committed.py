@@ -263,9 +263,7 @@ def test_a_new_machine_goes_on_at_the_url_with_the_same_settings(crawl, url, web
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
 def test_other_settings_are_refused_at_the_url_too(crawl, url, web, other):
     before = content(at(url))
-    with pytest.raises(
-        ConfigError, match=f"made with other .*{next(iter(other))}"
-    ):
+    with pytest.raises(ConfigError, match=f"made with other .*{next(iter(other))}"):
         run(replace_settings(small.job(crawl, url, web), **other))
     assert content(at(url)) == before
     assert run(small.job(crawl, url, web)).shards.done == 2

@@ -23,13 +23,13 @@ from cahlib.dataset.description import describe_job
         ({"og_images": "perhaps"}, "og_images: 'perhaps' is not valid; give yes or no."),
         ({"colour": "red"}, "colour is not a setting; see `cah run --help-all`."),
         ({"preset": "laion"}, "preset: 'laion' is not known; choose from laion400m,"),
-        ({"model": "ViT-B-32"}, "threshold: a model of your own needs a threshold"),
-        ({"pretrained": "openai"}, "pretrained: name the model"),
+        ({"model": "ViT-B-32"}, "threshold: another model needs its own threshold"),
+        ({"pretrained": "openai"}, "pretrained: give the model"),
         ({"shards": True}, "shards: True is not a whole number"),
         ({"crawl": 3}, "crawl: 3 is not a text."),
-        ({"output": ""}, "output: name a folder or a URL."),
-        ({"output": "  "}, "output: name a folder or a URL."),
-        ({"tracker": "https://ada:secret@host:8000/x"}, "tracker: a name or password in its URL"),
+        ({"output": ""}, "output: give a folder or a URL."),
+        ({"output": "  "}, "output: give a folder or a URL."),
+        ({"tracker": "https://ada:secret@host:8000/x"}, "tracker: a login in its URL"),
     ],
 )
 def test_a_bad_value_gets_one_sentence_that_names_the_field(values, sentence):
@@ -89,7 +89,7 @@ def test_an_output_url_has_a_folder_of_its_name_here():
 def test_a_folder_that_is_brought_to_a_url_is_told_from_one_that_is_not():
     url, folder = (Job.from_values({"output": each}) for each in ("s3://me:word@b/ds", "ds"))
     for before, now, said in ((url, folder, "to the URL"), (folder, url, "to a folder")):
-        with pytest.raises(ConfigError, match=f"repeat that job's: output {said}") as refused:
+        with pytest.raises(ConfigError, match=f"use the same settings: output {said}") as refused:
             now.require_same(now.differences(before), "ds")
         assert "word" not in str(refused.value)
 

@@ -158,7 +158,7 @@ def test_the_same_as_one_line():
 
 
 def test_who_waits_for_the_network_is_said():
-    words = "2 scrapers have had no network for 35 s; the work goes on when it is back"
+    words = "2 scrapers have had no network for 35 s; work resumes when it is back"
     away = live(offline=[35.2, 4.0])
     assert words in head(away, running=True) and words in view.text("", away, running=True)
     assert "no network" not in head(away, running=False)
