@@ -109,7 +109,8 @@ def with_thumbs(job: Job) -> Download:
     """Return a job's download settings with the side of thumbs that its scrapers shall make."""
     side, is_far = job.download.thumbs, job.place.has_servers or job.place.engine
     if side is None:
-        side = PRESETS[job.judge.preset].side if is_far and not job.judge.model else 0
+        own = job.judge.model or job.judge.no_judge
+        side = PRESETS[job.judge.preset].side if is_far and not own else 0
     return replace(job.download, thumbs=side)
 
 
