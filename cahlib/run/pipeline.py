@@ -23,7 +23,15 @@ from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, writing
 from cahlib.core.lists import hashes
 from cahlib.core.prefetch import Abandoned, Flow, Line
-from cahlib.core.progress import Board, Listener, Snapshot, Speedometer, nobody, offline, watched
+from cahlib.core.progress import (
+    Listener,
+    Snapshot,
+    Speedometer,
+    SwarmStatus,
+    nobody,
+    offline,
+    watched,
+)
 from cahlib.core.rates import Meter
 from cahlib.core.records import Image, Judged, Parcel, Shard, Stage, Stats
 from cahlib.core.requirements import introduced
@@ -176,7 +184,7 @@ class _Work:
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
         self._lines: dict[str, Line[Any]] = {}
-        self._board, self._speed, self._meter = Board(), Speedometer(), Meter(job)
+        self._board, self._speed, self._meter = SwarmStatus(), Speedometer(), Meter(job)
         self._latest = LatestPairs()
 
     def through(self) -> None:
