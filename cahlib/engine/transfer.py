@@ -29,7 +29,7 @@ from cahlib.core.errors import ShardError
 from cahlib.engine.wire import PIECE_SIZE, PIECES_AHEAD, InvalidMessage, JobResult
 from cahlib.engine.worker import read_piece, remove_file
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 #: What the keys of tasks that move pieces begin with.
 PIECE_KEY = "cahlib-piece-"

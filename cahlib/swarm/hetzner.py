@@ -21,7 +21,7 @@ from cahlib import __version__
 from cahlib.core.errors import ConfigError
 from cahlib.swarm.provider import DenialReason, Denied, Offer, Server, ServerSpec
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 ENDPOINT = "https://api.hetzner.cloud/v1"
 

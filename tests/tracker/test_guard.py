@@ -30,8 +30,8 @@ def tracker(tmp_path, fill, database):
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'tracker.sqlite'}"
+def url(sqlite_url):
+    return sqlite_url
 
 
 @contextmanager
