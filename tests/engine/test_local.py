@@ -114,7 +114,7 @@ from tests.world import jobs
 
 heard = threading.Event()
 signal.signal(signal.SIGINT, lambda *_: heard.set())
-with local.local(1) as scrapers:
+with local.local_engine(1) as scrapers:
     scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
     while not (taken := scrapers.take(timeout=1)):
         pass
