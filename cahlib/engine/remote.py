@@ -26,19 +26,8 @@ from distributed import Client
 
 from cahlib.core.errors import MachineFault, RunError, ShardError
 from cahlib.core.records import Shard
-from cahlib.engine import wire
-from cahlib.engine.cluster import (
-    UNREADABLE,
-    ClusterAddress,
-    WorkerState,
-    common_fault,
-    connect,
-    is_worker_of,
-    list_workers,
-    result_hosts,
-    worker_slots,
-    worker_state,
-)
+from cahlib.engine import cluster, wire
+from cahlib.engine.cluster import ClusterAddress, WorkerState, is_worker_of
 from cahlib.engine.dispatch import RemoteJob, jobs_to_send, stuck_jobs, track_workers
 from cahlib.engine.file_sync import FileSync, file_ref
 from cahlib.engine.local import job_error, release_future
@@ -142,7 +131,7 @@ class RemoteEngine:
         if client.status != "running":
             raise RunError(f"{self._reach.address} does not answer.")
         try:
-            known_there = list_workers(client)
+            known_there = cluster.list_workers(client)
             # not by what they report: one that stands still says nothing
             assigned = client.processing()
         except CONNECTION_ERRORS as error:
@@ -151,7 +140,7 @@ class RemoteEngine:
         jobs = {each: tuple(key for key in keys if key in known) for each, keys in assigned.items()}
         still = {key: now - job.changed for key, job in known.items()}
         return [
-            worker_state(worker, jobs.get(address, ()), still=still, unread=self._refused)
+            cluster.worker_state(worker, jobs.get(address, ()), still=still, unread=self._refused)
             for address, worker in known_there.items()
         ]
 
@@ -244,9 +233,9 @@ class RemoteEngine:
                 )
 
     def _count(self) -> None:
-        found = worker_slots(self._client, self._reach)
+        found = cluster.worker_slots(self._client, self._reach)
         self.slots = sum(found.values())
-        why = common_fault(self._client) if not self.slots else ""
+        why = cluster.common_fault(self._client) if not self.slots else ""
         self._ill = (self._ill or time.monotonic()) if why else 0
         if self._ill and time.monotonic() > self._ill + _REPAIR_TIMEOUT:
             self._lost = RunError(f"all machines of {self._reach.address} fail: {why}. {_FIX}")
@@ -313,7 +302,9 @@ class RemoteEngine:
                 job.coming = False
                 return
             said = wire.decode_result(future.result(timeout=self._reach.patience))
-            if (said.lacks or said.parcel) and said.host not in result_hosts(self._client, future):
+            if (said.lacks or said.parcel) and said.host not in cluster.result_hosts(
+                self._client, future
+            ):
                 raise InvalidMessage("It speaks for another machine.")
             if said.lacks:
                 lacks = [job.files[n] for n in said.lacks if n < len(job.files)]
@@ -323,13 +314,13 @@ class RemoteEngine:
             result = self._pulled(job, said)
         except InvalidMessage as error:
             with suppress(*CONNECTION_ERRORS):  # the machine is gone
-                self._refused |= result_hosts(self._client, future)
+                self._refused |= cluster.result_hosts(self._client, future)
             _log.error("%s at %s: %s", key, self._refused, error)
             job.tries += 1
             if job.tries < _MAX_ATTEMPTS:
                 self._again(key, job)
                 return
-            result = MachineFault(f"{UNREADABLE} ({error})")
+            result = MachineFault(f"{cluster.UNREADABLE} ({error})")
         except (*CONNECTION_ERRORS, DamagedFile) as error:
             job.tries += 1
             if job.tries < _MAX_ATTEMPTS:
@@ -396,7 +387,7 @@ def remote_engine(
         "distributed.comm.timeouts.tcp": f"{reach.silence}s",  # for the nodes' side see dask.yaml
     }
     with dask.config.set(settings):
-        engine = RemoteEngine(reach, home, lambda reach: connect(reach, timeout))
+        engine = RemoteEngine(reach, home, lambda reach: cluster.connect(reach, timeout))
         try:
             yield engine
         finally:

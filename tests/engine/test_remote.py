@@ -201,12 +201,13 @@ _DRIVER = """
 import sys
 import time
 from pathlib import Path
-from cahlib.engine.cluster import Reach
-from cahlib.engine.certificates import Keys
-from cahlib.engine.remote import remote
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.remote import remote_engine
 from tests.world import jobs
 address, keys, home = sys.argv[1:]
-with remote(Reach(address=address, keys=Keys(Path(keys))), Path(home)) as scrapers:
+address = ClusterAddress(address=address, keys=SwarmKeys(Path(keys)))
+with remote_engine(address, Path(home)) as scrapers:
     scrapers.submit("orphan", jobs.note_and_wait, Path(home), limit=jobs.LIMIT)
     jobs.until(lambda: scrapers._jobs["orphan"].published)
     Path(home, "sent").touch()
