@@ -258,9 +258,8 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path):
     os.close(reader)
     with small.Pictures() as web, open(writer, "wb") as closed, open("/dev/full", "wb") as full:
         job = small.job(crawl, tmp_path / "set", web)
-        line = [sys.executable, "-m", "cahlib.commands.cli", "run", *command.options(job)]
-        ran = subprocess.run(line, cwd=command.ROOT, stdout=closed, stderr=full)
-    assert ran.returncode == 0
+        ran = command.started("run", *command.options(job), stdout=closed, stderr=full)
+        assert ran.wait() == 0
     assert (tmp_path / "set" / "report.html").exists() and not list(verify(tmp_path / "set"))
 
 
