@@ -41,7 +41,10 @@ def refused(ran: subprocess.CompletedProcess[str], *, code: int, sentence: str) 
         ("swarm up many", "argument N: invalid int value: 'many'; `cah swarm up --help-all`"),
         ("swarm ssh", "swarm ssh needs NODE; for example: `cah swarm ssh cah-"),
         ("blocklist", "blocklist needs a command (build, show)"),
-        ("tracker export leaders", "what: 'leaders' is none of leaderboard, shards; did you mean"),
+        (
+            "tracker export leaders",
+            "what: 'leaders' is not one of leaderboard, shards; did you mean",
+        ),
     ],
 )
 def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
