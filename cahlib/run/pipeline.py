@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__
-from cahlib.core import status
+from cahlib.core import progress, status
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, writing
 from cahlib.core.lists import hashes
 from cahlib.core.prefetch import Abandoned, Flow, Line
-from cahlib.core.progress import Board, Listener, Snapshot, Speedometer, nobody, offline, watched
+from cahlib.core.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
 from cahlib.core.rates import Meter
 from cahlib.core.records import Image, Judged, Parcel, Shard, Stage, Stats
 from cahlib.core.requirements import introduced
@@ -163,8 +163,7 @@ class _Work:
         harmful: NearIndex | None,
     ) -> None:
         self._job, self._ledger, self._stop, self._scraping = job, ledger, stop, scraping
-        self._harmful = harmful
-        self._folder = job.output.folder
+        self._harmful, self._folder = harmful, job.output.folder
         self._parcels = self._folder / "run" / "parcels"
         self._failures = Failures(ledger, self._folder, attempts=job.place.attempts)
         self._slices = Slices(self._folder / "run" / "links", job.download.contact)
@@ -176,8 +175,8 @@ class _Work:
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
         self._lines: dict[str, Line[Any]] = {}
-        self._board, self._speed, self._meter = Board(), Speedometer(), Meter(job)
-        self._latest = LatestPairs()
+        self._board, self._speed = progress.SwarmStatus(), Speedometer()
+        self._meter, self._latest = Meter(job), LatestPairs()
 
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
