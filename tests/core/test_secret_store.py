@@ -10,7 +10,7 @@ import pytest
 from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError
 from cahlib.core.secret_store import STATE_VARIABLE, run_name, secret_path
-from cahlib.engine.certificates import Keys
+from cahlib.engine.certificates import SwarmKeys
 from cahlib.run.run_directory import open_run_directory
 
 OWN = "run/swarm"
@@ -24,7 +24,7 @@ def launched(folder, **settings):
 
 def test_keys_are_found_again_by_the_name_of_the_run(tmp_path):
     there = secret_path(tmp_path / "a" / OWN, "keys")
-    Keys(there).ssh()
+    SwarmKeys(there).ssh()
     assert (
         secret_path(tmp_path / "a" / OWN, "keys")
         == there
@@ -37,13 +37,13 @@ def test_keys_are_found_again_by_the_name_of_the_run(tmp_path):
 
 
 def test_keys_beside_a_dataset_are_moved_once_by_whatever_is_started_there(tmp_path):
-    old = Keys(tmp_path / OWN / "keys")
+    old = SwarmKeys(tmp_path / OWN / "keys")
     private = old.ssh().private
     text = private.read_bytes()
     run_name(tmp_path / OWN)
     launched(tmp_path)
     assert not old.folder.exists()
-    moved = Keys(secret_path(tmp_path / OWN, "keys")).ssh().private
+    moved = SwarmKeys(secret_path(tmp_path / OWN, "keys")).ssh().private
     assert moved.read_bytes() == text and oct(moved.stat().st_mode)[-3:] == "600"
     shutil.copytree(moved.parent, old.folder)  # killed after the copy was whole
     launched(tmp_path)
