@@ -53,8 +53,8 @@ def test_keys_beside_a_dataset_are_moved_once_by_whatever_is_started_there(tmp_p
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        ("{dataset}/keys", "is in the dataset's folder"),
-        ("keys", "name a folder, by its whole path"),
+        ("{dataset}/keys", "is inside the dataset's folder"),
+        ("keys", "give the absolute path of a folder"),
         ("/proc/keys", "cannot be written"),
     ],
 )

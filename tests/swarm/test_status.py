@@ -169,7 +169,7 @@ def test_who_waits_for_the_network_is_said():
     with console.view(stream := io.StringIO()) as listener:
         told = [report(3), {**report(5), "offline": 35.2}]
         listener(replace(snapshot([]), offline=offline_seconds(told)))
-    assert "a scraper has had no network for 35 s; the work goes on" in stream.getvalue()
+    assert "a scraper has had no network for 35 s; work resumes" in stream.getvalue()
 
 
 def test_a_headed_table_has_a_line_for_each_node():
