@@ -40,7 +40,7 @@ def test_what_nobody_measured_is_as_in_2021_and_says_so(tmp_path):
     said = str(expected(job(tmp_path, shards=20, swarm=4), servers(4)))
     assert said.startswith(
         "Expect about 170,000 links and 10,000 to 15,000 pairs in about 26 minutes for EUR 0.04 "
-        "(EUR 0.0027 to 0.004 per 1,000 pairs), at 112 links/s: by Crawling@Home's figures of 2021"
+        "(EUR 0.0027 to 0.004 per 1,000 pairs), at 112 links/s: from Crawling@Home's figures of 2021"
     )
 
 
@@ -58,7 +58,7 @@ def test_a_run_measures_for_the_next_plan(tmp_path):
     seen = rates_for(mine)
     assert (seen.core, seen.links, seen.pairs, seen.model) == (50, 4000, (100, 100), 300)
     said = str(expected(mine, servers(4)))
-    assert "80,000 links and 2,000 pairs" in said and "as the last runs of this machine did" in said
+    assert "80,000 links and 2,000 pairs" in said and "from this machine's last runs" in said
     other = rates_for(job(tmp_path, shards=20, preset="laion5b-multi", languages="all"))
     assert (other.core, other.links) == (14, 8500)  # here, with another model, nobody did anything
 
