@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from cahlib.commands import serve
 from cahlib.commands.console import print_json
 from cahlib.commands.parser import Parser
-from cahlib.commands.serve import opened
+from cahlib.commands.serve import open_tracker_database
 from cahlib.core.config import Crawl
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 
@@ -125,7 +125,7 @@ def _intake(chosen: argparse.Namespace) -> int:
     crawl = Crawl(
         crawl=chosen.crawl, shards=2 * chosen.wats, seed=chosen.seed, base_url=chosen.base_url
     )
-    with opened(chosen.database, create=True) as database:
+    with open_tracker_database(chosen.database, create=True) as database:
         from cahlib.tracker import admin
 
         added = admin.add(database, list_shards(crawl))
@@ -138,7 +138,7 @@ _STATES = "todo", "leased", "scraped", "judging", "failed"
 
 
 def _stats(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import statistics
 
         counts = statistics.counts(database)
@@ -160,7 +160,7 @@ def _stats(chosen: argparse.Namespace) -> int:
 
 
 def _checks(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import checks
 
         found = checks.results(database)
@@ -174,7 +174,7 @@ def _checks(chosen: argparse.Namespace) -> int:
 
 
 def _export(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database, _output(chosen.output) as out:
+    with open_tracker_database(chosen.database) as database, _output(chosen.output) as out:
         from cahlib.tracker import statistics
 
         rows: Iterable[dict[str, Any]]
@@ -188,7 +188,7 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _retry(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import admin
 
         again = admin.retry(database, chosen.shards or None, old_parcels=chosen.old_parcels)
@@ -197,7 +197,7 @@ def _retry(chosen: argparse.Namespace) -> int:
 
 
 def _expel(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import admin, people, statistics
         from cahlib.tracker.leases import Crowd
         from cahlib.tracker.models import Rules
@@ -214,7 +214,7 @@ def _expel(chosen: argparse.Namespace) -> int:
 
 
 def _backup(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import backup
 
         count = backup.backup(database, Path(chosen.file))

@@ -10,7 +10,7 @@ from cahlib.core.errors import ConfigError
 from cahlib.core.secret_store import STATE_VARIABLE
 
 
-def environment() -> dict[str, str]:
+def read_environment() -> dict[str, str]:
     """Return the environment with what .env adds; raise ConfigError if that is not text."""
     from dotenv import dotenv_values
 
@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
     return told
 
 
-def job_from(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
+def build_job(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
     """Return the Job of these options; the variables CAH_* stand for those that are absent."""
     names = {setting.name for setting in settings()}
     inherited = {

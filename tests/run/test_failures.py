@@ -13,7 +13,7 @@ from cahlib.core.errors import (
     describe_machine_fault,
 )
 from cahlib.core.records import Shard
-from cahlib.run.failures import Failures
+from cahlib.run.failures import FailureHandler
 
 ONE, OTHER = (Shard(id=name, url="http://crawl.example/wat.gz", half=0) for name in ("a-0", "b-0"))
 
@@ -36,7 +36,7 @@ def ledger():
 
 @pytest.fixture
 def failures(ledger, tmp_path):
-    return Failures(ledger, tmp_path, attempts=3)
+    return FailureHandler(ledger, tmp_path, attempts=3)
 
 
 def chained(error, cause):

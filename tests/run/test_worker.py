@@ -12,7 +12,7 @@ from cahlib.core.records import Shard
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
 from cahlib.ledger.database import Database
-from cahlib.run.worker import volunteer
+from cahlib.run.worker import work_for_tracker
 from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create
 from cahlib.tracker.leases import Crowd
@@ -64,7 +64,7 @@ def as_it_was(database):
 def test_who_is_banned_asks_no_more_and_no_shard_is_blamed(tmp_path):
     with crawl(tmp_path, Answer(status=403)) as (web, job, database):
         with pytest.raises(RunError, match="403"):
-            volunteer(job, tick=0.1)
+            work_for_tracker(job, tick=0.1)
         assert len(web.requests) == 1
         assert as_it_was(database)
 
@@ -79,7 +79,7 @@ def test_no_shard_is_blamed_for_storage_that_is_away(tmp_path, caplog):
             stop.set()
 
     with crawl(tmp_path, EMPTY, upload=upload) as (_, job, database):
-        assert volunteer(job, listener, stop=stop, tick=0.1).parcels == 0
+        assert work_for_tracker(job, listener, stop=stop, tick=0.1).parcels == 0
         assert as_it_was(database)
 
 
@@ -97,5 +97,5 @@ def test_a_parcel_that_comes_too_late_is_taken_away_again(tmp_path, caplog, monk
             stop.set()
 
     with crawl(tmp_path, EMPTY) as (_, job, _):
-        assert volunteer(job, listener, stop=stop, tick=0.1).parcels >= 1
+        assert work_for_tracker(job, listener, stop=stop, tick=0.1).parcels >= 1
     assert list((tmp_path / "parcels").iterdir()) == []
