@@ -17,7 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from cahlib.core.progress import Board, Listener, Node, Passing, Snapshot, waiting
+from cahlib.core.progress import (
+    Listener,
+    NodeStatus,
+    Snapshot,
+    SwarmStatus,
+    Transient,
+    describe_offline,
+)
 from cahlib.core.records import DropReason, Stage, Stats
 
 #: Seconds between two plain lines.
@@ -104,7 +111,7 @@ def say(sentence: str) -> None:
     """
     from tqdm import tqdm
 
-    if isinstance(sentence, Passing) and sys.stderr.isatty():
+    if isinstance(sentence, Transient) and sys.stderr.isatty():
         return
     if sentence.startswith("cah: ") or not _quiet.is_set():
         tqdm.write(sentence, file=sys.stderr)
@@ -147,7 +154,7 @@ def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
         f" · lost: {_causes(stats)}" if any(r.stage is Stage.FETCH for r in stats.dropped) else ""
     )
     if snapshot.offline:
-        lost = f" · {waiting(snapshot.offline)}"
+        lost = f" · {describe_offline(snapshot.offline)}"
     kept, judged = stats.left[Stage.JUDGE], stats.entered[Stage.JUDGE]
     share = f" ({kept / judged:.0%})" if judged else ""
     return (
@@ -159,7 +166,7 @@ def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
     )
 
 
-def node_lines(nodes: Sequence[Node], currency: str = "EUR") -> list[str]:
+def node_lines(nodes: Sequence[NodeStatus], currency: str = "EUR") -> list[str]:
     """What each node is and does, a line each under a line of headings."""
     name, job = (max([8, *(len(getattr(n, what)) for n in nodes)]) for what in ("name", "job"))
     lines = [
@@ -175,7 +182,7 @@ def node_lines(nodes: Sequence[Node], currency: str = "EUR") -> list[str]:
     return lines
 
 
-def coming_line(nodes: Sequence[Node], elapsed: float, width: int) -> str:
+def coming_line(nodes: Sequence[NodeStatus], elapsed: float, width: int) -> str:
     """Return how far nodes are on their way, as a bar with an estimate; "" once all are up."""
     from tqdm import tqdm
 
@@ -195,7 +202,7 @@ def coming_line(nodes: Sequence[Node], elapsed: float, width: int) -> str:
 
 
 @contextmanager
-def coming_up(board: Board, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+def coming_up(board: SwarmStatus, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
     """Hear sentences while the nodes of a board come up; a terminal shows a bar below them."""
     stream = stream or sys.stderr
     if _quiet.is_set() or not _draws(stream):
@@ -206,7 +213,7 @@ def coming_up(board: Board, stream: TextIO | None = None) -> Iterator[Callable[[
     started, ended = time.monotonic(), threading.Event()
 
     def tell(sentence: str) -> None:
-        if not isinstance(sentence, Passing):
+        if not isinstance(sentence, Transient):
             tqdm.write(sentence, file=stream)
 
     def draw(bar: Any) -> None:

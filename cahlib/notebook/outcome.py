@@ -18,7 +18,7 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import HTML, FileLink, display
 
-from cahlib.core.errors import CahError, RunError, writing
+from cahlib.core.errors import CahError, RunError, folder_errors
 from cahlib.notebook.desk import Desk
 from cahlib.notebook.inputs import hear
 
@@ -150,7 +150,9 @@ class Results:
         from cahlib.swarm import lifecycle
 
         try:
-            left = lifecycle.servers(clouds(self._desk.form.token), self._desk.child.home / "swarm")
+            left = lifecycle.run_servers(
+                clouds(self._desk.form.token), self._desk.child.home / "swarm"
+            )
         except CahError as error:
             return f"Whether every server is gone could not be asked: {error}"
         if not left:
@@ -165,7 +167,7 @@ class Results:
         self._say(f"Writing {path} …")
         fresh = path.with_suffix(".part")
         try:
-            with writing(path.parent):
+            with folder_errors(path.parent):
                 self._pack(fresh)
                 fresh.replace(path)
         finally:

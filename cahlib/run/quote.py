@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.wording import plural
 from cahlib.crawl.shards import count_shards
 from cahlib.run.disk_space import told
@@ -53,12 +53,12 @@ class Quote:
 
 def quoted(job: Job, token: str) -> Quote:
     """Return what a job would make, cost and bring; makes nothing. Raises CahError."""
-    counted = job if job.place.tracker else replace(job, shards=count_shards(job.crawl))
+    counted = job if job.place.tracker else replace_settings(job, shards=count_shards(job.crawl))
     if not job.place.has_servers:
         estimate = None if job.place.engine else expected(counted)
         return Quote(job=job, token=token, estimate=estimate, room=told(counted))
     from cahlib.run.scrapers import server_plan, state
-    from cahlib.swarm.lifecycle import already
+    from cahlib.swarm.lifecycle import existing_servers
 
     plan = server_plan(job, token)
     money, limits = plan.currency, plan.limits
@@ -69,7 +69,7 @@ def quoted(job: Job, token: str) -> Quote:
         token=token,
         estimate=expected(counted, price),
         table=plan.table(),
-        terms=(plan.promise(), already(plan, state(job))),
+        terms=(plan.promise(), existing_servers(plan, state(job))),
         room=told(counted),
         servers=len(plan.first),
         price=f"{money} {plan.hourly():.3f} an hour",

@@ -10,11 +10,11 @@ import pytest
 
 from cahlib.commands import cli
 from cahlib.core.errors import ConfigError
-from cahlib.engine.certificates import Keys
+from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.node import user_data
-from cahlib.swarm.planner import Limits, plan
-from cahlib.swarm.provisioning import Fleet, fleet
+from cahlib.swarm.planner import ServerLimits, plan_servers
+from cahlib.swarm.provisioning import Provisioner, provisioned
 from tests.world import command, small
 from tests.world.cloud import Account, Cloud, serve
 from tests.world.jobs import LIMIT
@@ -97,16 +97,16 @@ def test_a_server_is_told_no_secret_of_the_cloud(tmp_path):
     token, said = PLANTED["HCLOUD_TOKEN"], []
     with serve(Cloud({token: Account(limit=2)})) as cloud:
         theirs = accounts(token, endpoint=cloud.url, timeout=LIMIT, poll=0.01)
-        keys = Keys(tmp_path / "keys")
-        planned = plan(theirs, Limits(nodes=3))
-        made = Fleet("r1", planned, lambda name: user_data(keys, name), said.append)
-        with fleet(made, public_key="ssh-ed25519 AAAA", pause=0.01, late=0.3):
+        keys = SwarmKeys(tmp_path / "keys")
+        planned = plan_servers(theirs, ServerLimits(nodes=3))
+        made = Provisioner("r1", planned, lambda name: user_data(keys, name), said.append)
+        with provisioned(made, public_key="ssh-ed25519 AAAA", pause=0.01, late=0.3):
             servers = repr(cloud.servers())
         assert "cloud-config" in user_data(keys, "any") and "cah-r1" in servers
         assert not any(MARK.decode() in text for text in (servers, *said, user_data(keys, "a")))
         assert not any(MARK.decode() in call for call in cloud.calls)
         with pytest.raises(ConfigError) as caught:
-            plan(accounts("planted-wrong", endpoint=cloud.url), Limits(nodes=1))
+            plan_servers(accounts("planted-wrong", endpoint=cloud.url), ServerLimits(nodes=1))
     assert MARK.decode() not in repr(caught.value) + repr(theirs)
     assert told(tmp_path) == []
 

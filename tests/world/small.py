@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cahlib import demo
-from cahlib.core.config import Crawl, Download, Job, Judge, Output, Place
-from cahlib.core.progress import Board
+from cahlib.core.config import Crawl, Download, Job, Judge, Output, Resources
+from cahlib.core.progress import SwarmStatus
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
 from tests.world.pictures import picture
@@ -75,7 +75,7 @@ def job(crawl: Path, folder: Path, web: Web, **place: float) -> Job:
         ),
         judge=Judge(model=str(demo.MODEL), threshold=-1, safety=str(demo.SAFETY)),
         output=Output(output=str(folder)),
-        place=Place(workers=1, **place),  # type: ignore[arg-type]
+        place=Resources(workers=1, **place),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -108,6 +108,6 @@ class Here:
 
 
 @contextmanager
-def scraping(job: Job, *, stop: threading.Event, board: Board) -> Iterator[tuple[Here, Path]]:
+def scraping(job: Job, *, stop: threading.Event, board: SwarmStatus) -> Iterator[tuple[Here, Path]]:
     """For `cahlib.run.pipeline.run`: scrape in its own process."""
     yield Here(), job.output.folder / "run" / "parcels"
