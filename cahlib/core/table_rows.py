@@ -71,6 +71,14 @@ def rows_of(url: str) -> TableRows | None:
     )
 
 
+def is_shareable(table: str) -> bool:
+    """Return whether a table is where other machines read it, and where none has files of its own.
+
+    A tracker must not choose files of its workers.
+    """
+    return table.startswith(("http://", "https://", "hf://", "s3://", "gs://"))
+
+
 def typed(value: Any, kind: str) -> Any:
     """Return a value as a column of a kind holds it; None for one that it cannot hold."""
     if value is None or (kind == "text" and isinstance(value, str)):

@@ -21,7 +21,8 @@ def die(event, args):
         if steps < 0:
             os._exit(9)
 
-for steps, folder in enumerate(map(Path, sys.argv[1:])):
+for number, folder in enumerate(map(Path, sys.argv[1:])):
+    steps = number * {stride}
     if os.fork() == 0:
         sys.addaudithook(die)
         {work}
@@ -30,12 +31,14 @@ for steps, folder in enumerate(map(Path, sys.argv[1:])):
 """
 
 
-def before_each_renaming(imports: str, work: str, folders: Sequence[Path]) -> list[str]:
+def before_each_renaming(
+    imports: str, work: str, folders: Sequence[Path], *, stride: int = 1
+) -> list[str]:
     """Return the exit codes of forks that do ``work`` with their ``folder``: 9 for those that died.
 
-    That of the first folder dies before its first renaming, the next before its second.
+    That of the first folder dies before its first renaming, the next ``stride`` renamings later.
     """
-    script = _SCRIPT.format(imports=imports, work=work)
+    script = _SCRIPT.format(imports=imports, work=work, stride=stride)
     command = [sys.executable, "-c", script, *map(str, folders)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return ran.stdout.split()
