@@ -125,7 +125,8 @@ def _encoded(rows: list[list[Any] | None]) -> bytes:
 def read_slice(shard: Shard, path: str, stats: Stats) -> Iterator[Page]:
     """Yield a page for each row of a shard's slice; count broken rows.
 
-    The page of a row is its table with the fragment ``#row=N``; a path is told without its folder.
+    A slice that was brought here from another machine is deleted at its end. The page of a row is
+    its table with the fragment ``#row=N``; a path is told without its folder.
     """
     rows = rows_of(shard.url)
     if rows is None:
@@ -149,3 +150,5 @@ def read_slice(shard: Shard, path: str, stats: Stats) -> Iterator[Page]:
                 metas=[],
                 extra=dict(zip(names, extras, strict=True)),
             )
+    if here(path) != path:
+        Path(here(path)).unlink(missing_ok=True)
