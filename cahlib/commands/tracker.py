@@ -18,7 +18,7 @@ from cahlib.commands.parser import Parser
 from cahlib.commands.serve import opened
 from cahlib.core.config import Crawl
 from cahlib.core.crawl_settings import NO_TEXT
-from cahlib.core.errors import ConfigError, is_full, no_space
+from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 from cahlib.core.table_rows import is_shareable
 
 
@@ -280,8 +280,8 @@ def _output(name: str) -> Iterator[TextIO]:
         with open(name, "w", encoding="utf-8", newline="") as file:
             yield file
     except OSError as error:
-        if is_full(error):
-            raise no_space(name) from error
+        if is_disk_full(error):
+            raise disk_full_error(name) from error
         raise ConfigError(f"output: {name} cannot be written ({error.strerror}).") from error
 
 

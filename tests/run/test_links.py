@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cahlib import demo
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Stage
 from cahlib.dataset.maintain.purge import PurgeLists, purge
@@ -26,7 +26,7 @@ NO_JUDGE = {"no_judge": True, "model": "", "threshold": None, "safety": ""}
 def job(web, folder, *paths, **settings):
     """A run of some tables that keeps every picture; no model judges."""
     own = {"shard_links": 10, "crawl": "", "links": tuple(map(str, paths)), **NO_JUDGE}
-    return replace(small.job("", folder, web), **own | settings)
+    return replace_settings(small.job("", folder, web), **own | settings)
 
 
 def metadata(folder, *columns):

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import delete
 
 from cahlib.commands import cli
-from cahlib.core.config import Crawl, Job, replace
+from cahlib.core.config import Crawl, Job, replace_settings
 from cahlib.core.errors import RunError
 from cahlib.core.records import Shard
 from cahlib.crawl.shards import list_shards
@@ -78,7 +78,7 @@ def test_tables_are_scraped_for_a_tracker_where_it_says(tmp_path):
             assert cli.main([*line, url := f"http://{web.address}/t.parquet"]) == 0
             links = Crawl(links=(url,), shard_links=10, extra_columns=("width",))
             listed = list(list_shards(links))
-            job = replace(job, replay=pictures.address, per_second=0)
+            job = replace_settings(job, replay=pictures.address, per_second=0)
             assert volunteer(job, tick=0.1).parcels == 3
         for path in (tmp_path / "parcels").iterdir():  # <shard>.<a mark>.tar, and .json
             path.rename(path.with_name(path.stem.partition(".")[0] + path.suffix))
