@@ -23,7 +23,7 @@ from cahlib.core.config import Crawl
 from cahlib.core.records import Stats
 from cahlib.crawl.shards import list_shards
 from cahlib.crawl.tables.slices import Slices, read_slice
-from tests.benchmarks.common import parser
+from tests.benchmarks.common import note, parser
 from tests.world import tables
 
 #: Rows of a file that are made at a time.
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     chosen = parser(__doc__, arguments, rows=(1_000_000, 300)).parse_args(arguments)
     folder = chosen.inputs / "links"
     folder.mkdir(parents=True, exist_ok=True)
+    figures = {"mib": 0.0}
     for ending in ("parquet", "csv.gz", "jsonl"):
         path = folder / f"{chosen.rows}.{ending}"
         write(path, chosen.rows)
@@ -90,10 +91,13 @@ def main(arguments: Sequence[str] = ()) -> None:
         else:  # a process for each: memory is never given back
             with multiprocessing.get_context("spawn").Pool(1) as one:
                 found = json.loads(one.apply(read, (str(path), str(folder / "slices"))))
+        figures[ending.replace(".", "_")] = found["rows"] / found["cpu"]
+        figures["mib"] = max(figures["mib"], found["memory"])
         print(
             f"{ending:8} {found['rows']:>9,} rows: shards listed after {found['listed']:.2f} s, "
             f"{found['rows'] / found['cpu']:,.0f} rows/s of a core, {found['memory']:.0f} MiB"
         )
+    note("links", **figures)
 
 
 if __name__ == "__main__":
