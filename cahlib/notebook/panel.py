@@ -16,7 +16,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from cahlib.core.config import Job, Output, settings
+from cahlib.core.config import Job, Output
 from cahlib.core.errors import CahError, RunError, missing_library_error
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.crawl import index
@@ -30,6 +30,7 @@ from cahlib.notebook.machine import MachineMonitor
 from cahlib.notebook.orphans import OrphanMonitor
 from cahlib.notebook.process import RunProcess
 from cahlib.notebook.runtime import Runtime, find_token, mount_drive, require_internet
+from cahlib.run.environment import environment_settings
 from cahlib.run.quote import Quote, make_quote
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Panel:
         """``given`` are values of a Job's fields; without any, those of the last start."""
         self.place, self._environment = place, environment
         chosen = given or last_settings()
-        values = {"output": place.output, **_inherited(environment), **chosen}
+        values = {"output": place.output, **environment_settings(environment), **chosen}
         self.form = Form(
             values, token=find_token(environment), changed=self._changed, warning=self._warning
         )
@@ -84,8 +85,7 @@ class Panel:
             "adopt": _button("Go on with them", self._guarded(self.adopt)),
             "mount": _button("Mount Drive", self._guarded(self.mount)),
         }
-        for name in ("start", "fit"):
-            self.buttons[name].layout.width = "auto"
+        self.buttons["start"].layout.width = self.buttons["fit"].layout.width = "auto"
         self._unsafe = widgets.Checkbox(description="show unsafe pictures", indent=False)
         self._unsafe.observe(lambda _: self._refresh(), names="value")
         self._fold = widgets.Accordion(children=[self.form.box], selected_index=0)
@@ -392,12 +392,6 @@ class Panel:
     def _fault(self, error: Exception) -> None:
         _LOG.error("a fault in the notebook", exc_info=error)
         self._say(f"A fault of cahlib's: {type(error).__name__}: {error}", bad=True)
-
-
-def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
-    """Values that CAH_* variables give."""
-    names = ((each.name, f"CAH_{each.name.upper()}") for each in settings())
-    return {name: environment[variable] for name, variable in names if variable in environment}
 
 
 def _button(title: str, clicked: Callable[..., None], *, style: str = "") -> widgets.Button:
