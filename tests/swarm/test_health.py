@@ -21,7 +21,10 @@ from tests.world import hosts, jobs
 TOKEN = "token-of-ada"
 RULES = HealthRules()
 #: Soon, but not sooner than a busy machine brings a service up.
-SOON = HealthRules(look=0.3, silent=15, still=600, sure=1, lost=6, again=20, drain=2)
+#: A node that is new has as long as a busy machine needs: one that is replaced never works.
+SOON = HealthRules(
+    look=0.3, silent=15, still=600, sure=1, lost=6, again=jobs.LIMIT, drain=2
+)
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 
