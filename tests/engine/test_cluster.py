@@ -13,7 +13,7 @@ from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError, MachineFault, RunError, ShardError
 from cahlib.engine.cluster import ClusterAddress, connect
 from cahlib.engine.remote import RemoteEngine, remote_engine
-from cahlib.run.scrapers import scrapers as opened
+from cahlib.run.scrapers import open_scrapers as opened
 from tests.world import jobs
 
 
