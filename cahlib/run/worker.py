@@ -23,26 +23,26 @@ from cahlib.engine import local
 from cahlib.ledger.remote import Shared
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
-from cahlib.run.failures import Failures
-from cahlib.run.run_directory import open_run_directory
+from cahlib.run.failures import FailureHandler
+from cahlib.run.open_run import open_run_directory
 from cahlib.run.scrape import scrape_and_upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Brought:
+class WorkerResult:
     """How a volunteer's work ended."""
 
     parcels: int  #: that were brought
     stopped: bool  #: early: the tracker may have more
 
 
-def volunteer(
+def work_for_tracker(
     job: Job,
     listener: Listener = ignore_progress,
     *,
     stop: threading.Event | None = None,
     tick: float = 1.0,
-) -> Brought:
+) -> WorkerResult:
     """Scrape until the tracker has no more, or ``stop``, or the job's hours are over.
 
     Raises ConfigError if there is no tracker, or it names no place for parcels, RunError when this
@@ -71,12 +71,12 @@ class _Scraping:
         self._job, self._shared, self._stop = job, shared, stop
         self._folder = job.output.folder / "run" / "parcels"
         self._slices = Slices(job.output.folder / "run" / "links", job.download.contact)
-        self._failures = Failures(shared, job.output.folder, attempts=1)
+        self._failures = FailureHandler(shared, job.output.folder, attempts=1)
         self._leased: dict[str, Shard] = {}
         self._brought = 0
         self._stats = shared.stats()
 
-    def through(self, listener: Listener, tick: float) -> Brought:
+    def through(self, listener: Listener, tick: float) -> WorkerResult:
         parcels.remove_leftovers(self._folder, self._shared.in_state("done"))
         with (
             local.local_engine(self._job.place.scrapers) as scrapers,
@@ -98,7 +98,7 @@ class _Scraping:
                 if finished := scrapers.take(timeout=tick):
                     self._take(*finished, slots=scrapers.slots)
         left = self._stop.is_set() and self._shared.more()
-        return Brought(parcels=self._brought, stopped=left)
+        return WorkerResult(parcels=self._brought, stopped=left)
 
     def _submit(self, scrapers: local.LocalEngine, shard: Shard) -> None:
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):

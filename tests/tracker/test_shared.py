@@ -17,7 +17,7 @@ from cahlib.ledger.client import Tracker
 from cahlib.ledger.local import Ledger
 from cahlib.ledger.remote import Shared
 from cahlib.ledger.schema import again
-from cahlib.run.run_directory import open_run_directory
+from cahlib.run.open_run import open_run_directory
 from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
