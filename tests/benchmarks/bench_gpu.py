@@ -217,9 +217,8 @@ def compare(work: Work, runs: Sequence[tuple[Found, Found | None]]) -> None:
     def median(what: str) -> float:
         return statistics.median(one[what] for one, _ in runs)
 
-    print(
-        f"\n{work.model}, {work.kind}, {work.samples:,} pairs, batches of {work.batch}, median of {len(runs)}"
-    )
+    named = f"{work.model}, {work.kind}, {work.samples:,} pairs"
+    print(f"\n{named}, batches of {work.batch}, median of {len(runs)}")
     print(f"{'':18}{'images/s':>10}{'ours is':>20}{'GPU MiB':>9}{'RSS MiB':>9}")
     print(f"{'cahlib':18}{median('rate'):10.1f}{'':20}{median('gpu'):9.0f}{median('rss'):9.0f}")
     share = [one["rate"] / one["alone"] for one, _ in runs]
