@@ -89,7 +89,7 @@ def test_another_job_that_takes_the_place_of_one_that_came_to_nothing_is_the_sam
             shared.seal(first, [], one_pair())
             shared.done(first)
         with (
-            pytest.raises(ConfigError, match="that job's: threshold"),
+            pytest.raises(ConfigError, match="the same settings: threshold"),
             open_run_directory(job, role="hybrid", stop=threading.Event()),
         ):
             pass
