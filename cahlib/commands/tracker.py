@@ -199,15 +199,15 @@ def _retry(chosen: argparse.Namespace) -> int:
 def _expel(chosen: argparse.Namespace) -> int:
     with opened(chosen.database) as database:
         from cahlib.tracker import admin, people, statistics
-        from cahlib.tracker.leases import Crowd
+        from cahlib.tracker.leases import LeaseStore
         from cahlib.tracker.models import Rules
 
         numbers = [id for name in chosen.names for id in statistics.named(database, name)]
         for name in chosen.names:
             people.ban(database, name)
-        crowd, again = Crowd(database, Rules()), 0
+        lease_store, again = LeaseStore(database, Rules()), 0
         for number in numbers:
-            crowd.expel(number)
+            lease_store.expel(number)
             again += admin.undo(database, number) if chosen.undo else 0
     print(f"{len(numbers):,} workers are sent away; {again:,} shards are to do again.")
     return 0

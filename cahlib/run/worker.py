@@ -13,7 +13,7 @@ from cahlib.core.records import Shard, Stage, Stats
 from cahlib.core.requirements import introduced
 from cahlib.crawl.tables.slices import Slices
 from cahlib.engine import local
-from cahlib.ledger.remote import Shared
+from cahlib.ledger.remote import RemoteLedger
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
 from cahlib.run.failures import Failures
@@ -22,20 +22,20 @@ from cahlib.run.scrape import scrape_and_upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Brought:
+class WorkerOutcome:
     """How a volunteer's work ended."""
 
     parcels: int  #: that were brought
     stopped: bool  #: early: the tracker may have more
 
 
-def volunteer(
+def run_worker(
     job: Job,
     listener: Listener = nobody,
     *,
     stop: threading.Event | None = None,
     tick: float = 1.0,
-) -> Brought:
+) -> WorkerOutcome:
     """Scrape until the tracker has no more, or ``stop``, or the job's hours are over.
 
     Raises ConfigError if there is no tracker, or it names no place for parcels, RunError when this
@@ -45,32 +45,32 @@ def volunteer(
     stop = stop or threading.Event()
     folder = job.output.folder
     with (
-        open_run_directory(job, role="cpu", stop=stop, refused=storage.delete_upload) as shared,
+        open_run_directory(job, role="cpu", stop=stop, refused=storage.delete_upload) as ledger,
         writing(folder),
     ):
-        assert isinstance(shared, Shared)
-        if "://" not in shared.upload:
+        assert isinstance(ledger, RemoteLedger)
+        if "://" not in ledger.upload_url:
             raise ConfigError(
                 f"tracker: {job.place.tracker} names no place for parcels; its administrator sets "
                 "one with --upload."
             )
-        return _Scraping(job, shared, stop).through(listener, tick)
+        return _Scraping(job, ledger, stop).through(listener, tick)
 
 
 class _Scraping:
     """The shards in work."""
 
-    def __init__(self, job: Job, shared: Shared, stop: threading.Event) -> None:
-        self._job, self._shared, self._stop = job, shared, stop
+    def __init__(self, job: Job, ledger: RemoteLedger, stop: threading.Event) -> None:
+        self._job, self._ledger, self._stop = job, ledger, stop
         self._folder = job.output.folder / "run" / "parcels"
         self._slices = Slices(job.output.folder / "run" / "links", job.download.contact)
-        self._failures = Failures(shared, job.output.folder, attempts=1)
+        self._failures = Failures(ledger, job.output.folder, attempts=1)
         self._leased: dict[str, Shard] = {}
         self._brought = 0
-        self._stats = shared.stats()
+        self._stats = ledger.stats()
 
-    def through(self, listener: Listener, tick: float) -> Brought:
-        parcels.remove_leftovers(self._folder, self._shared.in_state("done"))
+    def through(self, listener: Listener, tick: float) -> WorkerOutcome:
+        parcels.remove_leftovers(self._folder, self._ledger.in_state("done"))
         with (
             local.local(self._job.place.scrapers) as scrapers,
             watched(
@@ -83,15 +83,15 @@ class _Scraping:
         ):
             while not self._stop.is_set():
                 while (room := scrapers.slots - len(scrapers)) > 0 and (
-                    shard := self._shared.lease(room)
+                    shard := self._ledger.lease(room)
                 ):
                     self._submit(scrapers, shard)
-                if not scrapers and not self._shared.more():
+                if not scrapers and not self._ledger.has_more():
                     break
                 if finished := scrapers.take(timeout=tick):
                     self._take(*finished, slots=scrapers.slots)
-        left = self._stop.is_set() and self._shared.more()
-        return Brought(parcels=self._brought, stopped=left)
+        left = self._stop.is_set() and self._ledger.has_more()
+        return WorkerOutcome(parcels=self._brought, stopped=left)
 
     def _submit(self, scrapers: local.Engine, shard: Shard) -> None:
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
@@ -99,7 +99,7 @@ class _Scraping:
         self._leased[shard.id] = shard
         seconds = self._job.place.shard_minutes * 60
         settings = (crawl, self._job.download)
-        places = (self._folder, self._shared.upload)
+        places = (self._folder, self._ledger.upload_url)
         scrapers.submit(shard.id, scrape_and_upload, shard, settings, *places, limit=seconds)
 
     def _take(self, id: str, result: object, *, slots: int) -> None:
@@ -108,7 +108,7 @@ class _Scraping:
         if isinstance(result, list):  # what `scrape_and_upload` gives, as it comes from a worker
             self._failures.scraped(shard)
             stats = Stats.from_dict(result[1])
-            self._shared.deliver(shard, result[0], stats)
+            self._ledger.deliver(shard, result[0], stats)
             self._stats += stats
             self._brought += 1
         elif isinstance(result, RunError | ConfigError):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, case, delete, func, literal_column, or_, select
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import activity, people
+from cahlib.tracker.schema import activity, people
 
 HOUR, DAY = 3600, 86400
 #: Seconds after which rows are summed up, and the size of those sums.

@@ -10,8 +10,9 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from cahlib.core.records import Shard
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import failures, shards, wats, workers
+from cahlib.ledger.schema import shards
 from cahlib.tracker import blame, credit, pair_claims
+from cahlib.tracker.schema import failures, wats, workers
 
 #: A shard that nobody has touched.
 _FRESH = {

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 import cahlib
-from cahlib.ledger.database import DatabaseAway
+from cahlib.ledger.database import DatabaseUnavailable
 from cahlib.tracker import admin, bloom, calls, metrics, models, names, pages, rendering, statistics
 from cahlib.tracker.legacy import routes
 from cahlib.tracker.limits import Gate
@@ -79,7 +79,7 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
     if settings.admin:
         app.include_router(_admin)
     app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(DatabaseAway, _away)
+    app.add_exception_handler(DatabaseUnavailable, _away)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _plain)
     app.add_middleware(Gate, limits=settings.limits)
@@ -136,7 +136,7 @@ def register(request: Request, body: Newcomer) -> dict[str, Any]:
     service = of(request)
     nickname, proof = names.nickname(body.nickname), body.nickname_secret
     team = names.nickname(body.team, "team") if body.team else ""
-    worker, secret = service.crowd.register(nickname, Kind(body.kind), proof=proof, team=team)
+    worker, secret = service.lease_store.register(nickname, Kind(body.kind), proof=proof, team=team)
     return {
         "name": worker.name,
         "nickname": worker.nickname,
@@ -153,13 +153,13 @@ def parcel(request: Request, key: Key, number: Number, body: Delivery) -> dict[s
     service = of(request)
     place = models.place(body.url, service.settings.rules.upload)
     brought = {"url": place, "sha256": body.sha256, "size": body.size}
-    return {"counted": service.crowd.deliver(key.credentials, number, brought, stats=tally)}
+    return {"counted": service.lease_store.deliver(key.credentials, number, brought, stats=tally)}
 
 
 @_v1.post("/shards/{number}/release")
 def release(request: Request, key: Key, number: Number) -> dict[str, bool]:
     """Return a shard that the worker will not finish; this does not count as a failure."""
-    of(request).crowd.give_back(key.credentials, number)
+    of(request).lease_store.release(key.credentials, number)
     return {"released": True}
 
 
@@ -167,20 +167,20 @@ def release(request: Request, key: Key, number: Number) -> dict[str, bool]:
 def fail(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
     """Report a failure; other workers retry the shard until several have failed."""
     reason = models.sentence(body.reason, 1000)
-    return {"set_aside": of(request).crowd.fail(key.credentials, number, reason)}
+    return {"set_aside": of(request).lease_store.fail(key.credentials, number, reason)}
 
 
 @_v1.post("/shards/{number}/refetch")
 def refetch(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
     """Report a parcel that cannot be downloaded; another worker tries before a new scrape."""
     reason = models.sentence(body.reason, 1000)
-    return {"set_aside": of(request).crowd.refetch(key.credentials, number, reason)}
+    return {"set_aside": of(request).lease_store.refetch(key.credentials, number, reason)}
 
 
 @_v1.post("/leave")
 def leave(request: Request, key: Key) -> dict[str, bool]:
     """Unregister the worker, release its shards and invalidate its secret."""
-    of(request).crowd.leave(key.credentials)
+    of(request).lease_store.leave(key.credentials)
     return {"left": True}
 
 
@@ -222,7 +222,7 @@ def expel(
 ) -> dict[str, bool]:
     """Expel a worker, release its shards and invalidate its secret."""
     database = _administrator(request, key)
-    of(request).crowd.expel(statistics.worker(database, name)["id"])
+    of(request).lease_store.expel(statistics.worker(database, name)["id"])
     return {"expelled": True}
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from sqlalchemy import Connection, func, select, update
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import failures, shards
+from cahlib.ledger.schema import shards
 from cahlib.tracker.models import Rules
+from cahlib.tracker.schema import failures
 
 
 def note(

@@ -79,8 +79,8 @@ def lease(service: Service, secret: str, number: int, body: Wish) -> dict[str, A
     if service.leasing.setdefault(secret, ours) is not ours:  # two at once would exceed the limit
         return {"shard": None, "shards": [], "finished": False}
     try:
-        leases = [_shown(each) for each in service.crowd.lease_several(secret, body.count)]
-        finished = not leases and service.crowd.finished(secret)
+        leases = [_shown(each) for each in service.lease_store.lease_several(secret, body.count)]
+        finished = not leases and service.lease_store.finished(secret)
     finally:
         del service.leasing[secret]
     return {"shard": leases[0] if leases else None, "shards": leases, "finished": finished}
@@ -89,7 +89,7 @@ def lease(service: Service, secret: str, number: int, body: Wish) -> dict[str, A
 def heartbeat(service: Service, secret: str, number: int, body: Beat) -> dict[str, Any]:
     """Renew the leases of a worker and return the shards that it still holds."""
     progress = models.sentence(body.progress, 200)
-    return {"shards": service.crowd.beat(secret, body.shards, progress)}
+    return {"shards": service.lease_store.heartbeat(secret, body.shards, progress)}
 
 
 def complete(service: Service, secret: str, number: int, body: Done) -> dict[str, Any]:
@@ -109,13 +109,13 @@ def complete(service: Service, secret: str, number: int, body: Done) -> dict[str
         stats=models.stats(body.tally, pairs=len(body.uids)),
         output=models.sentence(body.output, 2000),
     )
-    closed = service.crowd.complete(secret, number, result)
+    closed = service.lease_store.complete(secret, number, result)
     return {"counted": closed.counted, "lost": [uid.hex() for uid in closed.lost]}
 
 
 def pairs(service: Service, secret: str, number: int, body: Uids) -> dict[str, Any]:
     """Return the pairs that belong to another, completed shard; omit them from the dataset."""
-    return {"taken": service.crowd.taken(secret, number, body.uids)}
+    return {"taken": service.lease_store.claimed_pairs(secret, number, body.uids)}
 
 
 _CALLS: dict[str, tuple[type[_Body], Callable[..., dict[str, Any]]]] = {

@@ -16,9 +16,10 @@ from typing import TypeAlias
 from sqlalchemy import Connection, func, select, update
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import again, lost, pairs, shards, workers
+from cahlib.ledger.schema import pairs, shards
 from cahlib.tracker import admin, pair_claims
 from cahlib.tracker.models import Worker
+from cahlib.tracker.schema import left_pairs, second_passes, workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +54,9 @@ def begin(
 
     A check is not checked. ``scores`` are None where only a count is known.
     """
-    checks = select(again.c.checks).where(again.c.number == number)
-    last = select(again.c.claimed).where(again.c.avoid == worker.nickname)
-    last = last.order_by(again.c.number.desc()).limit(_MOST_WAITING)
+    checks = select(second_passes.c.checks).where(second_passes.c.number == number)
+    last = select(second_passes.c.claimed).where(second_passes.c.avoid == worker.nickname)
+    last = last.order_by(second_passes.c.number.desc()).limit(_MOST_WAITING)
     waiting = connection.execute(last).scalars().all().count(None)
     if waiting < _MOST_WAITING and connection.execute(checks).scalar() is None:
         if not database.is_sqlite:
@@ -69,10 +70,16 @@ def compare(
 ) -> None:
     """Note how a check agrees with the shard that it is of; if it does not, have it settled."""
     scores = found or {}
-    of_check = again.c.number == number
+    of_check = second_passes.c.number == number
     begun = connection.execute(
-        select(again.c.avoid, again.c.scores, shards.c.state, shards.c.pairs, workers.c.nickname)
-        .join_from(again, shards, shards.c.number == checked)
+        select(
+            second_passes.c.avoid,
+            second_passes.c.scores,
+            shards.c.state,
+            shards.c.pairs,
+            workers.c.nickname,
+        )
+        .join_from(second_passes, shards, shards.c.number == checked)
         .outerjoin(workers, workers.c.id == shards.c.worker)
         .where(of_check)
     ).one()
@@ -86,11 +93,11 @@ def compare(
     agreed = named + min(count - len(claimed), len(scores) - named)
     agrees = 2 * agreed >= count
     values = {"claimed": count, "agreed": agreed, "scores": None if agrees else scores}
-    connection.execute(update(again).where(of_check).values(**values))
+    connection.execute(update(second_passes).where(of_check).values(**values))
     if agrees:
         return
-    other = select(again.c.number, again.c.scores)
-    other = other.where(again.c.checks == checked, _DISAGREES, ~of_check)
+    other = select(second_passes.c.number, second_passes.c.scores)
+    other = other.where(second_passes.c.checks == checked, _DISAGREES, ~of_check)
     others = connection.execute(other).all()
     if not others:
         if not database.is_sqlite:
@@ -105,7 +112,7 @@ def compare(
 
 
 #: Of a check: it found less than half of the pairs; images vanish, but not so many in days.
-_DISAGREES = again.c.agreed * 2 < again.c.claimed
+_DISAGREES = second_passes.c.agreed * 2 < second_passes.c.claimed
 
 
 def _agreed(ours: Scores, theirs: Scores) -> int:
@@ -117,18 +124,18 @@ def _agreed(ours: Scores, theirs: Scores) -> int:
 def _found(connection: Connection, number: int, scores: Scores | None) -> Scores:
     """Return all pairs that a shard named, be they its own or another's; ``scores`` of some."""
     every = select(pairs.c.uid).where(pairs.c.shard == number)
-    left = select(lost.c.uid).where(lost.c.shard == number)
+    left = select(left_pairs.c.uid).where(left_pairs.c.shard == number)
     uids = connection.execute(every.union(left)).scalars()
     return dict.fromkeys((uid.hex() for uid in uids), None) | dict(scores or {})
 
 
 def doubted(connection: Connection, nickname: str) -> bool:
     """Whether a shard of this person was found wrong by a check, and right by none."""
-    other = again.alias()
+    other = second_passes.alias()
     agrees = select(1).where(
-        other.c.checks == again.c.checks, other.c.agreed * 2 >= other.c.claimed
+        other.c.checks == second_passes.c.checks, other.c.agreed * 2 >= other.c.claimed
     )
-    wrong = select(1).where(again.c.avoid == nickname, _DISAGREES, ~agrees.exists())
+    wrong = select(1).where(second_passes.c.avoid == nickname, _DISAGREES, ~agrees.exists())
     return connection.execute(wrong.limit(1)).first() is not None
 
 
@@ -136,16 +143,19 @@ def results(database: Database, *, most: int = 1000) -> list[Check]:
     """Return the checks that are done, those that agree least first."""
     query = (
         select(
-            again.c.checks.label("number"),
-            again.c.avoid.label("nickname"),
+            second_passes.c.checks.label("number"),
+            second_passes.c.avoid.label("nickname"),
             workers.c.nickname.label("checker"),
-            again.c.claimed,
-            again.c.agreed,
+            second_passes.c.claimed,
+            second_passes.c.agreed,
         )
-        .join_from(again, shards, shards.c.number == again.c.number)
+        .join_from(second_passes, shards, shards.c.number == second_passes.c.number)
         .join(workers, workers.c.id == shards.c.worker)
-        .where(again.c.claimed > 0)
-        .order_by(again.c.agreed * 1.0 / func.nullif(again.c.claimed, 0), again.c.checks)
+        .where(second_passes.c.claimed > 0)
+        .order_by(
+            second_passes.c.agreed * 1.0 / func.nullif(second_passes.c.claimed, 0),
+            second_passes.c.checks,
+        )
         .limit(most)
     )
     with database.read() as connection:

@@ -27,10 +27,11 @@ from sqlalchemy.dialects.postgresql import insert
 
 from cahlib.core.records import Stage, Stats
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import again, is_one_of, lost, pairs, people, shards, workers
+from cahlib.ledger.schema import is_one_of, pairs, shards
 from cahlib.tracker import credit, pair_claims
 from cahlib.tracker.models import Invalid, Kind, Result, Worker
 from cahlib.tracker.queries import WELCOME
+from cahlib.tracker.schema import left_pairs, people, second_passes, workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,11 @@ def _closing(kind: Kind) -> Update:
     """Close a shard that this worker holds."""
     # by the number that is given: SQLite's RETURNING takes the table's column for that of `again`
     number: Any = bindparam("number_")
-    checks = select(again.c.checks).where(again.c.number == number)
-    left = [select(1).where(each == number).exists() for each in (lost.c.shard, lost.c.again)]
+    checks = select(second_passes.c.checks).where(second_passes.c.number == number)
+    left = [
+        select(1).where(each == number).exists()
+        for each in (left_pairs.c.shard, left_pairs.c.again)
+    ]
     return (
         update(shards)
         .where(shards.c.number == bindparam("number_"), shards.c.worker == bindparam("me"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, bindparam, update
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import people, workers
+from cahlib.tracker.schema import people, workers
 
 _COUNTED = ("scraped", "done", "pairs")
 _GROWING = (

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, and_, case, delete, func, select, update
 
 from cahlib.core.records import Shard, Stats
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import failures, is_one_of, shards, workers
+from cahlib.ledger.schema import is_one_of, shards
 from cahlib.tracker import blame, checks, credit, names, pair_claims, people
 from cahlib.tracker.completion import complete, require_fitting
 from cahlib.tracker.models import (
@@ -38,6 +38,7 @@ from cahlib.tracker.models import (
 )
 from cahlib.tracker.models import uids as pair_keys
 from cahlib.tracker.queries import BY_SECRET, claiming, coming, found, hashed
+from cahlib.tracker.schema import failures, workers
 
 #: A sign of life is written down when the last one is older than this, in seconds.
 _SEEN = 10
@@ -53,7 +54,7 @@ _HELD = is_one_of(shards.c.state, "leased", "judging")
 _FREE = case((shards.c.state == "leased", "todo"), else_="scraped")
 
 
-class Crowd:
+class LeaseStore:
     """Who does which shard, in a database that several server processes may share.
 
     Each call names the worker by its secret; raises Unknown for one that is none, NotHeld for a
@@ -159,7 +160,7 @@ class Crowd:
             for row in sorted(rows, key=lambda row: (row.attempts, row.number))
         ]
 
-    def beat(
+    def heartbeat(
         self, secret: str, numbers: Sequence[int], progress: str = "", *, old: bool = False
     ) -> list[int]:
         """A sign of life: which of these shards the worker still holds, for a lease from now on.
@@ -231,7 +232,7 @@ class Crowd:
             self._count(connection, worker, scraped=1, bytes=parcel.get("size", 0))
             return True
 
-    def give_back(self, secret: str, number: int) -> None:
+    def release(self, secret: str, number: int) -> None:
         """A leased shard is free again, and the attempt does not count."""
         with self.acting(secret) as (connection, worker):
             if not self._release(connection, worker, shards.c.number == number):
@@ -288,7 +289,7 @@ class Crowd:
             self._count(connection, found(row), scraped=-1, bytes=-parcel.get("size", 0))
         return self._blame(connection, scraper, number, attempts, error)
 
-    def taken(self, secret: str, number: int, keys: Sequence[str]) -> list[str]:
+    def claimed_pairs(self, secret: str, number: int, keys: Sequence[str]) -> list[str]:
         """Return which of these pairs a completed shard has; this one leaves them to it."""
         with self.acting(secret) as (connection, worker):
             if worker.kind is Kind.CPU:

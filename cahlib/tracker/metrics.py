@@ -10,7 +10,8 @@ from fastapi.responses import PlainTextResponse
 from sqlalchemy import func, select
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import failures, is_one_of, shards
+from cahlib.ledger.schema import is_one_of, shards
+from cahlib.tracker.schema import failures
 from cahlib.tracker.service import State, of
 
 router = APIRouter(tags=["public"])

@@ -11,7 +11,7 @@ from typing import Any
 
 from cahlib.core.errors import CahError
 from cahlib.core.records import DROP_REASONS, DropReason, Shard, Stage, Stats
-from cahlib.ledger.client import is_below
+from cahlib.ledger.client import is_below_upload_url
 
 #: Sample ids that one WAT file spans, as at Crawling@Home.
 IDS = 1_000_000
@@ -197,7 +197,7 @@ def place(url: str, upload: str) -> str:
     """Where a parcel is: GPU workers open it, and remove it, so nowhere else; raises Invalid."""
     if not upload:
         raise Invalid("url: this tracker names no place for parcels.")
-    if not is_below(url, upload):
+    if not is_below_upload_url(url, upload):
         raise Invalid(f"url: a parcel is brought to {upload.rstrip('/')}/, and nowhere else.")
     return url
 

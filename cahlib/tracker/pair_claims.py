@@ -15,8 +15,9 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, select, update
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import again, lost, pairs, shards
+from cahlib.ledger.schema import pairs, shards
 from cahlib.tracker.models import Invalid
+from cahlib.tracker.schema import left_pairs, second_passes
 
 #: Keys in one statement.
 _BATCH = 1000
@@ -29,11 +30,11 @@ def taken(
 
     Raise Invalid if it leaves more than ``most``.
     """
-    checked = select(again.c.checks).where(again.c.number == number)
+    checked = select(second_passes.c.checks).where(second_passes.c.number == number)
     found = _owned(connection, keys, but=connection.execute(checked).scalar())
     _leave(database, connection, number, found)
     if found:
-        count = select(func.count()).where(lost.c.shard == number)
+        count = select(func.count()).where(left_pairs.c.shard == number)
         if connection.execute(count).scalar_one() > most:
             raise Invalid(f"uids: a shard holds at most {most:,} pairs.")
     return found
@@ -63,7 +64,9 @@ def late(
 
 def revive_left(database: Database, connection: Connection, number: int) -> None:
     """Bring back what a shard left to one that is undone by now, or was to bring and did not."""
-    waiting = select(lost.c.uid).where((lost.c.shard == number) | (lost.c.again == number))
+    waiting = select(left_pairs.c.uid).where(
+        (left_pairs.c.shard == number) | (left_pairs.c.again == number)
+    )
     revive(database, connection, connection.execute(waiting).scalars().all())
 
 
@@ -72,7 +75,9 @@ def settled_again(
 ) -> list[bytes]:
     """Return the same once more, of the pairs that the shard named when it was completed."""
     named = set(connection.execute(select(pairs.c.uid).where(pairs.c.shard == number)).scalars())
-    left = set(connection.execute(select(lost.c.uid).where(lost.c.shard == number)).scalars())
+    left = set(
+        connection.execute(select(left_pairs.c.uid).where(left_pairs.c.shard == number)).scalars()
+    )
     others = settle(database, connection, number, left.intersection(keys))
     return [key for key in others if key not in named]
 
@@ -81,20 +86,20 @@ def undo(database: Database, connection: Connection, numbers: Sequence[int]) -> 
     """Free the pairs of shards that are to do again; those who had left them get them back."""
     for start in range(0, len(numbers), _BATCH):
         batch = numbers[start : start + _BATCH]
-        of_shards = lost.c.shard.in_(batch)
+        of_shards = left_pairs.c.shard.in_(batch)
         freed = select(pairs.c.uid).where(pairs.c.shard.in_(batch))
-        promised = select(lost.c.uid).where(of_shards, lost.c.again.is_not(None))
+        promised = select(left_pairs.c.uid).where(of_shards, left_pairs.c.again.is_not(None))
         orphans = connection.execute(freed.union(promised)).scalars().all()
         connection.execute(delete(pairs).where(pairs.c.shard.in_(batch)))
-        connection.execute(delete(lost).where(of_shards))
+        connection.execute(delete(left_pairs).where(of_shards))
         revive(database, connection, orphans)
 
 
 def forget(connection: Connection, numbers: Sequence[int]) -> None:
     """Begin shards anew: what an earlier worker was told counts no more."""
     if numbers:
-        of_shards = lost.c.shard.in_(numbers)
-        connection.execute(delete(lost).where(of_shards, lost.c.again.is_(None)))
+        of_shards = left_pairs.c.shard.in_(numbers)
+        connection.execute(delete(left_pairs).where(of_shards, left_pairs.c.again.is_(None)))
 
 
 def revive(database: Database, connection: Connection, keys: Iterable[bytes]) -> None:
@@ -102,25 +107,25 @@ def revive(database: Database, connection: Connection, keys: Iterable[bytes]) ->
     first: dict[int, list[bytes]] = {}
     for batch in _batches(keys):
         owned = set(_owned(connection, batch))
-        under_way = select(lost.c.uid).join(shards, shards.c.number == lost.c.again)
-        under_way = under_way.where(lost.c.uid.in_(batch), shards.c.state != "done")
+        under_way = select(left_pairs.c.uid).join(shards, shards.c.number == left_pairs.c.again)
+        under_way = under_way.where(left_pairs.c.uid.in_(batch), shards.c.state != "done")
         owned |= set(connection.execute(under_way).scalars())
-        losers = select(lost.c.uid, func.min(lost.c.shard)).join(
-            shards, shards.c.number == lost.c.shard
+        losers = select(left_pairs.c.uid, func.min(left_pairs.c.shard)).join(
+            shards, shards.c.number == left_pairs.c.shard
         )
         free = [key for key in batch if key not in owned]
         losers = losers.where(
-            lost.c.uid.in_(free), lost.c.again.is_(None), shards.c.state == "done"
+            left_pairs.c.uid.in_(free), left_pairs.c.again.is_(None), shards.c.state == "done"
         )
-        for uid, number in connection.execute(losers.group_by(lost.c.uid)):
+        for uid, number in connection.execute(losers.group_by(left_pairs.c.uid)):
             first.setdefault(number, []).append(uid)
     if first and not database.is_sqlite:
         connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
     for number, uids in sorted(first.items()):
         passed = pass_again(database, connection, number)
         for batch in _batches(uids):
-            mine = (lost.c.shard == number) & lost.c.uid.in_(batch)
-            connection.execute(update(lost).where(mine).values(again=passed))
+            mine = (left_pairs.c.shard == number) & left_pairs.c.uid.in_(batch)
+            connection.execute(update(left_pairs).where(mine).values(again=passed))
 
 
 def pass_again(database: Database, connection: Connection, number: int, **check: Any) -> int:
@@ -129,7 +134,7 @@ def pass_again(database: Database, connection: Connection, number: int, **check:
     A check comes before all else: images vanish, and who invents pairs is to be known soon. The
     table of the WATs must be locked.
     """
-    root = select(again.c.of).where(again.c.number == number)
+    root = select(second_passes.c.of).where(second_passes.c.number == number)
     of = connection.execute(root).scalar() or number
     row = connection.execute(select(shards).where(shards.c.number == of)).one()
     last = connection.execute(select(func.max(shards.c.number))).scalar_one()
@@ -137,7 +142,7 @@ def pass_again(database: Database, connection: Connection, number: int, **check:
     values = {"number": fresh, "id": f"{row.id[:180]}-again{fresh}", "url": row.url}
     values |= {"half": row.half, "attempts": -1 if check else 0}
     connection.execute(database.insert(shards).values(**values))
-    connection.execute(database.insert(again).values(number=fresh, of=of, **check))
+    connection.execute(database.insert(second_passes).values(number=fresh, of=of, **check))
     return int(fresh)
 
 
@@ -155,7 +160,7 @@ def _owned(connection: Connection, keys: Iterable[bytes], *, but: int | None = N
 def _leave(database: Database, connection: Connection, number: int, keys: Sequence[bytes]) -> None:
     if keys:
         rows = [{"uid": key, "shard": number} for key in sorted(keys)]
-        connection.execute(database.insert(lost).on_conflict_do_nothing(), rows)
+        connection.execute(database.insert(left_pairs).on_conflict_do_nothing(), rows)
 
 
 def _batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:

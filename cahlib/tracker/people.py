@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, or_, select, update
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import people, teams
 from cahlib.tracker import names
 from cahlib.tracker.models import Owned
+from cahlib.tracker.schema import people, teams
 
 #: What is added to the nickname of an old client, which cannot show that the name is its own.
 UNVERIFIED = " (unverified)"

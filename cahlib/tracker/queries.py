@@ -11,15 +11,16 @@ from typing import Any
 
 from sqlalchemy import Select, Update, and_, bindparam, func, select, update
 
-from cahlib.ledger.local import following
-from cahlib.ledger.schema import again, failures, is_one_of, shards, workers
+from cahlib.ledger.local import next_shards
+from cahlib.ledger.schema import is_one_of, shards
 from cahlib.tracker.models import Kind, Unknown, Worker
+from cahlib.tracker.schema import failures, second_passes, workers
 
 BY_SECRET = select(
     workers.c.id, workers.c.name, workers.c.nickname, workers.c.kind, workers.c.last_seen
 ).where(workers.c.secret == bindparam("hash"), ~workers.c.gone)
 
-_mine, _other, _check = again.alias(), again.alias(), shards.alias()
+_mine, _other, _check = second_passes.alias(), second_passes.alias(), shards.alias()
 _OWNER = select(_mine.c.avoid).where(_mine.c.number == shards.c.number)
 _CHECKERS = (
     select(func.count())
@@ -64,9 +65,9 @@ def claiming(kind: Kind, lane: int, count: int, old: bool) -> Update:
     )
     names = ("number", "id", "url", "half", "expires", "parcel", "attempts")
     shown = (shards.c[name] for name in names)
-    first = ~select(1).where(again.c.number == shards.c.number).exists()
+    first = ~select(1).where(second_passes.c.number == shards.c.number).exists()
     fit = (_UNTRIED, first) if old else (_UNTRIED,)
-    free = following(kind.takes, *fit, lane=lane, count=count).cte("free")
+    free = next_shards(kind.takes, *fit, lane=lane, count=count).cte("free")
     return (
         update(shards)
         .where(shards.c.number.in_(select(free.c.number)))

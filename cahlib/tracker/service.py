@@ -1,4 +1,4 @@
-"""What the routes work with: the crowd, the numbers that are shown, and the clockwork."""
+"""What the routes work with: the lease_store, the numbers that are shown, and the clockwork."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
 
-from cahlib.ledger.database import Database, DatabaseAway
+from cahlib.ledger.database import Database, DatabaseUnavailable
 from cahlib.tracker import standings, statistics
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.models import Rules
 
@@ -92,7 +92,7 @@ class Service:
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.clock = settings, clock
         self.database = Database(settings.database)
-        self.crowd = Crowd(self.database, settings.rules, clock=clock)
+        self.lease_store = LeaseStore(self.database, settings.rules, clock=clock)
         self.state = Cached(self._state, settings.fresh)
         self.pairs_board = Cached(lambda: statistics.leaders(self.database), settings.fresh)
         self.parcel_board = Cached(
@@ -141,9 +141,9 @@ class Service:
     def _clockwork(self) -> None:
         while True:
             try:
-                self.crowd.expire()
+                self.lease_store.expire()
                 statistics.record(self.database, self.clock())
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 _log.warning("%s", error)
             if self._stop.wait(self.settings.tick):
                 return

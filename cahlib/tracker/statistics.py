@@ -14,20 +14,19 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import (
-    again,
+from cahlib.ledger.schema import is_one_of, shards
+from cahlib.tracker import activity
+from cahlib.tracker.models import Missing
+from cahlib.tracker.schema import (
     failures,
     health,
     history,
-    is_one_of,
     people,
-    shards,
+    second_passes,
     teams,
     wats,
     workers,
 )
-from cahlib.tracker import activity
-from cahlib.tracker.models import Missing
 
 #: Seconds after which a silent worker is not counted as at work.
 ACTIVE = 900
@@ -86,7 +85,7 @@ def counts(database: Database) -> Counts:
         }
         done, pairs, parcels = (int(n or 0) for n in connection.execute(sums).one())
         last = connection.execute(select(func.max(shards.c.number))).scalar()
-        single = connection.execute(select(func.count()).select_from(again)).scalar_one()
+        single = connection.execute(select(func.count()).select_from(second_passes)).scalar_one()
     state = {
         name: sum(n for (each, _), n in found.items() if each == name)
         for name in ("leased", "scraped", "judging", "failed")

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from cahlib.ledger.database import DatabaseAway
+from cahlib.ledger.database import DatabaseUnavailable
 from cahlib.tracker.limits import sender
 
 #: What is shown now: values by name, and the latest finished shards, each with a "key".
@@ -57,7 +57,7 @@ class Stream:
                 continue
             try:
                 news = self._news(*await asyncio.to_thread(self._look))
-            except DatabaseAway:
+            except DatabaseUnavailable:
                 continue
             if not news and time.monotonic() - spoken > _SILENCE:
                 news = b":\n\n"

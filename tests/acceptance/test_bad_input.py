@@ -13,7 +13,7 @@ from cahlib import demo
 from cahlib.core.config import Job
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo.web import Answer, Web
-from cahlib.ledger.local import Ledger
+from cahlib.ledger.local import LocalLedger
 from cahlib.parcel import parcel as parcels
 from tests.world import command, judged, small
 
@@ -57,7 +57,7 @@ def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
         (["--shards", "9" * 20], 2, "shards: 1e+20 is not allowed"),
         (["--connections", "9" * 400], 2, "connections: that number is not allowed"),
         (["--hours", "9" * 400], 2, "hours: inf is not a number"),
-        (["--tracker", "http://["], 2, "tracker: http://[ is no http(s) URL"),
+        (["--tracker", "http://["], 2, "tracker: http://[ is not an http(s) URL"),
         (["--engine", "tls://"], 2, "engine: tls:// is not an address"),
         (["--engine", "tcp://127.0.0.1:x"], 2, "engine: tcp://127.0.0.1:x is not an address"),
         (["--engine", "foo://a:1"], 2, "engine: foo://a:1 is not an address"),
@@ -148,7 +148,7 @@ def test_a_job_that_came_to_nothing_holds_no_folder(tmp_path, monkeypatch, capsy
         model = f"ViT-{name}"
         line = ["run", "--crawl", f"{name}.wat.gz", "--model", model, "--threshold", "0.3"]
         refused(command.said(capsys, *line), code=2, sentence=model)
-    ledger = Ledger(tmp_path / "dataset/run/ledger.sqlite")
+    ledger = LocalLedger(tmp_path / "dataset/run/ledger.sqlite")
     assert {shard.url[-8:] for shard in ledger.in_state("todo")} == {"b.wat.gz"}
     ledger.close()
 

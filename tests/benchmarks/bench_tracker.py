@@ -31,7 +31,7 @@ from sqlalchemy import text
 from cahlib.core.records import Shard
 from cahlib.ledger.database import Database
 from cahlib.tracker import admin, statistics
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.models import Kind, Result, Rules
 from tests.benchmarks.common import Absent, parser, timed
@@ -105,16 +105,16 @@ def filled(url: str, size: int) -> Database:
 
 def claims(database: Database, size: int, seconds: float) -> None:
     """One worker's claims, and the old server's on the same table where it is PostgreSQL."""
-    crowd = Crowd(database, Rules())
-    secret = crowd.register("bench", Kind.HYBRID)[1]
+    lease_store = LeaseStore(database, Rules())
+    secret = lease_store.register("bench", Kind.HYBRID)[1]
     ours: list[float] = []
     until = time.perf_counter() + seconds / 2
     while time.perf_counter() < until and len(ours) < size // 4:
         started = time.perf_counter()
-        lease = crowd.lease(secret)
+        lease = lease_store.lease(secret)
         ours.append(time.perf_counter() - started)
         assert lease is not None
-        crowd.complete(secret, lease.number, Result(pairs=1))
+        lease_store.complete(secret, lease.number, Result(pairs=1))
     ours.sort()
     p50 = ours[len(ours) // 2]
     if database.is_sqlite:
@@ -137,17 +137,17 @@ def claims(database: Database, size: int, seconds: float) -> None:
 
 def through_store(database: Database, name: str, workers: int, seconds: float) -> None:
     """Cycles of threads of one process, without HTTP."""
-    crowd = Crowd(database, Rules())
-    secrets = [crowd.register(f"person{n}", Kind.HYBRID)[1] for n in range(workers)]
+    lease_store = LeaseStore(database, Rules())
+    secrets = [lease_store.register(f"person{n}", Kind.HYBRID)[1] for n in range(workers)]
     waits, lock, until = [], threading.Lock(), time.perf_counter() + seconds
 
     def work(secret: str) -> None:
         while time.perf_counter() < until:
             started = time.perf_counter()
-            lease = crowd.lease(secret)
+            lease = lease_store.lease(secret)
             waited = time.perf_counter() - started
             assert lease is not None
-            crowd.complete(secret, lease.number, Result(pairs=1))
+            lease_store.complete(secret, lease.number, Result(pairs=1))
             with lock:
                 waits.append(waited)
 
@@ -251,9 +251,9 @@ def result(number: int, pairs: int) -> str:
 
 def overview(database: Database, port: int, seconds: float) -> None:
     """The overview page, with the numbers made anew and from the cache."""
-    crowd = Crowd(database, Rules())
+    lease_store = LeaseStore(database, Rules())
     for n in range(min(1000, int(300 * seconds))):
-        crowd.register(f"watcher{n}", Kind.HYBRID)
+        lease_store.register(f"watcher{n}", Kind.HYBRID)
     statistics.record(database, time.time() - 7200)
     with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
 

@@ -12,10 +12,10 @@ from cahlib.core.records import Shard
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
 from cahlib.ledger.database import Database
-from cahlib.run.worker import volunteer
+from cahlib.run.worker import run_worker
 from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.models import NotHeld, Rules
@@ -64,7 +64,7 @@ def as_it_was(database):
 def test_who_is_banned_asks_no_more_and_no_shard_is_blamed(tmp_path):
     with crawl(tmp_path, Answer(status=403)) as (web, job, database):
         with pytest.raises(RunError, match="403"):
-            volunteer(job, tick=0.1)
+            run_worker(job, tick=0.1)
         assert len(web.requests) == 1
         assert as_it_was(database)
 
@@ -79,7 +79,7 @@ def test_no_shard_is_blamed_for_storage_that_is_away(tmp_path, caplog):
             stop.set()
 
     with crawl(tmp_path, EMPTY, upload=upload) as (_, job, database):
-        assert volunteer(job, listener, stop=stop, tick=0.1).parcels == 0
+        assert run_worker(job, listener, stop=stop, tick=0.1).parcels == 0
         assert as_it_was(database)
 
 
@@ -89,7 +89,7 @@ def test_a_parcel_that_comes_too_late_is_taken_away_again(tmp_path, caplog, monk
     def too_late(*arguments, **options):
         raise NotHeld("It is another's.")
 
-    monkeypatch.setattr(Crowd, "deliver", too_late)
+    monkeypatch.setattr(LeaseStore, "deliver", too_late)
     stop = threading.Event()
 
     def listener(_):
@@ -97,5 +97,5 @@ def test_a_parcel_that_comes_too_late_is_taken_away_again(tmp_path, caplog, monk
             stop.set()
 
     with crawl(tmp_path, EMPTY) as (_, job, _):
-        assert volunteer(job, listener, stop=stop, tick=0.1).parcels >= 1
+        assert run_worker(job, listener, stop=stop, tick=0.1).parcels >= 1
     assert list((tmp_path / "parcels").iterdir()) == []

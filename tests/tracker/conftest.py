@@ -10,7 +10,7 @@ import pytest
 from cahlib.core.records import Shard
 from cahlib.ledger.database import Database
 from cahlib.tracker import admin
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.models import Rules
 from tests.world import postgres as servers
@@ -82,8 +82,8 @@ def clock():
 
 
 @pytest.fixture
-def crowd(database, clock):
-    return Crowd(database, Rules(lease=900, failures=3, attempts=5), clock=clock)
+def lease_store(database, clock):
+    return LeaseStore(database, Rules(lease=900, failures=3, attempts=5), clock=clock)
 
 
 def wats(count):

@@ -3,19 +3,19 @@
 import pytest
 from sqlalchemy import select
 
-from cahlib.ledger.schema import activity as table
 from cahlib.ledger.schema import people
 from cahlib.tracker import activity, admin, milestones, standings, statistics
 from cahlib.tracker.activity import DAY, HOUR, Work
 from cahlib.tracker.models import Kind, Result
+from cahlib.tracker.schema import activity as table
 from cahlib.tracker.service import State
 
 PARCEL = {"url": "s3://parcels/a.tar", "sha256": "0" * 64, "size": 5000}
 
 
-def finish(crowd, secret, pairs):
-    number = crowd.lease(secret).number
-    crowd.complete(secret, number, Result(pairs=pairs))
+def finish(lease_store, secret, pairs):
+    number = lease_store.lease(secret).number
+    lease_store.complete(secret, number, Result(pairs=pairs))
     return number
 
 
@@ -29,17 +29,17 @@ def noted(database):
     return found
 
 
-def test_each_shard_is_in_one_piece_of_time(crowd, fill, database, clock):
+def test_each_shard_is_in_one_piece_of_time(lease_store, fill, database, clock):
     fill(20)
     clock.now = 20 * DAY + 600.0
-    ann, bob = (crowd.register(name, Kind.HYBRID)[1] for name in ("ann", "bob"))
+    ann, bob = (lease_store.register(name, Kind.HYBRID)[1] for name in ("ann", "bob"))
     start = int(clock.now)
     for _ in range(10):
-        finish(crowd, ann, 100)
+        finish(lease_store, ann, 100)
         clock.now += 300
         statistics.record(database, clock.now)
         statistics.record(database, clock.now + 1)  # by another server
-    finish(crowd, bob, 7)
+    finish(lease_store, bob, 7)
     assert noted(database) == {("ann", True): (10, 1000), ("ann", False): (10, 1000)}
     fine = activity.series(database, ["ann"], size=300, start=1)["ann"]
     assert list(fine) == list(range(start, start + 3000, 300))
@@ -52,7 +52,7 @@ def test_each_shard_is_in_one_piece_of_time(crowd, fill, database, clock):
         assert sorted(times) == [0, 20 * DAY]
     clock.now += 15 * DAY
     undone = statistics.named(database, "bob")[0]
-    crowd.expel(undone)
+    lease_store.expel(undone)
     assert admin.undo(database, undone) == 1
     statistics.record(database, clock.now)
     days = activity.series(database, ["ann", "bob"], size=DAY, start=1)
@@ -60,10 +60,10 @@ def test_each_shard_is_in_one_piece_of_time(crowd, fill, database, clock):
     assert noted(database)["bob", False] == noted(database)["bob", True] == (0, 0)
 
 
-def test_ranks_of_the_last_hour_the_last_day_and_all_time(crowd, fill, database, clock):
+def test_ranks_of_the_last_hour_the_last_day_and_all_time(lease_store, fill, database, clock):
     fill(20)
     ann, bob, carl = (
-        crowd.register(name, Kind.HYBRID, proof=name, team=team)[1]
+        lease_store.register(name, Kind.HYBRID, proof=name, team=team)[1]
         for name, team in (("ann", "cats"), ("bob", "dogs"), ("carl", "dogs"))
     )
 
@@ -72,31 +72,31 @@ def test_ranks_of_the_last_hour_the_last_day_and_all_time(crowd, fill, database,
         shown = standings.ranked(every, period)
         return [(one.who.name, one.work.pairs, one.climbed) for one in shown]
 
-    finish(crowd, ann, 1000)
-    finish(crowd, bob, 400)
+    finish(lease_store, ann, 1000)
+    finish(lease_store, bob, 400)
     statistics.record(database, clock.now)
     clock.now += 30 * HOUR
     statistics.record(database, clock.now)
-    finish(crowd, ann, 10)
+    finish(lease_store, ann, 10)
     statistics.record(database, clock.now + 300)
     clock.now += 1.5 * HOUR
-    finish(crowd, bob, 700)  # just now, and not noted yet
-    finish(crowd, carl, 20)
+    finish(lease_store, bob, 700)  # just now, and not noted yet
+    finish(lease_store, carl, 20)
     assert ranks("hour") == [("bob", 700, None), ("carl", 20, None)]
     assert ranks("day") == [("bob", 700, 1), ("carl", 20, None), ("ann", 10, -2)]
     assert ranks("all") == [("bob", 1100, 1), ("ann", 1010, -1), ("carl", 20, None)]
     assert ranks("all", standings.teams) == [("dogs", 1120, 1), ("cats", 1010, -1)]
 
 
-def test_bytes_are_those_of_the_parcels_that_stay(crowd, fill, database):
+def test_bytes_are_those_of_the_parcels_that_stay(lease_store, fill, database):
     fill(3)
-    cpu = crowd.register("ann", Kind.CPU)[1]
-    gpus = [crowd.register(name, Kind.GPU)[1] for name in ("bob", "carl")]
-    crowd.deliver(cpu, crowd.lease(cpu).number, PARCEL)
+    cpu = lease_store.register("ann", Kind.CPU)[1]
+    gpus = [lease_store.register(name, Kind.GPU)[1] for name in ("bob", "carl")]
+    lease_store.deliver(cpu, lease_store.lease(cpu).number, PARCEL)
     for gpu in gpus:  # neither can fetch it
-        crowd.refetch(gpu, crowd.lease(gpu).number, "gone")
+        lease_store.refetch(gpu, lease_store.lease(gpu).number, "gone")
     for _ in range(2):
-        crowd.deliver(cpu, crowd.lease(cpu).number, PARCEL)
+        lease_store.deliver(cpu, lease_store.lease(cpu).number, PARCEL)
 
     def brought():
         with database.read() as connection:
@@ -104,9 +104,9 @@ def test_bytes_are_those_of_the_parcels_that_stay(crowd, fill, database):
             return tuple(connection.execute(mine).one())
 
     assert brought() == (2, 10_000)
-    crowd.complete(gpus[0], crowd.lease(gpus[0]).number, Result(pairs=5))
+    lease_store.complete(gpus[0], lease_store.lease(gpus[0]).number, Result(pairs=5))
     ann = statistics.named(database, "ann")[0]
-    crowd.expel(ann)
+    lease_store.expel(ann)
     admin.undo(database, ann)  # the parcel that nobody has judged
     assert brought() == (1, 5000)
 

@@ -5,7 +5,7 @@ import pytest
 from cahlib.commands.cli import main
 from cahlib.core.records import Stats
 from cahlib.tracker import admin, calls, checks, statistics
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.models import Kind, Outdated, Result, Rules
 from cahlib.tracker.service import Service, Settings
 
@@ -13,33 +13,33 @@ PAIRS = [f"{n:032x}" for n in range(10)]
 
 
 @pytest.fixture
-def crowd(database, clock):
-    return Crowd(database, Rules(verify=1), clock=clock)
+def lease_store(database, clock):
+    return LeaseStore(database, Rules(verify=1), clock=clock)
 
 
-def bring(crowd, secret, number, uids, similarity=0.3):
+def bring(lease_store, secret, number, uids, similarity=0.3):
     keys = tuple(map(bytes.fromhex, uids))
-    crowd.taken(secret, number, uids)
+    lease_store.claimed_pairs(secret, number, uids)
     found = {"uids": keys, "similarities": (similarity,) * len(keys)}
-    closed = crowd.complete(secret, number, Result(pairs=len(keys), stats=Stats(), **found))
+    closed = lease_store.complete(secret, number, Result(pairs=len(keys), stats=Stats(), **found))
     return [key.hex() for key in closed.lost]
 
 
-def test_a_check_finds_who_invents_pairs(crowd, fill, database, url, capsys):
+def test_a_check_finds_who_invents_pairs(lease_store, fill, database, url, capsys):
     fill(1)
-    ann, eve = (crowd.register(name, Kind.HYBRID)[1] for name in ("ann", "eve"))
-    honest, invented = crowd.lease(ann).number, crowd.lease(eve).number
-    assert bring(crowd, ann, honest, PAIRS[:4]) == []
-    assert bring(crowd, eve, invented, ["ab" * 16, "cd" * 16]) == []
-    own = crowd.lease(ann)
+    ann, eve = (lease_store.register(name, Kind.HYBRID)[1] for name in ("ann", "eve"))
+    honest, invented = lease_store.lease(ann).number, lease_store.lease(eve).number
+    assert bring(lease_store, ann, honest, PAIRS[:4]) == []
+    assert bring(lease_store, eve, invented, ["ab" * 16, "cd" * 16]) == []
+    own = lease_store.lease(ann)
     assert own.shard.id.startswith("wat000000-1-again")  # eve's; its own is for others
-    assert crowd.taken(ann, own.number, [PAIRS[0], "ab" * 16]) == [PAIRS[0]]
-    assert bring(crowd, ann, own.number, PAIRS[4:7]) == []
-    assert crowd.lease(ann) is None and crowd.finished(ann)
-    other = crowd.lease(eve)
+    assert lease_store.claimed_pairs(ann, own.number, [PAIRS[0], "ab" * 16]) == [PAIRS[0]]
+    assert bring(lease_store, ann, own.number, PAIRS[4:7]) == []
+    assert lease_store.lease(ann) is None and lease_store.finished(ann)
+    other = lease_store.lease(eve)
     # what was there before stays the first one's; an image is gone, and another one is found
-    assert bring(crowd, eve, other.number, PAIRS[1:4] + PAIRS[7:8]) == PAIRS[1:4]
-    assert crowd.lease(eve) is None  # a check is not checked
+    assert bring(lease_store, eve, other.number, PAIRS[1:4] + PAIRS[7:8]) == PAIRS[1:4]
+    assert lease_store.lease(eve) is None  # a check is not checked
     told = [(c.nickname, c.checker, c.agreed, c.claimed) for c in checks.results(database)]
     assert told == [("eve", "ann", 0, 2), ("ann", "eve", 3, 4)]
     counts = statistics.counts(database)
@@ -47,7 +47,7 @@ def test_a_check_finds_who_invents_pairs(crowd, fill, database, url, capsys):
     assert main(["tracker", "checks", "--database", url]) == 0
     said = capsys.readouterr().out
     assert "0.0% of      2 pairs  shard 1  eve, checked by ann" in said and "75.0%" in said
-    crowd.expel(crowd.known(eve).id)
+    lease_store.expel(lease_store.known(eve).id)
     assert admin.undo(database, statistics.named(database, "eve")[0]) == 2
 
 
@@ -55,27 +55,27 @@ def test_a_check_finds_who_invents_pairs(crowd, fill, database, url, capsys):
 @pytest.mark.parametrize("third", ["agrees", "finds nothing", "says as the first"])
 def test_two_who_agree_undo_the_first(database, clock, fill, third, invented):
     fill(2)
-    crowd = Crowd(database, Rules(verify=1), clock=clock)
-    eve, ann, carl = (crowd.register(name, Kind.HYBRID)[1] for name in ("eve", "ann", "carl"))
-    first = crowd.lease(eve).number
+    lease_store = LeaseStore(database, Rules(verify=1), clock=clock)
+    eve, ann, carl = (lease_store.register(name, Kind.HYBRID)[1] for name in ("eve", "ann", "carl"))
+    first = lease_store.lease(eve).number
     said = {"pairs": (["ab" * 16, "cd" * 16], 0.3), "similarities": (PAIRS[:4], 0.4)}[invented]
-    bring(crowd, eve, first, *said)
-    crowd.rules = Rules(verify=1e-12)  # no other shard is checked
-    held = {lease.number for lease in crowd.lease_several(ann, 9)}
+    bring(lease_store, eve, first, *said)
+    lease_store.rules = Rules(verify=1e-12)  # no other shard is checked
+    held = {lease.number for lease in lease_store.lease_several(ann, 9)}
     check = max(held)
     assert first not in held and len(held) == 4
-    bring(crowd, ann, check, PAIRS[:4], 0.301)
+    bring(lease_store, ann, check, PAIRS[:4], 0.301)
     for number in held - {check}:
-        crowd.give_back(ann, number)
+        lease_store.release(ann, number)
     # it is seen, and he does one at a time, and nothing that settles it
-    assert len(crowd.lease_several(eve, 9)) == 1 and crowd.lease(eve) is None
-    assert {lease.number for lease in crowd.lease_several(ann, 9)}.isdisjoint({first, check})
-    settling = crowd.lease(carl)
-    assert settling.shard.id.startswith("wat000000-0-again") and crowd.lease(carl) is None
+    assert len(lease_store.lease_several(eve, 9)) == 1 and lease_store.lease(eve) is None
+    assert {lease.number for lease in lease_store.lease_several(ann, 9)}.isdisjoint({first, check})
+    settling = lease_store.lease(carl)
+    assert settling.shard.id.startswith("wat000000-0-again") and lease_store.lease(carl) is None
     found = {"agrees": (PAIRS[:3], 0.297), "finds nothing": ([],), "says as the first": said}
-    bring(crowd, carl, settling.number, *found[third])
+    bring(lease_store, carl, settling.number, *found[third])
     people = {one["nickname"]: (one["done"], one["pairs"]) for one in statistics.everyone(database)}
-    again = crowd.lease(carl)
+    again = lease_store.lease(carl)
     if third == "agrees":
         assert "eve" not in people and again.number == first
         assert people["ann"] == (1, 4 if invented == "pairs" else 0)  # which are still hers
@@ -94,52 +94,54 @@ def test_a_worker_that_knows_no_similarities_is_told_to_update(tmp_path):
 
 def test_no_shard_is_checked_unless_it_is_asked_for(database, fill, clock):
     fill(1)
-    crowd = Crowd(database, Rules(), clock=clock)
-    ann = crowd.register("ann", Kind.HYBRID)[1]
-    bring(crowd, ann, crowd.lease(ann).number, PAIRS)
+    lease_store = LeaseStore(database, Rules(), clock=clock)
+    ann = lease_store.register("ann", Kind.HYBRID)[1]
+    bring(lease_store, ann, lease_store.lease(ann).number, PAIRS)
     assert statistics.counts(database).total == 2 and checks.results(database) == []
 
 
-def test_a_check_comes_before_what_nobody_has_done(crowd, fill):
+def test_a_check_comes_before_what_nobody_has_done(lease_store, fill):
     fill(3)
-    ann, bob = (crowd.register(name, Kind.HYBRID)[1] for name in ("ann", "bob"))
-    bring(crowd, ann, crowd.lease(ann).number, PAIRS)
-    assert crowd.lease(ann).number == 1  # nobody checks himself
-    assert crowd.lease(bob).shard.id.startswith("wat000000-0-again")
+    ann, bob = (lease_store.register(name, Kind.HYBRID)[1] for name in ("ann", "bob"))
+    bring(lease_store, ann, lease_store.lease(ann).number, PAIRS)
+    assert lease_store.lease(ann).number == 1  # nobody checks himself
+    assert lease_store.lease(bob).shard.id.startswith("wat000000-0-again")
 
 
-def test_checks_do_not_pile_up_where_nobody_else_is(crowd, fill, database):
+def test_checks_do_not_pile_up_where_nobody_else_is(lease_store, fill, database):
     fill(40)
-    ann = crowd.register("ann", Kind.HYBRID)[1]
-    for lease in crowd.lease_several(ann, 60):
-        bring(crowd, ann, lease.number, [f"{lease.number:032x}"])
+    ann = lease_store.register("ann", Kind.HYBRID)[1]
+    for lease in lease_store.lease_several(ann, 60):
+        bring(lease_store, ann, lease.number, [f"{lease.number:032x}"])
     assert statistics.counts(database).total == 80 + 50
 
 
 @pytest.mark.parametrize(("claimed", "agreed"), [(4, 4), (5, 4), (20_000, 4)])
-def test_who_names_no_pairs_is_checked_by_their_number(crowd, fill, database, claimed, agreed):
+def test_who_names_no_pairs_is_checked_by_their_number(
+    lease_store, fill, database, claimed, agreed
+):
     fill(2)
-    (_, old), (_, ann) = (crowd.register(name, Kind.HYBRID) for name in ("old", "ann"))
-    first = crowd.lease(old, old=True).number
-    crowd.complete(old, first, Result(pairs=claimed))
+    (_, old), (_, ann) = (lease_store.register(name, Kind.HYBRID) for name in ("old", "ann"))
+    first = lease_store.lease(old, old=True).number
+    lease_store.complete(old, first, Result(pairs=claimed))
     # an old client, which names no pairs, cannot check anybody
-    other = crowd.register("other", Kind.HYBRID)[1]
-    assert crowd.lease(other, old=True).number < 4
-    bring(crowd, ann, crowd.lease(ann).number, PAIRS[:4])
+    other = lease_store.register("other", Kind.HYBRID)[1]
+    assert lease_store.lease(other, old=True).number < 4
+    bring(lease_store, ann, lease_store.lease(ann).number, PAIRS[:4])
     assert [(c.agreed, c.claimed) for c in checks.results(database)] == [(agreed, claimed)]
 
 
-def test_a_check_of_what_was_undone_meanwhile_accuses_nobody(crowd, fill, database):
+def test_a_check_of_what_was_undone_meanwhile_accuses_nobody(lease_store, fill, database):
     fill(1)
-    eve, ann, bob = (crowd.register(name, Kind.HYBRID)[1] for name in ("eve", "ann", "bob"))
-    first, _ = (lease.number for lease in crowd.lease_several(eve, 2))
-    bring(crowd, eve, first, ["ab" * 16])
-    check = crowd.lease(ann).number
-    crowd.expel(crowd.known(eve).id)
+    eve, ann, bob = (lease_store.register(name, Kind.HYBRID)[1] for name in ("eve", "ann", "bob"))
+    first, _ = (lease.number for lease in lease_store.lease_several(eve, 2))
+    bring(lease_store, eve, first, ["ab" * 16])
+    check = lease_store.lease(ann).number
+    lease_store.expel(lease_store.known(eve).id)
     admin.undo(database, statistics.named(database, "eve")[0])
-    crowd.rules = Rules(verify=1e-12)
-    assert first in {lease.number for lease in crowd.lease_several(bob, 2)}
-    bring(crowd, bob, first, PAIRS)
-    bring(crowd, ann, check, [])
+    lease_store.rules = Rules(verify=1e-12)
+    assert first in {lease.number for lease in lease_store.lease_several(bob, 2)}
+    bring(lease_store, bob, first, PAIRS)
+    bring(lease_store, ann, check, [])
     assert checks.results(database) == []
     assert {one["nickname"]: one["pairs"] for one in statistics.everyone(database)}["bob"] == 10

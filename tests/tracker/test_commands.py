@@ -14,7 +14,7 @@ from cahlib.commands.cli import main
 from cahlib.core.records import Stats
 from cahlib.ledger.database import Database
 from cahlib.tracker import statistics
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.models import Kind, Result, Rules
 from tests.world.jobs import LIMIT
@@ -34,10 +34,10 @@ def test_a_crawl_is_added_once_counted_and_exported(url, crawl, capsys, tmp_path
     assert main(["tracker", "add", "--database", url, "--crawl", crawl]) == 0
     assert "Added 1 WAT files: 2 shards." in capsys.readouterr().out
     database = Database(url)
-    crowd = Crowd(database, Rules())
-    secret = crowd.register("=1+1", Kind.HYBRID)[1]
-    crowd.complete(secret, crowd.lease(secret).number, Result(pairs=12))
-    crowd.fail(secret, crowd.lease(secret).number, "broken")
+    lease_store = LeaseStore(database, Rules())
+    secret = lease_store.register("=1+1", Kind.HYBRID)[1]
+    lease_store.complete(secret, lease_store.lease(secret).number, Result(pairs=12))
+    lease_store.fail(secret, lease_store.lease(secret).number, "broken")
     database.close()
     assert main(["tracker", "stats", "--database", url]) == 0
     said = capsys.readouterr().out
@@ -58,24 +58,29 @@ def test_a_crawl_is_added_once_counted_and_exported(url, crawl, capsys, tmp_path
 def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys):
     main(["tracker", "add", "--database", url, "--crawl", crawl])
     database = Database(url)
-    crowd = Crowd(database, Rules())
-    (ann, hers), (eve, his) = (crowd.register(name, Kind.HYBRID) for name in ("ann", "eve"))
-    (carl, cpu), gpu = crowd.register("eve", Kind.CPU), crowd.register("gus", Kind.GPU)[1]
+    lease_store = LeaseStore(database, Rules())
+    (ann, hers), (eve, his) = (lease_store.register(name, Kind.HYBRID) for name in ("ann", "eve"))
+    (carl, cpu), gpu = (
+        lease_store.register("eve", Kind.CPU),
+        lease_store.register("gus", Kind.GPU)[1],
+    )
     uids = [f"{n:032x}" for n in range(4)]
     for secret, mine in ((hers, uids[:1]), (his, uids[1:2]), (his, uids[2:])):
-        number = crowd.lease(secret).number
+        number = lease_store.lease(secret).number
         keys = tuple(map(bytes.fromhex, mine))
         result = Result(pairs=len(keys), uids=keys, stats=Stats(), output="s3://x")
-        crowd.complete(secret, number, result)
+        lease_store.complete(secret, number, result)
     for _ in range(2):
         parcel = {"url": "s3://p/a.tar", "sha256": "0" * 64, "size": 5}
-        crowd.deliver(cpu, crowd.lease(cpu).number, parcel)
-    crowd.complete(gpu, crowd.lease(gpu).number, Result(pairs=7))  # judged by an honest one: stays
-    crowd.lease(gpu)
-    held = crowd.lease(his).number
+        lease_store.deliver(cpu, lease_store.lease(cpu).number, parcel)
+    lease_store.complete(
+        gpu, lease_store.lease(gpu).number, Result(pairs=7)
+    )  # judged by an honest one: stays
+    lease_store.lease(gpu)
+    held = lease_store.lease(his).number
     assert main(["tracker", "expel", eve.name, "no-body", "--database", url]) == 1
     assert "There is no worker no-body, and nobody of that nickname." in capsys.readouterr().err
-    assert crowd.held(his) == [held]
+    assert lease_store.held(his) == [held]
     assert main(["tracker", "expel", eve.name, "--database", url]) == 0
     assert "1 workers are sent away; 0 shards are to do again." in capsys.readouterr().out
     assert statistics.counts(database).done == 4
@@ -88,8 +93,8 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     assert [one["nickname"] for one in statistics.leaders(database)] == ["gus", "ann"]
     free = [row for row in statistics.export(database) if row["state"] == "todo"]
     assert {(row["worker"], row["output"], row["tally"]) for row in free} == {(None, None, None)}
-    number = crowd.lease(hers).number
-    assert crowd.taken(hers, number, uids) == uids[:1]
+    number = lease_store.lease(hers).number
+    assert lease_store.claimed_pairs(hers, number, uids) == uids[:1]
     database.close()
 
 
@@ -155,7 +160,7 @@ def test_a_tracker_that_is_none_is_said_so_before_anything_starts(tmp_path, caps
     assert main(["gpu", *options]) == 2
     assert "give the URL of the tracker" in capsys.readouterr().err
     assert main(["run", "--tracker", "nowhere", *options]) == 2
-    assert "is no http(s) URL" in capsys.readouterr().err
+    assert "is not an http(s) URL" in capsys.readouterr().err
 
 
 def test_several_server_processes_answer_without_waiting_for_acknowledgements(postgres):

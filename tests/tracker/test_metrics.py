@@ -21,22 +21,22 @@ def test_silence_errors_and_queues_are_numbers_for_an_alert(url, database, fill,
     fill(3)
     settings = Settings(database=url, rules=Rules(lease=900), limits=Limits(address=0), fresh=0)
     app = create(settings, clock=clock)
-    crowd = app.state.service.crowd
+    lease_store = app.state.service.lease_store
     statistics.record(database, clock.now - 7200)
     with serving(app) as tracker:
         idle = read(tracker)
         assert (idle["cah_oldest_lease_seconds"], idle["cah_error_share"]) == (0, 0)
-        secrets = [crowd.register(f"person{n}", Kind.HYBRID)[1] for n in range(3)]
-        first, second, third = (crowd.lease(secret).number for secret in secrets)
-        crowd.complete(secrets[0], first, Result(pairs=7))
-        crowd.fail(secrets[1], second, "broken")
+        secrets = [lease_store.register(f"person{n}", Kind.HYBRID)[1] for n in range(3)]
+        first, second, third = (lease_store.lease(secret).number for secret in secrets)
+        lease_store.complete(secrets[0], first, Result(pairs=7))
+        lease_store.fail(secrets[1], second, "broken")
         clock.now += 100
-        crowd.lease(secrets[0])
+        lease_store.lease(secrets[0])
         busy = read(tracker)
         assert busy["cah_oldest_lease_seconds"] == 100  # of the third
         assert (busy["cah_failures_hour"], busy["cah_error_share"]) == (1, 0.5)
         assert (busy['cah_shards{state="todo"}'], busy['cah_shards{state="leased"}']) == (3, 2)
-        crowd.beat(secrets[2], [third])
+        lease_store.heartbeat(secrets[2], [third])
         clock.now += 3601
         later = read(tracker)
         assert later["cah_failures_hour"] == 0

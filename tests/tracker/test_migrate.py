@@ -11,11 +11,11 @@ from sqlalchemy import text
 
 from cahlib import tracker
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import schema
 from cahlib.tracker import statistics
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.models import Kind, Rules
+from cahlib.tracker.schema import metadata
 from cahlib.tracker.standings import contributors
 
 A, B, C = (bytes([n]) * 16 for n in range(3))
@@ -44,7 +44,7 @@ def test_the_migrations_lead_to_the_tables_of_the_schema(empty):
                 kind != "foreign_key_constraint" or each.table.name != "pairs"
             )
         context = MigrationContext.configure(connection, opts=options)
-        assert compare_metadata(context, schema) == []
+        assert compare_metadata(context, metadata) == []
 
 
 def fill(database):
@@ -98,10 +98,10 @@ def test_what_an_earlier_version_wrote_is_kept(empty, revision):
     assert sums == {
         "ann": (2, 0 if revision < "0007" else 2)
     }  # of what was before, nobody knows when
-    crowd = Crowd(empty, Rules())
-    secret = crowd.register("carl", Kind.HYBRID, proof="his")[1]
-    leased = crowd.lease(secret).number
-    taken = set(crowd.taken(secret, leased, [A.hex(), B.hex(), C.hex()]))
+    lease_store = LeaseStore(empty, Rules())
+    secret = lease_store.register("carl", Kind.HYBRID, proof="his")[1]
+    leased = lease_store.lease(secret).number
+    taken = set(lease_store.claimed_pairs(secret, leased, [A.hex(), B.hex(), C.hex()]))
     # claims bound before there was a second revision, also those of shards that were in work
     assert taken == {A.hex(), B.hex()} | ({C.hex()} if revision != "0001" else set())
-    crowd.register("Ann" if revision > "0002" else "ann", Kind.HYBRID)
+    lease_store.register("Ann" if revision > "0002" else "ann", Kind.HYBRID)

@@ -17,12 +17,12 @@ import pytest
 from sqlalchemy import URL
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import history
 from cahlib.tracker import rendering
 from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.models import Kind, Result, Rules
+from cahlib.tracker.schema import history
 from cahlib.tracker.service import Settings
 from tests.tracker.conftest import Clock
 from tests.world import crowded
@@ -42,18 +42,18 @@ PAGES = (
 
 
 @pytest.fixture
-def tracker(database, url, crowd, fill, clock):
+def tracker(database, url, lease_store, fill, clock):
     fill(5)
-    secret = crowd.register(EVIL, Kind.HYBRID)[1]
+    secret = lease_store.register(EVIL, Kind.HYBRID)[1]
     for pairs in (700, 900):
-        crowd.complete(secret, crowd.lease(secret).number, Result(pairs=pairs))
-    crowd.beat(secret, [crowd.lease(secret).number], "<script>alert(1)</script>")
+        lease_store.complete(secret, lease_store.lease(secret).number, Result(pairs=pairs))
+    lease_store.heartbeat(secret, [lease_store.lease(secret).number], "<script>alert(1)</script>")
     for n in range(3):
-        failing = crowd.register(f"f{n}", Kind.HYBRID)[1]
-        while crowd.lease(failing).number != 3:
+        failing = lease_store.register(f"f{n}", Kind.HYBRID)[1]
+        while lease_store.lease(failing).number != 3:
             pass
-        crowd.fail(failing, 3, "<b>broken</b>")
-        crowd.leave(failing)
+        lease_store.fail(failing, 3, "<b>broken</b>")
+        lease_store.leave(failing)
     with database.write() as connection:
         same = {"scraped": 0, "workers": 1}
         rows = [
@@ -84,7 +84,7 @@ def large(community, url, clock):
         yield address
 
 
-def test_pages_escape_what_is_other_peoples_text(tracker, crowd):
+def test_pages_escape_what_is_other_peoples_text(tracker, lease_store):
     for path in (
         "/",
         "/leaderboard",
@@ -231,13 +231,13 @@ def watching(tracker):
     answer.close()
 
 
-def test_who_watches_is_told_of_each_finished_shard_once(url, crowd, fill, clock):
+def test_who_watches_is_told_of_each_finished_shard_once(url, lease_store, fill, clock):
     fill(5)
-    secret = crowd.register(EVIL, Kind.HYBRID)[1]
+    secret = lease_store.register(EVIL, Kind.HYBRID)[1]
 
     def finish(pairs):
         clock.now += 5
-        crowd.complete(secret, crowd.lease(secret).number, Result(pairs=pairs))
+        lease_store.complete(secret, lease_store.lease(secret).number, Result(pairs=pairs))
 
     finish(10)
     limits = Limits(address=0, worker=0, newcomers=0, streams=2)
@@ -284,7 +284,7 @@ def test_prometheus_can_read_the_numbers(tracker):
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_the_pages_in_a_browser(large, crowd, monkeypatch):
+def test_the_pages_in_a_browser(large, lease_store, monkeypatch):
     """Earns its seconds: what a browser refuses, asks elsewhere or cannot be read is seen here."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe…")
@@ -314,8 +314,8 @@ def test_the_pages_in_a_browser(large, crowd, monkeypatch):
                 for each in axe.Axe().run(page).response["violations"]:
                     wrong.append((path, each["id"], each["nodes"][0]["html"]))
             assert page.locator("polyline.line").count() == 12
-            worker = crowd.register(EVIL, Kind.HYBRID)[1]
-            crowd.complete(worker, crowd.lease(worker).number, Result(pairs=11 + width))
+            worker = lease_store.register(EVIL, Kind.HYBRID)[1]
+            lease_store.complete(worker, lease_store.lease(worker).number, Result(pairs=11 + width))
             line = page.locator("[data-feed] li").filter(has_text=f"{11 + width:,} pairs")
             line.wait_for()
             assert line.locator("bdi").inner_text() == EVIL

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 
 from cahlib.core.records import Stats
-from cahlib.ledger.client import Tracker
+from cahlib.ledger.client import TrackerClient
 from cahlib.tracker.app import create
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.service import Settings
@@ -119,7 +119,7 @@ def fetched(url, tmp_path):
 
 
 def test_pages_are_whole_and_workers_work(outside, tmp_path):
-    tracker = Tracker(outside)
+    tracker = TrackerClient(outside)
     name = tracker.join("ann", "hybrid")["name"]
     [leased], _ = tracker.lease()
     tracker.complete(leased.number, similarities={}, stats=Stats())

@@ -20,7 +20,7 @@ from cahlib.ledger.database import Database
 from cahlib.run.pipeline import run
 from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.models import Kind, Rules
@@ -80,11 +80,11 @@ def test_a_gpu_worker_blames_no_parcel_for_storage_that_is_away(tmp_path, caplog
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
     admin.add(database, [Shard(id=f"w-{half}", url="https://x/w", half=half) for half in (0, 1)])
-    crowd = Crowd(database, Rules())
-    cpu = crowd.register("carl", Kind.CPU)[1]
-    while lease := crowd.lease(cpu):
+    lease_store = LeaseStore(database, Rules())
+    cpu = lease_store.register("carl", Kind.CPU)[1]
+    while lease := lease_store.lease(cpu):
         parcel = {"url": f"{upload}/{lease.shard.id}.tar", "sha256": "0" * 64, "size": 5}
-        crowd.deliver(cpu, lease.number, parcel)
+        lease_store.deliver(cpu, lease.number, parcel)
     stop = threading.Event()
 
     def listener(_):

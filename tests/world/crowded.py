@@ -6,9 +6,10 @@ import random
 from typing import Any
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import activity, failures, history, people, shards, teams, wats, workers
+from cahlib.ledger.schema import shards
 from cahlib.tracker.activity import DAY, HOUR
 from cahlib.tracker.names import folded
+from cahlib.tracker.schema import activity, failures, history, people, teams, wats, workers
 
 #: Names as people choose them, and some that want to break the page.
 NAMES = (

@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from cahlib.tracker import models, names, statistics
 from cahlib.tracker.bloom import Filter
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.legacy import whole_wats
 from cahlib.tracker.models import IDS, Invalid, Kind, Missing, NotHeld, Refusal, Result, Unknown
 from cahlib.tracker.service import of, shown_time
@@ -83,7 +83,7 @@ def new(
 ) -> dict[str, str]:
     """Register."""
     service, kind = of(request), _invited(request, type)
-    worker, secret = service.crowd.register(names.nickname(nickname), kind, old=True)
+    worker, secret = service.lease_store.register(names.nickname(nickname), kind, old=True)
     upload = service.settings.rules.old_upload
     return {"display_name": worker.name, "token": secret, "upload_address": upload}
 
@@ -116,30 +116,30 @@ def new_job(request: Request, said: Said) -> dict[str, Any]:
 def update_progress(request: Request, said: Progress) -> str:
     """A sign of life, with words."""
     progress = models.sentence(said.progress, 200)
-    _crowd(request, said).beat(said.token, [], progress, old=True)
+    _crowd(request, said).heartbeat(said.token, [], progress, old=True)
     return "success"
 
 
 @router.post("/api/markAsDone", response_class=PlainTextResponse)
 def mark_as_done(request: Request, said: Marked) -> str:
     """The job's result."""
-    crowd = _crowd(request, said)
+    lease_store = _crowd(request, said)
     if _kind(said.type) is Kind.CPU:
         url = _address(said.url)
-        crowd.deliver(said.token, _held(request, said.token), {"url": url}, old=True)
+        lease_store.deliver(said.token, _held(request, said.token), {"url": url}, old=True)
     elif said.count is None:
         raise Invalid("count: say how many pairs were kept.")
     else:
-        pairs = models.pairs(said.count, crowd.rules)
-        crowd.complete(said.token, _held(request, said.token), Result(pairs=pairs))
+        pairs = models.pairs(said.count, lease_store.rules)
+        lease_store.complete(said.token, _held(request, said.token), Result(pairs=pairs))
     return "success"
 
 
 @router.post("/api/gpuInvalidDownload", response_class=PlainTextResponse)
 def gpu_invalid_download(request: Request, said: Said) -> str:
     """The CPU worker's result could not be fetched."""
-    crowd = _crowd(request, said)
-    crowd.refetch(said.token, _held(request, said.token), "Its parcel could not be fetched.")
+    lease_store = _crowd(request, said)
+    lease_store.refetch(said.token, _held(request, said.token), "Its parcel could not be fetched.")
     return "success"
 
 
@@ -147,7 +147,7 @@ def gpu_invalid_download(request: Request, said: Said) -> str:
 def validate_worker(request: Request, said: Said) -> str:
     """Whether the tracker still knows the worker."""
     try:
-        return str(of(request).crowd.known(said.token).kind is _kind(said.type))
+        return str(of(request).lease_store.known(said.token).kind is _kind(said.type))
     except Unknown:
         return "False"
 
@@ -189,7 +189,7 @@ def markasdone_cpu(request: Request, whole: Whole) -> dict[str, Any]:
             if 0 <= number < 2**31
         }
         service = of(request)
-        completed = whole_wats.bring(service.crowd, service.database, whole.token, urls)
+        completed = whole_wats.bring(service.lease_store, service.database, whole.token, urls)
     except Refusal as refusal:
         return {"status": "failed", "detail": str(refusal)}
     if not completed:
@@ -274,16 +274,16 @@ def _invited(request: Request, type: str) -> Kind:
     return kind
 
 
-def _crowd(request: Request, said: Said) -> Crowd:
-    """The crowd, if the worker is of the type it says; each type has workers of its own."""
+def _crowd(request: Request, said: Said) -> LeaseStore:
+    """The lease_store, if the worker is of the type it says; each type has workers of its own."""
     service, kind = of(request), _invited(request, said.type)
-    if service.crowd.known(said.token).kind is not kind:
+    if service.lease_store.known(said.token).kind is not kind:
         raise Unknown(f"This tracker knows no such {kind.name} worker; register anew.")
-    return service.crowd
+    return service.lease_store
 
 
 def _held(request: Request, token: str) -> int:
-    held = of(request).crowd.held(token)
+    held = of(request).lease_store.held(token)
     if not held:
         raise NotHeld("You hold no job, or it is closed already.")
     return held[0]

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from sqlalchemy import Connection, or_, select, update
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import shards, wats
+from cahlib.ledger.schema import shards
 from cahlib.tracker import credit
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.models import Invalid, Kind, Rules
+from cahlib.tracker.schema import wats
 
 
 def offer(database: Database, now: float, rules: Rules) -> str | None:
@@ -53,9 +54,9 @@ def find(database: Database, url: str) -> list[int]:
     return [] if number is None else [2 * number, 2 * number + 1]
 
 
-def bring(crowd: Crowd, database: Database, secret: str, urls: Mapping[int, str]) -> int:
+def bring(lease_store: LeaseStore, database: Database, secret: str, urls: Mapping[int, str]) -> int:
     """Take parcels of whole WAT files; how many were offered and are free yet, or his."""
-    with crowd.acting(secret) as (connection, worker):
+    with lease_store.acting(secret) as (connection, worker):
         if worker.kind is not Kind.CPU:
             raise Invalid("Only a CPU worker brings a parcel.")
         offered = (shards.c.state == "todo") & (shards.c.expires > 0)
