@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
 from cahlib.core.atomic import write_file
+from cahlib.core.crawl_settings import NO_TEXT
 from cahlib.core.crawl_settings import Crawl as Crawl
 from cahlib.core.errors import ConfigError
 from cahlib.core.fingerprint import checksum, differences, fingerprint
@@ -24,6 +25,10 @@ from cahlib.core.settings import Checked, Setting, held, option
 
 #: Where the checksum of a stored Job stands beside its settings.
 _SUM = "sha256"
+
+
+#: The model of a dataset that no model has judged.
+NO_MODEL = "none"
 
 
 class DamagedJob(ConfigError):
@@ -146,6 +151,10 @@ class Judge(Checked):
     harm_distance: int = option(
         4, "for --harm-looks: how many bits of 64 may differ", least=0, most=8
     )
+    no_judge: bool = option(
+        False, "keep each image that passes all checks, without a model: no similarity, no "
+        "embeddings; torch is not needed",
+    )  # fmt: skip
     batch: int = option(256, "images per batch", least=1, most=65_536, free=True, first="gpu")
     device: str = option(
         "auto", "where the model runs", choices=("auto", "cpu", "cuda", "mps"), free=True,
@@ -160,9 +169,14 @@ class Judge(Checked):
             )
         if self.pretrained and not self.model:
             raise ConfigError("pretrained: name the model that the weights belong to as well.")
+        for name in ("model", "threshold", "safety", "heads", "nsfw_open") if self.no_judge else ():
+            if getattr(self, name):
+                raise ConfigError(f"{name}: no model judges with no_judge; leave out one of both.")
 
     def chosen(self) -> tuple[str, str, float]:
-        """Model, weights and threshold: the preset's, or those given instead."""
+        """Model, weights and threshold: the preset's, those given instead, or none."""
+        if self.no_judge:
+            return NO_MODEL, "", -1.0
         preset = PRESETS[self.preset]
         threshold = preset.threshold if self.threshold is None else self.threshold
         if self.model:
@@ -230,6 +244,21 @@ class Job(Checked):
     judge: Judge = field(default_factory=Judge)
     output: Output = field(default_factory=Output)
     place: Place = field(default_factory=Place)
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if self.judge.no_judge and self.place.tracker:
+            raise ConfigError("no_judge: a tracker's pairs are judged; leave out one of both.")
+        if self.crawl.text_column == NO_TEXT and not self.judge.no_judge:
+            raise ConfigError(
+                "text_column: links without captions cannot be judged; give --no-judge as well."
+            )
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What is written beside the metadata: without a model, no embeddings."""
+        none = {"embeddings"} if self.judge.no_judge else set[str]()
+        return tuple(form for form in self.output.forms if form not in none)
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Job:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from cahlib.core.settings import Checked, option
 
+#: What is given for a table whose captions shall not be read, or that has none.
+NO_TEXT = "none"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crawl(Checked):
@@ -25,7 +28,7 @@ class Crawl(Checked):
         "", "the table's column of links; found by its usual names if not given"
     )
     text_column: str = option(
-        "", "the table's column of captions; found by its usual names if not given"
+        "", "the table's column of captions, found likewise; none = links alone, with --no-judge"
     )
     extra_columns: tuple[str, ...] = option(
         (), "columns of the table to carry along into the metadata, separated by commas; all = all"

@@ -7,6 +7,7 @@ this project's benchmarks for the model.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -53,11 +54,16 @@ def known(job: Job) -> Rates:
     every, (core, crawl, model) = _read(_path()), _keys(job)
     scraping, judging, work = (every.get(key, {}) for key in (core, crawl, model))
     links, pairs, images = float(_LINKS), (float(_PAIRS[0]), float(_PAIRS[1])), _IMAGES
+    if job.crawl.links:  # nobody knows what they hold; no more than a pair a row
+        links = float(job.crawl.shard_links)
+        pairs = (0.0, links * images)
     if shards := judging.get("shards", 0):
         links = judging["links"] / shards
         pairs = (judging["pairs"] / shards,) * 2
         images = judging["images"] / max(judging["links"], 1)
     speed = _GPU if _has_gpu(job) else _CPU * (os.cpu_count() or 1)
+    if job.judge.no_judge:
+        work, speed = {}, math.inf
     seen = {name for name, each in (("speed", scraping), ("yield", judging)) if each}
     return Rates(
         core=scraping["links"] / scraping["seconds"] if scraping else _CORE,
@@ -117,7 +123,8 @@ def _keys(job: Job) -> tuple[str, str, str]:
     languages = ",".join(job.crawl.languages)
     return (
         f"scraped {where}",
-        f"{languages} by {model} {pretrained} at {threshold:g}",
+        f"{languages} by {model} {pretrained} at {threshold:g}"
+        + (f" of {job.crawl.shard_links} rows" if job.crawl.links else ""),
         f"{model} {pretrained} on {'GPU' if _has_gpu(job) else 'CPU'}",
     )
 

@@ -267,8 +267,8 @@ class Judged:
     """A scored image: a pair unless there is a reason to drop it."""
 
     image: Image
-    similarity: float  #: cosine of image and text, -1 … 1
-    nsfw: str  #: "UNLIKELY", "UNSURE" or "NSFW"
+    similarity: float | None  #: cosine of image and text, -1 … 1; None: no model judged
+    nsfw: str  #: "UNLIKELY", "UNSURE" or "NSFW"; "": no model judged
     scores: Mapping[str, float]  #: every score, named "<model> <what>"
     image_embedding: np.ndarray[Any, Any]  #: float16, shape (width of the model,), length 1
     text_embedding: np.ndarray[Any, Any]

@@ -29,7 +29,7 @@ FOLDERS = (*(path.split("/")[0] for path in LAYOUT.values()), MANIFESTS)
 #: Files about the whole dataset, rewritten each time, with what identifies them as cahlib's.
 PAGES: Mapping[str, re.Pattern[bytes]] = {
     "report.html": re.compile(rb'<meta name="generator" content="cahlib">'),
-    "README.md": re.compile(rb"\d shards? of Common Crawl, found by cahlib\. "),
+    "README.md": re.compile(rb"\d shards? of [\w ]+, found by cahlib\. "),
 }
 
 #: Ids of shards whose files are on another machine, one per line: a session elsewhere was given

@@ -215,8 +215,15 @@ class Resolver(AbstractResolver):
         return self._servers
 
     async def _answers(self) -> bool:
-        """Return whether name servers answer, for the last resolved name or else the root."""
-        return await self.name_exists(self._last_resolved or ".") is not None
+        """Return whether name servers answer, for the last resolved name or else the root.
+
+        A name is not used again after a probe without an answer: its own servers may be down.
+        """
+        name, self._last_resolved = self._last_resolved or ".", None
+        if await self.name_exists(name) is None:
+            return False
+        self._last_resolved = self._last_resolved or name
+        return True
 
     async def name_exists(self, name: str) -> bool | None:
         """Return whether a name has addresses, uncached; None if no name server answers."""

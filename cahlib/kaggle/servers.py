@@ -14,7 +14,6 @@ from cahlib.core.private import named
 from cahlib.core.signals import undisturbed
 from cahlib.run.scrapers import orders, state
 from cahlib.swarm import lifecycle
-from cahlib.swarm.hetzner import Hetzner
 from cahlib.swarm.planner import plan
 from cahlib.swarm.provider import Account, mark
 from cahlib.swarm.watchdog import Watchdog
@@ -28,7 +27,7 @@ class Swarm:
     def __init__(
         self,
         job: Job,
-        accounts: Sequence[Hetzner],
+        accounts: Sequence[Account],
         tell: Callable[[str], None],
         *,
         pause: float = 1,

@@ -32,6 +32,8 @@ def find_source(judge: Judge) -> ModelSource:
     own, ``bpe.txt.gz``; or what a repository at Hugging Face holds.
     """
     name, pretrained, _ = judge.chosen()
+    if judge.no_judge:
+        return ModelSource(name=name, typed="", model="", pretrained=None)
     folder = expanded(name)
     if not folder.is_dir():
         return _named(name, pretrained)

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from cahlib.core.config import Judge
-from cahlib.core.records import Image, Judged, Stats
+import numpy as np
+
+from cahlib.core.config import NO_MODEL, Judge
+from cahlib.core.records import Image, Judged, Stage, Stats
 from cahlib.model.heads import Head, check_heads, load_heads
 from cahlib.model.model_source import find_source
 from cahlib.model.open_nsfw import OPEN_NSFW, OpenNsfw, require_open_nsfw
@@ -22,8 +24,25 @@ if TYPE_CHECKING:
     from cahlib.model.clip import Clip
 
 
+class Scorer(Protocol):
+    """What judges the images of a run."""
+
+    @property
+    def name(self) -> str:
+        """The name of the model and its weights."""
+
+    def judged(self, images: Iterable[Image], judge: Judge, stats: Stats) -> Iterator[Judged]:
+        """Yield the images with their scores."""
+
+    def worked(self) -> float:
+        """Return the seconds that it has worked."""
+
+    def scores(self) -> tuple[str, ...]:
+        """Return the names of the scores that a pair may have."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scorer:
+class ModelScorer:
     """The loaded models of a run."""
 
     clip: Clip
@@ -38,9 +57,48 @@ class Scorer:
         )
         return self.open_nsfw.scored(judged) if self.open_nsfw else judged
 
+    @property
+    def name(self) -> str:
+        """The name of CLIP's model and weights."""
+        return self.clip.name
+
+    def worked(self) -> float:
+        """Return the seconds that CLIP has worked."""
+        return self.clip.worked()
+
     def scores(self) -> tuple[str, ...]:
         """Return the names of the scores that a pair may have."""
         return *score_names(self.safety, self.heads), *([OPEN_NSFW] if self.open_nsfw else [])
+
+
+class NoScorer:
+    """Keeps all images without a model."""
+
+    name = NO_MODEL
+
+    def judged(self, images: Iterable[Image], judge: Judge, stats: Stats) -> Iterator[Judged]:
+        """Yield each image as a pair."""
+        nothing = np.empty(0, np.float16)
+        for image in images:
+            stats.entered[Stage.JUDGE] += 1
+            stats.left[Stage.JUDGE] += 1
+            yield Judged(
+                image=image,
+                similarity=None,
+                nsfw="",
+                scores={},
+                image_embedding=nothing,
+                text_embedding=nothing,
+                reason=None,
+            )
+
+    def worked(self) -> float:
+        """Return 0."""
+        return 0.0
+
+    def scores(self) -> tuple[str, ...]:
+        """Return no names."""
+        return ()
 
 
 def check_model_files(judge: Judge) -> None:
@@ -48,6 +106,8 @@ def check_model_files(judge: Judge) -> None:
 
     Raise ModuleNotFoundError if the libraries of models are not installed.
     """
+    if judge.no_judge:
+        return
     for library in ("torch", "torchvision", "open_clip"):
         if find_spec(library) is None:
             raise ModuleNotFoundError(f"No module named {library!r}", name=library)
@@ -71,10 +131,12 @@ def require_listed_model(judge: Judge) -> None:
 
 def load_scorer(judge: Judge) -> Scorer:
     """Load the models that the settings name; raise ConfigError if they do not fit together."""
+    if judge.no_judge:
+        return NoScorer()
     from cahlib.model.clip import load_clip
 
     loaded = load_clip(judge)
-    return Scorer(
+    return ModelScorer(
         clip=loaded,
         safety=Safety.load(judge.safety, loaded),
         heads=load_heads(judge.heads, loaded),

@@ -45,7 +45,7 @@ def told(job: Job) -> str:
         )
     else:
         pairs = round(left * known(job).pairs[0])
-        need = pairs * job.download.min_bytes if has_images(job.output.forms) else 0
+        need = pairs * job.download.min_bytes if has_images(job.forms) else 0
         said += f" {plural(left, 'shard')} will take at least "
     short = " That is not enough: make room, or give fewer --shards." if need > free else ""
     return f"{said}{sized(need)}.{short}"

@@ -93,7 +93,7 @@ def expected(job: Job, servers: Price | None = None) -> Estimate:
 def cores_fed(job: Job) -> int:
     """Return how many cores scrape as fast as this machine's model judges."""
     rates = known(job)
-    return math.ceil(rates.model / rates.images / rates.core)
+    return math.ceil(min(rates.model / rates.images / rates.core, 10_000))
 
 
 def _rate(job: Job, rates: Rates, servers: Price | None) -> tuple[float, float]:

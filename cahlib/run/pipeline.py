@@ -210,7 +210,7 @@ class _Work:
             scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
             opened = flow.ahead(self._open(scraped), 1)
             loaded = early or load_scorer(judge)
-            self._worked = loaded.clip.worked
+            self._worked = loaded.worked
             judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
             sealed = flow.ahead(self._write(judged, self._spec(loaded)), _SEALED)
             for each in self._line("sealed", sealed):
@@ -296,10 +296,10 @@ class _Work:
     def _spec(self, loaded: Scorer) -> DatasetSpec:
         ours = self._ours
         return DatasetSpec(
-            model=loaded.clip.name,
+            model=loaded.name,
             threshold=self._job.judge.chosen()[2],
-            scores=score_columns(loaded.clip.name, loaded.scores(), layout=ours.layout),
-            forms=self._job.output.forms,
+            scores=score_columns(loaded.name, loaded.scores(), layout=ours.layout),
+            forms=self._job.forms,
             versions={"cahlib": __version__},
             settings=ours.digest,
             layout=ours.layout,

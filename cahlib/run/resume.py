@@ -106,7 +106,7 @@ class _Resuming:
     def _made(self) -> tuple[str, float, tuple[str, ...]]:
         """What a manifest says of the settings; not before there is one, for models are slow."""
         judge = self._job.judge
-        return find_source(judge).name, judge.chosen()[2], self._job.output.forms
+        return find_source(judge).name, judge.chosen()[2], self._job.forms
 
     def through(self) -> None:
         """Enter every shard that is committed here or there, and that the ledger calls so."""

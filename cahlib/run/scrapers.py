@@ -25,9 +25,9 @@ from cahlib.core.table_rows import rows_of
 if TYPE_CHECKING:
     from cahlib.engine.cluster import Reach
     from cahlib.engine.remote import Remote
-    from cahlib.swarm.hetzner import Hetzner
     from cahlib.swarm.lifecycle import Orders
     from cahlib.swarm.planner import Plan
+    from cahlib.swarm.provider import Account
     from cahlib.swarm.watchdog import Watchdog
 
 
@@ -170,8 +170,8 @@ def state(job: Job) -> Path:
     return job.output.folder / "run" / "swarm"
 
 
-def clouds(tokens: str) -> Sequence[Hetzner]:
-    """The accounts of the tokens, at Hetzner or where HCLOUD_ENDPOINT says (as its own command)."""
+def clouds(tokens: str) -> Sequence[Account]:
+    """Return the accounts of tokens, at Hetzner or at HCLOUD_ENDPOINT (as for its own command)."""
     from cahlib.swarm import hetzner
 
     return hetzner.accounts(tokens, endpoint=_endpoint())

@@ -1,6 +1,6 @@
 """What the swarm asks of a cloud: offers, servers by label, and why something was refused.
 
-It does not know any cloud; `hetzner` is the one there is.
+It knows no cloud; `hetzner` implements it.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ def prices(accounts: Sequence[Account]) -> dict[tuple[str, str], Offer]:
 
 
 def everywhere(accounts: Sequence[Account], labels: Mapping[str, str]) -> list[Server]:
-    """All servers that carry these labels, each once: two tokens may be of one project."""
+    """Return the servers that carry these labels, each once: two tokens may be of one project."""
     listed = (server for account in accounts for server in account.servers(labels))
-    return list({server.id: server for server in listed}.values())
+    return list({(server.id, server.name): server for server in listed}.values())
 
 
 def mark(accounts: Sequence[Account], labels: Mapping[str, str], now: float) -> None:

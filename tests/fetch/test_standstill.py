@@ -10,7 +10,7 @@ from cahlib.fetch.connectivity import NoAnswerCause
 from cahlib.fetch.images import stream_images
 from cahlib.fetch.network import watch_network
 from cahlib.fetch.outage_monitor import OutageTimings
-from cahlib.fetch.resolver import NetworkConfig, NoAnswerError
+from cahlib.fetch.resolver import NetworkConfig, NoAddressError, NoAnswerError
 from tests.world import web as w
 from tests.world.pictures import candidate, picture
 
@@ -68,3 +68,30 @@ def test_a_request_that_runs_out_of_time_before_the_outage_of_names_is_noticed_w
             return await why
 
     assert asyncio.run(lost()) is NoAnswerCause.OUTAGE
+
+
+def test_a_name_whose_own_servers_are_down_prolongs_no_outage():
+    asked, waiting = [], asyncio.Event()
+
+    async def lookup(host):
+        asked.append(host)
+        if host == "waits.example":
+            await waiting.wait()
+        elif host == ".":
+            raise NoAddressError(host)  # as the root's servers say
+        elif len(asked) > 1:
+            raise NoAnswerError(host)
+        return ["93.184.216.34"]
+
+    async def outage():
+        net = NetworkConfig(lookup=lookup, timings=HURRIED)
+        async with watch_network(net) as network:
+            await network.resolver.resolve("gone.example", 80)
+            last = asyncio.ensure_future(network.resolver.resolve("waits.example", 80))
+            while not net.outages.total() or net.outages.current_seconds():
+                await asyncio.sleep(0.01)
+            waiting.set()
+            await last
+
+    asyncio.run(outage())
+    assert asked[:4] == ["gone.example", "waits.example", "gone.example", "."]

@@ -85,7 +85,7 @@ def test_a_run_that_wants_it_has_it_beside_its_other_scores(tmp_path):
     found = list(loaded.judged(images, judge, stats))
     assert stats.left[Stage.JUDGE] == 3
     assert all(list(each.scores) == list(loaded.scores()) for each in found)
-    columns = score_columns(loaded.clip.name, loaded.scores(), layout=2)
+    columns = score_columns(loaded.name, loaded.scores(), layout=2)
     assert columns[OPEN_NSFW] == OPEN_NSFW and columns["similarity"].startswith("clip_tiny")
     assert OPEN_NSFW not in load_scorer(replace(judge, nsfw_open=False)).scores()
 

@@ -1,16 +1,19 @@
 """A run reads tables of links as it reads a crawl: the same dataset from each table."""
 
 import json
+import subprocess
+import sys
 import tarfile
 
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.core.config import replace
+from cahlib.core.config import Job, replace
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Stage
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.show.summary import summary_lines
 from cahlib.run.pipeline import run
 from tests.world import small, tables
 
@@ -33,6 +36,7 @@ def web():
         yield web
 
 
+NO_JUDGE = {"no_judge": True, "model": "", "threshold": None, "safety": ""}
 LAION = {"NSFW": lambda n: "UNLIKELY", "similarity": lambda n: n / 100}
 DATACOMP = {"uid": lambda n: f"{n:032x}", "original_width": int}
 
@@ -96,3 +100,46 @@ def test_a_run_of_tables_goes_on_and_refuses_what_changed(web, tmp_path):
     with pytest.raises(ConfigError, match="extra_columns: uid of t.parquet"):
         table = tables.write(tmp_path / "t.parquet", tables.rows(3, uid=str))
         run(job(web, tmp_path / "other", table, extra_columns=("all",)), scraping=small.scraping)
+
+
+def test_links_alone_are_downloaded_without_a_model_and_without_torch(web, tmp_path):
+    """In a process that cannot import torch; img2dataset's list of links, a line each."""
+    listed = tmp_path / "urls.txt"
+    listed.write_text("".join(f"{row['url']}\n" for row in tables.rows(12)))
+    folder = tmp_path / "set"
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'open_clip', 'torchvision')));"
+        "from pathlib import Path; from cahlib.core.config import Job;"
+        "from cahlib.run.pipeline import run;"
+        "from tests.world import small;"
+        "run(Job.stored(Path(sys.argv[1])), scraping=small.scraping)"
+    )
+    wanted = job(web, folder, listed, **NO_JUDGE, text_column="none")
+    wanted.store(tmp_path / "job.json")
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "job.json")], check=True)
+    assert list(verify(folder)) == []
+    rows = pq.read_table(folder / "metadata").to_pylist()
+    assert {row["URL"] for row in rows} == {row["url"] for row in tables.rows(12)}
+    assert {(row["TEXT"], row["NSFW"], row["similarity"], row["model"]) for row in rows} == {
+        ("", "", None, "none")
+    }
+    assert not (folder / "img_emb").exists() or not list((folder / "img_emb").iterdir())
+    assert "judged by no model" in (folder / "report.html").read_text()
+    assert "tables of links, found by cahlib. No model" in (folder / "README.md").read_text()
+    assert "  judged by no model" in list(summary_lines(folder))
+    with pytest.raises(ConfigError, match=r"no column of captions \(1\); name it with --text-col"):
+        run(job(web, tmp_path / "other", listed), scraping=small.scraping)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"threshold": 0.3}, "threshold: no model judges with no_judge"),
+        ({"no_judge": False, "text_column": "none"}, "links without captions cannot be judged"),
+        ({"nsfw_open": True}, "nsfw_open: no model judges"),
+        ({"tracker": "http://some:8000"}, "no_judge: a tracker's pairs are judged"),
+    ],
+)
+def test_what_needs_a_model_is_refused_without_one(settings, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        Job.from_values({"no_judge": True, **settings})

@@ -56,15 +56,19 @@ def postgres_template(postgres):
     return "template"
 
 
+@pytest.fixture
+def sqlite_url(tmp_path, sqlite_template):
+    """The address of a migrated database in a file."""
+    return f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'tracker.sqlite')}"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
     """An address of a database: without tables, or migrated for the fixture `database`."""
     ready = "database" in request.fixturenames
     if request.param == "sqlite":
-        path = tmp_path / "tracker.sqlite"
-        if ready:
-            shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        return f"sqlite:///{path}"
+        bare = f"sqlite:///{tmp_path / 'tracker.sqlite'}"
+        return request.getfixturevalue("sqlite_url") if ready else bare
     template = request.getfixturevalue("postgres_template") if ready else "template1"
     return request.getfixturevalue("postgres").create(f"tracker{next(_numbers)}", template=template)
 

@@ -30,8 +30,8 @@ def tracker(tmp_path, fill, database):
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'tracker.sqlite'}"
+def url(sqlite_url):
+    return sqlite_url
 
 
 @contextmanager
@@ -101,10 +101,10 @@ def test_who_does_not_say_all_in_time_is_cut_off(tracker, monkeypatch, what, sai
 
 
 def test_who_was_answered_and_does_not_ask_whole_again_is_cut_off(tracker, monkeypatch):
-    monkeypatch.setattr(guard, "_HEAD_SECONDS", 0.2)
     with connected(tracker, 1, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as (connection,):
         connection.setblocking(True)
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        monkeypatch.setattr(guard, "_HEAD_SECONDS", 0.2)
         connection.sendall(b"GET /healthz HT")
         connection.setblocking(False)
         until(lambda: ended(connection))

@@ -76,8 +76,8 @@ def outside(request, url, database, fill, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'tracker.sqlite'}"
+def url(sqlite_url):
+    return sqlite_url
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from io import BufferedReader, BytesIO
 from typing import Protocol
 from weakref import finalize
 
-from cahlib.core.crawl_settings import Crawl
+from cahlib.core.crawl_settings import NO_TEXT, Crawl
 from cahlib.core.errors import ConfigError
 from cahlib.core.table_rows import TableRows
 from cahlib.crawl.tables.files import (
@@ -27,9 +27,6 @@ from cahlib.crawl.tables.text import Cells, Delimited, JsonLines, TextTable, lis
 #: Names that columns of links and of texts have, best first; compared in lower case.
 URL_NAMES = ("url", "image_url", "imageurl", "img_url", "image_link", "src")
 TEXT_NAMES = ("text", "caption", "alt", "alt_text", "top_caption", "title", "description")
-
-#: What is given for a table whose texts shall not be read.
-NO_TEXT = "none"
 
 
 class Format(Protocol):
@@ -91,7 +88,7 @@ class Table:
             if not text:
                 raise ConfigError(
                     f"links: {self.url} has no column of captions ({listed(self.format.names)}); "
-                    "name it with --text-column."
+                    "name it with --text-column, or give --text-column none --no-judge."
                 )
         extras = [each for each in self.format.names if each not in (url, text)]
         if crawl.extra_columns != ("all",):

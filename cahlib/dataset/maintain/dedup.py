@@ -90,7 +90,7 @@ def _read(
                 _words(phash),
                 _words(table[_COLOURS].to_numpy()) if has else np.zeros(len(uid), np.uint64),
                 # a pixel counts more than any similarity, which is at most 1
-                width.astype(np.float64) * height + (similarity + 1) / 4,
+                width.astype(np.float64) * height + (np.nan_to_num(similarity) + 1) / 4,
             )
         )
     if not parts:

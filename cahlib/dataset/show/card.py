@@ -44,11 +44,15 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
     yield _front(found, name, job_values.get("languages", []))
     yield f"# {_cell(name)}\n"
     models = " and ".join(f"`{model}` from {threshold:g} on" for model, threshold in found.models)
+    kept = (
+        "Pairs are kept if text and image match: by the cosine of their embeddings, "
+        f"{models}; the mean is {found.similarity:.3f}."
+        if models
+        else "No model has judged whether text and image match."
+    )
     yield (
-        f"{plural(found.pairs, 'image–text pair')} from {plural(found.shards, 'shard')} of Common "
-        f"Crawl, found by cahlib. Pairs are kept if text and image match: by the cosine of their "
-        f"embeddings, {models or 'no model yet'}; the mean is {found.similarity:.3f}. "
-        "[report.html](report.html) has the charts.\n"
+        f"{plural(found.pairs, 'image–text pair')} from {plural(found.shards, 'shard')} of "
+        f"{found.source}, found by cahlib. {kept} [report.html](report.html) has the charts.\n"
     )
     yield "## Numbers\n"
     yield "".join(f"{_cell(each)}\n" for each in found.warnings())

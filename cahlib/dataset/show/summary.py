@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from cahlib.core.config import settings
+from cahlib.core.config import NO_MODEL, settings
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.core.table_rows import Extra, rows_of
 from cahlib.core.wording import plural
@@ -59,6 +59,7 @@ class Summary:
     cut: Mapping[str, int] = field(default_factory=dict)
     tars: Mapping[str, int] = field(default_factory=dict)  #: samples by name
     scores: tuple[str, ...] = ()  #: the columns of scores
+    source: str = "Common Crawl"  #: what was read, for people
     extras: tuple[Extra, ...] = ()  #: columns that a table's rows carry along
     #: kept pairs by label and by the second classifier's band
     opinions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -107,7 +108,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
     work: list[ShardTimes] = []
     models, forms, versions = dict[tuple[str, float], None](), dict[str, None](), dict[str, str]()
     cut, sizes, scores = dict[str, int](), dict[str, int](), dict[str, None]()
-    extras = dict[Extra, None]()
+    extras, sources = dict[Extra, None](), dict[str, None]()
     size = optouts = overruled = 0
     similarity = 0.0
     for each in manifests:
@@ -119,7 +120,8 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
             opinions.setdefault(label, Counter()).update(counts)
         shown = _sample([*shown, *each.gallery])
         work.append(_work(each))
-        models[each.model, each.threshold] = None
+        if each.model != NO_MODEL:
+            models[each.model, each.threshold] = None
         forms |= dict.fromkeys(each.forms)
         versions |= each.versions
         size += sum(stored.size for stored in each.files.values())
@@ -130,6 +132,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         sizes |= tar_size(each)
         scores |= dict.fromkeys(each.scores)
         rows = rows_of(each.shard.url)
+        sources["tables of links" if rows else "Common Crawl"] = None
         extras |= dict.fromkeys(rows.extras if rows else ())
     return Summary(
         shards=len(work),
@@ -152,6 +155,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         tars=sizes,
         scores=tuple(scores),
         extras=tuple(extras),
+        source=" and ".join(sources) or "Common Crawl",
     )
 
 
@@ -164,6 +168,8 @@ def summary_lines(place: str | Path) -> Iterator[str]:
     yield f"{place}: {plural(found.pairs, 'pair')} in {plural(found.shards, 'shard')}, {size}"
     for model, threshold in found.models:
         yield f"  scored by {model}, kept from {threshold:g} on, mean {found.similarity:.3f}"
+    if not found.models:
+        yield "  judged by no model"
     yield f"  besides metadata: {', '.join(found.forms) or 'nothing'}"
     yield from (f"  {each}" for each in found.warnings())
     yield f"  opt-outs, with evidence: {found.optouts:,}"

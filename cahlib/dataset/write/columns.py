@@ -54,8 +54,10 @@ ALL_COLUMNS = [
     Column("WIDTH", pa.int32(), "image.width", "pixels, as stored"),
     Column("LICENSE", pa.string(), "image.candidate.licence",
            "the Creative Commons link of the page, else `?`; a hint, not an assurance"),
-    Column("NSFW", pa.string(), "nsfw", "the model's guess: `UNLIKELY`, `UNSURE` or `NSFW`"),
-    Column("similarity", pa.float64(), "similarity", "cosine of image and text, -1 to 1"),
+    Column("NSFW", pa.string(), "nsfw",
+           "the model's guess: `UNLIKELY`, `UNSURE` or `NSFW`; empty without a model"),
+    Column("similarity", pa.float64(), "similarity",
+           "cosine of image and text, -1 to 1; null if no model judged"),
     Column("uid", pa.string(), "image.candidate.uid",
            "hex md5 of URL + TEXT: the key of the sample in every file"),
     Column("page", pa.string(), "image.candidate.page",
@@ -89,6 +91,10 @@ ALL_COLUMNS = [
 
 #: The columns that every pair has; its scores come after them.
 COLUMNS = tuple(each.name for each in ALL_COLUMNS)
+
+#: The columns of texts among them, and those of numbers that may be null.
+_TEXTS = {each.name for each in ALL_COLUMNS if each.type == pa.string()}
+_NUMBERS = {each.name for each in ALL_COLUMNS if each.type == pa.float64()}
 
 #: Columns that an older dataset may lack.
 OPTIONAL_COLUMNS = tuple(each.name for each in ALL_COLUMNS if each.optional)
@@ -151,7 +157,7 @@ def make_row(
     Raise KeyError for a score without a column.
     """
     values: Row = {
-        name: _valid(_READERS[name](judged) if name in _READERS else model)
+        name: _valid(_READERS[name](judged) if name in _READERS else model, name in _NUMBERS)
         for name in columns_of_layout(layout)
     }
     carried = judged.image.candidate.extra
@@ -197,7 +203,7 @@ def fill_nulls(row: Row) -> Row:
     A missing score is -1 there, and a text that an older dataset lacks is "".
     """
     return {
-        name: value if value is not None else "" if name in COLUMNS else -1.0
+        name: value if value is not None else "" if name in _TEXTS else -1.0
         for name, value in row.items()
     }
 
@@ -216,10 +222,10 @@ def host_name(url: str) -> str:
         return ""
 
 
-def _valid(value: Any) -> Any:
+def _valid(value: Any, is_number: bool = False) -> Any:
     """Return a value as its column can hold it: headers may carry lone surrogates."""
     if value is None:
-        return ""
+        return None if is_number else ""
     if isinstance(value, str) and not value.isascii():
         return value.encode("utf-8", "replace").decode()
     return value

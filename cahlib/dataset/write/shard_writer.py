@@ -166,13 +166,13 @@ class PairStats:
             self.duplicates[judged.reason] += 1
         self.gallery.offer(judged)
         # 0.29 * 100 is 28.999…: without the nudge the bins' edges would be off by one.
-        bin = int((judged.similarity + 1) * 100 + 1e-6) - 100
+        if judged.similarity is not None:
+            bin = int((judged.similarity + 1) * 100 + 1e-6) - 100
+            (self.kept if judged.reason is None else self.dropped)[bin] += 1
         if judged.reason is not None:
-            self.dropped[bin] += 1
             return
-        self.kept[bin] += 1
         self.rows += 1
-        self._similarity += judged.similarity
+        self._similarity += judged.similarity or 0
         self._domains[host_name(judged.image.candidate.url)] += 1
         if (second := judged.scores.get(OPEN_NSFW)) is not None:
             self._opinions.setdefault(judged.nsfw, Counter())[nsfw_band(second)] += 1
