@@ -9,6 +9,7 @@ from tests.tracker.conftest import (  # noqa: F401
     postgres,
     postgres_template,
     sqlite_template,
+    sqlite_url,
     url,
     wats,
 )

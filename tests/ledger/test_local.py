@@ -99,7 +99,7 @@ def test_each_folder_has_a_ledger_of_its_own_whatever_its_name(tmp_path, name):
 def test_a_file_that_is_no_ledger_is_refused_with_a_sentence(tmp_path):
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"not a database" * 100)
-    with pytest.raises(ConfigError, match="is not a ledger of cahlib"):
+    with pytest.raises(ConfigError, match="is not a readable ledger"):
         LocalLedger(path)
 
 

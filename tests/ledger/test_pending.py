@@ -35,11 +35,11 @@ from cahlib.ledger.local import LocalLedger
 from cahlib.ledger.remote import RemoteLedger, WorkerOptions
 from cahlib.ledger.schema import shards
 from cahlib.tracker import admin
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.models import Kind, Rules, Unknown
+from cahlib.tracker.app import create_app
+from cahlib.tracker.models import TrackerRules, UnknownWorker, WorkerKind
+from cahlib.tracker.request_limits import RequestLimits
 from cahlib.tracker.schema import failures, people, workers
-from cahlib.tracker.service import Service, Settings
+from cahlib.tracker.service import TrackerService, TrackerSettings
 from tests.world.races import shaken, together
 from tests.world.trackers import serving
 
@@ -147,20 +147,24 @@ class World:
         shutil.copy(template, self.folder / "tracker.sqlite")
         url = f"sqlite:///{self.folder / 'tracker.sqlite'}"
         self.clock, self.fuse, self.log = Clock(), Fuse(), Hearing()
-        rules = Rules(lease=_LEASE, upload="s3://parcels", failures=99, attempts=10_000)
-        limits = Limits(address=0, worker=0, newcomers=0)
-        settings = Settings(database=url, rules=rules, limits=limits)
-        switch.app = switch.app or create(settings)  # once: putting its routes together takes long
-        switch.app.state.service = service = Service(settings, clock=self.clock)
+        rules = TrackerRules(
+            lease_seconds=_LEASE, upload_url="s3://parcels", max_failures=99, max_attempts=10_000
+        )
+        limits = RequestLimits(address=0, worker=0, newcomers=0)
+        settings = TrackerSettings(database=url, rules=rules, limits=limits)
+        switch.app = switch.app or create_app(
+            settings
+        )  # once: putting its routes together takes long
+        switch.app.state.service = service = TrackerService(settings, clock=self.clock)
         switch.mode = "up"
         self.lease_store, self.database = service.lease_store, service.database
         self.clock.now += 1000
-        admin.add(self.database, wats(count))
+        admin.add_wats(self.database, wats(count))
         if kind == "gpu":
-            cpu = self.lease_store.register("carl", Kind.CPU)[1]
+            cpu = self.lease_store.register("carl", WorkerKind.CPU)[1]
             while lease := self.lease_store.lease(cpu):
                 self.lease_store.deliver(cpu, lease.number, _PARCEL)
-        self.rival = self.lease_store.register("bob", Kind(kind))[1]
+        self.rival = self.lease_store.register("bob", WorkerKind(kind))[1]
         logging.getLogger("cahlib.ledger.remote").addHandler(self.log)
         self.secrets = set()
 
@@ -383,7 +387,7 @@ class Hostile(RuleBasedStateMachine):
         if what == "kill":
             self.world.fuse.left = steps
         elif what == "expel":
-            with suppress(Unknown):  # it is already
+            with suppress(UnknownWorker):  # it is already
                 self.world.lease_store.expel(
                     self.world.lease_store.known(self.worker._tracker.secret).id
                 )
@@ -397,8 +401,8 @@ class Hostile(RuleBasedStateMachine):
 
     def kill(self):
         self.world.fuse.left = 0
-        self.worker._ended.set()
-        self.worker._messenger.join()
+        self.worker._closed.set()
+        self.worker._reporter.join()
         self.world.ledger.close()
         self.worker = None
         self.hands.clear()
@@ -464,7 +468,7 @@ def driven(place, kind):
     [
         ("hybrid", ["lease", "fail", "tell"]),
         ("hybrid", ["lease", "give_back", "tell"]),
-        ("hybrid", ["lease", "seal", "finish", "tell"]),
+        ("hybrid", ["lease", "commit", "finish", "tell"]),
         ("cpu", ["lease", "deliver", "tell"]),
     ],
 )
@@ -488,7 +492,7 @@ def test_a_kill_at_any_step_loses_nothing(place, kind, acts):
 
 
 @pytest.mark.parametrize(
-    ("kind", "act"), [("hybrid", "fail"), ("hybrid", "seal"), ("cpu", "deliver")]
+    ("kind", "act"), [("hybrid", "fail"), ("hybrid", "commit"), ("cpu", "deliver")]
 )
 def test_how_a_lease_ended_is_told_though_the_shard_is_leased_again(place, kind, act):
     """It ran out while the tracker was away."""
@@ -497,7 +501,7 @@ def test_how_a_lease_ended_is_told_though_the_shard_is_leased_again(place, kind,
     machine.lease()
     for _ in range(2):
         getattr(machine, act)(number=0)
-        if act == "seal":
+        if act == "commit":
             machine.finish(number=0)
     machine.world.clock.now += _LEASE + 1
     machine.world.lease_store.expire()
@@ -591,9 +595,9 @@ def test_threads_that_are_held_up_anywhere_lose_no_lease(place, kind, monkeypatc
     with shaken(pending, remote):
         busy.worker = world.launch(heartbeat_seconds=0.01)
         together(busy.lease, busy.work, busy.work, busy.rival)
-        assert busy.worker._messenger.is_alive()
-        busy.worker._ended.set()
+        assert busy.worker._reporter.is_alive()
+        busy.worker._closed.set()
         busy.worker._due.set()
-        busy.worker._messenger.join()
+        busy.worker._reporter.join()
     world.check(busy.worker, done=busy.done)
     world.close()

@@ -19,31 +19,31 @@ from cahlib.ledger.local import LocalLedger
 from cahlib.ledger.remote import RemoteLedger, WorkerOptions
 from cahlib.run.run_directory import open_run_directory
 from cahlib.tracker import admin, statistics
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.models import Kind, Rules
+from cahlib.tracker.app import create_app
+from cahlib.tracker.models import TrackerRules, WorkerKind
+from cahlib.tracker.request_limits import RequestLimits
 from cahlib.tracker.schema import second_passes
-from cahlib.tracker.service import Settings
+from cahlib.tracker.service import TrackerSettings
 from tests.world import judged
 from tests.world.jobs import until
 from tests.world.trackers import serving
 
 from .conftest import Clock
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 
 
 @pytest.fixture
 def app(url, database, fill):
     fill(3)
-    rules = Rules(lease=60, upload="s3://parcels")
-    return create(Settings(database=url, rules=rules, limits=ANY, fresh=0))
+    rules = TrackerRules(lease_seconds=60, upload_url="s3://parcels")
+    return create_app(TrackerSettings(database=url, rules=rules, limits=ANY, fresh=0))
 
 
 def deliver_all(app, where):
     """Somebody brings the parcels of all shards."""
     lease_store = app.state.service.lease_store
-    cpu = lease_store.register("carl", Kind.CPU)[1]
+    cpu = lease_store.register("carl", WorkerKind.CPU)[1]
     while lease := lease_store.lease(cpu):
         lease_store.deliver(cpu, lease.number, {"url": where, "sha256": "0" * 64, "size": 5})
 
@@ -106,18 +106,20 @@ def test_what_is_done_is_told_and_what_is_not_is_given_back(app, database, tmp_p
             remote.commit(first, ["ab" * 16], one_pair())
             remote.mark_done(first)
             remote.fail(second, "broken", attempts=3)
-            until(lambda: statistics.counts(database).done == 1)
+            until(lambda: statistics.count_shards(database).done == 1)
             assert remote.has_more() and third
         assert ledger.counts().done == ledger.counts().total == 1
         ledger.close()
-        counts = statistics.counts(database)
+        counts = statistics.count_shards(database)
         assert (counts.done, counts.pairs, counts.leased, counts.todo) == (1, 1, 0, 5)
-        assert statistics.leaders(database)[0]["nickname"] == "ann"
+        assert statistics.list_leaders(database)[0]["nickname"] == "ann"
 
 
 def test_a_tracker_with_spot_checks_hears_how_similar_the_pairs_are(url, database, fill, tmp_path):
     fill(1)
-    app = create(Settings(database=url, rules=Rules(verify=1), limits=ANY, fresh=0))
+    app = create_app(
+        TrackerSettings(database=url, rules=TrackerRules(verify_share=1), limits=ANY, fresh=0)
+    )
     folder = tmp_path / "dataset"
     with serving(app) as address:
         job = Job.from_values({"tracker": address, "nickname": "ann", "output": str(folder)})
@@ -126,7 +128,7 @@ def test_a_tracker_with_spot_checks_hears_how_similar_the_pairs_are(url, databas
             sealed = judged.write(folder, shard=shard.id)
             remote.commit(shard, shard_writer.read_uids(folder, sealed), sealed.stats)
             remote.mark_done(shard)
-            until(lambda: statistics.counts(database).done == 1)
+            until(lambda: statistics.count_shards(database).done == 1)
     with database.read() as connection:
         said = connection.execute(select(second_passes.c.scores)).scalar_one()
     known = shard_writer.read_similarities(folder, sealed)
@@ -143,23 +145,23 @@ def test_a_killed_run_goes_on_with_its_leases_and_tells_what_it_had_not_told(
         remote.__enter__()
         first, second = remote.lease(), remote.lease()
         remote.commit(first, ["ab" * 16], one_pair())
-        # Killed between seal and done: the messenger stops, nothing is given back.
-        remote._ended.set()
+        # Killed between commit and done: the reporter stops, nothing is given back.
+        remote._closed.set()
         ledger.close()
         ledger, again = run.launch()
         with again:
             assert again.in_state("sealed") == [first]
             assert again.lease() == second
             again.mark_done(first)
-            until(lambda: statistics.counts(database).done == 1)
-            assert statistics.counts(database).leased == 1
+            until(lambda: statistics.count_shards(database).done == 1)
+            assert statistics.count_shards(database).leased == 1
         ledger.close()
 
 
 def test_work_goes_on_while_the_tracker_is_away(url, database, fill, tmp_path):
     fill(3)
-    settings = Settings(database=url, limits=ANY, fresh=0)
-    with serving(create(settings)) as address:
+    settings = TrackerSettings(database=url, limits=ANY, fresh=0)
+    with serving(create_app(settings)) as address:
         ledger, remote = Run(tmp_path / "a", address).launch()
         remote.__enter__()
         first = remote.lease()
@@ -167,8 +169,8 @@ def test_work_goes_on_while_the_tracker_is_away(url, database, fill, tmp_path):
     remote.commit(first, ["ab" * 16], one_pair())
     remote.mark_done(first)
     port = int(address.rpartition(":")[2])
-    with serving(create(settings), port=port) as address:
-        until(lambda: statistics.counts(database).done == 1)
+    with serving(create_app(settings), port=port) as address:
+        until(lambda: statistics.count_shards(database).done == 1)
         remote.__exit__()
     ledger.close()
 
@@ -178,19 +180,19 @@ def test_a_finished_shard_that_became_anothers_meanwhile_is_named(
 ):
     fill(1)
     clock = Clock()
-    app = create(Settings(database=url, limits=ANY, fresh=0), clock=clock)
+    app = create_app(TrackerSettings(database=url, limits=ANY, fresh=0), clock=clock)
     with serving(app) as address:
         run = Run(tmp_path / "a", address)
         ledger, remote = run.launch()
         remote.__enter__()
         first = remote.lease()
         remote.commit(first, ["ab" * 16], one_pair())
-        remote._ended.set()  # killed before the tracker was told
-        remote._messenger.join()
+        remote._closed.set()  # killed before the tracker was told
+        remote._reporter.join()
         ledger.close()
         clock.now += 3600
         lease_store = app.state.service.lease_store
-        other = lease_store.register("bob", Kind.HYBRID)[1]
+        other = lease_store.register("bob", WorkerKind.HYBRID)[1]
         assert {lease_store.lease(other).number, lease_store.lease(other).number} == {0, 1}
         ledger, again = run.launch()
         with again:
@@ -207,7 +209,7 @@ def test_a_run_that_the_tracker_does_not_know_any_more_ends(app, database, tmp_p
             first = remote.lease()
             remote.commit(first, ["ab" * 16], one_pair())
             remote.mark_done(first)
-            until(lambda: statistics.counts(database).done == 1)
+            until(lambda: statistics.count_shards(database).done == 1)
             app.state.service.lease_store.expel(1)
             while remote.has_more():
                 remote.lease()
@@ -235,10 +237,10 @@ def test_two_runs_never_keep_the_same_pair(app, database, tmp_path):
         account = Stats()
         for stage in Stage:
             account.entered[stage] = account.left[stage] = len(uids)
-        done = statistics.counts(database).done
+        done = statistics.count_shards(database).done
         remote.commit(shard, uids, account)
         remote.mark_done(shard)
-        until(lambda: statistics.counts(database).done == done + 1)
+        until(lambda: statistics.count_shards(database).done == done + 1)
 
     def interrupted(lost):
         raise KeyboardInterrupt
@@ -266,7 +268,7 @@ def test_two_runs_never_keep_the_same_pair(app, database, tmp_path):
             again.withdraw_claimed(told.append)
         second.close()
     assert told == [set(every[:150]), set()]
-    assert statistics.counts(database).pairs == 200
+    assert statistics.count_shards(database).pairs == 200
 
 
 def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
@@ -276,7 +278,7 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
     deliver_all(app, "s3://parcels/a.tar")
 
     def errors():
-        return [row["error"] for row in statistics.export(database) if row["error"]]
+        return [row["error"] for row in statistics.export_shards(database) if row["error"]]
 
     with serving(app) as address:
         ledger, remote = Run(tmp_path / "a", address, "gpu").launch(clock=clock)
@@ -285,7 +287,7 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
             for shard in (first, second):
                 remote.release(shard, "s3 does not answer")
                 assert remote.lease() is None and remote.has_more()
-            until(lambda: statistics.counts(database).scraped == 6)
+            until(lambda: statistics.count_shards(database).scraped == 6)
             clock.now += 61
             assert remote.lease() == first
             remote.commit(first, [], Stats())  # it answers again
@@ -298,7 +300,7 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
             clock.now += 61
             remote.release(remote.lease(), "s3 does not answer")
         ledger.close()
-    counts = statistics.counts(database)
+    counts = statistics.count_shards(database)
     assert (counts.scraped, counts.done, counts.todo) == (5, 1, 0)
     assert errors() == ["s3 does not answer"]
 
@@ -308,10 +310,10 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
     [("../../../home/evil", 0), ("/evil", 0), (".evil", 0), ("-evil", 0), ("a\nb", 0), ("a", 7)],
 )
 def test_a_shard_that_would_be_a_file_elsewhere_is_refused(url, database, tmp_path, id, half):
-    admin.add(database, [Shard(id=id, url="https://x/a.wat.gz", half=half)])
-    with serving(create(Settings(database=url, limits=ANY))) as address:
+    admin.add_wats(database, [Shard(id=id, url="https://x/a.wat.gz", half=half)])
+    with serving(create_app(TrackerSettings(database=url, limits=ANY))) as address:
         ledger, remote = Run(tmp_path / "a", address).launch()
-        with remote, pytest.raises(RunError, match="not to be trusted"):
+        with remote, pytest.raises(RunError, match="cannot be trusted"):
             remote.lease()
         ledger.close()
 
@@ -334,7 +336,7 @@ def test_a_parcel_that_is_elsewhere_is_refused(app, tmp_path, where):
     with serving(app) as address:
         deliver_all(app, where)
         ledger, remote = Run(tmp_path / "a", address, "gpu").launch()
-        with remote, pytest.raises(RunError, match="not to be trusted"):
+        with remote, pytest.raises(RunError, match="cannot be trusted"):
             remote.lease()
         ledger.close()
 

@@ -14,16 +14,16 @@ from cahlib.demo.web import Answer, Web
 from cahlib.ledger.database import Database
 from cahlib.run.worker import run_worker
 from cahlib.tracker import admin, statistics
-from cahlib.tracker.app import create
+from cahlib.tracker.app import create_app
 from cahlib.tracker.leases import LeaseStore
-from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import NotHeld, Rules
-from cahlib.tracker.service import Settings
+from cahlib.tracker.models import NotHeld, TrackerRules
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world.ports import free_port
 from tests.world.trackers import serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 EMPTY = Answer(body=wat.member("warcinfo", "", "application/warc-fields", b""))
 
 
@@ -32,11 +32,11 @@ def crawl(tmp_path, answer, *, upload=""):
     """A tracker of a crawl whose files all have this answer: web, job of a worker, database."""
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
-    rules = Rules(upload=upload or f"file://{tmp_path / 'parcels'}", most_held=1)
-    app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
+    rules = TrackerRules(upload_url=upload or f"file://{tmp_path / 'parcels'}", max_held=1)
+    app = create_app(TrackerSettings(database=str(database.engine.url), rules=rules, limits=ANY))
     paths = [f"/{n}.warc.wat.gz" for n in range(5)]
     with Web({path: answer for path in paths}) as web, serving(app) as tracker:
-        admin.add(
+        admin.add_wats(
             database,
             [
                 Shard(id=f"w{n}-{half}", url=f"http://{web.address}{path}", half=half)
@@ -58,7 +58,9 @@ def crawl(tmp_path, answer, *, upload=""):
 
 
 def as_it_was(database):
-    return {(row["state"], row["error"]) for row in statistics.export(database)} == {("todo", None)}
+    return {(row["state"], row["error"]) for row in statistics.export_shards(database)} == {
+        ("todo", None)
+    }
 
 
 def test_who_is_banned_asks_no_more_and_no_shard_is_blamed(tmp_path):

@@ -159,7 +159,7 @@ def community(
     """
     database = Database(url)
     migrate(database)
-    admin.add(database, wats(count // 2))
+    admin.add_wats(database, wats(count // 2))
     server, told, ended = Server(url), Told(), threading.Event()
     kinds = [Hostile if n < HOSTILE else Honest for n in range(WORKERS)]
     everyone = [
@@ -181,7 +181,7 @@ def community(
                 server.start()
         while finish and any(thread.is_alive() for thread in threads):
             with suppress(DatabaseUnavailable):
-                admin.retry(database)  # what was set aside because of those who lie
+                admin.retry_shards(database)  # what was set aside because of those who lie
             for thread in threads:
                 thread.join(1 / WORKERS)
         ended.set()
@@ -194,7 +194,7 @@ def community(
     with suppress(
         DatabaseUnavailable
     ):  # the first question after a crash finds the old connection broken
-        statistics.counts(database)
+        statistics.count_shards(database)
     done = check(database, told, count if finish else 0)
     database.close()
     return f"{done:,} shards done by {WORKERS} workers, {HOSTILE} hostile; {dict(killed)} killed"
@@ -202,7 +202,7 @@ def community(
 
 def check(database: Database, told: Told, expected: int) -> int:
     """Raise AssertionError unless the books say what the honest were told; return shards done."""
-    counts, rows = statistics.counts(database), list(statistics.export(database))
+    counts, rows = statistics.count_shards(database), list(statistics.export_shards(database))
     done = {row["number"]: row["pairs"] for row in rows if row["state"] == "done"}
     assert counts.done == len(done) >= expected
     assert set(told.done.values()) <= {1} and told.done.keys() <= done.keys()

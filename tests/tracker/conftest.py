@@ -12,7 +12,7 @@ from cahlib.ledger.database import Database
 from cahlib.tracker import admin
 from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Rules
+from cahlib.tracker.models import TrackerRules
 from tests.world import postgres as servers
 
 _numbers = itertools.count()
@@ -87,7 +87,9 @@ def clock():
 
 @pytest.fixture
 def lease_store(database, clock):
-    return LeaseStore(database, Rules(lease=900, failures=3, attempts=5), clock=clock)
+    return LeaseStore(
+        database, TrackerRules(lease_seconds=900, max_failures=3, max_attempts=5), clock=clock
+    )
 
 
 def wats(count):
@@ -101,4 +103,4 @@ def wats(count):
 
 @pytest.fixture
 def fill(database):
-    return lambda count: admin.add(database, wats(count))
+    return lambda count: admin.add_wats(database, wats(count))

@@ -13,7 +13,7 @@ from cahlib.ledger.schema import pairs, shards
 from cahlib.tracker import statistics
 from cahlib.tracker.backup import backup, restore
 from cahlib.tracker.leases import LeaseStore
-from cahlib.tracker.models import Kind, Result, Rules
+from cahlib.tracker.models import ShardResult, TrackerRules, WorkerKind
 from cahlib.tracker.schema import left_pairs, metadata, people
 
 
@@ -28,7 +28,7 @@ def other(request, tmp_path):
 def work(lease_store, secret, until=lambda: False):
     while not until() and (lease := lease_store.lease(secret)):
         uids = (b"%016d" % lease.number, b"of all of them..")
-        lease_store.complete(secret, lease.number, Result(pairs=2, uids=uids, stats=Stats()))
+        lease_store.complete(secret, lease.number, ShardResult(pairs=2, uids=uids, stats=Stats()))
 
 
 def rows(database):
@@ -43,15 +43,15 @@ def test_what_is_restored_is_what_was_there_and_goes_on(
     lease_store, fill, database, other, tmp_path
 ):
     fill(3)
-    cpu = lease_store.register("carl", Kind.CPU, proof="his")[1]
+    cpu = lease_store.register("carl", WorkerKind.CPU, nickname_secret="his")[1]
     lease_store.deliver(
         cpu, lease_store.lease(cpu).number, {"url": "s3://a", "sha256": "0", "size": 1}
     )
     lease_store.fail(cpu, lease_store.lease(cpu).number, "broken: ü")
     work(
         lease_store,
-        lease_store.register("ann", Kind.HYBRID)[1],
-        lambda: statistics.counts(database).done == 2,
+        lease_store.register("ann", WorkerKind.HYBRID)[1],
+        lambda: statistics.count_shards(database).done == 2,
     )
     path = tmp_path / "backup"
     count = backup(database, path)
@@ -59,9 +59,9 @@ def test_what_is_restored_is_what_was_there_and_goes_on(
     again = Database(other)
     assert restore(again, path) == count
     assert rows(again) == rows(database)
-    fresh = LeaseStore(again, Rules())
-    work(fresh, fresh.register("bob", Kind.HYBRID)[1])
-    assert statistics.counts(again).done == 5
+    fresh = LeaseStore(again, TrackerRules())
+    work(fresh, fresh.register("bob", WorkerKind.HYBRID)[1])
+    assert statistics.count_shards(again).done == 5
     with pytest.raises(ConfigError, match="restore into an empty one"):
         restore(again, path)
     again.close()
@@ -71,7 +71,7 @@ def test_a_backup_of_a_tracker_at_work_is_one_moment(lease_store, fill, database
     fill(40)
     threads = [
         threading.Thread(
-            target=work, args=(lease_store, lease_store.register(f"n{n}", Kind.HYBRID)[1])
+            target=work, args=(lease_store, lease_store.register(f"n{n}", WorkerKind.HYBRID)[1])
         )
         for n in range(4)
     ]

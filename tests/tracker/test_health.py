@@ -14,20 +14,20 @@ from cahlib.ledger.client import TrackerClient, TrackerUnavailable
 from cahlib.ledger.database import Database
 from cahlib.ledger.local import LocalLedger
 from cahlib.ledger.remote import RemoteLedger, WorkerOptions
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
+from cahlib.tracker.app import create_app
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.service import Settings
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world.jobs import until
 from tests.world.trackers import ask, serving
 
 from .conftest import wats
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 
 
 def test_head_is_answered_where_get_is(url, database):
-    with serving(create(Settings(database=url, limits=ANY))) as tracker:
+    with serving(create_app(TrackerSettings(database=url, limits=ANY))) as tracker:
         for path in ("/", "/healthz", "/readyz", "/v1/state"):
             answer = ask(tracker, path, method="HEAD")
             assert (answer.status, answer.text) == (200, "")
@@ -43,7 +43,7 @@ def test_a_full_disk_is_told_to_operators_and_workers(tmp_path):
         url = f"sqlite:///{tmp_path / 'tracker.sqlite'}"
         database = Database(url)
         migrate(database)
-        with serving(create(Settings(database=url, limits=ANY, fresh=0))) as tracker:
+        with serving(create_app(TrackerSettings(database=url, limits=ANY, fresh=0))) as tracker:
             ann = TrackerClient(tracker)
             ann.join("ann", "hybrid")
             with open(tmp_path / "other", "wb", buffering=0) as other, pytest.raises(OSError):
@@ -72,7 +72,7 @@ def test_a_full_disk_is_told_to_operators_and_workers(tmp_path):
 def test_a_join_outlives_a_database_that_is_away(postgres, tmp_path, caplog):
     url = postgres.create("joining")
     migrated(url)
-    with serving(create(Settings(database=url, limits=ANY))) as address:
+    with serving(create_app(TrackerSettings(database=url, limits=ANY))) as address:
         postgres.stop()
         try:
             ledger = LocalLedger(tmp_path / "ledger.sqlite")

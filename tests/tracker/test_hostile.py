@@ -8,11 +8,11 @@ from collections import Counter
 from cahlib.core.records import Stage, Stats
 from cahlib.ledger.client import RequestRejected, TrackerClient
 from cahlib.tracker import admin, statistics
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.models import Rules
+from cahlib.tracker.app import create_app
+from cahlib.tracker.models import TrackerRules
+from cahlib.tracker.request_limits import RequestLimits
 from cahlib.tracker.schema import workers
-from cahlib.tracker.service import Settings
+from cahlib.tracker.service import TrackerSettings
 from tests.world.trackers import serving
 
 WATS, PAIRS, LEASE = 15, 12, 900
@@ -141,17 +141,19 @@ def send_away(service, database):
     for number in numbers:
         service.lease_store.expel(number)
     for number in numbers:
-        admin.undo(database, number)
-    admin.retry(database)
+        admin.undo_worker(database, number)
+    admin.retry_shards(database)
 
 
 def test_each_honest_pair_is_in_one_dataset(url, database, fill, clock):
     chance = random.Random(0)
     world = crawl(chance)
     fill(WATS)
-    rules = Rules(lease=LEASE, most_pairs=1000)
-    limits = Limits(address=0, worker=0, newcomers=0)
-    app = create(Settings(database=url, rules=rules, limits=limits, fresh=0), clock=clock)
+    rules = TrackerRules(lease_seconds=LEASE, max_pairs=1000)
+    limits = RequestLimits(address=0, worker=0, newcomers=0)
+    app = create_app(
+        TrackerSettings(database=url, rules=rules, limits=limits, fresh=0), clock=clock
+    )
     with serving(app) as address:
         honest = [Honest(address, world, chance, f"ann{n}") for n in range(8)]
         hostile = [Hostile(address, world, chance, f"mallory{n}") for n in range(2)]
@@ -159,7 +161,7 @@ def test_each_honest_pair_is_in_one_dataset(url, database, fill, clock):
         before = sum(len(pairs) for one in honest for pairs in one.dataset.values())
         send_away(app.state.service, database)
         work(honest, clock, chance)
-        again = statistics.counts(database)
+        again = statistics.count_shards(database)
     made = Counter(uid for one in honest for pairs in one.dataset.values() for uid in pairs)
     every = set().union(*world.values())
     assert before < len(every)  # or they have done no harm
@@ -167,6 +169,6 @@ def test_each_honest_pair_is_in_one_dataset(url, database, fill, clock):
     assert (again.todo, again.leased, again.failed) == (0, 0, 0)
     assert again.total == again.done > 2 * WATS  # second passes among them
     assert again.pairs == len(every)
-    assert {one["nickname"]: one["pairs"] for one in statistics.leaders(database)} == {
+    assert {one["nickname"]: one["pairs"] for one in statistics.list_leaders(database)} == {
         f"ann{n}": sum(map(len, one.dataset.values())) for n, one in enumerate(honest)
     }

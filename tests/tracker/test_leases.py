@@ -10,7 +10,15 @@ from sqlalchemy import select
 from cahlib.core.records import Stats
 from cahlib.tracker import admin, statistics
 from cahlib.tracker.leases import LeaseStore
-from cahlib.tracker.models import Invalid, Kind, Missing, NotHeld, Result, Rules, Unknown
+from cahlib.tracker.models import (
+    InvalidRequest,
+    NotFound,
+    NotHeld,
+    ShardResult,
+    TrackerRules,
+    UnknownWorker,
+    WorkerKind,
+)
 from cahlib.tracker.schema import left_pairs
 
 from .conftest import wats
@@ -18,7 +26,7 @@ from .conftest import wats
 PARCEL = {"url": "s3://somewhere/a.tar", "sha256": "0" * 64, "size": 5}
 
 
-def join(lease_store, kind=Kind.HYBRID, nickname="ann"):
+def join(lease_store, kind=WorkerKind.HYBRID, nickname="ann"):
     return lease_store.register(nickname, kind)[1]
 
 
@@ -30,12 +38,12 @@ def test_twenty_threads_lease_each_shard_once(lease_store, fill, database):
     def work(secret):
         while lease := lease_store.lease(secret):
             taken.append(lease.number)
-            assert lease_store.complete(secret, lease.number, Result(pairs=3)).counted
+            assert lease_store.complete(secret, lease.number, ShardResult(pairs=3)).counted
 
     with ThreadPoolExecutor(20) as threads:
         list(threads.map(work, every))
     assert sorted(taken) == list(range(200))
-    counts = statistics.counts(database)
+    counts = statistics.count_shards(database)
     assert (counts.done, counts.pairs, counts.todo, counts.leased) == (200, 600, 0, 0)
 
 
@@ -52,7 +60,7 @@ def test_leases_under_fire_from_workers_that_give_up_fail_and_go_silent(lease_st
             elif act == 1:
                 lease_store.leave(secret)
                 secret = join(lease_store)
-            elif lease_store.complete(secret, lease.number, Result(pairs=1)).counted:
+            elif lease_store.complete(secret, lease.number, ShardResult(pairs=1)).counted:
                 with lock:
                     done.append(lease.number)
 
@@ -72,7 +80,7 @@ def test_the_shard_of_a_silent_worker_is_given_to_another(lease_store, fill, clo
     assert lease_store.lease(other).number == first.number
     assert lease_store.lease(other) is None
     with pytest.raises(NotHeld):
-        lease_store.complete(silent, first.number, Result(pairs=1))
+        lease_store.complete(silent, first.number, ShardResult(pairs=1))
     assert lease_store.heartbeat(silent, [first.number, second.number]) == [second.number]
 
 
@@ -96,7 +104,7 @@ def test_late_work_counts_while_nobody_else_has_the_shard(lease_store, fill, clo
     first, second = lease_store.lease(late), lease_store.lease(late)
     clock.now += 10_000
     assert lease_store.expire() == 2
-    assert lease_store.complete(late, first.number, Result(pairs=1)).counted
+    assert lease_store.complete(late, first.number, ShardResult(pairs=1)).counted
     assert lease_store.heartbeat(late, [second.number]) == [second.number]
     assert lease_store.lease(join(lease_store)) is None
 
@@ -105,9 +113,9 @@ def test_a_completion_that_is_sent_again_counts_once(lease_store, fill, database
     fill(1)
     secret = join(lease_store)
     number = lease_store.lease(secret).number
-    result = Result(pairs=7, stats=Stats(), output="s3://a")
+    result = ShardResult(pairs=7, stats=Stats(), output="s3://a")
     assert [lease_store.complete(secret, number, result).counted for _ in range(2)] == [True, False]
-    (leader,) = statistics.leaders(database)
+    (leader,) = statistics.list_leaders(database)
     assert (leader["nickname"], leader["done"], leader["pairs"]) == ("ann", 1, 7)
 
 
@@ -115,17 +123,17 @@ def test_a_foreign_shard_an_unknown_one_and_an_unknown_worker_are_refused(lease_
     fill(1)
     holder, other = join(lease_store), join(lease_store)
     number = lease_store.lease(holder).number
-    for act in (lease_store.release, lambda s, n: lease_store.complete(s, n, Result(pairs=1))):
+    for act in (lease_store.release, lambda s, n: lease_store.complete(s, n, ShardResult(pairs=1))):
         with pytest.raises(NotHeld):
             act(other, number)
-        with pytest.raises(Missing):
+        with pytest.raises(NotFound):
             act(holder, 99)
-        with pytest.raises(Unknown):
+        with pytest.raises(UnknownWorker):
             act("nobody", number)
     with pytest.raises(NotHeld):
         lease_store.fail(other, number, "no")
     lease_store.leave(holder)
-    with pytest.raises(Unknown):
+    with pytest.raises(UnknownWorker):
         lease_store.lease(holder)
     assert lease_store.lease(other).number == number
 
@@ -141,10 +149,10 @@ def test_a_shard_that_fails_for_several_workers_is_set_aside(lease_store, fill, 
         # who failed with a shard does not get it again
         assert [lease_store.lease(secret).number, lease_store.lease(secret)] == [1, None]
         lease_store.release(secret, 1)
-    (stuck,) = statistics.stuck(database)
+    (stuck,) = statistics.stuck_shards(database)
     assert (stuck["number"], stuck["error"], stuck["workers"]) == (0, "broken 2", 3)
-    assert admin.retry(database) == 1
-    assert statistics.stuck(database) == []
+    assert admin.retry_shards(database) == 1
+    assert statistics.stuck_shards(database) == []
     assert lease_store.lease(secret).number == 0
 
 
@@ -157,41 +165,41 @@ def test_a_shard_that_silences_every_worker_is_set_aside(lease_store, fill, data
         clock.now += 1000
         lease_store.expire()
     assert lease_store.lease(secret) is None
-    assert len(statistics.stuck(database)) == 2
+    assert len(statistics.stuck_shards(database)) == 2
 
 
 def test_a_parcel_goes_from_a_cpu_worker_to_a_gpu_worker(lease_store, fill, database):
     fill(1)
-    cpu, gpu = join(lease_store, Kind.CPU, "carl"), join(lease_store, Kind.GPU, "gus")
+    cpu, gpu = join(lease_store, WorkerKind.CPU, "carl"), join(lease_store, WorkerKind.GPU, "gus")
     assert lease_store.lease(gpu) is None
     number = lease_store.lease(cpu).number
-    with pytest.raises(Invalid):
-        lease_store.complete(cpu, number, Result(pairs=1))
+    with pytest.raises(InvalidRequest):
+        lease_store.complete(cpu, number, ShardResult(pairs=1))
     assert lease_store.deliver(cpu, number, PARCEL)
     assert not lease_store.deliver(cpu, number, PARCEL)
-    assert statistics.counts(database).scraped == 1
+    assert statistics.count_shards(database).scraped == 1
     lease = lease_store.lease(gpu)
     assert (lease.number, lease.parcel) == (number, PARCEL)
     assert not lease_store.deliver(cpu, number, PARCEL)
-    assert lease_store.complete(gpu, number, Result(pairs=4)).counted
-    assert statistics.leaders(database, by="scraped")[0]["nickname"] == "carl"
+    assert lease_store.complete(gpu, number, ShardResult(pairs=4)).counted
+    assert statistics.list_leaders(database, by="scraped")[0]["nickname"] == "carl"
     assert (
-        statistics.leaders(database)[0] | {"nickname": "gus", "done": 1, "pairs": 4}
-        == statistics.leaders(database)[0]
+        statistics.list_leaders(database)[0] | {"nickname": "gus", "done": 1, "pairs": 4}
+        == statistics.list_leaders(database)[0]
     )
 
 
 def test_a_parcel_that_cannot_be_fetched_is_scraped_by_somebody_else(lease_store, fill, database):
     fill(1)
-    cpu, second = join(lease_store, Kind.CPU), join(lease_store, Kind.CPU)
+    cpu, second = join(lease_store, WorkerKind.CPU), join(lease_store, WorkerKind.CPU)
     number = lease_store.lease(cpu).number
     lease_store.deliver(cpu, number, PARCEL)
     for parcels in (1, 0):
-        assert statistics.counts(database).parcels == 1
-        gpu = join(lease_store, Kind.GPU)
+        assert statistics.count_shards(database).parcels == 1
+        gpu = join(lease_store, WorkerKind.GPU)
         assert lease_store.lease(gpu).parcel == PARCEL
         assert not lease_store.refetch(gpu, number, "404")
-        assert statistics.counts(database).parcels == parcels
+        assert statistics.count_shards(database).parcels == parcels
     with pytest.raises(NotHeld):
         lease_store.deliver(cpu, number, PARCEL)
     assert lease_store.lease(cpu).number != number
@@ -204,9 +212,9 @@ def test_a_parcel_that_cannot_be_fetched_is_scraped_by_somebody_else(lease_store
 def test_one_gpu_worker_alone_drops_no_parcel(lease_store, fill, database):
     fill(3)
     cpu, liar, honest = (
-        join(lease_store, Kind.CPU),
-        join(lease_store, Kind.GPU),
-        join(lease_store, Kind.GPU),
+        join(lease_store, WorkerKind.CPU),
+        join(lease_store, WorkerKind.GPU),
+        join(lease_store, WorkerKind.GPU),
     )
     for _ in range(6):
         lease_store.deliver(cpu, lease_store.lease(cpu).number, PARCEL)
@@ -214,7 +222,7 @@ def test_one_gpu_worker_alone_drops_no_parcel(lease_store, fill, database):
     while lease := lease_store.lease(liar):
         lease_store.refetch(liar, lease.number, "404")
         refused += 1
-    counts = statistics.counts(database)
+    counts = statistics.count_shards(database)
     assert (refused, counts.scraped, counts.parcels) == (6, 6, 6)
     assert lease_store.lease(honest).parcel == PARCEL
 
@@ -222,9 +230,9 @@ def test_one_gpu_worker_alone_drops_no_parcel(lease_store, fill, database):
 def test_the_parcel_of_a_silent_gpu_worker_stays_a_parcel(lease_store, fill, clock):
     fill(1)
     cpu, silent, gpu = (
-        join(lease_store, Kind.CPU),
-        join(lease_store, Kind.GPU),
-        join(lease_store, Kind.GPU),
+        join(lease_store, WorkerKind.CPU),
+        join(lease_store, WorkerKind.GPU),
+        join(lease_store, WorkerKind.GPU),
     )
     number = lease_store.lease(cpu).number
     lease_store.deliver(cpu, number, PARCEL)
@@ -235,26 +243,26 @@ def test_the_parcel_of_a_silent_gpu_worker_stays_a_parcel(lease_store, fill, clo
 
 def test_parcels_of_the_old_protocol_are_for_its_own_workers(lease_store, fill):
     fill(1)
-    cpu, gpu = join(lease_store, Kind.CPU), join(lease_store, Kind.GPU)
-    number = lease_store.lease(cpu, old=True).number
-    lease_store.deliver(cpu, number, {"url": "rsync a"}, old=True)
+    cpu, gpu = join(lease_store, WorkerKind.CPU), join(lease_store, WorkerKind.GPU)
+    number = lease_store.lease(cpu, legacy=True).number
+    lease_store.deliver(cpu, number, {"url": "rsync a"}, legacy=True)
     assert lease_store.lease(gpu) is None
-    assert lease_store.lease(gpu, old=True).parcel == {"url": "rsync a"}
+    assert lease_store.lease(gpu, legacy=True).parcel == {"url": "rsync a"}
 
 
 def test_a_worker_of_the_old_protocol_gives_back_by_asking(lease_store, fill, database):
     fill(1)
     secret = join(lease_store)
     for number in [0, 1] * 5:  # not the same again, which it may be unable to do
-        assert lease_store.lease(secret, old=True).number == number
+        assert lease_store.lease(secret, legacy=True).number == number
         assert lease_store.held(secret) == [number]
-    assert lease_store.lease(secret, old=True) is None
-    assert [row["attempts"] for row in statistics.stuck(database)] == [5, 5]
+    assert lease_store.lease(secret, legacy=True) is None
+    assert [row["attempts"] for row in statistics.stuck_shards(database)] == [5, 5]
 
 
 def test_nobody_hoards_shards(database, clock, fill):
     fill(10)
-    lease_store = LeaseStore(database, Rules(most_held=4), clock=clock)
+    lease_store = LeaseStore(database, TrackerRules(max_held=4), clock=clock)
     secret = join(lease_store)
     assert [bool(lease_store.lease(secret)) for _ in range(6)] == [True] * 4 + [False] * 2
 
@@ -265,7 +273,9 @@ A, B, C = ("aa" * 16, "bb" * 16, "cc" * 16)
 def bring(lease_store, secret, number, *uids):
     """Complete a shard with these pairs; those that another was first to bring."""
     keys = tuple(map(bytes.fromhex, uids))
-    closed = lease_store.complete(secret, number, Result(pairs=len(keys), uids=keys, stats=Stats()))
+    closed = lease_store.complete(
+        secret, number, ShardResult(pairs=len(keys), uids=keys, stats=Stats())
+    )
     return [key.hex() for key in closed.lost]
 
 
@@ -273,7 +283,7 @@ def undone(lease_store, database, secret):
     """Send a worker away, and put what it completed back on the list."""
     number = lease_store.known(secret).id
     lease_store.expel(number)
-    return admin.undo(database, number)
+    return admin.undo_worker(database, number)
 
 
 def test_a_pair_is_the_first_completed_shards(lease_store, fill, database):
@@ -289,16 +299,16 @@ def test_a_pair_is_the_first_completed_shards(lease_store, fill, database):
     assert lease_store.claimed_pairs(ann, first, [A, B]) == [B]
     assert bring(lease_store, ann, first, A, B, C) == [B, C]
     assert bring(lease_store, ann, first, A, B, C) == [B, C]  # the answer got lost
-    assert {one["nickname"]: one["pairs"] for one in statistics.leaders(database)} == {
+    assert {one["nickname"]: one["pairs"] for one in statistics.list_leaders(database)} == {
         "ann": 1,
         "bob": 2,
     }
-    row = list(statistics.export(database))[first]
+    row = list(statistics.export_shards(database))[first]
     assert (row["pairs"], row["tally"]["judge"]["lost"]) == (1, {"pair_seen": 2})
     with pytest.raises(NotHeld):
         lease_store.claimed_pairs(bob, first, [A])
-    with pytest.raises(Invalid, match="CPU"):
-        lease_store.claimed_pairs(join(lease_store, Kind.CPU), first, [A])
+    with pytest.raises(InvalidRequest, match="CPU"):
+        lease_store.claimed_pairs(join(lease_store, WorkerKind.CPU), first, [A])
 
 
 def test_what_is_said_after_a_completion_takes_no_more_pairs(lease_store, fill):
@@ -337,7 +347,7 @@ def test_pairs_left_to_a_shard_that_is_undone_come_back(lease_store, fill, datab
     assert undone(lease_store, database, eve) == 1
     if told == "meanwhile":
         bring(lease_store, bob, second, C)
-    counts = statistics.counts(database)
+    counts = statistics.count_shards(database)
     assert (counts.total, counts.todo) == (3, 2)
     carl = join(lease_store)
     leases = {lease.number: lease for lease in (lease_store.lease(carl), lease_store.lease(carl))}
@@ -348,8 +358,8 @@ def test_pairs_left_to_a_shard_that_is_undone_come_back(lease_store, fill, datab
     assert again.id == f"{once.id}-again{passed.number}"
     assert lease_store.claimed_pairs(carl, passed.number, [A, C]) == [C]
     assert bring(lease_store, carl, passed.number, A) == []
-    assert admin.add(database, wats(2)) == 1
-    assert statistics.counts(database).total == 5
+    assert admin.add_wats(database, wats(2)) == 1
+    assert statistics.count_shards(database).total == 5
 
 
 def test_a_pair_that_one_shard_does_not_bring_again_the_next_one_does(lease_store, fill, database):
@@ -370,19 +380,19 @@ def test_a_pair_that_one_shard_does_not_bring_again_the_next_one_does(lease_stor
 
 def test_a_shard_leaves_no_more_pairs_than_it_may_have(database, clock, fill):
     fill(1)
-    lease_store = LeaseStore(database, Rules(most_pairs=1200), clock=clock)
+    lease_store = LeaseStore(database, TrackerRules(max_pairs=1200), clock=clock)
     ann, eve = join(lease_store), join(lease_store)
     first, second = lease_store.lease(ann).number, lease_store.lease(eve).number
     every = [f"{n:032x}" for n in range(1300)]
     bring(lease_store, ann, first, *every)
     assert lease_store.claimed_pairs(eve, second, every[:1200]) == every[:1200]
-    with pytest.raises(Invalid, match="at most 1,200"):
+    with pytest.raises(InvalidRequest, match="at most 1,200"):
         lease_store.claimed_pairs(eve, second, every[1200:])
 
 
 def test_several_leases_at_once_are_no_more_than_a_worker_may_hold(database, clock, fill):
     fill(5)
-    lease_store = LeaseStore(database, Rules(most_held=5), clock=clock)
+    lease_store = LeaseStore(database, TrackerRules(max_held=5), clock=clock)
     secret = join(lease_store)
     given = [[lease.number for lease in lease_store.lease_several(secret, 3)] for _ in range(4)]
     assert given == [[0, 1, 2], [3], [4], []]
@@ -394,26 +404,26 @@ def test_who_is_sent_away_elsewhere_leases_and_completes_nothing_from_then_on(
     fill(2)
     secret = join(lease_store)
     number = lease_store.lease(secret).number
-    other = LeaseStore(database, Rules(), clock=clock)  # another server process
+    other = LeaseStore(database, TrackerRules(), clock=clock)  # another server process
     other.expel(other.known(secret).id)
     for act in (lease_store.lease, lambda secret: bring(lease_store, secret, number, A)):
-        with pytest.raises(Unknown):
+        with pytest.raises(UnknownWorker):
             act(secret)
-    assert statistics.counts(database).done == 0
+    assert statistics.count_shards(database).done == 0
 
 
 def test_wats_are_added_once_and_numbered_in_pairs(database, lease_store):
-    assert admin.add(database, wats(3)) == 3
-    assert admin.add(database, wats(5)) == 2
-    rows = list(statistics.export(database))
+    assert admin.add_wats(database, wats(3)) == 3
+    assert admin.add_wats(database, wats(5)) == 2
+    rows = list(statistics.export_shards(database))
     assert [(row["number"], row["half"]) for row in rows] == [(n, n % 2) for n in range(10)]
-    assert statistics.counts(database).todo == 10
+    assert statistics.count_shards(database).todo == 10
 
 
 def test_the_secret_is_not_stored(lease_store, database):
-    worker, secret = lease_store.register("ann", Kind.HYBRID)
+    worker, secret = lease_store.register("ann", WorkerKind.HYBRID)
     assert lease_store.known(secret) == worker
-    assert secret not in str(statistics.worker(database, worker.name))
+    assert secret not in str(statistics.get_worker(database, worker.name))
     with database.read() as connection:
         assert (
             secret.encode()

@@ -18,18 +18,18 @@ from sqlalchemy import URL
 
 from cahlib.ledger.database import Database
 from cahlib.tracker import rendering
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
+from cahlib.tracker.app import create_app
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Kind, Result, Rules
+from cahlib.tracker.models import ShardResult, TrackerRules, WorkerKind
+from cahlib.tracker.request_limits import RequestLimits
 from cahlib.tracker.schema import history
-from cahlib.tracker.service import Settings
+from cahlib.tracker.service import TrackerSettings
 from tests.tracker.conftest import Clock
 from tests.world import crowded
 from tests.world.jobs import LIMIT, until
 from tests.world.trackers import ask, serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 EVIL = "<img src=x onerror=a>"
 TITLE = "<Friends> of pictures"
 ATOM = "{http://www.w3.org/2005/Atom}"
@@ -44,12 +44,12 @@ PAGES = (
 @pytest.fixture
 def tracker(database, url, lease_store, fill, clock):
     fill(5)
-    secret = lease_store.register(EVIL, Kind.HYBRID)[1]
+    secret = lease_store.register(EVIL, WorkerKind.HYBRID)[1]
     for pairs in (700, 900):
-        lease_store.complete(secret, lease_store.lease(secret).number, Result(pairs=pairs))
+        lease_store.complete(secret, lease_store.lease(secret).number, ShardResult(pairs=pairs))
     lease_store.heartbeat(secret, [lease_store.lease(secret).number], "<script>alert(1)</script>")
     for n in range(3):
-        failing = lease_store.register(f"f{n}", Kind.HYBRID)[1]
+        failing = lease_store.register(f"f{n}", WorkerKind.HYBRID)[1]
         while lease_store.lease(failing).number != 3:
             pass
         lease_store.fail(failing, 3, "<b>broken</b>")
@@ -60,7 +60,9 @@ def tracker(database, url, lease_store, fill, clock):
             {"time": int(clock.now) - 300 * n, "done": 20 - n, "pairs": 0} | same for n in range(20)
         ]
         connection.execute(history.insert(), rows)
-    with serving(create(Settings(database=url, limits=ANY, fresh=0), clock=clock)) as address:
+    with serving(
+        create_app(TrackerSettings(database=url, limits=ANY, fresh=0), clock=clock)
+    ) as address:
         yield address
 
 
@@ -79,8 +81,8 @@ def community(tmp_path_factory):
 def large(community, url, clock):
     """The address of a tracker with that."""
     shutil.copy(community, url.removeprefix("sqlite:///"))
-    settings = Settings(database=url, limits=ANY, fresh=0, live=0.1, title=TITLE)
-    with serving(create(settings, clock=clock)) as address:
+    settings = TrackerSettings(database=url, limits=ANY, fresh=0, live=0.1, title=TITLE)
+    with serving(create_app(settings, clock=clock)) as address:
         yield address
 
 
@@ -124,7 +126,7 @@ def test_pages_escape_what_is_other_peoples_text(tracker, lease_store):
 
 
 def test_a_community_shows_its_name_and_how_to_join(url, database):
-    with serving(create(Settings(database=url, limits=ANY, title=TITLE))) as tracker:
+    with serving(create_app(TrackerSettings(database=url, limits=ANY, title=TITLE))) as tracker:
         text = ask(tracker, "/").text
         assert text.count("&lt;Friends&gt; of pictures") == 6 and "<Friends>" not in text
         assert f'--tracker <span data-here="./">{tracker}</span>' in text
@@ -153,7 +155,7 @@ def test_a_large_community_is_found_whole(large):
     for n, name in enumerate(crowded.NAMES):
         by = "scraped" if n % 5 == 4 else "pairs"
         listed = tags(ask(large, f"/leaderboard?by={by}&q={quoted(name)}").text)
-        link = f"./person?{rendering.called(name)}"
+        link = f"./person?{rendering.name_query(name)}"
         assert link in [given.get("href") for _, given in listed]
         text = unescape(ask(large, link[1:]).text)
         assert f"<bdi>{name}</bdi>" in text and "brave-otter-" in text
@@ -190,7 +192,7 @@ def tags(text):
 
 
 def quoted(name):
-    return rendering.called(name).removeprefix("name=")
+    return rendering.name_query(name).removeprefix("name=")
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
@@ -233,17 +235,17 @@ def watching(tracker):
 
 def test_who_watches_is_told_of_each_finished_shard_once(url, lease_store, fill, clock):
     fill(5)
-    secret = lease_store.register(EVIL, Kind.HYBRID)[1]
+    secret = lease_store.register(EVIL, WorkerKind.HYBRID)[1]
 
     def finish(pairs):
         clock.now += 5
-        lease_store.complete(secret, lease_store.lease(secret).number, Result(pairs=pairs))
+        lease_store.complete(secret, lease_store.lease(secret).number, ShardResult(pairs=pairs))
 
     finish(10)
-    limits = Limits(address=0, worker=0, newcomers=0, streams=2)
-    settings = Settings(database=url, limits=limits, fresh=0, live=0.05)
+    limits = RequestLimits(address=0, worker=0, newcomers=0, streams=2)
+    settings = TrackerSettings(database=url, limits=limits, fresh=0, live=0.05)
     with ExitStack() as open_yet:
-        with serving(create(settings, clock=clock)) as tracker:
+        with serving(create_app(settings, clock=clock)) as tracker:
             with watching(tracker) as first, watching(tracker) as second:
                 assert [one["pairs"] for one in finished(first)["finished"]] == ["10"]
                 finish(20)
@@ -314,8 +316,10 @@ def test_the_pages_in_a_browser(large, lease_store, monkeypatch):
                 for each in axe.Axe().run(page).response["violations"]:
                     wrong.append((path, each["id"], each["nodes"][0]["html"]))
             assert page.locator("polyline.line").count() == 12
-            worker = lease_store.register(EVIL, Kind.HYBRID)[1]
-            lease_store.complete(worker, lease_store.lease(worker).number, Result(pairs=11 + width))
+            worker = lease_store.register(EVIL, WorkerKind.HYBRID)[1]
+            lease_store.complete(
+                worker, lease_store.lease(worker).number, ShardResult(pairs=11 + width)
+            )
             line = page.locator("[data-feed] li").filter(has_text=f"{11 + width:,} pairs")
             line.wait_for()
             assert line.locator("bdi").inner_text() == EVIL
@@ -332,7 +336,9 @@ def test_a_database_that_goes_away_is_503_and_comes_back(postgres, request):
     database = Database(url)
     migrate(database)
     database.close()
-    with serving(create(Settings(database=url, limits=ANY, rules=Rules(), fresh=0))) as tracker:
+    with serving(
+        create_app(TrackerSettings(database=url, limits=ANY, rules=TrackerRules(), fresh=0))
+    ) as tracker:
         body = {"nickname": "ann", "kind": "hybrid"}
         secret = ask(tracker, "/v1/workers", body).json["secret"]
         postgres.stop()

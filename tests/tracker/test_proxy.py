@@ -14,14 +14,14 @@ import pytest
 
 from cahlib.core.records import Stats
 from cahlib.ledger.client import TrackerClient
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.service import Settings
+from cahlib.tracker.app import create_app
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world.jobs import until
 from tests.world.ports import free_port
 from tests.world.trackers import serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 
 NGINX = """
 daemon off; master_process off; pid {folder}/pid; error_log {folder}/log;
@@ -70,7 +70,7 @@ def outside(request, url, database, fill, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     fill(1)
-    with serving(create(Settings(database=url, limits=ANY, fresh=0, live=0.1))) as inner:
+    with serving(create_app(TrackerSettings(database=url, limits=ANY, fresh=0, live=0.1))) as inner:
         with proxied(request.param, inner, tmp_path) as address:
             yield f"{address}/cah"
 

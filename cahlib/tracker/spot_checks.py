@@ -1,10 +1,10 @@
-"""Spot checks: a finished shard is done again by somebody else, and their pairs are compared.
+"""Spot checks: another person repeats a finished shard, and their pairs are compared.
 
-A check is a second pass over the shard to which the pairs of that shard are not taken. What both
-have stays with the first one; how many that are, with the same similarity, tells the administrator
-whom to believe. If it is less than half, a third person does the shard: agreeing with the second
-one, he undoes the first.
-Until he agrees with the first one, who completed that is given one shard at a time.
+A check is a second pass over the shard in which the pairs of that shard are not claimed. Pairs that
+both have stay with the first. How many those are, with the same similarity, tells the administrator
+whom to trust. If it is less than half, a third person repeats the shard; if that agrees with the
+second, the first is undone. Until it agrees with the first, the person who completed that may hold
+one shard at a time.
 """
 
 from __future__ import annotations
@@ -18,57 +18,61 @@ from sqlalchemy import Connection, func, select, update
 from cahlib.ledger.database import Database
 from cahlib.ledger.schema import pairs, shards
 from cahlib.tracker import admin, pair_claims
-from cahlib.tracker.models import Worker
+from cahlib.tracker.models import RegisteredWorker
 from cahlib.tracker.schema import left_pairs, second_passes, workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """How a shard and its check agree."""
+class SpotCheck:
+    """How far a shard and its check agree."""
 
     number: int  #: of the shard
-    nickname: str  #: whose it was
-    checker: str  #: who did it again
+    nickname: str  #: of the person who completed it
+    checker: str  #: who repeated it
     claimed: int  #: pairs that the shard had
-    agreed: int  #: of those, how many the check found too, as similar
+    agreed: int  #: those that the check found as well, as similar
 
     @property
     def share(self) -> float:
-        """How many of the pairs the check found, 0 … 1; some images are gone by then."""
+        """The share of pairs that the check found, 0 … 1; some images vanish in between."""
         return self.agreed / self.claimed if self.claimed else 1.0
 
 
-#: Similarities of pairs by their uids; None where one is not known.
+#: Similarities of pairs by uid; None where unknown.
 Scores: TypeAlias = Mapping[str, float | None]
-#: Two similarities of a pair are the same if they differ by no more than this. Processors that
-#: multiply in bfloat16 differ by less than 0.001, and an image may be encoded anew meanwhile.
-BOUND = 0.01
-#: Checks of one person's shards that may wait for others; each lease of his has to pass them.
-_MOST_WAITING = 50
+#: The largest difference of two similarities that count as the same. Processors that multiply in
+#: bfloat16 differ by less than 0.001, and a server may have re-encoded the image.
+TOLERANCE = 0.01
+#: Most waiting checks of one person's shards: each lease of that person has to skip them.
+_MAX_WAITING = 50
 
 
-def begin(
-    database: Database, connection: Connection, number: int, worker: Worker, scores: Scores | None
+def begin_check(
+    database: Database,
+    connection: Connection,
+    number: int,
+    worker: RegisteredWorker,
+    scores: Scores | None,
 ) -> None:
-    """Have another person do a worker's finished shard again, unless many such wait already.
+    """Have another person repeat a finished shard, unless many checks are waiting already.
 
-    A check is not checked. ``scores`` are None where only a count is known.
+    A check is not checked. ``scores`` is None where only a count is known.
     """
     checks = select(second_passes.c.checks).where(second_passes.c.number == number)
     last = select(second_passes.c.claimed).where(second_passes.c.avoid == worker.nickname)
-    last = last.order_by(second_passes.c.number.desc()).limit(_MOST_WAITING)
+    last = last.order_by(second_passes.c.number.desc()).limit(_MAX_WAITING)
     waiting = connection.execute(last).scalars().all().count(None)
-    if waiting < _MOST_WAITING and connection.execute(checks).scalar() is None:
+    if waiting < _MAX_WAITING and connection.execute(checks).scalar() is None:
         if not database.is_sqlite:
             connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
         begun = {"avoid": worker.nickname, "scores": scores}
-        pair_claims.pass_again(database, connection, number, checks=number, **begun)
+        pair_claims.add_second_pass(database, connection, number, checks=number, **begun)
 
 
-def compare(
+def compare_check(
     database: Database, connection: Connection, number: int, checked: int, found: Scores | None
 ) -> None:
-    """Note how a check agrees with the shard that it is of; if it does not, have it settled."""
+    """Record how far a check agrees with its shard; if too little, add a second check."""
     scores = found or {}
     of_check = second_passes.c.number == number
     begun = connection.execute(
@@ -84,12 +88,12 @@ def compare(
         .where(of_check)
     ).one()
     claimed, count = begun.scores or {}, begun.pairs
-    if (begun.state, begun.nickname) != ("done", begun.avoid):  # it was undone meanwhile
+    if (begun.state, begun.nickname) != ("done", begun.avoid):  # undone in the meantime
         claimed, count = {}, 0
     elif begun.scores is not None:
         count = len(claimed)
     named = _agreed(claimed, scores)
-    # by the old protocol none are named: as many as are claimed, or were found
+    # the legacy protocol names no pairs: count as many as claimed, or as were found
     agreed = named + min(count - len(claimed), len(scores) - named)
     agrees = 2 * agreed >= count
     values = {"claimed": count, "agreed": agreed, "scores": None if agrees else scores}
@@ -103,7 +107,7 @@ def compare(
         if not database.is_sqlite:
             connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
         second = {"avoid": begun.avoid, "scores": begun.scores}
-        pair_claims.pass_again(database, connection, checked, checks=checked, **second)
+        pair_claims.add_second_pass(database, connection, checked, checks=checked, **second)
     ours = _found(connection, number, scores)
     for theirs in (_found(connection, each.number, each.scores) for each in others):
         if 2 * _agreed(ours, theirs) >= max(len(ours), len(theirs)):
@@ -111,26 +115,26 @@ def compare(
             return
 
 
-#: Of a check: it found less than half of the pairs; images vanish, but not so many in days.
+#: A check found less than half of the pairs; images vanish, but not that many in days.
 _DISAGREES = second_passes.c.agreed * 2 < second_passes.c.claimed
 
 
 def _agreed(ours: Scores, theirs: Scores) -> int:
-    """Return how many pairs are in both, as similar if both are known."""
+    """Return the number of pairs in both, with the same similarity where both are known."""
     both = [(ours[uid], theirs[uid]) for uid in ours.keys() & theirs.keys()]
-    return sum(a is None or b is None or abs(a - b) <= BOUND for a, b in both)
+    return sum(a is None or b is None or abs(a - b) <= TOLERANCE for a, b in both)
 
 
 def _found(connection: Connection, number: int, scores: Scores | None) -> Scores:
-    """Return all pairs that a shard named, be they its own or another's; ``scores`` of some."""
+    """Return all pairs that a shard named, its own or another's, with ``scores`` for some."""
     every = select(pairs.c.uid).where(pairs.c.shard == number)
     left = select(left_pairs.c.uid).where(left_pairs.c.shard == number)
     uids = connection.execute(every.union(left)).scalars()
     return dict.fromkeys((uid.hex() for uid in uids), None) | dict(scores or {})
 
 
-def doubted(connection: Connection, nickname: str) -> bool:
-    """Whether a shard of this person was found wrong by a check, and right by none."""
+def is_doubted(connection: Connection, nickname: str) -> bool:
+    """Return whether a check found a shard of this person wrong, and none found it right."""
     other = second_passes.alias()
     agrees = select(1).where(
         other.c.checks == second_passes.c.checks, other.c.agreed * 2 >= other.c.claimed
@@ -139,8 +143,8 @@ def doubted(connection: Connection, nickname: str) -> bool:
     return connection.execute(wrong.limit(1)).first() is not None
 
 
-def results(database: Database, *, most: int = 1000) -> list[Check]:
-    """Return the checks that are done, those that agree least first."""
+def finished_checks(database: Database, *, most: int = 1000) -> list[SpotCheck]:
+    """Return the finished checks, those that agree least first."""
     query = (
         select(
             second_passes.c.checks.label("number"),
@@ -159,4 +163,4 @@ def results(database: Database, *, most: int = 1000) -> list[Check]:
         .limit(most)
     )
     with database.read() as connection:
-        return [Check(**row._mapping) for row in connection.execute(query)]
+        return [SpotCheck(**row._mapping) for row in connection.execute(query)]
