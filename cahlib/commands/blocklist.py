@@ -52,7 +52,7 @@ def _build(chosen: argparse.Namespace) -> int:
             silent.update(sealed.silent)
             answered.update(sealed.domains)
     if not shards:
-        raise ConfigError(f"{', '.join(chosen.datasets)}: there is no shard's seal.")
+        raise ConfigError(f"{', '.join(chosen.datasets)}: there is no shard's manifest in shards/.")
     listed = sorted(
         domain
         for domain, number in silent.items()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from cahlib.core.progress import Board, Listener, Node, Passing, Snapshot, waiting
+from cahlib.core.progress import Listener, NodeStatus, Passing, Snapshot, SwarmStatus, waiting
 from cahlib.core.records import DropReason, Stage, Stats
 
 #: Seconds between two plain lines.
@@ -159,7 +159,7 @@ def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
     )
 
 
-def node_lines(nodes: Sequence[Node], currency: str = "EUR") -> list[str]:
+def node_lines(nodes: Sequence[NodeStatus], currency: str = "EUR") -> list[str]:
     """What each node is and does, a line each under a line of headings."""
     name, job = (max([8, *(len(getattr(n, what)) for n in nodes)]) for what in ("name", "job"))
     lines = [
@@ -175,7 +175,7 @@ def node_lines(nodes: Sequence[Node], currency: str = "EUR") -> list[str]:
     return lines
 
 
-def coming_line(nodes: Sequence[Node], elapsed: float, width: int) -> str:
+def coming_line(nodes: Sequence[NodeStatus], elapsed: float, width: int) -> str:
     """Return how far nodes are on their way, as a bar with an estimate; "" once all are up."""
     from tqdm import tqdm
 
@@ -195,7 +195,7 @@ def coming_line(nodes: Sequence[Node], elapsed: float, width: int) -> str:
 
 
 @contextmanager
-def coming_up(board: Board, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+def coming_up(board: SwarmStatus, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
     """Hear sentences while the nodes of a board come up; a terminal shows a bar below them."""
     stream = stream or sys.stderr
     if _quiet.is_set() or not _draws(stream):

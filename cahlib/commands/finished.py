@@ -108,7 +108,10 @@ def _dedup(chosen: argparse.Namespace) -> int:
 
 def _folder(dataset: str) -> Path:
     if not Path(dataset).is_dir():
-        raise ConfigError(f"{dataset} is not a folder; download the dataset to change it.")
+        raise ConfigError(
+            f"{dataset} is not a folder on this machine; check the path, or download the dataset "
+            "first."
+        )
     return Path(dataset)
 
 

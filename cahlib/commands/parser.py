@@ -107,7 +107,7 @@ class Parser(argparse.ArgumentParser):
         if not isinstance(action, argparse._SubParsersAction):
             known = [*map(str, action.choices)]
             self._refuse(
-                f"{_shown(action)}: {value!r} is none of {', '.join(known)}",
+                f"{_shown(action)}: {value!r} is not one of {', '.join(known)}",
                 get_close_matches(value, known, n=1) if isinstance(value, str) else (),
             )
         own = {name: f"{self.prog} {name}" for name in action.choices}

@@ -19,12 +19,12 @@ from cahlib.commands.parser import Parser
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, MissingSetting, RunError, Stopped
 from cahlib.core.private import WATCHDOG, named
-from cahlib.core.progress import Board
+from cahlib.core.progress import SwarmStatus
 from cahlib.core.wording import plural, verb
 
 if TYPE_CHECKING:
     from cahlib.swarm.provider import Account, Server
-    from cahlib.swarm.runs import Run
+    from cahlib.swarm.runs import SwarmRun
     from cahlib.swarm.ssh import Login
 
 #: Makes a Job of what was typed, and the environment with what .env adds: the CLI's.
@@ -143,12 +143,12 @@ def _remind(environment: Mapping[str, str], but: set[str], asking: threading.Eve
     with suppress(CahError, ModuleNotFoundError, OSError):
         try:
             from cahlib.run.scrapers import clouds
-            from cahlib.swarm.provider import usable
-            from cahlib.swarm.runs import forsaken
+            from cahlib.swarm.provider import usable_accounts
+            from cahlib.swarm.runs import orphan_warnings
         finally:
             asking.set()
-        good, _ = usable(clouds(environment.get("HCLOUD_TOKEN", "")))
-        for sentence in forsaken(good, but=but):
+        good, _ = usable_accounts(clouds(environment.get("HCLOUD_TOKEN", "")))
+        for sentence in orphan_warnings(good, but=but):
             say(f"cah: {sentence}")
 
 
@@ -166,9 +166,9 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     tokens = environment.get("HCLOUD_TOKEN", "")
     wanted = orders(job, guard(job, environment.get(WATCHDOG, ""), tokens))
     accounts = clouds(tokens)
-    plan = lifecycle.planned(accounts, wanted)
+    plan = lifecycle.plan_swarm(accounts, wanted)
     end = _GUARDED.format(job.place.watchdog_minutes) if wanted.watchdog else _UNATTENDED
-    note(plan.table(), end, lifecycle.already(plan, wanted.state))
+    note(plan.table(), end, lifecycle.existing_servers(plan, wanted.state))
     if not agreed(f"Make {plural(len(plan.first), 'server')}?", yes=chosen.yes):
         return 2
     with held(job.output.folder):  # else two commands make twice as many
@@ -177,8 +177,8 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
             "`cah run --swarm` uses it."
         )
         try:
-            with coming_up(board := Board()) as tell:
-                nodes = lifecycle.up(accounts, wanted, tell=tell, board=board)
+            with coming_up(board := SwarmStatus()) as tell:
+                nodes = lifecycle.create_swarm(accounts, wanted, tell=tell, board=board)
         except BaseException as error:
             if not isinstance(error, Stopped):  # then somebody has taken them down
                 print(left, file=sys.stderr)
@@ -191,20 +191,20 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
 
 def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.swarm import lifecycle
-    from cahlib.swarm.provider import everywhere, in_use
-    from cahlib.swarm.runs import runs_of
+    from cahlib.swarm.provider import is_in_use, list_servers
+    from cahlib.swarm.runs import list_runs
 
     clouds = _accounts(environment)
-    labels = lifecycle.labels(_state(job), run=chosen.run, all_runs=chosen.all_runs)
-    servers = everywhere(clouds, labels)
+    labels = lifecycle.run_labels(_state(job), run=chosen.run, all_runs=chosen.all_runs)
+    servers = list_servers(clouds, labels)
     if chosen.run and not servers and not any(each.prepared(labels) for each in clouds):
-        runs = sorted({each.run for each in runs_of(clouds)})
+        runs = sorted({each.run for each in list_runs(clouds)})
         raise ConfigError(
             f"run: {chosen.run} has no servers; there are of: {', '.join(runs) or 'no run'}."
         )
     for each in servers:
         note(f"{each.name}  {each.type}  {each.location}  {each.address}")
-    busy = sorted({each.labels.get("run", "") for each in servers if in_use(each, time.time())})
+    busy = sorted({each.labels.get("run", "") for each in servers if is_in_use(each, time.time())})
     if busy and not (chosen.yes or sys.stdin.isatty()):
         raise ConfigError(f"yes: {_works(busy)}; give --yes to delete the servers nevertheless.")
     question = f"{_works(busy)}, and will end. " if busy else ""
@@ -215,7 +215,7 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     if servers:
         note(f"Deleting {plural(len(servers), 'server')} …")
     try:
-        lifecycle.down(clouds, labels)
+        lifecycle.delete_swarm(clouds, labels)
     except KeyboardInterrupt:
         print(
             "Some of them may still be there; the same command deletes the rest.", file=sys.stderr
@@ -223,7 +223,7 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
         raise
     done = f"{plural(len(servers), 'server')} {verb(len(servers), 'was', 'were')} deleted"
     print(f"{done if servers else 'There was no server'}; the cloud says that nothing is left.")
-    if account := lifecycle.settled(_state(job), labels):
+    if account := lifecycle.close_billing(_state(job), labels):
         print(account)
     return 0
 
@@ -233,9 +233,9 @@ def _works(runs: Sequence[str]) -> str:
 
 
 def _list(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
-    from cahlib.swarm.runs import runs_of
+    from cahlib.swarm.runs import list_runs
 
-    found = runs_of(_accounts(environment))
+    found = list_runs(_accounts(environment))
     if chosen.json:
         print_json({"runs": [_run_json(each) for each in found]})
         return 0
@@ -250,7 +250,7 @@ def _list(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     return 0
 
 
-def _run_json(run: Run) -> dict[str, Any]:
+def _run_json(run: SwarmRun) -> dict[str, Any]:
     return {
         "run": run.run, "servers": run.servers, "age_seconds": round(run.age),
         "per_hour": run.hourly, "currency": run.currency, "in_use": run.in_use,
@@ -262,7 +262,10 @@ def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]
     from cahlib.swarm import lifecycle
 
     clouds = _accounts(environment)
-    nodes, account = lifecycle.nodes(clouds, _state(job)), lifecycle.account_of(clouds, _state(job))
+    nodes, account = (
+        lifecycle.node_statuses(clouds, _state(job)),
+        lifecycle.run_billing(clouds, _state(job)),
+    )
     if chosen.json:
         now, state = time.time(), _state(job)
         run = named(state) if (state / "run").exists() else None
@@ -288,7 +291,7 @@ def _logs(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     for login in _logins(job, environment, chosen.node):
         print(f"--- {login.name}")
         try:
-            print(install.log(login, lines=chosen.lines, boot=chosen.boot))
+            print(install.node_log(login, lines=chosen.lines, boot=chosen.boot))
         except RunError as error:  # the others may answer
             print(f"cah: {error}", file=sys.stderr)
             code = 1
@@ -323,7 +326,7 @@ def _restart(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str
     from cahlib.swarm import install
 
     (login,) = _logins(job, environment, chosen.node)
-    install.restart(login)
+    install.restart_service(login)
     print(f"{login.name}: its service was restarted.")
     return 0
 
@@ -332,20 +335,20 @@ def _logins(job: Job, environment: Mapping[str, str], node: str | None) -> Seque
     """How the servers of a run are reached; all, or the one that is named."""
     from cahlib.swarm import lifecycle
 
-    servers: list[Server] = lifecycle.servers(_accounts(environment), _state(job))
+    servers: list[Server] = lifecycle.run_servers(_accounts(environment), _state(job))
     chosen = [each for each in servers if node in (None, each.name)]
     if not chosen:
         names = ", ".join(each.name for each in servers) or "none"
         raise ConfigError(f"node: {node or 'there'} is no server of this run; there are: {names}.")
-    return lifecycle.logins(chosen, _state(job))
+    return lifecycle.server_logins(chosen, _state(job))
 
 
 def _accounts(environment: Mapping[str, str]) -> Sequence[Account]:
     """Return the accounts whose tokens are good, and name the others."""
     from cahlib.run.scrapers import clouds
-    from cahlib.swarm.provider import usable
+    from cahlib.swarm.provider import usable_accounts
 
-    good, left_out = usable(clouds(environment.get("HCLOUD_TOKEN", "")))
+    good, left_out = usable_accounts(clouds(environment.get("HCLOUD_TOKEN", "")))
     for sentence in left_out:
         print(f"cah: {sentence}", file=sys.stderr)
     return good

@@ -141,7 +141,7 @@ def _stats(chosen: argparse.Namespace) -> int:
     with opened(chosen.database) as database:
         from cahlib.tracker import statistics
 
-        counts = statistics.count_shards(database)
+        counts = statistics.crawl_counts(database)
         people = statistics.list_leaders(database, most=10)
     states = {name: getattr(counts, name) for name in _STATES}
     if chosen.json:

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class NodeStatus:
     """A server that scrapes, at one moment; every value fits into JSON."""
 
     name: str
@@ -39,10 +39,10 @@ class Passing(str):
 
 
 @dataclass(slots=True)
-class Board:
+class SwarmStatus:
     """Where a swarm writes, from a thread of its own, what a run's snapshots tell of it."""
 
-    nodes: tuple[Node, ...] = ()
+    nodes: tuple[NodeStatus, ...] = ()
     spent: float = 0
     hourly: float = 0
     currency: str = "EUR"
@@ -62,7 +62,7 @@ class Snapshot:
     queues: Mapping[str, tuple[int, int]]  #: by name: how many wait, and how many may
     busy: float  #: share of the last seconds in which the model worked, 0 … 1
     finished: bool  #: the last snapshot of a run
-    nodes: tuple[Node, ...] = ()  #: of the run's swarm
+    nodes: tuple[NodeStatus, ...] = ()  #: of the run's swarm
     spent: float = 0  #: what its servers have cost, those that are gone included
     hourly: float = 0  #: an hour of those that are there
     currency: str = "EUR"  #: of both, as the accounts pay

@@ -28,21 +28,21 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cahlib.core.atomic import write_file
-from cahlib.engine.wire import DRIVERS, SCHEDULER
+from cahlib.engine.wire import DRIVER_NAMES, SCHEDULER_NAME
 
 _LIFETIME = datetime.timedelta(days=30)
 
 #: What must be left of it when servers are brought up.
-_LEFT = _LIFETIME / 2
+_MIN_REMAINING = _LIFETIME / 2
 
-_MAKING = threading.Lock()
+_LOCK = threading.Lock()
 
 #: Clocks of laptops and fresh servers are off by hours now and then.
-_SLACK = datetime.timedelta(days=1)
+_CLOCK_SKEW = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class KeyPair:
     """A private key with what belongs to it in public, as files."""
 
     private: Path
@@ -50,36 +50,36 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class SwarmKeys:
     """The keys of the swarm whose state lies in ``folder``; each is made when first asked for."""
 
     folder: Path
 
-    def ssh(self) -> Pair:
+    def ssh(self) -> KeyPair:
         """The ed25519 key that opens every node."""
         return self._openssh("ssh")
 
-    def host(self, node: str) -> Pair:
+    def host(self, node: str) -> KeyPair:
         """A node's ed25519 host key, which it gets at its first boot."""
         return self._openssh(f"host-{node}")
 
-    def authority(self) -> Pair:
+    def authority(self) -> KeyPair:
         """The authority that signs the swarm's certificates."""
-        return self._made("authority", "crt", lambda: _certified("cahlib swarm", None))
+        return self._made("authority", "crt", lambda: _make_certificate("cahlib swarm", None))
 
-    def driver(self) -> Pair:
+    def driver(self) -> KeyPair:
         """Key and certificate of the driver."""
         authority = self.authority()
-        return self._made("driver", "crt", lambda: _certified(DRIVERS[0], authority))
+        return self._made("driver", "crt", lambda: _make_certificate(DRIVER_NAMES[0], authority))
 
-    def node(self, name: str, *addresses: str) -> Pair:
+    def node(self, name: str, *addresses: str) -> KeyPair:
         """Key and certificate of a node, which hold for its addresses alone."""
-        assert name not in (*DRIVERS, SCHEDULER)
+        assert name not in (*DRIVER_NAMES, SCHEDULER_NAME)
         return self._served(f"node-{name}", name, addresses)
 
-    def scheduler(self, *addresses: str) -> Pair:
+    def scheduler(self, *addresses: str) -> KeyPair:
         """Key and certificate of the scheduler at these addresses, which its node has not."""
-        return self._served(SCHEDULER, SCHEDULER, addresses)
+        return self._served(SCHEDULER_NAME, SCHEDULER_NAME, addresses)
 
     def renew(self, *, now: datetime.datetime | None = None) -> None:
         """Forget the certificates if they end soon; nodes that have them are then set up anew."""
@@ -87,28 +87,30 @@ class Keys:
         if not authority.exists():
             return
         ends = x509.load_pem_x509_certificate(authority.read_bytes()).not_valid_after_utc
-        if ends < (now or datetime.datetime.now(datetime.timezone.utc)) + _LEFT:
+        if ends < (now or datetime.datetime.now(datetime.timezone.utc)) + _MIN_REMAINING:
             signed = [path for path in self.folder.glob("*.crt") if path != authority]
             for path in (*signed, authority):  # last: what it signed is never left without it
                 path.unlink()
 
     def guest(self, hours: float) -> tuple[bytes, bytes]:
         """Key and certificate of a driver on another machine, for so many hours; kept nowhere."""
-        return _certified(DRIVERS[1], self.authority(), datetime.timedelta(hours=hours))
+        return _make_certificate(DRIVER_NAMES[1], self.authority(), datetime.timedelta(hours=hours))
 
-    def _served(self, file: str, name: str, addresses: Sequence[str]) -> Pair:
+    def _served(self, file: str, name: str, addresses: Sequence[str]) -> KeyPair:
         authority = self.authority()
         # one that comes back at another address gets others
         file = "-".join([file, *(each.replace(":", ".") for each in addresses)])
-        return self._made(file, "crt", lambda: _certified(name, authority, addresses=addresses))
+        return self._made(
+            file, "crt", lambda: _make_certificate(name, authority, addresses=addresses)
+        )
 
-    def _openssh(self, name: str) -> Pair:
-        return self._made(name, "pub", _ed25519)
+    def _openssh(self, name: str) -> KeyPair:
+        return self._made(name, "pub", _make_ssh_key)
 
-    def _made(self, name: str, kind: str, make: Callable[[], tuple[bytes, bytes]]) -> Pair:
+    def _made(self, name: str, kind: str, make: Callable[[], tuple[bytes, bytes]]) -> KeyPair:
         """The pair of a name; its public half is written last and says that both are whole."""
-        pair = Pair(private=self.folder / f"{name}.key", public=self.folder / f"{name}.{kind}")
-        with _MAKING:  # many nodes are set up at once, and ask for the same
+        pair = KeyPair(private=self.folder / f"{name}.key", public=self.folder / f"{name}.{kind}")
+        with _LOCK:  # many nodes are set up at once, and ask for the same
             if not pair.public.exists():
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 for path, data in zip((pair.private, pair.public), make(), strict=True):
@@ -116,7 +118,7 @@ class Keys:
         return pair
 
 
-def _ed25519() -> tuple[bytes, bytes]:
+def _make_ssh_key() -> tuple[bytes, bytes]:
     key = ed25519.Ed25519PrivateKey.generate()
     return (
         key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
@@ -124,9 +126,9 @@ def _ed25519() -> tuple[bytes, bytes]:
     )
 
 
-def _certified(
+def _make_certificate(
     name: str,
-    authority: Pair | None,
+    authority: KeyPair | None,
     lifetime: datetime.timedelta = _LIFETIME,
     *,
     addresses: Sequence[str] = (),
@@ -150,14 +152,14 @@ def _certified(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _SLACK)
+        .not_valid_before(now - _CLOCK_SKEW)
         .not_valid_after(now + lifetime)
         .add_extension(x509.BasicConstraints(ca=not authority, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
         )
-        .add_extension(_usage(sign=not authority), critical=True)
+        .add_extension(_key_usage(sign=not authority), critical=True)
     )
     if authority:
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -173,7 +175,7 @@ def _certified(
     )
 
 
-def _usage(*, sign: bool) -> x509.KeyUsage:
+def _key_usage(*, sign: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not sign,
         key_cert_sign=sign,

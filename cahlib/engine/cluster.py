@@ -20,23 +20,23 @@ from distributed.versions import VersionMismatchWarning
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.engine import unpickling
-from cahlib.engine.certificates import Keys
-from cahlib.engine.message_limits import bound
-from cahlib.engine.peers import of as of
-from cahlib.engine.quarantine import METRIC
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.message_limits import limit_messages
+from cahlib.engine.peers import is_worker_of as is_worker_of
+from cahlib.engine.quarantine import FAULT_METRIC
 from cahlib.engine.wire import printable
-from cahlib.engine.worker import Slot
+from cahlib.engine.worker import SlotPlugin
 
 #: What is wrong with a machine that is broken, or was broken into.
-UNREAD = "it sent what is not read"
+UNREADABLE = "it sent what is not read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
+class ClusterAddress:
     """Where a cluster is, and how it is used."""
 
     address: str  #: tls://HOST:PORT or tcp://HOST:PORT
-    keys: Keys | None = None  #: of the swarm; None: what Dask's own configuration says
+    keys: SwarmKeys | None = None  #: of the swarm; None: what Dask's own configuration says
     away: str = "/tmp/cahlib-parcels"  #: where jobs write parcels on the machines of the cluster
     files: str = "/tmp/cahlib-files"  #: where files of this machine lie on those of the cluster
     staging: str = ""  #: a URL that its machines and this one share; "" = from machine to machine
@@ -45,7 +45,7 @@ class Reach:
     limit: float = 900  #: seconds that the cluster may be away
     run: str = ""  #: what the keys of this run's jobs begin with
 
-    def of_run(self, run: str) -> Reach:
+    def of_run(self, run: str) -> ClusterAddress:
         """The same for one run of several, which find nothing of each other's there."""
         return replace(
             self,
@@ -57,7 +57,7 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class WorkerState:
     """A worker process as the scheduler knows it."""
 
     name: str  #: the node's, with -0, -1 … where it runs several
@@ -74,10 +74,10 @@ class Node:
 class _Metrics(msgspec.Struct, frozen=True):
     memory: int = 0
     cahlib: str = ""
-    ill: str = msgspec.field(default="", name=METRIC)
+    ill: str = msgspec.field(default="", name=FAULT_METRIC)
 
 
-class Worker(msgspec.Struct, frozen=True):
+class WorkerInfo(msgspec.Struct, frozen=True):
     """What a scheduler says of a worker, and a worker of itself."""
 
     name: str | int
@@ -88,10 +88,10 @@ class Worker(msgspec.Struct, frozen=True):
     metrics: _Metrics
 
 
-def connected(reach: Reach, timeout: float) -> Client:
+def connect(reach: ClusterAddress, timeout: float) -> Client:
     """A client; raises RunError if nobody answers, or not as a member of the same swarm."""
     unpickling.restrict()
-    bound()
+    limit_messages()
     # that Python is another there, as a client also says when it connects anew: what crosses is
     # records and names of functions
     warnings.simplefilter("ignore", VersionMismatchWarning)
@@ -113,7 +113,7 @@ def connected(reach: Reach, timeout: float) -> Client:
     return client
 
 
-def workers(client: Client) -> dict[str, Worker]:
+def list_workers(client: Client) -> dict[str, WorkerInfo]:
     """Return the workers of a cluster by their addresses, without those that report nonsense.
 
     Raises OSError if the scheduler does not answer.
@@ -125,19 +125,19 @@ def workers(client: Client) -> dict[str, Worker]:
     known = client.sync(client.scheduler.identity, n_workers=-1)
     for address, said in known["workers"].items():
         with suppress(msgspec.ValidationError):
-            found[address] = msgspec.convert(said, Worker)
+            found[address] = msgspec.convert(said, WorkerInfo)
     return found
 
 
-def hosts(client: Client, future: Future[Any] | None) -> set[str]:
+def result_hosts(client: Client, future: Future[Any] | None) -> set[str]:
     """The machines that have a result."""
     found = client.who_has([future]) if future else {}
     return {get_address_host(each) for addresses in found.values() for each in addresses}
 
 
-def slots(client: Client, reach: Reach) -> dict[str, int]:
+def worker_slots(client: Client, reach: ClusterAddress) -> dict[str, int]:
     """Return how many jobs each worker can run; raises ConfigError if workers are not fit."""
-    there = workers(client)
+    there = list_workers(client)
     if not reach.staging and any(worker.nthreads < 2 for worker in there.values()):
         raise ConfigError(
             f"{reach.address} has workers with one thread only; start them with "
@@ -145,7 +145,9 @@ def slots(client: Client, reach: Reach) -> dict[str, int]:
         )
     if any("slot" not in worker.resources for worker in there.values()):
         try:
-            client.register_plugin(Slot())  # asks every worker, so not where one may stand still
+            client.register_plugin(
+                SlotPlugin()
+            )  # asks every worker, so not where one may stand still
         except Exception as error:  # what it raised there is raised here, in other words
             if "No module named 'cahlib" not in str(error):
                 raise
@@ -156,23 +158,27 @@ def slots(client: Client, reach: Reach) -> dict[str, int]:
     return {address: int(each.resources.get("slot", 0)) for address, each in there.items()}
 
 
-def every_ill(client: Client) -> str:
+def common_fault(client: Client) -> str:
     """Return why the machines of all workers fail; "" if one does not, or there is none."""
-    there = workers(client).values()
+    there = list_workers(client).values()
     told = {each.host: each.metrics.ill for each in there if each.metrics.ill}
     # one worker speaks for all of its machine
     every = told.keys() == {each.host for each in there}
     return printable(next(iter(told.values()), ""), 500) if every else ""
 
 
-def node(
-    worker: Worker, jobs: Sequence[str], *, still: Mapping[str, float], unread: Collection[str] = ()
-) -> Node:
+def worker_state(
+    worker: WorkerInfo,
+    jobs: Sequence[str],
+    *,
+    still: Mapping[str, float],
+    unread: Collection[str] = (),
+) -> WorkerState:
     """A worker as the scheduler describes it; ``still``: seconds by job without a new report.
 
     What machines in ``unread`` sent is not read.
     """
-    return Node(
+    return WorkerState(
         name=printable(str(worker.name), 100),
         host=worker.host,
         slots=int(worker.resources.get("slot", 0)),
@@ -181,11 +187,11 @@ def node(
         jobs=tuple(jobs),
         still=min((still.get(key, 0) for key in jobs), default=0),
         version=printable(worker.metrics.cahlib, 40),
-        ill=UNREAD if worker.host in unread else printable(worker.metrics.ill, 500),
+        ill=UNREADABLE if worker.host in unread else printable(worker.metrics.ill, 500),
     )
 
 
-class _Checked(Security):
+class _HostChecked(Security):
     """Of the swarm's own, only the node that an address belongs to is believed to be there."""
 
     def get_connection_args(self, role: str) -> dict[str, Any]:
@@ -194,9 +200,9 @@ class _Checked(Security):
         return found
 
 
-def _security(keys: Keys) -> Security:
+def _security(keys: SwarmKeys) -> Security:
     own = keys.driver()
-    return _Checked(
+    return _HostChecked(
         require_encryption=True,
         tls_min_version=ssl.TLSVersion.TLSv1_3,
         tls_ca_file=str(keys.authority().public),

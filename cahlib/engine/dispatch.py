@@ -13,18 +13,18 @@ from typing import Any
 
 from distributed import Future
 
-from cahlib.engine.transfer import MOVING
-from cahlib.engine.worker import Needed
+from cahlib.engine.transfer import PIECE_KEY
+from cahlib.engine.worker import FileRef
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class RemoteJob:
     """A job from its submission to its end."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     limit: float
-    files: tuple[Needed, ...] = ()
+    files: tuple[FileRef, ...] = ()
     future: Future[Any] | None = None  #: None: held back
     published: bool = False
     coming: bool = False  #: its parcel is on its way
@@ -46,7 +46,9 @@ class Job:
         return self.status == "pending"
 
 
-def due(jobs: Mapping[str, Job], slots: int, known: set[str]) -> Iterator[tuple[str, Job]]:
+def jobs_to_send(
+    jobs: Mapping[str, RemoteJob], slots: int, known: set[str]
+) -> Iterator[tuple[str, RemoteJob]]:
     """Yield the jobs to send now, in the order of their submission.
 
     Those that are ``known`` there run already: they are found again by being sent.
@@ -62,7 +64,7 @@ def due(jobs: Mapping[str, Job], slots: int, known: set[str]) -> Iterator[tuple[
             yield key, job
 
 
-def track(jobs: Mapping[str, Job], assigned: Mapping[str, Sequence[str]]) -> None:
+def track_workers(jobs: Mapping[str, RemoteJob], assigned: Mapping[str, Sequence[str]]) -> None:
     """Note which worker has each job; where one begins anew, so does the time without news of it.
 
     ``assigned`` has the keys that each worker has, those that it runs and those that wait for it.
@@ -73,8 +75,8 @@ def track(jobs: Mapping[str, Job], assigned: Mapping[str, Sequence[str]]) -> Non
             job.worker, job.since, job.changed = worker, now, now
 
 
-def stuck(
-    jobs: Mapping[str, Job], assigned: Mapping[str, Sequence[str]], slots: Mapping[str, int]
+def stuck_jobs(
+    jobs: Mapping[str, RemoteJob], assigned: Mapping[str, Sequence[str]], slots: Mapping[str, int]
 ) -> list[str]:
     """Return the keys of jobs that wait for a busy worker while another one is free.
 
@@ -83,15 +85,15 @@ def stuck(
     """
     behind, free = list[str](), 0
     for address, slot in slots.items():
-        keys = [key for key in assigned.get(address, ()) if not key.startswith(MOVING)]
+        keys = [key for key in assigned.get(address, ()) if not key.startswith(PIECE_KEY)]
         free += max(slot - len(keys), 0)
         own = {key: job for key in keys if (job := jobs.get(key)) and job.takes_slot}
         if slot and (surplus := len(keys) - slot) > 0:
-            behind += sorted(own, key=lambda key: _running(own[key]))[-surplus:]
+            behind += sorted(own, key=lambda key: _waiting_order(own[key]))[-surplus:]
     return behind[:free]
 
 
-def _running(job: Job) -> tuple[bool, float]:
+def _waiting_order(job: RemoteJob) -> tuple[bool, float]:
     """Return what orders the jobs of a worker: who has reported there runs, of others the first.
 
     Neither is known of two that a driver found there before their first report. If the one that

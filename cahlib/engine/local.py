@@ -37,7 +37,7 @@ from cahlib.core.errors import (
 )
 from cahlib.core.records import Parcel
 from cahlib.engine import unpickling, wire
-from cahlib.engine.wire import TOPIC, Answer, Foreign, Refused
+from cahlib.engine.wire import PROGRESS_TOPIC, InvalidMessage, JobResult, RemoteError
 
 #: Seconds over its limit after which a job's process is ended.
 _GRACE = 60
@@ -64,12 +64,12 @@ _SETTINGS = {
 }
 
 #: What Dask says of a worker whose machine or installation is damaged.
-_DAMAGED = {"ImportError", "ModuleNotFoundError", "SystemError", "MemoryError"}
+_MACHINE_ERRORS = {"ImportError", "ModuleNotFoundError", "SystemError", "MemoryError"}
 
 Report = Callable[[Any], None]
 
 
-class Engine:
+class LocalEngine:
     """Jobs by key on the workers of a Dask cluster."""
 
     def __init__(self, client: Client, *, slots: int) -> None:
@@ -79,7 +79,7 @@ class Engine:
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._told: dict[str, Any] = {}
         self._lock = threading.Lock()  #: reports come by a thread of Dask's
-        client.subscribe_topic(TOPIC, self._hear)
+        client.subscribe_topic(PROGRESS_TOPIC, self._hear)
 
     def __len__(self) -> int:
         """Jobs submitted and not taken back by `take`."""
@@ -88,7 +88,7 @@ class Engine:
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
         """Start ``function(*arguments, limit=…, report=…)``, which may take ``limit`` seconds."""
         job = pickle.dumps((key, function, arguments, limit))
-        future = self._client.submit(done, job, key=key, pure=False)
+        future = self._client.submit(run_local_job, job, key=key, pure=False)
         with self._lock:
             self._futures[key] = future
         future.add_done_callback(lambda _: self._finished.put(key))
@@ -107,8 +107,8 @@ class Engine:
             future = self._futures.pop(key)
             self._told.pop(key, None)
         error = future.exception()
-        result = failure(error) if error else wire.answer(future.result()).result()
-        released(self._client, future)
+        result = job_error(error) if error else wire.decode_result(future.result()).result()
+        release_future(self._client, future)
         return key, result
 
     def told(self) -> list[Any]:
@@ -117,21 +117,21 @@ class Engine:
             return list(self._told.values())
 
     def _hear(self, event: tuple[float, bytes]) -> None:
-        with suppress(Refused):
-            key, message = wire.heard(event[1])
+        with suppress(InvalidMessage):
+            key, message = wire.decode_report(event[1])
             with self._lock:
                 if key in self._futures:
                     self._told[key] = message
 
 
-def released(client: Client, future: Future[Any]) -> None:
+def release_future(client: Client, future: Future[Any]) -> None:
     """Let a job go, and wait until the client has: else its key, given again, finds the old end."""
     future.release()
     client.sync(asyncio.sleep, 0)
 
 
 @contextmanager
-def local(workers: int) -> Iterator[Engine]:
+def local_engine(workers: int) -> Iterator[LocalEngine]:
     """An engine of this many processes on this machine; they end with it, or with this process."""
     try:
         tempfile.gettempdir()  # where Dask has its files: a few bytes each
@@ -142,7 +142,7 @@ def local(workers: int) -> Iterator[Engine]:
         ) from error
     unpickling.restrict()
     with dask.config.set(_SETTINGS):
-        with _deaf():
+        with _interrupts_blocked():
             try:
                 cluster = LocalCluster(
                     n_workers=workers,
@@ -162,11 +162,11 @@ def local(workers: int) -> Iterator[Engine]:
                     "command again, with fewer --workers if memory is short."
                 ) from error
         with cluster, Client(cluster, set_as_default=False) as client:
-            yield Engine(client, slots=workers)
+            yield LocalEngine(client, slots=workers)
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def _interrupts_blocked() -> Iterator[None]:
     """Threads and processes that begin in here hear no Ctrl-C, nor do those that they begin.
 
     A terminal sends it to all processes, and it is for the run to say when a worker ends. Whatever
@@ -180,28 +180,28 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def failure(error: BaseException) -> BaseException:
+def job_error(error: BaseException) -> BaseException:
     """What Dask says of a job that its workers could not end."""
-    if isinstance(error, Foreign) and error.kind == "KilledWorker":
+    if isinstance(error, RemoteError) and error.kind == "KilledWorker":
         return ShardError("the scraper's process died on it again and again.")
-    if isinstance(error, Foreign) and error.kind in _DAMAGED:
+    if isinstance(error, RemoteError) and error.kind in _MACHINE_ERRORS:
         return MachineFault(str(error))
     if type(error) is Exception and any(isinstance(each, bytes) for each in error.args):
         return ShardError("a machine answered with an error in a form that is not read.")
     return error
 
 
-def done(job: bytes) -> bytes:
+def run_local_job(job: bytes) -> bytes:
     """Do a job in a worker of this machine."""
-    return wire.answered(lambda: answer(guarded(*pickle.loads(job))))
+    return wire.run_and_encode(lambda: job_result(run_guarded(*pickle.loads(job))))
 
 
-def answer(result: Any) -> Answer:
+def job_result(result: Any) -> JobResult:
     """The answer of a job that has ended well."""
-    return Answer(parcel=result) if isinstance(result, Parcel) else Answer(value=result)
+    return JobResult(parcel=result) if isinstance(result, Parcel) else JobResult(value=result)
 
 
-def guarded(
+def run_guarded(
     key: str, function: Callable[..., Any], arguments: tuple[Any, ...], limit: float
 ) -> Any:
     """Run a job in a worker, under its limit.
@@ -217,7 +217,7 @@ def guarded(
             faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=nowhere)
 
         def report(message: Any) -> None:
-            worker.log_event(TOPIC, wire.report(key, message))
+            worker.log_event(PROGRESS_TOPIC, wire.encode_report(key, message))
             arm()
 
         arm()

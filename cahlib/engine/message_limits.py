@@ -1,10 +1,11 @@
 """Limit what other machines may send at once: Dask makes room for any length that it is told of.
 
 A machine that was taken over could fill the memory of its scheduler and driver with one message.
-Once `bound` was called, connections that this process opens end with a message larger than any
-answer, before room is made for it; those that it accepts do where their class says so. Nothing is
-decompressed, for a megabyte of zeros becomes a gigabyte; cahlib's own compress nothing. Of a few
-megabytes alone are objects made: an empty list takes one byte on its way, and 64 here.
+After `limit_messages`, connections that this process opens are closed on a message larger than any
+result, before memory is allocated for it; connections that it accepts do so where their class says
+so. Nothing is decompressed, since a megabyte of zeros becomes a gigabyte; cahlib's own messages are
+not compressed. Objects are made from a few megabytes at most: an empty list takes one byte in a
+message, and 64 here.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from distributed.comm.tcp import (
     TLSConnector,
 )
 
-from cahlib.engine.wire import AHEAD, PIECE, PULLS, Refused
+from cahlib.engine.wire import MAX_PULLS, PIECE_SIZE, PIECES_AHEAD, InvalidMessage
 
 #: Bytes of the largest answer: all pieces that are on their way, which Dask may ask for together.
-ANSWER = (PULLS * AHEAD + 1) * PIECE
+MAX_RESULT = (MAX_PULLS * PIECES_AHEAD + 1) * PIECE_SIZE
 
 #: Bytes of the largest part of it that is made into objects, each of them many times its bytes.
-_OBJECTS = 8 << 20
+_MAX_OBJECTS = 8 << 20
 
 #: Bytes of the most that a worker tells at once; of a run's, a heartbeat of 2.7 kB was the largest.
-TOLD = 1 << 18
+MAX_WORKER_MESSAGE = 1 << 18
 
 #: Any: their types do not say what is replaced in them.
 _tcp: Any = import_module("distributed.comm.tcp")
@@ -44,14 +45,14 @@ _msgpack: Any = _messages.msgpack
 _log = logging.getLogger(__name__)
 
 
-class TooLarge(CommClosedError):
+class MessageTooLarge(CommClosedError):
     """Another machine announced a message larger than it may send."""
 
 
 class _Bounded:
     """A connection that ends with a message larger than may come on it."""
 
-    most: float = ANSWER  #: bytes of a message
+    most: float = MAX_RESULT  #: bytes of a message
     stream: Any
     peer_address: str
 
@@ -60,7 +61,7 @@ class _Bounded:
             self.stream.left = self.most
         try:
             return await super().read(deserializers)  # type: ignore[misc]
-        except TooLarge as error:
+        except MessageTooLarge as error:
             _log.error("%s %s; its connection was closed.", self.peer_address, error)
             raise
 
@@ -91,7 +92,7 @@ class _TCPBackend(TCPBackend):
     _connector_class = _Connector
 
 
-def bound() -> None:
+def limit_messages() -> None:
     """Have this process make room for no more than other machines may send, from now on."""
     if _tcp.read_bytes_rw is _read:
         return
@@ -107,7 +108,7 @@ async def _read(stream: Any, length: int) -> Any:
     """Read so many bytes, if they are no more than are left of a message."""
     if (left := getattr(stream, "left", None)) is not None:
         if length > left:
-            raise TooLarge(f"announced {length:,} bytes, where {left:,} may come")
+            raise MessageTooLarge(f"announced {length:,} bytes, where {left:,} may come")
         stream.left = left - length
     return await _read_any(stream, length)
 
@@ -116,14 +117,14 @@ async def _get_data(rpc: Any, keys: Any, worker: str, **named: Any) -> Any:
     """Get results from a worker; one that is too large is refused, not asked for again."""
     try:
         return await _get_any(rpc, keys, worker, **named)
-    except TooLarge as error:
-        return {"status": "OK", "data": dict.fromkeys(keys, Refused(f"It {error}."))}
+    except MessageTooLarge as error:
+        return {"status": "OK", "data": dict.fromkeys(keys, InvalidMessage(f"It {error}."))}
 
 
-def require_small(data: Any) -> None:
+def check_size(data: Any) -> None:
     """Raise Refused for more bytes than objects are made of."""
-    if len(data) > _OBJECTS:
-        raise Refused(f"It sent {len(data):,} bytes to make objects of.")
+    if len(data) > _MAX_OBJECTS:
+        raise InvalidMessage(f"It sent {len(data):,} bytes to make objects of.")
 
 
 class _Msgpack:
@@ -133,11 +134,11 @@ class _Msgpack:
 
     @staticmethod
     def loads(data: Any, **named: Any) -> Any:
-        require_small(data)
+        check_size(data)
         return _msgpack.loads(data, **named)
 
 
 def _decompress(header: Any, frames: Any) -> Any:
     if any(header["compression"]):
-        raise Refused("It sent compressed data, which is not read.")
+        raise InvalidMessage("It sent compressed data, which is not read.")
     return frames

@@ -21,11 +21,22 @@ from distributed.comm.addressing import get_address_host
 from distributed.comm.registry import backends
 from distributed.comm.tcp import TLSBackend, TLSConnector, TLSListener
 
-from cahlib.engine.message_limits import TOLD, BoundedConnector, BoundedTLS, bound
-from cahlib.engine.wire import DRIVERS, SCHEDULER, TOPIC, Refused, printable
+from cahlib.engine.message_limits import (
+    MAX_WORKER_MESSAGE,
+    BoundedConnector,
+    BoundedTLS,
+    limit_messages,
+)
+from cahlib.engine.wire import (
+    DRIVER_NAMES,
+    PROGRESS_TOPIC,
+    SCHEDULER_NAME,
+    InvalidMessage,
+    printable,
+)
 
 #: What a node asks of the scheduler, with the field that names a process; it must be its own.
-_ASKED: Mapping[str, str] = {
+_REQUESTS: Mapping[str, str] = {
     "register-worker": "address",
     "register_nanny": "address",
     "heartbeat_worker": "address",
@@ -37,7 +48,7 @@ _ASKED: Mapping[str, str] = {
 
 #: What its workers tell, once registered. Not that they have results of others: each does jobs
 #: that need none.
-_TOLD = {
+_MESSAGES = {
     "close-stream",
     "keep-alive",
     "log-event",
@@ -51,7 +62,7 @@ _TOLD = {
 }
 
 #: Bytes of the longest report of a job. Of events, the scheduler keeps 1,000 for each topic.
-_REPORT = 1 << 14
+_MAX_REPORT = 1 << 14
 
 #: What a worker may say that it has.
 _RESOURCES: Sequence[Mapping[str, float]] = ({}, {"slot": 0}, {"slot": 1})
@@ -63,7 +74,7 @@ def dask_setup(server: Any) -> None:
         context.check_hostname = True
 
 
-def of(worker: str, node: str) -> bool:
+def is_worker_of(worker: str, node: str) -> bool:
     """Return whether a worker's name is a node's: Dask adds -0, -1 … to it."""
     return worker == node or worker.rpartition("-")[0] == node
 
@@ -72,16 +83,16 @@ def guard_scheduler() -> None:
     """Have the scheduler of this process hear of nodes what is theirs to tell, and nothing else."""
 
     class Listener(TLSListener):
-        comm_class = _Heard
+        comm_class = _FilteredTLS
 
-    bound()
-    _listen(BoundedConnector, Listener)
+    limit_messages()
+    _register_backend(BoundedConnector, Listener)
 
 
 def guard_worker() -> None:
     """Have workers and nannies of this process know nobody but who gives them work."""
     own = Path(dask.config.get("distributed.comm.tls.worker.cert")).read_text()
-    only = _Only(ssl.PEM_cert_to_DER_cert(own))
+    only = _AllowedPeers(ssl.PEM_cert_to_DER_cert(own))
 
     class Connector(TLSConnector):
         async def connect(self, address: str, *rest: Any, **named: Any) -> Any:
@@ -99,10 +110,10 @@ def guard_worker() -> None:
                 return None
             return stream
 
-    _listen(Connector, Listener)
+    _register_backend(Connector, Listener)
 
 
-def _listen(connector: type[TLSConnector], listener: type[TLSListener]) -> None:
+def _register_backend(connector: type[TLSConnector], listener: type[TLSListener]) -> None:
     class Backend(TLSBackend):
         _connector_class = connector
         _listener_class = listener
@@ -110,56 +121,56 @@ def _listen(connector: type[TLSConnector], listener: type[TLSListener]) -> None:
     backends["tls"] = Backend()
 
 
-class _Only:
+class _AllowedPeers:
     """Knows drivers, the scheduler, and the machine whose certificate this is."""
 
     def __init__(self, own: bytes) -> None:
         self._own = own
 
     def knows(self, socket: ssl.SSLSocket) -> bool:
-        name = _name(socket.getpeercert() or {})
-        return name in (*DRIVERS, SCHEDULER) or socket.getpeercert(True) == self._own
+        name = _common_name(socket.getpeercert() or {})
+        return name in (*DRIVER_NAMES, SCHEDULER_NAME) or socket.getpeercert(True) == self._own
 
 
-class _Heard(BoundedTLS):
+class _FilteredTLS(BoundedTLS):
     """A connection that somebody opened to the scheduler."""
 
     _registered = False  #: as a worker, whose stream it is from then on
 
     async def read(self, deserializers: Any = None) -> Any:
         peer = self.extra_info.get("peercert") or {}
-        drives = _name(peer) in DRIVERS
-        self.most = inf if drives else TOLD
+        drives = _common_name(peer) in DRIVER_NAMES
+        self.most = inf if drives else MAX_WORKER_MESSAGE
         said = await super().read(deserializers)
         if not drives and self.remote_info:  # they have greeted each other
             if self._registered:
                 lines = said if isinstance(said, tuple | list) else (said,)
                 for each in lines:
-                    _require_told(each)
+                    _check_message(each)
                 return [each for each in lines if not _is_noise(each)]
-            _require_asked(said, _name(peer), _own(peer))
-            forget_names(said)
+            _check_request(said, _common_name(peer), _address_check(peer))
+            drop_unbounded_names(said)
             self._registered = said.get("op") == "register-worker"
         return said
 
 
-def _require_asked(said: Any, name: str, mine: Callable[[Any], bool]) -> None:
+def _check_request(said: Any, name: str, mine: Callable[[Any], bool]) -> None:
     """Raise Refused for what a node of this name and these addresses may not ask."""
     if isinstance(said, dict) and "op" not in said:  # an answer, as of a nanny that has begun
         return
-    if not isinstance(said, dict) or said["op"] not in _ASKED:
+    if not isinstance(said, dict) or said["op"] not in _REQUESTS:
         what = said["op"] if isinstance(said, dict) else type(said).__name__
-        raise Refused(f"{name} may not ask for {printable(str(what), 80)}.")
-    field, nanny = _ASKED[said["op"]], said.get("nanny")
+        raise InvalidMessage(f"{name} may not ask for {printable(str(what), 80)}.")
+    field, nanny = _REQUESTS[said["op"]], said.get("nanny")
     if not ((not field or mine(said.get(field))) and (nanny is None or mine(nanny))):
-        raise Refused(f"{name} speaks for another machine.")
-    if said["op"] == "register-worker" and not of(str(said.get("name")), name):
-        raise Refused(f"{name} calls itself {printable(str(said.get('name')), 80)}.")
+        raise InvalidMessage(f"{name} speaks for another machine.")
+    if said["op"] == "register-worker" and not is_worker_of(str(said.get("name")), name):
+        raise InvalidMessage(f"{name} calls itself {printable(str(said.get('name')), 80)}.")
     if said.get("resources", {}) not in _RESOURCES:
-        raise Refused(f"{name} claims to have more than one slot.")
+        raise InvalidMessage(f"{name} claims to have more than one slot.")
 
 
-def forget_names(said: dict[str, Any]) -> None:
+def drop_unbounded_names(said: dict[str, Any]) -> None:
     """Take out of a heartbeat what the scheduler adds up for ever, under any name it is told."""
     said.pop("host_info", None)
     said.pop("extensions", None)
@@ -168,13 +179,17 @@ def forget_names(said: dict[str, Any]) -> None:
         metrics["bandwidth"] = {"total": 100e6, "workers": {}, "types": {}}  # Dask's first guess
 
 
-def _require_told(said: Any) -> None:
+def _check_message(said: Any) -> None:
     """Raise Refused for what a worker may not tell; the scheduler knows whose words they are."""
     if said == "OK":
         return
-    if not isinstance(said, dict) or said.get("op") not in _TOLD or {"worker", "client"} & {*said}:
+    if (
+        not isinstance(said, dict)
+        or said.get("op") not in _MESSAGES
+        or {"worker", "client"} & {*said}
+    ):
         what = said.get("op") if isinstance(said, dict) else type(said).__name__
-        raise Refused(f"A worker may not tell {printable(str(what), 80)}.")
+        raise InvalidMessage(f"A worker may not tell {printable(str(what), 80)}.")
 
 
 def _is_noise(said: Any) -> bool:
@@ -182,15 +197,19 @@ def _is_noise(said: Any) -> bool:
     if not isinstance(said, dict) or said.get("op") != "log-event":
         return False
     report = said.get("msg")
-    return said.get("topic") != TOPIC or not isinstance(report, bytes) or len(report) > _REPORT
+    return (
+        said.get("topic") != PROGRESS_TOPIC
+        or not isinstance(report, bytes)
+        or len(report) > _MAX_REPORT
+    )
 
 
-def _name(certificate: Mapping[str, Any]) -> str:
+def _common_name(certificate: Mapping[str, Any]) -> str:
     subject = dict(pair for each in certificate.get("subject", ()) for pair in each)
     return str(subject.get("commonName", ""))
 
 
-def _own(certificate: Mapping[str, Any]) -> Callable[[Any], bool]:
+def _address_check(certificate: Mapping[str, Any]) -> Callable[[Any], bool]:
     """Return what tells whether an address is of the machine with this certificate."""
     own = {value for kind, value in certificate.get("subjectAltName", ()) if "IP" in kind}
     return lambda address: isinstance(address, str) and get_address_host(address) in own

@@ -17,21 +17,21 @@ from distributed.comm.addressing import get_address_host
 from cahlib.core.errors import MachineFault, machine_fault
 
 #: The metric by which a worker says why it is drained.
-METRIC = "cahlib-ill"
+FAULT_METRIC = "cahlib-ill"
 
 #: Seconds after which a worker that nobody treats tries again, and to reach the scheduler.
-_AGAIN, _TOLD = 600.0, 10.0
+_RETRY_AFTER, _SCHEDULER_TIMEOUT = 600.0, 10.0
 
 
-def require_well() -> None:
+def require_healthy() -> None:
     """Raise MachineFault in a worker that is drained: what waits for it is done elsewhere."""
     worker: Any = get_worker()
-    if why := worker.metrics.get(METRIC):
+    if why := worker.metrics.get(FAULT_METRIC):
         raise MachineFault(why(worker))
 
 
 @contextmanager
-def watched() -> Iterator[None]:
+def quarantined() -> Iterator[None]:
     """Raise MachineFault for what the machine of a worker fails at, and drain it."""
     try:
         yield
@@ -41,30 +41,30 @@ def watched() -> Iterator[None]:
         worker: Any = get_worker()
         told = error if isinstance(error, MachineFault) else f"{fault} ({error})"
         why = f"{get_address_host(worker.address)}: {told}"
-        worker.metrics[METRIC] = lambda _: why
+        worker.metrics[FAULT_METRIC] = lambda _: why
         with suppress(Exception):  # the scheduler is away: its next job is refused here
-            _on(worker, _drain(worker))
+            _run_on_loop(worker, _drain(worker))
         raise MachineFault(why) from error
 
 
-def _on(worker: Any, action: Any) -> None:
+def _run_on_loop(worker: Any, action: Any) -> None:
     """Do something on the loop of a worker, from one of its threads."""
-    asyncio.run_coroutine_threadsafe(action, worker.loop.asyncio_loop).result(_TOLD)
+    asyncio.run_coroutine_threadsafe(action, worker.loop.asyncio_loop).result(_SCHEDULER_TIMEOUT)
 
 
 async def _drain(worker: Any) -> None:
     """Let the scheduler give no job to the machine's workers, until this one tries again."""
-    await _take_jobs(worker, 0)
-    worker.loop.call_later(_AGAIN, lambda: asyncio.ensure_future(_recover(worker)))
+    await _set_slots(worker, 0)
+    worker.loop.call_later(_RETRY_AFTER, lambda: asyncio.ensure_future(_recover(worker)))
 
 
 async def _recover(worker: Any) -> None:
-    worker.metrics.pop(METRIC, None)
+    worker.metrics.pop(FAULT_METRIC, None)
     with suppress(Exception):
-        await _take_jobs(worker, 1)
+        await _set_slots(worker, 1)
 
 
-async def _take_jobs(worker: Any, count: int) -> None:
+async def _set_slots(worker: Any, count: int) -> None:
     """Let the scheduler give so many jobs to each worker of this machine."""
     host = get_address_host(worker.address)
     for address, each in (await worker.scheduler.identity())["workers"].items():

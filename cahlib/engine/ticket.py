@@ -12,17 +12,17 @@ import os
 from pathlib import Path
 
 from cahlib.core.errors import ConfigError
-from cahlib.engine.certificates import Keys
-from cahlib.engine.cluster import Reach
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.cluster import ClusterAddress
 
-#: The files of `Keys` that a driver needs.
+#: The files of `SwarmKeys` that a driver needs.
 _FILES = ("authority.crt", "driver.key", "driver.crt")
 
 #: Seconds without the swarm after which it counts as taken down: a GPU's hours are counted.
-_LIMIT = 300
+_MAX_OUTAGE = 300
 
 
-def issued(reach: Reach, *, hours: float) -> bytes:
+def issue_ticket(reach: ClusterAddress, *, hours: float) -> bytes:
     """A ticket to a swarm whose keys are here."""
     assert reach.keys
     key, certificate = reach.keys.guest(hours)
@@ -31,7 +31,7 @@ def issued(reach: Reach, *, hours: float) -> bytes:
     return json.dumps({"address": reach.address, "away": reach.away, **files}).encode()
 
 
-def read(path: Path, folder: Path) -> Reach:
+def read_ticket(path: Path, folder: Path) -> ClusterAddress:
     """The swarm of a ticket, whose keys are put into ``folder``; else ConfigError."""
     try:
         told = json.loads(path.read_bytes())
@@ -47,4 +47,4 @@ def read(path: Path, folder: Path) -> Reach:
         target.unlink(missing_ok=True)
         with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
-    return Reach(address=address, keys=Keys(folder), away=away, limit=_LIMIT)
+    return ClusterAddress(address=address, keys=SwarmKeys(folder), away=away, limit=_MAX_OUTAGE)

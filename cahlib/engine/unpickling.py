@@ -4,8 +4,8 @@ Dask pickles results, exceptions, warnings, types and graphs, and unpickling run
 sender likes. Once `restrict` was called, the code of `distributed` in this process reads pickles
 by a reader that imports and calls nothing: each name in a pickle becomes a stand-in. What is plain
 data passes; of the rest, a closed list is made into what it stands for (the type of bytes, the
-message of an error, and graphs of the functions in `CALLS` on plain data); anything else is
-`Refused`. Workers do not call it, for they run what their driver sends anyway.
+message of an error, and graphs of the functions in `ALLOWED_CALLS` on plain data); anything else is
+`InvalidMessage`. Workers do not call it, for they run what their driver sends anyway.
 
 Tried with distributed 2025.4.1 and 2026.8. `restrict` tries each way in, and refuses to go on with
 a version that unpickles elsewhere.
@@ -29,23 +29,30 @@ from dask._expr import LLGExpr
 from dask._task_spec import Task
 
 from cahlib.core.errors import RunError
-from cahlib.engine.message_limits import require_small
-from cahlib.engine.wire import ERRORS, Foreign, Refused, printable
+from cahlib.engine.message_limits import check_size
+from cahlib.engine.wire import JOB_ERRORS, InvalidMessage, RemoteError, printable
 
 #: What a graph may call, by module and name. Nothing here calls them: the scheduler passes on their
 #: names, and workers do what they say.
-CALLS = {
-    ("cahlib.engine.local", "done"),
+ALLOWED_CALLS = {
+    ("cahlib.engine.local", "run_local_job"),
     *(
         ("cahlib.engine.worker", name)
-        for name in ("carried", "read", "write", "settle", "whole", "remove")
+        for name in (
+            "run_remote_job",
+            "read_piece",
+            "write_piece",
+            "finish_file",
+            "has_file",
+            "remove_file",
+        )  # fmt: skip
     ),
 }
 
 _TYPES = {("builtins", each.__name__): each for each in (bytes, bytearray, memoryview, bool)}
 
 #: Exceptions of Dask's that a client hears of; of Python's own, all.
-_ERRORS = {
+_DASK_ERRORS = {
     ("distributed.scheduler", "KilledWorker"),
     ("distributed.scheduler", "NoValidWorkerError"),
     ("distributed.comm.core", "CommClosedError"),
@@ -64,15 +71,15 @@ _messages: Any = import_module("distributed.protocol.core")
 _serialize: Any = import_module("distributed.protocol.serialize")
 _graphs: Any = LLGExpr
 
-_RESTRICTING = threading.Lock()
+_LOCK = threading.Lock()
 
 
-class _Object:
+class _StandIn:
     """What a pickle asked for, by its module and name, with what it was to be made of."""
 
     of = ("", "")
 
-    def __new__(cls, *args: Any, **_: Any) -> _Object:
+    def __new__(cls, *args: Any, **_: Any) -> _StandIn:
         made = object.__new__(cls)
         made.args, made.state = args, None
         return made
@@ -85,105 +92,116 @@ class _Object:
         self.state = state
 
 
-class _Reader(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     """Reads a pickle into plain data and stand-ins."""
 
     names = 0
 
-    def find_class(self, module: str, name: str) -> type[_Object]:
+    def find_class(self, module: str, name: str) -> type[_StandIn]:
         self.names += 1
-        return type("StandIn", (_Object,), {"of": (module, name)})
+        return type("StandIn", (_StandIn,), {"of": (module, name)})
 
 
-def loads(data: Any, /, *, buffers: Any = (), **_: Any) -> Any:
+def safe_loads(data: Any, /, *, buffers: Any = (), **_: Any) -> Any:
     """Read a pickle as this module says; raise Refused for one that is not on its list."""
-    require_small(data)
-    reader = _Reader(BytesIO(data), buffers=buffers)
+    check_size(data)
+    reader = _SafeUnpickler(BytesIO(data), buffers=buffers)
     try:
         value = reader.load()
     except Exception as error:
-        raise Refused("It sent a pickle that cannot be read.") from error
-    return _known(value) if reader.names else value
+        raise InvalidMessage("It sent a pickle that cannot be read.") from error
+    return _resolve(value) if reader.names else value
 
 
 def _refuse(*_: Any, **__: Any) -> Any:
-    raise Refused("It sent a pickle, and those are not read.")
+    raise InvalidMessage("It sent a pickle, and those are not read.")
 
 
-def _known(value: Any) -> Any:
+def _resolve(value: Any) -> Any:
     """What a value with stand-ins in it stands for."""
-    kind = _of(value)
+    kind = _qualified_name(value)
     if isinstance(value, type) and kind in _TYPES:
         return _TYPES[kind]
-    if isinstance(value, _Object):
+    if isinstance(value, _StandIn):
         if kind == (_TBLIB, "unpickle_traceback"):
             return None
         if kind == ("builtins", "type") and value.args == (None,):
             return type(None)
         if kind == ("dask._expr", "Expr._reconstruct"):
-            return _graph(*value.args)
+            return _to_graph(*value.args)
         if kind == ("dask._task_spec", "Task"):
-            return _task(value)
-        if (error := _error(value)) is not None:
+            return _to_task(value)
+        if (error := _to_error(value)) is not None:
             return error
-    raise Refused(f"It sent a pickle of {printable('.'.join(kind), 80) or 'something unknown'}.")
+    raise InvalidMessage(
+        f"It sent a pickle of {printable('.'.join(kind), 80) or 'something unknown'}."
+    )
 
 
-def _of(value: Any) -> tuple[str, str]:
-    return getattr(value, "of", ("", "")) if _stands_in(value) else ("", "")
+def _qualified_name(value: Any) -> tuple[str, str]:
+    return getattr(value, "of", ("", "")) if _is_stand_in(value) else ("", "")
 
 
-def _stands_in(value: Any) -> bool:
+def _is_stand_in(value: Any) -> bool:
     kind = value if isinstance(value, type) else type(value)
-    return issubclass(kind, _Object)
+    return issubclass(kind, _StandIn)
 
 
-def _error(value: _Object) -> Exception | None:
+def _to_error(value: _StandIn) -> Exception | None:
     """An error as its name and message, None if it is none."""
     kind, said = value.of, value.args
     if kind[0] == _TBLIB and kind[1].startswith("unpickle_exception") and len(said) > 1:
-        kind, said = _of(said[0]), said[1]
+        kind, said = _qualified_name(said[0]), said[1]
         if isinstance(said, dict):
             said = said.get("args", ())
     parts = said if isinstance(said, tuple) else ()
     message = ": ".join(str(part) for part in parts if isinstance(part, str | int))
-    if kind[0] == "cahlib.core.errors" and kind[1] in ERRORS:
-        return ERRORS[kind[1]](printable(message, 2000))
+    if kind[0] == "cahlib.core.errors" and kind[1] in JOB_ERRORS:
+        return JOB_ERRORS[kind[1]](printable(message, 2000))
     python = kind[0] == "builtins" and getattr(builtins, kind[1], None)
-    if kind not in _ERRORS and not (isinstance(python, type) and issubclass(python, BaseException)):
+    if kind not in _DASK_ERRORS and not (
+        isinstance(python, type) and issubclass(python, BaseException)
+    ):
         return None
-    return Foreign(kind[1], message)
+    return RemoteError(kind[1], message)
 
 
-def _graph(kind: Any, graph: Any, token: Any, *_: Any) -> LLGExpr:
-    if _of(kind) != ("dask._expr", "LLGExpr") or not isinstance(graph, dict):
-        raise Refused("It sent a graph of another form than ours have.")
-    tasks = {key: _task(each) for key, each in graph.items()}
-    made: LLGExpr = _graphs(tasks, _determ_token=_plain(token))
+def _to_graph(kind: Any, graph: Any, token: Any, *_: Any) -> LLGExpr:
+    if _qualified_name(kind) != ("dask._expr", "LLGExpr") or not isinstance(graph, dict):
+        raise InvalidMessage("It sent a graph of another form than ours have.")
+    tasks = {key: _to_task(each) for key, each in graph.items()}
+    made: LLGExpr = _graphs(tasks, _determ_token=_checked_plain(token))
     return made
 
 
-def _task(value: Any) -> Task:
-    if _of(value) != ("dask._task_spec", "Task") or not isinstance(value.state, tuple):
-        raise Refused("It sent a graph with something else in it than tasks.")
+def _to_task(value: Any) -> Task:
+    if _qualified_name(value) != ("dask._task_spec", "Task") or not isinstance(value.state, tuple):
+        raise InvalidMessage("It sent a graph with something else in it than tasks.")
     state = dict(zip(Task.get_all_slots(), value.state, strict=True))
-    call = _of(state["func"])
-    if call not in CALLS:
-        raise Refused(f"It sent a task that calls {printable('.'.join(call), 80) or 'nothing'}.")
+    call = _qualified_name(state["func"])
+    if call not in ALLOWED_CALLS:
+        raise InvalidMessage(
+            f"It sent a task that calls {printable('.'.join(call), 80) or 'nothing'}."
+        )
     function = getattr(import_module(call[0]), call[1])
-    return Task(_plain(state["key"]), function, *_plain(state["args"]), **_plain(state["kwargs"]))
+    return Task(
+        _checked_plain(state["key"]),
+        function,
+        *_checked_plain(state["args"]),
+        **_checked_plain(state["kwargs"]),
+    )
 
 
-def _plain(value: Any) -> Any:
+def _checked_plain(value: Any) -> Any:
     """Raise Refused if something else than plain data is in it."""
     if isinstance(value, dict):
         for each in (*value, *value.values()):
-            _plain(each)
+            _checked_plain(each)
     elif isinstance(value, tuple | list | set):
         for each in value:
-            _plain(each)
+            _checked_plain(each)
     elif value is not None and type(value) not in (str, bytes, bytearray, bool, int, float):
-        raise Refused("It sent a task on something else than plain data.")
+        raise InvalidMessage("It sent a task on something else than plain data.")
     return value
 
 
@@ -192,12 +210,12 @@ def restrict() -> None:
 
     Raises RunError if this version of `distributed` does not let itself be restricted.
     """
-    with _RESTRICTING:
+    with _LOCK:
         try:
-            _replace()
+            _patch()
             if not _Trap.tried:
-                with _quiet():
-                    _try_all()
+                with _logs_silenced():
+                    _self_test()
                 _Trap.tried = True
         except Exception as error:
             raise RunError(
@@ -206,12 +224,12 @@ def restrict() -> None:
             ) from error
 
 
-def _replace() -> None:
+def _patch() -> None:
     """Put ours in the place of whatever unpickles, in every module of `distributed` there is."""
     closed: dict[int, Any] = {}
     for real in (pickle, _cloudpickle):
-        closed[id(real)] = _shut(real)
-        closed |= {id(real.loads): loads, id(real.load): _refuse}
+        closed[id(real)] = _write_only(real)
+        closed |= {id(real.loads): safe_loads, id(real.load): _refuse}
     closed[id(pickle.Unpickler)] = _refuse
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "distributed":
@@ -220,14 +238,14 @@ def _replace() -> None:
                     setattr(module, key, closed[id(value)])
     # names of what may be imported come from other machines as well
     _hook(_serialize, "import_allowed_module", lambda _: _allowed)
-    _hook(_messages, "merge_and_deserialize", _tolerant)
+    _hook(_messages, "merge_and_deserialize", _refusing)
 
 
-def _shut(real: ModuleType) -> ModuleType:
+def _write_only(real: ModuleType) -> ModuleType:
     """A module that can still write pickles."""
     shut = ModuleType(real.__name__)
     vars(shut).update(vars(real))
-    vars(shut).update(loads=loads, load=_refuse, Unpickler=_refuse)
+    vars(shut).update(loads=safe_loads, load=_refuse, Unpickler=_refuse)
     return shut
 
 
@@ -241,18 +259,22 @@ def _hook(module: Any, name: str, change: Callable[[Any], Any]) -> None:
 def _allowed(name: str) -> Any:
     """Of the enumerations that a message may name, the one that Dask's own messages do."""
     if name != "distributed.core":
-        raise Refused(f"It sent a name of {printable(name, 80)}.")
+        raise InvalidMessage(f"It sent a name of {printable(name, 80)}.")
     return SimpleNamespace(Status=SimpleNamespace(**_core.Status.__members__))
 
 
-def _tolerant(real: Callable[..., Any]) -> Callable[..., Any]:
+def _refusing(real: Callable[..., Any]) -> Callable[..., Any]:
     """What is refused stands for itself in a message: the others in it, and its line, go on."""
 
     def merge_and_deserialize(header: Any, frames: Any, deserializers: Any = None) -> Any:
         try:
             return real(header, frames, deserializers=deserializers)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it is the sender's
-            return error if isinstance(error, Refused) else Refused(printable(str(error), 200))
+            return (
+                error
+                if isinstance(error, InvalidMessage)
+                else InvalidMessage(printable(str(error), 200))
+            )
 
     return merge_and_deserialize
 
@@ -271,7 +293,7 @@ def _spring() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _logs_silenced() -> Iterator[None]:
     """Keep Dask from logging what is refused in here, for it is meant to be."""
     loggers = [logging.getLogger(f"distributed.protocol.{name}") for name in ("core", "pickle")]
     before = [each.disabled for each in loggers]
@@ -284,13 +306,13 @@ def _quiet() -> Iterator[None]:
             each.disabled = disabled
 
 
-def _try_all() -> None:
+def _self_test() -> None:
     """Try each way that a pickle can take, and that what we send is understood."""
     _Trap.sprung = False
     trap = _protocol.pickle.dumps(_Trap())
     ways: Mapping[str, Callable[[], Any]] = {
-        "messages": lambda: _crossed(_serialize.ToPickle(_Trap())),
-        "results": lambda: _crossed(_serialize.Serialize(_Trap())),
+        "messages": lambda: _round_trip(_serialize.ToPickle(_Trap())),
+        "results": lambda: _round_trip(_serialize.Serialize(_Trap())),
         "types": lambda: _protocol.deserialize(
             {"serializer": "dask", "type-serialized": trap, "sub-header": {}}, [b""]
         ),
@@ -300,22 +322,22 @@ def _try_all() -> None:
     for name, way in ways.items():
         try:
             way()
-        except Refused:
+        except InvalidMessage:
             pass
         if _Trap.sprung:
             raise RuntimeError(f"its {name} are unpickled")
-    task = Task("key", import_module("cahlib.engine.worker").read, "path", 0, 1)
+    task = Task("key", import_module("cahlib.engine.worker").read_piece, "path", 0, 1)
     graph = _graphs({"key": task}, _determ_token="token")
     for sent in (
         _serialize.ToPickle(task),
         _serialize.Serialize(graph),
         _serialize.Serialize(b"1"),
     ):
-        got = _crossed(sent)
+        got = _round_trip(sent)
         if type(got) is not type(sent.data):
             raise RuntimeError(f"it sends a {type(sent.data).__name__} in another form: {got}")
 
 
-def _crossed(data: Any) -> Any:
+def _round_trip(data: Any) -> Any:
     """What comes of data that is sent from one machine to another."""
     return _protocol.loads(list(_protocol.dumps({"data": data})))["data"]

@@ -32,26 +32,26 @@ _Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A\w[\w.=+-]{0,250}\Z")
 _Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 #: Where workers tell how far their jobs are.
-TOPIC = "cahlib-progress"
+PROGRESS_TOPIC = "cahlib-progress"
 
 #: Parcels that come at the same time, pieces of each that are on their way, and bytes of a piece.
-PULLS, AHEAD, PIECE = 2, 4, 16 << 20
+MAX_PULLS, PIECES_AHEAD, PIECE_SIZE = 2, 4, 16 << 20
 
 #: Errors that a job may end with, by their names; of others the driver hears the text.
-ERRORS = {
+JOB_ERRORS = {
     each.__name__: each for each in (ShardError, Postponed, MachineFault, RunError, ConfigError)
 }
 
 
 #: The names of certificates that are no node's: a driver's, one elsewhere, and the scheduler's.
-DRIVERS, SCHEDULER = ("driver", "guest"), "scheduler"
+DRIVER_NAMES, SCHEDULER_NAME = ("driver", "guest"), "scheduler"
 
 
-class Refused(TypeError):
+class InvalidMessage(TypeError):
     """Another machine sent what is not read. A TypeError, as Dask knows from broken pickles."""
 
 
-class Foreign(RuntimeError):
+class RemoteError(RuntimeError):
     """An error that another machine told of, by the name of its class and its message."""
 
     def __init__(self, kind: str, message: str) -> None:
@@ -59,7 +59,7 @@ class Foreign(RuntimeError):
         super().__init__(printable(f"{kind}: {message}" if message else kind, 2000))
 
 
-class Sent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OfferedFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file that waits to be fetched."""
 
     name: _Name
@@ -68,7 +68,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sha256: _Digest
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class JobResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a job ended: with a parcel, a plain value, or an error; or that it could not begin."""
 
     parcel: Parcel | None = None
@@ -76,7 +76,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     error: str | None = None  #: the name of its class
     message: str = ""  #: of the error
     host: str = ""  #: the machine that speaks
-    files: tuple[Sent, ...] = ()  #: that belong to the parcel: its manifest, then its tar
+    files: tuple[OfferedFile, ...] = ()  #: that belong to the parcel: its manifest, then its tar
     lacks: tuple[_Count, ...] = ()  #: which of the job's files it cannot begin without
 
     def result(self) -> Any:
@@ -84,8 +84,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.error is None:
             return self.value if self.parcel is None else self.parcel
         message = printable(self.message, 2000)
-        kind = ERRORS.get(self.error)
-        return kind(message) if kind else Foreign(self.error, message)
+        kind = JOB_ERRORS.get(self.error)
+        return kind(message) if kind else RemoteError(self.error, message)
 
 
 class _Counts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,44 +103,46 @@ class _Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 def encode(message: Any) -> bytes:
     """The bytes of an answer or a report."""
-    return msgspec.msgpack.encode(message, enc_hook=_written)
+    return msgspec.msgpack.encode(message, enc_hook=_encode_hook)
 
 
-def report(key: str, told: dict[str, Any]) -> bytes:
+def encode_report(key: str, told: dict[str, Any]) -> bytes:
     """How far a job is, as it tells it itself."""
     return encode({"key": key, "told": told})
 
 
-def heard(data: object) -> tuple[str, dict[str, Any]]:
-    """The inverse of `report`; raises Refused."""
-    said: _Report = _read(data, _Report)
+def decode_report(data: object) -> tuple[str, dict[str, Any]]:
+    """The inverse of `encode_report`; raises Refused."""
+    said: _Report = _decode(data, _Report)
     told: dict[str, Any] = msgspec.to_builtins(said.told)
     try:
         Stats.from_dict(told)
     except (KeyError, TypeError) as error:
-        raise Refused("It sent a report of something that is not counted.") from error
+        raise InvalidMessage("It sent a report of something that is not counted.") from error
     return said.key, told
 
 
-def answered(act: Callable[[], Answer]) -> bytes:
+def run_and_encode(act: Callable[[], JobResult]) -> bytes:
     """The answer of a job, as bytes; an exception is one."""
     try:
         return encode(act())
     except Exception as error:  # noqa: BLE001 - the job's own, or a bug: the driver's to judge
-        known = next((each for each in type(error).__mro__ if each.__name__ in ERRORS), None)
+        known = next((each for each in type(error).__mro__ if each.__name__ in JOB_ERRORS), None)
         if known is None and is_full(error):
-            return encode(Answer(error="RunError", message=str(no_space("a machine that scrapes"))))
+            return encode(
+                JobResult(error="RunError", message=str(no_space("a machine that scrapes")))
+            )
         if known is None and (fault := machine_fault(error)):
-            return encode(Answer(error="MachineFault", message=f"{fault} ({error})"))
+            return encode(JobResult(error="MachineFault", message=f"{fault} ({error})"))
         if known is None:  # a bug: whoever reads of it needs to know where
             told = "".join(traceback.format_exception(error))
-            return encode(Answer(error=type(error).__name__, message=f"{error}\n{told[-1500:]}"))
-        return encode(Answer(error=known.__name__, message=str(error)))
+            return encode(JobResult(error=type(error).__name__, message=f"{error}\n{told[-1500:]}"))
+        return encode(JobResult(error=known.__name__, message=str(error)))
 
 
-def answer(data: object) -> Answer:
+def decode_result(data: object) -> JobResult:
     """The inverse of `encode`; raises Refused for anything else than an answer."""
-    said: Answer = _read(data, Answer)
+    said: JobResult = _decode(data, JobResult)
     return said
 
 
@@ -149,24 +151,26 @@ def printable(text: str, length: int) -> str:
     return re.sub(r"[^\n -~\u00a1-\ud7ff\uf900-\uffef]", "?", text[:length])
 
 
-def _read(data: object, kind: Any) -> Any:
-    if isinstance(data, Refused):
+def _decode(data: object, kind: Any) -> Any:
+    if isinstance(data, InvalidMessage):
         raise data
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise Refused(f"It sent a {type(data).__name__} instead of bytes.")
+        raise InvalidMessage(f"It sent a {type(data).__name__} instead of bytes.")
     try:
-        return msgspec.msgpack.decode(data, type=kind, dec_hook=_made)
+        return msgspec.msgpack.decode(data, type=kind, dec_hook=_decode_hook)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise Refused(f"It sent bytes that say nothing ({printable(str(error), 200)}).") from error
+        raise InvalidMessage(
+            f"It sent bytes that say nothing ({printable(str(error), 200)})."
+        ) from error
 
 
-def _written(value: Any) -> Any:
+def _encode_hook(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"a {type(value).__name__} is no answer of a job")
 
 
-def _made(kind: Any, value: Any) -> Any:
+def _decode_hook(kind: Any, value: Any) -> Any:
     if kind is Path:
         return Path(value)
     members = {Counter[Stage]: Stage, Counter[DropReason]: DropReason}[kind]

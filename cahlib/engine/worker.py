@@ -24,12 +24,12 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from cahlib.core.path_map import bring
 from cahlib.engine import wire
-from cahlib.engine.local import answer, guarded
-from cahlib.engine.quarantine import require_well, watched
+from cahlib.engine.local import job_result, run_guarded
+from cahlib.engine.quarantine import quarantined, require_healthy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needed:
+class FileRef:
     """A file of the driver's machine that a job names."""
 
     path: str  #: by which the job names it
@@ -42,38 +42,38 @@ class Needed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
+class JobContext:
     """What a job works with, and the way its files go."""
 
-    files: tuple[Needed, ...]
+    files: tuple[FileRef, ...]
     folder: str  #: where they lie
     staging: str  #: a shared place by which files come and go, "" = from machine to machine
 
 
-def carried(job: bytes) -> bytes:
-    """Do a job that `pickle` packed with its `Means`; gives the bytes of an `Answer`."""
-    return wire.answered(lambda: _carried(*pickle.loads(job)))
+def run_remote_job(job: bytes) -> bytes:
+    """Do a job that `pickle` packed with its `JobContext`; gives the bytes of a `JobResult`."""
+    return wire.run_and_encode(lambda: _run(*pickle.loads(job)))
 
 
-def _carried(
-    job: tuple[str, Callable[..., Any], tuple[Any, ...], float], means: Means
-) -> wire.Answer:
+def _run(
+    job: tuple[str, Callable[..., Any], tuple[Any, ...], float], means: JobContext
+) -> wire.JobResult:
     """Do a job, and say where its files are, or which it lacks; with staging, by way of that."""
     host = get_address_host(get_worker().address)
-    if lacks := tuple(n for n, each in enumerate(means.files) if not _there(each, means)):
-        return wire.Answer(lacks=lacks, host=host)
+    if lacks := tuple(n for n, each in enumerate(means.files) if not _has_input(each, means)):
+        return wire.JobResult(lacks=lacks, host=host)
     bring({each.path: each.place(means.folder) for each in means.files})
-    require_well()
-    with watched():
-        said = answer(guarded(*job))
+    require_healthy()
+    with quarantined():
+        said = job_result(run_guarded(*job))
         if not (parcel := said.parcel):
             return said
-        seal = _offer(parcel.path.with_suffix(".json"), "", means.staging)
-        files = (seal, _offer(parcel.path, parcel.sha256, means.staging))
-        return wire.Answer(parcel=parcel, host=host, files=files)
+        seal = _offer_file(parcel.path.with_suffix(".json"), "", means.staging)
+        files = (seal, _offer_file(parcel.path, parcel.sha256, means.staging))
+        return wire.JobResult(parcel=parcel, host=host, files=files)
 
 
-class Slot(WorkerPlugin):
+class SlotPlugin(WorkerPlugin):
     """Gives a worker that was started without it the resource that a job takes."""
 
     name = "cahlib-slot"
@@ -88,16 +88,16 @@ def dask_setup(worker: Any) -> None:
     worker.metrics["cahlib"] = lambda _: version("cahlib")
 
 
-def read(path: str, start: int, length: int) -> bytes:
+def read_piece(path: str, start: int, length: int) -> bytes:
     """A piece of a file."""
-    with watched(), open(path, "rb") as file:
+    with quarantined(), open(path, "rb") as file:
         file.seek(start)
         return file.read(length)
 
 
-def write(path: str, start: int, piece: bytes) -> None:
+def write_piece(path: str, start: int, piece: bytes) -> None:
     """Write a piece of a file; its folder is made."""
-    with watched():
+    with quarantined():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
@@ -106,14 +106,14 @@ def write(path: str, start: int, piece: bytes) -> None:
             os.close(file)
 
 
-def settle(part: str, path: str, digest: str) -> bool:
+def finish_file(part: str, path: str, digest: str) -> bool:
     """Give a file that was written in pieces its name, if it is what it shall be."""
-    if whole(part, digest):
+    if has_file(part, digest):
         os.replace(part, path)
-    return whole(path, digest)
+    return has_file(path, digest)
 
 
-def whole(path: str, digest: str) -> bool:
+def has_file(path: str, digest: str) -> bool:
     """Whether a file is there and has this sha256; read once a process."""
     try:
         known = os.stat(path)
@@ -122,29 +122,29 @@ def whole(path: str, digest: str) -> bool:
     return _digest(path, known.st_mtime_ns, known.st_size) == digest
 
 
-def remove(path: str) -> None:
+def remove_file(path: str) -> None:
     """Delete a file; one that is gone is fine."""
     Path(path).unlink(missing_ok=True)
 
 
-def _there(needed: Needed, means: Means) -> bool:
+def _has_input(needed: FileRef, means: JobContext) -> bool:
     """Whether a file is on this machine, if need be fetched from the shared place."""
     path = needed.place(means.folder)
-    if whole(path, needed.sha256):
+    if has_file(path, needed.sha256):
         return True
     if not means.staging:
         return False
     part = f"{path}.{uuid.uuid4().hex[:8]}.part"
     try:
         with fsspec.open(needed.place(means.staging), "rb") as source:
-            write(part, 0, b"")
+            write_piece(part, 0, b"")
             with open(part, "wb") as target:
                 shutil.copyfileobj(source, target, 16 << 20)
-        return settle(part, path, needed.sha256)
+        return finish_file(part, path, needed.sha256)
     except FileNotFoundError:  # it was not brought there yet
         return False
     finally:
-        remove(part)
+        remove_file(part)
 
 
 @lru_cache(maxsize=64)
@@ -156,7 +156,7 @@ def _digest(path: str, changed: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def _offer(path: Path, digest: str, staging: str) -> wire.Sent:
+def _offer_file(path: Path, digest: str, staging: str) -> wire.OfferedFile:
     """Say how a file can be fetched, or bring it to the shared place."""
     size = path.stat().st_size
     digest = digest or sha256(path.read_bytes()).hexdigest()
@@ -165,4 +165,6 @@ def _offer(path: Path, digest: str, staging: str) -> wire.Sent:
         with path.open("rb") as source, fsspec.open(place, "wb") as target:
             shutil.copyfileobj(source, target, 16 << 20)
         path.unlink()
-    return wire.Sent(name=path.name, folder=str(path.parent.absolute()), size=size, sha256=digest)
+    return wire.OfferedFile(
+        name=path.name, folder=str(path.parent.absolute()), size=size, sha256=digest
+    )

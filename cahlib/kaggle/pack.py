@@ -123,8 +123,8 @@ def settings(job: Job, *, hours: float, own_swarm: bool, ticket: bool) -> dict[s
 
 def inputs(folder: Path, output: Output, ticket: bytes | None) -> None:
     """Make the folder of the private input: ticket, wheel, and the state of the dataset here."""
-    wheel.build(folder)
-    pins = re.findall(r"^(?:dask|distributed)==.*\n", wheel.pins(), flags=re.MULTILINE)
+    wheel.build_wheel(folder)
+    pins = re.findall(r"^(?:dask|distributed)==.*\n", wheel.pip_constraints(), flags=re.MULTILINE)
     (folder / "pins.txt").write_text("".join(pins))
     if ticket:
         (folder / TICKET).write_bytes(ticket)

@@ -14,9 +14,9 @@ from cahlib.core.private import named
 from cahlib.core.signals import undisturbed
 from cahlib.run.scrapers import orders, state
 from cahlib.swarm import lifecycle
-from cahlib.swarm.planner import plan
-from cahlib.swarm.provider import Account, mark
-from cahlib.swarm.watchdog import Watchdog
+from cahlib.swarm.planner import plan_servers
+from cahlib.swarm.provider import Account, send_heartbeat
+from cahlib.swarm.watchdog import WatchdogConfig
 
 _MARK = 100.0  # seconds between two notes that the servers are in use
 
@@ -31,20 +31,20 @@ class Swarm:
         tell: Callable[[str], None],
         *,
         pause: float = 1,
-        watchdog: Watchdog | None = None,
+        watchdog: WatchdogConfig | None = None,
     ) -> None:
         self._pause = pause  #: seconds between two looks at what is left
         self._accounts: Sequence[Account] = accounts
         self._tell = tell
         self._orders = orders(job, watchdog)
-        self._labels = lifecycle.labels(state(job), run=named(state(job)))
+        self._labels = lifecycle.run_labels(state(job), run=named(state(job)))
         self._settled = True  #: no request for a server may be unanswered
         self._marked = 0.0
 
     def planned(self, hours: float) -> str:
         """What will be made and costs, for people; raises ConfigError if it is too dear."""
         limits = replace(self._orders.limits, hours=hours)
-        wanted = plan(self._accounts, limits)
+        wanted = plan_servers(self._accounts, limits)
         self._accounts = wanted.accounts  # what a bad token reaches can be neither made nor deleted
         cost, money = wanted.hourly() * math.ceil(hours), wanted.currency
         if limits.max_cost and cost > limits.max_cost:
@@ -59,23 +59,23 @@ class Swarm:
         """Make the servers; gives a ticket for so many hours."""
         self._settled = False
         wanted = replace(self._orders, limits=replace(self._orders.limits, hours=hours))
-        head, *_ = lifecycle.up(self._accounts, wanted, tell=self._tell, guests=True)
+        head, *_ = lifecycle.create_swarm(self._accounts, wanted, tell=self._tell, guests=True)
         self._settled = True
-        return lifecycle.ticket(head, hours=hours)
+        return lifecycle.swarm_ticket(head, hours=hours)
 
     def tend(self) -> None:
         """Note at the cloud, now and then, that somebody works with them."""
         if time.monotonic() > self._marked + _MARK:
             self._marked = time.monotonic()
             with suppress(RunError):  # the cloud is away, not the servers
-                mark(self._accounts, self._labels, time.time())
+                send_heartbeat(self._accounts, self._labels, time.time())
 
     def down(self) -> None:
         """Delete them, until the cloud says that nothing is left; Ctrl-C waits."""
         with undisturbed(lambda: "the servers are being deleted; this waits for them."):
-            lifecycle.down(self._accounts, self._labels, pause=self._pause)
+            lifecycle.delete_swarm(self._accounts, self._labels, pause=self._pause)
             if not self._settled:
                 time.sleep(self._orders.late)  # what was asked for may be made only now
-                lifecycle.down(self._accounts, self._labels, pause=self._pause)
-        if account := lifecycle.settled(self._orders.state, self._labels):
+                lifecycle.delete_swarm(self._accounts, self._labels, pause=self._pause)
+        if account := lifecycle.close_billing(self._orders.state, self._labels):
             self._tell(f"the servers are gone. {account}")

@@ -117,18 +117,6 @@ def check_model_files(judge: Judge) -> None:
     read_safety_rules(judge.safety)
 
 
-def require_listed_model(judge: Judge) -> None:
-    """Raise ConfigError if open_clip knows no model or weights of these names.
-
-    Only names take its import, not folders.
-    """
-    source = find_source(judge)
-    if source.listed:
-        from cahlib.model.clip import require_known_weights
-
-        require_known_weights(source)
-
-
 def load_scorer(judge: Judge) -> Scorer:
     """Load the models that the settings name; raise ConfigError if they do not fit together."""
     if judge.no_judge:

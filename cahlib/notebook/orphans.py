@@ -13,7 +13,7 @@ from cahlib.core.errors import CahError
 from cahlib.notebook.child import Child
 
 if TYPE_CHECKING:
-    from cahlib.swarm.runs import Run
+    from cahlib.swarm.runs import SwarmRun
 
 #: Seconds after which the cloud is asked again while no run goes on: a driver on another machine
 #: that has just died is known to be dead after five minutes.
@@ -24,7 +24,7 @@ _AGAIN = 300.0
 class Lookout:
     """What the cloud said last of servers that are left, and when it is to be asked again."""
 
-    found: Sequence[Run] = ()
+    found: Sequence[SwarmRun] = ()
     trouble: str = ""  #: why the cloud could not be asked
     _asked: tuple[str, Path, bool] = ("", Path(), False)  #: of which token, run and state
     _at: float = 0
@@ -61,7 +61,7 @@ class Lookout:
         for each in self._orphans(child, token):
             if each.run not in shown:
                 continue  # nobody has seen its name
-            lifecycle.down(clouds(token), lifecycle.labels(_state(child), run=each.run))
+            lifecycle.delete_swarm(clouds(token), lifecycle.run_labels(_state(child), run=each.run))
         self.look(child, token)
 
     def own(self, child: Child) -> int:
@@ -69,16 +69,16 @@ class Lookout:
         name = _name(child)
         return sum(each.servers for each in self.found if each.run == name)
 
-    def _orphans(self, child: Child, token: str) -> list[Run]:
+    def _orphans(self, child: Child, token: str) -> list[SwarmRun]:
         """Return the servers of all runs that are over, that of this panel included if it is."""
         from cahlib.run.scrapers import clouds
-        from cahlib.swarm.runs import orphaned
+        from cahlib.swarm.runs import orphaned_runs
 
         own = _name(child)
         if own and child.running():
-            return orphaned(clouds(token), but={own})
+            return orphaned_runs(clouds(token), but={own})
         died = max(float(child.live().get("written", 0)), self._alive.get(child.home, 0))
-        return orphaned(clouds(token), died={own: died} if own else {})
+        return orphaned_runs(clouds(token), died={own: died} if own else {})
 
 
 def _name(child: Child) -> str:

@@ -150,7 +150,9 @@ class Results:
         from cahlib.swarm import lifecycle
 
         try:
-            left = lifecycle.servers(clouds(self._desk.form.token), self._desk.child.home / "swarm")
+            left = lifecycle.run_servers(
+                clouds(self._desk.form.token), self._desk.child.home / "swarm"
+            )
         except CahError as error:
             return f"Whether every server is gone could not be asked: {error}"
         if not left:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from cahlib import __version__
-from cahlib.core import status
+from cahlib.core import progress, status
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, writing
 from cahlib.core.lists import hashes
 from cahlib.core.prefetch import Abandoned, Flow, Line
-from cahlib.core.progress import Board, Listener, Snapshot, Speedometer, nobody, offline, watched
+from cahlib.core.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
 from cahlib.core.rates import Meter
 from cahlib.core.records import Image, Judged, Parcel, Shard, Stage, Stats
 from cahlib.core.requirements import introduced
@@ -48,7 +48,7 @@ from cahlib.image.perceptual_hash import NearIndex
 from cahlib.ledger.protocol import COMMITTED, Ledger, ShardCounts
 from cahlib.model.known_harm import drop_known_harm, load_known_harm
 from cahlib.model.score_names import score_columns
-from cahlib.model.scorer import Scorer, check_model_files, load_scorer, require_listed_model
+from cahlib.model.scorer import Scorer, check_model_files, load_scorer
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
 from cahlib.run.failures import Failures
@@ -164,8 +164,7 @@ class _Work:
         harmful: NearIndex | None,
     ) -> None:
         self._job, self._ledger, self._stop, self._scraping = job, ledger, stop, scraping
-        self._harmful = harmful
-        self._folder = job.output.folder
+        self._harmful, self._folder = harmful, job.output.folder
         self._parcels = self._folder / "run" / "parcels"
         self._failures = Failures(ledger, self._folder, attempts=job.place.attempts)
         self._slices = Slices(self._folder / "run" / "links", job.download.contact)
@@ -177,8 +176,8 @@ class _Work:
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
         self._lines: dict[str, Line[Any]] = {}
-        self._board, self._speed, self._meter = Board(), Speedometer(), Meter(job)
-        self._latest = LatestPairs()
+        self._board, self._speed = progress.SwarmStatus(), Speedometer()
+        self._meter, self._latest = Meter(job), LatestPairs()
 
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
@@ -193,28 +192,28 @@ class _Work:
     def _stages(self, uploads: Uploader) -> None:
         """Scrape, judge and write what the ledger has.
 
-        Here, the model is loaded while the first shards are scraped. Servers cost money and leased
-        shards are kept from others, so for them it must be there first.
+        Here, the model is imported and loaded while processes start and the first shards are
+        scraped. Servers cost money and leased shards are kept from others, so for them it must be
+        there first.
         """
-        judge, place = self._job.judge, self._job.place
-        require_listed_model(judge)
-        early = load_scorer(judge) if place.is_costly else None
-        whole = self._ledger.in_state(COMMITTED, "done")
-        self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.has_pair)
-        self._dead_domains = DeadDomains(
-            each.silent for each in read_manifests(self._folder, damaged="skip")
-        )
-        opening = self._scraping(self._job, stop=self._stop, board=self._board)
-        with opening as (scrapers, self._away), Flow() as flow:
-            self._told = scrapers.told
-            scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
-            opened = flow.ahead(self._open(scraped), 1)
-            loaded = early or load_scorer(judge)
-            self._worked = loaded.worked
-            judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
-            sealed = flow.ahead(self._write(judged, self._spec(loaded)), _SEALED)
-            for each in self._line("sealed", sealed):
-                uploads.add(each)
+        with Flow() as beside:
+            loading = beside.ahead(map(load_scorer, [self._job.judge]), 1)
+            early = next(loading) if self._job.place.is_costly else None
+            whole = self._ledger.in_state(COMMITTED, "done")
+            self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.has_pair)
+            manifests = read_manifests(self._folder, damaged="skip")
+            self._dead_domains = DeadDomains(each.silent for each in manifests)
+            opening = self._scraping(self._job, stop=self._stop, board=self._board)
+            with opening as (scrapers, self._away), Flow() as flow:
+                self._told = scrapers.told
+                scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
+                opened = flow.ahead(self._open(scraped), 1)
+                loaded = early or next(loading)
+                self._worked = loaded.worked
+                judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
+                sealed = flow.ahead(self._write(judged, self._spec(loaded)), _SEALED)
+                for each in self._line("sealed", sealed):
+                    uploads.add(each)
 
     def _line(self, name: str, line: Line[T]) -> Line[T]:
         return self._lines.setdefault(name, line)

@@ -58,7 +58,7 @@ def quoted(job: Job, token: str) -> Quote:
         estimate = None if job.place.engine else expected(counted)
         return Quote(job=job, token=token, estimate=estimate, room=told(counted))
     from cahlib.run.scrapers import server_plan, state
-    from cahlib.swarm.lifecycle import already
+    from cahlib.swarm.lifecycle import existing_servers
 
     plan = server_plan(job, token)
     money, limits = plan.currency, plan.limits
@@ -69,7 +69,7 @@ def quoted(job: Job, token: str) -> Quote:
         token=token,
         estimate=expected(counted, price),
         table=plan.table(),
-        terms=(plan.promise(), already(plan, state(job))),
+        terms=(plan.promise(), existing_servers(plan, state(job))),
         room=told(counted),
         servers=len(plan.first),
         price=f"{money} {plan.hourly():.3f} an hour",

@@ -17,18 +17,18 @@ from cahlib.core.config import Download, Job
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.path_map import expanded
 from cahlib.core.presets import PRESETS
-from cahlib.core.progress import Board
+from cahlib.core.progress import SwarmStatus
 from cahlib.core.records import Shard
 from cahlib.core.settings import Checked, held
 from cahlib.core.table_rows import rows_of
 
 if TYPE_CHECKING:
-    from cahlib.engine.cluster import Reach
-    from cahlib.engine.remote import Remote
-    from cahlib.swarm.lifecycle import Orders
-    from cahlib.swarm.planner import Plan
+    from cahlib.engine.cluster import ClusterAddress
+    from cahlib.engine.remote import RemoteEngine
+    from cahlib.swarm.lifecycle import SwarmConfig
+    from cahlib.swarm.planner import ServerPlan
     from cahlib.swarm.provider import Account
-    from cahlib.swarm.watchdog import Watchdog
+    from cahlib.swarm.watchdog import WatchdogConfig
 
 
 #: Seconds in which a cluster must have a worker.
@@ -39,7 +39,7 @@ _DRAIN = 120.0
 
 
 class Engine(Protocol):
-    """Runs jobs by their keys; see `cahlib.engine.local.Engine`."""
+    """Runs jobs by their keys; see `cahlib.engine.local.LocalEngine`."""
 
     @property
     def slots(self) -> int: ...
@@ -62,7 +62,7 @@ Opened: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
 class Scraping(Protocol):
     """Opens the engine of a job; ``stop`` is set when its servers become too dear."""
 
-    def __call__(self, job: Job, *, stop: threading.Event, board: Board) -> Opened: ...
+    def __call__(self, job: Job, *, stop: threading.Event, board: SwarmStatus) -> Opened: ...
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def scrapers(
     job: Job,
     *,
     stop: threading.Event,
-    board: Board | None = None,
+    board: SwarmStatus | None = None,
     tokens: str = "",
     watchdog: str = "",
     tell: Callable[[str], None] = lambda _: None,
@@ -83,25 +83,25 @@ def scrapers(
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
     if not (place.has_servers or place.engine):
-        from cahlib.engine.local import local  # brings Dask, which who asks a cloud does not need
+        from cahlib.engine.local import local_engine  # imports Dask, which `plan` does not need
 
-        with local(place.scrapers) as engine:
+        with local_engine(place.scrapers) as engine:
             yield engine, home
         return
     check(job)
     if place.engine:
-        from cahlib.engine.remote import remote
+        from cahlib.engine.remote import remote_engine
 
-        with remote(_reach(job), home) as cluster:
+        with remote_engine(_reach(job), home) as cluster:
             _await_workers(cluster, place.engine, stop)
             yield _Supplied(cluster), cluster.folder
             cluster.drain(timeout=_DRAIN)
         return
-    from cahlib.swarm.lifecycle import crew
+    from cahlib.swarm.lifecycle import swarm_engine
 
-    shown = board or Board()
+    shown = board or SwarmStatus()
     wanted = orders(job, guard(job, watchdog, tokens))
-    with crew(clouds(tokens), wanted, home, tell=tell, stop=stop, board=shown) as swarm:
+    with swarm_engine(clouds(tokens), wanted, home, tell=tell, stop=stop, board=shown) as swarm:
         yield _Supplied(swarm), swarm.folder
 
 
@@ -109,11 +109,12 @@ def with_thumbs(job: Job) -> Download:
     """Return a job's download settings with the side of thumbs that its scrapers shall make."""
     side, is_far = job.download.thumbs, job.place.has_servers or job.place.engine
     if side is None:
-        side = PRESETS[job.judge.preset].side if is_far and not job.judge.model else 0
+        own = job.judge.model or job.judge.no_judge
+        side = PRESETS[job.judge.preset].side if is_far and not own else 0
     return replace(job.download, thumbs=side)
 
 
-def _await_workers(cluster: Remote, address: str, stop: threading.Event) -> None:
+def _await_workers(cluster: RemoteEngine, address: str, stop: threading.Event) -> None:
     """Raise RunError if a cluster has no workers; those that are just starting have their time."""
     deadline = time.monotonic() + _WORKERS
     while not (cluster.slots or stop.wait(0.1)):
@@ -124,35 +125,35 @@ def _await_workers(cluster: Remote, address: str, stop: threading.Event) -> None
             )
 
 
-def server_plan(job: Job, tokens: str) -> Plan:
-    """Return which servers will be made for a job; makes nothing. Raises as `crew.planned`."""
+def server_plan(job: Job, tokens: str) -> ServerPlan:
+    """Return which servers will be made for a job; makes nothing. Raises as `plan_swarm` does."""
     from cahlib.swarm import lifecycle
 
     check(job)
-    return lifecycle.planned(clouds(tokens), orders(job))
+    return lifecycle.plan_swarm(clouds(tokens), orders(job))
 
 
-def guard(job: Job, token: str, tokens: str) -> Watchdog | None:
+def guard(job: Job, token: str, tokens: str) -> WatchdogConfig | None:
     """Return the watchdog that a job asks for, by its token and the cloud's; raises ConfigError."""
     if not (job.place.watchdog and job.place.has_servers):
         return None
-    from cahlib.swarm.watchdog import Watchdog, required
+    from cahlib.swarm.watchdog import WatchdogConfig, require_watchdog_token
 
-    return Watchdog(
-        token=required(token, tokens),
+    return WatchdogConfig(
+        token=require_watchdog_token(token, tokens),
         endpoint=_endpoint(),
         silence=job.place.watchdog_minutes * 60,
     )
 
 
-def orders(job: Job, watchdog: Watchdog | None = None) -> Orders:
+def orders(job: Job, watchdog: WatchdogConfig | None = None) -> SwarmConfig:
     """What a job's swarm shall be."""
-    from cahlib.swarm.lifecycle import Orders
-    from cahlib.swarm.planner import Limits
+    from cahlib.swarm.lifecycle import SwarmConfig
+    from cahlib.swarm.planner import ServerLimits
 
     place = job.place
     wheelhouse = expanded(place.wheelhouse) if place.wheelhouse else None
-    limits = Limits(
+    limits = ServerLimits(
         nodes=place.swarm,
         cores=place.cores,
         location=place.location,
@@ -162,7 +163,7 @@ def orders(job: Job, watchdog: Watchdog | None = None) -> Orders:
         watchdog=place.watchdog_minutes if place.watchdog else 0,
         arm=bool(wheelhouse and any(wheelhouse.glob("pycld2-*aarch64.whl"))),
     )
-    return Orders(limits=limits, state=state(job), wheelhouse=wheelhouse, watchdog=watchdog)
+    return SwarmConfig(limits=limits, state=state(job), wheelhouse=wheelhouse, watchdog=watchdog)
 
 
 def state(job: Job) -> Path:
@@ -183,18 +184,18 @@ def _endpoint() -> str:
     return os.environ.get("HCLOUD_ENDPOINT", "") or hetzner.ENDPOINT
 
 
-def _reach(job: Job) -> Reach:
+def _reach(job: Job) -> ClusterAddress:
     """The cluster that a job names, by its address or by a ticket; others may work there too."""
     from cahlib.engine import ticket
-    from cahlib.engine.cluster import Reach
+    from cahlib.engine.cluster import ClusterAddress
 
     place, own = job.place, job.output.folder / "run"
     if "://" in place.engine:
-        reach = Reach(address=place.engine, staging=place.staging)
+        reach = ClusterAddress(address=place.engine, staging=place.staging)
     else:
         keys = private.place(own / "engine", "ticket")
         shutil.rmtree(own / "ticket", ignore_errors=True)  # where an earlier version had them
-        reach = ticket.read(expanded(place.engine), keys)
+        reach = ticket.read_ticket(expanded(place.engine), keys)
     # they may have other rules for the same shards
     return reach.of_run(private.named(own / "engine"))
 
@@ -208,7 +209,7 @@ def check(job: Job) -> None:
 class _Supplied:
     """An engine elsewhere whose jobs find the files of this machine that they name."""
 
-    def __init__(self, engine: Remote) -> None:
+    def __init__(self, engine: RemoteEngine) -> None:
         self._engine = engine
         self.take, self.told = engine.take, engine.told
 

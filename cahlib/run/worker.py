@@ -72,7 +72,7 @@ class _Scraping:
     def through(self, listener: Listener, tick: float) -> WorkerOutcome:
         parcels.remove_leftovers(self._folder, self._ledger.in_state("done"))
         with (
-            local.local(self._job.place.scrapers) as scrapers,
+            local.local_engine(self._job.place.scrapers) as scrapers,
             watched(
                 partial(self._snapshot, scrapers, Speedometer()),
                 listener,
@@ -93,7 +93,7 @@ class _Scraping:
         left = self._stop.is_set() and self._ledger.has_more()
         return WorkerOutcome(parcels=self._brought, stopped=left)
 
-    def _submit(self, scrapers: local.Engine, shard: Shard) -> None:
+    def _submit(self, scrapers: local.LocalEngine, shard: Shard) -> None:
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
             return
         self._leased[shard.id] = shard
@@ -117,7 +117,7 @@ class _Scraping:
             self._failures.failed(shard, result, slots=slots)
 
     def _snapshot(
-        self, scrapers: local.Engine, speed: Speedometer, elapsed: float, finished: bool
+        self, scrapers: local.LocalEngine, speed: Speedometer, elapsed: float, finished: bool
     ) -> Snapshot:
         told = scrapers.told()
         stats = sum(map(Stats.from_dict, told), self._stats)

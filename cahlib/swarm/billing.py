@@ -18,11 +18,11 @@ from cahlib.core.atomic import write_file
 from cahlib.core.errors import CahError
 from cahlib.core.wording import plural
 
-FILE = "account.json"
+BILLING_FILE = "account.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
+class ServerBill:
     """What one server costs."""
 
     hourly: float
@@ -36,21 +36,21 @@ class Bill:
 
 
 @dataclass(slots=True)
-class Bills:
+class Billing:
     """The bills of one run by server's name; kept in a file, if there is one."""
 
     path: Path | None = None
     currency: str = "EUR"
-    _bills: dict[str, Bill] = field(default_factory=dict)
+    _bills: dict[str, ServerBill] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, state: Path) -> Bills:
+    def of(cls, state: Path) -> Billing:
         """Return the account of the run with this state; an empty one if it cannot be read."""
-        found = cls(state / FILE)
+        found = cls(state / BILLING_FILE)
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            told = json.loads((state / FILE).read_text(encoding="utf-8"))
-            found._bills = {name: Bill(**each) for name, each in told["servers"].items()}
+            told = json.loads((state / BILLING_FILE).read_text(encoding="utf-8"))
+            found._bills = {name: ServerBill(**each) for name, each in told["servers"].items()}
             found.currency = str(told["currency"])
         return found
 
@@ -64,7 +64,7 @@ class Bills:
         """Note that a server is there, perhaps again; a bill that runs is left as it is."""
         with self._lock:
             if not self._runs(name):
-                known = self._bills.get(name, Bill(hourly, since))
+                known = self._bills.get(name, ServerBill(hourly, since))
                 self._bills[name] = replace(known, until=None)
                 self._store()
             elif since < self._bills[name].since:  # the cloud's clock says so
@@ -87,7 +87,7 @@ class Bills:
         """Return what the servers have cost that are not there any more."""
         return self.spent(now) - sum(bill.cost(now) for bill in self.running().values())
 
-    def running(self) -> Mapping[str, Bill]:
+    def running(self) -> Mapping[str, ServerBill]:
         """Return the bills of the servers that are not known to be gone."""
         return {name: each for name, each in self._bills.copy().items() if each.until is None}
 

@@ -14,20 +14,20 @@ from contextlib import suppress
 
 from cahlib.swarm import install, ssh
 from cahlib.swarm.provider import Server
-from cahlib.swarm.provisioning import Fleet
+from cahlib.swarm.provisioning import Provisioner
 
 #: Where guests are whose addresses nobody knows.
 _ANYWHERE = "0.0.0.0/0"
 
 #: Seconds for a server to answer, and servers that are asked at a time.
-_PATIENCE, _AT_ONCE = 10.0, 16
+_TIMEOUT, _THREADS = 10.0, 16
 
 
-class Doors:
+class Firewall:
     """Keeps the ports of a fleet; with ``guests`` they are open to all who have a certificate."""
 
     def __init__(
-        self, made: Fleet, reached: Callable[[Server], ssh.Login], *, guests: bool = False
+        self, made: Provisioner, reached: Callable[[Server], ssh.Login], *, guests: bool = False
     ) -> None:
         self.reached = reached
         self._made, self._guests = made, guests
@@ -47,9 +47,9 @@ class Doors:
         """
         with self._lock:
             heads = (s for s in self._made.listed.values() if s.labels.get("role") == "head")
-            with suppress(ssh.Failed, ssh.Unreachable, StopIteration):
-                with ssh.session(self.reached(next(heads)), timeout=_PATIENCE) as node:
-                    here = install.seen(node)
+            with suppress(ssh.CommandFailed, ssh.Unreachable, StopIteration):
+                with ssh.ssh_session(self.reached(next(heads)), timeout=_TIMEOUT) as node:
+                    here = install.driver_address(node)
                 if here not in self._drivers:
                     self._renewed({here})
                     self._put(self._made.listed.values())
@@ -70,9 +70,9 @@ class Doors:
         """Tell servers; one that does not answer is told once it is set up."""
 
         def put(server: Server) -> None:
-            with suppress(ssh.Failed, ssh.Unreachable):
-                with ssh.session(self.reached(server), timeout=_PATIENCE) as node:
+            with suppress(ssh.CommandFailed, ssh.Unreachable):
+                with ssh.ssh_session(self.reached(server), timeout=_TIMEOUT) as node:
                     install.open_ports(node, self._told)
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(put, servers))

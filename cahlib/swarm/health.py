@@ -19,17 +19,17 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from cahlib.core.errors import RunError, Stopped
-from cahlib.engine.cluster import Node, of
-from cahlib.engine.remote import TROUBLE, Remote
+from cahlib.engine.cluster import WorkerState, is_worker_of
+from cahlib.engine.remote import CONNECTION_ERRORS, RemoteEngine
 from cahlib.swarm import install, ssh
-from cahlib.swarm.firewall import Doors
+from cahlib.swarm.firewall import Firewall
 from cahlib.swarm.provider import Server
-from cahlib.swarm.provisioning import TAKEN_DOWN, Fleet
+from cahlib.swarm.provisioning import TAKEN_DOWN, Provisioner
 from cahlib.swarm.startup import Startup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class HealthRules:
     """How long to wait, in seconds, and how often to replace."""
 
     look: float = 5  #: between two looks
@@ -42,7 +42,7 @@ class Rules:
     least: int = 3  #: replacements in a run; or as many as there are nodes, if these are more
 
 
-class Act(Enum):
+class Action(Enum):
     """What is to be done with a node."""
 
     LEAVE = auto()
@@ -51,41 +51,43 @@ class Act(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class NodeHealth:
     """A node's history."""
 
     ill: float | None = None  #: since when
     restarted: bool = False  #: and has not been well since
 
 
-def treat(case: Case, *, well: bool, gone: bool, now: float, rules: Rules) -> tuple[Case, Act]:
+def next_action(
+    case: NodeHealth, *, well: bool, gone: bool, now: float, rules: HealthRules
+) -> tuple[NodeHealth, Action]:
     """What to do with a node, and its history from then on; ``gone``: no machine runs there."""
     if well:
-        return Case(), Act.LEAVE
+        return NodeHealth(), Action.LEAVE
     ill = now if case.ill is None else case.ill
     if now < ill + (rules.again if case.restarted and not gone else rules.sure):
-        return Case(ill, case.restarted), Act.LEAVE
+        return NodeHealth(ill, case.restarted), Action.LEAVE
     if gone or case.restarted:
-        return Case(), Act.REPLACE
-    return Case(now, restarted=True), Act.RESTART
+        return NodeHealth(), Action.REPLACE
+    return NodeHealth(now, restarted=True), Action.RESTART
 
 
-class Watch:
+class HealthMonitor:
     """The hands that do it; each look is one call."""
 
     def __init__(
         self,
-        made: Fleet,
-        engine: Remote,
-        doors: Doors,
+        made: Provisioner,
+        engine: RemoteEngine,
+        doors: Firewall,
         startup: Startup,
         *,
         tell: Callable[[str], None],
-        rules: Rules,
+        rules: HealthRules,
     ) -> None:
         self._made, self._engine, self._rules, self._tell = made, engine, rules, tell
         self._doors, self._startup = doors, startup
-        self._cases: dict[str, Case] = {}
+        self._cases: dict[str, NodeHealth] = {}
         self._fallen: set[str] = set()  #: whose machines have failed before
         self._nodes: dict[str, Server] = dict(made.listed)  #: that shall be there
         self._coming = self._nodes.keys() - {*startup.up()}  #: those that were not up yet
@@ -99,7 +101,7 @@ class Watch:
         while not self._ended.wait(self._rules.look):
             try:
                 self.look()
-            except (*TROUBLE, RunError) as error:  # the cloud is away: perhaps we are
+            except (*CONNECTION_ERRORS, RunError) as error:  # the cloud is away: perhaps we are
                 if str(error) != self._said:
                     self._said = str(error)
                     self._tell(self._said)
@@ -116,7 +118,7 @@ class Watch:
             return
         self._come(self._coming - self._startup.pending())
         off = {name for name, each in self._made.listed.items() if each.status == "off"}
-        head = next((n for n, each in self._nodes.items() if _leads(each)), "")
+        head = next((n for n, each in self._nodes.items() if _is_head(each)), "")
         # who asks an engine whose head is off waits for its silence
         workers = None if head in off else self._workers()
         if workers is None and head not in off:
@@ -124,7 +126,7 @@ class Watch:
         there = [each for name, each in self._nodes.items() if name not in self._coming]
         ill = [each for each in there if not self._well(each, workers)]
         for name in self._cases.keys() - {each.name for each in ill}:
-            self._cases[name] = Case()
+            self._cases[name] = NodeHealth()
         if not ill or self._made.stop.is_set():  # what is stopped needs none of them any more
             return
         listed = {server.name: server for server in self._made.servers()}
@@ -145,46 +147,51 @@ class Watch:
         return True
 
     def _treated(
-        self, node: Server, listed: Mapping[str, Server], workers: Sequence[Node] | None
+        self, node: Server, listed: Mapping[str, Server], workers: Sequence[WorkerState] | None
     ) -> bool:
         """Do for an ill node what can be done; whether it is to be replaced."""
         server, head = listed.get(node.name), workers is None
         off = server is not None and server.status == "off"
-        why = next((each.ill for each in _own(workers, node) if each.ill), "")
+        why = next((each.ill for each in _workers_of(workers, node) if each.ill), "")
         if why and node.name in self._fallen:  # a restart did not help
             self._tell(f"{node.name} fails again: {why}.")
             return True
         sure = 0 if off else self._rules.lost if head else self._rules.sure
-        self._cases[node.name], act = treat(
-            self._cases.get(node.name, Case()),
+        self._cases[node.name], act = next_action(
+            self._cases.get(node.name, NodeHealth()),
             well=False,
             gone=server is None or off,
             now=time.monotonic(),
             rules=replace(self._rules, sure=sure),
         )
-        if act is Act.RESTART:
+        if act is Action.RESTART:
             self._fallen |= {node.name} if why else set()
             said = f"fails ({why})" if why else "does not work"
             self._tell(f"{node.name} {said}; restarting its service.")
             try:
                 for unit in ("crawl-head", "crawl") if head else ("crawl",):
-                    install.restart(self._doors.reached(node), unit=unit, timeout=self._rules.sure)
-            except (ssh.Failed, ssh.Unreachable):  # no use in waiting for it to be well again
+                    install.restart_service(
+                        self._doors.reached(node), unit=unit, timeout=self._rules.sure
+                    )
+            except (
+                ssh.CommandFailed,
+                ssh.Unreachable,
+            ):  # no use in waiting for it to be well again
                 ill = time.monotonic() - self._rules.again + self._rules.sure
-                self._cases[node.name] = Case(ill, restarted=True)
-        return act is Act.REPLACE
+                self._cases[node.name] = NodeHealth(ill, restarted=True)
+        return act is Action.REPLACE
 
-    def _workers(self) -> list[Node] | None:
+    def _workers(self) -> list[WorkerState] | None:
         """The workers that the scheduler knows; None if there is no scheduler."""
         try:
             return self._engine.nodes()
         except RunError:
             return None
 
-    def _well(self, server: Server, workers: Sequence[Node] | None) -> bool:
+    def _well(self, server: Server, workers: Sequence[WorkerState] | None) -> bool:
         if workers is None:  # then only the head can be blamed
-            return not _leads(server)
-        own = _own(workers, server)
+            return not _is_head(server)
+        own = _workers_of(workers, server)
         return any(each.seen < self._rules.silent for each in own) and all(
             each.still < self._rules.still and not each.ill for each in own
         )
@@ -212,7 +219,7 @@ class Watch:
 
     def _join(self, servers: Sequence[Server]) -> None:
         """Make nodes of the servers that are new; of all, if the head is."""
-        head = next(filter(_leads, servers), None)
+        head = next(filter(_is_head, servers), None)
         if head is None:
             self._engine.give_up(
                 RunError(
@@ -231,14 +238,14 @@ class Watch:
         if moved:
             self._startup.wait([head.name])
             if head.name in self._startup.up():
-                self._engine.move(f"tls://{head.address}:{install.PORT}")
+                self._engine.move(f"tls://{head.address}:{install.SCHEDULER_PORT}")
 
     def _come(self, names: Iterable[str]) -> None:
         """Note that some are up, or remove them: they will be replaced, as what is gone."""
         errors = self._startup.errors()
         for name in names:
             self._coming.discard(name)
-            self._cases[name] = Case(time.monotonic(), restarted=True)  # as it was just now
+            self._cases[name] = NodeHealth(time.monotonic(), restarted=True)  # as it was just now
             if (error := errors.get(name)) and not self._ended.is_set():
                 if not isinstance(error, install.NotReady):
                     raise error
@@ -247,16 +254,16 @@ class Watch:
                 self._startup.forget(name)
 
 
-def _own(workers: Sequence[Node] | None, server: Server) -> list[Node]:
-    return [each for each in workers or () if of(each.name, server.name)]
+def _workers_of(workers: Sequence[WorkerState] | None, server: Server) -> list[WorkerState]:
+    return [each for each in workers or () if is_worker_of(each.name, server.name)]
 
 
-def _leads(server: Server) -> bool:
+def _is_head(server: Server) -> bool:
     return server.labels.get("role") == "head"
 
 
 @contextmanager
-def watched(watch: Watch) -> Iterator[None]:
+def monitored(watch: HealthMonitor) -> Iterator[None]:
     """Watch for as long as the block runs."""
     thread = threading.Thread(target=watch.work, name="watch", daemon=True)
     thread.start()

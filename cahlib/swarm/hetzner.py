@@ -19,9 +19,9 @@ from hcloud.servers import BoundServer
 
 from cahlib import __version__
 from cahlib.core.errors import ConfigError
-from cahlib.swarm.provider import Denial, Denied, Offer, Server, Wish
+from cahlib.swarm.provider import DenialReason, Denied, Offer, Server, ServerSpec
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 ENDPOINT = "https://api.hetzner.cloud/v1"
 
@@ -29,39 +29,39 @@ ENDPOINT = "https://api.hetzner.cloud/v1"
 _PORTS = ("8786", "9000-9099")
 
 #: Networks that one rule of a firewall takes.
-_NETWORKS = 100
+_MAX_NETWORKS = 100
 
 _ANYWHERE = ("0.0.0.0/0", "::/0")
 
 #: Seconds to connect: where packets are lost, waiting longer helps nobody.
-_CONNECT = 10.0
+_CONNECT_TIMEOUT = 10.0
 
-_WHY = {
-    "resource_unavailable": Denial.STOCK,
-    "placement_error": Denial.STOCK,
-    "invalid_input": Denial.OTHER,
-    "resource_limit_exceeded": Denial.LIMIT,
-    "unauthorized": Denial.TOKEN,
-    "forbidden": Denial.TOKEN,
-    "token_readonly": Denial.TOKEN,
-    "service_error": Denial.AWAY,
-    "server_error": Denial.AWAY,
-    "rate_limit_exceeded": Denial.AWAY,
-    "conflict": Denial.AWAY,
-    "locked": Denial.AWAY,
-    "timeout": Denial.AWAY,
-    "bad_gateway": Denial.AWAY,
-    "maintenance": Denial.AWAY,
-    "unavailable": Denial.AWAY,
+_DENIALS = {
+    "resource_unavailable": DenialReason.STOCK,
+    "placement_error": DenialReason.STOCK,
+    "invalid_input": DenialReason.OTHER,
+    "resource_limit_exceeded": DenialReason.LIMIT,
+    "unauthorized": DenialReason.TOKEN,
+    "forbidden": DenialReason.TOKEN,
+    "token_readonly": DenialReason.TOKEN,
+    "service_error": DenialReason.AWAY,
+    "server_error": DenialReason.AWAY,
+    "rate_limit_exceeded": DenialReason.AWAY,
+    "conflict": DenialReason.AWAY,
+    "locked": DenialReason.AWAY,
+    "timeout": DenialReason.AWAY,
+    "bad_gateway": DenialReason.AWAY,
+    "maintenance": DenialReason.AWAY,
+    "unavailable": DenialReason.AWAY,
 }
 
-_RAISE = "; raise the limit in the console under Limits, or add another token"
+_RAISE_LIMIT = "; raise the limit in the console under Limits, or add another token"
 
 _ADVICE = {
-    Denial.LIMIT: _RAISE,
-    Denial.CORES: _RAISE,
-    Denial.TOKEN: "; give a token of this project with permission to read and write",
-    Denial.AWAY: "; try again in a few minutes",
+    DenialReason.LIMIT: _RAISE_LIMIT,
+    DenialReason.CORES: _RAISE_LIMIT,
+    DenialReason.TOKEN: "; give a token of this project with permission to read and write",
+    DenialReason.AWAY: "; try again in a few minutes",
 }
 
 
@@ -86,7 +86,7 @@ class Hetzner:
             application_name="cahlib",
             application_version=__version__,
             poll_interval=poll,
-            timeout=(min(timeout, _CONNECT), timeout),
+            timeout=(min(timeout, _CONNECT_TIMEOUT), timeout),
         )
         self._poll, self._patience = poll, patience
 
@@ -99,15 +99,15 @@ class Hetzner:
         try:
             self._patiently(lambda: request("DELETE", "/ssh_keys/0"), unless={"not_found"})
         except Denied as denied:
-            if denied.why is not Denial.OTHER:  # whatever is wrong with a number of 0
+            if denied.why is not DenialReason.OTHER:  # whatever is wrong with a number of 0
                 raise
 
     def offers(self) -> Sequence[Offer]:
         """Return every server that has a price, with IPv4 and tax; not all can be ordered now."""
         pricing = self._patiently(lambda: self._client.request("GET", "/pricing")["pricing"])
         types = self._patiently(self._client.server_types.get_all)
-        ipv4, currency = _ipv4(pricing), str(pricing.get("currency", "EUR"))
-        return [offer for each in types for offer in _offers(each, ipv4, currency)]
+        ipv4, currency = _ipv4_prices(pricing), str(pricing.get("currency", "EUR"))
+        return [offer for each in types for offer in _to_offers(each, ipv4, currency)]
 
     def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
         """Make the run's key and firewall; those already there are kept."""
@@ -115,10 +115,12 @@ class Hetzner:
         keys = self._client.ssh_keys
         if not self._patiently(lambda: keys.get_by_name(name)):
             create_key: Any = keys.create  # its type says that labels are a text
-            self._patiently(lambda: create_key(name, public_key, dict(labels)), unless=_EXISTS)
+            self._patiently(
+                lambda: create_key(name, public_key, dict(labels)), unless=_ALREADY_EXISTS
+            )
         if not self._firewall(name):
             create: Any = self._client.firewalls.create
-            self._patiently(lambda: create(name, _rules([]), dict(labels)), unless=_EXISTS)
+            self._patiently(lambda: create(name, _rules([]), dict(labels)), unless=_ALREADY_EXISTS)
 
     def admit(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
         """Open the ports of Dask to these networks alone, on all servers of a run."""
@@ -130,7 +132,7 @@ class Hetzner:
         keys = self._client.ssh_keys
         return bool(self._patiently(lambda: keys.get_by_name("-".join(labels.values()))))
 
-    def create(self, offer: Offer, wish: Wish) -> Server:
+    def create(self, offer: Offer, wish: ServerSpec) -> Server:
         """Make a server, or take the one of this name and these labels that is there already.
 
         Raises Denied; when the cloud did not answer, only after looking whether it acted.
@@ -140,9 +142,9 @@ class Hetzner:
 
         def make() -> Server:
             try:
-                return _server(self._asked(lambda: self._create(offer, wish, shared)))
+                return _to_server(self._asked(lambda: self._create(offer, wish, shared)))
             except Denied as denied:
-                if denied.why in (Denial.AWAY, Denial.OTHER):
+                if denied.why in (DenialReason.AWAY, DenialReason.OTHER):
                     for each in self.servers(run):
                         if each.name == wish.name:
                             return each
@@ -154,7 +156,7 @@ class Hetzner:
         """All servers that carry these labels."""
         selector = ",".join(f"{key}=={value}" for key, value in labels.items())
         get = self._client.servers.get_all
-        return [_server(each) for each in self._patiently(lambda: get(label_selector=selector))]
+        return [_to_server(each) for each in self._patiently(lambda: get(label_selector=selector))]
 
     def mark(self, server: Server, labels: Mapping[str, str]) -> None:
         """Give a server these labels beside those that it has."""
@@ -178,7 +180,7 @@ class Hetzner:
         ):
             self._patiently(wall.delete, unless=gone)
 
-    def _create(self, offer: Offer, wish: Wish, shared: str) -> BoundServer:
+    def _create(self, offer: Offer, wish: ServerSpec, shared: str) -> BoundServer:
         keys = [key for key in [self._client.ssh_keys.get_by_name(shared)] if key]
         walls = [wall for wall in [self._client.firewalls.get_by_name(shared)] if wall]
         return self._client.servers.create(
@@ -195,13 +197,13 @@ class Hetzner:
     def _image(self, name: str, architecture: str) -> BoundImage:
         image = self._client.images.get_by_name_and_architecture(name, architecture)
         if image is None:
-            raise Denied(Denial.STOCK, f"Hetzner has no image {name} for {architecture}.")
+            raise Denied(DenialReason.STOCK, f"Hetzner has no image {name} for {architecture}.")
         return image
 
     def _firewall(self, name: str) -> BoundFirewall | None:
         return self._patiently(lambda: self._client.firewalls.get_by_name(name))
 
-    def _patiently(self, ask: Callable[[], T], *, unless: set[str] = frozenset()) -> T:  # type: ignore[assignment]
+    def _patiently(self, ask: Callable[[], _T], *, unless: set[str] = frozenset()) -> _T:  # type: ignore[assignment]
         """Ask for something that may be asked twice, up to five times while nobody answers.
 
         After a minute it is not asked again: there may be servers to delete elsewhere. An error in
@@ -212,12 +214,12 @@ class Hetzner:
             try:
                 return self._asked(ask, unless=unless)
             except Denied as denied:
-                if denied.why is not Denial.AWAY or attempt == 4 or time.monotonic() > late:
+                if denied.why is not DenialReason.AWAY or attempt == 4 or time.monotonic() > late:
                     raise
                 time.sleep(self._poll * 2**attempt)
         raise AssertionError
 
-    def _asked(self, ask: Callable[[], T], *, unless: set[str] = frozenset()) -> T:  # type: ignore[assignment]
+    def _asked(self, ask: Callable[[], _T], *, unless: set[str] = frozenset()) -> _T:  # type: ignore[assignment]
         """Ask, and translate what the client raises."""
         try:
             return ask()
@@ -227,29 +229,29 @@ class Hetzner:
             raise self._denied(error) from error
         except (HCloudException, OSError) as error:  # of the network, or its CA file is gone
             text = f"{self.name}: Hetzner does not answer ({type(error).__name__})"
-            raise Denied(Denial.AWAY, text + _ADVICE[Denial.AWAY] + ".") from error
+            raise Denied(DenialReason.AWAY, text + _ADVICE[DenialReason.AWAY] + ".") from error
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise self._strange() from error
 
     def _strange(self) -> Denied:
         text = f"{self.name}: what answers is not Hetzner's API, perhaps a proxy"
-        return Denied(Denial.AWAY, text + _ADVICE[Denial.AWAY] + ".")
+        return Denied(DenialReason.AWAY, text + _ADVICE[DenialReason.AWAY] + ".")
 
     def _denied(self, error: APIException) -> Denied:
-        why = _WHY.get(str(error.code), Denial.OTHER)
+        why = _DENIALS.get(str(error.code), DenialReason.OTHER)
         if isinstance(error.code, int) and error.code < 400:  # a page
             return self._strange()
         if isinstance(error.code, int) and error.code >= 500:
-            why = Denial.AWAY
-        if why is Denial.LIMIT and "core" in error.message.lower():
-            why = Denial.CORES
+            why = DenialReason.AWAY
+        if why is DenialReason.LIMIT and "core" in error.message.lower():
+            why = DenialReason.CORES
         if "unsupported location" in error.message.lower():
-            why = Denial.STOCK
+            why = DenialReason.STOCK
         message = error.message.rstrip(".")
         return Denied(why, f"{self.name}: {message} ({error.code}){_ADVICE.get(why, '')}.")
 
 
-_EXISTS = {"uniqueness_error"}
+_ALREADY_EXISTS = {"uniqueness_error"}
 
 
 def accounts(tokens: str, *, endpoint: str = ENDPOINT, **options: Any) -> list[Hetzner]:
@@ -267,7 +269,7 @@ def accounts(tokens: str, *, endpoint: str = ENDPOINT, **options: Any) -> list[H
     ]
 
 
-def _offers(kind: BoundServerType, ipv4: Mapping[str, float], currency: str) -> list[Offer]:
+def _to_offers(kind: BoundServerType, ipv4: Mapping[str, float], currency: str) -> list[Offer]:
     prices = {
         str(each["location"]): float(each["price_hourly"]["gross"])
         for each in kind.prices or ()
@@ -284,20 +286,20 @@ def _offers(kind: BoundServerType, ipv4: Mapping[str, float], currency: str) -> 
             hourly=prices[name] + ipv4.get(name, max(ipv4.values(), default=0)),
             currency=currency,
             dedicated=kind.cpu_type == "dedicated",
-            lacks=_lacks(place),
+            lacks=_unavailability(place),
         )
         for place in kind.locations or ()
         if (name := str(place.location.name)) in prices
     ]
 
 
-def _lacks(place: ServerTypeLocation) -> str:
+def _unavailability(place: ServerTypeLocation) -> str:
     if place.deprecation is not None:
         return "being withdrawn"
     return "" if place.available else "sold out"
 
 
-def _ipv4(pricing: Mapping[str, Any]) -> dict[str, float]:
+def _ipv4_prices(pricing: Mapping[str, Any]) -> dict[str, float]:
     """Return what an IPv4 address costs an hour, by location."""
     return {
         price["location"]: float(price["price_hourly"]["gross"])
@@ -307,7 +309,7 @@ def _ipv4(pricing: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _server(bound: BoundServer) -> Server:
+def _to_server(bound: BoundServer) -> Server:
     address = bound.public_net.ipv4 if bound.public_net else None
     return Server(
         id=int(bound.id or 0),
@@ -327,8 +329,8 @@ def _rules(networks: Sequence[str]) -> list[FirewallRule]:
     rules += [_rule("out", "tcp", port, _ANYWHERE) for port in ("53", "80", "443")]
     rules += [_rule("out", "udp", port, _ANYWHERE) for port in ("53", "123")]
     rules += [_rule("out", "icmp", None, _ANYWHERE)]
-    for start in range(0, len(networks), _NETWORKS):
-        some = networks[start : start + _NETWORKS]
+    for start in range(0, len(networks), _MAX_NETWORKS):
+        some = networks[start : start + _MAX_NETWORKS]
         rules += [_rule(way, "tcp", port, some) for way in ("in", "out") for port in _PORTS]
     return rules
 

@@ -17,21 +17,21 @@ from typing import TypeAlias
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.swarm import server_image, wheel
-from cahlib.swarm.node import BOOTED, HOME, PARCELS, WATCHDOG
-from cahlib.swarm.planner import scrapers
-from cahlib.swarm.ssh import Failed, Login, Session, Unreachable, awaited, session
+from cahlib.swarm.node import BOOT_MARKER, HOME, PARCEL_FOLDER, WATCHDOG_FILE
+from cahlib.swarm.planner import scraper_count
+from cahlib.swarm.ssh import CommandFailed, Login, SshSession, Unreachable, await_ssh, ssh_session
 
-LOG = f"{HOME}/crawl.log"
+NODE_LOG = f"{HOME}/crawl.log"
 _BOOT_LOG = "/var/log/cloud-init-output.log"
 
 #: Says what a node was made into.
-_STAMP = f"{HOME}/stamp"
+_STAMP_FILE = f"{HOME}/stamp"
 
 #: The scheduler's port on the head.
-PORT = 8786
+SCHEDULER_PORT = 8786
 
 #: Seconds that a node's clock may be wrong: certificates hold from a day before they are made.
-_APART = 6 * 3600
+_MAX_CLOCK_DRIFT = 6 * 3600
 
 
 class NotReady(RunError):
@@ -40,7 +40,7 @@ class NotReady(RunError):
     @property
     def by_command(self) -> bool:
         """Return whether a command on the server said so; else it did not answer."""
-        return isinstance(self.__cause__, Failed)
+        return isinstance(self.__cause__, CommandFailed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class SetupTimeouts:
     """Seconds after which a node is given up."""
 
     ssh: float = 180
@@ -64,7 +64,7 @@ class Patience:
     start: float = 60
 
 
-def package(folder: Path, *, wheelhouse: Path | None = None) -> Package:
+def make_package(folder: Path, *, wheelhouse: Path | None = None) -> Package:
     """Make the wheel in ``folder``; a wheelhouse is a folder of wheels for the nodes' Python."""
     wheels: tuple[Path, ...] = ()
     if wheelhouse:
@@ -76,36 +76,36 @@ def package(folder: Path, *, wheelhouse: Path | None = None) -> Package:
                 f"`pip download --dest {wheelhouse} cahlib`."
             )
     return Package(
-        wheel=wheel.build(folder),
-        pins=wheel.pins(),
+        wheel=wheel.build_wheel(folder),
+        pins=wheel.pip_constraints(),
         wheelhouse=wheels,
-        image=server_image.chosen(wheel.pythons(), wheels),
+        image=server_image.choose_image(wheel.required_pythons(), wheels),
     )
 
 
 #: Hears the name of a node and the step that it begins: ssh, boot, install, start, up.
-Step: TypeAlias = Callable[[str, str], None]
+StepListener: TypeAlias = Callable[[str, str], None]
 
 
 #: Hears under which address a node sees this machine; returns the networks of all that may reach
 #: the ports of Dask there.
-Admit: TypeAlias = Callable[[str], Sequence[str]]
+NetworkSource: TypeAlias = Callable[[str], Sequence[str]]
 
 
-def bring_up(
+def set_up_node(
     login: Login,
     goods: Package,
     *,
     head: Login,
-    admit: Admit,
-    patience: Patience | None = None,
-    step: Step = lambda name, step: None,
+    admit: NetworkSource,
+    patience: SetupTimeouts | None = None,
+    step: StepListener = lambda name, step: None,
 ) -> dict[str, float]:
     """Make a server a node of the swarm with this head; done again, it changes nothing.
 
     Tells the seconds that each step took. Raises NotReady with the ends of the node's logs.
     """
-    limits, took = patience or Patience(), dict[str, float]()
+    limits, took = patience or SetupTimeouts(), dict[str, float]()
 
     def timed(name: str, act: Callable[[], None]) -> None:
         step(login.name, name)
@@ -114,90 +114,90 @@ def bring_up(
         took[name] = time.monotonic() - started
 
     try:
-        timed("ssh", lambda: awaited(login, timeout=limits.ssh))
-        timed("boot", lambda: _booted(login, limits.boot))
-        with session(login) as node:
-            _same_time(node)
-            open_ports(node, admit(seen(node)))
+        timed("ssh", lambda: await_ssh(login, timeout=limits.ssh))
+        timed("boot", lambda: _await_boot(login, limits.boot))
+        with ssh_session(login) as node:
+            _check_clock(node)
+            open_ports(node, admit(driver_address(node)))
             stamp = _stamp(login, goods, head)
-            if node.tail(_STAMP, lines=1) != stamp:
-                timed("install", lambda: _installed(node, login, goods, limits.install))
-                timed("start", lambda: _started(node, login, head, limits.start))
-                node.put([(stamp.encode(), _STAMP)])
-            _guarded(node, goods.watchdog if login.name == head.name else None, login.name)
-    except (Failed, Unreachable) as error:
-        raise NotReady(f"{login.name} did not come up: {error}{_logs(login)}") from error
+            if node.tail(_STAMP_FILE, lines=1) != stamp:
+                timed("install", lambda: _install(node, login, goods, limits.install))
+                timed("start", lambda: _start_services(node, login, head, limits.start))
+                node.put([(stamp.encode(), _STAMP_FILE)])
+            _set_watchdog(node, goods.watchdog if login.name == head.name else None, login.name)
+    except (CommandFailed, Unreachable) as error:
+        raise NotReady(f"{login.name} did not come up: {error}{_log_tails(login)}") from error
     step(login.name, "up")
     return took
 
 
-def seen(node: Session) -> str:
+def driver_address(node: SshSession) -> str:
     """Return the address under which a node sees this machine."""
     return node.run('echo "${SSH_CONNECTION%% *}"').strip()
 
 
-def open_ports(node: Session, networks: Sequence[str]) -> None:
+def open_ports(node: SshSession, networks: Sequence[str]) -> None:
     """Have a node let these reach the ports of Dask, and nobody else."""
     node.run(["sudo", "/usr/local/sbin/crawl-peers", *networks])
 
 
-def restart(login: Login, *, unit: str = "crawl", timeout: float = 60) -> None:
+def restart_service(login: Login, *, unit: str = "crawl", timeout: float = 60) -> None:
     """Restart a node's service; what it was doing is done again somewhere."""
-    with session(login, timeout=timeout) as node:
+    with ssh_session(login, timeout=timeout) as node:
         node.run(["sudo", "systemctl", "restart", unit], timeout=timeout)
 
 
-def log(login: Login, *, lines: int = 20, boot: bool = False, timeout: float = 20) -> str:
+def node_log(login: Login, *, lines: int = 20, boot: bool = False, timeout: float = 20) -> str:
     """The end of a node's log, or of what cloud-init said at its boot."""
-    with session(login, timeout=timeout) as node:
-        return node.tail(_BOOT_LOG if boot else LOG, lines=lines, timeout=timeout)
+    with ssh_session(login, timeout=timeout) as node:
+        return node.tail(_BOOT_LOG if boot else NODE_LOG, lines=lines, timeout=timeout)
 
 
 def fetch_log(login: Login, target: Path, *, timeout: float = 60) -> None:
     """Copy a node's whole log."""
-    with session(login, timeout=timeout) as node:
-        node.get(LOG, target, timeout=timeout)
+    with ssh_session(login, timeout=timeout) as node:
+        node.get(NODE_LOG, target, timeout=timeout)
 
 
-def _booted(login: Login, timeout: float) -> None:
+def _await_boot(login: Login, timeout: float) -> None:
     """Wait for cloud-init; it counts what is there after it, not what it says of itself."""
     deadline = time.monotonic() + timeout
     while True:
         try:
-            with session(login) as node:
+            with ssh_session(login) as node:
                 # it says "error", and waits no longer, as soon as one mirror was away for a moment
-                with suppress(Failed):
+                with suppress(CommandFailed):
                     node.run("cloud-init status --wait", timeout=deadline - time.monotonic())
-                if node.run(f"ls {BOOTED} 2>/dev/null || true"):
+                if node.run(f"ls {BOOT_MARKER} 2>/dev/null || true"):
                     node.run("python3 -c 'import ensurepip, venv'")
                     return
             if time.monotonic() > deadline:
-                raise Failed(f"its first boot did not end within {timeout:g} s.")
+                raise CommandFailed(f"its first boot did not end within {timeout:g} s.")
         except Unreachable:  # sshd is restarted at the first boot, after it has answered once
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.5)
 
 
-def _same_time(node: Session) -> None:
+def _check_clock(node: SshSession) -> None:
     apart = abs(float(node.run(["date", "+%s"])) - time.time())
-    if apart > _APART:
-        raise Failed(
+    if apart > _MAX_CLOCK_DRIFT:
+        raise CommandFailed(
             f"its clock and this machine's are {apart / 3600:,.0f} hours apart, and certificates "
             "go by the clock; see which one is wrong (`timedatectl`)."
         )
 
 
-def _installed(node: Session, login: Login, goods: Package, timeout: float) -> None:
+def _install(node: SshSession, login: Login, goods: Package, timeout: float) -> None:
     node.run(
         # the scheduler's user comes through, to the code and to the authority's certificate
         f"chmod 711 {HOME} && mkdir -p -m 711 {HOME}/tls && "
         f"mkdir -p -m 700 {HOME}/wheels {HOME}/dask {HOME}/files && "
         # in memory, where the machine has plenty; hosts of tests have no such place
-        f"{{ test -e {HOME}/parcels || {{ test -d {PARCELS} && "
-        f"ln -s {PARCELS} {HOME}/parcels; }} || mkdir -m 700 {HOME}/parcels; }} && "
-        f"touch {LOG} && "  # else it is root's, and closed to us
-        f"rm -f {HOME}/wheels/cahlib-*.whl {_STAMP}"
+        f"{{ test -e {HOME}/parcels || {{ test -d {PARCEL_FOLDER} && "
+        f"ln -s {PARCEL_FOLDER} {HOME}/parcels; }} || mkdir -m 700 {HOME}/parcels; }} && "
+        f"touch {NODE_LOG} && "  # else it is root's, and closed to us
+        f"rm -f {HOME}/wheels/cahlib-*.whl {_STAMP_FILE}"
     )
     authority, own = login.keys.authority(), login.keys.node(login.name, login.address)
     there = set(node.run(["ls", f"{HOME}/wheels"]).split())
@@ -222,13 +222,13 @@ def _installed(node: Session, login: Login, goods: Package, timeout: float) -> N
     )
 
 
-def _started(node: Session, login: Login, head: Login, timeout: float) -> None:
+def _start_services(node: SshSession, login: Login, head: Login, timeout: float) -> None:
     told = {
-        "HEAD": f"tls://{head.address}:{PORT}",
+        "HEAD": f"tls://{head.address}:{SCHEDULER_PORT}",
         "PROTOCOL": "tls",
         "ADDRESS": login.address,
         "NODE": login.name,
-        "WORKERS": str(max(1, scrapers(int(node.run(["nproc"])), _memory(node)))),
+        "WORKERS": str(max(1, scraper_count(int(node.run(["nproc"])), _memory_gb(node)))),
     }
     lines = "".join(f"{name}={value}\n" for name, value in told.items())
     node.put([(lines.encode(), f"{HOME}/crawl.env")])
@@ -243,18 +243,18 @@ def _started(node: Session, login: Login, head: Login, timeout: float) -> None:
         node.run(["sudo", "systemctl", "restart", unit], timeout=timeout)
 
 
-def _guarded(node: Session, told: Callable[[str], bytes] | None, name: str) -> None:
+def _set_watchdog(node: SshSession, told: Callable[[str], bytes] | None, name: str) -> None:
     """Start the watchdog of a head, or end one that an earlier launch has started.
 
     Its token comes by the connection into a file of root's, and lies nowhere else on its way.
     """
-    if told or node.run(f"test -s {WATCHDOG} && echo watched || true"):
-        node.run(f"sudo tee {WATCHDOG} > /dev/null", stdin=told(name) if told else b"")
+    if told or node.run(f"test -s {WATCHDOG_FILE} && echo watched || true"):
+        node.run(f"sudo tee {WATCHDOG_FILE} > /dev/null", stdin=told(name) if told else b"")
         for verb in ("enable", "restart"):
             node.run(["sudo", "systemctl", verb, "crawl-watchdog"])
 
 
-def _memory(node: Session) -> float:
+def _memory_gb(node: SshSession) -> float:
     """Return the GB of memory that a machine has."""
     return int(node.run("awk '/^MemTotal:/ {print $2}' /proc/meminfo")) / 1e6
 
@@ -266,11 +266,11 @@ def _stamp(login: Login, goods: Package, head: Login) -> str:
     return sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _logs(login: Login) -> str:
+def _log_tails(login: Login) -> str:
     """The ends of a node's logs for an error, if it lets itself be asked."""
     shown = []
-    with suppress(Failed, Unreachable), session(login, timeout=10) as node:
-        for path in (_BOOT_LOG, LOG):
+    with suppress(CommandFailed, Unreachable), ssh_session(login, timeout=10) as node:
+        for path in (_BOOT_LOG, NODE_LOG):
             if text := node.tail(path, lines=8).strip():
                 shown.append(f"\n--- the end of {path} on {login.name}:\n{text}")
     return "".join(shown)

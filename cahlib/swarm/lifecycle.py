@@ -18,87 +18,94 @@ from pathlib import Path
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.private import named, place
-from cahlib.core.progress import Board, Node
+from cahlib.core.progress import NodeStatus, SwarmStatus
 from cahlib.core.wording import verb
-from cahlib.engine.certificates import Keys
-from cahlib.engine.cluster import Reach
-from cahlib.engine.remote import Remote, remote
-from cahlib.engine.ticket import issued
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.remote import RemoteEngine, remote_engine
+from cahlib.engine.ticket import issue_ticket
 from cahlib.swarm import install, ssh, status
-from cahlib.swarm.billing import Bills
-from cahlib.swarm.firewall import Doors
-from cahlib.swarm.health import Rules, Watch, watched
+from cahlib.swarm.billing import Billing
+from cahlib.swarm.firewall import Firewall
+from cahlib.swarm.health import HealthMonitor, HealthRules, monitored
 from cahlib.swarm.node import HOME, user_data
-from cahlib.swarm.planner import Limits, Plan, plan
-from cahlib.swarm.provider import PROJECT, Account, Server, everywhere, mark, prices
-from cahlib.swarm.provisioning import Fleet, fleet, remains, sweep
-from cahlib.swarm.startup import Startup, begin, finish
-from cahlib.swarm.watchdog import Watchdog
+from cahlib.swarm.planner import ServerLimits, ServerPlan, plan_servers
+from cahlib.swarm.provider import (
+    PROJECT_LABEL,
+    Account,
+    Server,
+    list_servers,
+    offers_by_type,
+    send_heartbeat,
+)
+from cahlib.swarm.provisioning import Provisioner, delete_labelled, leftover_message, provisioned
+from cahlib.swarm.startup import Startup, start_head, start_others
+from cahlib.swarm.watchdog import WatchdogConfig
 
 #: Seconds in which workers must have joined, and in which finished parcels are brought at the end.
-_JOIN, _DRAIN = 60, 120
+_JOIN_TIMEOUT, _DRAIN_TIMEOUT = 60, 120
 
 #: Seconds in which logs are brought here before their servers are deleted.
-_LOGS = 20.0
+_LOGS_TIMEOUT = 20.0
 
 #: Seconds between two looks at the cost, and before an hour begins in which servers are deleted.
-_LOOK, _LAST = 5.0, 45.0
+_COST_INTERVAL, _DELETE_BEFORE = 5.0, 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Orders:
+class SwarmConfig:
     """What a swarm is told to be."""
 
-    limits: Limits
+    limits: ServerLimits
     state: Path  #: folder of the run's name, its wheel and its logs
     wheelhouse: Path | None = None  #: wheels for the nodes; None: they ask their registry
     late: float = 10  #: seconds in which a request that was never answered may make a server
-    rules: Rules = field(default_factory=Rules)  #: by which nodes are looked after
-    watchdog: Watchdog | None = None  #: what deletes the servers if this machine dies
+    rules: HealthRules = field(default_factory=HealthRules)  #: by which nodes are looked after
+    watchdog: WatchdogConfig | None = None  #: what deletes the servers if this machine dies
 
 
 @contextmanager
-def crew(
+def swarm_engine(
     accounts: Sequence[Account],
-    orders: Orders,
+    orders: SwarmConfig,
     home: Path,
     *,
     tell: Callable[[str], None],
     stop: threading.Event,
-    board: Board,
-) -> Iterator[Remote]:
+    board: SwarmStatus,
+) -> Iterator[RemoteEngine]:
     """An engine on servers made for it; parcels end up in ``home``.
 
     ``tell`` hears what happens, a sentence each, ``board`` shows the nodes; ``stop`` is set when
     the ceiling of the cost is near, and ends the bringing up. Raises ConfigError before anything is
     made, RunError if no node comes up, or if servers could not be deleted.
     """
-    made, goods, keys = _prepared(accounts, orders, tell, stop)
+    made, goods, keys = _prepare(accounts, orders, tell, stop)
 
     def reached(server: Server) -> ssh.Login:
         return _login(server, keys)
 
     with (
-        _accounted(made, tell),
-        status.viewed(made, keys, board, tell) as seen,
-        fleet(made, public_key=_public(keys), late=orders.late),
+        _cost_reported(made, tell),
+        status.status_monitored(made, keys, board, tell) as seen,
+        provisioned(made, public_key=_public_key(keys), late=orders.late),
     ):
-        doors = Doors(made, reached)
-        startup = _startup(goods, seen.step, doors)
-        head = begin(made, startup, reached, tell=tell)
+        doors = Firewall(made, reached)
+        startup = _make_startup(goods, seen.step, doors)
+        head = start_head(made, startup, reached, tell=tell)
         with (
-            _metered(made, keys, orders, tell),
-            remote(_reach(head, keys), home) as engine,
+            _cost_limited(made, keys, orders, tell),
+            remote_engine(_cluster_address(head, keys), home) as engine,
         ):
-            _joined(engine, startup.up(), tell)
+            _await_workers(engine, startup.up(), tell)
             seen.works(engine)
-            watch = Watch(made, engine, doors, startup, tell=tell, rules=orders.rules)
-            with _wound_up(made, engine, keys, orders), watched(watch):
+            watch = HealthMonitor(made, engine, doors, startup, tell=tell, rules=orders.rules)
+            with _wound_down(made, engine, keys, orders), monitored(watch):
                 yield engine
 
 
 @contextmanager
-def _accounted(made: Fleet, tell: Callable[[str], None]) -> Iterator[None]:
+def _cost_reported(made: Provisioner, tell: Callable[[str], None]) -> Iterator[None]:
     """Tell at the end what all servers of the run have cost."""
     try:
         yield
@@ -107,58 +114,58 @@ def _accounted(made: Fleet, tell: Callable[[str], None]) -> Iterator[None]:
             tell(f"The servers are gone. {made.bills.told(made.clock())}")
 
 
-def planned(accounts: Sequence[Account], orders: Orders) -> Plan:
-    """Return what would be made, and what it costs. Raises as `crew` does.
+def plan_swarm(accounts: Sequence[Account], orders: SwarmConfig) -> ServerPlan:
+    """Return what would be made, and what it costs. Raises as `swarm_engine` does.
 
     What the run has paid for servers that are gone counts towards its ceiling.
     """
-    spent = Bills.of(orders.state).gone(time.time())
-    return plan(accounts, replace(orders.limits, spent=spent))
+    spent = Billing.of(orders.state).gone(time.time())
+    return plan_servers(accounts, replace(orders.limits, spent=spent))
 
 
-def already(wanted: Plan, state: Path) -> str:
+def existing_servers(wanted: ServerPlan, state: Path) -> str:
     """Return how many servers of a run are there already, as a sentence; "" if none is."""
-    there = len(servers(wanted.accounts, state)) if (state / "run").exists() else 0
+    there = len(run_servers(wanted.accounts, state)) if (state / "run").exists() else 0
     return f"{there} of them {verb(there)} there already." if there else ""
 
 
-def up(
+def create_swarm(
     accounts: Sequence[Account],
-    orders: Orders,
+    orders: SwarmConfig,
     *,
     tell: Callable[[str], None],
-    board: Board | None = None,
+    board: SwarmStatus | None = None,
     guests: bool = False,
 ) -> list[ssh.Login]:
-    """Make servers and nodes of them, and leave them to a `crew` with the same state.
+    """Make servers and nodes of them, and leave them to a `swarm_engine` with the same state.
 
-    ``tell`` and ``board`` are as for `crew`; with ``guests`` whoever has a ticket reaches them,
-    from anywhere.
+    ``tell`` and ``board`` are as for `swarm_engine`; with ``guests`` whoever has a ticket reaches
+    them, from anywhere.
     """
-    made, goods, keys = _prepared(accounts, orders, tell, threading.Event())
-    made.prepare(_public(keys))
+    made, goods, keys = _prepare(accounts, orders, tell, threading.Event())
+    made.prepare(_public_key(keys))
 
     def reached(server: Server) -> ssh.Login:
         return _login(server, keys)
 
-    with status.viewed(made, keys, board or Board(), tell) as seen:
-        startup = _startup(goods, seen.step, Doors(made, reached, guests=guests))
-        head = begin(made, startup, reached, tell=tell)
-        finish(made, startup, reached, head, tell=tell)
-    mark(made.accounts, made.labels, 0)  # from now on nobody works with them
+    with status.status_monitored(made, keys, board or SwarmStatus(), tell) as seen:
+        startup = _make_startup(goods, seen.step, Firewall(made, reached, guests=guests))
+        head = start_head(made, startup, reached, tell=tell)
+        start_others(made, startup, reached, head, tell=tell)
+    send_heartbeat(made.accounts, made.labels, 0)  # from now on nobody works with them
     up = startup.up()
-    with remote(_reach(head, keys), orders.state) as engine:
-        _joined(engine, up, tell)
+    with remote_engine(_cluster_address(head, keys), orders.state) as engine:
+        _await_workers(engine, up, tell)
     found = [reached(each) for each in made.servers() if each.name in up]
     return sorted(found, key=lambda each: each != head)
 
 
-def ticket(head: ssh.Login, *, hours: float) -> bytes:
+def swarm_ticket(head: ssh.Login, *, hours: float) -> bytes:
     """What another machine needs to drive a swarm with this head, for so many hours."""
-    return issued(_reach(head, head.keys), hours=hours)
+    return issue_ticket(_cluster_address(head, head.keys), hours=hours)
 
 
-def down(
+def delete_swarm(
     accounts: Sequence[Account],
     labels: Mapping[str, str],
     *,
@@ -168,15 +175,15 @@ def down(
     """Delete what carries the labels, until the clouds say that nothing is left; else RunError."""
     deadline = time.monotonic() + patience
     while True:
-        left, trouble = sweep(accounts, labels)
+        left, trouble = delete_labelled(accounts, labels)
         if not left and not trouble:
             return
         if time.monotonic() > deadline:
-            raise RunError(remains(left, trouble, labels.get("run", "")))
+            raise RunError(leftover_message(left, trouble, labels.get("run", "")))
         time.sleep(pause)
 
 
-def labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, str]:
+def run_labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, str]:
     """What the servers of a run carry, or those of all runs; nothing else is ever touched.
 
     Raises ConfigError where no run has a name yet.
@@ -186,41 +193,44 @@ def labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, s
             f"output: no servers were made for {state.parent.parent}; give the --output of their "
             "run, or its name: `cah swarm down --run NAME` (or --all-runs)."
         )
-    ours = {PROJECT[0]: PROJECT[1]}
+    ours = {PROJECT_LABEL[0]: PROJECT_LABEL[1]}
     return ours if all_runs else {**ours, "run": run or named(state)}
 
 
-def servers(accounts: Sequence[Account], state: Path) -> list[Server]:
+def run_servers(accounts: Sequence[Account], state: Path) -> list[Server]:
     """The servers of a run, the head first."""
-    found = everywhere(accounts, labels(state))
+    found = list_servers(accounts, run_labels(state))
     return sorted(found, key=lambda each: (each.labels.get("role") != "head", each.name))
 
 
-def logins(servers: Sequence[Server], state: Path) -> list[ssh.Login]:
+def server_logins(servers: Sequence[Server], state: Path) -> list[ssh.Login]:
     """How servers of a run are reached."""
-    keys = Keys(place(state, "keys"))
+    keys = SwarmKeys(place(state, "keys"))
     return [_login(each, keys) for each in servers]
 
 
-def nodes(accounts: Sequence[Account], state: Path) -> list[Node]:
+def node_statuses(accounts: Sequence[Account], state: Path) -> list[NodeStatus]:
     """What each server of a run is, does and has cost so far, the head first."""
-    found = servers(accounts, state)
+    found = run_servers(accounts, state)
     if not found:
         return []
-    reached = logins(found, state)
-    work, ends = status.overheard(_reach(reached[0], reached[0].keys)), status.lines(reached)
-    account, now = account_of(accounts, state), time.time()
+    reached = server_logins(found, state)
+    work, ends = (
+        status.observe_cluster(_cluster_address(reached[0], reached[0].keys)),
+        status.last_log_lines(reached),
+    )
+    account, now = run_billing(accounts, state), time.time()
     return [
-        status.described(
+        status.describe_server(
             each, work, cost=account.cost(each.name, now), step="absent", line=ends[each.name]
         )
         for each in found
     ]
 
 
-def account_of(accounts: Sequence[Account], state: Path) -> Bills:
+def run_billing(accounts: Sequence[Account], state: Path) -> Billing:
     """Return the account of a run, as of the servers that it has now."""
-    found, known, bills = servers(accounts, state), prices(accounts), Bills.of(state)
+    found, known, bills = run_servers(accounts, state), offers_by_type(accounts), Billing.of(state)
     for each in found:
         offer = known.get((each.type, each.location))
         bills.open(each.name, offer.hourly if offer else 0, each.created)
@@ -229,75 +239,77 @@ def account_of(accounts: Sequence[Account], state: Path) -> Bills:
     return bills
 
 
-def settled(state: Path, labels: Mapping[str, str]) -> str:
+def close_billing(state: Path, labels: Mapping[str, str]) -> str:
     """Note that the servers with these labels are gone; return the account of the run, if any."""
     if not (state / "run").exists() or labels.get("run", named(state)) != named(state):
         return ""
-    bills = Bills.of(state)
+    bills = Billing.of(state)
     bills.close(bills.running(), time.time())
     return bills.told(time.time()) if bills else ""
 
 
-def _prepared(
+def _prepare(
     accounts: Sequence[Account],
-    orders: Orders,
+    orders: SwarmConfig,
     tell: Callable[[str], None],
     stop: threading.Event,
-) -> tuple[Fleet, install.Package, Keys]:
-    wanted = planned(accounts, orders)
-    goods = install.package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
-    run, keys = named(orders.state), Keys(place(orders.state, "keys"))
+) -> tuple[Provisioner, install.Package, SwarmKeys]:
+    wanted = plan_swarm(accounts, orders)
+    goods = install.make_package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
+    run, keys = named(orders.state), SwarmKeys(place(orders.state, "keys"))
     keys.renew()  # before servers are made for it, but not for a plan that is refused
-    made = Fleet(
+    made = Provisioner(
         run,
         wanted,
         lambda name: user_data(keys, name),
         tell,
-        bills=Bills.of(orders.state),
+        bills=Billing.of(orders.state),
         stop=stop,
         image=goods.image,
     )
     if dog := orders.watchdog:
-        dog.require(made, _public(keys))
+        dog.require(made, _public_key(keys))
         goods = replace(goods, watchdog=lambda node: dog.told(node, made))
     return made, goods, keys
 
 
-def _public(keys: Keys) -> str:
+def _public_key(keys: SwarmKeys) -> str:
     return keys.ssh().public.read_text().strip()
 
 
-def _reach(head: ssh.Login, keys: Keys) -> Reach:
-    return Reach(
-        address=f"tls://{head.address}:{install.PORT}",
+def _cluster_address(head: ssh.Login, keys: SwarmKeys) -> ClusterAddress:
+    return ClusterAddress(
+        address=f"tls://{head.address}:{install.SCHEDULER_PORT}",
         keys=keys,
         away=f"{HOME}/parcels",
         files=f"{HOME}/files",
     )
 
 
-def _startup(goods: install.Package, step: install.Step, doors: Doors) -> Startup:
+def _make_startup(goods: install.Package, step: install.StepListener, doors: Firewall) -> Startup:
     return Startup(
-        lambda login, head: install.bring_up(login, goods, head=head, admit=doors.admit, step=step)
+        lambda login, head: install.set_up_node(
+            login, goods, head=head, admit=doors.admit, step=step
+        )
     )
 
 
-def _joined(engine: Remote, names: Sequence[str], tell: Callable[[str], None]) -> None:
+def _await_workers(engine: RemoteEngine, names: Sequence[str], tell: Callable[[str], None]) -> None:
     """Wait for the workers of nodes; raises RunError if not even one comes."""
-    missing = engine.gather(names, timeout=_JOIN)
+    missing = engine.gather(names, timeout=_JOIN_TIMEOUT)
     if len(missing) == len(names):
         raise RunError("no worker joined the swarm; see `cah swarm logs`, or run/swarm/logs.")
     if missing:
         tell(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")
 
 
-def _login(server: Server, keys: Keys) -> ssh.Login:
+def _login(server: Server, keys: SwarmKeys) -> ssh.Login:
     return ssh.Login(name=server.name, address=server.address, keys=keys)
 
 
 @contextmanager
-def _metered(
-    made: Fleet, keys: Keys, orders: Orders, tell: Callable[[str], None]
+def _cost_limited(
+    made: Provisioner, keys: SwarmKeys, orders: SwarmConfig, tell: Callable[[str], None]
 ) -> Iterator[None]:
     """Set the fleet's ``stop`` before the next started hour would cost more than allowed.
 
@@ -307,12 +319,12 @@ def _metered(
     ended, ceiling = threading.Event(), orders.limits.max_cost or math.inf
 
     def watch() -> None:
-        while not ended.wait(_LOOK):
-            if made.spent(ahead=_DRAIN) > ceiling and not made.stop.is_set():
+        while not ended.wait(_COST_INTERVAL):
+            if made.spent(ahead=_DRAIN_TIMEOUT) > ceiling and not made.stop.is_set():
                 made.stop.set()  # before anything is told, for which there may be no terminal
                 with suppress(OSError, ValueError):
                     tell(f"the ceiling of {made.plan.currency} {ceiling:.2f} is near; finishing.")
-            if made.spent(ahead=_LAST) > max(ceiling, made.spent()):
+            if made.spent(ahead=_DELETE_BEFORE) > max(ceiling, made.spent()):
                 with suppress(OSError):  # this machine's disk is full
                     _keep_logs(made, keys, orders)
                 with suppress(RunError):  # they are deleted again at the end, which tells of it
@@ -329,35 +341,41 @@ def _metered(
 
 
 @contextmanager
-def _wound_up(made: Fleet, engine: Remote, keys: Keys, orders: Orders) -> Iterator[None]:
+def _wound_down(
+    made: Provisioner, engine: RemoteEngine, keys: SwarmKeys, orders: SwarmConfig
+) -> Iterator[None]:
     """Bring finished parcels and all logs here at the end, but not at the second Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
         raise
     except BaseException:
-        _wind_up(made, engine, keys, orders)
+        _wind_down(made, engine, keys, orders)
         raise
-    _wind_up(made, engine, keys, orders)
+    _wind_down(made, engine, keys, orders)
 
 
-def _wind_up(made: Fleet, engine: Remote, keys: Keys, orders: Orders) -> None:
+def _wind_down(
+    made: Provisioner, engine: RemoteEngine, keys: SwarmKeys, orders: SwarmConfig
+) -> None:
     if made.listed:  # else they were deleted for what they cost
-        engine.drain(timeout=_DRAIN)
+        engine.drain(timeout=_DRAIN_TIMEOUT)
         _keep_logs(made, keys, orders)
 
 
-def _keep_logs(made: Fleet, keys: Keys, orders: Orders) -> None:
+def _keep_logs(made: Provisioner, keys: SwarmKeys, orders: SwarmConfig) -> None:
     """Bring the logs of all servers here, many at a time; none that does not come soon."""
     folder = orders.state / "logs"
     folder.mkdir(parents=True, exist_ok=True)
 
     def keep(login: ssh.Login) -> None:
-        with suppress(ssh.Failed, ssh.Unreachable):
-            install.fetch_log(login, folder / f"{login.name}.log", timeout=_LOGS)
+        with suppress(ssh.CommandFailed, ssh.Unreachable):
+            install.fetch_log(login, folder / f"{login.name}.log", timeout=_LOGS_TIMEOUT)
 
     pool = ThreadPoolExecutor(16)
     try:
-        wait([pool.submit(keep, _login(each, keys)) for each in made.listed.values()], _LOGS)
+        wait(
+            [pool.submit(keep, _login(each, keys)) for each in made.listed.values()], _LOGS_TIMEOUT
+        )
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,7 @@
 """Which servers a swarm should have: the cheapest useful cores, and what they will cost.
 
-All functions but `plan` are pure; that one asks each account once what it offers. Nothing is made
-here.
+All functions but `plan_servers` are pure; that one asks each account once for its offers. Nothing
+is created here.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from typing import TypeAlias
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.wording import plural
-from cahlib.swarm.provider import Account, Offer, usable
+from cahlib.swarm.provider import Account, Offer, usable_accounts
 
 #: An account's name, and what it offers.
-Option: TypeAlias = tuple[str, Offer]
+AccountOffer: TypeAlias = tuple[str, Offer]
 
 #: How much dearer than the best one a core may be in a place that the swarm is spread over.
-SPREAD = 1.15
+MAX_SPREAD = 1.15
 
 #: GB that a node needs for its system and perhaps the scheduler, and for each of its scrapers. A
 #: scraper with 256 connections was measured at 200 MiB, its nanny at 70, the scheduler at 80.
-_SYSTEM, _SCRAPER = 0.75, 0.3
+_SYSTEM_MEMORY, _SCRAPER_MEMORY = 0.75, 0.3
 
 #: Scrapers of a node, for which its service has ports.
-_PORTS = 50
+_MAX_SCRAPERS = 50
 
 #: GB below which no server is a node.
-_LEAST = 2
+_MIN_MEMORY = 2
 
 #: Types that a plan shows.
-_SHOWN = 12
+_MAX_SHOWN = 12
 
 #: Most servers of a swarm.
-_NODES = 1000
+_MAX_NODES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ServerLimits:
     """Which servers are wanted, and what they may cost."""
 
     nodes: int = 0  #: how many servers; or
@@ -59,34 +59,34 @@ class Limits:
         return max(1, math.ceil(self.hours))
 
 
-def scrapers(cores: int, memory: float) -> int:
+def scraper_count(cores: int, memory: float) -> int:
     """Return how many scrapers a server can run: one a core, as far as its memory (GB) goes."""
-    return max(min(cores, int((memory - _SYSTEM) / _SCRAPER), _PORTS), 0)
+    return max(min(cores, int((memory - _SYSTEM_MEMORY) / _SCRAPER_MEMORY), _MAX_SCRAPERS), 0)
 
 
-def useful(offer: Offer) -> int:
+def useful_cores(offer: Offer) -> int:
     """Return how many cores of a server will scrape."""
-    return scrapers(offer.cores, offer.memory)
+    return scraper_count(offer.cores, offer.memory)
 
 
-def rate(offer: Offer) -> float:
+def core_price(offer: Offer) -> float:
     """Return the price of one useful core for an hour, with its share of IPv4 and tax."""
-    return offer.hourly / useful(offer) if useful(offer) else math.inf
+    return offer.hourly / useful_cores(offer) if useful_cores(offer) else math.inf
 
 
-def rank(offer: Offer) -> tuple[float, float, str]:
+def offer_rank(offer: Offer) -> tuple[float, float, str]:
     """Sort offers: the cheapest core first, then the cheapest server."""
-    return rate(offer), offer.hourly, offer.type
+    return core_price(offer), offer.hourly, offer.type
 
 
-def choose(
-    options: Sequence[Option],
-    limits: Limits,
+def choose_offers(
+    options: Sequence[AccountOffer],
+    limits: ServerLimits,
     have: Sequence[Offer] = (),
     *,
-    spread: float = SPREAD,
+    spread: float = MAX_SPREAD,
     hourly: float = math.inf,
-) -> list[Option]:
+) -> list[AccountOffer]:
     """Return what to order, in this order, so that with what we ``have`` all that is wanted exists.
 
     Of several accounts that offer the same, the one that is listed first is taken. Servers of one
@@ -97,38 +97,44 @@ def choose(
     if not options:
         return []
     if limits.cores:
-        missing = limits.cores - sum(map(useful, have))
+        missing = limits.cores - sum(map(useful_cores, have))
         sizes = Counter(_sizes(options, missing))
     else:
         missing = limits.nodes - len(have)
         options = [each for each in options if missing * each[1].hourly <= hourly] or options
-        best = min((offer for _, offer in options), key=rank)
-        sizes = Counter({useful(best): missing})
-    used, chosen = Counter(offer.location for offer in have), list[Option]()
+        best = min((offer for _, offer in options), key=offer_rank)
+        sizes = Counter({useful_cores(best): missing})
+    used, chosen = Counter(offer.location for offer in have), list[AccountOffer]()
     for size, count in sorted(sizes.items(), reverse=True):
-        near = _near(options, size, spread)
+        near = _near_cheapest(options, size, spread)
         for _ in range(count):
-            place = min(near, key=lambda each: (used[each], rank(near[each][1])))
+            place = min(near, key=lambda each: (used[each], offer_rank(near[each][1])))
             used[place] += 1
             chosen.append(near[place])
-    return chosen[: max(_NODES - len(have), 0)]
+    return chosen[: max(_MAX_NODES - len(have), 0)]
 
 
-def _near(options: Iterable[Option], size: int, spread: float) -> dict[str, Option]:
+def _near_cheapest(
+    options: Iterable[AccountOffer], size: int, spread: float
+) -> dict[str, AccountOffer]:
     """Return the cheapest option of a size in each place, if it costs nearly the least."""
-    sized = sorted((each for each in options if useful(each[1]) == size), key=lambda e: rank(e[1]))
-    dearest, near = spread * rate(sized[0][1]), dict[str, Option]()
+    sized = sorted(
+        (each for each in options if useful_cores(each[1]) == size), key=lambda e: offer_rank(e[1])
+    )
+    dearest, near = spread * core_price(sized[0][1]), dict[str, AccountOffer]()
     for each in sized:
-        if rate(each[1]) <= dearest:
+        if core_price(each[1]) <= dearest:
             near.setdefault(each[1].location, each)
     return near
 
 
-def _sizes(options: Iterable[Option], cores: int) -> Iterator[int]:
+def _sizes(options: Iterable[AccountOffer], cores: int) -> Iterator[int]:
     """Yield the sizes of servers that hold so many cores together for the least money."""
     cheapest = dict[int, float]()
     for _, offer in options:
-        cheapest[useful(offer)] = min(offer.hourly, cheapest.get(useful(offer), math.inf))
+        cheapest[useful_cores(offer)] = min(
+            offer.hourly, cheapest.get(useful_cores(offer), math.inf)
+        )
     best = [(0.0, 0, 0)]  #: of each number of cores: price, servers, and the last one's size
     for wanted in range(1, cores + 1):
         best.append(
@@ -143,29 +149,29 @@ def _sizes(options: Iterable[Option], cores: int) -> Iterator[int]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ServerPlan:
     """What will be made, where the clouds have stock."""
 
-    limits: Limits
+    limits: ServerLimits
     accounts: Sequence[Account]  #: those that can be used
     left_out: tuple[str, ...]  #: a sentence on each account that cannot
     offers: Mapping[str, Sequence[Offer]]  #: by account's name: what the run may order
     refused: Mapping[Offer, str]  #: what it may not, and why
     currency: str
     hours: int  #: for which the ceiling is enough
-    spread: float  #: see `choose`
+    spread: float  #: see `choose_offers`
     first: Sequence[Offer]  #: what each server is hoped to be
 
-    def options(self) -> list[Option]:
+    def options(self) -> list[AccountOffer]:
         """Return what may be ordered, an account after the other."""
         return [(each.name, offer) for each in self.accounts for offer in self.offers[each.name]]
 
     def missing(
-        self, options: Sequence[Option], have: Sequence[Offer], left: float
-    ) -> list[Option]:
+        self, options: Sequence[AccountOffer], have: Sequence[Offer], left: float
+    ) -> list[AccountOffer]:
         """Return what to order of these options beside what we have, for what is left to spend."""
         hourly = left / self.hours + 1e-9
-        return choose(options, self.limits, have, spread=self.spread, hourly=hourly)
+        return choose_offers(options, self.limits, have, spread=self.spread, hourly=hourly)
 
     def hourly(self) -> float:
         """Return the price of an hour of all servers, with IPv4 and tax."""
@@ -173,7 +179,7 @@ class Plan:
 
     def cores(self) -> int:
         """Return how many cores will scrape."""
-        return sum(map(useful, self.first))
+        return sum(map(useful_cores, self.first))
 
     def table(self) -> str:
         """Return the plan for people: what is made, and which types are not, and why."""
@@ -193,17 +199,17 @@ class Plan:
 
     def _others(self, first: Mapping[Offer, int]) -> Iterator[tuple[Offer, str]]:
         """Yield the best offer of each type that is not taken, and why it is not."""
-        dearest, limits = max(map(rate, first)), self.limits
+        dearest, limits = max(map(core_price, first)), self.limits
         left, why = limits.max_cost - limits.spent, dict(self.refused)
         for _, offer in self.options():
-            times = rate(offer) / dearest
+            times = core_price(offer) / dearest
             if limits.max_cost and limits.nodes * offer.hourly * self.hours > left:
                 why[offer] = "more than max_cost leaves"
                 continue
             why[offer] = f"{times:.1f} times as dear a core" if times > 1.05 else "no cheaper"
         shown = {offer.type for offer in first}
-        for offer in sorted(why, key=rank):
-            if offer.type not in shown and len(shown) < _SHOWN:
+        for offer in sorted(why, key=offer_rank):
+            if offer.type not in shown and len(shown) < _MAX_SHOWN:
                 shown.add(offer.type)
                 yield offer, why[offer]
 
@@ -232,27 +238,27 @@ class Plan:
 
 
 def _row(count: str, offer: Offer, why: str = "") -> str:
-    thousand = f"{1000 * rate(offer):.2f}" if useful(offer) else "-"
+    thousand = f"{1000 * core_price(offer):.2f}" if useful_cores(offer) else "-"
     return (
         f"{count:>5}  {offer.type:<8} {offer.location:<6} {offer.cores:>5} {offer.memory:>4g} "
         f"{offer.hourly:>8.4f} {thousand:>20}  {why}"
     ).rstrip()
 
 
-def plan(accounts: Sequence[Account], limits: Limits) -> Plan:
+def plan_servers(accounts: Sequence[Account], limits: ServerLimits) -> ServerPlan:
     """Return what can be made now.
 
     Raises ConfigError for what cannot be, RunError if nothing that fits is to be had now.
     """
     if limits.nodes and limits.cores:
         raise ConfigError("cores: give either a number of servers or of cores, not both.")
-    if not limits.cores and not 1 <= limits.nodes <= _NODES:
-        raise ConfigError(f"swarm: {limits.nodes} nodes is not possible; give 1 to {_NODES}.")
-    working, left_out = usable(accounts)
+    if not limits.cores and not 1 <= limits.nodes <= _MAX_NODES:
+        raise ConfigError(f"swarm: {limits.nodes} nodes is not possible; give 1 to {_MAX_NODES}.")
+    working, left_out = usable_accounts(accounts)
     every = {account.name: tuple(account.offers()) for account in working}
-    _require_known([offer for offers in every.values() for offer in offers], limits)
-    currency = _currency(every.values())
-    why = {offer: _refusal(offer, limits) for offers in every.values() for offer in offers}
+    _check_choices([offer for offers in every.values() for offer in offers], limits)
+    currency = _common_currency(every.values())
+    why = {offer: _rejection(offer, limits) for offers in every.values() for offer in offers}
     offers = {name: [o for o in of if not why[o]] for name, of in every.items()}
     if not any(offers.values()):
         chosen = [each for each in ("location", "server_type") if getattr(limits, each)]
@@ -262,7 +268,7 @@ def plan(accounts: Sequence[Account], limits: Limits) -> Plan:
             "try again later."
         )
     hours, spread, first = _affordable(offers, limits, currency)
-    return Plan(
+    return ServerPlan(
         limits=limits,
         accounts=working,
         left_out=tuple(left_out),
@@ -275,16 +281,16 @@ def plan(accounts: Sequence[Account], limits: Limits) -> Plan:
     )
 
 
-def _refusal(offer: Offer, limits: Limits) -> str:
+def _rejection(offer: Offer, limits: ServerLimits) -> str:
     """Return why an offer is not taken into account; "" if it is."""
     if limits.location not in ("", offer.location):
         return f"not at {limits.location}"
     if limits.server_type not in ("", offer.type):
         return f"not of type {limits.server_type}"
-    return _unfit(offer, limits) or offer.lacks
+    return _unfit_reason(offer, limits) or offer.lacks
 
 
-def _reasons(why: Mapping[Offer, str], limits: Limits) -> str:
+def _reasons(why: Mapping[Offer, str], limits: ServerLimits) -> str:
     """Return which types that were asked for are not taken, by the reason."""
     types = defaultdict[str, set[str]](set)
     for each, said in why.items():
@@ -293,17 +299,17 @@ def _reasons(why: Mapping[Offer, str], limits: Limits) -> str:
     return "; ".join(f"{', '.join(sorted(those))}: {said}" for said, those in types.items())
 
 
-def _unfit(offer: Offer, limits: Limits) -> str:
+def _unfit_reason(offer: Offer, limits: ServerLimits) -> str:
     """Return why no node can be made of such a server; "" if one can."""
     if offer.architecture == "arm" and not limits.arm:
         return "arm64: the language detector (pycld2) has no wheel"
-    if offer.memory < _LEAST or useful(offer) < 1:
-        return f"too little memory (at least {_LEAST} GB)"
+    if offer.memory < _MIN_MEMORY or useful_cores(offer) < 1:
+        return f"too little memory (at least {_MIN_MEMORY} GB)"
     return ""
 
 
 def _affordable(
-    offers: Mapping[str, Sequence[Offer]], limits: Limits, currency: str
+    offers: Mapping[str, Sequence[Offer]], limits: ServerLimits, currency: str
 ) -> tuple[int, float, list[Offer]]:
     """Return for how many hours the ceiling is enough, how far to spread, and what to order.
 
@@ -313,40 +319,40 @@ def _affordable(
     options = [(name, each) for name, those in offers.items() for each in those]
     left = (limits.max_cost - limits.spent if limits.max_cost else math.inf) + 1e-9
     for hours in (limits.whole_hours, 1):
-        for spread in (SPREAD, 1.0):
-            chosen = choose(options, limits, spread=spread, hourly=left / hours)
+        for spread in (MAX_SPREAD, 1.0):
+            chosen = choose_offers(options, limits, spread=spread, hourly=left / hours)
             first = [offer for _, offer in chosen]
             if first and sum(each.hourly for each in first) <= left / hours:
                 return hours, spread, first
     if limits.cores:
-        what, cheapest = "core", [offer for _, offer in choose(options, limits, spread=1)]
+        what, cheapest = "core", [offer for _, offer in choose_offers(options, limits, spread=1)]
     else:
-        what, cheapest = "node", limits.nodes * [min((o for _, o in options), key=_price)]
+        what, cheapest = "node", limits.nodes * [min((o for _, o in options), key=_hourly_price)]
     gone = f", of which {limits.spent:.2f} are spent" if limits.spent else ""
     raise ConfigError(
         f"max_cost: one hour of {plural(limits.cores or limits.nodes, what)} costs {currency} "
-        f"{sum(map(_price, cheapest)):.4f}, more than the ceiling of {currency} "
+        f"{sum(map(_hourly_price, cheapest)):.4f}, more than the ceiling of {currency} "
         f"{limits.max_cost:g}{gone}; raise it, or ask for fewer."
     )
 
 
-def _price(offer: Offer) -> float:
+def _hourly_price(offer: Offer) -> float:
     return offer.hourly
 
 
-def _require_known(offers: Sequence[Offer], limits: Limits) -> None:
-    fit = [each for each in offers if not (each.lacks or _unfit(each, limits))]
+def _check_choices(offers: Sequence[Offer], limits: ServerLimits) -> None:
+    fit = [each for each in offers if not (each.lacks or _unfit_reason(each, limits))]
     for name, value, known in (
         ("location", limits.location, {each.location for each in fit}),
         ("server_type", limits.server_type, {each.type for each in fit}),
     ):
         if value and known and value not in known:
-            unfit = {_unfit(o, limits) for o in offers if o.type == value} - {""}
+            unfit = {_unfit_reason(o, limits) for o in offers if o.type == value} - {""}
             why = f"does not serve ({unfit.pop()})" if unfit else "is not offered now"
             raise ConfigError(f"{name}: {value!r} {why}; choose from {', '.join(sorted(known))}.")
 
 
-def _currency(offers: Iterable[Iterable[Offer]]) -> str:
+def _common_currency(offers: Iterable[Iterable[Offer]]) -> str:
     found = sorted({offer.currency for those in offers for offer in those})
     if len(found) > 1:
         raise ConfigError(

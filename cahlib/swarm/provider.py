@@ -13,13 +13,13 @@ from typing import Protocol
 from cahlib.core.errors import ConfigError, RunError
 
 #: Every server, key and firewall of ours carries this label; nothing without it is ever touched.
-PROJECT = ("project", "cahlib")
+PROJECT_LABEL = ("project", "cahlib")
 
 #: The label that says when somebody worked with a run's servers: seconds since 1970.
-ALIVE = "alive"
+HEARTBEAT_LABEL = "alive"
 
 
-class Denial(Enum):
+class DenialReason(Enum):
     """Why a cloud did not do what was asked: decides what is tried next."""
 
     STOCK = "not available there at the moment"  #: the next offer
@@ -33,7 +33,7 @@ class Denial(Enum):
 class Denied(RunError):
     """A cloud did not do what was asked."""
 
-    def __init__(self, why: Denial, text: str) -> None:
+    def __init__(self, why: DenialReason, text: str) -> None:
         super().__init__(text)
         self.why = why
 
@@ -68,7 +68,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class ServerSpec:
     """A server to be made."""
 
     name: str  #: unique in the account, so that asking twice makes one
@@ -97,7 +97,7 @@ class Account(Protocol):
     def admit(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
         """Open the ports of Dask to these networks alone, on all servers of a run."""
 
-    def create(self, offer: Offer, wish: Wish) -> Server:
+    def create(self, offer: Offer, wish: ServerSpec) -> Server:
         """Make a server, or take the one of this name and these labels that is there already."""
 
     def servers(self, labels: Mapping[str, str]) -> list[Server]:
@@ -113,7 +113,7 @@ class Account(Protocol):
         """Delete what `prepare` made."""
 
 
-def usable(accounts: Sequence[Account]) -> tuple[list[Account], list[str]]:
+def usable_accounts(accounts: Sequence[Account]) -> tuple[list[Account], list[str]]:
     """Return the accounts whose tokens are good, and a sentence on each of the others.
 
     Raises ConfigError if none is good, Denied if a cloud does not answer.
@@ -124,7 +124,7 @@ def usable(accounts: Sequence[Account]) -> tuple[list[Account], list[str]]:
             account.check()
             good.append(account)
         except Denied as denied:
-            if denied.why is not Denial.TOKEN:
+            if denied.why is not DenialReason.TOKEN:
                 raise
             bad.append(denied)
     if not good and bad:
@@ -132,35 +132,35 @@ def usable(accounts: Sequence[Account]) -> tuple[list[Account], list[str]]:
     return good, [f"{denied} It is left out." for denied in bad]
 
 
-def prices(accounts: Sequence[Account]) -> dict[tuple[str, str], Offer]:
+def offers_by_type(accounts: Sequence[Account]) -> dict[tuple[str, str], Offer]:
     """Return what is offered by type and location, also what is sold out."""
     return {(o.type, o.location): o for account in accounts for o in account.offers()}
 
 
-def everywhere(accounts: Sequence[Account], labels: Mapping[str, str]) -> list[Server]:
+def list_servers(accounts: Sequence[Account], labels: Mapping[str, str]) -> list[Server]:
     """Return the servers that carry these labels, each once: two tokens may be of one project."""
     listed = (server for account in accounts for server in account.servers(labels))
     return list({(server.id, server.name): server for server in listed}.values())
 
 
-def mark(accounts: Sequence[Account], labels: Mapping[str, str], now: float) -> None:
+def send_heartbeat(accounts: Sequence[Account], labels: Mapping[str, str], now: float) -> None:
     """Note at the clouds, on one server of each, that somebody works with those of a run."""
     for account in accounts:
         for server in account.servers(labels)[:1]:
-            account.mark(server, {ALIVE: str(int(now))})
+            account.mark(server, {HEARTBEAT_LABEL: str(int(now))})
 
 
 #: Seconds without a mark after which nobody works with servers any more.
-OVER = 300.0
+HEARTBEAT_TIMEOUT = 300.0
 
 
-def in_use(server: Server, now: float) -> bool:
-    """Return whether somebody has marked a server lately; see `mark`."""
-    alive = server.labels.get(ALIVE, "")
-    return alive.isdecimal() and float(alive) > now - OVER
+def is_in_use(server: Server, now: float) -> bool:
+    """Return whether somebody has marked a server lately; see `send_heartbeat`."""
+    alive = server.labels.get(HEARTBEAT_LABEL, "")
+    return alive.isdecimal() and float(alive) > now - HEARTBEAT_TIMEOUT
 
 
-def worked(server: Server) -> float:
+def last_used(server: Server) -> float:
     """When somebody last worked with a server, as far as it tells."""
-    alive = server.labels.get(ALIVE, "")
+    alive = server.labels.get(HEARTBEAT_LABEL, "")
     return max(server.created, float(alive) if alive.isdecimal() else 0)

@@ -1,7 +1,7 @@
 """Servers of one run over several accounts: made, counted, deleted, and seen to be gone.
 
 What is made, `planner` says. It does not know what runs on a server. Whatever happens inside
-`fleet`, nothing of the run is left at the clouds after it, or the error says what is.
+`provisioned`, nothing of the run is left at the clouds after it, or the error says what is.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from dataclasses import dataclass, field
 from cahlib.core.errors import RunError, Stopped
 from cahlib.core.signals import undisturbed
 from cahlib.core.wording import plural, verb
-from cahlib.swarm.billing import Bills
-from cahlib.swarm.planner import Option, Plan, rate, useful
+from cahlib.swarm.billing import Billing
+from cahlib.swarm.planner import AccountOffer, ServerPlan, core_price, useful_cores
 from cahlib.swarm.provider import (
-    PROJECT,
+    PROJECT_LABEL,
     Account,
-    Denial,
+    DenialReason,
     Denied,
     Offer,
     Server,
-    Wish,
-    everywhere,
-    mark,
+    ServerSpec,
+    list_servers,
+    send_heartbeat,
 )
 
 #: What a run is told whose servers somebody else has deleted.
@@ -38,36 +38,36 @@ TAKEN_DOWN = (
 )
 
 #: How many times dearer than planned a server, and each of its cores, may be.
-_DEAR = 3
+_MAX_PRICE_FACTOR = 3
 
 #: Money that a sum may be off.
-_ROUNDED = 1e-9
+_EPSILON = 1e-9
 
 #: Seconds in which a request that was never answered may still make a server.
-_LATE = 10.0
+_LATE_ANSWER = 10.0
 
 #: Seconds for which deleting is tried again before what remains is reported.
-_PATIENCE = 120.0
+_DELETE_TIMEOUT = 120.0
 
 #: Seconds in which a deleted server leaves its account's list.
-_LEAVES = 30.0
+_DELISTING_TIMEOUT = 30.0
 
 
 @dataclass(slots=True)
-class Fleet:
+class Provisioner:
     """The servers of one run."""
 
     run: str
-    plan: Plan
+    plan: ServerPlan
     user_data: Callable[[str], str]  #: of a server, by its name
     tell: Callable[[str], None]
-    bills: Bills = field(default_factory=Bills)
+    bills: Billing = field(default_factory=Billing)
     clock: Callable[[], float] = time.time
     stop: threading.Event = field(default_factory=threading.Event)  #: set: no more are wanted
     image: str = "debian-12"  #: of the cloud's, that servers are made of
     listed: Mapping[str, Server] = field(default_factory=dict)  #: by name, as last heard
     _accounts: dict[str, Account] = field(default_factory=dict)  #: those that take servers just now
-    _refused: set[Option] = field(default_factory=set)  #: not to be had just now
+    _refused: set[AccountOffer] = field(default_factory=set)  #: not to be had just now
     _unsure: set[str] = field(default_factory=set)  #: asked for, without an answer
     _made: int = 0
     _deleted: set[str] = field(default_factory=set)  #: names: none of them comes again
@@ -85,7 +85,7 @@ class Fleet:
     @property
     def labels(self) -> dict[str, str]:
         """What every server of the run carries."""
-        return {PROJECT[0]: PROJECT[1], "run": self.run}
+        return {PROJECT_LABEL[0]: PROJECT_LABEL[1], "run": self.run}
 
     def prepare(self, public_key: str) -> None:
         """Make keys and firewalls in every account."""
@@ -124,7 +124,7 @@ class Fleet:
     def servers(self) -> list[Server]:
         """The run's servers at all accounts; those that it finds made are billed from then on."""
         before, running = self.listed, set(self.bills.running())
-        every, known = everywhere(self.accounts, self.labels), self.plan.known()
+        every, known = list_servers(self.accounts, self.labels), self.plan.known()
         with self._lock:
             found = [server for server in every if server.name not in self._deleted]
             for server in found:
@@ -137,7 +137,7 @@ class Fleet:
 
     def taken_down(self) -> bool:
         """Return whether somebody deleted the run's servers together with its key."""
-        if everywhere(self.accounts, self.labels):
+        if list_servers(self.accounts, self.labels):
             return False
         return not any(each.prepared(self.labels) for each in self.accounts)
 
@@ -150,10 +150,12 @@ class Fleet:
         self.servers()
 
     def mark(self) -> None:
-        """Note at the cloud that somebody works with these servers; see `forsaken`."""
-        mark(self.accounts, self.labels, self.clock())
+        """Note at the cloud that somebody works with these servers; see `runs.orphaned_runs`."""
+        send_heartbeat(self.accounts, self.labels, self.clock())
 
-    def remove(self, server: Server, *, pause: float = 0.5, patience: float = _LEAVES) -> None:
+    def remove(
+        self, server: Server, *, pause: float = 0.5, patience: float = _DELISTING_TIMEOUT
+    ) -> None:
         """Delete one server, and wait until there is room for another one."""
         for account in self.accounts:
             if self._has(account, server):
@@ -170,7 +172,9 @@ class Fleet:
         """Return what the run will have cost in ``ahead`` seconds, earlier launches included."""
         return self.bills.spent(self.clock() + ahead)
 
-    def down(self, *, pause: float = 1, late: float = _LATE, patience: float = _PATIENCE) -> None:
+    def down(
+        self, *, pause: float = 1, late: float = _LATE_ANSWER, patience: float = _DELETE_TIMEOUT
+    ) -> None:
         """Delete all that carries the run's label, and ask the clouds whether it is gone.
 
         Waits for servers whose making was never answered. Raises RunError with what remains.
@@ -181,14 +185,14 @@ class Fleet:
         while True:
             # both before the sweep, which deletes what it finds, and not what is made after it
             waited, unsure = time.monotonic() - started, bool(self._unsure)
-            left, trouble = sweep(self.accounts, self.labels)
+            left, trouble = delete_labelled(self.accounts, self.labels)
             self._unsure.difference_update(server.name for server in left)
             with self._lock:
                 self.listed = {each.name: each for each in left}
             if not left and not trouble and (not unsure or waited > late):
                 break
             if waited > patience:
-                raise RunError(remains(left, trouble, self.run, self._cost(left)))
+                raise RunError(leftover_message(left, trouble, self.run, self._cost(left)))
             time.sleep(pause)
         with self._lock:
             self.listed = {}
@@ -218,10 +222,10 @@ class Fleet:
         hourly = sum(bills[each.name].hourly for each in servers if each.name in bills)
         return f"{self.plan.currency} {hourly:.4f} an hour" if hourly else "money"
 
-    def _missing(self, have: Sequence[Server]) -> list[Option]:
+    def _missing(self, have: Sequence[Server]) -> list[AccountOffer]:
         """What to order now beside what we have, of what is to be had and not too dear."""
         known = self.plan.known()
-        there = [known.get((each.type, each.location), _UNKNOWN) for each in have]
+        there = [known.get((each.type, each.location), _UNKNOWN_OFFER) for each in have]
         options = [
             each
             for each in self.plan.options()
@@ -231,9 +235,9 @@ class Fleet:
         if options and not fit and self.plan.missing(options, there, math.inf):
             self.tell(
                 f"what is still offered, from {self.plan.currency} "
-                f"{min(offer.hourly for _, offer in options):.4f} an hour, is too dear: a server "
-                f"or a core costs over {_DEAR} times what was planned, or more than max_cost "
-                "leaves; none is made."
+                f"{min(offer.hourly for _, offer in options):.4f} an hour, is too expensive: a "
+                f"server or a core costs over {_MAX_PRICE_FACTOR} times what was planned, or more "
+                "than max_cost leaves; none is created."
             )
         ceiling = self.plan.limits.max_cost or math.inf
         return self.plan.missing(fit, there, ceiling - self.spent())
@@ -242,15 +246,15 @@ class Fleet:
         """Return whether a server costs more than was agreed to."""
         first, ceiling = self.plan.first, self.plan.limits.max_cost or math.inf
         return (
-            offer.hourly > _DEAR * max(each.hourly for each in first)
-            or rate(offer) > _DEAR * max(map(rate, first))
-            or self.spent() + offer.hourly > ceiling + _ROUNDED
+            offer.hourly > _MAX_PRICE_FACTOR * max(each.hourly for each in first)
+            or core_price(offer) > _MAX_PRICE_FACTOR * max(map(core_price, first))
+            or self.spent() + offer.hourly > ceiling + _EPSILON
         )
 
     def _make(self, account: str, offer: Offer, role: str) -> Server | None:
         """Make one server; None if it is not to be had, and noted so."""
         name = f"cah-{self.run}-{self._made + 1}-{secrets.token_hex(2)}"
-        wish = Wish(
+        wish = ServerSpec(
             name=name,
             labels={**self.labels, "role": role},
             user_data=self.user_data(name),
@@ -265,9 +269,9 @@ class Fleet:
         try:
             server = self._accounts[account].create(offer, wish)
         except Denied as denied:
-            if denied.why is not Denial.AWAY:  # said no: it will not come later
+            if denied.why is not DenialReason.AWAY:  # said no: it will not come later
                 self._unsure.discard(name)
-            if denied.why in (Denial.OTHER, Denial.AWAY):
+            if denied.why in (DenialReason.OTHER, DenialReason.AWAY):
                 raise
             self._note(account, offer, denied)
             return None
@@ -284,11 +288,13 @@ class Fleet:
 
     def _note(self, account: str, offer: Offer, denied: Denied) -> None:
         """Ask no more for what was refused. Raises it if it was the last account's token."""
-        place = "" if denied.why is not Denial.STOCK else f"{offer.type} at {offer.location}: "
+        place = (
+            "" if denied.why is not DenialReason.STOCK else f"{offer.type} at {offer.location}: "
+        )
         self.tell(f"{place}{denied}")
-        if denied.why is Denial.STOCK:
+        if denied.why is DenialReason.STOCK:
             self._refused.add((account, offer))
-        elif denied.why is Denial.CORES:
+        elif denied.why is DenialReason.CORES:
             self._refused |= {
                 (account, each)
                 for each in self.plan.offers[account]
@@ -296,7 +302,7 @@ class Fleet:
             }
         else:
             del self._accounts[account]
-            if denied.why is Denial.TOKEN and not self._accounts:
+            if denied.why is DenialReason.TOKEN and not self._accounts:
                 raise denied
 
     def _count(self, have: Sequence[Server]) -> None:
@@ -304,20 +310,20 @@ class Fleet:
         limits, known = self.plan.limits, self.plan.known()
         what, wanted, got = "server", limits.nodes, len(have)
         if limits.cores:
-            there = (known.get((each.type, each.location), _UNKNOWN) for each in have)
-            what, wanted, got = "core", limits.cores, sum(map(useful, there))
+            there = (known.get((each.type, each.location), _UNKNOWN_OFFER) for each in have)
+            what, wanted, got = "core", limits.cores, sum(map(useful_cores, there))
         if got < wanted:
             self.tell(f"going on with {got} of {plural(wanted, what)}.")
 
 
 #: A server of a type that nobody tells of any more.
-_UNKNOWN = Offer(type="", location="", cores=0, memory=0, architecture="", hourly=0)
+_UNKNOWN_OFFER = Offer(type="", location="", cores=0, memory=0, architecture="", hourly=0)
 
 
 @contextmanager
-def fleet(
-    made: Fleet, *, public_key: str, pause: float = 1, late: float = _LATE
-) -> Iterator[Fleet]:
+def provisioned(
+    made: Provisioner, *, public_key: str, pause: float = 1, late: float = _LATE_ANSWER
+) -> Iterator[Provisioner]:
     """Servers while the block runs; whatever ends it, they are deleted and seen to be gone."""
     try:
         made.prepare(public_key)
@@ -328,7 +334,9 @@ def fleet(
             made.down(pause=pause, late=late)
 
 
-def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[Server], list[str]]:
+def delete_labelled(
+    accounts: Sequence[Account], labels: Mapping[str, str]
+) -> tuple[list[Server], list[str]]:
     """Ask every account to delete what carries the labels: what was there, what went wrong."""
     left, trouble = dict[int, Server](), list[str]()
     for account in accounts:
@@ -340,7 +348,7 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
                     account.delete(server)
                 except Denied as denied:  # those after it may go
                     trouble.append(str(denied))
-                    if denied.why is Denial.AWAY:  # to all, or to this one?
+                    if denied.why is DenialReason.AWAY:  # to all, or to this one?
                         account.servers(labels)
             if not found:
                 account.clean(labels)
@@ -349,7 +357,9 @@ def sweep(accounts: Sequence[Account], labels: Mapping[str, str]) -> tuple[list[
     return list(left.values()), trouble
 
 
-def remains(left: Sequence[Server], trouble: Sequence[str], run: str, cost: str = "money") -> str:
+def leftover_message(
+    left: Sequence[Server], trouble: Sequence[str], run: str, cost: str = "money"
+) -> str:
     """The last line of a run whose servers could not be deleted; ``run`` "": of all runs."""
     names = ", ".join(server.name for server in left) or "perhaps some"
     why = f" ({trouble[0].rstrip('.')})" if trouble else ""

@@ -10,23 +10,23 @@ from dataclasses import dataclass
 
 from cahlib.core.wording import plural, verb
 from cahlib.swarm.provider import (
-    OVER,
-    PROJECT,
+    HEARTBEAT_TIMEOUT,
+    PROJECT_LABEL,
     Account,
     Offer,
     Server,
-    everywhere,
-    in_use,
-    prices,
-    worked,
+    is_in_use,
+    last_used,
+    list_servers,
+    offers_by_type,
 )
 
 #: Seconds that the cloud's clock may be ahead of a driver's.
-_SKEW = 30.0
+_CLOCK_SKEW = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class SwarmRun:
     """The servers of one run, as the clouds list them."""
 
     run: str
@@ -45,23 +45,23 @@ class Run:
         )
 
 
-def runs_of(accounts: Sequence[Account], *, now: float | None = None) -> list[Run]:
+def list_runs(accounts: Sequence[Account], *, now: float | None = None) -> list[SwarmRun]:
     """Return every run that has servers in the accounts, the oldest first."""
     now, runs = now or time.time(), defaultdict[str, list[Server]](list)
-    for server in everywhere(accounts, dict([PROJECT])):
+    for server in list_servers(accounts, dict([PROJECT_LABEL])):
         runs[server.labels.get("run", "")].append(server)
-    known = prices(accounts) if runs else {}
+    known = offers_by_type(accounts) if runs else {}
     found = [_run(name, servers, known, now) for name, servers in runs.items()]
     return sorted(found, key=lambda each: -each.age)
 
 
-def orphaned(
+def orphaned_runs(
     accounts: Sequence[Account],
     *,
     but: Collection[str] = (),
     died: Mapping[str, float] = {},
     now: float | None = None,
-) -> list[Run]:
+) -> list[SwarmRun]:
     """Return the runs that are over and have servers, those in ``but`` excepted.
 
     ``died`` says of runs when their driver was last alive; else a silence of some minutes tells it.
@@ -69,32 +69,32 @@ def orphaned(
     now = now or time.time()
     return [
         each
-        for each in runs_of(accounts, now=now)
+        for each in list_runs(accounts, now=now)
         if each.run not in but
-        and each.worked < max(now - OVER, died.get(each.run, -math.inf) + _SKEW)
+        and each.worked < max(now - HEARTBEAT_TIMEOUT, died.get(each.run, -math.inf) + _CLOCK_SKEW)
     ]
 
 
-def forsaken(
+def orphan_warnings(
     accounts: Sequence[Account], *, but: Collection[str] = (), now: float | None = None
 ) -> list[str]:
-    """Return a sentence on the servers of each run that is over; see `orphaned`."""
+    """Return a sentence on the servers of each run that is over; see `orphaned_runs`."""
     return [
         f"{each}, until you type `cah swarm down --run {each.run}`."
-        for each in orphaned(accounts, but=but, now=now)
+        for each in orphaned_runs(accounts, but=but, now=now)
     ]
 
 
 def _run(
     name: str, servers: Sequence[Server], known: Mapping[tuple[str, str], Offer], now: float
-) -> Run:
+) -> SwarmRun:
     offers = [o for s in servers if (o := known.get((s.type, s.location)))]
-    return Run(
+    return SwarmRun(
         run=name,
         servers=len(servers),
         age=now - min(each.created for each in servers),
-        worked=max(map(worked, servers)),
+        worked=max(map(last_used, servers)),
         hourly=sum(offer.hourly for offer in offers),
         currency=offers[0].currency if offers else "EUR",
-        in_use=any(in_use(each, now) for each in servers),
+        in_use=any(is_in_use(each, now) for each in servers),
     )

@@ -20,7 +20,7 @@ IMAGES = {"3.11": "debian-12", "3.13": "debian-13"}
 _TAG = re.compile(r"-cp3(\d+)-(?!abi3)")
 
 
-def chosen(
+def choose_image(
     needs: Iterable[str],
     wheels: Iterable[Path] = (),
     *,

@@ -17,20 +17,20 @@ from pathlib import Path
 import paramiko
 
 from cahlib.core.errors import RunError
-from cahlib.engine.certificates import Keys
+from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm.node import USER
 
 #: Paramiko's own threads may raise any of these when a link breaks.
-_TROUBLE = (paramiko.SSHException, OSError, EOFError)
+_SSH_ERRORS = (paramiko.SSHException, OSError, EOFError)
 
-_PAUSE = 0.5
+_RETRY_INTERVAL = 0.5
 
 
 class Unreachable(RunError):
     """A node does not answer, or not as the node that we made."""
 
 
-class Failed(RunError):
+class CommandFailed(RunError):
     """A command on a node did not succeed."""
 
 
@@ -40,7 +40,7 @@ class Login:
 
     name: str
     address: str
-    keys: Keys
+    keys: SwarmKeys
     port: int = 22
 
     def command(self, known_hosts: Path) -> list[str]:
@@ -60,7 +60,7 @@ class Login:
         ]  # fmt: skip
 
 
-class Session:
+class SshSession:
     """An open connection to a node."""
 
     def __init__(self, client: paramiko.SSHClient, name: str) -> None:
@@ -76,14 +76,16 @@ class Session:
             channel.set_combine_stderr(True)
             given.write(stdin)
             given.close()
-            text = _read(channel, time.monotonic() + timeout)
+            text = _read_output(channel, time.monotonic() + timeout)
             status = channel.recv_exit_status() if text is not None else None
-        except _TROUBLE as error:
+        except _SSH_ERRORS as error:
             raise Unreachable(f"{self._name}: the connection broke ({error}).") from error
         if text is None:
-            raise Failed(f"{self._name}: `{_short(line)}` took longer than {timeout:g} s.")
+            raise CommandFailed(f"{self._name}: `{_short(line)}` took longer than {timeout:g} s.")
         if status:
-            raise Failed(f"{self._name}: `{_short(line)}` failed ({status}):\n{_end(text)}")
+            raise CommandFailed(
+                f"{self._name}: `{_short(line)}` failed ({status}):\n{_last_lines(text)}"
+            )
         return text
 
     def put(self, files: Sequence[tuple[Path | bytes, str]], *, timeout: float = 600) -> None:
@@ -117,12 +119,12 @@ class Session:
                 if channel:
                     channel.settimeout(timeout)
                 yield sftp
-        except _TROUBLE as error:
+        except _SSH_ERRORS as error:
             raise Unreachable(f"{self._name}: a file could not be copied ({error}).") from error
 
 
 @contextmanager
-def session(login: Login, *, timeout: float = 20) -> Iterator[Session]:
+def ssh_session(login: Login, *, timeout: float = 20) -> Iterator[SshSession]:
     """Connect to a node, once; raises Unreachable."""
     client = paramiko.SSHClient()
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
@@ -153,29 +155,29 @@ def session(login: Login, *, timeout: float = 20) -> Iterator[Session]:
             f"{login.name}: {login.address} shows another host key than the one made for it; "
             "do not trust that machine."
         ) from error
-    except _TROUBLE as error:
+    except _SSH_ERRORS as error:
         client.close()
         raise Unreachable(f"{login.name}: no SSH to {login.address} ({error}).") from error
     try:
-        yield Session(client, login.name)
+        yield SshSession(client, login.name)
     finally:
         client.close()
 
 
-def awaited(login: Login, *, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+def await_ssh(login: Login, *, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
     """Wait until a node answers to SSH; raises Unreachable with the last trouble."""
     deadline = clock() + timeout
     while True:
         try:
-            with session(login, timeout=min(10, timeout)):
+            with ssh_session(login, timeout=min(10, timeout)):
                 return
         except Unreachable as error:
             if clock() > deadline:
                 raise Unreachable(f"no SSH within {timeout:g} s; {error}") from error
-            time.sleep(_PAUSE)
+            time.sleep(_RETRY_INTERVAL)
 
 
-def _read(channel: paramiko.Channel, deadline: float) -> str | None:
+def _read_output(channel: paramiko.Channel, deadline: float) -> str | None:
     """All that a command writes, or None if it is not done in time."""
     parts = list[bytes]()
     while True:
@@ -194,5 +196,5 @@ def _short(line: str) -> str:
     return line if len(line) < 80 else f"{line[:77]}..."
 
 
-def _end(text: str, lines: int = 15) -> str:
+def _last_lines(text: str, lines: int = 15) -> str:
     return "\n".join(text.strip().splitlines()[-lines:])

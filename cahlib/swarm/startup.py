@@ -14,24 +14,24 @@ from queue import Empty, SimpleQueue
 from cahlib.core.errors import RunError, Stopped
 from cahlib.swarm.install import NotReady
 from cahlib.swarm.provider import Server
-from cahlib.swarm.provisioning import TAKEN_DOWN, Fleet
+from cahlib.swarm.provisioning import TAKEN_DOWN, Provisioner
 from cahlib.swarm.ssh import Login
 
 #: Servers that are set up at the same time.
-_AT_ONCE = 16
+_THREADS = 16
 
 #: How often servers that do not become nodes are replaced before there is a swarm.
-_ROUNDS = 3
+_MAX_ROUNDS = 3
 
 #: Seconds between two looks at a stop, and those that a head may be later than another node.
-_LOOK, _LATE = 0.2, 30.0
+_POLL_INTERVAL, _HEAD_DELAY = 0.2, 30.0
 
 
 class Startup:
-    """Sets up servers in threads of its own; ``bring_up`` does it for one, given the head."""
+    """Sets up servers in threads of its own; ``set_up`` does it for one, given the head."""
 
-    def __init__(self, bring_up: Callable[[Login, Login], object]) -> None:
-        self._bring_up = bring_up
+    def __init__(self, set_up: Callable[[Login, Login], object]) -> None:
+        self._set_up = set_up
         self._head: Login | None = None
         self._logins: dict[str, Login] = {}
         self._pending: set[str] = set()
@@ -52,7 +52,7 @@ class Startup:
             self._pending |= fresh.keys()
             for each in sorted(fresh.values(), key=lambda each: each.name != head.name):
                 self._todo.put(each)
-            more = min(len(fresh), _AT_ONCE - self._threads)
+            more = min(len(fresh), _THREADS - self._threads)
             self._threads += more
         for _ in range(more):
             # a pool's threads would be waited for when the interpreter ends
@@ -95,14 +95,14 @@ class Startup:
                 except Empty:
                     self._threads -= 1
                     return
-            self._set_up(login)
+            self._process(login)
 
-    def _set_up(self, login: Login) -> None:
+    def _process(self, login: Login) -> None:
         while True:
             head = self._head
             error: Exception | None = None
             try:
-                self._bring_up(login, head or login)
+                self._set_up(login, head or login)
             except Exception as caught:  # noqa: BLE001 - whoever waits for it looks at it
                 error = caught
             with self._changed:
@@ -115,37 +115,37 @@ class Startup:
                 return
 
 
-def begin(
-    made: Fleet,
+def start_head(
+    made: Provisioner,
     startup: Startup,
     reached: Callable[[Server], Login],
     *,
     tell: Callable[[str], None],
-    late: float = _LATE,
+    late: float = _HEAD_DELAY,
 ) -> Login:
     """Make servers and nodes of them until there is a head; the others may still be coming.
 
     If the head is much later than another node, that one leads. Raises RunError if none comes up.
     """
-    for _ in range(_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         made.fill()
         while True:
             servers = made.servers()
             head = next((s for s in servers if s.labels.get("role") == "head"), None)
             if head is None or (head.name not in startup.up() and startup.up()):
-                head = _another(servers, startup)
+                head = _other_head(servers, startup)
                 made.lead(head)
             startup.start(map(reached, servers), reached(head))
-            if _is_led(made, startup, head.name, late):
+            if _is_head_up(made, startup, head.name, late):
                 return reached(head)
             if not startup.up():
                 break
-        _replace(made, startup, servers, tell)
+        _remove_failed(made, startup, servers, tell)
     raise RunError("no head came up; see the reasons above.")
 
 
-def finish(
-    made: Fleet,
+def start_others(
+    made: Provisioner,
     startup: Startup,
     reached: Callable[[Server], Login],
     head: Login,
@@ -153,49 +153,49 @@ def finish(
     tell: Callable[[str], None],
 ) -> None:
     """Wait until all servers are nodes; those that do not come up are replaced, or given up."""
-    for left in reversed(range(_ROUNDS)):
-        while not startup.wait(timeout=_LOOK):
-            _go_on(made)
+    for left in reversed(range(_MAX_ROUNDS)):
+        while not startup.wait(timeout=_POLL_INTERVAL):
+            _check_wanted(made)
         failed = startup.errors()
         if not failed:
             return
-        _replace(made, startup, made.servers(), tell)
+        _remove_failed(made, startup, made.servers(), tell)
         if left:
             made.fill()
             startup.start(map(reached, made.servers()), head)
 
 
-def _is_led(made: Fleet, startup: Startup, head: str, late: float) -> bool:
+def _is_head_up(made: Provisioner, startup: Startup, head: str, late: float) -> bool:
     """Wait for the head; return whether it is up, False if it will not be, or is late."""
     first: float | None = None  #: when another one was up
-    while not startup.wait([head], timeout=_LOOK):
-        _go_on(made)
+    while not startup.wait([head], timeout=_POLL_INTERVAL):
+        _check_wanted(made)
         if startup.up():
             first = first or time.monotonic()
             if time.monotonic() > first + late:
                 return False
     if head in startup.up():
         return True
-    while not startup.up() and not startup.wait(timeout=_LOOK):
-        _go_on(made)
+    while not startup.up() and not startup.wait(timeout=_POLL_INTERVAL):
+        _check_wanted(made)
     return False
 
 
-def _another(servers: Sequence[Server], startup: Startup) -> Server:
+def _other_head(servers: Sequence[Server], startup: Startup) -> Server:
     """Return a server that may lead: one that is up, if there is any."""
     up = startup.up()
     return next((each for each in servers if each.name in up), servers[0])
 
 
-def _replace(
-    made: Fleet, startup: Startup, servers: Sequence[Server], tell: Callable[[str], None]
+def _remove_failed(
+    made: Provisioner, startup: Startup, servers: Sequence[Server], tell: Callable[[str], None]
 ) -> None:
     """Remove what did not come up. Raises RunError if that would be in vain, or for a bug."""
     errors = startup.errors()
     for error in errors.values():
         if not isinstance(error, NotReady):
             raise error
-    if same := alike(servers, errors):
+    if same := common_failure(servers, errors):
         raise RunError(f"no server became a node, all for the same reason: {same}")
     for each in servers:
         if each.name in errors:
@@ -204,7 +204,7 @@ def _replace(
             startup.forget(each.name)
 
 
-def alike(servers: Sequence[Server], errors: dict[str, Exception]) -> str:
+def common_failure(servers: Sequence[Server], errors: dict[str, Exception]) -> str:
     """Return the error that every server ended with, if a command said so; "" if they differ.
 
     That one does not answer may be its own misfortune; what a command says, it says again.
@@ -213,13 +213,13 @@ def alike(servers: Sequence[Server], errors: dict[str, Exception]) -> str:
     if not said or not all(isinstance(each, NotReady) and each.by_command for each in said):
         return ""
     kinds = {
-        _plain(str(each), server.name, server.address)
+        _comparable(str(each), server.name, server.address)
         for each, server in zip(said, servers, strict=True)
     }
     return str(said[0]) if len(kinds) == 1 else ""
 
 
-def _plain(text: str, *names: str) -> str:
+def _comparable(text: str, *names: str) -> str:
     """Return the last line of an error without what differs from server to server."""
     for each in filter(None, names):
         text = text.replace(each, "")
@@ -227,7 +227,7 @@ def _plain(text: str, *names: str) -> str:
     return re.sub(r"[0-9a-f]{8,}|\d+", "", last)
 
 
-def _go_on(made: Fleet) -> None:
+def _check_wanted(made: Provisioner) -> None:
     """Raise Stopped if the servers are not wanted any more, or were deleted by somebody else."""
     if made.stop.is_set():
         raise Stopped(

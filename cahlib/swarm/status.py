@@ -17,41 +17,41 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from cahlib.core.errors import RunError
-from cahlib.core.progress import Board, Node, Passing, Speedometer
+from cahlib.core.progress import NodeStatus, Passing, Speedometer, SwarmStatus
 from cahlib.core.records import Stage, Stats
 from cahlib.engine import cluster, remote, wire
-from cahlib.engine.certificates import Keys
-from cahlib.engine.transfer import MOVING
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.transfer import PIECE_KEY
 from cahlib.swarm import install, ssh
 from cahlib.swarm.provider import Server
-from cahlib.swarm.provisioning import Fleet
+from cahlib.swarm.provisioning import Provisioner
 
 #: Seconds between two looks, two questions to the cloud (more where its answer has many pages: it
 #: answers 3,600 times an hour), and two marks that somebody is there.
-_LOOK, _ASK, _MARK = 2.0, 10.0, 100.0
+_REFRESH_INTERVAL, _LIST_INTERVAL, _HEARTBEAT_INTERVAL = 2.0, 10.0, 100.0
 
 #: Seconds without a sign of life after which a node counts as silent.
-_SILENT = 20.0
+_SILENT_AFTER = 20.0
 
 #: Seconds over which the speed of a job is told.
-_WINDOW = 15.0
+_RATE_WINDOW = 15.0
 
 #: Seconds in which a node must give the end of its log.
-_LOG = 5.0
+_LOG_TIMEOUT = 5.0
 
 #: Workers by what they are, and the links a second of each job by its key.
-Work: TypeAlias = tuple[Sequence[cluster.Node], Mapping[str, float]]
+ClusterWork: TypeAlias = tuple[Sequence[cluster.WorkerState], Mapping[str, float]]
 
 
-def described(
-    server: Server, work: Work, *, cost: float, step: str = "made", line: str = ""
-) -> Node:
+def describe_server(
+    server: Server, work: ClusterWork, *, cost: float, step: str = "made", line: str = ""
+) -> NodeStatus:
     """One server's record; ``step`` is how far its bring-up is."""
     workers, rates = work
-    own = [each for each in workers if cluster.of(each.name, server.name)]
+    own = [each for each in workers if cluster.is_worker_of(each.name, server.name)]
     jobs = [key for each in own for key in each.jobs]
     seen = min((each.seen for each in own), default=None)
-    return Node(
+    return NodeStatus(
         name=server.name,
         location=server.location,
         type=server.type,
@@ -70,37 +70,42 @@ def _state(cloud: str, step: str, seen: float | None, works: bool) -> str:
         return cloud
     if seen is None:
         return step
-    if seen > _SILENT:
+    if seen > _SILENT_AFTER:
         return "silent"
     return "works" if works else "idle"
 
 
-def overheard(reach: cluster.Reach) -> Work:
+def observe_cluster(reach: cluster.ClusterAddress) -> ClusterWork:
     """What a cluster's workers do, whoever gave it to them; nothing if it does not answer."""
-    with suppress(RunError, *remote.TROUBLE), closing(cluster.connected(reach, 5)) as client:
-        workers = cluster.workers(client)
+    with (
+        suppress(RunError, *remote.CONNECTION_ERRORS),
+        closing(cluster.connect(reach, 5)) as client,
+    ):
+        workers = cluster.list_workers(client)
         assigned = client.processing()
         nodes = [
-            cluster.node(each, [k for k in assigned.get(address, ()) if MOVING not in k], still={})
+            cluster.worker_state(
+                each, [k for k in assigned.get(address, ()) if PIECE_KEY not in k], still={}
+            )
             for address, each in workers.items()
         ]
         clock = max((each.last_seen for each in workers.values()), default=0)
-        return nodes, speeds(_heard(client.get_events(wire.TOPIC)), clock)
+        return nodes, job_rates(_decoded_reports(client.get_events(wire.PROGRESS_TOPIC)), clock)
     return (), {}
 
 
-def _heard(events: Iterable[tuple[float, object]]) -> Iterator[tuple[float, Any]]:
+def _decoded_reports(events: Iterable[tuple[float, object]]) -> Iterator[tuple[float, Any]]:
     for when, said in events:
-        with suppress(wire.Refused):
-            yield when, wire.heard(said)
+        with suppress(wire.InvalidMessage):
+            yield when, wire.decode_report(said)
 
 
-def speeds(events: Iterable[tuple[float, Any]], now: float) -> dict[str, float]:
+def job_rates(events: Iterable[tuple[float, Any]], now: float) -> dict[str, float]:
     """Links a second of each job, from what the scheduler heard of them until now."""
     told = defaultdict[str, list[tuple[float, float]]](list)
     for when, (key, message) in events:
-        if when > now - _WINDOW:
-            told[key].append((when, links(message)))
+        if when > now - _RATE_WINDOW:
+            told[key].append((when, links_tried(message)))
     ends = ((key, heard[0], heard[-1]) for key, heard in told.items())
     return {
         key: (many - few) / (last - first)
@@ -109,7 +114,7 @@ def speeds(events: Iterable[tuple[float, Any]], now: float) -> dict[str, float]:
     }
 
 
-def links(report: Any) -> int:
+def links_tried(report: Any) -> int:
     """How many links a job has tried by its report; 0 for what is no stats."""
     try:
         return Stats.from_dict(report).done(Stage.FETCH)
@@ -117,25 +122,27 @@ def links(report: Any) -> int:
         return 0
 
 
-def lines(logins: Sequence[ssh.Login]) -> dict[str, str]:
+def last_log_lines(logins: Sequence[ssh.Login]) -> dict[str, str]:
     """The last line of each node's log, by the node's name; of those that answer soon."""
     with ThreadPoolExecutor(16) as pool:
-        return dict(zip((each.name for each in logins), pool.map(_line, logins), strict=True))
+        return dict(
+            zip((each.name for each in logins), pool.map(_last_log_line, logins), strict=True)
+        )
 
 
-def _line(login: ssh.Login) -> str:
+def _last_log_line(login: ssh.Login) -> str:
     with suppress(RunError):
-        return install.log(login, lines=1, timeout=_LOG).strip()
+        return install.node_log(login, lines=1, timeout=_LOG_TIMEOUT).strip()
     return ""
 
 
-class View:
+class StatusMonitor:
     """Looks at a fleet while it comes up and works, and writes what it sees on a board."""
 
-    def __init__(self, made: Fleet, keys: Keys, board: Board) -> None:
+    def __init__(self, made: Provisioner, keys: SwarmKeys, board: SwarmStatus) -> None:
         self._made, self._keys, self._board = made, keys, board
         board.currency = made.bills.currency
-        self._engine: remote.Remote | None = None
+        self._engine: remote.RemoteEngine | None = None
         self._steps: dict[str, str] = {}
         self._logs: dict[str, str] = {}
         self._speeds: dict[str, Speedometer] = {}
@@ -145,7 +152,7 @@ class View:
         """A node begins a step of its bring-up."""
         self._steps[name] = step
 
-    def works(self, engine: remote.Remote) -> None:
+    def works(self, engine: remote.RemoteEngine) -> None:
         """The engine whose workers run on the nodes is there."""
         self._engine = engine
 
@@ -153,7 +160,7 @@ class View:
         """Look once."""
         work = self._work()
         self._board.nodes = tuple(
-            described(
+            describe_server(
                 server,
                 work,
                 cost=self._made.bills.cost(server.name, self._made.clock()),
@@ -167,29 +174,29 @@ class View:
     def look(self, tell: Callable[[str], None]) -> None:
         """Look until the end; ``tell`` hears how far the bring-up is."""
         asked, marked, before = time.monotonic(), -math.inf, ""
-        while not self._ended.wait(_LOOK):
+        while not self._ended.wait(_REFRESH_INTERVAL):
             with suppress(RunError):  # the cloud is away; its last word counts on
-                if time.monotonic() > asked + max(_ASK, len(self._made.listed) / 5):
+                if time.monotonic() > asked + max(_LIST_INTERVAL, len(self._made.listed) / 5):
                     asked = time.monotonic()
                     self._made.servers()
-                if self._made.listed and time.monotonic() > marked + _MARK:
+                if self._made.listed and time.monotonic() > marked + _HEARTBEAT_INTERVAL:
                     marked = time.monotonic()
                     self._made.mark()
             self.write()
-            if not self._engine and (now := progress(self._board.nodes)) != before:
+            if not self._engine and (now := startup_progress(self._board.nodes)) != before:
                 before = now
                 tell(now)
 
     def read(self) -> None:
         """Read the ends of the logs until the end, one node after the other."""
         for turn in count():
-            if self._ended.wait(_LOOK):
+            if self._ended.wait(_REFRESH_INTERVAL):
                 return
             names = [name for name in self._made.listed if self._step(name) in ("up", "absent")]
             if names:
                 name = names[turn % len(names)]
                 server = self._made.listed.get(name)
-                if server and (line := _line(_login(server, self._keys))):
+                if server and (line := _last_log_line(_login(server, self._keys))):
                     self._logs[name] = line
 
     def end(self) -> None:
@@ -200,13 +207,13 @@ class View:
         step = self._steps.get(name, "made")
         return "absent" if step == "up" and self._engine else step
 
-    def _work(self) -> Work:
+    def _work(self) -> ClusterWork:
         if not self._engine:
             return (), {}
         reports = self._engine.reports()
         self._speeds = {key: self._speeds.get(key) or Speedometer() for key in reports}
         rates = {
-            key: self._speeds[key].rates({"links": links(told)})["links"]
+            key: self._speeds[key].rates({"links": links_tried(told)})["links"]
             for key, told in reports.items()
         }
         with suppress(RunError):
@@ -214,7 +221,7 @@ class View:
         return (), {}
 
 
-def progress(nodes: Sequence[Node]) -> Passing:
+def startup_progress(nodes: Sequence[NodeStatus]) -> Passing:
     """How far nodes are on their way up, in a line; names where there are few."""
     at = defaultdict[str, list[str]](list)
     for each in nodes:
@@ -227,9 +234,11 @@ def progress(nodes: Sequence[Node]) -> Passing:
 
 
 @contextmanager
-def viewed(made: Fleet, keys: Keys, board: Board, tell: Callable[[str], None]) -> Iterator[View]:
+def status_monitored(
+    made: Provisioner, keys: SwarmKeys, board: SwarmStatus, tell: Callable[[str], None]
+) -> Iterator[StatusMonitor]:
     """A view of a fleet, for as long as the block runs."""
-    view = View(made, keys, board)
+    view = StatusMonitor(made, keys, board)
     threads = [
         threading.Thread(target=view.look, args=(tell,), name="view", daemon=True),
         # of its own: a node that does not answer takes its time
@@ -245,5 +254,5 @@ def viewed(made: Fleet, keys: Keys, board: Board, tell: Callable[[str], None]) -
         board.nodes, board.spent, board.hourly = (), made.spent(), made.bills.hourly()
 
 
-def _login(server: Server, keys: Keys) -> ssh.Login:
+def _login(server: Server, keys: SwarmKeys) -> ssh.Login:
     return ssh.Login(name=server.name, address=server.address, keys=keys)

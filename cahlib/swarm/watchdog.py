@@ -16,22 +16,22 @@ from dataclasses import dataclass, field
 from cahlib.core.errors import ConfigError
 from cahlib.core.private import WATCHDOG as TOKEN
 from cahlib.swarm import hetzner
-from cahlib.swarm.billing import Bills
-from cahlib.swarm.provider import PROJECT, Denied
-from cahlib.swarm.provisioning import Fleet
+from cahlib.swarm.billing import Billing
+from cahlib.swarm.provider import PROJECT_LABEL, Denied
+from cahlib.swarm.provisioning import Provisioner
 
 #: Seconds after its hours in which a run finishes what it has begun.
-_GRACE = 1800.0
+_FINISH_TIME = 1800.0
 
 #: Seconds before an hour begins that the ceiling does not allow.
-_EARLY = 120.0
+_SAFETY_MARGIN = 120.0
 
 #: Seconds for which a ceiling is looked ahead.
 _MONTH = 31 * 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watchdog:
+class WatchdogConfig:
     """What a driver wants of it."""
 
     token: str = field(repr=False)
@@ -40,10 +40,10 @@ class Watchdog:
     look: float = 60  #: seconds between two questions to the cloud
     began: float = field(default_factory=time.monotonic)  #: when the run's hours did
 
-    def told(self, node: str, made: Fleet) -> bytes:
+    def told(self, node: str, made: Provisioner) -> bytes:
         """Return what it is told on a head, as `node/watchdog.py` reads it."""
         limits, now = made.plan.limits, made.clock()
-        spans = [_paid(made.bills, limits.max_cost, now)] if limits.max_cost else []
+        spans = [_paid_seconds(made.bills, limits.max_cost, now)] if limits.max_cost else []
         if limits.hours:
             spans.append(max(limits.hours * 3600 - (time.monotonic() - self.began), 1))
         told = {
@@ -53,13 +53,13 @@ class Watchdog:
             "node": node,
             "launch": secrets.token_hex(8),
             "silence": self.silence,
-            "end": spans[-1] + _GRACE if limits.hours else 0,
+            "end": spans[-1] + _FINISH_TIME if limits.hours else 0,
             "paid": min(spans, default=0),
             "look": self.look,
         }
         return json.dumps(told).encode()
 
-    def require(self, made: Fleet, public_key: str) -> None:
+    def require(self, made: Provisioner, public_key: str) -> None:
         """Raise ConfigError unless the token is good for the project in which servers are made."""
         if len(made.accounts) != 1:
             raise ConfigError("watchdog: it works in one project; give one token in HCLOUD_TOKEN.")
@@ -69,11 +69,13 @@ class Watchdog:
             account.check()
             seen, every = account.prepared(made.labels), account.servers({})
         except Denied as denied:
-            _withdraw(made)
+            _clean_up(made)
             raise ConfigError(f"watchdog: {TOKEN}, {denied}") from denied
-        others = [each.name for each in every if each.labels.get(PROJECT[0]) != PROJECT[1]]
+        others = [
+            each.name for each in every if each.labels.get(PROJECT_LABEL[0]) != PROJECT_LABEL[1]
+        ]
         if not seen or others:
-            _withdraw(made)
+            _clean_up(made)
         if not seen:
             raise ConfigError(
                 f"watchdog: {TOKEN} is of another project than HCLOUD_TOKEN; make it in the same."
@@ -85,7 +87,7 @@ class Watchdog:
             )
 
 
-def required(token: str, tokens: str) -> str:
+def require_watchdog_token(token: str, tokens: str) -> str:
     """Return the watchdog's token; raises ConfigError if it is none, or among the driver's."""
     if not token.strip():
         raise ConfigError(
@@ -104,14 +106,14 @@ def _split(tokens: str) -> Collection[str]:
     return tokens.replace(",", " ").split()
 
 
-def _withdraw(made: Fleet) -> None:
+def _clean_up(made: Provisioner) -> None:
     """Delete the key and the firewall that were just made, but not under servers."""
     if not made.servers():
         for account in made.accounts:
             account.clean(made.labels)
 
 
-def _paid(bills: Bills, ceiling: float, now: float) -> float:
+def _paid_seconds(bills: Billing, ceiling: float, now: float) -> float:
     """Return for how many seconds the servers that there are may stay within a ceiling."""
     ends = (
         each.since + 3600 * hours
@@ -120,4 +122,4 @@ def _paid(bills: Bills, ceiling: float, now: float) -> float:
     )
     # each end of a paid hour begins another one: the first that costs too much is the last moment
     last = next((end for end in sorted(ends) if bills.spent(end + 1) > ceiling), now + _MONTH)
-    return max(last - _EARLY - now, 1)
+    return max(last - _SAFETY_MARGIN - now, 1)

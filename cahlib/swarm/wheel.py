@@ -23,15 +23,15 @@ _PACKAGE = Path(__file__).parent.parent
 _WHEEL = "Wheel-Version: 1.0\nGenerator: cahlib\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 #: What is packed already: deflating the demo's 11 MB of it cost 0.27 CPU seconds to save 7 %.
-_PACKED = (".gz", ".safetensors", ".tar")
+_UNCOMPRESSED = (".gz", ".safetensors", ".tar")
 
 #: Dates before 1980 do not fit into a zip.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def build(folder: Path) -> Path:
+def build_wheel(folder: Path) -> Path:
     """Write the wheel of this cahlib into a folder; the same code makes the same file."""
-    ours = _ours()
+    ours = _own_distribution()
     files = {path.relative_to(_PACKAGE.parent).as_posix(): path.read_bytes() for path in _files()}
     digest = sha256()
     for name, data in files.items():
@@ -51,7 +51,7 @@ def build(folder: Path) -> Path:
     return path
 
 
-def pins() -> str:
+def pip_constraints() -> str:
     """pip's constraints that hold what cahlib needs to the versions installed here."""
     found = {name: each.version for name, each in _pinned().items()}
     return "".join(
@@ -59,7 +59,7 @@ def pins() -> str:
     )
 
 
-def pythons() -> list[str]:
+def required_pythons() -> list[str]:
     """Return which Pythons the pinned versions run on, as each says itself."""
     known = [each.metadata for each in _pinned().values()]
     return [each["Requires-Python"] for each in known if "Requires-Python" in each]
@@ -67,7 +67,7 @@ def pythons() -> list[str]:
 
 def _pinned() -> dict[str, Distribution]:
     found: dict[str, Distribution] = {}
-    waiting = list(_needs(_ours()))
+    waiting = list(_requirements(_own_distribution()))
     while waiting:
         name = waiting.pop()
         if name in found:
@@ -77,11 +77,11 @@ def _pinned() -> dict[str, Distribution]:
         except PackageNotFoundError:
             continue  # for another platform or Python
         found[name] = needed
-        waiting += _needs(needed)
+        waiting += _requirements(needed)
     return found
 
 
-def _ours() -> Distribution:
+def _own_distribution() -> Distribution:
     try:
         return distribution("cahlib")
     except PackageNotFoundError as error:
@@ -96,7 +96,7 @@ def _files() -> list[Path]:
     )
 
 
-def _needs(package: Distribution) -> Iterator[str]:
+def _requirements(package: Distribution) -> Iterator[str]:
     """Names of what a package needs, that of its extras left out."""
     for line in package.requires or ():
         if "extra ==" not in line and (match := re.match(r"[A-Za-z0-9._-]+", line)):
@@ -114,5 +114,5 @@ def _record(files: dict[str, bytes], own: str) -> str:
 def _pack(path: Path, files: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
-            how = zipfile.ZIP_STORED if name.endswith(_PACKED) else zipfile.ZIP_DEFLATED
+            how = zipfile.ZIP_STORED if name.endswith(_UNCOMPRESSED) else zipfile.ZIP_DEFLATED
             archive.writestr(zipfile.ZipInfo(name, _DATE), data, how)

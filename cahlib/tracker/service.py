@@ -104,7 +104,7 @@ class TrackerService:
             lambda: standings.list_contributors(self.database, clock()), 5 * settings.fresh
         )
         self.latest = Cached(lambda: statistics.latest_finished(self.database), settings.fresh)
-        self.crawls = Cached(lambda: statistics.crawl_names(self.database), 30 * settings.fresh)
+        self.crawls = Cached(lambda: statistics.crawl_range(self.database), 30 * settings.fresh)
         self.stuck = Cached(lambda: statistics.stuck_shards(self.database), settings.fresh)
         self.check_writable = Cached(
             lambda: statistics.check_writable(self.database, clock()), settings.fresh
@@ -132,7 +132,7 @@ class TrackerService:
 
     def _state(self) -> CrawlState:
         now, ever = self.clock(), self._history()
-        counts = statistics.count_shards(self.database)
+        counts = statistics.crawl_counts(self.database)
         return CrawlState(
             counts=counts,
             workers=statistics.count_workers(self.database, now),

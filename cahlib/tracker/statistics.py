@@ -72,7 +72,7 @@ class CrawlCounts:
         return self.done / self.total if self.total else 0.0
 
 
-def count_shards(database: Database) -> CrawlCounts:
+def crawl_counts(database: Database) -> CrawlCounts:
     """Return the state of the crawl now."""
     lanes = select(shards.c.state, shards.c.lane, func.count()).where(
         shards.c.state.in_(["leased", "scraped", "judging", "failed"])
@@ -187,7 +187,7 @@ def latest_finished(database: Database, *, most: int = 12) -> list[dict[str, Any
     return _rows(database, query.limit(most))
 
 
-def crawl_names(database: Database) -> list[str]:
+def crawl_range(database: Database) -> list[str]:
     """Return the names of the first and the last crawl, as far as the URLs of WATs tell."""
     ends = [func.min(wats.c.number), func.max(wats.c.number)]
     with database.read() as connection:
@@ -218,7 +218,7 @@ def record_history(database: Database, now: float) -> None:
     with database.read() as connection:
         if connection.execute(select(history.c.time).where(history.c.time == slot)).first():
             return
-    state = count_shards(database)
+    state = crawl_counts(database)
     row = {"done": state.done, "scraped": state.parcels, "pairs": state.pairs}
     row |= {"time": slot, "workers": sum(count_workers(database, now).values())}
     old = (history.c.time < slot - FULL_HISTORY_SECONDS) & (history.c.time % 3600 != 0)

@@ -41,7 +41,10 @@ def refused(ran: subprocess.CompletedProcess[str], *, code: int, sentence: str) 
         ("swarm up many", "argument N: invalid int value: 'many'; `cah swarm up --help-all`"),
         ("swarm ssh", "swarm ssh needs NODE; for example: `cah swarm ssh cah-"),
         ("blocklist", "blocklist needs a command (build, show)"),
-        ("tracker export leaders", "what: 'leaders' is none of leaderboard, shards; did you mean"),
+        (
+            "tracker export leaders",
+            "what: 'leaders' is not one of leaderboard, shards; did you mean",
+        ),
     ],
 )
 def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
@@ -258,9 +261,8 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path):
     os.close(reader)
     with small.Pictures() as web, open(writer, "wb") as closed, open("/dev/full", "wb") as full:
         job = small.job(crawl, tmp_path / "set", web)
-        line = [sys.executable, "-m", "cahlib.commands.cli", "run", *command.options(job)]
-        ran = subprocess.run(line, cwd=command.ROOT, stdout=closed, stderr=full)
-    assert ran.returncode == 0
+        ran = command.started("run", *command.options(job), stdout=closed, stderr=full)
+        assert ran.wait() == 0
     assert (tmp_path / "set" / "report.html").exists() and not list(verify(tmp_path / "set"))
 
 

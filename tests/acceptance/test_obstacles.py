@@ -34,8 +34,11 @@ RUN = ["run/lock", "run/job.json", "run/ledger.sqlite", "run/live.json"]
 
 
 @pytest.fixture(scope="module")
-def crawl(tmp_path_factory):
-    return small.write(tmp_path_factory.mktemp("crawl"), files=1, links=3)
+def crawl():
+    """A crawl where others may read it, too: pytest takes that right from its own folders."""
+    with tempfile.TemporaryDirectory() as apart:
+        os.chmod(apart, 0o755)
+        yield small.write(Path(apart), files=1, links=3)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def made(web, crawl, tmp_path_factory):
 
 @pytest.fixture
 def folder(made):
-    """A copy of it where others may go, too: pytest takes that right from its own folders."""
+    """A copy of it where others may go, too."""
     with tempfile.TemporaryDirectory() as apart:
         os.chmod(apart, 0o755)
         yield Path(shutil.copytree(made, Path(apart) / "set"))

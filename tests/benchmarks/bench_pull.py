@@ -22,12 +22,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from cahlib.engine.certificates import Keys, Pair
-from cahlib.engine.cluster import Reach
-from cahlib.engine.remote import remote
+from cahlib.engine.certificates import KeyPair, SwarmKeys
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.remote import remote_engine
 from cahlib.swarm import install
 from cahlib.swarm.node import user_data
-from cahlib.swarm.ssh import Login, session
+from cahlib.swarm.ssh import Login, ssh_session
 from tests.benchmarks.common import Absent, parser, rss, serving
 from tests.world import hosts, jobs
 
@@ -59,16 +59,16 @@ class Sizes(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Keys(Keys):
+class _Keys(SwarmKeys):
     """Whose nodes are believed to be where the relays are, too."""
 
     relays: str
 
-    def node(self, name: str, *addresses: str) -> Pair:
-        return Keys.node(self, name, *addresses, self.relays)
+    def node(self, name: str, *addresses: str) -> KeyPair:
+        return SwarmKeys.node(self, name, *addresses, self.relays)
 
-    def scheduler(self, *addresses: str) -> Pair:
-        return Keys.scheduler(self, *addresses, self.relays)
+    def scheduler(self, *addresses: str) -> KeyPair:
+        return SwarmKeys.scheduler(self, *addresses, self.relays)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -81,14 +81,14 @@ def main(arguments: Sequence[str]) -> None:
         keys = _Keys(Path(folder) / "keys", relays=machines.address)
         host = machines.boot("node", user_data(keys, "node"))
         login = Login(name="node", address=host.address, keys=keys)
-        install.bring_up(
+        install.set_up_node(
             login,
-            install.package(Path(folder) / "wheel"),
+            install.make_package(Path(folder) / "wheel"),
             head=login,
             admit=hosts.admitted([login]),
         )
         print(f"the driver's memory: {rss()} MiB before")
-        near = [f"{host.address}:{port}" for port in (install.PORT, 22, _PORT)]
+        near = [f"{host.address}:{port}" for port in (install.SCHEDULER_PORT, 22, _PORT)]
         _measure("0 ms", login, near, sizes)
         if options.small:
             return
@@ -120,8 +120,8 @@ def _measure(line: str, login: Login, places: list[str], sizes: Sizes) -> None:
 
 def _pulled(login: Login, scheduler: str, folder: Path, size: int) -> tuple[float, list[int]]:
     """MiB a second, from the first piece to the parcel's name, its checksum included."""
-    reach = Reach(address=f"tls://{scheduler}", keys=login.keys, away=str(folder / "away"))
-    with remote(reach, folder / "home") as scrapers:
+    reach = ClusterAddress(address=f"tls://{scheduler}", keys=login.keys, away=str(folder / "away"))
+    with remote_engine(reach, folder / "home") as scrapers:
         scrapers.gather([login.name], timeout=60)
         spent, memory = 0.0, []
         for n in range(_ROUNDS):
@@ -139,7 +139,7 @@ def _pulled(login: Login, scheduler: str, folder: Path, size: int) -> tuple[floa
 
 def _sftp(login: Login, place: str, folder: Path, size: int) -> float:
     address, port = place.split(":")
-    with session(replace(login, address=address, port=int(port))) as node:
+    with ssh_session(replace(login, address=address, port=int(port))) as node:
         node.run(f"head -c {size} /dev/urandom > /home/crawl/big")
         started = time.monotonic()
         node.get("/home/crawl/big", folder / "big")
@@ -150,7 +150,7 @@ def _sftp(login: Login, place: str, folder: Path, size: int) -> float:
 
 def _bare(login: Login, place: str, size: int) -> float:
     """What the way itself can do: a file's bytes, neither encrypted nor checked."""
-    with session(login) as node:
+    with ssh_session(login) as node:
         node.run(f"python3 -c '{_SERVE}' > /dev/null 2>&1")
     host, port = place.split(":")
     got, room, started = 0, bytearray(1 << 20), time.monotonic()
@@ -168,7 +168,7 @@ def _by_relay(host: hosts.Host, login: Login, contact: str) -> None:
     own = f"--listen-address tls://{host.address}:9000 --contact-address tls://{contact}"
     text = unit.read_text().replace("--host ${ADDRESS} ", "").replace(ports, own)
     unit.write_text(text)
-    install.restart(login)
+    install.restart_service(login)
 
 
 def relay(address: str, target: str, delay: float) -> None:

@@ -26,9 +26,9 @@ from cahlib.core.config import Crawl, Download
 from cahlib.core.records import Stage
 from cahlib.crawl.shards import make_shard
 from cahlib.demo.web import Answer, Web
-from cahlib.engine.certificates import Keys
-from cahlib.engine.cluster import Reach
-from cahlib.engine.remote import Remote, remote
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.remote import RemoteEngine, remote_engine
 from cahlib.run.scrape import scrape
 from cahlib.swarm import install
 from cahlib.swarm.node import user_data
@@ -89,7 +89,7 @@ def scaling(logins: list[Login], images: str, crawl: list[str]) -> None:
             f"of linear; {cores:.1f} of this machine's {os.cpu_count()} cores were busy"
         )
         for login in logins[count:]:
-            install.restart(login)
+            install.restart_service(login)
         count *= 2
 
 
@@ -108,7 +108,7 @@ def idle(options: Options) -> None:
             )
         )
         address = cluster.stdout.readline().strip()
-        with remote(Reach(address=address), Path(folder)) as scrapers:
+        with remote_engine(ClusterAddress(address=address), Path(folder)) as scrapers:
             jobs.until(lambda: scrapers.slots == workers)
             cpu, started = spent(), time.monotonic()
             while time.monotonic() < started + options.seconds:
@@ -128,13 +128,13 @@ def bringup(_: Options) -> None:
         print(f"bring-up was not measured: {reason}")
         return
     with tempfile.TemporaryDirectory() as folder, machines.Machines(Path(folder), image) as running:
-        keys = Keys(Path(folder) / "keys")
+        keys = SwarmKeys(Path(folder) / "keys")
         machine = running.boot("node", user_data(keys, "node"))
         login = Login(name="node", address=machine.address, keys=keys)
-        goods = install.package(Path(folder) / "wheel", wheelhouse=image.wheels)
-        took = install.bring_up(login, goods, head=login, admit=hosts.admitted([login]))
+        goods = install.make_package(Path(folder) / "wheel", wheelhouse=image.wheels)
+        took = install.set_up_node(login, goods, head=login, admit=hosts.admitted([login]))
         started = time.monotonic()
-        with remote(reached(login), Path(folder) / "home") as scrapers:
+        with remote_engine(reached(login), Path(folder) / "home") as scrapers:
             scrapers.gather([login.name], timeout=60)
         took["worker"] = time.monotonic() - started
         after = sum(seconds for step, seconds in took.items() if step != "ssh")
@@ -156,7 +156,7 @@ def scraped(
         patience=0,
     )
     reach = reached(logins[0])
-    with tempfile.TemporaryDirectory() as home, remote(reach, Path(home)) as scrapers:
+    with tempfile.TemporaryDirectory() as home, remote_engine(reach, Path(home)) as scrapers:
         jobs.until(lambda: {n.name for n in scrapers.nodes()} == {each.name for each in logins})
         jobs.until(lambda: scrapers.slots == len(logins))
         psutil.cpu_percent()
@@ -166,7 +166,7 @@ def scraped(
         return links / seconds, found / seconds, psutil.cpu_percent() / 100 * (os.cpu_count() or 1)
 
 
-def worked(scrapers: Remote, crawl: list[str], download: Download) -> tuple[int, int]:
+def worked(scrapers: RemoteEngine, crawl: list[str], download: Download) -> tuple[int, int]:
     """Links and images of all shards, handed out as a run does."""
     todo = [make_shard(url, half) for url in crawl for half in (0, 1)]
     links = found = 0
@@ -188,11 +188,11 @@ def worked(scrapers: Remote, crawl: list[str], download: Download) -> tuple[int,
 
 def brought_up(running: hosts.Hosts, count: int) -> list[Login]:
     """So many nodes that are up; the first is the head."""
-    keys = Keys(running.folder / "keys")
+    keys = SwarmKeys(running.folder / "keys")
     for n in range(count):
         running.boot(f"node{n}", user_data(keys, f"node{n}"))
     logins = [Login(name=h.name, address=h.address, keys=keys) for h in running.all.values()]
-    goods = install.package(running.folder / "wheel")
+    goods = install.make_package(running.folder / "wheel")
     if failed := hosts.set_up(logins, goods):
         raise next(iter(failed.values()))
     return logins
@@ -229,9 +229,9 @@ def stopped(login: Login) -> None:
         node.run(["sudo", "systemctl", "stop", "crawl"])
 
 
-def reached(head: Login) -> Reach:
-    return Reach(
-        address=f"tls://{head.address}:{install.PORT}",
+def reached(head: Login) -> ClusterAddress:
+    return ClusterAddress(
+        address=f"tls://{head.address}:{install.SCHEDULER_PORT}",
         keys=head.keys,
         away="/home/crawl/parcels",
         files="/home/crawl/files",

@@ -277,7 +277,7 @@ def overview(database: Database, port: int, seconds: float) -> None:
 
 def exactly_once(database: Database) -> None:
     """Every shard that is done was counted once, so none was leased twice."""
-    counts = statistics.count_shards(database)
+    counts = statistics.crawl_counts(database)
     rows = [row for row in statistics.export_shards(database) if row["state"] == "done"]
     done = len(rows)
     assert 0 < done == counts.done and counts.pairs == sum(row["pairs"] for row in rows)

@@ -10,7 +10,7 @@ import pytest
 from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError
 from cahlib.core.private import FOLDER, named, place
-from cahlib.engine.certificates import Keys
+from cahlib.engine.certificates import SwarmKeys
 from cahlib.run.run_directory import open_run_directory
 
 OWN = "run/swarm"
@@ -24,7 +24,7 @@ def launched(folder, **settings):
 
 def test_keys_are_found_again_by_the_name_of_the_run(tmp_path):
     there = place(tmp_path / "a" / OWN, "keys")
-    Keys(there).ssh()
+    SwarmKeys(there).ssh()
     assert place(tmp_path / "a" / OWN, "keys") == there != place(tmp_path / "b" / OWN, "keys")
     (tmp_path / "a").rename(tmp_path / "c")
     assert place(tmp_path / "c" / OWN, "keys") == there
@@ -33,13 +33,13 @@ def test_keys_are_found_again_by_the_name_of_the_run(tmp_path):
 
 
 def test_keys_beside_a_dataset_are_moved_once_by_whatever_is_started_there(tmp_path):
-    old = Keys(tmp_path / OWN / "keys")
+    old = SwarmKeys(tmp_path / OWN / "keys")
     private = old.ssh().private
     text = private.read_bytes()
     named(tmp_path / OWN)
     launched(tmp_path)
     assert not old.folder.exists()
-    moved = Keys(place(tmp_path / OWN, "keys")).ssh().private
+    moved = SwarmKeys(place(tmp_path / OWN, "keys")).ssh().private
     assert moved.read_bytes() == text and oct(moved.stat().st_mode)[-3:] == "600"
     shutil.copytree(moved.parent, old.folder)  # killed after the copy was whole
     launched(tmp_path)

@@ -28,7 +28,7 @@ from cahlib.dataset.write.columns import OPTIONAL_COLUMNS, make_row
 from cahlib.run.pipeline import run
 from tests.world import judged as world
 from tests.world.crashes import before_each_renaming
-from tests.world.judged import with_forms, write, write_these
+from tests.world.judged import with_forms, write, write_anew, write_these
 from tests.world.pictures import phash
 
 FORMS = ("images", "embeddings", "tfrecords")
@@ -110,7 +110,7 @@ def test_a_dataset_of_an_older_cahlib_is_sound_and_can_be_purged(tmp_path, monke
             return {name: value for name, value in values.items() if name not in OPTIONAL_COLUMNS}
 
         older.setattr(shard_writer, "make_row", row)
-        write(tmp_path)
+        write_anew(tmp_path)
     assert list(verify(tmp_path)) == []
     (change,) = purge(tmp_path, lists(tmp_path, kept()[1:13:2]))
     assert change.left == 9 and list(verify(tmp_path)) == []

@@ -22,7 +22,7 @@ from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted, write_shard
 from tests.world import judged as world
 from tests.world.crashes import before_each_renaming
-from tests.world.judged import write
+from tests.world.judged import write_anew as write
 
 
 def everything(folder):
@@ -258,7 +258,9 @@ def test_what_a_crash_leaves_is_swept_and_nothing_else(tmp_path):
         (folder / "images/own-notes.txt").write_text("the user's")
     before = everything(folders[0])
     died = before_each_renaming(
-        "from tests.world.judged import write", 'write(folder, first=100, shard="s-1")', folders
+        "from tests.world.judged import some, write_anew\nsome(30, first=100)",
+        'write_anew(folder, first=100, shard="s-1")',
+        folders,
     )
     assert died == ["9"] * 7 + ["0"]  # six files, then the manifest
     for folder in folders[:7]:

@@ -11,8 +11,8 @@ from distributed.scheduler import DEFAULT_EXTENSIONS
 
 from cahlib.core.config import Job, replace
 from cahlib.core.errors import ConfigError, MachineFault, RunError, ShardError
-from cahlib.engine.cluster import Reach, connected
-from cahlib.engine.remote import Remote, remote
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.remote import RemoteEngine, remote_engine
 from cahlib.run.scrapers import scrapers as opened
 from tests.world import jobs
 
@@ -46,13 +46,13 @@ def within(**settings):
 @pytest.mark.parametrize("staging", [False, True])
 def test_any_dask_cluster_serves(tmp_path, staging):
     with cluster() as theirs:
-        reach = Reach(
+        reach = ClusterAddress(
             address=theirs.scheduler_address,
             away=str(tmp_path / "away"),
             staging=(tmp_path / "shared").as_uri() if staging else "",
         )
         (tmp_path / "shared").mkdir()
-        with remote(reach, tmp_path / "home") as scrapers:
+        with remote_engine(reach, tmp_path / "home") as scrapers:
             scrapers.submit(
                 "parcel", jobs.write_parcel, 3000, "", scrapers.folder, limit=jobs.LIMIT
             )
@@ -95,7 +95,7 @@ def test_workers_that_could_not_serve_files_are_refused(tmp_path):
     with cluster(threads=1) as theirs:
         with (
             pytest.raises(ConfigError, match="--nthreads 2"),
-            remote(Reach(address=theirs.scheduler_address), tmp_path),
+            remote_engine(ClusterAddress(address=theirs.scheduler_address), tmp_path),
         ):
             pass
     assert not [t for t in threading.enumerate() if t.name == "keeper"]
@@ -131,7 +131,7 @@ def test_a_cluster_whose_workers_lack_cahlib_gets_a_sentence(tmp_path):
                 theirs.wait_for_workers(1, timeout=jobs.LIMIT)
                 with (
                     pytest.raises(ConfigError, match="workers that cannot import cahlib"),
-                    remote(Reach(address=theirs.scheduler_address), tmp_path),
+                    remote_engine(ClusterAddress(address=theirs.scheduler_address), tmp_path),
                 ):
                     pass
             finally:
@@ -139,7 +139,10 @@ def test_a_cluster_whose_workers_lack_cahlib_gets_a_sentence(tmp_path):
 
 
 def test_a_worker_that_could_not_serve_files_ends_the_run_when_it_joins(tmp_path):
-    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+    with (
+        within() as theirs,
+        remote_engine(ClusterAddress(address=theirs.scheduler_address), tmp_path) as scrapers,
+    ):
         [fit] = theirs.worker_spec.values()
         theirs.worker_spec["thin"] = {**fit, "options": {**fit["options"], "nthreads": 1}}
         theirs.sync(theirs._correct_state)
@@ -149,7 +152,10 @@ def test_a_worker_that_could_not_serve_files_ends_the_run_when_it_joins(tmp_path
 
 def test_a_machine_that_fails_is_given_no_more_jobs_and_others_do_them(tmp_path):
     (tmp_path / "full").write_text("127.0.0.1")
-    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+    with (
+        within() as theirs,
+        remote_engine(ClusterAddress(address=theirs.scheduler_address), tmp_path) as scrapers,
+    ):
         joined(theirs, "127.0.0.2")
         jobs.until(lambda: scrapers.slots == 2)
         failed, done = 0, set()
@@ -180,7 +186,10 @@ def joined(theirs, name):
 
 def test_jobs_are_held_back_for_a_worker_that_comes_later(tmp_path):
     folders = [tmp_path / str(n) for n in range(3)]
-    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+    with (
+        within() as theirs,
+        remote_engine(ClusterAddress(address=theirs.scheduler_address), tmp_path) as scrapers,
+    ):
         for folder in folders:
             folder.mkdir()
             scrapers.submit(folder.name, jobs.note_and_wait, folder, limit=jobs.LIMIT)
@@ -199,7 +208,10 @@ def test_jobs_are_held_back_for_a_worker_that_comes_later(tmp_path):
 
 def test_a_job_that_dask_put_behind_another_one_goes_to_a_worker_that_comes_later(tmp_path):
     folders = [tmp_path / str(n) for n in range(2)]
-    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+    with (
+        within() as theirs,
+        remote_engine(ClusterAddress(address=theirs.scheduler_address), tmp_path) as scrapers,
+    ):
         joined(theirs, "127.0.0.2")
         jobs.until(lambda: scrapers.slots == 2)
         for folder in folders:
@@ -223,7 +235,10 @@ def test_a_job_that_dask_put_behind_another_one_goes_to_a_worker_that_comes_late
 
 def test_a_job_that_is_given_again_at_once_is_done_again(tmp_path):
     told = [tmp_path / f"{number}" for number in range(10)]
-    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+    with (
+        within() as theirs,
+        remote_engine(ClusterAddress(address=theirs.scheduler_address), tmp_path) as scrapers,
+    ):
         for path in told:
             scrapers.submit("same", jobs.touch_and_fail, path, limit=jobs.LIMIT)
             assert isinstance(scrapers.take(timeout=jobs.LIMIT)[1], ShardError)
@@ -231,9 +246,12 @@ def test_a_job_that_is_given_again_at_once_is_done_again(tmp_path):
 
 
 def test_where_every_machine_fails_the_run_ends_and_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr("cahlib.engine.remote._TREATED", 0.5)
+    monkeypatch.setattr("cahlib.engine.remote._REPAIR_TIMEOUT", 0.5)
     (tmp_path / "full").write_text("127.0.0.1")
-    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+    with (
+        within() as theirs,
+        remote_engine(ClusterAddress(address=theirs.scheduler_address), tmp_path) as scrapers,
+    ):
         scrapers.submit("job", jobs.use_disk, tmp_path, limit=jobs.LIMIT)
         assert isinstance(scrapers.take(timeout=jobs.LIMIT)[1], MachineFault)
         scrapers.submit("job", jobs.use_disk, tmp_path, limit=jobs.LIMIT)
@@ -249,11 +267,11 @@ def test_a_job_that_is_submitted_while_the_cluster_is_away_is_sent_later(tmp_pat
     def connect(reach):
         if clients:
             back.wait(jobs.LIMIT)
-        clients.append(connected(reach, jobs.LIMIT))
+        clients.append(connect(reach, jobs.LIMIT))
         return clients[-1]
 
     with cluster() as theirs:
-        scrapers = Remote(Reach(address=theirs.scheduler_address), tmp_path, connect)
+        scrapers = RemoteEngine(ClusterAddress(address=theirs.scheduler_address), tmp_path, connect)
         try:
             clients[0].close()  # as Dask does when it gives up to connect again
             scrapers.submit("later", jobs.double, 21, limit=jobs.LIMIT)
@@ -269,11 +287,11 @@ def test_a_question_on_its_way_while_the_client_closes_ends_nothing(tmp_path):
     clients = []
 
     def connect(reach):
-        clients.append(connected(reach, jobs.LIMIT))
+        clients.append(connect(reach, jobs.LIMIT))
         return clients[-1]
 
     with within() as theirs:
-        scrapers = Remote(Reach(address=theirs.scheduler_address), tmp_path, connect)
+        scrapers = RemoteEngine(ClusterAddress(address=theirs.scheduler_address), tmp_path, connect)
         try:
             clients[0].sync(clients[0].rpc.close)  # as a client begins to close
             with pytest.raises(RunError, match="does not answer"):
@@ -286,7 +304,10 @@ def test_a_question_on_its_way_while_the_client_closes_ends_nothing(tmp_path):
 
 
 def test_what_is_finished_is_taken_before_an_engine_that_was_given_up_says_so(tmp_path):
-    with within() as theirs, remote(Reach(address=theirs.scheduler_address), tmp_path) as scrapers:
+    with (
+        within() as theirs,
+        remote_engine(ClusterAddress(address=theirs.scheduler_address), tmp_path) as scrapers,
+    ):
         scrapers.submit("double", jobs.double, 21, limit=jobs.LIMIT)
         scrapers.drain(timeout=jobs.LIMIT)
         jobs.until(lambda: not scrapers._finished.empty())

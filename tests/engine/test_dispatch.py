@@ -3,16 +3,16 @@
 from types import SimpleNamespace
 
 from cahlib.engine import dispatch
-from cahlib.engine.dispatch import Job, due, stuck, track
+from cahlib.engine.dispatch import RemoteJob, jobs_to_send, stuck_jobs, track_workers
 
 
 def job(status="", **more):
     future = SimpleNamespace(status=status) if status else None
-    return Job(function=print, arguments=(), limit=1, future=future, **more)
+    return RemoteJob(function=print, arguments=(), limit=1, future=future, **more)
 
 
 def keys(jobs, slots, known=()):
-    return [key for key, _ in due(jobs, slots, set(known))]
+    return [key for key, _ in jobs_to_send(jobs, slots, set(known))]
 
 
 def test_as_many_are_sent_as_can_run_in_the_order_of_their_submission():
@@ -35,32 +35,32 @@ def test_the_job_that_came_last_to_a_busy_worker_goes_to_a_free_one(monkeypatch)
     clock = iter(range(1, 10))
     monkeypatch.setattr(dispatch.time, "monotonic", lambda: next(clock))
     jobs = {"a": job("pending"), "b": job("pending")}
-    track(jobs, {"one": ["a"], "two": ["b"]})
+    track_workers(jobs, {"one": ["a"], "two": ["b"]})
     moved = {"one": ["b", "a"]}
-    track(jobs, moved)
-    assert stuck(jobs, moved, {"one": 1}) == []  # nobody is free
-    assert stuck(jobs, moved | {"three": ["cahlib-piece-1"]}, {"one": 1, "three": 1}) == ["b"]
-    assert stuck(jobs, moved, {"one": 2, "three": 1}) == []
-    assert stuck(jobs, {"one": ["a"], "three": ["b"]}, {"one": 1, "three": 1}) == []
-    assert stuck(jobs, {"one": ["a"]}, {"one": 0, "three": 1}) == []  # it is drained
+    track_workers(jobs, moved)
+    assert stuck_jobs(jobs, moved, {"one": 1}) == []  # nobody is free
+    assert stuck_jobs(jobs, moved | {"three": ["cahlib-piece-1"]}, {"one": 1, "three": 1}) == ["b"]
+    assert stuck_jobs(jobs, moved, {"one": 2, "three": 1}) == []
+    assert stuck_jobs(jobs, {"one": ["a"], "three": ["b"]}, {"one": 1, "three": 1}) == []
+    assert stuck_jobs(jobs, {"one": ["a"]}, {"one": 0, "three": 1}) == []  # it is drained
 
 
 def test_of_two_jobs_that_a_driver_finds_at_a_worker_the_one_that_reports_runs():
     jobs = {"a": job("pending"), "b": job("pending")}
-    track(jobs, found := {"one": ["a", "b"]})
+    track_workers(jobs, found := {"one": ["a", "b"]})
     jobs["a"].changed += 1
-    assert stuck(jobs, found, {"one": 1, "two": 1}) == ["b"]
+    assert stuck_jobs(jobs, found, {"one": 1, "two": 1}) == ["b"]
     jobs["b"].changed, jobs["a"].changed = jobs["a"].changed, jobs["a"].since
-    assert stuck(jobs, found, {"one": 1, "two": 1}) == ["a"]
+    assert stuck_jobs(jobs, found, {"one": 1, "two": 1}) == ["a"]
 
 
 def test_a_job_of_a_worker_that_was_restarted_has_its_time_anew(monkeypatch):
     clock = iter((10.0, 20.0, 30.0, 40.0))
     monkeypatch.setattr(dispatch.time, "monotonic", lambda: next(clock))
     jobs = {"a": job("pending", changed=0.0)}
-    track(jobs, {"one": ["a"]})
-    track(jobs, {"one": ["a"]})
+    track_workers(jobs, {"one": ["a"]})
+    track_workers(jobs, {"one": ["a"]})
     assert jobs["a"].changed == 10
-    track(jobs, {})
-    track(jobs, {"one": ["a"]})
+    track_workers(jobs, {})
+    track_workers(jobs, {"one": ["a"]})
     assert jobs["a"].changed == 40

@@ -7,8 +7,8 @@ import pytest
 from distributed import LocalCluster
 
 from cahlib.core.errors import RunError
-from cahlib.engine.cluster import Reach
-from cahlib.engine.remote import remote
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.remote import remote_engine
 from tests.world import jobs
 
 
@@ -27,7 +27,7 @@ def cluster():
 @pytest.mark.parametrize("staging", [False, True])
 def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, staging):
     (tmp_path / "shared").mkdir()
-    reach = Reach(
+    reach = ClusterAddress(
         address=cluster.scheduler_address,
         files=str(tmp_path / "there"),
         staging=(tmp_path / "shared").as_uri() if staging else "",
@@ -35,7 +35,7 @@ def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, stagin
     contents = {"empty": b"", "one": b"1", "large.bloom": os.urandom(9_000_000)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    with remote(reach, tmp_path / "home") as scrapers:
+    with remote_engine(reach, tmp_path / "home") as scrapers:
         for name in contents:
             for n in range(3):
                 path = str(tmp_path / name)
@@ -59,8 +59,8 @@ def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, stagin
 def test_a_file_that_is_damaged_there_is_brought_again(cluster, tmp_path):
     path, files = tmp_path / "list", tmp_path / "there"
     path.write_text("content")
-    reach = Reach(address=cluster.scheduler_address, files=str(files))
-    with remote(reach, tmp_path) as scrapers:
+    reach = ClusterAddress(address=cluster.scheduler_address, files=str(files))
+    with remote_engine(reach, tmp_path) as scrapers:
         for n in range(2):
             scrapers.submit(
                 f"job{n}", jobs.read_file, str(path), limit=jobs.LIMIT, files=[str(path)]
@@ -71,6 +71,6 @@ def test_a_file_that_is_damaged_there_is_brought_again(cluster, tmp_path):
 
 
 def test_a_file_that_is_not_here_is_named(cluster, tmp_path):
-    with remote(Reach(address=cluster.scheduler_address), tmp_path) as scrapers:
+    with remote_engine(ClusterAddress(address=cluster.scheduler_address), tmp_path) as scrapers:
         with pytest.raises(RunError, match="nowhere cannot be read: No such file"):
             scrapers.submit("job", jobs.read_file, "nowhere", limit=jobs.LIMIT, files=["nowhere"])

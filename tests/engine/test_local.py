@@ -28,7 +28,7 @@ def take(scrapers, count):
 
 @pytest.fixture(scope="module")
 def scrapers():
-    with local.local(2) as scrapers:
+    with local.local_engine(2) as scrapers:
         yield scrapers
 
 
@@ -80,7 +80,7 @@ def test_scrapers_that_are_killed_while_they_start_end_the_run_with_a_sentence()
         with (
             dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
             pytest.raises(RunError, match="could not be started .* run the same command again"),
-            local.local(1),
+            local.local_engine(1),
         ):
             raise AssertionError("they have started")
     finally:
@@ -89,7 +89,9 @@ def test_scrapers_that_are_killed_while_they_start_end_the_run_with_a_sentence()
 
 
 def test_a_job_that_costs_three_workers_is_given_up(tmp_path):
-    with local.local(3) as scrapers:  # one for each death: Dask loses who dies while it starts
+    with local.local_engine(
+        3
+    ) as scrapers:  # one for each death: Dask loses who dies while it starts
         scrapers.submit("killer", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
         for start in "123":
             os.kill(jobs.wait_for(tmp_path / start), signal.SIGKILL)
@@ -112,7 +114,7 @@ from tests.world import jobs
 
 heard = threading.Event()
 signal.signal(signal.SIGINT, lambda *_: heard.set())
-with local.local(1) as scrapers:
+with local.local_engine(1) as scrapers:
     scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
     while not (taken := scrapers.take(timeout=1)):
         pass
@@ -152,7 +154,7 @@ def test_a_report_that_comes_while_its_job_is_taken_is_not_counted_for_ever(scra
 
     def report():  # as Dask's thread does with what a worker has sent
         while not ended.is_set():
-            scrapers._hear((0.0, wire.report("same", {"images": 1})))
+            scrapers._hear((0.0, wire.encode_report("same", {"images": 1})))
 
     with shaken(local):
         together(work, report)

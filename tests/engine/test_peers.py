@@ -8,12 +8,12 @@ import pytest
 from distributed import Security
 
 from cahlib.engine import cluster, peers
-from cahlib.engine.certificates import Keys
+from cahlib.engine.certificates import SwarmKeys
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    return Keys(tmp_path_factory.mktemp("keys"))
+    return SwarmKeys(tmp_path_factory.mktemp("keys"))
 
 
 def files(keys, own):
@@ -60,7 +60,7 @@ def test_what_a_scheduler_would_keep_for_ever_is_not_heard_of_a_heartbeat():
         "metrics": {"memory": 5, "digests_total_since_heartbeat": {"x": 1},
                     "bandwidth": {"total": 1, "workers": {"x": (1, 1)}, "types": {"x": (1, 1)}}},
     }  # fmt: skip
-    peers.forget_names(said)
+    peers.drop_unbounded_names(said)
     kept = {"total": 100e6, "workers": {}, "types": {}}
     assert said == {
         "op": "heartbeat_worker",

@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 
 from cahlib.core.errors import RunError, ShardError
-from cahlib.core.progress import Board
+from cahlib.core.progress import SwarmStatus
 from cahlib.crawl.shards import list_shards
 from cahlib.engine import local, wire
-from cahlib.engine.certificates import Keys
-from cahlib.engine.cluster import Reach
-from cahlib.engine.remote import remote
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.remote import remote_engine
 from cahlib.parcel import parcel as parcels
 from cahlib.run.scrape import scrape
 from cahlib.swarm import install, status
-from cahlib.swarm.billing import Bills
+from cahlib.swarm.billing import Billing
 from cahlib.swarm.node import user_data
 from cahlib.swarm.provider import Server
-from cahlib.swarm.ssh import Login, session
+from cahlib.swarm.ssh import Login, ssh_session
 from tests.world import awake, hosts, jobs
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
@@ -39,11 +39,13 @@ class Swarm:
         self.logins = [
             Login(name=host.name, address=host.address, keys=keys) for host in machines.all.values()
         ]
-        self.address = f"tls://{self.logins[0].address}:{install.PORT}"
+        self.address = f"tls://{self.logins[0].address}:{install.SCHEDULER_PORT}"
         self.admit = hosts.admitted(self.logins)
 
     def reach(self, **settings):
-        return Reach(address=self.address, keys=self.keys, away="/home/crawl/parcels", **settings)
+        return ClusterAddress(
+            address=self.address, keys=self.keys, away="/home/crawl/parcels", **settings
+        )
 
     def host(self, name):
         return self.machines.all[name]
@@ -52,8 +54,8 @@ class Swarm:
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swarm")
-    keys = Keys(folder / "keys")
-    goods = install.package(folder / "wheel")
+    keys = SwarmKeys(folder / "keys")
+    goods = install.make_package(folder / "wheel")
     with hosts.Hosts(folder, pip=True) as machines:
         for name in ("alpha", "beta"):
             machines.boot(name, user_data(keys, name))
@@ -65,7 +67,7 @@ def swarm(tmp_path_factory):
 
 @pytest.fixture
 def scrapers(swarm, tmp_path):
-    with remote(swarm.reach(), tmp_path / "home") as scrapers:
+    with remote_engine(swarm.reach(), tmp_path / "home") as scrapers:
         assert not scrapers.gather(["alpha", "beta"], timeout=jobs.LIMIT)
         yield scrapers
 
@@ -86,7 +88,7 @@ def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp
                 shard.id, scrape, shard, job.crawl, job.download, scrapers.folder, limit=jobs.LIMIT
             )
         far = take(scrapers, len(todo))
-        with local.local(1) as here:
+        with local.local_engine(1) as here:
             for shard in todo:
                 here.submit(
                     shard.id,
@@ -168,7 +170,7 @@ def test_a_node_that_stands_still_is_seen_and_restarted_over_ssh(swarm, scrapers
     jobs.until(lambda: any(node.jobs for node in scrapers.nodes()))
     jobs.until(lambda: any(node.still > 1 for node in scrapers.nodes()))
     [name] = [node.name for node in scrapers.nodes() if node.jobs]
-    install.restart(next(login for login in swarm.logins if login.name == name))
+    install.restart_service(next(login for login in swarm.logins if login.name == name))
     if name == "alpha":
         assert not scrapers.gather(["alpha"], timeout=jobs.LIMIT)
     assert take(scrapers, 1) == {"still": "done"}
@@ -176,7 +178,7 @@ def test_a_node_that_stands_still_is_seen_and_restarted_over_ssh(swarm, scrapers
 
 @needs_hosts
 def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
-    with remote(swarm.reach(silence=11), tmp_path) as scrapers:
+    with remote_engine(swarm.reach(silence=11), tmp_path) as scrapers:
         assert not scrapers.gather(["alpha", "beta"], timeout=jobs.LIMIT)
         scrapers.submit("cut", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
         jobs.wait_for(tmp_path / "1")
@@ -199,12 +201,13 @@ _DRIVER = """
 import sys
 import time
 from pathlib import Path
-from cahlib.engine.cluster import Reach
-from cahlib.engine.certificates import Keys
-from cahlib.engine.remote import remote
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.remote import remote_engine
 from tests.world import jobs
 address, keys, home = sys.argv[1:]
-with remote(Reach(address=address, keys=Keys(Path(keys))), Path(home)) as scrapers:
+address = ClusterAddress(address=address, keys=SwarmKeys(Path(keys)))
+with remote_engine(address, Path(home)) as scrapers:
     scrapers.submit("orphan", jobs.note_and_wait, Path(home), limit=jobs.LIMIT)
     jobs.until(lambda: scrapers._jobs["orphan"].published)
     Path(home, "sent").touch()
@@ -221,7 +224,7 @@ def test_a_driver_that_was_killed_finds_its_jobs_again(swarm, tmp_path):
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     (tmp_path / "go").touch()
-    with remote(swarm.reach(), tmp_path) as scrapers:
+    with remote_engine(swarm.reach(), tmp_path) as scrapers:
         scrapers.submit("orphan", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
         assert take(scrapers, 1) == {"orphan": "done"}
     assert not (tmp_path / "2").exists()
@@ -243,7 +246,9 @@ def test_a_parcel_of_any_size_is_brought_here_and_deleted_there(swarm, scrapers,
 def test_a_parcel_that_was_damaged_on_its_way_is_brought_again(
     swarm, scrapers, tmp_path, caplog, monkeypatch
 ):
-    monkeypatch.setattr("cahlib.engine.remote._TRIES", 1000)  # until it is whole, as it is below
+    monkeypatch.setattr(
+        "cahlib.engine.remote._MAX_ATTEMPTS", 1000
+    )  # until it is whole, as it is below
     caplog.set_level(logging.WARNING, "cahlib.engine.remote")
     scrapers.submit("bad", jobs.write_parcel, 1000, "disk", scrapers.folder, limit=jobs.LIMIT)
     jobs.until(lambda: "try 1" in caplog.text)
@@ -252,7 +257,7 @@ def test_a_parcel_that_was_damaged_on_its_way_is_brought_again(
         for host in swarm.machines.all.values()
         for path in (host.home / "parcels").glob("parcel1000.tar")
     ]
-    said = wire.answer(scrapers._jobs["bad"].future.result())
+    said = wire.decode_result(scrapers._jobs["bad"].future.result())
     first = bytes.fromhex(said.parcel.versions["first"])
     path.write_bytes(first + path.read_bytes()[1:])
     assert take(scrapers, 1)["bad"].path.stat().st_size == 1000
@@ -271,7 +276,7 @@ def test_a_parcel_that_stays_damaged_is_given_up_and_deleted(swarm, scrapers):
 def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scrapers, tmp_path):
     fleet = FleetOf(swarm.logins)
     scrapers.submit("counting", jobs.count_and_wait, tmp_path, limit=jobs.LIMIT)
-    with status.viewed(fleet, swarm.keys, board := Board(), lambda _: None) as seen:
+    with status.status_monitored(fleet, swarm.keys, board := SwarmStatus(), lambda _: None) as seen:
         for login in swarm.logins:
             seen.step(login.name, "up")
         seen.works(scrapers)
@@ -290,7 +295,7 @@ def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scr
     assert (board.nodes, board.spent) == ((), 0.5)  # nothing is left
 
     def overheard():
-        workers, speeds = status.overheard(swarm.reach())
+        workers, speeds = status.observe_cluster(swarm.reach())
         working = [each.jobs for each in workers if each.jobs]
         return working == [("counting",)] and 50 < speeds.get("counting", 0) < 150
 
@@ -310,7 +315,7 @@ class FleetOf:
             )
             for n, each in enumerate(logins)
         }  # fmt: skip
-        self.bills, self.clock = Bills(), time.time
+        self.bills, self.clock = Billing(), time.time
         for name in self.listed:
             self.bills.open(name, 0.25, time.time())
 
@@ -327,12 +332,12 @@ class FleetOf:
 @needs_hosts
 def test_strangers_are_refused(swarm, tmp_path):
     for reach in (
-        Reach(address=swarm.address, keys=Keys(tmp_path / "foreign")),
-        Reach(address=swarm.address.replace("tls", "tcp")),
+        ClusterAddress(address=swarm.address, keys=SwarmKeys(tmp_path / "foreign")),
+        ClusterAddress(address=swarm.address.replace("tls", "tcp")),
     ):
         with (
             pytest.raises(RunError, match="no Dask cluster answers"),
-            remote(reach, tmp_path, timeout=3),
+            remote_engine(reach, tmp_path, timeout=3),
         ):
             pass
 
@@ -342,18 +347,22 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
     jobs.until(lambda: "distributed" in swarm.host("beta").log)  # it may have been started just now
     nobody = Login(name="alpha", address=swarm.machines.address, keys=swarm.keys)
     with pytest.raises(install.NotReady, match="no SSH within 0.5 s"):
-        install.bring_up(
-            nobody, swarm.goods, head=nobody, admit=swarm.admit, patience=install.Patience(ssh=0.5)
+        install.set_up_node(
+            nobody,
+            swarm.goods,
+            head=nobody,
+            admit=swarm.admit,
+            patience=install.SetupTimeouts(ssh=0.5),
         )
     with pytest.raises(install.NotReady, match=r"crawl.log on beta:\n(.*\n)*.*distributed"):
-        install.bring_up(
+        install.set_up_node(
             swarm.logins[1],
             install.Package(wheel=tmp_path / "cahlib-0-py3-none-any.whl", pins=""),
             head=swarm.logins[0],
             admit=swarm.admit,
-            patience=install.Patience(install=jobs.LIMIT),
+            patience=install.SetupTimeouts(install=jobs.LIMIT),
         )
-    install.bring_up(swarm.logins[1], swarm.goods, head=swarm.logins[0], admit=swarm.admit)
+    install.set_up_node(swarm.logins[1], swarm.goods, head=swarm.logins[0], admit=swarm.admit)
 
 
 @needs_hosts
@@ -363,7 +372,7 @@ def test_a_node_whose_clock_is_wrong_is_told_of(swarm):
     clock.chmod(0o755)
     try:
         with pytest.raises(install.NotReady, match="clock and this machine's are .* hours apart"):
-            install.bring_up(beta, swarm.goods, head=swarm.logins[0], admit=swarm.admit)
+            install.set_up_node(beta, swarm.goods, head=swarm.logins[0], admit=swarm.admit)
     finally:
         clock.unlink()
 
@@ -373,7 +382,7 @@ def test_a_full_disk_costs_a_shard_one_try_on_that_node(swarm, scrapers):
     """Another try, elsewhere or later, is the run's to make; what is brought home is deleted."""
     folder = Path("/home/crawl/parcels")
     for login in swarm.logins:
-        with session(login) as node:
+        with ssh_session(login) as node:
             node.run(f"mkdir -p {folder} && mount -t tmpfs -o size=1m none {folder}")
     try:
         scrapers.submit("full", jobs.fill_disk, folder, limit=jobs.LIMIT)
@@ -385,7 +394,7 @@ def test_a_full_disk_costs_a_shard_one_try_on_that_node(swarm, scrapers):
         assert parcel.size == 1000
     finally:
         for login in swarm.logins:
-            with session(login) as node:
+            with ssh_session(login) as node:
                 node.run(["umount", str(folder)])
-            install.restart(login)  # it is drained
+            install.restart_service(login)  # it is drained
         jobs.until(lambda: [each.ill for each in scrapers.nodes()] == ["", ""])

@@ -8,15 +8,15 @@ from distributed import LocalCluster, Security
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.engine import ticket
-from cahlib.engine.certificates import Keys
-from cahlib.engine.cluster import Reach
-from cahlib.engine.remote import remote
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.remote import remote_engine
 from tests.world import jobs
 
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory):
-    keys = Keys(tmp_path_factory.mktemp("swarm") / "keys")
+    keys = SwarmKeys(tmp_path_factory.mktemp("swarm") / "keys")
     with LocalCluster(
         n_workers=1,
         threads_per_worker=2,
@@ -25,7 +25,7 @@ def swarm(tmp_path_factory):
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
     ) as cluster:
-        yield Reach(address=cluster.scheduler_address, keys=keys, away="/nowhere")
+        yield ClusterAddress(address=cluster.scheduler_address, keys=keys, away="/nowhere")
 
 
 def _all(keys):
@@ -40,32 +40,32 @@ def _all(keys):
 
 def test_a_ticket_drives_the_swarm_from_another_machine(swarm, tmp_path):
     path = tmp_path / "ticket.json"
-    path.write_bytes(ticket.issued(swarm, hours=1))
-    reach = ticket.read(path, tmp_path / "theirs")
+    path.write_bytes(ticket.issue_ticket(swarm, hours=1))
+    reach = ticket.read_ticket(path, tmp_path / "theirs")
     assert (reach.address, reach.away) == (swarm.address, "/nowhere")
-    with remote(reach, tmp_path / "home") as scrapers:
+    with remote_engine(reach, tmp_path / "home") as scrapers:
         scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
         assert scrapers.take(timeout=jobs.LIMIT) == ("five", 10)
 
 
 def test_a_ticket_that_is_over_opens_nothing(swarm, tmp_path):
     path = tmp_path / "ticket.json"
-    path.write_bytes(ticket.issued(swarm, hours=-1))
-    reach = ticket.read(path, tmp_path / "theirs")
+    path.write_bytes(ticket.issue_ticket(swarm, hours=-1))
+    reach = ticket.read_ticket(path, tmp_path / "theirs")
     with pytest.raises(RunError, match="no Dask cluster answers"):
-        with remote(reach, tmp_path / "home", timeout=2):
+        with remote_engine(reach, tmp_path / "home", timeout=2):
             pass
 
 
 def test_a_ticket_holds_no_other_key(swarm, tmp_path):
-    told = json.loads(ticket.issued(swarm, hours=1))
+    told = json.loads(ticket.issue_ticket(swarm, hours=1))
     assert set(told) == {"address", "away", "authority.crt", "driver.key", "driver.crt"}
     authority = swarm.keys.authority().private.read_text()
     assert authority not in told.values() and "PRIVATE" not in told["authority.crt"]
     path = tmp_path / "ticket.json"
     path.write_text(json.dumps(told))
-    ticket.read(path, tmp_path / "keys")
-    ticket.read(path, tmp_path / "keys")
+    ticket.read_ticket(path, tmp_path / "keys")
+    ticket.read_ticket(path, tmp_path / "keys")
     assert {oct(each.stat().st_mode)[-3:] for each in (tmp_path / "keys").iterdir()} == {"600"}
 
 
@@ -75,4 +75,4 @@ def test_what_is_no_ticket_is_named(tmp_path, text):
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError, match="engine: .*ticket.json is neither an address"):
-        ticket.read(path, tmp_path / "keys")
+        ticket.read_ticket(path, tmp_path / "keys")

@@ -26,9 +26,9 @@ from tornado.iostream import StreamClosedError
 
 from cahlib.core.errors import RunError, ShardError
 from cahlib.engine import cluster, message_limits, unpickling, wire
-from cahlib.engine.certificates import Keys
-from cahlib.engine.cluster import Reach
-from cahlib.engine.remote import remote
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.remote import remote_engine
 from cahlib.swarm.node import HERE
 from tests.world import command, hostile, jobs
 
@@ -36,7 +36,7 @@ from tests.world import command, hostile, jobs
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    keys = Keys(folder / "keys")
+    keys = SwarmKeys(folder / "keys")
     (folder / "sprung").mkdir()
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv(hostile.SPRUNG, str(folder / "sprung"))
@@ -45,7 +45,7 @@ def swarm(tmp_path_factory):
         at = folder / "at"
         jobs.until(lambda: at.exists() and at.read_text().rstrip().endswith("}"))
         swarm.scheduler = scheduler
-        swarm.reach = Reach(address=json.loads(at.read_text())["address"], keys=keys)
+        swarm.reach = ClusterAddress(address=json.loads(at.read_text())["address"], keys=keys)
         swarm.work("node", "--preload", "tests.world.hostile")
         yield swarm
 
@@ -135,9 +135,9 @@ class Swarm:
 
 
 def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeypatch):
-    monkeypatch.setattr("cahlib.engine.remote._TRIES", 2)
+    monkeypatch.setattr("cahlib.engine.remote._MAX_ATTEMPTS", 2)
     before = peak(os.getpid(), anew=True)
-    with remote(swarm.reach, tmp_path) as scrapers:
+    with remote_engine(swarm.reach, tmp_path) as scrapers:
         jobs.until(lambda: swarm.held() and scrapers.slots)
         ways = ("result", "type", "exception", "traceback", "nothing", "bomb", "flood")
         for way in (*ways, *hostile.ELSEWHERE):
@@ -146,11 +146,11 @@ def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeyp
         assert scrapers.told() == []
         [node] = scrapers.nodes()
         assert "not read" in node.ill
-    with remote(replace(swarm.reach, patience=1), tmp_path) as scrapers:
+    with remote_engine(replace(swarm.reach, patience=1), tmp_path) as scrapers:
         scrapers.submit("peer", jobs.double, 1, limit=jobs.LIMIT)
         assert isinstance(swarm.taken(scrapers), ShardError)
-    with cluster.connected(swarm.reach, jobs.LIMIT) as client:
-        assert all(isinstance(told, bytes) for _, told in client.get_events(wire.TOPIC))
+    with cluster.connect(swarm.reach, jobs.LIMIT) as client:
+        assert all(isinstance(told, bytes) for _, told in client.get_events(wire.PROGRESS_TOPIC))
         assert not client.get_events("warn") and not client.get_events("print")
     assert swarm.sprung() == []
     assert peak(os.getpid()) < before + 64
@@ -202,8 +202,8 @@ def test_nothing_that_is_asked_of_the_scheduler_runs_there(swarm):
     for pair in swarm.keys.driver(), swarm.keys.node("node", PLACES["node"]):
         said = swarm.ask(pair, swarm.reach.address, *ways.items())
         for way, error in zip(ways, said, strict=True):
-            assert "Refused" in str(error), way
-    with cluster.connected(swarm.reach, jobs.LIMIT) as client:
+            assert "InvalidMessage" in str(error), way
+    with cluster.connect(swarm.reach, jobs.LIMIT) as client:
         client.wait_for_workers(1, timeout=jobs.LIMIT)  # it goes on
         graph = client.submit(hostile.spring, "graph")
         assert "deserialization" in str(graph.exception(timeout=jobs.LIMIT))
@@ -258,7 +258,7 @@ def test_a_node_speaks_for_itself_alone(swarm, op, said):
     node = swarm.keys.node("node", PLACES["node"])
     named = {name: value for name, value in said.items() if name != "op"}
     [error] = swarm.ask(node, swarm.reach.address, (op, named))
-    assert "Refused" in str(error)
+    assert "InvalidMessage" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -292,15 +292,17 @@ def test_a_worker_that_tells_more_than_of_itself_is_gone(swarm, said):
             comm.abort()
 
     asyncio.run(asyncio.wait_for(tell(), jobs.LIMIT))
-    with cluster.connected(swarm.reach, jobs.LIMIT) as client:
-        jobs.until(lambda: [each.name for each in cluster.workers(client).values()] == ["node"])
+    with cluster.connect(swarm.reach, jobs.LIMIT) as client:
+        jobs.until(
+            lambda: [each.name for each in cluster.list_workers(client).values()] == ["node"]
+        )
 
 
 def test_a_worker_knows_no_other_node(swarm):
-    with ExitStack() as stack, cluster.connected(swarm.reach, jobs.LIMIT) as client:
+    with ExitStack() as stack, cluster.connect(swarm.reach, jobs.LIMIT) as client:
         swarm.work("well", "--preload", "cahlib.engine.worker_preload", stack=stack)
         client.wait_for_workers(2, timeout=jobs.LIMIT)
-        [address] = [at for at, each in cluster.workers(client).items() if each.name == "well"]
+        [address] = [at for at, each in cluster.list_workers(client).items() if each.name == "well"]
         spring = ("run", {"function": pickle.dumps(hostile.spring), "args": pickle.dumps(["run"])})
         [said] = swarm.ask(swarm.keys.driver(), address, spring)
         assert said["status"] == "OK"  # it does what drivers ask
@@ -311,11 +313,11 @@ def test_a_worker_knows_no_other_node(swarm):
 
 
 def test_of_more_than_a_few_megabytes_no_objects_are_made():
-    with pytest.raises(wire.Refused, match="It sent 9,000,"):
-        unpickling.loads(pickle.dumps([])[:-1] + b"]" * 9_000_000 + b".")
+    with pytest.raises(wire.InvalidMessage, match="It sent 9,000,"):
+        unpickling.safe_loads(pickle.dumps([])[:-1] + b"]" * 9_000_000 + b".")
     unpickling.restrict()
-    message_limits.bound()
-    with pytest.raises(wire.Refused, match="It sent 9,000,005"):
+    message_limits.limit_messages()
+    with pytest.raises(wire.InvalidMessage, match="It sent 9,000,005"):
         loads([b"\xdd" + struct.pack(">I", 9_000_000) + b"\x90" * 9_000_000])
 
 
@@ -323,13 +325,13 @@ def test_of_more_than_a_few_megabytes_no_objects_are_made():
     "data", [b"", b"garbage.", b"\x80\x05cos\nsystem\n(S'id'\ntR.", b"\x80\x05\x82\x01."]
 )
 def test_a_pickle_of_anything_else_is_refused(data):
-    with pytest.raises(wire.Refused):
-        unpickling.loads(data)
+    with pytest.raises(wire.InvalidMessage):
+        unpickling.safe_loads(data)
 
 
 def test_an_error_comes_as_its_name_and_message():
-    told = unpickling.loads(pickle.dumps(OSError(2, "not there\x1b[31m")))
-    assert isinstance(told, wire.Foreign) and told.kind == "FileNotFoundError"
+    told = unpickling.safe_loads(pickle.dumps(OSError(2, "not there\x1b[31m")))
+    assert isinstance(told, wire.RemoteError) and told.kind == "FileNotFoundError"
     assert str(told) == "FileNotFoundError: 2: not there?[31m"
 
 

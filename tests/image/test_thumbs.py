@@ -85,4 +85,5 @@ def test_a_swarm_makes_thumbs_for_its_model_unless_told_otherwise():
     own = Judge(model="my-model", threshold=0.3)
     assert with_thumbs(Job(place=Place(engine="tcp://a:1"), judge=own)).thumbs == 0
     assert with_thumbs(Job(place=Place(swarm=2), download=Download(thumbs=0))).thumbs == 0
+    assert with_thumbs(Job(place=Place(swarm=2), judge=Judge(no_judge=True))).thumbs == 0
     assert with_thumbs(Job(download=Download(thumbs=336))).thumbs == 336

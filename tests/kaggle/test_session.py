@@ -17,17 +17,17 @@ from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.private import place
 from cahlib.engine import ticket
-from cahlib.engine.certificates import Keys
-from cahlib.engine.cluster import Reach
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.cluster import ClusterAddress
 from cahlib.kaggle import pack
 from cahlib.kaggle.limits import affordable
 from cahlib.kaggle.servers import Swarm
 from cahlib.kaggle.service import Kaggle, Quota
 from cahlib.kaggle.session import Note, Session, attend, left_alone, prospect
 from cahlib.swarm import hetzner
-from cahlib.swarm.install import PORT
-from cahlib.swarm.planner import plan
-from cahlib.swarm.provisioning import Fleet
+from cahlib.swarm.install import SCHEDULER_PORT
+from cahlib.swarm.planner import plan_servers
+from cahlib.swarm.provisioning import Provisioner
 from tests.world import cloud as clouds
 from tests.world import kaggle
 
@@ -41,11 +41,15 @@ class Listed(Swarm):
     def up(self, hours):
         wanted = self._orders
         run = self._labels["run"]
-        fleet = Fleet(run, plan(self._accounts, wanted.limits), lambda name: "", self._tell)
+        fleet = Provisioner(
+            run, plan_servers(self._accounts, wanted.limits), lambda name: "", self._tell
+        )
         fleet.prepare("ssh-ed25519 AAAA")
         fleet.fill()
-        reach = Reach(address=f"tls://192.0.2.1:{PORT}", keys=Keys(place(wanted.state, "keys")))
-        return ticket.issued(reach, hours=hours)
+        reach = ClusterAddress(
+            address=f"tls://192.0.2.1:{SCHEDULER_PORT}", keys=SwarmKeys(place(wanted.state, "keys"))
+        )
+        return ticket.issue_ticket(reach, hours=hours)
 
 
 @pytest.fixture

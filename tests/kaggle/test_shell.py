@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cahlib.swarm import hetzner
-from cahlib.swarm.planner import Limits, plan
+from cahlib.swarm.planner import ServerLimits, plan_servers
 from tests.world import cloud as clouds
 from tests.world import forks, kaggle
 
@@ -175,7 +175,9 @@ def test_servers_that_nobody_works_with_are_told_of(environment):
 def test_a_ceiling_holds_for_all_hours_of_the_servers(environment):
     """They wait for the kernel's GPU and for its end, too: an hour and six minutes."""
     with clouds.serve(clouds.Cloud({"token": clouds.Account()})) as cloud:
-        hourly = plan(hetzner.accounts("token", endpoint=cloud.url), Limits(nodes=2)).hourly()
+        hourly = plan_servers(
+            hetzner.accounts("token", endpoint=cloud.url), ServerLimits(nodes=2)
+        ).hourly()
         told = {"CAH_SWARM": "2", "HCLOUD_TOKEN": "token", "HCLOUD_ENDPOINT": cloud.url}
         told |= {"CAH_HOURS": "3", "CAH_MAX_COST": str(hourly * 4.5)}
         with kaggle.serve(kaggle.Service()):

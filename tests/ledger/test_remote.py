@@ -106,11 +106,11 @@ def test_what_is_done_is_told_and_what_is_not_is_given_back(app, database, tmp_p
             remote.commit(first, ["ab" * 16], one_pair())
             remote.mark_done(first)
             remote.fail(second, "broken", attempts=3)
-            until(lambda: statistics.count_shards(database).done == 1)
+            until(lambda: statistics.crawl_counts(database).done == 1)
             assert remote.has_more() and third
         assert ledger.counts().done == ledger.counts().total == 1
         ledger.close()
-        counts = statistics.count_shards(database)
+        counts = statistics.crawl_counts(database)
         assert (counts.done, counts.pairs, counts.leased, counts.todo) == (1, 1, 0, 5)
         assert statistics.list_leaders(database)[0]["nickname"] == "ann"
 
@@ -128,7 +128,7 @@ def test_a_tracker_with_spot_checks_hears_how_similar_the_pairs_are(url, databas
             sealed = judged.write(folder, shard=shard.id)
             remote.commit(shard, shard_writer.read_uids(folder, sealed), sealed.stats)
             remote.mark_done(shard)
-            until(lambda: statistics.count_shards(database).done == 1)
+            until(lambda: statistics.crawl_counts(database).done == 1)
     with database.read() as connection:
         said = connection.execute(select(second_passes.c.scores)).scalar_one()
     known = shard_writer.read_similarities(folder, sealed)
@@ -153,8 +153,8 @@ def test_a_killed_run_goes_on_with_its_leases_and_tells_what_it_had_not_told(
             assert again.in_state("sealed") == [first]
             assert again.lease() == second
             again.mark_done(first)
-            until(lambda: statistics.count_shards(database).done == 1)
-            assert statistics.count_shards(database).leased == 1
+            until(lambda: statistics.crawl_counts(database).done == 1)
+            assert statistics.crawl_counts(database).leased == 1
         ledger.close()
 
 
@@ -170,7 +170,7 @@ def test_work_goes_on_while_the_tracker_is_away(url, database, fill, tmp_path):
     remote.mark_done(first)
     port = int(address.rpartition(":")[2])
     with serving(create_app(settings), port=port) as address:
-        until(lambda: statistics.count_shards(database).done == 1)
+        until(lambda: statistics.crawl_counts(database).done == 1)
         remote.__exit__()
     ledger.close()
 
@@ -209,7 +209,7 @@ def test_a_run_that_the_tracker_does_not_know_any_more_ends(app, database, tmp_p
             first = remote.lease()
             remote.commit(first, ["ab" * 16], one_pair())
             remote.mark_done(first)
-            until(lambda: statistics.count_shards(database).done == 1)
+            until(lambda: statistics.crawl_counts(database).done == 1)
             app.state.service.lease_store.expel(1)
             while remote.has_more():
                 remote.lease()
@@ -237,10 +237,10 @@ def test_two_runs_never_keep_the_same_pair(app, database, tmp_path):
         account = Stats()
         for stage in Stage:
             account.entered[stage] = account.left[stage] = len(uids)
-        done = statistics.count_shards(database).done
+        done = statistics.crawl_counts(database).done
         remote.commit(shard, uids, account)
         remote.mark_done(shard)
-        until(lambda: statistics.count_shards(database).done == done + 1)
+        until(lambda: statistics.crawl_counts(database).done == done + 1)
 
     def interrupted(lost):
         raise KeyboardInterrupt
@@ -268,7 +268,7 @@ def test_two_runs_never_keep_the_same_pair(app, database, tmp_path):
             again.withdraw_claimed(told.append)
         second.close()
     assert told == [set(every[:150]), set()]
-    assert statistics.count_shards(database).pairs == 200
+    assert statistics.crawl_counts(database).pairs == 200
 
 
 def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
@@ -287,7 +287,7 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
             for shard in (first, second):
                 remote.release(shard, "s3 does not answer")
                 assert remote.lease() is None and remote.has_more()
-            until(lambda: statistics.count_shards(database).scraped == 6)
+            until(lambda: statistics.crawl_counts(database).scraped == 6)
             clock.now += 61
             assert remote.lease() == first
             remote.commit(first, [], Stats())  # it answers again
@@ -300,7 +300,7 @@ def test_storage_that_is_away_costs_no_parcel_and_one_that_never_comes_is_told(
             clock.now += 61
             remote.release(remote.lease(), "s3 does not answer")
         ledger.close()
-    counts = statistics.count_shards(database)
+    counts = statistics.crawl_counts(database)
     assert (counts.scraped, counts.done, counts.todo) == (5, 1, 0)
     assert errors() == ["s3 does not answer"]
 

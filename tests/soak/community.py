@@ -194,7 +194,7 @@ def community(
     with suppress(
         DatabaseUnavailable
     ):  # the first question after a crash finds the old connection broken
-        statistics.count_shards(database)
+        statistics.crawl_counts(database)
     done = check(database, told, count if finish else 0)
     database.close()
     return f"{done:,} shards done by {WORKERS} workers, {HOSTILE} hostile; {dict(killed)} killed"
@@ -202,7 +202,7 @@ def community(
 
 def check(database: Database, told: Told, expected: int) -> int:
     """Raise AssertionError unless the books say what the honest were told; return shards done."""
-    counts, rows = statistics.count_shards(database), list(statistics.export_shards(database))
+    counts, rows = statistics.crawl_counts(database), list(statistics.export_shards(database))
     done = {row["number"]: row["pairs"] for row in rows if row["state"] == "done"}
     assert counts.done == len(done) >= expected
     assert set(told.done.values()) <= {1} and told.done.keys() <= done.keys()

@@ -4,12 +4,12 @@ import subprocess
 
 import pytest
 
-from cahlib.engine.certificates import Keys
+from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm import hetzner, install, ssh
-from cahlib.swarm.firewall import Doors
+from cahlib.swarm.firewall import Firewall
 from cahlib.swarm.node import user_data
-from cahlib.swarm.planner import Limits, plan
-from cahlib.swarm.provisioning import Fleet
+from cahlib.swarm.planner import ServerLimits, plan_servers
+from cahlib.swarm.provisioning import Provisioner
 from tests.swarm.test_provisioning import ONE, ruled
 from tests.world import cloud as clouds
 from tests.world import hosts, jobs
@@ -20,14 +20,14 @@ TOKEN = ONE
 @pytest.fixture
 def swarm(tmp_path):
     """Two servers at a cloud, which answer to SSH."""
-    keys = Keys(tmp_path / "keys")
+    keys = SwarmKeys(tmp_path / "keys")
     with (
         hosts.Hosts(tmp_path) as machines,
         clouds.serve(clouds.Cloud({TOKEN: clouds.Account()}, hosts=machines)) as cloud,
     ):
         accounts = hetzner.accounts(TOKEN, endpoint=cloud.url, poll=0.01)
-        wanted = plan(accounts, Limits(nodes=2))
-        made = Fleet("r1", wanted, lambda name: user_data(keys, name), lambda said: None)
+        wanted = plan_servers(accounts, ServerLimits(nodes=2))
+        made = Provisioner("r1", wanted, lambda name: user_data(keys, name), lambda said: None)
         made.prepare("ssh-ed25519 AAAA")
         made.fill()
         yield Swarm(cloud, machines, made, keys)
@@ -53,15 +53,15 @@ class Swarm:
 
     def set_up(self, doors, server):
         login = self.reached(server)
-        ssh.awaited(login, timeout=jobs.LIMIT)
-        with ssh.session(login) as node:
-            install.open_ports(node, doors.admit(install.seen(node)))
+        ssh.await_ssh(login, timeout=jobs.LIMIT)
+        with ssh.ssh_session(login) as node:
+            install.open_ports(node, doors.admit(install.driver_address(node)))
 
 
 @pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 def test_the_ports_are_open_to_who_is_there_now(swarm):
     [head], [node], here = swarm.servers("head"), swarm.servers("node"), swarm.machines.address
-    doors = Doors(swarm.made, swarm.reached)
+    doors = Firewall(swarm.made, swarm.reached)
     assert swarm.at_the_cloud() == set()
     for each in (head, node):
         swarm.set_up(doors, each)
@@ -88,6 +88,6 @@ def test_the_ports_are_open_to_who_is_there_now(swarm):
     doors.follow()
     assert len(swarm.cloud.calls) == calls  # it is where it was
 
-    guests = Doors(swarm.made, swarm.reached, guests=True)
+    guests = Firewall(swarm.made, swarm.reached, guests=True)
     swarm.set_up(guests, head)
     assert swarm.at_the_cloud() == swarm.on(head) == {"0.0.0.0/0"}

@@ -8,29 +8,29 @@ from threading import Barrier, Event
 import pytest
 
 from cahlib.core.errors import RunError
-from cahlib.core.progress import Board
-from cahlib.engine.cluster import Node
+from cahlib.core.progress import SwarmStatus
+from cahlib.engine.cluster import WorkerState
 from cahlib.swarm import hetzner, install, lifecycle
-from cahlib.swarm.health import Act, Case, Rules, Watch, treat
-from cahlib.swarm.planner import Limits, plan
-from cahlib.swarm.provisioning import Fleet
+from cahlib.swarm.health import Action, HealthMonitor, HealthRules, NodeHealth, next_action
+from cahlib.swarm.planner import ServerLimits, plan_servers
+from cahlib.swarm.provisioning import Provisioner
 from cahlib.swarm.startup import Startup
 from tests.world import cloud as clouds
 from tests.world import hosts, jobs
 
 TOKEN = "token-of-ada"
-RULES = Rules()
+RULES = HealthRules()
 #: Soon, but not sooner than a busy machine brings a service up.
-SOON = Rules(look=0.3, silent=15, still=600, sure=1, lost=6, again=20, drain=2)
+SOON = HealthRules(look=0.3, silent=15, still=600, sure=1, lost=6, again=20, drain=2)
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 
 
 def acts(*looks):
     """What is done at each look: (seconds, well, gone)."""
-    case, done = Case(), []
+    case, done = NodeHealth(), []
     for now, well, gone in looks:
-        case, act = treat(case, well=well, gone=gone, now=now, rules=RULES)
+        case, act = next_action(case, well=well, gone=gone, now=now, rules=RULES)
         done.append(act)
     return done
 
@@ -38,22 +38,22 @@ def acts(*looks):
 def test_an_ill_node_is_restarted_and_then_replaced():
     sure, again = RULES.sure, RULES.again
     looks = [(0, False, False), (sure - 1, False, False), (sure, False, False)]
-    assert acts(*looks) == [Act.LEAVE, Act.LEAVE, Act.RESTART]
+    assert acts(*looks) == [Action.LEAVE, Action.LEAVE, Action.RESTART]
     later = [(sure + again - 1, False, False), (sure + again, False, False)]
-    assert acts(*looks, *later)[-2:] == [Act.LEAVE, Act.REPLACE]
+    assert acts(*looks, *later)[-2:] == [Action.LEAVE, Action.REPLACE]
 
 
 def test_a_node_that_is_well_again_starts_anew():
     looks = [(0, False, False), (RULES.sure, False, False), (RULES.sure + 9, True, False)]
     ill = [(500, False, False), (500 + RULES.sure, False, False)]
-    assert acts(*looks, *ill)[-3:] == [Act.LEAVE, Act.LEAVE, Act.RESTART]
+    assert acts(*looks, *ill)[-3:] == [Action.LEAVE, Action.LEAVE, Action.RESTART]
 
 
 def test_a_machine_that_is_gone_is_not_restarted():
     looks = [(0, False, True), (RULES.sure - 1, False, True), (RULES.sure, False, True)]
-    assert acts(*looks) == [Act.LEAVE, Act.LEAVE, Act.REPLACE]
+    assert acts(*looks) == [Action.LEAVE, Action.LEAVE, Action.REPLACE]
     restarted = [(0, False, False), (RULES.sure, False, False), (RULES.sure + 1, False, True)]
-    assert acts(*restarted, (2 * RULES.sure, False, True))[-1] is Act.REPLACE
+    assert acts(*restarted, (2 * RULES.sure, False, True))[-1] is Action.REPLACE
 
 
 class Engine:
@@ -64,7 +64,7 @@ class Engine:
 
     def nodes(self):
         return [
-            Node(
+            WorkerState(
                 name=each["name"], host="", slots=1, seen=0, memory=0, jobs=(), still=0, version=""
             )
             for each in self.cloud.servers()
@@ -90,16 +90,19 @@ class Doors:
 
 def listed(cloud, said, nodes=2):
     """A watch over servers that are only listed, which sees at once what is ill."""
-    accounts, limits = hetzner.accounts(TOKEN, endpoint=cloud.url, poll=0.01), Limits(nodes=nodes)
-    made = Fleet("r1", plan(accounts, limits), lambda name: "", said.append)
+    accounts, limits = (
+        hetzner.accounts(TOKEN, endpoint=cloud.url, poll=0.01),
+        ServerLimits(nodes=nodes),
+    )
+    made = Provisioner("r1", plan_servers(accounts, limits), lambda name: "", said.append)
     made.prepare("ssh-ed25519 AAAA")
     made.fill()
-    rules = Rules(sure=0, lost=0, drain=0, least=1)
+    rules = HealthRules(sure=0, lost=0, drain=0, least=1)
     engine = Engine(cloud)
     startup = Startup(lambda login, head: None)
     startup.start(made.servers(), made.servers()[0])
     startup.wait()
-    watch = Watch(made, engine, Doors(), startup, tell=said.append, rules=rules)
+    watch = HealthMonitor(made, engine, Doors(), startup, tell=said.append, rules=rules)
     look = watch.look
 
     def looked():
@@ -159,7 +162,7 @@ def test_a_node_whose_machine_fails_is_restarted_and_at_the_second_time_replaced
 ):
     said, restarted = [], []
     engine, watch = listed(paper, said)
-    monkeypatch.setattr(install, "restart", lambda node, **how: restarted.append(node.name))
+    monkeypatch.setattr(install, "restart_service", lambda node, **how: restarted.append(node.name))
     victim = next(s["name"] for s in paper.servers() if s["labels"]["role"] == "node")
     nodes = engine.nodes
 
@@ -183,7 +186,9 @@ def test_a_node_whose_machine_fails_is_restarted_and_at_the_second_time_replaced
 def test_a_server_that_was_late_at_the_start_is_waited_for_and_then_replaced(paper):
     said, go = [], Event()
     accounts = hetzner.accounts(TOKEN, endpoint=paper.url, poll=0.01)
-    made = Fleet("r1", plan(accounts, Limits(nodes=2)), lambda name: "", said.append)
+    made = Provisioner(
+        "r1", plan_servers(accounts, ServerLimits(nodes=2)), lambda name: "", said.append
+    )
     made.fill()
     head, late = sorted(made.servers(), key=lambda each: each.labels["role"])
 
@@ -195,8 +200,8 @@ def test_a_server_that_was_late_at_the_start_is_waited_for_and_then_replaced(pap
     startup = Startup(bring_up)
     startup.start([head, late], head)
     startup.wait([head.name])
-    rules = Rules(sure=0, drain=0)
-    watch = Watch(made, Engine(paper), Doors(), startup, tell=said.append, rules=rules)
+    rules = HealthRules(sure=0, drain=0)
+    watch = HealthMonitor(made, Engine(paper), Doors(), startup, tell=said.append, rules=rules)
     watch.look()
     assert [each["name"] for each in paper.servers()] == [head.name, late.name]
     go.set()
@@ -212,7 +217,7 @@ def test_a_server_that_was_late_at_the_start_is_waited_for_and_then_replaced(pap
 def test_a_head_that_is_off_is_replaced_before_its_silence_is_noticed(paper):
     said = []
     engine, watch = listed(paper, said)
-    watch._rules = Rules(sure=600, lost=600, drain=0)
+    watch._rules = HealthRules(sure=600, lost=600, drain=0)
     victim = off(paper, "head")
     engine.nodes = lambda: pytest.fail("who is asked waits for the head")
     watch._made.servers()  # as the view of the swarm does
@@ -224,9 +229,9 @@ def test_a_head_that_is_off_is_replaced_before_its_silence_is_noticed(paper):
 def test_a_run_whose_servers_are_taken_down_ends_instead_of_making_others(paper, seen):
     said = []
     engine, watch = listed(paper, said)
-    lifecycle.down(watch._made.accounts, watch._made.labels, pause=0.01)
+    lifecycle.delete_swarm(watch._made.accounts, watch._made.labels, pause=0.01)
     if seen:  # by the view of the swarm, long before the scheduler's silence is noticed
-        watch._rules = Rules()
+        watch._rules = HealthRules()
         watch._made.servers()
     watch.look()
     assert "deleted, as `cah swarm down` does" in engine.ended and not paper.servers()
@@ -285,10 +290,12 @@ def cloud(tmp_path):
 @contextmanager
 def scraping(cloud, folder, said, rules, nodes=2):
     """An engine on nodes that are looked after."""
-    orders = lifecycle.Orders(limits=Limits(nodes=nodes), state=folder / "run/swarm", rules=rules)
+    orders = lifecycle.SwarmConfig(
+        limits=ServerLimits(nodes=nodes), state=folder / "run/swarm", rules=rules
+    )
     accounts = hetzner.accounts(TOKEN, endpoint=cloud.url)
-    with lifecycle.crew(
-        accounts, orders, folder / "parcels", tell=said.append, stop=Event(), board=Board()
+    with lifecycle.swarm_engine(
+        accounts, orders, folder / "parcels", tell=said.append, stop=Event(), board=SwarmStatus()
     ) as engine:
         yield engine
     assert [server["name"] for server in cloud.servers()] == ["stranger"]
@@ -355,7 +362,7 @@ def test_a_server_that_does_not_come_up_keeps_no_other_waiting(cloud, tmp_path):
 
 @needs_hosts
 def test_a_node_that_stands_still_is_restarted(cloud, tmp_path):
-    said, rules = [], Rules(look=0.3, silent=600, still=3, sure=1, again=jobs.LIMIT)
+    said, rules = [], HealthRules(look=0.3, silent=600, still=3, sure=1, again=jobs.LIMIT)
     with scraping(cloud, tmp_path, said, rules) as engine:
         before = ours(cloud, "node")
         engine.submit("still", jobs.hang, tmp_path, limit=600)
@@ -390,14 +397,18 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
         fetch_log(login, target, **settings)
 
     monkeypatch.setattr(install, "fetch_log", fetched)
-    orders = lifecycle.Orders(limits=Limits(nodes=2, max_cost=0.014), state=tmp_path / "run/swarm")
-    accounts, stop, board = hetzner.accounts(TOKEN, endpoint=cloud.url), Event(), Board()
-    lifecycle.up(accounts, orders, tell=lambda _: None)
+    orders = lifecycle.SwarmConfig(
+        limits=ServerLimits(nodes=2, max_cost=0.014), state=tmp_path / "run/swarm"
+    )
+    accounts, stop, board = hetzner.accounts(TOKEN, endpoint=cloud.url), Event(), SwarmStatus()
+    lifecycle.create_swarm(accounts, orders, tell=lambda _: None)
     began = datetime.now(timezone.utc) - timedelta(minutes=30)
     mine = [each for each in cloud.servers() if each["name"] != "stranger"]
     for server in mine:
         server["created"] = began.isoformat()
-    with lifecycle.crew(accounts, orders, tmp_path, tell=lambda _: None, stop=stop, board=board):
+    with lifecycle.swarm_engine(
+        accounts, orders, tmp_path, tell=lambda _: None, stop=stop, board=board
+    ):
         assert stop.wait(jobs.LIMIT)
         jobs.until(lambda: [each["name"] for each in cloud.servers()] == ["stranger"])
     assert board.spent == pytest.approx(0.014)
@@ -407,11 +418,11 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
 
 @needs_hosts
 def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
-    monkeypatch.setattr(lifecycle, "_LOOK", 0.1)
-    limits = Limits(nodes=1, max_cost=0.01)
-    orders = lifecycle.Orders(limits=limits, state=tmp_path / "run/swarm", rules=RULES)
+    monkeypatch.setattr(lifecycle, "_COST_INTERVAL", 0.1)
+    limits = ServerLimits(nodes=1, max_cost=0.01)
+    orders = lifecycle.SwarmConfig(limits=limits, state=tmp_path / "run/swarm", rules=RULES)
     accounts, stop = hetzner.accounts(TOKEN, endpoint=cloud.url), Event()
-    lifecycle.up(accounts, orders, tell=lambda _: None)
+    lifecycle.create_swarm(accounts, orders, tell=lambda _: None)
     for server in cloud.servers():
         server["created"] = "2026-01-01T00:00:00+00:00"
 
@@ -419,6 +430,8 @@ def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
         if "the ceiling of EUR 0.01" in sentence:
             raise OSError("there is no terminal any more")
 
-    with lifecycle.crew(accounts, orders, tmp_path, tell=tell, stop=stop, board=Board()):
+    with lifecycle.swarm_engine(
+        accounts, orders, tmp_path, tell=tell, stop=stop, board=SwarmStatus()
+    ):
         assert stop.wait(jobs.LIMIT)
     assert [server["name"] for server in cloud.servers()] == ["stranger"]

@@ -15,18 +15,18 @@ from cahlib.core.records import DropReason
 from cahlib.crawl.shards import list_shards
 from cahlib.demo import world
 from cahlib.engine import local
-from cahlib.engine.certificates import Keys
-from cahlib.engine.cluster import Reach
-from cahlib.engine.remote import remote
+from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.remote import remote_engine
 from cahlib.parcel import parcel as parcels
 from cahlib.run.scrape import scrape
 from cahlib.swarm import install
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.node import user_data
-from cahlib.swarm.planner import Limits, plan
-from cahlib.swarm.provisioning import Fleet
-from cahlib.swarm.ssh import Failed, Login, session
-from cahlib.swarm.watchdog import Watchdog
+from cahlib.swarm.planner import ServerLimits, plan_servers
+from cahlib.swarm.provisioning import Provisioner
+from cahlib.swarm.ssh import CommandFailed, Login, ssh_session
+from cahlib.swarm.watchdog import WatchdogConfig
 from tests.world import hosts, jobs, machines
 from tests.world.cloud import Account, Cloud, serve
 
@@ -45,7 +45,7 @@ def running(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def goods(running, tmp_path_factory):
-    goods = install.package(tmp_path_factory.mktemp("wheel"), wheelhouse=running.image.wheels)
+    goods = install.make_package(tmp_path_factory.mktemp("wheel"), wheelhouse=running.image.wheels)
     assert goods.image == running.image.name
     return goods
 
@@ -53,7 +53,7 @@ def goods(running, tmp_path_factory):
 @pytest.fixture(scope="module")
 def logins(running, goods, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    keys = Keys(folder / "keys")
+    keys = SwarmKeys(folder / "keys")
     for name in ("alpha", "beta"):
         running.boot(name, user_data(keys, name, own=machines.NETWORK))
     logins = [Login(name=m.name, address=m.address, keys=keys) for m in running.all.values()]
@@ -64,34 +64,34 @@ def logins(running, goods, tmp_path_factory):
 
 @pytest.fixture
 def scrapers(logins, tmp_path):
-    reach = Reach(
-        address=f"tls://{logins[0].address}:{install.PORT}",
+    reach = ClusterAddress(
+        address=f"tls://{logins[0].address}:{install.SCHEDULER_PORT}",
         keys=logins[0].keys,
         away="/home/crawl/parcels",
         patience=10,
     )
-    with remote(reach, tmp_path / "home") as scrapers:
+    with remote_engine(reach, tmp_path / "home") as scrapers:
         assert not scrapers.gather([login.name for login in logins], timeout=jobs.LIMIT)
         yield scrapers
 
 
 def test_a_machine_is_as_its_user_data_says(logins):
-    with session(logins[0]) as node:
+    with ssh_session(logins[0]) as node:
         assert node.run("id -un") == "crawl\n"
         assert node.run("systemctl is-active crawl crawl-head unbound").split() == ["active"] * 3
         assert "127.0.0.1" in node.run("cat /etc/resolv.conf")
         limits = node.run("cat /proc/$(systemctl show -P MainPID crawl)/limits").splitlines()
         [files] = [line.split() for line in limits if line.startswith("Max open files")]
         assert int(files[3]) > 1024  # what this machine itself may have, at most
-        with pytest.raises(Failed):
+        with pytest.raises(CommandFailed):
             node.run("sudo -n cat /etc/shadow")
-        with pytest.raises(Failed):
+        with pytest.raises(CommandFailed):
             node.run("touch /usr/local/bin/mine")
         for unit in ("crawl", "crawl-head"):
             rated = node.run(f"systemd-analyze security --no-pager {unit} | tail -n 1")
             assert float(re.findall(r"[0-9]+[.][0-9]+", rated)[0]) <= 3.0, rated
-    jobs.until(lambda: "distributed" in install.log(logins[0]))
-    assert "cloud-init" in install.log(logins[0], boot=True, lines=200).lower()
+    jobs.until(lambda: "distributed" in install.node_log(logins[0]))
+    assert "cloud-init" in install.node_log(logins[0], boot=True, lines=200).lower()
 
 
 class Ran:
@@ -124,7 +124,7 @@ class Ran:
     ],
 )
 def test_who_takes_a_scraper_over_stays_in_it(logins, scrapers, line):
-    with session(logins[0]):  # as a login has the user's own systemd started
+    with ssh_session(logins[0]):  # as a login has the user's own systemd started
         scrapers.submit(line, Ran(line), limit=jobs.LIMIT)
         [*_, said] = scrapers.take(timeout=jobs.LIMIT)
     assert "returncode=0" not in str(said) and "returncode=" in str(said), said
@@ -134,9 +134,9 @@ def test_a_restarted_service_is_back(logins, scrapers):
     def process(node):
         return node.run("systemctl show -P MainPID crawl").strip()
 
-    with session(logins[1]) as node:
+    with ssh_session(logins[1]) as node:
         before = process(node)
-        install.restart(logins[1])
+        install.restart_service(logins[1])
         assert process(node) != before
         # until it is the user's own, it is systemd's
         jobs.until(lambda: node.run(f"kill -9 {process(node)} 2>&1 || true") == "")
@@ -148,13 +148,13 @@ def test_a_machine_that_does_not_come_up_shows_what_cloud_init_said(logins, good
     broken = dataclasses.replace(goods, pins=f"{goods.pins}aiohttp==0\n")
     steps, admit = [], hosts.admitted(logins)
     with pytest.raises(install.NotReady) as caught:
-        install.bring_up(
+        install.set_up_node(
             logins[1], broken, head=logins[0], admit=admit, step=lambda *s: steps.append(s)
         )
     said = str(caught.value).partition("cloud-init-output.log on beta:")[2]
     assert "Cloud-init" in said and len(said.splitlines()) < 20
     assert steps == [("beta", step) for step in ("ssh", "boot", "install")]
-    install.bring_up(logins[1], goods, head=logins[0], admit=admit)
+    install.set_up_node(logins[1], goods, head=logins[0], admit=admit)
 
 
 def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers, tmp_path):
@@ -166,17 +166,17 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
         job = replace(demo.job(str(tmp_path / "out"), web), **files)
         todo = list(list_shards(job.crawl, contact="demo@example.com"))
         settings = (job.crawl, job.download)
-        with session(logins[0]) as node:
+        with ssh_session(logins[0]) as node:
             node.run("sudo systemctl stop crawl")  # so that beta has all the work
         jobs.until(lambda: {n.host for n in scrapers.nodes()} == {logins[1].address})
         for shard in todo:
             given = (shard.id, scrape, shard, *settings, scrapers.folder)
             scrapers.submit(*given, limit=60, files=files.values())
         jobs.until(scrapers.told)
-        install.restart(logins[0])
+        install.restart_service(logins[0])
         running.all["beta"].off()
         far = dict(scrapers.take(timeout=jobs.LIMIT) for _ in todo)
-        with local.local(1) as here:
+        with local.local_engine(1) as here:
             for shard in todo:
                 here.submit(shard.id, scrape, shard, *settings, tmp_path / "near", limit=60)
             near = dict(here.take(timeout=jobs.LIMIT) for _ in todo)
@@ -194,28 +194,28 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
 def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
     one, token = Account(limit=4), "token-of-the-watchdog"
     with serve(Cloud({"token-of-ada": one, token: one}), host=running.address) as cloud:
-        limits, said = Limits(nodes=2), []
+        limits, said = ServerLimits(nodes=2), []
         theirs = accounts("token-of-ada", endpoint=cloud.url)
-        made = Fleet("r1", plan(theirs, limits), lambda name: "", said.append)
+        made = Provisioner("r1", plan_servers(theirs, limits), lambda name: "", said.append)
         made.prepare("ssh-ed25519 AAAA")
         made.fill()
         head = next(s.name for s in made.servers() if s.labels["role"] == "head")
-        dog = Watchdog(token=token, endpoint=cloud.url, silence=600, look=1)
+        dog = WatchdogConfig(token=token, endpoint=cloud.url, silence=600, look=1)
         for silence in (600, 1):
             dog = dataclasses.replace(dog, silence=silence)
             told = dataclasses.replace(goods, watchdog=lambda name, dog=dog: dog.told(head, made))
-            install.bring_up(logins[0], told, head=logins[0], admit=hosts.admitted(logins))
-            with session(logins[0]) as node:
+            install.set_up_node(logins[0], told, head=logins[0], admit=hosts.admitted(logins))
+            with ssh_session(logins[0]) as node:
                 for secret in (
                     "cat /etc/cahlib/watchdog.json",
                     "sudo -n cat /etc/cahlib/watchdog.json",
                     "ls /run/credentials/crawl-watchdog.service",
                     "sudo -n tee /etc/shadow < /dev/null",
                 ):
-                    with pytest.raises(Failed):
+                    with pytest.raises(CommandFailed):
                         node.run(secret)
         jobs.until(lambda: not cloud.servers("token-of-ada"))
-        assert token not in install.log(logins[0], lines=1000)
-    install.bring_up(logins[0], goods, head=logins[0], admit=hosts.admitted(logins))
-    with session(logins[0]) as node:
+        assert token not in install.node_log(logins[0], lines=1000)
+    install.set_up_node(logins[0], goods, head=logins[0], admit=hosts.admitted(logins))
+    with ssh_session(logins[0]) as node:
         assert node.run("systemctl is-active crawl-watchdog || true").strip() == "inactive"

@@ -19,17 +19,17 @@ from cryptography import x509
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.private import place
 from cahlib.engine import certificates as key_files
-from cahlib.engine.certificates import Keys
+from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm import hetzner, install, lifecycle, server_image, wheel
 from cahlib.swarm.node import HERE, user_data
-from cahlib.swarm.planner import Limits
+from cahlib.swarm.planner import ServerLimits
 from tests.world import cloud as clouds
 from tests.world import hosts, wires
 
 
 @pytest.fixture
 def keys(tmp_path):
-    return Keys(tmp_path / "keys")
+    return SwarmKeys(tmp_path / "keys")
 
 
 def needs(program):
@@ -40,7 +40,7 @@ def needs(program):
 def test_keys_are_made_once_and_for_their_owner_only(keys):
     made = [keys.ssh(), keys.host("alpha"), keys.authority(), keys.node("node", "192.0.2.1")]
     before = [(p.private.read_bytes(), p.public.read_bytes()) for p in made]
-    again = Keys(keys.folder)
+    again = SwarmKeys(keys.folder)
     after = [again.ssh(), again.host("alpha"), again.authority(), again.node("node", "192.0.2.1")]
     assert [(p.private.read_bytes(), p.public.read_bytes()) for p in after] == before
     assert stat.S_IMODE(keys.folder.stat().st_mode) == 0o700
@@ -87,14 +87,14 @@ def test_certificates_that_end_soon_are_renewed_and_what_opens_the_nodes_stays(k
 
 def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch):
     """None is made here: the account has no room."""
-    orders = lifecycle.Orders(limits=Limits(nodes=1), state=tmp_path / "run/swarm")
-    keys = Keys(place(orders.state, "keys"))
+    orders = lifecycle.SwarmConfig(limits=ServerLimits(nodes=1), state=tmp_path / "run/swarm")
+    keys = SwarmKeys(place(orders.state, "keys"))
     before = keys.authority().public.read_bytes()
-    monkeypatch.setattr(key_files, "_LEFT", days(31))  # so those of today end soon
+    monkeypatch.setattr(key_files, "_MIN_REMAINING", days(31))  # so those of today end soon
     with clouds.serve(clouds.Cloud({"token": clouds.Account(limit=0)})) as cloud:
         accounts = hetzner.accounts("token", endpoint=cloud.url)
         with pytest.raises(RunError, match="no account took"):
-            lifecycle.up(accounts, orders, tell=lambda _: None)
+            lifecycle.create_swarm(accounts, orders, tell=lambda _: None)
     assert keys.authority().public.read_bytes() != before
 
 
@@ -241,7 +241,7 @@ def test_root_runs_nothing_that_the_user_of_the_crawl_could_change():
 
 
 def test_the_wheel_is_the_same_for_the_same_code_and_holds_all(tmp_path):
-    first, second = wheel.build(tmp_path / "1"), wheel.build(tmp_path / "2")
+    first, second = wheel.build_wheel(tmp_path / "1"), wheel.build_wheel(tmp_path / "2")
     assert first.name == second.name and first.read_bytes() == second.read_bytes()
     names = set(zipfile.ZipFile(first).namelist())
     assert {"cahlib/swarm/node/crawl.service", "cahlib/demo/scenes.tar"} <= names
@@ -249,7 +249,7 @@ def test_the_wheel_is_the_same_for_the_same_code_and_holds_all(tmp_path):
 
 
 def test_the_versions_of_what_scraping_needs_are_pinned():
-    pins = dict(line.split("==") for line in wheel.pins().split())
+    pins = dict(line.split("==") for line in wheel.pip_constraints().split())
     assert {"distributed", "dask", "aiohttp", "pillow"} <= pins.keys()
     assert "torch" not in pins
 
@@ -266,7 +266,7 @@ def test_the_versions_of_what_scraping_needs_are_pinned():
     ],
 )
 def test_nodes_have_a_python_that_runs_what_is_pinned(here, needs, wheels, expected):
-    assert server_image.chosen(needs, [Path(each) for each in wheels], here=here) == expected
+    assert server_image.choose_image(needs, [Path(each) for each in wheels], here=here) == expected
 
 
 @pytest.mark.parametrize(
@@ -275,12 +275,12 @@ def test_nodes_have_a_python_that_runs_what_is_pinned(here, needs, wheels, expec
 )
 def test_no_image_will_do(needs, wheels, said):
     with pytest.raises(ConfigError, match=said):
-        server_image.chosen(needs, [Path(each) for each in wheels])
+        server_image.choose_image(needs, [Path(each) for each in wheels])
 
 
 def test_an_empty_wheelhouse_is_named(tmp_path):
     with pytest.raises(ConfigError, match="holds no wheels"):
-        install.package(tmp_path / "wheel", wheelhouse=tmp_path)
+        install.make_package(tmp_path / "wheel", wheelhouse=tmp_path)
 
 
 def test_ctrl_c_while_the_wheel_is_packed_is_nothing_but_that(tmp_path, monkeypatch):
@@ -295,7 +295,7 @@ def test_ctrl_c_while_the_wheel_is_packed_is_nothing_but_that(tmp_path, monkeypa
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            wheel.build(tmp_path)
+            wheel.build_wheel(tmp_path)
     finally:
         signal.signal(signal.SIGUSR1, before)
 

@@ -9,9 +9,16 @@ from random import Random
 import pytest
 
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.swarm.planner import SPREAD, Limits, choose, plan, rate, useful
-from cahlib.swarm.provider import Denial, Denied, Offer, Server
-from cahlib.swarm.provisioning import Fleet
+from cahlib.swarm.planner import (
+    MAX_SPREAD,
+    ServerLimits,
+    choose_offers,
+    core_price,
+    plan_servers,
+    useful_cores,
+)
+from cahlib.swarm.provider import DenialReason, Denied, Offer, Server
+from cahlib.swarm.provisioning import Provisioner
 
 
 def offer(type, location, cores, hourly, **more):
@@ -40,11 +47,11 @@ class Catalogue:
 
     def create(self, wanted, wish):
         if len(self.made) >= self.limit:
-            raise Denied(Denial.LIMIT, f"{self.name}: server limit.")
+            raise Denied(DenialReason.LIMIT, f"{self.name}: server limit.")
         if sum(each.cores for each in self.made) + wanted.cores > self.cores:
-            raise Denied(Denial.CORES, f"{self.name}: core limit.")
+            raise Denied(DenialReason.CORES, f"{self.name}: core limit.")
         if self.made.count(wanted) >= self.stock[wanted]:
-            raise Denied(Denial.STOCK, f"{self.name}: no stock.")
+            raise Denied(DenialReason.STOCK, f"{self.name}: no stock.")
         self.made.append(wanted)
         return Server(
             id=len(self.made),
@@ -72,7 +79,7 @@ def drawn(random, sizes):
 def cheapest_nodes(catalogues, nodes):
     """By trying all: the least sum of the prices per core of as many servers as there can be."""
     units = [
-        (number, rate(each), each)
+        (number, core_price(each), each)
         for number, one in enumerate(catalogues)
         for each, count in one.stock.items()
         for _ in range(min(count, nodes))
@@ -90,7 +97,7 @@ def cheapest_nodes(catalogues, nodes):
     return min(fit)
 
 
-@pytest.mark.parametrize("spread", [1, SPREAD])
+@pytest.mark.parametrize("spread", [1, MAX_SPREAD])
 def test_servers_cost_what_the_best_of_all_choices_costs_with_stock_and_limits(spread):
     random, found = Random(19), 0
     while found < 200:
@@ -100,12 +107,12 @@ def test_servers_cost_what_the_best_of_all_choices_costs_with_stock_and_limits(s
         nodes, said = random.randint(1, 4), []
         if not any(one.limit and any(one.stock.values()) for one in pair):
             continue
-        planned = replace(plan(pair, Limits(nodes=nodes)), spread=spread)
-        Fleet("r1", planned, lambda name: "", said.append).fill()
+        planned = replace(plan_servers(pair, ServerLimits(nodes=nodes)), spread=spread)
+        Provisioner("r1", planned, lambda name: "", said.append).fill()
         made = [each for one in pair for each in one.made]
         best = cheapest_nodes(pair, nodes)
-        paid = sum(map(rate, made))
-        assert best * 0.999 < paid < best * (1.001 if spread == 1 else SPREAD), (pair, nodes)
+        paid = sum(map(core_price, made))
+        assert best * 0.999 < paid < best * (1.001 if spread == 1 else MAX_SPREAD), (pair, nodes)
         short = f"going on with {len(made)} of {nodes} servers."
         assert (short in said) == (len(made) < nodes)
         found += 1
@@ -113,11 +120,11 @@ def test_servers_cost_what_the_best_of_all_choices_costs_with_stock_and_limits(s
 
 def cheapest_cores(offers, cores):
     """By trying all: the least price of so many cores."""
-    counts = [range(math.ceil(cores / useful(each)) + 1) for each in offers]
+    counts = [range(math.ceil(cores / useful_cores(each)) + 1) for each in offers]
     return min(
         sum(n * each.hourly for n, each in zip(many, offers, strict=True))
         for many in itertools.product(*counts)
-        if sum(n * useful(each) for n, each in zip(many, offers, strict=True)) >= cores
+        if sum(n * useful_cores(each) for n, each in zip(many, offers, strict=True)) >= cores
     )
 
 
@@ -126,20 +133,22 @@ def test_cores_cost_what_the_best_of_all_choices_costs():
     for _ in range(200):
         offers, cores = list(drawn(random, (1, 2, 4, 8, 16)))[:4], random.randint(1, 12)
         options = [("account", each) for each in offers]
-        chosen = [each for _, each in choose(options, Limits(cores=cores), spread=1)]
-        assert sum(map(useful, chosen)) >= cores
+        chosen = [each for _, each in choose_offers(options, ServerLimits(cores=cores), spread=1)]
+        assert sum(map(useful_cores, chosen)) >= cores
         least = cheapest_cores(offers, cores)
         assert sum(each.hourly for each in chosen) == pytest.approx(least), (offers, cores)
-        spread = [each for _, each in choose(options, Limits(cores=cores))]
-        assert sum(each.hourly for each in spread) <= SPREAD * least + 1e-9
+        spread = [each for _, each in choose_offers(options, ServerLimits(cores=cores))]
+        assert sum(each.hourly for each in spread) <= MAX_SPREAD * least + 1e-9
 
 
 def test_a_core_without_memory_for_a_scraper_is_of_no_use():
-    assert useful(offer("x", "fsn1", 16, 1, memory=32)) == 16
-    assert useful(offer("x", "fsn1", 16, 1, memory=4)) == 10
-    assert useful(offer("x", "fsn1", 1, 1, memory=2)) == 1
-    assert useful(offer("x", "fsn1", 1, 1, memory=0.5)) == 0
-    assert useful(offer("x", "fsn1", 96, 1, memory=384)) == 50  # its service has no more ports
+    assert useful_cores(offer("x", "fsn1", 16, 1, memory=32)) == 16
+    assert useful_cores(offer("x", "fsn1", 16, 1, memory=4)) == 10
+    assert useful_cores(offer("x", "fsn1", 1, 1, memory=2)) == 1
+    assert useful_cores(offer("x", "fsn1", 1, 1, memory=0.5)) == 0
+    assert (
+        useful_cores(offer("x", "fsn1", 96, 1, memory=384)) == 50
+    )  # its service has no more ports
 
 
 EU = [offer("cx53", place, 16, 0.028) for place in ("fsn1", "nbg1", "hel1")]
@@ -150,12 +159,12 @@ FAR = [offer("cpx11", "ash", 2, 0.0112), offer("cpx51", "sin", 16, 0.2)]
 def test_a_swarm_is_spread_over_places_that_cost_nearly_the_same_and_over_no_other():
     near = offer("cx53", "nbg1", 16, 0.028 * 1.14)
     one = Catalogue("account 1", dict.fromkeys([*EU[::2], near, *SMALL, *FAR], 9))
-    found = plan([one], Limits(nodes=6))
+    found = plan_servers([one], ServerLimits(nodes=6))
     assert Counter(each.location for each in found.first) == {"fsn1": 2, "nbg1": 2, "hel1": 2}
     assert {each.type for each in found.first} == {"cx53"} and found.cores() == 96
     dear = replace(near, hourly=0.028 * 1.16)
     one = Catalogue("account 1", dict.fromkeys([*EU[::2], dear, *SMALL, *FAR], 9))
-    assert Counter(each.location for each in plan([one], Limits(nodes=6)).first) == {
+    assert Counter(each.location for each in plan_servers([one], ServerLimits(nodes=6)).first) == {
         "fsn1": 3,
         "hel1": 3,
     }
@@ -164,29 +173,35 @@ def test_a_swarm_is_spread_over_places_that_cost_nearly_the_same_and_over_no_oth
 def test_a_replacement_comes_to_where_the_swarm_is_thin():
     one = Catalogue("account 1", dict.fromkeys(EU, 9))
     left = [EU[0], EU[2]]
-    [(_, fresh)] = plan([one], Limits(nodes=3)).missing([("account 1", o) for o in EU], left, 9)
+    [(_, fresh)] = plan_servers([one], ServerLimits(nodes=3)).missing(
+        [("account 1", o) for o in EU], left, 9
+    )
     assert fresh == EU[1]
 
 
 def test_for_cores_as_many_servers_as_is_cheapest_are_planned():
     one = Catalogue("account 1", dict.fromkeys([*EU, *SMALL, *FAR], 9))
-    found = plan([one], Limits(cores=18))
+    found = plan_servers([one], ServerLimits(cores=18))
     assert [each.type for each in found.first] == ["cx53", "cx23"]
     assert found.hourly() == pytest.approx(0.034) and found.cores() == 18
 
 
 def test_where_the_best_does_not_fit_the_ceiling_smaller_ones_are_planned():
     one = Catalogue("account 1", dict.fromkeys([*EU, *SMALL], 9))
-    assert {each.type for each in plan([one], Limits(nodes=4, max_cost=0.03)).first} == {"cx23"}
-    for_hours = Limits(nodes=4, max_cost=0.2, hours=8)  # 4 cx53 would end it after one hour
-    assert {each.type for each in plan([one], for_hours).first} == {"cx23"}
+    assert {
+        each.type for each in plan_servers([one], ServerLimits(nodes=4, max_cost=0.03)).first
+    } == {"cx23"}
+    for_hours = ServerLimits(nodes=4, max_cost=0.2, hours=8)  # 4 cx53 would end it after one hour
+    assert {each.type for each in plan_servers([one], for_hours).first} == {"cx23"}
     with pytest.raises(ConfigError, match="4 nodes costs EUR 0.0240, .* which 0.18 are spent"):
-        plan([one], Limits(nodes=4, max_cost=0.2, spent=0.18))
+        plan_servers([one], ServerLimits(nodes=4, max_cost=0.2, spent=0.18))
 
 
 def test_at_a_limit_of_cores_smaller_servers_are_tried_and_what_is_missing_is_said():
     one, said = Catalogue("account 1", dict.fromkeys([*EU, *SMALL], 9), cores=20), []
-    Fleet("r1", plan([one], Limits(nodes=4)), lambda name: "", said.append).fill()
+    Provisioner(
+        "r1", plan_servers([one], ServerLimits(nodes=4)), lambda name: "", said.append
+    ).fill()
     assert [each.type for each in one.made] == ["cx53", "cx23", "cx23"]
     assert said[-1] == "going on with 3 of 4 servers."
     assert len([each for each in said if "core limit" in each]) == 2
@@ -200,7 +215,7 @@ def test_the_plan_shows_what_it_leaves_out_and_why():
         offer("tiny", "fsn1", 1, 0.001, memory=1),
     ]
     one = Catalogue("account 1", dict.fromkeys([*EU, *SMALL, *FAR, *others], 9))
-    lines = plan([one], Limits(nodes=4)).table().splitlines()
+    lines = plan_servers([one], ServerLimits(nodes=4)).table().splitlines()
     assert lines[0].split()[:6] == ["nodes", "type", "place", "cores", "GB", "EUR/h"]
     assert [line.split()[0] for line in lines[1:4]] == ["2", "1", "1"]
     assert lines[1].split()[1:] == ["cx53", "fsn1", "16", "32", "0.0280", "1.75"]
@@ -221,30 +236,32 @@ def test_arm64_is_planned_where_its_wheels_are_brought():
     arm = offer("cax41", "fsn1", 16, 0.02, architecture="arm")
     one = Catalogue("account 1", {arm: 9})
     with pytest.raises(RunError, match=r"now \(cax41: arm64: the .* has no wheel\); try again"):
-        plan([one], Limits(nodes=1))
+        plan_servers([one], ServerLimits(nodes=1))
     both = Catalogue("account 1", {arm: 9, **dict.fromkeys(EU, 9)})
     with pytest.raises(ConfigError, match=r"'cax41' does not serve \(arm64: .*from cx53\."):
-        plan([both], Limits(nodes=1, server_type="cax41"))
-    assert plan([one], Limits(nodes=1, arm=True)).first == [arm]
+        plan_servers([both], ServerLimits(nodes=1, server_type="cax41"))
+    assert plan_servers([one], ServerLimits(nodes=1, arm=True)).first == [arm]
 
 
 def test_where_nothing_fits_the_reasons_are_said():
     sold = [offer(type, "fsn1", 2, 0.01, lacks="sold out") for type in ("cx23", "cx33")]
     small = offer("tiny", "fsn1", 1, 0.001, memory=1)
     with pytest.raises(RunError, match=r"\(cx23, cx33: sold out; tiny: too little memory .*; try"):
-        plan([Catalogue("account 1", dict.fromkeys([*sold, small], 9))], Limits(nodes=1))
+        plan_servers(
+            [Catalogue("account 1", dict.fromkeys([*sold, small], 9))], ServerLimits(nodes=1)
+        )
 
 
 def test_the_plan_says_what_a_crash_costs_before_the_head_can_see_it():
     one = Catalogue("account 1", dict.fromkeys(EU, 9))
-    told = plan([one], Limits(nodes=1, watchdog=60)).crash()
+    told = plan_servers([one], ServerLimits(nodes=1, watchdog=60)).crash()
     assert "deletes the servers 60 minutes later; before the head is up, they go on" in told
     assert "costing EUR 0.0280 an hour until somebody" in told
 
 
 def test_a_currency_is_shown_as_it_is_and_two_are_not_compared():
     dollars = Catalogue("account 1", {replace(each, currency="USD"): 9 for each in EU})
-    planned = plan([dollars], Limits(nodes=1, max_cost=1))
+    planned = plan_servers([dollars], ServerLimits(nodes=1, max_cost=1))
     assert "USD/h" in planned.table() and "At most USD 1.00" in planned.promise()
     with pytest.raises(ConfigError, match="pay in EUR and USD"):
-        plan([dollars, Catalogue("account 2", dict.fromkeys(EU, 9))], Limits(nodes=1))
+        plan_servers([dollars, Catalogue("account 2", dict.fromkeys(EU, 9))], ServerLimits(nodes=1))

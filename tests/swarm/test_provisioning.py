@@ -9,17 +9,17 @@ from types import SimpleNamespace
 import pytest
 
 from cahlib.core.errors import ConfigError, RunError, Stopped
-from cahlib.core.progress import Board
-from cahlib.engine.certificates import Keys
+from cahlib.core.progress import SwarmStatus
+from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm import lifecycle
 from cahlib.swarm import provisioning as fleets
-from cahlib.swarm.billing import Bills
+from cahlib.swarm.billing import Billing
 from cahlib.swarm.hetzner import accounts
-from cahlib.swarm.planner import Limits, plan
-from cahlib.swarm.provider import Denial, Denied, Server, everywhere
-from cahlib.swarm.provisioning import Fleet, fleet, sweep
-from cahlib.swarm.runs import forsaken, runs_of
-from cahlib.swarm.status import viewed
+from cahlib.swarm.planner import ServerLimits, plan_servers
+from cahlib.swarm.provider import DenialReason, Denied, Server, list_servers
+from cahlib.swarm.provisioning import Provisioner, delete_labelled, provisioned
+from cahlib.swarm.runs import list_runs, orphan_warnings
+from cahlib.swarm.status import status_monitored
 from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
 from tests.world.jobs import LIMIT, until
 from tests.world.races import shaken, together
@@ -37,12 +37,12 @@ def cloud():
 def made(cloud, nodes=3, tokens=f"{ONE},{TWO}", timeout=LIMIT, **limits):
     told = []
     theirs = accounts(tokens, endpoint=cloud.url, timeout=timeout, poll=0.01)
-    planned = plan(theirs, Limits(nodes=nodes, **limits))
-    return Fleet("r1", planned, lambda name: "#cloud-config\n", told.append), told
+    planned = plan_servers(theirs, ServerLimits(nodes=nodes, **limits))
+    return Provisioner("r1", planned, lambda name: "#cloud-config\n", told.append), told
 
 
 def hold(swarm):
-    return fleet(swarm, public_key="ssh-ed25519 AAAA", pause=0.01, late=0.3)
+    return provisioned(swarm, public_key="ssh-ed25519 AAAA", pause=0.01, late=0.3)
 
 
 def nothing_is_left(cloud):
@@ -81,7 +81,7 @@ def test_what_is_much_dearer_than_planned_is_not_taken_instead(cloud, monkeypatc
     sold_out(cloud, "cx23", "cx33")
     with pytest.raises(RunError, match="no account took a single server"), hold(swarm):
         pass
-    assert "from EUR 0.0120 an hour, is too dear: a server or a core costs over 3" in told[-1]
+    assert "from EUR 0.0120 an hour, is too expensive: a server or a core costs over 3" in told[-1]
     assert nothing_is_left(cloud)
 
 
@@ -101,27 +101,27 @@ def test_the_ceiling_holds_for_what_is_taken_instead_and_for_replacements(cloud)
 
 def test_the_ceiling_holds_for_all_launches_of_a_run_together(cloud, tmp_path):
     theirs = accounts(f"{ONE},{TWO}", endpoint=cloud.url, poll=0.01)
-    orders = lifecycle.Orders(limits=Limits(nodes=2, max_cost=0.03), state=tmp_path)
+    orders = lifecycle.SwarmConfig(limits=ServerLimits(nodes=2, max_cost=0.03), state=tmp_path)
     for spent in (0.0, 0.014):
-        bills = Bills.of(tmp_path)
+        bills = Billing.of(tmp_path)
         assert bills.spent(time.time()) == pytest.approx(spent)
-        wanted = lifecycle.planned(theirs, orders)
-        with hold(Fleet("r1", wanted, lambda name: "", lambda _: None, bills=bills)):
+        wanted = lifecycle.plan_swarm(theirs, orders)
+        with hold(Provisioner("r1", wanted, lambda name: "", lambda _: None, bills=bills)):
             pass
     with pytest.raises(ConfigError, match="ceiling of EUR 0.03, of which 0.03 are spent"):
-        lifecycle.planned(theirs, orders)
-    told = Bills.of(tmp_path).told(time.time())
+        lifecycle.plan_swarm(theirs, orders)
+    told = Billing.of(tmp_path).told(time.time())
     assert told == "EUR 0.0280 in all, with IPv4 and tax, for 4 servers, all of them gone."
 
 
 def test_an_account_that_cannot_be_read_begins_anew_and_one_that_returns_goes_on(tmp_path):
     (tmp_path / "account.json").write_text("{")
-    bills = Bills.of(tmp_path)
+    bills = Billing.of(tmp_path)
     bills.open("a", 0.01, 1000)
     bills.close(["a"], 1000 + 7000)  # the cloud did not list it for a moment
     assert bills.gone(9000) == pytest.approx(0.02) and not bills.running()
     bills.open("a", 0.01, 1000)
-    assert Bills.of(tmp_path).cost("a", 1000 + 7300) == pytest.approx(0.03)
+    assert Billing.of(tmp_path).cost("a", 1000 + 7300) == pytest.approx(0.03)
     assert "for 1 server, none of them gone" in bills.told(8000)
 
 
@@ -176,7 +176,7 @@ def test_what_is_not_the_clouds_api_gets_a_sentence(cloud, from_call):
     cloud.faults = lambda number, what: "nonsense" if number >= from_call else None
     with pytest.raises(Denied, match="account 1: what answers is not Hetzner's API, perhaps a pr"):
         made(cloud)
-        everywhere(accounts(ONE, endpoint=cloud.url, poll=0.01), {})
+        list_servers(accounts(ONE, endpoint=cloud.url, poll=0.01), {})
 
 
 def test_a_token_that_may_only_read_leaves_nothing(cloud):
@@ -214,7 +214,7 @@ def test_servers_remain_where_this_machine_cannot_ask_any_more(monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere")  # `pip install -U` has taken it away
     theirs = accounts(ONE, endpoint="https://127.0.0.1:9/v1", poll=0.001)
     with pytest.raises(RunError, match="NOT deleted .*until you type `cah swarm down --run r1`"):
-        lifecycle.down(theirs, {"project": "cahlib", "run": "r1"}, patience=0)
+        lifecycle.delete_swarm(theirs, {"project": "cahlib", "run": "r1"}, patience=0)
 
 
 def test_two_tokens_of_one_project_find_each_server_once(cloud, tmp_path):
@@ -224,10 +224,10 @@ def test_two_tokens_of_one_project_find_each_server_once(cloud, tmp_path):
     with hold(swarm):
         assert len(cloud.servers(ONE)) == 4  # the stranger's too
         assert len(swarm.servers()) == 3
-        [sentence] = forsaken(swarm.accounts, now=time.time() + 1000)
+        [sentence] = orphan_warnings(swarm.accounts, now=time.time() + 1000)
         assert sentence.startswith("3 servers of run r1") and "0.0210" in sentence
         (tmp_path / "run").write_text("r1")
-        assert len(lifecycle.servers(swarm.accounts, tmp_path)) == 3
+        assert len(lifecycle.run_servers(swarm.accounts, tmp_path)) == 3
         swarm.remove(swarm.servers()[-1])
         swarm.fill()
         assert len(swarm.servers()) == 3
@@ -291,7 +291,7 @@ def test_a_cloud_that_is_gone_does_not_hold_the_end_for_long(cloud, monkeypatch)
     theirs = accounts(f"{ONE},{TWO}", endpoint=cloud.url, timeout=0.05, poll=0.01, patience=0.1)
     cloud.faults = lambda number, what: "timeout"
     with pytest.raises(RunError, match="NOT deleted"):
-        lifecycle.down(theirs, {"project": "cahlib", "run": "r1"}, patience=0)
+        lifecycle.delete_swarm(theirs, {"project": "cahlib", "run": "r1"}, patience=0)
     assert len(cloud.calls) <= 2 * 6
 
 
@@ -303,7 +303,7 @@ class Stubborn:
 
     def servers(self, labels):
         if self.away and self.asked:
-            raise Denied(Denial.AWAY, "nobody answers.")
+            raise Denied(DenialReason.AWAY, "nobody answers.")
         return [
             Server(
                 id=n,
@@ -320,12 +320,12 @@ class Stubborn:
 
     def delete(self, server):
         self.asked.append(server.name)
-        raise Denied(Denial.AWAY, f"{server.name} is locked.")
+        raise Denied(DenialReason.AWAY, f"{server.name} is locked.")
 
 
 def test_what_does_not_answer_is_left_for_the_next_account_but_a_locked_server_is_passed_by():
     gone, locked = Stubborn(away=True), Stubborn(away=False)
-    left, trouble = sweep([gone, locked], {})
+    left, trouble = delete_labelled([gone, locked], {})
     assert gone.asked == ["n0"] and locked.asked == ["n0", "n1", "n2"]
     assert len(left) == 3 and "nobody answers." in trouble
 
@@ -357,22 +357,22 @@ def test_servers_of_runs_that_are_over_are_told_of_with_price_and_command(cloud)
     swarm, _ = made(cloud, nodes=2)
     with hold(swarm):
         soon, later = time.time() + 100, time.time() + 1000
-        assert forsaken(swarm.accounts, now=soon) == []
-        assert forsaken(swarm.accounts, but={"r1"}, now=later) == []
-        [sentence] = forsaken(swarm.accounts, now=later)
+        assert orphan_warnings(swarm.accounts, now=soon) == []
+        assert orphan_warnings(swarm.accounts, but={"r1"}, now=later) == []
+        [sentence] = orphan_warnings(swarm.accounts, now=later)
         assert sentence.startswith("2 servers of run r1 are still there") and "0.0140" in sentence
         assert sentence.endswith("`cah swarm down --run r1`.")
         swarm.clock = lambda: later
         swarm.mark()
-        assert forsaken(swarm.accounts, now=later + 200) == []
+        assert orphan_warnings(swarm.accounts, now=later + 200) == []
         assert len(swarm.servers()) == 2  # a mark takes no other label away
 
 
 def test_servers_that_come_up_are_marked_from_the_first_on(cloud, tmp_path, monkeypatch):
-    monkeypatch.setattr("cahlib.swarm.status._LOOK", 0.01)
+    monkeypatch.setattr("cahlib.swarm.status._REFRESH_INTERVAL", 0.01)
     swarm, _ = made(cloud, nodes=2)
-    with viewed(swarm, Keys(tmp_path), Board(), str), hold(swarm):
-        until(lambda: any(run.in_use for run in runs_of(swarm.accounts)))
+    with status_monitored(swarm, SwarmKeys(tmp_path), SwarmStatus(), str), hold(swarm):
+        until(lambda: any(run.in_use for run in list_runs(swarm.accounts)))
 
 
 def test_a_run_that_finds_its_servers_counts_what_they_have_cost(cloud):
@@ -446,7 +446,7 @@ def test_servers_that_are_taken_down_while_they_come_up_are_not_made_again(cloud
     swarm, _ = made(cloud)
     swarm.prepare("ssh-ed25519 AAAA")
     swarm.fill()
-    lifecycle.down(swarm.accounts, swarm.labels, pause=0.01)
+    lifecycle.delete_swarm(swarm.accounts, swarm.labels, pause=0.01)
     with pytest.raises(Stopped, match="deleted, as `cah swarm down` does"):
         swarm.fill()
     assert nothing_is_left(cloud)

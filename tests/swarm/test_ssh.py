@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from cahlib.engine.certificates import Keys
+from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm.node import user_data
-from cahlib.swarm.ssh import Failed, Login, Unreachable, awaited, session
+from cahlib.swarm.ssh import CommandFailed, Login, Unreachable, await_ssh, ssh_session
 from tests.world import hosts
 from tests.world.jobs import LIMIT
 
@@ -22,30 +22,30 @@ def machines(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def login(machines, tmp_path_factory):
-    keys = Keys(tmp_path_factory.mktemp("run") / "keys")
+    keys = SwarmKeys(tmp_path_factory.mktemp("run") / "keys")
     host = machines.boot("gamma", user_data(keys, "gamma"))
     login = Login(name="gamma", address=host.address, keys=keys)
-    awaited(login, timeout=LIMIT)
+    await_ssh(login, timeout=LIMIT)
     return login
 
 
 def test_a_command_gives_its_words_or_says_how_it_failed(login):
-    with session(login) as node:
+    with ssh_session(login) as node:
         assert node.run(["echo", "a b"]) == "a b\n"
-        with pytest.raises(Failed, match=r"gamma: `.*` failed \(3\):\nall is lost"):
+        with pytest.raises(CommandFailed, match=r"gamma: `.*` failed \(3\):\nall is lost"):
             node.run("echo all is lost >&2; exit 3")
         assert len(node.run("head -c 3000000 /dev/zero")) == 3_000_000
 
 
 def test_a_command_that_hangs_ends_at_its_deadline(login):
     started = time.monotonic()
-    with session(login) as node, pytest.raises(Failed, match="took longer than 0.5 s"):
+    with ssh_session(login) as node, pytest.raises(CommandFailed, match="took longer than 0.5 s"):
         node.run("while :; do echo still here; sleep 0.1; done", timeout=0.5)
     assert time.monotonic() - started < 60
 
 
 def test_files_go_both_ways(login, tmp_path):
-    with session(login) as node:
+    with ssh_session(login) as node:
         node.put([(b"one\ntwo\nthree\n", "/home/crawl/note")])
         node.get("/home/crawl/note", tmp_path / "note")
         assert (tmp_path / "note").read_bytes() == b"one\ntwo\nthree\n"
@@ -54,13 +54,13 @@ def test_files_go_both_ways(login, tmp_path):
 
 
 def test_another_host_key_than_ours_is_not_trusted(login, tmp_path):
-    foreign = Keys(tmp_path)
+    foreign = SwarmKeys(tmp_path)
     for half in ("private", "public"):
         ours = getattr(login.keys.ssh(), half)
         (tmp_path / ours.name).write_bytes(ours.read_bytes())
     with (
         pytest.raises(Unreachable, match="do not trust"),
-        session(Login(name="gamma", address=login.address, keys=foreign)),
+        ssh_session(Login(name="gamma", address=login.address, keys=foreign)),
     ):
         pass
 
@@ -77,7 +77,7 @@ def test_a_host_that_is_cut_off_is_unreachable_in_time(machines, login):
     try:
         started = time.monotonic()
         with pytest.raises(Unreachable, match="no SSH within 1 s"):
-            awaited(login, timeout=1)
+            await_ssh(login, timeout=1)
         assert time.monotonic() - started < 60
     finally:
         host.cable(plugged=True)

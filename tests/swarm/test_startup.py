@@ -7,11 +7,11 @@ import pytest
 from cahlib.core.errors import RunError, Stopped
 from cahlib.swarm import hetzner
 from cahlib.swarm.install import NotReady
-from cahlib.swarm.lifecycle import down
-from cahlib.swarm.planner import Limits, plan
-from cahlib.swarm.provisioning import Fleet
-from cahlib.swarm.ssh import Failed, Unreachable
-from cahlib.swarm.startup import Startup, begin, finish
+from cahlib.swarm.lifecycle import delete_swarm
+from cahlib.swarm.planner import ServerLimits, plan_servers
+from cahlib.swarm.provisioning import Provisioner
+from cahlib.swarm.ssh import CommandFailed, Unreachable
+from cahlib.swarm.startup import Startup, start_head, start_others
 from tests.world import cloud as clouds
 from tests.world.jobs import LIMIT, until
 
@@ -27,7 +27,9 @@ def cloud():
 
 def made(cloud, said, nodes=3):
     accounts = hetzner.accounts(TOKEN, endpoint=cloud.url, poll=0.01)
-    fleet = Fleet("r1", plan(accounts, Limits(nodes=nodes)), lambda name: "", said.append)
+    fleet = Provisioner(
+        "r1", plan_servers(accounts, ServerLimits(nodes=nodes)), lambda name: "", said.append
+    )
     fleet.prepare("ssh-ed25519 AAAA")
     return fleet
 
@@ -55,10 +57,10 @@ def test_work_begins_with_the_head_while_another_server_is_not_up(cloud):
             assert go.wait(LIMIT)
 
     startup = Startup(bring_up)
-    leader = begin(fleet, startup, itself, tell=print)
+    leader = start_head(fleet, startup, itself, tell=print)
     assert startup.up() == [leader.name] and len(startup.pending()) == 2
     go.set()
-    finish(fleet, startup, itself, leader, tell=print)
+    start_others(fleet, startup, itself, leader, tell=print)
     assert len(startup.up()) == 3 and leader.name == head(cloud)
 
 
@@ -76,7 +78,7 @@ def test_if_the_head_does_not_boot_another_one_leads_and_the_others_join_it(clou
         joined[login.name] = head.name
 
     startup = Startup(bring_up)
-    leader = begin(fleet, startup, itself, tell=print, late=0)
+    leader = start_head(fleet, startup, itself, tell=print, late=0)
     assert leader.name == head(cloud) != first
     until(lambda: len(startup.up()) >= 2)
     go.set()
@@ -92,13 +94,13 @@ def test_servers_that_are_taken_down_on_their_way_are_not_waited_for(cloud):
 
     def bring_up(login, head):
         if login.name == head.name:
-            down(fleet.accounts, fleet.labels, pause=0.01)
+            delete_swarm(fleet.accounts, fleet.labels, pause=0.01)
             fleet.servers()  # as whoever looks at them does
         assert go.wait(LIMIT)
 
     try:
         with pytest.raises(Stopped, match="were deleted"):
-            begin(fleet, Startup(bring_up), itself, tell=print)
+            start_head(fleet, Startup(bring_up), itself, tell=print)
     finally:
         go.set()
     assert not cloud.servers()
@@ -109,10 +111,10 @@ def test_what_fails_everywhere_for_the_same_reason_ends_it_after_the_first_round
 
     def bring_up(login, head):
         pip = f"{login.name}: `pip install` failed (1):\n{login.id}\nERROR: no wheel for pycld2"
-        raise not_ready(login, Failed(pip))
+        raise not_ready(login, CommandFailed(pip))
 
     with pytest.raises(RunError, match="all for the same reason: (?s:.)*no wheel for pycld2"):
-        begin(made(cloud, said), Startup(bring_up), itself, tell=said.append)
+        start_head(made(cloud, said), Startup(bring_up), itself, tell=said.append)
     assert cloud.calls.count("POST /servers") == 3
 
 
@@ -123,7 +125,7 @@ def test_what_does_not_answer_is_replaced_before_it_is_given_up(cloud):
         raise not_ready(login, Unreachable("no SSH within 180 s"))
 
     with pytest.raises(RunError, match="no head came up"):
-        begin(made(cloud, said), Startup(bring_up), itself, tell=said.append)
+        start_head(made(cloud, said), Startup(bring_up), itself, tell=said.append)
     assert cloud.calls.count("POST /servers") == 9 and not cloud.servers()
 
 
@@ -133,10 +135,10 @@ def test_servers_that_fail_beside_others_are_replaced(cloud):
     def bring_up(login, head):
         if login.name != head.name and not bad:
             bad.append(login.name)
-            raise not_ready(login, Failed("its disk is broken"))
+            raise not_ready(login, CommandFailed("its disk is broken"))
 
     fleet, startup = made(cloud, said, nodes=2), Startup(bring_up)
-    leader = begin(fleet, startup, itself, tell=said.append)
-    finish(fleet, startup, itself, leader, tell=said.append)
+    leader = start_head(fleet, startup, itself, tell=said.append)
+    start_others(fleet, startup, itself, leader, tell=said.append)
     assert len(startup.up()) == 2 and bad[0] not in startup.up()
     assert any("its disk is broken" in sentence for sentence in said)

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from cahlib.commands import console
-from cahlib.core.progress import Board, Node, Passing, Snapshot, offline
+from cahlib.core.progress import NodeStatus, Passing, Snapshot, SwarmStatus, offline
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.engine import cluster
 from cahlib.swarm import status
@@ -27,7 +27,7 @@ SERVER = Server(
 
 
 def worker(name="cah-1-0", seen=1.0, jobs=("a-0",)):
-    return cluster.Node(
+    return cluster.WorkerState(
         name=name, host="", slots=1, seen=seen, memory=0, jobs=jobs, still=0, version="0.1.0+g1"
     )
 
@@ -42,7 +42,7 @@ def report(links):
 def test_a_node_is_told_with_all_that_is_known_of_it():
     workers = [worker(), worker("cah-1-1", seen=3, jobs=("b-0",)), worker("cah-11", jobs=("c-0",))]
     work = workers, {"a-0": 10.0, "b-0": 5.0, "c-0": 99.0}
-    node = status.described(SERVER, work, cost=0.014, line="all is well")
+    node = status.describe_server(SERVER, work, cost=0.014, line="all is well")
     assert json.loads(json.dumps(asdict(node))) == {
         "name": "cah-1",
         "location": "fsn1",
@@ -67,22 +67,22 @@ def test_a_node_is_told_with_all_that_is_known_of_it():
     ],
 )
 def test_the_state_is_the_last_thing_that_is_sure(server, workers, state):
-    assert status.described(server, (workers, {}), cost=0, step="install").state == state
+    assert status.describe_server(server, (workers, {}), cost=0, step="install").state == state
 
 
 def test_the_speed_of_a_job_is_that_of_the_last_seconds():
     heard = [(t, ("old", report(100 + t))) for t in range(10)]
     heard += [(t, ("new", report(100 + 3 * t))) for t in range(90, 101)]
     heard += [(100, ("other", {"images": 7}))]
-    assert status.speeds(heard, 100) == {"new": 3}
+    assert status.job_rates(heard, 100) == {"new": 3}
 
 
 def test_the_way_up_is_told_by_name_for_few_and_by_number_for_many():
-    node = status.described(SERVER, ((), {}), cost=0, step="ssh")
-    assert status.progress([node, replace(node, name="cah-2", state="boot")]) == (
+    node = status.describe_server(SERVER, ((), {}), cost=0, step="ssh")
+    assert status.startup_progress([node, replace(node, name="cah-2", state="boot")]) == (
         "ssh: cah-1; boot: cah-2"
     )
-    assert status.progress([replace(node, name=f"cah-{n}") for n in range(20)]) == "ssh: 20"
+    assert status.startup_progress([replace(node, name=f"cah-{n}") for n in range(20)]) == "ssh: 20"
 
 
 class Terminal(io.StringIO):
@@ -108,7 +108,7 @@ def snapshot(nodes, elapsed=0.0):
 
 
 def test_a_terminal_shows_every_node_and_the_ends_of_their_logs_in_turn():
-    node = status.described(SERVER, ([worker()], {}), cost=0)
+    node = status.describe_server(SERVER, ([worker()], {}), cost=0)
     nodes = [replace(node, name=f"cah-{n}", line=f"line {n}") for n in range(25)]
     with console.view(terminal := Terminal()) as listener:
         for second in range(100):
@@ -120,7 +120,7 @@ def test_a_terminal_shows_every_node_and_the_ends_of_their_logs_in_turn():
 
 
 def test_a_swarm_is_told_of_in_the_currency_that_its_accounts_pay():
-    node = status.described(SERVER, ([worker()], {}), cost=0)
+    node = status.describe_server(SERVER, ([worker()], {}), cost=0)
     with console.view(terminal := Terminal()) as listener:
         listener(replace(snapshot([node]), currency="USD"))
     assert "USD 0.5000 so far" in terminal.getvalue() and "EUR" not in terminal.getvalue()
@@ -128,7 +128,7 @@ def test_a_swarm_is_told_of_in_the_currency_that_its_accounts_pay():
 
 def on_their_way(*states):
     return tuple(
-        replace(status.described(SERVER, ((), {}), cost=0), name=f"cah-{n}", state=state)
+        replace(status.describe_server(SERVER, ((), {}), cost=0), name=f"cah-{n}", state=state)
         for n, state in enumerate(states)
     )
 
@@ -147,7 +147,7 @@ def test_the_way_up_is_a_bar_with_an_estimate_until_somebody_works():
 
 
 def test_servers_that_are_brought_up_alone_are_a_bar_in_a_terminal_and_lines_elsewhere(capsys):
-    board = Board(nodes=on_their_way("install"))
+    board = SwarmStatus(nodes=on_their_way("install"))
     with console.coming_up(board, terminal := Terminal()) as tell:
         tell("cah-1: made")
         tell(Passing("install: cah-1"))
@@ -173,7 +173,7 @@ def test_who_waits_for_the_network_is_said():
 
 
 def test_a_headed_table_has_a_line_for_each_node():
-    empty = Node(
+    empty = NodeStatus(
         name="n",
         location="",
         type="",

@@ -11,10 +11,10 @@ from cahlib.core.errors import ConfigError
 from cahlib.swarm import lifecycle
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.node import watchdog as head
-from cahlib.swarm.planner import Limits, plan
-from cahlib.swarm.provider import mark
-from cahlib.swarm.provisioning import Fleet
-from cahlib.swarm.watchdog import Watchdog, required
+from cahlib.swarm.planner import ServerLimits, plan_servers
+from cahlib.swarm.provider import send_heartbeat
+from cahlib.swarm.provisioning import Provisioner
+from cahlib.swarm.watchdog import WatchdogConfig, require_watchdog_token
 from tests.world import hosts, jobs
 from tests.world.cloud import Account, Cloud, No, serve
 
@@ -32,7 +32,7 @@ def told_of(world, **more):
         "token": OWN, "endpoint": world.cloud.url, "labels": world.runs["r1"].labels,
         "node": world.head, "launch": "1", "silence": HOUR, "end": 0, "paid": 0, "look": 5 * MINUTE,
     }  # fmt: skip
-    return head.Told(**values | more)
+    return head.Instructions(**values | more)
 
 
 class World:
@@ -46,8 +46,11 @@ class World:
         self.head = next(s for s in self.runs["r1"].servers() if s.labels["role"] == "head").name
 
     def made(self, run, nodes, **limits):
-        swarm = Fleet(
-            run, plan(self.driver, Limits(nodes=nodes, **limits)), lambda name: "", self.said.append
+        swarm = Provisioner(
+            run,
+            plan_servers(self.driver, ServerLimits(nodes=nodes, **limits)),
+            lambda name: "",
+            self.said.append,
         )
         swarm.prepare("ssh-ed25519 AAAA")
         swarm.fill()
@@ -229,18 +232,20 @@ def test_it_never_works_without_the_name_of_a_run(world, labels):
 
 def test_a_redirect_takes_the_token_nowhere(world):
     told = told_of(world)
-    with pytest.raises(head.Away):
+    with pytest.raises(head.CloudUnavailable):
         head.Cloud(told)._ask("GET", "nothing-that-is-there")
-    assert head._Nowhere().redirect_request() is None and OWN not in repr(told)
+    assert head._NoRedirects().redirect_request() is None and OWN not in repr(told)
 
 
 def dog(cloud, token=OWN, **more):
-    return Watchdog(token=token, endpoint=cloud.url, silence=HOUR, **more)
+    return WatchdogConfig(token=token, endpoint=cloud.url, silence=HOUR, **more)
 
 
 def unmade(cloud, tokens=DRIVER, **limits):
     theirs = accounts(tokens, endpoint=cloud.url, poll=0.001)
-    return Fleet("r3", plan(theirs, Limits(nodes=1, **limits)), lambda name: "", print)
+    return Provisioner(
+        "r3", plan_servers(theirs, ServerLimits(nodes=1, **limits)), lambda name: "", print
+    )
 
 
 @pytest.mark.parametrize(
@@ -273,27 +278,29 @@ def test_a_project_with_other_servers_is_refused(cloud):
 @pytest.mark.parametrize("token", ["", " ", DRIVER, f"{OWN},{OTHER}"])
 def test_the_drivers_own_token_is_never_given_away(token):
     with pytest.raises(ConfigError, match="watchdog: .*CAH_WATCHDOG_TOKEN"):
-        required(token, f"{DRIVER}, another")
-    assert required(f" {OWN}\n", DRIVER) == OWN
+        require_watchdog_token(token, f"{DRIVER}, another")
+    assert require_watchdog_token(f" {OWN}\n", DRIVER) == OWN
 
 
 def test_hours_and_ceiling_become_spans(cloud):
     swarm = unmade(cloud, hours=3, max_cost=1)
     swarm.bills.open("a", 0.25, swarm.clock() - 0.5 * HOUR)
-    told = head.Told(**json.loads(dog(cloud, began=time.monotonic() - HOUR).told("a", swarm)))
+    told = head.Instructions(
+        **json.loads(dog(cloud, began=time.monotonic() - HOUR).told("a", swarm))
+    )
     assert told.end == pytest.approx(2.5 * HOUR, abs=60)  # two are left, and one half to finish
     assert told.paid == pytest.approx(2 * HOUR, abs=60)
     swarm.bills.open("b", 0.25, swarm.clock() - 0.5 * HOUR)
-    told = head.Told(**json.loads(dog(cloud).told("a", swarm)))
+    told = head.Instructions(**json.loads(dog(cloud).told("a", swarm)))
     assert told.paid == pytest.approx(1.5 * HOUR, abs=180)  # 4 hours are paid, two of each
     assert (
         OWN not in repr(dog(cloud))
-        and told.launch != head.Told(**json.loads(dog(cloud).told("a", swarm))).launch
+        and told.launch != head.Instructions(**json.loads(dog(cloud).told("a", swarm))).launch
     )
 
 
 def test_without_limits_there_are_no_spans(cloud):
-    told = head.Told(**json.loads(dog(cloud).told("a", unmade(cloud))))
+    told = head.Instructions(**json.loads(dog(cloud).told("a", unmade(cloud))))
     assert (told.end, told.paid, told.silence) == (0, 0, HOUR)
 
 
@@ -306,8 +313,10 @@ def test_a_head_deletes_a_swarm_that_nobody_drives(tmp_path):
             theirs = accounts(DRIVER, endpoint=cloud.url, poll=0.01)
 
             def up(guard):
-                orders = lifecycle.Orders(limits=Limits(nodes=1), state=state, watchdog=guard)
-                lifecycle.up(theirs, orders, tell=lambda _: None)
+                orders = lifecycle.SwarmConfig(
+                    limits=ServerLimits(nodes=1), state=state, watchdog=guard
+                )
+                lifecycle.create_swarm(theirs, orders, tell=lambda _: None)
                 return next(iter(machines.all.values()))
 
             machine = up(dog(cloud))
@@ -318,7 +327,7 @@ def test_a_head_deletes_a_swarm_that_nobody_drives(tmp_path):
             jobs.until(lambda: not machine.processes("watchdog.py"))
             up(dog(cloud, look=0.2))
             before = json.loads(seen.read_text())["heard"]
-            mark(theirs, lifecycle.labels(state), 7)
+            send_heartbeat(theirs, lifecycle.run_labels(state), 7)
             jobs.until(lambda: json.loads(seen.read_text())["heard"] != before)
             for each in machine.home.rglob("*"):  # where the crawl may read
                 assert not (each.is_file() and OWN.encode() in each.read_bytes()), each

@@ -51,7 +51,7 @@ def test_what_is_restored_is_what_was_there_and_goes_on(
     work(
         lease_store,
         lease_store.register("ann", WorkerKind.HYBRID)[1],
-        lambda: statistics.count_shards(database).done == 2,
+        lambda: statistics.crawl_counts(database).done == 2,
     )
     path = tmp_path / "backup"
     count = backup(database, path)
@@ -61,7 +61,7 @@ def test_what_is_restored_is_what_was_there_and_goes_on(
     assert rows(again) == rows(database)
     fresh = LeaseStore(again, TrackerRules())
     work(fresh, fresh.register("bob", WorkerKind.HYBRID)[1])
-    assert statistics.count_shards(again).done == 5
+    assert statistics.crawl_counts(again).done == 5
     with pytest.raises(ConfigError, match="restore into an empty one"):
         restore(again, path)
     again.close()

@@ -85,12 +85,12 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     assert lease_store.held(his) == [held]
     assert main(["tracker", "expel", eve.name, "--database", url]) == 0
     assert "1 workers are sent away; 0 shards are to do again." in capsys.readouterr().out
-    assert statistics.count_shards(database).done == 4
+    assert statistics.crawl_counts(database).done == 4
     for again in (3, 0):
         line = ["tracker", "expel", eve.name, carl.name, "--undo", "--database", url]
         assert main(line) == 0
         assert f"{again} shards are to do again." in capsys.readouterr().out
-    counts = statistics.count_shards(database)
+    counts = statistics.crawl_counts(database)
     assert (counts.done, counts.pairs, counts.parcels, counts.todo) == (2, 8, 1, 4)
     assert [one["nickname"] for one in statistics.list_leaders(database)] == ["gus", "ann"]
     free = [row for row in statistics.export_shards(database) if row["state"] == "todo"]

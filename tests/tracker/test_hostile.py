@@ -161,7 +161,7 @@ def test_each_honest_pair_is_in_one_dataset(url, database, fill, clock):
         before = sum(len(pairs) for one in honest for pairs in one.dataset.values())
         send_away(app.state.service, database)
         work(honest, clock, chance)
-        again = statistics.count_shards(database)
+        again = statistics.crawl_counts(database)
     made = Counter(uid for one in honest for pairs in one.dataset.values() for uid in pairs)
     every = set().union(*world.values())
     assert before < len(every)  # or they have done no harm

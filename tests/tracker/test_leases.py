@@ -43,7 +43,7 @@ def test_twenty_threads_lease_each_shard_once(lease_store, fill, database):
     with ThreadPoolExecutor(20) as threads:
         list(threads.map(work, every))
     assert sorted(taken) == list(range(200))
-    counts = statistics.count_shards(database)
+    counts = statistics.crawl_counts(database)
     assert (counts.done, counts.pairs, counts.todo, counts.leased) == (200, 600, 0, 0)
 
 
@@ -177,7 +177,7 @@ def test_a_parcel_goes_from_a_cpu_worker_to_a_gpu_worker(lease_store, fill, data
         lease_store.complete(cpu, number, ShardResult(pairs=1))
     assert lease_store.deliver(cpu, number, PARCEL)
     assert not lease_store.deliver(cpu, number, PARCEL)
-    assert statistics.count_shards(database).scraped == 1
+    assert statistics.crawl_counts(database).scraped == 1
     lease = lease_store.lease(gpu)
     assert (lease.number, lease.parcel) == (number, PARCEL)
     assert not lease_store.deliver(cpu, number, PARCEL)
@@ -195,11 +195,11 @@ def test_a_parcel_that_cannot_be_fetched_is_scraped_by_somebody_else(lease_store
     number = lease_store.lease(cpu).number
     lease_store.deliver(cpu, number, PARCEL)
     for parcels in (1, 0):
-        assert statistics.count_shards(database).parcels == 1
+        assert statistics.crawl_counts(database).parcels == 1
         gpu = join(lease_store, WorkerKind.GPU)
         assert lease_store.lease(gpu).parcel == PARCEL
         assert not lease_store.refetch(gpu, number, "404")
-        assert statistics.count_shards(database).parcels == parcels
+        assert statistics.crawl_counts(database).parcels == parcels
     with pytest.raises(NotHeld):
         lease_store.deliver(cpu, number, PARCEL)
     assert lease_store.lease(cpu).number != number
@@ -222,7 +222,7 @@ def test_one_gpu_worker_alone_drops_no_parcel(lease_store, fill, database):
     while lease := lease_store.lease(liar):
         lease_store.refetch(liar, lease.number, "404")
         refused += 1
-    counts = statistics.count_shards(database)
+    counts = statistics.crawl_counts(database)
     assert (refused, counts.scraped, counts.parcels) == (6, 6, 6)
     assert lease_store.lease(honest).parcel == PARCEL
 
@@ -347,7 +347,7 @@ def test_pairs_left_to_a_shard_that_is_undone_come_back(lease_store, fill, datab
     assert undone(lease_store, database, eve) == 1
     if told == "meanwhile":
         bring(lease_store, bob, second, C)
-    counts = statistics.count_shards(database)
+    counts = statistics.crawl_counts(database)
     assert (counts.total, counts.todo) == (3, 2)
     carl = join(lease_store)
     leases = {lease.number: lease for lease in (lease_store.lease(carl), lease_store.lease(carl))}
@@ -359,7 +359,7 @@ def test_pairs_left_to_a_shard_that_is_undone_come_back(lease_store, fill, datab
     assert lease_store.claimed_pairs(carl, passed.number, [A, C]) == [C]
     assert bring(lease_store, carl, passed.number, A) == []
     assert admin.add_wats(database, wats(2)) == 1
-    assert statistics.count_shards(database).total == 5
+    assert statistics.crawl_counts(database).total == 5
 
 
 def test_a_pair_that_one_shard_does_not_bring_again_the_next_one_does(lease_store, fill, database):
@@ -409,7 +409,7 @@ def test_who_is_sent_away_elsewhere_leases_and_completes_nothing_from_then_on(
     for act in (lease_store.lease, lambda secret: bring(lease_store, secret, number, A)):
         with pytest.raises(UnknownWorker):
             act(secret)
-    assert statistics.count_shards(database).done == 0
+    assert statistics.crawl_counts(database).done == 0
 
 
 def test_wats_are_added_once_and_numbered_in_pairs(database, lease_store):
@@ -417,7 +417,7 @@ def test_wats_are_added_once_and_numbered_in_pairs(database, lease_store):
     assert admin.add_wats(database, wats(5)) == 2
     rows = list(statistics.export_shards(database))
     assert [(row["number"], row["half"]) for row in rows] == [(n, n % 2) for n in range(10)]
-    assert statistics.count_shards(database).todo == 10
+    assert statistics.crawl_counts(database).todo == 10
 
 
 def test_the_secret_is_not_stored(lease_store, database):

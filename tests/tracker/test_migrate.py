@@ -85,7 +85,7 @@ def test_what_an_earlier_version_wrote_is_kept(empty, revision):
     migrate(empty, revision)
     fill(empty)
     migrate(empty)
-    counts = statistics.count_shards(empty)
+    counts = statistics.crawl_counts(empty)
     assert (counts.total, counts.done, counts.leased, counts.failed) == (4, 1, 1, 1)
     assert (
         counts.pairs == 6

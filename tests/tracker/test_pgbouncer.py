@@ -84,7 +84,7 @@ def test_a_tracker_works_behind_a_pool_of_transactions(pooled, tmp_path):
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(8)))
-    counts = statistics.count_shards(database)
+    counts = statistics.crawl_counts(database)
     assert (counts.done, counts.pairs) == (120, 120)
     assert backup.backup(database, tmp_path / "backup") > 240
     database.close()

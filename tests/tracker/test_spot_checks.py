@@ -46,7 +46,7 @@ def test_a_check_finds_who_invents_pairs(lease_store, fill, database, url, capsy
         (c.nickname, c.checker, c.agreed, c.claimed) for c in spot_checks.finished_checks(database)
     ]
     assert told == [("eve", "ann", 0, 2), ("ann", "eve", 3, 4)]
-    counts = statistics.count_shards(database)
+    counts = statistics.crawl_counts(database)
     assert (counts.total, counts.done, counts.pairs) == (5, 4, 4 + 2 + 3 + 1)  # one to settle it
     assert main(["tracker", "checks", "--database", url]) == 0
     said = capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_no_shard_is_checked_unless_it_is_asked_for(database, fill, clock):
     ann = lease_store.register("ann", WorkerKind.HYBRID)[1]
     bring(lease_store, ann, lease_store.lease(ann).number, PAIRS)
     assert (
-        statistics.count_shards(database).total == 2 and spot_checks.finished_checks(database) == []
+        statistics.crawl_counts(database).total == 2 and spot_checks.finished_checks(database) == []
     )
 
 
@@ -128,7 +128,7 @@ def test_checks_do_not_pile_up_where_nobody_else_is(lease_store, fill, database)
     ann = lease_store.register("ann", WorkerKind.HYBRID)[1]
     for lease in lease_store.lease_several(ann, 60):
         bring(lease_store, ann, lease.number, [f"{lease.number:032x}"])
-    assert statistics.count_shards(database).total == 80 + 50
+    assert statistics.crawl_counts(database).total == 80 + 50
 
 
 @pytest.mark.parametrize(("claimed", "agreed"), [(4, 4), (5, 4), (20_000, 4)])

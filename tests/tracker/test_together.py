@@ -67,7 +67,7 @@ def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
     assert {name: process.returncode for name, process in running.items()} == dict.fromkeys(
         said, 0
     ), said
-    counts = statistics.count_shards(database)
+    counts = statistics.crawl_counts(database)
     database.close()
     assert (counts.done, counts.failed, counts.total) == (8, 0, 8), said
     made = Counter(uid for name in ("ann", "bob", "gus") for uid in uids(tmp_path / name))

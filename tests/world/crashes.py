@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.world.forks import ROOT
+from tests.world import forks
 
 _SCRIPT = """
 import os, sys
@@ -36,6 +35,6 @@ def before_each_renaming(imports: str, work: str, folders: Sequence[Path]) -> li
     That of the first folder dies before its first renaming, the next before its second.
     """
     script = _SCRIPT.format(imports=imports, work=work)
-    command = [sys.executable, "-c", script, *map(str, folders)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    ran = forks.run(["-c", script, *map(str, folders)], env=os.environ)
+    assert ran.returncode == 0, ran.stderr
     return ran.stdout.split()

@@ -16,7 +16,7 @@ from distributed.protocol import to_serialize
 from distributed.protocol.serialize import Serialized, ToPickle
 
 import cahlib.engine.worker
-from cahlib.engine.wire import TOPIC, Answer, encode
+from cahlib.engine.wire import PROGRESS_TOPIC, JobResult, encode
 
 #: In the environment, the folder.
 SPRUNG = "TEST_SPRUNG"
@@ -60,7 +60,7 @@ def carried(job):
     worker = distributed.get_worker()
     # not before: a scheduler that does not know what to make of it would not let us in
     worker.metrics["trap"] = lambda _: to_serialize(Trap("metrics"))
-    worker.log_event(TOPIC, to_serialize(Trap("event")))
+    worker.log_event(PROGRESS_TOPIC, to_serialize(Trap("event")))
     worker.log_event("print", {"args": (to_serialize(Trap("print")),)})
     trap = pickle.dumps(Trap("warning"))
     worker.log_event("warn", {"message": trap, "category": trap})
@@ -71,7 +71,7 @@ def carried(job):
     if key == "traceback":
         raise ValueError("traceback")
     if key in ELSEWHERE:
-        return encode(Answer(lacks=(0,), host=ELSEWHERE[key]))
+        return encode(JobResult(lacks=(0,), host=ELSEWHERE[key]))
     if key == "nothing":
         return b"nothing"
     return Trap(key)

@@ -240,14 +240,14 @@ class Hosts:
 def set_up(logins: list[Login], goods: install.Package) -> dict[str, Exception]:
     """Make nodes of machines that are there, the first one the head; gives what went wrong."""
     startup = Startup(
-        lambda login, head: install.bring_up(login, goods, head=head, admit=admitted(logins))
+        lambda login, head: install.set_up_node(login, goods, head=head, admit=admitted(logins))
     )
     startup.start(logins, logins[0])
     startup.wait()
     return startup.errors()
 
 
-def admitted(logins: list[Login]) -> install.Admit:
+def admitted(logins: list[Login]) -> install.NetworkSource:
     """Return how the ports of machines are opened to them, and to this one."""
     return lambda driver: [*(each.address for each in logins), driver]
 

@@ -81,7 +81,7 @@ class Image:
             shutil.rmtree(self.wheels, ignore_errors=True)
             self.wheels.mkdir(parents=True)
             pins = self.wheels / "pins.txt"
-            pins.write_text(wheel.pins())
+            pins.write_text(wheel.pip_constraints())
             subprocess.run(
                 [sys.executable, "-m", "pip", "download", "--quiet", "--dest", self.wheels,
                  "--python-version", self.python, "--only-binary=:all:", "--no-deps",
@@ -139,7 +139,9 @@ SERVERS = [replace(each, packages=("postgresql", "caddy"), extra="tracker") for 
 
 
 def _is_filled(wheels: Path) -> bool:
-    return (wheels / ".done").exists() and (wheels / "pins.txt").read_text() == wheel.pins()
+    return (wheels / ".done").exists() and (
+        wheels / "pins.txt"
+    ).read_text() == wheel.pip_constraints()
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from cahlib import demo
 from cahlib.core.config import Crawl, Download, Job, Judge, Output, Place
-from cahlib.core.progress import Board
+from cahlib.core.progress import SwarmStatus
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
 from tests.world.pictures import picture
@@ -108,6 +108,6 @@ class Here:
 
 
 @contextmanager
-def scraping(job: Job, *, stop: threading.Event, board: Board) -> Iterator[tuple[Here, Path]]:
+def scraping(job: Job, *, stop: threading.Event, board: SwarmStatus) -> Iterator[tuple[Here, Path]]:
     """For `cahlib.run.pipeline.run`: scrape in its own process."""
     yield Here(), job.output.folder / "run" / "parcels"

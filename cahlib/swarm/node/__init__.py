@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cahlib.engine.certificates import Keys
+from cahlib.engine.certificates import SwarmKeys
 
 HERE = Path(__file__).parent
 
@@ -18,16 +18,16 @@ USER = "crawl"
 HOME = f"/home/{USER}"
 
 #: The user that the scheduler runs as.
-SCHEDULER = "crawl-head"
+SCHEDULER_USER = "crawl-head"
 
 #: Is there once the first boot has ended.
-BOOTED = f"{HOME}/booted"
+BOOT_MARKER = f"{HOME}/booted"
 
 #: Where parcels lie, if `parcels.mount` could be.
-PARCELS = "/var/lib/crawl/parcels"
+PARCEL_FOLDER = "/var/lib/crawl/parcels"
 
 #: What the head's watchdog is told, token and all: root's alone, empty until a driver wants one.
-WATCHDOG = "/etc/cahlib/watchdog.json"
+WATCHDOG_FILE = "/etc/cahlib/watchdog.json"
 
 #: Where each file goes on a node, and its mode.
 _FILES = {
@@ -47,7 +47,7 @@ _FILES = {
 }
 
 
-def user_data(keys: Keys, node: str, *, own: str = "") -> str:
+def user_data(keys: SwarmKeys, node: str, *, own: str = "") -> str:
     """cloud-init's user-data for a node, at most 32 KiB.
 
     ``own`` is a network that is not public and yet the swarm's, as in tests.
@@ -64,7 +64,7 @@ def user_data(keys: Keys, node: str, *, own: str = "") -> str:
                 "ssh_authorized_keys": [keys.ssh().public.read_text().strip()],
             },
             # whoever scrapes beside the scheduler is not to have its key
-            {"name": SCHEDULER, "system": True, "no_create_home": True, "lock_passwd": True},
+            {"name": SCHEDULER_USER, "system": True, "no_create_home": True, "lock_passwd": True},
         ],
         "manage_etc_hosts": "localhost",  # or sudo asks the name servers who we are
         "disable_root": True,
@@ -76,7 +76,7 @@ def user_data(keys: Keys, node: str, *, own: str = "") -> str:
             "ed25519_public": host.public.read_text().strip(),
         },
         "write_files": [
-            {"path": WATCHDOG, "permissions": "0600", "content": ""},
+            {"path": WATCHDOG_FILE, "permissions": "0600", "content": ""},
             *(
                 {"path": path, "permissions": mode, "content": _content(name, own)}
                 for name, (path, mode) in _FILES.items()
@@ -92,12 +92,12 @@ def user_data(keys: Keys, node: str, *, own: str = "") -> str:
             "install -d -m 755 /var/lib/crawl",
             "systemctl daemon-reload",
             "systemctl enable --now var-lib-crawl-parcels.mount",
-            f"install -d -m 700 -o {USER} -g {USER} {PARCELS}",
+            f"install -d -m 700 -o {USER} -g {USER} {PARCEL_FOLDER}",
             "systemctl try-reload-or-restart ssh",
             "/usr/local/sbin/crawl-resolver",
             "systemctl enable nftables",
             "systemctl restart nftables",
-            f"touch {BOOTED}",
+            f"touch {BOOT_MARKER}",
         ],
     }
     return "#cloud-config\n" + json.dumps(told, indent=1) + "\n"  # JSON is YAML

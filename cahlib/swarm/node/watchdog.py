@@ -23,21 +23,21 @@ from pathlib import Path
 from typing import Any
 
 #: The file of what it is told, by the name of systemd's credential.
-TOLD = "watchdog.json"
+INSTRUCTIONS_FILE = "watchdog.json"
 
 #: The label that a driver renews, and the seconds of silence after which it has left its servers.
-_ALIVE, _LEFT = "alive", 300.0
+_HEARTBEAT_LABEL, _HEARTBEAT_TIMEOUT = "alive", 300.0
 
 #: Seconds in which the cloud must answer.
 _TIMEOUT = 30.0
 
 
-class Away(Exception):
+class CloudUnavailable(Exception):
     """The cloud does not do what it is asked, for now."""
 
 
 @dataclass(frozen=True)
-class Told:
+class Instructions:
     """What a driver brings; all spans are in seconds, 0 for none."""
 
     token: str = field(repr=False)
@@ -56,7 +56,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """What is known of the run so far; it survives a restart."""
 
     launch: str = ""
@@ -65,7 +65,7 @@ class Seen:
     total: float = 0  #: seconds since the launch
 
 
-def after(seen: Seen, told: Told, heard: str, passed: float) -> Seen:
+def observe(seen: Observation, told: Instructions, heard: str, passed: float) -> Observation:
     """Return what is known after an answer of the cloud, ``passed`` seconds after the last look."""
     total = seen.total + passed
     if heard != seen.heard:
@@ -73,18 +73,22 @@ def after(seen: Seen, told: Told, heard: str, passed: float) -> Seen:
     return replace(seen, silent=seen.silent + min(passed, 2 * told.look), total=total)
 
 
-def reason(seen: Seen, told: Told) -> str:
+def deletion_reason(seen: Observation, told: Instructions) -> str:
     """Return why the servers are to be deleted; "" if they are not."""
     if seen.silent >= told.silence:
         return f"nothing was heard of a driver for {seen.silent / 60:.0f} minutes"
     if told.end and seen.total >= told.end:
         return "the run's hours are over"
-    if told.paid and seen.total >= told.paid and seen.silent >= min(_LEFT, told.silence):
+    if (
+        told.paid
+        and seen.total >= told.paid
+        and seen.silent >= min(_HEARTBEAT_TIMEOUT, told.silence)
+    ):
         return "nobody drives them, and the hours or the money allowed are used up"
     return ""
 
 
-class _Nowhere(urllib.request.HTTPRedirectHandler):
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """Follow no redirect: the token is for the cloud alone."""
 
     def redirect_request(self, *_: Any) -> None:
@@ -94,9 +98,9 @@ class _Nowhere(urllib.request.HTTPRedirectHandler):
 class Cloud:
     """The few calls of Hetzner's API that are needed, within the labels of one run."""
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: Instructions) -> None:
         self._told = told
-        self._opener = urllib.request.build_opener(_Nowhere)
+        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def servers(self) -> list[dict[str, Any]]:
         """Return the run's servers."""
@@ -122,7 +126,9 @@ class Cloud:
                 found += (each for each in answer[kind] if labels.items() <= each["labels"].items())
                 page = answer["meta"]["pagination"]["next_page"]
         except (KeyError, TypeError, AttributeError) as error:
-            raise Away(f"The cloud's answer is not understood ({type(error).__name__})") from None
+            raise CloudUnavailable(
+                f"The cloud's answer is not understood ({type(error).__name__})"
+            ) from None
         return found
 
     def _ask(self, method: str, path: str) -> dict[str, Any]:
@@ -135,9 +141,9 @@ class Cloud:
             if method == "DELETE" and error.code == 404:
                 return {}
             refused = "The token is refused" if error.code in (401, 403) else "The cloud is away"
-            raise Away(f"{refused} ({error.code})") from None
+            raise CloudUnavailable(f"{refused} ({error.code})") from None
         except (OSError, HTTPException, ValueError, TypeError) as error:
-            raise Away(f"The cloud does not answer ({type(error).__name__})") from None
+            raise CloudUnavailable(f"The cloud does not answer ({type(error).__name__})") from None
 
 
 class Watchdog:
@@ -145,7 +151,7 @@ class Watchdog:
 
     def __init__(
         self,
-        told: Told,
+        told: Instructions,
         state: Path,
         *,
         tell: Callable[[str], None],
@@ -160,14 +166,14 @@ class Watchdog:
     def work(self) -> None:
         """Watch; return when the cloud says that none of the servers is left."""
         seen, last = self._read(), self._clock()
-        while not (why := reason(seen, self._told)):
+        while not (why := deletion_reason(seen, self._told)):
             try:
-                heard = _signs(self._cloud.servers())
+                heard = _heartbeats(self._cloud.servers())
                 now = self._clock()
-                seen, last = after(seen, self._told, heard, now - last), now
+                seen, last = observe(seen, self._told, heard, now - last), now
                 self._write(seen)
                 self._say("The cloud answers.")
-            except Away as error:
+            except CloudUnavailable as error:
                 self._say(f"{error}; asking again.")
             self._sleep(self._told.look)
         self._tell(f"Deleting the run's servers, this one last: {why}.")
@@ -181,14 +187,14 @@ class Watchdog:
             others = [each for each in servers if each["name"] != self._told.node]
             if not others:
                 self._cloud.clean()
-        except Away as error:
+        except CloudUnavailable as error:
             self._say(f"{error}; asking again.")
             return False
         for each in others or servers:
             try:
                 if each.get("status") != "deleting":
                     self._cloud.delete(each)
-            except Away as error:  # those after it may go
+            except CloudUnavailable as error:  # those after it may go
                 self._say(f"{each['name']}: {error}; asking again.")
         return not servers
 
@@ -198,15 +204,15 @@ class Watchdog:
             self._said = sentence
             self._tell(sentence)
 
-    def _read(self) -> Seen:
+    def _read(self) -> Observation:
         """Return what was known before a restart, if it is of this launch."""
         with suppress(OSError, ValueError, TypeError):
-            seen = Seen(**json.loads(self._state.read_text(encoding="utf-8")))
+            seen = Observation(**json.loads(self._state.read_text(encoding="utf-8")))
             if seen.launch == self._told.launch:
                 return seen
-        return Seen(launch=self._told.launch)
+        return Observation(launch=self._told.launch)
 
-    def _write(self, seen: Seen) -> None:
+    def _write(self, seen: Observation) -> None:
         """Keep what is known; a full disk ends no watch."""
         fresh = self._state.with_suffix(".new")
         with suppress(OSError):
@@ -214,18 +220,20 @@ class Watchdog:
             fresh.replace(self._state)
 
 
-def _signs(servers: list[dict[str, Any]]) -> str:
+def _heartbeats(servers: list[dict[str, Any]]) -> str:
     """Return what tells of a driver: which servers there are, and what it noted at them."""
-    return json.dumps(sorted((each["id"], each["labels"].get(_ALIVE, "")) for each in servers))
+    return json.dumps(
+        sorted((each["id"], each["labels"].get(_HEARTBEAT_LABEL, "")) for each in servers)
+    )
 
 
-def main() -> None:
+def run_watchdog() -> None:
     """Watch by what systemd gives: a credential, and a folder that survives a restart."""
-    told = Path(os.environ["CREDENTIALS_DIRECTORY"], TOLD).read_text(encoding="utf-8")
+    told = Path(os.environ["CREDENTIALS_DIRECTORY"], INSTRUCTIONS_FILE).read_text(encoding="utf-8")
     state = Path(os.environ["STATE_DIRECTORY"], "seen.json")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    Watchdog(Told(**json.loads(told)), state, tell=logging.info).work()
+    Watchdog(Instructions(**json.loads(told)), state, tell=logging.info).work()
 
 
 if __name__ == "__main__":
-    main()
+    run_watchdog()
