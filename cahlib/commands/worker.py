@@ -39,9 +39,9 @@ def add(commands: Any, follow: Follow) -> None:
 def _worker(chosen: argparse.Namespace, follow: Follow) -> int:
     from cahlib.run.worker import run_worker
 
-    brought = follow(chosen, lambda job, *a, **k: run_worker(_with_tracker(job), *a, **k))
-    print(f"{brought.parcels} parcels brought.")
-    return stopped_early() if brought.stopped else 0
+    outcome = follow(chosen, lambda job, *a, **k: run_worker(_with_tracker(job), *a, **k))
+    print(f"{outcome.parcels} parcels delivered.")
+    return stopped_early() if outcome.stopped else 0
 
 
 def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:

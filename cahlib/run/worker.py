@@ -1,4 +1,4 @@
-"""A CPU volunteer: scrapes a tracker's shards and brings the parcels where the tracker says."""
+"""A CPU worker of a tracker: scrapes shards and uploads the parcels to the tracker's storage."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from cahlib.run.scrape import scrape_and_upload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOutcome:
-    """How a volunteer's work ended."""
+    """How a worker's run ended."""
 
-    parcels: int  #: that were brought
-    stopped: bool  #: early: the tracker may have more
+    parcels: int  #: delivered
+    stopped: bool  #: early; the tracker may have more
 
 
 def run_worker(
@@ -36,10 +36,10 @@ def run_worker(
     stop: threading.Event | None = None,
     tick: float = 1.0,
 ) -> WorkerOutcome:
-    """Scrape until the tracker has no more, or ``stop``, or the job's hours are over.
+    """Scrape until the tracker has no more shards, ``stop`` is set, or the job's hours are over.
 
-    Raises ConfigError if there is no tracker, or it names no place for parcels, RunError when this
-    machine cannot go on; what it has leased is given back.
+    Raise ConfigError if there is no tracker or it has no upload URL, RunError if this machine
+    cannot continue; unfinished shards are released.
     """
     introduced(job)
     stop = stop or threading.Event()
@@ -51,14 +51,14 @@ def run_worker(
         assert isinstance(ledger, RemoteLedger)
         if "://" not in ledger.upload_url:
             raise ConfigError(
-                f"tracker: {job.place.tracker} names no place for parcels; its administrator sets "
-                "one with --upload."
+                f"tracker: {job.place.tracker} accepts no parcels; its administrator enables them "
+                "with `cah tracker serve --upload URL`."
             )
-        return _Scraping(job, ledger, stop).through(listener, tick)
+        return _WorkerRun(job, ledger, stop).run(listener, tick)
 
 
-class _Scraping:
-    """The shards in work."""
+class _WorkerRun:
+    """The shards that are being scraped."""
 
     def __init__(self, job: Job, ledger: RemoteLedger, stop: threading.Event) -> None:
         self._job, self._ledger, self._stop = job, ledger, stop
@@ -66,10 +66,10 @@ class _Scraping:
         self._slices = Slices(job.output.folder / "run" / "links", job.download.contact)
         self._failures = Failures(ledger, job.output.folder, attempts=1)
         self._leased: dict[str, Shard] = {}
-        self._brought = 0
+        self._delivered = 0
         self._stats = ledger.stats()
 
-    def through(self, listener: Listener, tick: float) -> WorkerOutcome:
+    def run(self, listener: Listener, tick: float) -> WorkerOutcome:
         parcels.remove_leftovers(self._folder, self._ledger.in_state("done"))
         with (
             local.local_engine(self._job.place.scrapers) as scrapers,
@@ -91,7 +91,7 @@ class _Scraping:
                 if finished := scrapers.take(timeout=tick):
                     self._take(*finished, slots=scrapers.slots)
         left = self._stop.is_set() and self._ledger.has_more()
-        return WorkerOutcome(parcels=self._brought, stopped=left)
+        return WorkerOutcome(parcels=self._delivered, stopped=left)
 
     def _submit(self, scrapers: local.LocalEngine, shard: Shard) -> None:
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
@@ -105,14 +105,14 @@ class _Scraping:
     def _take(self, id: str, result: object, *, slots: int) -> None:
         shard = self._leased.pop(id)
         self._slices.drop(shard)
-        if isinstance(result, list):  # what `scrape_and_upload` gives, as it comes from a worker
+        if isinstance(result, list):  # the result of `scrape_and_upload`, as sent by a process
             self._failures.scraped(shard)
             stats = Stats.from_dict(result[1])
             self._ledger.deliver(shard, result[0], stats)
             self._stats += stats
-            self._brought += 1
+            self._delivered += 1
         elif isinstance(result, RunError | ConfigError):
-            raise result  # no shard's fault: the next one would end as this one did
+            raise result  # not the shard's fault: the next one would fail as well
         elif isinstance(result, Exception):
             self._failures.failed(shard, result, slots=slots)
 
@@ -124,8 +124,8 @@ class _Scraping:
         links, images = stats.done(Stage.FETCH), stats.left[Stage.FETCH]
         return Snapshot(
             elapsed=elapsed,
-            shards=self._brought + len(self._leased),
-            done=self._brought,
+            shards=self._delivered + len(self._leased),
+            done=self._delivered,
             failed=0,
             stats=stats,
             rates=speed.rates({"links": links, "images": images, "judged": 0, "pairs": 0}),

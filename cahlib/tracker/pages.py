@@ -251,7 +251,7 @@ def _standing(every: Sequence[standings.Contributor], name: str) -> tuple[str, s
 
 
 @page_router.get("/workers")
-def list_workers(
+def show_workers(
     request: Request, q: _Text = "", page: _Page = 1, every: Annotated[int, Query(ge=0, le=1)] = 0
 ) -> Response:
     """List the workers that are active, or all."""

@@ -168,7 +168,7 @@ def test_a_volunteer_scrapes_with_the_base_install(installed, tmp_path):
             "--output", "ann", "--replay", web.address, "--workers", 1, cwd=tmp_path,
         )  # fmt: skip
         out, errors = process.communicate()
-    assert (process.returncode, out.splitlines()[-1:]) == (0, ["2 parcels brought."]), errors
+    assert (process.returncode, out.splitlines()[-1:]) == (0, ["2 parcels delivered."]), errors
     assert len([*(tmp_path / "parcels").glob("*.tar")]) == 2
 
 

@@ -200,7 +200,7 @@ class World:
 
     def refused(self, id):
         """Whether the tracker would not hear how a shard's lease ended."""
-        words = ("is not yours", "does not know you")
+        words = ("is not leased to this worker", "does not know this worker")
         return any(m.startswith(f"{id}: ") and any(w in m for w in words) for m in self.log.heard)
 
     def check(self, worker, *, done, failed=(), orphans=frozenset()):

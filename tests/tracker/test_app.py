@@ -83,7 +83,7 @@ def test_a_parcel_passes_from_cpu_to_gpu_and_back_when_it_cannot_be_fetched(trac
     for secret in (gpu, other):
         assert ask(tracker, "/v1/lease", {}, secret=secret).json["shard"]["parcel"] == parcel
         lied = ask(tracker, "/v1/shards/0/complete", more, secret=secret)
-        assert (lied.status, "holds 15 images" in lied.text) == (422, True)
+        assert (lied.status, "has 15 images" in lied.text) == (422, True)
         gone = ask(tracker, "/v1/shards/0/refetch", {"reason": "404"}, secret=secret)
         assert gone.json == {"set_aside": False}
     assert ask(tracker, "/v1/lease", {}, secret=gpu).json == {
@@ -154,7 +154,7 @@ def test_an_older_worker_is_told_to_update_when_it_joins(tracker):
     older = {"User-Agent": "cahlib"}  # which gave no version
     newcomer = {"nickname": "ann", "kind": "hybrid"}
     answer = ask(tracker, "/v1/workers", newcomer, headers=older)
-    assert (answer.status, "update cahlib" in answer.json["detail"]) == (426, True)
+    assert (answer.status, "upgrade cahlib" in answer.json["detail"]) == (426, True)
 
 
 def test_giving_back_failing_and_leaving(tracker):
@@ -184,16 +184,16 @@ def test_each_pair_is_given_to_one_shard(tracker):
 
 
 REFUSED = [
-    ("/v1/shards/5/complete", FOUR, 409, "not yours"),
+    ("/v1/shards/5/complete", FOUR, 409, "not leased"),
     ("/v1/shards/99/complete", FOUR, 404, "no shard 99"),
     ("/v1/shards/0/complete", {"tally": TALLY}, 422, "uids"),
-    ("/v1/shards/0/complete", {"pairs": 4, "tally": TALLY}, 426, "update cahlib"),
+    ("/v1/shards/0/complete", {"pairs": 4, "tally": TALLY}, 426, "upgrade cahlib"),
     ("/v1/shards/0/complete", FOUR | {"uids": [f"{n:031x} " for n in range(4)]}, 422, "uids"),
     ("/v1/lease", {"count": 0}, 422, "count"),
     ("/v1/lease", {"count": 65}, 422, "count"),
     ("/v1/shards/0/complete", FOUR | {"uids": ["ab"]}, 422, "uids"),
     ("/v1/shards/0/complete", FOUR | {"uids": uids(20_001)}, 422, "20,000"),
-    ("/v1/shards/0/complete", FOUR | {"uids": uids(1) * 4}, 422, "each pair once"),
+    ("/v1/shards/0/complete", FOUR | {"uids": uids(1) * 4}, 422, "each uid once"),
     ("/v1/shards/0/complete", FOUR | {"similarities": [0.3]}, 422, "one for each pair"),
     ("/v1/shards/0/complete", FOUR | {"similarities": [0.3, 2, 0, 0]}, 422, "similarities"),
     ("/v1/shards/0/complete", FOUR | {"extra": 1}, 422, "extra"),
@@ -221,7 +221,7 @@ REFUSED = [
     ("/v1/shards/0/parcel", {"url": 1, "sha256": "", "size": 1}, 422, "url"),
     ("/v1/shards/0/parcel", {"url": "x", "sha256": "ab" * 32, "size": 1 << 40}, 422, "size"),
     ("/v1/heartbeat", {"shards": "all"}, 422, "shards"),
-    ("/v1/heartbeat", b"{", 400, "not JSON"),
+    ("/v1/heartbeat", b"{", 400, "not valid JSON"),
     ("/v1/shards/0/fail", {"reason": "\ud800"}, 422, "reason"),
     ("/v1/workers", {"nickname": "a\u202eb", "kind": "cpu"}, 422, "invisible"),
     ("/v1/workers", {"nickname": " ", "kind": "cpu"}, 422, "1 to 40"),
@@ -261,7 +261,7 @@ def test_a_parcel_lies_where_the_tracker_says(tracker):
         brought = {"url": where, "sha256": "ab" * 32, "size": 12}
         answer = ask(tracker, "/v1/shards/0/parcel", brought, secret=cpu)
         assert (where, answer.status) == (where, 422)
-        assert answer.json["detail"].endswith("is brought to s3://parcels/, and nowhere else.")
+        assert answer.json["detail"].endswith("upload parcels to s3://parcels/.")
     assert ask(tracker, "/v1/lease", {}, secret=gpu).json["shard"] is None
 
 

@@ -81,7 +81,7 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     lease_store.lease(gpu)
     held = lease_store.lease(his).number
     assert main(["tracker", "expel", eve.name, "no-body", "--database", url]) == 1
-    assert "There is no worker no-body, and nobody of that nickname." in capsys.readouterr().err
+    assert "There is no worker or nickname no-body." in capsys.readouterr().err
     assert lease_store.held(his) == [held]
     assert main(["tracker", "expel", eve.name, "--database", url]) == 0
     assert "1 workers are sent away; 0 shards are to do again." in capsys.readouterr().out

@@ -116,7 +116,7 @@ def test_who_is_sent_away_by_nickname_does_not_come_back(lease_store, fill, url,
     assert "2 workers are sent away; 2 shards are to do again." in capsys.readouterr().out
     with pytest.raises(UnknownWorker):
         lease_store.lease(secrets[0])
-    with pytest.raises(NicknameTaken, match="was sent away"):
+    with pytest.raises(NicknameTaken, match="was expelled"):
         lease_store.register("Eve", WorkerKind.HYBRID, nickname_secret="his")
 
 
