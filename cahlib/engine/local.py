@@ -31,9 +31,9 @@ from cahlib.core.errors import (
     MachineFault,
     RunError,
     ShardError,
-    is_full,
-    machine_fault,
-    no_space,
+    describe_machine_fault,
+    disk_full_error,
+    is_disk_full,
 )
 from cahlib.core.records import Parcel
 from cahlib.engine import unpickling, wire
@@ -155,8 +155,8 @@ def local_engine(workers: int) -> Iterator[LocalEngine]:
                     silence_logs=logging.CRITICAL,
                 )
             except (RuntimeError, OSError) as error:  # as when the kernel kills one that starts
-                if is_full(error):
-                    raise no_space(tempfile.gettempdir()) from error
+                if is_disk_full(error):
+                    raise disk_full_error(tempfile.gettempdir()) from error
                 raise RunError(
                     f"The processes that scrape could not be started ({error}); run the same "
                     "command again, with fewer --workers if memory is short."
@@ -226,7 +226,7 @@ def run_guarded(
         except (RunError, ConfigError, MachineFault):
             raise
         except Exception as error:  # its causes do not cross to another process
-            if (fault := machine_fault(error)) and not is_full(error):
+            if (fault := describe_machine_fault(error)) and not is_disk_full(error):
                 raise MachineFault(f"{fault} ({error})") from error
             raise
         finally:

@@ -93,7 +93,8 @@ class RemoteEngine:
         """Start ``function(*arguments, limit=…, report=…)`` as soon as a worker is free for it.
 
         If it runs there already, for a driver that died, it is found again. It finds ``files`` of
-        this machine with `cahlib.core.path_map.here`; they are sent once to each that lacks them.
+        this machine with `cahlib.core.path_map.local_path`; they are sent once to each that lacks
+        them.
         """
         job = RemoteJob(function, arguments, limit, tuple(map(file_ref, files)))
         with self._lock:

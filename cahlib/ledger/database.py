@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from cahlib.core.errors import ConfigError, RunError, is_full, no_space
+from cahlib.core.errors import ConfigError, RunError, disk_full_error, is_disk_full
 
 
 class DatabaseUnavailable(RunError):
@@ -114,8 +114,8 @@ def _translated_errors(location: str) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, NoConnection) as error:
-        if is_full(error):
-            raise DatabaseUnavailable(str(no_space(location))) from error
+        if is_disk_full(error):
+            raise DatabaseUnavailable(str(disk_full_error(location))) from error
         raise DatabaseUnavailable(
             "The database cannot be reached; try again in a minute."
         ) from error

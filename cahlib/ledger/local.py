@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from cahlib.core.errors import ConfigError, is_full, no_space
+from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 from cahlib.core.records import Judged, Shard, Stats
 from cahlib.ledger.database import Database
 from cahlib.ledger.protocol import COMMITTED, ShardCounts
@@ -78,8 +78,8 @@ class LocalLedger:
         except DatabaseError as error:
             self.close()
             fault = str(error.orig)
-            if is_full(error):
-                raise no_space(path) from error
+            if is_disk_full(error):
+                raise disk_full_error(path) from error
             # failing to open, lock or read a file does not mean that its content is damaged
             if isinstance(error, OperationalError) and not _NOT_A_LEDGER.search(fault):
                 raise ConfigError(f"output: {path} cannot be used ({fault}).") from error

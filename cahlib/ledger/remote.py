@@ -18,8 +18,8 @@ from typing import Any
 
 from cahlib.core.atomic import write_file
 from cahlib.core.errors import ConfigError, RunError, ShardError
-from cahlib.core.private import keep, of_nickname, place
 from cahlib.core.records import Judged, Shard, Stats
+from cahlib.core.secret_store import nickname_secret, secret_path, write_secret
 from cahlib.ledger.client import LeasedShard, RequestRejected, TrackerClient, TrackerUnavailable
 from cahlib.ledger.local import LocalLedger
 from cahlib.ledger.pending import PendingReport, PendingReports
@@ -59,7 +59,7 @@ class RemoteLedger:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._tracker, self._path = ledger, tracker, path
-        self._secret = place(path.with_suffix(""), "secret")
+        self._secret = secret_path(path.with_suffix(""), "secret")
         self._options, self._clock = options, clock
         self._reports = PendingReports(self._save)
         self._claimed: set[str] = set()  #: pairs that other shards have
@@ -289,9 +289,9 @@ class RemoteLedger:
 
     def _join(self) -> None:
         nickname = self._options.nickname
-        nickname_secret = of_nickname(self._tracker.url, nickname, self._path.parent.parent)
-        self._tracker.join(nickname, self._options.kind, nickname_secret=nickname_secret)
-        keep(self._secret, self._tracker.secret)
+        secret = nickname_secret(self._tracker.url, nickname, self._path.parent.parent)
+        self._tracker.join(nickname, self._options.kind, nickname_secret=secret)
+        write_secret(self._secret, self._tracker.secret)
         for shard in self._ledger.in_state("todo", "leased"):
             self._ledger.forget(shard)  # leased by an earlier worker
         with self._reports:
@@ -394,7 +394,7 @@ class RemoteLedger:
             self._reports.load({id: PendingReport(**each) for id, each in stored["debts"].items()})
             if "secret" in stored:  # as an earlier version kept it
                 self._tracker.secret = stored["secret"]
-                keep(self._secret, self._tracker.secret)
+                write_secret(self._secret, self._tracker.secret)
                 self._reports.save()
             elif self._secret.exists():
                 self._tracker.secret = self._secret.read_text(encoding="utf-8")

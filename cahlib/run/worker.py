@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from cahlib.core.config import Job
-from cahlib.core.errors import ConfigError, RunError, writing
-from cahlib.core.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
+from cahlib.core.errors import ConfigError, RunError, folder_errors
+from cahlib.core.progress import (
+    Listener,
+    RateMeter,
+    Snapshot,
+    ignore_progress,
+    offline_seconds,
+    report_progress,
+)
 from cahlib.core.records import Shard, Stage, Stats
-from cahlib.core.requirements import introduced
+from cahlib.core.requirements import require_contact
 from cahlib.crawl.tables.slices import Slices
 from cahlib.engine import local
 from cahlib.ledger.remote import RemoteLedger
@@ -31,7 +38,7 @@ class WorkerOutcome:
 
 def run_worker(
     job: Job,
-    listener: Listener = nobody,
+    listener: Listener = ignore_progress,
     *,
     stop: threading.Event | None = None,
     tick: float = 1.0,
@@ -41,12 +48,12 @@ def run_worker(
     Raise ConfigError if there is no tracker or it has no upload URL, RunError if this machine
     cannot continue; unfinished shards are released.
     """
-    introduced(job)
+    require_contact(job)
     stop = stop or threading.Event()
     folder = job.output.folder
     with (
         open_run_directory(job, role="cpu", stop=stop, refused=storage.delete_upload) as ledger,
-        writing(folder),
+        folder_errors(folder),
     ):
         assert isinstance(ledger, RemoteLedger)
         if "://" not in ledger.upload_url:
@@ -73,8 +80,8 @@ class _WorkerRun:
         parcels.remove_leftovers(self._folder, self._ledger.in_state("done"))
         with (
             local.local_engine(self._job.place.scrapers) as scrapers,
-            watched(
-                partial(self._snapshot, scrapers, Speedometer()),
+            report_progress(
+                partial(self._snapshot, scrapers, RateMeter()),
                 listener,
                 tick=tick,
                 hours=self._job.place.hours,
@@ -117,7 +124,7 @@ class _WorkerRun:
             self._failures.failed(shard, result, slots=slots)
 
     def _snapshot(
-        self, scrapers: local.LocalEngine, speed: Speedometer, elapsed: float, finished: bool
+        self, scrapers: local.LocalEngine, speed: RateMeter, elapsed: float, finished: bool
     ) -> Snapshot:
         told = scrapers.told()
         stats = sum(map(Stats.from_dict, told), self._stats)
@@ -132,5 +139,5 @@ class _WorkerRun:
             queues={},
             busy=0,
             finished=finished,
-            offline=offline(told),
+            offline=offline_seconds(told),
         )

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import select
 
 from cahlib.commands.cli import main
-from cahlib.core.private import of_nickname
+from cahlib.core.secret_store import nickname_secret
 from cahlib.tracker import statistics
 from cahlib.tracker.models import (
     InvalidRequest,
@@ -24,9 +24,9 @@ def test_a_nickname_is_the_first_ones_who_shows_its_secret(lease_store, fill, da
     lease_store.register("ann", WorkerKind.HYBRID, legacy=True)  # who cannot show one
     for _ in range(2):
         lease_store.register("ann", WorkerKind.CPU, nickname_secret="hers")
-    for nickname_secret in ("his", ""):
+    for other in ("his", ""):
         with pytest.raises(NicknameTaken, match="CAH_NICKNAME_SECRET"):
-            lease_store.register("ann", WorkerKind.HYBRID, nickname_secret=nickname_secret)
+            lease_store.register("ann", WorkerKind.HYBRID, nickname_secret=other)
     worker, secret = lease_store.register("ann", WorkerKind.HYBRID, legacy=True)
     assert worker.nickname == "ann (unverified)"
     lease_store.complete(secret, lease_store.lease(secret).number, ShardResult(pairs=3))
@@ -122,13 +122,13 @@ def test_who_is_sent_away_by_nickname_does_not_come_back(lease_store, fill, url,
 
 def test_the_secret_of_a_nickname_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CAH_STATE", str(tmp_path / "state"))
-    mine = of_nickname("https://tracker.example", "ann", tmp_path / "dataset")
-    assert of_nickname("https://tracker.example", "ann", tmp_path / "other") == mine
-    assert of_nickname("https://tracker.example", "bob", tmp_path / "dataset") != mine
+    mine = nickname_secret("https://tracker.example", "ann", tmp_path / "dataset")
+    assert nickname_secret("https://tracker.example", "ann", tmp_path / "other") == mine
+    assert nickname_secret("https://tracker.example", "bob", tmp_path / "dataset") != mine
     (path, _) = (tmp_path / "state" / "nicknames").iterdir()
     assert path.stat().st_mode & 0o077 == 0
     monkeypatch.setenv("CAH_NICKNAME_SECRET", "given")
-    assert of_nickname("https://tracker.example", "ann", tmp_path / "dataset") == "given"
+    assert nickname_secret("https://tracker.example", "ann", tmp_path / "dataset") == "given"
 
 
 def test_a_team_is_the_one_that_was_there_first(lease_store, database):

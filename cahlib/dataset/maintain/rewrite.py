@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Judged, Stage
-from cahlib.core.table_rows import Extra, rows_of
+from cahlib.core.table_rows import ExtraColumn, parse_rows_url
 from cahlib.dataset.layout import CURRENT_LAYOUT, part_path
 from cahlib.dataset.manifest import (
     GalleryItem,
@@ -64,9 +64,9 @@ class ShardChange:
 def rewrite_shards(folder: Path, why: RemovalRule) -> Iterator[ShardChange]:
     """Remove the pairs for which there is a reason from the dataset in a folder, shard by shard.
 
-    Yield a change per shard that had such pairs, once it is replaced. Nobody else may write to the
-    folder meanwhile (`lock.held`). Raise ConfigError at once if there is no dataset or its files
-    are elsewhere, and RunError later if one is damaged.
+    Yield a change per shard that had such pairs, once it is replaced. The caller holds the folder's
+    lock (`lock.lock_dataset`). Raise ConfigError at once if there is no dataset or its files are
+    elsewhere, and RunError later if one is damaged.
     """
     recover_interrupted(folder)
     require_dataset(folder)
@@ -153,8 +153,8 @@ def _pairs(folder: Path, manifest: ShardManifest, rows: Iterable[Row]) -> Iterat
         )
 
 
-def _extras(manifest: ShardManifest) -> tuple[Extra, ...]:
-    rows = rows_of(manifest.shard.url)
+def _extras(manifest: ShardManifest) -> tuple[ExtraColumn, ...]:
+    rows = parse_rows_url(manifest.shard.url)
     return rows.extras if rows else ()
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Candidate, Image, Judged
-from cahlib.core.table_rows import Extra, typed
+from cahlib.core.table_rows import ExtraColumn, cast_value
 from cahlib.dataset.layout import CURRENT_LAYOUT
 
 #: The metadata of one pair, by column.
@@ -127,7 +127,7 @@ def columns_of_layout(layout: int) -> tuple[str, ...]:
 def arrow_schema(
     scores: Sequence[str],
     *,
-    extras: Sequence[Extra] = (),
+    extras: Sequence[ExtraColumn] = (),
     reencoded: bool = False,
     layout: int = CURRENT_LAYOUT,
 ) -> pa.Schema:
@@ -149,7 +149,7 @@ def make_row(
     *,
     model: str,
     scores: Mapping[str, str],
-    extras: Sequence[Extra] = (),
+    extras: Sequence[ExtraColumn] = (),
     layout: int = CURRENT_LAYOUT,
 ) -> Row:
     """Return the metadata of a scored image; ``scores`` maps each score to its column.
@@ -162,7 +162,7 @@ def make_row(
     }
     carried = judged.image.candidate.extra
     for kind, name in extras:  # another machine may have sent anything
-        value = typed(carried.get(name), kind)
+        value = cast_value(carried.get(name), kind)
         values[name] = _valid(value) if kind == "text" else value
     given = dict(judged.scores)
     for score, column in scores.items():
@@ -179,7 +179,7 @@ def restore_pair(
     data: bytes,
     image_embedding: Any,
     text_embedding: Any,
-    extras: Sequence[Extra] = (),
+    extras: Sequence[ExtraColumn] = (),
 ) -> Judged:
     """Return the kept pair of which `make_row` made this row, but for its position."""
     carried = {name: row[name] for _, name in extras}
