@@ -50,6 +50,16 @@ class LeasedShard:
     parcel: dict[str, Any] | None  #: of a GPU worker: url, sha256 and size
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """Who a worker is to the tracker, and how often it calls."""
+
+    nickname: str
+    kind: str  #: "hybrid", "cpu" or "gpu"
+    heartbeat_seconds: float = 30
+    poll_seconds: float = 5  #: between requests for a shard while there is none
+
+
 class TrackerClient:
     """A tracker by its URL; safe for several threads.
 

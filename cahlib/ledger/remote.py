@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,13 @@ from cahlib.core.atomic import write_file
 from cahlib.core.errors import ConfigError, RunError, ShardError
 from cahlib.core.records import Judged, Shard, Stats
 from cahlib.core.secret_store import nickname_secret, secret_path, write_secret
-from cahlib.ledger.client import LeasedShard, RequestRejected, TrackerClient, TrackerUnavailable
+from cahlib.ledger.client import (
+    LeasedShard,
+    RequestRejected,
+    TrackerClient,
+    TrackerUnavailable,
+    WorkerOptions,
+)
 from cahlib.ledger.local import LocalLedger
 from cahlib.ledger.pending import PendingReport, PendingReports
 from cahlib.ledger.protocol import COMMITTED, ShardCounts
@@ -34,16 +40,6 @@ _CLOSE_TIMEOUT = 15
 #: Seconds without a lease after the parcel storage did not answer, and seconds of its silence after
 #: which the parcel is reported as failed: that parcel may be the cause.
 _STORAGE_PAUSE, _STORAGE_TIMEOUT = 60, 600
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """Who a worker is to the tracker, and how often it calls."""
-
-    nickname: str
-    kind: str  #: "hybrid", "cpu" or "gpu"
-    heartbeat_seconds: float = 30
-    poll_seconds: float = 5  #: between requests for a shard while there is none
 
 
 class RemoteLedger:
@@ -137,8 +133,7 @@ class RemoteLedger:
             _log.warning("%s", error)
         if (shard := self._ledger.lease()) is None:
             with self._lock:
-                wait_until = self._clock() + self._options.poll_seconds
-                self._next_poll = max(self._next_poll, wait_until)
+                self._next_poll = max(self._next_poll, self._clock() + self._options.poll_seconds)
         return shard
 
     def get_parcel(self, shard: Shard) -> dict[str, Any] | None:
@@ -176,10 +171,7 @@ class RemoteLedger:
         self._ledger.commit(shard, uids, stats)
 
     def mark_done(self, shard: Shard) -> None:
-        """Record that a committed shard is at its destination, and report it.
-
-        If an earlier launch lost its lease, the shard still stays in the dataset.
-        """
+        """Record and report a finished shard; if its lease is lost, it stays in the dataset."""
         with self._reports:
             self._reports.finish(shard.id, "complete")
             self._ledger.mark_done(shard)
@@ -227,16 +219,12 @@ class RemoteLedger:
             if report is None:
                 raise ShardError(f"{shard.id} is no longer leased; another worker does it.")
             uids = (each.image.candidate.uid for each in batch)
-            self._claimed |= self._tracker.claimed_pairs(
-                report.number, uids, retry_seconds=float("inf")
-            )
+            forever = float("inf")
+            self._claimed |= self._tracker.claimed_pairs(report.number, uids, retry_seconds=forever)
         return batch
 
     def withdraw_claimed(self, withdraw: Callable[[Set[str]], None]) -> None:
-        """Call ``withdraw`` with the pairs of this dataset that other workers brought first.
-
-        Wait briefly for an unavailable tracker; the next launch withdraws what it reports later.
-        """
+        """Withdraw pairs that others brought first; the next launch withdraws later ones."""
         self._send_all()
         claimed = self._to_withdraw
         withdraw(claimed)
@@ -385,10 +373,8 @@ class RemoteLedger:
         try:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
             if (stored["url"], stored["kind"]) != (self._tracker.url, self._options.kind):
-                raise ConfigError(
-                    f"output: this folder belongs to a {stored['kind']} worker of the tracker "
-                    f"{stored['url']}; choose another folder."
-                )
+                owner = f"a {stored['kind']} worker of the tracker {stored['url']}"
+                raise ConfigError(f"output: this folder is used by {owner}; choose another folder.")
             self._tracker.upload_url = stored["upload"]
             self._to_withdraw = frozenset(stored.get("lost", ()))
             self._reports.load({id: PendingReport(**each) for id, each in stored["debts"].items()})
@@ -401,9 +387,7 @@ class RemoteLedger:
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{self._path} is damaged; remove it to join the tracker again."
-            ) from error
+            raise ConfigError(f"{self._path} is damaged; remove it to join again.") from error
 
     def _save(self, reports: Mapping[str, PendingReport]) -> None:
         stored = {

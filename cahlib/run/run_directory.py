@@ -28,10 +28,10 @@ from cahlib.dataset.description import (
 )
 from cahlib.dataset.layout import PAGES
 from cahlib.dataset.manifest import is_dataset, read_manifest
-from cahlib.ledger.client import TrackerClient, TrackerUnavailable
+from cahlib.ledger.client import TrackerClient, TrackerUnavailable, WorkerOptions
 from cahlib.ledger.local import LocalLedger
 from cahlib.ledger.protocol import COMMITTED, Ledger
-from cahlib.ledger.remote import RemoteLedger, WorkerOptions
+from cahlib.ledger.remote import RemoteLedger
 
 _log = logging.getLogger(__name__)
 

@@ -12,10 +12,8 @@ until another worker takes the shard: late work still counts.
 from __future__ import annotations
 
 import random
-import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, and_, case, delete, func, select, update
@@ -23,7 +21,7 @@ from sqlalchemy import Connection, and_, case, delete, func, select, update
 from cahlib.core.records import Shard, Stats
 from cahlib.ledger.database import Database
 from cahlib.ledger.schema import is_one_of, shards
-from cahlib.tracker import nicknames, pair_claims, shard_failures, spot_checks, totals, worker_names
+from cahlib.tracker import pair_claims, shard_failures, spot_checks, totals
 from cahlib.tracker.completion import check_image_count, close_shard
 from cahlib.tracker.models import (
     CompletionResult,
@@ -38,18 +36,14 @@ from cahlib.tracker.models import (
     parse_uids,
 )
 from cahlib.tracker.queries import (
-    BY_SECRET,
     hash_secret,
     lease_statement,
     remaining_query,
     worker_from_row,
 )
+from cahlib.tracker.registry import WorkerRegistry
 from cahlib.tracker.schema import failures, workers
 
-#: Seconds after which a worker's last sign of life is written again.
-_SEEN_SECONDS = 10
-#: Most workers remembered in between.
-_MAX_RECOGNIZED = 100_000
 #: Most shards per call.
 MAX_LEASES = 64
 #: GPU workers that must fail with a parcel before it is dropped: one of them may lie.
@@ -60,7 +54,7 @@ _HELD = is_one_of(shards.c.state, "leased", "judging")
 _FREE = case((shards.c.state == "leased", "todo"), else_="scraped")
 
 
-class LeaseStore:
+class LeaseStore(WorkerRegistry):
     """The workers and their leases, in a database that several server processes may share.
 
     Each call identifies the worker by its secret. Raise UnknownWorker for an unknown secret,
@@ -70,57 +64,10 @@ class LeaseStore:
     def __init__(
         self, database: Database, rules: TrackerRules, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self._database, self._clock, self.rules = database, clock, rules
+        super().__init__(database, clock)
+        self.rules = rules
         # no lease expires before: after a restart, workers need a while to send a heartbeat
         self._grace_end = clock() + min(rules.lease_seconds / 3, 120)
-        #: by hash of the secret: the worker, and the sign of life that was written last
-        self._recognized: dict[bytes, tuple[RegisteredWorker, float]] = {}
-
-    def register(
-        self,
-        nickname: str,
-        kind: WorkerKind,
-        *,
-        nickname_secret: str = "",
-        team: str = "",
-        legacy: bool = False,
-    ) -> tuple[RegisteredWorker, str]:
-        """Return a new worker and its secret, of which only a hash is stored.
-
-        ``nickname_secret`` shows that the nickname is its own; raise NicknameTaken if not.
-        """
-        secret, now = secrets.token_urlsafe(32), self._clock()
-        values = {
-            "kind": kind.value, "secret": hash_secret(secret), "first_seen": now,
-            "last_seen": now, "gone": False, "progress": "", "scraped": 0, "done": 0, "pairs": 0,
-        }  # fmt: skip
-        with self._database.write() as connection:
-            shown = hash_secret(nickname_secret) if nickname_secret else None
-            nickname = nicknames.claim_nickname(
-                self._database, connection, nickname, shown, legacy=legacy
-            )
-            values["nickname"] = nickname
-            if team:
-                nicknames.join_team(self._database, connection, nickname, team)
-            while True:
-                name = worker_names.draw_worker_name()
-                fresh = self._database.insert(workers).values(name=name, **values)
-                free = fresh.on_conflict_do_nothing(index_elements=["name"])
-                number = connection.execute(free.returning(workers.c.id)).scalar()
-                if number is not None:
-                    return RegisteredWorker(
-                        id=number, name=name, nickname=nickname, kind=kind
-                    ), secret
-
-    def known(self, secret: str) -> RegisteredWorker:
-        """Return the worker with this secret."""
-        with self._database.read() as connection:
-            return self._recognize(connection, hash_secret(secret))[0]
-
-    def _recognize(self, connection: Connection, key: bytes) -> tuple[RegisteredWorker, float]:
-        """Return the worker whose secret has this hash, and when it was last seen."""
-        row = connection.execute(BY_SECRET, {"hash": key}).first()
-        return worker_from_row(row), row.last_seen if row else 0.0
 
     def lease(self, secret: str, *, legacy: bool = False) -> Lease | None:
         """Lease the next shard to this worker, if there is one."""
@@ -164,18 +111,13 @@ class LeaseStore:
             "me": worker.id,
             "nickname": worker.nickname,
             "hash": hash_secret(secret),
-            "until": self._clock()
-            + (self.rules.legacy_lease_seconds if legacy else self.rules.lease_seconds),
+            "until": self._clock() + self._lease_seconds(legacy),
             "most": 1 if doubted else self.rules.max_held,
         }
         rows: Sequence[Any] = ()
         for size in dict.fromkeys((min(count, MAX_LEASES), 1)):  # it may be allowed just one more
-            rows = (
-                rows
-                or connection.execute(
-                    lease_statement(worker.kind, lane, size, legacy), values
-                ).all()
-            )
+            statement = lease_statement(worker.kind, lane, size, legacy)
+            rows = rows or connection.execute(statement, values).all()
         # until now, the previous holder could have resumed it
         pair_claims.forget_left_pairs(connection, [row.number for row in rows if row.attempts > 1])
         return [
@@ -197,11 +139,12 @@ class LeaseStore:
         """
         with self.as_worker(secret, progress) as (connection, worker):
             which = _HELD if legacy else shards.c.number.in_(numbers)
-            lease = self.rules.legacy_lease_seconds if legacy else self.rules.lease_seconds
             renewed = (
                 update(shards)
                 .where(which, *_mine(worker))
-                .values(state=worker.kind.holds, expires=self._clock() + lease)
+                .values(
+                    state=worker.kind.holds, expires=self._clock() + self._lease_seconds(legacy)
+                )
                 .returning(shards.c.number)
             )
             return sorted(connection.execute(renewed).scalars())
@@ -254,10 +197,10 @@ class LeaseStore:
         with self.as_worker(secret) as (connection, worker):
             if worker.kind is not WorkerKind.CPU:
                 raise InvalidRequest("Only a CPU worker delivers a parcel.")
-            brought = {"state": "scraped", "lane": int(legacy), "attempts": 0, "parcel": parcel}
-            brought["tally"] = stats and stats.as_dict()
+            delivered = {"state": "scraped", "lane": int(legacy), "attempts": 0, "parcel": parcel}
+            delivered["tally"] = stats and stats.as_dict()
             changed = self._change(
-                connection, worker, number, worker=None, scraper=worker.id, **brought
+                connection, worker, number, worker=None, scraper=worker.id, **delivered
             )
             if changed is None:
                 states = shards.c.state.in_(["scraped", "judging", "done"])
@@ -376,36 +319,14 @@ class LeaseStore:
                 state=case((used, "failed"), else_=_FREE),
                 expires=0,
                 error=case(
-                    (used, "Every worker that leased it went silent."), else_=shards.c.error
+                    (used, "Every worker that leased the shard went silent."), else_=shards.c.error
                 ),
             )
         )
         return int(connection.execute(freed).rowcount)
 
-    @contextmanager
-    def as_worker(
-        self, secret: str, progress: str = "", *, lookup: bool = True
-    ) -> Iterator[tuple[Connection, RegisteredWorker]]:
-        """Provide a transaction on a worker's behalf, which counts as a sign of life.
-
-        Without ``lookup``, a worker recognized moments ago is not looked up again: for statements
-        that check themselves whether it was expelled.
-        """
-        key, now = hash_secret(secret), self._clock()
-        with self._database.write() as connection:
-            worker, seen = self._recognized.get(key, (None, 0.0))
-            if lookup or worker is None or not 0 <= now - seen <= _SEEN_SECONDS:
-                worker, seen = self._recognize(connection, key)
-            if progress or now - seen > _SEEN_SECONDS:
-                values: dict[str, Any] = {"progress": progress} if progress else {}
-                connection.execute(
-                    update(workers).where(workers.c.id == worker.id).values(last_seen=now, **values)
-                )
-                seen = now
-            if len(self._recognized) > _MAX_RECOGNIZED:
-                self._recognized.clear()
-            self._recognized[key] = worker, seen
-            yield connection, worker
+    def _lease_seconds(self, legacy: bool) -> float:
+        return self.rules.legacy_lease_seconds if legacy else self.rules.lease_seconds
 
     def _change(
         self, connection: Connection, worker: RegisteredWorker, number: int, /, **values: Any

@@ -30,9 +30,9 @@ from sqlalchemy import select
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import Stage, Stats
 from cahlib.ledger import pending, remote
-from cahlib.ledger.client import RequestRejected, TrackerClient
+from cahlib.ledger.client import RequestRejected, TrackerClient, WorkerOptions
 from cahlib.ledger.local import LocalLedger
-from cahlib.ledger.remote import RemoteLedger, WorkerOptions
+from cahlib.ledger.remote import RemoteLedger
 from cahlib.ledger.schema import shards
 from cahlib.tracker import admin
 from cahlib.tracker.app import create_app

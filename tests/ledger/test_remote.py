@@ -14,9 +14,9 @@ from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import Shard, Stage, Stats
 from cahlib.core.secret_store import secret_path
 from cahlib.dataset.write import shard_writer
-from cahlib.ledger.client import TrackerClient
+from cahlib.ledger.client import TrackerClient, WorkerOptions
 from cahlib.ledger.local import LocalLedger
-from cahlib.ledger.remote import RemoteLedger, WorkerOptions
+from cahlib.ledger.remote import RemoteLedger
 from cahlib.run.run_directory import open_run_directory
 from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create_app

@@ -10,10 +10,10 @@ import pytest
 
 from cahlib.commands.cli import main
 from cahlib.demo.web import Answer, Web
-from cahlib.ledger.client import TrackerClient, TrackerUnavailable
+from cahlib.ledger.client import TrackerClient, TrackerUnavailable, WorkerOptions
 from cahlib.ledger.database import Database
 from cahlib.ledger.local import LocalLedger
-from cahlib.ledger.remote import RemoteLedger, WorkerOptions
+from cahlib.ledger.remote import RemoteLedger
 from cahlib.tracker.app import create_app
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.request_limits import RequestLimits
