@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Judged, Stage
 from cahlib.core.table_rows import ExtraColumn, parse_rows_url
-from cahlib.dataset.layout import CURRENT_LAYOUT, part_path
+from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import (
     GalleryItem,
     ShardManifest,
@@ -36,6 +36,7 @@ from cahlib.dataset.write.columns import (
     REENCODED_FROM,
     Row,
     columns_of_layout,
+    layout_by_columns,
     restore_pair,
 )
 from cahlib.dataset.write.shard_writer import (
@@ -93,7 +94,7 @@ def _tried(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChan
 def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChange | None:
     path = folder / part_path("metadata", manifest.shard.id)
     table = pq.read_table(path) if manifest.rows else pa.table({})
-    layout = CURRENT_LAYOUT if "chroma" in table.column_names else 1
+    layout = layout_by_columns(table.column_names)
     rows = [{**dict.fromkeys(columns_of_layout(layout)), **row} for row in table.to_pylist()]
     reasons = [why(row) for row in rows]
     lost = Counter(reason for reason in reasons if reason)

@@ -124,6 +124,11 @@ def columns_of_layout(layout: int) -> tuple[str, ...]:
     return tuple(each.name for each in ALL_COLUMNS if each.since <= layout)
 
 
+def layout_by_columns(names: Sequence[str]) -> int:
+    """Return the layout of a table with these columns."""
+    return max((each.since for each in ALL_COLUMNS if each.name in names), default=1)
+
+
 def arrow_schema(
     scores: Sequence[str],
     *,
