@@ -340,7 +340,7 @@ class Hostile(RuleBasedStateMachine):
     @precondition(lambda self: self.alive() and self.sealed)
     def finish(self, number):
         shard = self.took(self.sealed, number)
-        self.safely(self.worker.done, shard)
+        self.safely(self.worker.mark_done, shard)
         if self.worker:
             self.done.add(shard.id)
 
@@ -467,7 +467,7 @@ def driven(place, kind):
     ("kind", "acts"),
     [
         ("hybrid", ["lease", "fail", "tell"]),
-        ("hybrid", ["lease", "give_back", "tell"]),
+        ("hybrid", ["lease", "release", "tell"]),
         ("hybrid", ["lease", "commit", "finish", "tell"]),
         ("cpu", ["lease", "deliver", "tell"]),
     ],

@@ -3,11 +3,11 @@
 import pytest
 from sqlalchemy import select
 
-from cahlib.ledger.schema import people
 from cahlib.tracker import activity, admin, milestones, standings, statistics
 from cahlib.tracker.activity import DAY, HOUR, Contribution
 from cahlib.tracker.models import ShardResult, WorkerKind
 from cahlib.tracker.schema import activity as table
+from cahlib.tracker.schema import people
 from cahlib.tracker.service import CrawlState
 
 PARCEL = {"url": "s3://parcels/a.tar", "sha256": "0" * 64, "size": 5000}

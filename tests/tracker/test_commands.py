@@ -82,7 +82,7 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     held = lease_store.lease(his).number
     assert main(["tracker", "expel", eve.name, "no-body", "--database", url]) == 1
     assert "There is no worker or nickname no-body." in capsys.readouterr().err
-    assert lease_store.held(his) == [held]
+    assert lease_store.held_shards(his) == [held]
     assert main(["tracker", "expel", eve.name, "--database", url]) == 0
     assert "1 workers are sent away; 0 shards are to do again." in capsys.readouterr().out
     assert statistics.crawl_counts(database).done == 4
@@ -103,8 +103,8 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["stats", "--database", "nonsense"], "no database URL"),
-        (["stats", "--database", "mysql://x/y"], "mysql is not known"),
+        (["stats", "--database", "nonsense"], "not a database URL"),
+        (["stats", "--database", "mysql://x/y"], "mysql is not supported"),
         (["stats", "--database", "sqlite://"], "needs a file"),
         (
             ["add", "--crawl", "nowhere.wat.gz", "--database", "sqlite:///t.sqlite"],

@@ -79,7 +79,7 @@ class Hostile:
         self.tracker.join(nickname, "hybrid")
 
     def step(self):
-        act = self.chance.choice(["claim", "lie", "lie", "give back", "fail", "leave", "silence"])
+        act = self.chance.choice(["claim", "lie", "lie", "release", "fail", "leave", "silence"])
         if len(self.held) < 3:
             self.held += [leased.number for leased in self.tracker.lease(2)[0]]
         if not self.held:

@@ -255,7 +255,7 @@ def test_a_worker_of_the_old_protocol_gives_back_by_asking(lease_store, fill, da
     secret = join(lease_store)
     for number in [0, 1] * 5:  # not the same again, which it may be unable to do
         assert lease_store.lease(secret, legacy=True).number == number
-        assert lease_store.held(secret) == [number]
+        assert lease_store.held_shards(secret) == [number]
     assert lease_store.lease(secret, legacy=True) is None
     assert [row["attempts"] for row in statistics.stuck_shards(database)] == [5, 5]
 
