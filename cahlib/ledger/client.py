@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import cahlib
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.records import Shard, Stats
+from cahlib.core.table_rows import is_shareable, parse_rows_url
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -168,12 +169,14 @@ class TrackerClient:
         )
 
     def _check_lease(self, shard: Shard, parcel: dict[str, Any] | None) -> None:
-        """Raise RunError if a lease names other files of this machine, or other storage."""
+        """Raise RunError if a lease names files of this machine, or other storage."""
+        rows = parse_rows_url(shard.url)
         valid = _SHARD_ID.fullmatch(shard.id) and shard.half in (0, 1)
+        valid = valid and (rows is None or is_shareable(rows.table))
         if not valid or (parcel and not is_below_upload_url(parcel["url"], self.upload_url)):
             raise RunError(
-                f"The tracker {self.url} leased the shard {shard.id!r:.300}, whose id or parcel "
-                "URL is not allowed; it is broken or cannot be trusted."
+                f"The tracker {self.url} leased the shard {shard.id!r:.300}, whose id, table or "
+                "parcel URL is not allowed; it is broken or cannot be trusted."
             )
 
     def _post_shard(

@@ -122,7 +122,15 @@ def test_a_streak_lives_until_a_day_is_left_out(worked, found):
 def test_a_milestone_is_of_when_it_was_first_reached():
     past = [{"time": 3600 * n, "done": n, "pairs": 400 * n, "scraped": 0} for n in range(1, 26)]
     counts = statistics.CrawlCounts(
-        total=100, leased=0, scraped=0, judging=0, failed=0, done=25, pairs=10_400, parcels=0, old=0
+        total=100,
+        leased=0,
+        scraped=0,
+        judging=0,
+        failed=0,
+        done=25,
+        pairs=10_400,
+        parcels=0,
+        legacy_parcels=0,
     )
     state = CrawlState(counts=counts, workers={}, per_hour=1, day=[], ever=past, time=26 * 3600.0)
     shown = [(each.text, each.time / 3600) for each in milestones.crawl_milestones(state)]

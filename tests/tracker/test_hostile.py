@@ -57,7 +57,7 @@ class Honest:
             self.leased = self.judged = None
         else:
             number, kept = self.leased.number, self.judged
-            said = {"similarities": dict.fromkeys(kept, 0.3), "tally": account(len(kept))}
+            said = {"similarities": dict.fromkeys(kept, 0.3), "stats": account(len(kept))}
             late = self.tracker.complete(number, **said)
             if self.chance.random() < 0.3:  # the answer gets lost, and it says so again
                 late = self.tracker.complete(number, **said)
