@@ -89,9 +89,7 @@ def test_imports_point_down(path):
     if own in MAY_IMPORT:
         assert inner(path) <= MAY_IMPORT[own] | {own, "core"}
     elif own in DOORS:
-        # what Kaggle's door says in a terminal is said as the command line says it
-        allowed = {"commands"} if path.parts[-2:] == ("kaggle", "__main__.py") else set()
-        assert not inner(path) & (DOORS - {own} - allowed)
+        assert not inner(path) & (DOORS - {own})
     if own == "core":
         tops = {name.split(".")[0] for name in imports(path)}
         assert tops <= sys.stdlib_module_names | {"cahlib", "numpy"}

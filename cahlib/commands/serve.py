@@ -74,7 +74,7 @@ def serve(chosen: argparse.Namespace) -> int:
     settings = _settings(vars(chosen))
     if chosen.processes > 1 and settings.database.startswith("sqlite"):
         raise ConfigError("processes: several server processes need PostgreSQL.")
-    with opened(settings.database):
+    with open_tracker_database(settings.database):
         pass  # it is there, and has the tables that are needed
     options: dict[str, Any] = {
         "access_log": False, "log_level": "info",
@@ -167,7 +167,7 @@ def _settings(chosen: dict[str, Any]) -> TrackerSettings:
 
 
 @contextmanager
-def opened(url: str, *, create: bool = False) -> Iterator[Database]:
+def open_tracker_database(url: str, *, create: bool = False) -> Iterator[Database]:
     """A tracker's database, with the tables that this version needs; one must be there already."""
     from cahlib.ledger.database import Database
     from cahlib.tracker.migrate import migrate

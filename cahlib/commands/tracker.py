@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from cahlib.commands import serve
 from cahlib.commands.console import print_json
 from cahlib.commands.parser import Parser
-from cahlib.commands.serve import opened
+from cahlib.commands.serve import open_tracker_database
 from cahlib.core.config import Crawl
 from cahlib.core.crawl_settings import NO_TEXT
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
@@ -150,7 +150,7 @@ def _intake(chosen: argparse.Namespace) -> int:
         raise ConfigError(
             f"links: other machines cannot read {local}; give a URL (https://, hf://, s3://, gs://)."
         )
-    with opened(chosen.database, create=True) as database:
+    with open_tracker_database(chosen.database, create=True) as database:
         from cahlib.dataset.write.columns import TAKEN
         from cahlib.tracker import admin
 
@@ -165,7 +165,7 @@ _STATES = "todo", "leased", "scraped", "judging", "failed"
 
 
 def _stats(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import statistics
 
         counts = statistics.crawl_counts(database)
@@ -187,7 +187,7 @@ def _stats(chosen: argparse.Namespace) -> int:
 
 
 def _checks(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import spot_checks
 
         found = spot_checks.finished_checks(database)
@@ -201,7 +201,7 @@ def _checks(chosen: argparse.Namespace) -> int:
 
 
 def _export(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database, _output(chosen.output) as out:
+    with open_tracker_database(chosen.database) as database, _output(chosen.output) as out:
         from cahlib.tracker import statistics
 
         rows: Iterable[dict[str, Any]]
@@ -215,7 +215,7 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _retry(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import admin
 
         again = admin.retry_shards(database, chosen.shards or None, old_parcels=chosen.old_parcels)
@@ -224,7 +224,7 @@ def _retry(chosen: argparse.Namespace) -> int:
 
 
 def _expel(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import admin, nicknames, statistics
         from cahlib.tracker.leases import LeaseStore
         from cahlib.tracker.models import TrackerRules
@@ -241,7 +241,7 @@ def _expel(chosen: argparse.Namespace) -> int:
 
 
 def _backup(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import backup
 
         count = backup.backup(database, Path(chosen.file))

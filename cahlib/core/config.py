@@ -94,9 +94,22 @@ class Download(Checked):
         8, "highest ratio of the longer to the shorter side", least=1, most=1000, topic="image"
     )
     resize: int = option(
-        0, "re-encode images whose shorter side has more pixels than this; 0 = keep originals",
-        least=0, most=4096, topic="image",
+        0, "re-encode images, those with a larger side smaller; 0 = keep originals", least=0,
+        most=4096, topic="image",
     )  # fmt: skip
+    resize_mode: str = option(
+        "shorter",
+        "what --resize bounds: the shorter or the longer side, or a square made by cropping or by "
+        "a white border; nothing is enlarged",
+        choices=("shorter", "longer", "crop", "border"), topic="image",
+    )  # fmt: skip
+    resize_format: str = option(
+        "jpg", "format of images re-encoded by --resize", choices=("jpg", "webp", "png"),
+        topic="image",
+    )  # fmt: skip
+    resize_quality: int = option(
+        95, "their quality, as JPEG or WebP", least=1, most=100, topic="image"
+    )
     thumbs: int | None = option(
         None, "side of the small pictures that scrapers make for the model, which spares the GPU's "
         "machine the decoding; by default the preset's with a swarm or a cluster, else 0 = none",

@@ -22,7 +22,7 @@ from cahlib.core.records import Shard
 _MACHINES = 3
 
 
-class Shards(Protocol):
+class FailureLedger(Protocol):
     """As much of a ledger as hears of failures."""
 
     def release(self, shard: Shard, error: str) -> None: ...
@@ -30,10 +30,10 @@ class Shards(Protocol):
     def fail(self, shard: Shard, error: str, *, attempts: int) -> bool: ...
 
 
-class Failures:
+class FailureHandler:
     """Decides on the failures of one launch."""
 
-    def __init__(self, ledger: Shards, folder: Path, *, attempts: int) -> None:
+    def __init__(self, ledger: FailureLedger, folder: Path, *, attempts: int) -> None:
         self._ledger, self._folder, self._attempts = ledger, folder, attempts
         self._in_a_row = 0  #: faults of machines since a shard was scraped
         self._slots = 1  #: the most that there were

@@ -58,12 +58,12 @@ from cahlib.model.score_names import score_columns
 from cahlib.model.scorer import Scorer, check_model_files, load_scorer
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
-from cahlib.run.failures import Failures
+from cahlib.run.failures import FailureHandler
+from cahlib.run.open_run import open_run_directory
 from cahlib.run.result import RunResult
-from cahlib.run.resume import faults, resume
-from cahlib.run.run_directory import open_run_directory
+from cahlib.run.resume import find_faults, resume
 from cahlib.run.scrape import scrape
-from cahlib.run.scrapers import Engine, Scraping, scrapers, with_thumbs
+from cahlib.run.scrapers import EngineFactory, ScrapeEngine, open_scrapers, with_thumbs
 
 #: How many items may wait between two stages: parcels on disk, scored images in memory, manifests.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
@@ -76,7 +76,7 @@ def run(
     stop: threading.Event | None = None,
     tick: float = 1.0,
     role: str = "hybrid",
-    scraping: Scraping = scrapers,
+    scraping: EngineFactory = open_scrapers,
 ) -> RunResult:
     """Work through the job's shards, those of earlier launches excepted.
 
@@ -127,7 +127,7 @@ def run(
             errors=tuple(ledger.errors()),
             warnings=tuple(found.warnings()),
             stopped=stop.is_set() and (ledger.has_more() or bool(ledger.in_state(COMMITTED))),
-            faults=tuple(faults(job, ledger)),
+            faults=tuple(find_faults(job, ledger)),
         )
 
 
@@ -154,14 +154,14 @@ class _Work:
         job: Job,
         ledger: Ledger,
         stop: threading.Event,
-        scraping: Scraping,
+        scraping: EngineFactory,
         harmful: NearIndex | None,
     ) -> None:
         self._job, self._ledger, self._stop, self._scraping = job, ledger, stop, scraping
         self._harmful = harmful
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
-        self._failures = Failures(ledger, self._folder, attempts=job.place.attempts)
+        self._failures = FailureHandler(ledger, self._folder, attempts=job.place.attempts)
         self._slices = Slices(self._folder / "run" / "links", job.download.contact)
         self._away = self._parcels  #: where the scrapers write them
         self._ours = describe_continued(job)
@@ -212,7 +212,7 @@ class _Work:
                 for each in pipeline.prefetch(written, _SEALED, "sealed"):
                     uploads.add(each)
 
-    def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[_InWork]:
+    def _scrape(self, scrapers: ScrapeEngine, pipeline: Pipeline) -> Iterator[_InWork]:
         """Lease shards, have them scraped, yield their parcels as they come."""
         leased: dict[str, Shard] = {}
         while not (self._stop.is_set() or pipeline.closed):
@@ -238,7 +238,7 @@ class _Work:
                 else:
                     self._failures.failed(shard, result, slots=scrapers.slots)
 
-    def _submit(self, scrapers: Engine, shard: Shard) -> None:
+    def _submit(self, scrapers: ScrapeEngine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
         if brought := self._ledger.get_parcel(shard):
             fetching = storage.download_parcel, shard, brought, self._away

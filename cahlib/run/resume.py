@@ -59,7 +59,7 @@ def resume(job: Job, ledger: LocalLedger) -> None:
             commit_shards(place, ours, ids)
 
 
-def faults(job: Job, ledger: Ledger) -> Iterator[str]:
+def find_faults(job: Job, ledger: Ledger) -> Iterator[str]:
     """Return what is wrong with the committed shards at a run's end, in a sentence a place.
 
     What is at a URL is looked for by one listing.

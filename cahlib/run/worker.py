@@ -23,26 +23,26 @@ from cahlib.engine import local
 from cahlib.ledger.remote import RemoteLedger
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
-from cahlib.run.failures import Failures
-from cahlib.run.run_directory import open_run_directory
+from cahlib.run.failures import FailureHandler
+from cahlib.run.open_run import open_run_directory
 from cahlib.run.scrape import scrape_and_upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOutcome:
+class WorkerResult:
     """How a worker's run ended."""
 
     parcels: int  #: delivered
     stopped: bool  #: early; the tracker may have more
 
 
-def run_worker(
+def work_for_tracker(
     job: Job,
     listener: Listener = ignore_progress,
     *,
     stop: threading.Event | None = None,
     tick: float = 1.0,
-) -> WorkerOutcome:
+) -> WorkerResult:
     """Scrape until the tracker has no more shards, ``stop`` is set, or the job's hours are over.
 
     Raise ConfigError if there is no tracker or it has no upload URL, RunError if this machine
@@ -71,12 +71,12 @@ class _WorkerRun:
         self._job, self._ledger, self._stop = job, ledger, stop
         self._folder = job.output.folder / "run" / "parcels"
         self._slices = Slices(job.output.folder / "run" / "links", job.download.contact)
-        self._failures = Failures(ledger, job.output.folder, attempts=1)
+        self._failures = FailureHandler(ledger, job.output.folder, attempts=1)
         self._leased: dict[str, Shard] = {}
         self._delivered = 0
         self._stats = ledger.stats()
 
-    def run(self, listener: Listener, tick: float) -> WorkerOutcome:
+    def run(self, listener: Listener, tick: float) -> WorkerResult:
         parcels.remove_leftovers(self._folder, self._ledger.in_state("done"))
         with (
             local.local_engine(self._job.place.scrapers) as scrapers,
@@ -98,7 +98,7 @@ class _WorkerRun:
                 if finished := scrapers.take(timeout=tick):
                     self._take(*finished, slots=scrapers.slots)
         left = self._stop.is_set() and self._ledger.has_more()
-        return WorkerOutcome(parcels=self._delivered, stopped=left)
+        return WorkerResult(parcels=self._delivered, stopped=left)
 
     def _submit(self, scrapers: local.LocalEngine, shard: Shard) -> None:
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):

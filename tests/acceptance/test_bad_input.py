@@ -173,7 +173,7 @@ def test_what_was_done_is_never_given_to_another_job(
     folder = job.output.folder
     before = (folder / left).stat().st_ino
     line = ["run", "--crawl", "a.wat.gz", "--contact", "tests@example.org", f"--{name}", value]
-    refused(command.said(capsys, *line), code=2, sentence=f"or repeat that job's: {name} ")
+    refused(command.said(capsys, *line), code=2, sentence=f"or use the same settings: {name} ")
     assert (folder / left).stat().st_ino == before
     assert Job.stored(folder / "run/job.json") == job
 

@@ -17,7 +17,7 @@ from cahlib.dataset.write import shard_writer
 from cahlib.ledger.client import TrackerClient, WorkerOptions
 from cahlib.ledger.local import LocalLedger
 from cahlib.ledger.remote import RemoteLedger
-from cahlib.run.run_directory import open_run_directory
+from cahlib.run.open_run import open_run_directory
 from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create_app
 from cahlib.tracker.models import TrackerRules, WorkerKind

@@ -23,7 +23,7 @@ from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.storage.upload import upload_shards
 from cahlib.ledger.local import LocalLedger
 from cahlib.model.score_names import score_columns
-from cahlib.run.resume import faults, resume
+from cahlib.run.resume import find_faults, resume
 from tests.world import judged as world
 from tests.world import models
 
@@ -97,7 +97,7 @@ def test_what_is_not_whole_at_the_url_is_left_and_told_of(job, lost, tmp_path, l
     resume(job, ledger)
     assert (ledger.counts().done, ledger.counts().damaged) == (1, 1)
     assert ledger.lease() is None
-    (sentence,) = faults(job, ledger)
+    (sentence,) = find_faults(job, ledger)
     assert lacks in sentence and f"cah repair {lost} puts" in sentence
     ledger.close()
 

@@ -17,7 +17,7 @@ from cahlib.demo.web import Answer, Web
 from cahlib.ledger.database import Database
 from cahlib.ledger.schema import shards
 from cahlib.parcel import parcel as parcels
-from cahlib.run.worker import run_worker
+from cahlib.run.worker import work_for_tracker
 from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create_app
 from cahlib.tracker.leases import LeaseStore
@@ -80,7 +80,7 @@ def test_tables_are_scraped_for_a_tracker_where_it_says(tmp_path):
             links = Crawl(links=(url,), shard_links=10, extra_columns=("width",))
             listed = list(list_shards(links))
             job = replace_settings(job, replay=pictures.address, per_second=0)
-            assert run_worker(job, tick=0.1).parcels == 3
+            assert work_for_tracker(job, tick=0.1).parcels == 3
         for path in (tmp_path / "parcels").iterdir():  # <shard>.<a mark>.tar, and .json
             path.rename(path.with_name(path.stem.partition(".")[0] + path.suffix))
         found = [
@@ -92,7 +92,7 @@ def test_tables_are_scraped_for_a_tracker_where_it_says(tmp_path):
         assert sorted(found) == sorted(made)
         admin.add_wats(database, list_shards(Crawl(links=(str(table),))))
         with pytest.raises(RunError, match="table or parcel URL is not allowed"):
-            run_worker(job, tick=0.1)
+            work_for_tracker(job, tick=0.1)
 
 
 def as_it_was(database):
@@ -104,7 +104,7 @@ def as_it_was(database):
 def test_who_is_banned_asks_no_more_and_no_shard_is_blamed(tmp_path):
     with crawl(tmp_path, Answer(status=403)) as (web, job, database):
         with pytest.raises(RunError, match="403"):
-            run_worker(job, tick=0.1)
+            work_for_tracker(job, tick=0.1)
         assert len(web.requests) == 1
         assert as_it_was(database)
 
@@ -119,7 +119,7 @@ def test_no_shard_is_blamed_for_storage_that_is_away(tmp_path, caplog):
             stop.set()
 
     with crawl(tmp_path, EMPTY, upload=upload) as (_, job, database):
-        assert run_worker(job, listener, stop=stop, tick=0.1).parcels == 0
+        assert work_for_tracker(job, listener, stop=stop, tick=0.1).parcels == 0
         assert as_it_was(database)
 
 
@@ -137,5 +137,5 @@ def test_a_parcel_that_comes_too_late_is_taken_away_again(tmp_path, caplog, monk
             stop.set()
 
     with crawl(tmp_path, EMPTY) as (_, job, _):
-        assert run_worker(job, listener, stop=stop, tick=0.1).parcels >= 1
+        assert work_for_tracker(job, listener, stop=stop, tick=0.1).parcels >= 1
     assert list((tmp_path / "parcels").iterdir()) == []

@@ -45,7 +45,7 @@ def advice(live: Mapping[str, Any]) -> str:
     return ""
 
 
-def remaining(live: Mapping[str, Any]) -> float | None:
+def remaining_seconds(live: Mapping[str, Any]) -> float | None:
     """Seconds until all shards are done, at the speed of this launch so far."""
     here = live.get("done", 0) - live.get("before", 0)
     if here <= 0:
@@ -53,9 +53,9 @@ def remaining(live: Mapping[str, Any]) -> float | None:
     return float(live["elapsed"] * (live["shards"] - live["done"]) / here)
 
 
-def projected(live: Mapping[str, Any]) -> float | None:
+def projected_cost(live: Mapping[str, Any]) -> float | None:
     """Euros that the servers will have cost by then."""
-    left = remaining(live)
+    left = remaining_seconds(live)
     if left is None or not live.get("hourly"):
         return None
     return float(live["spent"] + live["hourly"] * left / 3600)

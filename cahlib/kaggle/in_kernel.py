@@ -22,10 +22,10 @@ from cahlib.core.errors import ConfigError
 from cahlib.dataset.layout import SESSION
 
 #: Names of the files in the kernel's private input.
-TICKET, STATE = "ticket.json", "state.pack"
+TICKET_NAME, STATE_ARCHIVE = "ticket.json", "state.pack"
 
 #: Bytes at which a run is asked to end: Kaggle keeps 20 GB, and what is in work is finished then.
-ROOM = 18 * 10**9
+MAX_OUTPUT = 18 * 10**9
 
 #: Seconds between two looks at them.
 _LOOK = 30.0
@@ -34,7 +34,7 @@ _LOOK = 30.0
 _SHARE, _MOST = 0.25, 0.25
 
 
-def received(
+def receive_settings(
     values: Mapping[str, Any],
     *,
     session: str,
@@ -47,24 +47,24 @@ def received(
     Raises ConfigError if the ticket that the settings speak of did not come.
     """
     settings = dict(values)
-    settings["hours"] = round(max(working(hours) - _elapsed(), 0.001), 4)
+    settings["hours"] = round(max(working_hours(hours) - _elapsed(), 0.001), 4)
     if settings.get("engine"):
-        settings["engine"] = str(_found(inputs, TICKET))
+        settings["engine"] = str(_found(inputs, TICKET_NAME))
     home = Path(settings["output"])
     (home / SESSION).parent.mkdir(parents=True, exist_ok=True)
     (home / SESSION).write_text(session)
     if settings.get("swarm") or settings.get("cores"):
         (home / "run" / "swarm").mkdir(exist_ok=True)
-        (home / "run" / "swarm" / "run").write_text(run_of(session))
-    for state in sorted(inputs.rglob(STATE)):
+        (home / "run" / "swarm" / "run").write_text(session_run_name(session))
+    for state in sorted(inputs.rglob(STATE_ARCHIVE)):
         if not (home / "run" / "ledger.sqlite").exists():  # else the cell is run once more
             with tarfile.open(state) as pack:
                 pack.extractall(home, filter="data")
-    threading.Thread(target=end_when_full, args=(home,), daemon=True).start()
+    threading.Thread(target=stop_when_full, args=(home,), daemon=True).start()
     return settings
 
 
-def end_when_full(home: Path, most: int = ROOM, pause: float = _LOOK) -> None:
+def stop_when_full(home: Path, most: int = MAX_OUTPUT, pause: float = _LOOK) -> None:
     """Ask the run to end, as Ctrl-C does, before its output has more bytes than are kept."""
     while _size(home.parent) < most:
         time.sleep(pause)
@@ -82,7 +82,7 @@ def _size(folder: Path) -> int:
     return size
 
 
-def run_of(session: str) -> str:
+def session_run_name(session: str) -> str:
     """Return by which name the cloud knows the servers that a session's kernel makes.
 
     Told by the machine that pushed it, which can so have them deleted, and the kernel with them.
@@ -90,7 +90,7 @@ def run_of(session: str) -> str:
     return session.rpartition("-")[2]
 
 
-def working(hours: float) -> float:
+def working_hours(hours: float) -> float:
     """The hours of a session after which its run begins to end: 15 minutes before, at most."""
     return hours - min(_SHARE * hours, _MOST)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cahlib.core.errors import RunError
 from cahlib.notebook import state, view
-from cahlib.notebook.desk import Desk
+from cahlib.notebook.panel import Panel
 
 #: Seconds between two lines.
 _HEARTBEAT = 60.0
@@ -17,7 +17,7 @@ _HEARTBEAT = 60.0
 _PLAIN = re.compile(r"\d+ s, shards ")
 
 
-def report_lines(desk: Desk, say: Callable[[str], None], *, pause: float = _HEARTBEAT) -> None:
+def print_progress(desk: Panel, say: Callable[[str], None], *, pause: float = _HEARTBEAT) -> None:
     """Tell of the run until it has ended; raises RunError if it failed."""
     told: set[str] = set()
     next_line = 0.0
@@ -32,11 +32,11 @@ def report_lines(desk: Desk, say: Callable[[str], None], *, pause: float = _HEAR
     _tell(desk, say, told, running=False)
 
 
-def _tell(desk: Desk, say: Callable[[str], None], told: set[str], *, running: bool) -> None:
+def _tell(desk: Panel, say: Callable[[str], None], told: set[str], *, running: bool) -> None:
     """Say how the run stands, and what is new in its log beside that."""
     said = desk.child.said(lines=20)
     for line in [each for each in said if each not in told and not _PLAIN.match(each)]:
         told.add(line)
         say(line)
-    heading = state.heading(desk.known(desk.child))
-    say(view.text(heading, desk.child.live(), running=running))
+    heading = state.run_heading(desk.known(desk.child))
+    say(view.text_line(heading, desk.child.live(), running=running))

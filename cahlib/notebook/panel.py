@@ -16,21 +16,22 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from cahlib.core.config import Job, Output, settings
+from cahlib.core.config import Job, Output
 from cahlib.core.errors import CahError, RunError, missing_library_error
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.crawl import index
 from cahlib.notebook import state, view
-from cahlib.notebook.budget import fitted, parsed
-from cahlib.notebook.child import Child
+from cahlib.notebook.budget import fit_to_budget, parse_budget
 from cahlib.notebook.fields import Form
-from cahlib.notebook.follow import follow
-from cahlib.notebook.inputs import free
-from cahlib.notebook.machine import Gauge
-from cahlib.notebook.memory import remember, remembered
-from cahlib.notebook.orphans import Lookout
-from cahlib.notebook.place import Place, mount_drive, online, secret
-from cahlib.run.quote import Quote, quoted
+from cahlib.notebook.follow import follow_run
+from cahlib.notebook.inputs import close_widgets
+from cahlib.notebook.last_run import last_settings, remember_job
+from cahlib.notebook.machine import MachineMonitor
+from cahlib.notebook.orphans import OrphanMonitor
+from cahlib.notebook.process import RunProcess
+from cahlib.notebook.runtime import Runtime, find_token, mount_drive, require_internet
+from cahlib.run.environment import environment_settings
+from cahlib.run.quote import Quote, make_quote
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,22 +48,22 @@ _SHOWN = {*_RESCUE, "mount"}
 _QUIETLY = {"look", "crawls"}
 
 
-class Desk:
+class Panel:
     """What the notebook's cell shows."""
 
     def __init__(
-        self, place: Place, environment: Mapping[str, str], given: Mapping[str, Any]
+        self, place: Runtime, environment: Mapping[str, str], given: Mapping[str, Any]
     ) -> None:
         """``given`` are values of a Job's fields; without any, those of the last start."""
         self.place, self._environment = place, environment
-        chosen = given or remembered()
-        values = {"output": place.output, **_inherited(environment), **chosen}
+        chosen = given or last_settings()
+        values = {"output": place.output, **environment_settings(environment), **chosen}
         self.form = Form(
-            values, token=secret(environment), changed=self._changed, warning=self._warning
+            values, token=find_token(environment), changed=self._changed, warning=self._warning
         )
-        self.child = Child(self._home())
+        self.child = RunProcess(self._home())
         self._quote: Quote | None = None  #: of the settings as they were
-        self._lookout, self._gauge = Lookout(), Gauge(gpu=place.gpu)
+        self._lookout, self._gauge = OrphanMonitor(), MachineMonitor(gpu=place.gpu)
         self._pictured = Path()  #: the run whose pairs are shown
         self._doing = set[str]()  #: what threads beside do
         self._closed, self._wake = threading.Event(), threading.Event()
@@ -84,8 +85,7 @@ class Desk:
             "adopt": _button("Go on with them", self._guarded(self.adopt)),
             "mount": _button("Mount Drive", self._guarded(self.mount)),
         }
-        for name in ("start", "fit"):
-            self.buttons[name].layout.width = "auto"
+        self.buttons["start"].layout.width = self.buttons["fit"].layout.width = "auto"
         self._unsafe = widgets.Checkbox(description="show unsafe pictures", indent=False)
         self._unsafe.observe(lambda _: self._refresh(), names="value")
         self._fold = widgets.Accordion(children=[self.form.box], selected_index=0)
@@ -111,11 +111,15 @@ class Desk:
 
     def fit(self) -> None:
         """Choose the servers that the budget pays for, and show the plan for them."""
-        budget, job, token = parsed(self.budget.value), self.form.job(), self.form.require_token()
+        budget, job, token = (
+            parse_budget(self.budget.value),
+            self.form.job(),
+            self.form.require_token(),
+        )
 
         def work() -> None:
             self._say("Asking the cloud for offers and prices …")
-            for name, text in fitted(job, token, budget).items():
+            for name, text in fit_to_budget(job, token, budget).items():
                 self.form.fields[name].write(text)
             self._ask(self.form.job(), token)
 
@@ -123,15 +127,17 @@ class Desk:
             self._beside("plan", work)
 
     def _ask(self, job: Job, token: str) -> None:
-        remember(job)
+        remember_job(job)
         if job.place.has_servers:
-            from cahlib.run.scrapers import guard
+            from cahlib.run.scrapers import watchdog_config
 
             self._say("Asking the cloud for offers and prices …")
-            guard(job, self._environment.get(WATCHDOG_VARIABLE, ""), token)  # before an order
+            watchdog_config(
+                job, self._environment.get(WATCHDOG_VARIABLE, ""), token
+            )  # before an order
         if token:
             self._beside("look", lambda: self._lookout.look(self.child, token))
-        self._quote = quoted(job, token)
+        self._quote = make_quote(job, token)
         changed = "" if self.quote else "The settings have changed since; press Plan again."
         self._say(changed, bad=True)
 
@@ -146,12 +152,12 @@ class Desk:
 
     def begin(self, job: Job) -> None:
         """Start the run of a job, or find it if it is going on."""
-        online(self.place)
-        quote, self.child = self.quote, Child.of(job)
+        require_internet(self.place)
+        quote, self.child = self.quote, RunProcess.of(job)
         servers = quote.servers if quote else job.place.swarm or job.place.cores
         self.child.start(job, self.form.token, self._environment, servers=servers)
         self._quote, self._lookout.found = None, ()
-        remember(job)
+        remember_job(job)
         self._refresh()
 
     def stop(self) -> None:
@@ -199,7 +205,7 @@ class Desk:
         self._wake.set()
         with self._drawing:
             for box in (self.box, *self.beside):
-                free(box)
+                close_widgets(box)
 
     def on_drawing(self, watcher: Callable[[bool], None]) -> None:
         """Tell now, and at each drawing, whether the run is going on; never two at once."""
@@ -215,7 +221,7 @@ class Desk:
         """
         if not self.place.widgets or not (always or self.place.is_idle_soon):
             return
-        if not follow(lambda: self.child.running(), wait=self.place.patience):
+        if not follow_run(lambda: self.child.running(), wait=self.place.patience):
             print("No run is in progress. Run this cell after Start, to keep the session awake.")
 
     def draw(self, *, turned: bool = True) -> None:
@@ -223,19 +229,19 @@ class Desk:
         with self._drawing:
             child = self.child  # another click may put another in its place
             known = self.known(child)
-            shown = state.panel(known)
+            shown = state.panel_state(known)
             machine = self._gauge.read(child.home.parent)
-            self._put("head", view.head(shown, known.live, machine, running=known.running))
-            self._put("charts", view.charts(known.live, running=known.running))
-            self._put("losses", view.losses(known.live))
-            self._put("log", view.log(child.said()))
+            self._put("head", view.head_html(shown, known.live, machine, running=known.running))
+            self._put("charts", view.charts_html(known.live, running=known.running))
+            self._put("losses", view.drops_html(known.live))
+            self._put("log", view.log_html(child.said()))
             if turned or known.running != self._was_running:
                 there = known.live if known.running else {}
-                self._put("nodes", view.nodes(there, int(time.time() / _TURN)))
+                self._put("nodes", view.nodes_html(there, int(time.time() / _TURN)))
                 self._show_gallery(child, known.live)
             unsafe = any(pair["clear"] for pair in known.live.get("latest") or ())
             self._unsafe.layout.display = None if unsafe else "none"
-            self._put("banner", view.said(shown.banner, bad=True) if shown.banner else "")
+            self._put("banner", view.message_html(shown.banner, bad=True) if shown.banner else "")
             self._show_plan()
             self._allow(shown, running=known.running)
             self._was_running = known.running
@@ -245,17 +251,17 @@ class Desk:
         if self.place.widgets and self._lookout.is_due(child, token, running=known.running):
             self._beside("look", lambda: self._lookout.look(child, token))
 
-    def _show_gallery(self, child: Child, live: Mapping[str, Any]) -> None:
+    def _show_gallery(self, child: RunProcess, live: Mapping[str, Any]) -> None:
         """Draw the latest pairs; those of a run that has ended, and tells of none, stay."""
-        html = view.gallery(live, clear=self._unsafe.value)
+        html = view.gallery_html(live, clear=self._unsafe.value)
         if html or child.home != self._pictured:
             self._put("gallery", html)
             self._pictured = child.home
 
-    def known(self, child: Child) -> state.Known:
+    def known(self, child: RunProcess) -> state.RunInfo:
         """Return what is known of a run, and of what is asked for."""
         doing, quote = self._doing.copy(), self.quote
-        return state.Known(
+        return state.RunInfo(
             running=child.running(),
             live=child.live(),
             launched=child.launched,
@@ -276,9 +282,9 @@ class Desk:
 
     def _show_plan(self) -> None:
         quote = self.quote
-        self._put("plan", view.plan(quote.table, quote.sentences) if quote else "")
+        self._put("plan", view.plan_html(quote.table, quote.sentences) if quote else "")
 
-    def _allow(self, shown: state.Panel, *, running: bool) -> None:
+    def _allow(self, shown: state.PanelState, *, running: bool) -> None:
         """Let be clicked what can be done now; the settings of a run that goes on are folded."""
         if running and not self._was_running:
             self._fold.selected_index = None
@@ -333,7 +339,7 @@ class Desk:
         terms = " ".join(filter(None, (self.place.terms, self.place.advice)))
         return widgets.VBox(
             [
-                widgets.HTML(view.note(terms)),
+                widgets.HTML(view.note_html(terms)),
                 self.parts["banner"],
                 self._row(*_RESCUE),
                 self._fold,
@@ -356,14 +362,14 @@ class Desk:
     def _changed(self) -> None:
         """Something else was typed: the plan holds no more, and the dataset may be another."""
         if not self.child.running():
-            self.child = Child(self._home())
+            self.child = RunProcess(self._home())
         self._refresh()
 
     def _home(self) -> Path:
         return Output(output=self.form.fields["output"].text.strip() or "dataset").folder / "run"
 
     def _say(self, sentence: str, *, bad: bool = False) -> None:
-        self.message.value = view.said(sentence, bad=bad)
+        self.message.value = view.message_html(sentence, bad=bad)
 
     def _guarded(self, action: Callable[[], None]) -> Callable[..., None]:
         """An action whose errors are shown: beside the field that they name, or below the form."""
@@ -386,12 +392,6 @@ class Desk:
     def _fault(self, error: Exception) -> None:
         _LOG.error("a fault in the notebook", exc_info=error)
         self._say(f"A fault of cahlib's: {type(error).__name__}: {error}", bad=True)
-
-
-def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
-    """Values that CAH_* variables give."""
-    names = ((each.name, f"CAH_{each.name.upper()}") for each in settings())
-    return {name: environment[variable] for name, variable in names if variable in environment}
 
 
 def _button(title: str, clicked: Callable[..., None], *, style: str = "") -> widgets.Button:

@@ -17,14 +17,14 @@ from cahlib.core.config import Job
 from cahlib.core.errors import CahError
 
 
-def remember(job: Job) -> None:
+def remember_job(job: Job) -> None:
     """Note a job's settings, which hold no secret; a disk that refuses costs only the comfort."""
     with suppress(CahError, RuntimeError):  # where nobody has a home
         known = _all() | dict.fromkeys(_keys(), job.values())
         write_file(_path(), json.dumps(known))
 
 
-def remembered() -> dict[str, Any]:
+def last_settings() -> dict[str, Any]:
     """The settings of the last job from here; nothing if there was none."""
     known = _all()
     found: Any = next((known[key] for key in _keys() if key in known), {})

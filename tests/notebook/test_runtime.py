@@ -5,7 +5,13 @@ import sys
 import pytest
 
 from cahlib.core.errors import ConfigError
-from cahlib.notebook.place import Place, here, mount_drive, online, secret
+from cahlib.notebook.runtime import (
+    Runtime,
+    detect_runtime,
+    find_token,
+    mount_drive,
+    require_internet,
+)
 
 COLAB = """
 class SecretNotFoundError(Exception): pass
@@ -50,31 +56,31 @@ def modules(tmp_path, monkeypatch):
 
 
 def test_secrets_are_looked_for_in_the_notebooks_own_place_first(modules):
-    assert secret({}) == ("", "")
-    assert secret({"HCLOUD_TOKEN": "mine"}) == ("mine", "the environment")
+    assert find_token({}) == ("", "")
+    assert find_token({"HCLOUD_TOKEN": "mine"}) == ("mine", "the environment")
     modules("kaggle_secrets", KAGGLE.format(value="theirs"))
-    assert secret({"HCLOUD_TOKEN": "mine"}) == ("theirs", "Kaggle's secrets")
+    assert find_token({"HCLOUD_TOKEN": "mine"}) == ("theirs", "Kaggle's secrets")
     modules("google.colab.userdata", COLAB.format(kept={"HCLOUD_TOKEN": "hers"}))
-    assert secret({"HCLOUD_TOKEN": "mine"}) == ("hers", "Colab's secrets")
+    assert find_token({"HCLOUD_TOKEN": "mine"}) == ("hers", "Colab's secrets")
 
 
 def test_a_secret_that_is_not_there_or_not_allowed_is_as_none(modules):
     modules("google.colab.userdata", COLAB.format(kept={}))
-    assert secret({}) == ("", "")
+    assert find_token({}) == ("", "")
 
 
 def test_places_are_told_by_their_environment():
-    kaggle = here({"KAGGLE_KERNEL_RUN_TYPE": "Batch"})
+    kaggle = detect_runtime({"KAGGLE_KERNEL_RUN_TYPE": "Batch"})
     assert (kaggle.name, kaggle.widgets) == ("Kaggle", False) and "verified phone" in kaggle.terms
     assert kaggle.output == "/kaggle/working/dataset"
-    colab = here({"COLAB_RELEASE_TAG": "x"})
+    colab = detect_runtime({"COLAB_RELEASE_TAG": "x"})
     assert colab.name == "Colab" and "forbids workers of distributed computing" in colab.terms
-    jupyter = here({})
+    jupyter = detect_runtime({})
     assert jupyter.name == "Jupyter" and not jupyter.widgets and "cost money" in jupyter.terms
 
 
 def place(name):
-    return Place(name=name, gpu=True, widgets=True, output="dataset")
+    return Runtime(name=name, gpu=True, widgets=True, output="dataset")
 
 
 def test_on_colab_a_folder_vanishes_unless_it_is_on_drive(modules):
@@ -96,11 +102,13 @@ def test_who_waits_for_a_session_is_told_to_follow():
 
 @pytest.mark.parametrize("name", ["Colab", "Kaggle", "Jupyter"])
 def test_where_there_is_no_gpu_it_is_said_how_to_have_one(name):
-    place = Place(name=name, gpu=False, widgets=True, output="dataset")
+    place = Runtime(name=name, gpu=False, widgets=True, output="dataset")
     assert place.advice.startswith("There is no GPU") and place.advice.count(".") == 2
-    assert Place(name=name, gpu=True, widgets=True, output="dataset").advice == ""
+    assert Runtime(name=name, gpu=True, widgets=True, output="dataset").advice == ""
 
 
 def test_a_kaggle_notebook_without_internet_is_told_so():
     with pytest.raises(ConfigError, match="Settings → Internet"):
-        online(Place(name="Kaggle", gpu=True, widgets=True, output="x"), host="nowhere.invalid")
+        require_internet(
+            Runtime(name="Kaggle", gpu=True, widgets=True, output="x"), host="nowhere.invalid"
+        )

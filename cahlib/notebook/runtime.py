@@ -14,7 +14,7 @@ from cahlib.core.errors import ConfigError
 from cahlib.core.rates import has_gpu
 
 #: The name of Hetzner's token, in the environment and among a notebook's secrets.
-TOKEN = "HCLOUD_TOKEN"
+TOKEN_VARIABLE = "HCLOUD_TOKEN"
 
 _DRIVE = Path("/content/drive/MyDrive")
 
@@ -45,7 +45,7 @@ _COSTS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Runtime:
     """A notebook's surroundings."""
 
     name: str  #: "Colab", "Kaggle" or "Jupyter"
@@ -90,11 +90,11 @@ class Place:
         return f"{_TERMS[self.name]} {_COSTS}".strip()
 
 
-def here(environment: Mapping[str, str] = os.environ) -> Place:
+def detect_runtime(environment: Mapping[str, str] = os.environ) -> Runtime:
     """The surroundings of this process."""
     name = _name(environment)
     batch = environment.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
-    return Place(
+    return Runtime(
         name=name,
         gpu=has_gpu(),
         widgets=not batch and _asked_by_a_person(),
@@ -115,12 +115,12 @@ def mount_drive() -> str:
     return _output("Colab")
 
 
-def secret(environment: Mapping[str, str]) -> tuple[str, str]:
+def find_token(environment: Mapping[str, str]) -> tuple[str, str]:
     """Hetzner's token and where it was found; two empty texts if it is nowhere."""
     for module, owner in (("google.colab.userdata", "Colab"), ("kaggle_secrets", "Kaggle")):
         if value := _kept(module):
             return value, f"{owner}'s secrets"
-    value = environment.get(TOKEN, "")
+    value = environment.get(TOKEN_VARIABLE, "")
     return value, "the environment" if value else ""
 
 
@@ -155,13 +155,13 @@ def _kept(module: str) -> str:
         return ""
     try:
         if module == "kaggle_secrets":
-            return str(found.UserSecretsClient().get_secret(TOKEN) or "")
-        return str(found.get(TOKEN) or "")
+            return str(found.UserSecretsClient().get_secret(TOKEN_VARIABLE) or "")
+        return str(found.get(TOKEN_VARIABLE) or "")
     except Exception:  # noqa: BLE001 - each has errors of its own; all mean that there is none
         return ""
 
 
-def online(place: Place, *, host: str = "data.commoncrawl.org") -> None:
+def require_internet(place: Runtime, *, host: str = "data.commoncrawl.org") -> None:
     """Raise ConfigError where a Kaggle notebook has no internet, which is off at first."""
     if place.name != "Kaggle":
         return

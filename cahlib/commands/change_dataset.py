@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cahlib.commands.console import note, print_json
+from cahlib.commands.console import print_json
 from cahlib.core.errors import ConfigError, MissingSetting
+from cahlib.core.terminal import print_note
 
 if TYPE_CHECKING:
     from cahlib.dataset.maintain.rewrite import ShardChange
@@ -88,7 +89,7 @@ def _dedup(chosen: argparse.Namespace) -> int:
     if chosen.apply:
         pairs, shards = _applied(remove_duplicates(folder, found))
     elif len(found.extra):
-        note("Run it with --apply to remove them; the largest of each stays.")
+        print_note("Run it with --apply to remove them; the largest of each stays.")
     if chosen.json:
         print_json(
             {
@@ -123,7 +124,7 @@ def _applied(changes: Iterable[ShardChange]) -> tuple[int, int]:
     for change in changes:
         out = sum(change.lost.values())
         pairs, shards = pairs + out, shards + 1
-        note(f"{change.shard}: {plural(out, 'pair')} removed, {change.left} left")
+        print_note(f"{change.shard}: {plural(out, 'pair')} removed, {change.left} left")
     return pairs, shards
 
 

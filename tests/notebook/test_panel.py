@@ -18,12 +18,12 @@ from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.upload import upload_shards
 from cahlib.demo import world
-from cahlib.notebook.child import Child
-from cahlib.notebook.desk import Desk
-from cahlib.notebook.lines import report_lines
-from cahlib.notebook.memory import remember
-from cahlib.notebook.outcome import Results
-from cahlib.notebook.place import Place
+from cahlib.notebook.last_run import remember_job
+from cahlib.notebook.panel import Panel
+from cahlib.notebook.process import RunProcess
+from cahlib.notebook.results import Results
+from cahlib.notebook.runtime import Runtime
+from cahlib.notebook.text_output import print_progress
 from cahlib.run import quote
 from tests.world import cloud as clouds
 from tests.world import judged
@@ -40,7 +40,7 @@ def web():
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return Place(name="Jupyter", gpu=False, widgets=True, output=str(tmp_path / "dataset"))
+    return Runtime(name="Jupyter", gpu=False, widgets=True, output=str(tmp_path / "dataset"))
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def desks():
     made = []
 
     def make(place, environment, given):
-        made.append(Desk(place, environment | dict(os.environ), given))
+        made.append(Panel(place, environment | dict(os.environ), given))
         return made[-1]
 
     yield make
@@ -81,7 +81,7 @@ def test_a_run_is_started_followed_and_its_results_shown(desks, place, values, c
     assert again.child.running() and again.form.job() == desk.form.job()
     again.buttons["start"].click()
     lines = []
-    report_lines(desk, lines.append, pause=0.3)
+    print_progress(desk, lines.append, pause=0.3)
     # before its first state a run is shown by what it says: of itself, or of the disk
     assert "is starting" in lines[0] or "The dataset's disk" in lines[0]
     assert "shards 2/2" in lines[-1] and len(set(lines)) > 3
@@ -316,7 +316,9 @@ def test_a_dead_run_goes_on_with_its_servers_and_orders_none(
     gone = {"pid": 1, "born": "0", "state": "running", "written": time.time(), "nodes": [{}] * 2}
     (home / "live.json").write_text(json.dumps(gone))
     left_behind(cloud, "mine", age=0)
-    monkeypatch.setattr(Child, "start", lambda *given, **more: started.append((given[1], more)))
+    monkeypatch.setattr(
+        RunProcess, "start", lambda *given, **more: started.append((given[1], more))
+    )
     desk = desks(place, {"HCLOUD_TOKEN": "token"}, values | {"swarm": 5})
     until(lambda: "2 servers of run mine" in desk.parts["banner"].value)
     assert "crashed" in desk.parts["head"].value and not desk.parts["nodes"].value
@@ -331,7 +333,7 @@ def test_of_two_notebooks_in_a_folder_each_finds_what_it_started(desks, place, v
     monkeypatch.setenv("HOME", place.output)
     for name in ("ada", "bob"):
         monkeypatch.setenv("JPY_SESSION_NAME", str(Path(f"{name}.ipynb").absolute()))
-        remember(Job.from_values(values | {"nickname": name}))
+        remember_job(Job.from_values(values | {"nickname": name}))
     for mine, name in (("ada", "ada"), ("bob", "bob"), ("new", "bob")):
         monkeypatch.setenv("JPY_SESSION_NAME", str(Path(f"{mine}.ipynb").absolute()))
         assert desks(place, {}, {}).form.job().nickname == name

@@ -24,8 +24,8 @@ from cahlib.core.atomic import write_file
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.secret_store import STATE_VARIABLE, WATCHDOG_VARIABLE
-from cahlib.notebook.fields import written
-from cahlib.notebook.place import TOKEN
+from cahlib.notebook.fields import format_value
+from cahlib.notebook.runtime import TOKEN_VARIABLE
 
 _NOTE, _LOG = "child.json", "console.log"
 
@@ -36,20 +36,20 @@ _PATIENCE = 180.0
 _started: list[subprocess.Popen[bytes]] = []
 
 
-def options(job: Job) -> list[str]:
+def run_options(job: Job) -> list[str]:
     """The options of `cah run` that make a Job; all, so that no .env can add to them."""
     values = job.values()
-    return [f"--{each.name.replace('_', '-')}={written(each, values)}" for each in settings()]
+    return [f"--{each.name.replace('_', '-')}={format_value(each, values)}" for each in settings()]
 
 
 @dataclass(slots=True)
-class Child:
+class RunProcess:
     """The run of one dataset, going on or not."""
 
     home: Path  #: the run's own folder beside the dataset
 
     @classmethod
-    def of(cls, job: Job) -> Child:
+    def of(cls, job: Job) -> RunProcess:
         return cls(job.output.folder / "run")
 
     @property
@@ -78,7 +78,7 @@ class Child:
             (self.home / status.STATUS_FILE).unlink(missing_ok=True)
             self._keep_log()
             with open(self.log, "wb") as log:
-                self._begin(["run", *options(job)], log, _environment(environment, token))
+                self._begin(["run", *run_options(job)], log, _environment(environment, token))
             self._write_note(status.process_identity(_started[-1].pid) | {"servers": servers})
         except OSError as error:
             raise ConfigError(
@@ -212,11 +212,13 @@ def _environment(environment: Mapping[str, str], token: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in environment.items()
-        if name != TOKEN and (not name.startswith("CAH_") or name == STATE_VARIABLE)
+        if name != TOKEN_VARIABLE and (not name.startswith("CAH_") or name == STATE_VARIABLE)
     }
     root = str(Path(__file__).parent.parent.parent)
     path = os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH", ""))))
     given = (
-        {TOKEN: token, WATCHDOG_VARIABLE: environment.get(WATCHDOG_VARIABLE, "")} if token else {}
+        {TOKEN_VARIABLE: token, WATCHDOG_VARIABLE: environment.get(WATCHDOG_VARIABLE, "")}
+        if token
+        else {}
     )
     return kept | {"PYTHONPATH": path} | given

@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cahlib.commands.console import note, print_json
+from cahlib.commands.console import print_json
+from cahlib.core.terminal import print_note
 
 if TYPE_CHECKING:
     from cahlib.dataset.maintain.repair import RepairPlan
@@ -81,12 +82,12 @@ def _verify(chosen: argparse.Namespace) -> int:
     else:
         print(f"{plural(len(problems), 'problem')}.")
     if problems and busy:
-        note(
+        print_note(
             "Another command is writing to this dataset, and what it changes may be listed above; "
             "verify it again when that has ended."
         )
     elif problems:
-        note(
+        print_note(
             f"`cah repair {shlex.quote(chosen.dataset)}` removes what is damaged; then the run's "
             "own command does it again."
         )
@@ -108,9 +109,9 @@ def _repair(chosen: argparse.Namespace) -> int:
     if chosen.dry_run:
         _print(found)
         if found.unreadable:
-            note("Nothing was changed.")
+            print_note("Nothing was changed.")
         elif any(found.lines()):
-            note("Nothing was changed; run it without --dry-run to do this.")
+            print_note("Nothing was changed; run it without --dry-run to do this.")
         else:
             print("There is nothing to repair.")
         return 0

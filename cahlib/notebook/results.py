@@ -19,8 +19,8 @@ import ipywidgets as widgets
 from IPython.display import HTML, FileLink, display
 
 from cahlib.core.errors import CahError, RunError, folder_errors
-from cahlib.notebook.desk import Desk
-from cahlib.notebook.inputs import hear
+from cahlib.notebook.inputs import accept_messages
+from cahlib.notebook.panel import Panel
 
 #: A larger report is only linked: each saved notebook would carry it.
 _MOST = 5_000_000
@@ -51,7 +51,7 @@ pairs = pairs.to_tuple("jpg;png;webp;avif", "txt")"""
 class Results:
     """What the last cell shows: a word that it waits, then the results."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Panel) -> None:
         self._desk, self._was_running = desk, True
         self._taken = threading.Lock()  #: while the dataset is packed or copied
         self.about, self.report, self.servers = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -76,7 +76,7 @@ class Results:
             [self.servers, self.about, self._taking, self.message, *link, self.report]
         )
         if desk.place.widgets:
-            hear(self.box)
+            accept_messages(self.box)
             desk.beside.append(self.box)
             desk.on_drawing(self._drawn)
             display(self.box)  # type: ignore[no-untyped-call]
@@ -146,12 +146,12 @@ class Results:
 
     def _remaining(self) -> str:
         """Whether the cloud has servers of the run left, by its own word."""
-        from cahlib.run.scrapers import clouds
+        from cahlib.run.scrapers import cloud_accounts
         from cahlib.swarm import lifecycle
 
         try:
             left = lifecycle.run_servers(
-                clouds(self._desk.form.token), self._desk.child.home / "swarm"
+                cloud_accounts(self._desk.form.token), self._desk.child.home / "swarm"
             )
         except CahError as error:
             return f"Whether every server is gone could not be asked: {error}"
