@@ -29,7 +29,7 @@ from cahlib.commands import (
 from cahlib.commands.console import print_message
 from cahlib.commands.parser import Parser
 from cahlib.core import logs
-from cahlib.core.config import Job, settings
+from cahlib.core.config import FORMER_NAMES, Job, settings
 from cahlib.core.errors import (
     CahError,
     MissingSetting,
@@ -130,7 +130,10 @@ def _logged(chosen: argparse.Namespace) -> AbstractContextManager[None]:
 def _output(chosen: argparse.Namespace) -> Path:
     """Return the folder of the dataset that a command works on."""
     given = {"output": chosen.output} if hasattr(chosen, "output") else {}
-    return build_job(given, read_environment()).output.folder
+    told = read_environment()
+    return build_job(
+        given, {"CAH_OUTPUT": told.get("CAH_OUTPUT", Job().output.output)}
+    ).output.folder
 
 
 def _reminded(chosen: argparse.Namespace, token: str) -> AbstractContextManager[None]:
@@ -210,7 +213,8 @@ def _run(chosen: argparse.Namespace) -> int:
 def _job(chosen: argparse.Namespace) -> Job:
     """The Job that was typed, with what the environment and .env add."""
     typed = vars(chosen)
-    given = {s.name: typed[s.name] for s in settings() if s.name in typed}
+    names = (*FORMER_NAMES, *(each.name for each in settings()))
+    given = {name: typed[name] for name in names if name in typed}
     given |= {name: ",".join(words) for name, words in given.items() if isinstance(words, list)}
     return build_job(given, read_environment())
 

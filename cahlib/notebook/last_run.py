@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.core.atomic import write_file
-from cahlib.core.config import Job
+from cahlib.core.config import Job, rename_former
 from cahlib.core.errors import CahError
 
 
@@ -28,7 +28,7 @@ def last_settings() -> dict[str, Any]:
     """The settings of the last job from here; nothing if there was none."""
     known = _all()
     found: Any = next((known[key] for key in _keys() if key in known), {})
-    return dict(found) if isinstance(found, Mapping) else {}
+    return rename_former(found, warn=False) if isinstance(found, Mapping) else {}
 
 
 def _keys() -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from cahlib.core.config import Job, Output
+from cahlib.core.config import Job, Output, rename_former
 from cahlib.core.errors import CahError, RunError, missing_library_error
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.crawl import index
@@ -56,7 +56,7 @@ class Panel:
     ) -> None:
         """``given`` are values of a Job's fields; without any, those of the last start."""
         self.place, self._environment = place, environment
-        chosen = given or last_settings()
+        chosen = rename_former(given or last_settings())
         values = {"output": place.output, **environment_settings(environment), **chosen}
         self.form = Form(
             values, token=find_token(environment), changed=self._changed, warning=self._warning

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from cahlib.core.config import Job, settings
+from cahlib.core.config import FORMER_NAMES, Job, rename_former, settings
 from cahlib.core.errors import ConfigError
 from cahlib.core.secret_store import STATE_VARIABLE
 
@@ -25,10 +25,12 @@ def read_environment() -> dict[str, str]:
 
 def build_job(options: Mapping[str, str], environment: Mapping[str, str]) -> Job:
     """Return the Job of these options; CAH_* variables are used for those that are absent."""
-    return Job.from_values({**environment_settings(environment), **options})
+    return Job.from_values({**environment_settings(environment), **rename_former(options)})
 
 
 def environment_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the settings that CAH_* variables give, as strings by name."""
-    names = ((each.name, f"CAH_{each.name.upper()}") for each in settings())
-    return {name: environment[variable] for name, variable in names if variable in environment}
+    names = [*FORMER_NAMES, *(each.name for each in settings())]
+    variables = ((name, f"CAH_{name.upper()}") for name in names)
+    found = {name: environment[each] for name, each in variables if each in environment}
+    return rename_former(found)

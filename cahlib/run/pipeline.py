@@ -247,7 +247,8 @@ class _Work:
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
             return
         download = with_thumbs(self._job)
-        download = replace(download, left_alone=self._dead_domains.merged_with(download.left_alone))
+        skipped = self._dead_domains.merged_with(download.skipped_domains)
+        download = replace(download, skipped_domains=skipped)
         scrapers.submit(shard.id, scrape, shard, crawl, download, self._away, limit=seconds)
 
     def _open(self, scraped: Iterable[_InWork]) -> Iterator[_Opened]:
