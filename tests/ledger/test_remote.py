@@ -92,7 +92,7 @@ def test_another_job_that_takes_the_place_of_one_that_came_to_nothing_is_the_sam
             remote.commit(first, [], one_pair())
             remote.mark_done(first)
         with (
-            pytest.raises(ConfigError, match="threshold 0.9"),
+            pytest.raises(ConfigError, match="the same settings: threshold"),
             open_run_directory(job, role="hybrid", stop=threading.Event()),
         ):
             pass
