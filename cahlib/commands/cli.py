@@ -239,7 +239,7 @@ def _follow(job: Job, tokens: str = "", watchdog: str = "") -> int:
     outcome = _watched(job, partial(run, scraping=scraping))
     _tell(outcome)
     if outcome.stopped:
-        return report_stopped(outcome.shards.open + outcome.shards.sealed, outcome.shards.total)
+        return report_stopped(outcome.shards.open + outcome.shards.committed, outcome.shards.total)
     return 1 if outcome.shards.failed or outcome.faults else 0
 
 
