@@ -91,7 +91,7 @@ def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
             2,
             "languages: name the languages to keep",
         ),
-        (["--crawl", "a.wat.gz", *MODEL, "--output", "mine"], 2, "README.md of somebody else's"),
+        (["--crawl", "a.wat.gz", *MODEL, "--output", "mine"], 2, "another README.md"),
         (["--crawl", "empty.wat.gz", *MODEL], 2, "is empty"),
         (["--crawl", "page.wat.gz", *MODEL], 2, "is a web page, not a WAT file"),
         (["--crawl", "plain.wat.gz", *MODEL], 2, "is not compressed"),
