@@ -11,9 +11,9 @@ from distributed.scheduler import DEFAULT_EXTENSIONS
 
 from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError, MachineFault, RunError, ShardError
-from cahlib.engine.cluster import ClusterAddress
+from cahlib.engine.cluster import ClusterAddress, connect
 from cahlib.engine.remote import RemoteEngine, remote_engine
-from cahlib.run.scrapers import scrapers as opened
+from cahlib.run.scrapers import open_scrapers as opened
 from tests.world import jobs
 
 
@@ -264,14 +264,14 @@ def test_where_every_machine_fails_the_run_ends_and_says_why(tmp_path, monkeypat
 def test_a_job_that_is_submitted_while_the_cluster_is_away_is_sent_later(tmp_path):
     clients, back = [], threading.Event()
 
-    def connect(reach):
+    def noted(reach):
         if clients:
             back.wait(jobs.LIMIT)
         clients.append(connect(reach, jobs.LIMIT))
         return clients[-1]
 
     with cluster() as theirs:
-        scrapers = RemoteEngine(ClusterAddress(address=theirs.scheduler_address), tmp_path, connect)
+        scrapers = RemoteEngine(ClusterAddress(address=theirs.scheduler_address), tmp_path, noted)
         try:
             clients[0].close()  # as Dask does when it gives up to connect again
             scrapers.submit("later", jobs.double, 21, limit=jobs.LIMIT)
@@ -286,16 +286,17 @@ def test_a_job_that_is_submitted_while_the_cluster_is_away_is_sent_later(tmp_pat
 def test_a_question_on_its_way_while_the_client_closes_ends_nothing(tmp_path):
     clients = []
 
-    def connect(reach):
+    def noted(reach):
         clients.append(connect(reach, jobs.LIMIT))
         return clients[-1]
 
     with within() as theirs:
-        scrapers = RemoteEngine(ClusterAddress(address=theirs.scheduler_address), tmp_path, connect)
+        scrapers = RemoteEngine(ClusterAddress(address=theirs.scheduler_address), tmp_path, noted)
         try:
             clients[0].sync(clients[0].rpc.close)  # as a client begins to close
             with pytest.raises(RunError, match="does not answer"):
                 scrapers.nodes()
+            assert scrapers.gather(["any"], timeout=0) == {"any"}
             scrapers.submit("double", jobs.double, 21, limit=jobs.LIMIT)
             clients[0].close()
             assert scrapers.take(timeout=jobs.LIMIT) == ("double", 42) and len(clients) == 2
