@@ -158,7 +158,7 @@ def routes() -> str:
     """The calls of version 1 of the tracker's API, from its functions."""
     app, calls = (
         ast.parse((ROOT / f"cahlib/tracker/{name}.py").read_text(encoding="utf-8"))
-        for name in ("app", "calls")
+        for name in ("app", "hot_routes")
     )
     prefixes = {"_v1": "/v1", "_admin": "/v1/admin"}
     rows = []

@@ -22,9 +22,23 @@ MAY_IMPORT["run"] = MAY_IMPORT.keys() - {"core", "tracker", "demo", "guide"}
 DOORS = {"commands", "kaggle", "notebook"}
 
 #: Packages whose public top-level names are each defined once in them all.
-NAMED_ONCE = {"crawl", "dataset", "engine", "fetch", "image", "model", "parcel", "swarm"}
+NAMED_ONCE = {
+    "crawl",
+    "dataset",
+    "engine",
+    "fetch",
+    "image",
+    "ledger",
+    "model",
+    "parcel",
+    "swarm",
+    "tracker",
+}
 #: Names that others call, which are the same in several files.
-NAMED_TWICE = {"dask_setup"}  # Dask calls it in each module that it preloads
+NAMED_TWICE = {
+    "dask_setup",  # Dask calls it in each module that it preloads
+    *("revision", "down_revision", "upgrade"),  # Alembic reads them in each migration
+}
 
 #: Libraries that are slow or large to import, and the files or folders where each may be.
 HOMES = {

@@ -63,11 +63,11 @@ def _verify(chosen: argparse.Namespace) -> int:
     from cahlib.core.lock import is_locked
     from cahlib.core.wording import plural
     from cahlib.dataset.maintain.verify import find_problems
-    from cahlib.ledger.local import committed
+    from cahlib.ledger.local import committed_shards
 
     busy = is_locked(Path(chosen.dataset))
     problems = []
-    for each in find_problems(chosen.dataset, committed(Path(chosen.dataset) / _LEDGER)):
+    for each in find_problems(chosen.dataset, committed_shards(Path(chosen.dataset) / _LEDGER)):
         problems.append(
             {"kind": each.kind.name.lower(), "name": each.name, "problem": each.sentence}
         )
@@ -100,12 +100,12 @@ def _repair(chosen: argparse.Namespace) -> int:
     from cahlib.dataset.file_names import require_writable
     from cahlib.dataset.maintain.repair import plan_repair, repair
     from cahlib.dataset.storage.files import files_at
-    from cahlib.ledger.local import Ledger, committed
+    from cahlib.ledger.local import LocalLedger, committed_shards
 
     local = "://" not in chosen.dataset
     place = Path(chosen.dataset) if local else chosen.dataset
     ledger = Path(chosen.dataset) / _LEDGER
-    found = plan_repair(place, committed(ledger))
+    found = plan_repair(place, committed_shards(ledger))
     if chosen.dry_run:
         _print(found)
         if found.unreadable:
@@ -120,11 +120,11 @@ def _repair(chosen: argparse.Namespace) -> int:
         if is_locked(folder):  # be it named by a URL
             raise locked_error(folder)
     with lock_dataset(Path(place)) if local else nullcontext():
-        found = plan_repair(place, committed(ledger))  # a run may have gone on until now
+        found = plan_repair(place, committed_shards(ledger))  # a run may have gone on until now
         _print(found)
         repair(found)
         if local and ledger.exists():
-            index = Ledger.sound(ledger)
+            index = LocalLedger.open_or_replace(ledger)
             for id in found.broken:
                 index.remove(id)
             index.close()

@@ -39,9 +39,9 @@ def add(commands: Any, follow: Follow) -> None:
 def _worker(chosen: argparse.Namespace, follow: Follow) -> int:
     from cahlib.run.worker import work_for_tracker
 
-    brought = follow(chosen, lambda job, *a, **k: work_for_tracker(_with_tracker(job), *a, **k))
-    print(f"{brought.parcels} parcels brought.")
-    return report_stopped() if brought.stopped else 0
+    outcome = follow(chosen, lambda job, *a, **k: work_for_tracker(_with_tracker(job), *a, **k))
+    print(f"{outcome.parcels} parcels delivered.")
+    return report_stopped() if outcome.stopped else 0
 
 
 def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:

@@ -141,14 +141,15 @@ def committed_shard_ids(dataset: Path) -> set[str]:
 
 def check_no_secrets(folder: Path, secrets: Sequence[str]) -> None:
     """Refuse to push what holds a secret, be it within an archive; raises ConfigError."""
+    given = [secret for secret in secrets if secret]
+    forms = {form.encode() for each in given for form in (each, json.dumps(each)[1:-1])}
     for path in sorted(folder.rglob("*")):
         for name, data in _contents(path) if path.is_file() else ():
-            for secret in filter(None, secrets):
-                if secret.encode() in data or json.dumps(secret)[1:-1].encode() in data:
-                    raise ConfigError(
-                        f"nothing was pushed: {name} would hold one of your tokens; see that it is "
-                        "in no other setting than HCLOUD_TOKEN."
-                    )
+            if any(form in data for form in forms):
+                raise ConfigError(
+                    f"nothing was pushed: {name} would hold one of your tokens; see that it is "
+                    "in no other setting than HCLOUD_TOKEN."
+                )
 
 
 def _contents(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -28,9 +28,10 @@ from cahlib.dataset.description import (
 )
 from cahlib.dataset.layout import PAGES
 from cahlib.dataset.manifest import is_dataset, read_manifest
-from cahlib.ledger.client import Tracker, TrackerAway
-from cahlib.ledger.local import Ledger
-from cahlib.ledger.remote import Shared
+from cahlib.ledger.client import TrackerClient, TrackerUnavailable, WorkerOptions
+from cahlib.ledger.local import LocalLedger
+from cahlib.ledger.protocol import COMMITTED, Ledger
+from cahlib.ledger.remote import RemoteLedger
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ def open_run_directory(
     role: str,
     stop: threading.Event,
     refused: Callable[[dict[str, Any]], None] = lambda parcel: None,
-    resume: Callable[[Job, Ledger], None] = lambda job, ledger: None,
-) -> Iterator[Ledger | Shared]:
+    resume: Callable[[Job, LocalLedger], None] = lambda job, ledger: None,
+) -> Iterator[Ledger]:
     """Lock the run directory for this process, and provide its ledger.
 
     With a tracker the ledger leases its shards there, as a worker of this role; ``refused`` is
@@ -63,17 +64,17 @@ def open_run_directory(
             resume(job, ledger)
             job.store(home / "job.json")  # not before: what was refused is not the dataset's job
             if job.place.tracker:
-                shared = _shared(job, ledger, role, stop)
-                shared.refused = refused  # before reports of the last launch are sent
-                with shared:
-                    yield shared
+                remote = _shared(job, ledger, role, stop)
+                remote.on_rejected_parcel = refused  # before reports of the last launch are sent
+                with remote:
+                    yield remote
             else:
                 yield ledger
         finally:
             ledger.close()
 
 
-class _Stopped(Stopped, TrackerAway):
+class _Stopped(Stopped, TrackerUnavailable):
     """The user did not want to wait for the tracker."""
 
 
@@ -98,7 +99,7 @@ def require_described_same(job: Job, *, files_known: bool = True) -> None:
         require_same_settings(job, at, find_description(at), files_known=files_known)
 
 
-def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
+def _shared(job: Job, ledger: LocalLedger, role: str, stop: threading.Event) -> RemoteLedger:
     """Return the ledger of a run that takes part in a tracker's crawl."""
     require_nickname(job)
 
@@ -106,11 +107,12 @@ def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Share
         if stop.wait(seconds):
             raise _Stopped("Stopped while the tracker did not answer; the next launch goes on.")
 
-    tracker = Tracker(job.place.tracker, team=job.place.team, sleep=pause)
+    tracker = TrackerClient(job.place.tracker, team=job.place.team, sleep=pause)
     folder = job.output.folder
-    shared = Shared(ledger, tracker, folder / "run/tracker.json", who=(job.nickname, role))
-    shared.similarities = partial(_similarities, folder)
-    return shared
+    options = WorkerOptions(nickname=job.nickname, kind=role)
+    remote = RemoteLedger(ledger, tracker, folder / "run/tracker.json", options)
+    remote.read_similarities = partial(_similarities, folder)
+    return remote
 
 
 def _similarities(folder: Path, id: str) -> dict[str, float]:
@@ -178,15 +180,15 @@ def _make_way(job: Job, home: Path) -> None:
             each.unlink()
 
 
-def _ledger(job: Job, home: Path) -> Ledger:
+def _ledger(job: Job, home: Path) -> LocalLedger:
     """Open the ledger of a job; another job's, copied here with its `run`, is put aside.
 
     So are the parcels beside it: their shards, or the images of the same shards, are others. What a
     tracker's ledger holds, the tracker says.
     """
     ours = describe_job(job).digest
-    ledger = Ledger.sound(home / "ledger.sqlite")
-    if not (job.place.tracker or ledger.is_of(ours)):
+    ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
+    if not (job.place.tracker or ledger.belongs_to(ours)):
         ledger.close()
         aside = Path(tempfile.mkdtemp(prefix="another-", dir=home))
         for path in (*home.glob("ledger.sqlite*"), home / "parcels"):
@@ -198,8 +200,8 @@ def _ledger(job: Job, home: Path) -> Ledger:
             home,
             aside,
         )
-        ledger = Ledger.sound(home / "ledger.sqlite")
-    ledger.belong(ours)
+        ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
+    ledger.assign_to(ours)
     return ledger
 
 
@@ -207,9 +209,9 @@ def _has_pairs(home: Path) -> bool:
     """Return whether a run has committed a shard, or passed one on."""
     if _committed(home.parent):
         return True
-    ledger = Ledger.sound(home / "ledger.sqlite")
+    ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
     try:
-        return bool(ledger.in_state("sealed", "done", "damaged"))
+        return bool(ledger.in_state(COMMITTED, "done", "damaged"))
     finally:
         ledger.close()
 

@@ -13,7 +13,7 @@ from cahlib import demo
 from cahlib.core.config import Job
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo.web import Answer, Web
-from cahlib.ledger.local import Ledger
+from cahlib.ledger.local import LocalLedger
 from cahlib.parcel import parcel as parcels
 from tests.world import command, judged, small
 
@@ -96,6 +96,9 @@ def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
         (["--crawl", "page.wat.gz", *MODEL], 2, "is a web page, not a WAT file"),
         (["--crawl", "plain.wat.gz", *MODEL], 2, "is not compressed"),
         (["--crawl", "pages.warc.gz", *MODEL], 2, "is a WARC file, not a WAT file"),
+        (["--links", "no/*.csv", "a.csv", *MODEL], 2, "links: no/*.csv matches no file"),
+        (["--links", "page.wat.gz", "--no-judge"], 2, "it has no column of links (<!doctype html>"),
+        (["--links", "empty.wat.gz", *MODEL], 2, "cannot be read as a table: it is empty"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -151,7 +154,7 @@ def test_a_job_that_came_to_nothing_holds_no_folder(tmp_path, monkeypatch, capsy
         model = f"ViT-{name}"
         line = ["run", "--crawl", f"{name}.wat.gz", "--model", model, "--threshold", "0.3"]
         refused(command.said(capsys, *line), code=2, sentence=model)
-    ledger = Ledger(tmp_path / "dataset/run/ledger.sqlite")
+    ledger = LocalLedger(tmp_path / "dataset/run/ledger.sqlite")
     assert {shard.url[-8:] for shard in ledger.in_state("todo")} == {"b.wat.gz"}
     ledger.close()
 

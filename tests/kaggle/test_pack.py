@@ -18,7 +18,7 @@ from cahlib.dataset.write.duplicate_index import load_duplicate_index
 from cahlib.dataset.write.shard_writer import write_shard
 from cahlib.kaggle import pack
 from cahlib.kaggle.in_kernel import receive_settings, stop_when_full, working_hours
-from cahlib.ledger.local import Ledger
+from cahlib.ledger.local import LocalLedger
 from tests.world import judged as world
 
 NOTEBOOK = Path(__file__).parent.parent.parent / "gpucah.ipynb"
@@ -65,7 +65,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
         for name, images in (("full", made), ("empty", []))
     ]  # fmt: skip
     (here.folder / "run").mkdir()
-    Ledger(here.folder / "run/ledger.sqlite").close()
+    LocalLedger(here.folder / "run/ledger.sqlite").close()
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     pack.write_inputs(inputs, here, None)

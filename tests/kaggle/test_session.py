@@ -339,7 +339,7 @@ def test_a_key_that_lies_in_a_file_is_a_secret_too(service, monkeypatch, tmp_pat
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))  # read when the package is imported
     (tmp_path / "kaggle.json").write_text(json.dumps({"username": "ada", "key": "key-of-ada"}))
-    script = "from cahlib.kaggle.service import Kaggle; print(Kaggle().secrets)"
+    script = "from cahlib.kaggle.service import KaggleAccount; print(KaggleAccount().secrets)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ran.stdout == "['key-of-ada']\n", ran.stderr
 
@@ -465,5 +465,5 @@ def test_what_a_kernel_makes_for_another_session_is_not_fetched(service, launch)
 def test_another_jobs_dataset_is_refused(service, launch):
     service.run = completes
     launch()
-    with pytest.raises(ConfigError, match="that job's: min_side"):
+    with pytest.raises(ConfigError, match="the same settings: min_side"):
         launch(min_side=100)

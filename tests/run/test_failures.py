@@ -22,7 +22,7 @@ class Ledger:
     def __init__(self):
         self.heard = []
 
-    def give_back(self, shard, error):
+    def release(self, shard, error):
         self.heard.append(("back", shard.id))
 
     def fail(self, shard, error, *, attempts):

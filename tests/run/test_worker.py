@@ -15,21 +15,22 @@ from cahlib.crawl.shards import list_shards
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import shards, wats
+from cahlib.ledger.schema import shards
 from cahlib.parcel import parcel as parcels
 from cahlib.run.worker import work_for_tracker
 from cahlib.tracker import admin, statistics
-from cahlib.tracker.app import create
-from cahlib.tracker.leases import Crowd
-from cahlib.tracker.limits import Limits
+from cahlib.tracker.app import create_app
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import NotHeld, Rules
-from cahlib.tracker.service import Settings
+from cahlib.tracker.models import NotHeld, TrackerRules
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.schema import wats
+from cahlib.tracker.service import TrackerSettings
 from tests.world import small, tables
 from tests.world.ports import free_port
 from tests.world.trackers import serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 EMPTY = Answer(body=wat.member("warcinfo", "", "application/warc-fields", b""))
 
 
@@ -38,11 +39,11 @@ def crawl(tmp_path, answer, *, upload=""):
     """A tracker of a crawl whose files all have this answer: web, job of a worker, database."""
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
-    rules = Rules(upload=upload or f"file://{tmp_path / 'parcels'}", most_held=1)
-    app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
+    rules = TrackerRules(upload_url=upload or f"file://{tmp_path / 'parcels'}", max_held=1)
+    app = create_app(TrackerSettings(database=str(database.engine.url), rules=rules, limits=ANY))
     paths = [f"/{n}.warc.wat.gz" for n in range(5)]
     with Web({path: answer for path in paths}) as web, serving(app) as tracker:
-        admin.add(
+        admin.add_wats(
             database,
             [
                 Shard(id=f"w{n}-{half}", url=f"http://{web.address}{path}", half=half)
@@ -89,13 +90,15 @@ def test_tables_are_scraped_for_a_tracker_where_it_says(tmp_path):
         ]
         made = [(row["url"], {"width": row["width"]}) for row in tables.rows(25, width=int)]
         assert sorted(found) == sorted(made)
-        admin.add(database, list_shards(Crawl(links=(str(table),))))
-        with pytest.raises(RunError, match="a table of no other machine's"):
+        admin.add_wats(database, list_shards(Crawl(links=(str(table),))))
+        with pytest.raises(RunError, match="table or parcel URL is not allowed"):
             work_for_tracker(job, tick=0.1)
 
 
 def as_it_was(database):
-    return {(row["state"], row["error"]) for row in statistics.export(database)} == {("todo", None)}
+    return {(row["state"], row["error"]) for row in statistics.export_shards(database)} == {
+        ("todo", None)
+    }
 
 
 def test_who_is_banned_asks_no_more_and_no_shard_is_blamed(tmp_path):
@@ -126,7 +129,7 @@ def test_a_parcel_that_comes_too_late_is_taken_away_again(tmp_path, caplog, monk
     def too_late(*arguments, **options):
         raise NotHeld("It is another's.")
 
-    monkeypatch.setattr(Crowd, "deliver", too_late)
+    monkeypatch.setattr(LeaseStore, "deliver", too_late)
     stop = threading.Event()
 
     def listener(_):

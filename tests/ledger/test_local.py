@@ -8,7 +8,7 @@ import pytest
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Shard, Stage, Stats
-from cahlib.ledger.local import Ledger
+from cahlib.ledger.local import LocalLedger
 
 
 def shards(count: int) -> list[Shard]:
@@ -17,7 +17,7 @@ def shards(count: int) -> list[Shard]:
 
 @pytest.fixture
 def ledger(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = LocalLedger(tmp_path / "ledger.sqlite")
     yield ledger
     ledger.close()
 
@@ -62,7 +62,7 @@ def test_a_new_launch_takes_back_what_was_leased_or_had_failed(ledger):
     for _ in range(3):
         ledger.lease()
     ledger.fail(first, "no", attempts=1)
-    ledger.seal(second, [], Stats())
+    ledger.commit(second, [], Stats())
     ledger.recover()
     assert [ledger.lease(), ledger.lease(), ledger.lease()] == [first, third, None]
     assert ledger.in_state("sealed") == [second]
@@ -74,16 +74,16 @@ def test_pairs_and_tallies_of_sealed_shards_are_known(ledger, tmp_path):
     stats = Stats()
     stats.entered[Stage.JUDGE], stats.left[Stage.JUDGE] = 3, 2
     stats.dropped[DropReason.DISSIMILAR] = 1
-    ledger.seal(first, ["0" * 32, "ab" * 16], stats)
-    ledger.seal(second, ["1" * 32], stats)
-    ledger.done(first)
-    assert ledger.seen("ab" * 16) and not ledger.seen("cd" * 16)
+    ledger.commit(first, ["0" * 32, "ab" * 16], stats)
+    ledger.commit(second, ["1" * 32], stats)
+    ledger.mark_done(first)
+    assert ledger.has_pair("ab" * 16) and not ledger.has_pair("cd" * 16)
     assert ledger.stats() == stats + stats
     ledger.close()
-    again = Ledger(tmp_path / "ledger.sqlite")
+    again = LocalLedger(tmp_path / "ledger.sqlite")
     counts = again.counts()
-    assert (counts.done, counts.sealed, counts.open) == (1, 1, 0)
-    assert again.seen("1" * 32)
+    assert (counts.done, counts.committed, counts.open) == (1, 1, 0)
+    assert again.has_pair("1" * 32)
     again.close()
 
 
@@ -91,7 +91,7 @@ def test_pairs_and_tallies_of_sealed_shards_are_known(ledger, tmp_path):
 def test_each_folder_has_a_ledger_of_its_own_whatever_its_name(tmp_path, name):
     path = tmp_path / name / "ledger.sqlite"
     path.parent.mkdir()
-    Ledger(path).close()
+    LocalLedger(path).close()
     files = [each for each in tmp_path.rglob("*") if each.is_file()]
     assert [each for each in files if not each.name.startswith("ledger.sqlite-")] == [path]
 
@@ -99,8 +99,8 @@ def test_each_folder_has_a_ledger_of_its_own_whatever_its_name(tmp_path, name):
 def test_a_file_that_is_no_ledger_is_refused_with_a_sentence(tmp_path):
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"not a database" * 100)
-    with pytest.raises(ConfigError, match="is not a ledger of cahlib"):
-        Ledger(path)
+    with pytest.raises(ConfigError, match="is not a readable ledger"):
+        LocalLedger(path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
@@ -109,6 +109,6 @@ def test_a_full_disk_is_not_taken_for_another_file(tmp_path):
         pytest.skip("this machine does not let root mount")
     try:
         with pytest.raises(RunError, match="No space is left"):
-            Ledger(tmp_path / "ledger.sqlite")
+            LocalLedger(tmp_path / "ledger.sqlite")
     finally:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)

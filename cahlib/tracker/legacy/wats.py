@@ -1,4 +1,4 @@
-"""Whole WAT files, for workers of the old protocol that scrape both halves at once; no leases."""
+"""Whole WAT files for legacy workers that scrape both halves at once, without leases."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Mapping
 from sqlalchemy import Connection, or_, select, update
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import shards, wats
-from cahlib.tracker import credit
-from cahlib.tracker.leases import Crowd
-from cahlib.tracker.models import Invalid, Kind, Rules
+from cahlib.ledger.schema import shards
+from cahlib.tracker import totals
+from cahlib.tracker.leases import LeaseStore
+from cahlib.tracker.models import InvalidRequest, TrackerRules, WorkerKind
+from cahlib.tracker.schema import wats
 
 
-def offer(database: Database, now: float, rules: Rules) -> str | None:
-    """The URL of a WAT file with both halves free, not offered to another for some time.
+def offer_wat(database: Database, now: float, rules: TrackerRules) -> str | None:
+    """Return the URL of a WAT file with both halves free, not offered to another worker lately.
 
-    From the far end of the list, where a lease comes last: so the two ways seldom meet. What was
-    tried before comes after the rest, each time in one step of the index.
+    It comes from the end of the list, which leases reach last, so the two ways seldom meet. Files
+    tried before come last, each in one step of the index.
     """
     with database.write() as connection:
-        for attempts in range(rules.attempts):
-            if url := _offer(connection, now, now + rules.old_lease, attempts):
+        for attempts in range(rules.max_attempts):
+            if url := _offer(connection, now, now + rules.legacy_lease_seconds, attempts):
                 return url
     return None
 
@@ -40,24 +41,26 @@ def _offer(connection: Connection, now: float, until: float, attempts: int) -> s
     first = connection.execute(whole).scalar()
     if first is None:
         return None
-    # Both halves: what was never offered is not taken back.
+    # both halves, as only an offered half is accepted
     halves = shards.c.number.in_([first, first + 1]) & (shards.c.state == "todo")
     offered = update(shards).where(halves).values(expires=until)
     return connection.execute(offered.returning(shards.c.url)).scalars().first()
 
 
-def find(database: Database, url: str) -> list[int]:
-    """The numbers of a WAT file's shards; none for a file of another crawl."""
+def find_wat_shards(database: Database, url: str) -> list[int]:
+    """Return the numbers of a WAT file's shards; none for a file of another crawl."""
     with database.read() as connection:
         number = connection.execute(select(wats.c.number).where(wats.c.url == url)).scalar()
     return [] if number is None else [2 * number, 2 * number + 1]
 
 
-def bring(crowd: Crowd, database: Database, secret: str, urls: Mapping[int, str]) -> int:
-    """Take parcels of whole WAT files; how many were offered and are free yet, or his."""
-    with crowd.acting(secret) as (connection, worker):
-        if worker.kind is not Kind.CPU:
-            raise Invalid("Only a CPU worker brings a parcel.")
+def deliver_wats(
+    lease_store: LeaseStore, database: Database, secret: str, urls: Mapping[int, str]
+) -> int:
+    """Record parcels of whole WAT files; return how many were unclaimed or this worker's."""
+    with lease_store.as_worker(secret) as (connection, worker):
+        if worker.kind is not WorkerKind.CPU:
+            raise InvalidRequest("Only a CPU worker delivers a parcel.")
         offered = (shards.c.state == "todo") & (shards.c.expires > 0)
         mine = (shards.c.state == "leased") & (shards.c.worker == worker.id)
         scraped = {"state": "scraped", "lane": 1, "attempts": 0, "worker": None}
@@ -70,5 +73,5 @@ def bring(crowd: Crowd, database: Database, secret: str, urls: Mapping[int, str]
             )
             brought += int(connection.execute(delivered).rowcount)
         if brought:
-            credit.count(database, connection, worker.id, worker.nickname, scraped=brought)
+            totals.add_to_totals(database, connection, worker.id, worker.nickname, scraped=brought)
         return brought

@@ -1,8 +1,8 @@
-"""Bloom filters that are their file: mapped into memory, shared by processes, in rbloom's format.
+"""Bloom filters mapped from their files, which processes share, in rbloom's format.
 
-A filter says of a line either that it was never added, or that it probably was. The file is 8
-bytes with the number of hashes, then the bits, as `rbloom.Bloom.save` writes it, so a filter can
-be handed on as a block list. Adding takes the file's lock; asking needs none, as bits only grow.
+A filter tells of a line that it was never added, or that it probably was. The file has the number
+of hashes in 8 bytes, then the bits, as `rbloom.Bloom.save` writes it, so a filter can serve as a
+block list. Adding takes the file's lock; reading needs none, as bits are only ever set.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 
-#: rbloom's generator of positions: a linear congruential one over 128 bits.
+#: rbloom's generator of positions, linear congruential over 128 bits.
 _FACTOR, _MASK = 47026247687942121848144207491837418733, (1 << 128) - 1
 
 
 def key_of(line: str) -> int:
-    """The 128 bits that stand for a line: an md5 in hex for itself, anything else by its md5."""
+    """Return the 128 bits of a line: an md5 in hex as it is, anything else hashed by md5."""
     if len(line) == 32:
         try:
             return int.from_bytes(bytes.fromhex(line), "big", signed=True)
@@ -33,14 +33,14 @@ def key_of(line: str) -> int:
     return int.from_bytes(hashlib.md5(line.encode()).digest(), "big", signed=True)
 
 
-def create(path: Path, *, items: int, error: float) -> None:
-    """Make an empty filter for so many items, which errs that often once it is full."""
+def create_filter(path: Path, *, items: int, error: float) -> None:
+    """Create an empty filter with a capacity and the rate of false positives when full."""
     bits = -items * math.log(error) / math.log(2) ** 2
     size = 8 * math.ceil(bits / 64)
     try:
         with open(path, "xb") as file:
             file.write(struct.pack("<Q", max(int(bits / items * math.log(2)), 1)))
-            # all of it now: a page that the disk has no room for kills who writes to it (SIGBUS)
+            # allocate all now: writing to a page without disk space kills the process (SIGBUS)
             os.posix_fallocate(file.fileno(), 0, 8 + size)
     except FileExistsError:
         raise ConfigError(f"{path} exists already; choose another name.") from None
@@ -51,8 +51,8 @@ def create(path: Path, *, items: int, error: float) -> None:
         raise ConfigError(f"{path} cannot be written ({failure.strerror}).") from failure
 
 
-class Filter:
-    """One filter on disk; safe for several threads and processes."""
+class BloomFilter:
+    """A filter on disk; safe for several threads and processes."""
 
     def __init__(self, path: Path) -> None:
         size = path.stat().st_size
@@ -66,12 +66,12 @@ class Filter:
         self._lock = threading.Lock()
 
     def missing(self, lines: Iterable[str]) -> list[str]:
-        """The lines that the filter does not hold."""
+        """Return the lines that are not in the filter."""
         return [line for line in lines if not self._holds(key_of(line))]
 
     def add(self, lines: Iterable[str]) -> int:
-        """Add lines; how many were not held before. On disk when it returns."""
-        with self._lock:  # flock is between processes, not between threads
+        """Add lines and write them to disk; return how many were new."""
+        with self._lock:  # flock works between processes, not threads
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
                 fresh = sum(self._set(key_of(line)) for line in lines)
@@ -83,11 +83,11 @@ class Filter:
 
     @property
     def count(self) -> int:
-        """How many lines were added that were not held before."""
+        """The number of lines added that were new."""
         return int.from_bytes(os.pread(self._counter.fileno(), 8, 0), "little")
 
     def info(self) -> dict[str, int]:
-        """The filter's numbers, as the old service named them."""
+        """Return the filter's numbers under the names of the legacy service."""
         return {
             "Number of items inserted": self.count,
             "Number of bits": self._bits,
@@ -95,13 +95,13 @@ class Filter:
         }
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._map.close()
         self._file.close()
         self._counter.close()
 
     def _write_count(self, count: int) -> None:
-        # A file opened for appending cannot be written in place; its name can.
+        # a file opened for appending cannot be written in place, so it is opened again
         with open(self._counter.name, "r+b") as file:
             file.write(count.to_bytes(8, "little"))
 
@@ -124,6 +124,6 @@ class Filter:
         return fresh
 
 
-def open_all(folder: Path) -> dict[str, Filter]:
-    """The filters in a folder, by their names."""
-    return {path.stem: Filter(path) for path in sorted(folder.glob("*.bloom"))}
+def open_filters(folder: Path) -> dict[str, BloomFilter]:
+    """Return the filters in a folder by name."""
+    return {path.stem: BloomFilter(path) for path in sorted(folder.glob("*.bloom"))}

@@ -5,28 +5,36 @@ from sqlalchemy import select
 
 from cahlib.commands.cli import main
 from cahlib.core.secret_store import nickname_secret
-from cahlib.ledger.schema import people
-from cahlib.tracker import names, statistics
-from cahlib.tracker.models import Invalid, Kind, Owned, Result, Unknown
+from cahlib.tracker import statistics
+from cahlib.tracker.models import (
+    InvalidRequest,
+    NicknameTaken,
+    ShardResult,
+    UnknownWorker,
+    WorkerKind,
+)
+from cahlib.tracker.nicknames import fold, normalize_nickname
+from cahlib.tracker.schema import people
 
 ZALGO = "Z\u0351\u036b\u0343a"
 
 
-def test_a_nickname_is_the_first_ones_who_shows_its_secret(crowd, fill, database):
+def test_a_nickname_is_the_first_ones_who_shows_its_secret(lease_store, fill, database):
     fill(3)
-    crowd.register("ann", Kind.HYBRID, old=True)  # who cannot show one
+    lease_store.register("ann", WorkerKind.HYBRID, legacy=True)  # who cannot show one
     for _ in range(2):
-        crowd.register("ann", Kind.CPU, proof="hers")
-    for proof in ("his", ""):
-        with pytest.raises(Owned, match="CAH_NICKNAME_SECRET"):
-            crowd.register("ann", Kind.HYBRID, proof=proof)
-    worker, secret = crowd.register("ann", Kind.HYBRID, old=True)
+        lease_store.register("ann", WorkerKind.CPU, nickname_secret="hers")
+    for other in ("his", ""):
+        with pytest.raises(NicknameTaken, match="CAH_NICKNAME_SECRET"):
+            lease_store.register("ann", WorkerKind.HYBRID, nickname_secret=other)
+    worker, secret = lease_store.register("ann", WorkerKind.HYBRID, legacy=True)
     assert worker.nickname == "ann (unverified)"
-    crowd.complete(secret, crowd.lease(secret).number, Result(pairs=3))
-    _, secret = crowd.register("ann", Kind.HYBRID, proof="hers")
-    crowd.complete(secret, crowd.lease(secret).number, Result(pairs=5))
+    lease_store.complete(secret, lease_store.lease(secret).number, ShardResult(pairs=3))
+    _, secret = lease_store.register("ann", WorkerKind.HYBRID, nickname_secret="hers")
+    lease_store.complete(secret, lease_store.lease(secret).number, ShardResult(pairs=5))
     shown = [
-        (one["nickname"], one["pairs"], one["verified"]) for one in statistics.leaders(database)
+        (one["nickname"], one["pairs"], one["verified"])
+        for one in statistics.list_leaders(database)
     ]
     assert shown == [("ann", 5, True), ("ann (unverified)", 3, False)]
     with database.read() as connection:
@@ -34,11 +42,13 @@ def test_a_nickname_is_the_first_ones_who_shows_its_secret(crowd, fill, database
 
 
 @pytest.mark.parametrize("other", ["Ann", "\u0430nn", "\uff21nn", "a nn"])
-def test_a_name_that_looks_like_anothers_is_refused(crowd, other):
-    crowd.register("ann", Kind.HYBRID, proof="hers")
-    with pytest.raises(Owned, match="looks like"):
-        crowd.register(names.nickname(other), Kind.HYBRID, proof="his")
-    assert crowd.register(other, Kind.HYBRID, proof="hers")[0].nickname == "ann"
+def test_a_name_that_looks_like_anothers_is_refused(lease_store, other):
+    lease_store.register("ann", WorkerKind.HYBRID, nickname_secret="hers")
+    with pytest.raises(NicknameTaken, match="looks like"):
+        lease_store.register(normalize_nickname(other), WorkerKind.HYBRID, nickname_secret="his")
+    assert (
+        lease_store.register(other, WorkerKind.HYBRID, nickname_secret="hers")[0].nickname == "ann"
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,7 @@ def test_a_name_that_looks_like_anothers_is_refused(crowd, other):
     ],
 )
 def test_names_that_look_alike_are_one(one, other):
-    assert names.folded(one) == names.folded(other)
+    assert fold(one) == fold(other)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +76,7 @@ def test_names_that_look_alike_are_one(one, other):
     ],
 )
 def test_names_of_all_languages_are_taken(one):
-    assert names.folded(names.nickname(one)) != names.folded("ann")
+    assert fold(normalize_nickname(one)) != fold("ann")
 
 
 @pytest.mark.parametrize(
@@ -85,27 +95,29 @@ def test_names_of_all_languages_are_taken(one):
     ],
 )
 def test_letters_that_nobody_sees_are_refused(one):
-    with pytest.raises(Invalid, match="invisible"):
-        names.nickname(one)
+    with pytest.raises(InvalidRequest, match="invisible"):
+        normalize_nickname(one)
 
 
 @pytest.mark.parametrize("one", [ZALGO, "ann (Unverified)", "x" * 41, "", "\u2000"])
 def test_names_that_are_none_are_refused(one):
-    with pytest.raises(Invalid):
-        names.nickname(one)
+    with pytest.raises(InvalidRequest):
+        normalize_nickname(one)
 
 
-def test_who_is_sent_away_by_nickname_does_not_come_back(crowd, fill, url, database, capsys):
+def test_who_is_sent_away_by_nickname_does_not_come_back(lease_store, fill, url, database, capsys):
     fill(2)
-    secrets = [crowd.register("eve", Kind.HYBRID, proof="his")[1] for _ in range(2)]
+    secrets = [
+        lease_store.register("eve", WorkerKind.HYBRID, nickname_secret="his")[1] for _ in range(2)
+    ]
     for secret in secrets:
-        crowd.complete(secret, crowd.lease(secret).number, Result(pairs=1))
+        lease_store.complete(secret, lease_store.lease(secret).number, ShardResult(pairs=1))
     assert main(["tracker", "expel", "eve", "--undo", "--database", url]) == 0
     assert "2 workers are sent away; 2 shards are to do again." in capsys.readouterr().out
-    with pytest.raises(Unknown):
-        crowd.lease(secrets[0])
-    with pytest.raises(Owned, match="was sent away"):
-        crowd.register("Eve", Kind.HYBRID, proof="his")
+    with pytest.raises(UnknownWorker):
+        lease_store.lease(secrets[0])
+    with pytest.raises(NicknameTaken, match="was expelled"):
+        lease_store.register("Eve", WorkerKind.HYBRID, nickname_secret="his")
 
 
 def test_the_secret_of_a_nickname_is_made_once(tmp_path, monkeypatch):
@@ -119,14 +131,16 @@ def test_the_secret_of_a_nickname_is_made_once(tmp_path, monkeypatch):
     assert nickname_secret("https://tracker.example", "ann", tmp_path / "dataset") == "given"
 
 
-def test_a_team_is_the_one_that_was_there_first(crowd, database):
+def test_a_team_is_the_one_that_was_there_first(lease_store, database):
     for nickname, team in (("ann", "Lions"), ("bob", "lions"), ("carl", "li\u043ens"), ("dan", "")):
-        crowd.register(nickname, Kind.HYBRID, proof=nickname, team=team)
+        lease_store.register(nickname, WorkerKind.HYBRID, nickname_secret=nickname, team=team)
     with database.read() as connection:
         found = dict(connection.execute(select(people.c.nickname, people.c.team)).all())
     assert found == {"ann": "Lions", "bob": "Lions", "carl": "Lions", "dan": None}
-    crowd.register("ann", Kind.CPU, proof="ann")  # which says nothing of teams
-    crowd.register("bob", Kind.CPU, proof="bob", team="Bears")
+    lease_store.register(
+        "ann", WorkerKind.CPU, nickname_secret="ann"
+    )  # which says nothing of teams
+    lease_store.register("bob", WorkerKind.CPU, nickname_secret="bob", team="Bears")
     with database.read() as connection:
         found = connection.execute(select(people.c.team).order_by(people.c.nickname)).scalars()
         assert found.all() == ["Lions", "Bears", "Lions", None]

@@ -30,15 +30,16 @@ from sqlalchemy import select
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import Stage, Stats
 from cahlib.ledger import pending, remote
-from cahlib.ledger.client import Refused, Tracker
-from cahlib.ledger.local import Ledger
-from cahlib.ledger.remote import Shared
-from cahlib.ledger.schema import failures, people, shards, workers
+from cahlib.ledger.client import RequestRejected, TrackerClient, WorkerOptions
+from cahlib.ledger.local import LocalLedger
+from cahlib.ledger.remote import RemoteLedger
+from cahlib.ledger.schema import shards
 from cahlib.tracker import admin
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.models import Kind, Rules, Unknown
-from cahlib.tracker.service import Service, Settings
+from cahlib.tracker.app import create_app
+from cahlib.tracker.models import TrackerRules, UnknownWorker, WorkerKind
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.schema import failures, people, workers
+from cahlib.tracker.service import TrackerService, TrackerSettings
 from tests.world.races import shaken, together
 from tests.world.trackers import serving
 
@@ -108,17 +109,17 @@ def _fatal(name):
     return method
 
 
-class DyingLedger(Ledger):
-    add, lease, seal, done, forget, give_back = map(
-        _fatal, ("add", "lease", "seal", "done", "forget", "give_back")
+class DyingLedger(LocalLedger):
+    add, lease, commit, mark_done, forget, release = map(
+        _fatal, ("add", "lease", "commit", "mark_done", "forget", "release")
     )
 
 
-class DyingShared(Shared):
+class DyingShared(RemoteLedger):
     """Sends nothing by itself: its test says when."""
 
-    def _carry(self):
-        self._ended.wait()
+    def _report(self):
+        self._closed.wait()
 
     def _save(self, reports):
         self._ledger.fuse.burn()
@@ -146,30 +147,35 @@ class World:
         shutil.copy(template, self.folder / "tracker.sqlite")
         url = f"sqlite:///{self.folder / 'tracker.sqlite'}"
         self.clock, self.fuse, self.log = Clock(), Fuse(), Hearing()
-        rules = Rules(lease=_LEASE, upload="s3://parcels", failures=99, attempts=10_000)
-        limits = Limits(address=0, worker=0, newcomers=0)
-        settings = Settings(database=url, rules=rules, limits=limits)
-        switch.app = switch.app or create(settings)  # once: putting its routes together takes long
-        switch.app.state.service = service = Service(settings, clock=self.clock)
+        rules = TrackerRules(
+            lease_seconds=_LEASE, upload_url="s3://parcels", max_failures=99, max_attempts=10_000
+        )
+        limits = RequestLimits(address=0, worker=0, newcomers=0)
+        settings = TrackerSettings(database=url, rules=rules, limits=limits)
+        switch.app = switch.app or create_app(
+            settings
+        )  # once: putting its routes together takes long
+        switch.app.state.service = service = TrackerService(settings, clock=self.clock)
         switch.mode = "up"
-        self.crowd, self.database = service.crowd, service.database
+        self.lease_store, self.database = service.lease_store, service.database
         self.clock.now += 1000
-        admin.add(self.database, wats(count))
+        admin.add_wats(self.database, wats(count))
         if kind == "gpu":
-            cpu = self.crowd.register("carl", Kind.CPU)[1]
-            while lease := self.crowd.lease(cpu):
-                self.crowd.deliver(cpu, lease.number, _PARCEL)
-        self.rival = self.crowd.register("bob", Kind(kind))[1]
+            cpu = self.lease_store.register("carl", WorkerKind.CPU)[1]
+            while lease := self.lease_store.lease(cpu):
+                self.lease_store.deliver(cpu, lease.number, _PARCEL)
+        self.rival = self.lease_store.register("bob", WorkerKind(kind))[1]
         logging.getLogger("cahlib.ledger.remote").addHandler(self.log)
         self.secrets = set()
 
-    def launch(self, **options):
+    def launch(self, **times):
         self.ledger = DyingLedger(self.folder / "ledger.sqlite")
         self.ledger.fuse = self.fuse
         self.ledger.recover()
-        options = {"often": (3600, 0), "clock": self.clock} | options
-        path, who = self.folder / "tracker.json", ("ann", self.kind)
-        found = self._shared(self.ledger, Tracker(self.address), path, who=who, **options)
+        times = {"heartbeat_seconds": 3600, "poll_seconds": 0} | times
+        options = WorkerOptions(nickname="ann", kind=self.kind, **times)
+        path, tracker = self.folder / "tracker.json", TrackerClient(self.address)
+        found = self._shared(self.ledger, tracker, path, options, clock=self.clock)
         try:
             found.__enter__()
         except BaseException:
@@ -194,12 +200,12 @@ class World:
 
     def refused(self, id):
         """Whether the tracker would not hear how a shard's lease ended."""
-        words = ("is not yours", "does not know you")
+        words = ("is not leased to this worker", "does not know this worker")
         return any(m.startswith(f"{id}: ") and any(w in m for w in words) for m in self.log.heard)
 
     def check(self, worker, *, done, failed=(), orphans=frozenset()):
         """All is told that there was to tell, and each thing counts once."""
-        assert worker._tell() and not worker._reports.due()
+        assert worker._send_due() and not worker._reports.due()
         working = worker._reports.in_progress()
         assert working.keys() <= {s.id for s in worker.in_state("todo", "leased", "sealed")}
         assert self.held() <= {each.number for each in working.values()} | orphans
@@ -312,21 +318,21 @@ class Hostile(RuleBasedStateMachine):
 
     @rule(number=PICK)
     @precondition(lambda self: self.alive() and self.hands)
-    def give_back(self, number):
-        self.safely(self.worker.give_back, self.took(self.hands, number), "no storage")
+    def release(self, number):
+        self.safely(self.worker.release, self.took(self.hands, number), "no storage")
 
     @rule(number=PICK)
     @precondition(lambda self: self.alive() and self.hands and self.world.kind != "cpu")
-    def seal(self, number):
+    def commit(self, number):
         shard = self.took(self.hands, number)
         if self.world.switch.mode == "up":  # it waits for the tracker, however long
             try:
-                list(self.worker.ours(shard, iter([judged(shard)])))
-            except Refused as refused:
+                list(self.worker.resolve_claims(shard, iter([judged(shard)])))
+            except RequestRejected as refused:
                 reason = str(refused)
                 self.safely(lambda: self.worker.fail(shard, reason, attempts=3))
                 return
-        self.safely(self.worker.seal, shard, [uid(shard)], account(self.world.kind))
+        self.safely(self.worker.commit, shard, [uid(shard)], account(self.world.kind))
         if self.worker:
             self.sealed[shard.id] = shard
 
@@ -334,7 +340,7 @@ class Hostile(RuleBasedStateMachine):
     @precondition(lambda self: self.alive() and self.sealed)
     def finish(self, number):
         shard = self.took(self.sealed, number)
-        self.safely(self.worker.done, shard)
+        self.safely(self.worker.mark_done, shard)
         if self.worker:
             self.done.add(shard.id)
 
@@ -348,13 +354,13 @@ class Hostile(RuleBasedStateMachine):
 
     @rule()
     @precondition(alive)
-    def beat(self):
-        self.worker._live()
+    def heartbeat(self):
+        self.worker._heartbeat()
 
     @rule()
     @precondition(alive)
     def tell(self):
-        self.safely(self.worker._tell)
+        self.safely(self.worker._send_due)
 
     @rule(mode=st.sampled_from(["up", "up", "up", "away", "lossy"]))
     def tracker_is(self, mode):
@@ -364,15 +370,15 @@ class Hostile(RuleBasedStateMachine):
     def leases_run_out_and_a_rival(self, fate):
         world = self.world
         world.clock.now += _LEASE + 1
-        crowd, rival = world.crowd, world.rival
-        if fate == "keeps" or not (lease := crowd.lease(rival)):
-            crowd.expire()
+        lease_store, rival = world.lease_store, world.rival
+        if fate == "keeps" or not (lease := lease_store.lease(rival)):
+            lease_store.expire()
         elif fate == "gives back":
-            crowd.give_back(rival, lease.number)
+            lease_store.release(rival, lease.number)
         elif fate == "fails":
-            crowd.fail(rival, lease.number, "no")
+            lease_store.fail(rival, lease.number, "no")
         elif world.kind == "cpu":
-            crowd.deliver(rival, lease.number, _PARCEL)
+            lease_store.deliver(rival, lease.number, _PARCEL)
 
     @rule(what=st.sampled_from(["kill", "leave", "expel"]), steps=st.integers(1, 8))
     @precondition(alive)
@@ -381,8 +387,10 @@ class Hostile(RuleBasedStateMachine):
         if what == "kill":
             self.world.fuse.left = steps
         elif what == "expel":
-            with suppress(Unknown):  # it is already
-                self.world.crowd.expel(self.world.crowd.known(self.worker._tracker.secret).id)
+            with suppress(UnknownWorker):  # it is already
+                self.world.lease_store.expel(
+                    self.world.lease_store.known(self.worker._tracker.secret).id
+                )
         elif self.world.switch.mode == "up":
             self.leave()
 
@@ -393,8 +401,8 @@ class Hostile(RuleBasedStateMachine):
 
     def kill(self):
         self.world.fuse.left = 0
-        self.worker._ended.set()
-        self.worker._messenger.join()
+        self.worker._closed.set()
+        self.worker._reporter.join()
         self.world.ledger.close()
         self.worker = None
         self.hands.clear()
@@ -459,8 +467,8 @@ def driven(place, kind):
     ("kind", "acts"),
     [
         ("hybrid", ["lease", "fail", "tell"]),
-        ("hybrid", ["lease", "give_back", "tell"]),
-        ("hybrid", ["lease", "seal", "finish", "tell"]),
+        ("hybrid", ["lease", "release", "tell"]),
+        ("hybrid", ["lease", "commit", "finish", "tell"]),
         ("cpu", ["lease", "deliver", "tell"]),
     ],
 )
@@ -484,7 +492,7 @@ def test_a_kill_at_any_step_loses_nothing(place, kind, acts):
 
 
 @pytest.mark.parametrize(
-    ("kind", "act"), [("hybrid", "fail"), ("hybrid", "seal"), ("cpu", "deliver")]
+    ("kind", "act"), [("hybrid", "fail"), ("hybrid", "commit"), ("cpu", "deliver")]
 )
 def test_how_a_lease_ended_is_told_though_the_shard_is_leased_again(place, kind, act):
     """It ran out while the tracker was away."""
@@ -493,10 +501,10 @@ def test_how_a_lease_ended_is_told_though_the_shard_is_leased_again(place, kind,
     machine.lease()
     for _ in range(2):
         getattr(machine, act)(number=0)
-        if act == "seal":
+        if act == "commit":
             machine.finish(number=0)
     machine.world.clock.now += _LEASE + 1
-    machine.world.crowd.expire()
+    machine.world.lease_store.expire()
     machine.lease()
     assert not machine.hands and len(machine.worker._reports.due()) == 2
     machine.teardown()
@@ -512,7 +520,7 @@ class Busy:
 
     def lease(self):
         leased, late = 0, time.monotonic() + 30
-        while leased < self.most and not self.ended.is_set() and self.worker.more():
+        while leased < self.most and not self.ended.is_set() and self.worker.has_more():
             if shard := self.worker.lease():
                 self.hands.put(shard)
                 leased, late = leased + 1, time.monotonic() + 30
@@ -534,31 +542,31 @@ class Busy:
     def settle(self, shard, fate):
         worker = self.worker
         if fate == "give back":
-            worker.give_back(shard, "no storage")
+            worker.release(shard, "no storage")
         elif fate == "fail":
             worker.fail(shard, "broken", attempts=1)
         elif self.world.kind == "cpu":
             worker.deliver(shard, _PARCEL, account("cpu"))
         else:
-            worker.seal(shard, [uid(shard)], account(self.world.kind))
-            worker.done(shard)
+            worker.commit(shard, [uid(shard)], account(self.world.kind))
+            worker.mark_done(shard)
             self.done.append(shard.id)
 
     def rival(self):
         while not self.ended.wait(0.01):  # without a pause it takes more than all the others
-            if found := self.world.crowd.lease(self.world.rival):
-                self.world.crowd.give_back(self.world.rival, found.number)
+            if found := self.world.lease_store.lease(self.world.rival):
+                self.world.lease_store.release(self.world.rival, found.number)
 
 
 def test_a_shard_is_forgotten_before_it_can_be_leased_again(place, monkeypatch):
     """Between the note that it is given back and its end in the ledger, others have a second."""
-    monkeypatch.setattr(remote, "_PAUSE", 0)
+    monkeypatch.setattr(remote, "_STORAGE_PAUSE", 0)
     world, again = World(*place, kind="hybrid", count=1), []
     worker = world.launch()
     forget = world.ledger.forget
 
     def others():
-        worker._tell()
+        worker._send_due()
         again.append(worker.lease())
 
     def forgetting(shard):
@@ -570,7 +578,7 @@ def test_a_shard_is_forgotten_before_it_can_be_leased_again(place, monkeypatch):
     other = threading.Thread(target=others, daemon=True)
     world.ledger.forget = forgetting
     shard = worker.lease()
-    worker.give_back(shard, "no storage")
+    worker.release(shard, "no storage")
     other.join()
     assert again == [shard] and worker.in_state("leased") == [shard]
     world.close()
@@ -578,16 +586,18 @@ def test_a_shard_is_forgotten_before_it_can_be_leased_again(place, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["hybrid", "cpu", "gpu"])
 def test_threads_that_are_held_up_anywhere_lose_no_lease(place, kind, monkeypatch):
-    monkeypatch.setattr(remote, "_PAUSE", 0)  # what is given back may be leased again at once
-    monkeypatch.setattr(remote, "_PATIENCE", float("inf"))
-    world = World(*place, kind=kind, count=4, shared=Shared)
+    monkeypatch.setattr(
+        remote, "_STORAGE_PAUSE", 0
+    )  # what is given back may be leased again at once
+    monkeypatch.setattr(remote, "_STORAGE_TIMEOUT", float("inf"))
+    world = World(*place, kind=kind, count=4, shared=RemoteLedger)
     busy = Busy(world, 25)
     with shaken(pending, remote):
-        busy.worker = world.launch(often=(0.01, 0))
+        busy.worker = world.launch(heartbeat_seconds=0.01)
         together(busy.lease, busy.work, busy.work, busy.rival)
-        assert busy.worker._messenger.is_alive()
-        busy.worker._ended.set()
-        busy.worker._owing.set()
-        busy.worker._messenger.join()
+        assert busy.worker._reporter.is_alive()
+        busy.worker._closed.set()
+        busy.worker._due.set()
+        busy.worker._reporter.join()
     world.check(busy.worker, done=busy.done)
     world.close()

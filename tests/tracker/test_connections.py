@@ -10,22 +10,24 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cahlib.tracker import guard
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.service import Settings
+from cahlib.tracker import connections
+from cahlib.tracker.app import create_app
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world.jobs import LIMIT, until
 from tests.world.trackers import ask, serving
 
 SOCKETS, ADDRESSES = 5000, 20
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 
 
 @pytest.fixture
 def tracker(tmp_path, fill, database):
     fill(20)
-    settings = Settings(database=str(database.engine.url), limits=ANY)
-    with serving(create(settings), **(guard.options() | {"log_config": None})) as url:
+    settings = TrackerSettings(database=str(database.engine.url), limits=ANY)
+    with serving(
+        create_app(settings), **(connections.uvicorn_options() | {"log_config": None})
+    ) as url:
         yield url
 
 
@@ -66,7 +68,7 @@ def test_silent_connections_keep_nobody_from_a_lease(tracker):
     if hard < 3 * SOCKETS:
         pytest.skip("this process may not open enough files; type: ulimit -Hn 20000")
     secret = ask(tracker, "/v1/workers", {"nickname": "ann", "kind": "hybrid"}).json["secret"]
-    kept = guard._EACH * ADDRESSES
+    kept = connections._MAX_IDLE * ADDRESSES
     with connected(tracker, SOCKETS, b"POST /v1/lease HTTP/1.1\r\nX-A: ") as every:
         waits = []
         for _ in range(10):
@@ -78,8 +80,8 @@ def test_silent_connections_keep_nobody_from_a_lease(tracker):
 
 
 def test_the_oldest_silent_connection_of_an_address_makes_way(tracker, monkeypatch):
-    monkeypatch.setattr(guard, "_EACH", 3)
-    monkeypatch.setattr(guard, "_HEAD_SECONDS", LIMIT)
+    monkeypatch.setattr(connections, "_MAX_IDLE", 3)
+    monkeypatch.setattr(connections, "_HEAD_SECONDS", LIMIT)
     with connected(tracker, 4 * ADDRESSES, b"GET / HTTP/1.1\r\n") as every:
         until(lambda: all(map(ended, every[:ADDRESSES])))
         assert not any(map(ended, every[ADDRESSES:]))
@@ -95,7 +97,7 @@ def test_the_oldest_silent_connection_of_an_address_makes_way(tracker, monkeypat
     ],
 )  # fmt: skip
 def test_who_does_not_say_all_in_time_is_cut_off(tracker, monkeypatch, what, said):
-    monkeypatch.setattr(guard, what, 0.2)
+    monkeypatch.setattr(connections, what, 0.2)
     with connected(tracker, 1, said) as (connection,):
         until(lambda: ended(connection))
 
@@ -104,7 +106,7 @@ def test_who_was_answered_and_does_not_ask_whole_again_is_cut_off(tracker, monke
     with connected(tracker, 1, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as (connection,):
         connection.setblocking(True)
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-        monkeypatch.setattr(guard, "_HEAD_SECONDS", 0.2)
+        monkeypatch.setattr(connections, "_HEAD_SECONDS", 0.2)
         connection.sendall(b"GET /healthz HT")
         connection.setblocking(False)
         until(lambda: ended(connection))
@@ -119,8 +121,8 @@ def test_a_head_without_an_end_is_cut_off(tracker):
 
 
 def test_a_slow_body_is_taken_while_it_comes(tracker, monkeypatch):
-    monkeypatch.setattr(guard, "_BODY_SECONDS", 0.1)
-    monkeypatch.setattr(guard, "_BODY_RATE", 1)
+    monkeypatch.setattr(connections, "_BODY_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "_BODY_RATE", 1)
     body = b'{"nickname": "ann", "kind": "cpu"}'
     head = b"POST /v1/workers HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     head += b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -135,7 +137,7 @@ def test_a_slow_body_is_taken_while_it_comes(tracker, monkeypatch):
 
 def test_a_log_says_the_same_few_times_a_minute():
     now = 0.0
-    throttle = guard.Throttle(clock=lambda: now)
+    throttle = connections.LogThrottle(clock=lambda: now)
 
     def said(count, line=1):
         records = [

@@ -1,6 +1,6 @@
-"""The live feed: one look at the database for all viewers, sent to each as server-sent events.
+"""The live feed: one database query for all viewers, sent to each as server-sent events.
 
-No viewer has a thread or a query of its own: 1,000 open pages take 1.1 % of a core, one takes
+A viewer needs no thread and no query of its own: 1,000 open pages take 1.1 % of a core, one takes
 0.3 %.
 """
 
@@ -17,61 +17,61 @@ from typing import Any, TypeAlias
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from cahlib.ledger.database import DatabaseAway
-from cahlib.tracker.limits import sender
+from cahlib.ledger.database import DatabaseUnavailable
+from cahlib.tracker.request_limits import client_key
 
-#: What is shown now: values by name, and the latest finished shards, each with a "key".
-Look: TypeAlias = Callable[[], tuple[dict[str, Any], Sequence[dict[str, Any]]]]
+#: Returns the values now, by name, and the latest finished shards, each with a "key".
+ReadValues: TypeAlias = Callable[[], tuple[dict[str, Any], Sequence[dict[str, Any]]]]
 
 #: Seconds without news after which a comment is sent: proxies close silent connections.
-_SILENCE = 20
-#: Streams that a process serves at most; other pages poll.
-_MOST = 5000
+_KEEP_ALIVE = 20
+#: Most streams of a process; other pages poll.
+_MAX_STREAMS = 5000
 
 _HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would keep it until it has enough
+    (b"x-accel-buffering", b"no"),  # nginx would buffer it
 ]
 
 
-class Stream:
-    """All viewers, as one ASGI application."""
+class EventStream:
+    """The stream of all viewers, as one ASGI application."""
 
-    def __init__(self, look: Look, *, each: int) -> None:
-        """``each``: streams of one address; 0 = any number."""
-        self._look, self._each = look, each
+    def __init__(self, read: ReadValues, *, each: int) -> None:
+        """Set ``each``, the most streams of one address; 0 for any number."""
+        self._read, self._each = read, each
         self._waiting: set[asyncio.Future[bytes]] = set()
         self._watching: Counter[str] = Counter()
-        self._known: set[str] = set()  #: keys of the items that were sent
-        self._whole = b""  #: for a new viewer; b"" until the next look
+        self._known: set[str] = set()  #: keys of the items sent
+        self._snapshot = b""  #: for a new viewer; b"" until the next query
         self._values: dict[str, Any] = {}
 
     async def run(self, seconds: float) -> None:
-        """Look every few seconds while there are viewers, and send them what is new."""
-        spoken = time.monotonic()
+        """Query every few seconds while there are viewers, and send them what is new."""
+        last_sent = time.monotonic()
         while True:
             await asyncio.sleep(seconds)
             if not self._watching:
-                self._whole = b""
+                self._snapshot = b""
                 continue
             try:
-                news = self._news(*await asyncio.to_thread(self._look))
-            except DatabaseAway:
+                news = self._news(*await asyncio.to_thread(self._read))
+            except DatabaseUnavailable:
                 continue
-            if not news and time.monotonic() - spoken > _SILENCE:
+            if not news and time.monotonic() - last_sent > _KEEP_ALIVE:
                 news = b":\n\n"
             if news:
-                spoken = time.monotonic()
+                last_sent = time.monotonic()
                 self._send(news)
 
     def _news(self, values: dict[str, Any], items: Sequence[dict[str, Any]]) -> bytes:
         fresh = [each for each in items if each["key"] not in self._known]
         same = values == self._values and not fresh
         self._known, self._values = {each["key"] for each in items}, values
-        first, self._whole = not self._whole, _event(values, items)
-        if first:  # the viewers have been sent nothing yet
-            return self._whole
+        first, self._snapshot = not self._snapshot, _event(values, items)
+        if first:  # nothing was sent to the viewers yet
+            return self._snapshot
         return b"" if same else _event(values, fresh)
 
     def _send(self, news: bytes) -> None:
@@ -82,12 +82,14 @@ class Stream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one viewer until the connection closes."""
-        address = sender(scope["client"][0] if scope.get("client") else "")
+        address = client_key(scope["client"][0] if scope.get("client") else "")
         if b"text/event-stream" not in dict(scope["headers"]).get(b"accept", b""):
-            raise HTTPException(406, "This is a stream of events: accept text/event-stream.")
-        crowded = self._watching.total() >= _MOST
-        if crowded or (self._each and self._watching[address] >= self._each):
-            raise HTTPException(503, "Too many pages are watching.", {"Retry-After": "60"})
+            raise HTTPException(406, "This is an event stream; send Accept: text/event-stream.")
+        full = self._watching.total() >= _MAX_STREAMS
+        if full or (self._each and self._watching[address] >= self._each):
+            raise HTTPException(
+                503, "Too many pages are open; try again in a minute.", {"Retry-After": "60"}
+            )
         self._watching[address] += 1
         turn: asyncio.Future[bytes] | None = None
 
@@ -98,8 +100,8 @@ class Stream:
                 turn.set_result(b"")
 
         gone = asyncio.create_task(until_gone())
-        # at random, or all would reconnect at once when a tracker comes back
-        news = b"retry: %d\n\n" % random.randint(3000, 15_000) + self._whole
+        # at random, so that not all reconnect at once when a tracker is back
+        news = b"retry: %d\n\n" % random.randint(3000, 15_000) + self._snapshot
         try:
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             while news and not gone.done():
