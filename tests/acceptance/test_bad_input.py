@@ -96,6 +96,9 @@ def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
         (["--crawl", "page.wat.gz", *MODEL], 2, "is a web page, not a WAT file"),
         (["--crawl", "plain.wat.gz", *MODEL], 2, "is not compressed"),
         (["--crawl", "pages.warc.gz", *MODEL], 2, "is a WARC file, not a WAT file"),
+        (["--links", "no/*.csv", "a.csv", *MODEL], 2, "links: no/*.csv matches no file"),
+        (["--links", "page.wat.gz", "--no-judge"], 2, "it has no column of links (<!doctype html>"),
+        (["--links", "empty.wat.gz", *MODEL], 2, "cannot be read as a table: it is empty"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
