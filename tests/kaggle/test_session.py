@@ -200,7 +200,7 @@ def test_a_token_in_a_setting_is_not_pushed(service, launch):
 @pytest.mark.parametrize(
     ("refusal", "sentence"),
     [
-        ("Maximum batch GPU session count of 2 reached.", "Others of your kernels are working"),
+        ("Maximum batch GPU session count of 2 reached.", "Other kernels of yours are running"),
         ("Please verify your phone number to use GPU", "verified phone number; verify yours at"),
         ("You have exhausted your weekly GPU quota", "GPU hours are used up"),
     ],
@@ -232,7 +232,7 @@ def test_two_kernels_that_work_are_seen_before_anything_is_made(service, launch)
     launch()
     service.others |= {"ada/second": "QUEUED"}
     before = len(launch.cloud.calls)
-    with pytest.raises(ConfigError, match="2 GPU kernels .* ada/first, ada/second are working"):
+    with pytest.raises(ConfigError, match="2 GPU kernels .* ada/first, ada/second are running"):
         launch(output=str(launch.folder / "other"))
     assert "POST /servers" not in launch.cloud.calls[before:] and len(service.pushed) == 1
 
@@ -241,7 +241,7 @@ def test_what_a_session_may_have_is_said_before_the_question(service, launch):
     session, said = launch.session(), []
     service.hours = (30, 25)
     assert check_session(session, KaggleAccount(), tell=said.append).hours == 5
-    assert said == ["5.0 GPU hours are left of this week; the session takes 5."]
+    assert said == ["5.0 GPU hours are left this week; the session takes 5."]
     service.hours = (30, 30)
     with pytest.raises(ConfigError, match="quota is used up"):
         check_session(session, KaggleAccount(), tell=said.append)
@@ -249,7 +249,7 @@ def test_what_a_session_may_have_is_said_before_the_question(service, launch):
     assert check_session(session, KaggleAccount(), tell=said.append) == session
     SessionNote.of(session.job).forget()
     service.kernel = kaggle.Kernel({}, ["RUNNING"])
-    with pytest.raises(ConfigError, match="is running, and not for"):
+    with pytest.raises(ConfigError, match="is running for another dataset"):
         check_session(session, KaggleAccount(), tell=said.append)
 
 
@@ -308,7 +308,7 @@ def test_a_kernel_that_was_deleted_at_kaggle_is_not_waited_for(service, launch):
     pushed(launch)
     service.run = completes
     launch()
-    assert len(service.pushed) == 1 and "what an earlier session left" not in launch.text
+    assert len(service.pushed) == 1 and "the output of an earlier session" not in launch.text
 
 
 @pytest.mark.parametrize("left", [(30, 26), None])
@@ -331,7 +331,7 @@ def test_without_credentials_one_sentence_says_what_to_do(service, monkeypatch, 
     monkeypatch.delenv("KAGGLE_API_TOKEN") if not token else monkeypatch.setenv(
         "KAGGLE_API_TOKEN", token
     )
-    with pytest.raises(ConfigError, match="make an API token at https://www.kaggle.com/settings"):
+    with pytest.raises(ConfigError, match="create an API token at https://www.kaggle.com/settings"):
         KaggleAccount()
 
 
@@ -378,7 +378,7 @@ def test_a_network_that_is_lost_for_good_leaves_no_server_and_the_next_launch_fe
     service.before = lambda name: None
     service.lost = False
     launch()
-    assert "fetching what an earlier session left" in launch.text
+    assert "fetching the output of an earlier session" in launch.text
 
 
 @pytest.mark.parametrize("call", ["CreateDataset", "SaveKernel", "GetKernelSessionStatus"])
@@ -431,7 +431,7 @@ def test_a_kernel_that_runs_is_followed_by_the_next_launch(service, launch):
     launch()
     assert len(service.pushed) == 1 and "is running; following it" in launch.text
     service.kernel.states[:] = ["RUNNING"]
-    with pytest.raises(ConfigError, match="is running, and not for"):
+    with pytest.raises(ConfigError, match="is running for another dataset"):
         launch()
 
 
@@ -448,14 +448,14 @@ def test_what_a_kernel_left_of_another_session_is_not_fetched(service, launch, o
     folder = launch()
     assert not (folder / "shards/a.json").exists()
     assert (folder / "run/ledger.sqlite").read_bytes() == b""
-    assert "what an earlier session left" not in launch.text
+    assert "the output of an earlier session" not in launch.text
 
 
 def test_what_a_kernel_makes_for_another_session_is_not_fetched(service, launch):
     pushed(launch)
     left = {"dataset/run/session": b"another", "dataset/shards/a.json": b"{}"}
     service.kernel = kaggle.Kernel({}, ["RUNNING", "COMPLETE"], outputs=left)
-    with pytest.raises(RunError, match="left nothing of a session for .*; nothing was fetched"):
+    with pytest.raises(RunError, match="left no output of a session for .*; nothing was fetched"):
         launch()
     assert not (launch.folder / "dataset/shards").exists()
     service.run = completes
