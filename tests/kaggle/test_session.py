@@ -190,7 +190,7 @@ def test_what_is_pushed_holds_no_token(service, launch):
 
 
 def test_a_token_in_a_setting_is_not_pushed(service, launch):
-    with pytest.raises(ConfigError, match="nothing was pushed: gpucah.ipynb would hold"):
+    with pytest.raises(ConfigError, match="nothing was pushed: gpucah.ipynb contains"):
         launch(nickname=f"ada {HCLOUD}")
     assert not service.pushed and not service.datasets
     assert not any(HCLOUD.encode() in body for body in service.received)
@@ -209,7 +209,7 @@ def test_a_push_that_is_refused_says_why(service, launch, refusal, sentence):
     service.refusal = refusal
     with pytest.raises(RunError, match=sentence):
         launch()
-    assert len(service.removed) == 1 and "none of the servers" in launch.text
+    assert len(service.removed) == 1 and "all servers are deleted" in launch.text
     service.refusal, service.run = "", completes
     launch()  # nothing is left to fetch from the one that was refused
 
@@ -294,7 +294,7 @@ def test_servers_that_a_crash_left_go_even_if_the_next_launch_cannot_begin(
         service.before = lambda name: setattr(service, "lost", name == trouble)
     with pytest.raises(CahError):
         launch()
-    assert launch.servers == ["stranger"] and "none of the servers" in launch.text
+    assert launch.servers == ["stranger"] and "all servers are deleted" in launch.text
 
 
 def pushed(launch):
@@ -364,7 +364,7 @@ def test_a_network_that_goes_away_is_waited_for(service, launch):
 
     service.before = cut
     launch()
-    assert launch.text.count("Asking again") == 1 and "11 files were fetched" in launch.text
+    assert launch.text.count("Trying again") == 1 and "11 files were fetched" in launch.text
 
 
 def test_a_network_that_is_lost_for_good_leaves_no_server_and_the_next_launch_fetches(
@@ -392,7 +392,7 @@ def test_ctrl_c_at_any_time_leaves_no_server(service, launch, call):
     service.before = press
     with pytest.raises(KeyboardInterrupt):
         launch()
-    assert launch.servers == ["stranger"] and "none of the servers" in launch.text
+    assert launch.servers == ["stranger"] and "all servers are deleted" in launch.text
 
 
 def test_a_second_launch_on_the_folder_leaves_the_servers_of_the_first(service, launch):
