@@ -215,7 +215,7 @@ def _follow(job: Job, tokens: str = "", watchdog: str = "") -> int:
     from cahlib.run.pipeline import run
     from cahlib.run.scrapers import scrapers
 
-    scraping = partial(scrapers, tokens=tokens, watchdog=watchdog, tell=say)
+    scraping = partial(scrapers, tokens=tokens, watchdog=watchdog, report=say)
     outcome = _watched(job, partial(run, scraping=scraping))
     _tell(outcome)
     if outcome.stopped:

@@ -195,7 +195,9 @@ def coming_line(nodes: Sequence[NodeStatus], elapsed: float, width: int) -> str:
 
 
 @contextmanager
-def coming_up(board: SwarmStatus, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+def coming_up(
+    swarm_status: SwarmStatus, stream: TextIO | None = None
+) -> Iterator[Callable[[str], None]]:
     """Hear sentences while the nodes of a board come up; a terminal shows a bar below them."""
     stream = stream or sys.stderr
     if _quiet.is_set() or not _draws(stream):
@@ -212,7 +214,9 @@ def coming_up(board: SwarmStatus, stream: TextIO | None = None) -> Iterator[Call
     def draw(bar: Any) -> None:
         while not ended.wait(1):
             width = shutil.get_terminal_size().columns - 1
-            bar.set_description_str(coming_line(board.nodes, time.monotonic() - started, width))
+            bar.set_description_str(
+                coming_line(swarm_status.nodes, time.monotonic() - started, width)
+            )
 
     with tqdm(file=stream, bar_format="{desc}", leave=False) as bar:
         drawing = threading.Thread(target=draw, args=(bar,), daemon=True)

@@ -156,7 +156,7 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     from cahlib.commands.console import coming_up
     from cahlib.core.config import replace
     from cahlib.core.lock import held
-    from cahlib.run.scrapers import clouds, guard, orders
+    from cahlib.run.scrapers import clouds, guard, swarm_config
     from cahlib.swarm import lifecycle
 
     if chosen.nodes is not None:
@@ -164,7 +164,7 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     if not job.place.has_servers:
         raise MissingSetting("swarm: give a number of servers, `cah swarm up N`, or of --cores.")
     tokens = environment.get("HCLOUD_TOKEN", "")
-    wanted = orders(job, guard(job, environment.get(WATCHDOG, ""), tokens))
+    wanted = swarm_config(job, guard(job, environment.get(WATCHDOG, ""), tokens))
     accounts = clouds(tokens)
     plan = lifecycle.plan_swarm(accounts, wanted)
     end = _GUARDED.format(job.place.watchdog_minutes) if wanted.watchdog else _UNATTENDED
@@ -177,8 +177,10 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
             "`cah run --swarm` uses it."
         )
         try:
-            with coming_up(board := SwarmStatus()) as tell:
-                nodes = lifecycle.create_swarm(accounts, wanted, tell=tell, board=board)
+            with coming_up(swarm_status := SwarmStatus()) as report:
+                nodes = lifecycle.create_swarm(
+                    accounts, wanted, report=report, swarm_status=swarm_status
+                )
         except BaseException as error:
             if not isinstance(error, Stopped):  # then somebody has taken them down
                 print(left, file=sys.stderr)
@@ -197,7 +199,7 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     clouds = _accounts(environment)
     labels = lifecycle.run_labels(_state(job), run=chosen.run, all_runs=chosen.all_runs)
     servers = list_servers(clouds, labels)
-    if chosen.run and not servers and not any(each.prepared(labels) for each in clouds):
+    if chosen.run and not servers and not any(each.is_prepared(labels) for each in clouds):
         runs = sorted({each.run for each in list_runs(clouds)})
         raise ConfigError(
             f"run: {chosen.run} has no servers; there are of: {', '.join(runs) or 'no run'}."
@@ -280,7 +282,7 @@ def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]
     for each in nodes:
         print(f"{each.name}  cahlib {each.version or 'does not answer'}: {each.line or 'no log'}")
     if account:
-        print(account.told(time.time()))
+        print(account.summary(time.time()))
     return 0
 
 

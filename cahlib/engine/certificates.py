@@ -65,21 +65,23 @@ class SwarmKeys:
 
     def authority(self) -> KeyPair:
         """The authority that signs the swarm's certificates."""
-        return self._made("authority", "crt", lambda: _make_certificate("cahlib swarm", None))
+        return self._make_once("authority", "crt", lambda: _make_certificate("cahlib swarm", None))
 
     def driver(self) -> KeyPair:
         """Key and certificate of the driver."""
         authority = self.authority()
-        return self._made("driver", "crt", lambda: _make_certificate(DRIVER_NAMES[0], authority))
+        return self._make_once(
+            "driver", "crt", lambda: _make_certificate(DRIVER_NAMES[0], authority)
+        )
 
     def node(self, name: str, *addresses: str) -> KeyPair:
         """Key and certificate of a node, which hold for its addresses alone."""
         assert name not in (*DRIVER_NAMES, SCHEDULER_NAME)
-        return self._served(f"node-{name}", name, addresses)
+        return self._server_pair(f"node-{name}", name, addresses)
 
     def scheduler(self, *addresses: str) -> KeyPair:
         """Key and certificate of the scheduler at these addresses, which its node has not."""
-        return self._served(SCHEDULER_NAME, SCHEDULER_NAME, addresses)
+        return self._server_pair(SCHEDULER_NAME, SCHEDULER_NAME, addresses)
 
     def renew(self, *, now: datetime.datetime | None = None) -> None:
         """Forget the certificates if they end soon; nodes that have them are then set up anew."""
@@ -96,18 +98,18 @@ class SwarmKeys:
         """Key and certificate of a driver on another machine, for so many hours; kept nowhere."""
         return _make_certificate(DRIVER_NAMES[1], self.authority(), datetime.timedelta(hours=hours))
 
-    def _served(self, file: str, name: str, addresses: Sequence[str]) -> KeyPair:
+    def _server_pair(self, file: str, name: str, addresses: Sequence[str]) -> KeyPair:
         authority = self.authority()
         # one that comes back at another address gets others
         file = "-".join([file, *(each.replace(":", ".") for each in addresses)])
-        return self._made(
+        return self._make_once(
             file, "crt", lambda: _make_certificate(name, authority, addresses=addresses)
         )
 
     def _openssh(self, name: str) -> KeyPair:
-        return self._made(name, "pub", _make_ssh_key)
+        return self._make_once(name, "pub", _make_ssh_key)
 
-    def _made(self, name: str, kind: str, make: Callable[[], tuple[bytes, bytes]]) -> KeyPair:
+    def _make_once(self, name: str, kind: str, make: Callable[[], tuple[bytes, bytes]]) -> KeyPair:
         """The pair of a name; its public half is written last and says that both are whole."""
         pair = KeyPair(private=self.folder / f"{name}.key", public=self.folder / f"{name}.{kind}")
         with _LOCK:  # many nodes are set up at once, and ask for the same

@@ -141,64 +141,64 @@ class _FilteredTLS(BoundedTLS):
         peer = self.extra_info.get("peercert") or {}
         drives = _common_name(peer) in DRIVER_NAMES
         self.most = inf if drives else MAX_WORKER_MESSAGE
-        said = await super().read(deserializers)
+        message = await super().read(deserializers)
         if not drives and self.remote_info:  # they have greeted each other
             if self._registered:
-                lines = said if isinstance(said, tuple | list) else (said,)
+                lines = message if isinstance(message, tuple | list) else (message,)
                 for each in lines:
                     _check_message(each)
                 return [each for each in lines if not _is_noise(each)]
-            _check_request(said, _common_name(peer), _address_check(peer))
-            drop_unbounded_names(said)
-            self._registered = said.get("op") == "register-worker"
-        return said
+            _check_request(message, _common_name(peer), _address_check(peer))
+            drop_unbounded_names(message)
+            self._registered = message.get("op") == "register-worker"
+        return message
 
 
-def _check_request(said: Any, name: str, mine: Callable[[Any], bool]) -> None:
+def _check_request(message: Any, name: str, mine: Callable[[Any], bool]) -> None:
     """Raise Refused for what a node of this name and these addresses may not ask."""
-    if isinstance(said, dict) and "op" not in said:  # an answer, as of a nanny that has begun
+    if isinstance(message, dict) and "op" not in message:  # an answer, as of a nanny that has begun
         return
-    if not isinstance(said, dict) or said["op"] not in _REQUESTS:
-        what = said["op"] if isinstance(said, dict) else type(said).__name__
+    if not isinstance(message, dict) or message["op"] not in _REQUESTS:
+        what = message["op"] if isinstance(message, dict) else type(message).__name__
         raise InvalidMessage(f"{name} may not ask for {printable(str(what), 80)}.")
-    field, nanny = _REQUESTS[said["op"]], said.get("nanny")
-    if not ((not field or mine(said.get(field))) and (nanny is None or mine(nanny))):
+    field, nanny = _REQUESTS[message["op"]], message.get("nanny")
+    if not ((not field or mine(message.get(field))) and (nanny is None or mine(nanny))):
         raise InvalidMessage(f"{name} speaks for another machine.")
-    if said["op"] == "register-worker" and not is_worker_of(str(said.get("name")), name):
-        raise InvalidMessage(f"{name} calls itself {printable(str(said.get('name')), 80)}.")
-    if said.get("resources", {}) not in _RESOURCES:
+    if message["op"] == "register-worker" and not is_worker_of(str(message.get("name")), name):
+        raise InvalidMessage(f"{name} calls itself {printable(str(message.get('name')), 80)}.")
+    if message.get("resources", {}) not in _RESOURCES:
         raise InvalidMessage(f"{name} claims to have more than one slot.")
 
 
-def drop_unbounded_names(said: dict[str, Any]) -> None:
+def drop_unbounded_names(message: dict[str, Any]) -> None:
     """Take out of a heartbeat what the scheduler adds up for ever, under any name it is told."""
-    said.pop("host_info", None)
-    said.pop("extensions", None)
-    if isinstance(metrics := said.get("metrics"), dict):
+    message.pop("host_info", None)
+    message.pop("extensions", None)
+    if isinstance(metrics := message.get("metrics"), dict):
         metrics["digests_total_since_heartbeat"] = {}
         metrics["bandwidth"] = {"total": 100e6, "workers": {}, "types": {}}  # Dask's first guess
 
 
-def _check_message(said: Any) -> None:
+def _check_message(message: Any) -> None:
     """Raise Refused for what a worker may not tell; the scheduler knows whose words they are."""
-    if said == "OK":
+    if message == "OK":
         return
     if (
-        not isinstance(said, dict)
-        or said.get("op") not in _MESSAGES
-        or {"worker", "client"} & {*said}
+        not isinstance(message, dict)
+        or message.get("op") not in _MESSAGES
+        or {"worker", "client"} & {*message}
     ):
-        what = said.get("op") if isinstance(said, dict) else type(said).__name__
+        what = message.get("op") if isinstance(message, dict) else type(message).__name__
         raise InvalidMessage(f"A worker may not tell {printable(str(what), 80)}.")
 
 
-def _is_noise(said: Any) -> bool:
+def _is_noise(message: Any) -> bool:
     """Return whether it is an event that no driver reads, as those are that Dask notes itself."""
-    if not isinstance(said, dict) or said.get("op") != "log-event":
+    if not isinstance(message, dict) or message.get("op") != "log-event":
         return False
-    report = said.get("msg")
+    report = message.get("msg")
     return (
-        said.get("topic") != PROGRESS_TOPIC
+        message.get("topic") != PROGRESS_TOPIC
         or not isinstance(report, bytes)
         or len(report) > _MAX_REPORT
     )

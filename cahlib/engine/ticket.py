@@ -28,7 +28,7 @@ def issue_ticket(reach: ClusterAddress, *, hours: float) -> bytes:
     key, certificate = reach.keys.guest(hours)
     texts = (reach.keys.authority().public.read_bytes(), key, certificate)
     files = {name: text.decode() for name, text in zip(_FILES, texts, strict=True)}
-    return json.dumps({"address": reach.address, "away": reach.away, **files}).encode()
+    return json.dumps({"address": reach.address, "away": reach.parcel_folder, **files}).encode()
 
 
 def read_ticket(path: Path, folder: Path) -> ClusterAddress:
@@ -47,4 +47,6 @@ def read_ticket(path: Path, folder: Path) -> ClusterAddress:
         target.unlink(missing_ok=True)
         with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
-    return ClusterAddress(address=address, keys=SwarmKeys(folder), away=away, limit=_MAX_OUTAGE)
+    return ClusterAddress(
+        address=address, keys=SwarmKeys(folder), parcel_folder=away, limit=_MAX_OUTAGE
+    )

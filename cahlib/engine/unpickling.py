@@ -35,7 +35,7 @@ from cahlib.engine.wire import JOB_ERRORS, InvalidMessage, RemoteError, printabl
 #: What a graph may call, by module and name. Nothing here calls them: the scheduler passes on their
 #: names, and workers do what they say.
 ALLOWED_CALLS = {
-    ("cahlib.engine.local", "run_local_job"),
+    ("cahlib.engine.job", "run_local_job"),
     *(
         ("cahlib.engine.worker", name)
         for name in (

@@ -12,7 +12,7 @@ from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.private import named
 from cahlib.core.signals import undisturbed
-from cahlib.run.scrapers import orders, state
+from cahlib.run.scrapers import state, swarm_config
 from cahlib.swarm import lifecycle
 from cahlib.swarm.planner import plan_servers
 from cahlib.swarm.provider import Account, send_heartbeat
@@ -28,22 +28,22 @@ class Swarm:
         self,
         job: Job,
         accounts: Sequence[Account],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         pause: float = 1,
         watchdog: WatchdogConfig | None = None,
     ) -> None:
         self._pause = pause  #: seconds between two looks at what is left
         self._accounts: Sequence[Account] = accounts
-        self._tell = tell
-        self._orders = orders(job, watchdog)
+        self._report = report
+        self._config = swarm_config(job, watchdog)
         self._labels = lifecycle.run_labels(state(job), run=named(state(job)))
         self._settled = True  #: no request for a server may be unanswered
         self._marked = 0.0
 
     def planned(self, hours: float) -> str:
         """What will be made and costs, for people; raises ConfigError if it is too dear."""
-        limits = replace(self._orders.limits, hours=hours)
+        limits = replace(self._config.limits, hours=hours)
         wanted = plan_servers(self._accounts, limits)
         self._accounts = wanted.accounts  # what a bad token reaches can be neither made nor deleted
         cost, money = wanted.hourly() * math.ceil(hours), wanted.currency
@@ -53,13 +53,13 @@ class Swarm:
                 f"more than the ceiling of {money} {limits.max_cost:g}; raise it, or "
                 "ask for fewer."
             )
-        return f"{wanted.table()}\n{wanted.promise()}\n{wanted.crash()}"
+        return f"{wanted.table()}\n{wanted.terms()}\n{wanted.crash_note()}"
 
     def up(self, hours: float) -> bytes:
         """Make the servers; gives a ticket for so many hours."""
         self._settled = False
-        wanted = replace(self._orders, limits=replace(self._orders.limits, hours=hours))
-        head, *_ = lifecycle.create_swarm(self._accounts, wanted, tell=self._tell, guests=True)
+        wanted = replace(self._config, limits=replace(self._config.limits, hours=hours))
+        head, *_ = lifecycle.create_swarm(self._accounts, wanted, report=self._report, guests=True)
         self._settled = True
         return lifecycle.swarm_ticket(head, hours=hours)
 
@@ -75,7 +75,7 @@ class Swarm:
         with undisturbed(lambda: "the servers are being deleted; this waits for them."):
             lifecycle.delete_swarm(self._accounts, self._labels, pause=self._pause)
             if not self._settled:
-                time.sleep(self._orders.late)  # what was asked for may be made only now
+                time.sleep(self._config.late)  # what was asked for may be made only now
                 lifecycle.delete_swarm(self._accounts, self._labels, pause=self._pause)
-        if account := lifecycle.close_billing(self._orders.state, self._labels):
-            self._tell(f"the servers are gone. {account}")
+        if account := lifecycle.close_billing(self._config.state, self._labels):
+            self._report(f"the servers are gone. {account}")

@@ -175,7 +175,7 @@ class _Work:
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
         self._lines: dict[str, Line[Any]] = {}
-        self._board, self._speed = progress.SwarmStatus(), Speedometer()
+        self._swarm_status, self._speed = progress.SwarmStatus(), Speedometer()
         self._meter, self._latest = Meter(job), LatestPairs()
 
     def through(self) -> None:
@@ -202,9 +202,9 @@ class _Work:
             self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.seen)
             manifests = read_manifests(self._folder, damaged="skip")
             self._dead_domains = DeadDomains(each.silent for each in manifests)
-            opening = self._scraping(self._job, stop=self._stop, board=self._board)
+            opening = self._scraping(self._job, stop=self._stop, swarm_status=self._swarm_status)
             with opening as (scrapers, self._away), Flow() as flow:
-                self._told = scrapers.told
+                self._told = scrapers.reports
                 scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
                 opened = flow.ahead(self._open(scraped), 1)
                 loaded = early or next(loading)
@@ -367,10 +367,10 @@ class _Work:
             rates=rates,
             queues={name: (len(line), line.limit) for name, line in self._lines.copy().items()},
             finished=finished,
-            nodes=self._board.nodes,
-            spent=self._board.spent,
-            hourly=self._board.hourly,
-            currency=self._board.currency,
+            nodes=self._swarm_status.nodes,
+            spent=self._swarm_status.spent,
+            hourly=self._swarm_status.hourly,
+            currency=self._swarm_status.currency,
             offline=offline(self._told()),
             latest=self._latest.shown(),
         )

@@ -21,6 +21,7 @@ from cahlib.core.progress import SwarmStatus
 from cahlib.core.records import Shard
 from cahlib.core.settings import Checked, held
 from cahlib.core.table_rows import rows_of
+from cahlib.engine.protocol import Engine as Engine
 
 if TYPE_CHECKING:
     from cahlib.engine.cluster import ClusterAddress
@@ -38,23 +39,6 @@ _WORKERS = 20.0
 _DRAIN = 120.0
 
 
-class Engine(Protocol):
-    """Runs jobs by their keys; see `cahlib.engine.local.LocalEngine`."""
-
-    @property
-    def slots(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def submit(
-        self, key: str, function: Callable[..., Any], *arguments: Any, limit: float
-    ) -> None: ...
-
-    def take(self, *, timeout: float) -> tuple[str, Any] | None: ...
-
-    def told(self) -> list[Any]: ...
-
-
 #: An engine, and the folder in which its jobs shall write their parcels.
 Opened: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
 
@@ -62,7 +46,7 @@ Opened: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
 class Scraping(Protocol):
     """Opens the engine of a job; ``stop`` is set when its servers become too dear."""
 
-    def __call__(self, job: Job, *, stop: threading.Event, board: SwarmStatus) -> Opened: ...
+    def __call__(self, job: Job, *, stop: threading.Event, swarm_status: SwarmStatus) -> Opened: ...
 
 
 @contextmanager
@@ -70,10 +54,10 @@ def scrapers(
     job: Job,
     *,
     stop: threading.Event,
-    board: SwarmStatus | None = None,
+    swarm_status: SwarmStatus | None = None,
     tokens: str = "",
     watchdog: str = "",
-    tell: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[Engine, Path]]:
     """The engine of a run, and the folder in which its jobs shall write their parcels.
 
@@ -99,9 +83,11 @@ def scrapers(
         return
     from cahlib.swarm.lifecycle import swarm_engine
 
-    shown = board or SwarmStatus()
-    wanted = orders(job, guard(job, watchdog, tokens))
-    with swarm_engine(clouds(tokens), wanted, home, tell=tell, stop=stop, board=shown) as swarm:
+    shown = swarm_status or SwarmStatus()
+    wanted = swarm_config(job, guard(job, watchdog, tokens))
+    with swarm_engine(
+        clouds(tokens), wanted, home, report=report, stop=stop, swarm_status=shown
+    ) as swarm:
         yield _Supplied(swarm), swarm.folder
 
 
@@ -129,7 +115,7 @@ def server_plan(job: Job, tokens: str) -> ServerPlan:
     from cahlib.swarm import lifecycle
 
     check(job)
-    return lifecycle.plan_swarm(clouds(tokens), orders(job))
+    return lifecycle.plan_swarm(clouds(tokens), swarm_config(job))
 
 
 def guard(job: Job, token: str, tokens: str) -> WatchdogConfig | None:
@@ -145,7 +131,7 @@ def guard(job: Job, token: str, tokens: str) -> WatchdogConfig | None:
     )
 
 
-def orders(job: Job, watchdog: WatchdogConfig | None = None) -> SwarmConfig:
+def swarm_config(job: Job, watchdog: WatchdogConfig | None = None) -> SwarmConfig:
     """What a job's swarm shall be."""
     from cahlib.swarm.lifecycle import SwarmConfig
     from cahlib.swarm.planner import ServerLimits
@@ -196,7 +182,7 @@ def _reach(job: Job) -> ClusterAddress:
         shutil.rmtree(own / "ticket", ignore_errors=True)  # where an earlier version had them
         reach = ticket.read_ticket(expanded(place.engine), keys)
     # they may have other rules for the same shards
-    return reach.of_run(private.named(own / "engine"))
+    return reach.for_run(private.named(own / "engine"))
 
 
 def check(job: Job) -> None:
@@ -210,7 +196,7 @@ class _Supplied:
 
     def __init__(self, engine: RemoteEngine) -> None:
         self._engine = engine
-        self.take, self.told = engine.take, engine.told
+        self.take, self.reports = engine.take, engine.reports
 
     @property
     def slots(self) -> int:

@@ -41,61 +41,63 @@ class Billing:
 
     path: Path | None = None
     currency: str = "EUR"
-    _bills: dict[str, ServerBill] = field(default_factory=dict)
+    _servers: dict[str, ServerBill] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, state: Path) -> Billing:
+    def load(cls, state: Path) -> Billing:
         """Return the account of the run with this state; an empty one if it cannot be read."""
         found = cls(state / BILLING_FILE)
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             told = json.loads((state / BILLING_FILE).read_text(encoding="utf-8"))
-            found._bills = {name: ServerBill(**each) for name, each in told["servers"].items()}
+            found._servers = {name: ServerBill(**each) for name, each in told["servers"].items()}
             found.currency = str(told["currency"])
         return found
 
     def __len__(self) -> int:
-        return len(self._bills)
+        return len(self._servers)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._bills
+        return name in self._servers
 
     def open(self, name: str, hourly: float, since: float) -> None:
         """Note that a server is there, perhaps again; a bill that runs is left as it is."""
         with self._lock:
-            if not self._runs(name):
-                known = self._bills.get(name, ServerBill(hourly, since))
-                self._bills[name] = replace(known, until=None)
-                self._store()
-            elif since < self._bills[name].since:  # the cloud's clock says so
-                self._bills[name] = replace(self._bills[name], since=since)
+            if not self._is_running(name):
+                known = self._servers.get(name, ServerBill(hourly, since))
+                self._servers[name] = replace(known, until=None)
+                self._save()
+            elif since < self._servers[name].since:  # the cloud's clock says so
+                self._servers[name] = replace(self._servers[name], since=since)
 
     def close(self, names: Collection[str], now: float) -> None:
         """Note that servers are gone."""
-        self._change({name for name in names if self._runs(name)}, now)
+        self._end({name for name in names if self._is_running(name)}, now)
 
     def cost(self, name: str, now: float) -> float:
         """Return what a server has cost so far; 0 if it is not known."""
-        bill = self._bills.get(name)
-        return bill.cost(now) if bill else 0
+        server_bill = self._servers.get(name)
+        return server_bill.cost(now) if server_bill else 0
 
     def spent(self, now: float) -> float:
         """Return what all servers have cost so far."""
-        return sum(bill.cost(now) for bill in self._bills.copy().values())
+        return sum(server_bill.cost(now) for server_bill in self._servers.copy().values())
 
-    def gone(self, now: float) -> float:
+    def past_cost(self, now: float) -> float:
         """Return what the servers have cost that are not there any more."""
-        return self.spent(now) - sum(bill.cost(now) for bill in self.running().values())
+        return self.spent(now) - sum(
+            server_bill.cost(now) for server_bill in self.running().values()
+        )
 
     def running(self) -> Mapping[str, ServerBill]:
         """Return the bills of the servers that are not known to be gone."""
-        return {name: each for name, each in self._bills.copy().items() if each.until is None}
+        return {name: each for name, each in self._servers.copy().items() if each.until is None}
 
     def hourly(self) -> float:
         """Return the price of an hour of the servers that are there."""
-        return sum(bill.hourly for bill in self.running().values())
+        return sum(server_bill.hourly for server_bill in self.running().values())
 
-    def told(self, now: float) -> str:
+    def summary(self, now: float) -> str:
         """Return the whole account in words."""
         every, gone = len(self), len(self) - len(self.running())
         return (
@@ -103,22 +105,22 @@ class Billing:
             f"{plural(every, 'server')}, {'all' if gone == every else gone or 'none'} of them gone."
         )
 
-    def _runs(self, name: str) -> bool:
-        bill = self._bills.get(name)
-        return bill is not None and bill.until is None
+    def _is_running(self, name: str) -> bool:
+        server_bill = self._servers.get(name)
+        return server_bill is not None and server_bill.until is None
 
-    def _change(self, names: set[str], now: float) -> None:
+    def _end(self, names: set[str], now: float) -> None:
         with self._lock:
             for name in names:
-                self._bills[name] = replace(self._bills[name], until=now)
+                self._servers[name] = replace(self._servers[name], until=now)
             if names:
-                self._store()
+                self._save()
 
-    def _store(self) -> None:
+    def _save(self) -> None:
         """Write the file, whole or not at all; a full disk ends no swarm."""
         if not self.path:
             return
-        servers = {name: asdict(each) for name, each in self._bills.items()}
+        servers = {name: asdict(each) for name, each in self._servers.items()}
         text = json.dumps({"currency": self.currency, "servers": servers}, indent=1)
         with suppress(CahError):
             write_file(self.path, text)

@@ -27,52 +27,56 @@ class Firewall:
     """Keeps the ports of a fleet; with ``guests`` they are open to all who have a certificate."""
 
     def __init__(
-        self, made: Provisioner, reached: Callable[[Server], ssh.Login], *, guests: bool = False
+        self,
+        provisioner: Provisioner,
+        reached: Callable[[Server], ssh.Login],
+        *,
+        guests: bool = False,
     ) -> None:
-        self.reached = reached
-        self._made, self._guests = made, guests
+        self.login_of = reached
+        self._provisioner, self._guests = provisioner, guests
         self._drivers: set[str] = set()
-        self._told: Sequence[str] = ()
+        self._networks: Sequence[str] = ()
         self._lock = threading.Lock()
 
-    def admit(self, driver: str) -> Sequence[str]:
+    def allow_driver(self, driver: str) -> Sequence[str]:
         """Open them to all servers, and to this machine as one of them sees it; return to whom."""
         with self._lock:
-            return self._renewed(self._drivers | {driver})
+            return self._update(self._drivers | {driver})
 
-    def follow(self) -> None:
+    def follow_driver(self) -> None:
         """Open them to this machine if it is at another address now; a head that is away is left.
 
         Raises Denied if the cloud does not answer.
         """
         with self._lock:
-            heads = (s for s in self._made.listed.values() if s.labels.get("role") == "head")
+            heads = (s for s in self._provisioner.listed.values() if s.labels.get("role") == "head")
             with suppress(ssh.CommandFailed, ssh.Unreachable, StopIteration):
-                with ssh.ssh_session(self.reached(next(heads)), timeout=_TIMEOUT) as node:
+                with ssh.ssh_session(self.login_of(next(heads)), timeout=_TIMEOUT) as node:
                     here = install.driver_address(node)
                 if here not in self._drivers:
-                    self._renewed({here})
-                    self._put(self._made.listed.values())
+                    self._update({here})
+                    self._apply(self._provisioner.listed.values())
 
-    def _renewed(self, drivers: Iterable[str]) -> Sequence[str]:
+    def _update(self, drivers: Iterable[str]) -> Sequence[str]:
         """Tell the cloud, and the head, whom all others join, if something has changed."""
         self._drivers = set(drivers)
-        servers = list(self._made.listed.values())
+        servers = list(self._provisioner.listed.values())
         addresses = {each.address for each in servers if each.address} | self._drivers
         every = [_ANYWHERE] if self._guests else sorted(f"{each}/32" for each in addresses)
-        if every != self._told:
-            self._made.admit(every)
-            self._told = every
-            self._put(each for each in servers if each.labels.get("role") == "head")
+        if every != self._networks:
+            self._provisioner.allow_networks(every)
+            self._networks = every
+            self._apply(each for each in servers if each.labels.get("role") == "head")
         return every
 
-    def _put(self, servers: Iterable[Server]) -> None:
+    def _apply(self, servers: Iterable[Server]) -> None:
         """Tell servers; one that does not answer is told once it is set up."""
 
         def put(server: Server) -> None:
             with suppress(ssh.CommandFailed, ssh.Unreachable):
-                with ssh.ssh_session(self.reached(server), timeout=_TIMEOUT) as node:
-                    install.open_ports(node, self._told)
+                with ssh.ssh_session(self.login_of(server), timeout=_TIMEOUT) as node:
+                    install.open_ports(node, self._networks)
 
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(put, servers))

@@ -32,14 +32,20 @@ from cahlib.swarm.startup import Startup
 class HealthRules:
     """How long to wait, in seconds, and how often to replace."""
 
-    look: float = 5  #: between two looks
-    silent: float = 60  #: without a sign of a worker's life; the scheduler then gives up as well
-    still: float = 600  #: without anything new of a worker's jobs
-    sure: float = 20  #: that a node has been ill, before anything is done
-    lost: float = 120  #: the same of a head whose scheduler does not answer: perhaps we are away
-    again: float = 120  #: for a node whose services were restarted to be well
+    interval: float = 5  #: between two looks
+    max_silence: float = (
+        60  #: without a sign of a worker's life; the scheduler then gives up as well
+    )
+    stalled: float = 600  #: without anything new of a worker's jobs
+    grace: float = 20  #: that a node has been ill, before anything is done
+    head_grace: float = (
+        120  #: the same of a head whose scheduler does not answer: perhaps we are away
+    )
+    restart_grace: float = 120  #: for a node whose services were restarted to be well
     drain: float = 30  #: to bring finished parcels here before a node is deleted
-    least: int = 3  #: replacements in a run; or as many as there are nodes, if these are more
+    min_replacements: int = (
+        3  #: replacements in a run; or as many as there are nodes, if these are more
+    )
 
 
 class Action(Enum):
@@ -54,20 +60,20 @@ class Action(Enum):
 class NodeHealth:
     """A node's history."""
 
-    ill: float | None = None  #: since when
+    fault: float | None = None  #: since when
     restarted: bool = False  #: and has not been well since
 
 
 def next_action(
-    case: NodeHealth, *, well: bool, gone: bool, now: float, rules: HealthRules
+    health: NodeHealth, *, healthy: bool, gone: bool, now: float, rules: HealthRules
 ) -> tuple[NodeHealth, Action]:
     """What to do with a node, and its history from then on; ``gone``: no machine runs there."""
-    if well:
+    if healthy:
         return NodeHealth(), Action.LEAVE
-    ill = now if case.ill is None else case.ill
-    if now < ill + (rules.again if case.restarted and not gone else rules.sure):
-        return NodeHealth(ill, case.restarted), Action.LEAVE
-    if gone or case.restarted:
+    fault = now if health.fault is None else health.fault
+    if now < fault + (rules.restart_grace if health.restarted and not gone else rules.grace):
+        return NodeHealth(fault, health.restarted), Action.LEAVE
+    if gone or health.restarted:
         return NodeHealth(), Action.REPLACE
     return NodeHealth(now, restarted=True), Action.RESTART
 
@@ -77,109 +83,116 @@ class HealthMonitor:
 
     def __init__(
         self,
-        made: Provisioner,
+        provisioner: Provisioner,
         engine: RemoteEngine,
-        doors: Firewall,
+        firewall: Firewall,
         startup: Startup,
         *,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         rules: HealthRules,
     ) -> None:
-        self._made, self._engine, self._rules, self._tell = made, engine, rules, tell
-        self._doors, self._startup = doors, startup
-        self._cases: dict[str, NodeHealth] = {}
-        self._fallen: set[str] = set()  #: whose machines have failed before
-        self._nodes: dict[str, Server] = dict(made.listed)  #: that shall be there
-        self._coming = self._nodes.keys() - {*startup.up()}  #: those that were not up yet
-        self._said = ""
-        self._left = max(rules.least, len(made.plan.first))
-        self._making = threading.Lock()  #: held while a server is asked for
+        self._provisioner, self._engine, self._rules, self._report = (
+            provisioner,
+            engine,
+            rules,
+            report,
+        )
+        self._firewall, self._startup = firewall, startup
+        self._health: dict[str, NodeHealth] = {}
+        self._restarted: set[str] = set()  #: whose machines have failed before
+        self._nodes: dict[str, Server] = dict(provisioner.listed)  #: that shall be there
+        self._starting = self._nodes.keys() - {*startup.up()}  #: those that were not up yet
+        self._last_error = ""
+        self._replacements_left = max(rules.min_replacements, len(provisioner.plan.first))
+        self._creating = threading.Lock()  #: held while a server is asked for
         self._ended = threading.Event()
 
     def work(self) -> None:
         """Look until the end."""
-        while not self._ended.wait(self._rules.look):
+        while not self._ended.wait(self._rules.interval):
             try:
-                self.look()
+                self.check()
             except (*CONNECTION_ERRORS, RunError) as error:  # the cloud is away: perhaps we are
-                if str(error) != self._said:
-                    self._said = str(error)
-                    self._tell(self._said)
+                if str(error) != self._last_error:
+                    self._last_error = str(error)
+                    self._report(self._last_error)
 
     def end(self) -> None:
         """Make no server any more; does not wait for those that are being set up."""
         self._ended.set()
-        with self._making:
+        with self._creating:
             pass
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Look once at every node. Raises RunError if the cloud does not answer."""
-        if self._taken_down():
+        if self._end_if_taken_down():
             return
-        self._come(self._coming - self._startup.pending())
-        off = {name for name, each in self._made.listed.items() if each.status == "off"}
+        self._note_started(self._starting - self._startup.pending())
+        off = {name for name, each in self._provisioner.listed.items() if each.status == "off"}
         head = next((n for n, each in self._nodes.items() if _is_head(each)), "")
         # who asks an engine whose head is off waits for its silence
         workers = None if head in off else self._workers()
         if workers is None and head not in off:
-            self._doors.follow()  # perhaps it is us who are elsewhere
-        there = [each for name, each in self._nodes.items() if name not in self._coming]
-        ill = [each for each in there if not self._well(each, workers)]
-        for name in self._cases.keys() - {each.name for each in ill}:
-            self._cases[name] = NodeHealth()
-        if not ill or self._made.stop.is_set():  # what is stopped needs none of them any more
+            self._firewall.follow_driver()  # perhaps it is us who are elsewhere
+        there = [each for name, each in self._nodes.items() if name not in self._starting]
+        fault = [each for each in there if not self._is_healthy(each, workers)]
+        for name in self._health.keys() - {each.name for each in fault}:
+            self._health[name] = NodeHealth()
+        if (
+            not fault or self._provisioner.stop.is_set()
+        ):  # what is stopped needs none of them any more
             return
-        listed = {server.name: server for server in self._made.servers()}
-        if self._taken_down():
+        listed = {server.name: server for server in self._provisioner.servers()}
+        if self._end_if_taken_down():
             return
-        lost = [each for each in ill if self._treated(each, listed, workers)]
+        lost = [each for each in fault if self._repair(each, listed, workers)]
         if lost:
             self._replace(lost)
 
-    def _taken_down(self) -> bool:
+    def _end_if_taken_down(self) -> bool:
         """Return whether somebody has deleted the run's servers, which then ends."""
-        if not self._nodes or self._made.listed or self._made.stop.is_set():
+        if not self._nodes or self._provisioner.listed or self._provisioner.stop.is_set():
             return False  # what is stopped deletes its servers itself
-        if self._ended.is_set() or not self._made.taken_down():
+        if self._ended.is_set() or not self._provisioner.is_taken_down():
             return False
         self._nodes.clear()
-        self._engine.give_up(Stopped(TAKEN_DOWN))
+        self._engine.fail(Stopped(TAKEN_DOWN))
         return True
 
-    def _treated(
+    def _repair(
         self, node: Server, listed: Mapping[str, Server], workers: Sequence[WorkerState] | None
     ) -> bool:
         """Do for an ill node what can be done; whether it is to be replaced."""
         server, head = listed.get(node.name), workers is None
         off = server is not None and server.status == "off"
-        why = next((each.ill for each in _workers_of(workers, node) if each.ill), "")
-        if why and node.name in self._fallen:  # a restart did not help
-            self._tell(f"{node.name} fails again: {why}.")
+        why = next((each.fault for each in _workers_of(workers, node) if each.fault), "")
+        if why and node.name in self._restarted:  # a restart did not help
+            self._report(f"{node.name} fails again: {why}.")
             return True
-        sure = 0 if off else self._rules.lost if head else self._rules.sure
-        self._cases[node.name], act = next_action(
-            self._cases.get(node.name, NodeHealth()),
-            well=False,
+        sure = 0 if off else self._rules.head_grace if head else self._rules.grace
+        self._health[node.name], action = next_action(
+            self._health.get(node.name, NodeHealth()),
+            healthy=False,
             gone=server is None or off,
             now=time.monotonic(),
-            rules=replace(self._rules, sure=sure),
+            rules=replace(self._rules, grace=sure),
         )
-        if act is Action.RESTART:
-            self._fallen |= {node.name} if why else set()
+        if action is Action.RESTART:
+            self._restarted |= {node.name} if why else set()
             said = f"fails ({why})" if why else "does not work"
-            self._tell(f"{node.name} {said}; restarting its service.")
+            self._report(f"{node.name} {said}; restarting its service.")
             try:
                 for unit in ("crawl-head", "crawl") if head else ("crawl",):
                     install.restart_service(
-                        self._doors.reached(node), unit=unit, timeout=self._rules.sure
+                        self._firewall.login_of(node), unit=unit, timeout=self._rules.grace
                     )
             except (
                 ssh.CommandFailed,
                 ssh.Unreachable,
             ):  # no use in waiting for it to be well again
-                ill = time.monotonic() - self._rules.again + self._rules.sure
-                self._cases[node.name] = NodeHealth(ill, restarted=True)
-        return act is Action.REPLACE
+                fault = time.monotonic() - self._rules.restart_grace + self._rules.grace
+                self._health[node.name] = NodeHealth(fault, restarted=True)
+        return action is Action.REPLACE
 
     def _workers(self) -> list[WorkerState] | None:
         """The workers that the scheduler knows; None if there is no scheduler."""
@@ -188,40 +201,42 @@ class HealthMonitor:
         except RunError:
             return None
 
-    def _well(self, server: Server, workers: Sequence[WorkerState] | None) -> bool:
+    def _is_healthy(self, server: Server, workers: Sequence[WorkerState] | None) -> bool:
         if workers is None:  # then only the head can be blamed
             return not _is_head(server)
         own = _workers_of(workers, server)
-        return any(each.seen < self._rules.silent for each in own) and all(
-            each.still < self._rules.still and not each.ill for each in own
+        return any(each.silence < self._rules.max_silence for each in own) and all(
+            each.stalled < self._rules.stalled and not each.fault for each in own
         )
 
     def _replace(self, lost: Sequence[Server]) -> None:
         """Put other servers in the place of those that are lost, as long as that may be."""
-        names, more = ", ".join(each.name for each in lost), self._left >= len(lost)
+        names, more = ", ".join(each.name for each in lost), self._replacements_left >= len(lost)
         then = "making others." if more else "no more servers will be made for them."
-        self._tell(f"{names}: lost; {then}")
+        self._report(f"{names}: lost; {then}")
         self._engine.drain(timeout=self._rules.drain)
         for each in lost:
-            self._made.remove(each)
+            self._provisioner.remove(each)
             self._startup.forget(each.name)
-        with self._making:
+        with self._creating:
             if self._ended.is_set():
                 return
             if more:
-                self._made.fill()
-        servers = self._made.servers()
-        self._left -= len(lost) if more else 0  # not before: what the cloud refused is tried again
+                self._provisioner.fill()
+        servers = self._provisioner.servers()
+        self._replacements_left -= (
+            len(lost) if more else 0
+        )  # not before: what the cloud refused is tried again
         for each in lost:
             self._nodes.pop(each.name, None)
-            self._cases.pop(each.name, None)
+            self._health.pop(each.name, None)
         self._join(servers)
 
     def _join(self, servers: Sequence[Server]) -> None:
         """Make nodes of the servers that are new; of all, if the head is."""
         head = next(filter(_is_head, servers), None)
         if head is None:
-            self._engine.give_up(
+            self._engine.fail(
                 RunError(
                     "the swarm's head is lost, and no other one can be made; what is finished is "
                     "kept, so the same command goes on from here."
@@ -233,24 +248,24 @@ class HealthMonitor:
         if not fresh:
             return
         self._nodes |= {each.name: each for each in fresh}
-        self._coming |= {each.name for each in fresh}
-        self._startup.start(map(self._doors.reached, fresh), self._doors.reached(head))
+        self._starting |= {each.name for each in fresh}
+        self._startup.start(map(self._firewall.login_of, fresh), self._firewall.login_of(head))
         if moved:
             self._startup.wait([head.name])
             if head.name in self._startup.up():
                 self._engine.move(f"tls://{head.address}:{install.SCHEDULER_PORT}")
 
-    def _come(self, names: Iterable[str]) -> None:
+    def _note_started(self, names: Iterable[str]) -> None:
         """Note that some are up, or remove them: they will be replaced, as what is gone."""
         errors = self._startup.errors()
         for name in names:
-            self._coming.discard(name)
-            self._cases[name] = NodeHealth(time.monotonic(), restarted=True)  # as it was just now
+            self._starting.discard(name)
+            self._health[name] = NodeHealth(time.monotonic(), restarted=True)  # as it was just now
             if (error := errors.get(name)) and not self._ended.is_set():
                 if not isinstance(error, install.NotReady):
                     raise error
-                self._tell(str(error))
-                self._made.remove(self._nodes[name])
+                self._report(str(error))
+                self._provisioner.remove(self._nodes[name])
                 self._startup.forget(name)
 
 

@@ -99,7 +99,7 @@ class Hetzner:
         try:
             self._patiently(lambda: request("DELETE", "/ssh_keys/0"), unless={"not_found"})
         except Denied as denied:
-            if denied.why is not DenialReason.OTHER:  # whatever is wrong with a number of 0
+            if denied.reason is not DenialReason.OTHER:  # whatever is wrong with a number of 0
                 raise
 
     def offers(self) -> Sequence[Offer]:
@@ -122,31 +122,31 @@ class Hetzner:
             create: Any = self._client.firewalls.create
             self._patiently(lambda: create(name, _rules([]), dict(labels)), unless=_ALREADY_EXISTS)
 
-    def admit(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
+    def allow_networks(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
         """Open the ports of Dask to these networks alone, on all servers of a run."""
         if wall := self._firewall("-".join(labels.values())):
             self._patiently(lambda: wall.set_rules(_rules(networks)), unless={"not_found"})
 
-    def prepared(self, labels: Mapping[str, str]) -> bool:
+    def is_prepared(self, labels: Mapping[str, str]) -> bool:
         """Return whether the run's key is still there; `clean` has deleted it if not."""
         keys = self._client.ssh_keys
         return bool(self._patiently(lambda: keys.get_by_name("-".join(labels.values()))))
 
-    def create(self, offer: Offer, wish: ServerSpec) -> Server:
+    def create(self, offer: Offer, spec: ServerSpec) -> Server:
         """Make a server, or take the one of this name and these labels that is there already.
 
         Raises Denied; when the cloud did not answer, only after looking whether it acted.
         """
-        run = {k: v for k, v in wish.labels.items() if k != "role"}
+        run = {k: v for k, v in spec.labels.items() if k != "role"}
         shared = "-".join(run.values())
 
         def make() -> Server:
             try:
-                return _to_server(self._asked(lambda: self._create(offer, wish, shared)))
+                return _to_server(self._asked(lambda: self._create(offer, spec, shared)))
             except Denied as denied:
-                if denied.why in (DenialReason.AWAY, DenialReason.OTHER):
+                if denied.reason in (DenialReason.AWAY, DenialReason.OTHER):
                     for each in self.servers(run):
-                        if each.name == wish.name:
+                        if each.name == spec.name:
                             return each
                 raise
 
@@ -158,7 +158,7 @@ class Hetzner:
         get = self._client.servers.get_all
         return [_to_server(each) for each in self._patiently(lambda: get(label_selector=selector))]
 
-    def mark(self, server: Server, labels: Mapping[str, str]) -> None:
+    def set_labels(self, server: Server, labels: Mapping[str, str]) -> None:
         """Give a server these labels beside those that it has."""
         bound, every = BoundServer(self._client.servers, {"id": server.id}), dict(server.labels)
         update: Any = self._client.servers.update  # its type says that labels are a text
@@ -180,18 +180,18 @@ class Hetzner:
         ):
             self._patiently(wall.delete, unless=gone)
 
-    def _create(self, offer: Offer, wish: ServerSpec, shared: str) -> BoundServer:
+    def _create(self, offer: Offer, spec: ServerSpec, shared: str) -> BoundServer:
         keys = [key for key in [self._client.ssh_keys.get_by_name(shared)] if key]
         walls = [wall for wall in [self._client.firewalls.get_by_name(shared)] if wall]
         return self._client.servers.create(
-            name=wish.name,
+            name=spec.name,
             server_type=ServerType(name=offer.type),
-            image=self._image(wish.image, offer.architecture),
+            image=self._image(spec.image, offer.architecture),
             ssh_keys=list(keys),
             firewalls=list(walls),
             location=Location(name=offer.location),
-            labels=dict(wish.labels),
-            user_data=wish.user_data,
+            labels=dict(spec.labels),
+            user_data=spec.user_data,
         ).server
 
     def _image(self, name: str, architecture: str) -> BoundImage:
@@ -214,7 +214,11 @@ class Hetzner:
             try:
                 return self._asked(ask, unless=unless)
             except Denied as denied:
-                if denied.why is not DenialReason.AWAY or attempt == 4 or time.monotonic() > late:
+                if (
+                    denied.reason is not DenialReason.AWAY
+                    or attempt == 4
+                    or time.monotonic() > late
+                ):
                     raise
                 time.sleep(self._poll * 2**attempt)
         raise AssertionError
@@ -286,7 +290,7 @@ def _to_offers(kind: BoundServerType, ipv4: Mapping[str, float], currency: str) 
             hourly=prices[name] + ipv4.get(name, max(ipv4.values(), default=0)),
             currency=currency,
             dedicated=kind.cpu_type == "dedicated",
-            lacks=_unavailability(place),
+            unavailable=_unavailability(place),
         )
         for place in kind.locations or ()
         if (name := str(place.location.name)) in prices

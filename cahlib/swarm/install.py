@@ -38,7 +38,7 @@ class NotReady(RunError):
     """A server did not become a node in time; the message ends with its logs."""
 
     @property
-    def by_command(self) -> bool:
+    def is_command_failure(self) -> bool:
         """Return whether a command on the server said so; else it did not answer."""
         return isinstance(self.__cause__, CommandFailed)
 
@@ -94,10 +94,10 @@ NetworkSource: TypeAlias = Callable[[str], Sequence[str]]
 
 def set_up_node(
     login: Login,
-    goods: Package,
+    package: Package,
     *,
     head: Login,
-    admit: NetworkSource,
+    networks_for: NetworkSource,
     patience: SetupTimeouts | None = None,
     step: StepListener = lambda name, step: None,
 ) -> dict[str, float]:
@@ -118,13 +118,13 @@ def set_up_node(
         timed("boot", lambda: _await_boot(login, limits.boot))
         with ssh_session(login) as node:
             _check_clock(node)
-            open_ports(node, admit(driver_address(node)))
-            stamp = _stamp(login, goods, head)
+            open_ports(node, networks_for(driver_address(node)))
+            stamp = _stamp(login, package, head)
             if node.tail(_STAMP_FILE, lines=1) != stamp:
-                timed("install", lambda: _install(node, login, goods, limits.install))
+                timed("install", lambda: _install(node, login, package, limits.install))
                 timed("start", lambda: _start_services(node, login, head, limits.start))
                 node.put([(stamp.encode(), _STAMP_FILE)])
-            _set_watchdog(node, goods.watchdog if login.name == head.name else None, login.name)
+            _set_watchdog(node, package.watchdog if login.name == head.name else None, login.name)
     except (CommandFailed, Unreachable) as error:
         raise NotReady(f"{login.name} did not come up: {error}{_log_tails(login)}") from error
     step(login.name, "up")
@@ -188,7 +188,7 @@ def _check_clock(node: SshSession) -> None:
         )
 
 
-def _install(node: SshSession, login: Login, goods: Package, timeout: float) -> None:
+def _install(node: SshSession, login: Login, package: Package, timeout: float) -> None:
     node.run(
         # the scheduler's user comes through, to the code and to the authority's certificate
         f"chmod 711 {HOME} && mkdir -p -m 711 {HOME}/tls && "
@@ -201,23 +201,23 @@ def _install(node: SshSession, login: Login, goods: Package, timeout: float) -> 
     )
     authority, own = login.keys.authority(), login.keys.node(login.name, login.address)
     there = set(node.run(["ls", f"{HOME}/wheels"]).split())
-    wheels = [each for each in goods.wheelhouse if each.name not in there]
+    wheels = [each for each in package.wheelhouse if each.name not in there]
     node.put(
         [
             (authority.public, f"{HOME}/tls/authority.crt"),
             (own.public, f"{HOME}/tls/node.crt"),
             (own.private, f"{HOME}/tls/node.key"),
-            (goods.pins.encode(), f"{HOME}/pins.txt"),
-            *((each, f"{HOME}/wheels/{each.name}") for each in (*wheels, goods.wheel)),
+            (package.pins.encode(), f"{HOME}/pins.txt"),
+            *((each, f"{HOME}/wheels/{each.name}") for each in (*wheels, package.wheel)),
         ],
         timeout=timeout,
     )
-    source = f"--no-index --find-links {HOME}/wheels" if goods.wheelhouse else ""
+    source = f"--no-index --find-links {HOME}/wheels" if package.wheelhouse else ""
     node.run(
         f"chmod 644 {HOME}/tls/authority.crt && umask 022 && "
         f"test -x {HOME}/venv/bin/python || python3 -m venv {HOME}/venv && "
         f"{HOME}/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "
-        f"{source} --constraint {HOME}/pins.txt {HOME}/wheels/{shlex.quote(goods.wheel.name)}",
+        f"{source} --constraint {HOME}/pins.txt {HOME}/wheels/{shlex.quote(package.wheel.name)}",
         timeout=timeout,
     )
 
@@ -259,10 +259,10 @@ def _memory_gb(node: SshSession) -> float:
     return int(node.run("awk '/^MemTotal:/ {print $2}' /proc/meminfo")) / 1e6
 
 
-def _stamp(login: Login, goods: Package, head: Login) -> str:
+def _stamp(login: Login, package: Package, head: Login) -> str:
     """What a node shall be; one that is so is left alone, or the scheduler forgets its jobs."""
     certificate = login.keys.node(login.name, login.address).public.read_text()
-    parts = (goods.wheel.name, goods.pins, certificate, login.address, head.address)
+    parts = (package.wheel.name, package.pins, certificate, login.address, head.address)
     return sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -67,12 +67,12 @@ class SwarmConfig:
 @contextmanager
 def swarm_engine(
     accounts: Sequence[Account],
-    orders: SwarmConfig,
+    config: SwarmConfig,
     home: Path,
     *,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     stop: threading.Event,
-    board: SwarmStatus,
+    swarm_status: SwarmStatus,
 ) -> Iterator[RemoteEngine]:
     """An engine on servers made for it; parcels end up in ``home``.
 
@@ -80,47 +80,49 @@ def swarm_engine(
     the ceiling of the cost is near, and ends the bringing up. Raises ConfigError before anything is
     made, RunError if no node comes up, or if servers could not be deleted.
     """
-    made, goods, keys = _prepare(accounts, orders, tell, stop)
+    provisioner, package, keys = _prepare(accounts, config, report, stop)
 
-    def reached(server: Server) -> ssh.Login:
+    def login_of(server: Server) -> ssh.Login:
         return _login(server, keys)
 
     with (
-        _cost_reported(made, tell),
-        status.status_monitored(made, keys, board, tell) as seen,
-        provisioned(made, public_key=_public_key(keys), late=orders.late),
+        _cost_reported(provisioner, report),
+        status.status_monitored(provisioner, keys, swarm_status, report) as seen,
+        provisioned(provisioner, public_key=_public_key(keys), late=config.late),
     ):
-        doors = Firewall(made, reached)
-        startup = _make_startup(goods, seen.step, doors)
-        head = start_head(made, startup, reached, tell=tell)
+        firewall = Firewall(provisioner, login_of)
+        startup = _make_startup(package, seen.step, firewall)
+        head = start_head(provisioner, startup, login_of, report=report)
         with (
-            _cost_limited(made, keys, orders, tell),
+            _cost_limited(provisioner, keys, config, report),
             remote_engine(_cluster_address(head, keys), home) as engine,
         ):
-            _await_workers(engine, startup.up(), tell)
-            seen.works(engine)
-            watch = HealthMonitor(made, engine, doors, startup, tell=tell, rules=orders.rules)
-            with _wound_down(made, engine, keys, orders), monitored(watch):
+            _await_workers(engine, startup.up(), report)
+            seen.attach(engine)
+            watch = HealthMonitor(
+                provisioner, engine, firewall, startup, report=report, rules=config.rules
+            )
+            with _wound_down(provisioner, engine, keys, config), monitored(watch):
                 yield engine
 
 
 @contextmanager
-def _cost_reported(made: Provisioner, tell: Callable[[str], None]) -> Iterator[None]:
+def _cost_reported(provisioner: Provisioner, report: Callable[[str], None]) -> Iterator[None]:
     """Tell at the end what all servers of the run have cost."""
     try:
         yield
     finally:
-        if made.bills and not made.bills.running():
-            tell(f"The servers are gone. {made.bills.told(made.clock())}")
+        if provisioner.billing and not provisioner.billing.running():
+            report(f"The servers are gone. {provisioner.billing.summary(provisioner.clock())}")
 
 
-def plan_swarm(accounts: Sequence[Account], orders: SwarmConfig) -> ServerPlan:
+def plan_swarm(accounts: Sequence[Account], config: SwarmConfig) -> ServerPlan:
     """Return what would be made, and what it costs. Raises as `swarm_engine` does.
 
     What the run has paid for servers that are gone counts towards its ceiling.
     """
-    spent = Billing.of(orders.state).gone(time.time())
-    return plan_servers(accounts, replace(orders.limits, spent=spent))
+    spent = Billing.load(config.state).past_cost(time.time())
+    return plan_servers(accounts, replace(config.limits, spent=spent))
 
 
 def existing_servers(wanted: ServerPlan, state: Path) -> str:
@@ -131,10 +133,10 @@ def existing_servers(wanted: ServerPlan, state: Path) -> str:
 
 def create_swarm(
     accounts: Sequence[Account],
-    orders: SwarmConfig,
+    config: SwarmConfig,
     *,
-    tell: Callable[[str], None],
-    board: SwarmStatus | None = None,
+    report: Callable[[str], None],
+    swarm_status: SwarmStatus | None = None,
     guests: bool = False,
 ) -> list[ssh.Login]:
     """Make servers and nodes of them, and leave them to a `swarm_engine` with the same state.
@@ -142,21 +144,23 @@ def create_swarm(
     ``tell`` and ``board`` are as for `swarm_engine`; with ``guests`` whoever has a ticket reaches
     them, from anywhere.
     """
-    made, goods, keys = _prepare(accounts, orders, tell, threading.Event())
-    made.prepare(_public_key(keys))
+    provisioner, package, keys = _prepare(accounts, config, report, threading.Event())
+    provisioner.prepare(_public_key(keys))
 
-    def reached(server: Server) -> ssh.Login:
+    def login_of(server: Server) -> ssh.Login:
         return _login(server, keys)
 
-    with status.status_monitored(made, keys, board or SwarmStatus(), tell) as seen:
-        startup = _make_startup(goods, seen.step, Firewall(made, reached, guests=guests))
-        head = start_head(made, startup, reached, tell=tell)
-        start_others(made, startup, reached, head, tell=tell)
-    send_heartbeat(made.accounts, made.labels, 0)  # from now on nobody works with them
+    with status.status_monitored(provisioner, keys, swarm_status or SwarmStatus(), report) as seen:
+        startup = _make_startup(package, seen.step, Firewall(provisioner, login_of, guests=guests))
+        head = start_head(provisioner, startup, login_of, report=report)
+        start_others(provisioner, startup, login_of, head, report=report)
+    send_heartbeat(
+        provisioner.accounts, provisioner.labels, 0
+    )  # from now on nobody works with them
     up = startup.up()
-    with remote_engine(_cluster_address(head, keys), orders.state) as engine:
-        _await_workers(engine, up, tell)
-    found = [reached(each) for each in made.servers() if each.name in up]
+    with remote_engine(_cluster_address(head, keys), config.state) as engine:
+        _await_workers(engine, up, report)
+    found = [login_of(each) for each in provisioner.servers() if each.name in up]
     return sorted(found, key=lambda each: each != head)
 
 
@@ -214,10 +218,10 @@ def node_statuses(accounts: Sequence[Account], state: Path) -> list[NodeStatus]:
     found = run_servers(accounts, state)
     if not found:
         return []
-    reached = server_logins(found, state)
+    login_of = server_logins(found, state)
     work, ends = (
-        status.observe_cluster(_cluster_address(reached[0], reached[0].keys)),
-        status.last_log_lines(reached),
+        status.observe_cluster(_cluster_address(login_of[0], login_of[0].keys)),
+        status.last_log_lines(login_of),
     )
     account, now = run_billing(accounts, state), time.time()
     return [
@@ -230,47 +234,51 @@ def node_statuses(accounts: Sequence[Account], state: Path) -> list[NodeStatus]:
 
 def run_billing(accounts: Sequence[Account], state: Path) -> Billing:
     """Return the account of a run, as of the servers that it has now."""
-    found, known, bills = run_servers(accounts, state), offers_by_type(accounts), Billing.of(state)
+    found, known, billing = (
+        run_servers(accounts, state),
+        offers_by_type(accounts),
+        Billing.load(state),
+    )
     for each in found:
         offer = known.get((each.type, each.location))
-        bills.open(each.name, offer.hourly if offer else 0, each.created)
-    bills.currency = next((each.currency for each in known.values()), bills.currency)
-    bills.close(bills.running().keys() - {each.name for each in found}, time.time())
-    return bills
+        billing.open(each.name, offer.hourly if offer else 0, each.created)
+    billing.currency = next((each.currency for each in known.values()), billing.currency)
+    billing.close(billing.running().keys() - {each.name for each in found}, time.time())
+    return billing
 
 
 def close_billing(state: Path, labels: Mapping[str, str]) -> str:
     """Note that the servers with these labels are gone; return the account of the run, if any."""
     if not (state / "run").exists() or labels.get("run", named(state)) != named(state):
         return ""
-    bills = Billing.of(state)
-    bills.close(bills.running(), time.time())
-    return bills.told(time.time()) if bills else ""
+    billing = Billing.load(state)
+    billing.close(billing.running(), time.time())
+    return billing.summary(time.time()) if billing else ""
 
 
 def _prepare(
     accounts: Sequence[Account],
-    orders: SwarmConfig,
-    tell: Callable[[str], None],
+    config: SwarmConfig,
+    report: Callable[[str], None],
     stop: threading.Event,
 ) -> tuple[Provisioner, install.Package, SwarmKeys]:
-    wanted = plan_swarm(accounts, orders)
-    goods = install.make_package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
-    run, keys = named(orders.state), SwarmKeys(place(orders.state, "keys"))
+    wanted = plan_swarm(accounts, config)
+    package = install.make_package(config.state / "wheel", wheelhouse=config.wheelhouse)
+    run, keys = named(config.state), SwarmKeys(place(config.state, "keys"))
     keys.renew()  # before servers are made for it, but not for a plan that is refused
-    made = Provisioner(
+    provisioner = Provisioner(
         run,
         wanted,
         lambda name: user_data(keys, name),
-        tell,
-        bills=Billing.of(orders.state),
+        report,
+        billing=Billing.load(config.state),
         stop=stop,
-        image=goods.image,
+        image=package.image,
     )
-    if dog := orders.watchdog:
-        dog.require(made, _public_key(keys))
-        goods = replace(goods, watchdog=lambda node: dog.told(node, made))
-    return made, goods, keys
+    if watchdog := config.watchdog:
+        watchdog.check_token(provisioner, _public_key(keys))
+        package = replace(package, watchdog=lambda node: watchdog.instructions(node, provisioner))
+    return provisioner, package, keys
 
 
 def _public_key(keys: SwarmKeys) -> str:
@@ -281,26 +289,30 @@ def _cluster_address(head: ssh.Login, keys: SwarmKeys) -> ClusterAddress:
     return ClusterAddress(
         address=f"tls://{head.address}:{install.SCHEDULER_PORT}",
         keys=keys,
-        away=f"{HOME}/parcels",
+        parcel_folder=f"{HOME}/parcels",
         files=f"{HOME}/files",
     )
 
 
-def _make_startup(goods: install.Package, step: install.StepListener, doors: Firewall) -> Startup:
+def _make_startup(
+    package: install.Package, step: install.StepListener, firewall: Firewall
+) -> Startup:
     return Startup(
         lambda login, head: install.set_up_node(
-            login, goods, head=head, admit=doors.admit, step=step
+            login, package, head=head, networks_for=firewall.allow_driver, step=step
         )
     )
 
 
-def _await_workers(engine: RemoteEngine, names: Sequence[str], tell: Callable[[str], None]) -> None:
+def _await_workers(
+    engine: RemoteEngine, names: Sequence[str], report: Callable[[str], None]
+) -> None:
     """Wait for the workers of nodes; raises RunError if not even one comes."""
-    missing = engine.gather(names, timeout=_JOIN_TIMEOUT)
+    missing = engine.await_nodes(names, timeout=_JOIN_TIMEOUT)
     if len(missing) == len(names):
         raise RunError("no worker joined the swarm; see `cah swarm logs`, or run/swarm/logs.")
     if missing:
-        tell(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")
+        report(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")
 
 
 def _login(server: Server, keys: SwarmKeys) -> ssh.Login:
@@ -309,26 +321,28 @@ def _login(server: Server, keys: SwarmKeys) -> ssh.Login:
 
 @contextmanager
 def _cost_limited(
-    made: Provisioner, keys: SwarmKeys, orders: SwarmConfig, tell: Callable[[str], None]
+    provisioner: Provisioner, keys: SwarmKeys, config: SwarmConfig, report: Callable[[str], None]
 ) -> Iterator[None]:
     """Set the fleet's ``stop`` before the next started hour would cost more than allowed.
 
     What is still there when that hour begins is deleted: the run may have a shard to judge and to
     bring away, for which it needs no servers.
     """
-    ended, ceiling = threading.Event(), orders.limits.max_cost or math.inf
+    ended, ceiling = threading.Event(), config.limits.max_cost or math.inf
 
     def watch() -> None:
         while not ended.wait(_COST_INTERVAL):
-            if made.spent(ahead=_DRAIN_TIMEOUT) > ceiling and not made.stop.is_set():
-                made.stop.set()  # before anything is told, for which there may be no terminal
+            spent = provisioner.spent
+            if spent(ahead=_DRAIN_TIMEOUT) > ceiling and not provisioner.stop.is_set():
+                provisioner.stop.set()  # before the report, for which there may be no terminal
+                currency = provisioner.plan.currency
                 with suppress(OSError, ValueError):
-                    tell(f"the ceiling of {made.plan.currency} {ceiling:.2f} is near; finishing.")
-            if made.spent(ahead=_DELETE_BEFORE) > max(ceiling, made.spent()):
+                    report(f"the cost limit of {currency} {ceiling:.2f} is near; finishing.")
+            if spent(ahead=_DELETE_BEFORE) > max(ceiling, spent()):
                 with suppress(OSError):  # this machine's disk is full
-                    _keep_logs(made, keys, orders)
-                with suppress(RunError):  # they are deleted again at the end, which tells of it
-                    made.down(late=orders.late)
+                    _keep_logs(provisioner, keys, config)
+                with suppress(RunError):  # deleted again at the end, where the error is reported
+                    provisioner.down(late=config.late)
                     return
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -342,7 +356,7 @@ def _cost_limited(
 
 @contextmanager
 def _wound_down(
-    made: Provisioner, engine: RemoteEngine, keys: SwarmKeys, orders: SwarmConfig
+    provisioner: Provisioner, engine: RemoteEngine, keys: SwarmKeys, config: SwarmConfig
 ) -> Iterator[None]:
     """Bring finished parcels and all logs here at the end, but not at the second Ctrl-C."""
     try:
@@ -350,22 +364,22 @@ def _wound_down(
     except KeyboardInterrupt:
         raise
     except BaseException:
-        _wind_down(made, engine, keys, orders)
+        _wind_down(provisioner, engine, keys, config)
         raise
-    _wind_down(made, engine, keys, orders)
+    _wind_down(provisioner, engine, keys, config)
 
 
 def _wind_down(
-    made: Provisioner, engine: RemoteEngine, keys: SwarmKeys, orders: SwarmConfig
+    provisioner: Provisioner, engine: RemoteEngine, keys: SwarmKeys, config: SwarmConfig
 ) -> None:
-    if made.listed:  # else they were deleted for what they cost
+    if provisioner.listed:  # else they were deleted for what they cost
         engine.drain(timeout=_DRAIN_TIMEOUT)
-        _keep_logs(made, keys, orders)
+        _keep_logs(provisioner, keys, config)
 
 
-def _keep_logs(made: Provisioner, keys: SwarmKeys, orders: SwarmConfig) -> None:
+def _keep_logs(provisioner: Provisioner, keys: SwarmKeys, config: SwarmConfig) -> None:
     """Bring the logs of all servers here, many at a time; none that does not come soon."""
-    folder = orders.state / "logs"
+    folder = config.state / "logs"
     folder.mkdir(parents=True, exist_ok=True)
 
     def keep(login: ssh.Login) -> None:
@@ -375,7 +389,8 @@ def _keep_logs(made: Provisioner, keys: SwarmKeys, orders: SwarmConfig) -> None:
     pool = ThreadPoolExecutor(16)
     try:
         wait(
-            [pool.submit(keep, _login(each, keys)) for each in made.listed.values()], _LOGS_TIMEOUT
+            [pool.submit(keep, _login(each, keys)) for each in provisioner.listed.values()],
+            _LOGS_TIMEOUT,
         )
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -156,7 +156,7 @@ class ServerPlan:
     accounts: Sequence[Account]  #: those that can be used
     left_out: tuple[str, ...]  #: a sentence on each account that cannot
     offers: Mapping[str, Sequence[Offer]]  #: by account's name: what the run may order
-    refused: Mapping[Offer, str]  #: what it may not, and why
+    rejected: Mapping[Offer, str]  #: what it may not, and why
     currency: str
     hours: int  #: for which the ceiling is enough
     spread: float  #: see `choose_offers`
@@ -166,7 +166,7 @@ class ServerPlan:
         """Return what may be ordered, an account after the other."""
         return [(each.name, offer) for each in self.accounts for offer in self.offers[each.name]]
 
-    def missing(
+    def offers_to_order(
         self, options: Sequence[AccountOffer], have: Sequence[Offer], left: float
     ) -> list[AccountOffer]:
         """Return what to order of these options beside what we have, for what is left to spend."""
@@ -200,7 +200,7 @@ class ServerPlan:
     def _others(self, first: Mapping[Offer, int]) -> Iterator[tuple[Offer, str]]:
         """Yield the best offer of each type that is not taken, and why it is not."""
         dearest, limits = max(map(core_price, first)), self.limits
-        left, why = limits.max_cost - limits.spent, dict(self.refused)
+        left, why = limits.max_cost - limits.spent, dict(self.rejected)
         for _, offer in self.options():
             times = core_price(offer) / dearest
             if limits.max_cost and limits.nodes * offer.hourly * self.hours > left:
@@ -213,14 +213,14 @@ class ServerPlan:
                 shown.add(offer.type)
                 yield offer, why[offer]
 
-    def promise(self) -> str:
+    def terms(self) -> str:
         """Return what holds while a run works with its servers."""
         limits = self.limits
         ceiling = f"At most {self.currency} {limits.max_cost:.2f}"
         end = f"after {plural(limits.hours, 'hour')}" if limits.hours else "when the work is done"
         return f"{ceiling if limits.max_cost else 'No ceiling'}; ends {end}."
 
-    def crash(self) -> str:
+    def crash_note(self) -> str:
         """Return what a crash of this machine would cost."""
         price = f"{self.currency} {self.hourly():.4f} an hour"
         end = "until somebody goes on with the run or types `cah swarm down`."
@@ -231,9 +231,9 @@ class ServerPlan:
             )
         return f"If this machine dies, the servers go on costing {price} {end}"
 
-    def known(self) -> dict[tuple[str, str], Offer]:
+    def all_offers(self) -> dict[tuple[str, str], Offer]:
         """Return every offer by type and location, also those that are sold out."""
-        every = (*self.refused, *(offer for each in self.offers.values() for offer in each))
+        every = (*self.rejected, *(offer for each in self.offers.values() for offer in each))
         return {(offer.type, offer.location): offer for offer in every}
 
 
@@ -273,7 +273,7 @@ def plan_servers(accounts: Sequence[Account], limits: ServerLimits) -> ServerPla
         accounts=working,
         left_out=tuple(left_out),
         offers=offers,
-        refused={offer: said for offer, said in why.items() if said},
+        rejected={offer: said for offer, said in why.items() if said},
         currency=currency,
         hours=hours,
         spread=spread,
@@ -287,7 +287,7 @@ def _rejection(offer: Offer, limits: ServerLimits) -> str:
         return f"not at {limits.location}"
     if limits.server_type not in ("", offer.type):
         return f"not of type {limits.server_type}"
-    return _unfit_reason(offer, limits) or offer.lacks
+    return _unfit_reason(offer, limits) or offer.unavailable
 
 
 def _reasons(why: Mapping[Offer, str], limits: ServerLimits) -> str:
@@ -341,7 +341,7 @@ def _hourly_price(offer: Offer) -> float:
 
 
 def _check_choices(offers: Sequence[Offer], limits: ServerLimits) -> None:
-    fit = [each for each in offers if not (each.lacks or _unfit_reason(each, limits))]
+    fit = [each for each in offers if not (each.unavailable or _unfit_reason(each, limits))]
     for name, value, known in (
         ("location", limits.location, {each.location for each in fit}),
         ("server_type", limits.server_type, {each.type for each in fit}),

@@ -35,7 +35,7 @@ class Denied(RunError):
 
     def __init__(self, why: DenialReason, text: str) -> None:
         super().__init__(text)
-        self.why = why
+        self.reason = why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Offer:
     hourly: float  #: with IPv4 and tax; a started hour counts whole
     currency: str = "EUR"  #: of the account that pays
     dedicated: bool = False  #: whether its cores are its own, of which accounts have a limit
-    lacks: str = ""  #: why it cannot be ordered now, "" if it can
+    unavailable: str = ""  #: why it cannot be ordered now, "" if it can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,22 +88,22 @@ class Account(Protocol):
     def offers(self) -> Sequence[Offer]:
         """Return every server that has a price, also those that cannot be ordered now."""
 
-    def prepared(self, labels: Mapping[str, str]) -> bool:
+    def is_prepared(self, labels: Mapping[str, str]) -> bool:
         """Return whether what `prepare` made is still there."""
 
     def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
         """Make what servers of a run share, its key and firewall; those already there are kept."""
 
-    def admit(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
+    def allow_networks(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
         """Open the ports of Dask to these networks alone, on all servers of a run."""
 
-    def create(self, offer: Offer, wish: ServerSpec) -> Server:
+    def create(self, offer: Offer, spec: ServerSpec) -> Server:
         """Make a server, or take the one of this name and these labels that is there already."""
 
     def servers(self, labels: Mapping[str, str]) -> list[Server]:
         """All servers that carry these labels."""
 
-    def mark(self, server: Server, labels: Mapping[str, str]) -> None:
+    def set_labels(self, server: Server, labels: Mapping[str, str]) -> None:
         """Give a server these labels beside those that it has."""
 
     def delete(self, server: Server) -> None:
@@ -124,7 +124,7 @@ def usable_accounts(accounts: Sequence[Account]) -> tuple[list[Account], list[st
             account.check()
             good.append(account)
         except Denied as denied:
-            if denied.why is not DenialReason.TOKEN:
+            if denied.reason is not DenialReason.TOKEN:
                 raise
             bad.append(denied)
     if not good and bad:
@@ -147,7 +147,7 @@ def send_heartbeat(accounts: Sequence[Account], labels: Mapping[str, str], now: 
     """Note at the clouds, on one server of each, that somebody works with those of a run."""
     for account in accounts:
         for server in account.servers(labels)[:1]:
-            account.mark(server, {HEARTBEAT_LABEL: str(int(now))})
+            account.set_labels(server, {HEARTBEAT_LABEL: str(int(now))})
 
 
 #: Seconds without a mark after which nobody works with servers any more.

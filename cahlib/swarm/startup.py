@@ -116,11 +116,11 @@ class Startup:
 
 
 def start_head(
-    made: Provisioner,
+    provisioner: Provisioner,
     startup: Startup,
-    reached: Callable[[Server], Login],
+    login_of: Callable[[Server], Login],
     *,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     late: float = _HEAD_DELAY,
 ) -> Login:
     """Make servers and nodes of them until there is a head; the others may still be coming.
@@ -128,48 +128,48 @@ def start_head(
     If the head is much later than another node, that one leads. Raises RunError if none comes up.
     """
     for _ in range(_MAX_ROUNDS):
-        made.fill()
+        provisioner.fill()
         while True:
-            servers = made.servers()
+            servers = provisioner.servers()
             head = next((s for s in servers if s.labels.get("role") == "head"), None)
             if head is None or (head.name not in startup.up() and startup.up()):
                 head = _other_head(servers, startup)
-                made.lead(head)
-            startup.start(map(reached, servers), reached(head))
-            if _is_head_up(made, startup, head.name, late):
-                return reached(head)
+                provisioner.set_head(head)
+            startup.start(map(login_of, servers), login_of(head))
+            if _is_head_up(provisioner, startup, head.name, late):
+                return login_of(head)
             if not startup.up():
                 break
-        _remove_failed(made, startup, servers, tell)
+        _remove_failed(provisioner, startup, servers, report)
     raise RunError("no head came up; see the reasons above.")
 
 
 def start_others(
-    made: Provisioner,
+    provisioner: Provisioner,
     startup: Startup,
-    reached: Callable[[Server], Login],
+    login_of: Callable[[Server], Login],
     head: Login,
     *,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     """Wait until all servers are nodes; those that do not come up are replaced, or given up."""
     for left in reversed(range(_MAX_ROUNDS)):
         while not startup.wait(timeout=_POLL_INTERVAL):
-            _check_wanted(made)
+            _check_wanted(provisioner)
         failed = startup.errors()
         if not failed:
             return
-        _remove_failed(made, startup, made.servers(), tell)
+        _remove_failed(provisioner, startup, provisioner.servers(), report)
         if left:
-            made.fill()
-            startup.start(map(reached, made.servers()), head)
+            provisioner.fill()
+            startup.start(map(login_of, provisioner.servers()), head)
 
 
-def _is_head_up(made: Provisioner, startup: Startup, head: str, late: float) -> bool:
+def _is_head_up(provisioner: Provisioner, startup: Startup, head: str, late: float) -> bool:
     """Wait for the head; return whether it is up, False if it will not be, or is late."""
     first: float | None = None  #: when another one was up
     while not startup.wait([head], timeout=_POLL_INTERVAL):
-        _check_wanted(made)
+        _check_wanted(provisioner)
         if startup.up():
             first = first or time.monotonic()
             if time.monotonic() > first + late:
@@ -177,7 +177,7 @@ def _is_head_up(made: Provisioner, startup: Startup, head: str, late: float) -> 
     if head in startup.up():
         return True
     while not startup.up() and not startup.wait(timeout=_POLL_INTERVAL):
-        _check_wanted(made)
+        _check_wanted(provisioner)
     return False
 
 
@@ -188,7 +188,10 @@ def _other_head(servers: Sequence[Server], startup: Startup) -> Server:
 
 
 def _remove_failed(
-    made: Provisioner, startup: Startup, servers: Sequence[Server], tell: Callable[[str], None]
+    provisioner: Provisioner,
+    startup: Startup,
+    servers: Sequence[Server],
+    report: Callable[[str], None],
 ) -> None:
     """Remove what did not come up. Raises RunError if that would be in vain, or for a bug."""
     errors = startup.errors()
@@ -199,8 +202,8 @@ def _remove_failed(
         raise RunError(f"no server became a node, all for the same reason: {same}")
     for each in servers:
         if each.name in errors:
-            tell(str(errors[each.name]))
-            made.remove(each)
+            report(str(errors[each.name]))
+            provisioner.remove(each)
             startup.forget(each.name)
 
 
@@ -210,7 +213,7 @@ def common_failure(servers: Sequence[Server], errors: dict[str, Exception]) -> s
     That one does not answer may be its own misfortune; what a command says, it says again.
     """
     said = [errors.get(each.name) for each in servers]
-    if not said or not all(isinstance(each, NotReady) and each.by_command for each in said):
+    if not said or not all(isinstance(each, NotReady) and each.is_command_failure for each in said):
         return ""
     kinds = {
         _comparable(str(each), server.name, server.address)
@@ -227,11 +230,11 @@ def _comparable(text: str, *names: str) -> str:
     return re.sub(r"[0-9a-f]{8,}|\d+", "", last)
 
 
-def _check_wanted(made: Provisioner) -> None:
+def _check_wanted(provisioner: Provisioner) -> None:
     """Raise Stopped if the servers are not wanted any more, or were deleted by somebody else."""
-    if made.stop.is_set():
+    if provisioner.stop.is_set():
         raise Stopped(
             "stopped while servers were being set up; run the same command again to continue."
         )
-    if not made.listed and made.taken_down():
+    if not provisioner.listed and provisioner.is_taken_down():
         raise Stopped(TAKEN_DOWN)

@@ -50,7 +50,7 @@ def describe_server(
     workers, rates = work
     own = [each for each in workers if cluster.is_worker_of(each.name, server.name)]
     jobs = [key for each in own for key in each.jobs]
-    seen = min((each.seen for each in own), default=None)
+    seen = min((each.silence for each in own), default=None)
     return NodeStatus(
         name=server.name,
         location=server.location,
@@ -85,7 +85,7 @@ def observe_cluster(reach: cluster.ClusterAddress) -> ClusterWork:
         assigned = client.processing()
         nodes = [
             cluster.worker_state(
-                each, [k for k in assigned.get(address, ()) if PIECE_KEY not in k], still={}
+                each, [k for k in assigned.get(address, ()) if PIECE_KEY not in k], stalled={}
             )
             for address, each in workers.items()
         ]
@@ -139,9 +139,11 @@ def _last_log_line(login: ssh.Login) -> str:
 class StatusMonitor:
     """Looks at a fleet while it comes up and works, and writes what it sees on a board."""
 
-    def __init__(self, made: Provisioner, keys: SwarmKeys, board: SwarmStatus) -> None:
-        self._made, self._keys, self._board = made, keys, board
-        board.currency = made.bills.currency
+    def __init__(
+        self, provisioner: Provisioner, keys: SwarmKeys, swarm_status: SwarmStatus
+    ) -> None:
+        self._provisioner, self._keys, self._swarm_status = provisioner, keys, swarm_status
+        swarm_status.currency = provisioner.billing.currency
         self._engine: remote.RemoteEngine | None = None
         self._steps: dict[str, str] = {}
         self._logs: dict[str, str] = {}
@@ -152,50 +154,57 @@ class StatusMonitor:
         """A node begins a step of its bring-up."""
         self._steps[name] = step
 
-    def works(self, engine: remote.RemoteEngine) -> None:
+    def attach(self, engine: remote.RemoteEngine) -> None:
         """The engine whose workers run on the nodes is there."""
         self._engine = engine
 
     def write(self) -> None:
         """Look once."""
         work = self._work()
-        self._board.nodes = tuple(
+        self._swarm_status.nodes = tuple(
             describe_server(
                 server,
                 work,
-                cost=self._made.bills.cost(server.name, self._made.clock()),
+                cost=self._provisioner.billing.cost(server.name, self._provisioner.clock()),
                 step=self._step(server.name),
                 line=self._logs.get(server.name, ""),
             )
-            for server in list(self._made.listed.values())
+            for server in list(self._provisioner.listed.values())
         )
-        self._board.spent, self._board.hourly = self._made.spent(), self._made.bills.hourly()
+        self._swarm_status.spent, self._swarm_status.hourly = (
+            self._provisioner.spent(),
+            self._provisioner.billing.hourly(),
+        )
 
-    def look(self, tell: Callable[[str], None]) -> None:
+    def look(self, report: Callable[[str], None]) -> None:
         """Look until the end; ``tell`` hears how far the bring-up is."""
         asked, marked, before = time.monotonic(), -math.inf, ""
         while not self._ended.wait(_REFRESH_INTERVAL):
             with suppress(RunError):  # the cloud is away; its last word counts on
-                if time.monotonic() > asked + max(_LIST_INTERVAL, len(self._made.listed) / 5):
+                if time.monotonic() > asked + max(
+                    _LIST_INTERVAL, len(self._provisioner.listed) / 5
+                ):
                     asked = time.monotonic()
-                    self._made.servers()
-                if self._made.listed and time.monotonic() > marked + _HEARTBEAT_INTERVAL:
+                    self._provisioner.servers()
+                if self._provisioner.listed and time.monotonic() > marked + _HEARTBEAT_INTERVAL:
                     marked = time.monotonic()
-                    self._made.mark()
+                    self._provisioner.heartbeat()
             self.write()
-            if not self._engine and (now := startup_progress(self._board.nodes)) != before:
+            if not self._engine and (now := startup_progress(self._swarm_status.nodes)) != before:
                 before = now
-                tell(now)
+                report(now)
 
     def read(self) -> None:
         """Read the ends of the logs until the end, one node after the other."""
         for turn in count():
             if self._ended.wait(_REFRESH_INTERVAL):
                 return
-            names = [name for name in self._made.listed if self._step(name) in ("up", "absent")]
+            names = [
+                name for name in self._provisioner.listed if self._step(name) in ("up", "absent")
+            ]
             if names:
                 name = names[turn % len(names)]
-                server = self._made.listed.get(name)
+                server = self._provisioner.listed.get(name)
                 if server and (line := _last_log_line(_login(server, self._keys))):
                     self._logs[name] = line
 
@@ -210,7 +219,7 @@ class StatusMonitor:
     def _work(self) -> ClusterWork:
         if not self._engine:
             return (), {}
-        reports = self._engine.reports()
+        reports = self._engine.reports_by_job()
         self._speeds = {key: self._speeds.get(key) or Speedometer() for key in reports}
         rates = {
             key: self._speeds[key].rates({"links": links_tried(told)})["links"]
@@ -235,12 +244,15 @@ def startup_progress(nodes: Sequence[NodeStatus]) -> Passing:
 
 @contextmanager
 def status_monitored(
-    made: Provisioner, keys: SwarmKeys, board: SwarmStatus, tell: Callable[[str], None]
+    provisioner: Provisioner,
+    keys: SwarmKeys,
+    swarm_status: SwarmStatus,
+    report: Callable[[str], None],
 ) -> Iterator[StatusMonitor]:
     """A view of a fleet, for as long as the block runs."""
-    view = StatusMonitor(made, keys, board)
+    view = StatusMonitor(provisioner, keys, swarm_status)
     threads = [
-        threading.Thread(target=view.look, args=(tell,), name="view", daemon=True),
+        threading.Thread(target=view.look, args=(report,), name="view", daemon=True),
         # of its own: a node that does not answer takes its time
         threading.Thread(target=view.read, name="logs", daemon=True),
     ]
@@ -251,7 +263,11 @@ def status_monitored(
     finally:
         view.end()
         threads[0].join()
-        board.nodes, board.spent, board.hourly = (), made.spent(), made.bills.hourly()
+        swarm_status.nodes, swarm_status.spent, swarm_status.hourly = (
+            (),
+            provisioner.spent(),
+            provisioner.billing.hourly(),
+        )
 
 
 def _login(server: Server, keys: SwarmKeys) -> ssh.Login:

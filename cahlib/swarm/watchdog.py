@@ -40,16 +40,18 @@ class WatchdogConfig:
     look: float = 60  #: seconds between two questions to the cloud
     began: float = field(default_factory=time.monotonic)  #: when the run's hours did
 
-    def told(self, node: str, made: Provisioner) -> bytes:
+    def instructions(self, node: str, provisioner: Provisioner) -> bytes:
         """Return what it is told on a head, as `node/watchdog.py` reads it."""
-        limits, now = made.plan.limits, made.clock()
-        spans = [_paid_seconds(made.bills, limits.max_cost, now)] if limits.max_cost else []
+        limits, now = provisioner.plan.limits, provisioner.clock()
+        spans = (
+            [_paid_seconds(provisioner.billing, limits.max_cost, now)] if limits.max_cost else []
+        )
         if limits.hours:
             spans.append(max(limits.hours * 3600 - (time.monotonic() - self.began), 1))
         told = {
             "token": self.token,
             "endpoint": self.endpoint,
-            "labels": made.labels,
+            "labels": provisioner.labels,
             "node": node,
             "launch": secrets.token_hex(8),
             "silence": self.silence,
@@ -59,23 +61,23 @@ class WatchdogConfig:
         }
         return json.dumps(told).encode()
 
-    def require(self, made: Provisioner, public_key: str) -> None:
+    def check_token(self, provisioner: Provisioner, public_key: str) -> None:
         """Raise ConfigError unless the token is good for the project in which servers are made."""
-        if len(made.accounts) != 1:
+        if len(provisioner.accounts) != 1:
             raise ConfigError("watchdog: it works in one project; give one token in HCLOUD_TOKEN.")
         [account] = hetzner.accounts(self.token, endpoint=self.endpoint)
-        made.prepare(public_key)
+        provisioner.prepare(public_key)
         try:
             account.check()
-            seen, every = account.prepared(made.labels), account.servers({})
+            seen, every = account.is_prepared(provisioner.labels), account.servers({})
         except Denied as denied:
-            _clean_up(made)
+            _clean_up(provisioner)
             raise ConfigError(f"watchdog: {TOKEN}, {denied}") from denied
         others = [
             each.name for each in every if each.labels.get(PROJECT_LABEL[0]) != PROJECT_LABEL[1]
         ]
         if not seen or others:
-            _clean_up(made)
+            _clean_up(provisioner)
         if not seen:
             raise ConfigError(
                 f"watchdog: {TOKEN} is of another project than HCLOUD_TOKEN; make it in the same."
@@ -106,20 +108,20 @@ def _split(tokens: str) -> Collection[str]:
     return tokens.replace(",", " ").split()
 
 
-def _clean_up(made: Provisioner) -> None:
+def _clean_up(provisioner: Provisioner) -> None:
     """Delete the key and the firewall that were just made, but not under servers."""
-    if not made.servers():
-        for account in made.accounts:
-            account.clean(made.labels)
+    if not provisioner.servers():
+        for account in provisioner.accounts:
+            account.clean(provisioner.labels)
 
 
-def _paid_seconds(bills: Billing, ceiling: float, now: float) -> float:
+def _paid_seconds(billing: Billing, ceiling: float, now: float) -> float:
     """Return for how many seconds the servers that there are may stay within a ceiling."""
     ends = (
         each.since + 3600 * hours
-        for each in bills.running().values()
+        for each in billing.running().values()
         for hours in range(math.ceil((now - each.since) / 3600), _MONTH // 3600)
     )
     # each end of a paid hour begins another one: the first that costs too much is the last moment
-    last = next((end for end in sorted(ends) if bills.spent(end + 1) > ceiling), now + _MONTH)
+    last = next((end for end in sorted(ends) if billing.spent(end + 1) > ceiling), now + _MONTH)
     return max(last - _SAFETY_MARGIN - now, 1)

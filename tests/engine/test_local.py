@@ -96,7 +96,7 @@ def test_a_job_that_costs_three_workers_is_given_up(tmp_path):
         for start in "123":
             os.kill(jobs.wait_for(tmp_path / start), signal.SIGKILL)
         error = take(scrapers, 1)["killer"]
-    assert isinstance(error, ShardError) and "again and again" in str(error)
+    assert isinstance(error, ShardError) and "died on it repeatedly" in str(error)
 
 
 def test_a_running_job_is_heard(scrapers, tmp_path):

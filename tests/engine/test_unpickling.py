@@ -143,9 +143,9 @@ def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeyp
         for way in (*ways, *hostile.ELSEWHERE):
             scrapers.submit(way, jobs.double, 1, limit=jobs.LIMIT)
             assert isinstance(swarm.taken(scrapers), ShardError | RuntimeError), way
-        assert scrapers.told() == []
+        assert scrapers.reports() == []
         [node] = scrapers.nodes()
-        assert "not read" in node.ill
+        assert "not read" in node.fault
     with remote_engine(replace(swarm.reach, patience=1), tmp_path) as scrapers:
         scrapers.submit("peer", jobs.double, 1, limit=jobs.LIMIT)
         assert isinstance(swarm.taken(scrapers), ShardError)

@@ -39,10 +39,10 @@ class Listed(Swarm):
     """Servers that are made and deleted as in earnest, but never become nodes."""
 
     def up(self, hours):
-        wanted = self._orders
+        wanted = self._config
         run = self._labels["run"]
         fleet = Provisioner(
-            run, plan_servers(self._accounts, wanted.limits), lambda name: "", self._tell
+            run, plan_servers(self._accounts, wanted.limits), lambda name: "", self._report
         )
         fleet.prepare("ssh-ed25519 AAAA")
         fleet.fill()

@@ -94,7 +94,7 @@ def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch)
     with clouds.serve(clouds.Cloud({"token": clouds.Account(limit=0)})) as cloud:
         accounts = hetzner.accounts("token", endpoint=cloud.url)
         with pytest.raises(RunError, match="no account took"):
-            lifecycle.create_swarm(accounts, orders, tell=lambda _: None)
+            lifecycle.create_swarm(accounts, orders, report=lambda _: None)
     assert keys.authority().public.read_bytes() != before
 
 

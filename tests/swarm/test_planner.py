@@ -173,7 +173,7 @@ def test_a_swarm_is_spread_over_places_that_cost_nearly_the_same_and_over_no_oth
 def test_a_replacement_comes_to_where_the_swarm_is_thin():
     one = Catalogue("account 1", dict.fromkeys(EU, 9))
     left = [EU[0], EU[2]]
-    [(_, fresh)] = plan_servers([one], ServerLimits(nodes=3)).missing(
+    [(_, fresh)] = plan_servers([one], ServerLimits(nodes=3)).offers_to_order(
         [("account 1", o) for o in EU], left, 9
     )
     assert fresh == EU[1]
@@ -210,8 +210,8 @@ def test_at_a_limit_of_cores_smaller_servers_are_tried_and_what_is_missing_is_sa
 def test_the_plan_shows_what_it_leaves_out_and_why():
     others = [
         offer("cax41", "fsn1", 16, 0.02, architecture="arm"),
-        offer("cx43", "fsn1", 8, 0.013, lacks="sold out"),
-        offer("old", "fsn1", 16, 0.01, lacks="being withdrawn"),
+        offer("cx43", "fsn1", 8, 0.013, unavailable="sold out"),
+        offer("old", "fsn1", 16, 0.01, unavailable="being withdrawn"),
         offer("tiny", "fsn1", 1, 0.001, memory=1),
     ]
     one = Catalogue("account 1", dict.fromkeys([*EU, *SMALL, *FAR, *others], 9))
@@ -244,7 +244,7 @@ def test_arm64_is_planned_where_its_wheels_are_brought():
 
 
 def test_where_nothing_fits_the_reasons_are_said():
-    sold = [offer(type, "fsn1", 2, 0.01, lacks="sold out") for type in ("cx23", "cx33")]
+    sold = [offer(type, "fsn1", 2, 0.01, unavailable="sold out") for type in ("cx23", "cx33")]
     small = offer("tiny", "fsn1", 1, 0.001, memory=1)
     with pytest.raises(RunError, match=r"\(cx23, cx33: sold out; tiny: too little memory .*; try"):
         plan_servers(
@@ -254,7 +254,7 @@ def test_where_nothing_fits_the_reasons_are_said():
 
 def test_the_plan_says_what_a_crash_costs_before_the_head_can_see_it():
     one = Catalogue("account 1", dict.fromkeys(EU, 9))
-    told = plan_servers([one], ServerLimits(nodes=1, watchdog=60)).crash()
+    told = plan_servers([one], ServerLimits(nodes=1, watchdog=60)).crash_note()
     assert "deletes the servers 60 minutes later; before the head is up, they go on" in told
     assert "costing EUR 0.0280 an hour until somebody" in told
 
@@ -262,6 +262,6 @@ def test_the_plan_says_what_a_crash_costs_before_the_head_can_see_it():
 def test_a_currency_is_shown_as_it_is_and_two_are_not_compared():
     dollars = Catalogue("account 1", {replace(each, currency="USD"): 9 for each in EU})
     planned = plan_servers([dollars], ServerLimits(nodes=1, max_cost=1))
-    assert "USD/h" in planned.table() and "At most USD 1.00" in planned.promise()
+    assert "USD/h" in planned.table() and "At most USD 1.00" in planned.terms()
     with pytest.raises(ConfigError, match="pay in EUR and USD"):
         plan_servers([dollars, Catalogue("account 2", dict.fromkeys(EU, 9))], ServerLimits(nodes=1))

@@ -103,26 +103,26 @@ def test_the_ceiling_holds_for_all_launches_of_a_run_together(cloud, tmp_path):
     theirs = accounts(f"{ONE},{TWO}", endpoint=cloud.url, poll=0.01)
     orders = lifecycle.SwarmConfig(limits=ServerLimits(nodes=2, max_cost=0.03), state=tmp_path)
     for spent in (0.0, 0.014):
-        bills = Billing.of(tmp_path)
-        assert bills.spent(time.time()) == pytest.approx(spent)
+        billing = Billing.load(tmp_path)
+        assert billing.spent(time.time()) == pytest.approx(spent)
         wanted = lifecycle.plan_swarm(theirs, orders)
-        with hold(Provisioner("r1", wanted, lambda name: "", lambda _: None, bills=bills)):
+        with hold(Provisioner("r1", wanted, lambda name: "", lambda _: None, billing=billing)):
             pass
     with pytest.raises(ConfigError, match="ceiling of EUR 0.03, of which 0.03 are spent"):
         lifecycle.plan_swarm(theirs, orders)
-    told = Billing.of(tmp_path).told(time.time())
+    told = Billing.load(tmp_path).summary(time.time())
     assert told == "EUR 0.0280 in all, with IPv4 and tax, for 4 servers, all of them gone."
 
 
 def test_an_account_that_cannot_be_read_begins_anew_and_one_that_returns_goes_on(tmp_path):
     (tmp_path / "account.json").write_text("{")
-    bills = Billing.of(tmp_path)
-    bills.open("a", 0.01, 1000)
-    bills.close(["a"], 1000 + 7000)  # the cloud did not list it for a moment
-    assert bills.gone(9000) == pytest.approx(0.02) and not bills.running()
-    bills.open("a", 0.01, 1000)
-    assert Billing.of(tmp_path).cost("a", 1000 + 7300) == pytest.approx(0.03)
-    assert "for 1 server, none of them gone" in bills.told(8000)
+    billing = Billing.load(tmp_path)
+    billing.open("a", 0.01, 1000)
+    billing.close(["a"], 1000 + 7000)  # the cloud did not list it for a moment
+    assert billing.past_cost(9000) == pytest.approx(0.02) and not billing.running()
+    billing.open("a", 0.01, 1000)
+    assert Billing.load(tmp_path).cost("a", 1000 + 7300) == pytest.approx(0.03)
+    assert "for 1 server, none of them gone" in billing.summary(8000)
 
 
 def test_a_ceiling_of_just_the_plans_price_is_enough(cloud):
@@ -363,7 +363,7 @@ def test_servers_of_runs_that_are_over_are_told_of_with_price_and_command(cloud)
         assert sentence.startswith("2 servers of run r1 are still there") and "0.0140" in sentence
         assert sentence.endswith("`cah swarm down --run r1`.")
         swarm.clock = lambda: later
-        swarm.mark()
+        swarm.heartbeat()
         assert orphan_warnings(swarm.accounts, now=later + 200) == []
         assert len(swarm.servers()) == 2  # a mark takes no other label away
 
@@ -384,7 +384,7 @@ def test_a_run_that_finds_its_servers_counts_what_they_have_cost(cloud):
     swarm.clock = lambda: time.time() + 3600
     with hold(swarm):
         assert swarm.spent() == pytest.approx(2 * 2 * 0.007)
-        assert swarm.bills.hourly() == pytest.approx(2 * 0.007)
+        assert swarm.billing.hourly() == pytest.approx(2 * 0.007)
     assert nothing_is_left(cloud)
 
 
@@ -413,7 +413,7 @@ def test_what_is_known_of_the_servers_fits_together_while_two_threads_change_it(
     with hold(swarm):
         with shaken(fleets):
             together(replace, look)
-        assert swarm.bills.hourly() == pytest.approx(3 * 0.007)
+        assert swarm.billing.hourly() == pytest.approx(3 * 0.007)
 
 
 def test_servers_are_let_out_to_the_web_to_names_and_to_each_other_alone(cloud):
@@ -424,7 +424,7 @@ def test_servers_are_let_out_to_the_web_to_names_and_to_each_other_alone(cloud):
     assert ruled(cloud) == dict.fromkeys(open_ | {("in", "tcp", "22")}, {"0.0.0.0/0", "::/0"})
     for many in (3, 250, 1):
         networks = [f"192.0.2.{number}/32" for number in range(many)]
-        swarm.admit(networks)
+        swarm.allow_networks(networks)
         dask = {(way, "tcp", port) for way in ("in", "out") for port in ("8786", "9000-9099")}
         assert {each: ruled(cloud)[each] for each in dask} == dict.fromkeys(dask, set(networks))
         assert ruled(cloud).keys() == open_ | dask | {("in", "tcp", "22")}

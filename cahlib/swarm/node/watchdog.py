@@ -65,24 +65,26 @@ class Observation:
     total: float = 0  #: seconds since the launch
 
 
-def observe(seen: Observation, told: Instructions, heard: str, passed: float) -> Observation:
+def observe(
+    seen: Observation, instructions: Instructions, heard: str, passed: float
+) -> Observation:
     """Return what is known after an answer of the cloud, ``passed`` seconds after the last look."""
     total = seen.total + passed
     if heard != seen.heard:
         return replace(seen, heard=heard, silent=0, total=total)
-    return replace(seen, silent=seen.silent + min(passed, 2 * told.look), total=total)
+    return replace(seen, silent=seen.silent + min(passed, 2 * instructions.look), total=total)
 
 
-def deletion_reason(seen: Observation, told: Instructions) -> str:
+def deletion_reason(seen: Observation, instructions: Instructions) -> str:
     """Return why the servers are to be deleted; "" if they are not."""
-    if seen.silent >= told.silence:
+    if seen.silent >= instructions.silence:
         return f"nothing was heard of a driver for {seen.silent / 60:.0f} minutes"
-    if told.end and seen.total >= told.end:
+    if instructions.end and seen.total >= instructions.end:
         return "the run's hours are over"
     if (
-        told.paid
-        and seen.total >= told.paid
-        and seen.silent >= min(_HEARTBEAT_TIMEOUT, told.silence)
+        instructions.paid
+        and seen.total >= instructions.paid
+        and seen.silent >= min(_HEARTBEAT_TIMEOUT, instructions.silence)
     ):
         return "nobody drives them, and the hours or the money allowed are used up"
     return ""
@@ -98,8 +100,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class Cloud:
     """The few calls of Hetzner's API that are needed, within the labels of one run."""
 
-    def __init__(self, told: Instructions) -> None:
-        self._told = told
+    def __init__(self, instructions: Instructions) -> None:
+        self._instructions = instructions
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def servers(self) -> list[dict[str, Any]]:
@@ -117,7 +119,7 @@ class Cloud:
 
     def _listed(self, kind: str) -> list[dict[str, Any]]:
         """Return what carries the run's labels, whatever else the cloud may name."""
-        labels, page, found = self._told.labels, 1, list[dict[str, Any]]()
+        labels, page, found = self._instructions.labels, 1, list[dict[str, Any]]()
         selector = ",".join(f"{key}=={value}" for key, value in labels.items())
         try:
             while page:
@@ -132,8 +134,8 @@ class Cloud:
         return found
 
     def _ask(self, method: str, path: str) -> dict[str, Any]:
-        request = urllib.request.Request(f"{self._told.endpoint}/{path}", method=method)
-        request.add_unredirected_header("Authorization", f"Bearer {self._told.token}")
+        request = urllib.request.Request(f"{self._instructions.endpoint}/{path}", method=method)
+        request.add_unredirected_header("Authorization", f"Bearer {self._instructions.token}")
         try:
             with self._opener.open(request, timeout=_TIMEOUT) as answer:
                 return dict(json.loads(answer.read() or b"{}"))
@@ -151,66 +153,66 @@ class Watchdog:
 
     def __init__(
         self,
-        told: Instructions,
+        instructions: Instructions,
         state: Path,
         *,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._told, self._state, self._tell = told, state, tell
+        self._instructions, self._state, self._report = instructions, state, report
         self._clock, self._sleep = clock, sleep
-        self._cloud = Cloud(told)
-        self._said = ""
+        self._cloud = Cloud(instructions)
+        self._last_report = ""
 
     def work(self) -> None:
         """Watch; return when the cloud says that none of the servers is left."""
         seen, last = self._read(), self._clock()
-        while not (why := deletion_reason(seen, self._told)):
+        while not (why := deletion_reason(seen, self._instructions)):
             try:
                 heard = _heartbeats(self._cloud.servers())
                 now = self._clock()
-                seen, last = observe(seen, self._told, heard, now - last), now
+                seen, last = observe(seen, self._instructions, heard, now - last), now
                 self._write(seen)
-                self._say("The cloud answers.")
+                self._report_once("The cloud answers.")
             except CloudUnavailable as error:
-                self._say(f"{error}; asking again.")
-            self._sleep(self._told.look)
-        self._tell(f"Deleting the run's servers, this one last: {why}.")
+                self._report_once(f"{error}; asking again.")
+            self._sleep(self._instructions.look)
+        self._report(f"Deleting the run's servers, this one last: {why}.")
         while not self._deleted():
-            self._sleep(min(self._told.look, 10))
+            self._sleep(min(self._instructions.look, 10))
 
     def _deleted(self) -> bool:
         """Ask for the deletion of the others, or of this one if it is alone; return if none is."""
         try:
             servers = self._cloud.servers()
-            others = [each for each in servers if each["name"] != self._told.node]
+            others = [each for each in servers if each["name"] != self._instructions.node]
             if not others:
                 self._cloud.clean()
         except CloudUnavailable as error:
-            self._say(f"{error}; asking again.")
+            self._report_once(f"{error}; asking again.")
             return False
         for each in others or servers:
             try:
                 if each.get("status") != "deleting":
                     self._cloud.delete(each)
             except CloudUnavailable as error:  # those after it may go
-                self._say(f"{each['name']}: {error}; asking again.")
+                self._report_once(f"{each['name']}: {error}; asking again.")
         return not servers
 
-    def _say(self, sentence: str) -> None:
+    def _report_once(self, sentence: str) -> None:
         """Tell what is new."""
-        if sentence != self._said:
-            self._said = sentence
-            self._tell(sentence)
+        if sentence != self._last_report:
+            self._last_report = sentence
+            self._report(sentence)
 
     def _read(self) -> Observation:
         """Return what was known before a restart, if it is of this launch."""
         with suppress(OSError, ValueError, TypeError):
             seen = Observation(**json.loads(self._state.read_text(encoding="utf-8")))
-            if seen.launch == self._told.launch:
+            if seen.launch == self._instructions.launch:
                 return seen
-        return Observation(launch=self._told.launch)
+        return Observation(launch=self._instructions.launch)
 
     def _write(self, seen: Observation) -> None:
         """Keep what is known; a full disk ends no watch."""
@@ -229,10 +231,12 @@ def _heartbeats(servers: list[dict[str, Any]]) -> str:
 
 def run_watchdog() -> None:
     """Watch by what systemd gives: a credential, and a folder that survives a restart."""
-    told = Path(os.environ["CREDENTIALS_DIRECTORY"], INSTRUCTIONS_FILE).read_text(encoding="utf-8")
+    instructions = Path(os.environ["CREDENTIALS_DIRECTORY"], INSTRUCTIONS_FILE).read_text(
+        encoding="utf-8"
+    )
     state = Path(os.environ["STATE_DIRECTORY"], "seen.json")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    Watchdog(Instructions(**json.loads(told)), state, tell=logging.info).work()
+    Watchdog(Instructions(**json.loads(instructions)), state, report=logging.info).work()
 
 
 if __name__ == "__main__":
