@@ -61,8 +61,7 @@ pictures: .venv/dev
 	$(bin)/python -m tests.pictures
 
 bench: .venv/dev
-	for each in tests/benchmarks/bench_*.py; do \
-	$(bin)/python -m $$(echo $${each%.py} | tr / .) || exit 1; done
+	$(bin)/python -m tests.benchmarks
 
 bench-gpu: .venv/dev
 	$(bin)/python -m tests.benchmarks.bench_gpu

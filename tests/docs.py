@@ -20,6 +20,7 @@ from cahlib.core.settings import TOPICS, Setting
 from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.dataset.write import columns
 from cahlib.run.estimate import Price, expected
+from tests.benchmarks import figures
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -206,10 +207,22 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     )
 
 
+def comparison() -> str:
+    """README's figures beside those of other tools."""
+    rows = (line[:3] for line in figures.lines(figures.COMPARED))
+    return _table(("what", "cahlib", "peer"), rows)
+
+
+def all_figures() -> str:
+    """The guide's figures, with the day on which they were measured."""
+    return _table(("what", "cahlib", "peer", "measured"), figures.lines(figures.ALL))
+
+
 BLOCKS = {
     "tree": tree, "commands": commands, "options": options, "other-options": other_options,
     "exit-codes": exit_codes, "presets": presets, "columns": metadata_columns,
     "drop-reasons": drop_reasons, "metrics": metrics, "routes": routes, "costs": costs,
+    "comparison": comparison, "figures": all_figures,
 }  # fmt: skip
 
 

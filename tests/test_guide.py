@@ -18,6 +18,7 @@ from cahlib.dataset.layout import LAYOUT
 from cahlib.dataset.show.pages import write_pages
 from cahlib.guide import GUIDES, page_title, without_comments
 from tests import docs
+from tests.benchmarks import figures
 from tests.world import judged
 
 ROOT = docs.ROOT
@@ -64,6 +65,15 @@ def lines(text):
 def mentioned(text):
     """What is set as code in the text of a page, outside its blocks of code."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("name", ["README", "performance"])
+def test_every_figure_was_measured_by_a_benchmark(name):
+    assert figures.unknown(PAGES[name]) == []
+
+
+def test_a_figure_that_nobody_measured_is_found():
+    assert figures.unknown("It takes 123,456 ms, 14.0 pairs/s or 1,302 MiB/s.") == ["123,456 ms"]
 
 
 @every_page

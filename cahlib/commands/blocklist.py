@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.commands.console import note
-from cahlib.core.errors import ConfigError, is_full, no_space
+from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 
 
 def add(commands: Any) -> None:
@@ -63,8 +63,8 @@ def _build(chosen: argparse.Namespace) -> int:
     try:
         Path(chosen.output).write_text(text + "".join(f"{d}\n" for d in listed), encoding="utf-8")
     except OSError as error:
-        if is_full(error):
-            raise no_space(chosen.output) from error
+        if is_disk_full(error):
+            raise disk_full_error(chosen.output) from error
         raise ConfigError(f"{chosen.output} cannot be written ({error.strerror}).") from error
     print(f"{len(listed):,} domains: {chosen.output}")
     note(f"`cah run --blocked-domains {chosen.output}` skips them.")
@@ -77,9 +77,9 @@ def _among(domain: str, hosts: set[str]) -> bool:
 
 
 def _show(chosen: argparse.Namespace) -> int:
-    from cahlib.core.lists import DOMAIN, entries
+    from cahlib.core.lists import DOMAIN, read_entries
 
-    found = sorted(set(entries(chosen.list, "list", DOMAIN)))
+    found = sorted(set(read_entries(chosen.list, "list", DOMAIN)))
     for domain in found:
         print(domain)
     note(f"# {len(found):,} domains")

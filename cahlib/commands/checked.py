@@ -59,12 +59,12 @@ def _inspect(chosen: argparse.Namespace) -> int:
 
 
 def _verify(chosen: argparse.Namespace) -> int:
-    from cahlib.core.lock import is_held
+    from cahlib.core.lock import is_locked
     from cahlib.core.wording import plural
     from cahlib.dataset.maintain.verify import find_problems
     from cahlib.ledger.local import committed
 
-    busy = is_held(Path(chosen.dataset))
+    busy = is_locked(Path(chosen.dataset))
     problems = []
     for each in find_problems(chosen.dataset, committed(Path(chosen.dataset) / _LEDGER)):
         problems.append(
@@ -72,7 +72,7 @@ def _verify(chosen: argparse.Namespace) -> int:
         )
         if not chosen.json:
             print(each.sentence)
-    busy = busy or is_held(Path(chosen.dataset))
+    busy = busy or is_locked(Path(chosen.dataset))
     if chosen.json:
         found = {"dataset": chosen.dataset, "sound": not problems, "in_use": busy}
         print_json(found | {"problems": problems})
@@ -94,7 +94,7 @@ def _verify(chosen: argparse.Namespace) -> int:
 
 
 def _repair(chosen: argparse.Namespace) -> int:
-    from cahlib.core.lock import busy, held, is_held
+    from cahlib.core.lock import is_locked, lock_dataset, locked_error
     from cahlib.core.wording import plural
     from cahlib.dataset.file_names import require_writable
     from cahlib.dataset.maintain.repair import plan_repair, repair
@@ -116,9 +116,9 @@ def _repair(chosen: argparse.Namespace) -> int:
         return 0
     if folder := files_at(place).folder:
         require_writable(folder)
-        if is_held(folder):  # be it named by a URL
-            raise busy(folder)
-    with held(Path(place)) if local else nullcontext():
+        if is_locked(folder):  # be it named by a URL
+            raise locked_error(folder)
+    with lock_dataset(Path(place)) if local else nullcontext():
         found = plan_repair(place, committed(ledger))  # a run may have gone on until now
         _print(found)
         repair(found)

@@ -24,17 +24,17 @@ from cahlib.core.config import Job, settings
 from cahlib.core.errors import (
     CahError,
     MissingSetting,
-    is_full,
-    missing,
-    no_space,
-    unusable,
+    describe_unusable_file,
+    disk_full_error,
+    is_disk_full,
+    missing_library_error,
 )
-from cahlib.core.private import WATCHDOG
-from cahlib.core.signals import ending, hush
+from cahlib.core.secret_store import WATCHDOG_VARIABLE
+from cahlib.core.signals import silence_terminal, termination_signals
 from cahlib.run.environment import environment, job_from
 
 if TYPE_CHECKING:
-    from cahlib.run.pipeline import Outcome
+    from cahlib.run.result import RunResult
 
 T = TypeVar("T")
 
@@ -80,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `cah verify DATASET | head`: nobody reads on
         return 141
     except OSError as error:
-        if is_full(error):
-            sentence = str(no_space(error.filename or "what is printed"))
-        elif not (sentence := unusable(error)):
+        if is_disk_full(error):
+            sentence = str(disk_full_error(error.filename or "what is printed"))
+        elif not (sentence := describe_unusable_file(error)):
             raise
         with lasting(output=True):
             print(f"cah: {sentence}", file=sys.stderr)
@@ -106,14 +106,14 @@ def _act(chosen: argparse.Namespace) -> int:
     try:
         return int(chosen.act(chosen))
     except ModuleNotFoundError as error:
-        raise missing(error, getattr(chosen, "extra", "")) from error
+        raise missing_library_error(error, getattr(chosen, "extra", "")) from error
 
 
 def _logged(chosen: argparse.Namespace) -> AbstractContextManager[None]:
     """Keep log lines out of the terminal while a run's command works."""
     if not hasattr(chosen, "works"):
         return nullcontext()
-    return logs.kept(_output(chosen) / "run", say)
+    return logs.log_to_run(_output(chosen) / "run", say)
 
 
 def _output(chosen: argparse.Namespace) -> Path:
@@ -171,17 +171,17 @@ def _parser() -> Parser:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from cahlib.core.requirements import introduced
+    from cahlib.core.requirements import require_contact
     from cahlib.model.scorer import check_model_files
     from cahlib.run.quote import quoted
     from cahlib.run.run_directory import require_described_same
     from cahlib.run.scrapers import guard
 
     job = _job(chosen)
-    introduced(job)
+    require_contact(job)
     check_model_files(job.judge)
     require_described_same(job)  # before anything is made, or servers are asked for
-    names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG}
+    names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG_VARIABLE}
     told = environment()
     secrets = {name: told.get(variable, "") for name, variable in names.items()}
     # Scrapers and other processes inherit the environment. Emptied, not deleted: the thread that
@@ -233,7 +233,7 @@ def _stoppable() -> Iterator[threading.Event]:
 
     def heard(number: int, frame: object) -> None:
         if number == signal.SIGHUP:
-            hush()
+            silence_terminal()
         elif stop.is_set():
             raise KeyboardInterrupt
         stop.set()
@@ -243,7 +243,7 @@ def _stoppable() -> Iterator[threading.Event]:
             file=sys.stderr,
         )
 
-    before = {n: signal.signal(n, heard) for n in ending()}
+    before = {n: signal.signal(n, heard) for n in termination_signals()}
     try:
         yield stop
     finally:
@@ -251,7 +251,7 @@ def _stoppable() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(outcome: RunResult) -> None:
     from cahlib.core.records import Stage
     from cahlib.core.wording import plural
 

@@ -17,7 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from cahlib.core.progress import Listener, NodeStatus, Passing, Snapshot, SwarmStatus, waiting
+from cahlib.core.progress import (
+    Listener,
+    NodeStatus,
+    Snapshot,
+    SwarmStatus,
+    Transient,
+    describe_offline,
+)
 from cahlib.core.records import DropReason, Stage, Stats
 
 #: Seconds between two plain lines.
@@ -104,7 +111,7 @@ def say(sentence: str) -> None:
     """
     from tqdm import tqdm
 
-    if isinstance(sentence, Passing) and sys.stderr.isatty():
+    if isinstance(sentence, Transient) and sys.stderr.isatty():
         return
     if sentence.startswith("cah: ") or not _quiet.is_set():
         tqdm.write(sentence, file=sys.stderr)
@@ -147,7 +154,7 @@ def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
         f" · lost: {_causes(stats)}" if any(r.stage is Stage.FETCH for r in stats.dropped) else ""
     )
     if snapshot.offline:
-        lost = f" · {waiting(snapshot.offline)}"
+        lost = f" · {describe_offline(snapshot.offline)}"
     kept, judged = stats.left[Stage.JUDGE], stats.entered[Stage.JUDGE]
     share = f" ({kept / judged:.0%})" if judged else ""
     return (
@@ -208,7 +215,7 @@ def coming_up(
     started, ended = time.monotonic(), threading.Event()
 
     def tell(sentence: str) -> None:
-        if not isinstance(sentence, Passing):
+        if not isinstance(sentence, Transient):
             tqdm.write(sentence, file=stream)
 
     def draw(bar: Any) -> None:

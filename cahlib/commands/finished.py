@@ -69,7 +69,7 @@ def _purge(chosen: argparse.Namespace) -> int:
 
 
 def _dedup(chosen: argparse.Namespace) -> int:
-    from cahlib.core.lock import held
+    from cahlib.core.lock import lock_dataset
     from cahlib.dataset.file_names import require_writable
     from cahlib.dataset.maintain.dedup import find_duplicates, remove_duplicates
     from cahlib.dataset.manifest import require_dataset
@@ -79,7 +79,7 @@ def _dedup(chosen: argparse.Namespace) -> int:
     if chosen.apply:
         require_dataset(folder)  # before anything is made in a folder that is somebody else's
         require_writable(folder)
-        with held(folder):
+        with lock_dataset(folder):
             recover_interrupted(folder)  # what an interrupted change left cannot be read
     found = find_duplicates(folder, chosen.distance)
     if not chosen.json:

@@ -18,8 +18,8 @@ from cahlib.commands.console import note, print_json, say
 from cahlib.commands.parser import Parser
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, MissingSetting, RunError, Stopped
-from cahlib.core.private import WATCHDOG, named
 from cahlib.core.progress import SwarmStatus
+from cahlib.core.secret_store import WATCHDOG_VARIABLE, run_name
 from cahlib.core.wording import plural, verb
 
 if TYPE_CHECKING:
@@ -154,26 +154,26 @@ def _remind(environment: Mapping[str, str], but: set[str], asking: threading.Eve
 
 def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
     from cahlib.commands.console import coming_up
-    from cahlib.core.config import replace
-    from cahlib.core.lock import held
+    from cahlib.core.config import replace_settings
+    from cahlib.core.lock import lock_dataset
     from cahlib.run.scrapers import clouds, guard, swarm_config
     from cahlib.swarm import lifecycle
 
     if chosen.nodes is not None:
-        job = replace(job, swarm=chosen.nodes, cores=0)
+        job = replace_settings(job, swarm=chosen.nodes, cores=0)
     if not job.place.has_servers:
         raise MissingSetting("swarm: give a number of servers, `cah swarm up N`, or of --cores.")
     tokens = environment.get("HCLOUD_TOKEN", "")
-    wanted = swarm_config(job, guard(job, environment.get(WATCHDOG, ""), tokens))
+    wanted = swarm_config(job, guard(job, environment.get(WATCHDOG_VARIABLE, ""), tokens))
     accounts = clouds(tokens)
     plan = lifecycle.plan_swarm(accounts, wanted)
     end = _GUARDED.format(job.place.watchdog_minutes) if wanted.watchdog else _UNATTENDED
     note(plan.table(), end, lifecycle.existing_servers(plan, wanted.state))
     if not agreed(f"Make {plural(len(plan.first), 'server')}?", yes=chosen.yes):
         return 2
-    with held(job.output.folder):  # else two commands make twice as many
+    with lock_dataset(job.output.folder):  # else two commands make twice as many
         left = (
-            f"What was made costs money until `cah swarm down --run {named(wanted.state)}`; "
+            f"What was made costs money until `cah swarm down --run {run_name(wanted.state)}`; "
             "`cah run --swarm` uses it."
         )
         try:
@@ -270,7 +270,7 @@ def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]
     )
     if chosen.json:
         now, state = time.time(), _state(job)
-        run = named(state) if (state / "run").exists() else None
+        run = run_name(state) if (state / "run").exists() else None
         cost = {"spent": account.spent(now), "per_hour": account.hourly()}
         shown = [asdict(each) for each in nodes]
         print_json({"run": run, "nodes": shown, **cost, "currency": account.currency})

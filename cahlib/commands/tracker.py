@@ -17,7 +17,7 @@ from cahlib.commands.console import print_json
 from cahlib.commands.parser import Parser
 from cahlib.commands.serve import opened
 from cahlib.core.config import Crawl
-from cahlib.core.errors import ConfigError, is_full, no_space
+from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 
 
 def add(commands: Any) -> None:
@@ -253,8 +253,8 @@ def _output(name: str) -> Iterator[TextIO]:
         with open(name, "w", encoding="utf-8", newline="") as file:
             yield file
     except OSError as error:
-        if is_full(error):
-            raise no_space(name) from error
+        if is_disk_full(error):
+            raise disk_full_error(name) from error
         raise ConfigError(f"output: {name} cannot be written ({error.strerror}).") from error
 
 

@@ -1,1 +1,1 @@
-"""What every part stands on: settings, records, errors, and files that are written whole."""
+"""What every package builds on: settings, records, errors, progress, and atomic files."""

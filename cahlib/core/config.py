@@ -1,7 +1,7 @@
-"""The description of a run: `Job`, from which the command line, the form and Kaggle's run are made.
+"""The settings of a run: `Job`, which defines the options of the command line, form and Kaggle.
 
-Each field carries its help text and its bounds; a value outside them is refused with one sentence
-that names the field. A Job is stored beside its dataset, so no secret belongs into it.
+Each field carries its help text and its bounds; a value outside them is rejected with one sentence
+that names the field. A Job is stored beside its dataset, so it never holds a secret.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from cahlib.core.atomic import write_file
 from cahlib.core.crawl_settings import NO_TEXT
 from cahlib.core.crawl_settings import Crawl as Crawl
 from cahlib.core.errors import ConfigError
-from cahlib.core.fingerprint import checksum, differences, fingerprint
+from cahlib.core.fingerprint import fingerprint, json_checksum, setting_differences
 from cahlib.core.presets import PRESETS
-from cahlib.core.resources import Place
-from cahlib.core.settings import Checked, Setting, held, option
+from cahlib.core.resources import Resources
+from cahlib.core.settings import Checked, Setting, option, settings_of
 
-#: Where the checksum of a stored Job stands beside its settings.
+#: The key of a stored Job's checksum, beside its settings.
 _SUM = "sha256"
 
 
@@ -32,12 +32,12 @@ NO_MODEL = "none"
 
 
 class DamagedJob(ConfigError):
-    """The file of a stored Job cannot be read as one."""
+    """The file of a stored Job is damaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download(Checked):
-    """How images are fetched, and which are good enough."""
+    """How images are fetched, and which are kept."""
 
     contact: str = option(
         "", "web page or e-mail address where site owners can reach you; sent in the user agent",
@@ -118,7 +118,7 @@ class Download(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judge(Checked):
-    """Which model decides, and how strictly."""
+    """Which model scores the pairs, and the thresholds."""
 
     preset: str = option(
         "laion400m", "model and threshold together", choices=tuple(PRESETS), first="run gpu"
@@ -164,17 +164,15 @@ class Judge(Checked):
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         if self.model and self.threshold is None:
-            raise ConfigError(
-                "threshold: a model of your own needs a threshold of its own, for example 0.28."
-            )
+            raise ConfigError("threshold: another model needs its own threshold, for example 0.28.")
         if self.pretrained and not self.model:
-            raise ConfigError("pretrained: name the model that the weights belong to as well.")
+            raise ConfigError("pretrained: give the model that the weights belong to as well.")
         for name in ("model", "threshold", "safety", "heads", "nsfw_open") if self.no_judge else ():
             if getattr(self, name):
                 raise ConfigError(f"{name}: no model judges with no_judge; leave out one of both.")
 
     def chosen(self) -> tuple[str, str, float]:
-        """Model, weights and threshold: the preset's, those given instead, or none."""
+        """Return model, weights and threshold: the preset's, those given instead, or none."""
         if self.no_judge:
             return NO_MODEL, "", -1.0
         preset = PRESETS[self.preset]
@@ -186,9 +184,9 @@ class Judge(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output(Checked):
-    """Where the dataset goes, in which forms, and what it must not hold twice."""
+    """Where the dataset is written, in which formats, and how duplicates are handled."""
 
-    # One folder has many names, and its dataset lies in it under any of them; a URL is compared.
+    # free: a folder can have several names, all valid for its dataset; URLs are compared
     output: str = option(
         "dataset", "folder of the dataset, or a URL that fsspec supports (s3://…, gdrive://…)",
         free=True, first="run worker gpu up swarm",
@@ -213,27 +211,27 @@ class Output(Checked):
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         if not self.output.strip():
-            raise ConfigError("output: name a folder or a URL.")
+            raise ConfigError("output: give a folder or a URL.")
         if {"images", "images:jpg"} <= {*self.forms}:
             raise ConfigError("forms: choose images or images:jpg, not both.")
 
     @property
     def url(self) -> str | None:
-        """Where finished shards are uploaded to, or None for a dataset on this machine."""
+        """Return the URL that finished shards are uploaded to; None for a local dataset."""
         scheme, mark, rest = self.output.strip().partition("://")
         return f"{scheme.lower()}://{rest.rstrip('/')}" if mark else None
 
     @property
     def folder(self) -> Path:
-        """The folder on this machine: the output, or for a URL one named after its last part."""
-        # no shell has seen what is in .env or in the form; a home that nobody has stays a name
+        """Return the local folder: the output, or for a URL one named after its last part."""
+        # no shell expands what is in .env or in the form; an unknown user's ~ stays as it is
         named = PurePosixPath(self.output).name if self.url else os.path.expanduser(self.output)
         return Path(named).absolute()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job(Checked):
-    """One run: everything that decides what its dataset will hold, and how it is made."""
+    """One run: the settings that decide what its dataset holds, and how it is made."""
 
     nickname: str = option(
         "", "your name on leaderboards and in the dataset card", free=True, topic="tracker",
@@ -243,7 +241,7 @@ class Job(Checked):
     download: Download = field(default_factory=Download)
     judge: Judge = field(default_factory=Judge)
     output: Output = field(default_factory=Output)
-    place: Place = field(default_factory=Place)
+    place: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -262,11 +260,11 @@ class Job(Checked):
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Job:
-        """A Job from flat values by field name; texts are read as `parse` does.
+        """Return a Job from flat values by field name; strings are parsed by `Setting.parse`.
 
-        Raises ConfigError for a name that no field has, and for a value that a field refuses.
+        Raise ConfigError for an unknown name, and for a value that a field rejects.
         """
-        refuse_unknown(values)
+        require_known_settings(values)
         known = {setting.name: setting for setting in settings()}
         groups: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
@@ -282,24 +280,24 @@ class Job(Checked):
 
     @classmethod
     def stored(cls, path: Path) -> Job | None:
-        """The Job whose `values` a JSON file holds, or None without one.
+        """Return the Job whose `values` a JSON file holds, or None if there is no file.
 
-        Raises DamagedJob for a damaged file.
+        Raise DamagedJob for a damaged file.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values.pop(_SUM, None) not in (None, checksum(values)):
+            if values.pop(_SUM, None) not in (None, json_checksum(values)):
                 raise ValueError("its checksum does not match")
             return cls.from_values(values)
         except FileNotFoundError:
             return None
         except (ValueError, AttributeError, TypeError) as error:
             raise DamagedJob(
-                f"{path} is damaged; delete it, and give the settings that its run had."
+                f"{path} is damaged; delete it, then give the same settings again."
             ) from error
 
     def values(self) -> dict[str, Any]:
-        """All settings, flat, in JSON's types; the inverse of `from_values`."""
+        """Return all settings, flat, in JSON's types; the inverse of `from_values`."""
         return {
             setting.name: list(value) if isinstance(value, tuple) else value
             for setting in settings()
@@ -307,35 +305,35 @@ class Job(Checked):
         }
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the settings that decide what is in the dataset, files by their content."""
+        """Return the settings that decide the dataset's content, files by their checksums."""
         return fingerprint(settings(), self)
 
     def require_same(self, differences: Mapping[str, str], place: object) -> None:
-        """Raise ConfigError, which names them, if there are differences from a place's dataset."""
+        """Raise ConfigError, naming the differences, if a place holds another job's dataset."""
         if differences:
             raise ConfigError(
-                f"output: {place} holds the dataset of a job with other settings; choose another "
-                f"folder, or repeat that job's: {'; '.join(differences.values())}."
+                f"output: {place} holds a dataset made with other settings; choose another folder, "
+                f"or use the same settings: {'; '.join(differences.values())}."
             )
 
     def store(self, path: Path) -> None:
-        """Write the file that `stored` reads, whole or not at all."""
+        """Write the file that `stored` reads, atomically."""
         values = self.values()
-        values[_SUM] = checksum(values)  # a flipped bit may make another setting of one
+        values[_SUM] = json_checksum(values)  # a flipped bit could turn one setting into another
         write_file(path, json.dumps(values, indent=2) + "\n")
 
     def differences(self, other: Job) -> dict[str, str]:
-        """Return the settings in which this Job's dataset would not be the other's, with both."""
-        # only what is written differently is read: a model may have gigabytes
+        """Return the settings that make this Job's dataset another than the other's, with both."""
+        # files are read only where the values differ: a model may have gigabytes
         apart = [
             each for each in settings() if not each.option.free and each.of(self) != each.of(other)
         ]
         there, asked = (fingerprint(apart, job) for job in (other, self))
-        found = differences(settings(), there, asked)
+        found = setting_differences(settings(), there, asked)
         if self.output.url != other.output.url:
             # not the URL itself, which may hold a password
             found["output"] = "output " + (
-                "to the URL that it was brought to"
+                "to the URL that it was uploaded to"
                 if other.output.url
                 else "to a folder, not a URL"
             )
@@ -344,9 +342,9 @@ class Job(Checked):
 
 @cache
 def settings() -> tuple[Setting, ...]:
-    """Every setting of a Job, in the order of the fields."""
-    own = held(Job, "")
-    return own + tuple(s for name, part in _types().items() for s in held(part, name))
+    """Return every setting of a Job, in the order of the fields."""
+    own = settings_of(Job, "")
+    return own + tuple(s for name, part in _types().items() for s in settings_of(part, name))
 
 
 @cache
@@ -355,14 +353,14 @@ def _types() -> dict[str, Any]:
     return get_type_hints(Job)
 
 
-def refuse_unknown(names: Iterable[str]) -> None:
-    """Raise ConfigError for a name that no setting has."""
+def require_known_settings(names: Iterable[str]) -> None:
+    """Raise ConfigError for an unknown name."""
     known = {setting.name for setting in settings()}
     for name in names:
         if name not in known:
-            raise ConfigError(f"{name}: there is no such setting.")
+            raise ConfigError(f"{name} is not a setting; see `cah run --help-all`.")
 
 
-def replace(job: Job, **values: Any) -> Job:
-    """A Job that differs in some settings, by their flat names."""
+def replace_settings(job: Job, **values: Any) -> Job:
+    """Return a Job with some settings replaced, by their flat names."""
     return Job.from_values({**job.values(), **values})

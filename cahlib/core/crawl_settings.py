@@ -1,4 +1,4 @@
-"""What is read: the settings of a crawl, or of tables of links."""
+"""The settings of what is read: a crawl, or tables of links."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 """The errors a run can end with; each message says in one sentence what happened and what to do.
 
     CahError
-    ├── ConfigError    the user asked for something that cannot be; nothing was started
-    │   └── MissingSetting  a setting is not given without which nothing can be done
-    ├── ShardError     one shard is lost for now; it is tried again, and reported
-    │   └── Postponed  not by its own fault, so that the attempt does not count
-    │       └── MachineFault  the machine that scraped it fails; another one may do it
-    └── RunError       the run cannot go on; what is done stays done
-        └── Stopped    it was asked to end before it could begin its work
+    ├── ConfigError    a request that cannot be met; nothing was started
+    │   └── MissingSetting  a required setting is missing
+    ├── ShardError     one shard failed; it is retried, and reported
+    │   └── Postponed  through no fault of its own, so the attempt does not count
+    │       └── MachineFault  the machine that scraped it is broken; another one may do it
+    └── RunError       the run cannot continue; finished work is kept
+        └── Stopped    it was asked to end before it began
 
-A candidate that is dropped is not an error but a `cahlib.core.records.DropReason` in the stats.
-Any other exception is a bug and is not caught.
+A dropped candidate is not an error but a `cahlib.core.records.DropReason` in the stats. Any other
+exception is a bug and is not caught.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pathlib import Path
 
 
 class CahError(Exception):
-    """What cahlib raises on purpose; its text is meant for people."""
+    """The base of all errors that cahlib raises on purpose; the message is for people."""
 
-    #: what the command `cah` exits with
+    #: the exit code of `cah`
     exit_code = 1
 
 
 class ConfigError(CahError):
-    """A setting, a file or a place that the user named cannot be used."""
+    """A setting, a file or a place that the user gave cannot be used."""
 
     exit_code = 2
 
 
 class MissingSetting(ConfigError):
-    """A setting that is needed is not given."""
+    """A required setting is missing."""
 
 
 class ShardError(CahError):
@@ -43,39 +43,39 @@ class ShardError(CahError):
 
 
 class Postponed(ShardError):
-    """A shard is given back for what is no fault of its own: the network, or a storage, is away."""
+    """A shard is returned through no fault of its own: the network or a storage is unavailable."""
 
 
 class MachineFault(Postponed):
-    """The machine failed that worked on a shard: its disk, memory, files or interpreter."""
+    """The machine that worked on a shard failed: its disk, memory, files or interpreter."""
 
 
 class RunError(CahError):
-    """The run cannot go on."""
+    """The run cannot continue."""
 
 
 class Stopped(RunError):
-    """The user, or a limit of time or cost, ended the run before it could begin its work."""
+    """The user, or a limit of time or cost, ended the run before it began."""
 
     exit_code = 3
 
 
-#: What a disk, a quota or a limit on the size of files (`ulimit -f`) says when it is exhausted.
+#: The errors of a full disk, an exhausted quota, or a file size limit (`ulimit -f`).
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-#: The same in the words of SQLite, which passes no number of the system on. It takes a write that
-#: was cut short for a full disk, but any other one, as into its shared memory, for a faulty one.
+#: The same as SQLite words it, which does not pass on the errno. It reports a short write as a full
+#: disk, but any other failure, such as in its shared memory, as an I/O error.
 _FULL_SQLITE = ("database or disk is full", "disk I/O error")
 
 #: PostgreSQL's code for it, `disk_full`.
 _FULL_POSTGRES = "53100"
 
-#: Where SQLite's errors are defined, and those that pass them on.
+#: The modules of SQLite's errors, and of those that wrap them.
 _SQLITE = ("sqlite3", "sqlalchemy.exc")
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Return whether an error, or one that led to it, says that no space is left."""
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an error, or one of its causes, says that no space is left."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -87,20 +87,20 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-#: What the system says when a machine fails, whatever it was asked for.
+#: Errors of a failing machine, whatever the operation was.
 _FAILING = {
     errno.ENOMEM: "its memory is exhausted",
     errno.EMFILE: "it has no more open files (fewer --connections or a higher ulimit -n help)",
     errno.ENFILE: "it has no more open files",
     errno.ENOBUFS: "it has no more sockets",
     errno.EIO: "its disk fails",
-    errno.EROFS: "its disk takes nothing any more",
+    errno.EROFS: "its disk has become read-only",
 }
 
 
-def machine_fault(error: BaseException | None) -> str:
-    """Return what is wrong with the machine if that led to an error, in words; "" if not."""
-    if is_full(error):
+def describe_machine_fault(error: BaseException | None) -> str:
+    """Return in words what is wrong with the machine if that caused an error; "" if not."""
+    if is_disk_full(error):
         return "its disk is full"
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FAILING:
@@ -108,48 +108,48 @@ def machine_fault(error: BaseException | None) -> str:
         if isinstance(error, MemoryError):
             return "its memory is exhausted"
         if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-            return "it can start no more threads"
+            return "it cannot start more threads"
         if isinstance(error, ImportError | SystemError):
-            return "what is installed there is damaged"
+            return "its installation is damaged"
         error = error.__cause__ or error.__context__
     return ""
 
 
-def no_space(place: object) -> RunError:
-    """Return the error for a full disk, the same at any moment and for any file."""
+def disk_full_error(place: object) -> RunError:
+    """Return the error for a full disk, the same at any time and for any file."""
     return RunError(
-        f"No space is left for {place}: its disk is full, or a limit on its size is reached. Make "
-        "room, then give the same command again."
+        f"No space is left for {place}: its disk is full, or a size limit is reached. Make room, "
+        "then run the same command again."
     )
 
 
-#: Errors of a disk that mean a wrong choice of folder, not a disk in trouble.
+#: Disk errors that mean an unsuitable folder, not a failing disk.
 _CHOICE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
     errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
 
-#: What is never a fault of ours, whatever file is asked for.
+#: Errors that are never a bug in cahlib, whichever file was opened.
 _REFUSED = _CHOICE - {errno.ENOENT, errno.EEXIST} | {*_FAILING} | {errno.ESTALE}
 
 
-def unwritable(error: OSError, place: object) -> CahError:
-    """Return the error for a place that cannot be written: a choice of the user's, or a disk's."""
+def unwritable_error(error: OSError, place: object) -> CahError:
+    """Return the error for a place that cannot be written: ConfigError, or RunError for a disk."""
     cause = error.strerror or str(error)
     if error.errno in _CHOICE:
         return ConfigError(f"output: {place} cannot be written ({cause}); choose another folder.")
-    if is_full(error):
-        return no_space(place)
+    if is_disk_full(error):
+        return disk_full_error(place)
     return RunError(
-        f"{place} cannot be written ({cause}); see to the disk, then run the same command again."
+        f"{place} cannot be written ({cause}); check the disk, then run the same command again."
     )
 
 
-def unusable(error: OSError) -> str:
-    """Return a sentence for a file that the system does not let us use; "" for any other error."""
+def describe_unusable_file(error: OSError) -> str:
+    """Return a sentence for a file that the system refuses to open; "" for any other error."""
     if error.errno in _REFUSED and error.filename:
-        return f"{error.filename} cannot be used ({error.strerror}); see to it, or to its rights."
+        return f"{error.filename} cannot be used ({error.strerror}); check it and its permissions."
     return ""
 
 
@@ -159,26 +159,26 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise unwritable(error, path) from error
+        raise unwritable_error(error, path) from error
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raise a sentence for whatever fails in here for the disk or the folder that is written to."""
+def folder_errors(folder: Path) -> Iterator[None]:
+    """Turn any error caused by a folder or its disk into ConfigError or RunError."""
     try:
         yield
     except CahError:
         raise
     except Exception as error:
-        if is_full(error):
-            raise no_space(folder) from error
+        if is_disk_full(error):
+            raise disk_full_error(folder) from error
         named = getattr(error, "filename", None)
         if isinstance(error, OSError) and named and Path(str(named)).is_relative_to(folder):
-            raise unwritable(error, named) from error
+            raise unwritable_error(error, named) from error
         raise
 
 
-#: Libraries that not every place needs, by the extra that brings them.
+#: Optional libraries, by the extra that installs them.
 EXTRAS = {
     "data": {"numpy", "pyarrow", "google_crc32c"},
     "gpu": {
@@ -196,11 +196,11 @@ EXTRAS = {
 }
 
 
-def missing(error: ModuleNotFoundError, wanted: str = "") -> ConfigError:
-    """Return what to type for a library that is not installed.
+def missing_library_error(error: ModuleNotFoundError, wanted: str = "") -> ConfigError:
+    """Return the error for a library that is not installed, with the command that installs it.
 
-    ``wanted`` is the extra of the command, named if it brings the library. Raises the error itself
-    for a module that no extra brings: that is a bug.
+    ``wanted`` is the command's extra, preferred if it has the library. Raise the error itself for a
+    module that is in no extra: that is a bug.
     """
     library = (error.name or "").partition(".")[0]
     extras = [extra for extra, libraries in EXTRAS.items() if library in libraries]
@@ -209,5 +209,5 @@ def missing(error: ModuleNotFoundError, wanted: str = "") -> ConfigError:
     extra = wanted if wanted in extras else extras[0]
     return ConfigError(
         f"{library} is not installed; type: pip install 'cahlib[{extra}]' "
-        f"(or, where its source lies, pip install '.[{extra}]')."
+        f"(or, in a checkout, pip install '.[{extra}]')."
     )

@@ -1,8 +1,8 @@
-"""Which settings decide what is in a dataset, in a form that another machine can compare.
+"""The settings that decide what is in a dataset, in a form that another machine can compare.
 
-Where a setting names a file, the file's content decides and not where it lies: the same head or
-model on another machine is the same setting. Of lists that say what to leave out the name decides,
-for they grow. It does not know which settings there are.
+A setting that names a file is compared by the file's content, not its path: the same head or model
+on another machine is the same setting. Blocklists are compared by name, as they grow. This module
+does not know which settings there are.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cahlib.core.path_map import expanded, here
+from cahlib.core.path_map import expand_home, local_path
 from cahlib.core.settings import Setting
 
 _LOGIN = re.compile(r"(?<=://)[^/@]*@")
 
-#: Files of a model's folder that make the model; a README beside them does not.
+#: Files of a model's folder that define the model, unlike a README beside them.
 _MODEL = (".json", ".safetensors", ".pt", ".gz")
 
 
@@ -30,47 +30,49 @@ def fingerprint(settings: Iterable[Setting], job: Any) -> dict[str, Any]:
 
     A file or a folder is ``{"name": …, "sha256": …}``.
     """
-    return {each.name: told(each, each.of(job)) for each in settings if not each.option.free}
+    return {
+        each.name: portable_value(each, each.of(job)) for each in settings if not each.option.free
+    }
 
 
-def told(setting: Setting, value: Any) -> Any:
+def portable_value(setting: Setting, value: Any) -> Any:
     """Return a setting's value in JSON's types, with files by their content."""
     if isinstance(value, tuple):
-        return [told(setting, each) for each in value]
+        return [portable_value(setting, each) for each in value]
     if not isinstance(value, str) or not value:
         return value
-    if setting.option.grows:  # who leaves out more than before spoils nothing that is there
+    if setting.option.grows:  # dropping more than before does not invalidate what is there
         return Path(value).name
     return _file(value) if setting.option.file else _private(value)
 
 
-def digest(settings: Iterable[Setting], values: Mapping[str, Any]) -> str:
+def settings_digest(settings: Iterable[Setting], values: Mapping[str, Any]) -> str:
     """Return the hex sha256 of a fingerprint.
 
-    Defaults are left out, so a setting that a later version adds does not change it. Where a
-    number may have a fraction, 1 and 1.0 are the same.
+    Defaults are left out, so a setting added by a later version does not change it. For a float
+    setting, 1 and 1.0 are the same.
     """
     every = [*settings]
-    plain = {each.name: _core(told(each, each.default)) for each in every}
+    plain = {each.name: _core(portable_value(each, each.default)) for each in every}
     broken = {each.name for each in every if each.type is float}
     said = {
         name: float(value) if name in broken and value is not None else _core(value)
         for name, value in values.items()
     }
     said = {name: value for name, value in said.items() if value != plain.get(name)}
-    return checksum(said)
+    return json_checksum(said)
 
 
-def checksum(values: Mapping[str, Any]) -> str:
-    """Return the hex sha256 of values in JSON's types, whatever their order."""
+def json_checksum(values: Mapping[str, Any]) -> str:
+    """Return the hex sha256 of values in JSON's types, independent of their order."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def differences(
+def setting_differences(
     settings: Iterable[Setting], there: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> dict[str, str]:
     """Return the settings in which two fingerprints differ, each with a phrase of both values."""
-    plain = {each.name: told(each, each.default) for each in settings}
+    plain = {each.name: portable_value(each, each.default) for each in settings}
     found = {}
     for name in dict.fromkeys((*asked, *there)):
         has, wants = (side.get(name, plain.get(name)) for side in (there, asked))
@@ -80,8 +82,8 @@ def differences(
 
 
 def _file(value: str) -> Any:
-    """Return what identifies a file or a model's folder; a value that names neither stays."""
-    path = expanded(here(value))
+    """Return what identifies a file or a model's folder; any other value as it is published."""
+    path = expand_home(local_path(value))
     if path.is_dir():
         parts = [each for each in sorted(path.iterdir()) if each.suffix in _MODEL]
         # open_clip names a model of this form after its folder, and so are its columns
@@ -101,14 +103,14 @@ def _file(value: str) -> Any:
 
 
 def _private(value: str) -> Any:
-    """Return a text as it may be published: of a path the last part, of a URL no password."""
+    """Return a text as it may be published: only the last part of a path, a URL without login."""
     if value.startswith(("/", "~", "./", "../")):
         return {"name": Path(value).name, "sha256": hashlib.sha256(os.fsencode(value)).hexdigest()}
     return _LOGIN.sub("", value)
 
 
 def file_checksum(path: str) -> str:
-    """Return the hex sha256 of a file, computed once for as long as it stays the same."""
+    """Return the hex sha256 of a file, computed again only if size or mtime have changed."""
     known = os.stat(path)
     return _summed(path, known.st_size, known.st_mtime_ns)
 
@@ -123,7 +125,7 @@ def _summed(path: str, size: int, changed: int) -> str:
 
 
 def _core(value: Any) -> Any:
-    """Return what counts of a value: of files the content."""
+    """Return the part of a value that is compared: for files, the content's checksum."""
     if isinstance(value, list | tuple):
         return [_core(each) for each in value]
     return value["sha256"] if isinstance(value, Mapping) else value

@@ -1,9 +1,9 @@
-"""Lists of what to leave out: text files with an entry a line, and sets that hold millions of them.
+"""Blocklists: text files with one entry per line, and sets that hold millions of entries.
 
-A file may be packed with gzip and be UTF-8 or UTF-16, with or without a byte order mark; ``#``
-begins a comment. Lists of domains may have the forms of ad blockers (``||bad.com^``) and of hosts
-files (``0.0.0.0 bad.com``) where they say the same as a plain entry. A line of another kind than
-the list's shows that it is no such list: it is refused by that line, never passed over.
+A file may be compressed with gzip, and be UTF-8 or UTF-16, with or without a byte order mark; ``#``
+begins a comment. Lists of domains may use the syntax of ad blockers (``||bad.com^``) and of hosts
+files (``0.0.0.0 bad.com``) where it means the same as a plain entry. A line of another kind means
+that the file is not such a list: it is rejected, naming the line, never skipped.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from functools import lru_cache
 from typing import cast
 
 from cahlib.core.errors import ConfigError
-from cahlib.core.path_map import here
+from cahlib.core.path_map import local_path
 
-#: Characters that are not seen: never part of an entry, but pasted into many. The two joiners
-#: are part of some names (Persian, Indic), so they go at the ends alone.
+#: Invisible characters: never part of an entry, but often pasted with it. The two joiners occur in
+#: some names (Persian, Indic), so they are stripped only at the ends.
 _UNSEEN = dict.fromkeys(
     (0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 )
 _JOINERS = "\u200c\u200d"
 
-#: A comment; ``##``, ``#@#`` and so on behind a name are an ad blocker's rules about its pages.
+#: A comment; ``##``, ``#@#`` and so on after a name are an ad blocker's rules about its pages.
 _COMMENT = r"(?:#(?![#@?$%]).*|(?:\A|\s)#.*)?"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What a line of a list is."""
+class ListKind:
+    """The kind of entry in a list."""
 
     name: str
     form: re.Pattern[str]
-    #: Other forms that say the same; a match without groups is a line that says nothing.
+    #: Other forms with the same meaning; a match without groups is a line without an entry.
     others: tuple[re.Pattern[str], ...] = ()
 
 
@@ -53,13 +53,13 @@ def _form(form: str) -> re.Pattern[str]:
 #: Letters of other scripts, but none of their brackets, quotation marks, commas and the like.
 _LETTER = r"[a-zA-Z0-9_\u0080-\U0010ffff-]"
 _NAME = rf"(?!-){_LETTER}{{1,63}}(?:[.\u3002\uff0e\uff61]{_LETTER}{{1,63}})+\.?"
-#: Categories and characters of Unicode that stand in no domain.
+#: Unicode categories and characters that never occur in a domain.
 _NO_LETTERS = frozenset({"Ps", "Pe", "Pi", "Pf", "Sm", "Sc", "Cc", "Co", "Cs", "Zs", "Zl", "Zp"})
 _NO_LETTER = frozenset(
     "\u2010\u2011\u2012\u2013\u2014\u2015\u2026\u3001\uff01\uff02\uff07\uff0c\uff0f\uff1a\uff1b\uff1f"
 )
 
-DOMAIN = Kind(
+DOMAIN = ListKind(
     "domain",
     # "*.bad.com" and ".bad.com" are usual too, ".ru" is a whole one; a host may be an IPv6 address
     _form(
@@ -77,20 +77,20 @@ DOMAIN = Kind(
         re.compile(rf"(?:0\.0\.0\.0|127\.0\.0\.1|::1?)((?:\s+{_NAME})+)\s*(?:#.*)?"),
     ),
 )
-URL = Kind(
+URL = ListKind(
     "http or https address",
     _form(r"""([hH][tT]{2}[pP][sS]?://(?!\S*[,;|"']https?://)[^\s/?#,;"'<>]+(?:[/?#]\S*)?)"""),
 )
-MD5 = Kind("md5", _form(r"([0-9a-fA-F]{32})"))
-HASH = Kind(
+MD5 = ListKind("md5", _form(r"([0-9a-fA-F]{32})"))
+FILE_HASH = ListKind(
     "md5, sha1 or sha256 in hex", _form(r"([0-9a-fA-F]{32}|[0-9a-fA-F]{40}|[0-9a-fA-F]{64})")
 )
-#: 64 bits, as datasets have them in the column phash.
-LOOKS = Kind("perceptual hash of 64 bits in hex", _form(r"([0-9a-fA-F]{16})"))
+#: 64 bits, as in a dataset's column phash.
+PERCEPTUAL_HASH = ListKind("perceptual hash of 64 bits in hex", _form(r"([0-9a-fA-F]{16})"))
 
 
-def entries(path: str, setting: str, kind: Kind) -> Iterator[str]:
-    """Return what a list holds, without comments; raise ConfigError, which names the setting."""
+def read_entries(path: str, setting: str, kind: ListKind) -> Iterator[str]:
+    """Yield a list's entries without comments; raise ConfigError, which names the setting."""
     with closing(_lines(path, setting)) as lines:
         for number, line in enumerate(lines, 1):
             match = kind.form.fullmatch(line)
@@ -98,20 +98,20 @@ def entries(path: str, setting: str, kind: Kind) -> Iterator[str]:
                 match = next((m for other in kind.others if (m := other.fullmatch(line))), None)
             if not match or (match.re.groups and kind is DOMAIN and _strange(match[1])):
                 raise ConfigError(
-                    f"{setting}: line {number} of {path} is not one {kind.name}: {line:.60}"
+                    f"{setting}: line {number} of {path} is not a valid {kind.name}: {line:.60}"
                 )
             if match.re.groups and match[1]:
                 yield from match[1].split()
 
 
 def _strange(name: str | None) -> bool:
-    """Return whether what looks like a domain has characters that no domain has."""
+    """Return whether an apparent domain has characters that never occur in one."""
     odd = "" if name is None or name.isascii() else "".join(name.split())
     return any(each in _NO_LETTER or unicodedata.category(each) in _NO_LETTERS for each in odd)
 
 
 def _lines(path: str, setting: str) -> Generator[str, None, None]:
-    """Return the lines of a list, without what is not seen in them."""
+    """Yield the lines of a list, without invisible characters."""
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
@@ -126,11 +126,11 @@ def _lines(path: str, setting: str) -> Generator[str, None, None]:
         raise ConfigError(f"{setting}: {path} cannot be read as a list: {error}.") from error
 
 
-class Digests:
-    """An exact set of digests: 5 million take 50 MB, a tenth of what Python's own set does.
+class DigestSet:
+    """A compact set of digests: 5 million take 50 MB, a tenth of what a Python set takes.
 
-    Of each it keeps 10 bytes, two of them as the name of its bucket; one in 10^17 of others is
-    taken for one of 5 million.
+    It keeps 10 bytes of each, two of them as the name of its bucket. With 5 million entries, one in
+    10^17 lookups is a false positive.
     """
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
@@ -139,7 +139,7 @@ class Digests:
             self.add(digest)
 
     def add(self, digest: bytes) -> None:
-        """Put one more in."""
+        """Add a digest."""
         self._buckets[digest[:2]] += digest[2:10]
 
     def __bool__(self) -> bool:
@@ -153,27 +153,27 @@ class Digests:
         return False
 
 
-def md5(text: str) -> bytes:
-    """The digest under which a text stands in a set."""
+def md5_digest(text: str) -> bytes:
+    """Return the digest of a text, as a `DigestSet` holds it."""
     return hashlib.md5(text.encode("utf-8", "replace"), usedforsecurity=False).digest()
 
 
-class Hashes:
-    """Hashes of files in hex: md5, sha1 and sha256, also mixed."""
+class HashSet:
+    """A set of file hashes in hex: md5, sha1 and sha256, also mixed."""
 
     def __init__(self, hashes: Iterable[str] = ()) -> None:
-        self._digests = Digests(map(bytes.fromhex, hashes))
+        self._digests = DigestSet(map(bytes.fromhex, hashes))
 
-    def name(self, *hashes: str) -> bool:
-        """Whether the file with these hashes is listed by one of them."""
+    def has_any(self, *hashes: str) -> bool:
+        """Return whether one of a file's hashes is in the set."""
         return bool(self._digests) and any(bytes.fromhex(h) in self._digests for h in hashes)
 
 
-def hashes(paths: tuple[str, ...], setting: str) -> Hashes:
-    """The hashes of some lists; loaded once a process. Raises ConfigError for what is no list."""
-    return _hashes(tuple(map(here, paths)), setting)
+def load_hashes(paths: tuple[str, ...], setting: str) -> HashSet:
+    """Return the hashes of some lists, loaded once per process; raise ConfigError."""
+    return _hashes(tuple(map(local_path, paths)), setting)
 
 
 @lru_cache(maxsize=1)
-def _hashes(paths: tuple[str, ...], setting: str) -> Hashes:
-    return Hashes(each for path in paths for each in entries(path, setting, HASH))
+def _hashes(paths: tuple[str, ...], setting: str) -> HashSet:
+    return HashSet(each for path in paths for each in read_entries(path, setting, FILE_HASH))

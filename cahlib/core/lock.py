@@ -1,4 +1,4 @@
-"""The lock of a dataset's folder: one process at a time makes or changes what is in it."""
+"""The lock of a dataset's folder: one process at a time writes to it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cahlib.core.errors import ConfigError, is_full, no_space
+from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Nobody else writes to the dataset meanwhile. Raises ConfigError if that cannot be."""
+def lock_dataset(folder: Path) -> Iterator[None]:
+    """Hold a dataset's lock; raise ConfigError if the folder is in use or not writable."""
     try:
         (folder / "run").mkdir(parents=True, exist_ok=True)
         lock = open(folder / "run" / "lock", "w")
     except OSError as error:
-        if is_full(error):
-            raise no_space(folder) from error
+        if is_disk_full(error):
+            raise disk_full_error(folder) from error
         raise ConfigError(
             f"output: {folder} cannot be written ({error.strerror}); choose another folder."
         ) from error
@@ -26,22 +26,22 @@ def held(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise busy(folder) from error
+            raise locked_error(folder) from error
         yield
 
 
-def busy(folder: Path) -> ConfigError:
-    """Return the error for a folder to which somebody else writes."""
+def locked_error(folder: Path) -> ConfigError:
+    """Return the error for a folder that another process writes to."""
     return ConfigError(
-        f"output: another command is writing to {folder}; wait for it, or name another folder."
+        f"output: another command is writing to {folder}; wait for it, or choose another folder."
     )
 
 
-def is_held(folder: Path) -> bool:
-    """Return whether a process writes to the dataset now; a look makes no file there."""
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds the dataset's lock, without creating a file."""
     path = folder / "run" / "lock"
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # opening a pipe would block
             return False
         with open(path) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

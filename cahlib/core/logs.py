@@ -1,7 +1,6 @@
-"""What loggers say while a command works: for the log of the run, not for the terminal.
+"""Logging while a command works: to the run's log file, not to the terminal.
 
-It has to be in place before they are imported: Dask gives its loggers handlers of their own where
-there is none at the root.
+The handlers must be in place before Dask is imported, which adds its own if the root has none.
 """
 
 from __future__ import annotations
@@ -12,25 +11,25 @@ from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-FILE = "run.log"
+LOG_FILE = "run.log"
 
-#: Bytes after which the log begins anew, beside the one before.
+#: Bytes after which the log file is rotated, keeping one old file.
 _SIZE = 4_000_000
 
-#: Ours whose warnings are of passing trouble, or are told by other means.
+#: Our loggers whose warnings are of transient trouble, or are reported by other means.
 _PASSING = ("cahlib.swarm", "cahlib.engine", "cahlib.run.scrape", "cahlib.crawl", "cahlib.fetch")
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 @contextmanager
-def kept(home: Path | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep log lines and warnings in the folder of a run, if it is there; drop them otherwise.
+def log_to_run(home: Path | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Write log lines and warnings to a run directory if there is one; drop them otherwise.
 
-    A warning of our own that the user should see is said as a sentence as well.
+    Warnings of our own that the user should see also go to ``say``, as sentences.
     """
     root = logging.getLogger()
-    to_file = _File(home / FILE) if home else logging.NullHandler()
+    to_file = _File(home / LOG_FILE) if home else logging.NullHandler()
     to_user = _Said(say)
     logging.captureWarnings(True)
     root.addHandler(to_file)
@@ -45,7 +44,7 @@ def kept(home: Path | None, say: Callable[[str], None]) -> Iterator[None]:
 
 
 class _File(RotatingFileHandler):
-    """A log that ends nothing: where its folder is not, or the disk is full, lines are lost."""
+    """A log file that never fails: without its folder, or on a full disk, lines are lost."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=_SIZE, backupCount=1, encoding="utf-8", delay=True)
@@ -63,5 +62,5 @@ class _Said(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith("cahlib") and not record.name.startswith(_PASSING):
-            with suppress(OSError, ValueError):  # the terminal has gone
+            with suppress(OSError, ValueError):  # the terminal is gone
                 self._say(f"cah: {record.getMessage()}")

@@ -1,6 +1,7 @@
-"""Where the files that a job names lie on this machine: as named, or where they were brought.
+"""The path map: where the files that a job names are on this machine.
 
-A job that runs elsewhere names files by their paths at home; whoever brings them notes it here.
+A job that runs on another machine names files by their paths on the driver; file sync copies them
+here and records where.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-_brought: dict[str, str] = {}
+_paths: dict[str, str] = {}
 
 
-def bring(files: Mapping[str, str]) -> None:
-    """From now on, this process finds these files at other paths than their own."""
-    _brought.update(files)
+def map_paths(files: Mapping[str, str]) -> None:
+    """Record the local paths of a driver's files, for this process."""
+    _paths.update(files)
 
 
-def here(path: str) -> str:
-    """Where a file lies on this machine."""
-    return _brought.get(path, path)
+def local_path(path: str) -> str:
+    """Return where a file is on this machine."""
+    return _paths.get(path, path)
 
 
-def expanded(path: str) -> Path:
-    """Return a path in which "~" is the user's home; a home that nobody has stays a name."""
+def expand_home(path: str) -> Path:
+    """Return a path with "~" expanded; an unknown user's stays as it is."""
     return Path(os.path.expanduser(path))

@@ -1,13 +1,12 @@
-"""Stages that overlap: each generator runs ahead of its consumer on a thread of its own.
+"""Prefetching: each stage of a pipeline is a generator that runs ahead on its own thread.
 
-    with Flow() as flow:
-        parcels = flow.ahead(scrape(), 2)
-        for pair in flow.ahead(judge(parcels), 256): ...
+    with Pipeline() as pipeline:
+        parcels = pipeline.prefetch(scrape(), 2)
+        for pair in pipeline.prefetch(judge(parcels), 256): ...
 
-Between two stages lies a bounded line, so a slow stage holds back the ones before it and memory
-stays flat. An error in a stage comes out where its items are taken. Leaving the ``with`` early
-makes every stage end at its next item by `Abandoned`, never by looking finished. It does not know
-what flows.
+Stages are connected by bounded queues, so a slow stage holds back the ones before it and memory
+stays flat. A stage's error is raised in its consumer. Leaving the ``with`` early ends every stage
+at its next item by raising `Abandoned`, so that it never looks finished.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ T = TypeVar("T")
 
 
 class Abandoned(Exception):
-    """Raised inside the stages of a flow that was left early."""
+    """Raised inside the stages of a pipeline that was left early."""
 
 
-class Line(Generic[T]):
-    """What one stage has made and the next has not taken yet; iterate over it to take."""
+class StageQueue(Generic[T]):
+    """The items that one stage has produced and the next has not consumed; iterate to consume."""
 
     def __init__(self, source: Iterable[T], limit: int, changed: threading.Condition) -> None:
         self.limit = limit
@@ -55,7 +54,7 @@ class Line(Generic[T]):
         raise StopIteration
 
     def close(self) -> None:
-        """Let the stage end at its next item."""
+        """Make the stage end at its next item."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -64,7 +63,7 @@ class Line(Generic[T]):
         try:
             for item in self._source:
                 self._put(item)
-        except BaseException as error:  # noqa: BLE001 - it is raised again at the consumer's end
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer
             self._error = error
         finally:
             if hasattr(self._source, "close"):
@@ -82,29 +81,36 @@ class Line(Generic[T]):
             self._changed.notify_all()
 
 
-class Flow:
-    """The stages of one run; leaving its ``with`` ends them all and waits for their threads."""
+class Pipeline:
+    """The stages of one run; leaving the ``with`` ends them all and waits for their threads."""
 
     def __init__(self) -> None:
-        # One condition for all lines: there are a handful of stages, and their items are coarse.
+        # one condition for all queues: there are a handful of stages, and their items are coarse
         self._changed = threading.Condition()
-        self._lines: list[Line[Any]] = []
+        self._queues: list[StageQueue[Any]] = []
+        self._named: dict[str, StageQueue[Any]] = {}
         self.closed = False
 
-    def ahead(self, source: Iterable[T], limit: int) -> Line[T]:
+    def prefetch(self, source: Iterable[T], limit: int, name: str = "") -> StageQueue[T]:
         """Run an iterable on its own thread, at most ``limit`` items ahead of the consumer."""
-        line = Line(source, limit, self._changed)
-        self._lines.append(line)
-        line.thread.start()
-        return line
+        queue = StageQueue(source, limit, self._changed)
+        self._queues.append(queue)
+        if name:
+            self._named[name] = queue
+        queue.thread.start()
+        return queue
 
-    def __enter__(self) -> Flow:
+    def queue_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return length and capacity of the queues that have a name."""
+        return {name: (len(queue), queue.limit) for name, queue in self._named.copy().items()}
+
+    def __enter__(self) -> Pipeline:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # All are told before any is waited for: a stage may be waiting for the one before it.
+        # all are closed before any is joined: a stage may be waiting for the one before it
         self.closed = True
-        for line in self._lines:
-            line.close()
-        for line in self._lines:
-            line.thread.join()
+        for queue in self._queues:
+            queue.close()
+        for queue in self._queues:
+            queue.thread.join()

@@ -1,4 +1,4 @@
-"""Models with the thresholds that belong to them, by the names that users give."""
+"""Presets: models with their thresholds, by the names that users give."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A model and the threshold that belongs to it."""
+    """A model and its threshold."""
 
     model: str  #: open_clip's name
     pretrained: str  #: open_clip's name of the weights
@@ -18,7 +18,7 @@ class Preset:
 
 
 #: Thresholds: LAION-400M (Schuhmann et al. 2021, arXiv:2111.02114) and LAION-5B (2022,
-#: arXiv:2210.08402). The other two models have no published one: theirs is a starting point.
+#: arXiv:2210.08402). The other two models have no published threshold: theirs is a starting point.
 PRESETS: Mapping[str, Preset] = {
     "laion400m": Preset(
         model="ViT-B-32", pretrained="openai", threshold=0.30, why="the rule that built LAION-400M"

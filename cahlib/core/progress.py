@@ -1,4 +1,4 @@
-"""What a run tells those who watch it: Snapshots to a listener, which may be nobody."""
+"""Progress: the snapshots of a run that a listener receives."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """A server that scrapes, at one moment; every value fits into JSON."""
+    """The state of a server that scrapes; every value is JSON-serializable."""
 
     name: str
     location: str
     type: str
-    #: "made", "ssh", "boot", "install", "start" and "up" on its way; then "idle", "works", "silent"
-    #: (no sign of life for a while), "absent" (no worker answers), or the cloud's word: "off"
+    #: while starting "made", "ssh", "boot", "install", "start" and "up"; then "idle", "works",
+    #: "silent" (no heartbeat for a while), "absent" (no worker answers), or the cloud's word: "off"
     state: str
-    job: str  #: ids of the shards that it has, "" without
-    rate: float  #: links a second
-    seen: float | None  #: seconds since its last sign of life; None before the first
-    cost: float  #: so far, with IPv4 and tax; a started hour counts whole
+    job: str  #: ids of the shards it works on, "" if none
+    rate: float  #: links per second
+    seen: float | None  #: seconds since its last heartbeat; None before the first
+    cost: float  #: so far, with IPv4 and tax; a started hour counts as whole
     version: str  #: of the cahlib that runs there, "" if unknown
-    line: str  #: the last one of its log
+    line: str  #: the last line of its log
 
 
-class Passing(str):
-    """A sentence that the next one replaces; where the nodes are drawn, it need not be printed."""
+class Transient(str):
+    """A message that the next one replaces; not printed where the nodes are shown."""
 
 
 @dataclass(slots=True)
 class SwarmStatus:
-    """Where a swarm writes, from a thread of its own, what a run's snapshots tell of it."""
+    """The part of a run's snapshots that its swarm updates, from its own thread."""
 
     nodes: tuple[NodeStatus, ...] = ()
     spent: float = 0
@@ -54,45 +54,45 @@ class Snapshot:
 
     elapsed: float  #: seconds since the run was launched
     shards: int  #: of the run
-    done: int  #: shards in the dataset, by earlier launches too
+    done: int  #: shards in the dataset, those of earlier launches included
     failed: int  #: shards given up after all attempts
-    stats: Stats  #: of all shards, those in work included
+    stats: Stats  #: of all shards, those in progress included
     #: per second, over the last seconds: "links" tried, "images" fetched, "judged", "pairs" kept
     rates: Mapping[str, float]
-    queues: Mapping[str, tuple[int, int]]  #: by name: how many wait, and how many may
+    queues: Mapping[str, tuple[int, int]]  #: by name: length and capacity
     busy: float  #: share of the last seconds in which the model worked, 0 … 1
     finished: bool  #: the last snapshot of a run
     nodes: tuple[NodeStatus, ...] = ()  #: of the run's swarm
-    spent: float = 0  #: what its servers have cost, those that are gone included
-    hourly: float = 0  #: an hour of those that are there
-    currency: str = "EUR"  #: of both, as the accounts pay
+    spent: float = 0  #: what its servers have cost, deleted ones included
+    hourly: float = 0  #: what its servers cost per hour
+    currency: str = "EUR"  #: of both, the accounts' currency
     offline: Sequence[float] = ()  #: of each scraper without network: for how many seconds
-    #: the pairs scored last, newest first, as `cahlib.dataset.write.gallery.LatestPairs` shows them
+    #: the pairs scored last, newest first, as from `cahlib.dataset.write.gallery.LatestPairs`
     latest: Sequence[Mapping[str, Any]] = ()
 
 
-def offline(told: Iterable[Any]) -> tuple[float, ...]:
-    """For how long scrapers have had no network, from what they report; others are left out."""
-    return tuple(seconds for each in told if (seconds := each.get("offline")))
+def offline_seconds(reports: Iterable[Any]) -> tuple[float, ...]:
+    """Return for how long each scraper without network has had none, from all their reports."""
+    return tuple(seconds for each in reports if (seconds := each.get("offline")))
 
 
-def waiting(offline: Sequence[float]) -> str:
-    """Which scrapers wait for the network, in words; "" if none does."""
+def describe_offline(offline: Sequence[float]) -> str:
+    """Return in words which scrapers wait for the network; "" if none does."""
     if not offline:
         return ""
     who = "a scraper has" if len(offline) == 1 else f"{len(offline)} scrapers have"
-    return f"{who} had no network for {max(offline):.0f} s; the work goes on when it is back"
+    return f"{who} had no network for {max(offline):.0f} s; work resumes when it is back"
 
 
 Listener = Callable[[Snapshot], None]
 
 
-def nobody(snapshot: Snapshot) -> None:
-    """A listener that does not listen."""
+def ignore_progress(snapshot: Snapshot) -> None:
+    """Do nothing; a listener."""
 
 
 @contextmanager
-def watched(
+def report_progress(
     snapshot: Callable[[float, bool], Snapshot],
     listener: Listener,
     *,
@@ -100,26 +100,26 @@ def watched(
     hours: float,
     stop: threading.Event,
 ) -> Iterator[None]:
-    """Tell the listener every ``tick`` seconds how far the work is, and once more at its end.
+    """Give the listener a snapshot every ``tick`` seconds, and a last one at the end.
 
-    ``snapshot`` is given the seconds so far, and whether it is the last one; ``stop`` is set after
-    so many ``hours``, if that is not 0. What goes wrong with the listener, as a closed terminal,
-    ends nothing.
+    ``snapshot`` receives the seconds so far, and whether it is the last one. ``stop`` is set after
+    ``hours``, unless that is 0. An error of the listener, such as a closed terminal, does not end
+    the run.
     """
     started, ended = time.monotonic(), threading.Event()
     limit = hours * 3600 or float("inf")
 
-    def tell(finished: bool) -> float:
+    def report(finished: bool) -> float:
         elapsed = time.monotonic() - started
         try:
             listener(snapshot(elapsed, finished))
-        except Exception:  # noqa: BLE001 - a run is worth more than the news of it
-            _log.exception("The state of the run could not be told.")
+        except Exception:  # noqa: BLE001 - a listener's error must not end the run
+            _log.exception("The progress of the run could not be reported.")
         return elapsed
 
     def watch() -> None:
         while not ended.wait(tick):
-            if tell(False) > limit:
+            if report(False) > limit:
                 stop.set()
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -129,23 +129,23 @@ def watched(
     finally:
         ended.set()
         watcher.join()
-        tell(True)
+        report(True)
 
 
-class Speedometer:
-    """Turns counts that grow into rates over the last ``window`` seconds."""
+class RateMeter:
+    """Turns growing counts into rates over the last ``window`` seconds."""
 
     def __init__(self, *, window: float = 15, clock: Callable[[], float] = time.monotonic) -> None:
         self._window, self._clock = window, clock
         self._past: deque[tuple[float, Mapping[str, float]]] = deque()
 
     def rates(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """What each count grew by per second."""
+        """Return the growth of each count per second."""
         now = self._clock()
         self._past.append((now, counts))
         while len(self._past) > 2 and self._past[0][0] < now - self._window:
             self._past.popleft()
         then, before = self._past[0]
         span = max(now - then, 1e-9)
-        # A worker that dies takes its unfinished counts with it, so a count can also shrink.
+        # a worker that dies takes its unfinished counts with it, so a count can also shrink
         return {name: max(count - before[name], 0) / span for name, count in counts.items()}

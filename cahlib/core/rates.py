@@ -1,4 +1,4 @@
-"""What scraping and judging do on this machine: measured by its runs, and remembered.
+"""The speed of scraping and judging on this machine, measured by its runs and stored.
 
 Until a run has measured it, the figures are Crawling@Home's of 2021 for the crawl, and those of
 this project's benchmarks for the model.
@@ -21,19 +21,19 @@ from cahlib.core.config import Job
 from cahlib.core.errors import CahError
 from cahlib.core.records import Stage, Stats
 
-#: Links a second of a core: one-core servers of Crawling@Home did 11 to 17. The processor is not
-#: what limits it (`bench_images` had two cores do 331), but how slowly the web answers.
+#: Links per second and core: one-core servers of Crawling@Home did 11 to 17. The limit is not the
+#: processor (`bench_images` had two cores do 331) but how slowly the web answers.
 _CORE = 14.0
 
 #: Of one shard, half a WAT file: new English links, and pairs kept by ViT-B/32 at 0.30
 #: (Crawling@Home's figures of 17,000 links and 1,000 to 1,500 pairs a WAT file).
 _LINKS, _PAIRS = 8_500, (500, 750)
 
-#: Images to be judged of each link, as in `bench_whole`; and images a second that ViT-B/32 judges
-#: on a GPU (assumed, as in `bench_whole`), and on each core of a CPU (`bench_judge`: 14 on two).
+#: Images to be judged per link, as in `bench_whole`; and images per second that ViT-B/32 judges on
+#: a GPU (assumed, as in `bench_whole`), and on each core of a CPU (`bench_judge`: 14 on two).
 _IMAGES, _GPU, _CPU = 0.7, 500.0, 7.0
 
-#: Shards that count; older ones count less and less.
+#: Shards that are averaged; older ones decay.
 _LAST = 100
 
 
@@ -41,16 +41,16 @@ _LAST = 100
 class Rates:
     """Figures for an estimate."""
 
-    core: float  #: links a second of a scraper
-    links: float  #: of a shard
-    pairs: tuple[float, float]  #: kept of a shard, at least and at most
-    images: float  #: to be judged of a link
-    model: float  #: images a second that the model judges
+    core: float  #: links per second of a scraper
+    links: float  #: per shard
+    pairs: tuple[float, float]  #: kept per shard, at least and at most
+    images: float  #: to be judged per link
+    model: float  #: images per second that the model judges
     source: str  #: of the figures, in words
 
 
-def known(job: Job) -> Rates:
-    """Return the figures for a job: those measured by runs like it, where there are any."""
+def rates_for(job: Job) -> Rates:
+    """Return the figures for a job: those measured by similar runs, where there are any."""
     every, (core, crawl, model) = _read(_path()), _keys(job)
     scraping, judging, work = (every.get(key, {}) for key in (core, crawl, model))
     links, pairs, images = float(_LINKS), (float(_PAIRS[0]), float(_PAIRS[1])), _IMAGES
@@ -75,25 +75,25 @@ def known(job: Job) -> Rates:
     )
 
 
-#: By what was measured.
+#: The source of the figures, by what was measured.
 _SOURCES = {
-    frozenset(): "by Crawling@Home's figures of 2021, since this machine has no measurements yet",
-    frozenset({"speed"}): "at the speed of the last runs; what a shard holds is as in 2021",
-    frozenset({"yield"}): "with what the last runs found, at the speed of servers in 2021",
-    frozenset({"speed", "yield"}): "as the last runs of this machine did",
+    frozenset(): "from Crawling@Home's figures of 2021, as this machine has no measurements yet",
+    frozenset({"speed"}): "at the speed of this machine's last runs, with the yield of 2021",
+    frozenset({"yield"}): "with the yield of this machine's last runs, at the speed of 2021",
+    frozenset({"speed", "yield"}): "from this machine's last runs",
 }
 
 
-class Meter:
-    """Measures the shards of one launch, and remembers what was measured."""
+class RateRecorder:
+    """Measures the shards of one launch, and stores the rates."""
 
     def __init__(self, job: Job) -> None:
         self._keys, self._worked = _keys(job), 0.0
-        # what is replayed, as in the demo, says nothing of the web, nor what others scraped of us
+        # a replay, as in the demo, tells nothing about the web, nor others' scraping about us
         self._path = None if job.download.replay or job.place.tracker else _path()
 
     def add(self, stats: Stats, *, scraped: float, worked: float) -> None:
-        """Note a shard, that took ``scraped`` seconds, and until when the model has worked."""
+        """Add a shard scraped in ``scraped`` seconds; ``worked`` is the model's total so far."""
         links, images = stats.done(Stage.FETCH), stats.entered[Stage.JUDGE]
         spent, self._worked = worked - self._worked, worked
         if not self._path or not links:
@@ -103,12 +103,12 @@ class Meter:
         _sum(every, core, links=links, seconds=scraped)
         _sum(every, crawl, links=links, images=images, pairs=stats.left[Stage.JUDGE])
         _sum(every, model, images=images, seconds=spent)
-        with suppress(CahError):  # a full disk costs the estimate, not the run
+        with suppress(CahError):  # a full disk must not end the run
             write_file(self._path, json.dumps(every, indent=1), sync=False)
 
 
 def has_gpu() -> bool:
-    """Return whether this machine has an NVIDIA GPU, without loading anything for it."""
+    """Return whether this machine has an NVIDIA GPU, without loading any library."""
     return which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 
 
@@ -117,7 +117,7 @@ def _has_gpu(job: Job) -> bool:
 
 
 def _keys(job: Job) -> tuple[str, str, str]:
-    """Return under which names a job's scraping, its yield and its model are remembered."""
+    """Return the keys under which a job's scraping, yield and model are stored."""
     model, pretrained, threshold = job.judge.chosen()
     where = "elsewhere" if job.place.has_servers or job.place.engine else "here"
     languages = ",".join(job.crawl.languages)
@@ -130,7 +130,7 @@ def _keys(job: Job) -> tuple[str, str, str]:
 
 
 def _sum(every: dict[str, dict[str, float]], key: str, **counts: float) -> None:
-    """Add a shard's counts to what is known; nothing where one of them says nothing."""
+    """Add a shard's counts to the stored ones, unless one of them is unusable."""
     if not counts.get("seconds", 1) > 0 or not (counts.get("links", 0) or counts.get("images", 0)):
         return
     before = Counter(every.get(key, {}))
@@ -140,13 +140,13 @@ def _sum(every: dict[str, dict[str, float]], key: str, **counts: float) -> None:
 
 
 def _path() -> Path | None:
-    with suppress(RuntimeError):  # nobody has a home here
+    with suppress(RuntimeError):  # this user has no home
         return Path.home() / ".cache" / "cahlib" / "rates.json"
     return None
 
 
 def _read(path: Path | None) -> dict[str, dict[str, float]]:
-    """Return what is remembered; nothing where that cannot be read."""
+    """Return what is stored; an empty dict if that cannot be read."""
     with suppress(OSError, ValueError, AttributeError, TypeError):
         told = json.loads(path.read_text(encoding="utf-8")) if path else {}
         return {

@@ -49,21 +49,21 @@ class DropReason(Enum):
     NO_TEXT = "no_text", Stage.CHOOSE, "has no text"
     SHORT_TEXT = "short_text", Stage.CHOOSE, "has too short a text"
     LONG_TEXT = "long_text", Stage.CHOOSE, "has too long a text"
-    FILENAME_TEXT = "filename_text", Stage.CHOOSE, "has a file's name for a text"
+    FILENAME_TEXT = "filename_text", Stage.CHOOSE, "has a file name as its text"
     JUNK_TEXT = "junk_text", Stage.CHOOSE, "has a text without words"
     PERSONAL_TEXT = "personal_text", Stage.CHOOSE, "has personal data in its text"
-    LANGUAGE = "language", Stage.CHOOSE, "is in a language that is not wanted"
+    LANGUAGE = "language", Stage.CHOOSE, "is in another language"
     NOT_A_PICTURE_URL = "not_a_picture_url", Stage.CHOOSE, "cannot be a photo (svg, gif, data: …)"
-    BAD_URL = "bad_url", Stage.CHOOSE, "has an address that cannot be asked for"
-    LONG_URL = "long_url", Stage.CHOOSE, "has too long an address"
+    BAD_URL = "bad_url", Stage.CHOOSE, "has a malformed URL"
+    LONG_URL = "long_url", Stage.CHOOSE, "has too long a URL"
     PRIVATE_HOST = "private_host", Stage.CHOOSE, "names a host that is not public"
     BLOCKED_DOMAIN = "blocked_domain", Stage.CHOOSE, "is on a blocked domain"
-    BLOCKED_URL = "blocked_url", Stage.CHOOSE, "is on a list of addresses to leave out"
-    BLOCKED_PAIR = "blocked_pair", Stage.CHOOSE, "is on a list of pairs to leave out"
+    BLOCKED_URL = "blocked_url", Stage.CHOOSE, "is on a list of blocked URLs"
+    BLOCKED_PAIR = "blocked_pair", Stage.CHOOSE, "is on a list of blocked pairs"
     PAGE_OPTED_OUT = "page_opted_out", Stage.CHOOSE, "is on a page whose owner opted out"
     DUPLICATE = "duplicate", Stage.CHOOSE, "was seen before in this shard"
 
-    UNFETCHABLE = "unfetchable", Stage.FETCH, "address cannot be asked for"
+    UNFETCHABLE = "unfetchable", Stage.FETCH, "URL cannot be requested"
     DNS = "dns", Stage.FETCH, "host name did not resolve"
     PRIVATE_ADDRESS = (
         "private_address",
@@ -73,33 +73,33 @@ class DropReason(Enum):
     REFUSED = "refused", Stage.FETCH, "connection refused or unreachable"
     TIMEOUT = "timeout", Stage.FETCH, "took too long"
     TLS = "tls", Stage.FETCH, "TLS failed"
-    DISCONNECTED = "disconnected", Stage.FETCH, "connection broke off"
+    DISCONNECTED = "disconnected", Stage.FETCH, "connection was lost"
     BAD_REDIRECT = "bad_redirect", Stage.FETCH, "redirected too often or to a forbidden place"
-    BAD_HTTP = "bad_http", Stage.FETCH, "answer is not HTTP"
-    HTTP_4XX = "http_4xx", Stage.FETCH, "not there or not for us (4xx)"
-    TOO_OFTEN = "too_often", Stage.FETCH, "server was asked too often (429), after a pause too"
+    BAD_HTTP = "bad_http", Stage.FETCH, "response is not HTTP"
+    HTTP_4XX = "http_4xx", Stage.FETCH, "not found or forbidden (4xx)"
+    TOO_OFTEN = "too_often", Stage.FETCH, "too many requests (429), also after a pause"
     HTTP_5XX = "http_5xx", Stage.FETCH, "server failed (5xx)"
     HTTP_OTHER = "http_other", Stage.FETCH, "another status than 200"
-    OPTED_OUT = "opted_out", Stage.FETCH, "owner opted out, in a form that machines read"
+    OPTED_OUT = "opted_out", Stage.FETCH, "owner opted out, machine-readably"
     NO_ROBOTS = "no_robots", Stage.FETCH, "robots.txt failed, so nothing may be fetched"
-    TOO_MANY_LINKS = "too_many_links", Stage.FETCH, "domain has had its share of this shard"
+    TOO_MANY_LINKS = "too_many_links", Stage.FETCH, "too many links to one domain in this shard"
     LEFT_ALONE = "left_alone", Stage.FETCH, "domain failed or refused too often, or asked to wait"
     KNOWN_HARM = "known_harm", Stage.FETCH, "is on a list of known harm"
     TOO_MANY_BYTES = "too_many_bytes", Stage.FETCH, "file is too large"
     TOO_FEW_BYTES = "too_few_bytes", Stage.FETCH, "file is too small"
     NOT_AN_IMAGE = "not_an_image", Stage.FETCH, "not a JPEG, PNG, WebP or AVIF"
-    BROKEN_IMAGE = "broken_image", Stage.FETCH, "image cannot be decoded whole"
+    BROKEN_IMAGE = "broken_image", Stage.FETCH, "image cannot be decoded completely"
     SMALL_SIDE = "small_side", Stage.FETCH, "a side is too short"
     TOO_MANY_PIXELS = "too_many_pixels", Stage.FETCH, "too many pixels"
     ASPECT = "aspect", Stage.FETCH, "too long and thin"
 
     UNREADABLE = "unreadable", Stage.JUDGE, "could not be prepared for the model"
     HARM_LOOKS = "harm_looks", Stage.JUDGE, "looks like an image on a list of known harm"
-    DISSIMILAR = "dissimilar", Stage.JUDGE, "text and image do not belong together"
+    DISSIMILAR = "dissimilar", Stage.JUDGE, "text does not match the image"
     MINOR = "minor", Stage.JUDGE, "possibly a minor in unsafe content"
     ANIMAL = "animal", Stage.JUDGE, "possibly an animal in unsafe content"
-    HEAD_SCORE = "head_score", Stage.JUDGE, "has a score beyond the threshold of a head"
-    SAME_IMAGE = "same_image", Stage.JUDGE, "has the very image of another pair"
+    HEAD_SCORE = "head_score", Stage.JUDGE, "has a score beyond a head's threshold"
+    SAME_IMAGE = "same_image", Stage.JUDGE, "has the same image as another pair"
     NEAR_DUPLICATE = "near_duplicate", Stage.JUDGE, "looks like another image of the dataset"
     PURGED = "purged", Stage.JUDGE, "was purged from the finished dataset"
     PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"
@@ -116,7 +116,7 @@ class DropReason(Enum):
         return member
 
 
-#: The reasons of each stage by their names: to go through all of them costs a completion 0.1 ms.
+#: The reasons of each stage by name: a scan of all of them would cost a completion 0.1 ms.
 DROP_REASONS = {stage: {r.value: r for r in DropReason if r.stage is stage} for stage in Stage}
 
 
@@ -134,12 +134,12 @@ class Stats:
         )
 
     def done(self, stage: Stage) -> int:
-        """Return the number of what left a stage or was dropped there."""
-        # iterates over all reasons: another thread may add one to `lost` meanwhile
+        """Return how many items left a stage or were dropped there."""
+        # iterates over all reasons: another thread may add one to `dropped` meanwhile
         return self.left[stage] + sum(self.dropped.get(r, 0) for r in DROP_REASONS[stage].values())
 
     def unaccounted(self, stage: Stage) -> int:
-        """Return the number of what entered a stage and is still in it; 0 at the end."""
+        """Return how many items entered a stage and are still in it; 0 at the end."""
         return self.entered[stage] - self.done(stage)
 
     def as_dict(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Candidate:
     """A link to an image with a text that may describe it."""
 
     uid: str  #: hex md5 of url + text in UTF-8: the key of the sample everywhere
-    position: int  #: its rank among the candidates of its shard, from 0
+    position: int  #: among the candidates of its shard, from 0
     url: str  #: absolute, http or https
     text: str  #: repaired (ftfy), with normalised white space
     raw_text: str | None  #: as on the page, if that differs
@@ -193,8 +193,8 @@ class Candidate:
     language: str  #: ISO 639 code by CLD2, "un" if unknown
     reliable: bool  #: whether CLD2 calls the language reliable
     source: str  #: "alt", "og" for og:image with og:description, or "table"
-    language_evidence: str = "caption"  #: what tells the language: "caption" alone, or its "page"
-    #: columns that a table's row carries along, by name
+    language_evidence: str = "caption"  #: what the language was detected in: "caption" or "page"
+    #: extra columns of a table's row, by name
     extra: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
 
@@ -215,8 +215,8 @@ class Image:
     #: headers of its owner on its use, one per line, "" if none: X-Robots-Tag as it was served,
     #: others after their names
     robots: str
-    #: its perceptual hash and mean colours (`cahlib.image.perceptual_hash`), hex; "" if whoever
-    #: fetched it is a stranger, or an older cahlib
+    #: its perceptual hash and mean colours (`cahlib.image.perceptual_hash`), hex; "" if fetched by
+    #: an untrusted worker or an older cahlib
     phash: str = ""
     chroma: str = ""
     thumb: bytes = b""  #: a small picture for the model (`cahlib.image.thumbs`), if there is one
@@ -227,9 +227,9 @@ class OptOut:
     """The evidence that an owner opted out of the use of an image."""
 
     url: str  #: the image's
-    where: str  #: the URL that said so (after redirects)
+    where: str  #: the URL of the signal (after redirects)
     signal: str  #: as in `cahlib.fetch.opt_outs.HONOURED`
-    value: str  #: as it was served
+    value: str  #: as served
     time: float  #: when, seconds since 1970 (UTC)
     obeyed: bool = True  #: False: the run's consent profile does not honour the signal
 
@@ -252,14 +252,14 @@ class Parcel:
     sha256: str  #: hex, of the tar
     size: int  #: of the tar, bytes
     images: int
-    stats: Stats  #: stages READ, CHOOSE and FETCH
+    stats: Stats  #: of the stages READ, CHOOSE and FETCH
     optouts: tuple[OptOut, ...]
     started: float  #: seconds since 1970
     finished: float
     versions: Mapping[str, str]  #: of cahlib, Python and the libraries that processed the images
     silent: tuple[str, ...] = ()  #: domains that never answered
     cut: int = 0  #: as in `Evidence`
-    index: int = 0  #: where in the tar the metadata of all images begins; 0: each has a file of it
+    index: int = 0  #: offset in the tar of the metadata of all images; 0: each has its own file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

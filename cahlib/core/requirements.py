@@ -1,4 +1,4 @@
-"""What a run needs beyond settings that are well-formed: the same sentences at every door."""
+"""Checks of what a run needs beyond valid settings, with the same messages at every door."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 from cahlib.core.config import Crawl, Job
 from cahlib.core.errors import ConfigError, MissingSetting
 
-#: A web page or an e-mail address, as far as its form can tell.
+#: The form of a web page's URL or of an e-mail address.
 _CONTACT = re.compile(r"https?://[^\s/@]+\S*|(mailto:)?[^\s@/]+@[^\s@/]+\.[^\s@/]+")
 
 
-def introduced(job: Job) -> None:
-    """Refuse to ask the web for anything without a word on who asks."""
+def require_contact(job: Job) -> None:
+    """Raise ConfigError without a contact for site owners."""
     if not (job.download.contact or job.download.replay):
         raise MissingSetting(
-            "contact: give a web page or an e-mail address where site owners reach you; images "
-            "are asked for with it, and not without."
+            "contact: give a web page or an e-mail address where site owners can reach you; no "
+            "image is requested without it."
         )
     if job.download.contact and not _CONTACT.fullmatch(job.download.contact.strip()):
         raise ConfigError(
@@ -25,14 +25,14 @@ def introduced(job: Job) -> None:
         )
 
 
-def named(job: Job) -> None:
-    """Refuse work in a nickname's name without one."""
+def require_nickname(job: Job) -> None:
+    """Raise MissingSetting without a nickname."""
     if not job.nickname.strip():
-        raise MissingSetting("nickname: choose one; leaderboards and the dataset's card show it.")
+        raise MissingSetting("nickname: choose one; leaderboards and the dataset card show it.")
 
 
-def reading(crawl: Crawl) -> None:
-    """Refuse what names nothing to read, or two things."""
+def require_source(crawl: Crawl) -> None:
+    """Raise ConfigError unless there is one source to read: a crawl, or tables of links."""
     if crawl.crawl and crawl.links:
         raise ConfigError("links: give a crawl or tables of links, not both.")
     if not (crawl.crawl or crawl.links):

@@ -1,4 +1,4 @@
-"""Where a run scrapes, and for how long: the part of a `Job` that is called place."""
+"""The settings of where a run scrapes, and of its limits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _ENGINE = re.compile(rf"(tls|tcp)://{_HOST}:\d{{1,5}}/?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place(Checked):
-    """Where the scraping runs, and for how long."""
+class Resources(Checked):
+    """Where the scraping runs, and its limits."""
 
     workers: int = option(
         0, "scraping processes; 0 = one fewer than this machine has cores", least=0, most=1024,
@@ -84,15 +84,15 @@ class Place(Checked):
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         if self.swarm and self.cores:
-            raise ConfigError("cores: give either a number of servers (swarm) or of cores.")
+            raise ConfigError("cores: give a number of servers (swarm) or of cores, not both.")
         if _LOGIN.match(self.tracker):
             raise ConfigError(
-                "tracker: a name or password in its URL would be stored with the run, and is not "
-                "sent; write it as http://HOST:8000."
+                "tracker: a login in its URL would be stored with the run, and is not sent; write "
+                "it as http://HOST:8000."
             )
         if self.tracker and not _TRACKER.fullmatch(self.tracker):
             raise ConfigError(
-                f"tracker: {self.tracker} is no http(s) URL; write it as http://HOST:8000."
+                f"tracker: {self.tracker} is not an http(s) URL; write it as http://HOST:8000."
             )
         if "://" in self.engine and not _ENGINE.fullmatch(self.engine):
             raise ConfigError(
@@ -101,15 +101,15 @@ class Place(Checked):
 
     @property
     def has_servers(self) -> bool:
-        """Return whether servers of the run's own scrape."""
+        """Return whether the run creates servers to scrape."""
         return bool(self.swarm or self.cores)
 
     @property
     def scrapers(self) -> int:
-        """Return how many processes scrape, if this machine does: one core is left to the model."""
+        """Return how many processes scrape on this machine, leaving one core to the model."""
         return self.workers or max((os.cpu_count() or 2) - 1, 1)
 
     @property
     def is_costly(self) -> bool:
-        """Return whether scrapers that wait cost money, or keep shards from other people."""
+        """Return whether idle scrapers cost money, or keep shards from other people."""
         return bool(self.has_servers or self.engine or self.tracker)

@@ -1,4 +1,4 @@
-"""How long a server that is too busy asks to be left alone; whoever asked decides what follows."""
+"""The wait that an overloaded server requests; the caller decides what to do about it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESET = re.compile(r";\s*t\s*=\s*(\d{1,9})")
 
 
 def retry_after(header: str) -> float:
-    """Return the seconds that a Retry-After asks for, 0 for none (RFC 9110, 10.2.3)."""
+    """Return the seconds that a Retry-After header requests, 0 for none (RFC 9110, 10.2.3)."""
     if (seconds := header.strip()).isdecimal():
         return float(seconds[:12])
     try:
@@ -25,10 +25,10 @@ def retry_after(header: str) -> float:
         return 0.0
 
 
-def wait_asked(error: BaseException | None) -> float | None:
-    """Return the seconds that a busy server asked for, 0 if it named none, None if it is not busy.
+def requested_wait(error: BaseException | None) -> float | None:
+    """Return the seconds that a busy server requested, 0 if unspecified, None if it is not busy.
 
-    Reads what the drivers of fsspec raise, or raise from: each keeps the answer in its own way.
+    Read the errors of fsspec's drivers, and their causes: each keeps the response in its own way.
     """
     while error is not None:
         status, headers = _answer(error)
@@ -42,7 +42,7 @@ def wait_asked(error: BaseException | None) -> float | None:
 
 
 def _answer(error: BaseException) -> tuple[int, Mapping[str, Any]]:
-    """Return status and headers of the HTTP answer that an error tells of; 0 for none."""
+    """Return status and headers of an error's HTTP response; status 0 without one."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore, below s3fs
         about = response.get("ResponseMetadata", {})

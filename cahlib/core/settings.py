@@ -1,6 +1,6 @@
-"""What a setting is: its help, its type and its bounds, and the sentences that refuse a value.
+"""The declaration of a setting: its help, type and bounds, and the messages that reject a value.
 
-It does not know which settings there are: that is `cahlib.core.config`.
+Which settings there are is in `cahlib.core.config`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 
 from cahlib.core.errors import ConfigError
 
-#: What settings are about, in the order in which help and form show them: the title of each topic.
-#: A setting without a topic of its own has that of the part of a Job that holds it.
+#: The titles of the topics, in the order in which help and form show them. A setting without a
+#: topic of its own has that of the part of a Job that holds it.
 TOPICS = {
     "crawl": "what to read",
     "text": "which links and captions to keep",
@@ -30,44 +30,44 @@ TOPICS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """What a field of `Job` allows, and how it is explained."""
+    """The help and the bounds of a field of `Job`."""
 
     help: str
-    #: what it is about, if not what its part of a Job is about: a key of `TOPICS`
+    #: a key of `TOPICS`, if not the name of the part of a Job that holds the field
     topic: str = ""
-    #: the commands that people need it for first, separated by spaces; elsewhere it is advanced
+    #: the commands whose short help shows it, separated by spaces; elsewhere it is advanced
     first: str = ""
     least: float | None = None
     most: float | None = None
     choices: tuple[str, ...] = ()
-    #: may be changed between two launches of one run without changing what the dataset means
+    #: may change between two launches of a run without changing what the dataset means
     free: bool = False
-    #: names files of this machine, whose content counts and not where they lie
+    #: names files of this machine, compared by content and not by path
     file: bool = False
-    #: those files say what to leave out: they may grow between two launches, and their names count
+    #: names blocklists, which may grow between two launches and are compared by name
     grows: bool = False
-    #: names tables of this machine, of which jobs read parts; several words of a command line
+    #: names tables of this machine, of which jobs read parts; takes several arguments
     table: bool = False
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
-    """A dataclass field that carries an `Option`."""
+    """Return a dataclass field that carries an `Option`."""
     return field(default=default, metadata={"option": Option(help=help, **limits)})
 
 
 class Checked:
-    """Holds the fields of a dataclass to their options when a value is made."""
+    """Checks the fields of a dataclass against their options when an instance is created."""
 
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        for setting in held(type(self), ""):
+        for setting in settings_of(type(self), ""):
             setting.check(getattr(self, setting.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One field of a Job, wherever it lies in it."""
+    """One field of a Job or of one of its parts."""
 
     group: str  #: the Job's part that holds it, "" for the Job itself
     name: str
@@ -82,22 +82,22 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The option of the command line."""
+        """Return the option of the command line."""
         return "--" + self.name.replace("_", "-")
 
     def of(self, job: Any) -> Any:
-        """This setting's value in a Job."""
+        """Return this setting's value in a Job."""
         return getattr(getattr(job, self.group) if self.group else job, self.name)
 
     def parse(self, text: str) -> Any:
-        """The value that a person wrote; raises ConfigError with a sentence for people."""
+        """Return the value of a text that a person typed; raise ConfigError."""
         text = text.strip()
         if self.type is bool:
             if text.lower() in ("1", "true", "yes", "on"):
                 return True
             if text.lower() in ("0", "false", "no", "off", ""):
                 return False
-            raise ConfigError(f"{self.name}: {text!r} is neither yes nor no.")
+            raise ConfigError(f"{self.name}: {text!r} is not valid; give yes or no.")
         if self.type in (int, float):
             if not text and self.default is None:
                 return None
@@ -110,7 +110,7 @@ class Setting:
         return tuple(part.strip() for part in text.split(",") if part.strip())
 
     def check(self, value: Any) -> None:
-        """Hold a value to its type, bounds and choices; raises ConfigError."""
+        """Raise ConfigError if a value has the wrong type, is out of bounds or not a choice."""
         if value is None and self.default is None:
             return
         if not self._is_of_type(value):
@@ -128,7 +128,7 @@ class Setting:
     def _is_of_type(self, value: Any) -> bool:
         if self.type is float:
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            return number and abs(value) <= sys.float_info.max  # neither is NaN, nor infinity
+            return number and abs(value) <= sys.float_info.max  # excludes NaN and infinity
         if self.type in (bool, int, str):
             return type(value) is self.type
         return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
@@ -139,19 +139,19 @@ class Setting:
         return ConfigError(f"{self.name}: {shown} is not a {kind}{self.bounds()}.")
 
     def bounds(self) -> str:
-        """What a number may be, to be said after a noun; "" if it may be any."""
+        """Return the bounds of a number, as a phrase after a noun; "" if there are none."""
         least, most = self.option.least, self.option.most
         if least is not None and most is not None:
             return f" from {least} to {most}"
         return "" if least is None else f" of at least {least}"
 
 
-def held(owner: Any, group: str) -> tuple[Setting, ...]:
-    """Return the settings that a dataclass itself holds."""
+def settings_of(owner: Any, group: str) -> tuple[Setting, ...]:
+    """Return the settings that a dataclass declares itself."""
     return _held(owner, group)
 
 
-@cache  # each Job that is made is checked by them
+@cache  # used for every Job that is created
 def _held(owner: Any, group: str) -> tuple[Setting, ...]:
     if not is_dataclass(owner):
         return ()

@@ -1,4 +1,4 @@
-"""The signals that ask a process to end: which are heard, and when they have to wait."""
+"""The signals that ask a process to end, and how to defer them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def ending() -> list[signal.Signals]:
-    """Ctrl-C, SIGTERM and the hang-up of a terminal, unless `nohup` keeps the latter away."""
+def termination_signals() -> list[signal.Signals]:
+    """Return SIGINT, SIGTERM, and SIGHUP unless `nohup` ignores it."""
     return [
         each
         for each in _ENDING
@@ -21,35 +21,35 @@ def ending() -> list[signal.Signals]:
     ]
 
 
-def hush() -> None:
-    """Print to nowhere from now on, after a hang-up: at a closed terminal each print is an error.
+def silence_terminal() -> None:
+    """Redirect a closed terminal's output to /dev/null: after a hang-up each print is an error.
 
-    What is printed into files or pipes still gets there.
+    Output to files and pipes is unaffected.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        with suppress(OSError):  # it was closed before
+        with suppress(OSError):  # it is closed already
             if stat.S_ISCHR(os.fstat(stream).st_mode):
                 os.dup2(nowhere, stream)
     os.close(nowhere)
 
 
 @contextmanager
-def undisturbed(told: Callable[[], str]) -> Iterator[None]:
-    """Let all of them wait: leaving now would leave servers that cost money.
+def defer_signals(explain: Callable[[], str]) -> Iterator[None]:
+    """Ignore these signals meanwhile: leaving now would leave servers that cost money.
 
-    Whoever presses Ctrl-C is ``told`` so.
+    Ctrl-C prints the sentence that ``explain`` returns.
     """
 
-    def heard(number: int, frame: object) -> None:
-        with suppress(OSError):  # not by print, in the middle of which the signal may come
-            os.write(2, f"\ncah: {told()}\n".encode())
+    def handle(number: int, frame: object) -> None:
+        with suppress(OSError):  # not print(), which the signal may have interrupted
+            os.write(2, f"\ncah: {explain()}\n".encode())
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
-    signal.signal(signal.SIGINT, heard)
+    signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:

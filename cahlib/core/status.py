@@ -1,7 +1,7 @@
-"""The state of a run in a file, live.json, for those who watch it from another process.
+"""The status of a run in a file, live.json, which other processes read.
 
-It is written anew about once a second, whole or not at all. Its values are those of a `Snapshot`,
-the rates over time, who runs, and in the end how it went. It does not know who reads it.
+It is rewritten atomically about once per second. It holds the values of a `Snapshot`, the rates
+over time, the process that runs, and in the end how the run ended.
 """
 
 from __future__ import annotations
@@ -20,62 +20,62 @@ from cahlib.core.errors import CahError, Stopped
 from cahlib.core.progress import Listener, Snapshot
 from cahlib.core.records import Stats
 
-FILE = "live.json"
+STATUS_FILE = "live.json"
 
 #: Points of the rates over time: enough for a chart, and the file stays small.
 _POINTS = 240
 
-#: What the rates over time are of, in the order of each point's numbers.
-CURVES = ("elapsed", "links", "images", "pairs", "busy")
+#: The values of each point of the history, in their order.
+RATE_SERIES = ("elapsed", "links", "images", "pairs", "busy")
 
 
 @contextmanager
-def recorded(
+def record_status(
     home: Path, listener: Listener, *, stopping: Callable[[], bool] = lambda: False
 ) -> Iterator[Listener]:
-    """A listener that also writes what it hears into a run's own folder, and the end at the end."""
-    record = _Record(home / FILE, stopping)
+    """Provide a listener that also writes each snapshot, and the end, to the run directory."""
+    record = _Record(home / STATUS_FILE, stopping)
 
-    def hear(snapshot: Snapshot) -> None:
+    def listen(snapshot: Snapshot) -> None:
         listener(snapshot)
         record.take(snapshot)
 
     record.write("starting")
     try:
-        yield hear
+        yield listen
     except BaseException as error:
         record.end("ended" if isinstance(error, Stopped) else "failed", _sentence(error))
         raise
     record.end("ended")
 
 
-def read(home: Path) -> dict[str, Any]:
-    """What a run has written last; nothing if there is none, or it cannot be read."""
+def read_status(home: Path) -> dict[str, Any]:
+    """Return the last status of a run; an empty dict if there is none that can be read."""
     with suppress(OSError, ValueError):
-        found = json.loads((home / FILE).read_text(encoding="utf-8"))
+        found = json.loads((home / STATUS_FILE).read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found
     return {}
 
 
-def stats(live: Mapping[str, Any]) -> Stats:
-    """The stats of all shards, those in work included."""
+def status_stats(live: Mapping[str, Any]) -> Stats:
+    """Return the stats of all shards, those in progress included."""
     return Stats.from_dict(live.get("stats", {}))
 
 
-def left(live: Mapping[str, Any]) -> int:
-    """Return how many shards of a run are still to do; those that failed are not."""
-    told = [live.get(name, 0) for name in ("shards", "done", "failed")]
-    return max(told[0] - sum(told[1:]), 0) if all(isinstance(n, int) for n in told) else 0
+def shards_left(live: Mapping[str, Any]) -> int:
+    """Return how many shards of a run are still to do, not counting failed ones."""
+    counts = [live.get(name, 0) for name in ("shards", "done", "failed")]
+    return max(counts[0] - sum(counts[1:]), 0) if all(isinstance(n, int) for n in counts) else 0
 
 
-def process(pid: int) -> dict[str, Any]:
-    """What identifies a process, even after its number went to another one."""
+def process_identity(pid: int) -> dict[str, Any]:
+    """Return what identifies a process, even after its pid was reused."""
     return {"pid": pid, "born": _born(pid)}
 
 
-def alive(known: Mapping[str, Any]) -> bool:
-    """Whether the process that `process` told of is still there."""
+def is_alive(known: Mapping[str, Any]) -> bool:
+    """Return whether the process of a `process_identity` is still running."""
     pid = known.get("pid", 0)
     if not pid:
         return False
@@ -91,10 +91,10 @@ def alive(known: Mapping[str, Any]) -> bool:
 class _Record:
     def __init__(self, path: Path, stopping: Callable[[], bool]) -> None:
         self._path, self._stopping = path, stopping
-        self._who = process(os.getpid())
+        self._who = process_identity(os.getpid())
         self._last: dict[str, Any] = {}
         self._points: list[list[float]] = []
-        self._before: int | None = None  #: shards that earlier launches had done
+        self._before: int | None = None  #: shards done by earlier launches
         self._gap = 0.0  #: seconds between two points
 
     def take(self, snapshot: Snapshot) -> None:
@@ -103,19 +103,19 @@ class _Record:
         self._last = {f.name: _plain(getattr(snapshot, f.name)) for f in fields(snapshot)}
         rates = {"elapsed": snapshot.elapsed, "busy": snapshot.busy, **snapshot.rates}
         if not self._points or snapshot.elapsed - self._points[-1][0] >= self._gap:
-            self._points.append([round(rates[name], 3) for name in CURVES])
+            self._points.append([round(rates[name], 3) for name in RATE_SERIES])
         if len(self._points) > _POINTS:
             del self._points[1::2]
             self._gap = 2 * snapshot.elapsed / _POINTS
         self.write("stopping" if self._stopping() else "running")
 
     def end(self, state: str, sentence: str = "") -> None:
-        """Write the last state, without pictures: who takes them out of the dataset is done."""
+        """Write the last state, without pictures, which may be purged from the dataset later."""
         self._last.pop("latest", None)
         self.write(state, sentence)
 
     def write(self, state: str, sentence: str = "") -> None:
-        """Write the file; a full disk ends the watching, not the run."""
+        """Write the file; a full disk does not end the run."""
         values = self._last | self._who | {
             "state": state,
             "sentence": sentence,
@@ -128,7 +128,7 @@ class _Record:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a snapshot as JSON knows it."""
+    """Return a value of a snapshot in JSON's types."""
     if isinstance(value, Stats):
         return value.as_dict()
     if isinstance(value, list | tuple):
@@ -140,12 +140,12 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, CahError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; a start with the same output goes on from here."
-    return f"a fault of cahlib's ({type(error).__name__}); the log has all of it."
+        return "interrupted; start again with the same output to continue."
+    return f"a bug in cahlib ({type(error).__name__}); see the log."
 
 
 def _born(pid: int) -> str:
-    """When a process was started, as the kernel counts; "" where nobody tells, or it has ended."""
+    """Return a process's start time in the kernel's clock ticks; "" if unknown or ended."""
     with suppress(OSError):
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if words[0] in "ZX" else words[19]

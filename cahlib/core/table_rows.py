@@ -1,7 +1,7 @@
-"""The rows of a table that make up a shard, as the shard's URL names them.
+"""The rows of a table that make up a shard, as encoded in the shard's URL.
 
-The URL is the table's own, with a fragment like that of RFC 7111 for CSV: ``#row=1-10000&…``. It
-says all that decides what the rows hold, so that a shard is the same on every machine.
+The URL is the table's, with a fragment like that of RFC 7111 for CSV: ``#row=1-10000&…``. It holds
+everything that decides which rows are read and how, so a shard is the same on every machine.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 #: The kinds of values that an extra column may have.
-KINDS = ("text", "int", "float", "bool")
+COLUMN_KINDS = ("text", "int", "float", "bool")
 
-#: A column to carry along: its kind and its name.
-Extra = tuple[str, str]
+#: A column to keep: its kind and its name.
+ExtraColumn = tuple[str, str]
 
 _FRAGMENT = re.compile(r"row=([0-9]{1,15})-([0-9]{1,15})&byte=([0-9]{1,18})&stamp=([0-9a-f]{8})&")
 
@@ -29,15 +29,15 @@ class TableRows:
     table: str  #: an absolute path, or a URL
     first: int  #: counted from 1
     last: int
-    byte: int  #: where the first row begins in the unpacked file; 0 if it is found otherwise
+    byte: int  #: offset of the first row in the uncompressed file; 0 if unused
     stamp: str  #: 8 hex digits that change with the table
     url_column: str
     text_column: str = ""  #: "" for none
-    extras: tuple[Extra, ...] = ()  #: columns to carry along
+    extras: tuple[ExtraColumn, ...] = ()  #: columns to keep
 
     @property
     def url(self) -> str:
-        """The shard's URL; the inverse of `rows_of`."""
+        """Return the shard's URL; the inverse of `parse_rows_url`."""
         return (
             f"{self.table}#row={self.first}-{self.last}&byte={self.byte}&stamp={self.stamp}&"
             f"{self.columns}"
@@ -45,13 +45,13 @@ class TableRows:
 
     @property
     def columns(self) -> str:
-        """The columns, as the URL names them."""
+        """Return the columns, as encoded in the URL."""
         named = [("url", self.url_column), ("text", self.text_column)]
         return urlencode(named + [("extra", f"{kind}:{name}") for kind, name in self.extras])
 
 
-def rows_of(url: str) -> TableRows | None:
-    """Return the rows that a shard's URL names, or None for another file's URL."""
+def parse_rows_url(url: str) -> TableRows | None:
+    """Return the rows that a shard's URL encodes, or None for another file's URL."""
     table, mark, fragment = url.rpartition("#")
     found = _FRAGMENT.match(fragment) if mark else None
     if not found:
@@ -67,12 +67,12 @@ def rows_of(url: str) -> TableRows | None:
         stamp=found[4],
         url_column=named.get("url", ""),
         text_column=named.get("text", ""),
-        extras=tuple((kind, name) for kind, _, name in extras if kind in KINDS),
+        extras=tuple((kind, name) for kind, _, name in extras if kind in COLUMN_KINDS),
     )
 
 
-def typed(value: Any, kind: str) -> Any:
-    """Return a value as a column of a kind holds it; None for one that it cannot hold."""
+def cast_value(value: Any, kind: str) -> Any:
+    """Return a value converted for a column of a kind; None if it does not fit."""
     if value is None or (kind == "text" and isinstance(value, str)):
         return value
     if kind == "text":

@@ -16,8 +16,8 @@ import rbloom
 
 from cahlib.core.config import Crawl
 from cahlib.core.errors import ConfigError
-from cahlib.core.lists import DOMAIN, MD5, URL, Digests, entries, md5
-from cahlib.core.path_map import here
+from cahlib.core.lists import DOMAIN, MD5, URL, DigestSet, md5_digest, read_entries
+from cahlib.core.path_map import local_path
 from cahlib.core.records import DropReason
 from cahlib.fetch.urls import host_of, normalize_url
 
@@ -32,20 +32,20 @@ class Blocklists:
         pairs: Iterable[str] = (),
         filters: Iterable[rbloom.Bloom] = (),
     ) -> None:
-        self._domains = Digests(md5(_normalized_domain(domain)) for domain in domains)
-        self._urls = Digests(md5(normalize_url(url.partition("#")[0])) for url in urls)
-        self._pairs = Digests(bytes.fromhex(pair) for pair in pairs)
+        self._domains = DigestSet(md5_digest(_normalized_domain(domain)) for domain in domains)
+        self._urls = DigestSet(md5_digest(normalize_url(url.partition("#")[0])) for url in urls)
+        self._pairs = DigestSet(bytes.fromhex(pair) for pair in pairs)
         self._filters = tuple(filters)
 
     @classmethod
     def load(cls, options: Crawl) -> Blocklists:
         """Return the lists that a crawl names; raise ConfigError if a file is not such a list."""
         lists = (options.blocked_domains, options.blocked_urls, options.blocked_pairs)
-        return _loaded(*(tuple(map(here, paths)) for paths in lists))
+        return _loaded(*(tuple(map(local_path, paths)) for paths in lists))
 
     def url_drop_reason(self, url: str) -> DropReason | None:
         """Return the reason to drop a URL, by itself or by a domain of its host, or None."""
-        if self._urls and md5(normalize_url(url)) in self._urls:
+        if self._urls and md5_digest(normalize_url(url)) in self._urls:
             return DropReason.BLOCKED_URL
         return DropReason.BLOCKED_DOMAIN if self._is_blocked_host(url) else None
 
@@ -54,7 +54,7 @@ class Blocklists:
             return False
         host = host_of(url)
         while host:
-            if md5(host) in self._domains:
+            if md5_digest(host) in self._domains:
                 return True
             host = host.partition(".")[2]
         return False
@@ -84,13 +84,15 @@ def _bloom_hash(uid: str) -> int:
 @lru_cache(maxsize=1)
 def _loaded(domains: tuple[str, ...], urls: tuple[str, ...], pairs: tuple[str, ...]) -> Blocklists:
     return Blocklists(
-        domains=(each for path in domains for each in entries(path, "blocked_domains", DOMAIN)),
-        urls=(each for path in urls for each in entries(path, "blocked_urls", URL)),
+        domains=(
+            each for path in domains for each in read_entries(path, "blocked_domains", DOMAIN)
+        ),
+        urls=(each for path in urls for each in read_entries(path, "blocked_urls", URL)),
         pairs=(
             each
             for path in pairs
             if not path.endswith(".bloom")
-            for each in entries(path, "blocked_pairs", MD5)
+            for each in read_entries(path, "blocked_pairs", MD5)
         ),
         filters=[_load_bloom(path) for path in pairs if path.endswith(".bloom")],
     )

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from cahlib.core.config import Crawl
 from cahlib.core.errors import ConfigError, RunError, ShardError
 from cahlib.core.records import Shard
-from cahlib.core.requirements import reading
+from cahlib.core.requirements import require_source
 from cahlib.crawl.filetype import NotWatError, OtherRecordTypeError, check_wat
 from cahlib.crawl.source import RETRY_PAUSES, CrawlFile, MissingFileError, SleepFunction
 from cahlib.crawl.tables.listing import list_table_shards, require_unchanged
@@ -43,7 +43,7 @@ def list_shards(
     cannot be fetched or the server bans this address. ``taken``: names that no extra column of a
     table may have; ``known``: shards of earlier launches, of the same tables.
     """
-    reading(crawl)
+    require_source(crawl)
     if crawl.links:
         return require_unchanged(list_table_shards(crawl, contact=contact, taken=taken), known)
     urls = _wat_files(crawl, contact, sleep)
@@ -58,7 +58,7 @@ def count_shards(crawl: Crawl) -> int:
 
     Raise ConfigError if the setting names files that do not exist.
     """
-    reading(crawl)
+    require_source(crawl)
     if _CRAWL_NAME.fullmatch(crawl.crawl):
         return crawl.shards
     there = 2 * (1 if "://" in crawl.crawl else len(_files(crawl.crawl)))

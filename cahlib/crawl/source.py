@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 
 from cahlib import __version__
 from cahlib.core.errors import RunError, ShardError
-from cahlib.core.path_map import here
+from cahlib.core.path_map import local_path
 from cahlib.fetch.connectivity import UNREACHABLE_ERRNOS, Outages
 
 #: Seconds before each retry; they start over after an attempt that read some bytes.
@@ -66,7 +66,7 @@ class CrawlFile:
         """Return its first 8 KiB, and its length in bytes."""
         if not self._remote:
             first = b"".join(self._read(0, _HEAD))
-            return first, Path(here(self.url)).stat().st_size
+            return first, Path(local_path(self.url)).stat().st_size
         pauses = iter(self._pauses)
         while True:
             try:
@@ -80,7 +80,7 @@ class CrawlFile:
 
     def _read(self, start: int, end: int) -> Iterator[bytes]:
         try:
-            with open(here(self.url), "rb") as file:
+            with open(local_path(self.url), "rb") as file:
                 file.seek(start)
                 while piece := file.read(min(_CHUNK, end - file.tell())):
                     yield piece

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from cahlib import __version__
 from cahlib.core.config import DamagedJob, Job, settings
 from cahlib.core.errors import RunError
-from cahlib.core.fingerprint import differences, digest
+from cahlib.core.fingerprint import setting_differences, settings_digest
 from cahlib.dataset.checksummed_json import decode_checksummed, encode_checksummed
 from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.dataset.manifest import read_manifests
@@ -49,7 +49,9 @@ class Description:
 def describe_job(job: Job) -> Description:
     """Return the description of a job's dataset before its first shard."""
     values = job.fingerprint()
-    return Description(settings=values, digest=digest(settings(), values), layout=CURRENT_LAYOUT)
+    return Description(
+        settings=values, digest=settings_digest(settings(), values), layout=CURRENT_LAYOUT
+    )
 
 
 def describe_continued(job: Job) -> Description:
@@ -141,7 +143,7 @@ def require_same_settings(
             {each.name: side[each.name] for each in compared if each.name in side}
             for side in (there.settings, job.fingerprint())
         )
-        found = differences(compared, has, wants)
+        found = setting_differences(compared, has, wants)
         job.require_same(found, files_at(place).place)
 
 

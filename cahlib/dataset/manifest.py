@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.core.lock import is_held
+from cahlib.core.lock import is_locked
 from cahlib.core.records import Shard, Stats
 from cahlib.dataset.checksummed_json import decode_checksummed, encode_checksummed
 from cahlib.dataset.layout import MANIFESTS
@@ -150,7 +150,7 @@ def require_dataset(folder: Path) -> None:
 
 def no_dataset_error(place: str | Path) -> ConfigError:
     """Return the error for a place without a shard, where a run may have just begun."""
-    if is_held(Path(place)):
+    if is_locked(Path(place)):
         return ConfigError(
             f"{place} holds no shard yet: a command is working on it; wait for its first shard."
         )

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cahlib.core.table_rows import Extra
+from cahlib.core.table_rows import ExtraColumn
 from cahlib.dataset.layout import ONE_EXTENSION
 from cahlib.dataset.manifest import ShardManifest, tar_path
 from cahlib.dataset.storage.files import files_at
@@ -40,7 +40,7 @@ def write_tar_index(
     place: str | Path,
     sizes: Mapping[str, int],
     forms: Iterable[str],
-    columns: tuple[Sequence[str], Sequence[Extra]],
+    columns: tuple[Sequence[str], Sequence[ExtraColumn]],
     layout: int,
 ) -> None:
     """Rewrite the files, or remove them if there is no tar.
@@ -103,7 +103,7 @@ def encode_tar_sizes(sizes: Mapping[str, int]) -> dict[str, bytes]:
 
 
 def render_tar_card(
-    forms: Iterable[str], columns: tuple[Sequence[str], Sequence[Extra]], layout: int
+    forms: Iterable[str], columns: tuple[Sequence[str], Sequence[ExtraColumn]], layout: int
 ) -> str:
     """Return the card of the tars; ``columns`` as for `write_tar_index`."""
     from cahlib.dataset.write.columns import arrow_schema

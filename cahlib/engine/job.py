@@ -20,8 +20,8 @@ from cahlib.core.errors import (
     MachineFault,
     RunError,
     ShardError,
-    is_full,
-    machine_fault,
+    describe_machine_fault,
+    is_disk_full,
 )
 from cahlib.core.records import Parcel
 from cahlib.engine import wire
@@ -80,7 +80,7 @@ def run_guarded(
         except (RunError, ConfigError, MachineFault):
             raise
         except Exception as error:  # its causes are not sent to another process
-            if (fault := machine_fault(error)) and not is_full(error):
+            if (fault := describe_machine_fault(error)) and not is_disk_full(error):
                 raise MachineFault(f"{fault} ({error})") from error
             raise
         finally:

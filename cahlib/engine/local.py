@@ -23,8 +23,8 @@ from distributed import Client, Future, LocalCluster
 
 from cahlib.core.errors import (
     RunError,
-    is_full,
-    no_space,
+    disk_full_error,
+    is_disk_full,
 )
 from cahlib.engine import unpickling, wire
 from cahlib.engine.job import job_error, run_local_job
@@ -140,8 +140,8 @@ def local_engine(workers: int) -> Iterator[LocalEngine]:
                     silence_logs=logging.CRITICAL,
                 )
             except (RuntimeError, OSError) as error:  # e.g. the kernel kills one that starts
-                if is_full(error):
-                    raise no_space(tempfile.gettempdir()) from error
+                if is_disk_full(error):
+                    raise disk_full_error(tempfile.gettempdir()) from error
                 raise RunError(
                     f"The scraper processes could not be started ({error}); run the same command "
                     "again, with fewer --workers if memory is short."

@@ -90,7 +90,7 @@ def guard_scheduler() -> None:
 
 
 def guard_worker() -> None:
-    """Let workers and nannies in this process talk only to the scheduler, drivers and themselves."""
+    """Let workers and nannies in this process talk only to their scheduler and drivers."""
     own = Path(dask.config.get("distributed.comm.tls.worker.cert")).read_text()
     only = _AllowedPeers(ssl.PEM_cert_to_DER_cert(own))
 

@@ -14,7 +14,7 @@ from typing import Any
 from distributed import get_worker
 from distributed.comm.addressing import get_address_host
 
-from cahlib.core.errors import MachineFault, machine_fault
+from cahlib.core.errors import MachineFault, describe_machine_fault
 
 #: The metric in which a worker reports why it is drained.
 FAULT_METRIC = "cahlib-ill"
@@ -36,7 +36,7 @@ def quarantined() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not (fault := machine_fault(error)):
+        if not (fault := describe_machine_fault(error)):
             raise
         worker: Any = get_worker()
         told = error if isinstance(error, MachineFault) else f"{fault} ({error})"

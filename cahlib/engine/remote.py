@@ -95,7 +95,7 @@ class RemoteEngine:
         """Start ``function(*arguments, limit=…, report=…)`` as soon as a worker is free for it.
 
         If it already runs there, for a driver that died, it is found again. It finds ``files`` of
-        this machine with `cahlib.core.path_map.here`; each is sent once to a machine without it.
+        this machine with `cahlib.core.path_map.local_path`; each is sent once to each machine.
         """
         job = RemoteJob(function, arguments, limit, tuple(map(file_ref, files)))
         with self._lock:

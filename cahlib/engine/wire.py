@@ -21,9 +21,9 @@ from cahlib.core.errors import (
     Postponed,
     RunError,
     ShardError,
-    is_full,
-    machine_fault,
-    no_space,
+    describe_machine_fault,
+    disk_full_error,
+    is_disk_full,
 )
 from cahlib.core.records import DropReason, Parcel, Stage, Stats
 
@@ -128,11 +128,11 @@ def run_and_encode(act: Callable[[], JobResult]) -> bytes:
         return encode(act())
     except Exception as error:  # noqa: BLE001 - the job's own error, or a bug, for the driver to judge
         known = next((each for each in type(error).__mro__ if each.__name__ in JOB_ERRORS), None)
-        if known is None and is_full(error):
+        if known is None and is_disk_full(error):
             return encode(
-                JobResult(error="RunError", message=str(no_space("a machine that scrapes")))
+                JobResult(error="RunError", message=str(disk_full_error("a machine that scrapes")))
             )
-        if known is None and (fault := machine_fault(error)):
+        if known is None and (fault := describe_machine_fault(error)):
             return encode(JobResult(error="MachineFault", message=f"{fault} ({error})"))
         if known is None:  # a bug, so its traceback is needed
             progress = "".join(traceback.format_exception(error))

@@ -22,7 +22,7 @@ from distributed import get_worker
 from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from cahlib.core.path_map import bring
+from cahlib.core.path_map import map_paths
 from cahlib.engine import wire
 from cahlib.engine.job import job_result, run_guarded
 from cahlib.engine.quarantine import quarantined, require_healthy
@@ -62,7 +62,7 @@ def _run(
     host = get_address_host(get_worker().address)
     if missing := tuple(n for n, each in enumerate(context.files) if not _has_input(each, context)):
         return wire.JobResult(missing=missing, host=host)
-    bring({each.path: each.path_in(context.folder) for each in context.files})
+    map_paths({each.path: each.path_in(context.folder) for each in context.files})
     require_healthy()
     with quarantined():
         said = job_result(run_guarded(*job))

@@ -17,7 +17,7 @@ from itertools import islice
 
 from cahlib.core.config import Download
 from cahlib.core.errors import ConfigError, ShardError
-from cahlib.core.lists import hashes
+from cahlib.core.lists import load_hashes
 from cahlib.core.records import Candidate, DropReason, Evidence, Image, OptOut, Stage, Stats
 from cahlib.fetch import async_thread, resolver
 from cahlib.fetch.client import Fetcher, open_session, user_agent
@@ -117,7 +117,7 @@ class _Workers:
     ) -> None:
         self._fetcher, self._options = fetcher, options
         self._stats, self._evidence = stats, evidence
-        self._known_harm = hashes(options.known_harm, "known_harm")
+        self._known_harm = load_hashes(options.known_harm, "known_harm")
         self._links: Counter[str] = Counter()  # of each domain
         self._host_queue: HostQueue[Candidate] = HostQueue(options.per_host)
         self._ready: asyncio.Queue[Candidate | None] = asyncio.Queue()
@@ -212,7 +212,7 @@ class _Workers:
             )
             if isinstance(picture, DropReason):
                 return picture
-            if self._known_harm.name(picture["md5"], picture["sha1"], picture["sha256"]):
+            if self._known_harm.has_any(picture["md5"], picture["sha1"], picture["sha256"]):
                 return DropReason.KNOWN_HARM
             # within the context, so that images waiting for a slow consumer count as used memory
             await self.finished.put(Image(candidate=candidate, robots=served.robots, **picture))

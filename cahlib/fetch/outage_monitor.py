@@ -90,18 +90,15 @@ class OutageMonitor:
         """Detect outages and their ends until cancelled."""
         try:
             while True:
-                due = time.monotonic() + self._timings.quiet / 4
-                await asyncio.sleep(self._timings.quiet / 4)
-                if (now := time.monotonic()) >= due + self._timings.quiet:
-                    self._state.record_standstill(now)
-                if self._state.should_probe(now):
+                await self._sleep(self._timings.quiet / 4)
+                if self._state.should_probe(time.monotonic()):
                     before = self._state.offline
                     answered = await self._send_probe()
                     self._notify()
                     if answered:  # at most this often, whatever fails
-                        await asyncio.sleep(self._timings.quiet)
+                        await self._sleep(self._timings.quiet)
                     elif before:
-                        await asyncio.sleep(self._timings.retry)
+                        await self._sleep(self._timings.retry)
         except Exception as error:  # noqa: BLE001 - raised again in each waiting request
             self._error = error
             self._notify()
@@ -113,6 +110,7 @@ class OutageMonitor:
         probe = asyncio.ensure_future(self._probe())
         try:  # not wait_for, which before Python 3.12 may miss its own cancellation
             await asyncio.wait({probe}, timeout=self._timings.probe)
+            self._check_standstill(begun + self._timings.probe)
             answered = probe.done() and probe.result()
         finally:
             probe.cancel()
@@ -130,6 +128,16 @@ class OutageMonitor:
             _log.warning("%s answer again", self._subject)
             self._outages.end(self._subject)
         return answered
+
+    async def _sleep(self, seconds: float) -> None:
+        due = time.monotonic() + seconds
+        await asyncio.sleep(seconds)
+        self._check_standstill(due)
+
+    def _check_standstill(self, due: float) -> None:
+        """Record a standstill if what was ``due`` comes that late."""
+        if (now := time.monotonic()) >= due + self._timings.quiet:
+            self._state.record_standstill(now)
 
     async def _wait_change(self) -> None:
         """Wait for a change of state; raise the error that ended the monitor, if any."""

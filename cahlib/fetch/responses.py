@@ -9,7 +9,7 @@ import ssl
 
 import aiohttp
 
-from cahlib.core.errors import MachineFault, machine_fault
+from cahlib.core.errors import MachineFault, describe_machine_fault
 from cahlib.core.records import DropReason
 from cahlib.fetch import opt_outs
 from cahlib.fetch.addresses import NotPublicError
@@ -42,7 +42,7 @@ def exception_drop_reason(error: Exception) -> DropReason:
     inner = getattr(error, "os_error", error)
     if isinstance(inner, NotPublicError):
         return DropReason.PRIVATE_ADDRESS
-    if fault := machine_fault(error):
+    if fault := describe_machine_fault(error):
         raise MachineFault(fault) from error
     return next(reason for kind, reason in _CAUSES if isinstance(error, kind))
 

@@ -15,11 +15,11 @@ from cahlib.commands.console import lasting, stopped_early
 from cahlib.commands.swarm import agreed, reminded
 from cahlib.core import requirements, status
 from cahlib.core.config import Crawl, Job, settings
-from cahlib.core.errors import CahError, ConfigError, missing
-from cahlib.core.lock import held
-from cahlib.core.private import WATCHDOG
+from cahlib.core.errors import CahError, ConfigError, missing_library_error
+from cahlib.core.lock import lock_dataset
+from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.core.settings import Option, Setting
-from cahlib.core.signals import ending, hush
+from cahlib.core.signals import silence_terminal, termination_signals
 from cahlib.crawl import index
 from cahlib.run.environment import environment, job_from
 
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _main() -> int:
-    for number in ending():
+    for number in termination_signals():
         signal.signal(number, _interrupted)
     try:
         told = _answered(environment())
@@ -64,7 +64,7 @@ def _main() -> int:
         return _attended(told)
     except ModuleNotFoundError as error:
         old = error.name == "kaggle" and sys.version_info < (3, 11)
-        _say(_OLD if old else str(missing(error)))
+        _say(_OLD if old else str(missing_library_error(error)))
         return 2
     except CahError as error:
         _say(str(error))
@@ -95,7 +95,7 @@ def _attended(told: Mapping[str, str]) -> int:
         secrets=[*_tokens(told), *kaggle.secrets],
     )
     session = prospect(session, kaggle, tell=_say)
-    with held(job.output.folder):
+    with lock_dataset(job.output.folder):
         pass  # what cannot be written, or is another command's, is refused before it costs anything
     servers = None if own or not job.place.has_servers else _swarm(job, told, needed(session.hours))
     _say(_kept(job))
@@ -107,8 +107,8 @@ def _attended(told: Mapping[str, str]) -> int:
         _say(left_alone(session, kaggle.user))
         return 130
     _say(f"the dataset is in {folder}; the same command goes on with it in another session.")
-    told = status.read(folder / "run")
-    if left := status.left(told):
+    told = status.read_status(folder / "run")
+    if left := status.shards_left(told):
         return stopped_early(left, told["shards"])
     return 1 if told.get("failed") else 0
 
@@ -167,10 +167,10 @@ def _job(told: Mapping[str, str]) -> Job:
 def _require_all(job: Job) -> None:
     """Refuse a job that lacks what is asked for in a terminal."""
     try:
-        requirements.named(job)
-        requirements.introduced(job)
+        requirements.require_nickname(job)
+        requirements.require_contact(job)
         if not job.place.tracker:
-            requirements.reading(job.crawl)
+            requirements.require_source(job.crawl)
     except ConfigError as error:
         if sys.stdin.isatty():
             raise
@@ -227,7 +227,7 @@ def _swarm(job: Job, told: Mapping[str, str], hours: float) -> Swarm:
     from cahlib.run.scrapers import clouds, guard
 
     tokens = told.get("HCLOUD_TOKEN", "")
-    watchdog = guard(job, told.get(WATCHDOG, ""), tokens)
+    watchdog = guard(job, told.get(WATCHDOG_VARIABLE, ""), tokens)
     servers = Swarm(job, clouds(tokens), _say, watchdog=watchdog)
     print(servers.planned(hours), flush=True)
     return servers
@@ -256,7 +256,7 @@ def _secret(told: Mapping[str, str]) -> bool:
 
 def _tokens(told: Mapping[str, str]) -> list[str]:
     """The tokens in the environment; of the cloud's there may be several, with spaces or commas."""
-    names = ("HCLOUD_TOKEN", WATCHDOG, "KAGGLE_API_TOKEN", "KAGGLE_KEY")
+    names = ("HCLOUD_TOKEN", WATCHDOG_VARIABLE, "KAGGLE_API_TOKEN", "KAGGLE_KEY")
     return " ".join(told.get(name, "") for name in names).replace(",", " ").split()
 
 
@@ -282,7 +282,7 @@ def _interrupted(number: int, frame: object) -> None:
     """A closed terminal and a shutdown are Ctrl-C: servers must not be left behind."""
     if number == signal.SIGHUP:
         signal.signal(number, signal.SIG_IGN)  # it may be said twice
-        hush()
+        silence_terminal()
     raise KeyboardInterrupt
 
 

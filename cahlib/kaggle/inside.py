@@ -68,8 +68,8 @@ def end_when_full(home: Path, most: int = ROOM, pause: float = _LOOK) -> None:
     """Ask the run to end, as Ctrl-C does, before its output has more bytes than are kept."""
     while _size(home.parent) < most:
         time.sleep(pause)
-    told = status.read(home / "run")
-    if status.alive(told):
+    told = status.read_status(home / "run")
+    if status.is_alive(told):
         os.kill(int(told["pid"]), signal.SIGTERM)
 
 

@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from cahlib.core.config import Job, Output, replace
+from cahlib.core.config import Job, Output, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.dataset.description import DESCRIPTION_FILE
 from cahlib.dataset.layout import ELSEWHERE, LAYOUT, MANIFESTS
@@ -107,7 +107,7 @@ def notebook(
 
 def settings(job: Job, *, hours: float, own_swarm: bool, ticket: bool) -> dict[str, Any]:
     """A job's settings in the kernel, those that are as everywhere left out."""
-    there = replace(
+    there = replace_settings(
         job,
         output=OUTPUT,
         engine=TICKET if ticket else "",

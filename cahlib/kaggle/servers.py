@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.core.private import named
-from cahlib.core.signals import undisturbed
+from cahlib.core.secret_store import run_name
+from cahlib.core.signals import defer_signals
 from cahlib.run.scrapers import state, swarm_config
 from cahlib.swarm import lifecycle
 from cahlib.swarm.planner import plan_servers
@@ -37,7 +37,7 @@ class Swarm:
         self._accounts: Sequence[Account] = accounts
         self._report = report
         self._config = swarm_config(job, watchdog)
-        self._labels = lifecycle.run_labels(state(job), run=named(state(job)))
+        self._labels = lifecycle.run_labels(state(job), run=run_name(state(job)))
         self._settled = True  #: no request for a server may be unanswered
         self._marked = 0.0
 
@@ -72,7 +72,7 @@ class Swarm:
 
     def down(self) -> None:
         """Delete them, until the cloud says that nothing is left; Ctrl-C waits."""
-        with undisturbed(lambda: "the servers are being deleted; this waits for them."):
+        with defer_signals(lambda: "the servers are being deleted; this waits for them."):
             lifecycle.delete_swarm(self._accounts, self._labels, pause=self._pause)
             if not self._settled:
                 time.sleep(self._config.late)  # what was asked for may be made only now

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError
-from cahlib.core.lock import held
+from cahlib.core.lock import lock_dataset
 from cahlib.dataset.layout import ELSEWHERE, SESSION
 from cahlib.kaggle import pack
 from cahlib.kaggle.inside import run_of
@@ -125,7 +125,7 @@ def attend(
     the kernel failed; the servers are gone in every case. While somebody else works in the folder,
     the servers are his, and this is refused.
     """
-    with held(session.job.output.folder):
+    with lock_dataset(session.job.output.folder):
         return _attend(session, kaggle, servers, tell)
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from cahlib.core.errors import ConfigError, RunError, is_full, no_space
+from cahlib.core.errors import ConfigError, RunError, disk_full_error, is_disk_full
 
 
 class DatabaseAway(RunError):
@@ -110,8 +110,8 @@ def _reached(place: str) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, NoConnection) as error:
-        if is_full(error):
-            raise DatabaseAway(str(no_space(place))) from error
+        if is_disk_full(error):
+            raise DatabaseAway(str(disk_full_error(place))) from error
         raise DatabaseAway("The database cannot be reached; try again in a minute.") from error
     except DBAPIError as error:
         if not error.connection_invalidated:

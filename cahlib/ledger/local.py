@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from cahlib.core.errors import ConfigError, is_full, no_space
+from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 from cahlib.core.records import Judged, Shard, Stats
 from cahlib.ledger.database import Database
 from cahlib.ledger.schema import pairs as _pairs
@@ -103,8 +103,8 @@ class Ledger:
         except DatabaseError as error:
             self.close()
             wrong = str(error.orig)
-            if is_full(error):
-                raise no_space(path) from error
+            if is_disk_full(error):
+                raise disk_full_error(path) from error
             # what fails to be opened, locked or read is a file in trouble, not a damaged one
             if isinstance(error, OperationalError) and not _OTHER.search(wrong):
                 raise ConfigError(f"output: {path} cannot be used ({wrong}).") from error

@@ -18,8 +18,8 @@ from typing import Any
 
 from cahlib.core.atomic import write_file
 from cahlib.core.errors import ConfigError, RunError, ShardError
-from cahlib.core.private import keep, of_nickname, place
 from cahlib.core.records import Judged, Shard, Stats
+from cahlib.core.secret_store import nickname_secret, secret_path, write_secret
 from cahlib.ledger.client import Leased, Refused, Tracker, TrackerAway
 from cahlib.ledger.local import Counts, Ledger
 from cahlib.ledger.pending import PendingReport, PendingReports
@@ -49,7 +49,7 @@ class Shared:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._tracker, self._path = ledger, tracker, path
-        self._secret = place(path.with_suffix(""), "secret")
+        self._secret = secret_path(path.with_suffix(""), "secret")
         self._nickname, self._kind = who
         (self._every, self._poll), self._clock = often, clock
         self._reports = PendingReports(self._save)
@@ -273,9 +273,9 @@ class Shared:
             self._trouble = float("inf")
 
     def _join(self) -> None:
-        proof = of_nickname(self._tracker.url, self._nickname, self._path.parent.parent)
+        proof = nickname_secret(self._tracker.url, self._nickname, self._path.parent.parent)
         self._tracker.join(self._nickname, self._kind, proof=proof)
-        keep(self._secret, self._tracker.secret)
+        write_secret(self._secret, self._tracker.secret)
         for shard in self._ledger.in_state("todo", "leased"):
             self._ledger.forget(shard)  # leased by who we were
         with self._reports:
@@ -378,7 +378,7 @@ class Shared:
             self._reports.load({id: PendingReport(**each) for id, each in told["debts"].items()})
             if "secret" in told:  # as an earlier version kept it
                 self._tracker.secret = told["secret"]
-                keep(self._secret, self._tracker.secret)
+                write_secret(self._secret, self._tracker.secret)
                 self._reports.save()
             elif self._secret.exists():
                 self._tracker.secret = self._secret.read_text(encoding="utf-8")

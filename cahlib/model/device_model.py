@@ -72,6 +72,11 @@ class DeviceModel:
 
     def compute(self, inputs: ModelInput, dtype: torch.dtype) -> Vectors:
         """Return the embeddings of the input, images first."""
+        found: Vectors = self.encode(inputs, dtype).cpu().numpy()
+        return found
+
+    def encode(self, inputs: ModelInput, dtype: torch.dtype) -> torch.Tensor:
+        """Return what `compute` does, on the device."""
         images, texts = inputs
         kind = torch.device(self.device).type
         with torch.autocast(kind, dtype) if dtype == torch.float16 else nullcontext():
@@ -83,7 +88,7 @@ class DeviceModel:
                 for each in texts
             ]
         vectors = torch.cat([each.float() for each in found])
-        return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
+        return torch.nn.functional.normalize(vectors, dim=-1)
 
     def shrink(self, limit: int) -> None:
         """Limit the number of images at once from now on."""
@@ -92,10 +97,14 @@ class DeviceModel:
             torch.cuda.empty_cache()
 
     def _images(self, pixels: Sequence[PixelArray]) -> torch.Tensor:
-        """Send bytes to the device and convert them to floats there, as torchvision would."""
+        """Send bytes to the device, which converts them to floats."""
         raw = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=self._cuda)
         np.stack(pixels, out=raw.numpy())
-        images = self._move(raw).permute(0, 3, 1, 2)
+        return self.normalize(self._move(raw))
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return bytes that are on the device, (images, height, width, 3), as the model's input."""
+        images = pixels.permute(0, 3, 1, 2)
         floats = images.to(torch.float32, memory_format=self._layout).div_(255)
         return floats.sub_(self._mean).div_(self._std)
 

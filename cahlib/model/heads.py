@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from cahlib.core.errors import ConfigError
-from cahlib.core.path_map import expanded
+from cahlib.core.path_map import expand_home
 from cahlib.model.open_nsfw import OPEN_NSFW
 from cahlib.model.safety import SAFETY_SCORES
 from cahlib.model.score_names import SIMILARITY, column_name
@@ -87,7 +87,7 @@ class Head:
 def load_heads(paths: Sequence[str], model: EmbeddingModel) -> tuple[Head, ...]:
     """Load the heads of JSON files; raise ConfigError for one that is invalid or does not fit."""
     check_heads(paths, model.name)
-    return tuple(_load(expanded(path), model) for path in paths)
+    return tuple(_load(expand_home(path), model) for path in paths)
 
 
 def check_heads(paths: Sequence[str], model: str) -> None:
@@ -97,7 +97,7 @@ def check_heads(paths: Sequence[str], model: str) -> None:
     """
     columns = {column_name(name) for name in (SIMILARITY, *SAFETY_SCORES.values(), OPEN_NSFW)}
     for path in paths:
-        card = _card_for(expanded(path), model)
+        card = _card_for(expand_home(path), model)
         if column_name(card.name) in columns:
             raise ConfigError(
                 f"heads: {path}: another score is called {card.name!r} already; give each head a "

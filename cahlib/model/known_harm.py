@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from cahlib.core.lists import LOOKS, entries
+from cahlib.core.lists import PERCEPTUAL_HASH, read_entries
 from cahlib.core.records import DropReason, Image, Stage, Stats
 from cahlib.image.perceptual_hash import NearIndex, with_looks
 from cahlib.model.inputs import DECODE_ERRORS
@@ -17,7 +17,9 @@ from cahlib.model.inputs import DECODE_ERRORS
 
 def load_known_harm(paths: Sequence[str], setting: str, distance: int) -> NearIndex | None:
     """Return the hashes of lists, None without any; raise ConfigError if a file is not a list."""
-    found = (int(each, 16) for path in paths for each in entries(path, setting, LOOKS))
+    found = (
+        int(each, 16) for path in paths for each in read_entries(path, setting, PERCEPTUAL_HASH)
+    )
     return NearIndex(distance, found) if paths else None
 
 

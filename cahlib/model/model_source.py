@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cahlib.core.config import Judge
 from cahlib.core.errors import ConfigError
-from cahlib.core.path_map import expanded
+from cahlib.core.path_map import expand_home
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ def find_source(judge: Judge) -> ModelSource:
     name, pretrained, _ = judge.chosen()
     if judge.no_judge:
         return ModelSource(name=name, typed="", model="", pretrained=None)
-    folder = expanded(name)
+    folder = expand_home(name)
     if not folder.is_dir():
         return _named(name, pretrained)
     if pretrained:
@@ -46,7 +46,7 @@ def _named(model: str, pretrained: str) -> ModelSource:
     """Return a model that open_clip knows, with weights that it knows or their file."""
     if model.startswith("hf-hub:"):
         return ModelSource(name=model, typed=model, model=model, pretrained=None)
-    name, file = model.replace("/", "-"), expanded(pretrained)
+    name, file = model.replace("/", "-"), expand_home(pretrained)
     is_file = bool(pretrained) and file.is_file()
     return ModelSource(
         name=f"{name}/{file.stem if is_file else pretrained}",

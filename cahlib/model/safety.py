@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cahlib.core.errors import ConfigError
-from cahlib.core.path_map import expanded
+from cahlib.core.path_map import expand_home
 from cahlib.core.records import DropReason
 
 #: The labels in each set.
@@ -83,7 +83,7 @@ class _Set:
 
 def read_safety_rules(path: str) -> dict[str, Any]:
     """Return the sets of a file, or the built-in ones for ""; raise ConfigError for a bad file."""
-    file = expanded(path) if path else Path(__file__).with_name("safety.json")
+    file = expand_home(path) if path else Path(__file__).with_name("safety.json")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -22,13 +22,15 @@ def form(settings: Mapping[str, Any] | None = None) -> Desk:
     """
     from IPython.display import display
 
-    from cahlib.core.config import refuse_unknown
+    from cahlib.core.config import require_known_settings
     from cahlib.notebook.desk import Desk
     from cahlib.notebook.inputs import hear
     from cahlib.notebook.place import here
     from cahlib.run.environment import environment
 
-    refuse_unknown(settings or ())  # what is remembered is not asked: it may be an older version's
+    require_known_settings(
+        settings or ()
+    )  # what is remembered is not asked: it may be an older version's
     while _desks:
         _desks.pop().close()
     place = here()

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.core.wording import plural
 from cahlib.run.estimate import cores_fed
@@ -42,8 +42,10 @@ def fitted(job: Job, token: str, budget: Budget) -> dict[str, str]:
     """Return the settings that spend a budget, as texts by name; asks for prices, makes nothing."""
     from cahlib.run.scrapers import server_plan
 
-    wanted = replace(job, swarm=0, cores=_MOST, max_cost=0, hours=budget.hours)
-    wanted = replace(wanted, cores=min(_MOST, cores_fed(wanted)))  # more would find no more pairs
+    wanted = replace_settings(job, swarm=0, cores=_MOST, max_cost=0, hours=budget.hours)
+    wanted = replace_settings(
+        wanted, cores=min(_MOST, cores_fed(wanted))
+    )  # more would find no more pairs
     price = server_plan(wanted, token).hourly() * max(1, math.ceil(budget.hours))
     cores = affordable(wanted.place.cores, price, budget.money)
     if not cores:

@@ -23,7 +23,7 @@ from cahlib.core import status
 from cahlib.core.atomic import write_file
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import CahError, ConfigError, RunError
-from cahlib.core.private import FOLDER, WATCHDOG
+from cahlib.core.secret_store import STATE_VARIABLE, WATCHDOG_VARIABLE
 from cahlib.notebook.fields import written
 from cahlib.notebook.place import TOKEN
 
@@ -75,11 +75,11 @@ class Child:
         token = token if servers else ""  # a process that makes none has no use for it
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            (self.home / status.FILE).unlink(missing_ok=True)
+            (self.home / status.STATUS_FILE).unlink(missing_ok=True)
             self._keep_log()
             with open(self.log, "wb") as log:
                 self._begin(["run", *options(job)], log, _environment(environment, token))
-            self._write_note(status.process(_started[-1].pid) | {"servers": servers})
+            self._write_note(status.process_identity(_started[-1].pid) | {"servers": servers})
         except OSError as error:
             raise ConfigError(
                 f"output: {self.home} cannot be written ({error.strerror}); choose another folder."
@@ -93,7 +93,7 @@ class Child:
 
     def live(self) -> dict[str, Any]:
         """What the run wrote last of itself."""
-        return status.read(self.home)
+        return status.read_status(self.home)
 
     def said(self, *, lines: int = 8) -> list[str]:
         """The last lines of its log."""
@@ -174,7 +174,7 @@ class Child:
     def _pid(self) -> int | None:
         """The process of the run: as it says itself, or else as its starter noted."""
         for known in (self.live(), self._note()):
-            if status.alive(known) and known.get("state") not in ("ended", "failed"):
+            if status.is_alive(known) and known.get("state") not in ("ended", "failed"):
                 return int(known["pid"])
         return None
 
@@ -212,9 +212,11 @@ def _environment(environment: Mapping[str, str], token: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in environment.items()
-        if name != TOKEN and (not name.startswith("CAH_") or name == FOLDER)
+        if name != TOKEN and (not name.startswith("CAH_") or name == STATE_VARIABLE)
     }
     root = str(Path(__file__).parent.parent.parent)
     path = os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH", ""))))
-    given = {TOKEN: token, WATCHDOG: environment.get(WATCHDOG, "")} if token else {}
+    given = (
+        {TOKEN: token, WATCHDOG_VARIABLE: environment.get(WATCHDOG_VARIABLE, "")} if token else {}
+    )
     return kept | {"PYTHONPATH": path} | given

@@ -17,8 +17,8 @@ from typing import Any
 import ipywidgets as widgets
 
 from cahlib.core.config import Job, Output, settings
-from cahlib.core.errors import CahError, RunError, missing
-from cahlib.core.private import WATCHDOG
+from cahlib.core.errors import CahError, RunError, missing_library_error
+from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.crawl import index
 from cahlib.notebook import state, view
 from cahlib.notebook.budget import fitted, parsed
@@ -128,7 +128,7 @@ class Desk:
             from cahlib.run.scrapers import guard
 
             self._say("Asking the cloud for offers and prices …")
-            guard(job, self._environment.get(WATCHDOG, ""), token)  # before an order, not after
+            guard(job, self._environment.get(WATCHDOG_VARIABLE, ""), token)  # before an order
         if token:
             self._beside("look", lambda: self._lookout.look(self.child, token))
         self._quote = quoted(job, token)
@@ -374,7 +374,7 @@ class Desk:
                 try:
                     action()
                 except ModuleNotFoundError as error:
-                    raise missing(error, "gpu") from error
+                    raise missing_library_error(error, "gpu") from error
             except CahError as error:
                 self.form.blame(error)
                 self._say(str(error), bad=True)  # too: the field may be folded away

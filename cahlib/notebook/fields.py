@@ -128,10 +128,10 @@ class Form:
     def job(self) -> Job:
         """The Job; raises ConfigError with the sentence that a terminal would show."""
         job = job_from({name: field.text for name, field in self.fields.items()}, {})
-        requirements.named(job)
-        requirements.introduced(job)
+        requirements.require_nickname(job)
+        requirements.require_contact(job)
         if not job.place.tracker:
-            requirements.reading(job.crawl)
+            requirements.require_source(job.crawl)
         if job.place.has_servers:
             self.require_token()
         return job

@@ -18,7 +18,7 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import HTML, FileLink, display
 
-from cahlib.core.errors import CahError, RunError, writing
+from cahlib.core.errors import CahError, RunError, folder_errors
 from cahlib.notebook.desk import Desk
 from cahlib.notebook.inputs import hear
 
@@ -167,7 +167,7 @@ class Results:
         self._say(f"Writing {path} …")
         fresh = path.with_suffix(".part")
         try:
-            with writing(path.parent):
+            with folder_errors(path.parent):
                 self._pack(fresh)
                 fresh.replace(path)
         finally:

@@ -135,7 +135,7 @@ def _over(known: Known) -> Phase:
     if not known.launched and not known.live:
         return Phase.NOTHING
     if state == "ended":
-        return Phase.STOPPED if lives.left(known.live) else Phase.ENDED
+        return Phase.STOPPED if lives.shards_left(known.live) else Phase.ENDED
     if known.asked == "down" or (known.asked and not state):
         return Phase.STOPPED
     if state == "failed" or not state:
@@ -144,7 +144,7 @@ def _over(known: Known) -> Phase:
 
 
 def _stopped(known: Known) -> str:
-    if (left := lives.left(known.live)) and known.live.get("state") == "ended":
+    if (left := lives.shards_left(known.live)) and known.live.get("state") == "ended":
         return f"The run was stopped: {left:,} of {known.live['shards']:,} shards are left."
     return "The run was ended at once. What was finished is kept; it can go on from there."
 

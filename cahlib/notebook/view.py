@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.core import status as lives
-from cahlib.core.progress import waiting
+from cahlib.core.progress import describe_offline
 from cahlib.core.records import DropReason, Stage
 from cahlib.core.wording import plural
 from cahlib.notebook import expect
@@ -63,14 +63,14 @@ def head(panel: Panel, live: Mapping[str, Any], machine: Machine, *, running: bo
         ]
     if running:
         lines += [f'<div class="dim">{escape(each)}</div>' for each in _now(live, machine)]
-        hints = waiting(live.get("offline") or ()), expect.advice(live)
+        hints = describe_offline(live.get("offline") or ()), expect.advice(live)
         lines += [f'<div class="hint">{escape(each)}</div>' for each in hints if each]
     return _cah("".join(lines))
 
 
 def _totals(live: Mapping[str, Any], machine: Machine, *, running: bool) -> Iterator[str]:
     """Yield what there is so far, and what is still to come."""
-    yield f"{lives.stats(live).left[Stage.JUDGE]:,} pairs"
+    yield f"{lives.status_stats(live).left[Stage.JUDGE]:,} pairs"
     if elapsed := live.get("elapsed"):
         yield f"{duration(elapsed)} in this launch"
     if running and (left := expect.remaining(live)):
@@ -122,7 +122,7 @@ def nodes(live: Mapping[str, Any], turn: int) -> str:
 
 def losses(live: Mapping[str, Any]) -> str:
     """Why candidates did not become images, the most frequent causes first."""
-    lost = lives.stats(live).dropped
+    lost = lives.status_stats(live).dropped
     causes = sorted(
         (r for r in DropReason if r.stage is Stage.FETCH and lost[r]), key=lambda r: -lost[r]
     )
@@ -158,7 +158,7 @@ def text(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
     """The run in one line, for where no HTML is shown."""
     words = [heading]
     if shards := live.get("shards"):
-        rates, kept = live["rates"], lives.stats(live).left[Stage.JUDGE]
+        rates, kept = live["rates"], lives.status_stats(live).left[Stage.JUDGE]
         words += [
             f"{live['elapsed']:.0f} s",
             f"shards {live['done']}/{shards}"
@@ -169,7 +169,7 @@ def text(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
             words += [
                 f"{rates['links']:.0f} links/s, {rates['images']:.0f} images/s",
                 f"model busy {live['busy']:.0%}",
-                waiting(live.get("offline") or ()) or expect.bottleneck(live),
+                describe_offline(live.get("offline") or ()) or expect.bottleneck(live),
             ]
         if live.get("nodes"):
             money = f"{live.get('currency', 'EUR')} {live['spent']:.2f}"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from cahlib.core.lists import md5
+from cahlib.core.lists import md5_digest
 from cahlib.core.records import Candidate
 from cahlib.parcel.tar import TarError
 
@@ -59,6 +59,6 @@ def decode_metadata(text: bytes, type: type[_Metadata]) -> _Metadata:
     except INVALID_JSON as error:
         raise TarError(f"has invalid metadata of an image ({error})") from error
     candidate = found.candidate
-    if candidate.uid != md5(candidate.url + candidate.text).hex():
+    if candidate.uid != md5_digest(candidate.url + candidate.text).hex():
         raise TarError("has an image under another's name")
     return found

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cahlib.core.errors import CahError, Postponed, ShardError, is_full, no_space
+from cahlib.core.errors import CahError, Postponed, ShardError, disk_full_error, is_disk_full
 from cahlib.core.records import Parcel, Shard
 from cahlib.parcel import parcel as parcels
 
@@ -94,8 +94,8 @@ def _storage(url: str) -> Iterator[tuple[Any, str]]:
     except FileNotFoundError as error:
         raise ShardError(f"{url} does not exist.") from error
     except Exception as error:
-        if is_full(error):
-            raise no_space(url) from error
+        if is_disk_full(error):
+            raise disk_full_error(url) from error
         message = " ".join(str(error).split()).rstrip(".")
         raise StorageUnavailable(
             f"{url} cannot be reached: {message} ({type(error).__name__})."

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from cahlib.core.errors import ShardError, is_full, no_space
+from cahlib.core.errors import ShardError, disk_full_error, is_disk_full
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
@@ -111,8 +111,8 @@ def parcel_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_full(error):
-            raise no_space(folder) from error
+        if is_disk_full(error):
+            raise disk_full_error(folder) from error
         raise ShardError(f"Cannot write a parcel to {folder}: {error.strerror}.") from error
 
 

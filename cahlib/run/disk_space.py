@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError
-from cahlib.core.rates import known
+from cahlib.core.rates import rates_for
 from cahlib.core.wording import plural
 from cahlib.dataset.layout import has_images
 from cahlib.dataset.manifest import read_manifests
@@ -44,7 +44,7 @@ def told(job: Job) -> str:
             f" The shards so far ({done:,}) took {sized(size)}, so {left:,} more will take about "
         )
     else:
-        pairs = round(left * known(job).pairs[0])
+        pairs = round(left * rates_for(job).pairs[0])
         need = pairs * job.download.min_bytes if has_images(job.forms) else 0
         said += f" {plural(left, 'shard')} will take at least "
     short = " That is not enough: make room, or give fewer --shards." if need > free else ""

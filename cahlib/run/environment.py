@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import ConfigError
-from cahlib.core.private import FOLDER
+from cahlib.core.secret_store import STATE_VARIABLE
 
 
 def environment() -> dict[str, str]:
@@ -18,8 +18,8 @@ def environment() -> dict[str, str]:
         told = {k: v for k, v in dotenv_values(".env").items() if v is not None} | os.environ
     except UnicodeDecodeError as error:
         raise ConfigError(".env is not a text in UTF-8; store it as one.") from error
-    if FOLDER in told:  # it is no setting of a job: where secrets lie is told to nobody
-        os.environ[FOLDER] = told[FOLDER]
+    if STATE_VARIABLE in told:  # it is no setting of a job: where secrets lie is told to nobody
+        os.environ[STATE_VARIABLE] = told[STATE_VARIABLE]
     return told
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cahlib.core import status
 from cahlib.core.config import Job
-from cahlib.core.rates import Rates, known
+from cahlib.core.rates import Rates, rates_for
 from cahlib.core.wording import plural
 
 
@@ -66,7 +66,7 @@ class Estimate:
 
 def expected(job: Job, servers: Price | None = None) -> Estimate:
     """Return what a job will bring, how long it takes and what it costs, as far as known."""
-    rates = known(job)
+    rates = rates_for(job)
     rate, judging = _rate(job, rates, servers)
     left = max(job.crawl.shards - _done(job), 0)
     whole = left * rates.links / rate / 3600 if job.crawl.shards else math.inf
@@ -92,7 +92,7 @@ def expected(job: Job, servers: Price | None = None) -> Estimate:
 
 def cores_fed(job: Job) -> int:
     """Return how many cores scrape as fast as this machine's model judges."""
-    rates = known(job)
+    rates = rates_for(job)
     return math.ceil(min(rates.model / rates.images / rates.core, 10_000))
 
 
@@ -112,7 +112,7 @@ def _paid_hours(servers: Price | None) -> float:
 
 def _done(job: Job) -> int:
     """Return how many shards an earlier launch has done."""
-    done = status.read(job.output.folder / "run").get("done", 0)
+    done = status.read_status(job.output.folder / "run").get("done", 0)
     return done if isinstance(done, int) else 0
 
 

@@ -12,9 +12,9 @@ from cahlib.core.errors import (
     MachineFault,
     Postponed,
     RunError,
-    is_full,
-    machine_fault,
-    no_space,
+    describe_machine_fault,
+    disk_full_error,
+    is_disk_full,
 )
 from cahlib.core.records import Shard
 
@@ -50,10 +50,10 @@ class Failures:
         Raises RunError where all ``slots`` fail for what is no shard's fault, and for a full disk.
         """
         known = isinstance(error, CahError)
-        if not known and is_full(error):
-            raise no_space(self._folder) from error
+        if not known and is_disk_full(error):
+            raise disk_full_error(self._folder) from error
         text = str(error) if known else "".join(traceback.format_exception(error))
-        if isinstance(error, MachineFault) or not known and machine_fault(error):
+        if isinstance(error, MachineFault) or not known and describe_machine_fault(error):
             self._by_machine(shard, text, slots)
         elif isinstance(error, Postponed):
             self._ledger.give_back(shard, text)

@@ -10,23 +10,30 @@ dataset and the ledger; what a crash leaves before that is done again, with the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, islice
 from operator import itemgetter
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from cahlib import __version__
-from cahlib.core import progress, status
+from cahlib.core import status
 from cahlib.core.config import Job
-from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, writing
-from cahlib.core.lists import hashes
-from cahlib.core.prefetch import Abandoned, Flow, Line
-from cahlib.core.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
-from cahlib.core.rates import Meter
+from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, folder_errors
+from cahlib.core.lists import load_hashes
+from cahlib.core.prefetch import Abandoned, Pipeline
+from cahlib.core.progress import (
+    Listener,
+    RateMeter,
+    Snapshot,
+    SwarmStatus,
+    ignore_progress,
+    offline_seconds,
+    report_progress,
+)
+from cahlib.core.rates import RateRecorder
 from cahlib.core.records import Image, Judged, Parcel, Shard, Stage, Stats
-from cahlib.core.requirements import introduced
+from cahlib.core.requirements import require_contact
 from cahlib.crawl import languages
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.shards import list_shards
@@ -45,7 +52,7 @@ from cahlib.dataset.write.gallery import LatestPairs
 from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
 from cahlib.fetch.dead_domains import DeadDomains
 from cahlib.image.perceptual_hash import NearIndex
-from cahlib.ledger.local import Counts, Ledger
+from cahlib.ledger.local import Ledger
 from cahlib.ledger.remote import Shared
 from cahlib.model.known_harm import drop_known_harm, load_known_harm
 from cahlib.model.score_names import score_columns
@@ -53,39 +60,25 @@ from cahlib.model.scorer import Scorer, check_model_files, load_scorer
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
 from cahlib.run.failures import Failures
+from cahlib.run.result import RunResult
 from cahlib.run.resume import faults, resume
 from cahlib.run.run_directory import open_run_directory
 from cahlib.run.scrape import scrape
 from cahlib.run.scrapers import Engine, Scraping, scrapers, with_thumbs
 
-T = TypeVar("T")
-
 #: How many items may wait between two stages: parcels on disk, scored images in memory, manifests.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a run ended."""
-
-    folder: Path  #: of the dataset on this machine
-    shards: Counts
-    stats: Stats  #: of all shards in the dataset
-    errors: tuple[tuple[str, str], ...]  #: of shards that were given up: id and last error
-    stopped: bool  #: before all was done
-    warnings: tuple[str, ...]  #: about what was read, a sentence each
-    faults: tuple[str, ...]  #: about committed shards that are not whole
-
-
 def run(
     job: Job,
-    listener: Listener = nobody,
+    listener: Listener = ignore_progress,
     *,
     stop: threading.Event | None = None,
     tick: float = 1.0,
     role: str = "hybrid",
     scraping: Scraping = scrapers,
-) -> Outcome:
+) -> RunResult:
     """Work through the job's shards, those of earlier launches excepted.
 
     ``stop`` ends the run early and cleanly: what is being judged is finished, parcels stay for the
@@ -96,20 +89,20 @@ def run(
     folder = job.output.folder
     if job.output.url:
         check_destination(job.output.url, job.output.folder)
-    with writing(folder):
+    with folder_errors(folder):
         require_writable(folder)
-    introduced(job)
+    require_contact(job)
     # what cannot be read or is not known is the user's to mend, before the start
     languages.wanted_languages(job.crawl)
     Blocklists.load(job.crawl)
-    hashes(job.download.known_harm, "known_harm")
+    load_hashes(job.download.known_harm, "known_harm")
     harmful = load_known_harm(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
     check_model_files(job.judge)
     stop = stop or threading.Event()
     with (
         open_run_directory(job, role=role, stop=stop, resume=resume) as ledger,
-        status.recorded(folder / "run", listener, stopping=stop.is_set) as listener,
-        writing(folder),
+        status.record_status(folder / "run", listener, stopping=stop.is_set) as listener,
+        folder_errors(folder),
     ):
         if isinstance(ledger, Ledger):
             known, contact = ledger.in_state(), job.download.contact
@@ -118,14 +111,15 @@ def run(
         parcels.remove_leftovers(folder / "run" / "parcels", ledger.in_state("done"))
         if ledger.more() or ledger.in_state("sealed"):
             work = _Work(job, ledger, stop, scraping, harmful)
-            with watched(work.snapshot, listener, tick=tick, hours=job.place.hours, stop=stop):
+            limits = {"tick": tick, "hours": job.place.hours}
+            with report_progress(work.snapshot, listener, stop=stop, **limits):
                 work.through()
         ledger.leave_out(lambda lost: withdraw_pairs(folder, lost, job.output.url))
         write_pages(folder, job.values())
         if job.output.url:
             upload_pages(folder, job.output.url)
         found = summarize(folder)
-        return Outcome(
+        return RunResult(
             folder=folder,
             shards=ledger.counts(),
             stats=found.stats,  # not the ledger's: purges are told to the seals alone
@@ -163,7 +157,8 @@ class _Work:
         harmful: NearIndex | None,
     ) -> None:
         self._job, self._ledger, self._stop, self._scraping = job, ledger, stop, scraping
-        self._harmful, self._folder = harmful, job.output.folder
+        self._harmful = harmful
+        self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
         self._failures = Failures(ledger, self._folder, attempts=job.place.attempts)
         self._slices = Slices(self._folder / "run" / "links", job.download.contact)
@@ -174,9 +169,9 @@ class _Work:
         self._counting = threading.Lock()  #: a shard is in one of these two, never in none
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
-        self._lines: dict[str, Line[Any]] = {}
-        self._swarm_status, self._speed = progress.SwarmStatus(), Speedometer()
-        self._meter, self._latest = Meter(job), LatestPairs()
+        self._queues: Callable[[], Mapping[str, tuple[int, int]]] = dict
+        self._swarm_status, self._speed = SwarmStatus(), RateMeter()
+        self._meter, self._latest = RateRecorder(job), LatestPairs()
 
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
@@ -195,32 +190,31 @@ class _Work:
         scraped. Servers cost money and leased shards are kept from others, so for them it must be
         there first.
         """
-        with Flow() as beside:
-            loading = beside.ahead(map(load_scorer, [self._job.judge]), 1)
+        with Pipeline() as beside:
+            loading = beside.prefetch(map(load_scorer, [self._job.judge]), 1)
             early = next(loading) if self._job.place.is_costly else None
             whole = self._ledger.in_state("sealed", "done")
             self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.seen)
             manifests = read_manifests(self._folder, damaged="skip")
             self._dead_domains = DeadDomains(each.silent for each in manifests)
             opening = self._scraping(self._job, stop=self._stop, swarm_status=self._swarm_status)
-            with opening as (scrapers, self._away), Flow() as flow:
+            with opening as (scrapers, self._away), Pipeline() as pipeline:
                 self._told = scrapers.reports
-                scraped = self._line("parcels", flow.ahead(self._scrape(scrapers, flow), _PARCELS))
-                opened = flow.ahead(self._open(scraped), 1)
+                self._queues = pipeline.queue_sizes
+                waiting = self._scrape(scrapers, pipeline)
+                scraped = pipeline.prefetch(waiting, _PARCELS, "parcels")
+                opened = pipeline.prefetch(self._open(scraped), 1)
                 loaded = early or next(loading)
                 self._worked = loaded.worked
-                judged = self._line("judged", flow.ahead(self._judge(opened, loaded), _JUDGED))
-                sealed = flow.ahead(self._write(judged, self._spec(loaded)), _SEALED)
-                for each in self._line("sealed", sealed):
+                judged = pipeline.prefetch(self._judge(opened, loaded), _JUDGED, "judged")
+                written = self._write(judged, self._spec(loaded))
+                for each in pipeline.prefetch(written, _SEALED, "sealed"):
                     uploads.add(each)
 
-    def _line(self, name: str, line: Line[T]) -> Line[T]:
-        return self._lines.setdefault(name, line)
-
-    def _scrape(self, scrapers: Engine, flow: Flow) -> Iterator[_InWork]:
+    def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[_InWork]:
         """Lease shards, have them scraped, yield their parcels as they come."""
         leased: dict[str, Shard] = {}
-        while not (self._stop.is_set() or flow.closed):
+        while not (self._stop.is_set() or pipeline.closed):
             # Twice the slots: no scraper waits for us, and no more parcels than that pile up.
             while (room := 2 * scrapers.slots - len(scrapers)) > 0 and (
                 shard := self._ledger.lease(room)
@@ -365,13 +359,13 @@ class _Work:
             stats=stats,
             busy=min(rates.pop("busy"), 1.0),
             rates=rates,
-            queues={name: (len(line), line.limit) for name, line in self._lines.copy().items()},
+            queues=self._queues(),
             finished=finished,
             nodes=self._swarm_status.nodes,
             spent=self._swarm_status.spent,
             hourly=self._swarm_status.hourly,
             currency=self._swarm_status.currency,
-            offline=offline(self._told()),
+            offline=offline_seconds(self._told()),
             latest=self._latest.shown(),
         )
 

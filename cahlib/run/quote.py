@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.wording import plural
 from cahlib.crawl.shards import count_shards
 from cahlib.run.disk_space import told
@@ -53,7 +53,7 @@ class Quote:
 
 def quoted(job: Job, token: str) -> Quote:
     """Return what a job would make, cost and bring; makes nothing. Raises CahError."""
-    counted = job if job.place.tracker else replace(job, shards=count_shards(job.crawl))
+    counted = job if job.place.tracker else replace_settings(job, shards=count_shards(job.crawl))
     if not job.place.has_servers:
         estimate = None if job.place.engine else expected(counted)
         return Quote(job=job, token=token, estimate=estimate, room=told(counted))

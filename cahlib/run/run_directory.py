@@ -16,10 +16,10 @@ from typing import Any
 
 from cahlib.core.atomic import write_file
 from cahlib.core.config import Job, settings
-from cahlib.core.errors import ConfigError, Stopped, writing
-from cahlib.core.lock import held
-from cahlib.core.private import place
-from cahlib.core.requirements import named
+from cahlib.core.errors import ConfigError, Stopped, folder_errors
+from cahlib.core.lock import lock_dataset
+from cahlib.core.requirements import require_nickname
+from cahlib.core.secret_store import secret_path
 from cahlib.dataset.description import (
     describe_job,
     find_description,
@@ -51,9 +51,9 @@ def open_run_directory(
     updates the ledger from the dataset. Raise ConfigError if the dataset is another job's.
     """
     folder, home = job.output.folder, job.output.folder / "run"
-    with writing(folder):
+    with folder_errors(folder):
         _unclaimed(folder)
-    with writing(folder), held(folder):
+    with folder_errors(folder), lock_dataset(folder):
         _unpublished(home)
         _make_way(job, home)
         require_same_job(job)
@@ -100,7 +100,7 @@ def require_described_same(job: Job, *, files_known: bool = True) -> None:
 
 def _shared(job: Job, ledger: Ledger, role: str, stop: threading.Event) -> Shared:
     """Return the ledger of a run that takes part in a tracker's crawl."""
-    named(job)
+    require_nickname(job)
 
     def pause(seconds: float) -> None:
         if stop.wait(seconds):
@@ -155,7 +155,7 @@ def _unpublished(home: Path) -> None:
     if not ignored.exists():
         write_file(ignored, f"# {home.name}/ is no part of the dataset\n/{home.name}/\n".encode())
     if (home / "swarm" / "keys").exists():  # as an earlier version left them
-        place(home / "swarm", "keys")
+        secret_path(home / "swarm", "keys")
 
 
 def _make_way(job: Job, home: Path) -> None:

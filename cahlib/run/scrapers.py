@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from cahlib.core import private
+from cahlib.core import secret_store
 from cahlib.core.config import Download, Job
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.core.path_map import expanded
+from cahlib.core.path_map import expand_home
 from cahlib.core.presets import PRESETS
 from cahlib.core.progress import SwarmStatus
 from cahlib.core.records import Shard
-from cahlib.core.settings import Checked, held
-from cahlib.core.table_rows import rows_of
+from cahlib.core.settings import Checked, settings_of
+from cahlib.core.table_rows import parse_rows_url
 from cahlib.engine.protocol import Engine as Engine
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def with_thumbs(job: Job) -> Download:
     """Return a job's download settings with the side of thumbs that its scrapers shall make."""
     side, is_far = job.download.thumbs, job.place.has_servers or job.place.engine
     if side is None:
-        side = PRESETS[job.judge.preset].side if is_far and not job.judge.model else 0
+        own = job.judge.model or job.judge.no_judge
+        side = PRESETS[job.judge.preset].side if is_far and not own else 0
     return replace(job.download, thumbs=side)
 
 
@@ -137,7 +138,7 @@ def swarm_config(job: Job, watchdog: WatchdogConfig | None = None) -> SwarmConfi
     from cahlib.swarm.planner import ServerLimits
 
     place = job.place
-    wheelhouse = expanded(place.wheelhouse) if place.wheelhouse else None
+    wheelhouse = expand_home(place.wheelhouse) if place.wheelhouse else None
     limits = ServerLimits(
         nodes=place.swarm,
         cores=place.cores,
@@ -178,11 +179,11 @@ def _reach(job: Job) -> ClusterAddress:
     if "://" in place.engine:
         reach = ClusterAddress(address=place.engine, staging=place.staging)
     else:
-        keys = private.place(own / "engine", "ticket")
+        keys = secret_store.secret_path(own / "engine", "ticket")
         shutil.rmtree(own / "ticket", ignore_errors=True)  # where an earlier version had them
-        reach = ticket.read_ticket(expanded(place.engine), keys)
+        reach = ticket.read_ticket(expand_home(place.engine), keys)
     # they may have other rules for the same shards
-    return reach.for_run(private.named(own / "engine"))
+    return reach.for_run(secret_store.run_name(own / "engine"))
 
 
 def check(job: Job) -> None:
@@ -216,9 +217,9 @@ def _files(arguments: Sequence[Any]) -> Iterator[str]:
     """The files of this machine that a job names: lists, a WAT file, the rows of a table."""
     for each in arguments:
         if isinstance(each, Checked):
-            for setting in held(type(each), ""):
+            for setting in settings_of(type(each), ""):
                 named = setting.option.file or setting.option.table
                 if named and (value := getattr(each, setting.name)):
                     yield from (value,) if isinstance(value, str) else value
-        elif isinstance(each, Shard) and "://" not in each.url and not rows_of(each.url):
+        elif isinstance(each, Shard) and "://" not in each.url and not parse_rows_url(each.url):
             yield each.url

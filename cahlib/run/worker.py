@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from cahlib.core.config import Job
-from cahlib.core.errors import ConfigError, RunError, writing
-from cahlib.core.progress import Listener, Snapshot, Speedometer, nobody, offline, watched
+from cahlib.core.errors import ConfigError, RunError, folder_errors
+from cahlib.core.progress import (
+    Listener,
+    RateMeter,
+    Snapshot,
+    ignore_progress,
+    offline_seconds,
+    report_progress,
+)
 from cahlib.core.records import Shard, Stage, Stats
-from cahlib.core.requirements import introduced
+from cahlib.core.requirements import require_contact
 from cahlib.crawl.tables.slices import Slices
 from cahlib.engine import local
 from cahlib.ledger.remote import Shared
@@ -31,7 +38,7 @@ class Brought:
 
 def volunteer(
     job: Job,
-    listener: Listener = nobody,
+    listener: Listener = ignore_progress,
     *,
     stop: threading.Event | None = None,
     tick: float = 1.0,
@@ -41,12 +48,12 @@ def volunteer(
     Raises ConfigError if there is no tracker, or it names no place for parcels, RunError when this
     machine cannot go on; what it has leased is given back.
     """
-    introduced(job)
+    require_contact(job)
     stop = stop or threading.Event()
     folder = job.output.folder
     with (
         open_run_directory(job, role="cpu", stop=stop, refused=storage.delete_upload) as shared,
-        writing(folder),
+        folder_errors(folder),
     ):
         assert isinstance(shared, Shared)
         if "://" not in shared.upload:
@@ -73,8 +80,8 @@ class _Scraping:
         parcels.remove_leftovers(self._folder, self._shared.in_state("done"))
         with (
             local.local_engine(self._job.place.scrapers) as scrapers,
-            watched(
-                partial(self._snapshot, scrapers, Speedometer()),
+            report_progress(
+                partial(self._snapshot, scrapers, RateMeter()),
                 listener,
                 tick=tick,
                 hours=self._job.place.hours,
@@ -117,7 +124,7 @@ class _Scraping:
             self._failures.failed(shard, result, slots=slots)
 
     def _snapshot(
-        self, scrapers: local.LocalEngine, speed: Speedometer, elapsed: float, finished: bool
+        self, scrapers: local.LocalEngine, speed: RateMeter, elapsed: float, finished: bool
     ) -> Snapshot:
         told = scrapers.reports()
         stats = sum(map(Stats.from_dict, told), self._stats)
@@ -132,5 +139,5 @@ class _Scraping:
             queues={},
             busy=0,
             finished=finished,
-            offline=offline(told),
+            offline=offline_seconds(told),
         )

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.core.private import named, place
 from cahlib.core.progress import NodeStatus, SwarmStatus
+from cahlib.core.secret_store import run_name, secret_path
 from cahlib.core.wording import verb
 from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
@@ -198,7 +198,7 @@ def run_labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[st
             "run, or its name: `cah swarm down --run NAME` (or --all-runs)."
         )
     ours = {PROJECT_LABEL[0]: PROJECT_LABEL[1]}
-    return ours if all_runs else {**ours, "run": run or named(state)}
+    return ours if all_runs else {**ours, "run": run or run_name(state)}
 
 
 def run_servers(accounts: Sequence[Account], state: Path) -> list[Server]:
@@ -209,7 +209,7 @@ def run_servers(accounts: Sequence[Account], state: Path) -> list[Server]:
 
 def server_logins(servers: Sequence[Server], state: Path) -> list[ssh.Login]:
     """How servers of a run are reached."""
-    keys = SwarmKeys(place(state, "keys"))
+    keys = SwarmKeys(secret_path(state, "keys"))
     return [_login(each, keys) for each in servers]
 
 
@@ -249,7 +249,7 @@ def run_billing(accounts: Sequence[Account], state: Path) -> Billing:
 
 def close_billing(state: Path, labels: Mapping[str, str]) -> str:
     """Note that the servers with these labels are gone; return the account of the run, if any."""
-    if not (state / "run").exists() or labels.get("run", named(state)) != named(state):
+    if not (state / "run").exists() or labels.get("run", run_name(state)) != run_name(state):
         return ""
     billing = Billing.load(state)
     billing.close(billing.running(), time.time())
@@ -264,7 +264,7 @@ def _prepare(
 ) -> tuple[Provisioner, install.Package, SwarmKeys]:
     wanted = plan_swarm(accounts, config)
     package = install.make_package(config.state / "wheel", wheelhouse=config.wheelhouse)
-    run, keys = named(config.state), SwarmKeys(place(config.state, "keys"))
+    run, keys = run_name(config.state), SwarmKeys(secret_path(config.state, "keys"))
     keys.renew()  # before servers are made for it, but not for a plan that is refused
     provisioner = Provisioner(
         run,

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cahlib.core.errors import RunError, Stopped
-from cahlib.core.signals import undisturbed
+from cahlib.core.signals import defer_signals
 from cahlib.core.wording import plural, verb
 from cahlib.swarm.billing import Billing
 from cahlib.swarm.planner import AccountOffer, ServerPlan, core_price, useful_cores
@@ -330,7 +330,7 @@ def provisioned(
         made.fill()
         yield made
     finally:
-        with undisturbed(made.leftovers_so_far):
+        with defer_signals(made.leftovers_so_far):
             made.down(pause=pause, late=late)
 
 

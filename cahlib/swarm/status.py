@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from cahlib.core.errors import RunError
-from cahlib.core.progress import NodeStatus, Passing, Speedometer, SwarmStatus
+from cahlib.core.progress import NodeStatus, RateMeter, SwarmStatus, Transient
 from cahlib.core.records import Stage, Stats
 from cahlib.engine import cluster, remote, wire
 from cahlib.engine.certificates import SwarmKeys
@@ -147,7 +147,7 @@ class StatusMonitor:
         self._engine: remote.RemoteEngine | None = None
         self._steps: dict[str, str] = {}
         self._logs: dict[str, str] = {}
-        self._speeds: dict[str, Speedometer] = {}
+        self._speeds: dict[str, RateMeter] = {}
         self._ended = threading.Event()
 
     def step(self, name: str, step: str) -> None:
@@ -220,7 +220,7 @@ class StatusMonitor:
         if not self._engine:
             return (), {}
         reports = self._engine.reports_by_job()
-        self._speeds = {key: self._speeds.get(key) or Speedometer() for key in reports}
+        self._speeds = {key: self._speeds.get(key) or RateMeter() for key in reports}
         rates = {
             key: self._speeds[key].rates({"links": links_tried(told)})["links"]
             for key, told in reports.items()
@@ -230,7 +230,7 @@ class StatusMonitor:
         return (), {}
 
 
-def startup_progress(nodes: Sequence[NodeStatus]) -> Passing:
+def startup_progress(nodes: Sequence[NodeStatus]) -> Transient:
     """How far nodes are on their way up, in a line; names where there are few."""
     at = defaultdict[str, list[str]](list)
     for each in nodes:
@@ -239,7 +239,7 @@ def startup_progress(nodes: Sequence[NodeStatus]) -> Passing:
         f"{state}: {', '.join(names) if len(nodes) <= 4 else len(names)}"
         for state, names in at.items()
     )
-    return Passing("; ".join(told))
+    return Transient("; ".join(told))
 
 
 @contextmanager

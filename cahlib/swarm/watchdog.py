@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from cahlib.core.errors import ConfigError
-from cahlib.core.private import WATCHDOG as TOKEN
+from cahlib.core.secret_store import WATCHDOG_VARIABLE as TOKEN
 from cahlib.swarm import hetzner
 from cahlib.swarm.billing import Billing
 from cahlib.swarm.provider import PROJECT_LABEL, Denied

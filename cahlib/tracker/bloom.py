@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cahlib.core.errors import ConfigError, is_full, no_space
+from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 
 #: rbloom's generator of positions: a linear congruential one over 128 bits.
 _FACTOR, _MASK = 47026247687942121848144207491837418733, (1 << 128) - 1
@@ -45,9 +45,9 @@ def create(path: Path, *, items: int, error: float) -> None:
     except FileExistsError:
         raise ConfigError(f"{path} exists already; choose another name.") from None
     except OSError as failure:
-        if is_full(failure):
+        if is_disk_full(failure):
             path.unlink()
-            raise no_space(path) from failure
+            raise disk_full_error(path) from failure
         raise ConfigError(f"{path} cannot be written ({failure.strerror}).") from failure
 
 

@@ -10,7 +10,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DatabaseError
 
-from cahlib.core.errors import ConfigError, is_full
+from cahlib.core.errors import ConfigError, is_disk_full
 from cahlib.ledger.database import Database, DatabaseAway
 
 #: What alembic keeps in a database that is ours.
@@ -35,7 +35,7 @@ def migrate(database: Database, revision: str = "head", *, create: bool = True) 
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
     except DatabaseAway as error:
-        if is_full(error):
+        if is_disk_full(error):
             raise
         said = " ".join(str(getattr(error.__cause__, "orig", error.__cause__)).split()).rstrip(".")
         raise DatabaseAway(f"database: {database.shown} cannot be reached: {said}.") from error

@@ -60,7 +60,7 @@ def test_a_command_that_is_none_gets_a_line(capsys, line, sentence):
         (["--shards", "9" * 20], 2, "shards: 1e+20 is not allowed"),
         (["--connections", "9" * 400], 2, "connections: that number is not allowed"),
         (["--hours", "9" * 400], 2, "hours: inf is not a number"),
-        (["--tracker", "http://["], 2, "tracker: http://[ is no http(s) URL"),
+        (["--tracker", "http://["], 2, "tracker: http://[ is not an http(s) URL"),
         (["--engine", "tls://"], 2, "engine: tls:// is not an address"),
         (["--engine", "tcp://127.0.0.1:x"], 2, "engine: tcp://127.0.0.1:x is not an address"),
         (["--engine", "foo://a:1"], 2, "engine: foo://a:1 is not an address"),

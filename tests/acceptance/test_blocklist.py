@@ -28,4 +28,4 @@ def test_a_mistake_is_said(tmp_path, capsys):
     assert main(["blocklist", "build", str(tmp_path / "absent")]) == 2
     (tmp_path / "list").write_text("http://a.example/b.jpg\n")
     assert main(["blocklist", "show", str(tmp_path / "list")]) == 2
-    assert "is not one domain" in capsys.readouterr().err
+    assert "is not a valid domain" in capsys.readouterr().err

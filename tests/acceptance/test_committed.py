@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.dataset.description import forget_shards, read_description
 from cahlib.dataset.maintain.verify import verify
@@ -162,7 +162,7 @@ def test_other_settings_are_refused_by_name(job, folder, other, lose):
     lose(folder)
     before = content(folder)
     with pytest.raises(ConfigError, match="another|other settings") as refused:
-        run(replace(job, **other))
+        run(replace_settings(job, **other))
     if lose is not lose_list_and_run:
         ((name, asked),) = other.items()
         had = Job().values()[name] if name in ("languages", "forms") else None
@@ -187,7 +187,7 @@ def test_files_count_by_their_content_wherever_they_lie(job, folder, tmp_path, l
             (tmp_path / machine / f"{name}.txt").write_text(f"{line}\n")
         paths = {name: str(tmp_path / machine / f"{name}.txt") for name in lists}
         model = tmp_path / machine / "model"
-        return replace(job, **paths, model=str(model), safety=str(model / "safety.json"))
+        return replace_settings(job, **paths, model=str(model), safety=str(model / "safety.json"))
 
     assert run(brought("one")).shards.done == 2
     before = content(folder)
@@ -202,7 +202,7 @@ def test_files_count_by_their_content_wherever_they_lie(job, folder, tmp_path, l
             grown.write(lists[name].replace("0", "1").replace("bad", "worse") + "\n")
         other = path.rename(path.with_name("other.txt"))
         with pytest.raises(ConfigError, match=rf"{name} {name}.txt instead of other.txt"):
-            run(replace(there, **{name: str(other)}))
+            run(replace_settings(there, **{name: str(other)}))
         other.rename(path)
     assert run(there).shards.done == 2 and content(folder) == before
     safety = tmp_path / "two" / "model" / "safety.json"
@@ -215,7 +215,7 @@ def test_files_count_by_their_content_wherever_they_lie(job, folder, tmp_path, l
 def test_what_an_earlier_cahlib_made_is_taken_over_as_far_as_it_tells(job, folder, caplog):
     become_old(folder)
     with pytest.raises(ConfigError, match="another model, threshold or forms"):
-        run(replace(job, threshold=0.99))
+        run(replace_settings(job, threshold=0.99))
     run(job)
     assert "of 2 shards only model, threshold and forms could be compared" in caplog.text
     assert set(read_description(folder).committed) == {
@@ -225,7 +225,7 @@ def test_what_an_earlier_cahlib_made_is_taken_over_as_far_as_it_tells(job, folde
     run(job)
     assert caplog.text == ""
     with pytest.raises(ConfigError, match="resize 0 instead of 100"):
-        run(replace(job, resize=100))
+        run(replace_settings(job, resize=100))
 
 
 @pytest.fixture(scope="module")
@@ -263,8 +263,8 @@ def test_a_new_machine_goes_on_at_the_url_with_the_same_settings(crawl, url, web
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
 def test_other_settings_are_refused_at_the_url_too(crawl, url, web, other):
     before = content(at(url))
-    with pytest.raises(ConfigError, match=f"holds the dataset of a job .*{next(iter(other))}"):
-        run(replace(small.job(crawl, url, web), **other))
+    with pytest.raises(ConfigError, match=f"made with other .*{next(iter(other))}"):
+        run(replace_settings(small.job(crawl, url, web), **other))
     assert content(at(url)) == before
     assert run(small.job(crawl, url, web)).shards.done == 2
     assert content(at(url)) == before
@@ -360,7 +360,7 @@ def test_what_is_whole_here_is_brought_to_the_url_again(crawl, web, tmp_path, mo
 def test_the_run_folder_without_its_dataset_is_no_dataset(job, folder, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(folder / "run", other / "run")
-    moved = replace(job, output=str(other))
+    moved = replace_settings(job, output=str(other))
     outcome = run(moved)
     assert outcome.shards.damaged == 2 and "2 committed shards" in outcome.faults[0]
     assert not (other / "shards").exists()
@@ -371,7 +371,7 @@ def test_the_run_folder_without_its_dataset_is_no_dataset(job, folder, tmp_path,
 def test_a_dataset_that_was_moved_is_the_same(job, folder, tmp_path):
     before = content(folder)
     folder.rename(tmp_path / "p%20q?1#[a]*")
-    moved = replace(job, output=str(tmp_path / "p%20q?1#[a]*"))
+    moved = replace_settings(job, output=str(tmp_path / "p%20q?1#[a]*"))
     assert run(moved).shards.done == 2
     assert content(moved.output.folder) == before and list(verify(moved.output.folder)) == []
 
@@ -380,7 +380,7 @@ def test_shards_of_another_dataset_that_were_mixed_in_are_refused(
     job, folder, crawl, web, tmp_path
 ):
     more = small.write(tmp_path / "more", files=2, links=4)
-    run(replace(small.job(more, tmp_path / "other", web), resize=100))
+    run(replace_settings(small.job(more, tmp_path / "other", web), resize=100))
     shutil.copytree(tmp_path / "other", folder, dirs_exist_ok=True, ignore=_tops)
     with pytest.raises(ConfigError, match="was made with other settings than this job's"):
         run(job)
@@ -406,7 +406,7 @@ def other(web, tmp_path_factory):
     """Another crawl's dataset with one shard to do, and the parcel of another resize."""
     folder = tmp_path_factory.mktemp("other") / "set"
     crawl = small.write(tmp_path_factory.mktemp("crawl"), files=2, links=4)
-    outcome = run(replace(small.job(crawl, folder, web), resize=100))
+    outcome = run(replace_settings(small.job(crawl, folder, web), resize=100))
     assert outcome.shards.done == 4
     ledger = Ledger(folder / "run/ledger.sqlite")
     shard = ledger.in_state("done")[-1]

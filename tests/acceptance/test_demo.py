@@ -23,7 +23,7 @@ import pytest
 
 from cahlib import demo
 from cahlib.commands.cli import main
-from cahlib.core.config import replace
+from cahlib.core.config import replace_settings
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
@@ -90,7 +90,7 @@ def held(shown):
 
 
 def run_options(web, folder: Path, **more) -> list[str]:
-    return command.options(replace(awake.job(str(folder), web), **more))
+    return command.options(replace_settings(awake.job(str(folder), web), **more))
 
 
 def rows(folder: Path) -> dict[str, list]:

@@ -12,7 +12,7 @@ import pytest
 
 from cahlib import demo
 from cahlib.commands.cli import _parser
-from cahlib.core.config import replace
+from cahlib.core.config import replace_settings
 from cahlib.core.errors import EXTRAS
 from cahlib.core.records import Shard
 from cahlib.dataset.write.shard_writer import read_uids
@@ -179,7 +179,9 @@ def test_a_run_judges_with_its_extra(installed, tmp_path):
         str(own.packages / path.relative_to(extras.ROOT)) for path in (demo.MODEL, demo.SAFETY)
     )
     with small.Pictures() as web, tracker(tmp_path, links=0) as (url, _):
-        job = replace(small.job(crawl, tmp_path / "dataset", web), model=model, safety=safety)
+        job = replace_settings(
+            small.job(crawl, tmp_path / "dataset", web), model=model, safety=safety
+        )
         (taken / "run").mkdir(parents=True)
         # the demo's port is not free, which it says when all that it shows is there
         (taken / "run" / "job.json").write_text(json.dumps({"replay": web.address}))

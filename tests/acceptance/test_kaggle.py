@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cahlib import demo
-from cahlib.core.config import Job, Output, replace, settings
+from cahlib.core.config import Job, Output, replace_settings, settings
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.demo import world
@@ -156,7 +156,7 @@ class Crawled(small.Pictures):
 def session(job, service, folder, *, hours, ends):
     """A launch of a job that has so long and ends so; return the shards that are done then."""
     machine, started = Machine(folder, service), time.monotonic()
-    process = launched(folder.parent, replace(job, hours=hours))
+    process = launched(folder.parent, replace_settings(job, hours=hours))
     said = process.communicate()[0]
     log = folder / "log"
     told = said + (log.read_text() if log.exists() else "")  # no kernel may have begun
@@ -169,7 +169,7 @@ def session(job, service, folder, *, hours, ends):
 def test_a_session_ends_within_its_limit_and_the_next_one_goes_on(tmp_path):
     """On a slow machine a session ends before its first shard; then it is begun with longer."""
     with Crawled(3) as web, kaggle.serve(kaggle.Service()) as service:
-        job = replace(
+        job = replace_settings(
             small.job(tmp_path, tmp_path / "dataset", web),
             crawl=NAME, base_url=f"http://{web.address}/", nickname="ada",
             read_timeout=jobs.LIMIT, total_timeout=jobs.LIMIT,
@@ -206,7 +206,9 @@ def test_the_kernel_drives_the_swarm_of_this_machine_by_a_ticket(cloud, tmp_path
         world.build().serve(host=cloud.hosts.address) as web,
         kaggle.serve(kaggle.Service()) as service,
     ):
-        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1, nickname="ada", hours=1)
+        job = replace_settings(
+            demo.job(str(tmp_path / "dataset"), web), swarm=1, nickname="ada", hours=1
+        )
         machine = Machine(tmp_path / "kaggle", service)
         process = launched(tmp_path, job, **own)
         said = process.communicate()[0]
@@ -232,7 +234,9 @@ def test_a_kernel_with_the_token_among_its_secrets_has_servers_of_its_own(cloud,
         world.build().serve(host=cloud.hosts.address) as web,
         kaggle.serve(kaggle.Service()) as service,
     ):
-        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1, nickname="ada", hours=1)
+        job = replace_settings(
+            demo.job(str(tmp_path / "dataset"), web), swarm=1, nickname="ada", hours=1
+        )
         machine = Machine(tmp_path / "kaggle", service, **own)
         process = launched(tmp_path, job, cell=_CELLS, CAH_KAGGLE_SECRET="yes")
         said = process.communicate()[0]
@@ -257,7 +261,7 @@ def test_who_leaves_leaves_no_server(cloud, tmp_path, how):
 
     own = {"HCLOUD_TOKEN": TOKEN, "HCLOUD_ENDPOINT": cloud.url}
     own |= {"CAH_CRAWL": "CC-MAIN-2024-10", "CAH_CONTACT": "ada@example.org"}
-    job = replace(demo_job(tmp_path), swarm=1, nickname="ada")
+    job = replace_settings(demo_job(tmp_path), swarm=1, nickname="ada")
     with kaggle.serve(kaggle.Service(run=runs)) as service:
         process = launched(tmp_path, job, **own)
         try:

@@ -14,8 +14,8 @@ import pytest
 import cahlib.commands.cli
 import cahlib.run.pipeline
 import cahlib.run.scrapers
-from cahlib.core.config import replace
-from cahlib.core.lock import held
+from cahlib.core.config import replace_settings
+from cahlib.core.lock import lock_dataset
 from cahlib.dataset.maintain.verify import verify
 from tests.world import command, small
 
@@ -75,7 +75,9 @@ def _here(job, *, stop, swarm_status, **_):
 
 
 def job_of(crawl, folder, web):
-    return replace(small.job(crawl, folder, web), forms=("images", "embeddings", "tfrecords"))
+    return replace_settings(
+        small.job(crawl, folder, web), forms=("images", "embeddings", "tfrecords")
+    )
 
 
 def content(folder):
@@ -262,7 +264,7 @@ assert main(["demo", "--output", folder + "-demo"]) == 1
 def test_a_run_that_has_just_begun_is_not_nothing(tmp_path, capsys):
     (tmp_path / "uids").write_text("0" * 32)
     acts = [["verify"], ["purge", "--uids", tmp_path / "uids"], ["dedup"], ["inspect"], ["repair"]]
-    with held(tmp_path):
+    with lock_dataset(tmp_path):
         for act in acts:
             ended = command.said(capsys, act[0], tmp_path, *act[1:])
             assert ended.returncode == 2, ended
@@ -276,7 +278,7 @@ def test_one_command_at_a_time_changes_a_folder_whatever_it_is_called(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")  # where the folder of a URL would be made
     before = content(folder)
-    with held(folder):
+    with lock_dataset(folder):
         for act in (
             *acts.values(), [*acts["run"], "--output", folder.as_uri()],
             ["repair", folder.as_uri()], ["repair", folder / "run/.."],

@@ -15,8 +15,8 @@ from functools import partial
 import pytest
 
 from cahlib import demo
-from cahlib.core.config import replace
-from cahlib.core.lock import held
+from cahlib.core.config import replace_settings
+from cahlib.core.lock import lock_dataset
 from cahlib.core.records import DropReason
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
@@ -78,12 +78,12 @@ def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_
     shown = awake.build()
     files = files_of_this_machine(shown, tmp_path)
     with shown.serve(host=cloud.hosts.address) as web:
-        job = replace(awake.job(str(tmp_path / "swarm"), web), **files)
-        ran = cah(cloud, "run", *command.options(replace(job, swarm=2, max_cost=1)))
+        job = replace_settings(awake.job(str(tmp_path / "swarm"), web), **files)
+        ran = cah(cloud, "run", *command.options(replace_settings(job, swarm=2, max_cost=1)))
         assert ran.returncode == 0, ran.stderr
         assert re.search("(boot|install|start|up): cah-", ran.stderr), ran.stderr
         assert "swarm no servers, EUR 0.0140 so far, 0.0000 an hour" in ran.stderr
-        job = replace(job, output=str(tmp_path / "alone"))
+        job = replace_settings(job, output=str(tmp_path / "alone"))
         alone = command.said(capsys, "run", *command.options(job))
         assert alone.returncode == 0, alone.stderr
     assert names(cloud) == ["stranger"]
@@ -125,7 +125,7 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
     assert wrong.returncode == 2 and first in wrong.stderr
     with world.build().serve(host=cloud.hosts.address) as web:
         job = demo.job(str(tmp_path / "dataset"), web)
-        ran = cah(cloud, "run", *command.options(replace(job, swarm=2)))
+        ran = cah(cloud, "run", *command.options(replace_settings(job, swarm=2)))
     assert ran.returncode == 0, ran.stderr
     assert "2 of them are there already" in ran.stderr
     made = [call for call in cloud.calls if call == "POST /servers"]
@@ -136,8 +136,8 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
 def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_path):
     serving = world.build().serve(host=cloud.hosts.address)
     with serving as web, open(tmp_path / "said", "w+") as said:
-        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
-        job = replace(job, connect_timeout=600, read_timeout=600, total_timeout=600)
+        job = replace_settings(demo.job(str(tmp_path / "dataset"), web), swarm=1)
+        job = replace_settings(job, connect_timeout=600, read_timeout=600, total_timeout=600)
         run = command.started("run", *command.options(job), stdout=said, **own(cloud))
         until(lambda: any(demo.WAT_PATH not in each.url for each in web.requests))
         [host] = cloud.hosts.all.values()
@@ -153,7 +153,7 @@ def test_a_second_ctrl_c_skips_the_draining_and_never_the_deleting(cloud, tmp_pa
 def test_ctrl_c_does_not_wait_for_servers_that_are_being_set_up(cloud, tmp_path, verb, code):
     cloud.hosts.dark = True  # none of them will ever answer
     with world.build().serve(host=cloud.hosts.address) as web:
-        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
+        job = replace_settings(demo.job(str(tmp_path / "dataset"), web), swarm=1)
         line = ["run", *command.options(job)]
         if verb == "up":
             line = ["swarm", "up", 1, "--output", tmp_path / "dataset"]
@@ -178,7 +178,7 @@ def test_a_closed_terminal_leaves_no_server(cloud, tmp_path):
     cloud.hosts.dark = True
     ours, theirs = pty.openpty()
     with world.build().serve(host=cloud.hosts.address) as web:
-        job = replace(demo.job(str(tmp_path / "dataset"), web), swarm=1)
+        job = replace_settings(demo.job(str(tmp_path / "dataset"), web), swarm=1)
         with open(theirs, "w") as terminal:
             process = command.started(
                 "run", *command.options(job), stdout=terminal, **own(cloud)
@@ -239,7 +239,7 @@ def test_a_folder_whose_run_had_no_servers_is_not_taken_for_one_without(typed, t
 
 
 def test_servers_are_made_by_one_command_at_a_time(typed, cloud, tmp_path):
-    with held(tmp_path):
+    with lock_dataset(tmp_path):
         ran = typed("swarm", "up", "2", "--output", tmp_path)
     assert ran.returncode == 2 and "another command is writing to" in ran.stderr
     assert "POST /servers" not in cloud.calls and "costs money" not in ran.stdout

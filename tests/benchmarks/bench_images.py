@@ -44,7 +44,7 @@ from cahlib.fetch.images import fetch_images as fetch
 from cahlib.fetch.images import raise_open_file_limit, stream_images
 from cahlib.image.validate import validate_image
 from cahlib.parcel.parcel import write_parcel
-from tests.benchmarks.common import Found, apart, measured, parser, venv
+from tests.benchmarks.common import Found, apart, beside, measured, note, parser, venv
 from tests.benchmarks.inputs import HOSTS, candidates, pictures, web
 
 #: headers: no host is asked for its robots.txt and tdmrep.json first.
@@ -208,6 +208,7 @@ def compare(work: Work, folder: Path, options: argparse.Namespace) -> None:
                 used["cpu"] = (used["cpu"] - start) / work.images * 1000
                 used["rate"] = work.images / used["wall"]
                 runs[name].append(used)
+        figures: dict[str, Found] = {}
         for name, each in runs.items():
             cpu, rate, rss, kept = (
                 statistics.median(used[what] for used in each)
@@ -215,6 +216,10 @@ def compare(work: Work, folder: Path, options: argparse.Namespace) -> None:
             )
             label = f"{name}, {f'{side} px' if side else 'originals'}"
             print(f"{label:24}{cpu:12.2f}{rate:10.0f}{rss:9.0f}{kept:7.0f}")
+            figures[name] = {"cpu": cpu, "rate": rate, "mib": rss}
+        kind = f"{'-https' if work.https else ''}{'-asked' if CONSENT == 'strict' else ''}"
+        both = beside(figures["cahlib"], figures.get("img2dataset"))
+        note(f"images{kind}-{side or 'originals'}", **both)
         if options.peer:
             pairs = zip(runs["img2dataset"], runs["cahlib"], strict=True)
             ratios = sorted(theirs["cpu"] / ours["cpu"] for theirs, ours in pairs)

@@ -23,7 +23,7 @@ from pathlib import Path
 from cahlib.core.config import Judge
 from cahlib.core.records import Image, Stats
 from tests.benchmarks import inputs
-from tests.benchmarks.common import Found, apart, kept, measured, parser, venv
+from tests.benchmarks.common import Found, apart, beside, kept, measured, note, parser, venv
 from tests.world.pictures import candidate
 
 MODEL = "ViT-B-32-quickgelu"
@@ -111,6 +111,8 @@ def main(arguments: Sequence[str]) -> None:
     for side, each in best.items():
         faster, cheaper = own["rate"] / each["rate"], own["each"] / each["each"]
         print(f"{side:<16}{each['rate']:9.1f}{faster:9.2f}x{each['each']:13.3f}{cheaper:12.2f}x")
+    rates = {side: {"rate": each["rate"], "cpu": each["each"]} for side, each in best.items()}
+    note("judge", **beside(rates["cahlib"], rates.get("clip-retrieval")))
     print(f"our model was busy {own['busy']:.0%} of the time")
 
 

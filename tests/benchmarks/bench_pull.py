@@ -28,7 +28,7 @@ from cahlib.engine.remote import remote_engine
 from cahlib.swarm import install
 from cahlib.swarm.node import user_data
 from cahlib.swarm.ssh import Login, ssh_session
-from tests.benchmarks.common import Absent, parser, rss, serving
+from tests.benchmarks.common import Absent, note, parser, rss, serving
 from tests.world import hosts, jobs
 
 _ROUNDS = 2
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
         )
         print(f"the driver's memory: {rss()} MiB before")
         near = [f"{host.address}:{port}" for port in (install.SCHEDULER_PORT, 22, _PORT)]
-        _measure("0 ms", login, near, sizes)
+        _measure("near", "0 ms", login, near, sizes)
         if options.small:
             return
         with ExitStack() as stack:
@@ -98,18 +98,19 @@ def main(arguments: Sequence[str]) -> None:
                 for place in (f"{host.address}:9000", *near)
             )
             _by_relay(host, login, worker)
-            _measure(f"{_DELAY} ms", login, far, sizes)
+            _measure("far", f"{_DELAY} ms", login, far, sizes)
             shaped = f"qdisc add dev eth0 root tbf rate {_RATE} burst 1m latency 100ms"
             subprocess.run(["tc", "-n", host.space, *shaped.split()], check=True)
-            _measure(f"{_DELAY} ms, {_RATE}", login, far, sizes)
+            _measure("limited", f"{_DELAY} ms, {_RATE}", login, far, sizes)
 
 
-def _measure(line: str, login: Login, places: list[str], sizes: Sizes) -> None:
+def _measure(name: str, line: str, login: Login, places: list[str], sizes: Sizes) -> None:
     """Parcels in pieces, a file by SFTP and one by TCP alone, all over one line."""
     scheduler, ssh, bare = places
     with tempfile.TemporaryDirectory() as folder:
         speed, memory = _pulled(login, scheduler, Path(folder), sizes.parcel)
         sftp, way = _sftp(login, ssh, Path(folder), sizes.file), _bare(login, bare, sizes.file)
+    note(f"pull-{name}", rate=speed, sftp=sftp, tcp=way, driver=max(memory))
     print(
         f"{line}: {speed:.0f} MiB/s in pieces, {sftp:.0f} by SFTP, "
         f"{way:.0f} by TCP alone (pieces: {speed / way:.0%}); "

@@ -28,7 +28,17 @@ from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.shards import list_shards
 from cahlib.crawl.wat import read_pages
-from tests.benchmarks.common import Found, apart, kept, measured, one_core, parser, venv
+from tests.benchmarks.common import (
+    Found,
+    apart,
+    beside,
+    kept,
+    measured,
+    note,
+    one_core,
+    parser,
+    venv,
+)
 
 PAGES, TEXTS = 8000, 50_861
 
@@ -234,6 +244,7 @@ def main(arguments: Sequence[str]) -> None:
         if options.peer:
             line = [peer(options.inputs), "-c", SCRIPT, path]
             taken.setdefault("peer", []).append(measured(line))
+    figures: dict[str, Found] = {}
     print(f"{'':6}{'CPU s':>8}{'least':>8}{'MiB':>8}{'candidates':>12}")
     for side, rounds in taken.items():
         seconds = [each["cpu"] for each in rounds]
@@ -242,6 +253,8 @@ def main(arguments: Sequence[str]) -> None:
         assert options.texts / 5 < found <= options.texts * 1.5, found
         memory = max(each["rss"] for each in rounds)
         print(f"{side:6}{statistics.median(seconds):8.2f}{min(seconds):8.2f}{memory:8}{found:12}")
+        figures[side] = {"cpu": statistics.median(seconds), "mib": memory}
+    note("wat", **beside(figures["ours"], figures.get("peer")))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from cahlib import demo
 from tests.benchmarks import bench_images, bench_judge, inputs
-from tests.benchmarks.common import CAH, Found, parser, watched
+from tests.benchmarks.common import CAH, Found, beside, note, parser, watched
 
 #: Both sides compare within this.
 TOLERANCE = 1e-3
@@ -204,6 +204,15 @@ def main(arguments: Sequence[str]) -> None:
                 f"{other['wall'] / own['wall']:.2f} times as fast as the peers, whose steps take "
                 f"{steps} s; {same(own['pairs'], other['pairs'])}"
             )
+    sides = [
+        {
+            **{what: statistics.median(run[what] for run in runs) for what in ("wall", "cpu")},
+            "gib": statistics.median(run["memory"] for run in runs) / 1024,
+        }
+        for runs in zip(*rounds, strict=True)
+        if all(runs)
+    ]
+    note("whole", **beside(sides[0], sides[1] if sides[1:] else None))
     at_scale(
         options, statistics.median((one["cpu"] - one["own"]) for one, _ in rounds) / options.links
     )

@@ -27,7 +27,7 @@ from cahlib.core.records import Image, Judged, Parcel, Shard, Stats
 from cahlib.dataset.write.shard_writer import DatasetSpec, write_shard
 from cahlib.image.perceptual_hash import looks_of_file
 from cahlib.parcel.parcel import check_parcel, read_images, write_parcel
-from tests.benchmarks.common import one_core, parser
+from tests.benchmarks.common import note, one_core, parser
 from tests.benchmarks.inputs import candidates, fetched, pictures
 
 WIDTH = 512
@@ -103,6 +103,7 @@ def main(arguments: Sequence[str]) -> None:
             every, folder, ("images", "embeddings", "tfrecords")
         ),
     }
+    speeds: list[float] = []
     print(f"{len(every)} images, {size:.0f} MB{'':14}{'MB/CPU s':>10}{'MB/s':>8}")
     for name, work in places.items():
         taken = []
@@ -113,6 +114,9 @@ def main(arguments: Sequence[str]) -> None:
                 taken.append((time.process_time() - cpu, time.perf_counter() - start))
         cpu, wall = (statistics.median(each) for each in zip(*taken, strict=True))
         print(f"{name:36}{size / cpu:10.0f}{size / wall:8.0f}")
+        speeds.append(size / cpu)
+    names = ("bare", "hash", "parcel", "strange", "dataset", "tfrecords")
+    note("write", **dict(zip(names, speeds, strict=True)))
 
 
 if __name__ == "__main__":

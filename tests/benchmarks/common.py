@@ -34,6 +34,9 @@ ROOT = Path(__file__).parent.parent.parent
 #: The command `cah`.
 CAH = (sys.executable, "-m", "cahlib.commands.cli")
 
+#: The variable of the environment that names the file of figures.
+FIGURES = "CAH_FIGURES"
+
 #: Numbers about a program, by name: ``wall`` and ``cpu`` are seconds, memory is MiB.
 Found = dict[str, Any]
 
@@ -58,6 +61,19 @@ def parser(
     for name, (usual, smallest) in sizes.items():
         made.add_argument(f"--{name}", type=type(usual), default=smallest if small else usual)
     return made
+
+
+def note(name: str, **values: float) -> None:
+    """Keep a set of figures, if `tests.benchmarks.__main__` has named a file for them."""
+    if path := os.environ.get(FIGURES):
+        rounded = {what: float(f"{value:.4g}") for what, value in values.items()}
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({name: rounded}) + "\n")
+
+
+def beside(ours: Found, peer: Found | None) -> Found:
+    """The figures of both sides as `note` takes them."""
+    return {**ours, **{f"peer_{what}": value for what, value in (peer or {}).items()}}
 
 
 def kept(path: Path, make: Callable[[Path], object]) -> Path:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from cahlib.commands import console
-from cahlib.core.progress import Passing, Snapshot
+from cahlib.core.progress import Snapshot, Transient
 from cahlib.core.records import Stats
 from cahlib.guide import read_page
 from tests.world import cloud as clouds
@@ -91,7 +91,7 @@ def test_quiet_never_hides_a_mistake_or_a_warning(capsys):
     assert (ran.returncode, ran.stdout) == (2, "") and ran.stderr.startswith("cah: nowhere holds")
     with console.quieted(True):
         console.note("a note")
-        console.say(Passing("node 1: boot"))
+        console.say(Transient("node 1: boot"))
         console.say("cah: The ledger is made anew.")
     console.note("after it")
     assert capsys.readouterr().err == "cah: The ledger is made anew.\nafter it\n"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cahlib.commands.cli import job_from
-from cahlib.core.config import PRESETS, Job, replace, settings
+from cahlib.core.config import PRESETS, Job, replace_settings, settings
 from cahlib.core.errors import ConfigError
 from cahlib.dataset.description import describe_job
 
@@ -20,16 +20,16 @@ from cahlib.dataset.description import describe_job
         ({"threshold": "2"}, "threshold: 2 is not allowed; give a number from -1 to 1."),
         ({"threshold": "nan"}, "threshold: nan is not a number from -1 to 1."),
         ({"forms": "images,films"}, "forms: 'films' is not known; choose from images,"),
-        ({"og_images": "perhaps"}, "og_images: 'perhaps' is neither yes nor no."),
-        ({"colour": "red"}, "colour: there is no such setting."),
+        ({"og_images": "perhaps"}, "og_images: 'perhaps' is not valid; give yes or no."),
+        ({"colour": "red"}, "colour is not a setting; see `cah run --help-all`."),
         ({"preset": "laion"}, "preset: 'laion' is not known; choose from laion400m,"),
-        ({"model": "ViT-B-32"}, "threshold: a model of your own needs a threshold"),
-        ({"pretrained": "openai"}, "pretrained: name the model"),
+        ({"model": "ViT-B-32"}, "threshold: another model needs its own threshold"),
+        ({"pretrained": "openai"}, "pretrained: give the model"),
         ({"shards": True}, "shards: True is not a whole number"),
         ({"crawl": 3}, "crawl: 3 is not a text."),
-        ({"output": ""}, "output: name a folder or a URL."),
-        ({"output": "  "}, "output: name a folder or a URL."),
-        ({"tracker": "https://ada:secret@host:8000/x"}, "tracker: a name or password in its URL"),
+        ({"output": ""}, "output: give a folder or a URL."),
+        ({"output": "  "}, "output: give a folder or a URL."),
+        ({"tracker": "https://ada:secret@host:8000/x"}, "tracker: a login in its URL"),
     ],
 )
 def test_a_bad_value_gets_one_sentence_that_names_the_field(values, sentence):
@@ -58,12 +58,19 @@ def test_options_win_over_the_environment():
 
 def test_only_what_changes_the_dataset_makes_another_job():
     job = Job()
-    assert job.differences(replace(job, shards=9, connections=9, nickname="bob")) == {}
-    assert list(job.differences(replace(job, threshold=0.1, resize=256))) == ["resize", "threshold"]
-    there = replace(job, output="s3://bucket/mine")
-    assert job.differences(replace(job, output="./dataset/")) == there.differences(there) == {}
+    assert job.differences(replace_settings(job, shards=9, connections=9, nickname="bob")) == {}
+    assert list(job.differences(replace_settings(job, threshold=0.1, resize=256))) == [
+        "resize",
+        "threshold",
+    ]
+    there = replace_settings(job, output="s3://bucket/mine")
+    assert (
+        job.differences(replace_settings(job, output="./dataset/"))
+        == there.differences(there)
+        == {}
+    )
     assert list(job.differences(there)) == ["output"]
-    assert list(there.differences(replace(job, output="s3://other/mine"))) == ["output"]
+    assert list(there.differences(replace_settings(job, output="s3://other/mine"))) == ["output"]
 
 
 def test_a_preset_brings_model_and_threshold_and_the_threshold_may_differ():
@@ -82,7 +89,7 @@ def test_an_output_url_has_a_folder_of_its_name_here():
 def test_a_folder_that_is_brought_to_a_url_is_told_from_one_that_is_not():
     url, folder = (Job.from_values({"output": each}) for each in ("s3://me:word@b/ds", "ds"))
     for before, now, said in ((url, folder, "to the URL"), (folder, url, "to a folder")):
-        with pytest.raises(ConfigError, match=f"repeat that job's: output {said}") as refused:
+        with pytest.raises(ConfigError, match=f"use the same settings: output {said}") as refused:
             now.require_same(now.differences(before), "ds")
         assert "word" not in str(refused.value)
 

@@ -8,7 +8,7 @@ from cahlib.core import logs
 
 def test_lines_of_libraries_go_to_the_runs_log_and_our_warnings_are_said(tmp_path, capsys):
     said = []
-    with logs.kept(tmp_path, said.append):
+    with logs.log_to_run(tmp_path, said.append):
         logging.getLogger("distributed.client").warning("reconnecting")
         logging.getLogger("cahlib.engine.remote").warning("tcp://x does not answer")
         logging.getLogger("cahlib.run.run_directory").warning("The ledger of %s is made anew.", "x")
@@ -19,7 +19,7 @@ def test_lines_of_libraries_go_to_the_runs_log_and_our_warnings_are_said(tmp_pat
             logging.captureWarnings(True)
             warnings.warn("a table of versions", stacklevel=1)
     logging.getLogger("cahlib.run.run_directory").info("after it")
-    kept = (tmp_path / logs.FILE).read_text()
+    kept = (tmp_path / logs.LOG_FILE).read_text()
     for each in ("distributed.client: reconnecting", "does not answer", "a table of versions"):
         assert each in kept
     assert said == ["cah: The ledger of x is made anew."]
@@ -27,6 +27,6 @@ def test_lines_of_libraries_go_to_the_runs_log_and_our_warnings_are_said(tmp_pat
 
 
 def test_a_folder_that_is_not_there_is_neither_made_nor_missed(tmp_path, capsys):
-    with logs.kept(tmp_path / "run", print):
+    with logs.log_to_run(tmp_path / "run", print):
         logging.getLogger("distributed").error("lost")
     assert not (tmp_path / "run").exists() and capsys.readouterr() == ("", "")

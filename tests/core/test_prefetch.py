@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from cahlib.core.prefetch import Abandoned, Flow
+from cahlib.core.prefetch import Abandoned, Pipeline
 from tests.world.jobs import LIMIT
 
 
 def test_items_pass_in_their_order():
-    with Flow() as flow:
-        doubled = (2 * n for n in flow.ahead(range(100), 3))
-        assert list(flow.ahead(doubled, 3)) == list(range(0, 200, 2))
+    with Pipeline() as pipeline:
+        doubled = (2 * n for n in pipeline.prefetch(range(100), 3))
+        assert list(pipeline.prefetch(doubled, 3)) == list(range(0, 200, 2))
 
 
 def test_a_stage_is_never_further_ahead_than_its_limit():
@@ -23,8 +23,8 @@ def test_a_stage_is_never_further_ahead_than_its_limit():
             made.append(n)
             yield n
 
-    with Flow() as flow:
-        for taken in flow.ahead(make(), 5):
+    with Pipeline() as pipeline:
+        for taken in pipeline.prefetch(make(), 5):
             # five wait in the line, and one is in the maker's hand
             assert made[-1] <= taken + 6
 
@@ -35,8 +35,8 @@ def test_an_error_comes_out_where_the_items_are_taken():
         raise ValueError("broken")
 
     taken = []
-    with pytest.raises(ValueError, match="broken"), Flow() as flow:
-        for item in flow.ahead((n for n in flow.ahead(fail(), 2)), 2):
+    with pytest.raises(ValueError, match="broken"), Pipeline() as pipeline:
+        for item in pipeline.prefetch((n for n in pipeline.prefetch(fail(), 2)), 2):
             taken.append(item)
     assert taken == [1]
 
@@ -67,11 +67,11 @@ def test_leaving_early_ends_every_stage_and_none_takes_it_for_the_end():
             endings.append("second closed")
             raise
 
-    with Flow() as flow:
-        line = flow.ahead(second(flow.ahead(first(), 2)), 2)
+    with Pipeline() as pipeline:
+        line = pipeline.prefetch(second(pipeline.prefetch(first(), 2)), 2)
         assert next(line) == 1
         assert blocked.wait(LIMIT)
-    assert flow.closed
+    assert pipeline.closed
     assert sorted(endings)[0] == "first"
     assert "took it for the end" not in endings
     with pytest.raises(Abandoned):

@@ -10,7 +10,7 @@ import pytest
 
 from cahlib.core import status
 from cahlib.core.errors import RunError
-from cahlib.core.progress import Snapshot, nobody
+from cahlib.core.progress import Snapshot, ignore_progress
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.dataset.write.gallery import LatestPairs
 from tests.world.judged import judged
@@ -27,18 +27,20 @@ def snapshot(elapsed=1.0, **values):
 
 
 def test_what_a_run_tells_can_be_read_from_elsewhere(tmp_path):
-    with status.recorded(tmp_path, nobody) as listener:
-        assert status.read(tmp_path)["state"] == "starting"
+    with status.record_status(tmp_path, ignore_progress) as listener:
+        assert status.read_status(tmp_path)["state"] == "starting"
         listener(snapshot(latest=({"jpeg": "picture"},)))
-        found = status.read(tmp_path)
+        found = status.read_status(tmp_path)
         assert (found["state"], found["done"], found["queues"]) == (
             "running",
             1,
             {"parcels": [1, 2]},
         )
-        assert status.stats(found).dropped == {DropReason.TIMEOUT: 3} and status.alive(found)
+        assert status.status_stats(found).dropped == {DropReason.TIMEOUT: 3} and status.is_alive(
+            found
+        )
         assert "picture" in str(found)
-    found = status.read(tmp_path)
+    found = status.read_status(tmp_path)
     assert found["state"] == "ended" and "picture" not in str(found)
 
 
@@ -58,45 +60,45 @@ def test_a_tally_can_be_read_while_it_is_filled():
 
 
 def test_how_a_run_failed_is_told(tmp_path):
-    with pytest.raises(RunError), status.recorded(tmp_path, nobody):
+    with pytest.raises(RunError), status.record_status(tmp_path, ignore_progress):
         raise RunError("the disk is full; make room.")
-    assert status.read(tmp_path)["sentence"] == "the disk is full; make room."
-    with pytest.raises(ZeroDivisionError), status.recorded(tmp_path, nobody):
+    assert status.read_status(tmp_path)["sentence"] == "the disk is full; make room."
+    with pytest.raises(ZeroDivisionError), status.record_status(tmp_path, ignore_progress):
         _ = 1 / 0
-    assert "ZeroDivisionError" in status.read(tmp_path)["sentence"]
+    assert "ZeroDivisionError" in status.read_status(tmp_path)["sentence"]
 
 
 def test_the_file_stays_small_and_keeps_the_whole_time(tmp_path):
-    with status.recorded(tmp_path, nobody) as listener:
+    with status.record_status(tmp_path, ignore_progress) as listener:
         for second in range(2000):
             listener(snapshot(elapsed=float(second)))
-    points = status.read(tmp_path)["history"]
+    points = status.read_status(tmp_path)["history"]
     assert 100 < len(points) <= 240 and points[0][0] == 0 and points[-1][0] > 1950
     steps = [later[0] - sooner[0] for sooner, later in zip(points, points[1:], strict=False)]
     assert max(steps) <= 3 * min(steps)
 
 
 def test_a_stop_is_told_and_a_full_disk_ends_nothing(tmp_path):
-    with status.recorded(tmp_path, nobody, stopping=lambda: True) as listener:
+    with status.record_status(tmp_path, ignore_progress, stopping=lambda: True) as listener:
         listener(snapshot())
-        assert status.read(tmp_path)["state"] == "stopping"
+        assert status.read_status(tmp_path)["state"] == "stopping"
         (tmp_path / f".live.json.{os.getpid()}.part").mkdir()  # nothing can be written any more
         listener(snapshot())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"'])
 def test_what_is_no_such_file_is_as_none(tmp_path, text):
-    (tmp_path / status.FILE).write_text(text)
-    assert status.read(tmp_path) == {} and not status.alive(status.read(tmp_path))
+    (tmp_path / status.STATUS_FILE).write_text(text)
+    assert status.read_status(tmp_path) == {} and not status.is_alive(status.read_status(tmp_path))
 
 
 def test_a_process_is_known_even_if_its_number_is_used_again():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    known = status.process(process.pid)
-    assert status.alive(json.loads(json.dumps(known)))
-    assert not status.alive(known | {"pid": os.getpid()})
+    known = status.process_identity(process.pid)
+    assert status.is_alive(json.loads(json.dumps(known)))
+    assert not status.is_alive(known | {"pid": os.getpid()})
     process.communicate(b"\n")
-    assert not status.alive(known)
+    assert not status.is_alive(known)
 
 
 def test_the_latest_pairs_are_small_and_unsafe_ones_are_clear_only_apart():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cahlib.core.config import Crawl
 from cahlib.core.errors import ConfigError
-from cahlib.core.lists import Digests
-from cahlib.core.lists import hashes as hash_lists
+from cahlib.core.lists import DigestSet
+from cahlib.core.lists import load_hashes as hash_lists
 from cahlib.core.records import DropReason
 from cahlib.crawl.blocklists import Blocklists, save_bloom
 
@@ -82,11 +82,11 @@ def test_an_ip_address_is_left_out_however_it_is_written(listed):
 def test_files_are_known_by_any_of_their_hashes(tmp_path):
     (tmp_path / "a").write_text(f"{'AB' * 16}\n{'12' * 20}  # since May\n\n{'cd' * 32}\n")
     found = hash_lists((str(tmp_path / "a"),), "known_harm")
-    assert found.name("ab" * 16, "00" * 20, "00" * 32) and found.name("00" * 16, "12" * 20)
-    assert not found.name("ef" * 20, "ef" * 16)
+    assert found.has_any("ab" * 16, "00" * 20, "00" * 32) and found.has_any("00" * 16, "12" * 20)
+    assert not found.has_any("ef" * 20, "ef" * 16)
     (tmp_path / "b").write_text("0" * 33)
     with pytest.raises(
-        ConfigError, match="known_harm: line 1 of .* is not one md5, sha1 or sha256"
+        ConfigError, match="known_harm: line 1 of .* is not a valid md5, sha1 or sha256"
     ):
         hash_lists((str(tmp_path / "b"),), "known_harm")
 
@@ -111,8 +111,8 @@ def test_a_bloom_filter_is_the_same_on_every_machine(tmp_path):
 def test_digests_are_an_exact_set(held, asked):
     # beside one another in a bucket, so that a search may begin within one of them
     held += [asked[:2] + asked[6:10] * 2 + bytes(6), asked[:2] + bytes(14)]
-    digests = Digests(held)
-    assert digests and not Digests()
+    digests = DigestSet(held)
+    assert digests and not DigestSet()
     assert all(each in digests for each in held)
     assert (asked in digests) == (asked in held)
 
@@ -123,12 +123,12 @@ def test_digests_are_an_exact_set(held, asked):
         (
             "blocked_domains",
             b"http://bad.com/\n",
-            "blocked_domains: line 1 of .* is not one domain",
+            "blocked_domains: line 1 of .* is not a valid domain",
         ),
         (
             "blocked_pairs",
             b"0" * 32 + b"\nhello\n",
-            "blocked_pairs: line 2 of .* is not one md5: hello",
+            "blocked_pairs: line 2 of .* is not a valid md5: hello",
         ),
         ("blocked_pairs", b"\xff\xfe\xff", "cannot be read as a list"),
         ("blocked_pairs", b"\x1f\x8b\x08\x00broken", "cannot be read as a list"),
@@ -155,14 +155,16 @@ def test_a_long_list_is_read_and_half_a_list_of_garbage_is_refused_by_its_first_
     blocked = Blocklists.load(Crawl(blocked_domains=(str(good),)))
     assert blocked.url_drop_reason("http://www.bad49999.com/a.jpg") is DropReason.BLOCKED_DOMAIN
     assert blocked.url_drop_reason("http://bad50000.com/a.jpg") is None
-    with pytest.raises(ConfigError, match="line 2 of .*bad is not one domain"):
+    with pytest.raises(ConfigError, match="line 2 of .*bad is not a valid domain"):
         Blocklists.load(Crawl(blocked_domains=(str(bad),)))
 
 
 @pytest.mark.parametrize("entry", ["0" * 128, "0" * 31, "g" * 32, "sha256:" + "0" * 64])
 def test_hashes_of_another_kind_are_refused_by_their_line(tmp_path, entry):
     (tmp_path / "list").write_text(f"# known\n{'0' * 64}\n{entry}\n")
-    with pytest.raises(ConfigError, match="known_harm: line 3 of .* is not one md5, sha1 or sha"):
+    with pytest.raises(
+        ConfigError, match="known_harm: line 3 of .* is not a valid md5, sha1 or sha"
+    ):
         hash_lists((str(tmp_path / "list"),), "known_harm")
 
 
@@ -171,7 +173,7 @@ def test_a_host_that_is_an_ipv6_address_may_be_listed(tmp_path):
     lists = load(blocked_domains=tmp_path / "domains")
     assert lists.url_drop_reason("http://[2606:4700::1]/a.jpg") is DropReason.BLOCKED_DOMAIN
     (tmp_path / "ports").write_text("bad.com:80\n")
-    with pytest.raises(ConfigError, match="line 1 of .* is not one domain: bad.com:80"):
+    with pytest.raises(ConfigError, match="line 1 of .* is not a valid domain: bad.com:80"):
         load(blocked_domains=tmp_path / "ports")
 
 
@@ -237,7 +239,7 @@ def test_a_list_of_domains_is_read_however_it_was_saved(tmp_path, content):
 )
 def test_a_line_that_is_no_domain_is_refused_by_its_number(tmp_path, line):
     (tmp_path / "list").write_text(f"good.com\n{line}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="blocked_domains: line 2 of .* is not one domain: "):
+    with pytest.raises(ConfigError, match="blocked_domains: line 2 of .* is not a valid domain: "):
         load(blocked_domains=tmp_path / "list")
 
 
@@ -256,7 +258,9 @@ def test_a_line_that_is_no_domain_is_refused_by_its_number(tmp_path, line):
 )
 def test_a_line_that_is_no_address_is_refused_by_its_number(tmp_path, line):
     (tmp_path / "list").write_text(f"HTTPS://a.com/a,b;c.jpg\n{line}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="blocked_urls: line 2 of .* is not one http or https"):
+    with pytest.raises(
+        ConfigError, match="blocked_urls: line 2 of .* is not a valid http or https"
+    ):
         load(blocked_urls=tmp_path / "list")
 
 

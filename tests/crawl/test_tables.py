@@ -11,7 +11,7 @@ import pytest
 from cahlib.core.config import Crawl
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import DropReason, Stage, Stats
-from cahlib.core.table_rows import rows_of
+from cahlib.core.table_rows import parse_rows_url
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.shards import list_shards
@@ -63,7 +63,7 @@ def test_shards_are_ranges_of_rows_and_the_same_wherever_the_table_lies(tmp_path
         path.parent.mkdir()
         tables.write(path, made)
     one, other = (list(list_shards(Crawl(links=(str(path),), shard_links=10))) for path in paths)
-    ranges = [(rows.first, rows.last) for each in one if (rows := rows_of(each.url))]
+    ranges = [(rows.first, rows.last) for each in one if (rows := parse_rows_url(each.url))]
     assert ranges == [(1, 10), (11, 20), (21, 25)]
     assert [each.id for each in one] == [each.id for each in other]
     assert len({each.id for each in one}) == 3

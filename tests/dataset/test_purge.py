@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cahlib.commands.cli import main
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.core.lock import held
+from cahlib.core.lock import lock_dataset
 from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.layout import MANIFESTS
 from cahlib.dataset.maintain.purge import CHANGES_FILE, PurgeLists, purge
@@ -210,7 +210,9 @@ def test_what_is_at_a_url_alone_is_copied_here_before(tmp_path):
 def remembered(folder, url):
     """Have the dataset's job say that it was brought to a URL."""
     (folder / "run").mkdir(parents=True)
-    (folder / "run" / "job.json").write_text(json.dumps(replace(Job(), output=url).values()))
+    (folder / "run" / "job.json").write_text(
+        json.dumps(replace_settings(Job(), output=url).values())
+    )
 
 
 def test_a_damaged_job_is_said_before_anything_is_changed(tmp_path):
@@ -261,7 +263,10 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
     (tmp_path / "garbage").write_text(f"{'0' * 32}\nhello\n")
     for arguments, sentence in (
         (["dataset"], "give a list with --hashes"),
-        (["dataset", "--hashes", "garbage"], "hashes: line 2 of .*garbage is not one md5, sha1"),
+        (
+            ["dataset", "--hashes", "garbage"],
+            "hashes: line 2 of .*garbage is not a valid md5, sha1",
+        ),
         (["dataset", "--urls", "none"], "urls: .*none cannot be read"),
         (["elsewhere", "--uids", "garbage"], "is not a folder"),
         ([".", "--urls", "empty"], "holds no dataset"),
@@ -277,7 +282,7 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
 def test_nobody_else_may_be_writing(tmp_path):
     write(tmp_path)
     uids = listed(tmp_path / "uids", kept()[0].image.candidate.uid)
-    with held(tmp_path), pytest.raises(ConfigError, match="another command is writing"):
+    with lock_dataset(tmp_path), pytest.raises(ConfigError, match="another command is writing"):
         list(purge(tmp_path, PurgeLists(uids=uids)))
 
 

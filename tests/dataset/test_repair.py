@@ -6,7 +6,7 @@ from itertools import cycle
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cahlib.core.lock import held
+from cahlib.core.lock import lock_dataset
 from cahlib.dataset.description import (
     DESCRIPTION_FILE,
     Description,
@@ -209,7 +209,7 @@ def test_a_check_beside_a_run_says_so_instead_of_advising_a_repair(tmp_path, sou
     put(tmp_path, sound)
     (tmp_path / "images/s-1.tar").unlink()
     assert "cah repair" in said(capsys, "verify", tmp_path).stderr
-    with held(tmp_path):
+    with lock_dataset(tmp_path):
         beside = said(capsys, "verify", tmp_path)
     assert beside.returncode == 1 and "cah repair" not in beside.stderr
     assert "verify it again when that has ended." in beside.stderr

@@ -9,7 +9,7 @@ import pytest
 from distributed import LocalCluster
 from distributed.scheduler import DEFAULT_EXTENSIONS
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError, MachineFault, RunError, ShardError
 from cahlib.engine.cluster import ClusterAddress, connect
 from cahlib.engine.remote import RemoteEngine, remote_engine
@@ -66,7 +66,7 @@ def test_any_dask_cluster_serves(tmp_path, staging):
 def test_runs_on_one_cluster_take_nothing_of_each_others(tmp_path, staging):
     def engine(name):
         shared = (tmp_path / "shared").as_uri() if staging else ""
-        job = replace(
+        job = replace_settings(
             Job(), output=str(tmp_path / name), engine=theirs.scheduler_address, staging=shared
         )
         return opened(job, stop=threading.Event())
@@ -112,7 +112,7 @@ main()
 def test_a_cluster_without_workers_gets_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("cahlib.run.scrapers._WORKERS", 0.5)
     with within(workers=0) as theirs:
-        job = replace(Job(), output=str(tmp_path), engine=theirs.scheduler_address)
+        job = replace_settings(Job(), output=str(tmp_path), engine=theirs.scheduler_address)
         with (
             pytest.raises(RunError, match="has no workers; start some that can import cahlib"),
             opened(job, stop=threading.Event()),

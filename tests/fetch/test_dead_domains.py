@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cahlib.core.config import Download, replace
+from cahlib.core.config import Download, replace_settings
 from cahlib.core.records import DropReason
 from cahlib.demo.web import Answer
 from cahlib.fetch.dead_domains import DeadDomains
@@ -80,10 +80,12 @@ def test_later_shards_and_runs_ask_a_dead_domain_no_more(tmp_path):
         yield engines[-1], tmp_path / "dataset/run/parcels"
 
     with WithADeadHost() as web:
-        job = replace(small.job(crawl, tmp_path / "dataset", web), read_timeout=1, total_timeout=2)
-        assert run(replace(job, shards=2), scraping=scraping).shards.done == 2
+        job = replace_settings(
+            small.job(crawl, tmp_path / "dataset", web), read_timeout=1, total_timeout=2
+        )
+        assert run(replace_settings(job, shards=2), scraping=scraping).shards.done == 2
         first = web.asked
-        assert run(replace(job, shards=4), scraping=scraping).shards.done == 4
+        assert run(replace_settings(job, shards=4), scraping=scraping).shards.done == 4
         assert web.asked == first
     assert [engine.left_alone for engine in engines] == [[(), ()], [("dead.com",)] * 2]
     lost = sum((each.stats.dropped for each in read_manifests(tmp_path / "dataset")), Counter())

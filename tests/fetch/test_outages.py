@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cahlib.core.config import Download, replace
+from cahlib.core.config import Download, replace_settings
 from cahlib.core.errors import Postponed, ShardError
 from cahlib.core.records import DropReason, Evidence, Stage, Stats
 from cahlib.crawl.source import RETRY_PAUSES, CrawlFile
@@ -365,7 +365,7 @@ def test_a_shard_that_is_given_back_costs_no_attempt_and_a_later_launch_finishes
         with wires.inside(wires.far):
             pictures = {f"/0-0-{n}.jpg": w.body(JPEG) for n in range(3)}
             web = stack.enter_context(w.Web(pictures, place=(WEB, 80)))
-        job = replace(
+        job = replace_settings(
             small.job(crawl, tmp_path / "set", web, attempts=1), shards=1, offline_minutes=0.01
         )
         wires.unplug()

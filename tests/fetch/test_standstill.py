@@ -4,6 +4,8 @@ import asyncio
 import threading
 import time
 
+import pytest
+
 from cahlib.core.config import Download
 from cahlib.core.records import Evidence, Stage, Stats
 from cahlib.fetch.connectivity import NoAnswerCause
@@ -12,29 +14,36 @@ from cahlib.fetch.network import watch_network
 from cahlib.fetch.outage_monitor import OutageTimings
 from cahlib.fetch.resolver import NetworkConfig, NoAddressError, NoAnswerError
 from tests.world import web as w
+from tests.world.jobs import LIMIT
 from tests.world.pictures import candidate, picture
 
 HURRIED = OutageTimings(quiet=0.25, probe=0.75, retry=0.25)
 
 
-def test_what_ran_out_of_time_while_this_machine_stood_still_is_asked_again():
+@pytest.mark.parametrize("probed", [False, True])
+def test_what_ran_out_of_time_while_this_machine_stood_still_is_asked_again(monkeypatch, probed):
     """As after Ctrl-Z and `fg`, or on a machine that others keep busy."""
-    answering, stats = threading.Event(), Stats()
-    pictures = {f"/{n}.jpg": w.slow(w.body(picture()), answering) for n in range(4)}
+    answering, stats, clock, gone = threading.Event(), Stats(), time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + gone[0])  # the loop's time, too
+    # hosts that answered before are probed
+    pictures = {"/0.jpg": w.body(picture())}
+    pictures |= {f"/{n}.jpg": w.slow(pictures["/0.jpg"], answering) for n in range(1, 4)}
+    timeouts = {"connect_timeout": LIMIT, "read_timeout": LIMIT, "total_timeout": 3 * LIMIT}
 
     async def scrape(web):
-        options = Download(
-            per_second=0, consent="headers", connect_timeout=60, read_timeout=4, total_timeout=60
-        )
+        options = Download(per_second=0, consent="headers", **timeouts)
         net = NetworkConfig(only=("127.0.0.1", web.port), tls=False, pause=0, timings=HURRIED)
         links = (candidate(f"http://host{n}.example/{n}.jpg", n) for n in range(4))
         found = stream_images(links, options, stats, evidence=Evidence(), net=net)
-        first = asyncio.ensure_future(anext(found))
-        while len(web.asked) < 4:
+        scraping = asyncio.ensure_future(anext(found))
+        while len(web.asked) < 4 or web.reached["127.0.0.1"] < 4 + probed:
             await asyncio.sleep(0.01)
-        time.sleep(4.5)  # the loop stands still, and the time in which bytes have to come passes
-        asyncio.get_running_loop().call_later(0.1, answering.set)
-        await first
+        await asyncio.sleep(0.01)  # the client's deadlines begin just after its questions arrive
+        gone[0] = 2 * LIMIT
+        while len(web.asked) < 5 and not stats.dropped:
+            await asyncio.sleep(0.01)
+        answering.set()
+        await scraping
         return 1 + len([image async for image in found])
 
     with w.Web(pictures) as web:

@@ -17,7 +17,7 @@ from typing import Any
 
 from cahlib.core.config import Crawl, Download
 from cahlib.core.errors import ConfigError, ShardError
-from cahlib.core.lists import DOMAIN, HASH, MD5, URL, entries
+from cahlib.core.lists import DOMAIN, FILE_HASH, MD5, URL, read_entries
 from cahlib.core.records import Evidence, Shard, Stage, Stats
 from cahlib.core.retry import retry_after
 from cahlib.crawl.blocklists import Blocklists
@@ -124,9 +124,9 @@ def _lists(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "list"
         path.write_bytes(data)
-        for kind in (DOMAIN, URL, MD5, HASH):
+        for kind in (DOMAIN, URL, MD5, FILE_HASH):
             try:
-                for entry in entries(str(path), "list", kind):
+                for entry in read_entries(str(path), "list", kind):
                     assert entry and "\n" not in entry
             except ConfigError as error:
                 assert "\n" not in str(error)

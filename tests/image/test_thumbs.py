@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cahlib.core.config import Download, Job, Judge, Place
+from cahlib.core.config import Download, Job, Judge, Resources
 from cahlib.image import thumbs
 from cahlib.image.pixels import resize_shorter_side
 from cahlib.image.thumbs import read_thumb
@@ -80,9 +80,10 @@ def test_what_is_no_such_thumb_is_not_used(thumb):
 
 def test_a_swarm_makes_thumbs_for_its_model_unless_told_otherwise():
     assert with_thumbs(Job()).thumbs == 0
-    assert with_thumbs(Job(place=Place(swarm=2))).thumbs == 224
-    assert with_thumbs(Job(place=Place(swarm=2), judge=Judge(preset="datacomp"))).thumbs == 256
+    assert with_thumbs(Job(place=Resources(swarm=2))).thumbs == 224
+    assert with_thumbs(Job(place=Resources(swarm=2), judge=Judge(preset="datacomp"))).thumbs == 256
     own = Judge(model="my-model", threshold=0.3)
-    assert with_thumbs(Job(place=Place(engine="tcp://a:1"), judge=own)).thumbs == 0
-    assert with_thumbs(Job(place=Place(swarm=2), download=Download(thumbs=0))).thumbs == 0
+    assert with_thumbs(Job(place=Resources(engine="tcp://a:1"), judge=own)).thumbs == 0
+    assert with_thumbs(Job(place=Resources(swarm=2), download=Download(thumbs=0))).thumbs == 0
+    assert with_thumbs(Job(place=Resources(swarm=2), judge=Judge(no_judge=True))).thumbs == 0
     assert with_thumbs(Job(download=Download(thumbs=336))).thumbs == 336

@@ -13,7 +13,7 @@ import pytest
 from cahlib.core import status
 from cahlib.core.config import Job, Output
 from cahlib.core.errors import ConfigError
-from cahlib.core.private import named
+from cahlib.core.secret_store import run_name
 from cahlib.dataset.write.duplicate_index import load_duplicate_index
 from cahlib.dataset.write.shard_writer import write_shard
 from cahlib.kaggle import pack
@@ -80,7 +80,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
 def test_servers_that_a_kernel_makes_have_the_name_that_its_session_was_given(tmp_path):
     values = {"swarm": 2, "output": str(tmp_path / "dataset")}
     received(values, session="cahlib-inputs-0123abcd", hours=9, inputs=tmp_path / "none")
-    assert named(tmp_path / "dataset/run/swarm") == "0123abcd"
+    assert run_name(tmp_path / "dataset/run/swarm") == "0123abcd"
     received(values | {"swarm": 0, "output": str(tmp_path / "b")}, session="a-b", hours=9)
     assert not (tmp_path / "b/run/swarm").exists()
 
@@ -90,7 +90,9 @@ def test_a_run_ends_before_its_output_is_more_than_kaggle_keeps(tmp_path):
     (home / "run").mkdir(parents=True)
     (home / "images.tar").write_bytes(bytes(2000))
     with subprocess.Popen(["sleep", "1000"]) as process:
-        (home / "run" / status.FILE).write_text(json.dumps(status.process(process.pid)))
+        (home / "run" / status.STATUS_FILE).write_text(
+            json.dumps(status.process_identity(process.pid))
+        )
         end_when_full(home, most=2000, pause=0)
         assert process.wait() == -signal.SIGTERM
         end_when_full(home, most=2000, pause=0)  # nobody is there any more

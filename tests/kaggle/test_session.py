@@ -15,7 +15,7 @@ import pytest
 
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError
-from cahlib.core.private import place
+from cahlib.core.secret_store import secret_path
 from cahlib.engine import ticket
 from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
@@ -47,7 +47,8 @@ class Listed(Swarm):
         fleet.prepare("ssh-ed25519 AAAA")
         fleet.fill()
         reach = ClusterAddress(
-            address=f"tls://192.0.2.1:{SCHEDULER_PORT}", keys=SwarmKeys(place(wanted.state, "keys"))
+            address=f"tls://192.0.2.1:{SCHEDULER_PORT}",
+            keys=SwarmKeys(secret_path(wanted.state, "keys")),
         )
         return ticket.issue_ticket(reach, hours=hours)
 

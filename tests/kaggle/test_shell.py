@@ -149,7 +149,7 @@ OWN = {"CAH_THRESHOLD": "0.3"}  # which a model of one's own needs
         ({"CAH_OUTPUT": "s3://bucket/x"}, 2, "output: give a folder"),
         ({"CAH_NICKNAME": "ada-two", "HCLOUD_TOKEN": "one, two"}, 2, "nothing was pushed"),
         ({"CAH_SWARM": "2", "CAH_KAGGLE_SECRET": "off"}, 2, "no Hetzner token is given"),
-        ({"CAH_SWARM": "2", "CAH_KAGGLE_SECRET": "ja"}, 2, "'ja' is neither yes nor no"),
+        ({"CAH_SWARM": "2", "CAH_KAGGLE_SECRET": "ja"}, 2, "'ja' is not valid; give yes or no"),
         ({"CAH_KAGGLE_NOTEBOOK": "/nowhere"}, 2, "/nowhere is not there"),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
-from cahlib.core.config import Judge, replace
+from cahlib.core.config import Judge, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.image.perceptual_hash import with_looks
@@ -54,7 +54,9 @@ def test_a_strangers_image_that_cannot_be_decoded_is_left_to_the_judge(tmp_path)
 @pytest.mark.parametrize("line", ["0123456789abcdef0", "0123456789abcdeg", "d41d8cd98f00b204" * 2])
 def test_another_kind_of_list_is_refused(tmp_path, line):
     (tmp_path / "list").write_text(f"{line}\n")
-    with pytest.raises(ConfigError, match="harm_looks: line 1 of .* is not one perceptual hash"):
+    with pytest.raises(
+        ConfigError, match="harm_looks: line 1 of .* is not a valid perceptual hash"
+    ):
         load_known_harm((str(tmp_path / "list"),), "harm_looks", 4)
     with pytest.raises(ConfigError, match="harm_distance"):
         Judge(harm_distance=9)
@@ -65,7 +67,7 @@ def test_a_run_keeps_no_trace_of_it(tmp_path):
     (tmp_path / "list").write_text(phash(picture()))
     with small.Pictures() as web:
         job = small.job(crawl, tmp_path / "set", web)
-        outcome = run(replace(job, harm_looks=(str(tmp_path / "list"),)))
+        outcome = run(replace_settings(job, harm_looks=(str(tmp_path / "list"),)))
     assert outcome.stats.dropped[DropReason.HARM_LOOKS] == 6
     assert not outcome.stats.unaccounted(Stage.JUDGE)
     rows = [pq.read_table(each).num_rows for each in (tmp_path / "set").glob("metadata/*.parquet")]

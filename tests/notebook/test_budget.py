@@ -6,7 +6,7 @@ import os
 import pytest
 
 from cahlib.core import rates
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.notebook.budget import affordable, fitted, parsed
 from cahlib.run.scrapers import server_plan
@@ -48,7 +48,9 @@ def test_the_servers_of_a_budget_can_be_planned_and_cost_no_more(words, monkeypa
         jobs = []
         for gpu in (True, False):
             monkeypatch.setattr(rates, "has_gpu", lambda gpu=gpu: gpu)
-            jobs.append(replace(Job(), **fitted(replace(Job(), swarm=5), "token", budget)))
+            jobs.append(
+                replace_settings(Job(), **fitted(replace_settings(Job(), swarm=5), "token", budget))
+            )
         plan = server_plan(jobs[0], "token")
     assert all(job.place.swarm == 0 and 1 <= job.place.cores <= 100 for job in jobs)
     assert plan.hourly() * math.ceil(budget.hours) <= budget.money

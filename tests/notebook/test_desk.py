@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from cahlib import demo, notebook
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.upload import upload_shards
@@ -46,7 +46,7 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def values(web, tmp_path):
     job = demo.job(str(tmp_path / "dataset"), web)
-    return replace(job, nickname="ada").values()
+    return replace_settings(job, nickname="ada").values()
 
 
 @pytest.fixture

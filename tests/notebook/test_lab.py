@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cahlib import demo
-from cahlib.core.config import replace, settings
+from cahlib.core.config import replace_settings, settings
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
 from cahlib.notebook.child import Child
@@ -155,7 +155,9 @@ def variables(folder, web):
     crawl.mkdir()
     for number in range(200):
         (crawl / f"{number:03}.warc.wat.gz").write_bytes(wat)
-    job = replace(demo.job("dataset", web), crawl="crawl/*.wat.gz", per_second=8, workers=1)
+    job = replace_settings(
+        demo.job("dataset", web), crawl="crawl/*.wat.gz", per_second=8, workers=1
+    )
     return {
         f"CAH_{each.name.upper()}": written(each, job.values())
         for each in settings()

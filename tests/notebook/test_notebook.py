@@ -9,7 +9,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 import cahlib
 from cahlib import demo, notebook
-from cahlib.core.config import replace
+from cahlib.core.config import replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
@@ -121,7 +121,7 @@ def test_settings_in_no_text_are_refused(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hosts.lacking(), reason="the run with servers shows all of this too.")
 def test_an_unattended_run_leaves_a_dataset_and_a_page(tmp_path):
     with world.build().serve() as web:
-        job = replace(demo.job("dataset", web), nickname="ada")
+        job = replace_settings(demo.job("dataset", web), nickname="ada")
         path = notebooks.copy(tmp_path, job.values())
         ran = execute(path)
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -152,7 +152,7 @@ def test_an_unattended_run_with_servers_leaves_none_of_them(tmp_path):
     with hosts.Hosts(tmp_path / "hosts") as machines:
         cloud = clouds.Cloud({token: clouds.Account(limit=3)}, hosts=machines)
         with clouds.serve(cloud), world.build().serve(host=machines.address) as web:
-            job = replace(demo.job("dataset", web), nickname="ada", swarm=2, max_cost=1)
+            job = replace_settings(demo.job("dataset", web), nickname="ada", swarm=2, max_cost=1)
             path = notebooks.copy(tmp_path, job.values())
             ran = execute(path, HCLOUD_TOKEN=token, HCLOUD_ENDPOINT=cloud.url)
             assert ran.returncode == 0, ran.stderr[-3000:]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.notebook import expect, view
 from cahlib.notebook.machine import Gauge, Machine, parsed
 from cahlib.notebook.state import Known, panel
@@ -105,13 +105,13 @@ def test_a_machine_tells_of_its_gpus_and_its_disk(tmp_path):
 def test_what_is_saved_of_a_folder_is_all_the_room_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(disk_space, "_SAVED", {tmp_path: 3_000_000})
     (tmp_path / "more").write_bytes(bytes(400_000))
-    job = replace(Job(), output=str(tmp_path / "dataset"), shards=2)
+    job = replace_settings(Job(), output=str(tmp_path / "dataset"), shards=2)
     assert disk_space.told(job) == (
         f"2.6 MB more can be saved: of {tmp_path}, no more than 3.0 MB are. 2 shards will take at "
         "least 5.0 MB. That is not enough: make room, or give fewer --shards."
     )
     assert str(Gauge(gpu=False).read(tmp_path / "dataset")) == "2.6 MB of disk left"
-    assert disk_space.told(replace(job, output="file:///d", keep_local=False)).startswith(
+    assert disk_space.told(replace_settings(job, output="file:///d", keep_local=False)).startswith(
         "The dataset's"
     )
 
@@ -158,7 +158,7 @@ def test_the_same_as_one_line():
 
 
 def test_who_waits_for_the_network_is_said():
-    words = "2 scrapers have had no network for 35 s; the work goes on when it is back"
+    words = "2 scrapers have had no network for 35 s; work resumes when it is back"
     away = live(offline=[35.2, 4.0])
     assert words in head(away, running=True) and words in view.text("", away, running=True)
     assert "no network" not in head(away, running=False)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.core.config import replace
+from cahlib.core.config import replace_settings
 from cahlib.core.errors import RunError
 from cahlib.dataset.maintain.verify import verify
 from cahlib.run.disk_space import told
@@ -39,7 +39,7 @@ def expected(tmp_path_factory, web, crawl):
 def job_of(crawl, folder, web):
     """A run that loses no image to a machine that is busy."""
     patient = dict.fromkeys(("connect_timeout", "read_timeout", "total_timeout"), 60)
-    return replace(small.job(crawl, folder, web), **patient)
+    return replace_settings(small.job(crawl, folder, web), **patient)
 
 
 def pairs(folder):
@@ -127,10 +127,12 @@ def test_what_is_needed_is_told_before_a_run(disk, web):
     job = small.job(folder / "crawl", folder / "dataset", web)
     free = "The dataset's disk has [78].[0-9] MB free."
     assert re.fullmatch(free, told(job))
-    more = told(replace(job, shards=10_000))
+    more = told(replace_settings(job, shards=10_000))
     assert re.fullmatch(
         f"{free} The shards so far .1. took .* That is not enough: make room.*", more
     )
-    new = replace(job, output=str(folder / "new"))
-    assert told(replace(new, shards=2)).endswith("2 shards will take at least 5.0 MB.")
-    assert "at least 10.0 MB. That is not enough: make room" in told(replace(new, shards=4))
+    new = replace_settings(job, output=str(folder / "new"))
+    assert told(replace_settings(new, shards=2)).endswith("2 shards will take at least 5.0 MB.")
+    assert "at least 10.0 MB. That is not enough: make room" in told(
+        replace_settings(new, shards=4)
+    )

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from cahlib.core import rates
-from cahlib.core.config import Job, replace
-from cahlib.core.rates import Meter, known
+from cahlib.core.config import Job, replace_settings
+from cahlib.core.rates import RateRecorder, rates_for
 from cahlib.core.records import Stage, Stats
 from cahlib.run import estimate
 from cahlib.run.estimate import Price, expected
@@ -22,7 +22,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def job(tmp_path, **values):
-    return replace(Job(), output=str(tmp_path / "dataset"), **values)
+    return replace_settings(Job(), output=str(tmp_path / "dataset"), **values)
 
 
 def servers(count, **more):
@@ -52,36 +52,36 @@ def test_a_single_file_is_two_shards_for_the_plan_too(tmp_path):
 
 def test_a_run_measures_for_the_next_plan(tmp_path):
     mine = job(tmp_path, shards=20, swarm=4)
-    meter = Meter(mine)
+    meter = RateRecorder(mine)
     for number in range(3):
         meter.add(shard(), scraped=80, worked=10.0 * (number + 1))
-    seen = known(mine)
+    seen = rates_for(mine)
     assert (seen.core, seen.links, seen.pairs, seen.model) == (50, 4000, (100, 100), 300)
     said = str(expected(mine, servers(4)))
     assert "80,000 links and 2,000 pairs" in said and "as the last runs of this machine did" in said
-    other = known(job(tmp_path, shards=20, preset="laion5b-multi", languages="all"))
+    other = rates_for(job(tmp_path, shards=20, preset="laion5b-multi", languages="all"))
     assert (other.core, other.links) == (14, 8500)  # here, with another model, nobody did anything
 
 
 def test_the_latest_shards_count_most(tmp_path):
-    meter = Meter(job(tmp_path))
+    meter = RateRecorder(job(tmp_path))
     for _ in range(200):
         meter.add(shard(links=100), scraped=100, worked=0)
     for _ in range(400):
         meter.add(shard(links=1000), scraped=100, worked=0)
-    assert 9 < known(job(tmp_path)).core < 10
+    assert 9 < rates_for(job(tmp_path)).core < 10
 
 
 @pytest.mark.parametrize("by", [{"replay": "127.0.0.1:1"}, {"tracker": "http://tracker.example"}])
 def test_what_is_replayed_or_was_scraped_by_others_is_not_measured(tmp_path, by):
-    Meter(job(tmp_path, **by)).add(shard(), scraped=1, worked=1)
-    assert known(job(tmp_path, **by)).core == 14
+    RateRecorder(job(tmp_path, **by)).add(shard(), scraped=1, worked=1)
+    assert rates_for(job(tmp_path, **by)).core == 14
 
 
 def test_shards_without_one_image_are_no_measure(tmp_path):
     mine = job(tmp_path, shards=20)
-    Meter(mine).add(shard(images=0, pairs=0), scraped=10, worked=0)
-    assert known(mine).images == 0.7 and expected(mine).pairs[0]
+    RateRecorder(mine).add(shard(images=0, pairs=0), scraped=10, worked=0)
+    assert rates_for(mine).images == 0.7 and expected(mine).pairs[0]
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"scraped here": 3}', '{"scraped here": {"x": []}}'])
@@ -89,7 +89,7 @@ def test_damaged_figures_are_those_of_nobody(tmp_path, damage):
     path = tmp_path / ".cache/cahlib/rates.json"
     path.parent.mkdir(parents=True)
     path.write_text(damage)
-    assert known(job(tmp_path)).core == 14
+    assert rates_for(job(tmp_path)).core == 14
 
 
 def test_without_a_gpu_the_model_is_what_more_servers_cannot_help(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_what_the_money_or_the_hours_do_not_pay_for_is_not_promised(tmp_path):
     poor = expected(mine, servers(4, left=0.085))
     assert poor.hours == 2 and poor.cost == pytest.approx(0.08)
     assert "That is 9% of what was asked for." in str(poor)
-    assert expected(replace(mine, hours=0.5), servers(4)).hours == 0.5
+    assert expected(replace_settings(mine, hours=0.5), servers(4)).hours == 0.5
 
 
 def test_a_run_without_an_end_is_told_by_the_hour(tmp_path):

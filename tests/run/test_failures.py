@@ -10,7 +10,7 @@ from cahlib.core.errors import (
     Postponed,
     RunError,
     ShardError,
-    machine_fault,
+    describe_machine_fault,
 )
 from cahlib.core.records import Shard
 from cahlib.run.failures import Failures
@@ -63,7 +63,9 @@ def chained(error, cause):
     ],
 )
 def test_what_a_machine_fails_at_is_told_from_what_is_the_shards_fault(error, fault):
-    assert fault in machine_fault(error) and bool(fault) == bool(machine_fault(error))
+    assert fault in describe_machine_fault(error) and bool(fault) == bool(
+        describe_machine_fault(error)
+    )
 
 
 def test_a_shard_is_not_blamed_for_machines_but_three_cannot_all_be_wrong(ledger, failures):

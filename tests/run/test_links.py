@@ -8,7 +8,7 @@ import tarfile
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Stage
 from cahlib.dataset.maintain.purge import PurgeLists, purge
@@ -21,7 +21,7 @@ from tests.world import small, tables
 def job(web, folder, *paths, **settings):
     """A run of some tables that keeps every picture."""
     settings = {"shard_links": 10, "crawl": "", "links": tuple(map(str, paths))} | settings
-    return replace(small.job("", folder, web), **settings)
+    return replace_settings(small.job("", folder, web), **settings)
 
 
 def metadata(folder, *columns):

@@ -5,8 +5,8 @@ import shutil
 
 import pyarrow.parquet as pq
 
-from cahlib.core.config import replace
-from cahlib.core.rates import Meter, known
+from cahlib.core.config import replace_settings
+from cahlib.core.rates import RateRecorder, rates_for
 from cahlib.core.records import Stage
 from cahlib.dataset.description import read_description, write_description
 from cahlib.dataset.maintain.numbering import unnumber_tars
@@ -28,7 +28,7 @@ def test_a_listener_that_fails_ends_nothing_and_the_time_limit_is_kept(tmp_path)
         raise BrokenPipeError
 
     with small.Pictures() as web:
-        job = replace(small.job(crawl, tmp_path / "set", web), hours=3 / 3600)
+        job = replace_settings(small.job(crawl, tmp_path / "set", web), hours=3 / 3600)
         outcome = run(job, closed_terminal, tick=0.1)
     assert len(told) > 2 and told[-1]
     assert outcome.shards.open and not outcome.shards.failed
@@ -47,7 +47,7 @@ def test_a_shard_that_cannot_be_written_costs_no_more_than_itself(tmp_path, monk
 
     monkeypatch.setattr(shard_writer, "make_row", failing)
     with small.Pictures() as web:
-        outcome = run(replace(small.job(crawl, tmp_path / "set", web), attempts=2))
+        outcome = run(replace_settings(small.job(crawl, tmp_path / "set", web), attempts=2))
     assert (outcome.shards.done, outcome.shards.failed) == (3, 1)
     assert list(verify(tmp_path / "set")) == []
 
@@ -57,9 +57,12 @@ def test_a_run_measures_its_shards_for_the_next_plan(tmp_path, monkeypatch):
     crawl = small.write(tmp_path / "crawl", files=1, links=3)
     with small.Pictures() as web:
         job = small.job(crawl, tmp_path / "set", web)
-        monkeypatch.setattr("cahlib.run.pipeline.Meter", lambda job: Meter(replace(job, replay="")))
+        monkeypatch.setattr(
+            "cahlib.run.pipeline.RateRecorder",
+            lambda job: RateRecorder(replace_settings(job, replay="")),
+        )
         outcome = run(job, scraping=small.scraping)
-    seen, stats = known(job), outcome.stats
+    seen, stats = rates_for(job), outcome.stats
     assert seen.links == stats.done(Stage.FETCH) / outcome.shards.done
     assert seen.pairs == (stats.left[Stage.JUDGE] / outcome.shards.done,) * 2
     assert seen.images == stats.entered[Stage.JUDGE] / stats.done(Stage.FETCH)
@@ -71,7 +74,7 @@ def test_thumbs_change_what_is_scored_next_to_nothing(tmp_path):
     scores = {}
     for side in (0, 64):
         with small.Pictures() as web:
-            run(replace(small.job(crawl, tmp_path / f"{side}", web), thumbs=side))
+            run(replace_settings(small.job(crawl, tmp_path / f"{side}", web), thumbs=side))
         rows = pq.read_table(tmp_path / f"{side}" / "metadata").to_pylist()
         scores[side] = {row["uid"]: row["similarity"] for row in rows}
     assert scores[0].keys() == scores[64].keys()
@@ -84,7 +87,7 @@ def test_parcels_that_a_kill_left_behind_go_at_the_next_launch(tmp_path, monkeyp
     crawl = small.write(tmp_path / "crawl", files=1, links=3)
     left = tmp_path / "set" / "run" / "parcels"
     with small.Pictures() as web:
-        job = replace(small.job(crawl, tmp_path / "set", web), shards=1)
+        job = replace_settings(small.job(crawl, tmp_path / "set", web), shards=1)
         with monkeypatch.context() as killed:
             killed.setattr("cahlib.run.pipeline.parcels.delete_parcel", lambda folder, shard: None)
             run(job, scraping=small.scraping)
@@ -107,13 +110,13 @@ def test_the_tars_of_a_run_have_numbers_and_those_at_a_url_the_names_of_shards(
 
     with small.Pictures() as web:
         job = small.job(crawl, folder, web)
-        run(replace(job, shards=1), scraping=small.scraping)
+        run(replace_settings(job, shards=1), scraping=small.scraping)
         assert tars() == ["00000.tar"]
-        run(replace(job, shards=3), scraping=small.scraping)
+        run(replace_settings(job, shards=3), scraping=small.scraping)
         assert tars() == ["00000.tar", "00001.tar", "00002.tar"]
         ids = sorted(each.shard.id for each in read_manifests(folder))
         url = (tmp_path / "there" / "set").as_uri()
-        job = replace(job, output=url, shards=3)
+        job = replace_settings(job, output=url, shards=3)
         folder = shutil.move(folder, job.output.folder)
         shutil.rmtree(folder / "run")  # which knows that it was another folder's
         run(job, scraping=small.scraping)
@@ -127,7 +130,7 @@ def test_a_run_goes_on_with_a_dataset_of_an_older_cahlib_in_its_layout(tmp_path)
     folder = tmp_path / "set"
     with small.Pictures() as web:
         job = small.job(crawl, folder, web)
-        run(replace(job, shards=1), scraping=small.scraping)
+        run(replace_settings(job, shards=1), scraping=small.scraping)
         unnumber_tars(folder)
         said = read_description(folder)
         assert said.layout == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.dataset import description
 from cahlib.dataset.checksummed_json import encode_checksummed
@@ -42,7 +42,7 @@ def lost(tmp_path):
 def job(lost, tmp_path, monkeypatch):
     (tmp_path / "new").mkdir()
     monkeypatch.chdir(tmp_path / "new")
-    return replace(
+    return replace_settings(
         Job(),
         output=lost,
         model=model(tmp_path / "model", *world.SPEC.model.split("/")),
@@ -108,7 +108,7 @@ def test_what_is_not_whole_at_the_url_is_left_and_told_of(job, lost, tmp_path, l
 def test_a_dataset_keeps_the_names_of_its_columns(tmp_path, monkeypatch, place, layout, described):
     folder, url = tmp_path / "here", (tmp_path / "there").as_uri()
     monkeypatch.chdir(tmp_path)  # where the folder of a URL's dataset is made
-    job = replace(Job(), output=url if place == "url" else str(folder))
+    job = replace_settings(Job(), output=url if place == "url" else str(folder))
     at = job.output.url or job.output.folder
     assert describe_continued(job).layout == 2
     scores = score_columns("ViT-tiny/none", ("similarity", "age minor"), layout=layout)
@@ -151,8 +151,8 @@ def test_another_jobs_dataset_is_refused(job, tmp_path):
     other = model(tmp_path / "other", "ViT-small", "none")
     for setting in ({"threshold": 0.9}, {"forms": "images"}, {"model": other}):
         with pytest.raises(ConfigError, match="another model, threshold or forms"):
-            resume(replace(job, **setting), ledger)
+            resume(replace_settings(job, **setting), ledger)
     assert ledger.counts().total == 0
-    resume(replace(job, output="dataset"), ledger)
+    resume(replace_settings(job, output="dataset"), ledger)
     assert ledger.counts().total == 0
     ledger.close()

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from tests.soak.lasting import NAME, Crawl, disk
 from tests.soak.launches import Ended, Launch, Launcher
 from tests.soak.state import State, state, uids
@@ -65,7 +65,7 @@ class Arena:
     def run(self, mode: str, **other: object) -> tuple[str, ...]:
         """Return the command that makes the dataset."""
         output = self.place(mode).as_uri() if mode == "url" else str(self.folder(mode))
-        return "run", *command.options(replace(self.job, **{"output": output, **other}))
+        return "run", *command.options(replace_settings(self.job, **{"output": output, **other}))
 
     def begin(self, mode: str, shards: int) -> None:
         """Have a sound dataset of so many shards, or nothing."""
@@ -90,7 +90,7 @@ def arena(modes: tuple[str, ...] = MODES, *, wired: bool = True) -> Iterator[Are
                 web = stack.enter_context(Crawl(LINKS, shared=True, host=WEB, port=80))
         else:
             web = stack.enter_context(Crawl(LINKS, shared=True))
-        job = replace(
+        job = replace_settings(
             small.job(Path(), work / "none", web, attempts=3), crawl=NAME, shards=SHARDS,
             base_url=f"http://{web.address}/", **_SLOW,
         )  # fmt: skip

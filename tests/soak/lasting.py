@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
@@ -114,7 +114,9 @@ def soak(seconds: float, seed: int) -> bool:
     """Whether all went well; prints what was seen."""
     with disk() as (folder, size), Crawl() as web:
         job = small.job(Path(), folder / "dataset", web, attempts=100)
-        job = replace(job, crawl=NAME, base_url=f"http://{web.address}/", forms=("embeddings",))
+        job = replace_settings(
+            job, crawl=NAME, base_url=f"http://{web.address}/", forms=("embeddings",)
+        )
 
         def fill(full: bool) -> bool:
             # No larger than what is in it: fails if that has grown meanwhile.
@@ -123,23 +125,25 @@ def soak(seconds: float, seed: int) -> bool:
         rate = _calibrated(job)
         calm = max(8, round(rate * seconds / 2))
         watch, started = Watch(), time.monotonic()
-        code = _launched(replace(job, shards=calm), watch)
+        code = _launched(replace_settings(job, shards=calm), watch)
         took = time.monotonic() - started
         print(f"calm: {calm} shards in {took:.0f} s, exit {code}", *watch.told(), sep="\n")
         every = calm + max(8, round(rate * seconds / 4))
-        events, launches = _chaos(replace(job, shards=every), web, fill, random.Random(seed))
+        events, launches = _chaos(
+            replace_settings(job, shards=every), web, fill, random.Random(seed)
+        )
         print(f"disturbed: {every - calm} shards in {launches} launches; {dict(events)}")
         return _whole(folder / "dataset", every) and code == 0
 
 
 def _calibrated(job: Job) -> float:
     """Shards a second, of a run that has begun."""
-    _launched(replace(job, shards=2), Watch())
+    _launched(replace_settings(job, shards=2), Watch())
     started = time.monotonic()
-    _launched(replace(job, shards=2), Watch())
+    _launched(replace_settings(job, shards=2), Watch())
     idle = time.monotonic() - started  # what a launch takes that finds nothing to do
     started = time.monotonic()
-    _launched(replace(job, shards=62), Watch())
+    _launched(replace_settings(job, shards=62), Watch())
     return 60 / max(time.monotonic() - started - idle, 1.0)
 
 

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from cahlib import demo
-from cahlib.core.config import replace
+from cahlib.core.config import replace_settings
 from cahlib.core.records import DropReason
 from cahlib.crawl.shards import list_shards
 from cahlib.demo import world
@@ -167,7 +167,7 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
     domains.write_text("atlas.example.net\n")
     files = {"crawl": str(crawl), "blocked_domains": str(domains)}  # no machine has them
     with shown.serve(host=running.address) as web:
-        job = replace(demo.job(str(tmp_path / "out"), web), **files)
+        job = replace_settings(demo.job(str(tmp_path / "out"), web), **files)
         todo = list(list_shards(job.crawl, contact="demo@example.com"))
         settings = (job.crawl, job.download)
         with ssh_session(logins[0]) as node:

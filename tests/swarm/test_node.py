@@ -17,7 +17,7 @@ import pytest
 from cryptography import x509
 
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.core.private import place
+from cahlib.core.secret_store import secret_path
 from cahlib.engine import certificates as key_files
 from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm import hetzner, install, lifecycle, server_image, wheel
@@ -88,7 +88,7 @@ def test_certificates_that_end_soon_are_renewed_and_what_opens_the_nodes_stays(k
 def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch):
     """None is made here: the account has no room."""
     orders = lifecycle.SwarmConfig(limits=ServerLimits(nodes=1), state=tmp_path / "run/swarm")
-    keys = SwarmKeys(place(orders.state, "keys"))
+    keys = SwarmKeys(secret_path(orders.state, "keys"))
     before = keys.authority().public.read_bytes()
     monkeypatch.setattr(key_files, "_MIN_REMAINING", days(31))  # so those of today end soon
     with clouds.serve(clouds.Cloud({"token": clouds.Account(limit=0)})) as cloud:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from cahlib.commands import console
-from cahlib.core.progress import NodeStatus, Passing, Snapshot, SwarmStatus, offline
+from cahlib.core.progress import NodeStatus, Snapshot, SwarmStatus, Transient, offline_seconds
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.engine import cluster
 from cahlib.swarm import status
@@ -161,11 +161,11 @@ def test_servers_that_are_brought_up_alone_are_a_bar_in_a_terminal_and_lines_els
     swarm_status = SwarmStatus(nodes=on_their_way("install"))
     with console.coming_up(swarm_status, terminal := Terminal()) as report:
         report("cah-1: made")
-        report(Passing("install: cah-1"))
+        report(Transient("install: cah-1"))
         until(lambda: "servers come up 60 %" in terminal.getvalue())
     assert "cah-1: made\n" in terminal.getvalue()
     with console.coming_up(swarm_status, io.StringIO()) as report:
-        report(Passing("install: cah-1"))
+        report(Transient("install: cah-1"))
     assert capsys.readouterr().err == "install: cah-1\n"
 
 
@@ -179,8 +179,8 @@ def test_no_swarm_takes_no_lines():
 def test_who_waits_for_the_network_is_said():
     with console.view(stream := io.StringIO()) as listener:
         told = [report(3), {**report(5), "offline": 35.2}]
-        listener(replace(snapshot([]), offline=offline(told)))
-    assert "a scraper has had no network for 35 s; the work goes on" in stream.getvalue()
+        listener(replace(snapshot([]), offline=offline_seconds(told)))
+    assert "a scraper has had no network for 35 s; work resumes" in stream.getvalue()
 
 
 def test_a_headed_table_has_a_line_for_each_node():

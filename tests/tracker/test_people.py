@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import select
 
 from cahlib.commands.cli import main
-from cahlib.core.private import of_nickname
+from cahlib.core.secret_store import nickname_secret
 from cahlib.ledger.schema import people
 from cahlib.tracker import names, statistics
 from cahlib.tracker.models import Invalid, Kind, Owned, Result, Unknown
@@ -110,13 +110,13 @@ def test_who_is_sent_away_by_nickname_does_not_come_back(crowd, fill, url, datab
 
 def test_the_secret_of_a_nickname_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CAH_STATE", str(tmp_path / "state"))
-    mine = of_nickname("https://tracker.example", "ann", tmp_path / "dataset")
-    assert of_nickname("https://tracker.example", "ann", tmp_path / "other") == mine
-    assert of_nickname("https://tracker.example", "bob", tmp_path / "dataset") != mine
+    mine = nickname_secret("https://tracker.example", "ann", tmp_path / "dataset")
+    assert nickname_secret("https://tracker.example", "ann", tmp_path / "other") == mine
+    assert nickname_secret("https://tracker.example", "bob", tmp_path / "dataset") != mine
     (path, _) = (tmp_path / "state" / "nicknames").iterdir()
     assert path.stat().st_mode & 0o077 == 0
     monkeypatch.setenv("CAH_NICKNAME_SECRET", "given")
-    assert of_nickname("https://tracker.example", "ann", tmp_path / "dataset") == "given"
+    assert nickname_secret("https://tracker.example", "ann", tmp_path / "dataset") == "given"
 
 
 def test_a_team_is_the_one_that_was_there_first(crowd, database):

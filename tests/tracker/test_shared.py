@@ -8,10 +8,10 @@ import threading
 import pytest
 from sqlalchemy import select
 
-from cahlib.core.config import Job, replace
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.core.private import place
 from cahlib.core.records import Shard, Stage, Stats
+from cahlib.core.secret_store import secret_path
 from cahlib.dataset.write import shard_writer
 from cahlib.ledger.client import Tracker
 from cahlib.ledger.local import Ledger
@@ -79,10 +79,10 @@ def test_another_job_that_takes_the_place_of_one_that_came_to_nothing_is_the_sam
             {"tracker": address, "nickname": "ann", "output": str(tmp_path / "dataset")}
         )
         with open_run_directory(job, role="hybrid", stop=threading.Event()):
-            identity = place(tmp_path / "dataset/run/tracker", "secret")
+            identity = secret_path(tmp_path / "dataset/run/tracker", "secret")
             secret = identity.read_text()
         with open_run_directory(
-            replace(job, threshold=0.9), role="hybrid", stop=threading.Event()
+            replace_settings(job, threshold=0.9), role="hybrid", stop=threading.Event()
         ) as shared:
             assert identity.read_text() == secret
             first = shared.lease()
@@ -342,7 +342,7 @@ def test_a_secret_that_an_earlier_version_kept_beside_the_dataset_is_moved(app, 
         for _ in range(2):
             ledger, shared = run.launch()
             with shared:
-                secret = place(run.folder / "tracker", "secret")
+                secret = secret_path(run.folder / "tracker", "secret")
                 joined = secret.read_text()
             ledger.close()
             path = run.folder / "tracker.json"
@@ -364,7 +364,7 @@ def test_the_folder_of_another_tracker_is_refused(app, tmp_path):
         ledger, shared = run.launch()
         with shared:
             pass
-        secret = place(run.folder / "tracker", "secret")
+        secret = secret_path(run.folder / "tracker", "secret")
         assert secret.read_text() and secret.stat().st_mode & 0o077 == 0
         assert secret.read_text() not in (run.folder / "tracker.json").read_text()
         ledger.close()

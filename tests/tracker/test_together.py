@@ -12,7 +12,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 
 from cahlib import demo
-from cahlib.core.config import Crawl, replace
+from cahlib.core.config import Crawl, replace_settings
 from cahlib.core.records import Shard
 from cahlib.crawl.shards import list_shards
 from cahlib.demo.web import Web
@@ -33,7 +33,9 @@ ANY = Limits(address=0, worker=0, newcomers=0)
 
 
 def started(what, job, tracker, nickname, output):
-    mine = replace(job, tracker=tracker, nickname=nickname, output=str(output), crawl="", workers=1)
+    mine = replace_settings(
+        job, tracker=tracker, nickname=nickname, output=str(output), crawl="", workers=1
+    )
     return command.started(what, *command.options(mine), cwd=output.parent)
 
 
@@ -95,7 +97,7 @@ def test_a_gpu_worker_blames_no_parcel_for_storage_that_is_away(tmp_path, caplog
     with serving(create(settings)) as tracker, Web({}) as web:
         job = demo.job(str(tmp_path / "gus"), web)
         run(
-            replace(job, tracker=tracker, nickname="gus", crawl="", workers=1),
+            replace_settings(job, tracker=tracker, nickname="gus", crawl="", workers=1),
             listener,
             stop=stop,
             tick=0.1,

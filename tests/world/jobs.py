@@ -13,7 +13,7 @@ from distributed.comm.addressing import get_address_host
 
 import cahlib
 from cahlib.core.errors import ShardError
-from cahlib.core.path_map import here
+from cahlib.core.path_map import local_path
 from cahlib.core.records import Parcel, Shard, Stage, Stats
 from cahlib.parcel.tar import TarWriter
 
@@ -136,7 +136,7 @@ def hang(folder: Path, *, limit: float, report: Callable[[object], None]) -> str
 
 def read_file(path: str, *, limit: float, report: Callable[[object], None]) -> tuple[str, bytes]:
     """Where a file of the driver's lies on this machine, and what is in it."""
-    return here(path), Path(here(path)).read_bytes()
+    return local_path(path), Path(local_path(path)).read_bytes()
 
 
 def code(*, limit: float, report: Callable[[object], None]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib import demo
-from cahlib.core.config import Crawl, Download, Job, Judge, Output, Place
+from cahlib.core.config import Crawl, Download, Job, Judge, Output, Resources
 from cahlib.core.progress import SwarmStatus
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
@@ -75,7 +75,7 @@ def job(crawl: Path, folder: Path, web: Web, **place: float) -> Job:
         ),
         judge=Judge(model=str(demo.MODEL), threshold=-1, safety=str(demo.SAFETY)),
         output=Output(output=str(folder)),
-        place=Place(workers=1, **place),  # type: ignore[arg-type]
+        place=Resources(workers=1, **place),  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from cahlib.core.crawl_settings import Crawl
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Shard
-from cahlib.core.table_rows import TableRows, rows_of
+from cahlib.core.table_rows import TableRows, parse_rows_url
 from cahlib.crawl.tables.files import TableError, file_name, find_files
 from cahlib.crawl.tables.tables import open_table
 
@@ -53,9 +53,9 @@ def list_table_shards(
 
 def require_unchanged(listed: Iterable[Shard], known: Iterable[Shard]) -> Iterator[Shard]:
     """Yield shards; raise ConfigError for those of a table that changed since others were made."""
-    stamps = {rows.table: rows.stamp for each in known if (rows := rows_of(each.url))}
+    stamps = {rows.table: rows.stamp for each in known if (rows := parse_rows_url(each.url))}
     for shard in listed:
-        rows = rows_of(shard.url)
+        rows = parse_rows_url(shard.url)
         if rows and stamps.get(rows.table, rows.stamp) != rows.stamp:
             raise ConfigError(
                 f"links: {rows.table} has changed since this dataset was begun; put the old table "

@@ -17,9 +17,9 @@ import msgspec
 from cahlib.core.atomic import new_file
 from cahlib.core.crawl_settings import Crawl
 from cahlib.core.errors import ShardError
-from cahlib.core.path_map import here
+from cahlib.core.path_map import local_path
 from cahlib.core.records import DropReason, Shard, Stage, Stats
-from cahlib.core.table_rows import TableRows, rows_of, typed
+from cahlib.core.table_rows import TableRows, cast_value, parse_rows_url
 from cahlib.crawl.source import RETRY_PAUSES, SleepFunction
 from cahlib.crawl.tables.files import TableAway, TableError, file_name, reading
 from cahlib.crawl.tables.tables import Table, open_table
@@ -50,7 +50,7 @@ class Slices:
 
         None if its table cannot be read, or has changed; ``failed`` is told of that.
         """
-        rows, path = rows_of(shard.url), self._path(shard)
+        rows, path = parse_rows_url(shard.url), self._path(shard)
         if rows is None:
             return replace(crawl, links=())
         for pause in (*RETRY_PAUSES[:4], None):
@@ -96,7 +96,7 @@ def _line(cells: Sequence[Any] | None, texts: int, kinds: Sequence[str], most: i
     own = [url[:_MAX_LINK]]
     if texts == 2:
         own.append(cells[1][:most] if isinstance(cells[1], str) else "")
-    extras = [typed(each, kind) for each, kind in zip(cells[texts:], kinds, strict=True)]
+    extras = [cast_value(each, kind) for each, kind in zip(cells[texts:], kinds, strict=True)]
     try:
         line = _encode(own + extras)
     except (UnicodeEncodeError, msgspec.MsgspecError, OverflowError):
@@ -111,13 +111,13 @@ def read_slice(shard: Shard, path: str, stats: Stats) -> Iterator[Page]:
 
     The page of a row is its table with the fragment ``#row=N``; a path is told without its folder.
     """
-    rows = rows_of(shard.url)
+    rows = parse_rows_url(shard.url)
     if rows is None:
         raise ShardError(f"{shard.url} names no rows of a table.")
     table = rows.table if "://" in rows.table else file_name(rows.table)
     names = [name for _, name in rows.extras]
     link = TABLE_LINK if rows.text_column else BARE_LINK
-    with open(here(path), "rb") as file:
+    with open(local_path(path), "rb") as file:
         for number, line in enumerate(file, rows.first):
             stats.entered[Stage.READ] += 1
             cells = msgspec.json.decode(line)

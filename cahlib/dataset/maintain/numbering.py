@@ -25,7 +25,7 @@ import pyarrow as pa
 from cahlib.core.errors import CahError, RunError
 from cahlib.dataset import description
 from cahlib.dataset.description import find_description
-from cahlib.dataset.layout import CURRENT_LAYOUT, SESSION, part_path, tar_number
+from cahlib.dataset.layout import SESSION, part_path, tar_number
 from cahlib.dataset.manifest import ShardManifest, read_manifests, tar_path
 from cahlib.dataset.write.shard_writer import ShardWriter, read_uids
 
@@ -33,10 +33,10 @@ from cahlib.dataset.write.shard_writer import ShardWriter, read_uids
 def number_tars(folder: Path) -> None:
     """Give each tar of a folder the least free number; numbered ones move only to close gaps.
 
-    Nobody else may write to the folder meanwhile. Datasets of an older layout are left alone, and
+    Nobody else may write to the folder meanwhile. Datasets of layout 1 are left alone, and
     those where a committed shard has no sound manifest: it may have any of the numbers.
     """
-    if (folder / SESSION).exists() or description.layout_of(folder) != CURRENT_LAYOUT:
+    if (folder / SESSION).exists() or description.layout_of(folder) in (None, 1):
         return
     try:
         every = list(read_manifests(folder))

@@ -13,8 +13,8 @@ from pathlib import Path
 from cahlib.core import status
 from cahlib.core.config import Job
 from cahlib.core.errors import RunError, disk_errors
-from cahlib.core.lists import HASH, MD5, URL, Digests, Hashes, entries, md5
-from cahlib.core.lock import held
+from cahlib.core.lists import FILE_HASH, MD5, URL, DigestSet, HashSet, md5_digest, read_entries
+from cahlib.core.lock import lock_dataset
 from cahlib.core.records import DropReason
 from cahlib.dataset.file_names import require_writable
 from cahlib.dataset.maintain.rewrite import RemovalRule, ShardChange, rewrite_shards
@@ -43,18 +43,22 @@ class PurgeLists:
 
     def why(self) -> RemovalRule:
         """Read the lists; raise ConfigError if a file is not such a list."""
-        hashes = Hashes(each for path in self.hashes for each in entries(path, "hashes", HASH))
+        hashes = HashSet(
+            each for path in self.hashes for each in read_entries(path, "hashes", FILE_HASH)
+        )
         looks = load_known_harm(self.looks, "looks", self.distance)
-        urls = Digests(md5(each) for path in self.urls for each in entries(path, "urls", URL))
-        uids = Digests(
-            bytes.fromhex(each) for path in self.uids for each in entries(path, "uids", MD5)
+        urls = DigestSet(
+            md5_digest(each) for path in self.urls for each in read_entries(path, "urls", URL)
+        )
+        uids = DigestSet(
+            bytes.fromhex(each) for path in self.uids for each in read_entries(path, "uids", MD5)
         )
 
         def why(row: Row) -> DropReason | None:
             listed = (
-                hashes.name(row["md5"], row["sha1"], row["sha256"])
+                hashes.has_any(row["md5"], row["sha1"], row["sha256"])
                 or (looks is not None and int(row["phash"], 16) in looks)
-                or md5(row["URL"]) in urls
+                or md5_digest(row["URL"]) in urls
                 or bytes.fromhex(row["uid"]) in uids
             )
             return DropReason.PURGED if listed else None
@@ -75,9 +79,11 @@ def apply_changes(folder: Path, what: str, why: RemovalRule) -> Iterator[ShardCh
     """Rewrite a dataset, and update the log of changes, the report and the card."""
     require_dataset(folder)  # before anything is written to a folder that is not a dataset
     require_writable(folder)
-    with held(folder):
+    with lock_dataset(folder):
         job = Job.stored(folder / "run" / "job.json")
-        (folder / "run" / status.FILE).unlink(missing_ok=True)  # a killed run left thumbnails in it
+        (folder / "run" / status.STATUS_FILE).unlink(
+            missing_ok=True
+        )  # a killed run left thumbnails in it
         changes = rewrite_shards(folder, why)
         try:
             for change in changes:

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Judged, Stage
-from cahlib.core.table_rows import Extra, rows_of
-from cahlib.dataset.layout import CURRENT_LAYOUT, part_path
+from cahlib.core.table_rows import ExtraColumn, parse_rows_url
+from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import (
     GalleryItem,
     ShardManifest,
@@ -36,6 +36,7 @@ from cahlib.dataset.write.columns import (
     REENCODED_FROM,
     Row,
     columns_of_layout,
+    layout_by_columns,
     restore_pair,
 )
 from cahlib.dataset.write.shard_writer import (
@@ -64,9 +65,9 @@ class ShardChange:
 def rewrite_shards(folder: Path, why: RemovalRule) -> Iterator[ShardChange]:
     """Remove the pairs for which there is a reason from the dataset in a folder, shard by shard.
 
-    Yield a change per shard that had such pairs, once it is replaced. Nobody else may write to the
-    folder meanwhile (`lock.held`). Raise ConfigError at once if there is no dataset or its files
-    are elsewhere, and RunError later if one is damaged.
+    Yield a change per shard that had such pairs, once it is replaced. The caller holds the folder's
+    lock (`lock.lock_dataset`). Raise ConfigError at once if there is no dataset or its files are
+    elsewhere, and RunError later if one is damaged.
     """
     recover_interrupted(folder)
     require_dataset(folder)
@@ -93,7 +94,7 @@ def _tried(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChan
 def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChange | None:
     path = folder / part_path("metadata", manifest.shard.id)
     table = pq.read_table(path) if manifest.rows else pa.table({})
-    layout = CURRENT_LAYOUT if "chroma" in table.column_names else 1
+    layout = layout_by_columns(table.column_names)
     rows = [{**dict.fromkeys(columns_of_layout(layout)), **row} for row in table.to_pylist()]
     reasons = [why(row) for row in rows]
     lost = Counter(reason for reason in reasons if reason)
@@ -153,8 +154,8 @@ def _pairs(folder: Path, manifest: ShardManifest, rows: Iterable[Row]) -> Iterat
         )
 
 
-def _extras(manifest: ShardManifest) -> tuple[Extra, ...]:
-    rows = rows_of(manifest.shard.url)
+def _extras(manifest: ShardManifest) -> tuple[ExtraColumn, ...]:
+    rows = parse_rows_url(manifest.shard.url)
     return rows.extras if rows else ()
 
 

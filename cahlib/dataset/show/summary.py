@@ -10,7 +10,7 @@ from typing import Any
 
 from cahlib.core.config import NO_MODEL, settings
 from cahlib.core.records import DropReason, Stage, Stats
-from cahlib.core.table_rows import Extra, rows_of
+from cahlib.core.table_rows import ExtraColumn, parse_rows_url
 from cahlib.core.wording import plural
 from cahlib.dataset.manifest import GalleryItem, ShardManifest, no_dataset_error, read_manifests
 from cahlib.dataset.tar_index import tar_size
@@ -60,7 +60,7 @@ class Summary:
     tars: Mapping[str, int] = field(default_factory=dict)  #: samples by name
     scores: tuple[str, ...] = ()  #: the columns of scores
     source: str = "Common Crawl"  #: what was read, for people
-    extras: tuple[Extra, ...] = ()  #: columns that a table's rows carry along
+    extras: tuple[ExtraColumn, ...] = ()  #: columns that a table's rows carry along
     #: kept pairs by label and by the second classifier's band
     opinions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -108,7 +108,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
     work: list[ShardTimes] = []
     models, forms, versions = dict[tuple[str, float], None](), dict[str, None](), dict[str, str]()
     cut, sizes, scores = dict[str, int](), dict[str, int](), dict[str, None]()
-    extras, sources = dict[Extra, None](), dict[str, None]()
+    extras, sources = dict[ExtraColumn, None](), dict[str, None]()
     size = optouts = overruled = 0
     similarity = 0.0
     for each in manifests:
@@ -131,7 +131,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         similarity += each.similarity * each.rows
         sizes |= tar_size(each)
         scores |= dict.fromkeys(each.scores)
-        rows = rows_of(each.shard.url)
+        rows = parse_rows_url(each.shard.url)
         sources["tables of links" if rows else "Common Crawl"] = None
         extras |= dict.fromkeys(rows.extras if rows else ())
     return Summary(

@@ -14,8 +14,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cahlib.core.atomic import write_file
-from cahlib.core.errors import CahError, ConfigError, RunError, is_full, no_space
-from cahlib.core.retry import wait_asked
+from cahlib.core.errors import CahError, ConfigError, RunError, disk_full_error, is_disk_full
+from cahlib.core.retry import requested_wait
 
 #: Stores without folders, where "making" the topmost would create a bucket.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
@@ -172,9 +172,9 @@ def storage_errors(place: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split()).rstrip(".")
-        if is_full(error):
-            raise no_space(place) from error
+        if is_disk_full(error):
+            raise disk_full_error(place) from error
         text = f"{place} cannot be reached: {said} ({type(error).__name__})."
-        if (wait := wait_asked(error)) is not None:
+        if (wait := requested_wait(error)) is not None:
             raise StorageBusy(text, wait) from error
         raise RunError(text) from error

@@ -19,8 +19,8 @@ from typing import BinaryIO, TypeVar
 
 from cahlib.core.atomic import write_file
 from cahlib.core.config import Output
-from cahlib.core.errors import CahError, ConfigError, RunError, disk_errors, is_full
-from cahlib.core.lock import busy, is_held
+from cahlib.core.errors import CahError, ConfigError, RunError, disk_errors, is_disk_full
+from cahlib.core.lock import is_locked, locked_error
 from cahlib.dataset.checksummed_json import encode_checksummed
 from cahlib.dataset.description import (
     DESCRIPTION_FILE,
@@ -73,8 +73,8 @@ def check_destination(url: str, folder: Path) -> None:
             return
         if there.folder:
             require_writable(there.folder)
-            if is_held(there.folder):  # a run of this machine writes there
-                raise busy(there.folder)
+            if is_locked(there.folder):  # a run of this machine writes there
+                raise locked_error(there.folder)
         with storage_errors(there.place):
             there.make_folder(trial)
             try:
@@ -82,7 +82,7 @@ def check_destination(url: str, folder: Path) -> None:
             finally:  # a full disk leaves an empty one
                 there.remove(trial)
     except RunError as error:
-        if is_full(error):
+        if is_disk_full(error):
             raise
         raise ConfigError(f"output: {error}") from error
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Candidate, Image, Judged
-from cahlib.core.table_rows import Extra, typed
+from cahlib.core.table_rows import ExtraColumn, cast_value
 from cahlib.dataset.layout import CURRENT_LAYOUT
 
 #: The metadata of one pair, by column.
@@ -124,10 +124,15 @@ def columns_of_layout(layout: int) -> tuple[str, ...]:
     return tuple(each.name for each in ALL_COLUMNS if each.since <= layout)
 
 
+def layout_by_columns(names: Sequence[str]) -> int:
+    """Return the layout of a table with these columns."""
+    return max((each.since for each in ALL_COLUMNS if each.name in names), default=1)
+
+
 def arrow_schema(
     scores: Sequence[str],
     *,
-    extras: Sequence[Extra] = (),
+    extras: Sequence[ExtraColumn] = (),
     reencoded: bool = False,
     layout: int = CURRENT_LAYOUT,
 ) -> pa.Schema:
@@ -149,7 +154,7 @@ def make_row(
     *,
     model: str,
     scores: Mapping[str, str],
-    extras: Sequence[Extra] = (),
+    extras: Sequence[ExtraColumn] = (),
     layout: int = CURRENT_LAYOUT,
 ) -> Row:
     """Return the metadata of a scored image; ``scores`` maps each score to its column.
@@ -162,7 +167,7 @@ def make_row(
     }
     carried = judged.image.candidate.extra
     for kind, name in extras:  # another machine may have sent anything
-        value = typed(carried.get(name), kind)
+        value = cast_value(carried.get(name), kind)
         values[name] = _valid(value) if kind == "text" else value
     given = dict(judged.scores)
     for score, column in scores.items():
@@ -179,7 +184,7 @@ def restore_pair(
     data: bytes,
     image_embedding: Any,
     text_embedding: Any,
-    extras: Sequence[Extra] = (),
+    extras: Sequence[ExtraColumn] = (),
 ) -> Judged:
     """Return the kept pair of which `make_row` made this row, but for its position."""
     carried = {name: row[name] for _, name in extras}

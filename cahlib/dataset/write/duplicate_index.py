@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 
 from cahlib.core.config import Output
-from cahlib.core.lists import Digests
+from cahlib.core.lists import DigestSet
 from cahlib.core.records import DropReason, Judged, Shard
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import ShardManifest, read_manifest
@@ -45,7 +45,7 @@ class _Images:
     """An index of some images."""
 
     def __init__(self, distance: int | None) -> None:
-        self._bytes, self._near = Digests(), None if distance is None else NearIndex(distance)
+        self._bytes, self._near = DigestSet(), None if distance is None else NearIndex(distance)
 
     def find_duplicate(self, image: ImageFingerprint) -> DropReason | None:
         if image.sha256 in self._bytes:

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from cahlib.core.atomic import TEMPORARY_SUFFIX
 from cahlib.core.errors import disk_errors
 from cahlib.core.records import DropReason, Judged, OptOut, Parcel, Stage, Stats
-from cahlib.core.table_rows import Extra, rows_of
+from cahlib.core.table_rows import ExtraColumn, parse_rows_url
 from cahlib.dataset.layout import (
     CURRENT_LAYOUT,
     FOLDERS,
@@ -84,7 +84,7 @@ class DatasetSpec:
     versions: Mapping[str, str]  #: of the libraries that score
     settings: str = ""  #: the digest of the settings that make it
     layout: int = CURRENT_LAYOUT
-    extras: tuple[Extra, ...] = ()  #: columns that a table's rows carry along
+    extras: tuple[ExtraColumn, ...] = ()  #: columns that a table's rows carry along
 
 
 def write_shard(
@@ -102,7 +102,7 @@ def write_shard(
     from the kept to the dropped. Errors of ``judged`` propagate, and nothing is left on disk.
     Raise ConfigError if the folder cannot be written, RunError if the disk fails.
     """
-    pair_stats, rows = PairStats(), rows_of(parcel.shard.url)
+    pair_stats, rows = PairStats(), parse_rows_url(parcel.shard.url)
     spec = dataclasses.replace(spec, extras=rows.extras if rows else ())
     with ShardWriter(folder) as writer:
         writer.open_formats(parcel.shard.id, spec)

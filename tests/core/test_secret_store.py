@@ -9,7 +9,7 @@ import pytest
 
 from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError
-from cahlib.core.private import FOLDER, named, place
+from cahlib.core.secret_store import STATE_VARIABLE, run_name, secret_path
 from cahlib.engine.certificates import SwarmKeys
 from cahlib.run.run_directory import open_run_directory
 
@@ -23,11 +23,15 @@ def launched(folder, **settings):
 
 
 def test_keys_are_found_again_by_the_name_of_the_run(tmp_path):
-    there = place(tmp_path / "a" / OWN, "keys")
+    there = secret_path(tmp_path / "a" / OWN, "keys")
     SwarmKeys(there).ssh()
-    assert place(tmp_path / "a" / OWN, "keys") == there != place(tmp_path / "b" / OWN, "keys")
+    assert (
+        secret_path(tmp_path / "a" / OWN, "keys")
+        == there
+        != secret_path(tmp_path / "b" / OWN, "keys")
+    )
     (tmp_path / "a").rename(tmp_path / "c")
-    assert place(tmp_path / "c" / OWN, "keys") == there
+    assert secret_path(tmp_path / "c" / OWN, "keys") == there
     assert there.is_relative_to(Path.home() / ".local/state/cahlib")
     assert {oct(each.stat().st_mode)[-2:] for each in (there.parent, *there.iterdir())} == {"00"}
 
@@ -36,10 +40,10 @@ def test_keys_beside_a_dataset_are_moved_once_by_whatever_is_started_there(tmp_p
     old = SwarmKeys(tmp_path / OWN / "keys")
     private = old.ssh().private
     text = private.read_bytes()
-    named(tmp_path / OWN)
+    run_name(tmp_path / OWN)
     launched(tmp_path)
     assert not old.folder.exists()
-    moved = SwarmKeys(place(tmp_path / OWN, "keys")).ssh().private
+    moved = SwarmKeys(secret_path(tmp_path / OWN, "keys")).ssh().private
     assert moved.read_bytes() == text and oct(moved.stat().st_mode)[-3:] == "600"
     shutil.copytree(moved.parent, old.folder)  # killed after the copy was whole
     launched(tmp_path)
@@ -49,15 +53,15 @@ def test_keys_beside_a_dataset_are_moved_once_by_whatever_is_started_there(tmp_p
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        ("{dataset}/keys", "is in the dataset's folder"),
-        ("keys", "name a folder, by its whole path"),
+        ("{dataset}/keys", "is inside the dataset's folder"),
+        ("keys", "give the absolute path of a folder"),
         ("/proc/keys", "cannot be written"),
     ],
 )
 def test_there_is_no_other_place_for_keys(tmp_path, monkeypatch, state, sentence):
-    monkeypatch.setenv(FOLDER, state.format(dataset=tmp_path))
+    monkeypatch.setenv(STATE_VARIABLE, state.format(dataset=tmp_path))
     with pytest.raises(ConfigError, match=sentence):
-        place(tmp_path / OWN, "keys")
+        secret_path(tmp_path / OWN, "keys")
 
 
 def test_who_publishes_the_folder_leaves_the_run_out(tmp_path):
