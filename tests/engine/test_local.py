@@ -101,10 +101,10 @@ def test_a_job_that_costs_three_workers_is_given_up(tmp_path):
 
 def test_a_running_job_is_heard(scrapers, tmp_path):
     scrapers.submit("teller", jobs.tell_and_wait, tmp_path, limit=jobs.LIMIT)
-    jobs.until(lambda: scrapers.told() == [{"images": 7}])
+    jobs.until(lambda: scrapers.reports() == [{"images": 7}])
     (tmp_path / "go").touch()
     take(scrapers, 1)
-    assert scrapers.told() == []
+    assert scrapers.reports() == []
 
 
 USED = """
@@ -158,4 +158,4 @@ def test_a_report_that_comes_while_its_job_is_taken_is_not_counted_for_ever(scra
 
     with shaken(local):
         together(work, report)
-    assert scrapers.told() == []
+    assert scrapers.reports() == []

@@ -176,7 +176,7 @@ def test_a_node_does_not_fill_the_memory_of_the_scheduler(swarm, before):
     known = peak(swarm.scheduler, anew=True)
     asyncio.run(flood())
     assert peak(swarm.scheduler) < known + 16
-    said = "announced 2,147,483,648 bytes, where 262,"  # once the connection is closed
+    said = "announced 2,147,483,648 bytes, where at most 262,"  # once the connection is closed
     jobs.until(lambda: said in (swarm.top / "log").read_text())
 
 
