@@ -17,7 +17,9 @@ from cahlib.commands.console import print_json
 from cahlib.commands.parser import Parser
 from cahlib.commands.serve import opened
 from cahlib.core.config import Crawl
+from cahlib.core.crawl_settings import NO_TEXT
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
+from cahlib.core.table_rows import is_shareable
 
 
 def add(commands: Any) -> None:
@@ -44,13 +46,22 @@ def add(commands: Any) -> None:
         command("serve", "run the tracker", serve.serve, "--upload s3://bucket/parcels")
     )
     adding = command(
-        "add", "add a crawl's WAT files to the list", _intake, "--crawl CC-MAIN-2024-10"
+        "add", "add a crawl, or tables of links, to the list", _intake, "--crawl CC-MAIN-2024-10"
     )
     adding.add_argument(
-        "--crawl",
-        required=True,
-        help="a crawl's name (CC-MAIN-2024-10), or WAT files as for cah run",
+        "--crawl", default="", help="a crawl's name (CC-MAIN-2024-10), or WAT files as for cah run"
     )
+    adding.add_argument(
+        "--links", metavar="PATTERN", nargs="+", default=[],
+        help="tables of links instead, by URLs that every worker can read",
+    )  # fmt: skip
+    adding.add_argument("--url-column", metavar="NAME", default="", help="as for cah run")
+    adding.add_argument("--text-column", metavar="NAME", default="", help="as for cah run")
+    adding.add_argument("--extra-columns", metavar="NAMES", default="", help="as for cah run")
+    adding.add_argument(
+        "--shard-links", metavar="N", type=int, default=Crawl().shard_links,
+        help=f"rows of a table in a shard [{Crawl().shard_links}]",
+    )  # fmt: skip
     adding.add_argument(
         "--wats", metavar="N", type=int, default=0, help="how many WAT files; 0 = all [0]"
     )
@@ -123,13 +134,29 @@ def _intake(chosen: argparse.Namespace) -> int:
     if chosen.wats < 0:
         raise ConfigError(f"wats: {chosen.wats} is not allowed; give a number of at least 0.")
     crawl = Crawl(
-        crawl=chosen.crawl, shards=2 * chosen.wats, seed=chosen.seed, base_url=chosen.base_url
+        crawl=chosen.crawl,
+        links=tuple(chosen.links),
+        url_column=chosen.url_column,
+        text_column=chosen.text_column,
+        extra_columns=tuple(filter(None, chosen.extra_columns.split(","))),
+        shard_links=chosen.shard_links,
+        shards=2 * chosen.wats,
+        seed=chosen.seed,
+        base_url=chosen.base_url,
     )
+    if chosen.text_column == NO_TEXT:
+        raise ConfigError("text_column: a tracker's pairs are judged; name a column of captions.")
+    if local := next((each for each in crawl.links if not is_shareable(each)), None):
+        raise ConfigError(
+            f"links: other machines cannot read {local}; give a URL (https://, hf://, s3://, gs://)."
+        )
     with opened(chosen.database, create=True) as database:
+        from cahlib.dataset.write.columns import TAKEN
         from cahlib.tracker import admin
 
-        added = admin.add(database, list_shards(crawl))
-    print(f"Added {added:,} WAT files: {2 * added:,} shards.")
+        added = admin.add(database, list_shards(crawl, taken=TAKEN))
+    what = f"{added:,} shards" if crawl.links else f"{added:,} WAT files: {2 * added:,} shards"
+    print(f"Added {what}.")
     return 0
 
 

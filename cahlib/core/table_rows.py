@@ -71,6 +71,14 @@ def parse_rows_url(url: str) -> TableRows | None:
     )
 
 
+def is_shareable(table: str) -> bool:
+    """Return whether a table is where other machines read it, and where none has files of its own.
+
+    A tracker must not choose files of its workers.
+    """
+    return table.startswith(("http://", "https://", "hf://", "s3://", "gs://"))
+
+
 def cast_value(value: Any, kind: str) -> Any:
     """Return a value converted for a column of a kind; None if it does not fit."""
     if value is None or (kind == "text" and isinstance(value, str)):

@@ -149,7 +149,10 @@ def _job(told: Mapping[str, str]) -> Job:
         raise ConfigError("engine: Kaggle's kernel scrapes by itself, or with servers (swarm).")
     if job.output.url:
         raise ConfigError("output: give a folder of this machine; the kernel's output comes there.")
-    if not job.place.tracker and not job.crawl.crawl.startswith(("http://", "https://", "CC-")):
+    links, crawl = job.crawl.links, job.crawl.crawl
+    if any("://" not in each for each in links):
+        raise ConfigError("links: Kaggle cannot read this machine's files; give URLs.")
+    if not (job.place.tracker or links or crawl.startswith(("http://", "https://", "CC-"))):
         raise ConfigError(
             "crawl: Kaggle cannot read this machine's files; give a URL or a crawl's name."
         )
@@ -181,7 +184,12 @@ def _require_all(job: Job) -> None:
 def _require_crawl(job: Job, told: Mapping[str, str]) -> None:
     """Refuse a crawl that Common Crawl does not list, if it can be asked."""
     name = job.crawl.crawl
-    if job.place.tracker or "://" in name or job.crawl.base_url != Crawl().base_url:
+    if (
+        job.place.tracker
+        or job.crawl.links
+        or "://" in name
+        or job.crawl.base_url != Crawl().base_url
+    ):
         return
     listed = index.crawl_names(told.get("CAH_KAGGLE_CRAWLS") or index.INDEX_URL)
     if not listed:

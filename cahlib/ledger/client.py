@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import cahlib
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.records import Shard, Stats
+from cahlib.core.table_rows import is_shareable, parse_rows_url
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -156,11 +157,14 @@ class Tracker:
 
     def _check(self, shard: Shard, parcel: dict[str, Any] | None) -> None:
         """Whoever speaks for the tracker chooses no files of this machine, and no other storage."""
+        rows = parse_rows_url(shard.url)
         fine = _ID.fullmatch(shard.id) and shard.half in (0, 1)
+        fine = fine and (rows is None or is_shareable(rows.table))
         if not fine or (parcel and not is_below(parcel["url"], self.upload)):
             raise RunError(
-                f"The tracker {self.url} gave out {shard.id!r:.300} as a shard's name, or a parcel "
-                "that is not where it wants parcels; it is broken, or not to be trusted."
+                f"The tracker {self.url} gave out {shard.id!r:.300} as a shard's name, a table "
+                "of no other machine's, or a parcel that is not where it wants parcels; it is "
+                "broken, or not to be trusted."
             )
 
     def _on(self, number: int, what: str, body: Any, patience: float) -> dict[str, Any]:

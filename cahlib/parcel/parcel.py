@@ -180,6 +180,8 @@ def read_images(parcel: Parcel, *, trusted: bool = True) -> Iterator[Image]:
         if not parcel.index:
             yield from read_layout1(parcel, file)
             return
+        if not 0 < parcel.index < parcel.size:
+            raise TarError("has its metadata elsewhere")
         file.seek(parcel.index)
         before, read = -1, 0
         for _ in range(parcel.images):

@@ -52,6 +52,9 @@ ALL = (
     Row("wat", "100 MB of WAT to candidates, one core (`bench_wat`)",
         "{cpu:.1f} CPU s, {mib} MiB: languages, repair, refusals and hashes included",
         "cc2dataset: {peer_cpu:.1f} CPU s, {peer_mib} MiB, links alone"),
+    Row("links", "1,000,000 rows of a table cut into shards and read (`bench_links`)",
+        "Parquet {parquet:,.0f}, JSON lines {jsonl:,.0f}, CSV.gz {csv_gz:,.0f} rows per CPU "
+        "second, at most {mib:.0f} MiB"),
     Row("images-256", "1,000 images fetched, validated, hashed, at 256 px (`bench_images`)",
         "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib} MiB",
         "img2dataset 1.47: {peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib} MiB"),

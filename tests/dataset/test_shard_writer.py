@@ -7,11 +7,9 @@ from dataclasses import replace
 from hashlib import md5
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from embedding_reader import EmbeddingReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +21,13 @@ from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted, wr
 from tests.world import judged as world
 from tests.world.crashes import before_each_renaming
 from tests.world.judged import write_anew as write
+
+
+def table_of(folder):
+    """The dataset's table, as pandas reads it."""
+    import pandas as pd  # which takes 0.3 s
+
+    return pd.read_parquet(folder / "metadata")
 
 
 def everything(folder):
@@ -38,7 +43,7 @@ def test_rows_members_and_embeddings_are_the_same_pairs_in_the_same_order(tmp_pa
     sealed = write(tmp_path)
     kept = [each for each in world.some(30)[0] if each.reason is None]
     assert sealed.rows == len(kept) == 15
-    table = pd.read_parquet(tmp_path / "metadata")
+    table = table_of(tmp_path)
     images = np.load(tmp_path / "img_emb/img_emb_s-0.npy")
     texts = np.load(tmp_path / "text_emb/text_emb_s-0.npy")
     tar = webdataset.WebDataset(
@@ -77,7 +82,7 @@ def test_the_first_columns_are_those_of_laion(tmp_path):
 
 def test_every_score_has_its_column_and_is_empty_where_it_was_not_given(tmp_path):
     write(tmp_path)
-    table = pd.read_parquet(tmp_path / "metadata")
+    table = table_of(tmp_path)
     unsafe = table["NSFW"] != "UNLIKELY"
     assert table["clip_ViT-tiny_none_similarity"].notna().all()
     assert (table["clip_ViT-tiny_none_age_minor"].notna() == unsafe).all() and unsafe.any()
@@ -90,6 +95,8 @@ def test_a_score_without_a_column_is_a_mistake(tmp_path):
 
 
 def test_embedding_reader_joins_metadata_and_embeddings_over_shards_without_pairs(tmp_path):
+    from embedding_reader import EmbeddingReader
+
     write(tmp_path, shard="s-0")
     empty = write_shard(
         tmp_path,
@@ -139,7 +146,7 @@ def test_a_seal_says_what_its_shard_is(tmp_path):
     assert read_manifest(tmp_path, "s-0") == sealed
     assert read_manifest(tmp_path, "s-1") is None
     assert list(read_manifests(tmp_path)) == [sealed]
-    assert read_uids(tmp_path, sealed) == list(pd.read_parquet(tmp_path / "metadata")["uid"])
+    assert read_uids(tmp_path, sealed) == list(table_of(tmp_path)["uid"])
     for stage in Stage:
         assert sealed.stats.unaccounted(stage) == 0
     assert sum(sealed.kept.values()) == sealed.rows == sum(sealed.domains.values())
@@ -193,7 +200,7 @@ def test_no_text_of_the_web_stops_a_shard(tmp_path_factory, url, text, other):
         stats=world.stats_of([pair]),
         again=lambda judged: None,
     )
-    row = pd.read_parquet(folder / "metadata").iloc[0]
+    row = table_of(folder).iloc[0]
     assert (row["URL"], row["TEXT"]) == (url, text)
     assert row["uid"] == md5((url + text).encode()).hexdigest() == pair.image.candidate.uid
     assert sealed.rows == 1

@@ -13,7 +13,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from cahlib.demo import MODEL, draw, emoji, evaluate, train, world  # noqa: E402
 
-CONCEPTS = 120
+CONCEPTS = 100  # a caption is found among so many
 FIRST = 0x1F400  # of a block without gaps that is of animals and things
 
 

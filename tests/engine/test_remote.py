@@ -12,21 +12,28 @@ from pathlib import Path
 
 import pytest
 
+from cahlib.core.config import Crawl
 from cahlib.core.errors import RunError, ShardError
 from cahlib.core.progress import SwarmStatus
+from cahlib.core.records import Stats
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.shards import list_shards
+from cahlib.crawl.tables.slices import Slices
+from cahlib.crawl.wat import read_pages
 from cahlib.engine import local, wire
 from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
 from cahlib.parcel import parcel as parcels
 from cahlib.run.scrape import scrape
+from cahlib.run.scrapers import _Supplied
 from cahlib.swarm import install, status
 from cahlib.swarm.billing import Billing
 from cahlib.swarm.node import user_data
 from cahlib.swarm.provider import Server
 from cahlib.swarm.ssh import Login, ssh_session
-from tests.world import awake, hosts, jobs
+from tests.world import awake, hosts, jobs, tables
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 
@@ -83,23 +90,24 @@ def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp
     with awake.build().serve(host=swarm.machines.address) as web:
         job = awake.job(str(tmp_path / "out"), web)
         todo = list(list_shards(job.crawl, contact="demo@example.com"))
-        for shard in todo:
-            scrapers.submit(
-                shard.id, scrape, shard, job.crawl, job.download, scrapers.folder, limit=jobs.LIMIT
-            )
+        settings = dict.fromkeys(todo, job.crawl)
+        # a table of this machine, of which each node gets its rows alone
+        table = tables.write(tmp_path / "t.csv", captioned(job, todo))
+        slices = Slices(tmp_path / "slices")
+        listed = list(list_shards(Crawl(links=(str(table),), shard_links=20)))
+        settings |= {shard: slices.cut(shard, job.crawl, print) for shard in listed}
+        todo += listed
+        supplied = _Supplied(scrapers)
+        for shard, crawl in settings.items():
+            given = (shard.id, scrape, shard, crawl, job.download)
+            supplied.submit(*given, scrapers.folder, limit=jobs.LIMIT)
         far = take(scrapers, len(todo))
         with local.local_engine(1) as here:
-            for shard in todo:
-                here.submit(
-                    shard.id,
-                    scrape,
-                    shard,
-                    job.crawl,
-                    job.download,
-                    tmp_path / "near",
-                    limit=jobs.LIMIT,
-                )
+            for shard, crawl in settings.items():
+                given = (shard.id, scrape, shard, crawl, job.download)
+                here.submit(*given, tmp_path / "near", limit=jobs.LIMIT)
             near = take(here, len(todo))
+    assert any(far[shard.id].images for shard in listed)
     for shard in todo:
         parcels.check_parcel(far[shard.id])
         assert parcels.find_parcel(tmp_path / "home", shard) == far[shard.id]
@@ -107,6 +115,16 @@ def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp
         assert far[shard.id].stats.as_dict() == near[shard.id].stats.as_dict()
     for host in swarm.machines.all.values():
         assert not list((host.home / "parcels").iterdir())
+
+
+def captioned(job, shards):
+    """Rows with the links and captions of a crawl."""
+    stats, found = Stats(), []
+    for shard in shards:
+        pages = read_pages(shard, stats)
+        blocked = Blocklists.load(job.crawl)
+        found += find_candidates(pages, job.crawl, blocked, stats)
+    return [{"url": each.url, "text": each.text} for each in found]
 
 
 def _content(parcel):

@@ -414,6 +414,13 @@ def test_a_hostile_index_is_refused(tmp_path, evil):
         list(parcels.read_images(parcel))
 
 
+@pytest.mark.parametrize("index", [-1, 1, 2**40, 2**70])
+def test_an_index_that_lies_elsewhere_is_refused(tmp_path, index):
+    parcel = dataclasses.replace(sealed(tmp_path), index=index)
+    with pytest.raises(ShardError, match="has to be scraped again"):
+        list(parcels.read_images(parcel))
+
+
 def test_absurd_sizes_are_refused(tmp_path):
     parcel = first_layout(tmp_path, [0])
     data = parcel.path.read_bytes()

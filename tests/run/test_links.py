@@ -8,20 +8,25 @@ import tarfile
 import pyarrow.parquet as pq
 import pytest
 
+from cahlib import demo
 from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Stage
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.manifest import read_manifests
 from cahlib.dataset.show.summary import summary_lines
 from cahlib.run.pipeline import run
 from tests.world import small, tables
+from tests.world.crashes import before_each_renaming
+
+NO_JUDGE = {"no_judge": True, "model": "", "threshold": None, "safety": ""}
 
 
 def job(web, folder, *paths, **settings):
-    """A run of some tables that keeps every picture."""
-    settings = {"shard_links": 10, "crawl": "", "links": tuple(map(str, paths))} | settings
-    return replace_settings(small.job("", folder, web), **settings)
+    """A run of some tables that keeps every picture; no model judges."""
+    own = {"shard_links": 10, "crawl": "", "links": tuple(map(str, paths)), **NO_JUDGE}
+    return replace_settings(small.job("", folder, web), **own | settings)
 
 
 def metadata(folder, *columns):
@@ -36,7 +41,6 @@ def web():
         yield web
 
 
-NO_JUDGE = {"no_judge": True, "model": "", "threshold": None, "safety": ""}
 LAION = {"NSFW": lambda n: "UNLIKELY", "similarity": lambda n: n / 100}
 DATACOMP = {"uid": lambda n: f"{n:032x}", "original_width": int}
 
@@ -63,7 +67,8 @@ def test_columns_are_carried_along_into_every_form_and_stay(web, tmp_path):
     more = {"width": int, "score": lambda n: n / 8 if n % 3 else None, "tag": lambda n: f"t{n}"}
     path = tables.write(tmp_path / "some.jsonl.zst", tables.rows(12, **more))
     folder = tmp_path / "set"
-    wanted = job(web, folder, path, extra_columns=("all",))
+    judged = dict(model=str(demo.MODEL), threshold=-1, safety=str(demo.SAFETY), no_judge=False)
+    wanted = job(web, folder, path, extra_columns=("all",), **judged)
     run(wanted, scraping=small.scraping)
     schema = pq.read_table(folder / "metadata").schema
     assert [str(schema.field(name).type) for name in more] == ["int64", "double", "string"]
@@ -114,7 +119,7 @@ def test_links_alone_are_downloaded_without_a_model_and_without_torch(web, tmp_p
         "from tests.world import small;"
         "run(Job.stored(Path(sys.argv[1])), scraping=small.scraping)"
     )
-    wanted = job(web, folder, listed, **NO_JUDGE, text_column="none")
+    wanted = job(web, folder, listed, text_column="none")
     wanted.store(tmp_path / "job.json")
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "job.json")], check=True)
     assert list(verify(folder)) == []
@@ -129,6 +134,29 @@ def test_links_alone_are_downloaded_without_a_model_and_without_torch(web, tmp_p
     assert "  judged by no model" in list(summary_lines(folder))
     with pytest.raises(ConfigError, match=r"no column of captions \(1\); name it with --text-col"):
         run(job(web, tmp_path / "other", listed), scraping=small.scraping)
+
+
+def test_a_run_that_is_killed_anywhere_ends_with_the_same_dataset(web, tmp_path):
+    path = tables.write(tmp_path / "t.csv.gz", tables.rows(6, tag=str))
+    folders = [tmp_path / f"killed{number}" for number in range(3)]
+    whole = tmp_path / "whole"
+    for folder in (whole, *folders):
+        folder.mkdir()
+        wanted = job(web, folder, path, shard_links=3, extra_columns=("tag",))
+        wanted.store(folder.with_suffix(".json"))
+    run(Job.stored(whole.with_suffix(".json")), scraping=small.scraping)
+    imports = (
+        "from cahlib.core.config import Job\nfrom cahlib.run.pipeline import run\n"
+        "from tests.world import small"
+    )
+    work = "run(Job.stored(folder.with_suffix('.json')), scraping=small.scraping)"
+    assert before_each_renaming(imports, work, folders, stride=10) == ["9"] * len(folders)
+    for folder in folders:
+        outcome = run(Job.stored(folder.with_suffix(".json")), scraping=small.scraping)
+        assert outcome.shards.done == 2 and list(verify(folder)) == []
+        assert metadata(folder, "tag", "page") == metadata(whole, "tag", "page")
+        told = [[each.funnel for each in read_manifests(place)] for place in (folder, whole)]
+        assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(

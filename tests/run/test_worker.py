@@ -5,13 +5,18 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+from sqlalchemy import delete
 
-from cahlib.core.config import Job
+from cahlib.commands import cli
+from cahlib.core.config import Crawl, Job, replace_settings
 from cahlib.core.errors import RunError
 from cahlib.core.records import Shard
+from cahlib.crawl.shards import list_shards
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
 from cahlib.ledger.database import Database
+from cahlib.ledger.schema import shards, wats
+from cahlib.parcel import parcel as parcels
 from cahlib.run.worker import volunteer
 from cahlib.tracker import admin, statistics
 from cahlib.tracker.app import create
@@ -20,6 +25,7 @@ from cahlib.tracker.limits import Limits
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.models import NotHeld, Rules
 from cahlib.tracker.service import Settings
+from tests.world import small, tables
 from tests.world.ports import free_port
 from tests.world.trackers import serving
 
@@ -55,6 +61,37 @@ def crawl(tmp_path, answer, *, upload=""):
         )
         yield web, job, database
     database.close()
+
+
+def test_tables_are_scraped_for_a_tracker_where_it_says(tmp_path):
+    """As `cah tracker add` lists them; a table that a tracker names on this machine is not read."""
+    table = tables.write(tmp_path / "t.parquet", tables.rows(25, width=int))
+    line = ["tracker", "add", "--database", f"sqlite:///{tmp_path / 'tracker.sqlite'}"]
+    line += ["--shard-links", "10", "--extra-columns", "width", "--links"]
+    body = Answer(body=table.read_bytes(), type="application/octet-stream")
+    with crawl(tmp_path, EMPTY) as (_, job, database), small.Pictures() as pictures:
+        with database.write() as connection:
+            connection.execute(delete(shards))
+            connection.execute(delete(wats))
+        with Web({"/t.parquet": body}) as web:
+            assert cli.main([*line, str(table)]) == 2
+            assert cli.main([*line, url := f"http://{web.address}/t.parquet"]) == 0
+            links = Crawl(links=(url,), shard_links=10, extra_columns=("width",))
+            listed = list(list_shards(links))
+            job = replace_settings(job, replay=pictures.address, per_second=0)
+            assert volunteer(job, tick=0.1).parcels == 3
+        for path in (tmp_path / "parcels").iterdir():  # <shard>.<a mark>.tar, and .json
+            path.rename(path.with_name(path.stem.partition(".")[0] + path.suffix))
+        found = [
+            (image.candidate.url, image.candidate.extra)
+            for shard in listed
+            for image in parcels.read_images(parcels.find_parcel(tmp_path / "parcels", shard))
+        ]
+        made = [(row["url"], {"width": row["width"]}) for row in tables.rows(25, width=int)]
+        assert sorted(found) == sorted(made)
+        admin.add(database, list_shards(Crawl(links=(str(table),))))
+        with pytest.raises(RunError, match="a table of no other machine's"):
+            volunteer(job, tick=0.1)
 
 
 def as_it_was(database):

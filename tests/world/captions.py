@@ -4,15 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 
-#: Of all code points: controls, surrogates, private use (none of these three has changed since
-#: 1996), and what will never be a character.
-FORBIDDEN = frozenset(
-    letter
-    for letter in map(chr, range(0x110000))
-    if unicodedata.category(letter) in ("Cc", "Cs", "Co")
-    or "\ufdd0" <= letter <= "\ufdef"
-    or ord(letter) % 0x10000 >= 0xFFFE
-)
 #: Those with the property Bidi_Control.
 TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 #: Those that have no width: soft hyphens and word joiners, fillers, signs about other signs.
@@ -22,3 +13,15 @@ UNSEEN = TURNING | frozenset(
 )
 #: Letters that are tagged: seen in no text, but for the tags of a flag.
 TAGS = frozenset(map(chr, range(0xE0000, 0xE1000)))
+
+
+def is_forbidden(letter: str) -> bool:
+    """Whether it is a control, a surrogate, for private use, or never a character.
+
+    None of the first three has changed since 1996.
+    """
+    return (
+        unicodedata.category(letter) in ("Cc", "Cs", "Co")
+        or "\ufdd0" <= letter <= "\ufdef"
+        or ord(letter) % 0x10000 >= 0xFFFE
+    )

@@ -20,7 +20,8 @@ def die(event, args):
         if steps < 0:
             os._exit(9)
 
-for steps, folder in enumerate(map(Path, sys.argv[1:])):
+for number, folder in enumerate(map(Path, sys.argv[1:])):
+    steps = number * {stride}
     if os.fork() == 0:
         sys.addaudithook(die)
         {work}
@@ -29,12 +30,14 @@ for steps, folder in enumerate(map(Path, sys.argv[1:])):
 """
 
 
-def before_each_renaming(imports: str, work: str, folders: Sequence[Path]) -> list[str]:
+def before_each_renaming(
+    imports: str, work: str, folders: Sequence[Path], *, stride: int = 1
+) -> list[str]:
     """Return the exit codes of forks that do ``work`` with their ``folder``: 9 for those that died.
 
-    That of the first folder dies before its first renaming, the next before its second.
+    That of the first folder dies before its first renaming, the next ``stride`` renamings later.
     """
-    script = _SCRIPT.format(imports=imports, work=work)
+    script = _SCRIPT.format(imports=imports, work=work, stride=stride)
     ran = forks.run(["-c", script, *map(str, folders)], env=os.environ)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.split()

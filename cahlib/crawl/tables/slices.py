@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from cahlib.crawl.wat import BARE_LINK, TABLE_LINK, Link, Page
 #: Most characters of a link, and of the extra columns of a row; more are cut, or break the row.
 _MAX_LINK, _MAX_EXTRA = 100_001, 100_000
 
-_encode = msgspec.json.Encoder().encode
+#: Rows that are encoded at a time.
+_CHUNK = 1000
+
+_encoder = msgspec.json.Encoder()
 
 
 class Slices:
@@ -82,34 +86,47 @@ class Slices:
         kinds = [kind for kind, _ in rows.extras]
         left = rows.last - rows.first + 1
         with new_file(path, sync=False) as file, reading(rows.table):
-            for cells in table.format.read(rows, [*columns, *(name for _, name in rows.extras)]):
-                left -= 1
-                file.write(_line(cells, len(columns), kinds, most))
+            every = table.format.read(rows, [*columns, *(name for _, name in rows.extras)])
+            while chunk := [
+                _row(each, len(columns), kinds, most) for each in islice(every, _CHUNK)
+            ]:
+                left -= len(chunk)
+                file.write(_encoded(chunk))
         if left:
             raise TableError(f"{rows.table} has fewer rows than when its shards were listed.")
 
 
-def _line(cells: Sequence[Any] | None, texts: int, kinds: Sequence[str], most: int) -> bytes:
+def _row(
+    cells: Sequence[Any] | None, texts: int, kinds: Sequence[str], most: int
+) -> list[Any] | None:
+    """Return a row as a slice has it: link, text if there is one, extras; None for a broken one."""
     if cells is None:
-        return b"null\n"
+        return None
     url = cells[0] if isinstance(cells[0], str) else ""
     own = [url[:_MAX_LINK]]
     if texts == 2:
         own.append(cells[1][:most] if isinstance(cells[1], str) else "")
+    if not kinds:
+        return own
     extras = [cast_value(each, kind) for each, kind in zip(cells[texts:], kinds, strict=True)]
+    is_long = sum(len(each) for each in extras if isinstance(each, str)) > _MAX_EXTRA
+    return None if is_long else own + extras
+
+
+def _encoded(rows: list[list[Any] | None]) -> bytes:
+    """Return rows as lines; those that are no text in any encoding are broken."""
     try:
-        line = _encode(own + extras)
-    except (UnicodeEncodeError, msgspec.MsgspecError, OverflowError):
-        return b"null\n"
-    if extras and len(line) - sum(map(len, own)) > 4 * _MAX_EXTRA:
-        return b"null\n"
-    return line + b"\n"
+        return _encoder.encode_lines(rows)
+    except UnicodeEncodeError:
+        lone = [_encoded([each]) for each in rows] if len(rows) > 1 else [b"null\n"]
+        return b"".join(lone)
 
 
 def read_slice(shard: Shard, path: str, stats: Stats) -> Iterator[Page]:
     """Yield a page for each row of a shard's slice; count broken rows.
 
-    The page of a row is its table with the fragment ``#row=N``; a path is told without its folder.
+    A slice that was brought here from another machine is deleted at its end. The page of a row is
+    its table with the fragment ``#row=N``; a path is told without its folder.
     """
     rows = parse_rows_url(shard.url)
     if rows is None:
@@ -133,3 +150,5 @@ def read_slice(shard: Shard, path: str, stats: Stats) -> Iterator[Page]:
                 metas=[],
                 extra=dict(zip(names, extras, strict=True)),
             )
+    if local_path(path) != path:
+        Path(local_path(path)).unlink(missing_ok=True)
