@@ -304,7 +304,7 @@ class RemoteEngine:
             said = wire.decode_result(future.result(timeout=self._address.patience))
             hosts = cluster.result_hosts(self._client, future)
             if (said.missing or said.parcel) and said.host not in hosts:
-                raise InvalidMessage("It speaks for another machine.")
+                raise InvalidMessage("It sent a message about another machine.")
             if said.missing:
                 missing = [job.files[n] for n in said.missing if n < len(job.files)]
                 self._file_sync.send(self._client, missing, said.host)
