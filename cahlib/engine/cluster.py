@@ -20,7 +20,7 @@ from distributed.versions import VersionMismatchWarning
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.engine import unpickling
-from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.certificates import Certificates
 from cahlib.engine.message_limits import limit_messages
 from cahlib.engine.peers import is_worker_of as is_worker_of
 from cahlib.engine.quarantine import FAULT_METRIC
@@ -36,7 +36,7 @@ class ClusterAddress:
     """Where a cluster is, and how to use it."""
 
     address: str  #: tls://HOST:PORT or tcp://HOST:PORT
-    keys: SwarmKeys | None = None  #: of the swarm; None: as in Dask's own configuration
+    keys: Certificates | None = None  #: of the swarm; None: as in Dask's own configuration
     parcel_folder: str = (
         "/tmp/cahlib-parcels"  #: where jobs write parcels on the machines of the cluster
     )
@@ -202,7 +202,7 @@ class _HostChecked(Security):
         return found
 
 
-def _security(keys: SwarmKeys) -> Security:
+def _security(keys: Certificates) -> Security:
     own = keys.driver()
     return _HostChecked(
         require_encryption=True,

@@ -50,7 +50,7 @@ class Swarm:
         if limits.max_cost and cost > limits.max_cost:
             raise ConfigError(
                 f"max_cost: {len(wanted.first)} nodes cost {money} {cost:.2f} in {hours:g} hours, "
-                f"more than the ceiling of {money} {limits.max_cost:g}; raise it, or "
+                f"more than the limit of {money} {limits.max_cost:g}; raise it, or "
                 "ask for fewer."
             )
         return f"{wanted.table()}\n{wanted.terms()}\n{wanted.crash_note()}"
@@ -78,4 +78,4 @@ class Swarm:
                 time.sleep(self._config.late)  # what was asked for may be made only now
                 lifecycle.delete_swarm(self._accounts, self._labels, pause=self._pause)
         if account := lifecycle.close_billing(self._config.state, self._labels):
-            self._report(f"the servers are gone. {account}")
+            self._report(f"the servers are deleted. {account}")

@@ -1,7 +1,7 @@
-"""The account of a run: what each server has cost, those that are gone included.
+"""The costs of a run: what each of its servers has cost, including deleted ones.
 
-It lies in the run's state, so that a ceiling holds for all launches together. A server of which
-nobody saw the end counts until somebody sees that it is gone.
+They are stored in the run's state, so that a cost limit holds for all launches together. A server
+whose deletion nobody saw is billed until somebody sees that it is gone.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ BILLING_FILE = "account.json"
 
 @dataclass(frozen=True, slots=True)
 class ServerBill:
-    """What one server costs."""
+    """The cost of one server."""
 
     hourly: float
     since: float  #: seconds since 1970
     until: float | None = None  #: None: it still runs
 
     def cost(self, now: float) -> float:
-        """Return the price until now; a started hour counts whole."""
+        """Return the cost so far; a started hour is billed in full."""
         hours = ((self.until or now) - self.since) / 3600
         return self.hourly * max(1, math.ceil(hours))
 
 
 @dataclass(slots=True)
 class Billing:
-    """The bills of one run by server's name; kept in a file, if there is one."""
+    """The bills of one run by server name; stored in a file, if ``path`` is given."""
 
     path: Path | None = None
     currency: str = "EUR"
@@ -46,7 +46,7 @@ class Billing:
 
     @classmethod
     def load(cls, state: Path) -> Billing:
-        """Return the account of the run with this state; an empty one if it cannot be read."""
+        """Return the bills of the run with this state; none if they cannot be read."""
         found = cls(state / BILLING_FILE)
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             told = json.loads((state / BILLING_FILE).read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ class Billing:
         return name in self._servers
 
     def open(self, name: str, hourly: float, since: float) -> None:
-        """Note that a server is there, perhaps again; a bill that runs is left as it is."""
+        """Note that a server exists, perhaps again; a running bill is not changed."""
         with self._lock:
             if not self._is_running(name):
                 known = self._servers.get(name, ServerBill(hourly, since))
@@ -75,7 +75,7 @@ class Billing:
         self._end({name for name in names if self._is_running(name)}, now)
 
     def cost(self, name: str, now: float) -> float:
-        """Return what a server has cost so far; 0 if it is not known."""
+        """Return what a server has cost so far; 0 if it is unknown."""
         server_bill = self._servers.get(name)
         return server_bill.cost(now) if server_bill else 0
 
@@ -84,25 +84,26 @@ class Billing:
         return sum(server_bill.cost(now) for server_bill in self._servers.copy().values())
 
     def past_cost(self, now: float) -> float:
-        """Return what the servers have cost that are not there any more."""
+        """Return what the deleted servers have cost."""
         return self.spent(now) - sum(
             server_bill.cost(now) for server_bill in self.running().values()
         )
 
     def running(self) -> Mapping[str, ServerBill]:
-        """Return the bills of the servers that are not known to be gone."""
+        """Return the bills of the servers that still exist, as far as is known."""
         return {name: each for name, each in self._servers.copy().items() if each.until is None}
 
     def hourly(self) -> float:
-        """Return the price of an hour of the servers that are there."""
+        """Return the hourly price of the servers that exist."""
         return sum(server_bill.hourly for server_bill in self.running().values())
 
     def summary(self, now: float) -> str:
-        """Return the whole account in words."""
+        """Return the total costs in words."""
         every, gone = len(self), len(self) - len(self.running())
         return (
-            f"{self.currency} {self.spent(now):.4f} in all, with IPv4 and tax, for "
-            f"{plural(every, 'server')}, {'all' if gone == every else gone or 'none'} of them gone."
+            f"{self.currency} {self.spent(now):.4f} in total, with IPv4 and tax, for "
+            f"{plural(every, 'server')}, {'all' if gone == every else gone or 'none'} of them "
+            "deleted."
         )
 
     def _is_running(self, name: str) -> bool:
@@ -117,7 +118,7 @@ class Billing:
                 self._save()
 
     def _save(self) -> None:
-        """Write the file, whole or not at all; a full disk ends no swarm."""
+        """Write the file atomically; a full disk does not end the swarm."""
         if not self.path:
             return
         servers = {name: asdict(each) for name, each in self._servers.items()}

@@ -1,8 +1,8 @@
-"""Dask's ports on a run's servers: open to these servers and to their driver, to nobody else.
+"""Firewall: Dask's ports on a run's servers are open to these servers and their driver only.
 
-The cloud's firewall closes them first, nftables on each server once more. SSH stays open, for its
-key alone opens it, and it tells under which address servers see their driver: behind a router that
-is none of its own, and a laptop takes others. Servers are reached by IPv4, so it is one of these.
+The cloud's firewall and nftables on each server both enforce it. SSH stays open, since only its key
+grants access, and shows under which address the servers see their driver: behind a router it is not
+the machine's own, and a laptop changes it. Servers are reached by IPv4, so the address is IPv4.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from cahlib.swarm import install, ssh
 from cahlib.swarm.provider import Server
 from cahlib.swarm.provisioning import Provisioner
 
-#: Where guests are whose addresses nobody knows.
+#: The network of guests, whose addresses are unknown.
 _ANYWHERE = "0.0.0.0/0"
 
-#: Seconds for a server to answer, and servers that are asked at a time.
+#: Seconds for a server to answer, and servers contacted at a time.
 _TIMEOUT, _THREADS = 10.0, 16
 
 
 class Firewall:
-    """Keeps the ports of a fleet; with ``guests`` they are open to all who have a certificate."""
+    """Controls the ports of a run's servers; with ``guests`` they are open to any address."""
 
     def __init__(
         self,
@@ -40,14 +40,14 @@ class Firewall:
         self._lock = threading.Lock()
 
     def allow_driver(self, driver: str) -> Sequence[str]:
-        """Open them to all servers, and to this machine as one of them sees it; return to whom."""
+        """Open the ports to all servers and this driver's address; return all allowed networks."""
         with self._lock:
             return self._update(self._drivers | {driver})
 
     def follow_driver(self) -> None:
-        """Open them to this machine if it is at another address now; a head that is away is left.
+        """Open the ports to this machine if its address has changed and the head answers.
 
-        Raises Denied if the cloud does not answer.
+        Raise Denied if the cloud does not answer.
         """
         with self._lock:
             heads = (s for s in self._provisioner.listed.values() if s.labels.get("role") == "head")
@@ -59,7 +59,7 @@ class Firewall:
                     self._apply(self._provisioner.listed.values())
 
     def _update(self, drivers: Iterable[str]) -> Sequence[str]:
-        """Tell the cloud, and the head, whom all others join, if something has changed."""
+        """Update the firewalls of the cloud and the head, which all others join, on a change."""
         self._drivers = set(drivers)
         servers = list(self._provisioner.listed.values())
         addresses = {each.address for each in servers if each.address} | self._drivers
@@ -71,7 +71,7 @@ class Firewall:
         return every
 
     def _apply(self, servers: Iterable[Server]) -> None:
-        """Tell servers; one that does not answer is told once it is set up."""
+        """Update servers; one that does not answer is updated when it is set up."""
 
         def put(server: Server) -> None:
             with suppress(ssh.CommandFailed, ssh.Unreachable):

@@ -1,8 +1,8 @@
-"""A swarm for one run: servers are made, become nodes, scrape, and are gone afterwards.
+"""The lifecycle of a run's swarm: servers are created, become nodes, scrape, and are deleted.
 
-Its state lies in one folder (the run's name, by which the clouds know its servers), and its keys
-elsewhere by that name, so a command that is started again takes over the nodes that are there. No
-token is in either.
+Its state is one folder (the run's name, by which the clouds know its servers), and its keys are
+stored elsewhere by that name, so a restarted command takes over the existing nodes. Neither
+contains a token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.progress import NodeStatus, SwarmStatus
 from cahlib.core.secret_store import run_name, secret_path
 from cahlib.core.wording import verb
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import RemoteEngine, remote_engine
 from cahlib.engine.ticket import issue_ticket
@@ -28,6 +27,7 @@ from cahlib.swarm import install, ssh, status
 from cahlib.swarm.billing import Billing
 from cahlib.swarm.firewall import Firewall
 from cahlib.swarm.health import HealthMonitor, HealthRules, monitored
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import HOME, user_data
 from cahlib.swarm.planner import ServerLimits, ServerPlan, plan_servers
 from cahlib.swarm.provider import (
@@ -42,43 +42,43 @@ from cahlib.swarm.provisioning import Provisioner, delete_labelled, leftover_mes
 from cahlib.swarm.startup import Startup, start_head, start_others
 from cahlib.swarm.watchdog import WatchdogConfig
 
-#: Seconds in which workers must have joined, and in which finished parcels are brought at the end.
+#: Seconds in which workers must join, and in which finished parcels are fetched at the end.
 _JOIN_TIMEOUT, _DRAIN_TIMEOUT = 60, 120
 
-#: Seconds in which logs are brought here before their servers are deleted.
+#: Seconds in which logs are copied here before their servers are deleted.
 _LOGS_TIMEOUT = 20.0
 
-#: Seconds between two looks at the cost, and before an hour begins in which servers are deleted.
+#: Seconds between two checks of the cost, and before an unaffordable hour for the deletion.
 _COST_INTERVAL, _DELETE_BEFORE = 5.0, 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmConfig:
-    """What a swarm is told to be."""
+    """The configuration of a swarm."""
 
     limits: ServerLimits
-    state: Path  #: folder of the run's name, its wheel and its logs
-    wheelhouse: Path | None = None  #: wheels for the nodes; None: they ask their registry
-    late: float = 10  #: seconds in which a request that was never answered may make a server
-    rules: HealthRules = field(default_factory=HealthRules)  #: by which nodes are looked after
-    watchdog: WatchdogConfig | None = None  #: what deletes the servers if this machine dies
+    state: Path  #: the folder with the run's name, its wheel and its logs
+    wheelhouse: Path | None = None  #: wheels for the nodes; None: they use their package index
+    late: float = 10  #: seconds in which an unanswered request may create a server
+    rules: HealthRules = field(default_factory=HealthRules)  #: for monitoring the nodes
+    watchdog: WatchdogConfig | None = None  #: deletes the servers if this machine dies
 
 
 @contextmanager
 def swarm_engine(
     accounts: Sequence[Account],
     config: SwarmConfig,
-    home: Path,
+    folder: Path,
     *,
     report: Callable[[str], None],
     stop: threading.Event,
     swarm_status: SwarmStatus,
 ) -> Iterator[RemoteEngine]:
-    """An engine on servers made for it; parcels end up in ``home``.
+    """Open an engine on servers created for it; parcels end up in ``folder``.
 
-    ``tell`` hears what happens, a sentence each, ``board`` shows the nodes; ``stop`` is set when
-    the ceiling of the cost is near, and ends the bringing up. Raises ConfigError before anything is
-    made, RunError if no node comes up, or if servers could not be deleted.
+    ``report`` gets a sentence on each event, and ``swarm_status`` is updated; ``stop`` is set when
+    the cost limit is near, and ends the creation of servers. Raise ConfigError before anything is
+    created, RunError if no node comes up, or if servers could not be deleted.
     """
     provisioner, package, keys = _prepare(accounts, config, report, stop)
 
@@ -87,18 +87,18 @@ def swarm_engine(
 
     with (
         _cost_reported(provisioner, report),
-        status.status_monitored(provisioner, keys, swarm_status, report) as seen,
+        status.status_monitored(provisioner, keys, swarm_status, report) as monitor,
         provisioned(provisioner, public_key=_public_key(keys), late=config.late),
     ):
         firewall = Firewall(provisioner, login_of)
-        startup = _make_startup(package, seen.step, firewall)
+        startup = _make_startup(package, monitor.step, firewall)
         head = start_head(provisioner, startup, login_of, report=report)
         with (
             _cost_limited(provisioner, keys, config, report),
-            remote_engine(_cluster_address(head, keys), home) as engine,
+            remote_engine(_cluster_address(head, keys), folder) as engine,
         ):
             _await_workers(engine, startup.up(), report)
-            seen.attach(engine)
+            monitor.attach(engine)
             watch = HealthMonitor(
                 provisioner, engine, firewall, startup, report=report, rules=config.rules
             )
@@ -108,27 +108,28 @@ def swarm_engine(
 
 @contextmanager
 def _cost_reported(provisioner: Provisioner, report: Callable[[str], None]) -> Iterator[None]:
-    """Tell at the end what all servers of the run have cost."""
+    """Report at the end what all servers of the run have cost."""
     try:
         yield
     finally:
         if provisioner.billing and not provisioner.billing.running():
-            report(f"The servers are gone. {provisioner.billing.summary(provisioner.clock())}")
+            report(f"The servers are deleted. {provisioner.billing.summary(provisioner.clock())}")
 
 
 def plan_swarm(accounts: Sequence[Account], config: SwarmConfig) -> ServerPlan:
-    """Return what would be made, and what it costs. Raises as `swarm_engine` does.
+    """Return what would be created, and its cost; raise as `swarm_engine` does.
 
-    What the run has paid for servers that are gone counts towards its ceiling.
+    The cost of the run's deleted servers counts towards its limit.
     """
     spent = Billing.load(config.state).past_cost(time.time())
     return plan_servers(accounts, replace(config.limits, spent=spent))
 
 
 def existing_servers(wanted: ServerPlan, state: Path) -> str:
-    """Return how many servers of a run are there already, as a sentence; "" if none is."""
+    """Return how many servers of a run exist already, as a sentence; "" if none does."""
     there = len(run_servers(wanted.accounts, state)) if (state / "run").exists() else 0
-    return f"{there} of them {verb(there)} there already." if there else ""
+    verb_there = verb(there, "exists", "exist")
+    return f"{there} of them {verb_there} already." if there else ""
 
 
 def create_swarm(
@@ -139,10 +140,10 @@ def create_swarm(
     swarm_status: SwarmStatus | None = None,
     guests: bool = False,
 ) -> list[ssh.Login]:
-    """Make servers and nodes of them, and leave them to a `swarm_engine` with the same state.
+    """Create servers and set them up as nodes, for a later `swarm_engine` with the same state.
 
-    ``tell`` and ``board`` are as for `swarm_engine`; with ``guests`` whoever has a ticket reaches
-    them, from anywhere.
+    ``report`` and ``swarm_status`` are as for `swarm_engine`; with ``guests`` anyone with a ticket
+    can reach them, from anywhere.
     """
     provisioner, package, keys = _prepare(accounts, config, report, threading.Event())
     provisioner.prepare(_public_key(keys))
@@ -165,7 +166,7 @@ def create_swarm(
 
 
 def swarm_ticket(head: ssh.Login, *, hours: float) -> bytes:
-    """What another machine needs to drive a swarm with this head, for so many hours."""
+    """Return a ticket with which another machine can drive this head's swarm for so many hours."""
     return issue_ticket(_cluster_address(head, head.keys), hours=hours)
 
 
@@ -176,7 +177,7 @@ def delete_swarm(
     patience: float = 120,
     pause: float = 1,
 ) -> None:
-    """Delete what carries the labels, until the clouds say that nothing is left; else RunError."""
+    """Delete everything with the labels, until the clouds list nothing more; raise RunError."""
     deadline = time.monotonic() + patience
     while True:
         left, trouble = delete_labelled(accounts, labels)
@@ -188,33 +189,33 @@ def delete_swarm(
 
 
 def run_labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, str]:
-    """What the servers of a run carry, or those of all runs; nothing else is ever touched.
+    """Return the labels of a run's servers, or of those of all runs; no others are ever touched.
 
-    Raises ConfigError where no run has a name yet.
+    Raise ConfigError if the run has no name yet.
     """
     if not (run or all_runs or (state / "run").exists()):
         raise ConfigError(
-            f"output: no servers were made for {state.parent.parent}; give the --output of their "
-            "run, or its name: `cah swarm down --run NAME` (or --all-runs)."
+            f"output: no servers were created for {state.parent.parent}; give the --output of "
+            "their run, or its name: `cah swarm down --run NAME` (or --all-runs)."
         )
     ours = {PROJECT_LABEL[0]: PROJECT_LABEL[1]}
     return ours if all_runs else {**ours, "run": run or run_name(state)}
 
 
 def run_servers(accounts: Sequence[Account], state: Path) -> list[Server]:
-    """The servers of a run, the head first."""
+    """Return the servers of a run, the head first."""
     found = list_servers(accounts, run_labels(state))
     return sorted(found, key=lambda each: (each.labels.get("role") != "head", each.name))
 
 
 def server_logins(servers: Sequence[Server], state: Path) -> list[ssh.Login]:
-    """How servers of a run are reached."""
+    """Return how to log in to servers of a run."""
     keys = SwarmKeys(secret_path(state, "keys"))
     return [_login(each, keys) for each in servers]
 
 
 def node_statuses(accounts: Sequence[Account], state: Path) -> list[NodeStatus]:
-    """What each server of a run is, does and has cost so far, the head first."""
+    """Return the status and the cost of each server of a run, the head first."""
     found = run_servers(accounts, state)
     if not found:
         return []
@@ -233,7 +234,7 @@ def node_statuses(accounts: Sequence[Account], state: Path) -> list[NodeStatus]:
 
 
 def run_billing(accounts: Sequence[Account], state: Path) -> Billing:
-    """Return the account of a run, as of the servers that it has now."""
+    """Return the costs of a run, updated by the servers that it has now."""
     found, known, billing = (
         run_servers(accounts, state),
         offers_by_type(accounts),
@@ -248,7 +249,7 @@ def run_billing(accounts: Sequence[Account], state: Path) -> Billing:
 
 
 def close_billing(state: Path, labels: Mapping[str, str]) -> str:
-    """Note that the servers with these labels are gone; return the account of the run, if any."""
+    """Note that the servers with these labels are deleted; return the costs of the run, if any."""
     if not (state / "run").exists() or labels.get("run", run_name(state)) != run_name(state):
         return ""
     billing = Billing.load(state)
@@ -265,7 +266,7 @@ def _prepare(
     wanted = plan_swarm(accounts, config)
     package = install.make_package(config.state / "wheel", wheelhouse=config.wheelhouse)
     run, keys = run_name(config.state), SwarmKeys(secret_path(config.state, "keys"))
-    keys.renew()  # before servers are made for it, but not for a plan that is refused
+    keys.renew()  # before servers are created with them, but after the plan is accepted
     provisioner = Provisioner(
         run,
         wanted,
@@ -307,12 +308,12 @@ def _make_startup(
 def _await_workers(
     engine: RemoteEngine, names: Sequence[str], report: Callable[[str], None]
 ) -> None:
-    """Wait for the workers of nodes; raises RunError if not even one comes."""
+    """Wait for the workers of nodes; raise RunError if none joins."""
     missing = engine.await_nodes(names, timeout=_JOIN_TIMEOUT)
     if len(missing) == len(names):
-        raise RunError("no worker joined the swarm; see `cah swarm logs`, or run/swarm/logs.")
+        raise RunError("no worker joined the swarm; see `cah swarm logs` or run/swarm/logs.")
     if missing:
-        report(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")
+        report(f"{', '.join(sorted(missing))}: no worker has joined; continuing without.")
 
 
 def _login(server: Server, keys: SwarmKeys) -> ssh.Login:
@@ -323,10 +324,10 @@ def _login(server: Server, keys: SwarmKeys) -> ssh.Login:
 def _cost_limited(
     provisioner: Provisioner, keys: SwarmKeys, config: SwarmConfig, report: Callable[[str], None]
 ) -> Iterator[None]:
-    """Set the fleet's ``stop`` before the next started hour would cost more than allowed.
+    """Stop the run before the next started hour would cost more than allowed.
 
-    What is still there when that hour begins is deleted: the run may have a shard to judge and to
-    bring away, for which it needs no servers.
+    Servers that still exist when that hour begins are deleted: the run may still have a shard to
+    judge and to upload, for which it needs no servers.
     """
     ended, ceiling = threading.Event(), config.limits.max_cost or math.inf
 
@@ -358,7 +359,7 @@ def _cost_limited(
 def _wound_down(
     provisioner: Provisioner, engine: RemoteEngine, keys: SwarmKeys, config: SwarmConfig
 ) -> Iterator[None]:
-    """Bring finished parcels and all logs here at the end, but not at the second Ctrl-C."""
+    """Fetch finished parcels and all logs at the end, but not after a second Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
@@ -372,13 +373,13 @@ def _wound_down(
 def _wind_down(
     provisioner: Provisioner, engine: RemoteEngine, keys: SwarmKeys, config: SwarmConfig
 ) -> None:
-    if provisioner.listed:  # else they were deleted for what they cost
+    if provisioner.listed:  # else they were deleted for their cost
         engine.drain(timeout=_DRAIN_TIMEOUT)
         _keep_logs(provisioner, keys, config)
 
 
 def _keep_logs(provisioner: Provisioner, keys: SwarmKeys, config: SwarmConfig) -> None:
-    """Bring the logs of all servers here, many at a time; none that does not come soon."""
+    """Copy the logs of all servers here, many at a time, if they answer soon."""
     folder = config.state / "logs"
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -22,10 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from cahlib.engine.certificates import KeyPair, SwarmKeys
+from cahlib.engine.certificates import KeyPair
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
 from cahlib.swarm import install
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.ssh import Login, ssh_session
 from tests.benchmarks.common import Absent, note, parser, rss, serving

@@ -26,11 +26,11 @@ from cahlib.core.config import Crawl, Download
 from cahlib.core.records import Stage
 from cahlib.crawl.shards import make_shard
 from cahlib.demo.web import Answer, Web
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import RemoteEngine, remote_engine
 from cahlib.run.scrape import scrape
 from cahlib.swarm import install
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.ssh import Login
 from tests.benchmarks import inputs

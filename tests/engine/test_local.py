@@ -154,7 +154,7 @@ def test_a_report_that_comes_while_its_job_is_taken_is_not_counted_for_ever(scra
 
     def report():  # as Dask's thread does with what a worker has sent
         while not ended.is_set():
-            scrapers._hear((0.0, wire.encode_report("same", {"images": 1})))
+            scrapers._on_report((0.0, wire.encode_report("same", {"images": 1})))
 
     with shaken(local):
         together(work, report)

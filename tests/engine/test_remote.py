@@ -22,7 +22,6 @@ from cahlib.crawl.shards import list_shards
 from cahlib.crawl.tables.slices import Slices
 from cahlib.crawl.wat import read_pages
 from cahlib.engine import local, wire
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
 from cahlib.parcel import parcel as parcels
@@ -30,6 +29,7 @@ from cahlib.run.scrape import scrape
 from cahlib.run.scrapers import _Supplied
 from cahlib.swarm import install, status
 from cahlib.swarm.billing import Billing
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.provider import Server
 from cahlib.swarm.ssh import Login, ssh_session
@@ -220,7 +220,7 @@ import sys
 import time
 from pathlib import Path
 from cahlib.engine.cluster import ClusterAddress
-from cahlib.engine.certificates import SwarmKeys
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.engine.remote import remote_engine
 from tests.world import jobs
 address, keys, home = sys.argv[1:]

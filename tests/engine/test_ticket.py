@@ -8,9 +8,9 @@ from distributed import LocalCluster, Security
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.engine import ticket
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
+from cahlib.swarm.keys import SwarmKeys
 from tests.world import jobs
 
 

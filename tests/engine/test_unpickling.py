@@ -26,9 +26,9 @@ from tornado.iostream import StreamClosedError
 
 from cahlib.core.errors import RunError, ShardError
 from cahlib.engine import cluster, message_limits, unpickling, wire
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import HERE
 from tests.world import command, hostile, jobs
 
@@ -145,7 +145,7 @@ def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeyp
             assert isinstance(swarm.taken(scrapers), ShardError | RuntimeError), way
         assert scrapers.reports() == []
         [node] = scrapers.nodes()
-        assert "not read" in node.fault
+        assert "invalid message" in node.fault
     with remote_engine(replace(swarm.reach, patience=1), tmp_path) as scrapers:
         scrapers.submit("peer", jobs.double, 1, limit=jobs.LIMIT)
         assert isinstance(swarm.taken(scrapers), ShardError)

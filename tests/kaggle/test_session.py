@@ -17,7 +17,6 @@ from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.secret_store import secret_path
 from cahlib.engine import ticket
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.kaggle import pack
 from cahlib.kaggle.limits import affordable
@@ -26,6 +25,7 @@ from cahlib.kaggle.service import Kaggle, Quota
 from cahlib.kaggle.session import Note, Session, attend, left_alone, prospect
 from cahlib.swarm import hetzner
 from cahlib.swarm.install import SCHEDULER_PORT
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.planner import plan_servers
 from cahlib.swarm.provisioning import Provisioner
 from tests.world import cloud as clouds

@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm import hetzner, install, ssh
 from cahlib.swarm.firewall import Firewall
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.planner import ServerLimits, plan_servers
 from cahlib.swarm.provisioning import Provisioner

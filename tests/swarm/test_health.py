@@ -142,10 +142,10 @@ def test_what_is_not_replaced_any_more_is_deleted_and_without_a_head_the_run_end
     for _ in range(2):  # as often as there are nodes
         victim = off(paper, "node")
         watch.check()
-        assert f"{victim}: lost; making others." in said and len(paper.servers()) == 2
+        assert f"{victim}: lost; creating others." in said and len(paper.servers()) == 2
     victim = off(paper, "node")
     watch.check()
-    assert f"{victim}: lost; no more servers will be made for them." in said
+    assert f"{victim}: lost; no more servers will be created for them." in said
     [head] = paper.servers()
     assert head["labels"]["role"] == "head" and not engine.ended
     watch.check()  # of what was dropped nothing more is said
@@ -153,7 +153,9 @@ def test_what_is_not_replaced_any_more_is_deleted_and_without_a_head_the_run_end
     off(paper, "head")
     watch.check()
     assert not paper.servers()
-    assert "no other one can be made" in engine.ended and "the same command" in engine.ended
+    assert (
+        "head is lost and cannot be replaced" in engine.ended and "the same command" in engine.ended
+    )
 
 
 def test_a_head_for_which_there_is_no_other_ends_the_run(paper):
@@ -188,7 +190,7 @@ def test_a_node_whose_machine_fails_is_restarted_and_at_the_second_time_replaced
     engine.nodes = fault
     watch.check()
     assert f"{victim} fails again: 198.18.0.2: its disk is full." in said
-    assert f"{victim}: lost; making others." in said
+    assert f"{victim}: lost; creating others." in said
     assert victim not in {each["name"] for each in paper.servers()} and restarted == [victim]
 
 
@@ -216,7 +218,7 @@ def test_a_server_that_was_late_at_the_start_is_waited_for_and_then_replaced(pap
     go.set()
     startup.wait()
     watch.check()
-    assert "no SSH within 180 s" in said and f"{late.name}: lost; making others." in said
+    assert "no SSH within 180 s" in said and f"{late.name}: lost; creating others." in said
     names = [each["name"] for each in paper.servers()]
     assert len(names) == 2 and late.name not in names
     startup.wait()
@@ -231,7 +233,7 @@ def test_a_head_that_is_off_is_replaced_before_its_silence_is_noticed(paper):
     engine.nodes = lambda: pytest.fail("who is asked waits for the head")
     watch._provisioner.servers()  # as the view of the swarm does
     watch.check()
-    assert f"{victim}: lost; making others." in said and not engine.ended
+    assert f"{victim}: lost; creating others." in said and not engine.ended
 
 
 @pytest.mark.parametrize("seen", [False, True])
@@ -256,7 +258,7 @@ def test_what_is_lost_is_replaced_in_an_account_at_its_limit(paper, role, linger
     assert any("raise the limit" in sentence for sentence in said)
     victim = off(paper, role)
     watch.check()
-    assert f"{victim}: lost; making others." in said and not engine.ended
+    assert f"{victim}: lost; creating others." in said and not engine.ended
     roles = [each["labels"]["role"] for each in paper.servers() if each["name"] != victim]
     assert sorted(roles) == ["head", "node", "node"]
 
@@ -284,7 +286,7 @@ def test_an_answer_that_does_not_come_costs_no_replacement(paper):
             watch.check()
     paper.faults = lambda number, what: None
     watch.check()
-    assert said[-2].startswith(f"{victim}: lost; making others.") and len(paper.servers()) == 2
+    assert said[-2].startswith(f"{victim}: lost; creating others.") and len(paper.servers()) == 2
 
 
 @pytest.fixture
@@ -351,7 +353,7 @@ def test_a_node_that_dies_is_replaced(cloud, tmp_path, deleted):
         [fresh] = ours(cloud, "node")
         assert not engine.await_nodes([fresh], timeout=jobs.LIMIT)
         assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
-    assert f"{victim}: lost; making others." in said
+    assert f"{victim}: lost; creating others." in said
 
 
 @needs_hosts
@@ -366,7 +368,7 @@ def test_a_server_that_does_not_come_up_keeps_no_other_waiting(cloud, tmp_path):
         [late] = {*ours(cloud, "node")} - {one, other}
         cloud.hosts.dark = False
         cloud.hosts.all[other].off()
-        jobs.until(lambda: f"{other}: lost; making others." in said)
+        jobs.until(lambda: f"{other}: lost; creating others." in said)
         jobs.until(lambda: {*ours(cloud, "node")} - {other, late})
         [fresh] = {*ours(cloud, "node")} - {other, late}
         assert not engine.await_nodes([fresh], timeout=jobs.LIMIT)
@@ -405,7 +407,9 @@ def test_a_head_that_is_lost_is_replaced_and_its_jobs_are_done_again(cloud, tmp_
 @needs_hosts
 def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path, monkeypatch):
     """Half an hour before the second one, which is as near to it as the settings say."""
-    for name, seconds in {"_LOOK": 0.1, "_DRAIN": 2000, "_LAST": 1900, "_LOGS": 60}.items():
+    for name, seconds in {
+        "_COST_INTERVAL": 0.1, "_DRAIN_TIMEOUT": 2000, "_DELETE_BEFORE": 1900, "_LOGS_TIMEOUT": 60,
+    }.items():  # fmt: skip
         monkeypatch.setattr(lifecycle, name, seconds)
     together, fetch_log = Barrier(2, timeout=jobs.LIMIT), install.fetch_log
 

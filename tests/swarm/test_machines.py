@@ -15,13 +15,13 @@ from cahlib.core.records import DropReason
 from cahlib.crawl.shards import list_shards
 from cahlib.demo import world
 from cahlib.engine import local
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
 from cahlib.parcel import parcel as parcels
 from cahlib.run.scrape import scrape
 from cahlib.swarm import install
 from cahlib.swarm.hetzner import accounts
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.planner import ServerLimits, plan_servers
 from cahlib.swarm.provisioning import Provisioner

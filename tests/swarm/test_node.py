@@ -19,8 +19,8 @@ from cryptography import x509
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.secret_store import secret_path
 from cahlib.engine import certificates as key_files
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm import hetzner, install, lifecycle, server_image, wheel
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import HERE, user_data
 from cahlib.swarm.planner import ServerLimits
 from tests.world import cloud as clouds
@@ -93,7 +93,7 @@ def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch)
     monkeypatch.setattr(key_files, "_MIN_REMAINING", days(31))  # so those of today end soon
     with clouds.serve(clouds.Cloud({"token": clouds.Account(limit=0)})) as cloud:
         accounts = hetzner.accounts("token", endpoint=cloud.url)
-        with pytest.raises(RunError, match="no account took"):
+        with pytest.raises(RunError, match="no account accepted"):
             lifecycle.create_swarm(accounts, orders, report=lambda _: None)
     assert keys.authority().public.read_bytes() != before
 

@@ -193,7 +193,7 @@ def test_where_the_best_does_not_fit_the_ceiling_smaller_ones_are_planned():
     } == {"cx23"}
     for_hours = ServerLimits(nodes=4, max_cost=0.2, hours=8)  # 4 cx53 would end it after one hour
     assert {each.type for each in plan_servers([one], for_hours).first} == {"cx23"}
-    with pytest.raises(ConfigError, match="4 nodes costs EUR 0.0240, .* which 0.18 are spent"):
+    with pytest.raises(ConfigError, match="4 nodes costs EUR 0.0240, .* which 0.18 is spent"):
         plan_servers([one], ServerLimits(nodes=4, max_cost=0.2, spent=0.18))
 
 
@@ -203,7 +203,7 @@ def test_at_a_limit_of_cores_smaller_servers_are_tried_and_what_is_missing_is_sa
         "r1", plan_servers([one], ServerLimits(nodes=4)), lambda name: "", said.append
     ).fill()
     assert [each.type for each in one.made] == ["cx53", "cx23", "cx23"]
-    assert said[-1] == "going on with 3 of 4 servers."
+    assert said[-1] == "continuing with 3 of 4 servers."
     assert len([each for each in said if "core limit" in each]) == 2
 
 
@@ -225,8 +225,8 @@ def test_the_plan_shows_what_it_leaves_out_and_why():
         "cx43": "sold out",
         "old": "being withdrawn",
         "tiny": "too little memory (at least 2 GB)",
-        "cx23": "1.7 times as dear a core",
-        "cpx51": "7.1 times as dear a core",
+        "cx23": "1.7 times the price per core",
+        "cpx51": "7.1 times the price per core",
     }.items():
         assert told[type].endswith(why), told[type]
     assert lines[-1].startswith("EUR 0.1120 an hour for 64 cores, with IPv4 and tax")
@@ -238,7 +238,7 @@ def test_arm64_is_planned_where_its_wheels_are_brought():
     with pytest.raises(RunError, match=r"now \(cax41: arm64: the .* has no wheel\); try again"):
         plan_servers([one], ServerLimits(nodes=1))
     both = Catalogue("account 1", {arm: 9, **dict.fromkeys(EU, 9)})
-    with pytest.raises(ConfigError, match=r"'cax41' does not serve \(arm64: .*from cx53\."):
+    with pytest.raises(ConfigError, match=r"'cax41' is not suitable \(arm64: .*from cx53\."):
         plan_servers([both], ServerLimits(nodes=1, server_type="cax41"))
     assert plan_servers([one], ServerLimits(nodes=1, arm=True)).first == [arm]
 

@@ -206,7 +206,7 @@ def test_a_token_that_is_refused_deletes_nothing_and_is_asked_again(world):
     account = world.cloud.accounts.pop(OWN)
     world.events = {2 * HOUR: lambda: world.cloud.accounts.update({OWN: account})}
     assert world.watch() == pytest.approx(3 * HOUR, abs=11 * MINUTE)
-    assert "The token is refused (401); asking again." in world.said
+    assert "The token was refused (401); asking again." in world.said
 
 
 def test_a_cloud_that_fails_while_they_are_deleted_is_asked_until_they_are_gone(world):
@@ -225,7 +225,7 @@ def test_a_cloud_that_fails_while_they_are_deleted_is_asked_until_they_are_gone(
 def test_answers_that_are_none_are_the_clouds_trouble(world):
     world.cloud.answer = lambda *_: []  # JSON, but nothing of Hetzner's
     assert world.watch() == math.inf
-    assert any("answer is not understood" in each for each in world.said)
+    assert any("sent an invalid answer" in each for each in world.said)
 
 
 @pytest.mark.parametrize("labels", [{}, {"project": "cahlib"}, {"project": "cahlib", "run": ""}])
