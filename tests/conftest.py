@@ -115,7 +115,7 @@ def _closed_world(monkeypatch, tmp_path_factory):
 
 #: Tests of one file share what it made once, and stay in one process; these share nothing.
 _APART = (
-    "acceptance/test_kaggle.py", "acceptance/test_swarm.py", "notebook/test_desk.py",
+    "acceptance/test_kaggle.py", "acceptance/test_swarm.py", "notebook/test_panel.py",
     "notebook/test_notebook.py", "swarm/test_provisioning.py", "swarm/test_health.py",
     "tracker/test_chaos.py", "tracker/test_schema.py", "tracker/test_together.py",
 )  # fmt: skip

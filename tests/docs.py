@@ -19,7 +19,7 @@ from cahlib.core.records import DropReason
 from cahlib.core.settings import TOPICS, Setting
 from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.dataset.write import columns
-from cahlib.run.estimate import Price, expected
+from cahlib.run.estimate import ServerPrice, estimate_run
 from tests.benchmarks import figures
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +158,7 @@ def routes() -> str:
     """The calls of version 1 of the tracker's API, from its functions."""
     app, calls = (
         ast.parse((ROOT / f"cahlib/tracker/{name}.py").read_text(encoding="utf-8"))
-        for name in ("app", "calls")
+        for name in ("app", "hot_routes")
     )
     prefixes = {"_v1": "/v1", "_admin": "/v1/admin"}
     rows = []
@@ -190,8 +190,8 @@ def costs() -> str:
     with mock.patch.object(rates, "_path", lambda: None):
         for shards, servers in ((2, 0), (20, 4), (200, 20), (2000, 20)):
             job = Job.from_values({"shards": shards, "device": "cuda", "workers": 1})
-            price = Price(cores=servers, hourly=0.01 * servers, currency="EUR")
-            found = expected(job, price if servers else None)
+            price = ServerPrice(cores=servers, hourly=0.01 * servers, currency="EUR")
+            found = estimate_run(job, price if servers else None)
             low, high = (f"{each:,.0f}" for each in found.pairs)
             where = f"{servers} one-core servers" if servers else "this machine, one process"
             money = f"{found.cost:.2f}" if servers else "none"

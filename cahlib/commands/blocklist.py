@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cahlib.commands.console import note
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
+from cahlib.core.terminal import print_note
 
 
 def add(commands: Any) -> None:
@@ -67,7 +67,7 @@ def _build(chosen: argparse.Namespace) -> int:
             raise disk_full_error(chosen.output) from error
         raise ConfigError(f"{chosen.output} cannot be written ({error.strerror}).") from error
     print(f"{len(listed):,} domains: {chosen.output}")
-    note(f"`cah run --blocked-domains {chosen.output}` skips them.")
+    print_note(f"`cah run --blocked-domains {chosen.output}` skips them.")
     return 0
 
 
@@ -82,5 +82,5 @@ def _show(chosen: argparse.Namespace) -> int:
     found = sorted(set(read_entries(chosen.list, "list", DOMAIN)))
     for domain in found:
         print(domain)
-    note(f"# {len(found):,} domains")
+    print_note(f"# {len(found):,} domains")
     return 0

@@ -16,11 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cahlib import __version__
-from cahlib.commands import blocklist, checked, completion, finished, guide, swarm, tracker, worker
-from cahlib.commands.console import lasting, note, quieted, say, stopped_early
+from cahlib.commands import (
+    blocklist,
+    change_dataset,
+    check_dataset,
+    completion,
+    guide,
+    swarm,
+    tracker,
+    worker,
+)
+from cahlib.commands.console import print_message
 from cahlib.commands.parser import Parser
 from cahlib.core import logs
-from cahlib.core.config import Job, settings
+from cahlib.core.config import FORMER_NAMES, Job, settings
 from cahlib.core.errors import (
     CahError,
     MissingSetting,
@@ -31,7 +40,9 @@ from cahlib.core.errors import (
 )
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.core.signals import silence_terminal, termination_signals
-from cahlib.run.environment import environment, job_from
+from cahlib.core.terminal import confirm, print_note, quiet_output, report_stopped, robust_streams
+from cahlib.run.environment import build_job, read_environment
+from cahlib.run.orphan_reminder import orphan_reminder
 
 if TYPE_CHECKING:
     from cahlib.run.result import RunResult
@@ -65,16 +76,16 @@ def _epilog() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code, one of `EXIT_CODES`."""
     try:
-        with lasting(output=False):
+        with robust_streams(output=False):
             parser = _parser()
             chosen = parser.parse_args(arguments)
             if not hasattr(chosen, "act"):
                 parser.print_help(sys.stderr)
                 return 2
-        with lasting(output=hasattr(chosen, "works")), quieted(chosen.quiet):
+        with robust_streams(output=hasattr(chosen, "works")), quiet_output(chosen.quiet):
             return _done(chosen)
     except KeyboardInterrupt:
-        with lasting(output=True):
+        with robust_streams(output=True):
             print("cah: interrupted; run the same command again to continue.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `cah verify DATASET | head`: nobody reads on
@@ -84,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sentence = str(disk_full_error(error.filename or "what is printed"))
         elif not (sentence := describe_unusable_file(error)):
             raise
-        with lasting(output=True):
+        with robust_streams(output=True):
             print(f"cah: {sentence}", file=sys.stderr)
         return 1
 
@@ -92,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _done(chosen: argparse.Namespace) -> int:
     """Return the exit code of a command, and say what is wrong."""
     try:
-        told = environment()
-        with _logged(chosen), swarm.reminded(told, _looked_after(chosen), chosen):
+        told = read_environment()
+        with _logged(chosen), _reminded(chosen, told.get("HCLOUD_TOKEN", "")):
             return _act(chosen)
     except CahError as error:
         print(f"cah: {error}", file=sys.stderr)
@@ -113,20 +124,24 @@ def _logged(chosen: argparse.Namespace) -> AbstractContextManager[None]:
     """Keep log lines out of the terminal while a run's command works."""
     if not hasattr(chosen, "works"):
         return nullcontext()
-    return logs.log_to_run(_output(chosen) / "run", say)
+    return logs.log_to_run(_output(chosen) / "run", print_message)
 
 
 def _output(chosen: argparse.Namespace) -> Path:
     """Return the folder of the dataset that a command works on."""
     given = {"output": chosen.output} if hasattr(chosen, "output") else {}
-    return job_from(given, environment()).output.folder
+    told = read_environment()
+    return build_job(
+        given, {"CAH_OUTPUT": told.get("CAH_OUTPUT", Job().output.output)}
+    ).output.folder
 
 
-def _looked_after(chosen: argparse.Namespace) -> Path | None:
-    """The state of the swarm that the command itself looks after."""
-    if not hasattr(chosen, "looks_after"):
-        return None
-    return _output(chosen) / "run" / "swarm"
+def _reminded(chosen: argparse.Namespace, token: str) -> AbstractContextManager[None]:
+    """Remind of orphaned servers, except those that the command itself handles."""
+    if hasattr(chosen, "all_runs") and chosen.all_runs:
+        return nullcontext()
+    own = _output(chosen) / "run" / "swarm" if hasattr(chosen, "looks_after") else None
+    return orphan_reminder(token, own, print_message, run=getattr(chosen, "run", ""))
 
 
 @cache  # some 300 options, for the notebook's and the tests' many commands in one process
@@ -159,10 +174,10 @@ def _parser() -> Parser:
     demo.set_defaults(act=_demo, works=True, extra="gpu")
     worker.add(commands, lambda chosen, work: _watched(_job(chosen), work))
     tracker.add(commands)
-    swarm.add(commands, lambda chosen: (_job(chosen), environment()))
+    swarm.add(commands, lambda chosen: (_job(chosen), read_environment()))
     blocklist.add(commands)
-    checked.add(commands)
-    finished.add(commands)
+    check_dataset.add(commands)
+    change_dataset.add(commands)
     guide.add(commands)
     completion.add(commands, parser)
     for _, each in parser.commands():
@@ -173,24 +188,24 @@ def _parser() -> Parser:
 def _run(chosen: argparse.Namespace) -> int:
     from cahlib.core.requirements import require_contact
     from cahlib.model.scorer import check_model_files
-    from cahlib.run.quote import quoted
-    from cahlib.run.run_directory import require_described_same
-    from cahlib.run.scrapers import guard
+    from cahlib.run.open_run import require_described_same
+    from cahlib.run.quote import make_quote
+    from cahlib.run.scrapers import watchdog_config
 
     job = _job(chosen)
     require_contact(job)
     check_model_files(job.judge)
     require_described_same(job)  # before anything is made, or servers are asked for
     names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG_VARIABLE}
-    told = environment()
+    told = read_environment()
     secrets = {name: told.get(variable, "") for name, variable in names.items()}
     # Scrapers and other processes inherit the environment. Emptied, not deleted: the thread that
     # reminds of servers may go through it for its proxies, and fail at what vanishes.
     os.environ.update({variable: "" for variable in names.values() if variable in os.environ})
-    guard(job, secrets["watchdog"], secrets["tokens"])
-    quote = quoted(job, secrets["tokens"])
-    note(*filter(None, (quote.table, *quote.sentences)))
-    if quote.servers and not swarm.agreed(f"Order {quote.order}?"):
+    watchdog_config(job, secrets["watchdog"], secrets["tokens"])
+    quote = make_quote(job, secrets["tokens"])
+    print_note(*filter(None, (quote.table, *quote.sentences)))
+    if quote.servers and not confirm(f"Order {quote.order}?"):
         return 2
     return _follow(job, **secrets)
 
@@ -198,28 +213,29 @@ def _run(chosen: argparse.Namespace) -> int:
 def _job(chosen: argparse.Namespace) -> Job:
     """The Job that was typed, with what the environment and .env add."""
     typed = vars(chosen)
-    given = {s.name: typed[s.name] for s in settings() if s.name in typed}
+    names = (*FORMER_NAMES, *(each.name for each in settings()))
+    given = {name: typed[name] for name in names if name in typed}
     given |= {name: ",".join(words) for name, words in given.items() if isinstance(words, list)}
-    return job_from(given, environment())
+    return build_job(given, read_environment())
 
 
 def _watched(job: Job, work: Callable[..., T]) -> T:
     """Do a job's work under the eyes of the user, who may stop it."""
-    from cahlib.commands.console import view
+    from cahlib.commands.console import progress_view
 
-    with _stoppable() as stop, view() as listener:
+    with _stoppable() as stop, progress_view() as listener:
         return work(job, listener, stop=stop)
 
 
 def _follow(job: Job, tokens: str = "", watchdog: str = "") -> int:
     from cahlib.run.pipeline import run
-    from cahlib.run.scrapers import scrapers
+    from cahlib.run.scrapers import open_scrapers
 
-    scraping = partial(scrapers, tokens=tokens, watchdog=watchdog, report=say)
+    scraping = partial(open_scrapers, tokens=tokens, watchdog=watchdog, report=print_message)
     outcome = _watched(job, partial(run, scraping=scraping))
     _tell(outcome)
     if outcome.stopped:
-        return stopped_early(outcome.shards.open + outcome.shards.sealed, outcome.shards.total)
+        return report_stopped(outcome.shards.open + outcome.shards.committed, outcome.shards.total)
     return 1 if outcome.shards.failed or outcome.faults else 0
 
 
@@ -281,10 +297,10 @@ def _demo(chosen: argparse.Namespace) -> int:
     with world.build().serve(demo.port(output)) as web:
         job = demo.job(output, web)
         check_model_files(job.judge)
-        note("The demo's web and its crawl are on loopback; nothing leaves this machine.")
+        print_note("The demo's web and its crawl are on loopback; nothing leaves this machine.")
         code = _follow(job)
     typed = shlex.quote(output)
-    note(f"`cah inspect {typed}` and `cah verify {typed}` tell more about it.")
+    print_note(f"`cah inspect {typed}` and `cah verify {typed}` tell more about it.")
     if chosen.open:
         import webbrowser
 

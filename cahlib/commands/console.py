@@ -5,7 +5,6 @@ A run is shown in a terminal by one live line a stage, elsewhere by plain lines 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -14,8 +13,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, TextIO, cast
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 from cahlib.core.progress import (
     Listener,
@@ -26,6 +25,7 @@ from cahlib.core.progress import (
     describe_offline,
 )
 from cahlib.core.records import DropReason, Stage, Stats
+from cahlib.core.terminal import is_quiet, print_note
 
 #: Seconds between two plain lines.
 _PAUSE = 15
@@ -37,74 +37,7 @@ _STEPS = ("made", "ssh", "boot", "install", "start")
 _NODES, _TURN = 10, 4
 
 
-#: Set while a command prints results and errors only.
-_quiet = threading.Event()
-
-
-class _Lasting:
-    """A stream that drops what cannot be written: its reader is gone, or its disk is full."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def lasting(*, output: bool) -> Iterator[None]:
-    """Let nothing fail because of what is printed to stderr; with ``output``, nor to stdout.
-
-    What is still to be written at the end goes nowhere if it cannot go where it should; without
-    ``output`` that is an error before: who wants the output has to know that it is not whole.
-    """
-    before = sys.stdout, sys.stderr
-    for stream in before:
-        if isinstance(stream, io.TextIOWrapper):  # which may have no letter for … or –
-            stream.reconfigure(errors="replace")
-    with open(os.devnull, "w") as nowhere:
-        out, err = (stream or nowhere for stream in before)  # one that was closed is None
-        sys.stderr = cast(TextIO, _Lasting(err))
-        sys.stdout = cast(TextIO, _Lasting(out)) if output else out
-        try:
-            yield
-            sys.stdout.flush()
-        finally:
-            sys.stdout, sys.stderr = before
-            for stream in (out, err):
-                try:
-                    stream.flush()
-                except OSError:  # nor can what is left be written when Python ends
-                    os.dup2(nowhere.fileno(), stream.fileno())
-
-
-@contextmanager
-def quieted(quiet: bool) -> Iterator[None]:
-    """Print neither notes nor progress meanwhile, if ``quiet``."""
-    if quiet:
-        _quiet.set()
-    try:
-        yield
-    finally:
-        _quiet.clear()
-
-
-def note(*lines: str) -> None:
-    """Print to stderr what is no result of a command, but helps whoever reads along."""
-    if not _quiet.is_set():
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
-
-
-def say(sentence: str) -> None:
+def print_message(sentence: str) -> None:
     """Print a sentence above the live lines, if there are any, that these do not show.
 
     A warning, which begins with the command's name, is printed in any case.
@@ -113,7 +46,7 @@ def say(sentence: str) -> None:
 
     if isinstance(sentence, Transient) and sys.stderr.isatty():
         return
-    if sentence.startswith("cah: ") or not _quiet.is_set():
+    if sentence.startswith("cah: ") or not is_quiet():
         tqdm.write(sentence, file=sys.stderr)
 
 
@@ -128,23 +61,16 @@ def _draws(stream: TextIO) -> bool:
 
 
 @contextmanager
-def view(stream: TextIO | None = None) -> Iterator[Listener]:
+def progress_view(stream: TextIO | None = None) -> Iterator[Listener]:
     """A listener that shows what it hears on a stream: lines that stay, or that follow."""
     stream = stream or sys.stderr
-    if _quiet.is_set():
+    if is_quiet():
         yield lambda snapshot: None
     elif _draws(stream):
         with _bars(stream) as listener:
             yield listener
     else:
         yield _plain(stream)
-
-
-def stopped_early(left: int = 0, total: int = 0) -> int:
-    """Say that work is left, and return the exit code that says so too."""
-    told = f": {left:,} of {total:,} shards are left" if left else ""
-    note(f"Stopped early{told}; run the same command again to continue.")
-    return 3
 
 
 def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
@@ -182,7 +108,7 @@ def node_lines(nodes: Sequence[NodeStatus], currency: str = "EUR") -> list[str]:
     return lines
 
 
-def coming_line(nodes: Sequence[NodeStatus], elapsed: float, width: int) -> str:
+def startup_line(nodes: Sequence[NodeStatus], elapsed: float, width: int) -> str:
     """Return how far nodes are on their way, as a bar with an estimate; "" once all are up."""
     from tqdm import tqdm
 
@@ -202,13 +128,13 @@ def coming_line(nodes: Sequence[NodeStatus], elapsed: float, width: int) -> str:
 
 
 @contextmanager
-def coming_up(
+def startup_bar(
     swarm_status: SwarmStatus, stream: TextIO | None = None
 ) -> Iterator[Callable[[str], None]]:
-    """Hear sentences while the nodes of a board come up; a terminal shows a bar below them."""
+    """Print sentences while a swarm's nodes start; a terminal shows a bar below them."""
     stream = stream or sys.stderr
-    if _quiet.is_set() or not _draws(stream):
-        yield note
+    if is_quiet() or not _draws(stream):
+        yield print_note
         return
     from tqdm import tqdm
 
@@ -222,7 +148,7 @@ def coming_up(
         while not ended.wait(1):
             width = shutil.get_terminal_size().columns - 1
             bar.set_description_str(
-                coming_line(swarm_status.nodes, time.monotonic() - started, width)
+                startup_line(swarm_status.nodes, time.monotonic() - started, width)
             )
 
     with tqdm(file=stream, bar_format="{desc}", leave=False) as bar:
@@ -303,7 +229,7 @@ def _swarm(snapshot: Snapshot, *, room: int) -> list[str]:
         return [each for each in [swarm_line(snapshot)] if each]
     heading, *nodes = node_lines(snapshot.nodes, snapshot.currency)
     room = min(max(room, 1), _NODES)
-    coming = coming_line(snapshot.nodes, snapshot.elapsed, shutil.get_terminal_size().columns - 1)
+    coming = startup_line(snapshot.nodes, snapshot.elapsed, shutil.get_terminal_size().columns - 1)
     pages = -(-len(nodes) // room)
     first = int(snapshot.elapsed / _TURN) % pages * room
     shown = nodes[first : first + room]

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from cahlib.commands.console import note
+from cahlib.core.terminal import print_note
 from cahlib.guide import GUIDES, page_title, read_page, without_comments
 
 
@@ -28,7 +28,7 @@ def _guide(chosen: argparse.Namespace) -> int:
     if not chosen.topic:
         for topic in GUIDES:
             print(f"{topic:<16} {page_title(topic)}")
-        note("\n`cah guide TOPIC` shows a page.")
+        print_note("\n`cah guide TOPIC` shows a page.")
         return 0
     page = without_comments(read_page(chosen.topic))
     if sys.stdout.isatty():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from cahlib.core.config import settings
+from cahlib.core.config import FORMER_NAMES, settings
 from cahlib.core.settings import TOPICS, Setting
 
 #: What argparse says when arguments are missing, before it names them.
@@ -47,6 +47,9 @@ class Parser(argparse.ArgumentParser):
             )
             if command not in each.option.first.split():
                 self._advanced.append(action)
+        for name in FORMER_NAMES:
+            flag = f"--{name.replace('_', '-')}"
+            self.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     def format_help(self) -> str:
         """Return the help without what is advanced."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from cahlib.ledger.database import Database
-    from cahlib.tracker.service import Settings
+    from cahlib.tracker.service import TrackerSettings
 
 
 def add_options(parser: Parser) -> None:
@@ -68,26 +68,27 @@ def serve(chosen: argparse.Namespace) -> int:
     """Serve a tracker until the process is ended."""
     import uvicorn
 
-    from cahlib.tracker import guard
-    from cahlib.tracker.app import create
+    from cahlib.tracker import connections
+    from cahlib.tracker.app import create_app
 
     settings = _settings(vars(chosen))
     if chosen.processes > 1 and settings.database.startswith("sqlite"):
         raise ConfigError("processes: several server processes need PostgreSQL.")
-    with opened(settings.database):
+    with open_tracker_database(settings.database):
         pass  # it is there, and has the tables that are needed
     options: dict[str, Any] = {
         "access_log": False, "log_level": "info",
         # Without being told so, nobody's word is taken for where he comes from.
         "proxy_headers": bool(chosen.behind_proxy), "forwarded_allow_ips": chosen.behind_proxy,
         "server_header": False, "timeout_keep_alive": 60, "timeout_graceful_shutdown": 10,
-        **({"use_colors": False} if os.environ.get("NO_COLOR") else {}), **guard.options(),
+        **({"use_colors": False} if os.environ.get("NO_COLOR") else {}),
+        **connections.uvicorn_options(),
     }  # fmt: skip
     with _listening(chosen.host, chosen.port) as listener:
         options["fd"] = listener.fileno()
         if chosen.processes == 1:
             try:
-                uvicorn.run(create(settings), **options)
+                uvicorn.run(create_app(settings), **options)
             except SystemExit as ended:  # its 3 is a failed start: ours says something else
                 return 1 if ended.code else 0
             return 0
@@ -123,39 +124,41 @@ _HANDED_ON = "CAH_TRACKER_SERVE"
 
 def application() -> FastAPI:
     """The application of one of several server processes."""
-    from cahlib.tracker.app import create
+    from cahlib.tracker.app import create_app
 
-    return create(_settings(json.loads(os.environ[_HANDED_ON])))
+    return create_app(_settings(json.loads(os.environ[_HANDED_ON])))
 
 
-def _settings(chosen: dict[str, Any]) -> Settings:
-    from cahlib.tracker.limits import Limits
-    from cahlib.tracker.models import MOST_PAIRS, Rules
-    from cahlib.tracker.service import Settings
+def _settings(chosen: dict[str, Any]) -> TrackerSettings:
+    from cahlib.tracker.models import MAX_PAIRS, TrackerRules
+    from cahlib.tracker.request_limits import RequestLimits
+    from cahlib.tracker.service import TrackerSettings
 
     least = {"lease_minutes": 0.01, "failures": 1, "most_pairs": 1, "rate": 0, "processes": 1}
     for name, bound in least.items():
         if chosen[name] < bound:
             raise ConfigError(f"{name}: {chosen[name]:g} is not allowed; give at least {bound:g}.")
-    if chosen["most_pairs"] > MOST_PAIRS:
-        raise ConfigError(f"most_pairs: give at most {MOST_PAIRS:,}.")
+    if chosen["most_pairs"] > MAX_PAIRS:
+        raise ConfigError(f"most_pairs: give at most {MAX_PAIRS:,}.")
     if not 0 <= chosen["verify_share"] <= 1:
         raise ConfigError("verify_share: give a share from 0 to 1, such as 0.02.")
     rate = chosen["rate"]
     filters = chosen["filters"]
     if filters and not Path(filters).is_dir():
         raise ConfigError(f"filters: there is no folder {filters}.")
-    return Settings(
+    return TrackerSettings(
         database=chosen["database"],
-        rules=Rules(
-            lease=chosen["lease_minutes"] * 60,
-            failures=chosen["failures"],
-            most_pairs=chosen["most_pairs"],
-            verify=chosen["verify_share"],
-            upload=chosen["upload"],
-            old_upload=chosen["old_upload"],
+        rules=TrackerRules(
+            lease_seconds=chosen["lease_minutes"] * 60,
+            max_failures=chosen["failures"],
+            max_pairs=chosen["most_pairs"],
+            verify_share=chosen["verify_share"],
+            upload_url=chosen["upload"],
+            legacy_upload=chosen["old_upload"],
         ),
-        limits=Limits(address=rate, worker=rate / 5, newcomers=rate / 100, streams=math.ceil(rate)),
+        limits=RequestLimits(
+            address=rate, worker=rate / 5, newcomers=rate / 100, streams=math.ceil(rate)
+        ),
         title=chosen["title"],
         legacy=not chosen["no_legacy"],
         filters=filters,
@@ -164,7 +167,7 @@ def _settings(chosen: dict[str, Any]) -> Settings:
 
 
 @contextmanager
-def opened(url: str, *, create: bool = False) -> Iterator[Database]:
+def open_tracker_database(url: str, *, create: bool = False) -> Iterator[Database]:
     """A tracker's database, with the tables that this version needs; one must be there already."""
     from cahlib.ledger.database import Database
     from cahlib.tracker.migrate import migrate

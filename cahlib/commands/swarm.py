@@ -6,20 +6,20 @@ import argparse
 import os
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cahlib.commands.console import note, print_json, say
+from cahlib.commands.console import print_json
 from cahlib.commands.parser import Parser
 from cahlib.core.config import Job
-from cahlib.core.errors import CahError, ConfigError, MissingSetting, RunError, Stopped
+from cahlib.core.errors import ConfigError, MissingSetting, RunError, Stopped
 from cahlib.core.progress import SwarmStatus
 from cahlib.core.secret_store import WATCHDOG_VARIABLE, run_name
+from cahlib.core.terminal import confirm, print_note
 from cahlib.core.wording import plural, verb
 
 if TYPE_CHECKING:
@@ -47,9 +47,6 @@ _GUARDED = (
     "Once the head is up, it deletes them when no `cah run` works with them for {:g} minutes, when "
     "--hours are over, or before they cost more than --max-cost."
 )
-
-#: Seconds that a command waits at its end for a cloud that is asked for forgotten servers.
-_REMINDER = 4.0
 
 
 def add(commands: Any, given: Given) -> None:
@@ -103,60 +100,11 @@ def add(commands: Any, given: Given) -> None:
     restart.add_argument("node", metavar="NODE")
 
 
-def agreed(question: str, *, yes: bool = False) -> bool:
-    """Whether the user wants it; asked in a terminal alone, where Ctrl-D is a no."""
-    if yes or not sys.stdin.isatty():
-        return True
-    try:
-        print(question, "[y/N]", end=" ", file=sys.stderr, flush=True)
-        return input().strip().lower() in ("y", "yes")
-    except EOFError:
-        print(file=sys.stderr)
-        return False
-
-
-@contextmanager
-def reminded(
-    environment: Mapping[str, str], own: Path | None, chosen: argparse.Namespace | None = None
-) -> Iterator[None]:
-    """Tell of servers that nobody works with any more, while a command does something else.
-
-    The command is delayed by no more than a few seconds, and never fails because of it. Those of
-    the run whose state is ``own``, or that was ``chosen``, are the command's to look after.
-    """
-    if not environment.get("HCLOUD_TOKEN") or getattr(chosen, "all_runs", False):
-        yield
-        return
-    asking = threading.Event()
-    named = {(own / "run").read_text()} if own and (own / "run").exists() else set[str]()
-    but = named | {getattr(chosen, "run", "")}
-    thread = threading.Thread(target=_remind, args=(environment, but, asking), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        asking.wait()  # it is the cloud that may be slow; what is imported before comes
-        thread.join(_REMINDER)
-
-
-def _remind(environment: Mapping[str, str], but: set[str], asking: threading.Event) -> None:
-    with suppress(CahError, ModuleNotFoundError, OSError):
-        try:
-            from cahlib.run.scrapers import clouds
-            from cahlib.swarm.provider import usable_accounts
-            from cahlib.swarm.runs import orphan_warnings
-        finally:
-            asking.set()
-        good, _ = usable_accounts(clouds(environment.get("HCLOUD_TOKEN", "")))
-        for sentence in orphan_warnings(good, but=but):
-            say(f"cah: {sentence}")
-
-
 def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> int:
-    from cahlib.commands.console import coming_up
+    from cahlib.commands.console import startup_bar
     from cahlib.core.config import replace_settings
     from cahlib.core.lock import lock_dataset
-    from cahlib.run.scrapers import clouds, guard, swarm_config
+    from cahlib.run.scrapers import cloud_accounts, swarm_config, watchdog_config
     from cahlib.swarm import lifecycle
 
     if chosen.nodes is not None:
@@ -164,12 +112,12 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
     if not job.place.has_servers:
         raise MissingSetting("swarm: give a number of servers, `cah swarm up N`, or of --cores.")
     tokens = environment.get("HCLOUD_TOKEN", "")
-    wanted = swarm_config(job, guard(job, environment.get(WATCHDOG_VARIABLE, ""), tokens))
-    accounts = clouds(tokens)
+    wanted = swarm_config(job, watchdog_config(job, environment.get(WATCHDOG_VARIABLE, ""), tokens))
+    accounts = cloud_accounts(tokens)
     plan = lifecycle.plan_swarm(accounts, wanted)
     end = _GUARDED.format(job.place.watchdog_minutes) if wanted.watchdog else _UNATTENDED
-    note(plan.table(), end, lifecycle.existing_servers(plan, wanted.state))
-    if not agreed(f"Make {plural(len(plan.first), 'server')}?", yes=chosen.yes):
+    print_note(plan.table(), end, lifecycle.existing_servers(plan, wanted.state))
+    if not confirm(f"Make {plural(len(plan.first), 'server')}?", yes=chosen.yes):
         return 2
     with lock_dataset(job.output.folder):  # else two commands make twice as many
         left = (
@@ -177,7 +125,7 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
             "`cah run --swarm` uses it."
         )
         try:
-            with coming_up(swarm_status := SwarmStatus()) as report:
+            with startup_bar(swarm_status := SwarmStatus()) as report:
                 nodes = lifecycle.create_swarm(
                     accounts, wanted, report=report, swarm_status=swarm_status
                 )
@@ -205,17 +153,17 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
             f"run: {chosen.run} has no servers; there are of: {', '.join(runs) or 'no run'}."
         )
     for each in servers:
-        note(f"{each.name}  {each.type}  {each.location}  {each.address}")
+        print_note(f"{each.name}  {each.type}  {each.location}  {each.address}")
     busy = sorted({each.labels.get("run", "") for each in servers if is_in_use(each, time.time())})
     if busy and not (chosen.yes or sys.stdin.isatty()):
         raise ConfigError(f"yes: {_works(busy)}; give --yes to delete the servers nevertheless.")
     question = f"{_works(busy)}, and will end. " if busy else ""
-    if servers and not agreed(
+    if servers and not confirm(
         f"{question}Delete {plural(len(servers), 'server')}?", yes=chosen.yes
     ):
         return 2
     if servers:
-        note(f"Deleting {plural(len(servers), 'server')} …")
+        print_note(f"Deleting {plural(len(servers), 'server')} …")
     try:
         lifecycle.delete_swarm(clouds, labels)
     except KeyboardInterrupt:
@@ -347,16 +295,16 @@ def _logins(job: Job, environment: Mapping[str, str], node: str | None) -> Seque
 
 def _accounts(environment: Mapping[str, str]) -> Sequence[Account]:
     """Return the accounts whose tokens are good, and name the others."""
-    from cahlib.run.scrapers import clouds
+    from cahlib.run.scrapers import cloud_accounts
     from cahlib.swarm.provider import usable_accounts
 
-    good, left_out = usable_accounts(clouds(environment.get("HCLOUD_TOKEN", "")))
+    good, left_out = usable_accounts(cloud_accounts(environment.get("HCLOUD_TOKEN", "")))
     for sentence in left_out:
         print(f"cah: {sentence}", file=sys.stderr)
     return good
 
 
 def _state(job: Job) -> Path:
-    from cahlib.run.scrapers import state
+    from cahlib.run.scrapers import swarm_directory
 
-    return state(job)
+    return swarm_directory(job)

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from cahlib.commands import serve
 from cahlib.commands.console import print_json
 from cahlib.commands.parser import Parser
-from cahlib.commands.serve import opened
+from cahlib.commands.serve import open_tracker_database
 from cahlib.core.config import Crawl
 from cahlib.core.crawl_settings import NO_TEXT
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
@@ -150,11 +150,11 @@ def _intake(chosen: argparse.Namespace) -> int:
         raise ConfigError(
             f"links: other machines cannot read {local}; give a URL (https://, hf://, s3://, gs://)."
         )
-    with opened(chosen.database, create=True) as database:
+    with open_tracker_database(chosen.database, create=True) as database:
         from cahlib.dataset.write.columns import TAKEN
         from cahlib.tracker import admin
 
-        added = admin.add(database, list_shards(crawl, taken=TAKEN))
+        added = admin.add_wats(database, list_shards(crawl, taken=TAKEN))
     what = f"{added:,} shards" if crawl.links else f"{added:,} WAT files: {2 * added:,} shards"
     print(f"Added {what}.")
     return 0
@@ -165,11 +165,11 @@ _STATES = "todo", "leased", "scraped", "judging", "failed"
 
 
 def _stats(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import statistics
 
-        counts = statistics.counts(database)
-        people = statistics.leaders(database, most=10)
+        counts = statistics.crawl_counts(database)
+        people = statistics.list_leaders(database, most=10)
     states = {name: getattr(counts, name) for name in _STATES}
     if chosen.json:
         print_json(
@@ -187,10 +187,10 @@ def _stats(chosen: argparse.Namespace) -> int:
 
 
 def _checks(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
-        from cahlib.tracker import checks
+    with open_tracker_database(chosen.database) as database:
+        from cahlib.tracker import spot_checks
 
-        found = checks.results(database)
+        found = spot_checks.finished_checks(database)
     print(f"{len(found):,} shards were done again by somebody else, those that agree least first:")
     for each in found:
         print(
@@ -201,47 +201,47 @@ def _checks(chosen: argparse.Namespace) -> int:
 
 
 def _export(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database, _output(chosen.output) as out:
+    with open_tracker_database(chosen.database) as database, _output(chosen.output) as out:
         from cahlib.tracker import statistics
 
         rows: Iterable[dict[str, Any]]
         rows = (
-            statistics.export(database)
+            statistics.export_shards(database)
             if chosen.what == "shards"
-            else statistics.everyone(database)
+            else statistics.full_leaderboard(database)
         )
         (_write_csv if chosen.form == "csv" else _write_json)(rows, out)
     return 0
 
 
 def _retry(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import admin
 
-        again = admin.retry(database, chosen.shards or None, old_parcels=chosen.old_parcels)
+        again = admin.retry_shards(database, chosen.shards or None, old_parcels=chosen.old_parcels)
     print(f"{again:,} shards are to do again.")
     return 0
 
 
 def _expel(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
-        from cahlib.tracker import admin, people, statistics
-        from cahlib.tracker.leases import Crowd
-        from cahlib.tracker.models import Rules
+    with open_tracker_database(chosen.database) as database:
+        from cahlib.tracker import admin, nicknames, statistics
+        from cahlib.tracker.leases import LeaseStore
+        from cahlib.tracker.models import TrackerRules
 
-        numbers = [id for name in chosen.names for id in statistics.named(database, name)]
+        numbers = [id for name in chosen.names for id in statistics.find_worker_ids(database, name)]
         for name in chosen.names:
-            people.ban(database, name)
-        crowd, again = Crowd(database, Rules()), 0
+            nicknames.ban(database, name)
+        lease_store, again = LeaseStore(database, TrackerRules()), 0
         for number in numbers:
-            crowd.expel(number)
-            again += admin.undo(database, number) if chosen.undo else 0
+            lease_store.expel(number)
+            again += admin.undo_worker(database, number) if chosen.undo else 0
     print(f"{len(numbers):,} workers are sent away; {again:,} shards are to do again.")
     return 0
 
 
 def _backup(chosen: argparse.Namespace) -> int:
-    with opened(chosen.database) as database:
+    with open_tracker_database(chosen.database) as database:
         from cahlib.tracker import backup
 
         count = backup.backup(database, Path(chosen.file))
@@ -263,11 +263,11 @@ def _restore(chosen: argparse.Namespace) -> int:
 
 
 def _filter(chosen: argparse.Namespace) -> int:
-    from cahlib.tracker import bloom
+    from cahlib.tracker.legacy import bloom
 
     if chosen.items < 1 or not 0 < chosen.error < 1:
         raise ConfigError("filter: give at least 1 item, and an error between 0 and 1.")
-    bloom.create(Path(chosen.file), items=chosen.items, error=chosen.error)
+    bloom.create_filter(Path(chosen.file), items=chosen.items, error=chosen.error)
     return 0
 
 

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from cahlib.commands.console import stopped_early
 from cahlib.core.config import Job
 from cahlib.core.errors import MissingSetting
+from cahlib.core.terminal import report_stopped
 
 #: Makes a Job of what was typed, and runs a function of it under the eyes of the user: the CLI's.
 Follow = Callable[[argparse.Namespace, Callable[..., Any]], Any]
@@ -37,11 +37,11 @@ def add(commands: Any, follow: Follow) -> None:
 
 
 def _worker(chosen: argparse.Namespace, follow: Follow) -> int:
-    from cahlib.run.worker import volunteer
+    from cahlib.run.worker import work_for_tracker
 
-    brought = follow(chosen, lambda job, *a, **k: volunteer(_with_tracker(job), *a, **k))
-    print(f"{brought.parcels} parcels brought.")
-    return stopped_early() if brought.stopped else 0
+    outcome = follow(chosen, lambda job, *a, **k: work_for_tracker(_with_tracker(job), *a, **k))
+    print(f"{outcome.parcels} parcels delivered.")
+    return report_stopped() if outcome.stopped else 0
 
 
 def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:
@@ -50,7 +50,7 @@ def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:
 
     outcome = follow(chosen, lambda job, *a, **k: run(_with_tracker(job), *a, role="gpu", **k))
     print(f"{plural(outcome.shards.done, 'shard')} judged; the dataset is in {outcome.folder}.")
-    return stopped_early() if outcome.stopped else 0
+    return report_stopped() if outcome.stopped else 0
 
 
 def _with_tracker(job: Job) -> Job:

@@ -7,6 +7,7 @@ that names the field. A Job is stored beside its dataset, so it never holds a se
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,11 @@ from cahlib.core.fingerprint import fingerprint, json_checksum, setting_differen
 from cahlib.core.presets import PRESETS
 from cahlib.core.resources import Resources
 from cahlib.core.settings import Checked, Setting, option, settings_of
+
+_log = logging.getLogger(__name__)
+
+#: Former names of settings, still read in options, variables and stored Jobs.
+FORMER_NAMES = {"patience": "max_failures", "left_alone": "skipped_domains"}
 
 #: The key of a stored Job's checksum, beside its settings.
 _SUM = "sha256"
@@ -58,11 +64,11 @@ class Download(Checked):
     per_domain: int = option(
         10_000, "most links to one registered domain in a shard; 0 = all", least=0, most=10_000_000
     )
-    patience: int = option(
+    max_failures: int = option(
         10, "consecutive failures after which a domain is skipped; 0 = never skip", least=0,
         most=10_000, free=True,
     )  # fmt: skip
-    left_alone: tuple[str, ...] = option(
+    skipped_domains: tuple[str, ...] = option(
         (), "domains to skip; a run adds those that never answered", free=True
     )
     connect_timeout: float = option(
@@ -94,9 +100,22 @@ class Download(Checked):
         8, "highest ratio of the longer to the shorter side", least=1, most=1000, topic="image"
     )
     resize: int = option(
-        0, "re-encode images whose shorter side has more pixels than this; 0 = keep originals",
-        least=0, most=4096, topic="image",
+        0, "re-encode images, those with a larger side smaller; 0 = keep originals", least=0,
+        most=4096, topic="image",
     )  # fmt: skip
+    resize_mode: str = option(
+        "shorter",
+        "what --resize bounds: the shorter or the longer side, or a square made by cropping or by "
+        "a white border; nothing is enlarged",
+        choices=("shorter", "longer", "crop", "border"), topic="image",
+    )  # fmt: skip
+    resize_format: str = option(
+        "jpg", "format of images re-encoded by --resize", choices=("jpg", "webp", "png"),
+        topic="image",
+    )  # fmt: skip
+    resize_quality: int = option(
+        95, "their quality, as JPEG or WebP", least=1, most=100, topic="image"
+    )
     thumbs: int | None = option(
         None, "side of the small pictures that scrapers make for the model, which spares the GPU's "
         "machine the decoding; by default the preset's with a swarm or a cluster, else 0 = none",
@@ -264,6 +283,7 @@ class Job(Checked):
 
         Raise ConfigError for an unknown name, and for a value that a field rejects.
         """
+        values = rename_former(values)
         require_known_settings(values)
         known = {setting.name: setting for setting in settings()}
         groups: dict[str, dict[str, Any]] = {}
@@ -288,7 +308,7 @@ class Job(Checked):
             values = json.loads(path.read_text(encoding="utf-8"))
             if values.pop(_SUM, None) not in (None, json_checksum(values)):
                 raise ValueError("its checksum does not match")
-            return cls.from_values(values)
+            return cls.from_values(rename_former(values, warn=False))
         except FileNotFoundError:
             return None
         except (ValueError, AttributeError, TypeError) as error:
@@ -355,10 +375,19 @@ def _types() -> dict[str, Any]:
 
 def require_known_settings(names: Iterable[str]) -> None:
     """Raise ConfigError for an unknown name."""
-    known = {setting.name for setting in settings()}
+    known = {*FORMER_NAMES, *(setting.name for setting in settings())}
     for name in names:
         if name not in known:
             raise ConfigError(f"{name} is not a setting; see `cah run --help-all`.")
+
+
+def rename_former(values: Mapping[str, Any], *, warn: bool = True) -> dict[str, Any]:
+    """Return values by the settings' present names, which take precedence over former ones."""
+    former = [name for name in FORMER_NAMES if name in values]
+    for name in former if warn else ():
+        _log.warning("%s is now called %s; use the new name.", name, FORMER_NAMES[name])
+    renamed = {FORMER_NAMES[name]: values[name] for name in former}
+    return renamed | {name: each for name, each in values.items() if name not in former}
 
 
 def replace_settings(job: Job, **values: Any) -> Job:

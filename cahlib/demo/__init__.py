@@ -45,7 +45,7 @@ def job(output: str, web: Web) -> Job:
             total_timeout=4,
             max_bytes=MOST_BYTES,
             per_second=0,  # all of its hosts are one server, which is ours
-            patience=0,
+            max_failures=0,
         ),
         judge=Judge(model=str(MODEL), threshold=THRESHOLD, safety=str(SAFETY)),
         output=Output(output=output),

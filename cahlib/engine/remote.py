@@ -146,15 +146,13 @@ class RemoteEngine:
 
     def await_nodes(self, nodes: Sequence[str], *, timeout: float) -> set[str]:
         """Wait until these nodes have workers; return the nodes that are still missing."""
-        deadline = time.monotonic() + timeout
+        deadline, missing = time.monotonic() + timeout, set(nodes)
         while True:
             with suppress(RunError):
                 names = [each.name for each in self.nodes()]
                 missing = {n for n in nodes if not any(is_worker_of(name, n) for name in names)}
-                if not missing:
-                    return missing
-            if time.monotonic() > deadline:
-                return missing if names else set(nodes)
+            if not missing or time.monotonic() > deadline:
+                return missing
             time.sleep(0.2)
 
     def move(self, address: str) -> None:

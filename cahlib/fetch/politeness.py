@@ -57,10 +57,10 @@ class Politeness:
     """The state of all domains of a shard, some 200 bytes each."""
 
     def __init__(self, options: Download, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max_failures, self._clock = options.patience, clock
+        self._max_failures, self._clock = options.max_failures, clock
         self._gap = 1 / options.per_second if options.per_second else 0.0
         self._domains: dict[str, _Domain] = {}
-        self._skipped = frozenset(options.left_alone)
+        self._skipped = frozenset(options.skipped_domains)
 
     def is_skipped(self, domain: str) -> bool:
         """Return whether a domain is skipped."""

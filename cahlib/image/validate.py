@@ -44,7 +44,8 @@ _DECODING_ERRORS = (
     struct.error, Pillow.DecompressionBombError,
 )  # fmt: skip
 
-_QUALITY = 95  # as img2dataset; losses add up when training crops and encodes again
+#: Pillow's names of the formats that images are encoded in.
+_WRITERS = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
 
 #: How to turn a picture upright, by EXIF orientation.
 _UPRIGHT = {
@@ -92,7 +93,7 @@ def validate_image(data: bytes, options: Download) -> ValidatedImage | DropReaso
     try:
         whole = strip_metadata(data, header.format, header.orientation)
         if options.resize:
-            kept = _resized(whole, header, options.resize)
+            kept = _resized(whole, header, options)
         else:
             kept = _unchanged(whole, header, options.thumbs or 0)
     except _DECODING_ERRORS:
@@ -149,9 +150,10 @@ def _unchanged(kept: bytes, header: ImageHeader, thumbs: int) -> KeptImage:
     )
 
 
-def _resized(kept: bytes, header: ImageHeader, side: int) -> KeptImage:
-    """Return an upright JPEG in sRGB whose shorter side is at most ``side``, without metadata."""
-    scale = min(1.0, side / min(header.width, header.height))
+def _resized(kept: bytes, header: ImageHeader, options: Download) -> KeptImage:
+    """Return an upright image in sRGB, no larger than the options allow, without metadata."""
+    bounded = max if options.resize_mode in ("longer", "border") else min
+    scale = min(1.0, options.resize / bounded(header.width, header.height))
     size = max(1, round(header.width * scale)), max(1, round(header.height * scale))
     loaded, profile = _decoded(kept, header, size)
     whole = loaded if loaded.mode in ("L", "RGB") else to_srgb(loaded, profile)
@@ -164,16 +166,28 @@ def _resized(kept: bytes, header: ImageHeader, side: int) -> KeptImage:
     small = flatten_on_white(small)
     if header.orientation in _UPRIGHT:
         small = small.transpose(_UPRIGHT[header.orientation])
+    if options.resize_mode in ("crop", "border"):
+        small = _squared(small, bounded(small.size))
     out = BytesIO()
-    small.save(out, "JPEG", quality=_QUALITY)
+    small.save(out, _WRITERS[options.resize_format], quality=options.resize_quality)
     return KeptImage(
         data=out.getvalue(),
-        format="jpg",
+        format=options.resize_format,
         width=small.width,
         height=small.height,
         **looks(scaled_for_looks(small), None),
         thumb=b"",  # it is small itself
     )
+
+
+def _squared(picture: Pillow.Image, edge: int) -> Pillow.Image:
+    """Return the middle of a picture as a square, on white where it has no pixels."""
+    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
+    if left >= 0 and top >= 0:
+        return picture.crop((left, top, left + edge, top + edge))
+    square = Pillow.new(picture.mode, (edge, edge), "white")
+    square.paste(picture, (-left, -top))
+    return square
 
 
 def _decoded(

@@ -11,8 +11,6 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cahlib.commands.console import lasting, stopped_early
-from cahlib.commands.swarm import agreed, reminded
 from cahlib.core import requirements, status
 from cahlib.core.config import Crawl, Job, settings
 from cahlib.core.errors import CahError, ConfigError, missing_library_error
@@ -20,13 +18,15 @@ from cahlib.core.lock import lock_dataset
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.core.settings import Option, Setting
 from cahlib.core.signals import silence_terminal, termination_signals
+from cahlib.core.terminal import confirm, report_stopped, robust_streams
 from cahlib.crawl import index
-from cahlib.run.environment import environment, job_from
+from cahlib.run.environment import build_job, read_environment
+from cahlib.run.orphan_reminder import orphan_reminder
 
 if TYPE_CHECKING:
-    from cahlib.kaggle.pack import Source
-    from cahlib.kaggle.servers import Swarm
-    from cahlib.kaggle.service import Kaggle
+    from cahlib.kaggle.pack import KernelSource
+    from cahlib.kaggle.servers import SessionServers
+    from cahlib.kaggle.service import KaggleAccount
 
 #: What is asked for in a terminal, if the environment has it not: variable, question, default.
 _QUESTIONS = (
@@ -50,7 +50,7 @@ _CREDENTIALS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
 
 def main() -> int:
     """Attend a session and return an exit code as `cah` does; 3: another session has to go on."""
-    with lasting(output=True):  # servers are deleted, whether or not somebody reads that
+    with robust_streams(output=True):  # servers are deleted, whether or not somebody reads that
         return _main()
 
 
@@ -58,8 +58,8 @@ def _main() -> int:
     for number in termination_signals():
         signal.signal(number, _interrupted)
     try:
-        told = _answered(environment())
-        with reminded(told, _own(told)):
+        told = _answered(read_environment())
+        with orphan_reminder(told.get("HCLOUD_TOKEN", ""), _own(told), _print_error):
             pass  # it is awaited: nothing is asked or ordered before it is told
         return _attended(told)
     except ModuleNotFoundError as error:
@@ -78,14 +78,20 @@ def _main() -> int:
 
 
 def _attended(told: Mapping[str, str]) -> int:
-    from cahlib.kaggle.session import Session, attend, left_alone, needed, prospect
+    from cahlib.kaggle.session import (
+        KaggleSession,
+        check_session,
+        describe_interruption,
+        run_session,
+        server_hours,
+    )
 
     job = _job(told)
     own = job.place.has_servers and _secret(told)
     _require_crawl(job, told)
     kaggle = _account(told)
     _say(f"Kaggle account: {kaggle.user}")
-    session = Session(
+    session = KaggleSession(
         job=job,
         hours=job.place.hours or _HOURS,
         source=_source(told),
@@ -94,22 +100,24 @@ def _attended(told: Mapping[str, str]) -> int:
         pause=_pause(told),
         secrets=[*_tokens(told), *kaggle.secrets],
     )
-    session = prospect(session, kaggle, tell=_say)
+    session = check_session(session, kaggle, tell=_say)
     with lock_dataset(job.output.folder):
         pass  # what cannot be written, or is another command's, is refused before it costs anything
-    servers = None if own or not job.place.has_servers else _swarm(job, told, needed(session.hours))
+    servers = (
+        None if own or not job.place.has_servers else _swarm(job, told, server_hours(session.hours))
+    )
     _say(_kept(job))
-    if not agreed("Start?"):
+    if not confirm("Start?"):
         return 2
     try:
-        folder = attend(session, kaggle, servers, tell=_say)
+        folder = run_session(session, kaggle, servers, tell=_say)
     except KeyboardInterrupt:
-        _say(left_alone(session, kaggle.user))
+        _say(describe_interruption(session, kaggle.user))
         return 130
     _say(f"the dataset is in {folder}; the same command goes on with it in another session.")
     told = status.read_status(folder / "run")
     if left := status.shards_left(told):
-        return stopped_early(left, told["shards"])
+        return report_stopped(left, told["shards"])
     return 1 if told.get("failed") else 0
 
 
@@ -141,9 +149,9 @@ _PERHAPS = {"model": Path.is_dir, "pretrained": Path.is_file}
 
 def _job(told: Mapping[str, str]) -> Job:
     """The job; what would be refused in the kernel is refused here."""
-    from cahlib.kaggle.limits import MOST
+    from cahlib.kaggle.limits import MAX_SESSION_HOURS
 
-    job = job_from({}, told)
+    job = build_job({}, told)
     _require_all(job)
     if job.place.engine:
         raise ConfigError("engine: Kaggle's kernel scrapes by itself, or with servers (swarm).")
@@ -156,8 +164,10 @@ def _job(told: Mapping[str, str]) -> Job:
         raise ConfigError(
             "crawl: Kaggle cannot read this machine's files; give a URL or a crawl's name."
         )
-    if job.place.hours > MOST:
-        raise ConfigError(f"hours: a session at Kaggle has {MOST:g} at most; give fewer.")
+    if job.place.hours > MAX_SESSION_HOURS:
+        raise ConfigError(
+            f"hours: a session at Kaggle has {MAX_SESSION_HOURS:g} at most; give fewer."
+        )
     if job.place.watchdog and _secret(told):
         raise ConfigError("watchdog: servers that the kernel makes itself cannot have one.")
     for setting in settings():
@@ -200,11 +210,15 @@ def _require_crawl(job: Job, told: Mapping[str, str]) -> None:
 
 def _kept(job: Job) -> str:
     """Return what Kaggle's room means for a session, as far as that can be known."""
-    from cahlib.kaggle.inside import ROOM
-    from cahlib.run.disk_space import sized, so_far
+    from cahlib.kaggle.in_kernel import MAX_OUTPUT
+    from cahlib.run.disk_space import committed_size, format_size
 
-    done, taken = so_far(job.output.folder)
-    shards = f", at {sized(taken // done)} a shard after {ROOM * done // taken:,}" if taken else ""
+    done, taken = committed_size(job.output.folder)
+    shards = (
+        f", at {format_size(taken // done)} a shard after {MAX_OUTPUT * done // taken:,}"
+        if taken
+        else ""
+    )
     return f"Kaggle keeps 20 GB of a session: it stops before it has more{shards}."
 
 
@@ -213,39 +227,39 @@ def _lies_here(name: str, value: str) -> bool:
     return value.startswith(("/", "~", ".")) or _PERHAPS[name](Path(value))
 
 
-def _account(told: Mapping[str, str]) -> Kaggle:
+def _account(told: Mapping[str, str]) -> KaggleAccount:
     """The account; without credentials that count, its token is asked for in a terminal."""
-    from cahlib.kaggle.service import Kaggle
+    from cahlib.kaggle.service import KaggleAccount
 
     for name in _CREDENTIALS:
         if told.get(name):
             os.environ[name] = told[name]
     try:
-        return Kaggle()
+        return KaggleAccount()
     except ConfigError:
         if not sys.stdin.isatty():
             raise
     os.environ["KAGGLE_API_TOKEN"] = getpass(f"{_KAGGLE}: ").strip()
-    return Kaggle()
+    return KaggleAccount()
 
 
-def _swarm(job: Job, told: Mapping[str, str], hours: float) -> Swarm:
+def _swarm(job: Job, told: Mapping[str, str], hours: float) -> SessionServers:
     """The servers to be made, whose cost is told."""
-    from cahlib.kaggle.servers import Swarm
-    from cahlib.run.scrapers import clouds, guard
+    from cahlib.kaggle.servers import SessionServers
+    from cahlib.run.scrapers import cloud_accounts, watchdog_config
 
     tokens = told.get("HCLOUD_TOKEN", "")
-    watchdog = guard(job, told.get(WATCHDOG_VARIABLE, ""), tokens)
-    servers = Swarm(job, clouds(tokens), _say, watchdog=watchdog)
+    watchdog = watchdog_config(job, told.get(WATCHDOG_VARIABLE, ""), tokens)
+    servers = SessionServers(job, cloud_accounts(tokens), _say, watchdog=watchdog)
     print(servers.planned(hours), flush=True)
     return servers
 
 
-def _source(told: Mapping[str, str]) -> Source:
-    from cahlib.kaggle.pack import Source
+def _source(told: Mapping[str, str]) -> KernelSource:
+    from cahlib.kaggle.pack import KernelSource
 
     root = Path(__file__).parent.parent.parent
-    found = Source(
+    found = KernelSource(
         notebook=Path(told.get("CAH_KAGGLE_NOTEBOOK") or root / "gpucah.ipynb"),
         metadata=Path(told.get("CAH_KAGGLE_METADATA") or root / "kaggle-kernel-metadata.json"),
     )
@@ -292,6 +306,10 @@ def _interrupted(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # it may be said twice
         silence_terminal()
     raise KeyboardInterrupt
+
+
+def _print_error(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def _say(sentence: str) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from cahlib.core.errors import ConfigError
-from cahlib.kaggle.service import Kaggle, Quota
+from cahlib.kaggle.service import GpuQuota, KaggleAccount
 
 #: The most hours of a session on a CPU or GPU, as Kaggle's documents say since 2025.
-MOST = 12.0
+MAX_SESSION_HOURS = 12.0
 
 #: GPU sessions that an account may have at once.
 _AT_ONCE = 2
@@ -21,25 +21,27 @@ _AT_ONCE = 2
 _LEAST = 0.5
 
 #: Hours that a kernel may wait for a GPU.
-QUEUE = 1.0
+MAX_QUEUE_HOURS = 1.0
 
 
-def allowed(kaggle: Kaggle, hours: float, *, tell: Callable[[str], None] = lambda _: None) -> float:
+def allowed_hours(
+    kaggle: KaggleAccount, hours: float, *, tell: Callable[[str], None] = lambda _: None
+) -> float:
     """Return the hours of a session that may begin now; raises ConfigError if none may."""
-    others = kaggle.at_work(timedelta(hours=MOST + QUEUE))
+    others = kaggle.at_work(timedelta(hours=MAX_SESSION_HOURS + MAX_QUEUE_HOURS))
     if len(others) >= _AT_ONCE:
         raise ConfigError(
             f"Kaggle runs {_AT_ONCE} GPU kernels of an account at once, and {', '.join(others)} "
             "are working; wait for the end of one, or cancel it on its page."
         )
     quota = kaggle.quota()
-    fit = affordable(hours, quota)
+    fit = hours_within_quota(hours, quota)
     if quota:
         tell(f"{quota.hours:.1f} GPU hours are left of this week; the session takes {fit:g}.")
     return fit
 
 
-def affordable(hours: float, quota: Quota | None) -> float:
+def hours_within_quota(hours: float, quota: GpuQuota | None) -> float:
     """The hours of a session that the account's quota allows; raises ConfigError for too few."""
     if quota is None or quota.hours >= hours:
         return hours

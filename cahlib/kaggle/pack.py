@@ -21,11 +21,11 @@ from cahlib.core.config import Job, Output, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.dataset.description import DESCRIPTION_FILE
 from cahlib.dataset.layout import ELSEWHERE, LAYOUT, MANIFESTS
-from cahlib.kaggle.inside import STATE, TICKET
+from cahlib.kaggle.in_kernel import STATE_ARCHIVE, TICKET_NAME
 from cahlib.swarm import wheel
 
 #: Where a kernel's dataset lies; what is below /kaggle/working is its output.
-OUTPUT = "/kaggle/working/dataset"
+KERNEL_OUTPUT = "/kaggle/working/dataset"
 
 #: A cell before all others: the very cahlib of this machine, and the Dask that its nodes speak.
 _INSTALL = """\
@@ -42,7 +42,7 @@ kept = "^(torch|torchvision|numpy|pillow|ipywidgets)=="
 
 _SETTINGS = """\
 # written by kaggle.sh
-from cahlib.kaggle.inside import received
+from cahlib.kaggle.in_kernel import received
 
 settings = received(
     {values},
@@ -53,16 +53,16 @@ settings = received(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class KernelSource:
     """The files that a kernel is made from."""
 
     notebook: Path
     metadata: Path
 
 
-def kernel(
+def write_kernel(
     folder: Path,
-    source: Source,
+    source: KernelSource,
     values: Mapping[str, Any],
     about: Mapping[str, Any],
     *,
@@ -71,11 +71,11 @@ def kernel(
     """Make a kernel's folder; ``about`` replaces entries of the metadata."""
     told = json.loads(source.metadata.read_text(encoding="utf-8")) | dict(about)
     (folder / "kernel-metadata.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
-    made = notebook(source.notebook, values, hours=values["hours"], session=session)
+    made = build_notebook(source.notebook, values, hours=values["hours"], session=session)
     (folder / told["code_file"]).write_text(json.dumps(made), encoding="utf-8")
 
 
-def notebook(
+def build_notebook(
     path: Path, values: Mapping[str, Any], *, hours: float, session: str
 ) -> dict[str, Any]:
     """The notebook with the settings in its cell that is tagged "parameters"."""
@@ -105,12 +105,12 @@ def notebook(
     return told
 
 
-def settings(job: Job, *, hours: float, own_swarm: bool, ticket: bool) -> dict[str, Any]:
+def kernel_settings(job: Job, *, hours: float, own_swarm: bool, ticket: bool) -> dict[str, Any]:
     """A job's settings in the kernel, those that are as everywhere left out."""
     there = replace_settings(
         job,
-        output=OUTPUT,
-        engine=TICKET if ticket else "",
+        output=KERNEL_OUTPUT,
+        engine=TICKET_NAME if ticket else "",
         swarm=job.place.swarm if own_swarm else 0,
         cores=job.place.cores if own_swarm else 0,
         wheelhouse="",
@@ -118,35 +118,38 @@ def settings(job: Job, *, hours: float, own_swarm: bool, ticket: bool) -> dict[s
         hours=hours,
     )
     plain = Job().values()
-    return {n: v for n, v in there.values().items() if v != plain.get(n)} | {"output": OUTPUT}
+    return {n: v for n, v in there.values().items() if v != plain.get(n)} | {
+        "output": KERNEL_OUTPUT
+    }
 
 
-def inputs(folder: Path, output: Output, ticket: bytes | None) -> None:
+def write_inputs(folder: Path, output: Output, ticket: bytes | None) -> None:
     """Make the folder of the private input: ticket, wheel, and the state of the dataset here."""
     wheel.build_wheel(folder)
     pins = re.findall(r"^(?:dask|distributed)==.*\n", wheel.pip_constraints(), flags=re.MULTILINE)
     (folder / "pins.txt").write_text("".join(pins))
     if ticket:
-        (folder / TICKET).write_bytes(ticket)
+        (folder / TICKET_NAME).write_bytes(ticket)
     if (output.folder / "run" / "ledger.sqlite").exists():
-        _state(folder / STATE, output.folder, metadata=output.duplicates != "keep")
+        _state(folder / STATE_ARCHIVE, output.folder, metadata=output.duplicates != "keep")
 
 
-def sealed(dataset: Path) -> set[str]:
+def committed_shard_ids(dataset: Path) -> set[str]:
     """The ids of the shards that a dataset here has."""
     return {path.stem for path in (dataset / MANIFESTS).glob("*.json")}
 
 
-def checked(folder: Path, secrets: Sequence[str]) -> None:
+def check_no_secrets(folder: Path, secrets: Sequence[str]) -> None:
     """Refuse to push what holds a secret, be it within an archive; raises ConfigError."""
+    given = [secret for secret in secrets if secret]
+    forms = {form.encode() for each in given for form in (each, json.dumps(each)[1:-1])}
     for path in sorted(folder.rglob("*")):
         for name, data in _contents(path) if path.is_file() else ():
-            for secret in filter(None, secrets):
-                if secret.encode() in data or json.dumps(secret)[1:-1].encode() in data:
-                    raise ConfigError(
-                        f"nothing was pushed: {name} would hold one of your tokens; see that it is "
-                        "in no other setting than HCLOUD_TOKEN."
-                    )
+            if any(form in data for form in forms):
+                raise ConfigError(
+                    f"nothing was pushed: {name} would hold one of your tokens; see that it is "
+                    "in no other setting than HCLOUD_TOKEN."
+                )
 
 
 def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -174,13 +177,13 @@ def _state(target: Path, dataset: Path, *, metadata: bool) -> None:
         ledger.backup(other)  # whole, even if its last writer was killed
     with tarfile.open(target, "w") as pack:
         pack.add(copy, "run/ledger.sqlite")
-        names = "".join(f"{shard}\n" for shard in sorted(sealed(dataset))).encode()
+        names = "".join(f"{shard}\n" for shard in sorted(committed_shard_ids(dataset))).encode()
         elsewhere = tarfile.TarInfo(ELSEWHERE)
         elsewhere.size = len(names)
         pack.addfile(elsewhere, BytesIO(names))
         if (dataset / DESCRIPTION_FILE).exists():
             pack.add(dataset / DESCRIPTION_FILE, DESCRIPTION_FILE)
-        for shard in sorted(sealed(dataset)):
+        for shard in sorted(committed_shard_ids(dataset)):
             pack.add(dataset / MANIFESTS / f"{shard}.json", f"{MANIFESTS}/{shard}.json")
             table = LAYOUT["metadata"].format(shard)
             if metadata and (dataset / table).exists():  # a shard without pairs has none

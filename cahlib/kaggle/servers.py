@@ -12,7 +12,7 @@ from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.secret_store import run_name
 from cahlib.core.signals import defer_signals
-from cahlib.run.scrapers import state, swarm_config
+from cahlib.run.scrapers import swarm_config, swarm_directory
 from cahlib.swarm import lifecycle
 from cahlib.swarm.planner import plan_servers
 from cahlib.swarm.provider import Account, send_heartbeat
@@ -21,7 +21,7 @@ from cahlib.swarm.watchdog import WatchdogConfig
 _MARK = 100.0  # seconds between two notes that the servers are in use
 
 
-class Swarm:
+class SessionServers:
     """The servers that a job asks for, as long as the kernel needs them."""
 
     def __init__(
@@ -37,7 +37,9 @@ class Swarm:
         self._accounts: Sequence[Account] = accounts
         self._report = report
         self._config = swarm_config(job, watchdog)
-        self._labels = lifecycle.run_labels(state(job), run=run_name(state(job)))
+        self._labels = lifecycle.run_labels(
+            swarm_directory(job), run=run_name(swarm_directory(job))
+        )
         self._settled = True  #: no request for a server may be unanswered
         self._marked = 0.0
 

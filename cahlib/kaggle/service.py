@@ -30,7 +30,7 @@ _ASK, _BRING = 60, 1800
 _PAUSES = (1, 2, 4, 8, 16)
 
 #: How a kernel has ended, as Kaggle says it.
-ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
+ENDED_STATES = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
 
 _LOGIN = (
     "Kaggle does not know you: make an API token at https://www.kaggle.com/settings and give it as "
@@ -38,16 +38,16 @@ _LOGIN = (
 )
 
 
-class Away(RunError):
+class KaggleUnavailable(RunError):
     """Kaggle cannot be reached now."""
 
 
-class Refused(RunError):
+class KernelRefused(RunError):
     """Kaggle does not take a kernel; none was started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class KernelState:
     """A kernel's latest session."""
 
     name: str  #: QUEUED, RUNNING, COMPLETE, ERROR …; "" if there is none
@@ -55,18 +55,18 @@ class State:
 
     @property
     def over(self) -> bool:
-        return self.name in ENDED or not self.name
+        return self.name in ENDED_STATES or not self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class GpuQuota:
     """What is left of a week's GPU hours."""
 
     hours: float
     renewed: datetime | None
 
 
-class Kaggle:
+class KaggleAccount:
     """One account. Raises ConfigError without credentials that count, Away without a network."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Kaggle:
         names = (self._api.CONFIG_NAME_KEY, self._api.CONFIG_NAME_TOKEN)
         return [secret for name in names if (secret := self._api.config_values.get(name))]
 
-    def quota(self) -> Quota | None:
+    def quota(self) -> GpuQuota | None:
         """The GPU hours that are left, as far as Kaggle tells."""
         try:
             told = self._ask(self._api.quota_view)
@@ -90,7 +90,7 @@ class Kaggle:
             return None
         used = [each.total_seconds() for each in (gpu.time_used, gpu.time_reserved) if each]
         left = gpu.total_time_allowed.total_seconds() - sum(used)
-        return Quota(hours=max(left, 0) / 3600, renewed=told.quota_refresh_time)
+        return GpuQuota(hours=max(left, 0) / 3600, renewed=told.quota_refresh_time)
 
     def bring(self, folder: Path, slug: str, *, patience: float = 600, pause: float = 5) -> None:
         """Make a private dataset of a folder's files, and wait until kernels can read it."""
@@ -117,19 +117,19 @@ class Kaggle:
         try:
             told = self._ask(lambda: self._api.kernels_push(str(folder), str(max(int(seconds), 1))))
         except _Unknown as error:
-            raise Refused(_why(_said(error.__cause__ or error))) from error
+            raise KernelRefused(_why(_said(error.__cause__ or error))) from error
         wrong = [*(told.invalid_dataset_sources or ()), *(told.invalid_kernel_sources or ())]
         if told.error or wrong:
-            raise Refused(_why(told.error or f"it does not find {', '.join(wrong)}"))
+            raise KernelRefused(_why(told.error or f"it does not find {', '.join(wrong)}"))
         return str(told.url)
 
-    def state(self, kernel: str) -> State:
+    def state(self, kernel: str) -> KernelState:
         """How a kernel's latest session stands."""
         try:
             told = self._ask(lambda: self._api.kernels_status(kernel))
         except _Unknown:
-            return State(name="")
-        return State(name=told.status.name, why=told.failure_message or "")
+            return KernelState(name="")
+        return KernelState(name=told.status.name, why=told.failure_message or "")
 
     def at_work(self, within: timedelta) -> list[str]:
         """Return the account's kernels that work with a GPU, of those begun ``within`` a time."""
@@ -247,7 +247,7 @@ def _authenticated() -> Any:
                         try:
                             return func(*arguments, **more)
                         except Exception as error:  # of any kind: those of the network pass
-                            if not isinstance(_translated(error), Away):
+                            if not isinstance(_translated(error), KaggleUnavailable):
                                 raise
                         time.sleep(pause)
                     return func(*arguments, **more)
@@ -287,7 +287,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
     try:
         good, result = done.get(timeout=seconds)
     except queue.Empty:
-        raise Away(f"Kaggle did not answer within {seconds:.0f} seconds.") from None
+        raise KaggleUnavailable(f"Kaggle did not answer within {seconds:.0f} seconds.") from None
     if good:
         return result  # type: ignore[no-any-return]
     if (known := _translated(result)) is result:
@@ -306,10 +306,14 @@ def _translated(error: BaseException) -> BaseException:
         if status in (403, 404):
             return _Unknown(f"Kaggle has no such thing, or not for you ({_said(error)}).")
         if status == 429 or status >= 500:
-            return Away(f"Kaggle answers {status}; it may be overloaded, so try again later.")
+            return KaggleUnavailable(
+                f"Kaggle answers {status}; it may be overloaded, so try again later."
+            )
         return RunError(f"Kaggle refuses: {_said(error)}.")
     if isinstance(error, (requests.RequestException, OSError)):
-        return Away(f"Kaggle cannot be reached ({_cause(error)}); see to this machine's network.")
+        return KaggleUnavailable(
+            f"Kaggle cannot be reached ({_cause(error)}); see to this machine's network."
+        )
     if isinstance(error, ValueError) and "denied" in str(error):
         return _Unknown(f"Kaggle has no such thing, or not for you ({error}).")
     return error

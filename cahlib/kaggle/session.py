@@ -22,10 +22,10 @@ from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.lock import lock_dataset
 from cahlib.dataset.layout import ELSEWHERE, SESSION
 from cahlib.kaggle import pack
-from cahlib.kaggle.inside import run_of
-from cahlib.kaggle.limits import QUEUE, allowed
-from cahlib.kaggle.service import Away, Kaggle, Refused, State
-from cahlib.run.run_directory import require_same_job
+from cahlib.kaggle.in_kernel import session_run_name
+from cahlib.kaggle.limits import MAX_QUEUE_HOURS, allowed_hours
+from cahlib.kaggle.service import KaggleAccount, KaggleUnavailable, KernelRefused, KernelState
+from cahlib.run.open_run import require_same_job
 
 #: Hours that a kernel may be late at its end.
 _LATE = 0.1
@@ -46,7 +46,7 @@ _NOT = tuple(
 )
 
 
-class Servers(Protocol):
+class ServersProtocol(Protocol):
     """The swarm of a session; none of its methods leaves anything behind that `down` misses."""
 
     def up(self, hours: float) -> bytes: ...
@@ -57,12 +57,12 @@ class Servers(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class KaggleSession:
     """What is wanted."""
 
     job: Job
     hours: float  #: of the kernel's session
-    source: pack.Source
+    source: pack.KernelSource
     own_swarm: bool = False  #: the kernel makes the servers, with a token among Kaggle's secrets
     name: str = "cahlib"  #: the kernel's
     pause: float = 20  #: seconds between two looks at the kernel
@@ -70,13 +70,13 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class SessionNote:
     """What this machine knows of a session that it has not seen end; lies beside the dataset."""
 
     path: Path
 
     @classmethod
-    def of(cls, job: Job) -> Note:
+    def of(cls, job: Job) -> SessionNote:
         return cls(job.output.folder / "run" / "kaggle.json")
 
     @property
@@ -103,21 +103,27 @@ class Note:
         return told if isinstance(told, dict) else {}
 
 
-def prospect(session: Session, kaggle: Kaggle, *, tell: Callable[[str], None]) -> Session:
+def check_session(
+    session: KaggleSession, kaggle: KaggleAccount, *, tell: Callable[[str], None]
+) -> KaggleSession:
     """Return a session with the hours that its account has; raises ConfigError if it cannot begin.
 
     What an earlier launch lost sight of is followed or fetched first, whatever is left.
     """
     kernel = f"{kaggle.user}/{session.name}"
-    if Note.of(session.job).pushed:
+    if SessionNote.of(session.job).pushed:
         return session
     if not kaggle.state(kernel).over:
         raise _another(kernel, session.job.output.folder)
-    return replace(session, hours=allowed(kaggle, session.hours, tell=tell))
+    return replace(session, hours=allowed_hours(kaggle, session.hours, tell=tell))
 
 
-def attend(
-    session: Session, kaggle: Kaggle, servers: Servers | None, *, tell: Callable[[str], None]
+def run_session(
+    session: KaggleSession,
+    kaggle: KaggleAccount,
+    servers: ServersProtocol | None,
+    *,
+    tell: Callable[[str], None],
 ) -> Path:
     """A session from its beginning, or from where an earlier launch lost sight of it, to its end.
 
@@ -130,10 +136,13 @@ def attend(
 
 
 def _attend(
-    session: Session, kaggle: Kaggle, servers: Servers | None, tell: Callable[[str], None]
+    session: KaggleSession,
+    kaggle: KaggleAccount,
+    servers: ServersProtocol | None,
+    tell: Callable[[str], None],
 ) -> Path:
     kernel, folder = f"{kaggle.user}/{session.name}", session.job.output.folder
-    note = Note.of(session.job)
+    note = SessionNote.of(session.job)
     # here too: the kernel could only refuse another job when servers cost money already; what its
     # notebook names of its own files is not known here
     require_same_job(session.job, files_known=False)
@@ -144,7 +153,7 @@ def _attend(
             # a push may never have arrived, and a kernel may be deleted at Kaggle
             if state.name and _worked_for(kaggle, kernel) == note.inputs:
                 tell("fetching what an earlier session left.")
-                fetch(kaggle, kernel, folder)
+                fetch_output(kaggle, kernel, folder)
             note.forget()
         if going and not note.pushed:
             raise _another(kernel, folder)
@@ -152,17 +161,17 @@ def _attend(
             hours = session.hours
             tell(f"{kernel} is running; following it.")
         else:
-            hours = allowed(kaggle, session.hours)
+            hours = allowed_hours(kaggle, session.hours)
             _launch(session, kaggle, servers, hours, tell)
         tend = servers.tend if servers else lambda: None
-        state = follow(kaggle, kernel, hours, pause=session.pause, tell=tell, tend=tend)
+        state = follow_kernel(kaggle, kernel, hours, pause=session.pause, tell=tell, tend=tend)
     if going and _worked_for(kaggle, kernel) != note.inputs:
         note.forget()
         raise RunError(
             f"{kernel} ended with {state.name}, and has left nothing of a session for {folder}; "
             "nothing was fetched."
         )
-    fetched = fetch(kaggle, kernel, folder)
+    fetched = fetch_output(kaggle, kernel, folder)
     note.forget()
     tell(f"{fetched} files were fetched.")
     if state.name != "COMPLETE":
@@ -173,9 +182,9 @@ def _attend(
     return folder
 
 
-def left_alone(session: Session, user: str) -> str:
+def describe_interruption(session: KaggleSession, user: str) -> str:
     """Return what goes on at Kaggle after this machine was interrupted, and how to end it."""
-    note, has_servers = Note.of(session.job), session.job.place.has_servers
+    note, has_servers = SessionNote.of(session.job), session.job.place.has_servers
     if not note.pushed:
         return "interrupted; no kernel was started."
     if has_servers and not session.own_swarm:
@@ -185,8 +194,8 @@ def left_alone(session: Session, user: str) -> str:
         )
     costs = "its servers cost money" if has_servers else "costs GPU hours, but no money"
     end = (
-        f"`cah swarm down --run {run_of(note.inputs)}` with HCLOUD_TOKEN set deletes its servers, "
-        "and the kernel ends within a minute of it"
+        f"`cah swarm down --run {session_run_name(note.inputs)}` with HCLOUD_TOKEN set deletes its "
+        "servers, and the kernel ends within a minute of it"
         if has_servers
         else f"cancel it on its page, https://www.kaggle.com/code/{user}/{session.name}: no "
         "program can"
@@ -204,20 +213,20 @@ def _another(kernel: str, folder: Path) -> ConfigError:
     )
 
 
-def needed(hours: float) -> float:
+def server_hours(hours: float) -> float:
     """The hours for which a session needs its servers, at most."""
-    return hours + QUEUE + _LATE
+    return hours + MAX_QUEUE_HOURS + _LATE
 
 
-def follow(
-    kaggle: Kaggle,
+def follow_kernel(
+    kaggle: KaggleAccount,
     kernel: str,
     hours: float,
     *,
     pause: float,
     tell: Callable[[str], None],
     tend: Callable[[], None],
-) -> State:
+) -> KernelState:
     """Wait for a kernel's end and tell its log; a network that is away is waited for.
 
     ``tend`` is called at each look. Raises RunError for a kernel that gets no GPU, or does not end
@@ -231,8 +240,8 @@ def follow(
             try:
                 state = kaggle.state(kernel)
                 away = False
-            except Away as error:
-                state = State(name=seen or "QUEUED")
+            except KaggleUnavailable as error:
+                state = KernelState(name=seen or "QUEUED")
                 if not away:
                     tell(f"{error} Asking again; the kernel works on.")
                 away = True
@@ -245,21 +254,23 @@ def follow(
             began = began or (now if state.name == "RUNNING" else 0.0)
             if began and now - began > (hours + _LATE) * 3600:
                 raise RunError(f"{kernel} has not ended within {hours:g} hours.")
-            if not began and now - pushed > QUEUE * 3600:
-                raise RunError(f"{kernel} got no GPU within {QUEUE:g} hours; try again later.")
+            if not began and now - pushed > MAX_QUEUE_HOURS * 3600:
+                raise RunError(
+                    f"{kernel} got no GPU within {MAX_QUEUE_HOURS:g} hours; try again later."
+                )
             tend()
             time.sleep(pause)
     finally:
         ended.set()
 
 
-def fetch(kaggle: Kaggle, kernel: str, folder: Path) -> int:
+def fetch_output(kaggle: KaggleAccount, kernel: str, folder: Path) -> int:
     """Bring a kernel's dataset here, beside what is here; gives the number of files.
 
     Seals come last, so that what is interrupted is no part of the dataset yet. Of shards that are
     here already nothing is fetched: the kernel has it from here.
     """
-    here = pack.sealed(folder)
+    here = pack.committed_shard_ids(folder)
     wanted = {
         name: url
         for name, url in kaggle.outputs(kernel)
@@ -276,13 +287,13 @@ def fetch(kaggle: Kaggle, kernel: str, folder: Path) -> int:
             try:
                 kaggle.download(wanted[name], target)
                 break
-            except Away:
+            except KaggleUnavailable:
                 if final:
                     raise
     return len(order)
 
 
-def _worked_for(kaggle: Kaggle, kernel: str) -> str:
+def _worked_for(kaggle: KaggleAccount, kernel: str) -> str:
     """The session whose output a kernel left; "" if it does not say: it had not come so far."""
     for name, url in kaggle.outputs(kernel):
         if name == f"{_BELOW}{SESSION}":
@@ -298,41 +309,41 @@ def _shard(path: Path) -> str:
 
 
 def _launch(
-    session: Session,
-    kaggle: Kaggle,
-    servers: Servers | None,
+    session: KaggleSession,
+    kaggle: KaggleAccount,
+    servers: ServersProtocol | None,
     hours: float,
     tell: Callable[[str], None],
 ) -> None:
     """Servers up, what the kernel needs brought, the kernel started."""
     job, slug = session.job, f"{session.name}-inputs-{secrets.token_hex(4)}"
-    note = Note.of(job)
+    note = SessionNote.of(job)
     about: dict[str, Any] = {
         "id": f"{kaggle.user}/{session.name}",
         "title": session.name,
         "is_private": True,
         "dataset_sources": [f"{kaggle.user}/{slug}"],
     }
-    values = pack.settings(
+    values = pack.kernel_settings(
         job, hours=hours, own_swarm=session.own_swarm, ticket=servers is not None
     )
     with tempfile.TemporaryDirectory(prefix="cahlib-kaggle-") as made:
         kernel, inputs = Path(made, "kernel"), Path(made, "inputs")
         kernel.mkdir()
         inputs.mkdir()
-        pack.kernel(kernel, session.source, values, about, session=slug)
-        pack.checked(kernel, session.secrets)
+        pack.write_kernel(kernel, session.source, values, about, session=slug)
+        pack.check_no_secrets(kernel, session.secrets)
         job.store(note.path.parent / "job.json")
-        ticket = servers.up(needed(hours)) if servers else None
-        pack.inputs(inputs, job.output, ticket)
-        pack.checked(inputs, session.secrets)
+        ticket = servers.up(server_hours(hours)) if servers else None
+        pack.write_inputs(inputs, job.output, ticket)
+        pack.check_no_secrets(inputs, session.secrets)
         tell("bringing the kernel's private input to Kaggle.")
         note.write(inputs=slug, pushed=False)
         kaggle.bring(inputs, slug, pause=min(session.pause, 5))
         note.write(inputs=slug, pushed=True)
         try:
             url = kaggle.push(kernel, seconds=hours * 3600)
-        except Refused:
+        except KernelRefused:
             note.write(inputs=slug, pushed=False)
             raise
     tell(f"the kernel was started for {hours:g} hours: {url}")
@@ -340,7 +351,10 @@ def _launch(
 
 @contextmanager
 def _gone_after(
-    servers: Servers | None, kaggle: Kaggle, note: Note, tell: Callable[[str], None]
+    servers: ServersProtocol | None,
+    kaggle: KaggleAccount,
+    note: SessionNote,
+    tell: Callable[[str], None],
 ) -> Iterator[None]:
     """Delete the servers whatever ends the block, and the ticket's dataset as far as possible."""
     try:
@@ -355,7 +369,11 @@ def _gone_after(
 
 
 def _listen(
-    kaggle: Kaggle, kernel: str, ended: threading.Event, tell: Callable[[str], None], pause: float
+    kaggle: KaggleAccount,
+    kernel: str,
+    ended: threading.Event,
+    tell: Callable[[str], None],
+    pause: float,
 ) -> None:
     """Tell the kernel's log, line by line; a stream that breaks begins anew from its start."""
     told = 0

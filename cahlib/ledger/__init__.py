@@ -1,1 +1,1 @@
-"""Which shards are to be done: kept for one run, or by a tracker for many."""
+"""The ledger: which shards remain to be done, kept by one run or leased from a tracker."""

@@ -1,4 +1,4 @@
-"""What a worker says to a tracker: its API as methods, with patience; standard library only."""
+"""A tracker's API as methods, with retries; standard library only."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.records import Shard, Stats
 from cahlib.core.table_rows import is_shareable, parse_rows_url
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
-#: What a shard may be called: its id becomes the names of files here.
-_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
-#: What a parcel may be called below the place of parcels: no way up, and nothing to interpret.
-_NAME = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
+#: Allowed shard ids, which become file names on this machine.
+_SHARD_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+#: Allowed parcel paths below the upload URL: no way up, and nothing to interpret.
+_PARCEL_PATH = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
-class TrackerAway(RunError):
-    """The tracker does not answer, or cannot now; the same may be asked again."""
+class TrackerUnavailable(RunError):
+    """The tracker does not answer, or cannot serve the request now; it may be repeated."""
 
-    answered = False  #: by the tracker itself, which says why it cannot
+    answered = False  #: by the tracker itself, which gives the reason
 
 
-class Refused(CahError):
-    """The tracker will not do it, and says why."""
+class RequestRejected(CahError):
+    """The tracker rejects a request and gives the reason."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -43,18 +43,28 @@ class Refused(CahError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leased:
-    """A shard that the tracker gave us."""
+class LeasedShard:
+    """A shard leased from the tracker."""
 
     number: int
     shard: Shard
-    parcel: dict[str, Any] | None  #: for a GPU worker: url, sha256 and size
+    parcel: dict[str, Any] | None  #: of a GPU worker: url, sha256 and size
 
 
-class Tracker:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """Who a worker is to the tracker, and how often it calls."""
+
+    nickname: str
+    kind: str  #: "hybrid", "cpu" or "gpu"
+    heartbeat_seconds: float = 30
+    poll_seconds: float = 5  #: between requests for a shard while there is none
+
+
+class TrackerClient:
     """A tracker by its URL; safe for several threads.
 
-    Each call raises Refused, or TrackerAway once it has tried for ``patience`` seconds.
+    Each call raises RequestRejected, or TrackerUnavailable after ``retry_seconds`` of attempts.
     """
 
     def __init__(
@@ -66,55 +76,54 @@ class Tracker:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"tracker: {url} is no http(s) URL.")
+            raise ConfigError(f"tracker: {url} is not an http(s) URL.")
         self.url, self.secret, self._team = url.rstrip("/"), secret, team
         self._sleep = sleep
-        self.upload = ""  #: where it wants parcels, as it said when we joined
+        self.upload_url = ""  #: where it wants parcels, as registration returned
 
     def join(
-        self, nickname: str, kind: str, *, proof: str = "", patience: float = 0
+        self, nickname: str, kind: str, *, nickname_secret: str = "", retry_seconds: float = 0
     ) -> dict[str, Any]:
-        """Register as a "hybrid", "cpu" or "gpu" worker; the answer says name, lease, upload.
-
-        ``proof`` is the secret of the nickname.
-        """
+        """Register as a "hybrid", "cpu" or "gpu" worker; return name, lease_seconds, upload."""
         body = {"nickname": nickname, "kind": kind}
-        if proof:
-            body["nickname_secret"] = proof
+        if nickname_secret:
+            body["nickname_secret"] = nickname_secret
         if self._team:
             body["team"] = self._team
-        answer = self._ask("/v1/workers", body, patience=patience)
-        self.secret, self.upload = answer["secret"], answer["upload"]
+        answer = self._ask("/v1/workers", body, retry_seconds=retry_seconds)
+        self.secret, self.upload_url = answer["secret"], answer["upload"]
         return answer
 
-    def persist(self, ask: Callable[[], T]) -> T:
-        """Ask until the tracker can: as long as it answers itself, as when its database is away."""
+    def wait_while_unavailable(self, call: Callable[[], _T]) -> _T:
+        """Repeat a call while the tracker answers that it is unavailable (no database)."""
         while True:
             try:
-                return ask()
-            except TrackerAway as error:
+                return call()
+            except TrackerUnavailable as error:
                 if not error.answered:
                     raise
-                _log.warning("%s Trying again.", error)
+                _log.warning("%s Retrying.", error)
             self._sleep(10 * random.uniform(0.5, 1.5))
 
-    def lease(self, count: int = 1, *, patience: float = 0) -> tuple[list[Leased], bool]:
-        """Return the next shards, ``count`` at most; and whether there will be none any more.
+    def lease(self, count: int = 1, *, retry_seconds: float = 0) -> tuple[list[LeasedShard], bool]:
+        """Return the next shards, at most ``count``, and whether there will be no more.
 
-        Raise RunError for a shard that would touch what is not its own.
+        Raise RunError for a shard id or parcel URL that is not allowed.
         """
-        answer = self._ask("/v1/lease", {"count": min(count, 64)}, patience=patience)
-        return [self._leased(given) for given in answer["shards"]], bool(answer["finished"])
+        answer = self._ask("/v1/lease", {"count": min(count, 64)}, retry_seconds=retry_seconds)
+        return [self._leased(each) for each in answer["shards"]], bool(answer["finished"])
 
-    def _leased(self, given: dict[str, Any]) -> Leased:
-        shard = Shard(id=given["id"], url=given["url"], half=given["half"])
-        self._check(shard, given["parcel"])
-        return Leased(number=given["number"], shard=shard, parcel=given["parcel"])
+    def _leased(self, lease: dict[str, Any]) -> LeasedShard:
+        shard = Shard(id=lease["id"], url=lease["url"], half=lease["half"])
+        self._check_lease(shard, lease["parcel"])
+        return LeasedShard(number=lease["number"], shard=shard, parcel=lease["parcel"])
 
-    def beat(self, numbers: Iterable[int], progress: str = "", *, patience: float = 0) -> set[int]:
-        """Say that we live; which of these shards are still ours."""
+    def heartbeat(
+        self, numbers: Iterable[int], progress: str = "", *, retry_seconds: float = 0
+    ) -> set[int]:
+        """Renew the leases; return which of these shards are still held."""
         body = {"shards": sorted(numbers), "progress": progress}
-        return set(self._ask("/v1/heartbeat", body, patience=patience)["shards"])
+        return set(self._ask("/v1/heartbeat", body, retry_seconds=retry_seconds)["shards"])
 
     def complete(
         self,
@@ -123,67 +132,72 @@ class Tracker:
         similarities: Mapping[str, float],
         stats: Stats,
         output: str = "",
-        patience: float = 0,
+        retry_seconds: float = 0,
     ) -> set[str]:
-        """Tell of a shard's pairs by their uids; return those that others were first to bring."""
+        """Complete a shard; return the uids of its pairs that other shards brought first."""
         uids = sorted(similarities)
         scores = [round(similarities[uid], 4) for uid in uids]
         body = {"uids": uids, "similarities": scores, "tally": stats.as_dict(), "output": output}
-        return set(self._on(number, "complete", body, patience)["lost"])
+        return set(self._post_shard(number, "complete", body, retry_seconds)["lost"])
 
     def deliver(
-        self, number: int, parcel: dict[str, Any], stats: Stats, *, patience: float = 0
+        self, number: int, parcel: dict[str, Any], stats: Stats, *, retry_seconds: float = 0
     ) -> bool:
-        """A parcel (url, sha256, size) is uploaded; False if the tracker knew."""
-        account = {k: v for k, v in stats.as_dict().items() if k != "judge"}
-        body = parcel | {"tally": account}
-        return bool(self._on(number, "parcel", body, patience)["counted"])
+        """Report an uploaded parcel (url, sha256, size); return False if the tracker knew."""
+        scraped = {k: v for k, v in stats.as_dict().items() if k != "judge"}
+        body = parcel | {"tally": scraped}
+        return bool(self._post_shard(number, "parcel", body, retry_seconds)["counted"])
 
-    def release(self, number: int, *, patience: float = 0) -> None:
-        """Give a shard back."""
-        self._on(number, "release", {}, patience)
+    def release(self, number: int, *, retry_seconds: float = 0) -> None:
+        """Return a shard to the list."""
+        self._post_shard(number, "release", {}, retry_seconds)
 
-    def fail(self, number: int, reason: str, *, patience: float = 0) -> None:
-        """It did not work."""
-        self._on(number, "fail", {"reason": reason[:20_000]}, patience)
+    def fail(self, number: int, reason: str, *, retry_seconds: float = 0) -> None:
+        """Report that a shard failed."""
+        self._post_shard(number, "fail", {"reason": reason[:20_000]}, retry_seconds)
 
-    def refetch(self, number: int, reason: str, *, patience: float = 0) -> None:
-        """The parcel could not be fetched."""
-        self._on(number, "refetch", {"reason": reason[:20_000]}, patience)
+    def refetch(self, number: int, reason: str, *, retry_seconds: float = 0) -> None:
+        """Report a parcel that cannot be downloaded."""
+        self._post_shard(number, "refetch", {"reason": reason[:20_000]}, retry_seconds)
 
-    def taken(self, number: int, uids: Iterable[str], *, patience: float = 0) -> set[str]:
-        """Return which of a shard's pairs a completed shard has; leave them out."""
-        return set(self._on(number, "pairs", {"uids": sorted(set(uids))}, patience)["taken"])
+    def claimed_pairs(
+        self, number: int, uids: Iterable[str], *, retry_seconds: float = 0
+    ) -> set[str]:
+        """Return which of a shard's pairs a completed shard has; omit them from the dataset."""
+        return set(
+            self._post_shard(number, "pairs", {"uids": sorted(set(uids))}, retry_seconds)["taken"]
+        )
 
-    def _check(self, shard: Shard, parcel: dict[str, Any] | None) -> None:
-        """Whoever speaks for the tracker chooses no files of this machine, and no other storage."""
+    def _check_lease(self, shard: Shard, parcel: dict[str, Any] | None) -> None:
+        """Raise RunError if a lease names files of this machine, or other storage."""
         rows = parse_rows_url(shard.url)
-        fine = _ID.fullmatch(shard.id) and shard.half in (0, 1)
-        fine = fine and (rows is None or is_shareable(rows.table))
-        if not fine or (parcel and not is_below(parcel["url"], self.upload)):
+        valid = _SHARD_ID.fullmatch(shard.id) and shard.half in (0, 1)
+        valid = valid and (rows is None or is_shareable(rows.table))
+        if not valid or (parcel and not is_below_upload_url(parcel["url"], self.upload_url)):
             raise RunError(
-                f"The tracker {self.url} gave out {shard.id!r:.300} as a shard's name, a table "
-                "of no other machine's, or a parcel that is not where it wants parcels; it is "
-                "broken, or not to be trusted."
+                f"The tracker {self.url} leased the shard {shard.id!r:.300}, whose id, table or "
+                "parcel URL is not allowed; it is broken or cannot be trusted."
             )
 
-    def _on(self, number: int, what: str, body: Any, patience: float) -> dict[str, Any]:
-        return self._ask(f"/v1/shards/{number}/{what}", body, patience=patience)
+    def _post_shard(
+        self, number: int, call: str, body: Any, retry_seconds: float
+    ) -> dict[str, Any]:
+        return self._ask(f"/v1/shards/{number}/{call}", body, retry_seconds=retry_seconds)
 
-    def _ask(self, path: str, body: Any, *, patience: float) -> dict[str, Any]:
-        deadline, pause = time.monotonic() + patience, 0.25
+    def _ask(self, path: str, body: Any, *, retry_seconds: float) -> dict[str, Any]:
+        deadline, pause = time.monotonic() + retry_seconds, 0.25
         while True:
             try:
                 return self._post(path, body)
-            except TrackerAway:
+            except TrackerUnavailable:
                 if time.monotonic() + pause > deadline:
                     raise
-            # Not all at once, when the tracker comes back to a thousand workers.
+            # at random, so that a thousand workers do not call at once when the tracker is back
             self._sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, 30)
 
     def _post(self, path: str, body: Any) -> dict[str, Any]:
-        # with the version: an older one, which gave none, is told by the tracker to update
+        # with the version: the tracker tells versions so old that they sent none to update
         agent = f"cahlib/{cahlib.__version__}"
         headers = {"Content-Type": "application/json", "User-Agent": agent}
         if self.secret:
@@ -194,30 +208,32 @@ class Tracker:
                 found = json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
-                raise _translated(self.url, error) from None
+                raise _to_exception(self.url, error) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise TrackerAway(f"The tracker {self.url} does not answer ({error}).") from error
+            raise TrackerUnavailable(
+                f"The tracker {self.url} does not answer ({error})."
+            ) from error
         if not isinstance(found, dict):
-            raise TrackerAway(f"{self.url} does not answer as a tracker does.")
+            raise TrackerUnavailable(f"{self.url} does not answer like a tracker; check the URL.")
         return found
 
 
-def is_below(url: str, upload: str) -> bool:
-    """Return whether a parcel's URL is below the place of parcels, and names nothing else."""
-    below = upload.rstrip("/") + "/"
-    return url.startswith(below) and bool(_NAME.fullmatch(url, len(below)))
+def is_below_upload_url(url: str, upload_url: str) -> bool:
+    """Return whether a parcel's URL is a plain path below the upload URL."""
+    below = upload_url.rstrip("/") + "/"
+    return url.startswith(below) and bool(_PARCEL_PATH.fullmatch(url, len(below)))
 
 
-def _translated(url: str, error: urllib.error.HTTPError) -> CahError:
-    """Return what an HTTP error means; what is not a tracker's word may be a proxy's, and pass."""
+def _to_exception(url: str, error: urllib.error.HTTPError) -> CahError:
+    """Return the exception for an HTTP error; one not sent by a tracker may be a proxy's."""
     answered = True
     try:
         text = str(json.loads(error.read(100_000))["detail"])
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        # a proxy's, whose tracker is being restarted
+        # from a proxy whose tracker is restarting
         text, answered = f"{url} answers {error.code}.", error.code in (502, 503, 504)
     if error.code == 429 or error.code >= 500:
-        away = TrackerAway(text)
-        away.answered = answered
-        return away
-    return Refused(error.code, text)
+        unavailable = TrackerUnavailable(text)
+        unavailable.answered = answered
+        return unavailable
+    return RequestRejected(error.code, text)

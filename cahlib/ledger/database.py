@@ -1,4 +1,4 @@
-"""The way to a database, SQLite or PostgreSQL; it does not know what is in it."""
+"""Transactions on SQLite or PostgreSQL; nothing here knows the tables."""
 
 from __future__ import annotations
 
@@ -17,77 +17,81 @@ from sqlalchemy.exc import TimeoutError as NoConnection
 from cahlib.core.errors import ConfigError, RunError, disk_full_error, is_disk_full
 
 
-class DatabaseAway(RunError):
-    """The database cannot be reached now; nothing was changed, try again later."""
+class DatabaseUnavailable(RunError):
+    """The database cannot be reached now; nothing was changed, and the call may be repeated."""
 
 
 class Database:
     """Transactions on one database; safe for many threads.
 
-    ``url`` is SQLAlchemy's: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME. A path
-    of this machine comes as a `sqlalchemy.URL`: in a text, ``?`` and ``%`` mean something else.
+    ``url`` is SQLAlchemy's: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME. Pass a
+    local path as a `sqlalchemy.URL`: in a string, ``?`` and ``%`` have a meaning of their own.
     """
 
     def __init__(self, url: str | URL) -> None:
         self.engine = _engine(url)
-        self.shown = self.engine.url.render_as_string(hide_password=True)
-        # a file by its path; a server's URL says nothing of its disk
-        self._place = (self.is_sqlite and self.engine.url.database) or "the database"
+        self.display_url = self.engine.url.render_as_string(hide_password=True)
+        # for the error of a full disk: a server's URL says nothing of its disk
+        self._location = (self.is_sqlite and self.engine.url.database) or "the database"
         self._writing = self.engine.execution_options(writes=True)
-        # SQLite lets one writer in, and others sleep and poll. PostgreSQL's writers only wait for
-        # each other's locks if there are more, and some connections stay free for readers.
-        self._turns = _Turns(1 if self.is_sqlite else 12)
+        # SQLite admits one writer while others sleep and poll. With more than 12, PostgreSQL's
+        # writers only wait for each other's locks; some connections stay free for readers.
+        self._writers = _FairSemaphore(1 if self.is_sqlite else 12)
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether this is a file of SQLite."""
+        """Whether this is an SQLite file."""
         return self.engine.dialect.name == "sqlite"
 
     @property
     def file(self) -> Path | None:
-        """The file of SQLite; None for a server."""
+        """The SQLite file; None for a server."""
         return Path(self.engine.url.database or "") if self.is_sqlite else None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that changes something; all of it or nothing."""
-        with _reached(self._place), self._turns.next(), self._writing.begin() as connection:
+        """Provide a transaction that writes, committed as a whole or not at all."""
+        with (
+            _translated_errors(self._location),
+            self._writers.acquired(),
+            self._writing.begin() as connection,
+        ):
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
-        with _reached(self._place), self.engine.connect() as connection:
+        """Provide a transaction that only reads."""
+        with _translated_errors(self._location), self.engine.connect() as connection:
             yield connection
 
     def insert(self, table: Table) -> Any:
-        """An insert of this dialect, which has ``on_conflict_…``."""
+        """Return an insert of this dialect, which has ``on_conflict_…``."""
         return (sqlite if self.is_sqlite else postgresql).insert(table)
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self.engine.dispose()
 
 
-class _Turns:
-    """So many at once, first come first served.
+class _FairSemaphore:
+    """A semaphore that serves in the order of arrival.
 
-    SQLAlchemy's pool gives a free connection to whoever comes by while another is being woken for
-    it: of 64 busy threads some came away empty-handed after 10 s.
+    SQLAlchemy's pool gives a free connection to a thread that arrives while a waiting one is being
+    woken: of 64 busy threads some timed out after 10 s.
     """
 
-    def __init__(self, places: int) -> None:
-        self._free = places
+    def __init__(self, permits: int) -> None:
+        self._free = permits
         self._waiting: deque[threading.Event] = deque()
         self._lock = threading.Lock()
 
     @contextmanager
-    def next(self) -> Iterator[None]:
-        """A place, when it is our turn."""
+    def acquired(self) -> Iterator[None]:
+        """Hold a permit, once it is this thread's turn."""
         turn = threading.Event()
         with self._lock:
             self._waiting.append(turn)
-            self._call()
+            self._wake()
         try:
             turn.wait()
             yield
@@ -97,26 +101,28 @@ class _Turns:
                     self._free += 1
                 else:  # interrupted while waiting
                     self._waiting.remove(turn)
-                self._call()
+                self._wake()
 
-    def _call(self) -> None:
+    def _wake(self) -> None:
         while self._free and self._waiting:
             self._free -= 1
             self._waiting.popleft().set()
 
 
 @contextmanager
-def _reached(place: str) -> Iterator[None]:
+def _translated_errors(location: str) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, NoConnection) as error:
         if is_disk_full(error):
-            raise DatabaseAway(str(disk_full_error(place))) from error
-        raise DatabaseAway("The database cannot be reached; try again in a minute.") from error
+            raise DatabaseUnavailable(str(disk_full_error(location))) from error
+        raise DatabaseUnavailable(
+            "The database cannot be reached; try again in a minute."
+        ) from error
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-        raise DatabaseAway("The connection to the database broke off; try again.") from error
+        raise DatabaseUnavailable("The connection to the database was lost; try again.") from error
 
 
 def _engine(url: str | URL) -> Engine:
@@ -124,9 +130,9 @@ def _engine(url: str | URL) -> Engine:
         parsed = make_url(url)
         if parsed.port is not None and not 0 < parsed.port < 65536:
             raise ValueError(parsed.port)
-    except (ArgumentError, ValueError):  # a port that is none
+    except (ArgumentError, ValueError):
         raise ConfigError(
-            "database: this is no database URL; write sqlite:///FILE or "
+            "database: this is not a database URL; write sqlite:///FILE or "
             "postgresql+psycopg://USER:PASSWORD@HOST/NAME."
         ) from None
     if parsed.get_backend_name() == "sqlite":
@@ -135,22 +141,22 @@ def _engine(url: str | URL) -> Engine:
         return _sqlite(parsed)
     if parsed.drivername != "postgresql+psycopg":
         raise ConfigError(
-            f"database: {parsed.drivername} is not known; use sqlite or postgresql+psycopg."
+            f"database: {parsed.drivername} is not supported; use sqlite or postgresql+psycopg."
         )
     options = {"connect_timeout": 5}
     engine = create_engine(
         parsed, pool_size=16, max_overflow=0, pool_timeout=10, connect_args=options
     )
-    event.listen(engine, "connect", _settle)
+    event.listen(engine, "connect", _configure_postgresql)
     return engine
 
 
-def _settle(connection: Any, record: object) -> None:
-    """Bound how long a statement takes; behind PgBouncer, prepare none.
+def _configure_postgresql(connection: Any, record: object) -> None:
+    """Limit the duration of a statement; behind PgBouncer, prepare none.
 
-    In its transaction mode each transaction may meet another session, in which a statement is not
-    prepared, and settings of a session would be another client's. The process that serves us is
-    then not the one that answered when we connected.
+    In its transaction mode each transaction may get another session, where a statement is not
+    prepared and settings of the session would be another client's. The backend process then is not
+    the one that answered when the connection was made.
     """
     with connection.cursor() as cursor:
         pid = cursor.execute("SELECT pg_backend_pid()").fetchone()[0]
@@ -163,17 +169,17 @@ def _settle(connection: Any, record: object) -> None:
 
 def _sqlite(url: URL) -> Engine:
     engine = create_engine(url, pool_size=20, max_overflow=40)
-    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin)
     return engine
 
 
-def _prepare(connection: Any, record: object) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves
-    # WAL: readers never wait for the writer. The timeout: another process may be writing.
+def _configure_sqlite(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # `_begin` sends BEGIN
+    # WAL: readers never wait for the writer. Timeout: another process may be writing.
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA busy_timeout=30000")
-    connection.execute("PRAGMA synchronous=FULL")  # a shard that is done stays done at a power cut
+    connection.execute("PRAGMA synchronous=FULL")  # a finished shard survives a power cut
 
 
 def _begin(connection: Connection) -> None:

@@ -1,7 +1,7 @@
-"""What a worker still owes its tracker: one report for each shard that it has leased.
+"""The reports that a worker has yet to send to its tracker: one for each leased shard.
 
-No method raises for a shard without a report, because the lease may be lost or settled at any
-moment; each says what its absence means. It does not know how a report is sent.
+No method raises for a shard without a report, because a lease may be lost or ended at any moment;
+each documents what the absence means. It does not know how a report is sent.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingReport:
-    """A leased shard, and how its lease ended once it has."""
+    """A leased shard, and how its lease ended once it has ended."""
 
     number: int
-    parcel: dict[str, Any] | None = None  #: the one to judge, or the one that was uploaded
+    parcel: dict[str, Any] | None = None  #: the one to judge, or the uploaded one
     act: str = ""  #: "" while in progress, then the call that ends the lease
     reason: str = ""
 
@@ -57,7 +57,7 @@ class PendingReports:
             return {id: each for id, each in self._reports.items() if each.act}
 
     def start(self, id: str, report: PendingReport) -> bool:
-        """Note a new lease; False if the report of the one before it has not been sent yet."""
+        """Record a new lease; return False if the previous one's report is still to be sent."""
         with self._lock:
             if (known := self._reports.get(id)) and known.act:
                 return False
@@ -68,7 +68,7 @@ class PendingReports:
     def finish(
         self, id: str, act: str, *, reason: str = "", parcel: dict[str, Any] | None = None
     ) -> bool:
-        """Note how a lease ended; False, changing nothing, if the shard is not in progress."""
+        """Record how a lease ended; return False, changing nothing, if it is not in progress."""
         with self._lock:
             known = self._reports.get(id)
             if known is None or known.act:
@@ -79,7 +79,7 @@ class PendingReports:
             return True
 
     def discard(self, id: str, report: PendingReport) -> bool:
-        """Forget this report; False, changing nothing, if it is another one by now."""
+        """Forget this report; return False, changing nothing, if another has replaced it."""
         with self._lock:
             if self._reports.get(id) is not report:
                 return False
@@ -88,7 +88,7 @@ class PendingReports:
             return True
 
     def load(self, reports: Mapping[str, PendingReport]) -> None:
-        """Take over what an earlier launch saved."""
+        """Set the reports that an earlier launch saved."""
         with self._lock:
             self._reports = dict(reports)
 

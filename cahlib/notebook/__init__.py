@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cahlib.notebook.desk import Desk
-    from cahlib.notebook.outcome import Results
+    from cahlib.notebook.panel import Panel
+    from cahlib.notebook.results import Results
 
 #: The desk of the last call: its thread ends when there is another.
-_desks: list[Desk] = []
+_desks: list[Panel] = []
 
 
-def form(settings: Mapping[str, Any] | None = None) -> Desk:
+def form(settings: Mapping[str, Any] | None = None) -> Panel:
     """Show the form; with ``settings``, values of a Job's fields, the run is started unasked.
 
     A run that is going on is found. Where nobody sees widgets, it is followed in lines to its end;
@@ -23,21 +23,21 @@ def form(settings: Mapping[str, Any] | None = None) -> Desk:
     from IPython.display import display
 
     from cahlib.core.config import require_known_settings
-    from cahlib.notebook.desk import Desk
-    from cahlib.notebook.inputs import hear
-    from cahlib.notebook.place import here
-    from cahlib.run.environment import environment
+    from cahlib.notebook.inputs import accept_messages
+    from cahlib.notebook.panel import Panel
+    from cahlib.notebook.runtime import detect_runtime
+    from cahlib.run.environment import read_environment
 
     require_known_settings(
         settings or ()
     )  # what is remembered is not asked: it may be an older version's
     while _desks:
         _desks.pop().close()
-    place = here()
-    desk = Desk(place, environment(), settings or {})
+    place = detect_runtime()
+    desk = Panel(place, read_environment(), settings or {})
     _desks.append(desk)
     if place.widgets:
-        hear(desk.box)
+        accept_messages(desk.box)
         display(desk.box)  # type: ignore[no-untyped-call]
         desk.watch()
     if settings and not desk.child.running():
@@ -52,28 +52,28 @@ def given(names: Mapping[str, Any]) -> dict[str, Any]:
 
     Those that are None are not given.
     """
-    from cahlib.notebook.fields import FIRST
+    from cahlib.notebook.fields import FIRST_FIELDS
 
-    own = {name: names[name] for name in FIRST if names.get(name) is not None}
+    own = {name: names[name] for name in FIRST_FIELDS if names.get(name) is not None}
     return {**names.get("settings", {}), **own}
 
 
-def results(desk: Desk) -> Results:
+def results(desk: Panel) -> Results:
     """Show what came out: now, or as soon as the run has ended."""
-    from cahlib.notebook.outcome import Results
+    from cahlib.notebook.results import Results
 
     return Results(desk)
 
 
-def _followed(desk: Desk) -> None:
-    from cahlib.notebook.lines import report_lines
+def _followed(desk: Panel) -> None:
+    from cahlib.notebook.text_output import print_progress
 
     if not desk.child.running():
         print("Nobody is here to fill in the form, and no settings are given: nothing was started.")
         return
     print(desk.place.terms)
     try:
-        report_lines(desk, lambda line: print(line, flush=True))
+        print_progress(desk, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         desk.child.stop()  # nobody could press Stop later, and servers cost money
         raise

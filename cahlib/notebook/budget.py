@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.core.wording import plural
-from cahlib.run.estimate import cores_fed
+from cahlib.run.estimate import cores_to_feed_model
 
 #: The most cores that a budget buys: Crawling@Home's 100 one-core servers fed one RTX 3090.
 _MOST = 100
@@ -29,7 +29,7 @@ class Budget:
     hours: float
 
 
-def parsed(text: str) -> Budget:
+def parse_budget(text: str) -> Budget:
     """Return a budget as people write it; raises ConfigError."""
     found = _WORDS.fullmatch(text.strip())
     money, hours = (float(each.replace(",", ".")) for each in found.groups()) if found else (0, 0)
@@ -38,16 +38,16 @@ def parsed(text: str) -> Budget:
     return Budget(money=money, hours=hours)
 
 
-def fitted(job: Job, token: str, budget: Budget) -> dict[str, str]:
+def fit_to_budget(job: Job, token: str, budget: Budget) -> dict[str, str]:
     """Return the settings that spend a budget, as texts by name; asks for prices, makes nothing."""
-    from cahlib.run.scrapers import server_plan
+    from cahlib.run.scrapers import plan_job_servers
 
     wanted = replace_settings(job, swarm=0, cores=_MOST, max_cost=0, hours=budget.hours)
     wanted = replace_settings(
-        wanted, cores=min(_MOST, cores_fed(wanted))
+        wanted, cores=min(_MOST, cores_to_feed_model(wanted))
     )  # more would find no more pairs
-    price = server_plan(wanted, token).hourly() * max(1, math.ceil(budget.hours))
-    cores = affordable(wanted.place.cores, price, budget.money)
+    price = plan_job_servers(wanted, token).hourly() * max(1, math.ceil(budget.hours))
+    cores = affordable_cores(wanted.place.cores, price, budget.money)
     if not cores:
         raise ConfigError(
             f"budget: {budget.money:g} does not pay for a core for {plural(budget.hours, 'hour')}."
@@ -60,6 +60,6 @@ def fitted(job: Job, token: str, budget: Budget) -> dict[str, str]:
     }
 
 
-def affordable(cores: int, price: float, money: float) -> int:
+def affordable_cores(cores: int, price: float, money: float) -> int:
     """Return how many of some cores can be paid, by the price of all."""
     return min(cores, math.floor(cores * money / price + 1e-9)) if price else cores

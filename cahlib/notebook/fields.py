@@ -18,11 +18,11 @@ from cahlib.core.config import Job, settings
 from cahlib.core.errors import CahError, ConfigError
 from cahlib.core.presets import PRESETS
 from cahlib.core.settings import Setting
-from cahlib.notebook.inputs import Shared, Slider, input_for, label
-from cahlib.run.environment import job_from
+from cahlib.notebook.inputs import Slider, WidgetFactory, input_for, label
+from cahlib.run.environment import build_job
 
 #: What every run asks for; the rest is folded away.
-FIRST = (
+FIRST_FIELDS = (
     "nickname contact crawl shards swarm max_cost hours preset threshold output forms tracker"
 ).split()
 
@@ -44,7 +44,7 @@ class Field:
     """A setting's input with its sentence: help, or what is wrong."""
 
     def __init__(
-        self, setting: Setting, text: str, changed: Callable[[str], None], shared: Shared
+        self, setting: Setting, text: str, changed: Callable[[str], None], shared: WidgetFactory
     ) -> None:
         self.setting = setting
         mark = " *" if setting.name in _REQUIRED else ""
@@ -96,9 +96,9 @@ class Form:
         self._quiet = False
         self._typed = set[str]()  #: fields that somebody has changed
         self._token, self._found = token
-        shared = Shared()
+        shared = WidgetFactory()
         self.fields = {
-            setting.name: Field(setting, written(setting, given), self._check, shared)
+            setting.name: Field(setting, format_value(setting, given), self._check, shared)
             for setting in settings()
         }
         self.password = widgets.Password(
@@ -109,8 +109,8 @@ class Form:
         )
         self.token_note = shared.make(widgets.HTML)
         self.password.observe(self._take_token, names="value")
-        first = [self.fields[name].row for name in FIRST]
-        first.insert(FIRST.index("swarm") + 1, _row(shared, self.password, self.token_note))
+        first = [self.fields[name].row for name in FIRST_FIELDS]
+        first.insert(FIRST_FIELDS.index("swarm") + 1, _row(shared, self.password, self.token_note))
         self._advanced = self._folded()
         self.box = widgets.VBox([*first, self._advanced])
         self._follow_preset()
@@ -127,7 +127,7 @@ class Form:
 
     def job(self) -> Job:
         """The Job; raises ConfigError with the sentence that a terminal would show."""
-        job = job_from({name: field.text for name, field in self.fields.items()}, {})
+        job = build_job({name: field.text for name, field in self.fields.items()}, {})
         requirements.require_nickname(job)
         requirements.require_contact(job)
         if not job.place.tracker:
@@ -149,7 +149,7 @@ class Form:
         """Put other values into the fields."""
         self._quiet = True
         for field in self.fields.values():
-            field.write(written(field.setting, values))
+            field.write(format_value(field.setting, values))
         self._quiet = False
         self._check()
 
@@ -225,7 +225,7 @@ class Form:
             rows = [
                 field.row
                 for name, field in self.fields.items()
-                if field.setting.group == group and name not in FIRST
+                if field.setting.group == group and name not in FIRST_FIELDS
             ]
             inner.append(widgets.VBox(rows))
             titles.append(title)
@@ -250,7 +250,7 @@ class Form:
         self.token_note.value = _note("token", error, shown)
 
 
-def written(setting: Setting, values: Mapping[str, Any]) -> str:
+def format_value(setting: Setting, values: Mapping[str, Any]) -> str:
     """A setting's value among others, or its default, as a person would write it."""
     value = values.get(setting.name, setting.default)
     if isinstance(value, bool):
@@ -278,7 +278,7 @@ def _driver(name: str, text: str) -> str:
     return f"{scheme}:// needs a package: type %pip install {package} in a cell."
 
 
-def _row(shared: Shared, widget: Any, note: Any) -> Any:
+def _row(shared: WidgetFactory, widget: Any, note: Any) -> Any:
     return shared.make(widgets.HBox, layout={"flex_flow": "row wrap"}, children=[widget, note])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 _PAUSE = 0.2
 
 
-def follow(running: Callable[[], bool], *, wait: float = 0) -> bool:
+def follow_run(running: Callable[[], bool], *, wait: float = 0) -> bool:
     """Execute until the run has ended; return whether there was one.
 
     A run that is not there yet is waited for so many seconds. Clicks are served meanwhile. An

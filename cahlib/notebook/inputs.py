@@ -37,8 +37,7 @@ _LABELS = {
     "seed": "Random seed",
     "personal": "Personal data",
     "blocked_urls": "Blocked URLs",
-    "patience": "Failures in a row",
-    "left_alone": "Skipped domains",
+    "max_failures": "Failures in a row",
     "offline_minutes": "Minutes offline",
     "max_bytes": "Largest file",
     "min_bytes": "Smallest file",
@@ -80,7 +79,7 @@ def label(name: str) -> str:
     return _LABELS.get(name) or name.replace("_", " ").capitalize()
 
 
-class Shared:
+class WidgetFactory:
     """Makes widgets that share what their kind can share."""
 
     def __init__(self) -> None:
@@ -99,13 +98,13 @@ class Shared:
         return made
 
 
-def free(widget: Any) -> None:
+def close_widgets(widget: Any) -> None:
     """Close a widget and all that it holds, layouts and styles as well."""
     for each in _within(widget):
         each.close()
 
 
-def hear(widget: Any) -> None:
+def accept_messages(widget: Any) -> None:
     """Have a widget, and all that it holds, hear every page that shows it.
 
     ipykernel 7.4 brings a page's words to the subshell in which the widget spoke last. A page that
@@ -136,7 +135,7 @@ class Input:
 
     kind: Any = widgets.Text
 
-    def __init__(self, setting: Setting, name: str, shared: Shared) -> None:
+    def __init__(self, setting: Setting, name: str, shared: WidgetFactory) -> None:
         self.widget = shared.make(
             self.kind, style=_STYLE, layout=_WIDTHS, description=name, **self._more(setting)
         )
@@ -208,7 +207,7 @@ class Slider(Input):
 
     kind = widgets.FloatSlider
 
-    def __init__(self, setting: Setting, name: str, shared: Shared) -> None:
+    def __init__(self, setting: Setting, name: str, shared: WidgetFactory) -> None:
         super().__init__(setting, name, shared)
         self._usual, self._odd, self._own = 0.0, "", False
         self._writing = False
@@ -262,7 +261,7 @@ class Boxes(Input):
 
     meaning = "what to write beside the metadata"
 
-    def __init__(self, setting: Setting, name: str, shared: Shared) -> None:
+    def __init__(self, setting: Setting, name: str, shared: WidgetFactory) -> None:
         self._shared, self._changed = shared, _nobody
         self._boxes: dict[str, Any] = {}
         # a label of ipywidgets 7 cannot be moved to the right
@@ -305,12 +304,12 @@ class Boxes(Input):
             widgets.Checkbox, layout={"width": "auto"}, description=words, indent=False
         )
         box.observe(lambda _: self._changed(), names="value")
-        hear(box)
+        accept_messages(box)
         self._boxes[name] = box
         self._column.children = (*self._column.children, box)
 
 
-def input_for(setting: Setting, name: str, shared: Shared) -> Input:
+def input_for(setting: Setting, name: str, shared: WidgetFactory) -> Input:
     """Return the input that fits a setting."""
     if setting.name == "threshold":
         kind: type[Input] = Slider

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cahlib.core.errors import CahError
-from cahlib.notebook.child import Child
+from cahlib.notebook.process import RunProcess
 
 if TYPE_CHECKING:
     from cahlib.swarm.runs import SwarmRun
@@ -21,7 +21,7 @@ _AGAIN = 300.0
 
 
 @dataclass(slots=True)
-class Lookout:
+class OrphanMonitor:
     """What the cloud said last of servers that are left, and when it is to be asked again."""
 
     found: Sequence[SwarmRun] = ()
@@ -31,7 +31,7 @@ class Lookout:
     _alive: dict[Path, float] = field(default_factory=dict)  #: when runs were seen alive last
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def is_due(self, child: Child, token: str, *, running: bool) -> bool:
+    def is_due(self, child: RunProcess, token: str, *, running: bool) -> bool:
         """Return whether to ask now; whoever is told so does it."""
         asked = (token, child.home, running)
         with self._lock:
@@ -43,7 +43,7 @@ class Lookout:
             self._asked, self._at = asked, time.monotonic()
             return True
 
-    def look(self, child: Child, token: str) -> None:
+    def look(self, child: RunProcess, token: str) -> None:
         """Ask the cloud; without its client there is nothing to ask for."""
         try:
             self.found, self.trouble = self._orphans(child, token), ""
@@ -52,40 +52,42 @@ class Lookout:
         except ModuleNotFoundError:
             return
 
-    def delete(self, child: Child, token: str) -> None:
+    def delete(self, child: RunProcess, token: str) -> None:
         """Delete what was found, until the cloud says that it is gone; raises RunError."""
-        from cahlib.run.scrapers import clouds
+        from cahlib.run.scrapers import cloud_accounts
         from cahlib.swarm import lifecycle
 
         shown = {each.run for each in self.found}
         for each in self._orphans(child, token):
             if each.run not in shown:
                 continue  # nobody has seen its name
-            lifecycle.delete_swarm(clouds(token), lifecycle.run_labels(_state(child), run=each.run))
+            lifecycle.delete_swarm(
+                cloud_accounts(token), lifecycle.run_labels(_state(child), run=each.run)
+            )
         self.look(child, token)
 
-    def own(self, child: Child) -> int:
+    def own(self, child: RunProcess) -> int:
         """Return how many of the servers are of this panel's run, which can go on with them."""
         name = _name(child)
         return sum(each.servers for each in self.found if each.run == name)
 
-    def _orphans(self, child: Child, token: str) -> list[SwarmRun]:
+    def _orphans(self, child: RunProcess, token: str) -> list[SwarmRun]:
         """Return the servers of all runs that are over, that of this panel included if it is."""
-        from cahlib.run.scrapers import clouds
+        from cahlib.run.scrapers import cloud_accounts
         from cahlib.swarm.runs import orphaned_runs
 
         own = _name(child)
         if own and child.running():
-            return orphaned_runs(clouds(token), but={own})
+            return orphaned_runs(cloud_accounts(token), but={own})
         died = max(float(child.live().get("written", 0)), self._alive.get(child.home, 0))
-        return orphaned_runs(clouds(token), died={own: died} if own else {})
+        return orphaned_runs(cloud_accounts(token), died={own: died} if own else {})
 
 
-def _name(child: Child) -> str:
+def _name(child: RunProcess) -> str:
     """Return by which name the cloud knows the servers of a run; "" if it had none."""
     path = _state(child) / "run"
     return path.read_text() if path.exists() else ""
 
 
-def _state(child: Child) -> Path:
+def _state(child: RunProcess) -> Path:
     return child.home / "swarm"

@@ -35,7 +35,7 @@ UNFINISHED = {Phase.STOPPED, Phase.FAILED, Phase.CRASHED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class RunInfo:
     """What is known at one moment."""
 
     running: bool = False  #: the process of the run is alive
@@ -57,7 +57,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
+class PanelState:
     """What the panel shows."""
 
     phase: Phase
@@ -70,13 +70,13 @@ class Panel:
     banner: str  #: what servers cost that nobody works with
 
 
-def panel(known: Known) -> Panel:
+def panel_state(known: RunInfo) -> PanelState:
     """Return what to show."""
-    now = phase(known)
+    now = run_phase(known)
     dead = now in (Phase.FAILED, Phase.CRASHED)
-    return Panel(
+    return PanelState(
         phase=now,
-        heading=heading(known),
+        heading=run_heading(known),
         bad=dead,
         lines=known.said[-5:] if dead else (),
         start=_start(known),
@@ -86,22 +86,24 @@ def panel(known: Known) -> Panel:
     )
 
 
-def phase(known: Known) -> Phase:
+def run_phase(known: RunInfo) -> Phase:
     """Return where the run stands."""
     state = known.live.get("state")
     if known.running:
         if known.asked or state == "stopping":
             return Phase.STOPPING
-        up = state == "running" and (not known.servers or ready(known.live) or _tried(known.live))
+        up = state == "running" and (
+            not known.servers or ready_servers(known.live) or _tried(known.live)
+        )
         return Phase.RUNNING if up else Phase.STARTING
     return Phase.PLANNED if known.planned else _over(known)
 
 
-def heading(known: Known) -> str:
+def run_heading(known: RunInfo) -> str:
     """Return how the run stands, in a sentence."""
-    now = phase(known)
+    now = run_phase(known)
     if now is Phase.STARTING and known.servers and known.live.get("state") == "running":
-        return f"Starting servers: {ready(known.live)} of {known.servers} ready."
+        return f"Starting servers: {ready_servers(known.live)} of {known.servers} ready."
     if now is Phase.STOPPING and known.asked == "down":
         return "The run is ending at once; its servers are being deleted."
     if now is Phase.STOPPED:
@@ -124,12 +126,12 @@ _HEADINGS = {
 }
 
 
-def ready(live: Mapping[str, Any]) -> int:
+def ready_servers(live: Mapping[str, Any]) -> int:
     """Return how many servers work or wait for work."""
     return sum(node.get("state") in _READY for node in live.get("nodes") or ())
 
 
-def _over(known: Known) -> Phase:
+def _over(known: RunInfo) -> Phase:
     """Return the phase of a run that is not going on."""
     state = known.live.get("state")
     if not known.launched and not known.live:
@@ -143,7 +145,7 @@ def _over(known: Known) -> Phase:
     return Phase.CRASHED
 
 
-def _stopped(known: Known) -> str:
+def _stopped(known: RunInfo) -> str:
     if (left := lives.shards_left(known.live)) and known.live.get("state") == "ended":
         return f"The run was stopped: {left:,} of {known.live['shards']:,} shards are left."
     return "The run was ended at once. What was finished is kept; it can go on from there."
@@ -154,7 +156,7 @@ def _tried(live: Mapping[str, Any]) -> bool:
     return bool(live.get("rates", {}).get("links"))
 
 
-def _start(known: Known) -> str:
+def _start(known: RunInfo) -> str:
     """Return the words on the button that starts: what it costs is among them."""
     go_on = not known.running and _over(known) in UNFINISHED
     if not known.wanted:
@@ -164,7 +166,7 @@ def _start(known: Known) -> str:
     return "Order servers (Plan first)"
 
 
-def _banner(known: Known) -> str:
+def _banner(known: RunInfo) -> str:
     if known.orphans:
         only = "" if known.own else " Their keys are not here, so they can only be deleted."
         return f"{'. '.join(known.orphans)}.{only}"
@@ -175,13 +177,13 @@ def _banner(known: Known) -> str:
     return ""
 
 
-def _allowed(known: Known) -> set[str]:
+def _allowed(known: RunInfo) -> set[str]:
     idle = not known.running and not known.busy
     allowed = {
         "plan": idle,
         "fit": idle,
         "start": idle and bool(known.order or not known.wanted),
-        "stop": known.running and phase(known) is not Phase.STOPPING,
+        "stop": known.running and run_phase(known) is not Phase.STOPPING,
         "delete": bool(known.orphans) and known.busy in ("", "plan"),
         "mount": idle and known.vanishing,
         "adopt": idle and bool(known.own),

@@ -14,11 +14,11 @@ from cahlib.core import status as lives
 from cahlib.core.progress import describe_offline
 from cahlib.core.records import DropReason, Stage
 from cahlib.core.wording import plural
-from cahlib.notebook import expect
-from cahlib.notebook.machine import Machine
-from cahlib.notebook.state import Panel
-from cahlib.run.disk_space import sized
-from cahlib.run.estimate import duration
+from cahlib.notebook import estimate
+from cahlib.notebook.machine import MachineState
+from cahlib.notebook.state import PanelState
+from cahlib.run.disk_space import format_size
+from cahlib.run.estimate import format_duration
 
 #: Nodes that are shown at once; if there are more, they take turns.
 _NODES = 8
@@ -26,28 +26,30 @@ _COLUMNS = "node", "place", "type", "state", "job", "links/s", "seen"
 #: Characters of a caption that are shown.
 _CAPTION = 90
 
-STYLE = f"<style>{Path(__file__).with_name('view.css').read_text(encoding='utf-8')}</style>"
+STYLE_HTML = f"<style>{Path(__file__).with_name('view.css').read_text(encoding='utf-8')}</style>"
 
 
-def note(terms: str) -> str:
+def note_html(terms: str) -> str:
     """Return the first line of the panel, with the style of all that follows."""
-    return f'{STYLE}<div class="cah dim">{escape(terms)}</div>'
+    return f'{STYLE_HTML}<div class="cah dim">{escape(terms)}</div>'
 
 
-def said(sentence: str, *, bad: bool = False) -> str:
+def message_html(sentence: str, *, bad: bool = False) -> str:
     """Return an answer to a click."""
     look = " bad" if bad else ""
     return _cah(f'<div class="said{look}">{escape(sentence)}</div>')
 
 
-def plan(servers: str, sentences: Iterable[str]) -> str:
+def plan_html(servers: str, sentences: Iterable[str]) -> str:
     """Return what will be made, as a table for people, and what to know about it."""
     table = f'<pre class="wide">{escape(servers)}</pre>' if servers else ""
     more = "".join(f"<div>{escape(each)}</div>" for each in sentences if each)
     return _cah(f"<h4>Plan</h4>{table}{more}")
 
 
-def head(panel: Panel, live: Mapping[str, Any], machine: Machine, *, running: bool) -> str:
+def head_html(
+    panel: PanelState, live: Mapping[str, Any], machine: MachineState, *, running: bool
+) -> str:
     """Where the run stands: its state, its totals, the slowest step, and what it costs."""
     look = ' class="bad"' if panel.bad else ""
     lines = [f"<b{look}>{escape(panel.heading)}</b>"]
@@ -63,37 +65,37 @@ def head(panel: Panel, live: Mapping[str, Any], machine: Machine, *, running: bo
         ]
     if running:
         lines += [f'<div class="dim">{escape(each)}</div>' for each in _now(live, machine)]
-        hints = describe_offline(live.get("offline") or ()), expect.advice(live)
+        hints = describe_offline(live.get("offline") or ()), estimate.advice(live)
         lines += [f'<div class="hint">{escape(each)}</div>' for each in hints if each]
     return _cah("".join(lines))
 
 
-def _totals(live: Mapping[str, Any], machine: Machine, *, running: bool) -> Iterator[str]:
+def _totals(live: Mapping[str, Any], machine: MachineState, *, running: bool) -> Iterator[str]:
     """Yield what there is so far, and what is still to come."""
     yield f"{lives.status_stats(live).left[Stage.JUDGE]:,} pairs"
     if elapsed := live.get("elapsed"):
-        yield f"{duration(elapsed)} in this launch"
-    if running and (left := expect.remaining(live)):
-        yield f"about {duration(left)} to go"
+        yield f"{format_duration(elapsed)} in this launch"
+    if running and (left := estimate.remaining_seconds(live)):
+        yield f"about {format_duration(left)} to go"
     if machine.size:
-        yield sized(machine.size)
+        yield format_size(machine.size)
     if live.get("spent"):
-        whole = expect.projected(live) if running else None
+        whole = estimate.projected_cost(live) if running else None
         money = escape(str(live.get("currency", "EUR")))
         now = f" ({money} {live['hourly']:.3f} an hour)" if running and live.get("hourly") else ""
         about = f", about {money} {whole:.2f} in all" if whole else ""
         yield f"{money} {live['spent']:.2f}{now}{about}"
 
 
-def _now(live: Mapping[str, Any], machine: Machine) -> Iterator[str]:
+def _now(live: Mapping[str, Any], machine: MachineState) -> Iterator[str]:
     """Yield what holds at this moment."""
-    if live.get("state") == "running" and (step := expect.bottleneck(live)):
+    if live.get("state") == "running" and (step := estimate.bottleneck(live)):
         yield f"{step}; {_queues(live)}"
     if text := str(machine):
         yield text
 
 
-def charts(live: Mapping[str, Any], *, running: bool) -> str:
+def charts_html(live: Mapping[str, Any], *, running: bool) -> str:
     """The rates over time, a small chart each; of a run that is over, no rate is current."""
     points = live.get("history", ())
     if not points:
@@ -103,7 +105,7 @@ def charts(live: Mapping[str, Any], *, running: bool) -> str:
     return _cah(f'<div class="cah-row">{"".join(cards)}</div>')
 
 
-def nodes(live: Mapping[str, Any], turn: int) -> str:
+def nodes_html(live: Mapping[str, Any], turn: int) -> str:
     """The table of nodes; of many, those whose turn it is."""
     every = live.get("nodes") or ()
     if not every:
@@ -120,7 +122,7 @@ def nodes(live: Mapping[str, Any], turn: int) -> str:
     )
 
 
-def losses(live: Mapping[str, Any]) -> str:
+def drops_html(live: Mapping[str, Any]) -> str:
     """Why candidates did not become images, the most frequent causes first."""
     lost = lives.status_stats(live).dropped
     causes = sorted(
@@ -137,7 +139,7 @@ def losses(live: Mapping[str, Any]) -> str:
     return _cah(f'<h4>Failures by cause</h4><div class="losses">{rows}</div>')
 
 
-def gallery(live: Mapping[str, Any], *, clear: bool) -> str:
+def gallery_html(live: Mapping[str, Any], *, clear: bool) -> str:
     """The pairs that were judged last; unsafe ones are blots of colour unless asked for."""
     latest = live.get("latest") or ()
     parts = []
@@ -147,14 +149,14 @@ def gallery(live: Mapping[str, Any], *, clear: bool) -> str:
     return _cah("".join(parts)) if parts else ""
 
 
-def log(lines: Sequence[str]) -> str:
+def log_html(lines: Sequence[str]) -> str:
     """The ends of what the run says."""
     if not lines:
         return ""
     return _cah(f"<h4>Log</h4><pre>{escape(chr(10).join(lines))}</pre>")
 
 
-def text(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
+def text_line(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
     """The run in one line, for where no HTML is shown."""
     words = [heading]
     if shards := live.get("shards"):
@@ -169,7 +171,7 @@ def text(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
             words += [
                 f"{rates['links']:.0f} links/s, {rates['images']:.0f} images/s",
                 f"model busy {live['busy']:.0%}",
-                describe_offline(live.get("offline") or ()) or expect.bottleneck(live),
+                describe_offline(live.get("offline") or ()) or estimate.bottleneck(live),
             ]
         if live.get("nodes"):
             money = f"{live.get('currency', 'EUR')} {live['spent']:.2f}"

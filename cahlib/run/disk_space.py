@@ -22,47 +22,47 @@ from cahlib.dataset.manifest import read_manifests
 _SAVED = {Path("/kaggle/working"): 20 * 10**9}
 
 
-def told(job: Job) -> str:
+def describe_disk_space(job: Job) -> str:
     """Return what the disk has and what the job needs, as far as that can be known; "" if not."""
     folder = job.output.folder
     try:
-        free = room(folder)
+        free = free_space(folder)
     except OSError:  # the run itself says what is wrong with the place
         return ""
-    said = f"The dataset's disk has {sized(free)} free."
+    said = f"The dataset's disk has {format_size(free)} free."
     for each, most in _saved(folder):
-        said = f"{sized(free)} more can be saved: of {each}, no more than {sized(most)} are."
+        said = f"{format_size(free)} more can be saved: {each} keeps at most {format_size(most)}."
     if job.output.url and not job.output.keep_local:
         return said  # a shard at a time
-    done, size = so_far(folder)
+    done, size = committed_size(folder)
     left = job.crawl.shards - done
     if left <= 0:
         return said
     if done:
         need = left * size // done
         said += (
-            f" The shards so far ({done:,}) took {sized(size)}, so {left:,} more will take about "
+            f" {plural(done, 'shard')} took {format_size(size)}, so {left:,} more will take about "
         )
     else:
         pairs = round(left * rates_for(job).pairs[0])
         need = pairs * job.download.min_bytes if has_images(job.forms) else 0
         said += f" {plural(left, 'shard')} will take at least "
     short = " That is not enough: make room, or give fewer --shards." if need > free else ""
-    return f"{said}{sized(need)}.{short}"
+    return f"{said}{format_size(need)}.{short}"
 
 
-def room(folder: Path) -> int:
+def free_space(folder: Path) -> int:
     """Return the bytes that may still be written to a folder and are kept; raises OSError."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    return min([free, *(max(0, most - taken(each)) for each, most in _saved(folder))])
+    return min([free, *(max(0, most - folder_size(each)) for each, most in _saved(folder))])
 
 
 def _saved(folder: Path) -> list[tuple[Path, int]]:
     return [(each, most) for each, most in _SAVED.items() if folder.absolute().is_relative_to(each)]
 
 
-def taken(folder: Path, *, but: str = "") -> int:
+def folder_size(folder: Path, *, but: str = "") -> int:
     """Return the bytes of a folder's files, without those of one folder in it."""
     size = 0
     for place, inner, names in os.walk(folder):
@@ -74,7 +74,7 @@ def taken(folder: Path, *, but: str = "") -> int:
     return size
 
 
-def so_far(folder: Path) -> tuple[int, int]:
+def committed_size(folder: Path) -> tuple[int, int]:
     """The shards in the dataset, and the bytes that they take."""
     done = size = 0
     with suppress(CahError):  # what is damaged is told of by the run
@@ -83,6 +83,6 @@ def so_far(folder: Path) -> tuple[int, int]:
     return done, size
 
 
-def sized(size: int) -> str:
+def format_size(size: int) -> str:
     """Return a number of bytes in the unit that people use."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -12,7 +12,7 @@ from cahlib.core.wording import plural
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
+class ServerPrice:
     """What servers do and cost."""
 
     cores: int
@@ -48,7 +48,7 @@ class Estimate:
     def __str__(self) -> str:
         if not self.links:
             return "All shards are in the dataset already."
-        when = "an hour" if self.endless else f"in about {duration(3600 * self.hours)}"
+        when = "an hour" if self.endless else f"in about {format_duration(3600 * self.hours)}"
         pairs = " to ".join(dict.fromkeys(f"{_rounded(each):,}" for each in self.pairs))
         money = f" for {self.currency} {self.cost:.2f} ({self.per_thousand})" if self.cost else ""
         part = f" That is {self.share:.0%} of what was asked for." if self.share < 0.995 else ""
@@ -64,7 +64,7 @@ class Estimate:
         )
 
 
-def expected(job: Job, servers: Price | None = None) -> Estimate:
+def estimate_run(job: Job, servers: ServerPrice | None = None) -> Estimate:
     """Return what a job will bring, how long it takes and what it costs, as far as known."""
     rates = rates_for(job)
     rate, judging = _rate(job, rates, servers)
@@ -90,20 +90,20 @@ def expected(job: Job, servers: Price | None = None) -> Estimate:
     )
 
 
-def cores_fed(job: Job) -> int:
+def cores_to_feed_model(job: Job) -> int:
     """Return how many cores scrape as fast as this machine's model judges."""
     rates = rates_for(job)
     return math.ceil(min(rates.model / rates.images / rates.core, 10_000))
 
 
-def _rate(job: Job, rates: Rates, servers: Price | None) -> tuple[float, float]:
+def _rate(job: Job, rates: Rates, servers: ServerPrice | None) -> tuple[float, float]:
     """Return links a second, and what the model judges a second if that is less than it gets."""
     scraped = rates.core * (servers.cores if servers else job.place.scrapers)
     judged = rates.model / rates.images
     return min(scraped, judged), rates.model if judged < scraped else 0
 
 
-def _paid_hours(servers: Price | None) -> float:
+def _paid_hours(servers: ServerPrice | None) -> float:
     """Return for how many hours servers can be paid: whole ones."""
     if servers is None or not servers.hourly or math.isinf(servers.left):
         return math.inf
@@ -126,7 +126,7 @@ def _money(sum: float) -> str:
     return f"{sum:.2f}" if sum >= 0.095 else f"{sum:.2g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return seconds in the units that people use."""
     minutes = math.ceil(seconds / 60)
     if minutes < 100:

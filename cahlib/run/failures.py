@@ -22,18 +22,18 @@ from cahlib.core.records import Shard
 _MACHINES = 3
 
 
-class Shards(Protocol):
+class FailureLedger(Protocol):
     """As much of a ledger as hears of failures."""
 
-    def give_back(self, shard: Shard, error: str) -> None: ...
+    def release(self, shard: Shard, error: str) -> None: ...
 
     def fail(self, shard: Shard, error: str, *, attempts: int) -> bool: ...
 
 
-class Failures:
+class FailureHandler:
     """Decides on the failures of one launch."""
 
-    def __init__(self, ledger: Shards, folder: Path, *, attempts: int) -> None:
+    def __init__(self, ledger: FailureLedger, folder: Path, *, attempts: int) -> None:
         self._ledger, self._folder, self._attempts = ledger, folder, attempts
         self._in_a_row = 0  #: faults of machines since a shard was scraped
         self._slots = 1  #: the most that there were
@@ -56,7 +56,7 @@ class Failures:
         if isinstance(error, MachineFault) or not known and describe_machine_fault(error):
             self._by_machine(shard, text, slots)
         elif isinstance(error, Postponed):
-            self._ledger.give_back(shard, text)
+            self._ledger.release(shard, text)
         else:
             self._ledger.fail(shard, text, attempts=self._attempts)
 
@@ -67,7 +67,7 @@ class Failures:
         if self._of_machines[shard.id] > _MACHINES:
             self._ledger.fail(shard, text, attempts=self._attempts)
         else:
-            self._ledger.give_back(shard, text)
+            self._ledger.release(shard, text)
         # of those in flight, twice the slots, all may have waited at one machine
         if self._in_a_row > 4 * self._slots:
             last = text.strip().splitlines()[-1].rstrip(".")

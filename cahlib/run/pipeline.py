@@ -52,19 +52,18 @@ from cahlib.dataset.write.gallery import LatestPairs
 from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
 from cahlib.fetch.dead_domains import DeadDomains
 from cahlib.image.perceptual_hash import NearIndex
-from cahlib.ledger.local import Ledger
-from cahlib.ledger.remote import Shared
+from cahlib.ledger.protocol import COMMITTED, Ledger
 from cahlib.model.known_harm import drop_known_harm, load_known_harm
 from cahlib.model.score_names import score_columns
 from cahlib.model.scorer import Scorer, check_model_files, load_scorer
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
-from cahlib.run.failures import Failures
+from cahlib.run.failures import FailureHandler
+from cahlib.run.open_run import open_run_directory
 from cahlib.run.result import RunResult
-from cahlib.run.resume import faults, resume
-from cahlib.run.run_directory import open_run_directory
+from cahlib.run.resume import find_faults, resume
 from cahlib.run.scrape import scrape
-from cahlib.run.scrapers import Engine, Scraping, scrapers, with_thumbs
+from cahlib.run.scrapers import Engine, EngineFactory, open_scrapers, with_thumbs
 
 #: How many items may wait between two stages: parcels on disk, scored images in memory, manifests.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
@@ -77,7 +76,7 @@ def run(
     stop: threading.Event | None = None,
     tick: float = 1.0,
     role: str = "hybrid",
-    scraping: Scraping = scrapers,
+    scraping: EngineFactory = open_scrapers,
 ) -> RunResult:
     """Work through the job's shards, those of earlier launches excepted.
 
@@ -104,17 +103,19 @@ def run(
         status.record_status(folder / "run", listener, stopping=stop.is_set) as listener,
         folder_errors(folder),
     ):
-        if isinstance(ledger, Ledger):
-            known, contact = ledger.in_state(), job.download.contact
-            ledger.add(list_shards(job.crawl, contact=contact, taken=TAKEN, known=known))
+        ledger.fill(
+            lambda known: list_shards(
+                job.crawl, contact=job.download.contact, taken=TAKEN, known=known
+            )
+        )
         # a launch that was killed may have left some between "done" and their removal
         parcels.remove_leftovers(folder / "run" / "parcels", ledger.in_state("done"))
-        if ledger.more() or ledger.in_state("sealed"):
+        if ledger.has_more() or ledger.in_state(COMMITTED):
             work = _Work(job, ledger, stop, scraping, harmful)
             limits = {"tick": tick, "hours": job.place.hours}
             with report_progress(work.snapshot, listener, stop=stop, **limits):
                 work.through()
-        ledger.leave_out(lambda lost: withdraw_pairs(folder, lost, job.output.url))
+        ledger.withdraw_claimed(lambda lost: withdraw_pairs(folder, lost, job.output.url))
         write_pages(folder, job.values())
         if job.output.url:
             upload_pages(folder, job.output.url)
@@ -125,8 +126,8 @@ def run(
             stats=found.stats,  # not the ledger's: purges are told to the seals alone
             errors=tuple(ledger.errors()),
             warnings=tuple(found.warnings()),
-            stopped=stop.is_set() and (ledger.more() or bool(ledger.in_state("sealed"))),
-            faults=tuple(faults(job, ledger)),
+            stopped=stop.is_set() and (ledger.has_more() or bool(ledger.in_state(COMMITTED))),
+            faults=tuple(find_faults(job, ledger)),
         )
 
 
@@ -151,16 +152,16 @@ class _Work:
     def __init__(
         self,
         job: Job,
-        ledger: Ledger | Shared,
+        ledger: Ledger,
         stop: threading.Event,
-        scraping: Scraping,
+        scraping: EngineFactory,
         harmful: NearIndex | None,
     ) -> None:
         self._job, self._ledger, self._stop, self._scraping = job, ledger, stop, scraping
         self._harmful = harmful
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
-        self._failures = Failures(ledger, self._folder, attempts=job.place.attempts)
+        self._failures = FailureHandler(ledger, self._folder, attempts=job.place.attempts)
         self._slices = Slices(self._folder / "run" / "links", job.download.contact)
         self._away = self._parcels  #: where the scrapers write them
         self._ours = describe_continued(job)
@@ -176,10 +177,10 @@ class _Work:
     def through(self) -> None:
         """Do all there is to do, or what can be done before the stop."""
         with Uploader(self._job.output, self._finish) as uploads:
-            for shard in self._ledger.in_state("sealed"):
+            for shard in self._ledger.in_state(COMMITTED):
                 if left := read_manifest(self._folder, shard.id):
                     uploads.add(left)
-            if self._ledger.more():
+            if self._ledger.has_more():
                 self._stages(uploads)
         parcels.remove_leftovers(self._parcels)  # of scrapers that were ended in their work
 
@@ -193,8 +194,8 @@ class _Work:
         with Pipeline() as beside:
             loading = beside.prefetch(map(load_scorer, [self._job.judge]), 1)
             early = next(loading) if self._job.place.is_costly else None
-            whole = self._ledger.in_state("sealed", "done")
-            self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.seen)
+            whole = self._ledger.in_state(COMMITTED, "done")
+            self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.has_pair)
             manifests = read_manifests(self._folder, damaged="skip")
             self._dead_domains = DeadDomains(each.silent for each in manifests)
             opening = self._scraping(self._job, stop=self._stop, swarm_status=self._swarm_status)
@@ -224,7 +225,7 @@ class _Work:
                     continue
                 leased[shard.id] = shard
                 self._submit(scrapers, shard)
-            if not scrapers and not self._ledger.more():
+            if not scrapers and not self._ledger.has_more():
                 return
             if finished := scrapers.take(timeout=0.2):
                 shard, result = leased.pop(finished[0]), finished[1]
@@ -239,14 +240,15 @@ class _Work:
 
     def _submit(self, scrapers: Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
-        if brought := self._ledger.parcel(shard):
+        if brought := self._ledger.get_parcel(shard):
             fetching = storage.download_parcel, shard, brought, self._away
             scrapers.submit(shard.id, *fetching, limit=seconds)
             return
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
             return
         download = with_thumbs(self._job)
-        download = replace(download, left_alone=self._dead_domains.merged_with(download.left_alone))
+        skipped = self._dead_domains.merged_with(download.skipped_domains)
+        download = replace(download, skipped_domains=skipped)
         scrapers.submit(shard.id, scrape, shard, crawl, download, self._away, limit=seconds)
 
     def _open(self, scraped: Iterable[_InWork]) -> Iterator[_Opened]:
@@ -254,7 +256,7 @@ class _Work:
         for work in scraped:
             try:
                 parcels.check_parcel(work.parcel)
-                ours = not self._ledger.parcel(work.parcel.shard)
+                ours = not self._ledger.get_parcel(work.parcel.shard)
                 images = parcels.read_images(work.parcel, trusted=ours)
                 yield work, chain(list(islice(images, 1)), images)
             except Exception as error:  # noqa: BLE001 - told where the shard's turn comes
@@ -283,7 +285,7 @@ class _Work:
     def _judged(self, work: _InWork, images: Iterable[Image], loaded: Scorer) -> Iterator[Judged]:
         harmless = drop_known_harm(images, self._harmful, work.stats)
         judged = loaded.judged(harmless, self._job.judge, work.stats)
-        return self._ledger.ours(work.parcel.shard, judged)
+        return self._ledger.resolve_claims(work.parcel.shard, judged)
 
     def _spec(self, loaded: Scorer) -> DatasetSpec:
         ours = self._ours
@@ -320,7 +322,7 @@ class _Work:
                 continue
             commit_shards(self._folder, self._ours, [shard.id])
             add_tar(self._folder, sealed)
-            self._ledger.seal(shard, read_uids(self._folder, sealed), sealed.stats)
+            self._ledger.commit(shard, read_uids(self._folder, sealed), sealed.stats)
             self._known.commit_shard()
             self._dead_domains.add(sealed.silent)
             scraped = work.parcel.finished - work.parcel.started
@@ -332,8 +334,8 @@ class _Work:
 
     def _finish(self, sealed: ShardManifest) -> None:
         """Note that a committed shard is at its destination, and delete its parcel."""
-        brought = self._ledger.parcel(sealed.shard)
-        self._ledger.done(sealed.shard)
+        brought = self._ledger.get_parcel(sealed.shard)
+        self._ledger.mark_done(sealed.shard)
         if brought:
             storage.delete_upload(brought)
         parcels.delete_parcel(self._parcels, sealed.shard)

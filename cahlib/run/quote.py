@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from cahlib.core.config import Job, replace_settings
 from cahlib.core.wording import plural
 from cahlib.crawl.shards import count_shards
-from cahlib.run.disk_space import told
-from cahlib.run.estimate import Estimate, Price, expected
+from cahlib.run.disk_space import describe_disk_space
+from cahlib.run.estimate import Estimate, ServerPrice, estimate_run
 
 #: Seconds for which prices and stock are taken to be those that were asked for.
 _VALID = 900.0
@@ -51,26 +51,26 @@ class Quote:
         return *self.terms, str(self.estimate or ""), self.room, self.crash_note
 
 
-def quoted(job: Job, token: str) -> Quote:
+def make_quote(job: Job, token: str) -> Quote:
     """Return what a job would make, cost and bring; makes nothing. Raises CahError."""
     counted = job if job.place.tracker else replace_settings(job, shards=count_shards(job.crawl))
     if not job.place.has_servers:
-        estimate = None if job.place.engine else expected(counted)
-        return Quote(job=job, token=token, estimate=estimate, room=told(counted))
-    from cahlib.run.scrapers import server_plan, state
+        estimate = None if job.place.engine else estimate_run(counted)
+        return Quote(job=job, token=token, estimate=estimate, room=describe_disk_space(counted))
+    from cahlib.run.scrapers import plan_job_servers, swarm_directory
     from cahlib.swarm.lifecycle import existing_servers
 
-    plan = server_plan(job, token)
+    plan = plan_job_servers(job, token)
     money, limits = plan.currency, plan.limits
     left = limits.max_cost - limits.spent if limits.max_cost else math.inf
-    price = Price(cores=plan.cores(), hourly=plan.hourly(), currency=money, left=left)
+    price = ServerPrice(cores=plan.cores(), hourly=plan.hourly(), currency=money, left=left)
     return Quote(
         job=job,
         token=token,
-        estimate=expected(counted, price),
+        estimate=estimate_run(counted, price),
         table=plan.table(),
-        terms=(plan.terms(), existing_servers(plan, state(job))),
-        room=told(counted),
+        terms=(plan.terms(), existing_servers(plan, swarm_directory(job))),
+        room=describe_disk_space(counted),
         servers=len(plan.first),
         price=f"{money} {plan.hourly():.3f} an hour",
         crash_note=plan.crash_note(),

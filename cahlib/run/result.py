@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cahlib.core.records import Stats
-from cahlib.ledger.local import Counts
+from cahlib.ledger.protocol import ShardCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,7 @@ class RunResult:
     """How a run ended."""
 
     folder: Path  #: of the dataset on this machine
-    shards: Counts
+    shards: ShardCounts
     stats: Stats  #: of all shards in the dataset
     errors: tuple[tuple[str, str], ...]  #: of shards that were given up: id and last error
     stopped: bool  #: before all was done

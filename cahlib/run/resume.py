@@ -31,16 +31,16 @@ from cahlib.dataset.layout import ELSEWHERE
 from cahlib.dataset.maintain.numbering import has_numbered_tar, unnumber_tars
 from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
 from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted
-from cahlib.ledger.local import Ledger
-from cahlib.ledger.remote import Shared
+from cahlib.ledger.local import LocalLedger
+from cahlib.ledger.protocol import COMMITTED, Ledger
 from cahlib.model.model_source import find_source
 
 _log = logging.getLogger(__name__)
 
-_COMMITTED = "sealed", "done", "damaged"
+_COMMITTED = COMMITTED, "done", "damaged"
 
 
-def resume(job: Job, ledger: Ledger) -> None:
+def resume(job: Job, ledger: LocalLedger) -> None:
     """Bring the ledger and the descriptions into line with the dataset.
 
     Nobody else may write to the folder meanwhile. Raise ConfigError if a shard is another job's.
@@ -59,7 +59,7 @@ def resume(job: Job, ledger: Ledger) -> None:
             commit_shards(place, ours, ids)
 
 
-def faults(job: Job, ledger: Ledger | Shared) -> Iterator[str]:
+def find_faults(job: Job, ledger: Ledger) -> Iterator[str]:
     """Return what is wrong with the committed shards at a run's end, in a sentence a place.
 
     What is at a URL is looked for by one listing.
@@ -89,7 +89,7 @@ def faults(job: Job, ledger: Ledger | Shared) -> Iterator[str]:
 class _Resuming:
     """The comparison of one job's folder and URL with its ledger."""
 
-    def __init__(self, job: Job, ledger: Ledger) -> None:
+    def __init__(self, job: Job, ledger: LocalLedger) -> None:
         self._job, self._ledger = job, ledger
         self._folder, self._url = job.output.folder, job.output.url
         self._states = ledger.states()
@@ -153,7 +153,7 @@ class _Resuming:
         elif here.manifest or not here.has_manifest:
             self._brought(here, self._there)
         else:
-            self._ledger.damage(id, here.fault)
+            self._ledger.mark_damaged(id, here.fault)
 
     def _own(self, here: ShardState, there: Inventory) -> None:
         """Enter a shard whose files are in the folder: they have to go to the URL, or are there."""
@@ -163,7 +163,7 @@ class _Resuming:
             self.whole[there.at].append(here.id)
             self._enter(here, self._state(here.id))
         else:
-            self._enter(here, "sealed")
+            self._enter(here, COMMITTED)
 
     def _brought(self, here: ShardState, there: Inventory) -> None:
         """Enter a shard whose files are at the URL alone: another machine or launch brought it."""
@@ -200,24 +200,24 @@ class _Resuming:
         One that was in work has a parcel, or a tracker that is to be told.
         """
         in_work = self._states.get(id) in ("todo", "leased", "failed")
-        return "sealed" if in_work or self._job.place.tracker else "done"
+        return COMMITTED if in_work or self._job.place.tracker else "done"
 
     def _enter(self, found: ShardState, state: str) -> None:
         """Have the ledger know a shard."""
         if found.manifest is None or found.fault:
-            self._ledger.damage(found.id, found.fault)
+            self._ledger.mark_damaged(found.id, found.fault)
             return
         self.whole[self._folder].append(found.id)
         known = self._states.get(found.id)
         if known == state or (
-            known in ("sealed", "done") and not (self._url and state == "sealed")
+            known in (COMMITTED, "done") and not (self._url and state == COMMITTED)
         ):
             return
         try:
             uids = read_uids(self._folder, found.manifest)
         except (CahError, pa.ArrowException, OSError, KeyError, ValueError) as error:
             if found.id not in self._elsewhere:
-                self._ledger.damage(found.id, f"its metadata cannot be read ({error}).")
+                self._ledger.mark_damaged(found.id, f"its metadata cannot be read ({error}).")
                 return
             uids = []
         self._ledger.adopt(found.manifest.shard, uids, found.manifest.stats, state=state)

@@ -40,17 +40,19 @@ _DRAIN = 120.0
 
 
 #: An engine, and the folder in which its jobs shall write their parcels.
-Opened: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
+OpenedEngine: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
 
 
-class Scraping(Protocol):
+class EngineFactory(Protocol):
     """Opens the engine of a job; ``stop`` is set when its servers become too dear."""
 
-    def __call__(self, job: Job, *, stop: threading.Event, swarm_status: SwarmStatus) -> Opened: ...
+    def __call__(
+        self, job: Job, *, stop: threading.Event, swarm_status: SwarmStatus
+    ) -> OpenedEngine: ...
 
 
 @contextmanager
-def scrapers(
+def open_scrapers(
     job: Job,
     *,
     stop: threading.Event,
@@ -61,9 +63,9 @@ def scrapers(
 ) -> Iterator[tuple[Engine, Path]]:
     """The engine of a run, and the folder in which its jobs shall write their parcels.
 
-    ``tokens`` of the cloud, and that of the ``watchdog``, are in no job; ``tell`` hears of servers,
-    which ``board`` then shows; ``stop`` is set when they become too dear, and ends their making.
-    Raises ConfigError for what cannot run there.
+    ``tokens`` of the cloud, and that of the ``watchdog``, are in no job; ``report`` gets sentences
+    about servers, which ``swarm_status`` shows; ``stop`` is set when they become too expensive,
+    and ends their creation. Raise ConfigError for what cannot run there.
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
     if not (place.has_servers or place.engine):
@@ -72,7 +74,7 @@ def scrapers(
         with local_engine(place.scrapers) as engine:
             yield engine, home
         return
-    check(job)
+    check_engine_settings(job)
     if place.engine:
         from cahlib.engine.remote import remote_engine
 
@@ -84,9 +86,9 @@ def scrapers(
     from cahlib.swarm.lifecycle import swarm_engine
 
     shown = swarm_status or SwarmStatus()
-    wanted = swarm_config(job, guard(job, watchdog, tokens))
+    wanted = swarm_config(job, watchdog_config(job, watchdog, tokens))
     with swarm_engine(
-        clouds(tokens), wanted, home, report=report, stop=stop, swarm_status=shown
+        cloud_accounts(tokens), wanted, home, report=report, stop=stop, swarm_status=shown
     ) as swarm:
         yield _Supplied(swarm), swarm.folder
 
@@ -111,15 +113,15 @@ def _await_workers(cluster: RemoteEngine, address: str, stop: threading.Event) -
             )
 
 
-def server_plan(job: Job, tokens: str) -> ServerPlan:
+def plan_job_servers(job: Job, tokens: str) -> ServerPlan:
     """Return which servers will be made for a job; makes nothing. Raises as `plan_swarm` does."""
     from cahlib.swarm import lifecycle
 
-    check(job)
-    return lifecycle.plan_swarm(clouds(tokens), swarm_config(job))
+    check_engine_settings(job)
+    return lifecycle.plan_swarm(cloud_accounts(tokens), swarm_config(job))
 
 
-def guard(job: Job, token: str, tokens: str) -> WatchdogConfig | None:
+def watchdog_config(job: Job, token: str, tokens: str) -> WatchdogConfig | None:
     """Return the watchdog that a job asks for, by its token and the cloud's; raises ConfigError."""
     if not (job.place.watchdog and job.place.has_servers):
         return None
@@ -149,15 +151,17 @@ def swarm_config(job: Job, watchdog: WatchdogConfig | None = None) -> SwarmConfi
         watchdog=place.watchdog_minutes if place.watchdog else 0,
         arm=bool(wheelhouse and any(wheelhouse.glob("pycld2-*aarch64.whl"))),
     )
-    return SwarmConfig(limits=limits, state=state(job), wheelhouse=wheelhouse, watchdog=watchdog)
+    return SwarmConfig(
+        limits=limits, state=swarm_directory(job), wheelhouse=wheelhouse, watchdog=watchdog
+    )
 
 
-def state(job: Job) -> Path:
+def swarm_directory(job: Job) -> Path:
     """Where the name of a job's swarm lies, its wheel and its logs."""
     return job.output.folder / "run" / "swarm"
 
 
-def clouds(tokens: str) -> Sequence[Account]:
+def cloud_accounts(tokens: str) -> Sequence[Account]:
     """Return the accounts of tokens, at Hetzner or at HCLOUD_ENDPOINT (as for its own command)."""
     from cahlib.swarm import hetzner
 
@@ -186,7 +190,7 @@ def _reach(job: Job) -> ClusterAddress:
     return reach.for_run(secret_store.run_name(own / "engine"))
 
 
-def check(job: Job) -> None:
+def check_engine_settings(job: Job) -> None:
     """What other machines can do with a job."""
     if job.place.engine and job.place.has_servers:
         raise ConfigError("engine: give either an engine or a swarm, not both.")

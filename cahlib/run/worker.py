@@ -1,4 +1,4 @@
-"""A CPU volunteer: scrapes a tracker's shards and brings the parcels where the tracker says."""
+"""A CPU worker of a tracker: scrapes shards and uploads the parcels to the tracker's storage."""
 
 from __future__ import annotations
 
@@ -20,64 +20,64 @@ from cahlib.core.records import Shard, Stage, Stats
 from cahlib.core.requirements import require_contact
 from cahlib.crawl.tables.slices import Slices
 from cahlib.engine import local
-from cahlib.ledger.remote import Shared
+from cahlib.ledger.remote import RemoteLedger
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
-from cahlib.run.failures import Failures
-from cahlib.run.run_directory import open_run_directory
+from cahlib.run.failures import FailureHandler
+from cahlib.run.open_run import open_run_directory
 from cahlib.run.scrape import scrape_and_upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Brought:
-    """How a volunteer's work ended."""
+class WorkerResult:
+    """How a worker's run ended."""
 
-    parcels: int  #: that were brought
-    stopped: bool  #: early: the tracker may have more
+    parcels: int  #: delivered
+    stopped: bool  #: early; the tracker may have more
 
 
-def volunteer(
+def work_for_tracker(
     job: Job,
     listener: Listener = ignore_progress,
     *,
     stop: threading.Event | None = None,
     tick: float = 1.0,
-) -> Brought:
-    """Scrape until the tracker has no more, or ``stop``, or the job's hours are over.
+) -> WorkerResult:
+    """Scrape until the tracker has no more shards, ``stop`` is set, or the job's hours are over.
 
-    Raises ConfigError if there is no tracker, or it names no place for parcels, RunError when this
-    machine cannot go on; what it has leased is given back.
+    Raise ConfigError if there is no tracker or it has no upload URL, RunError if this machine
+    cannot continue; unfinished shards are released.
     """
     require_contact(job)
     stop = stop or threading.Event()
     folder = job.output.folder
     with (
-        open_run_directory(job, role="cpu", stop=stop, refused=storage.delete_upload) as shared,
+        open_run_directory(job, role="cpu", stop=stop, refused=storage.delete_upload) as ledger,
         folder_errors(folder),
     ):
-        assert isinstance(shared, Shared)
-        if "://" not in shared.upload:
+        assert isinstance(ledger, RemoteLedger)
+        if "://" not in ledger.upload_url:
             raise ConfigError(
-                f"tracker: {job.place.tracker} names no place for parcels; its administrator sets "
-                "one with --upload."
+                f"tracker: {job.place.tracker} accepts no parcels; its administrator enables them "
+                "with `cah tracker serve --upload URL`."
             )
-        return _Scraping(job, shared, stop).through(listener, tick)
+        return _WorkerRun(job, ledger, stop).run(listener, tick)
 
 
-class _Scraping:
-    """The shards in work."""
+class _WorkerRun:
+    """The shards that are being scraped."""
 
-    def __init__(self, job: Job, shared: Shared, stop: threading.Event) -> None:
-        self._job, self._shared, self._stop = job, shared, stop
+    def __init__(self, job: Job, ledger: RemoteLedger, stop: threading.Event) -> None:
+        self._job, self._ledger, self._stop = job, ledger, stop
         self._folder = job.output.folder / "run" / "parcels"
         self._slices = Slices(job.output.folder / "run" / "links", job.download.contact)
-        self._failures = Failures(shared, job.output.folder, attempts=1)
+        self._failures = FailureHandler(ledger, job.output.folder, attempts=1)
         self._leased: dict[str, Shard] = {}
-        self._brought = 0
-        self._stats = shared.stats()
+        self._delivered = 0
+        self._stats = ledger.stats()
 
-    def through(self, listener: Listener, tick: float) -> Brought:
-        parcels.remove_leftovers(self._folder, self._shared.in_state("done"))
+    def run(self, listener: Listener, tick: float) -> WorkerResult:
+        parcels.remove_leftovers(self._folder, self._ledger.in_state("done"))
         with (
             local.local_engine(self._job.place.scrapers) as scrapers,
             report_progress(
@@ -90,15 +90,15 @@ class _Scraping:
         ):
             while not self._stop.is_set():
                 while (room := scrapers.slots - len(scrapers)) > 0 and (
-                    shard := self._shared.lease(room)
+                    shard := self._ledger.lease(room)
                 ):
                     self._submit(scrapers, shard)
-                if not scrapers and not self._shared.more():
+                if not scrapers and not self._ledger.has_more():
                     break
                 if finished := scrapers.take(timeout=tick):
                     self._take(*finished, slots=scrapers.slots)
-        left = self._stop.is_set() and self._shared.more()
-        return Brought(parcels=self._brought, stopped=left)
+        left = self._stop.is_set() and self._ledger.has_more()
+        return WorkerResult(parcels=self._delivered, stopped=left)
 
     def _submit(self, scrapers: local.LocalEngine, shard: Shard) -> None:
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
@@ -106,20 +106,20 @@ class _Scraping:
         self._leased[shard.id] = shard
         seconds = self._job.place.shard_minutes * 60
         settings = (crawl, self._job.download)
-        places = (self._folder, self._shared.upload)
+        places = (self._folder, self._ledger.upload_url)
         scrapers.submit(shard.id, scrape_and_upload, shard, settings, *places, limit=seconds)
 
     def _take(self, id: str, result: object, *, slots: int) -> None:
         shard = self._leased.pop(id)
         self._slices.drop(shard)
-        if isinstance(result, list):  # what `scrape_and_upload` gives, as it comes from a worker
+        if isinstance(result, list):  # the result of `scrape_and_upload`, as sent by a process
             self._failures.scraped(shard)
             stats = Stats.from_dict(result[1])
-            self._shared.deliver(shard, result[0], stats)
+            self._ledger.deliver(shard, result[0], stats)
             self._stats += stats
-            self._brought += 1
+            self._delivered += 1
         elif isinstance(result, RunError | ConfigError):
-            raise result  # no shard's fault: the next one would end as this one did
+            raise result  # not the shard's fault: the next one would fail as well
         elif isinstance(result, Exception):
             self._failures.failed(shard, result, slots=slots)
 
@@ -131,8 +131,8 @@ class _Scraping:
         links, images = stats.done(Stage.FETCH), stats.left[Stage.FETCH]
         return Snapshot(
             elapsed=elapsed,
-            shards=self._brought + len(self._leased),
-            done=self._brought,
+            shards=self._delivered + len(self._leased),
+            done=self._delivered,
             failed=0,
             stats=stats,
             rates=speed.rates({"links": links, "images": images, "judged": 0, "pairs": 0}),

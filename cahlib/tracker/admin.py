@@ -1,4 +1,4 @@
-"""What the administrator does to the shards of a tracker: add them, try them again, undo work."""
+"""What a tracker's administrator does with shards: add them, retry them, undo work."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from cahlib.core.records import Shard
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import failures, shards, wats, workers
-from cahlib.tracker import blame, credit, pair_claims
+from cahlib.ledger.schema import shards
+from cahlib.tracker import pair_claims, shard_failures, totals
+from cahlib.tracker.schema import failures, wats, workers
 
-#: A shard that nobody has touched.
-_FRESH = {
+#: The values of a new shard.
+_NEW = {
     "state": "todo", "lane": 0, "attempts": 0, "worker": None, "expires": 0, "scraper": None,
     "parcel": None,
 }  # fmt: skip
 
 
-def add(database: Database, every: Iterable[Shard]) -> int:
-    """Put WAT files at the end of the list, both halves of each; those known already stay.
+def add_wats(database: Database, all_shards: Iterable[Shard]) -> int:
+    """Append WAT files to the list, both halves of each; those already known stay.
 
-    The number of WAT files added: all, or none when it fails.
+    Return the number of WAT files added: all, or none if it fails.
     """
-    whole = (list(halves) for _, halves in groupby(every, key=lambda shard: shard.url))
+    whole = (list(halves) for _, halves in groupby(all_shards, key=lambda shard: shard.url))
     with database.write() as connection:
-        if not database.is_sqlite:  # there, no two write at once anyway
+        if not database.is_sqlite:  # which admits one writer at a time
             connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
         last = connection.execute(select(func.max(shards.c.number))).scalar()
         first = number = 0 if last is None else last // 2 + 1
@@ -54,12 +55,12 @@ def _add(
     return len(batch)
 
 
-def retry(
+def retry_shards(
     database: Database, numbers: Sequence[int] | None = None, *, old_parcels: bool = False
 ) -> int:
-    """Put shards that were set aside back on the list (all, or these); how many.
+    """Requeue shards that were set aside (all, or ``numbers``); return how many.
 
-    ``old_parcels``: also those whose parcels of the old protocol no GPU worker has taken.
+    ``old_parcels``: also those whose parcels of the legacy protocol no GPU worker has taken.
     """
     aside = shards.c.state == "failed"
     if old_parcels:
@@ -69,14 +70,14 @@ def retry(
     with database.write() as connection:
         again = select(shards.c.number).where(aside)
         connection.execute(delete(failures).where(failures.c.shard.in_(again)))
-        return int(connection.execute(update(shards).where(aside).values(**_FRESH)).rowcount)
+        return int(connection.execute(update(shards).where(aside).values(**_NEW)).rowcount)
 
 
-def undo(database: Database, worker: int) -> int:
-    """Put what a worker completed, and its parcels that are not judged yet, back on the list.
+def undo_worker(database: Database, worker: int) -> int:
+    """Requeue what a worker completed, and its parcels that are not judged yet; return how many.
 
-    How many shards. Their pairs are not counted for it any more, and those that others had left to
-    it come back to them. It must have been sent away, or there may be more of it the next moment.
+    The pairs no longer count for it, and shards that left pairs to it get them back. Expel the
+    worker first, or it may complete more.
     """
     done = (shards.c.worker == worker) & (shards.c.state == "done")
     brought = (shards.c.scraper == worker) & shards.c.state.in_(["scraped", "judging"])
@@ -85,25 +86,29 @@ def undo(database: Database, worker: int) -> int:
 
 
 def undo_shard(database: Database, connection: Connection, number: int) -> None:
-    """Put a finished shard back on the list, for another worker than the one that completed it."""
+    """Requeue a finished shard for another worker than the one that completed it."""
     this = (shards.c.number == number) & (shards.c.state == "done")
     worker = connection.execute(select(shards.c.worker).where(this)).scalar()
     if worker is not None:
         _undo(database, connection, worker, this)
-        blame.note(database, connection, worker, number, "Two others found other pairs.", 0)
+        shard_failures.record_failure(
+            database, connection, worker, number, "Two other workers found other pairs.", 0
+        )
 
 
 def _undo(database: Database, connection: Connection, worker: int, which: Any) -> int:
-    """Put what a worker completed or brought back on the list; return how many shards."""
+    """Requeue what a worker completed or delivered; return how many shards."""
     query = select(shards.c.number, shards.c.state, shards.c.pairs, shards.c.parcel).where(which)
     rows = connection.execute(query.with_for_update()).all()
-    emptied = _FRESH | {"pairs": 0, "tally": None, "output": None, "finished": None}
+    emptied = _NEW | {"pairs": 0, "tally": None, "output": None, "finished": None}
     connection.execute(update(shards).where(which).values(**emptied))
-    pair_claims.undo(database, connection, [row.number for row in rows if row.state == "done"])
+    pair_claims.release_pairs(
+        database, connection, [row.number for row in rows if row.state == "done"]
+    )
     closed = [row.pairs for row in rows if row.state == "done"]
     less = {"done": -len(closed), "pairs": -sum(closed), "scraped": len(closed) - len(rows)}
     less["bytes"] = -sum((row.parcel or {}).get("size", 0) for row in rows if row.state != "done")
     named = select(workers.c.nickname).where(workers.c.id == worker)
     nickname = connection.execute(named).scalar_one()
-    credit.count(database, connection, worker, nickname, **less)
+    totals.add_to_totals(database, connection, worker, nickname, **less)
     return len(rows)

@@ -20,35 +20,46 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 import cahlib
-from cahlib.ledger.database import DatabaseAway
-from cahlib.tracker import admin, bloom, calls, metrics, models, names, pages, rendering, statistics
-from cahlib.tracker.legacy import routes
-from cahlib.tracker.limits import Gate
-from cahlib.tracker.models import Kind, Outdated, Refusal, Unknown
-from cahlib.tracker.service import Service, Settings, of
-from cahlib.tracker.stream import Stream
+from cahlib.ledger.database import DatabaseUnavailable
+from cahlib.tracker import (
+    admin,
+    hot_routes,
+    metrics,
+    models,
+    nicknames,
+    pages,
+    rendering,
+    statistics,
+)
+from cahlib.tracker.event_stream import EventStream
+from cahlib.tracker.legacy import bloom, routes
+from cahlib.tracker.models import ApiError, OutdatedWorker, UnknownWorker, WorkerKind
+from cahlib.tracker.request_limits import RequestFilter
+from cahlib.tracker.service import TrackerService, TrackerSettings, get_service
 
 _log = logging.getLogger(__name__)
 _v1 = APIRouter(prefix="/v1", tags=["workers"])
 _admin = APIRouter(prefix="/v1/admin", tags=["administrator"])
 
-Number = Annotated[int, Path(ge=0, le=2**31 - 1, description="the shard's number")]
-Key = Annotated[HTTPAuthorizationCredentials, Security(HTTPBearer())]
+ShardNumber = Annotated[int, Path(ge=0, le=2**31 - 1, description="the shard's number")]
+Credentials = Annotated[HTTPAuthorizationCredentials, Security(HTTPBearer())]
 
 
-def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> FastAPI:
-    """Return the application; its database must have been migrated."""
-    service = Service(settings) if clock is None else Service(settings, clock=clock)
-    stream = Stream(partial(pages.look, service), each=settings.limits.streams)
+def create_app(settings: TrackerSettings, *, clock: Callable[[], float] | None = None) -> FastAPI:
+    """Return the application; its database must be migrated."""
+    service = TrackerService(settings) if clock is None else TrackerService(settings, clock=clock)
+    stream = EventStream(partial(pages.overview_values, service), each=settings.limits.streams)
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.filters = bloom.open_all(FilePath(settings.filters)) if settings.filters else {}
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.filters = (
+            bloom.open_filters(FilePath(settings.filters)) if settings.filters else {}
+        )
         app.state.filtering = asyncio.Semaphore(2)
         service.start()
-        looking = asyncio.create_task(stream.run(settings.live))
+        streaming = asyncio.create_task(stream.run(settings.live))
         yield
-        looking.cancel()
+        streaming.cancel()
         service.close()
         for each in app.state.filters.values():
             each.close()
@@ -57,32 +68,32 @@ def create(settings: Settings, *, clock: Callable[[], float] | None = None) -> F
         title="cahlib tracker",
         version=cahlib.__version__,
         description="Hands out the shards of a crawl and records their results.",
-        lifespan=life,
-        docs_url=None,  # its page would load scripts from elsewhere
+        lifespan=lifespan,
+        docs_url=None,  # its page would load scripts from other sites
         redoc_url=None,
         openapi_url="/v1/openapi.json",
-        redirect_slashes=False,  # a redirect would lack the prefix of a reverse proxy
+        redirect_slashes=False,  # a redirect would lack a reverse proxy's prefix
     )
     app.state.service = service
-    app.router.routes.extend([*calls.routes(), Route("/live", stream, methods=["GET"])])
+    app.router.routes.extend([*hot_routes.hot_routes(), Route("/live", stream, methods=["GET"])])
     document = app.openapi
-    app.openapi = lambda: app.openapi_schema or calls.described(document())  # type: ignore[method-assign]
+    app.openapi = lambda: app.openapi_schema or hot_routes.add_to_openapi(document())  # type: ignore[method-assign]
     app.include_router(_v1)
     if settings.legacy:
-        app.include_router(routes.router)
-    if settings.legacy and settings.rules.old_upload:
-        app.include_router(routes.files)
+        app.include_router(routes.legacy_router)
+    if settings.legacy and settings.rules.legacy_upload:
+        app.include_router(routes.wat_router)
     if settings.filters:
-        app.include_router(routes.filters)
-    app.include_router(pages.router)
-    app.include_router(metrics.router)
+        app.include_router(routes.filter_router)
+    app.include_router(pages.page_router)
+    app.include_router(metrics.metrics_router)
     if settings.admin:
         app.include_router(_admin)
-    app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(DatabaseAway, _away)
-    app.add_exception_handler(RequestValidationError, _malformed)
-    app.add_exception_handler(HTTPException, _plain)
-    app.add_middleware(Gate, limits=settings.limits)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(DatabaseUnavailable, _database_unavailable)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(RequestFilter, limits=settings.limits)
     return app
 
 
@@ -90,8 +101,8 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Newcomer(_Body):
-    """A worker that wants to join."""
+class WorkerRegistration(_Body):
+    """A worker that joins."""
 
     nickname: str = Field(max_length=200, description="shown on the leaderboard")
     kind: Literal["hybrid", "cpu", "gpu"]
@@ -105,7 +116,7 @@ class Newcomer(_Body):
     )
 
 
-class Delivery(_Body):
+class ParcelDelivery(_Body):
     """An uploaded parcel that a GPU worker can download."""
 
     url: str = Field(
@@ -116,78 +127,86 @@ class Delivery(_Body):
     tally: dict[str, Any] | None = None
 
 
-class Failure(_Body):
+class FailureReport(_Body):
     """The reason for a failure."""
 
     reason: str = Field(max_length=20_000)
 
 
-class Numbers(_Body):
-    """The numbers of shards; null means all that apply."""
+class ShardNumbers(_Body):
+    """The numbers of shards; null for all that apply."""
 
     shards: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] | None = Field(None, max_length=1000)
 
 
 @_v1.post("/workers", status_code=201)
-def register(request: Request, body: Newcomer) -> dict[str, Any]:
+def register_worker(request: Request, body: WorkerRegistration) -> dict[str, Any]:
     """Register a worker; later calls send its secret as `Authorization: Bearer`."""
     if request.headers.get("user-agent") == "cahlib":
-        raise Outdated()
-    service = of(request)
-    nickname, proof = names.nickname(body.nickname), body.nickname_secret
-    team = names.nickname(body.team, "team") if body.team else ""
-    worker, secret = service.crowd.register(nickname, Kind(body.kind), proof=proof, team=team)
+        raise OutdatedWorker()
+    service = get_service(request)
+    nickname, nickname_secret = nicknames.normalize_nickname(body.nickname), body.nickname_secret
+    team = nicknames.normalize_nickname(body.team, "team") if body.team else ""
+    worker, secret = service.lease_store.register(
+        nickname, WorkerKind(body.kind), nickname_secret=nickname_secret, team=team
+    )
     return {
         "name": worker.name,
         "nickname": worker.nickname,
         "secret": secret,
-        "lease_seconds": service.settings.rules.lease,
-        "upload": service.settings.rules.upload,
+        "lease_seconds": service.settings.rules.lease_seconds,
+        "upload": service.settings.rules.upload_url,
     }
 
 
 @_v1.post("/shards/{number}/parcel")
-def parcel(request: Request, key: Key, number: Number, body: Delivery) -> dict[str, bool]:
+def deliver_parcel(
+    request: Request, key: Credentials, number: ShardNumber, body: ParcelDelivery
+) -> dict[str, bool]:
     """Report that a parcel has been uploaded; a GPU worker scores it next."""
-    tally = None if body.tally is None else models.stats(body.tally)
-    service = of(request)
-    place = models.place(body.url, service.settings.rules.upload)
-    brought = {"url": place, "sha256": body.sha256, "size": body.size}
-    return {"counted": service.crowd.deliver(key.credentials, number, brought, stats=tally)}
+    tally = None if body.tally is None else models.parse_stats(body.tally)
+    service = get_service(request)
+    models.check_parcel_url(body.url, service.settings.rules.upload_url)
+    brought = {"url": body.url, "sha256": body.sha256, "size": body.size}
+    return {"counted": service.lease_store.deliver(key.credentials, number, brought, stats=tally)}
 
 
 @_v1.post("/shards/{number}/release")
-def release(request: Request, key: Key, number: Number) -> dict[str, bool]:
+def release_shard(request: Request, key: Credentials, number: ShardNumber) -> dict[str, bool]:
     """Return a shard that the worker will not finish; this does not count as a failure."""
-    of(request).crowd.give_back(key.credentials, number)
+    get_service(request).lease_store.release(key.credentials, number)
     return {"released": True}
 
 
 @_v1.post("/shards/{number}/fail")
-def fail(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
+def fail_shard(
+    request: Request, key: Credentials, number: ShardNumber, body: FailureReport
+) -> dict[str, bool]:
     """Report a failure; other workers retry the shard until several have failed."""
-    reason = models.sentence(body.reason, 1000)
-    return {"set_aside": of(request).crowd.fail(key.credentials, number, reason)}
+    reason = models.clean_text(body.reason, 1000)
+    return {"set_aside": get_service(request).lease_store.fail(key.credentials, number, reason)}
 
 
 @_v1.post("/shards/{number}/refetch")
-def refetch(request: Request, key: Key, number: Number, body: Failure) -> dict[str, bool]:
+def refetch_parcel(
+    request: Request, key: Credentials, number: ShardNumber, body: FailureReport
+) -> dict[str, bool]:
     """Report a parcel that cannot be downloaded; another worker tries before a new scrape."""
-    reason = models.sentence(body.reason, 1000)
-    return {"set_aside": of(request).crowd.refetch(key.credentials, number, reason)}
+    reason = models.clean_text(body.reason, 1000)
+    return {"set_aside": get_service(request).lease_store.refetch(key.credentials, number, reason)}
 
 
 @_v1.post("/leave")
-def leave(request: Request, key: Key) -> dict[str, bool]:
+def leave_tracker(request: Request, key: Credentials) -> dict[str, bool]:
     """Unregister the worker, release its shards and invalidate its secret."""
-    of(request).crowd.leave(key.credentials)
+    get_service(request).lease_store.leave(key.credentials)
     return {"left": True}
 
 
 @_v1.get("/state", tags=["public"])
-def state(request: Request) -> dict[str, Any]:
+def get_state(request: Request) -> dict[str, Any]:
     """Return the progress of the crawl."""
-    now = of(request).state()
+    now = get_service(request).state()
     counts = now.counts
     return {
         "shards": counts.total, "todo": counts.todo, "leased": counts.leased,
@@ -198,75 +217,75 @@ def state(request: Request) -> dict[str, Any]:
 
 
 @_v1.get("/leaderboard", tags=["public"])
-def leaderboard(request: Request) -> dict[str, Any]:
+def get_leaderboard(request: Request) -> dict[str, Any]:
     """Return the nicknames with the most pairs and with the most parcels."""
-    service = of(request)
-    return {"pairs": service.pairs_board(), "parcels": service.parcel_board()}
+    service = get_service(request)
+    return {"pairs": service.pair_leaders(), "parcels": service.parcel_leaders()}
 
 
 @_v1.get("/stuck", tags=["public"])
-def stuck(request: Request) -> list[dict[str, Any]]:
+def list_stuck_shards(request: Request) -> list[dict[str, Any]]:
     """Return the shards that failed for several workers."""
-    return of(request).stuck()[:200]
+    return get_service(request).stuck()[:200]
 
 
 @_admin.post("/retry")
-def retry(request: Request, key: Key, body: Numbers) -> dict[str, int]:
+def retry_stuck_shards(request: Request, key: Credentials, body: ShardNumbers) -> dict[str, int]:
     """Queue shards again that were set aside after failures."""
-    return {"shards": admin.retry(_administrator(request, key), body.shards)}
+    return {"shards": admin.retry_shards(_administrator(request, key), body.shards)}
 
 
 @_admin.post("/workers/{name}/expel")
-def expel(
-    request: Request, key: Key, name: Annotated[str, Path(pattern="^[a-z0-9-]{1,60}$")]
+def expel_worker(
+    request: Request, key: Credentials, name: Annotated[str, Path(pattern="^[a-z0-9-]{1,60}$")]
 ) -> dict[str, bool]:
     """Expel a worker, release its shards and invalidate its secret."""
     database = _administrator(request, key)
-    of(request).crowd.expel(statistics.worker(database, name)["id"])
+    get_service(request).lease_store.expel(statistics.get_worker(database, name)["id"])
     return {"expelled": True}
 
 
 def _administrator(request: Request, key: HTTPAuthorizationCredentials) -> Any:
-    service = of(request)
+    service = get_service(request)
     given, secret = key.credentials.encode(), service.settings.admin.encode()
     if not secrets.compare_digest(given, secret):
-        raise Unknown("This is not the administrator's secret.")
+        raise UnknownWorker("This is not the administrator's secret.")
     return service.database
 
 
-def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    status = error.status if _is_ours(request) else error.old_status
-    return _answer(request, status, str(error))
+def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    status = error.status if _is_api(request) else error.legacy_status
+    return _respond(request, status, str(error))
 
 
-def _away(request: Request, error: Exception) -> Response:
+def _database_unavailable(request: Request, error: Exception) -> Response:
     _log.warning("%s: %r", error, error.__cause__)
-    return _answer(request, 503, str(error), {"Retry-After": "10"})
+    return _respond(request, 503, str(error), {"Retry-After": "10"})
 
 
-def _malformed(request: Request, error: Exception) -> Response:
+def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return _answer(request, 400, "The body is not JSON.")
+        return _respond(request, 400, "The body is not valid JSON.")
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    text = f"{models.sentence(where, 100)}: {models.sentence(first['msg'], 300)}."
-    return _answer(request, 422 if _is_ours(request) else 400, text)
+    text = f"{models.clean_text(where, 100)}: {models.clean_text(first['msg'], 300)}."
+    return _respond(request, 422 if _is_api(request) else 400, text)
 
 
-def _plain(request: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _answer(request, error.status_code, str(error.detail), error.headers)
+    return _respond(request, error.status_code, str(error.detail), error.headers)
 
 
-def _answer(request: Request, status: int, text: str, headers: Any = None) -> Response:
-    if _is_ours(request):
+def _respond(request: Request, status: int, text: str, headers: Any = None) -> Response:
+    if _is_api(request):
         return JSONResponse({"detail": text}, status, headers)
     if "text/html" in request.headers.get("accept", ""):  # a browser
-        return rendering.refusal(request, status, text, headers or {})
+        return rendering.render_error(request, status, text, headers or {})
     return PlainTextResponse(text, status, headers)
 
 
-def _is_ours(request: Request) -> bool:
+def _is_api(request: Request) -> bool:
     return request.url.path.startswith("/v1/")

@@ -1,4 +1,4 @@
-"""A tracker in a file: as it is at one moment, while it runs, from one database to any other."""
+"""Backup of a running tracker to a file, from one moment, and its restoration to any database."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from sqlalchemy import (
 from cahlib.core.atomic import new_file
 from cahlib.core.errors import ConfigError
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import schema
 from cahlib.tracker.migrate import migrate
+from cahlib.tracker.schema import metadata
 
-#: What the first line of such a file says it is.
-_FORM = "cahlib tracker"
-#: Rows that are read, and written, at once.
+#: The format that the first line names.
+_FORMAT = "cahlib tracker"
+#: Rows per read and write.
 _BATCH = 2000
 
 
 def backup(database: Database, path: Path) -> int:
-    """Write all of a tracker into a file, which only its owner reads; return the rows.
+    """Write a tracker to a file that only its owner can read; return the number of rows.
 
-    Raise RunError where there is no room for it.
+    Raise RunError if the disk is full.
     """
     with new_file(path, mode=0o600) as raw:
         with gzip.open(raw, "wt", compresslevel=3, encoding="utf-8") as file:
@@ -45,18 +45,18 @@ def backup(database: Database, path: Path) -> int:
 
 
 def restore(database: Database, path: Path) -> int:
-    """Fill an empty database from such a file, an earlier version's too; return the rows.
+    """Fill an empty database from a backup of this or an earlier version; return the rows.
 
-    Raise ConfigError if the database holds something, or the file is not a backup.
+    Raise ConfigError if the database is not empty, or the file is not a backup.
     """
     try:
-        _check(path)  # all of it, before anything is made
+        _check_complete(path)  # before anything is created
         with gzip.open(path, "rt", encoding="utf-8") as file:
             head = json.loads(next(file))
             with database.read() as connection:
                 if inspect(connection).get_table_names():
                     raise ConfigError(
-                        f"database: {database.shown} holds something; restore into an empty one."
+                        f"database: {database.display_url} is not empty; restore into an empty one."
                     )
             migrate(database, head["revision"])
             with database.write() as connection:
@@ -65,7 +65,7 @@ def restore(database: Database, path: Path) -> int:
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist.") from None
     except (OSError, EOFError, ValueError, KeyError, StopIteration) as error:
-        raise ConfigError(f"{path} is not a whole backup of a tracker.") from error
+        raise ConfigError(f"{path} is not a complete backup of a tracker.") from error
     return count
 
 
@@ -73,8 +73,8 @@ def _write(database: Database, file: IO[str]) -> int:
     count = 0
     with _snapshot(database) as connection:
         revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
-        _line(file, {"form": _FORM, "revision": revision})
-        for table in schema.sorted_tables:
+        _line(file, {"form": _FORMAT, "revision": revision})
+        for table in metadata.sorted_tables:
             binary = [isinstance(column.type, LargeBinary) for column in table.columns]
             columns = [column.name for column in table.columns]
             _line(file, {"table": table.name, "columns": columns, "binary": binary})
@@ -87,7 +87,7 @@ def _write(database: Database, file: IO[str]) -> int:
 
 
 def _snapshot(database: Database) -> Connection:
-    """Connect so that all statements see one moment, as SQLite has it by itself."""
+    """Return a connection whose statements all see one moment, as SQLite's do by default."""
     connection = database.engine.connect()
     if not database.is_sqlite:
         connection = connection.execution_options(isolation_level="REPEATABLE READ")
@@ -98,11 +98,11 @@ def _line(file: IO[str], value: Any) -> None:
     file.write(json.dumps(value, separators=(",", ":")) + "\n")
 
 
-def _check(path: Path) -> None:
-    """Raise ValueError, or what reading raises, for a file that is not a whole backup."""
+def _check_complete(path: Path) -> None:
+    """Raise ValueError, or an error of reading, if a file is not a complete backup."""
     count, line = 0, b""
     with gzip.open(path, "rb") as file:
-        if json.loads(next(file))["form"] != _FORM:
+        if json.loads(next(file))["form"] != _FORMAT:
             raise ValueError(path)
         for line in file:
             count += line.startswith(b"[")
@@ -115,7 +115,7 @@ def _fill(database: Database, connection: Connection, file: Iterable[str]) -> in
     lines = (json.loads(line) for line in file)
     table: Table | None = None
     head: dict[str, Any] = {}
-    for rows in _runs(lines):
+    for rows in _batches(lines):
         if isinstance(rows, dict):
             head = rows
             if "rows" in head:
@@ -126,7 +126,7 @@ def _fill(database: Database, connection: Connection, file: Iterable[str]) -> in
                     column.type.none_as_null = True
             continue
         if table is None:
-            raise ValueError("rows of no table")
+            raise ValueError("rows without a table")
         values = [
             {
                 name: bytes.fromhex(value) if binary and value is not None else value
@@ -137,12 +137,12 @@ def _fill(database: Database, connection: Connection, file: Iterable[str]) -> in
         connection.execute(table.insert(), values)
         count += len(values)
     if not database.is_sqlite:
-        _advance(connection, tables)
+        _advance_sequences(connection, tables)
     return count
 
 
-def _runs(lines: Iterator[Any]) -> Iterator[dict[str, Any] | list[list[Any]]]:
-    """Yield each head by itself, and the rows after it some at a time."""
+def _batches(lines: Iterator[Any]) -> Iterator[dict[str, Any] | list[list[Any]]]:
+    """Yield each table's head by itself, and its rows in batches."""
     waiting: list[list[Any]] = []
     for line in lines:
         if isinstance(line, list):
@@ -156,8 +156,8 @@ def _runs(lines: Iterator[Any]) -> Iterator[dict[str, Any] | list[list[Any]]]:
         yield waiting
 
 
-def _advance(connection: Connection, tables: MetaData) -> None:
-    """Have PostgreSQL count on from the numbers that were brought."""
+def _advance_sequences(connection: Connection, tables: MetaData) -> None:
+    """Make PostgreSQL's sequences continue after the restored numbers."""
     for table in tables.tables.values():
         (key, *others) = table.primary_key.columns
         if others or not isinstance(key.type, Integer):

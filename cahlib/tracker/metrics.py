@@ -10,21 +10,22 @@ from fastapi.responses import PlainTextResponse
 from sqlalchemy import func, select
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import failures, is_one_of, shards
-from cahlib.tracker.service import State, of
+from cahlib.ledger.schema import is_one_of, shards
+from cahlib.tracker.schema import failures
+from cahlib.tracker.service import CrawlState, get_service
 
-router = APIRouter(tags=["public"])
+metrics_router = APIRouter(tags=["public"])
 
 _HOUR = 3600
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
-def metrics(request: Request) -> PlainTextResponse:
+@metrics_router.get("/metrics", response_class=PlainTextResponse)
+def get_metrics(request: Request) -> PlainTextResponse:
     """Return the metrics for Prometheus."""
-    service = of(request)
+    service = get_service(request)
     state = service.state()
-    first, failed = trouble(service.database, state.time)
-    quiet = max(service.settings.rules.lease - (first - state.time), 0) if first else 0
+    first, failed = oldest_lease_and_failures(service.database, state.time)
+    quiet = max(service.settings.rules.lease_seconds - (first - state.time), 0) if first else 0
     done = _done(state)
     every = [
         *_metric("shards", "gauge", "Shards by state; todo and scraped are queued.", {
@@ -45,8 +46,8 @@ def metrics(request: Request) -> PlainTextResponse:
     return PlainTextResponse("\n".join(every) + "\n", media_type="text/plain; version=0.0.4")
 
 
-def trouble(database: Database, now: float) -> tuple[float | None, int]:
-    """Return when the first lease runs out, if any, and how many failures an hour has seen."""
+def oldest_lease_and_failures(database: Database, now: float) -> tuple[float | None, int]:
+    """Return when the first lease expires, if any, and the failures of the last hour."""
     held = is_one_of(shards.c.state, "leased", "judging")
     with database.read() as connection:
         first = connection.execute(select(func.min(shards.c.expires)).where(held)).scalar()
@@ -54,8 +55,8 @@ def trouble(database: Database, now: float) -> tuple[float | None, int]:
         return first, connection.execute(lately).scalar_one()
 
 
-def _done(state: State) -> int:
-    """Return how many shards were finished in the last hour, or since the tracker began."""
+def _done(state: CrawlState) -> int:
+    """Return the shards finished in the last hour, or since the tracker started."""
     before = [row for row in state.ever if row["time"] <= state.time - _HOUR]
     return max(state.counts.done - (before[-1]["done"] if before else 0), 0)
 

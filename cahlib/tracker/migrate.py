@@ -1,4 +1,4 @@
-"""Brings a tracker's database to the tables that this version needs; it keeps what is in it."""
+"""Migration of a tracker's database to the tables of this version; its content is kept."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DatabaseError
 
 from cahlib.core.errors import ConfigError, is_disk_full
-from cahlib.ledger.database import Database, DatabaseAway
+from cahlib.ledger.database import Database, DatabaseUnavailable
 
-#: What alembic keeps in a database that is ours.
-_MARK = "alembic_version"
+#: The table by which a tracker's database is recognized.
+_VERSION_TABLE = "alembic_version"
 
 
 def migrate(database: Database, revision: str = "head", *, create: bool = True) -> None:
@@ -26,42 +26,44 @@ def migrate(database: Database, revision: str = "head", *, create: bool = True) 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     if database.file and not create and not database.file.exists():
-        raise ConfigError(_absent(database))
+        raise ConfigError(_missing(database))
     try:
         with database.write() as connection:
             if not database.is_sqlite:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7319044)")
-            _check_ours(database, connection, create=create)
+            _check_tracker(database, connection, create=create)
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         if is_disk_full(error):
             raise
         said = " ".join(str(getattr(error.__cause__, "orig", error.__cause__)).split()).rstrip(".")
-        raise DatabaseAway(f"database: {database.shown} cannot be reached: {said}.") from error
+        raise DatabaseUnavailable(
+            f"database: {database.display_url} cannot be reached: {said}."
+        ) from error
     except CommandError as error:
         raise ConfigError(
-            f"database: {database.shown} is from a newer version of cahlib; upgrade this one."
+            f"database: {database.display_url} is from a newer version of cahlib; upgrade cahlib."
         ) from error
     except DatabaseError as error:
         raise ConfigError(
-            f"database: {database.shown} cannot be used as a tracker's ({error.orig})."
+            f"database: {database.display_url} cannot be used by a tracker ({error.orig})."
         ) from error
 
 
-def _check_ours(database: Database, connection: Connection, *, create: bool) -> None:
+def _check_tracker(database: Database, connection: Connection, *, create: bool) -> None:
     tables = set(inspect(connection).get_table_names())
     if not (tables or create):
-        raise ConfigError(_absent(database))
-    if tables and _MARK not in tables:
+        raise ConfigError(_missing(database))
+    if tables and _VERSION_TABLE not in tables:
         raise ConfigError(
-            f"database: {database.shown} holds something else ({', '.join(sorted(tables)[:3])}); "
-            "give the tracker a database of its own."
+            f"database: {database.display_url} has tables of another program "
+            f"({', '.join(sorted(tables)[:3])}); give the tracker a database of its own."
         )
 
 
-def _absent(database: Database) -> str:
+def _missing(database: Database) -> str:
     return (
-        f"database: {database.shown} holds no tracker; `cah tracker add` with this --database "
-        "begins one, or its name is misspelt."
+        f"database: {database.display_url} has no tracker; correct the URL, or create one by "
+        "running `cah tracker add` with this --database."
     )

@@ -1,4 +1,4 @@
-"""What a tracker allows: its records and refusals, and the checks of what people send."""
+"""A tracker's rules, records and errors, and the validation of what workers send."""
 
 from __future__ import annotations
 
@@ -11,57 +11,57 @@ from typing import Any
 
 from cahlib.core.errors import CahError
 from cahlib.core.records import DROP_REASONS, DropReason, Shard, Stage, Stats
-from cahlib.ledger.client import is_below
+from cahlib.ledger.client import is_below_upload_url
 
 #: Sample ids that one WAT file spans, as at Crawling@Home.
-IDS = 1_000_000
-#: Pairs that a completion can name at most, whatever a tracker allows.
-MOST_PAIRS = 100_000
+IDS_PER_WAT = 1_000_000
+#: Most pairs that a completion can name, whatever a tracker allows.
+MAX_PAIRS = 100_000
 
 
-class Kind(Enum):
+class WorkerKind(Enum):
     """What a worker does."""
 
     HYBRID = "hybrid"  # scrapes and judges
-    CPU = "cpu"  # scrapes, and brings a parcel
+    CPU = "cpu"  # scrapes, and delivers a parcel
     GPU = "gpu"  # judges a parcel
 
     @property
     def takes(self) -> str:
-        """The state of the shards it can lease."""
-        return "scraped" if self is Kind.GPU else "todo"
+        """The state of shards that it can lease."""
+        return "scraped" if self is WorkerKind.GPU else "todo"
 
     @property
     def holds(self) -> str:
-        """The state of the shards it has leased."""
-        return "judging" if self is Kind.GPU else "leased"
+        """The state of shards that it has leased."""
+        return "judging" if self is WorkerKind.GPU else "leased"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class TrackerRules:
     """How a tracker treats its workers."""
 
-    lease: float = 900  #: seconds without a sign of life after which a shard is another's
-    #: the same for the old protocol, whose workers only tell when a step is finished
-    old_lease: float = 7200
-    failures: int = 3  #: workers that must fail with a shard before it is set aside
-    attempts: int = 10  #: leases after which it is set aside, whatever became of them
-    #: a shard's most pairs: LAION found about 17,000 candidates in a whole WAT file
-    most_pairs: int = 20_000
-    most_held: int = 256  #: shards that one worker may hold
-    verify: float = 0  #: share of finished shards that somebody else does again, 0 … 1
-    upload: str = ""  #: where CPU workers bring their parcels: a URL that fsspec knows
-    old_upload: str = ""  #: the same for the old protocol: what its clients hand to rsync
+    lease_seconds: float = 900  #: without a heartbeat, after which a lease expires
+    #: the same for the legacy protocol, whose workers report only finished steps
+    legacy_lease_seconds: float = 7200
+    max_failures: int = 3  #: workers that must fail with a shard before it is set aside
+    max_attempts: int = 10  #: leases after which it is set aside, however they ended
+    #: pairs of a shard: LAION found about 17,000 candidates in a whole WAT file
+    max_pairs: int = 20_000
+    max_held: int = 256  #: shards that one worker may hold
+    verify_share: float = 0  #: of finished shards, 0 … 1, that another person repeats
+    upload_url: str = ""  #: where CPU workers upload parcels, as fsspec understands it
+    legacy_upload: str = ""  #: the same for the legacy protocol: an argument for rsync
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
-    """Somebody who works on shards."""
+class RegisteredWorker:
+    """A worker that has joined."""
 
     id: int
-    name: str  #: unique, made by the tracker
+    name: str  #: unique, chosen by the tracker
     nickname: str
-    kind: Kind
+    kind: WorkerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,28 +71,32 @@ class Lease:
     number: int
     shard: Shard
     expires: float
-    parcel: dict[str, Any] | None  #: for a GPU worker: url, and of our own workers sha256 and size
+    parcel: (
+        dict[str, Any] | None
+    )  #: for a GPU worker: url, and of our own workers also sha256 and size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a worker made of a shard."""
+class ShardResult:
+    """What a worker reports of a completed shard."""
 
     pairs: int
-    uids: tuple[bytes, ...] | None = None  #: the pairs; None by the old protocol, which names none
-    similarities: tuple[float, ...] | None = None  #: one for each pair, if they are known
+    uids: tuple[bytes, ...] | None = (
+        None  #: the pairs; None in the legacy protocol, which names none
+    )
+    similarities: tuple[float, ...] | None = None  #: one per pair, if known
     stats: Stats | None = None
-    output: str = ""  #: where the pairs are, as the worker says
+    output: str = ""  #: where the worker says the pairs are
 
     def scores(self, late: Collection[bytes] = ()) -> dict[str, float | None] | None:
-        """Return similarities by uid, but those of the ``late`` pairs; None where not known."""
+        """Return similarities by uid without the ``late`` pairs; None where unknown."""
         if self.uids is None:
             return None
         scores = zip(self.uids, self.similarities or [None] * len(self.uids), strict=True)
         return {uid.hex(): score for uid, score in scores if uid not in late}
 
-    def account(self, *, late: int = 0) -> dict[str, Any] | None:
-        """Return the stats to store, without pairs that another shard was first to bring."""
+    def stored_stats(self, *, late: int = 0) -> dict[str, Any] | None:
+        """Return the stats to store, less ``late`` pairs that another shard brought first."""
         if self.stats is None:
             return None
         values = self.stats.as_dict()
@@ -105,144 +109,146 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Closed:
-    """What became of a completion."""
+class CompletionResult:
+    """The tracker's answer to a completion."""
 
-    counted: bool  #: False if it was known already
-    lost: tuple[bytes, ...]  #: pairs that another shard was first to bring
+    counted: bool  #: False if it was known before
+    lost: tuple[bytes, ...]  #: pairs that another shard brought first
 
 
-class Refusal(CahError):
-    """A worker asked for something that it cannot have; the text says why."""
+class ApiError(CahError):
+    """A request is rejected, for the reason in the text."""
 
     status = 400  #: of HTTP
-    old_status = 400  #: the same in the old protocol
+    legacy_status = 400  #: the same in the legacy protocol
 
 
-class Unknown(Refusal):
-    """There is no such worker (any more)."""
+class UnknownWorker(ApiError):
+    """There is no worker with this secret, or it was expelled."""
 
-    status, old_status = 401, 404
-
-
-class Missing(Refusal):
-    """There is no such thing."""
-
-    status, old_status = 404, 404
+    status, legacy_status = 401, 404
 
 
-class NotHeld(Refusal):
+class NotFound(ApiError):
+    """What the request names does not exist."""
+
+    status, legacy_status = 404, 404
+
+
+class NotHeld(ApiError):
     """The worker does not hold this shard."""
 
-    status, old_status = 409, 403
+    status, legacy_status = 409, 403
 
 
-class Owned(Refusal):
-    """The nickname is somebody else's."""
+class NicknameTaken(ApiError):
+    """The nickname belongs to someone else."""
 
-    status, old_status = 409, 400
-
-
-class Invalid(Refusal):
-    """What was sent cannot be true."""
-
-    status, old_status = 422, 400
+    status, legacy_status = 409, 400
 
 
-class Malformed(Refusal):
-    """What was sent cannot be read."""
+class InvalidRequest(ApiError):
+    """The values in a request are not valid."""
+
+    status, legacy_status = 422, 400
 
 
-class Outdated(Refusal):
+class MalformedRequest(ApiError):
+    """The body of a request cannot be parsed."""
+
+
+class OutdatedWorker(ApiError):
     """The worker is older than this tracker's protocol."""
 
     status = 426
 
     def __init__(self) -> None:
         super().__init__(
-            "This worker is too old for this tracker, which has to know the pairs of each shard "
-            "and their similarities; update cahlib (pip install --upgrade) and start it again."
+            "This worker is too old for this tracker, which needs the uids and similarities of "
+            "each shard's pairs; upgrade cahlib (pip install --upgrade) and restart the worker."
         )
 
 
-def sentence(text: str, most: int) -> str:
-    """A text of others, without what a database or a log cannot hold, cut to a length."""
-    shown = (c if unicodedata.category(c)[0] != "C" else " " for c in text[: 4 * most])
-    return " ".join("".join(shown).split())[:most]
+def clean_text(text: str, max_length: int) -> str:
+    """Return a text of strangers on one line, without control characters, cut to a length."""
+    shown = (c if unicodedata.category(c)[0] != "C" else " " for c in text[: 4 * max_length])
+    return " ".join("".join(shown).split())[:max_length]
 
 
-def pairs(count: int, rules: Rules) -> int:
-    """A count of pairs that a shard can hold; raises Invalid."""
-    if not 0 <= count <= rules.most_pairs:
-        raise Invalid(f"pairs: a shard holds 0 to {rules.most_pairs:,} of them, not {count:,}.")
+def check_pair_count(count: int, rules: TrackerRules) -> int:
+    """Return a shard's number of pairs; raise InvalidRequest if it cannot be."""
+    if not 0 <= count <= rules.max_pairs:
+        raise InvalidRequest(f"pairs: a shard has 0 to {rules.max_pairs:,} pairs, not {count:,}.")
     return count
 
 
 _HEX = re.compile("[0-9a-f]*")
 
 
-def uids(named: Sequence[str]) -> tuple[bytes, ...]:
-    """Return the keys of pairs; raise Invalid if one is none, or is named twice."""
-    every = "".join(named)
-    if any(len(each) != 32 for each in named) or not _HEX.fullmatch(every):
-        raise Invalid("uids: each is 32 hex digits, the md5 of url + text.")
-    keys = bytes.fromhex(every)
+def parse_uids(uids: Sequence[str]) -> tuple[bytes, ...]:
+    """Return uids as bytes; raise InvalidRequest if one is malformed or repeated."""
+    joined = "".join(uids)
+    if any(len(each) != 32 for each in uids) or not _HEX.fullmatch(joined):
+        raise InvalidRequest("uids: each must be 32 hex digits, the md5 of url + text.")
+    keys = bytes.fromhex(joined)
     found = tuple(keys[start : start + 16] for start in range(0, len(keys), 16))
     if len(set(found)) < len(found):
-        raise Invalid("uids: name each pair once.")
+        raise InvalidRequest("uids: a pair is repeated; send each uid once.")
     return found
 
 
-def place(url: str, upload: str) -> str:
-    """Where a parcel is: GPU workers open it, and remove it, so nowhere else; raises Invalid."""
-    if not upload:
-        raise Invalid("url: this tracker names no place for parcels.")
-    if not is_below(url, upload):
-        raise Invalid(f"url: a parcel is brought to {upload.rstrip('/')}/, and nowhere else.")
-    return url
+def check_parcel_url(url: str, upload_url: str) -> None:
+    """Raise InvalidRequest unless a parcel's URL is below the upload URL.
 
-
-def stats(values: Mapping[str, Any], *, pairs: int | None = None) -> Stats:
-    """A shard's account, with nothing unaccounted for in it; without pairs, of its scraping only.
-
-    Raises Invalid.
+    GPU workers read a parcel, and delete it.
     """
-    found = _read(values)
+    if not upload_url:
+        raise InvalidRequest("url: this tracker accepts no parcels; it has no upload URL.")
+    if not is_below_upload_url(url, upload_url):
+        raise InvalidRequest(f"url: upload parcels to {upload_url.rstrip('/')}/.")
+
+
+def parse_stats(values: Mapping[str, Any], *, pairs: int | None = None) -> Stats:
+    """Return a shard's stats, those of scraping only if ``pairs`` is None.
+
+    Raise InvalidRequest unless at each stage what entered either left or was dropped.
+    """
+    found = _decode_stats(values)
     stages = [Stage.READ, Stage.CHOOSE, Stage.FETCH]
     if pairs is not None:
         stages.append(Stage.JUDGE)
         if found.left[Stage.JUDGE] != pairs:
-            raise Invalid("tally: the pairs that left judge are not as many as you say.")
+            raise InvalidRequest("tally: judge.out is not the number of uids.")
     for stage in stages:
         if found.unaccounted(stage):
-            raise Invalid(f"tally: at {stage.value}, what came in is not what went out plus lost.")
+            raise InvalidRequest(f"tally: {stage.value}.in is not {stage.value}.out plus lost.")
     for before, after in ((Stage.CHOOSE, Stage.FETCH), (Stage.FETCH, Stage.JUDGE)):
         if after in stages and found.entered[after] != found.left[before]:
-            raise Invalid(f"tally: what left {before.value} is not what entered {after.value}.")
+            raise InvalidRequest(f"tally: {after.value}.in is not {before.value}.out.")
     return found
 
 
-#: More of anything than a WAT file can hold (about 160 MB, 30,000 pages).
-_MOST = 100_000_000
+#: More than a WAT file can hold of anything (about 160 MB, 30,000 pages).
+_MAX_COUNT = 100_000_000
 
 
-def _read(values: Mapping[str, Any]) -> Stats:
+def _decode_stats(values: Mapping[str, Any]) -> Stats:
     found = Stats()
     for name, counts in values.items():
         stage = next((stage for stage in Stage if stage.value == name), None)
         if stage is None or not isinstance(counts, dict):
-            raise Invalid("tally: it is not of the form {stage: {in, out, lost}}.")
-        found.entered[stage] = _count(counts.get("in"))
-        found.left[stage] = _count(counts.get("out"))
-        lost = counts.get("lost", {})
+            raise InvalidRequest("tally: it must have the form {stage: {in, out, lost}}.")
+        found.entered[stage] = _decode_count(counts.get("in"))
+        found.left[stage] = _decode_count(counts.get("out"))
+        dropped = counts.get("lost", {})
         reasons = DROP_REASONS[stage]
-        if not isinstance(lost, dict) or not lost.keys() <= reasons.keys():
-            raise Invalid(f"tally: {stage.value} names a reason that this tracker does not know.")
-        found.dropped.update({reasons[reason]: _count(n) for reason, n in lost.items()})
+        if not isinstance(dropped, dict) or not dropped.keys() <= reasons.keys():
+            raise InvalidRequest(f"tally: {stage.value}.lost has an unknown reason.")
+        found.dropped.update({reasons[name]: _decode_count(n) for name, n in dropped.items()})
     return found
 
 
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= _MOST:
-        raise Invalid("tally: every count is a whole number, and none that a WAT file cannot hold.")
+def _decode_count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= _MAX_COUNT:
+        raise InvalidRequest(f"tally: each count must be an integer from 0 to {_MAX_COUNT:,}.")
     return value

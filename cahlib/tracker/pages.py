@@ -1,7 +1,7 @@
-"""The pages people watch, the Atom feed, the badges, and the sign of health.
+"""The web pages, the Atom feed, the badges and the health checks.
 
-Pages are made whole on the server, and work without script; with it, the overview is kept up to
-date by server-sent events. Everything they need is served from here.
+Pages are rendered on the server and work without scripts; a script keeps the overview up to date by
+server-sent events. All that they need is served from here.
 """
 
 from __future__ import annotations
@@ -17,60 +17,60 @@ from fastapi.responses import PlainTextResponse, Response
 
 from cahlib.tracker import activity, charts, milestones, models, rendering, standings, statistics
 from cahlib.tracker.activity import DAY, HOUR
-from cahlib.tracker.models import Missing
-from cahlib.tracker.service import Service, of, shown_time
+from cahlib.tracker.models import NotFound
+from cahlib.tracker.service import TrackerService, get_service
 
-router = APIRouter(include_in_schema=False)
-#: Rows of a table on one page.
+page_router = APIRouter(include_in_schema=False)
+#: Rows of a table per page.
 _ROWS = 50
-#: Days that the bars of a person's or a team's page show.
+#: Days in the chart of a person's or a team's page.
 _DAYS = 42
-#: What leaderboards are ordered by, and what it is called.
+#: The columns that leaderboards are ordered by, and their labels.
 _UNITS = {"pairs": "pairs", "scraped": "parcels"}
 
-Period: TypeAlias = Literal["hour", "day", "all"]
-Text = Annotated[str, Query(max_length=200)]
-Number = Annotated[int, Query(ge=1, le=100_000)]
+_Period: TypeAlias = Literal["hour", "day", "all"]
+_Text = Annotated[str, Query(max_length=200)]
+_Page = Annotated[int, Query(ge=1, le=100_000)]
 
 
-@router.get("/")
-def overview(request: Request) -> Response:
-    """Show how far the crawl is."""
-    service = of(request)
+@page_router.get("/")
+def show_overview(request: Request) -> Response:
+    """Show the progress of the crawl."""
+    service = get_service(request)
     state = service.state()
     pairs = [*((row["time"], row["pairs"]) for row in state.ever), (state.time, state.counts.pairs)]
     lines = [
-        charts.chart("Shards per hour, last day", _rates(state.day, "done"), now=state.time),
-        charts.chart("Pairs, all time", pairs, now=state.time),
+        charts.line_chart("Shards per hour, last day", _rates(state.day, "done"), now=state.time),
+        charts.line_chart("Pairs, all time", pairs, now=state.time),
     ]
-    values, finished = look(service)
-    leaders = standings.ranked(service.contributors(), "day")[:10]
-    return rendering.page(
+    values, finished = overview_values(service)
+    leaders = standings.rank_contributors(service.contributors(), "day")[:10]
+    return rendering.render_page(
         "overview.html", request, state=state, values=values, finished=finished, charts=lines,
         leaders=leaders, lines=_sparks(service, [each.who.name for each in leaders], "pairs"),
-        reached=milestones.of_crawl(state)[:4],
-        following=milestones.following(state.counts.pairs, state.pairs_per_hour),
+        reached=milestones.crawl_milestones(state)[:4],
+        following=milestones.next_milestone(state.counts.pairs, state.pairs_per_hour),
         address=str(request.base_url).rstrip("/"),
     )  # fmt: skip
 
 
-def look(service: Service) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the overview's values by name, and the shards that were finished last."""
-    rows = service.latest()  # first, so that the counts hold them
+def overview_values(service: TrackerService) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the overview's values by name, and the latest finished shards."""
+    rows = service.latest()  # first, so that the counts include them
     state = service.state()
     counts, now = state.counts, service.clock()
     texts = {
         "share": f"{counts.share * 100:.2f}",
-        "eta": shown_time(state.eta),
-        "per_hour": charts.number(state.per_hour),
-        "at_work": charts.number(sum(state.workers.values())),
+        "eta": charts.format_duration(state.eta),
+        "per_hour": charts.format_number(state.per_hour),
+        "at_work": charts.format_number(sum(state.workers.values())),
         "kinds": ", ".join(
             f"{count} {kind if kind == 'hybrid' else kind.upper()}"
             for kind, count in state.workers.items()
         ),
-        "busy": charts.number(counts.leased + counts.judging),
+        "busy": charts.format_number(counts.leased + counts.judging),
     } | {
-        name: charts.number(getattr(counts, name))
+        name: charts.format_number(getattr(counts, name))
         for name in ("done", "total", "pairs", "scraped", "todo", "failed")
     }
     scale = 1000 / (counts.total or 1)
@@ -83,7 +83,7 @@ def look(service: Service) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         {
             "key": f"{row['number']}-{row['finished']}",
             "who": row["nickname"],
-            "pairs": charts.number(row["pairs"]),
+            "pairs": charts.format_number(row["pairs"]),
             "shard": row["number"],
             "pace": _pace(row),
             "ago": max(round(now - row["finished"]), 0),
@@ -94,220 +94,229 @@ def look(service: Service) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _pace(row: dict[str, Any]) -> str:
-    """Return the average pace of a finished shard's worker since it joined."""
+    """Return the average rate of a finished shard's worker since it joined."""
     seconds = row["finished"] - row["first_seen"]
     if seconds < 1 or not row["all_pairs"]:
         return ""
-    return f"{charts.number(round(row['all_pairs'] / seconds * 3600))} pairs/h"
+    return f"{charts.format_number(round(row['all_pairs'] / seconds * 3600))} pairs/h"
 
 
-@router.get("/badge.svg")
-def badge(request: Request, name: Text = "") -> Response:
-    """Draw how far the crawl is, or what a person has done, for other sites."""
-    service = of(request)
+@page_router.get("/badge.svg")
+def draw_badge(request: Request, name: _Text = "") -> Response:
+    """Draw the progress of the crawl, or of a person, for other sites."""
+    service = get_service(request)
     title, share = service.settings.title, service.state().counts.share
     if name:
-        what, standing = _standing(service.contributors(), models.sentence(name, 200))
-        said = f"{charts.number(getattr(standing.work, what))} {_UNITS[what]} · #{standing.rank}"
+        what, standing = _standing(service.contributors(), models.clean_text(name, 200))
+        count = charts.format_number(getattr(standing.work, what))
+        said = f"{count} {_UNITS[what]} · #{standing.rank}"
         title, share = standing.who.name, 0.0
     else:
-        said = f"{share:.1%} · {charts.number(service.state().counts.pairs)} pairs"
+        said = f"{share:.1%} · {charts.format_number(service.state().counts.pairs)} pairs"
     values = {"title": title, "share": share, "said": said}
-    text = rendering.render("badge.svg", values)
+    text = rendering.render_template("badge.svg", values)
     headers = {"Cache-Control": "max-age=60", "X-Content-Type-Options": "nosniff"}
     return Response(text, media_type="image/svg+xml", headers=headers)
 
 
-@router.get("/feed.atom")
-def feed(request: Request) -> Response:
-    """List the milestones of the crawl for feed readers."""
-    service = of(request)
+@page_router.get("/feed.atom")
+def write_feed(request: Request) -> Response:
+    """List the crawl's milestones for feed readers."""
+    service = get_service(request)
     state = service.state()
     title, form = service.settings.title, "%Y-%m-%dT%H:%M:%SZ"
     entries = [
         {
-            # of this community's crawls: a name is all that is known of either for good
+            # of the community's and the crawls' names, which is all that never changes
             "id": uuid.uuid5(uuid.NAMESPACE_URL, f"{title} {service.crawls()} {each.key}").urn,
             "text": each.text,
             "time": time.strftime(form, time.gmtime(each.time)),
         }
-        for each in milestones.of_crawl(state)[:30]
+        for each in milestones.crawl_milestones(state)[:30]
     ]
     updated = entries[0]["time"] if entries else time.strftime(form, time.gmtime(0))
     ours = uuid.uuid5(uuid.NAMESPACE_URL, f"{title} {service.crawls()}").urn
     values = {"title": title, "id": ours, "updated": updated, "entries": entries}
-    text = rendering.render("feed.xml", values)
-    return rendering.answer(request, text, "application/atom+xml")
+    text = rendering.render_template("feed.xml", values)
+    return rendering.respond(request, text, "application/atom+xml")
 
 
-@router.get("/leaderboard")
-@router.get("/teams")
-def leaderboard(
+@page_router.get("/leaderboard")
+@page_router.get("/teams")
+def show_leaderboard(
     request: Request,
-    last: Period = "all",
+    last: _Period = "all",
     by: Literal["pairs", "scraped"] = "pairs",
-    q: Text = "",
-    page: Number = 1,
+    q: _Text = "",
+    page: _Page = 1,
 ) -> Response:
-    """Rank people, or teams."""
-    service, sought = of(request), models.sentence(q, 200)
+    """Rank people or teams."""
+    service, sought = get_service(request), models.clean_text(q, 200)
     kind = "team" if request.url.path == "/teams" else "person"
     every = service.contributors()
-    ranked = standings.ranked(standings.teams(every) if kind == "team" else every, last, by)
+    ranked = standings.rank_contributors(
+        standings.team_contributors(every) if kind == "team" else every, last, by
+    )
     if sought:
         ranked = [each for each in ranked if sought.casefold() in each.who.name.casefold()]
     rows = ranked[(page - 1) * _ROWS : page * _ROWS]
     names = [each.who.name for each in rows] if kind == "person" else []
-    return rendering.page(
+    return rendering.render_page(
         "leaderboard.html", request, rows=rows, lines=_sparks(service, names, by), kind=kind,
         asked={"last": last, "by": by, "q": sought}, **_paging(page, len(ranked)),
     )  # fmt: skip
 
 
 def _paging(page: int, found: int) -> dict[str, int]:
-    """Return which page this is, of how many; raise Missing for one that is not there."""
+    """Return the page number, of how many; raise NotFound for one that does not exist."""
     pages = -(-found // _ROWS)
     if page > max(pages, 1):
-        raise Missing(f"This list has no page {page}.")
+        raise NotFound(f"There is no page {page}.")
     return {"page": page, "pages": pages, "found": found}
 
 
-def _sparks(service: Service, names: Sequence[str], what: str) -> dict[str, str]:
-    """Return a small line for each of these people: the last day, hour by hour."""
+def _sparks(service: TrackerService, names: Sequence[str], what: str) -> dict[str, str]:
+    """Return a sparkline for each of these people: the last day, hour by hour."""
     now = service.clock()
     starts = [int(now // HOUR * HOUR) - HOUR * n for n in reversed(range(24))]
-    did = activity.series(service.database, names, size=HOUR, start=starts[0])
+    did = activity.activity_series(service.database, names, size=HOUR, start=starts[0])
     return {
-        name: charts.spark([getattr(hours.get(at, activity.Work()), what) for at in starts])
+        name: charts.sparkline(
+            [getattr(hours.get(at, activity.Contribution()), what) for at in starts]
+        )
         for name, hours in did.items()
     }
 
 
-@router.get("/person")
-def person(request: Request, name: Text) -> Response:
+@page_router.get("/person")
+def show_person(request: Request, name: _Text) -> Response:
     """Show what a person has done."""
-    service = of(request)
-    what, standing = _standing(service.contributors(), models.sentence(name, 200))
+    service = get_service(request)
+    what, standing = _standing(service.contributors(), models.clean_text(name, 200))
     who = standing.who
-    count, machines = statistics.found(
-        service.database, statistics.of_nickname(who.name), most=_ROWS
+    count, machines = statistics.search_workers(
+        service.database, statistics.has_nickname(who.name), most=_ROWS
     )
-    days = activity.series(service.database, [who.name], size=DAY, start=1)[who.name]
+    days = activity.activity_series(service.database, [who.name], size=DAY, start=1)[who.name]
     points, total = [], standing.work.pairs - sum(work.pairs for work in days.values())
     for day, work in days.items():
         points.append((day, total := total + work.pairs))
     worked = [day for day, work in days.items() if work.done + work.scraped > 0]
     everybody = service.state().counts.pairs
-    return rendering.page(
+    return rendering.render_page(
         "person.html", request, standing=standing, what=what, machines=machines, count=count,
         streak=activity.streak(worked, service.clock()),
         share=standing.work.pairs / everybody if everybody else 0.0,
-        reached=milestones.of_pairs(points)[:6], **_days(service, days, what),
+        reached=milestones.pair_milestones(points)[:6], **_days(service, days, what),
     )  # fmt: skip
 
 
-def _days(service: Service, days: dict[int, activity.Work], what: str) -> dict[str, Any]:
+def _days(
+    service: TrackerService, days: dict[int, activity.Contribution], what: str
+) -> dict[str, Any]:
     """Return the bars of the last weeks."""
     last = int(service.clock() // DAY * DAY)
     starts = [last - DAY * n for n in reversed(range(_DAYS))]
     values = {day: getattr(work, what) for day, work in days.items()}
-    bars = charts.bars(values, starts, _UNITS[what])
+    bars = charts.day_bars(values, starts, _UNITS[what])
     top = max(values.get(day, 0) for day in starts)
     return {"bars": bars, "since": starts[0], "unit": _UNITS[what], "top": top}
 
 
-@router.get("/team")
-def team(request: Request, name: Text) -> Response:
-    """Show what a team has done, and its members."""
-    service, people = of(request), of(request).contributors()
-    what, standing = _standing(standings.teams(people), models.sentence(name, 200))
+@page_router.get("/team")
+def show_team(request: Request, name: _Text) -> Response:
+    """Show what a team and its members have done."""
+    service, people = get_service(request), get_service(request).contributors()
+    what, standing = _standing(standings.team_contributors(people), models.clean_text(name, 200))
     members = [one for one in people if one.team == standing.who.name]
     members.sort(key=lambda one: (*(-getattr(one.now["all"], by) for by in _UNITS), one.name))
     names = [one.name for one in members]
-    days: dict[int, activity.Work] = {}
-    for did in activity.series(service.database, names[:500], size=DAY, start=1).values():
+    days: dict[int, activity.Contribution] = {}
+    for did in activity.activity_series(service.database, names[:500], size=DAY, start=1).values():
         for day, work in did.items():
-            days[day] = work.plus(days.get(day, activity.Work()))
-    return rendering.page(
+            days[day] = work.plus(days.get(day, activity.Contribution()))
+    return rendering.render_page(
         "team.html", request, standing=standing, what=what, members=members[:_ROWS],
         lines=_sparks(service, names[:_ROWS], what), **_days(service, days, what),
     )  # fmt: skip
 
 
 def _standing(every: Sequence[standings.Contributor], name: str) -> tuple[str, standings.Standing]:
-    """Return a place among all, and by what; raise Missing."""
+    """Return a name's place among all, and by which measure; raise NotFound."""
     for by in _UNITS:
-        for each in standings.ranked(every, "all", by):
+        for each in standings.rank_contributors(every, "all", by):
             if each.who.name == name:
                 return by, each
-    raise Missing(f"Nobody called {name} has finished a shard.")
+    raise NotFound(f"Nobody called {name} has finished a shard.")
 
 
-@router.get("/workers")
-def workers(
-    request: Request, q: Text = "", page: Number = 1, every: Annotated[int, Query(ge=0, le=1)] = 0
+@page_router.get("/workers")
+def show_workers(
+    request: Request, q: _Text = "", page: _Page = 1, every: Annotated[int, Query(ge=0, le=1)] = 0
 ) -> Response:
-    """List the workers: those at work, or all."""
-    service, sought = of(request), models.sentence(q, 200)
-    conditions = [] if every else [statistics.active(service.clock())]
+    """List the workers that are active, or all."""
+    service, sought = get_service(request), models.clean_text(q, 200)
+    conditions = [] if every else [statistics.is_active(service.clock())]
     if sought:
-        conditions.append(statistics.called(sought))
+        conditions.append(statistics.name_contains(sought))
     skip = (page - 1) * _ROWS
-    count, rows = statistics.found(service.database, *conditions, skip=skip, most=_ROWS)
+    count, rows = statistics.search_workers(service.database, *conditions, skip=skip, most=_ROWS)
     asked = {"q": sought, "every": every}
     paging = _paging(page, count)
-    return rendering.page("workers.html", request, workers=rows, asked=asked, **paging)
+    return rendering.render_page("workers.html", request, workers=rows, asked=asked, **paging)
 
 
-@router.get("/worker/{kind}/{name}")
-def worker(
+@page_router.get("/worker/{kind}/{name}")
+def show_worker(
     request: Request, kind: str, name: Annotated[str, Path(pattern="^[a-z0-9-]{1,60}$")]
 ) -> Response:
     """Show one worker."""
-    found = statistics.worker(of(request).database, name)
+    found = statistics.get_worker(get_service(request).database, name)
     if found["kind"] != kind.lower():
-        raise Missing("There is no worker of this name and type.")
-    return rendering.page("worker.html", request, worker=found)
+        raise NotFound("There is no worker with this name and type.")
+    return rendering.render_page("worker.html", request, worker=found)
 
 
-@router.get("/stuck")
-def stuck(request: Request) -> Response:
+@page_router.get("/stuck")
+def show_stuck_shards(request: Request) -> Response:
     """List the shards that were set aside, grouped by error."""
-    return rendering.page("stuck.html", request, groups=grouped(of(request).stuck()), most=_ROWS)
+    return rendering.render_page(
+        "stuck.html", request, groups=group_by_error(get_service(request).stuck()), most=_ROWS
+    )
 
 
-def grouped(every: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+def group_by_error(every: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return shards grouped by error, the largest group first.
 
     What differs from shard to shard is left out of the errors.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for each in every:
-        found.setdefault(_PARTICULAR.sub("…", each["error"] or ""), []).append(each)
+        found.setdefault(_SPECIFIC.sub("…", each["error"] or ""), []).append(each)
     return sorted(found.items(), key=lambda group: -len(group[1]))
 
 
-#: What names one file, host, moment or measurement in an error; a status code is of all.
-_PARTICULAR = re.compile(r"\w+://\S+|/\S+|\b[0-9a-f]{8,}\b|\d+[.,:]\d[\d.,:]*|\d{4,}")
+#: Files, hosts, times and measurements in an error; status codes are kept.
+_SPECIFIC = re.compile(r"\w+://\S+|/\S+|\b[0-9a-f]{8,}\b|\d+[.,:]\d[\d.,:]*|\d{4,}")
 
 
-@router.get("/site/{name}")
-def asset(request: Request, name: str) -> Response:
+@page_router.get("/site/{name}")
+def send_asset(request: Request, name: str) -> Response:
     """Send a style sheet, the script, or the icon."""
-    return rendering.file(request, name)
+    return rendering.send_file(request, name)
 
 
-@router.get("/healthz", response_class=PlainTextResponse)
+@page_router.get("/healthz", response_class=PlainTextResponse)
 def healthz(request: Request) -> str:
-    """Whether work can be written down; 503 with the reason if not, a full disk among them."""
-    of(request).writes()
+    """Return ok if the database accepts writes; 503 with the reason if not, such as a full disk."""
+    get_service(request).check_writable()
     return "ok"
 
 
-@router.get("/readyz", response_class=PlainTextResponse)
+@page_router.get("/readyz", response_class=PlainTextResponse)
 def readyz(request: Request) -> str:
-    """Whether this server should be sent requests: it answers, and reads its database; or 503."""
-    with of(request).database.read() as connection:
+    """Return ok if the server can read its database and should get requests; otherwise 503."""
+    with get_service(request).database.read() as connection:
         connection.exec_driver_sql("SELECT 1")
     return "ok"
 

@@ -1,4 +1,4 @@
-"""Rendering of the pages' templates, and responses with ETag and compression."""
+"""The pages' templates, and responses with ETag and compression."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fastapi.responses import Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cahlib.tracker import charts, standings
-from cahlib.tracker.models import Missing
-from cahlib.tracker.service import of, shown_time
+from cahlib.tracker.models import NotFound
+from cahlib.tracker.service import get_service
 
 _SITE = Path(__file__).parent / "site"
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -33,41 +33,41 @@ _HEADERS = {
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_SITE),
-        autoescape=True,  # nicknames, errors and progress are other people's text
+        autoescape=True,  # nicknames, errors and progress are strangers' text
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=charts.number, long=shown_time, ago=charts.ago, size=charts.size, date=charts.date,
-        called=called,
+        number=charts.format_number, long=charts.format_duration, ago=charts.format_age,
+        size=charts.format_size, date=charts.format_date, called=name_query,
     )  # fmt: skip
     files = b"".join(path.read_bytes() for path in sorted(_SITE.iterdir()))
     environment.globals.update(
-        site=hashlib.sha256(files).hexdigest()[:8],  # of these files: browsers keep them
+        site=hashlib.sha256(files).hexdigest()[:8],  # in their URLs: browsers cache them
         periods=standings.PERIODS,
     )
     return environment
 
 
-def called(name: str) -> str:
-    """Return the query that asks for a person or a team, whatever is in the name."""
+def name_query(name: str) -> str:
+    """Return the query of a person's or team's page."""
     return urlencode({"name": name}, quote_via=quote)
 
 
-def page(template: str, request: Request, **values: Any) -> Response:
+def render_page(template: str, request: Request, **values: Any) -> Response:
     """Return a page of the crawl."""
-    crawls = of(request).crawls()
+    crawls = get_service(request).crawls()
     of_crawl = f" {' to '.join(crawls)}" if crawls else ""
     values["about"] = (
-        f"Volunteers turn the web pages of Common Crawl{of_crawl} into image–text pairs that "
-        "models learn from."
+        f"Volunteers turn the web pages of Common Crawl{of_crawl} into image–text pairs for "
+        "training models."
     )
     return _page(template, request, values)
 
 
-def refusal(request: Request, status: int, text: str, headers: Mapping[str, str]) -> Response:
-    """Return a page that says why there is none; it needs no database."""
+def render_error(request: Request, status: int, text: str, headers: Mapping[str, str]) -> Response:
+    """Return a page with an error; it needs no database."""
     refused = _page("refusal.html", request, {"text": text, "about": text})
     refused.status_code = status
     refused.headers.update(headers)
@@ -75,23 +75,23 @@ def refusal(request: Request, status: int, text: str, headers: Mapping[str, str]
 
 
 def _page(template: str, request: Request, values: dict[str, Any]) -> Response:
-    # relative: behind a proxy, all of this may lie below a path of which nobody tells us
+    # relative, as a proxy may serve all of this below a path that the tracker does not know
     base = "../" * (request.url.path.count("/") - 1) or "./"
-    service = of(request)
+    service = get_service(request)
     more = {"now": service.clock(), "base": base, "title": service.settings.title}
     here = {"path": request.url.path}
-    return answer(request, render(template, values | more | here), "text/html", _HEADERS)
+    return respond(request, render_template(template, values | more | here), "text/html", _HEADERS)
 
 
-def render(template: str, values: dict[str, Any]) -> str:
-    """Return a template with these values, escaped."""
+def render_template(template: str, values: dict[str, Any]) -> str:
+    """Return a template filled with these values, escaped."""
     return _PAGES.get_template(template).render(values)
 
 
-def answer(
+def respond(
     request: Request, text: str, kind: str, headers: dict[str, str] | None = None
 ) -> Response:
-    """Return a response with this text, compressed if accepted, or 304 if it has not changed."""
+    """Return a response, compressed if accepted, or 304 if it has not changed."""
     body = text.encode()
     tag = f'W/"{hashlib.sha256(body).hexdigest()[:16]}"'
     shown = {"ETag": tag, "Vary": "Accept-Encoding", "X-Content-Type-Options": "nosniff"}
@@ -108,14 +108,14 @@ def _accepted(request: Request) -> str:
     return request.headers.get("accept-encoding", "").replace(" ", "")
 
 
-def file(request: Request, name: str) -> Response:
-    """Return a style sheet, the script, or the icon; raise Missing."""
+def send_file(request: Request, name: str) -> Response:
+    """Return a style sheet, the script, or the icon; raise NotFound."""
     path = _SITE / name
     if path.parent != _SITE or path.suffix not in _KINDS or not path.is_file():
-        raise Missing("There is no such file.")
-    # the pages name them by what is in them
+        raise NotFound("This file does not exist.")
+    # the pages add a hash of the content
     keep = {"Cache-Control": "max-age=31536000, immutable" if request.url.query else "no-cache"}
-    return answer(request, path.read_text(encoding="utf-8"), _KINDS[path.suffix], keep)
+    return respond(request, path.read_text(encoding="utf-8"), _KINDS[path.suffix], keep)
 
 
 _PAGES = _environment()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cahlib.ledger.database import Database
 from cahlib.tracker import activity
-from cahlib.tracker.activity import Work
+from cahlib.tracker.activity import Contribution
 
 PERIODS = {"hour": "last hour", "day": "last day", "all": "all time"}
 
@@ -18,10 +18,10 @@ class Contributor:
 
     name: str
     team: str | None = None  #: of a person
-    verified: bool = False  #: whoever works under this name has shown its secret
+    verified: bool = False  #: workers under this name have proved that they own it
     members: int = 1
-    now: Mapping[str, Work]  #: by period
-    before: Mapping[str, Work]  #: in the period before it; of all time: until a day ago
+    now: Mapping[str, Contribution]  #: by period
+    before: Mapping[str, Contribution]  #: in the period before; for all time: until a day ago
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,22 +31,27 @@ class Standing:
     rank: int
     climbed: int | None  #: places since the period before; None if there was none
     who: Contributor
-    work: Work
+    work: Contribution
 
 
-def contributors(database: Database, now: float) -> list[Contributor]:
-    """Return everybody who has finished a shard or brought a parcel."""
+def list_contributors(database: Database, now: float) -> list[Contributor]:
+    """Return everybody who has finished a shard or delivered a parcel."""
     with database.read() as connection:
-        recent = activity.recent(connection, now)
-        every = activity.everyone(connection)
+        recent = activity.recent_activity(connection, now)
+        every = activity.lifetime_totals(connection)
     return [_contributor(row, total, fresh, recent) for row, total, fresh in every]
 
 
 def _contributor(
-    row: object, total: Work, fresh: Work, recent: Mapping[tuple[str, int], Work]
+    row: object,
+    total: Contribution,
+    fresh: Contribution,
+    recent: Mapping[tuple[str, int], Contribution],
 ) -> Contributor:
     name = row.nickname  # type: ignore[attr-defined]
-    hour, hour_before, rest, day_before = (recent.get((name, age), Work()) for age in range(4))
+    hour, hour_before, rest, day_before = (
+        recent.get((name, age), Contribution()) for age in range(4)
+    )
     hour = hour.plus(fresh)
     day = hour.plus(hour_before).plus(rest)
     return Contributor(
@@ -58,8 +63,8 @@ def _contributor(
     )
 
 
-def teams(people: Iterable[Contributor]) -> list[Contributor]:
-    """Return the teams with all that their present members did."""
+def team_contributors(people: Iterable[Contributor]) -> list[Contributor]:
+    """Return the teams, with all that their present members did."""
     members: dict[str, list[Contributor]] = {}
     for one in people:
         if one.team:
@@ -75,14 +80,16 @@ def teams(people: Iterable[Contributor]) -> list[Contributor]:
     ]
 
 
-def _sum(works: Iterable[Work]) -> Work:
-    total = Work()
+def _sum(works: Iterable[Contribution]) -> Contribution:
+    total = Contribution()
     for each in works:
         total = total.plus(each)
     return total
 
 
-def ranked(every: Sequence[Contributor], period: str, by: str = "pairs") -> list[Standing]:
+def rank_contributors(
+    every: Sequence[Contributor], period: str, by: str = "pairs"
+) -> list[Standing]:
     """Return the leaderboard of a period, by "pairs" or by parcels "scraped"."""
     now = _order({one.name: one.now[period] for one in every}, by)
     before = _order({one.name: one.before[period] for one in every}, by)
@@ -98,8 +105,8 @@ def ranked(every: Sequence[Contributor], period: str, by: str = "pairs") -> list
     ]
 
 
-def _order(works: Mapping[str, Work], by: str) -> dict[str, int]:
-    """Return the rank of each name, in order; names without such work have none."""
-    least = {"pairs": "done"}.get(by, by)  # a shard may hold no pair
+def _order(works: Mapping[str, Contribution], by: str) -> dict[str, int]:
+    """Return the rank of each name, in order, without names that have done nothing."""
+    least = {"pairs": "done"}.get(by, by)  # a shard may have no pairs
     some = [(-getattr(work, by), name) for name, work in works.items() if getattr(work, least) > 0]
     return {name: rank for rank, (_, name) in enumerate(sorted(some), 1)}

@@ -1,7 +1,7 @@
-"""What can be read off a tracker: counts, leaderboards, workers, stuck shards, its history.
+"""What can be read from a tracker: counts, leaderboards, workers, stuck shards, history.
 
-Nothing here looks at all shards but `export`: what is done is summed over the people who did it,
-and the shards in each other state are few, or one end of an index.
+Only `export_shards` reads all shards: finished work is summed by person, and the shards in each
+other state are few, or one end of an index.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import (
-    again,
+from cahlib.ledger.schema import is_one_of, shards
+from cahlib.tracker import activity
+from cahlib.tracker.models import NotFound
+from cahlib.tracker.schema import (
     failures,
     health,
     history,
-    is_one_of,
     people,
-    shards,
+    second_passes,
     teams,
     wats,
     workers,
 )
-from cahlib.tracker import activity
-from cahlib.tracker.models import Missing
 
-#: Seconds after which a silent worker is not counted as at work.
-ACTIVE = 900
-#: How Common Crawl names a crawl, in its files' paths.
+#: Seconds without a sign of life after which a worker is not active.
+ACTIVE_SECONDS = 900
+#: A crawl's name in Common Crawl's file paths.
 _CRAWL = re.compile(r"CC-MAIN-\d{4}(?:-\d{4})?-\d{2}")
-#: Seconds that one row of the history stands for, and after which only full hours are kept.
-SLOT, RECENT = 300, 2 * 86400
+#: Seconds per row of the history, and the age at which only full hours are kept.
+SLOT_SECONDS, FULL_HISTORY_SECONDS = 300, 2 * 86400
 
 
-#: What is shown of a person; "verified": whoever works under this name has shown its secret.
+#: A person's columns; "verified": the name has an owner, who has shown its secret.
 _PERSON = (
     people.c.nickname,
     people.c.scraped,
@@ -48,33 +47,33 @@ _PERSON = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
+class CrawlCounts:
     """The state of the crawl."""
 
     total: int  #: shards
-    leased: int  #: in the hands of workers that scrape
-    scraped: int  #: parcels that wait for a GPU
-    judging: int  #: in the hands of GPU workers
+    leased: int  #: being scraped
+    scraped: int  #: parcels waiting for a GPU worker
+    judging: int  #: being judged by GPU workers
     failed: int  #: set aside
     done: int
     pairs: int
-    parcels: int  #: brought by CPU workers, all in all
-    old: int  #: of `scraped`, those that came by the old protocol
+    parcels: int  #: delivered by CPU workers in total
+    legacy_parcels: int  #: of `scraped`, those of the legacy protocol
 
     @property
     def todo(self) -> int:
-        """Shards that nobody has taken."""
+        """Shards that no worker has taken."""
         rest = self.total - self.leased - self.scraped - self.judging - self.failed - self.done
         return max(rest, 0)
 
     @property
     def share(self) -> float:
-        """How much is done, 0 … 1."""
+        """The share of shards done, 0 … 1."""
         return self.done / self.total if self.total else 0.0
 
 
-def counts(database: Database) -> Counts:
-    """The state of the crawl now."""
+def crawl_counts(database: Database) -> CrawlCounts:
+    """Return the state of the crawl now."""
     lanes = select(shards.c.state, shards.c.lane, func.count()).where(
         shards.c.state.in_(["leased", "scraped", "judging", "failed"])
     )
@@ -86,31 +85,33 @@ def counts(database: Database) -> Counts:
         }
         done, pairs, parcels = (int(n or 0) for n in connection.execute(sums).one())
         last = connection.execute(select(func.max(shards.c.number))).scalar()
-        single = connection.execute(select(func.count()).select_from(again)).scalar_one()
+        single = connection.execute(select(func.count()).select_from(second_passes)).scalar_one()
     state = {
         name: sum(n for (each, _), n in found.items() if each == name)
         for name in ("leased", "scraped", "judging", "failed")
     }
-    return Counts(
+    return CrawlCounts(
         **state,
-        total=0 if last is None else 2 * (last // 2 + 1) - single,  # of those, one half only
+        total=0
+        if last is None
+        else 2 * (last // 2 + 1) - single,  # second passes have one half only
         done=done,
         pairs=pairs,
         parcels=parcels,
-        old=found.get(("scraped", 1), 0),
+        legacy_parcels=found.get(("scraped", 1), 0),
     )
 
 
-def at_work(database: Database, now: float) -> dict[str, int]:
-    """How many workers of each kind gave a sign of life lately."""
-    query = select(workers.c.kind, func.count()).where(active(now)).group_by(workers.c.kind)
+def count_workers(database: Database, now: float) -> dict[str, int]:
+    """Return the number of active workers of each kind."""
+    query = select(workers.c.kind, func.count()).where(is_active(now)).group_by(workers.c.kind)
     with database.read() as connection:
         found = {row[0]: row[1] for row in connection.execute(query)}
     return {kind: found.get(kind, 0) for kind in ("hybrid", "cpu", "gpu")}
 
 
-def leaders(database: Database, *, by: str = "pairs", most: int = 100) -> list[dict[str, Any]]:
-    """The people who did most, by "pairs" or by parcels "scraped"."""
+def list_leaders(database: Database, *, by: str = "pairs", most: int = 100) -> list[dict[str, Any]]:
+    """Return the people who did most, by "pairs" or by parcels "scraped"."""
     column = people.c[by]
     query = (
         select(*_PERSON).where(column > 0).order_by(column.desc(), people.c.nickname).limit(most)
@@ -118,30 +119,30 @@ def leaders(database: Database, *, by: str = "pairs", most: int = 100) -> list[d
     return _rows(database, query)
 
 
-def worker(database: Database, name: str) -> dict[str, Any]:
-    """What is known of a worker by its name, and the shards it holds; raises Missing."""
+def get_worker(database: Database, name: str) -> dict[str, Any]:
+    """Return what is known of a worker by its name, and its shards; raise NotFound."""
     shown = [c for c in workers.c if c.name != "secret"]
     found = _rows(database, select(*shown).where(workers.c.name == name))
     if not found:
-        raise Missing(f"There is no worker {name}.")
+        raise NotFound(f"There is no worker {name}.")
     held = select(shards.c.number).where(
         shards.c.worker == found[0]["id"], is_one_of(shards.c.state, "leased", "judging")
     )
     return found[0] | {"shards": sorted(row["number"] for row in _rows(database, held))}
 
 
-def named(database: Database, name: str) -> list[int]:
-    """Return the worker of a name, or all those of a nickname, by their ids; raise Missing."""
+def find_worker_ids(database: Database, name: str) -> list[int]:
+    """Return the ids of the worker with a name, or of all with a nickname; raise NotFound."""
     for column in (workers.c.name, workers.c.nickname):
         if found := _rows(database, select(workers.c.id).where(column == name)):
             return [row["id"] for row in found]
-    raise Missing(f"There is no worker {name}, and nobody of that nickname.")
+    raise NotFound(f"There is no worker or nickname {name}.")
 
 
-def found(
+def search_workers(
     database: Database, *conditions: Any, skip: int = 0, most: int = 100
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Return how many workers are so, and some of them, the last seen first."""
+    """Return the number of workers that meet conditions, and some of them, last seen first."""
     shown = [c for c in workers.c if c.name not in ("secret", "id")]
     query = select(*shown).where(*conditions).order_by(workers.c.last_seen.desc(), workers.c.id)
     with database.read() as connection:
@@ -150,25 +151,25 @@ def found(
         return number.scalar_one(), [dict(row._mapping) for row in rows]
 
 
-def active(now: float) -> Any:
-    """Return what is true of workers that gave a sign of life lately."""
-    return (workers.c.last_seen > now - ACTIVE) & ~workers.c.gone
+def is_active(now: float) -> Any:
+    """Return a condition for workers with a recent sign of life."""
+    return (workers.c.last_seen > now - ACTIVE_SECONDS) & ~workers.c.gone
 
 
-def called(text: str) -> Any:
-    """Return what is true of workers with a text in their name or nickname."""
+def name_contains(text: str) -> Any:
+    """Return a condition for workers with a text in their name or nickname."""
     return workers.c.name.icontains(text, autoescape=True) | workers.c.nickname.icontains(
         text, autoescape=True
     )
 
 
-def of_nickname(nickname: str) -> Any:
-    """Return what is true of a person's workers."""
+def has_nickname(nickname: str) -> Any:
+    """Return a condition for a person's workers."""
     return workers.c.nickname == nickname
 
 
-def latest(database: Database, *, most: int = 12) -> list[dict[str, Any]]:
-    """Return the shards that were finished last, and by whom."""
+def latest_finished(database: Database, *, most: int = 12) -> list[dict[str, Any]]:
+    """Return the latest finished shards and their workers."""
     query = (
         select(
             shards.c.number,
@@ -186,8 +187,8 @@ def latest(database: Database, *, most: int = 12) -> list[dict[str, Any]]:
     return _rows(database, query.limit(most))
 
 
-def crawls(database: Database) -> list[str]:
-    """Return the names of the first and the last crawl that shards are of, as far as URLs tell."""
+def crawl_range(database: Database) -> list[str]:
+    """Return the names of the first and the last crawl, as far as the URLs of WATs tell."""
     ends = [func.min(wats.c.number), func.max(wats.c.number)]
     with database.read() as connection:
         numbers = connection.execute(select(*ends)).one()
@@ -197,8 +198,8 @@ def crawls(database: Database) -> list[str]:
     return list(dict.fromkeys(each[0] for each in named if each))
 
 
-def stuck(database: Database, *, most: int = 2000) -> list[dict[str, Any]]:
-    """The shards that were set aside, with their last error and how many workers failed."""
+def stuck_shards(database: Database, *, most: int = 2000) -> list[dict[str, Any]]:
+    """Return the shards set aside, with their last error and how many workers failed."""
     failed = (
         select(func.count())
         .where(failures.c.shard == shards.c.number)
@@ -211,16 +212,16 @@ def stuck(database: Database, *, most: int = 2000) -> list[dict[str, Any]]:
     return _rows(database, query.order_by(shards.c.number).limit(most))
 
 
-def record(database: Database, now: float) -> None:
-    """Write down the state of the crawl, once in five minutes, whichever server comes first."""
-    slot = int(now // SLOT * SLOT)
+def record_history(database: Database, now: float) -> None:
+    """Record the state of the crawl every five minutes, by whichever server comes first."""
+    slot = int(now // SLOT_SECONDS * SLOT_SECONDS)
     with database.read() as connection:
         if connection.execute(select(history.c.time).where(history.c.time == slot)).first():
             return
-    state = counts(database)
+    state = crawl_counts(database)
     row = {"done": state.done, "scraped": state.parcels, "pairs": state.pairs}
-    row |= {"time": slot, "workers": sum(at_work(database, now).values())}
-    old = (history.c.time < slot - RECENT) & (history.c.time % 3600 != 0)
+    row |= {"time": slot, "workers": sum(count_workers(database, now).values())}
+    old = (history.c.time < slot - FULL_HISTORY_SECONDS) & (history.c.time % 3600 != 0)
     forgotten = (
         (workers.c.last_seen < now - 30 * 86400) & (workers.c.done == 0) & (workers.c.scraped == 0)
     )
@@ -231,36 +232,36 @@ def record(database: Database, now: float) -> None:
         fresh = database.insert(history).values(row).on_conflict_do_nothing()
         if connection.execute(fresh.returning(history.c.time)).first() is None:
             return
-        activity.note(database, connection, slot - SLOT)
-        activity.condense(database, connection, now)
+        activity.record_activity(database, connection, slot - SLOT_SECONDS)
+        activity.roll_up(database, connection, now)
         connection.execute(delete(history).where(old))
         connection.execute(delete(workers).where(forgotten))
         connection.execute(delete(people).where(idle))
         connection.execute(delete(teams).where(empty))
 
 
-def write_health(database: Database, now: float) -> None:
-    """Write something, as each lease does: raise DatabaseAway if nothing can be, and why."""
+def check_writable(database: Database, now: float) -> None:
+    """Write to the database as each lease does; raise DatabaseUnavailable if that fails."""
     row = database.insert(health).values(id=1, time=now)
     with database.write() as connection:
         connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"time": now}))
 
 
-def past(database: Database, since: float) -> list[dict[str, Any]]:
-    """The history from a time on, the oldest first."""
+def history_since(database: Database, since: float) -> list[dict[str, Any]]:
+    """Return the history from a time on, oldest first."""
     query = select(history).where(history.c.time >= since).order_by(history.c.time)
     return _rows(database, query)
 
 
-def everyone(database: Database) -> list[dict[str, Any]]:
-    """The whole leaderboard."""
+def full_leaderboard(database: Database) -> list[dict[str, Any]]:
+    """Return the whole leaderboard."""
     worked = people.c.done + people.c.scraped > 0
     query = select(*_PERSON).where(worked)
     return _rows(database, query.order_by(people.c.pairs.desc(), people.c.nickname))
 
 
-def export(database: Database) -> Iterator[dict[str, Any]]:
-    """Every shard with its state; read as it goes, so it may be long."""
+def export_shards(database: Database) -> Iterator[dict[str, Any]]:
+    """Yield every shard with its state, read as it goes."""
     query = (
         select(
             shards.c.number, shards.c.id, shards.c.url, shards.c.half, shards.c.state,

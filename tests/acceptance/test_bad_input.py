@@ -13,7 +13,7 @@ from cahlib import demo
 from cahlib.core.config import Job
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo.web import Answer, Web
-from cahlib.ledger.local import Ledger
+from cahlib.ledger.local import LocalLedger
 from cahlib.parcel import parcel as parcels
 from tests.world import command, judged, small
 
@@ -151,7 +151,7 @@ def test_a_job_that_came_to_nothing_holds_no_folder(tmp_path, monkeypatch, capsy
         model = f"ViT-{name}"
         line = ["run", "--crawl", f"{name}.wat.gz", "--model", model, "--threshold", "0.3"]
         refused(command.said(capsys, *line), code=2, sentence=model)
-    ledger = Ledger(tmp_path / "dataset/run/ledger.sqlite")
+    ledger = LocalLedger(tmp_path / "dataset/run/ledger.sqlite")
     assert {shard.url[-8:] for shard in ledger.in_state("todo")} == {"b.wat.gz"}
     ledger.close()
 
@@ -173,7 +173,7 @@ def test_what_was_done_is_never_given_to_another_job(
     folder = job.output.folder
     before = (folder / left).stat().st_ino
     line = ["run", "--crawl", "a.wat.gz", "--contact", "tests@example.org", f"--{name}", value]
-    refused(command.said(capsys, *line), code=2, sentence=f"or repeat that job's: {name} ")
+    refused(command.said(capsys, *line), code=2, sentence=f"or use the same settings: {name} ")
     assert (folder / left).stat().st_ino == before
     assert Job.stored(folder / "run/job.json") == job
 

@@ -14,7 +14,7 @@ from cahlib.dataset.description import forget_shards, read_description
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
 from cahlib.dataset.storage.upload import upload_shards
-from cahlib.ledger.local import Ledger
+from cahlib.ledger.local import LocalLedger
 from cahlib.run.pipeline import run
 from tests.world import command, small
 
@@ -408,7 +408,7 @@ def other(web, tmp_path_factory):
     crawl = small.write(tmp_path_factory.mktemp("crawl"), files=2, links=4)
     outcome = run(replace_settings(small.job(crawl, folder, web), resize=100))
     assert outcome.shards.done == 4
-    ledger = Ledger(folder / "run/ledger.sqlite")
+    ledger = LocalLedger(folder / "run/ledger.sqlite")
     shard = ledger.in_state("done")[-1]
     ledger.remove(shard.id)
     ledger.add([shard])

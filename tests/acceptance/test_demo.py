@@ -310,7 +310,7 @@ def test_the_folder_of_another_job_is_refused(whole, undisturbed, capsys):
     options = run_options(web, undisturbed, threshold=0.1, languages="de", **patience)
     ran = command.said(capsys, "run", *options)
     assert ran.returncode == 2
-    assert "that job's: languages en instead of de; threshold 0.22 instead of 0.1." in ran.stderr
+    assert "settings: languages en instead of de; threshold 0.22 instead of 0.1." in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

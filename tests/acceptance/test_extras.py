@@ -19,11 +19,11 @@ from cahlib.dataset.write.shard_writer import read_uids
 from cahlib.demo.web import Answer
 from cahlib.ledger.database import Database
 from cahlib.tracker import admin
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
+from cahlib.tracker.app import create_app
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Rules
-from cahlib.tracker.service import Settings
+from cahlib.tracker.models import TrackerRules
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world import cloud as clouds
 from tests.world import command, extras, judged, small
 from tests.world.jobs import until
@@ -78,7 +78,7 @@ OTHERS = {
     "tracker serve": ("tracker", []),
 }
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_volunteer_scrapes_with_the_base_install(installed, tmp_path):
             "--output", "ann", "--replay", web.address, "--workers", 1, cwd=tmp_path,
         )  # fmt: skip
         out, errors = process.communicate()
-    assert (process.returncode, out.splitlines()[-1:]) == (0, ["2 parcels brought."]), errors
+    assert (process.returncode, out.splitlines()[-1:]) == (0, ["2 parcels delivered."]), errors
     assert len([*(tmp_path / "parcels").glob("*.tar")]) == 2
 
 
@@ -231,11 +231,11 @@ def tracker(folder, links=3):
     """A tracker of one WAT file, or of none without links, and the web that it is on."""
     database = Database(f"sqlite:///{folder / 'tracker.sqlite'}")
     migrate(database)
-    rules = Rules(upload=(folder / "parcels").as_uri())
-    app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
+    rules = TrackerRules(upload_url=(folder / "parcels").as_uri())
+    app = create_app(TrackerSettings(database=str(database.engine.url), rules=rules, limits=ANY))
     with Crawl() as web, serving(app) as url:
         wat = f"http://{web.address}/a.warc.wat.gz"
         shards = [Shard(id=f"a-{half}", url=wat, half=half) for half in (0, 1)]
-        admin.add(database, shards if links else [])
+        admin.add_wats(database, shards if links else [])
         yield url, web
     database.close()

@@ -60,7 +60,7 @@ def folder(made):
 @pytest.fixture
 def acts(crawl, folder, web, monkeypatch):
     """The commands that change a dataset, by name."""
-    monkeypatch.setattr(cahlib.run.scrapers, "scrapers", _here)
+    monkeypatch.setattr(cahlib.run.scrapers, "open_scrapers", _here)
     (folder.parent / "uids").write_text("0" * 32)
     return {
         "run": ["run", *command.options(job_of(crawl, folder, web))],

@@ -153,7 +153,7 @@ def scraped(
         consent="headers",
         per_host=256,
         per_second=0,
-        patience=0,
+        max_failures=0,
     )
     reach = reached(logins[0])
     with tempfile.TemporaryDirectory() as home, remote_engine(reach, Path(home)) as scrapers:

@@ -27,7 +27,7 @@ from cahlib.image.thumbs import read_thumb
 from cahlib.image.validate import validate_image
 from cahlib.model.inputs import fast_step, preprocess
 from tests.benchmarks import inputs
-from tests.benchmarks.common import ROOT, parser
+from tests.benchmarks.common import ROOT, note, parser
 
 MODEL = "ViT-B-32"
 REAL = ROOT.parent / "shared/data/real/images"
@@ -133,25 +133,32 @@ def main(arguments: Sequence[str]) -> None:
     steps = [fast_step(step) for step in plain.transform.transforms[:-2]]
     side = plain.transform.transforms[0].size
     served = list(files(inputs.pictures(options.inputs, options.files, "web")))
-    bare, proving = spent(lambda: [validate_image(each, Download(min_bytes=0)) for each in served])
+    _, proving = spent(lambda: [validate_image(each, Download(min_bytes=0)) for each in served])
     kept, both = spent(
         lambda: [validate_image(each, Download(min_bytes=0, thumbs=side)) for each in served]
     )
     every: Kept = [(each["data"], each["thumb"]) for each in kept if isinstance(each, dict)]
+    small: Kept = [(data, thumb) for data, thumb in every if not thumb]
     every = [(data, thumb) for data, thumb in every if thumb]
     originals, opening = spent(lambda: [preprocess(data, steps) for data, _ in every])
     thumbs, reading = spent(lambda: [read_thumb(thumb, side) for _, thumb in every])
     sizes = [sum(map(len, each)) / len(every) / 1000 for each in zip(*every, strict=True)]
     print(
-        f"{len(every)} files with thumbs of {side} px, of {len(bare)}\n"
+        f"{len(every)} files with thumbs of {side} px, {len(small)} that are too small for one\n"
         f"CPU ms an image: validated {proving:.2f}, with its thumb {both:.2f};\n"
         f"for the model from the original {opening:.2f}, from the thumb {reading:.2f}\n"
-        f"kB: originals {sizes[0]:.1f}, thumbs {sizes[1]:.1f}"
+        f"kB: originals {sizes[0]:.1f}, thumbs {sizes[1]:.1f}",
+        flush=True,
     )
-    exact = plain.similarities(plain.original(data) for data, _ in every)
+    exact = plain.similarities(plain.original(data) for data, _ in (*every, *small))
+    rest = [preprocess(data, steps) for data, _ in small]
+    moved = {}
     for name, pixels in (("original", originals), ("thumb", thumbs)):
-        apart = np.abs(plain.similarities(map(plain.ready, pixels)) - exact)
-        print(f"similarities from the {name}: {told(apart)} from open_clip's")
+        apart = np.abs(plain.similarities(map(plain.ready, (*pixels, *rest))) - exact)
+        moved |= {f"{name}_largest": apart.max(), f"{name}_median": np.median(apart)}
+        print(f"similarities from the {name}: {told(apart)} from open_clip's", flush=True)
+    cost = {"proving": proving, "both": both, "opening": opening, "reading": reading}
+    note("thumbs", **cost, original_kb=sizes[0], thumb_kb=sizes[1], **moved)
     encodings(plain, every[:: max(1, len(every) // options.compared)], steps)
 
 

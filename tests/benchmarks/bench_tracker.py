@@ -31,9 +31,9 @@ from sqlalchemy import text
 from cahlib.core.records import Shard
 from cahlib.ledger.database import Database
 from cahlib.tracker import admin, statistics
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Kind, Result, Rules
+from cahlib.tracker.models import ShardResult, TrackerRules, WorkerKind
 from tests.benchmarks.common import Absent, parser, timed
 from tests.world.postgres import missing, postgres
 from tests.world.trackers import commanded
@@ -88,7 +88,7 @@ def filled(url: str, size: int) -> Database:
     database = Database(url)
     migrate(database)
     started = time.perf_counter()
-    admin.add(
+    admin.add_wats(
         database,
         (
             Shard(id=f"CC-MAIN-{n:07}-{h}", url=f"https://data.example.org/{n:07}.wat.gz", half=h)
@@ -105,16 +105,16 @@ def filled(url: str, size: int) -> Database:
 
 def claims(database: Database, size: int, seconds: float) -> None:
     """One worker's claims, and the old server's on the same table where it is PostgreSQL."""
-    crowd = Crowd(database, Rules())
-    secret = crowd.register("bench", Kind.HYBRID)[1]
+    lease_store = LeaseStore(database, TrackerRules())
+    secret = lease_store.register("bench", WorkerKind.HYBRID)[1]
     ours: list[float] = []
     until = time.perf_counter() + seconds / 2
     while time.perf_counter() < until and len(ours) < size // 4:
         started = time.perf_counter()
-        lease = crowd.lease(secret)
+        lease = lease_store.lease(secret)
         ours.append(time.perf_counter() - started)
         assert lease is not None
-        crowd.complete(secret, lease.number, Result(pairs=1))
+        lease_store.complete(secret, lease.number, ShardResult(pairs=1))
     ours.sort()
     p50 = ours[len(ours) // 2]
     if database.is_sqlite:
@@ -137,17 +137,17 @@ def claims(database: Database, size: int, seconds: float) -> None:
 
 def through_store(database: Database, name: str, workers: int, seconds: float) -> None:
     """Cycles of threads of one process, without HTTP."""
-    crowd = Crowd(database, Rules())
-    secrets = [crowd.register(f"person{n}", Kind.HYBRID)[1] for n in range(workers)]
+    lease_store = LeaseStore(database, TrackerRules())
+    secrets = [lease_store.register(f"person{n}", WorkerKind.HYBRID)[1] for n in range(workers)]
     waits, lock, until = [], threading.Lock(), time.perf_counter() + seconds
 
     def work(secret: str) -> None:
         while time.perf_counter() < until:
             started = time.perf_counter()
-            lease = crowd.lease(secret)
+            lease = lease_store.lease(secret)
             waited = time.perf_counter() - started
             assert lease is not None
-            crowd.complete(secret, lease.number, Result(pairs=1))
+            lease_store.complete(secret, lease.number, ShardResult(pairs=1))
             with lock:
                 waits.append(waited)
 
@@ -251,10 +251,10 @@ def result(number: int, pairs: int) -> str:
 
 def overview(database: Database, port: int, seconds: float) -> None:
     """The overview page, with the numbers made anew and from the cache."""
-    crowd = Crowd(database, Rules())
+    lease_store = LeaseStore(database, TrackerRules())
     for n in range(min(1000, int(300 * seconds))):
-        crowd.register(f"watcher{n}", Kind.HYBRID)
-    statistics.record(database, time.time() - 7200)
+        lease_store.register(f"watcher{n}", WorkerKind.HYBRID)
+    statistics.record_history(database, time.time() - 7200)
     with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
 
         def look() -> None:
@@ -277,8 +277,8 @@ def overview(database: Database, port: int, seconds: float) -> None:
 
 def exactly_once(database: Database) -> None:
     """Every shard that is done was counted once, so none was leased twice."""
-    counts = statistics.counts(database)
-    rows = [row for row in statistics.export(database) if row["state"] == "done"]
+    counts = statistics.crawl_counts(database)
+    rows = [row for row in statistics.export_shards(database) if row["state"] == "done"]
     done = len(rows)
     assert 0 < done == counts.done and counts.pairs == sum(row["pairs"] for row in rows)
     print(f"{done:,} shards done, each counted once")

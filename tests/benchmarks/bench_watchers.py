@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 from cahlib.ledger.database import Database
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Kind, Result, Rules
+from cahlib.tracker.models import ShardResult, TrackerRules, WorkerKind
 from tests.benchmarks.common import parser
 from tests.world.crowded import fill
 from tests.world.trackers import commanded
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str]) -> None:
 
 async def watch(database: Database, port: int, tabs: int, seconds: float) -> tuple[float, float]:
     """Return the server's share of a core, and the least that a page is sent, in kB."""
-    crowd = Crowd(database, Rules(most_held=10_000))
-    secret = crowd.register("watched", Kind.HYBRID)[1]
+    lease_store = LeaseStore(database, TrackerRules(max_held=10_000))
+    secret = lease_store.register("watched", WorkerKind.HYBRID)[1]
     opened = []
     for n in range(tabs):
         here = (f"127.0.{n // 250}.{n % 250 + 1}", 0)  # each is somebody else
@@ -57,8 +57,10 @@ async def watch(database: Database, port: int, tabs: int, seconds: float) -> tup
     await asyncio.sleep(min(5, seconds))
     before, began = spent(), time.monotonic()
     while time.monotonic() - began < seconds:  # by another process than the server: not its CPU
-        if leased := await asyncio.to_thread(crowd.lease, secret):
-            await asyncio.to_thread(crowd.complete, secret, leased.number, Result(pairs=7))
+        if leased := await asyncio.to_thread(lease_store.lease, secret):
+            await asyncio.to_thread(
+                lease_store.complete, secret, leased.number, ShardResult(pairs=7)
+            )
         await asyncio.sleep(0.2)
     share = (spent() - before) / (time.monotonic() - began)
     for _, writer in opened:

@@ -39,10 +39,16 @@ _WORDS = (
 ).split()
 
 #: A model of a few layers that reads open_clip's whole vocabulary.
-TINY = "tiny-vit"
+TINY, TINY_SIDE = "tiny-vit", 32
 _TINY = {
     "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "vision_cfg": {
+        "image_size": TINY_SIDE,
+        "layers": 2,
+        "width": 32,
+        "head_width": 16,
+        "patch_size": 8,
+    },
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 
@@ -175,9 +181,9 @@ def candidates(count: int, scheme: str = "http") -> Iterator[Candidate]:
         yield candidate(f"{scheme}://host{number % HOSTS}.example/{number}", number, text(number))
 
 
-def fetched(candidate: Candidate, data: bytes) -> Fetched:
+def fetched(candidate: Candidate, data: bytes, **options: int) -> Fetched:
     """An image as the scraper hands it on: what its own checks say of the bytes."""
-    proven = validate_image(data, Download(min_bytes=0))
+    proven = validate_image(data, Download(min_bytes=0, **options))
     assert isinstance(proven, dict), proven
     return Fetched(candidate=candidate, robots="", **proven)
 

@@ -8,7 +8,7 @@ import pytest
 from cahlib.commands.cli import EXIT_CODES, _parser
 from cahlib.core.config import settings
 from cahlib.core.settings import TOPICS
-from cahlib.notebook.fields import FIRST
+from cahlib.notebook.fields import FIRST_FIELDS
 from tests.world.command import said
 
 CAH = _parser()
@@ -44,7 +44,7 @@ def test_help_all_has_every_option_and_help_has_few(path, capsys):
 
 def test_the_ten_that_a_run_needs_first_are_in_the_form_too(capsys):
     shown = flags(said(capsys, "run", "--help").stdout) - {"--help-all"}
-    assert len(shown) == 10 and shown <= {f"--{name.replace('_', '-')}" for name in FIRST}
+    assert len(shown) == 10 and shown <= {f"--{name.replace('_', '-')}" for name in FIRST_FIELDS}
 
 
 def test_help_is_grouped_by_what_settings_are_about(capsys):

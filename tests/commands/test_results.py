@@ -7,6 +7,7 @@ import re
 import pytest
 
 from cahlib.commands import console
+from cahlib.core import terminal
 from cahlib.core.progress import Snapshot, Transient
 from cahlib.core.records import Stats
 from cahlib.guide import read_page
@@ -89,11 +90,11 @@ def test_quiet_leaves_the_result_and_nothing_else(capsys, command):
 def test_quiet_never_hides_a_mistake_or_a_warning(capsys):
     ran = said(capsys, "inspect", "nowhere", "--json", "--quiet")
     assert (ran.returncode, ran.stdout) == (2, "") and ran.stderr.startswith("cah: nowhere holds")
-    with console.quieted(True):
-        console.note("a note")
-        console.say(Transient("node 1: boot"))
-        console.say("cah: The ledger is made anew.")
-    console.note("after it")
+    with terminal.quiet_output(True):
+        terminal.print_note("a note")
+        console.print_message(Transient("node 1: boot"))
+        console.print_message("cah: The ledger is made anew.")
+    terminal.print_note("after it")
     assert capsys.readouterr().err == "cah: The ledger is made anew.\nafter it\n"
 
 
@@ -109,10 +110,10 @@ def test_lines_are_drawn_only_where_they_can_be_drawn_anew(monkeypatch, stream, 
         elapsed=1, shards=2, done=1, failed=0, stats=Stats(), queues={}, busy=0, finished=True,
         rates=dict.fromkeys(("links", "images", "judged", "pairs"), 0.0),
     )  # fmt: skip
-    with console.view(shown := stream()) as listener:
+    with console.progress_view(shown := stream()) as listener:
         listener(now)
     assert shown.getvalue().startswith("1 s, shards 1/2;") and shown.getvalue().count("\n") == 1
     assert not {"\r", "\x1b"} & {*shown.getvalue()}
-    with console.quieted(True), console.view(shown := stream()) as listener:
+    with terminal.quiet_output(True), console.progress_view(shown := stream()) as listener:
         listener(now)
     assert shown.getvalue() == ""

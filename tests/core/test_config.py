@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.commands.cli import job_from
 from cahlib.core.config import PRESETS, Job, replace_settings, settings
 from cahlib.core.errors import ConfigError
 from cahlib.dataset.description import describe_job
+from cahlib.run.environment import build_job
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_every_setting_has_a_help_text_and_a_name_of_its_own():
 
 def test_options_win_over_the_environment():
     environment = {"CAH_NICKNAME": "ada", "CAH_SHARDS": "3", "CAH_UNKNOWN": "x", "HOME": "/"}
-    job = job_from({"shards": "4"}, environment)
+    job = build_job({"shards": "4"}, environment)
     assert (job.nickname, job.crawl.shards) == ("ada", 4)
 
 
@@ -96,7 +96,7 @@ def test_a_folder_that_is_brought_to_a_url_is_told_from_one_that_is_not():
 
 def test_an_output_that_no_shell_has_seen_may_begin_at_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert job_from({}, {"CAH_OUTPUT": "~/x"}).output.folder == tmp_path / "x"
+    assert build_job({}, {"CAH_OUTPUT": "~/x"}).output.folder == tmp_path / "x"
     assert Job.from_values({"output": "a~b"}).output.folder == Path.cwd() / "a~b"
 
 

@@ -11,14 +11,14 @@ def test_lines_of_libraries_go_to_the_runs_log_and_our_warnings_are_said(tmp_pat
     with logs.log_to_run(tmp_path, said.append):
         logging.getLogger("distributed.client").warning("reconnecting")
         logging.getLogger("cahlib.engine.remote").warning("tcp://x does not answer")
-        logging.getLogger("cahlib.run.run_directory").warning("The ledger of %s is made anew.", "x")
-        logging.getLogger("cahlib.run.run_directory").info("nothing of note")
+        logging.getLogger("cahlib.run.open_run").warning("The ledger of %s is made anew.", "x")
+        logging.getLogger("cahlib.run.open_run").info("nothing of note")
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             logging.captureWarnings(False)  # as pytest has put its own in its place
             logging.captureWarnings(True)
             warnings.warn("a table of versions", stacklevel=1)
-    logging.getLogger("cahlib.run.run_directory").info("after it")
+    logging.getLogger("cahlib.run.open_run").info("after it")
     kept = (tmp_path / logs.LOG_FILE).read_text()
     for each in ("distributed.client: reconnecting", "does not answer", "a table of versions"):
         assert each in kept

@@ -13,7 +13,7 @@ from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError, MachineFault, RunError, ShardError
 from cahlib.engine.cluster import ClusterAddress, connect
 from cahlib.engine.remote import RemoteEngine, remote_engine
-from cahlib.run.scrapers import scrapers as opened
+from cahlib.run.scrapers import open_scrapers as opened
 from tests.world import jobs
 
 
@@ -298,6 +298,7 @@ def test_a_question_on_its_way_while_the_client_closes_ends_nothing(tmp_path):
             clients[0].sync(clients[0].rpc.close)  # as a client begins to close
             with pytest.raises(RunError, match="does not answer"):
                 scrapers.nodes()
+            assert scrapers.gather(["any"], timeout=0) == {"any"}
             scrapers.submit("double", jobs.double, 21, limit=jobs.LIMIT)
             clients[0].close()
             assert scrapers.take(timeout=jobs.LIMIT) == ("double", 42) and len(clients) == 2

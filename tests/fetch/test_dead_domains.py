@@ -28,7 +28,7 @@ def test_two_shards_must_agree():
 
 
 def test_who_is_left_alone_is_not_asked():
-    manners = Politeness(Download(left_alone=("dead.com",)))
+    manners = Politeness(Download(skipped_domains=("dead.com",)))
     assert manners.is_skipped("dead.com") and not manners.is_skipped("alive.com")
 
 
@@ -38,14 +38,14 @@ class Here:
     slots = 1
 
     def __init__(self):
-        self.waiting, self.left_alone = [], []
+        self.waiting, self.skipped = [], []
 
     def __len__(self):
         return len(self.waiting)
 
     def submit(self, key, function, *arguments, limit):
         self.waiting.append((key, function, arguments, limit))
-        self.left_alone.append(arguments[2].left_alone)
+        self.skipped.append(arguments[2].skipped_domains)
 
     def take(self, *, timeout):
         if not self.waiting:
@@ -87,6 +87,6 @@ def test_later_shards_and_runs_ask_a_dead_domain_no_more(tmp_path):
         first = web.asked
         assert run(replace_settings(job, shards=4), scraping=scraping).shards.done == 4
         assert web.asked == first
-    assert [engine.left_alone for engine in engines] == [[(), ()], [("dead.com",)] * 2]
+    assert [engine.skipped for engine in engines] == [[(), ()], [("dead.com",)] * 2]
     lost = sum((each.stats.dropped for each in read_manifests(tmp_path / "dataset")), Counter())
     assert (lost[DropReason.LEFT_ALONE], lost[DropReason.NO_ROBOTS]) == (2 * 3, 2 * 3)

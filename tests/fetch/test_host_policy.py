@@ -422,7 +422,7 @@ def test_the_headers_of_a_page_speak_for_its_images(headers, refused):
 def test_a_domain_that_says_go_away_is_asked_no_more():
     paths = [f"/{n}.jpg" for n in range(60)]
     answers = {path: Answer(status=403) for path in paths}
-    _, lost, evidence, asked = fetch(answers, *paths, patience=5, per_host=2, per_second=0)
+    _, lost, evidence, asked = fetch(answers, *paths, max_failures=5, per_host=2, per_second=0)
     assert lost[DropReason.HTTP_4XX] + lost[DropReason.LEFT_ALONE] == 60
     assert lost[DropReason.HTTP_4XX] <= 7
     assert len(asked) <= 9

@@ -149,6 +149,20 @@ def test_a_cut_in_the_middle_costs_nothing_but_time(trouble):
     assert run.evidence.silent == []
 
 
+def test_what_runs_out_of_time_during_an_outage_is_asked_again():
+    links, answering = some(list(ALIVE)[:2], each=1), threading.Event()
+    with world() as run:
+        run.webs[0].paths["host1.example/a.jpg"] = w.slow(w.body(JPEG), answering)
+        scraping = run.scrape(*links, consent="headers", read_timeout=3)
+        until(lambda: run.stats.left[Stage.FETCH] and run.webs[0].busy["host1.example"])
+        mend = cut(run)
+        until(lambda: run.outages.current_seconds() > 4)
+        mend()
+        answering.set()
+        assert set(scraping.result(LIMIT)) == set(links)
+    assert len(run.webs[0].asked) > 2
+
+
 def test_name_servers_that_know_the_hosts_of_before_hide_no_cut():
     names = list(ALIVE)
     # so many are read at once: when they are done, nothing is on its way

@@ -49,7 +49,7 @@ def test_a_pause_is_obeyed_and_a_long_one_is_the_end():
 
 
 def test_who_fails_again_and_again_is_left_alone():
-    manners = Politeness(Download(patience=3))
+    manners = Politeness(Download(max_failures=3))
     for result in (
         DropReason.DNS,
         DropReason.TIMEOUT,
@@ -70,7 +70,7 @@ def test_who_fails_again_and_again_is_left_alone():
 
 
 def test_a_later_shard_asks_again_until_it_is_told_not_to():
-    options = Download(patience=2)
+    options = Download(max_failures=2)
     first = Politeness(options)
     for _ in range(2):
         first.record_result("dead", DropReason.DNS)

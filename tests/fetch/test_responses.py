@@ -203,7 +203,7 @@ def test_a_host_that_answers_badly_has_answered():
     evidence = Evidence()
     with w.Web({**paths, "/ok.jpg": w.body(JPEG)}) as web:
         urls = [f"http://a.example{path}" for path in [*paths, "/ok.jpg"]]
-        arrived, stats = fetched(web, *urls, per_host=1, patience=5, evidence=evidence)
+        arrived, stats = fetched(web, *urls, per_host=1, max_failures=5, evidence=evidence)
     assert len(arrived) == 1
     assert stats.dropped == {DropReason.BAD_HTTP: 30}
     assert evidence.silent == []

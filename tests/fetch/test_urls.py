@@ -44,6 +44,6 @@ def test_a_domain_of_two_spellings_is_left_alone_as_one():
     hosts = "bücher.de", "xn--bcher-kva.de"
     urls = [f"http://{hosts[n % 2]}/{n}.jpg" for n in range(20)]
     with w.Web({f"/{n}.jpg": w.body(b"", status=403) for n in range(20)}) as web:
-        _, stats = fetched(web, *urls, patience=5, per_host=1)
+        _, stats = fetched(web, *urls, max_failures=5, per_host=1)
     assert stats.dropped == {DropReason.HTTP_4XX: 5, DropReason.LEFT_ALONE: 15}
     assert len(web.asked) == 5

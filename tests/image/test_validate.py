@@ -4,6 +4,7 @@ import hashlib
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
@@ -75,6 +76,45 @@ def test_re_encoded_pictures_have_the_short_side(format, size, small):
 def test_nothing_is_made_larger():
     kept = validate_image(picture(), Download(resize=256))
     assert (kept["width"], kept["height"]) == (160, 120)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "small", "seen"),
+    [
+        ("longer", (160, 120), (64, 48), None),
+        ("longer", (60, 40), (60, 40), None),
+        ("crop", (160, 120), (64, 64), (64, 64)),
+        ("crop", (120, 160), (64, 64), (64, 64)),
+        ("crop", (60, 40), (40, 40), (40, 40)),
+        ("border", (160, 120), (64, 64), (64, 48)),
+        ("border", (60, 120), (64, 64), (32, 64)),
+        ("border", (60, 40), (60, 60), (60, 40)),
+    ],
+)
+@pytest.mark.parametrize("format", ["jpg", "png", "webp"])
+def test_pictures_get_the_size_and_format_that_training_wants(format, mode, size, small, seen):
+    """Of a dark picture on white, what is seen is what is dark, in the middle."""
+    file = io.BytesIO()
+    Pillow.new("RGB", size, (20, 30, 40)).save(file, "PNG")
+    settings = Download(resize=64, resize_mode=mode, resize_format=format, min_bytes=0, min_side=1)
+    kept = validate_image(file.getvalue(), settings)
+    shown = reopened(kept)
+    names = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+    assert (kept["format"], shown.format, shown.size) == (format, names[format], small)
+    assert (kept["width"], kept["height"]) == small
+    dark = shown.convert("L").point(lambda value: 255 * (value < 128)).getbbox()
+    wanted = seen or small
+    left, top = (small[0] - wanted[0]) // 2, (small[1] - wanted[1]) // 2
+    assert dark == (left, top, left + wanted[0], top + wanted[1])
+
+
+def test_a_lower_quality_takes_fewer_bytes():
+    sizes = [
+        len(validate_image(picture(), replace(ANY, resize_format=format, resize_quality=q))["data"])
+        for format in ("jpg", "webp")
+        for q in (95, 50)
+    ]
+    assert sizes[1] < sizes[0] and sizes[3] < sizes[2]
 
 
 def test_re_encoding_shows_the_same_picture():

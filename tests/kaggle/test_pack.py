@@ -17,8 +17,8 @@ from cahlib.core.secret_store import run_name
 from cahlib.dataset.write.duplicate_index import load_duplicate_index
 from cahlib.dataset.write.shard_writer import write_shard
 from cahlib.kaggle import pack
-from cahlib.kaggle.inside import end_when_full, received, working
-from cahlib.ledger.local import Ledger
+from cahlib.kaggle.in_kernel import receive_settings, stop_when_full, working_hours
+from cahlib.ledger.local import LocalLedger
 from tests.world import judged as world
 
 NOTEBOOK = Path(__file__).parent.parent.parent / "gpucah.ipynb"
@@ -26,8 +26,8 @@ JOB = Job.from_values({"nickname": "ada's", "crawl": "CC-MAIN-2024-10", "languag
 
 
 def test_the_shipped_notebook_takes_the_settings():
-    values = pack.settings(JOB, hours=9, own_swarm=False, ticket=True)
-    told = pack.notebook(NOTEBOOK, values, hours=9, session="one")
+    values = pack.kernel_settings(JOB, hours=9, own_swarm=False, ticket=True)
+    told = pack.build_notebook(NOTEBOOK, values, hours=9, session="one")
     before = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     changed = [cell for cell in told["cells"] if cell not in before]
     assert [cell["metadata"]["tags"] for cell in changed] == [["install"], ["parameters"]]
@@ -35,10 +35,10 @@ def test_the_shipped_notebook_takes_the_settings():
 
 
 def test_settings_come_to_the_kernel_as_they_are(tmp_path):
-    values = pack.settings(JOB, hours=9, own_swarm=False, ticket=False)
-    assert values["nickname"] == "ada's" and values["output"] == pack.OUTPUT
+    values = pack.kernel_settings(JOB, hours=9, own_swarm=False, ticket=False)
+    assert values["nickname"] == "ada's" and values["output"] == pack.KERNEL_OUTPUT
     values["output"] = str(tmp_path / "dataset")
-    settings = received(values, session="one", hours=9, inputs=tmp_path)
+    settings = receive_settings(values, session="one", hours=9, inputs=tmp_path)
     job = Job.from_values(settings)
     assert (job.crawl, job.nickname) == (JOB.crawl, JOB.nickname)
     elapsed = (time.time() - psutil.Process().create_time()) / 3600
@@ -46,9 +46,9 @@ def test_settings_come_to_the_kernel_as_they_are(tmp_path):
 
 
 def test_a_ticket_that_did_not_come_is_named(tmp_path):
-    values = pack.settings(JOB, hours=9, own_swarm=False, ticket=True)
+    values = pack.kernel_settings(JOB, hours=9, own_swarm=False, ticket=True)
     with pytest.raises(ConfigError, match="ticket.json is not among the inputs"):
-        received(values, session="one", hours=9, inputs=tmp_path)
+        receive_settings(values, session="one", hours=9, inputs=tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["keep", "same", "near"])
@@ -65,11 +65,11 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
         for name, images in (("full", made), ("empty", []))
     ]  # fmt: skip
     (here.folder / "run").mkdir()
-    Ledger(here.folder / "run/ledger.sqlite").close()
+    LocalLedger(here.folder / "run/ledger.sqlite").close()
     inputs = tmp_path / "inputs"
     inputs.mkdir()
-    pack.inputs(inputs, here, None)
-    received({"output": there.output}, session="one", hours=9, inputs=inputs)
+    pack.write_inputs(inputs, here, None)
+    receive_settings({"output": there.output}, session="one", hours=9, inputs=inputs)
     known = load_duplicate_index(there, [each.shard for each in sealed], seen=lambda uid: False)
     assert [known.find_duplicate(each) is not None for each in made] == [kind != "keep"] * 3
     brought = {path.name for path in there.folder.rglob("*.*")}
@@ -79,9 +79,9 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
 
 def test_servers_that_a_kernel_makes_have_the_name_that_its_session_was_given(tmp_path):
     values = {"swarm": 2, "output": str(tmp_path / "dataset")}
-    received(values, session="cahlib-inputs-0123abcd", hours=9, inputs=tmp_path / "none")
+    receive_settings(values, session="cahlib-inputs-0123abcd", hours=9, inputs=tmp_path / "none")
     assert run_name(tmp_path / "dataset/run/swarm") == "0123abcd"
-    received(values | {"swarm": 0, "output": str(tmp_path / "b")}, session="a-b", hours=9)
+    receive_settings(values | {"swarm": 0, "output": str(tmp_path / "b")}, session="a-b", hours=9)
     assert not (tmp_path / "b/run/swarm").exists()
 
 
@@ -93,14 +93,14 @@ def test_a_run_ends_before_its_output_is_more_than_kaggle_keeps(tmp_path):
         (home / "run" / status.STATUS_FILE).write_text(
             json.dumps(status.process_identity(process.pid))
         )
-        end_when_full(home, most=2000, pause=0)
+        stop_when_full(home, most=2000, pause=0)
         assert process.wait() == -signal.SIGTERM
-        end_when_full(home, most=2000, pause=0)  # nobody is there any more
+        stop_when_full(home, most=2000, pause=0)  # nobody is there any more
 
 
 def test_a_session_ends_a_quarter_of_an_hour_early_or_less():
-    assert working(9) == 8.75
-    assert working(0.04) == pytest.approx(0.03)
+    assert working_hours(9) == 8.75
+    assert working_hours(0.04) == pytest.approx(0.03)
 
 
 @pytest.mark.parametrize("cells", [[], [["parameters"], ["parameters"]]])
@@ -109,4 +109,4 @@ def test_a_notebook_without_its_place_for_settings_is_refused(tmp_path, cells):
     made = [{"cell_type": "code", "metadata": {"tags": tags}, "source": ""} for tags in cells]
     path.write_text(json.dumps({"cells": made}))
     with pytest.raises(ConfigError, match="tagged 'parameters'; it must have one"):
-        pack.notebook(path, {}, hours=9, session="one")
+        pack.build_notebook(path, {}, hours=9, session="one")

@@ -19,10 +19,16 @@ from cahlib.core.secret_store import secret_path
 from cahlib.engine import ticket
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.kaggle import pack
-from cahlib.kaggle.limits import affordable
-from cahlib.kaggle.servers import Swarm
-from cahlib.kaggle.service import Kaggle, Quota
-from cahlib.kaggle.session import Note, Session, attend, left_alone, prospect
+from cahlib.kaggle.limits import hours_within_quota
+from cahlib.kaggle.servers import SessionServers
+from cahlib.kaggle.service import GpuQuota, KaggleAccount
+from cahlib.kaggle.session import (
+    KaggleSession,
+    SessionNote,
+    check_session,
+    describe_interruption,
+    run_session,
+)
 from cahlib.swarm import hetzner
 from cahlib.swarm.install import SCHEDULER_PORT
 from cahlib.swarm.keys import SwarmKeys
@@ -35,7 +41,7 @@ HCLOUD = "hcloud-token-of-ada"
 SETTINGS = {"nickname": "ada", "contact": "ada@example.org", "crawl": "CC-MAIN-2024-10"}
 
 
-class Listed(Swarm):
+class Listed(SessionServers):
     """Servers that are made and deleted as in earnest, but never become nodes."""
 
     def up(self, hours):
@@ -81,7 +87,9 @@ class Launch:
             json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
         )
         root = Path(__file__).parent.parent.parent
-        self.source = pack.Source(notebook=notebook, metadata=root / "kaggle-kernel-metadata.json")
+        self.source = pack.KernelSource(
+            notebook=notebook, metadata=root / "kaggle-kernel-metadata.json"
+        )
 
     def job(self, **settings) -> Job:
         values = {**SETTINGS, "swarm": 2, "output": str(self.folder / "dataset"), **settings}
@@ -91,8 +99,8 @@ class Launch:
         accounts = hetzner.accounts(HCLOUD, endpoint=self.cloud.url)
         return Listed(job, accounts, self.said.append, pause=0.01)
 
-    def session(self, *, own_swarm=False, **settings) -> Session:
-        return Session(
+    def session(self, *, own_swarm=False, **settings) -> KaggleSession:
+        return KaggleSession(
             job=self.job(**settings), hours=9, source=self.source, own_swarm=own_swarm,
             pause=0.01, secrets=[HCLOUD, kaggle.TOKEN],
         )  # fmt: skip
@@ -100,7 +108,7 @@ class Launch:
     def __call__(self, **settings) -> Path:
         session = self.session(**settings)
         servers = self.swarm(session.job) if session.job.place.swarm else None
-        return attend(session, Kaggle(), servers, tell=self.said.append)
+        return run_session(session, KaggleAccount(), servers, tell=self.said.append)
 
     @property
     def servers(self) -> list[str]:
@@ -232,17 +240,17 @@ def test_two_kernels_that_work_are_seen_before_anything_is_made(service, launch)
 def test_what_a_session_may_have_is_said_before_the_question(service, launch):
     session, said = launch.session(), []
     service.hours = (30, 25)
-    assert prospect(session, Kaggle(), tell=said.append).hours == 5
+    assert check_session(session, KaggleAccount(), tell=said.append).hours == 5
     assert said == ["5.0 GPU hours are left of this week; the session takes 5."]
     service.hours = (30, 30)
     with pytest.raises(ConfigError, match="quota is used up"):
-        prospect(session, Kaggle(), tell=said.append)
+        check_session(session, KaggleAccount(), tell=said.append)
     pushed(launch)  # what is there is fetched first
-    assert prospect(session, Kaggle(), tell=said.append) == session
-    Note.of(session.job).forget()
+    assert check_session(session, KaggleAccount(), tell=said.append) == session
+    SessionNote.of(session.job).forget()
     service.kernel = kaggle.Kernel({}, ["RUNNING"])
     with pytest.raises(ConfigError, match="is running, and not for"):
-        prospect(session, Kaggle(), tell=said.append)
+        check_session(session, KaggleAccount(), tell=said.append)
 
 
 @pytest.mark.parametrize(
@@ -259,10 +267,10 @@ def test_what_a_session_may_have_is_said_before_the_question(service, launch):
 )
 def test_who_leaves_is_told_what_goes_on(launch, settings, own, sentence):
     session = launch.session(own_swarm=own, **settings)
-    assert left_alone(session, "ada") == "interrupted; no kernel was started."
-    Note.of(session.job).path.parent.mkdir(parents=True)
-    Note.of(session.job).write(inputs="cahlib-inputs-0123abcd", pushed=True)
-    assert re.search(sentence, left_alone(session, "ada"))
+    assert describe_interruption(session, "ada") == "interrupted; no kernel was started."
+    SessionNote.of(session.job).path.parent.mkdir(parents=True)
+    SessionNote.of(session.job).write(inputs="cahlib-inputs-0123abcd", pushed=True)
+    assert re.search(sentence, describe_interruption(session, "ada"))
 
 
 def test_a_quota_that_is_used_up_is_seen_before_anything_is_made(service, launch):
@@ -313,9 +321,9 @@ def test_the_session_fits_the_quota(service, launch, left):
 
 
 def test_hours_that_a_quota_allows():
-    assert affordable(9, Quota(hours=30, renewed=None)) == 9
-    assert affordable(9, Quota(hours=2.5, renewed=None)) == 2.5
-    assert affordable(0.02, Quota(hours=0.1, renewed=None)) == 0.02
+    assert hours_within_quota(9, GpuQuota(hours=30, renewed=None)) == 9
+    assert hours_within_quota(9, GpuQuota(hours=2.5, renewed=None)) == 2.5
+    assert hours_within_quota(0.02, GpuQuota(hours=0.1, renewed=None)) == 0.02
 
 
 @pytest.mark.parametrize("token", ["", "another"])
@@ -324,14 +332,14 @@ def test_without_credentials_one_sentence_says_what_to_do(service, monkeypatch, 
         "KAGGLE_API_TOKEN", token
     )
     with pytest.raises(ConfigError, match="make an API token at https://www.kaggle.com/settings"):
-        Kaggle()
+        KaggleAccount()
 
 
 def test_a_key_that_lies_in_a_file_is_a_secret_too(service, monkeypatch, tmp_path):
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))  # read when the package is imported
     (tmp_path / "kaggle.json").write_text(json.dumps({"username": "ada", "key": "key-of-ada"}))
-    script = "from cahlib.kaggle.service import Kaggle; print(Kaggle().secrets)"
+    script = "from cahlib.kaggle.service import KaggleAccount; print(KaggleAccount().secrets)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ran.stdout == "['key-of-ada']\n", ran.stderr
 
@@ -457,5 +465,5 @@ def test_what_a_kernel_makes_for_another_session_is_not_fetched(service, launch)
 def test_another_jobs_dataset_is_refused(service, launch):
     service.run = completes
     launch()
-    with pytest.raises(ConfigError, match="that job's: min_side"):
+    with pytest.raises(ConfigError, match="the same settings: min_side"):
         launch(min_side=100)

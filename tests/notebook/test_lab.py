@@ -17,8 +17,8 @@ from cahlib import demo
 from cahlib.core.config import replace_settings, settings
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
-from cahlib.notebook.child import Child
-from cahlib.notebook.fields import written
+from cahlib.notebook.fields import format_value
+from cahlib.notebook.process import RunProcess
 from tests.world import lab as labs
 from tests.world import notebooks
 from tests.world.jobs import LIMIT, until
@@ -140,7 +140,7 @@ def page(tmp_path):
             yield Page(browser.new_page(viewport={"width": 1280, "height": 1000}), lab)
             browser.contexts[0].pages[0].screenshot(path=tmp_path / "last.png")
             browser.close()
-    child = Child(tmp_path / "dataset" / "run")
+    child = RunProcess(tmp_path / "dataset" / "run")
     if child.running():
         child.tear_down("", lambda sentence: None)
 
@@ -159,7 +159,7 @@ def variables(folder, web):
         demo.job("dataset", web), crawl="crawl/*.wat.gz", per_second=8, workers=1
     )
     return {
-        f"CAH_{each.name.upper()}": written(each, job.values())
+        f"CAH_{each.name.upper()}": format_value(each, job.values())
         for each in settings()
         if each.of(job) != each.default and each.name not in TYPED
     }

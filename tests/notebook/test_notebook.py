@@ -13,7 +13,7 @@ from cahlib.core.config import replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
-from cahlib.notebook.fields import FIRST
+from cahlib.notebook.fields import FIRST_FIELDS
 from tests.world import cloud as clouds
 from tests.world import hosts, notebooks
 
@@ -58,7 +58,7 @@ def test_the_cells_are_thin():
     assert all(cell.metadata["cellView"] == "form" for cell in book.cells[1:])
     assert all(cell.metadata["jupyter"]["source_hidden"] for cell in book.cells[1:])
     own = {target.id for node in ast.parse(sources[1]).body for target in node.targets}
-    assert own == {*FIRST, "settings"}
+    assert own == {*FIRST_FIELDS, "settings"}
     assert f"'{cahlib.__version__}'" in sources[0]
     assert all(not cell.get("outputs") for cell in book.cells)
 

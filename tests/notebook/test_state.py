@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 
-from cahlib.notebook.state import Known, Phase, panel
+from cahlib.notebook.state import Phase, RunInfo, panel_state
 
 UP = {"state": "running", "shards": 8, "done": 3, "failed": 0, "rates": {"links": 9.0}}
 MADE, WORKS = {"state": "boot"}, {"state": "works"}
 
 
 def known(**values):
-    return Known(**{"launched": True, **values})
+    return RunInfo(**{"launched": True, **values})
 
 
 def over(state, **values):
@@ -58,7 +58,7 @@ def over(state, **values):
     ],
 )
 def test_each_state_has_its_name_its_heading_and_its_way_on(values, phase, heading, start):
-    shown = panel(known(**values))
+    shown = panel_state(known(**values))
     assert shown.phase is Phase[phase]
     assert heading in shown.heading and shown.start == start
     assert shown.bad == (phase in ("FAILED", "CRASHED"))
@@ -66,25 +66,27 @@ def test_each_state_has_its_name_its_heading_and_its_way_on(values, phase, headi
 
 def test_a_run_that_died_shows_its_last_words():
     lines = [str(n) for n in range(8)]
-    assert panel(known(live=UP, said=lines)).lines == lines[-5:]
-    assert panel(known(running=True, live=UP, said=lines)).lines == ()
+    assert panel_state(known(live=UP, said=lines)).lines == lines[-5:]
+    assert panel_state(known(running=True, live=UP, said=lines)).lines == ()
 
 
 @pytest.mark.parametrize(("state", "asks"), [("running", True), ("failed", True), ("ended", False)])
 def test_without_a_token_a_dead_run_asks_for_one(state, asks):
     live = UP | {"state": state}
-    assert ("give the token" in panel(known(live=live, left=True, token=False)).banner) == asks
-    assert not panel(known(live=live, left=True)).banner
-    assert not panel(known(live=live, token=False)).banner
+    assert (
+        "give the token" in panel_state(known(live=live, left=True, token=False)).banner
+    ) == asks
+    assert not panel_state(known(live=live, left=True)).banner
+    assert not panel_state(known(live=live, token=False)).banner
 
 
 def test_servers_are_ordered_by_a_plan_alone_and_its_price_is_on_the_button():
-    plain = panel(known(launched=False, wanted=True))
+    plain = panel_state(known(launched=False, wanted=True))
     assert "start" not in plain.allowed and "Plan first" in plain.start
     order = "5 servers for at most EUR 0.35"
     drawn = {"wanted": True, "planned": True, "order": order}
-    assert panel(known(launched=False, **drawn)).start == f"Order {order}"
-    again = panel(known(live=UP, **drawn))
+    assert panel_state(known(launched=False, **drawn)).start == f"Order {order}"
+    again = panel_state(known(live=UP, **drawn))
     assert again.start == f"Go on: order {order}" and "start" in again.allowed
 
 
@@ -107,7 +109,7 @@ EVERY = [
 def test_whatever_is_known_no_click_can_cost_money_twice():
     for values in EVERY:
         order = "2 servers" if values["planned"] and values["wanted"] else ""
-        shown = panel(known(order=order, **values))
+        shown = panel_state(known(order=order, **values))
         can = shown.allowed
         if values["running"] or values["busy"]:
             assert not {"plan", "start"} & can, values

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from cahlib.core.config import Job, replace_settings
-from cahlib.notebook import expect, view
-from cahlib.notebook.machine import Gauge, Machine, parsed
-from cahlib.notebook.state import Known, panel
+from cahlib.notebook import estimate, view
+from cahlib.notebook.machine import MachineMonitor, MachineState, parse_gpus
+from cahlib.notebook.state import RunInfo, panel_state
 from cahlib.run import disk_space
 
 EVIL = "<img src=x onerror=a>\"'"
@@ -35,9 +35,9 @@ def words(html):
 
 
 def head(live, *, running):
-    known = Known(running=running, live=live, launched=bool(live))
-    machine = Machine(gpus=("T4: 1.0 GB of 16.1 GB in use",), free=3 * 10**9, size=2 * 10**6)
-    return view.head(panel(known), live, machine, running=running)
+    known = RunInfo(running=running, live=live, launched=bool(live))
+    machine = MachineState(gpus=("T4: 1.0 GB of 16.1 GB in use",), free=3 * 10**9, size=2 * 10**6)
+    return view.head_html(panel_state(known), live, machine, running=running)
 
 
 def test_how_far_a_run_is():
@@ -73,7 +73,7 @@ def test_the_slowest_step_is_named(name, sentence):
 )
 def test_how_many_nodes_would_feed_the_gpu(busy, parcels, nodes, hint):
     queues = {"parcels": [parcels, 2]}
-    assert expect.advice(live(busy=busy, queues=queues, nodes=[NODE] * nodes)) == hint
+    assert estimate.advice(live(busy=busy, queues=queues, nodes=[NODE] * nodes)) == hint
 
 
 def test_costs_so_far_and_to_come():
@@ -91,14 +91,14 @@ def test_the_totals_stay_and_what_is_of_now_does_not():
 
 
 def test_a_machine_tells_of_its_gpus_and_its_disk(tmp_path):
-    assert parsed("Tesla T4, 1024, 15360\nNVIDIA GB10, [N/A], [N/A]\n") == [
+    assert parse_gpus("Tesla T4, 1024, 15360\nNVIDIA GB10, [N/A], [N/A]\n") == [
         "Tesla T4: 1.1 GB of 16.1 GB in use",
         "NVIDIA GB10",
     ]
     (tmp_path / "d" / "run").mkdir(parents=True)
     for name in ("run/big", "one", "two"):
         (tmp_path / "d" / name).write_bytes(bytes(1000))
-    seen = Gauge(gpu=False).read(tmp_path / "d")
+    seen = MachineMonitor(gpu=False).read(tmp_path / "d")
     assert seen.size == 2000 and seen.free > 0 and "of disk left" in str(seen)
 
 
@@ -106,30 +106,30 @@ def test_what_is_saved_of_a_folder_is_all_the_room_there_is(tmp_path, monkeypatc
     monkeypatch.setattr(disk_space, "_SAVED", {tmp_path: 3_000_000})
     (tmp_path / "more").write_bytes(bytes(400_000))
     job = replace_settings(Job(), output=str(tmp_path / "dataset"), shards=2)
-    assert disk_space.told(job) == (
-        f"2.6 MB more can be saved: of {tmp_path}, no more than 3.0 MB are. 2 shards will take at "
+    assert disk_space.describe_disk_space(job) == (
+        f"2.6 MB more can be saved: {tmp_path} keeps at most 3.0 MB. 2 shards will take at "
         "least 5.0 MB. That is not enough: make room, or give fewer --shards."
     )
-    assert str(Gauge(gpu=False).read(tmp_path / "dataset")) == "2.6 MB of disk left"
-    assert disk_space.told(replace_settings(job, output="file:///d", keep_local=False)).startswith(
-        "The dataset's"
-    )
+    assert str(MachineMonitor(gpu=False).read(tmp_path / "dataset")) == "2.6 MB of disk left"
+    assert disk_space.describe_disk_space(
+        replace_settings(job, output="file:///d", keep_local=False)
+    ).startswith("The dataset's")
 
 
 def test_many_nodes_take_turns():
     nodes = [NODE | {"name": f"cah-{n}"} for n in range(20)]
-    shown = [view.nodes(live(nodes=nodes), turn) for turn in range(4)]
+    shown = [view.nodes_html(live(nodes=nodes), turn) for turn in range(4)]
     assert "Nodes 1 to 8 of 20" in shown[0] and "Nodes 17 to 20 of 20" in shown[2]
     assert shown[3] == shown[0] and "cah-8<" in shown[1] and "cah-8<" not in shown[0]
-    assert view.nodes(live(), 0) == "" and "None" not in view.nodes(live(nodes=[{}]), 0)
+    assert view.nodes_html(live(), 0) == "" and "None" not in view.nodes_html(live(nodes=[{}]), 0)
 
 
 def test_strange_words_stay_words():
     pairs = [PAIR | {"kept": True}]
     parts = (
-        view.nodes(live(nodes=[NODE]), 0),
-        view.gallery(live(latest=pairs), clear=False),
-        view.log([EVIL]),
+        view.nodes_html(live(nodes=[NODE]), 0),
+        view.gallery_html(live(latest=pairs), clear=False),
+        view.log_html([EVIL]),
     )
     for part in parts:
         assert "<img src=x" not in part and "onerror=a" in words(part)
@@ -137,29 +137,33 @@ def test_strange_words_stay_words():
 
 def test_unsafe_pictures_are_blots_until_they_are_asked_for():
     pair = PAIR | {"kept": False, "nsfw": "NSFW", "clear": "picture"}
-    hidden = view.gallery(live(latest=[pair]), clear=False)
+    hidden = view.gallery_html(live(latest=[pair]), clear=False)
     assert "picture" not in hidden and "blots" in hidden and "NSFW, blurred" in hidden
-    assert "base64,picture" in view.gallery(live(latest=[pair]), clear=True)
+    assert "base64,picture" in view.gallery_html(live(latest=[pair]), clear=True)
 
 
 def test_charts_and_failures():
-    html = view.charts(live(), running=True)
+    html = view.charts_html(live(), running=True)
     assert html.count("<svg") == 4 and "50%" in html and "nan" not in html
-    assert "50%" not in view.charts(live(), running=False)  # no rate of a run that is over is now
-    assert view.charts(live(history=[[0, 0, 0, 0, 0]]), running=True).count("<svg") == 4
-    assert view.charts({}, running=False) == "" and view.losses({}) == ""
-    assert re.search(r"took too long.*6.*did not resolve.*1", words(view.losses(live())), re.DOTALL)
+    assert "50%" not in view.charts_html(
+        live(), running=False
+    )  # no rate of a run that is over is now
+    assert view.charts_html(live(history=[[0, 0, 0, 0, 0]]), running=True).count("<svg") == 4
+    assert view.charts_html({}, running=False) == "" and view.drops_html({}) == ""
+    assert re.search(
+        r"took too long.*6.*did not resolve.*1", words(view.drops_html(live())), re.DOTALL
+    )
 
 
 def test_the_same_as_one_line():
-    line = view.text("Words.", live(failed=1, nodes=[NODE], spent=0.25), running=True)
+    line = view.text_line("Words.", live(failed=1, nodes=[NODE], spent=0.25), running=True)
     assert "shards 3/8, 1 failed" in line and "1 node, EUR 0.25" in line and "\n" not in line
-    assert line.startswith("Words. · ") and view.text("Words.", {}, running=True) == "Words."
+    assert line.startswith("Words. · ") and view.text_line("Words.", {}, running=True) == "Words."
 
 
 def test_who_waits_for_the_network_is_said():
     words = "2 scrapers have had no network for 35 s; work resumes when it is back"
     away = live(offline=[35.2, 4.0])
-    assert words in head(away, running=True) and words in view.text("", away, running=True)
+    assert words in head(away, running=True) and words in view.text_line("", away, running=True)
     assert "no network" not in head(away, running=False)
     assert "no network" not in head(live(offline=[]), running=True)

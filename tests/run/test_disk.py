@@ -12,7 +12,7 @@ import pytest
 from cahlib.core.config import replace_settings
 from cahlib.core.errors import RunError
 from cahlib.dataset.maintain.verify import verify
-from cahlib.run.disk_space import told
+from cahlib.run.disk_space import describe_disk_space
 from cahlib.run.pipeline import run
 from tests.world import judged, small
 
@@ -126,13 +126,13 @@ def test_what_is_needed_is_told_before_a_run(disk, web):
     judged.write(folder / "dataset")
     job = small.job(folder / "crawl", folder / "dataset", web)
     free = "The dataset's disk has [78].[0-9] MB free."
-    assert re.fullmatch(free, told(job))
-    more = told(replace_settings(job, shards=10_000))
-    assert re.fullmatch(
-        f"{free} The shards so far .1. took .* That is not enough: make room.*", more
-    )
+    assert re.fullmatch(free, describe_disk_space(job))
+    more = describe_disk_space(replace_settings(job, shards=10_000))
+    assert re.fullmatch(f"{free} 1 shard took .* That is not enough: make room.*", more)
     new = replace_settings(job, output=str(folder / "new"))
-    assert told(replace_settings(new, shards=2)).endswith("2 shards will take at least 5.0 MB.")
-    assert "at least 10.0 MB. That is not enough: make room" in told(
+    assert describe_disk_space(replace_settings(new, shards=2)).endswith(
+        "2 shards will take at least 5.0 MB."
+    )
+    assert "at least 10.0 MB. That is not enough: make room" in describe_disk_space(
         replace_settings(new, shards=4)
     )

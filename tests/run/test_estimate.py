@@ -9,8 +9,8 @@ from cahlib.core.config import Job, replace_settings
 from cahlib.core.rates import RateRecorder, rates_for
 from cahlib.core.records import Stage, Stats
 from cahlib.run import estimate
-from cahlib.run.estimate import Price, expected
-from cahlib.run.quote import quoted
+from cahlib.run.estimate import ServerPrice, estimate_run
+from cahlib.run.quote import make_quote
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def job(tmp_path, **values):
 
 
 def servers(count, **more):
-    return Price(cores=2 * count, hourly=0.01 * count, currency="EUR", **more)
+    return ServerPrice(cores=2 * count, hourly=0.01 * count, currency="EUR", **more)
 
 
 def shard(links=4000, images=3000, pairs=100):
@@ -37,17 +37,17 @@ def shard(links=4000, images=3000, pairs=100):
 
 
 def test_what_nobody_measured_is_as_in_2021_and_says_so(tmp_path):
-    said = str(expected(job(tmp_path, shards=20, swarm=4), servers(4)))
+    said = str(estimate_run(job(tmp_path, shards=20, swarm=4), servers(4)))
     assert said.startswith(
         "Expect about 170,000 links and 10,000 to 15,000 pairs in about 26 minutes for EUR 0.04 "
-        "(EUR 0.0027 to 0.004 per 1,000 pairs), at 112 links/s: by Crawling@Home's figures of 2021"
+        "(EUR 0.0027 to 0.004 per 1,000 pairs), at 112 links/s: from Crawling@Home's figures of "
     )
 
 
 def test_a_single_file_is_two_shards_for_the_plan_too(tmp_path):
     (tmp_path / "a.wat.gz").touch()
     mine = job(tmp_path, crawl=str(tmp_path / "a.wat.gz"), contact="a@example.org")
-    assert str(quoted(mine, "").estimate).startswith("Expect about 17,000 links")
+    assert str(make_quote(mine, "").estimate).startswith("Expect about 17,000 links")
 
 
 def test_a_run_measures_for_the_next_plan(tmp_path):
@@ -57,8 +57,8 @@ def test_a_run_measures_for_the_next_plan(tmp_path):
         meter.add(shard(), scraped=80, worked=10.0 * (number + 1))
     seen = rates_for(mine)
     assert (seen.core, seen.links, seen.pairs, seen.model) == (50, 4000, (100, 100), 300)
-    said = str(expected(mine, servers(4)))
-    assert "80,000 links and 2,000 pairs" in said and "as the last runs of this machine did" in said
+    said = str(estimate_run(mine, servers(4)))
+    assert "80,000 links and 2,000 pairs" in said and "from this machine's last runs" in said
     other = rates_for(job(tmp_path, shards=20, preset="laion5b-multi", languages="all"))
     assert (other.core, other.links) == (14, 8500)  # here, with another model, nobody did anything
 
@@ -81,7 +81,7 @@ def test_what_is_replayed_or_was_scraped_by_others_is_not_measured(tmp_path, by)
 def test_shards_without_one_image_are_no_measure(tmp_path):
     mine = job(tmp_path, shards=20)
     RateRecorder(mine).add(shard(images=0, pairs=0), scraped=10, worked=0)
-    assert rates_for(mine).images == 0.7 and expected(mine).pairs[0]
+    assert rates_for(mine).images == 0.7 and estimate_run(mine).pairs[0]
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"scraped here": 3}', '{"scraped here": {"x": []}}'])
@@ -94,39 +94,39 @@ def test_damaged_figures_are_those_of_nobody(tmp_path, damage):
 
 def test_without_a_gpu_the_model_is_what_more_servers_cannot_help(tmp_path, monkeypatch):
     mine = job(tmp_path, shards=20, swarm=4)
-    fast = expected(mine, servers(4))
+    fast = estimate_run(mine, servers(4))
     monkeypatch.setattr(rates, "has_gpu", lambda: False)
-    slow = expected(mine, servers(4))
+    slow = estimate_run(mine, servers(4))
     assert slow.hours > 5 * fast.hours and slow.cost > fast.cost
     assert slow.rate == 20 and "it judges 14 images/s, as many as 2 cores can" in str(slow)
-    assert expected(mine, servers(8)).hours == slow.hours
+    assert estimate_run(mine, servers(8)).hours == slow.hours
 
 
 @pytest.mark.parametrize("limits", [{}, {"hours": 2}, {"shards": 500}, {"shards": 50, "hours": 1}])
 def test_more_servers_never_promise_fewer_pairs(tmp_path, limits):
-    every = [expected(job(tmp_path, swarm=n, **limits), servers(n)) for n in range(1, 60)]
+    every = [estimate_run(job(tmp_path, swarm=n, **limits), servers(n)) for n in range(1, 60)]
     pairs = [each.pairs[0] for each in every]
     assert pairs == sorted(pairs)
 
 
 def test_what_the_money_or_the_hours_do_not_pay_for_is_not_promised(tmp_path):
     mine = job(tmp_path, shards=1000, swarm=4)
-    poor = expected(mine, servers(4, left=0.085))
+    poor = estimate_run(mine, servers(4, left=0.085))
     assert poor.hours == 2 and poor.cost == pytest.approx(0.08)
     assert "That is 9% of what was asked for." in str(poor)
-    assert expected(replace_settings(mine, hours=0.5), servers(4)).hours == 0.5
+    assert estimate_run(replace_settings(mine, hours=0.5), servers(4)).hours == 0.5
 
 
 def test_a_run_without_an_end_is_told_by_the_hour(tmp_path):
-    said = str(expected(job(tmp_path, shards=0, swarm=4), servers(4)))
+    said = str(estimate_run(job(tmp_path, shards=0, swarm=4), servers(4)))
     assert "400,000 links and 24,000 to 36,000 pairs an hour for EUR 0.04" in said
 
 
 def test_shards_that_are_done_are_not_promised_again(tmp_path):
     (tmp_path / "dataset/run").mkdir(parents=True)
     (tmp_path / "dataset/run/live.json").write_text('{"done": 20, "shards": 20}')
-    assert str(expected(job(tmp_path, shards=20))) == "All shards are in the dataset already."
-    assert math.isclose(expected(job(tmp_path, shards=21)).links, 8500)
+    assert str(estimate_run(job(tmp_path, shards=20))) == "All shards are in the dataset already."
+    assert math.isclose(estimate_run(job(tmp_path, shards=21)).links, 8500)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from cahlib.core.errors import (
     describe_machine_fault,
 )
 from cahlib.core.records import Shard
-from cahlib.run.failures import Failures
+from cahlib.run.failures import FailureHandler
 
 ONE, OTHER = (Shard(id=name, url="http://crawl.example/wat.gz", half=0) for name in ("a-0", "b-0"))
 
@@ -22,7 +22,7 @@ class Ledger:
     def __init__(self):
         self.heard = []
 
-    def give_back(self, shard, error):
+    def release(self, shard, error):
         self.heard.append(("back", shard.id))
 
     def fail(self, shard, error, *, attempts):
@@ -36,7 +36,7 @@ def ledger():
 
 @pytest.fixture
 def failures(ledger, tmp_path):
-    return Failures(ledger, tmp_path, attempts=3)
+    return FailureHandler(ledger, tmp_path, attempts=3)
 
 
 def chained(error, cause):
@@ -54,8 +54,8 @@ def chained(error, cause):
         (OSError(errno.EIO, "x"), "its disk fails"),
         (MemoryError(), "its memory is exhausted"),
         (OSError(errno.ENOMEM, "x"), "its memory is exhausted"),
-        (RuntimeError("can't start new thread"), "no more threads"),
-        (ModuleNotFoundError("No module named 'aiohttp'"), "installed there is damaged"),
+        (RuntimeError("can't start new thread"), "cannot start more threads"),
+        (ModuleNotFoundError("No module named 'aiohttp'"), "installation is damaged"),
         (ConnectionResetError(errno.ECONNRESET, "x"), ""),
         (ShardError("its WAT is damaged"), ""),
         (FileNotFoundError(errno.ENOENT, "x"), ""),

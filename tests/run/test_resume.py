@@ -21,9 +21,9 @@ from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.storage.upload import upload_shards
-from cahlib.ledger.local import Ledger
+from cahlib.ledger.local import LocalLedger
 from cahlib.model.score_names import score_columns
-from cahlib.run.resume import faults, resume
+from cahlib.run.resume import find_faults, resume
 from tests.world import judged as world
 from tests.world import models
 
@@ -60,7 +60,7 @@ def model(folder, name, weights):
 
 
 def test_what_is_at_the_url_is_done_and_not_done_again(job, lost):
-    ledger = Ledger(Path("ledger.sqlite"))
+    ledger = LocalLedger(Path("ledger.sqlite"))
     shards = [world.parcel(f"s-{n}", images=1).shard for n in range(3)]
     ledger.add(shards)
     resume(job, ledger)
@@ -71,7 +71,7 @@ def test_what_is_at_the_url_is_done_and_not_done_again(job, lost):
         (each.stats for each in read_manifests(lost)), type(ledger.stats())()
     )
     there = [each for each in world.some(30)[0] if each.reason is None]
-    assert there and all(ledger.seen(each.image.candidate.uid) for each in there)
+    assert there and all(ledger.has_pair(each.image.candidate.uid) for each in there)
     assert {each.place for each in read_manifests(job.output.folder)} == {lost}
     assert list(verify(job.output.folder)) == [] == list(verify(lost))
     ledger.close()
@@ -92,12 +92,12 @@ def in_half(path):
 def test_what_is_not_whole_at_the_url_is_left_and_told_of(job, lost, tmp_path, lacks, damage):
     """The machine was lost while it brought the shard, or its drive had not brought all."""
     damage(tmp_path / "drive" / "dataset" / lacks)
-    ledger = Ledger(Path("ledger.sqlite"))
+    ledger = LocalLedger(Path("ledger.sqlite"))
     ledger.add(world.parcel(f"s-{n}", images=1).shard for n in range(2))
     resume(job, ledger)
     assert (ledger.counts().done, ledger.counts().damaged) == (1, 1)
     assert ledger.lease() is None
-    (sentence,) = faults(job, ledger)
+    (sentence,) = find_faults(job, ledger)
     assert lacks in sentence and f"cah repair {lost} puts" in sentence
     ledger.close()
 
@@ -147,7 +147,7 @@ def test_columns_need_no_quotes(model, score, old, new):
 
 
 def test_another_jobs_dataset_is_refused(job, tmp_path):
-    ledger = Ledger(Path("ledger.sqlite"))
+    ledger = LocalLedger(Path("ledger.sqlite"))
     other = model(tmp_path / "other", "ViT-small", "none")
     for setting in ({"threshold": 0.9}, {"forms": "images"}, {"model": other}):
         with pytest.raises(ConfigError, match="another model, threshold or forms"):

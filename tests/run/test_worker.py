@@ -15,21 +15,22 @@ from cahlib.crawl.shards import list_shards
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import shards, wats
+from cahlib.ledger.schema import shards
 from cahlib.parcel import parcel as parcels
-from cahlib.run.worker import volunteer
+from cahlib.run.worker import work_for_tracker
 from cahlib.tracker import admin, statistics
-from cahlib.tracker.app import create
-from cahlib.tracker.leases import Crowd
-from cahlib.tracker.limits import Limits
+from cahlib.tracker.app import create_app
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import NotHeld, Rules
-from cahlib.tracker.service import Settings
+from cahlib.tracker.models import NotHeld, TrackerRules
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.schema import wats
+from cahlib.tracker.service import TrackerSettings
 from tests.world import small, tables
 from tests.world.ports import free_port
 from tests.world.trackers import serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 EMPTY = Answer(body=wat.member("warcinfo", "", "application/warc-fields", b""))
 
 
@@ -38,11 +39,11 @@ def crawl(tmp_path, answer, *, upload=""):
     """A tracker of a crawl whose files all have this answer: web, job of a worker, database."""
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
-    rules = Rules(upload=upload or f"file://{tmp_path / 'parcels'}", most_held=1)
-    app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
+    rules = TrackerRules(upload_url=upload or f"file://{tmp_path / 'parcels'}", max_held=1)
+    app = create_app(TrackerSettings(database=str(database.engine.url), rules=rules, limits=ANY))
     paths = [f"/{n}.warc.wat.gz" for n in range(5)]
     with Web({path: answer for path in paths}) as web, serving(app) as tracker:
-        admin.add(
+        admin.add_wats(
             database,
             [
                 Shard(id=f"w{n}-{half}", url=f"http://{web.address}{path}", half=half)
@@ -79,7 +80,7 @@ def test_tables_are_scraped_for_a_tracker_where_it_says(tmp_path):
             links = Crawl(links=(url,), shard_links=10, extra_columns=("width",))
             listed = list(list_shards(links))
             job = replace_settings(job, replay=pictures.address, per_second=0)
-            assert volunteer(job, tick=0.1).parcels == 3
+            assert work_for_tracker(job, tick=0.1).parcels == 3
         for path in (tmp_path / "parcels").iterdir():  # <shard>.<a mark>.tar, and .json
             path.rename(path.with_name(path.stem.partition(".")[0] + path.suffix))
         found = [
@@ -89,19 +90,21 @@ def test_tables_are_scraped_for_a_tracker_where_it_says(tmp_path):
         ]
         made = [(row["url"], {"width": row["width"]}) for row in tables.rows(25, width=int)]
         assert sorted(found) == sorted(made)
-        admin.add(database, list_shards(Crawl(links=(str(table),))))
-        with pytest.raises(RunError, match="a table of no other machine's"):
-            volunteer(job, tick=0.1)
+        admin.add_wats(database, list_shards(Crawl(links=(str(table),))))
+        with pytest.raises(RunError, match="table or parcel URL is not allowed"):
+            work_for_tracker(job, tick=0.1)
 
 
 def as_it_was(database):
-    return {(row["state"], row["error"]) for row in statistics.export(database)} == {("todo", None)}
+    return {(row["state"], row["error"]) for row in statistics.export_shards(database)} == {
+        ("todo", None)
+    }
 
 
 def test_who_is_banned_asks_no_more_and_no_shard_is_blamed(tmp_path):
     with crawl(tmp_path, Answer(status=403)) as (web, job, database):
         with pytest.raises(RunError, match="403"):
-            volunteer(job, tick=0.1)
+            work_for_tracker(job, tick=0.1)
         assert len(web.requests) == 1
         assert as_it_was(database)
 
@@ -116,7 +119,7 @@ def test_no_shard_is_blamed_for_storage_that_is_away(tmp_path, caplog):
             stop.set()
 
     with crawl(tmp_path, EMPTY, upload=upload) as (_, job, database):
-        assert volunteer(job, listener, stop=stop, tick=0.1).parcels == 0
+        assert work_for_tracker(job, listener, stop=stop, tick=0.1).parcels == 0
         assert as_it_was(database)
 
 
@@ -126,7 +129,7 @@ def test_a_parcel_that_comes_too_late_is_taken_away_again(tmp_path, caplog, monk
     def too_late(*arguments, **options):
         raise NotHeld("It is another's.")
 
-    monkeypatch.setattr(Crowd, "deliver", too_late)
+    monkeypatch.setattr(LeaseStore, "deliver", too_late)
     stop = threading.Event()
 
     def listener(_):
@@ -134,5 +137,5 @@ def test_a_parcel_that_comes_too_late_is_taken_away_again(tmp_path, caplog, monk
             stop.set()
 
     with crawl(tmp_path, EMPTY) as (_, job, _):
-        assert volunteer(job, listener, stop=stop, tick=0.1).parcels >= 1
+        assert work_for_tracker(job, listener, stop=stop, tick=0.1).parcels >= 1
     assert list((tmp_path / "parcels").iterdir()) == []

@@ -20,11 +20,12 @@ from typing import Any
 from sqlalchemy import func, select
 
 from cahlib.core.records import Shard, Stage, Stats
-from cahlib.ledger.client import Leased, Refused, Tracker, TrackerAway
-from cahlib.ledger.database import Database, DatabaseAway
-from cahlib.ledger.schema import pairs, people
+from cahlib.ledger.client import LeasedShard, RequestRejected, TrackerClient, TrackerUnavailable
+from cahlib.ledger.database import Database, DatabaseUnavailable
+from cahlib.ledger.schema import pairs
 from cahlib.tracker import admin, statistics
 from cahlib.tracker.migrate import migrate
+from cahlib.tracker.schema import people
 from tests.world import command
 from tests.world import postgres as servers
 from tests.world.jobs import LIMIT, until
@@ -82,12 +83,14 @@ class Person:
     ended: threading.Event
 
     def live(self) -> None:
-        tracker = Tracker(self.url)
+        tracker = TrackerClient(self.url)
         while not self.ended.is_set():
-            with suppress(TrackerAway, Refused):
+            with suppress(TrackerUnavailable, RequestRejected):
                 if not tracker.secret or self.chance.random() < 0.01:
-                    tracker.join(f"{self.name}{self.chance.randrange(9)}", "hybrid", patience=20)
-                leases, finished = tracker.lease(self.chance.randrange(1, 5), patience=20)
+                    tracker.join(
+                        f"{self.name}{self.chance.randrange(9)}", "hybrid", retry_seconds=20
+                    )
+                leases, finished = tracker.lease(self.chance.randrange(1, 5), retry_seconds=20)
                 if finished:
                     return
                 if not leases:
@@ -102,12 +105,12 @@ class Person:
 class Honest(Person):
     name = "person"
 
-    def work(self, tracker: Tracker, leased: Leased) -> None:
+    def work(self, tracker: TrackerClient, leased: LeasedShard) -> None:
         own = self.chance.randrange(50)
         uids = {f"{leased.number:016x}{n:016x}" for n in range(own)}
         uids |= set(self.chance.sample(COMMON, self.chance.randrange(3)))
         if self.chance.random() < 0.5:
-            uids -= tracker.taken(leased.number, uids, patience=20)
+            uids -= tracker.claimed_pairs(leased.number, uids, retry_seconds=20)
         for _ in range(1 + (self.chance.random() < 0.1)):  # some say it twice
             late = complete(tracker, leased, uids)
         with self.told.lock:
@@ -118,12 +121,12 @@ class Honest(Person):
 class Hostile(Person):
     name = "mallory"
 
-    def work(self, tracker: Tracker, leased: Leased) -> None:
+    def work(self, tracker: TrackerClient, leased: LeasedShard) -> None:
         stolen = set(self.chance.sample(COMMON, 50))
         stolen |= {f"{leased.number + 2:016x}{n:016x}" for n in range(20)}  # of a shard to come
         act = self.chance.choice(["claim", "lie", "give back", "fail", "silence"])
         if act == "claim":
-            tracker.taken(leased.number, stolen)
+            tracker.claimed_pairs(leased.number, stolen)
         if act in ("claim", "give back"):
             tracker.release(leased.number)
         elif act == "lie":
@@ -133,12 +136,12 @@ class Hostile(Person):
             tracker.fail(leased.number, "so it seems")
 
 
-def complete(tracker: Tracker, leased: Leased, uids: set[str]) -> set[str]:
+def complete(tracker: TrackerClient, leased: LeasedShard, uids: set[str]) -> set[str]:
     stats = Stats()
     for stage in Stage:
         stats.entered[stage] = stats.left[stage] = len(uids)
     similarities = dict.fromkeys(uids, 0.3)
-    return tracker.complete(leased.number, similarities=similarities, stats=stats, patience=20)
+    return tracker.complete(leased.number, similarities=similarities, stats=stats, retry_seconds=20)
 
 
 def community(
@@ -156,7 +159,7 @@ def community(
     """
     database = Database(url)
     migrate(database)
-    admin.add(database, wats(count // 2))
+    admin.add_wats(database, wats(count // 2))
     server, told, ended = Server(url), Told(), threading.Event()
     kinds = [Hostile if n < HOSTILE else Honest for n in range(WORKERS)]
     everyone = [
@@ -177,8 +180,8 @@ def community(
                 server.kill()
                 server.start()
         while finish and any(thread.is_alive() for thread in threads):
-            with suppress(DatabaseAway):
-                admin.retry(database)  # what was set aside because of those who lie
+            with suppress(DatabaseUnavailable):
+                admin.retry_shards(database)  # what was set aside because of those who lie
             for thread in threads:
                 thread.join(1 / WORKERS)
         ended.set()
@@ -188,8 +191,10 @@ def community(
     finally:
         ended.set()
         server.kill()
-    with suppress(DatabaseAway):  # the first question after a crash finds the old connection broken
-        statistics.counts(database)
+    with suppress(
+        DatabaseUnavailable
+    ):  # the first question after a crash finds the old connection broken
+        statistics.crawl_counts(database)
     done = check(database, told, count if finish else 0)
     database.close()
     return f"{done:,} shards done by {WORKERS} workers, {HOSTILE} hostile; {dict(killed)} killed"
@@ -197,7 +202,7 @@ def community(
 
 def check(database: Database, told: Told, expected: int) -> int:
     """Raise AssertionError unless the books say what the honest were told; return shards done."""
-    counts, rows = statistics.counts(database), list(statistics.export(database))
+    counts, rows = statistics.crawl_counts(database), list(statistics.export_shards(database))
     done = {row["number"]: row["pairs"] for row in rows if row["state"] == "done"}
     assert counts.done == len(done) >= expected
     assert set(told.done.values()) <= {1} and told.done.keys() <= done.keys()

@@ -22,7 +22,7 @@ from typing import Any
 
 from cahlib.core.errors import ConfigError
 from cahlib.dataset.maintain.verify import find_problems
-from cahlib.ledger.local import committed
+from cahlib.ledger.local import committed_shards
 from tests.soak import damages, launches
 from tests.soak.arena import FOREIGN, SHARDS, SHARED, Arena
 from tests.soak.launches import Ended, Launch
@@ -116,7 +116,7 @@ class Series:
         try:
             found = [
                 each.sentence
-                for each in find_problems(place, committed(place / "run/ledger.sqlite"))
+                for each in find_problems(place, committed_shards(place / "run/ledger.sqlite"))
             ]
         except ConfigError as error:
             if own.whole or own.broken or own.listed:
@@ -307,7 +307,7 @@ class Series:
             raise Found(f"mended, it has {sorted(own.whole)}, {own.broken} and {sorted(own.stray)}")
         if not any(SHARED in uids(self._place, id) for id in own.whole):
             raise Found("mended, it lacks the pair that any shard may have")
-        self._verified(self._place, sound=True)
+        self._verified(self._place, open_or_replace=True)
         if self._do(("verify", self.arena.named(self.mode, self._place))).code:
             raise Found("mended, it is not verified")
 

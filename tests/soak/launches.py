@@ -123,7 +123,7 @@ def child(told: Mapping[str, Any]) -> None:
     os.chdir(told["cwd"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not told["processes"]:
-        cahlib.run.scrapers.scrapers = _here  # type: ignore[assignment]
+        cahlib.run.scrapers.open_scrapers = _here  # type: ignore[assignment]
     if told["kill_at"]:
         _die_at(told["kill_at"], told["below"])
     wires = Wires()

@@ -121,7 +121,7 @@ def snapshot(nodes, elapsed=0.0):
 def test_a_terminal_shows_every_node_and_the_ends_of_their_logs_in_turn():
     node = status.describe_server(SERVER, ([worker()], {}), cost=0)
     nodes = [replace(node, name=f"cah-{n}", line=f"line {n}") for n in range(25)]
-    with console.view(terminal := Terminal()) as listener:
+    with console.progress_view(terminal := Terminal()) as listener:
         for second in range(100):
             listener(snapshot(nodes, elapsed=second))
     shown = terminal.getvalue()
@@ -132,7 +132,7 @@ def test_a_terminal_shows_every_node_and_the_ends_of_their_logs_in_turn():
 
 def test_a_swarm_is_told_of_in_the_currency_that_its_accounts_pay():
     node = status.describe_server(SERVER, ([worker()], {}), cost=0)
-    with console.view(terminal := Terminal()) as listener:
+    with console.progress_view(terminal := Terminal()) as listener:
         listener(replace(snapshot([node]), currency="USD"))
     assert "USD 0.5000 so far" in terminal.getvalue() and "EUR" not in terminal.getvalue()
 
@@ -145,39 +145,39 @@ def on_their_way(*states):
 
 
 def test_the_way_up_is_a_bar_with_an_estimate_until_somebody_works():
-    line = console.coming_line(on_their_way("boot", "up", "start", "made"), 30.0, 79)
+    line = console.startup_line(on_their_way("boot", "up", "start", "made"), 30.0, 79)
     assert line.startswith("servers come up 55 % |") and len(line) == 79
     assert line.endswith("| about 00:24 left")
-    assert "no estimate yet" in console.coming_line(on_their_way("made"), 30.0, 79)
+    assert "no estimate yet" in console.startup_line(on_their_way("made"), 30.0, 79)
     working = replace(on_their_way("idle")[0], seen=1.0)
     for nodes in ((), on_their_way("up", "up"), (*on_their_way("boot"), working)):
-        assert console.coming_line(nodes, 30.0, 79) == ""
-    with console.view(terminal := Terminal()) as listener:
+        assert console.startup_line(nodes, 30.0, 79) == ""
+    with console.progress_view(terminal := Terminal()) as listener:
         listener(snapshot(on_their_way("boot", "up"), elapsed=20.0))
     assert "servers come up 70 %" in terminal.getvalue()
 
 
 def test_servers_that_are_brought_up_alone_are_a_bar_in_a_terminal_and_lines_elsewhere(capsys):
     swarm_status = SwarmStatus(nodes=on_their_way("install"))
-    with console.coming_up(swarm_status, terminal := Terminal()) as report:
+    with console.startup_bar(swarm_status, terminal := Terminal()) as report:
         report("cah-1: made")
         report(Transient("install: cah-1"))
         until(lambda: "servers come up 60 %" in terminal.getvalue())
     assert "cah-1: made\n" in terminal.getvalue()
-    with console.coming_up(swarm_status, io.StringIO()) as report:
+    with console.startup_bar(swarm_status, io.StringIO()) as report:
         report(Transient("install: cah-1"))
     assert capsys.readouterr().err == "install: cah-1\n"
 
 
 def test_no_swarm_takes_no_lines():
     for stream in (Terminal(), io.StringIO()):
-        with console.view(stream) as listener:
+        with console.progress_view(stream) as listener:
             listener(replace(snapshot([]), spent=0))
         assert "swarm" not in stream.getvalue()
 
 
 def test_who_waits_for_the_network_is_said():
-    with console.view(stream := io.StringIO()) as listener:
+    with console.progress_view(stream := io.StringIO()) as listener:
         told = [report(3), {**report(5), "offline": 35.2}]
         listener(replace(snapshot([]), offline=offline_seconds(told)))
     assert "a scraper has had no network for 35 s; work resumes" in stream.getvalue()

@@ -10,9 +10,9 @@ import pytest
 from cahlib.core.records import Shard
 from cahlib.ledger.database import Database
 from cahlib.tracker import admin
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Rules
+from cahlib.tracker.models import TrackerRules
 from tests.world import postgres as servers
 
 _numbers = itertools.count()
@@ -86,8 +86,10 @@ def clock():
 
 
 @pytest.fixture
-def crowd(database, clock):
-    return Crowd(database, Rules(lease=900, failures=3, attempts=5), clock=clock)
+def lease_store(database, clock):
+    return LeaseStore(
+        database, TrackerRules(lease_seconds=900, max_failures=3, max_attempts=5), clock=clock
+    )
 
 
 def wats(count):
@@ -101,4 +103,4 @@ def wats(count):
 
 @pytest.fixture
 def fill(database):
-    return lambda count: admin.add(database, wats(count))
+    return lambda count: admin.add_wats(database, wats(count))

@@ -3,19 +3,19 @@
 import pytest
 from sqlalchemy import select
 
-from cahlib.ledger.schema import activity as table
-from cahlib.ledger.schema import people
 from cahlib.tracker import activity, admin, milestones, standings, statistics
-from cahlib.tracker.activity import DAY, HOUR, Work
-from cahlib.tracker.models import Kind, Result
-from cahlib.tracker.service import State
+from cahlib.tracker.activity import DAY, HOUR, Contribution
+from cahlib.tracker.models import ShardResult, WorkerKind
+from cahlib.tracker.schema import activity as table
+from cahlib.tracker.schema import people
+from cahlib.tracker.service import CrawlState
 
 PARCEL = {"url": "s3://parcels/a.tar", "sha256": "0" * 64, "size": 5000}
 
 
-def finish(crowd, secret, pairs):
-    number = crowd.lease(secret).number
-    crowd.complete(secret, number, Result(pairs=pairs))
+def finish(lease_store, secret, pairs):
+    number = lease_store.lease(secret).number
+    lease_store.complete(secret, number, ShardResult(pairs=pairs))
     return number
 
 
@@ -29,74 +29,74 @@ def noted(database):
     return found
 
 
-def test_each_shard_is_in_one_piece_of_time(crowd, fill, database, clock):
+def test_each_shard_is_in_one_piece_of_time(lease_store, fill, database, clock):
     fill(20)
     clock.now = 20 * DAY + 600.0
-    ann, bob = (crowd.register(name, Kind.HYBRID)[1] for name in ("ann", "bob"))
+    ann, bob = (lease_store.register(name, WorkerKind.HYBRID)[1] for name in ("ann", "bob"))
     start = int(clock.now)
     for _ in range(10):
-        finish(crowd, ann, 100)
+        finish(lease_store, ann, 100)
         clock.now += 300
-        statistics.record(database, clock.now)
-        statistics.record(database, clock.now + 1)  # by another server
-    finish(crowd, bob, 7)
+        statistics.record_history(database, clock.now)
+        statistics.record_history(database, clock.now + 1)  # by another server
+    finish(lease_store, bob, 7)
     assert noted(database) == {("ann", True): (10, 1000), ("ann", False): (10, 1000)}
-    fine = activity.series(database, ["ann"], size=300, start=1)["ann"]
+    fine = activity.activity_series(database, ["ann"], size=300, start=1)["ann"]
     assert list(fine) == list(range(start, start + 3000, 300))
-    assert set(fine.values()) == {Work(done=1, pairs=100)}
+    assert set(fine.values()) == {Contribution(done=1, pairs=100)}
 
     clock.now += 5 * HOUR
-    statistics.record(database, clock.now)
+    statistics.record_history(database, clock.now)
     with database.read() as connection:
         times = connection.execute(select(table.c.time).where(table.c.nickname == "ann")).scalars()
         assert sorted(times) == [0, 20 * DAY]
     clock.now += 15 * DAY
-    undone = statistics.named(database, "bob")[0]
-    crowd.expel(undone)
-    assert admin.undo(database, undone) == 1
-    statistics.record(database, clock.now)
-    days = activity.series(database, ["ann", "bob"], size=DAY, start=1)
-    assert days["ann"] == {20 * DAY: Work(done=10, pairs=1000)}
+    undone = statistics.find_worker_ids(database, "bob")[0]
+    lease_store.expel(undone)
+    assert admin.undo_worker(database, undone) == 1
+    statistics.record_history(database, clock.now)
+    days = activity.activity_series(database, ["ann", "bob"], size=DAY, start=1)
+    assert days["ann"] == {20 * DAY: Contribution(done=10, pairs=1000)}
     assert noted(database)["bob", False] == noted(database)["bob", True] == (0, 0)
 
 
-def test_ranks_of_the_last_hour_the_last_day_and_all_time(crowd, fill, database, clock):
+def test_ranks_of_the_last_hour_the_last_day_and_all_time(lease_store, fill, database, clock):
     fill(20)
     ann, bob, carl = (
-        crowd.register(name, Kind.HYBRID, proof=name, team=team)[1]
+        lease_store.register(name, WorkerKind.HYBRID, nickname_secret=name, team=team)[1]
         for name, team in (("ann", "cats"), ("bob", "dogs"), ("carl", "dogs"))
     )
 
     def ranks(period, kind=lambda every: every):
-        every = kind(standings.contributors(database, clock.now))
-        shown = standings.ranked(every, period)
+        every = kind(standings.list_contributors(database, clock.now))
+        shown = standings.rank_contributors(every, period)
         return [(one.who.name, one.work.pairs, one.climbed) for one in shown]
 
-    finish(crowd, ann, 1000)
-    finish(crowd, bob, 400)
-    statistics.record(database, clock.now)
+    finish(lease_store, ann, 1000)
+    finish(lease_store, bob, 400)
+    statistics.record_history(database, clock.now)
     clock.now += 30 * HOUR
-    statistics.record(database, clock.now)
-    finish(crowd, ann, 10)
-    statistics.record(database, clock.now + 300)
+    statistics.record_history(database, clock.now)
+    finish(lease_store, ann, 10)
+    statistics.record_history(database, clock.now + 300)
     clock.now += 1.5 * HOUR
-    finish(crowd, bob, 700)  # just now, and not noted yet
-    finish(crowd, carl, 20)
+    finish(lease_store, bob, 700)  # just now, and not noted yet
+    finish(lease_store, carl, 20)
     assert ranks("hour") == [("bob", 700, None), ("carl", 20, None)]
     assert ranks("day") == [("bob", 700, 1), ("carl", 20, None), ("ann", 10, -2)]
     assert ranks("all") == [("bob", 1100, 1), ("ann", 1010, -1), ("carl", 20, None)]
-    assert ranks("all", standings.teams) == [("dogs", 1120, 1), ("cats", 1010, -1)]
+    assert ranks("all", standings.team_contributors) == [("dogs", 1120, 1), ("cats", 1010, -1)]
 
 
-def test_bytes_are_those_of_the_parcels_that_stay(crowd, fill, database):
+def test_bytes_are_those_of_the_parcels_that_stay(lease_store, fill, database):
     fill(3)
-    cpu = crowd.register("ann", Kind.CPU)[1]
-    gpus = [crowd.register(name, Kind.GPU)[1] for name in ("bob", "carl")]
-    crowd.deliver(cpu, crowd.lease(cpu).number, PARCEL)
+    cpu = lease_store.register("ann", WorkerKind.CPU)[1]
+    gpus = [lease_store.register(name, WorkerKind.GPU)[1] for name in ("bob", "carl")]
+    lease_store.deliver(cpu, lease_store.lease(cpu).number, PARCEL)
     for gpu in gpus:  # neither can fetch it
-        crowd.refetch(gpu, crowd.lease(gpu).number, "gone")
+        lease_store.refetch(gpu, lease_store.lease(gpu).number, "gone")
     for _ in range(2):
-        crowd.deliver(cpu, crowd.lease(cpu).number, PARCEL)
+        lease_store.deliver(cpu, lease_store.lease(cpu).number, PARCEL)
 
     def brought():
         with database.read() as connection:
@@ -104,10 +104,10 @@ def test_bytes_are_those_of_the_parcels_that_stay(crowd, fill, database):
             return tuple(connection.execute(mine).one())
 
     assert brought() == (2, 10_000)
-    crowd.complete(gpus[0], crowd.lease(gpus[0]).number, Result(pairs=5))
-    ann = statistics.named(database, "ann")[0]
-    crowd.expel(ann)
-    admin.undo(database, ann)  # the parcel that nobody has judged
+    lease_store.complete(gpus[0], lease_store.lease(gpus[0]).number, ShardResult(pairs=5))
+    ann = statistics.find_worker_ids(database, "ann")[0]
+    lease_store.expel(ann)
+    admin.undo_worker(database, ann)  # the parcel that nobody has judged
     assert brought() == (1, 5000)
 
 
@@ -121,15 +121,23 @@ def test_a_streak_lives_until_a_day_is_left_out(worked, found):
 
 def test_a_milestone_is_of_when_it_was_first_reached():
     past = [{"time": 3600 * n, "done": n, "pairs": 400 * n, "scraped": 0} for n in range(1, 26)]
-    counts = statistics.Counts(
-        total=100, leased=0, scraped=0, judging=0, failed=0, done=25, pairs=10_400, parcels=0, old=0
+    counts = statistics.CrawlCounts(
+        total=100,
+        leased=0,
+        scraped=0,
+        judging=0,
+        failed=0,
+        done=25,
+        pairs=10_400,
+        parcels=0,
+        legacy_parcels=0,
     )
-    state = State(counts=counts, workers={}, per_hour=1, day=[], ever=past, time=26 * 3600.0)
-    shown = [(each.text, each.time / 3600) for each in milestones.of_crawl(state)]
+    state = CrawlState(counts=counts, workers={}, per_hour=1, day=[], ever=past, time=26 * 3600.0)
+    shown = [(each.text, each.time / 3600) for each in milestones.crawl_milestones(state)]
     assert shown == [
         ("10,000 pairs", 25), ("25% of the crawl", 25), ("5,000 pairs", 13),
         ("10% of the crawl", 10), ("1,000 pairs", 3), ("1% of the crawl", 1),
     ]  # fmt: skip
-    assert milestones.following(10_400, 400) == ("50,000 pairs", 99 * 3600)
-    assert milestones.following(2_000_000, 1) == ("5 million pairs", 3_000_000 * 3600)
-    assert milestones.following(10_400, 0) is None
+    assert milestones.next_milestone(10_400, 400) == ("50,000 pairs", 99 * 3600)
+    assert milestones.next_milestone(2_000_000, 1) == ("5 million pairs", 3_000_000 * 3600)
+    assert milestones.next_milestone(10_400, 0) is None

@@ -5,14 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.models import Rules
-from cahlib.tracker.service import Settings
+from cahlib.tracker.app import create_app
+from cahlib.tracker.models import TrackerRules
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world.jobs import LIMIT
 from tests.world.trackers import ask, serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 TALLY = {
     "read": {"in": 10, "out": 8, "lost": {"not_a_page": 2}},
     "choose": {"in": 50, "out": 20, "lost": {"no_text": 30}},
@@ -30,14 +30,14 @@ FOUR, NONE = {"uids": uids(4), "tally": TALLY}, {"uids": [], "tally": {}}
 
 @pytest.fixture
 def settings(url, database):
-    rules = Rules(upload="s3://parcels", old_upload="rsync://host/parcels")
-    return Settings(database=url, rules=rules, limits=ANY, admin="let me in", fresh=0)
+    rules = TrackerRules(upload_url="s3://parcels", legacy_upload="rsync://host/parcels")
+    return TrackerSettings(database=url, rules=rules, limits=ANY, admin="let me in", fresh=0)
 
 
 @pytest.fixture
 def tracker(settings, fill, clock):
     fill(3)
-    with serving(create(settings, clock=clock)) as url:
+    with serving(create_app(settings, clock=clock)) as url:
         yield url
 
 
@@ -83,7 +83,7 @@ def test_a_parcel_passes_from_cpu_to_gpu_and_back_when_it_cannot_be_fetched(trac
     for secret in (gpu, other):
         assert ask(tracker, "/v1/lease", {}, secret=secret).json["shard"]["parcel"] == parcel
         lied = ask(tracker, "/v1/shards/0/complete", more, secret=secret)
-        assert (lied.status, "holds 15 images" in lied.text) == (422, True)
+        assert (lied.status, "has 15 images" in lied.text) == (422, True)
         gone = ask(tracker, "/v1/shards/0/refetch", {"reason": "404"}, secret=secret)
         assert gone.json == {"set_aside": False}
     assert ask(tracker, "/v1/lease", {}, secret=gpu).json == {
@@ -132,7 +132,7 @@ def test_several_shards_are_leased_at_once_and_kept_by_one_sign_of_life(tracker)
 
 def test_who_leases_many_times_at_once_holds_no_more_than_others(database, url, fill):
     fill(40)
-    app = create(Settings(database=url, rules=Rules(most_held=8), limits=ANY))
+    app = create_app(TrackerSettings(database=url, rules=TrackerRules(max_held=8), limits=ANY))
     with serving(app) as tracker, ThreadPoolExecutor(16) as pool:
         secret = join(tracker)
         answers = pool.map(
@@ -143,7 +143,7 @@ def test_who_leases_many_times_at_once_holds_no_more_than_others(database, url, 
 
 def test_a_server_that_ends_leaves_no_thread_behind(settings):
     before = set(threading.enumerate())
-    with serving(create(settings)) as url:
+    with serving(create_app(settings)) as url:
         assert not ask(url, "/v1/lease", {}, secret=join(url)).json["shards"]
         assert any(thread.name.startswith("call") for thread in threading.enumerate())
     left = set(threading.enumerate()) - before
@@ -154,7 +154,7 @@ def test_an_older_worker_is_told_to_update_when_it_joins(tracker):
     older = {"User-Agent": "cahlib"}  # which gave no version
     newcomer = {"nickname": "ann", "kind": "hybrid"}
     answer = ask(tracker, "/v1/workers", newcomer, headers=older)
-    assert (answer.status, "update cahlib" in answer.json["detail"]) == (426, True)
+    assert (answer.status, "upgrade cahlib" in answer.json["detail"]) == (426, True)
 
 
 def test_giving_back_failing_and_leaving(tracker):
@@ -184,16 +184,16 @@ def test_each_pair_is_given_to_one_shard(tracker):
 
 
 REFUSED = [
-    ("/v1/shards/5/complete", FOUR, 409, "not yours"),
+    ("/v1/shards/5/complete", FOUR, 409, "not leased"),
     ("/v1/shards/99/complete", FOUR, 404, "no shard 99"),
     ("/v1/shards/0/complete", {"tally": TALLY}, 422, "uids"),
-    ("/v1/shards/0/complete", {"pairs": 4, "tally": TALLY}, 426, "update cahlib"),
+    ("/v1/shards/0/complete", {"pairs": 4, "tally": TALLY}, 426, "upgrade cahlib"),
     ("/v1/shards/0/complete", FOUR | {"uids": [f"{n:031x} " for n in range(4)]}, 422, "uids"),
     ("/v1/lease", {"count": 0}, 422, "count"),
     ("/v1/lease", {"count": 65}, 422, "count"),
     ("/v1/shards/0/complete", FOUR | {"uids": ["ab"]}, 422, "uids"),
     ("/v1/shards/0/complete", FOUR | {"uids": uids(20_001)}, 422, "20,000"),
-    ("/v1/shards/0/complete", FOUR | {"uids": uids(1) * 4}, 422, "each pair once"),
+    ("/v1/shards/0/complete", FOUR | {"uids": uids(1) * 4}, 422, "each uid once"),
     ("/v1/shards/0/complete", FOUR | {"similarities": [0.3]}, 422, "one for each pair"),
     ("/v1/shards/0/complete", FOUR | {"similarities": [0.3, 2, 0, 0]}, 422, "similarities"),
     ("/v1/shards/0/complete", FOUR | {"extra": 1}, 422, "extra"),
@@ -221,7 +221,7 @@ REFUSED = [
     ("/v1/shards/0/parcel", {"url": 1, "sha256": "", "size": 1}, 422, "url"),
     ("/v1/shards/0/parcel", {"url": "x", "sha256": "ab" * 32, "size": 1 << 40}, 422, "size"),
     ("/v1/heartbeat", {"shards": "all"}, 422, "shards"),
-    ("/v1/heartbeat", b"{", 400, "not JSON"),
+    ("/v1/heartbeat", b"{", 400, "not valid JSON"),
     ("/v1/shards/0/fail", {"reason": "\ud800"}, 422, "reason"),
     ("/v1/workers", {"nickname": "a\u202eb", "kind": "cpu"}, 422, "invisible"),
     ("/v1/workers", {"nickname": " ", "kind": "cpu"}, 422, "1 to 40"),
@@ -261,7 +261,7 @@ def test_a_parcel_lies_where_the_tracker_says(tracker):
         brought = {"url": where, "sha256": "ab" * 32, "size": 12}
         answer = ask(tracker, "/v1/shards/0/parcel", brought, secret=cpu)
         assert (where, answer.status) == (where, 422)
-        assert answer.json["detail"].endswith("is brought to s3://parcels/, and nowhere else.")
+        assert answer.json["detail"].endswith("upload parcels to s3://parcels/.")
     assert ask(tracker, "/v1/lease", {}, secret=gpu).json["shard"] is None
 
 
@@ -302,14 +302,14 @@ def test_the_administrator_needs_the_secret(tracker, settings):
 
 
 def test_without_a_secret_there_are_no_administrators_calls(url, database):
-    with serving(create(Settings(database=url, limits=ANY))) as tracker:
+    with serving(create_app(TrackerSettings(database=url, limits=ANY))) as tracker:
         assert ask(tracker, "/v1/admin/retry", {}, secret="").status == 404
         assert "/v1/admin/retry" not in ask(tracker, "/v1/openapi.json").text
 
 
 def test_who_asks_too_often_waits(url, database):
-    limits = Limits(address=1, worker=1, newcomers=0.01)
-    with serving(create(Settings(database=url, limits=limits))) as tracker:
+    limits = RequestLimits(address=1, worker=1, newcomers=0.01)
+    with serving(create_app(TrackerSettings(database=url, limits=limits))) as tracker:
         newcomer = {"nickname": "ann", "kind": "cpu"}
         answers = [ask(tracker, "/v1/workers", newcomer) for _ in range(4)]
         assert [answer.status for answer in answers] == [201, 201, 429, 429]
@@ -319,7 +319,7 @@ def test_who_asks_too_often_waits(url, database):
         assert forged.status == 429
         assert ask(tracker, "/healthz").text == "ok"
     with serving(
-        create(Settings(database=url, limits=limits)),
+        create_app(TrackerSettings(database=url, limits=limits)),
         proxy_headers=True,
         forwarded_allow_ips="127.0.0.1",
     ) as tracker:
@@ -335,8 +335,8 @@ def test_all_addresses_of_an_ipv6_connection_are_one_sender(url, database):
         return ask(tracker, "/v1/workers", newcomer, headers=headers).status == 201
 
     options = {"proxy_headers": True, "forwarded_allow_ips": "127.0.0.1"}
-    limits = Limits(address=0, worker=0, newcomers=0.01)  # two at once, then one in 100 s
-    with serving(create(Settings(database=url, limits=limits)), **options) as tracker:
+    limits = RequestLimits(address=0, worker=0, newcomers=0.01)  # two at once, then one in 100 s
+    with serving(create_app(TrackerSettings(database=url, limits=limits)), **options) as tracker:
         assert [joined(f"2001:db8:1:2::{n}") for n in range(4)] == [True, True, False, False]
         assert [joined(f"2001:db8:1:{n}::1") for n in range(3, 6)] == [True] * 3
         assert [joined(f"::ffff:9.9.9.{n}") for n in range(4)] == [True] * 4

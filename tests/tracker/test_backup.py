@@ -9,11 +9,12 @@ from cahlib.commands.cli import main
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Stats
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import lost, pairs, people, schema, shards
+from cahlib.ledger.schema import pairs, shards
 from cahlib.tracker import statistics
 from cahlib.tracker.backup import backup, restore
-from cahlib.tracker.leases import Crowd
-from cahlib.tracker.models import Kind, Result, Rules
+from cahlib.tracker.leases import LeaseStore
+from cahlib.tracker.models import ShardResult, TrackerRules, WorkerKind
+from cahlib.tracker.schema import left_pairs, metadata, people
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -24,27 +25,33 @@ def other(request, tmp_path):
     return request.getfixturevalue("postgres").create("other")
 
 
-def work(crowd, secret, until=lambda: False):
-    while not until() and (lease := crowd.lease(secret)):
+def work(lease_store, secret, until=lambda: False):
+    while not until() and (lease := lease_store.lease(secret)):
         uids = (b"%016d" % lease.number, b"of all of them..")
-        crowd.complete(secret, lease.number, Result(pairs=2, uids=uids, stats=Stats()))
+        lease_store.complete(secret, lease.number, ShardResult(pairs=2, uids=uids, stats=Stats()))
 
 
 def rows(database):
     with database.read() as connection:
         return {
             table.name: sorted(map(tuple, connection.execute(select(table))), key=repr)
-            for table in schema.sorted_tables
+            for table in metadata.sorted_tables
         }
 
 
-def test_what_is_restored_is_what_was_there_and_goes_on(crowd, fill, database, other, tmp_path):
+def test_what_is_restored_is_what_was_there_and_goes_on(
+    lease_store, fill, database, other, tmp_path
+):
     fill(3)
-    cpu = crowd.register("carl", Kind.CPU, proof="his")[1]
-    crowd.deliver(cpu, crowd.lease(cpu).number, {"url": "s3://a", "sha256": "0", "size": 1})
-    crowd.fail(cpu, crowd.lease(cpu).number, "broken: ü")
+    cpu = lease_store.register("carl", WorkerKind.CPU, nickname_secret="his")[1]
+    lease_store.deliver(
+        cpu, lease_store.lease(cpu).number, {"url": "s3://a", "sha256": "0", "size": 1}
+    )
+    lease_store.fail(cpu, lease_store.lease(cpu).number, "broken: ü")
     work(
-        crowd, crowd.register("ann", Kind.HYBRID)[1], lambda: statistics.counts(database).done == 2
+        lease_store,
+        lease_store.register("ann", WorkerKind.HYBRID)[1],
+        lambda: statistics.crawl_counts(database).done == 2,
     )
     path = tmp_path / "backup"
     count = backup(database, path)
@@ -52,18 +59,20 @@ def test_what_is_restored_is_what_was_there_and_goes_on(crowd, fill, database, o
     again = Database(other)
     assert restore(again, path) == count
     assert rows(again) == rows(database)
-    fresh = Crowd(again, Rules())
-    work(fresh, fresh.register("bob", Kind.HYBRID)[1])
-    assert statistics.counts(again).done == 5
+    fresh = LeaseStore(again, TrackerRules())
+    work(fresh, fresh.register("bob", WorkerKind.HYBRID)[1])
+    assert statistics.crawl_counts(again).done == 5
     with pytest.raises(ConfigError, match="restore into an empty one"):
         restore(again, path)
     again.close()
 
 
-def test_a_backup_of_a_tracker_at_work_is_one_moment(crowd, fill, database, tmp_path):
+def test_a_backup_of_a_tracker_at_work_is_one_moment(lease_store, fill, database, tmp_path):
     fill(40)
     threads = [
-        threading.Thread(target=work, args=(crowd, crowd.register(f"n{n}", Kind.HYBRID)[1]))
+        threading.Thread(
+            target=work, args=(lease_store, lease_store.register(f"n{n}", WorkerKind.HYBRID)[1])
+        )
         for n in range(4)
     ]
     for thread in threads:
@@ -81,7 +90,7 @@ def test_a_backup_of_a_tracker_at_work_is_one_moment(crowd, fill, database, tmp_
             closed = select(func.count()).where(shards.c.state == "done")
             assert connection.execute(closed).scalar() == done
             assert connection.execute(select(func.count()).select_from(pairs)).scalar() == made
-            left = connection.execute(select(func.count()).select_from(lost)).scalar()
+            left = connection.execute(select(func.count()).select_from(left_pairs)).scalar()
             assert left == max(done - 1, 0)
         again.close()
         taken += 1
@@ -89,7 +98,7 @@ def test_a_backup_of_a_tracker_at_work_is_one_moment(crowd, fill, database, tmp_
         thread.join()
 
 
-def test_the_commands(url, database, crowd, fill, tmp_path, capsys):
+def test_the_commands(url, database, lease_store, fill, tmp_path, capsys):
     fill(1)
     path, other = tmp_path / "b.gz", f"sqlite:///{tmp_path / 'c.sqlite'}"
     assert main(["tracker", "backup", str(path), "--database", url]) == 0
@@ -100,7 +109,7 @@ def test_the_commands(url, database, crowd, fill, tmp_path, capsys):
         path.write_bytes(broken)
         fresh = f"sqlite:///{tmp_path / 'd.sqlite'}"
         assert main(["tracker", "restore", str(path), "--database", fresh]) == 2
-        assert "is not a whole backup" in capsys.readouterr().err
+        assert "is not a complete backup" in capsys.readouterr().err
     path.write_bytes(whole)
     assert main(["tracker", "restore", str(path), "--database", fresh]) == 0
     assert main(["tracker", "restore", str(tmp_path / "no"), "--database", other]) == 2

@@ -14,9 +14,9 @@ from cahlib.commands.cli import main
 from cahlib.core.records import Stats
 from cahlib.ledger.database import Database
 from cahlib.tracker import statistics
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Kind, Result, Rules
+from cahlib.tracker.models import ShardResult, TrackerRules, WorkerKind
 from tests.world.jobs import LIMIT
 from tests.world.trackers import commanded
 
@@ -34,10 +34,10 @@ def test_a_crawl_is_added_once_counted_and_exported(url, crawl, capsys, tmp_path
     assert main(["tracker", "add", "--database", url, "--crawl", crawl]) == 0
     assert "Added 1 WAT files: 2 shards." in capsys.readouterr().out
     database = Database(url)
-    crowd = Crowd(database, Rules())
-    secret = crowd.register("=1+1", Kind.HYBRID)[1]
-    crowd.complete(secret, crowd.lease(secret).number, Result(pairs=12))
-    crowd.fail(secret, crowd.lease(secret).number, "broken")
+    lease_store = LeaseStore(database, TrackerRules())
+    secret = lease_store.register("=1+1", WorkerKind.HYBRID)[1]
+    lease_store.complete(secret, lease_store.lease(secret).number, ShardResult(pairs=12))
+    lease_store.fail(secret, lease_store.lease(secret).number, "broken")
     database.close()
     assert main(["tracker", "stats", "--database", url]) == 0
     said = capsys.readouterr().out
@@ -58,46 +58,53 @@ def test_a_crawl_is_added_once_counted_and_exported(url, crawl, capsys, tmp_path
 def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys):
     main(["tracker", "add", "--database", url, "--crawl", crawl])
     database = Database(url)
-    crowd = Crowd(database, Rules())
-    (ann, hers), (eve, his) = (crowd.register(name, Kind.HYBRID) for name in ("ann", "eve"))
-    (carl, cpu), gpu = crowd.register("eve", Kind.CPU), crowd.register("gus", Kind.GPU)[1]
+    lease_store = LeaseStore(database, TrackerRules())
+    (ann, hers), (eve, his) = (
+        lease_store.register(name, WorkerKind.HYBRID) for name in ("ann", "eve")
+    )
+    (carl, cpu), gpu = (
+        lease_store.register("eve", WorkerKind.CPU),
+        lease_store.register("gus", WorkerKind.GPU)[1],
+    )
     uids = [f"{n:032x}" for n in range(4)]
     for secret, mine in ((hers, uids[:1]), (his, uids[1:2]), (his, uids[2:])):
-        number = crowd.lease(secret).number
+        number = lease_store.lease(secret).number
         keys = tuple(map(bytes.fromhex, mine))
-        result = Result(pairs=len(keys), uids=keys, stats=Stats(), output="s3://x")
-        crowd.complete(secret, number, result)
+        result = ShardResult(pairs=len(keys), uids=keys, stats=Stats(), output="s3://x")
+        lease_store.complete(secret, number, result)
     for _ in range(2):
         parcel = {"url": "s3://p/a.tar", "sha256": "0" * 64, "size": 5}
-        crowd.deliver(cpu, crowd.lease(cpu).number, parcel)
-    crowd.complete(gpu, crowd.lease(gpu).number, Result(pairs=7))  # judged by an honest one: stays
-    crowd.lease(gpu)
-    held = crowd.lease(his).number
+        lease_store.deliver(cpu, lease_store.lease(cpu).number, parcel)
+    lease_store.complete(
+        gpu, lease_store.lease(gpu).number, ShardResult(pairs=7)
+    )  # judged by an honest one: stays
+    lease_store.lease(gpu)
+    held = lease_store.lease(his).number
     assert main(["tracker", "expel", eve.name, "no-body", "--database", url]) == 1
-    assert "There is no worker no-body, and nobody of that nickname." in capsys.readouterr().err
-    assert crowd.held(his) == [held]
+    assert "There is no worker or nickname no-body." in capsys.readouterr().err
+    assert lease_store.held_shards(his) == [held]
     assert main(["tracker", "expel", eve.name, "--database", url]) == 0
     assert "1 workers are sent away; 0 shards are to do again." in capsys.readouterr().out
-    assert statistics.counts(database).done == 4
+    assert statistics.crawl_counts(database).done == 4
     for again in (3, 0):
         line = ["tracker", "expel", eve.name, carl.name, "--undo", "--database", url]
         assert main(line) == 0
         assert f"{again} shards are to do again." in capsys.readouterr().out
-    counts = statistics.counts(database)
+    counts = statistics.crawl_counts(database)
     assert (counts.done, counts.pairs, counts.parcels, counts.todo) == (2, 8, 1, 4)
-    assert [one["nickname"] for one in statistics.leaders(database)] == ["gus", "ann"]
-    free = [row for row in statistics.export(database) if row["state"] == "todo"]
+    assert [one["nickname"] for one in statistics.list_leaders(database)] == ["gus", "ann"]
+    free = [row for row in statistics.export_shards(database) if row["state"] == "todo"]
     assert {(row["worker"], row["output"], row["tally"]) for row in free} == {(None, None, None)}
-    number = crowd.lease(hers).number
-    assert crowd.taken(hers, number, uids) == uids[:1]
+    number = lease_store.lease(hers).number
+    assert lease_store.claimed_pairs(hers, number, uids) == uids[:1]
     database.close()
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["stats", "--database", "nonsense"], "no database URL"),
-        (["stats", "--database", "mysql://x/y"], "mysql is not known"),
+        (["stats", "--database", "nonsense"], "not a database URL"),
+        (["stats", "--database", "mysql://x/y"], "mysql is not supported"),
         (["stats", "--database", "sqlite://"], "needs a file"),
         (
             ["add", "--crawl", "nowhere.wat.gz", "--database", "sqlite:///t.sqlite"],
@@ -155,7 +162,7 @@ def test_a_tracker_that_is_none_is_said_so_before_anything_starts(tmp_path, caps
     assert main(["gpu", *options]) == 2
     assert "give the URL of the tracker" in capsys.readouterr().err
     assert main(["run", "--tracker", "nowhere", *options]) == 2
-    assert "is no http(s) URL" in capsys.readouterr().err
+    assert "is not an http(s) URL" in capsys.readouterr().err
 
 
 def test_several_server_processes_answer_without_waiting_for_acknowledgements(postgres):

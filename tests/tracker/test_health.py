@@ -10,24 +10,24 @@ import pytest
 
 from cahlib.commands.cli import main
 from cahlib.demo.web import Answer, Web
-from cahlib.ledger.client import Tracker, TrackerAway
+from cahlib.ledger.client import TrackerClient, TrackerUnavailable, WorkerOptions
 from cahlib.ledger.database import Database
-from cahlib.ledger.local import Ledger
-from cahlib.ledger.remote import Shared
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
+from cahlib.ledger.local import LocalLedger
+from cahlib.ledger.remote import RemoteLedger
+from cahlib.tracker.app import create_app
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.service import Settings
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world.jobs import until
 from tests.world.trackers import ask, serving
 
 from .conftest import wats
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 
 
 def test_head_is_answered_where_get_is(url, database):
-    with serving(create(Settings(database=url, limits=ANY))) as tracker:
+    with serving(create_app(TrackerSettings(database=url, limits=ANY))) as tracker:
         for path in ("/", "/healthz", "/readyz", "/v1/state"):
             answer = ask(tracker, path, method="HEAD")
             assert (answer.status, answer.text) == (200, "")
@@ -43,8 +43,8 @@ def test_a_full_disk_is_told_to_operators_and_workers(tmp_path):
         url = f"sqlite:///{tmp_path / 'tracker.sqlite'}"
         database = Database(url)
         migrate(database)
-        with serving(create(Settings(database=url, limits=ANY, fresh=0))) as tracker:
-            ann = Tracker(tracker)
+        with serving(create_app(TrackerSettings(database=url, limits=ANY, fresh=0))) as tracker:
+            ann = TrackerClient(tracker)
             ann.join("ann", "hybrid")
             with open(tmp_path / "other", "wb", buffering=0) as other, pytest.raises(OSError):
                 while other.write(bytes(4096)):
@@ -58,9 +58,9 @@ def test_a_full_disk_is_told_to_operators_and_workers(tmp_path):
 
             until(full)
             assert "No space is left for" in answer.text
-            with pytest.raises(TrackerAway, match="No space is left"):
+            with pytest.raises(TrackerUnavailable, match="No space is left"):
                 while True:
-                    ann.beat([], "x" * 200)
+                    ann.heartbeat([], "x" * 200)
             assert ask(tracker, "/readyz").status == 200
             (tmp_path / "other").unlink()
             until(lambda: ask(tracker, "/healthz").status == 200)
@@ -72,17 +72,19 @@ def test_a_full_disk_is_told_to_operators_and_workers(tmp_path):
 def test_a_join_outlives_a_database_that_is_away(postgres, tmp_path, caplog):
     url = postgres.create("joining")
     migrated(url)
-    with serving(create(Settings(database=url, limits=ANY))) as address:
+    with serving(create_app(TrackerSettings(database=url, limits=ANY))) as address:
         postgres.stop()
         try:
-            ledger = Ledger(tmp_path / "ledger.sqlite")
-            tracker = Tracker(address, sleep=lambda _: time.sleep(0.05))
+            ledger = LocalLedger(tmp_path / "ledger.sqlite")
+            tracker = TrackerClient(address, sleep=lambda _: time.sleep(0.05))
             path = tmp_path / "run" / "tracker.json"
             path.parent.mkdir()
-            shared = Shared(ledger, tracker, path, who=("ann", "hybrid"))
+            shared = RemoteLedger(
+                ledger, tracker, path, WorkerOptions(nickname="ann", kind="hybrid")
+            )
             joining = threading.Thread(target=shared.__enter__)
             joining.start()
-            until(lambda: "Trying again." in caplog.text)
+            until(lambda: "Retrying." in caplog.text)
         finally:
             postgres.start()
         joining.join()
@@ -96,12 +98,14 @@ def test_a_join_outlives_a_restart_behind_a_proxy():
     away = [Answer(status=status, body=b"<html>Bad Gateway") for status in (502, 503, 504)]
     waited = []
     with Web({"/v1/workers": [*away, joined], "/other/v1/workers": Answer(status=500)}) as web:
-        tracker = Tracker(f"http://{web.address}", sleep=waited.append)
-        assert tracker.persist(lambda: tracker.join("ann", "hybrid"))["secret"] == "s"
+        tracker = TrackerClient(f"http://{web.address}", sleep=waited.append)
+        assert (
+            tracker.wait_while_unavailable(lambda: tracker.join("ann", "hybrid"))["secret"] == "s"
+        )
         assert len(waited) == 3
-        other = Tracker(f"http://{web.address}/other", sleep=waited.append)
-        with pytest.raises(TrackerAway, match="answers 500"):
-            other.persist(lambda: other.join("ann", "hybrid"))
+        other = TrackerClient(f"http://{web.address}/other", sleep=waited.append)
+        with pytest.raises(TrackerUnavailable, match="answers 500"):
+            other.wait_while_unavailable(lambda: other.join("ann", "hybrid"))
 
 
 def run(capsys, *line):
@@ -113,12 +117,12 @@ def run(capsys, *line):
 def test_a_misspelt_database_is_not_begun(tmp_path, capsys, command):
     path = tmp_path / "trakcer.sqlite"
     code, said = run(capsys, *command, "--database", f"sqlite:///{path}")
-    assert code == 2 and "holds no tracker" in said and not path.exists()
+    assert code == 2 and "has no tracker" in said and not path.exists()
 
 
 def test_an_empty_database_is_begun_by_add_alone(postgres, tmp_path, capsys):
     url = postgres.create("empty")
-    assert "holds no tracker" in run(capsys, "stats", "--database", url)[1]
+    assert "has no tracker" in run(capsys, "stats", "--database", url)[1]
     for name in "ab":
         (tmp_path / f"{name}.warc.wat.gz").write_bytes(b"x")
     crawl = ["--crawl", str(tmp_path / "*.wat.gz")]
@@ -138,7 +142,7 @@ def foreign(path):
 
 
 def ledger_of_a_run(path):
-    ledger = Ledger(path)
+    ledger = LocalLedger(path)
     ledger.add(wats(1))
     ledger.close()
 
@@ -152,8 +156,8 @@ def newer(path):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (foreign, "holds something else (cats)"),
-        (ledger_of_a_run, "holds something else (pairs, shards)"),
+        (foreign, "has tables of another program (cats)"),
+        (ledger_of_a_run, "has tables of another program (pairs, shards)"),
         (newer, "is from a newer version of cahlib"),
     ],
 )

@@ -10,15 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cahlib.tracker import admin, bloom
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.models import Rules
-from cahlib.tracker.service import Settings
+from cahlib.tracker import admin
+from cahlib.tracker.app import create_app
+from cahlib.tracker.legacy import bloom
+from cahlib.tracker.models import TrackerRules
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world.jobs import LIMIT, until
 from tests.world.trackers import ask, serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 
 
 class ZeroJobError(Exception):
@@ -82,10 +83,10 @@ def tracker(url, database, fill, clock, tmp_path):
     fill(3)
     folder = tmp_path / "filters"
     folder.mkdir()
-    bloom.create(folder / "main.bloom", items=10_000, error=1e-6)
-    rules = Rules(old_upload="rsync://host/parcels", failures=3)
-    settings = Settings(database=url, rules=rules, limits=ANY, filters=str(folder), fresh=0)
-    with serving(create(settings, clock=clock)) as address:
+    bloom.create_filter(folder / "main.bloom", items=10_000, error=1e-6)
+    rules = TrackerRules(legacy_upload="rsync://host/parcels", max_failures=3)
+    settings = TrackerSettings(database=url, rules=rules, limits=ANY, filters=str(folder), fresh=0)
+    with serving(create_app(settings, clock=clock)) as address:
         yield address
 
 
@@ -234,8 +235,10 @@ def test_a_whole_wat_file_that_was_leased_and_given_back_is_offered_again(tracke
 
 
 def test_the_old_protocol_can_be_switched_off(url, database):
-    settings = Settings(database=url, limits=ANY, legacy=False, rules=Rules(old_upload="rsync x"))
-    with serving(create(settings)) as tracker:
+    settings = TrackerSettings(
+        database=url, limits=ANY, legacy=False, rules=TrackerRules(legacy_upload="rsync x")
+    )
+    with serving(create_app(settings)) as tracker:
         for path in ("/api/new?nickname=ann&type=HYBRID", "/data", "/custom/get-cpu-wat"):
             assert ask(tracker, path).status == 404
         assert ask(tracker, "/v1/state").status == 200
@@ -276,23 +279,23 @@ def test_parcels_that_no_old_gpu_worker_takes_can_be_scraped_anew(tracker, datab
     hybrid = Client(tracker, "ann", "HYBRID")
     with pytest.raises(ZeroJobError):
         hybrid.say("api/newJob")
-    assert admin.retry(database) == 0
-    assert admin.retry(database, old_parcels=True) == 6
+    assert admin.retry_shards(database) == 0
+    assert admin.retry_shards(database, old_parcels=True) == 6
     assert bring(cpu, range(6))["status"] == "failed"
     assert json.loads(hybrid.say("api/newJob"))["number"] == 0
 
 
 def test_results_of_old_cpu_workers_must_be_asked_for(url, database, fill):
     fill(1)
-    with serving(create(Settings(database=url, limits=ANY, fresh=0))) as address:
-        with pytest.raises(ValueError, match="names no place"):
+    with serving(create_app(TrackerSettings(database=url, limits=ANY, fresh=0))) as address:
+        with pytest.raises(ValueError, match="accepts no"):
             Client(address, "carl", "CPU")
         client = Client(address)
         with pytest.raises(WorkerTimedOutError):
             client.get("custom/get-cpu-wat")
         secret = ask(address, "/v1/workers", {"nickname": "carl", "kind": "cpu"}).json["secret"]
         assert ask(address, "/v1/lease", {}, secret=secret).json["shard"]
-        with pytest.raises(ValueError, match="names no place"):
+        with pytest.raises(ValueError, match="accepts no"):
             client.post("api/markAsDone", token=secret, type="CPU", url="rsync x")
 
 
@@ -370,7 +373,7 @@ def test_two_bloom_calls_are_served_at_a_time_and_others_meanwhile(tracker, monk
         go.wait(LIMIT)
         return lines
 
-    monkeypatch.setattr(bloom.Filter, "missing", missing)
+    monkeypatch.setattr(bloom.BloomFilter, "missing", missing)
     client = Client(tracker)
     with ThreadPoolExecutor(5) as threads:
         asked = [threads.submit(client.send_file, "deduplicate/", "main", ["a"]) for _ in range(5)]

@@ -5,10 +5,10 @@ import re
 from importlib.resources import files
 
 from cahlib.tracker import statistics
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.models import Kind, Result, Rules
-from cahlib.tracker.service import Settings
+from cahlib.tracker.app import create_app
+from cahlib.tracker.models import ShardResult, TrackerRules, WorkerKind
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world.trackers import ask, serving
 
 
@@ -19,24 +19,29 @@ def read(url):
 
 def test_silence_errors_and_queues_are_numbers_for_an_alert(url, database, fill, clock):
     fill(3)
-    settings = Settings(database=url, rules=Rules(lease=900), limits=Limits(address=0), fresh=0)
-    app = create(settings, clock=clock)
-    crowd = app.state.service.crowd
-    statistics.record(database, clock.now - 7200)
+    settings = TrackerSettings(
+        database=url,
+        rules=TrackerRules(lease_seconds=900),
+        limits=RequestLimits(address=0),
+        fresh=0,
+    )
+    app = create_app(settings, clock=clock)
+    lease_store = app.state.service.lease_store
+    statistics.record_history(database, clock.now - 7200)
     with serving(app) as tracker:
         idle = read(tracker)
         assert (idle["cah_oldest_lease_seconds"], idle["cah_error_share"]) == (0, 0)
-        secrets = [crowd.register(f"person{n}", Kind.HYBRID)[1] for n in range(3)]
-        first, second, third = (crowd.lease(secret).number for secret in secrets)
-        crowd.complete(secrets[0], first, Result(pairs=7))
-        crowd.fail(secrets[1], second, "broken")
+        secrets = [lease_store.register(f"person{n}", WorkerKind.HYBRID)[1] for n in range(3)]
+        first, second, third = (lease_store.lease(secret).number for secret in secrets)
+        lease_store.complete(secrets[0], first, ShardResult(pairs=7))
+        lease_store.fail(secrets[1], second, "broken")
         clock.now += 100
-        crowd.lease(secrets[0])
+        lease_store.lease(secrets[0])
         busy = read(tracker)
         assert busy["cah_oldest_lease_seconds"] == 100  # of the third
         assert (busy["cah_failures_hour"], busy["cah_error_share"]) == (1, 0.5)
         assert (busy['cah_shards{state="todo"}'], busy['cah_shards{state="leased"}']) == (3, 2)
-        crowd.beat(secrets[2], [third])
+        lease_store.heartbeat(secrets[2], [third])
         clock.now += 3601
         later = read(tracker)
         assert later["cah_failures_hour"] == 0
@@ -45,7 +50,7 @@ def test_silence_errors_and_queues_are_numbers_for_an_alert(url, database, fill,
 def test_the_dashboard_shows_numbers_that_there_are(url, database):
     dashboard = json.loads((files("cahlib.tracker") / "ops/grafana.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    with serving(create(Settings(database=url))) as tracker:
+    with serving(create_app(TrackerSettings(database=url))) as tracker:
         there = {name.split("{")[0] for name in read(tracker)}
     assert {name for each in asked for name in re.findall(r"cah_\w+", each)} <= there
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

@@ -11,12 +11,12 @@ from sqlalchemy import text
 
 from cahlib import tracker
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import schema
 from cahlib.tracker import statistics
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Kind, Rules
-from cahlib.tracker.standings import contributors
+from cahlib.tracker.models import TrackerRules, WorkerKind
+from cahlib.tracker.schema import metadata
+from cahlib.tracker.standings import list_contributors
 
 A, B, C = (bytes([n]) * 16 for n in range(3))
 
@@ -44,7 +44,7 @@ def test_the_migrations_lead_to_the_tables_of_the_schema(empty):
                 kind != "foreign_key_constraint" or each.table.name != "pairs"
             )
         context = MigrationContext.configure(connection, opts=options)
-        assert compare_metadata(context, schema) == []
+        assert compare_metadata(context, metadata) == []
 
 
 def fill(database):
@@ -85,23 +85,24 @@ def test_what_an_earlier_version_wrote_is_kept(empty, revision):
     migrate(empty, revision)
     fill(empty)
     migrate(empty)
-    counts = statistics.counts(empty)
+    counts = statistics.crawl_counts(empty)
     assert (counts.total, counts.done, counts.leased, counts.failed) == (4, 1, 1, 1)
     assert (
         counts.pairs == 6
-        and len(statistics.past(empty, 0)) == 1
-        and len(statistics.stuck(empty)) == 1
+        and len(statistics.history_since(empty, 0)) == 1
+        and len(statistics.stuck_shards(empty)) == 1
     )
     sums = {
-        one.name: (one.now["all"].pairs, one.now["day"].pairs) for one in contributors(empty, 9e9)
+        one.name: (one.now["all"].pairs, one.now["day"].pairs)
+        for one in list_contributors(empty, 9e9)
     }
     assert sums == {
         "ann": (2, 0 if revision < "0007" else 2)
     }  # of what was before, nobody knows when
-    crowd = Crowd(empty, Rules())
-    secret = crowd.register("carl", Kind.HYBRID, proof="his")[1]
-    leased = crowd.lease(secret).number
-    taken = set(crowd.taken(secret, leased, [A.hex(), B.hex(), C.hex()]))
+    lease_store = LeaseStore(empty, TrackerRules())
+    secret = lease_store.register("carl", WorkerKind.HYBRID, nickname_secret="his")[1]
+    leased = lease_store.lease(secret).number
+    taken = set(lease_store.claimed_pairs(secret, leased, [A.hex(), B.hex(), C.hex()]))
     # claims bound before there was a second revision, also those of shards that were in work
     assert taken == {A.hex(), B.hex()} | ({C.hex()} if revision != "0001" else set())
-    crowd.register("Ann" if revision > "0002" else "ann", Kind.HYBRID)
+    lease_store.register("Ann" if revision > "0002" else "ann", WorkerKind.HYBRID)

@@ -17,19 +17,19 @@ import pytest
 from sqlalchemy import URL
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import history
 from cahlib.tracker import rendering
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
+from cahlib.tracker.app import create_app
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Kind, Result, Rules
-from cahlib.tracker.service import Settings
+from cahlib.tracker.models import ShardResult, TrackerRules, WorkerKind
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.schema import history
+from cahlib.tracker.service import TrackerSettings
 from tests.tracker.conftest import Clock
 from tests.world import crowded
 from tests.world.jobs import LIMIT, until
 from tests.world.trackers import ask, serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 EVIL = "<img src=x onerror=a>"
 TITLE = "<Friends> of pictures"
 ATOM = "{http://www.w3.org/2005/Atom}"
@@ -42,25 +42,27 @@ PAGES = (
 
 
 @pytest.fixture
-def tracker(database, url, crowd, fill, clock):
+def tracker(database, url, lease_store, fill, clock):
     fill(5)
-    secret = crowd.register(EVIL, Kind.HYBRID)[1]
+    secret = lease_store.register(EVIL, WorkerKind.HYBRID)[1]
     for pairs in (700, 900):
-        crowd.complete(secret, crowd.lease(secret).number, Result(pairs=pairs))
-    crowd.beat(secret, [crowd.lease(secret).number], "<script>alert(1)</script>")
+        lease_store.complete(secret, lease_store.lease(secret).number, ShardResult(pairs=pairs))
+    lease_store.heartbeat(secret, [lease_store.lease(secret).number], "<script>alert(1)</script>")
     for n in range(3):
-        failing = crowd.register(f"f{n}", Kind.HYBRID)[1]
-        while crowd.lease(failing).number != 3:
+        failing = lease_store.register(f"f{n}", WorkerKind.HYBRID)[1]
+        while lease_store.lease(failing).number != 3:
             pass
-        crowd.fail(failing, 3, "<b>broken</b>")
-        crowd.leave(failing)
+        lease_store.fail(failing, 3, "<b>broken</b>")
+        lease_store.leave(failing)
     with database.write() as connection:
         same = {"scraped": 0, "workers": 1}
         rows = [
             {"time": int(clock.now) - 300 * n, "done": 20 - n, "pairs": 0} | same for n in range(20)
         ]
         connection.execute(history.insert(), rows)
-    with serving(create(Settings(database=url, limits=ANY, fresh=0), clock=clock)) as address:
+    with serving(
+        create_app(TrackerSettings(database=url, limits=ANY, fresh=0), clock=clock)
+    ) as address:
         yield address
 
 
@@ -79,12 +81,12 @@ def community(tmp_path_factory):
 def large(community, url, clock):
     """The address of a tracker with that."""
     shutil.copy(community, url.removeprefix("sqlite:///"))
-    settings = Settings(database=url, limits=ANY, fresh=0, live=0.1, title=TITLE)
-    with serving(create(settings, clock=clock)) as address:
+    settings = TrackerSettings(database=url, limits=ANY, fresh=0, live=0.1, title=TITLE)
+    with serving(create_app(settings, clock=clock)) as address:
         yield address
 
 
-def test_pages_escape_what_is_other_peoples_text(tracker, crowd):
+def test_pages_escape_what_is_other_peoples_text(tracker, lease_store):
     for path in (
         "/",
         "/leaderboard",
@@ -115,7 +117,7 @@ def test_pages_escape_what_is_other_peoples_text(tracker, crowd):
     ):
         answer = ask(tracker, path, headers=browser)
         assert answer.status == status and 'href="./site/style' in answer.text
-        assert "<h1>Sorry</h1>" in answer.text and "<bdi><script>" not in answer.text
+        assert "<h1>Error</h1>" in answer.text and "<bdi><script>" not in answer.text
     for path in ("/leaderboard?page=0", "/workers?page=x", "/person", "/leaderboard?last=year"):
         assert ask(tracker, path).status == 400, path
     assert ask(tracker, "/workers?q=%00%25_\\").status == 200
@@ -124,7 +126,7 @@ def test_pages_escape_what_is_other_peoples_text(tracker, crowd):
 
 
 def test_a_community_shows_its_name_and_how_to_join(url, database):
-    with serving(create(Settings(database=url, limits=ANY, title=TITLE))) as tracker:
+    with serving(create_app(TrackerSettings(database=url, limits=ANY, title=TITLE))) as tracker:
         text = ask(tracker, "/").text
         assert text.count("&lt;Friends&gt; of pictures") == 6 and "<Friends>" not in text
         assert f'--tracker <span data-here="./">{tracker}</span>' in text
@@ -153,14 +155,14 @@ def test_a_large_community_is_found_whole(large):
     for n, name in enumerate(crowded.NAMES):
         by = "scraped" if n % 5 == 4 else "pairs"
         listed = tags(ask(large, f"/leaderboard?by={by}&q={quoted(name)}").text)
-        link = f"./person?{rendering.called(name)}"
+        link = f"./person?{rendering.name_query(name)}"
         assert link in [given.get("href") for _, given in listed]
         text = unescape(ask(large, link[1:]).text)
         assert f"<bdi>{name}</bdi>" in text and "brave-otter-" in text
     assert ask(large, "/live", b"").status == 405
     found = ask(large, "/workers?every=1&q=OTTER-0099").text
     assert len(re.findall("otter-0099[0-9]<", found)) == 10 and "10 workers" in found
-    assert "No worker of that name" in ask(large, "/workers?q=100%25").text
+    assert "No active worker matches" in ask(large, "/workers?q=100%25").text
     assert len(re.findall("<tr><td", ask(large, "/workers?every=1&page=20").text)) == 50
     stuck = [unescape(each) for each in re.findall(r"</b> <bdi>(.*?)</bdi>", texts["/stuck"])]
     assert sorted(stuck) == [
@@ -172,7 +174,7 @@ def test_a_large_community_is_found_whole(large):
     assert re.fullmatch(r"<img.*>: [\d,. M]+ pairs · #\d+", badge.attrib["aria-label"])
     cpu = ask(large, f"/badge.svg?name={quoted(crowded.NAMES[4])}").text
     assert re.search(r">[\d,]+ parcels · #\d+<", cpu)
-    assert "in CPU work" in ask(large, f"/person?name={quoted(crowded.NAMES[4])}").text
+    assert "by parcels" in ask(large, f"/person?name={quoted(crowded.NAMES[4])}").text
     feed = ElementTree.fromstring(ask(large, "/feed.atom").text)
     ids = [entry.findtext(f"{ATOM}id") for entry in feed.findall(f"{ATOM}entry")]
     assert len(ids) > 5 and len(set(ids)) == len(ids)
@@ -190,7 +192,7 @@ def tags(text):
 
 
 def quoted(name):
-    return rendering.called(name).removeprefix("name=")
+    return rendering.name_query(name).removeprefix("name=")
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
@@ -231,19 +233,19 @@ def watching(tracker):
     answer.close()
 
 
-def test_who_watches_is_told_of_each_finished_shard_once(url, crowd, fill, clock):
+def test_who_watches_is_told_of_each_finished_shard_once(url, lease_store, fill, clock):
     fill(5)
-    secret = crowd.register(EVIL, Kind.HYBRID)[1]
+    secret = lease_store.register(EVIL, WorkerKind.HYBRID)[1]
 
     def finish(pairs):
         clock.now += 5
-        crowd.complete(secret, crowd.lease(secret).number, Result(pairs=pairs))
+        lease_store.complete(secret, lease_store.lease(secret).number, ShardResult(pairs=pairs))
 
     finish(10)
-    limits = Limits(address=0, worker=0, newcomers=0, streams=2)
-    settings = Settings(database=url, limits=limits, fresh=0, live=0.05)
+    limits = RequestLimits(address=0, worker=0, newcomers=0, streams=2)
+    settings = TrackerSettings(database=url, limits=limits, fresh=0, live=0.05)
     with ExitStack() as open_yet:
-        with serving(create(settings, clock=clock)) as tracker:
+        with serving(create_app(settings, clock=clock)) as tracker:
             with watching(tracker) as first, watching(tracker) as second:
                 assert [one["pairs"] for one in finished(first)["finished"]] == ["10"]
                 finish(20)
@@ -284,7 +286,7 @@ def test_prometheus_can_read_the_numbers(tracker):
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_the_pages_in_a_browser(large, crowd, monkeypatch):
+def test_the_pages_in_a_browser(large, lease_store, monkeypatch):
     """Earns its seconds: what a browser refuses, asks elsewhere or cannot be read is seen here."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe…")
@@ -314,8 +316,10 @@ def test_the_pages_in_a_browser(large, crowd, monkeypatch):
                 for each in axe.Axe().run(page).response["violations"]:
                     wrong.append((path, each["id"], each["nodes"][0]["html"]))
             assert page.locator("polyline.line").count() == 12
-            worker = crowd.register(EVIL, Kind.HYBRID)[1]
-            crowd.complete(worker, crowd.lease(worker).number, Result(pairs=11 + width))
+            worker = lease_store.register(EVIL, WorkerKind.HYBRID)[1]
+            lease_store.complete(
+                worker, lease_store.lease(worker).number, ShardResult(pairs=11 + width)
+            )
             line = page.locator("[data-feed] li").filter(has_text=f"{11 + width:,} pairs")
             line.wait_for()
             assert line.locator("bdi").inner_text() == EVIL
@@ -332,7 +336,9 @@ def test_a_database_that_goes_away_is_503_and_comes_back(postgres, request):
     database = Database(url)
     migrate(database)
     database.close()
-    with serving(create(Settings(database=url, limits=ANY, rules=Rules(), fresh=0))) as tracker:
+    with serving(
+        create_app(TrackerSettings(database=url, limits=ANY, rules=TrackerRules(), fresh=0))
+    ) as tracker:
         body = {"nickname": "ann", "kind": "hybrid"}
         secret = ask(tracker, "/v1/workers", body).json["secret"]
         postgres.stop()

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import make_url
 
-from cahlib.ledger.database import Database, DatabaseAway
+from cahlib.ledger.database import Database, DatabaseUnavailable
 from cahlib.tracker import admin, backup, statistics
-from cahlib.tracker.leases import Crowd
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Kind, Result, Rules
+from cahlib.tracker.models import ShardResult, TrackerRules, WorkerKind
 from tests.world.jobs import until
 from tests.world.ports import free_port
 
@@ -22,7 +22,7 @@ from .conftest import wats
 
 SETTINGS = """
 [databases]
-* = host=127.0.0.1 port={inner} user=crowd
+* = host=127.0.0.1 port={inner} user=lease_store
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
@@ -59,7 +59,7 @@ def answers(url):
     try:
         with database.read() as connection:
             return bool(connection.exec_driver_sql("SELECT 1").scalar())
-    except DatabaseAway:
+    except DatabaseUnavailable:
         return False
     finally:
         database.close()
@@ -69,20 +69,22 @@ def test_a_tracker_works_behind_a_pool_of_transactions(pooled, tmp_path):
     until(lambda: answers(pooled))
     database = Database(pooled)
     migrate(database)
-    admin.add(database, wats(60))
-    crowd = Crowd(database, Rules())
+    admin.add_wats(database, wats(60))
+    lease_store = LeaseStore(database, TrackerRules())
 
     def work(n):
-        secret = crowd.register(f"person{n}", Kind.HYBRID)[1]
-        while leases := crowd.lease_several(secret, 3):
-            crowd.beat(secret, [lease.number for lease in leases])
+        secret = lease_store.register(f"person{n}", WorkerKind.HYBRID)[1]
+        while leases := lease_store.lease_several(secret, 3):
+            lease_store.heartbeat(secret, [lease.number for lease in leases])
             for lease in leases:
                 uids = (lease.number.to_bytes(16, "big"),)
-                assert crowd.complete(secret, lease.number, Result(pairs=1, uids=uids)).counted
+                assert lease_store.complete(
+                    secret, lease.number, ShardResult(pairs=1, uids=uids)
+                ).counted
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(8)))
-    counts = statistics.counts(database)
+    counts = statistics.crawl_counts(database)
     assert (counts.done, counts.pairs) == (120, 120)
     assert backup.backup(database, tmp_path / "backup") > 240
     database.close()

@@ -13,15 +13,15 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 
 from cahlib.core.records import Stats
-from cahlib.ledger.client import Tracker
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.service import Settings
+from cahlib.ledger.client import TrackerClient
+from cahlib.tracker.app import create_app
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world.jobs import until
 from tests.world.ports import free_port
 from tests.world.trackers import serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 
 NGINX = """
 daemon off; master_process off; pid {folder}/pid; error_log {folder}/log;
@@ -70,7 +70,7 @@ def outside(request, url, database, fill, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     fill(1)
-    with serving(create(Settings(database=url, limits=ANY, fresh=0, live=0.1))) as inner:
+    with serving(create_app(TrackerSettings(database=url, limits=ANY, fresh=0, live=0.1))) as inner:
         with proxied(request.param, inner, tmp_path) as address:
             yield f"{address}/cah"
 
@@ -119,7 +119,7 @@ def fetched(url, tmp_path):
 
 
 def test_pages_are_whole_and_workers_work(outside, tmp_path):
-    tracker = Tracker(outside)
+    tracker = TrackerClient(outside)
     name = tracker.join("ann", "hybrid")["name"]
     [leased], _ = tracker.lease()
     tracker.complete(leased.number, similarities={}, stats=Stats())

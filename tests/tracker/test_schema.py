@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cahlib.tracker import bloom
-from cahlib.tracker.app import create
-from cahlib.tracker.limits import Limits
-from cahlib.tracker.models import Rules
-from cahlib.tracker.service import Settings
+from cahlib.tracker.app import create_app
+from cahlib.tracker.legacy import bloom
+from cahlib.tracker.models import TrackerRules
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world.trackers import ask, serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 
 
 def test_nothing_that_can_be_sent_breaks_the_service(url, database, fill, tmp_path):
@@ -24,11 +24,11 @@ def test_nothing_that_can_be_sent_breaks_the_service(url, database, fill, tmp_pa
     if command is None:
         pytest.skip("schemathesis is not installed; type: pip install schemathesis")
     fill(50)
-    bloom.create(tmp_path / "main.bloom", items=1000, error=0.01)
-    rules = Rules(old_upload="rsync://host/parcels")
+    bloom.create_filter(tmp_path / "main.bloom", items=1000, error=0.01)
+    rules = TrackerRules(legacy_upload="rsync://host/parcels")
     options = {"limits": ANY, "filters": str(tmp_path), "admin": "s", "fresh": 0}
-    settings = Settings(database=url, rules=rules, **options)
-    with serving(create(settings)) as tracker:
+    settings = TrackerSettings(database=url, rules=rules, **options)
+    with serving(create_app(settings)) as tracker:
         secret = ask(tracker, "/v1/workers", {"nickname": "ann", "kind": "hybrid"}).json["secret"]
         ask(tracker, "/v1/lease", {}, secret=secret)
         ran = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 
 import cahlib
 from cahlib.core.records import Stats
-from cahlib.ledger.client import Tracker
+from cahlib.ledger.client import TrackerClient
 from tests.world import extras, machines, small
 from tests.world.jobs import until
 from tests.world.trackers import ask
@@ -62,8 +62,8 @@ def test_a_fresh_debian_becomes_a_tracker_that_comes_back(machine, tmp_path):
     set_up(machine, f"/srv/{Path(source).name}")
 
     assert ask(url, "/").status == 200
-    tracker = Tracker(url)
-    tracker.join("ann", "hybrid", patience=20)
+    tracker = TrackerClient(url)
+    tracker.join("ann", "hybrid", retry_seconds=20)
     [leased], _ = tracker.lease()
     tracker.complete(leased.number, similarities={"ab" * 16: 0.3}, stats=one_pair())
     rated = machine.run("systemd-analyze", "security", "--no-pager", "cah-tracker").stdout

@@ -19,17 +19,17 @@ from cahlib.demo.web import Web
 from cahlib.ledger.database import Database
 from cahlib.run.pipeline import run
 from cahlib.tracker import admin, statistics
-from cahlib.tracker.app import create
-from cahlib.tracker.leases import Crowd
-from cahlib.tracker.limits import Limits
+from cahlib.tracker.app import create_app
+from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
-from cahlib.tracker.models import Kind, Rules
-from cahlib.tracker.service import Settings
+from cahlib.tracker.models import TrackerRules, WorkerKind
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world import command, small
 from tests.world.ports import free_port
 from tests.world.trackers import serving
 
-ANY = Limits(address=0, worker=0, newcomers=0)
+ANY = RequestLimits(address=0, worker=0, newcomers=0)
 
 
 def started(what, job, tracker, nickname, output):
@@ -55,9 +55,11 @@ def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
         for n in range(4):
             (tmp_path / f"demo{n}.warc.wat.gz").write_bytes(small.file("same", links=40))
         job = small.job(tmp_path, tmp_path / "x", web)
-        admin.add(database, list_shards(Crawl(crawl=str(tmp_path / "*.wat.gz"))))
-        rules = Rules(upload=f"file://{tmp_path / 'parcels'}", lease=60)
-        app = create(Settings(database=str(database.engine.url), rules=rules, limits=ANY))
+        admin.add_wats(database, list_shards(Crawl(crawl=str(tmp_path / "*.wat.gz"))))
+        rules = TrackerRules(upload_url=f"file://{tmp_path / 'parcels'}", lease_seconds=60)
+        app = create_app(
+            TrackerSettings(database=str(database.engine.url), rules=rules, limits=ANY)
+        )
         with serving(app) as tracker:
             who = [("run", "ann"), ("run", "bob"), ("worker", "carl"), ("gpu", "gus")]
             running = {
@@ -67,7 +69,7 @@ def test_everybody_finishes_one_crawl_and_each_pair_is_in_one_dataset(tmp_path):
     assert {name: process.returncode for name, process in running.items()} == dict.fromkeys(
         said, 0
     ), said
-    counts = statistics.counts(database)
+    counts = statistics.crawl_counts(database)
     database.close()
     assert (counts.done, counts.failed, counts.total) == (8, 0, 8), said
     made = Counter(uid for name in ("ann", "bob", "gus") for uid in uids(tmp_path / name))
@@ -81,20 +83,24 @@ def test_a_gpu_worker_blames_no_parcel_for_storage_that_is_away(tmp_path, caplog
     upload = f"http://127.0.0.1:{free_port()}"
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
-    admin.add(database, [Shard(id=f"w-{half}", url="https://x/w", half=half) for half in (0, 1)])
-    crowd = Crowd(database, Rules())
-    cpu = crowd.register("carl", Kind.CPU)[1]
-    while lease := crowd.lease(cpu):
+    admin.add_wats(
+        database, [Shard(id=f"w-{half}", url="https://x/w", half=half) for half in (0, 1)]
+    )
+    lease_store = LeaseStore(database, TrackerRules())
+    cpu = lease_store.register("carl", WorkerKind.CPU)[1]
+    while lease := lease_store.lease(cpu):
         parcel = {"url": f"{upload}/{lease.shard.id}.tar", "sha256": "0" * 64, "size": 5}
-        crowd.deliver(cpu, lease.number, parcel)
+        lease_store.deliver(cpu, lease.number, parcel)
     stop = threading.Event()
 
     def listener(_):
         if "cannot be reached" in caplog.text:
             stop.set()
 
-    settings = Settings(database=str(database.engine.url), rules=Rules(upload=upload), limits=ANY)
-    with serving(create(settings)) as tracker, Web({}) as web:
+    settings = TrackerSettings(
+        database=str(database.engine.url), rules=TrackerRules(upload_url=upload), limits=ANY
+    )
+    with serving(create_app(settings)) as tracker, Web({}) as web:
         job = demo.job(str(tmp_path / "gus"), web)
         run(
             replace_settings(job, tracker=tracker, nickname="gus", crawl="", workers=1),
@@ -103,6 +109,6 @@ def test_a_gpu_worker_blames_no_parcel_for_storage_that_is_away(tmp_path, caplog
             tick=0.1,
             role="gpu",
         )
-    rows = list(statistics.export(database))
+    rows = list(statistics.export_shards(database))
     assert [(row["state"], row["error"]) for row in rows] == [("scraped", None)] * 2
     database.close()

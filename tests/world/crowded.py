@@ -6,9 +6,10 @@ import random
 from typing import Any
 
 from cahlib.ledger.database import Database
-from cahlib.ledger.schema import activity, failures, history, people, shards, teams, wats, workers
+from cahlib.ledger.schema import shards
 from cahlib.tracker.activity import DAY, HOUR
-from cahlib.tracker.names import folded
+from cahlib.tracker.nicknames import fold
+from cahlib.tracker.schema import activity, failures, history, people, teams, wats, workers
 
 #: Names as people choose them, and some that want to break the page.
 NAMES = (
@@ -32,7 +33,7 @@ def fill(database: Database, now: float, *, machines: int = 1000, rows: int = 60
         for each in did
     ]
     owners = [
-        {"nickname": name, "folded": f"{folded(name)}{n}", "team": chance.choice([None, *TEAMS]),
+        {"nickname": name, "folded": f"{fold(name)}{n}", "team": chance.choice([None, *TEAMS]),
          "secret": None if n % 7 == 3 else b"his" * 10}
         for n, name in enumerate(every)
     ]  # fmt: skip
@@ -49,7 +50,7 @@ def fill(database: Database, now: float, *, machines: int = 1000, rows: int = 60
     times = [hour - HOUR * n for n in range(960)] + [hour - 300 * n for n in range(500) if n % 12]
     past = [((at - hour) / HOUR / 960 + 1, at) for at in times]
     tables: list[tuple[Any, list[dict[str, Any]]]] = [
-        (teams, [{"name": team, "folded": folded(team)} for team in TEAMS]),
+        (teams, [{"name": team, "folded": fold(team)} for team in TEAMS]),
         (activity, [row for each in did for row in each]),
         (activity, [{"nickname": name, "time": 0} | sums[n] for n, name in enumerate(every)]),
         (people, [owner | sums[n] for n, owner in enumerate(owners)]),

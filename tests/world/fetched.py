@@ -13,7 +13,7 @@ def fetched(web, *urls, evidence=None, net=None, **settings):
     Hosts are asked for no robots.txt where a test says nothing else: what is counted is images.
     """
     stats = Stats()
-    calm = {"consent": "headers", "per_second": 0, "patience": 0}
+    calm = {"consent": "headers", "per_second": 0, "max_failures": 0}
     options = Download(**{"replay": web.address, **calm, **settings})
     net = net or NetworkConfig(only=("127.0.0.1", web.port), tls=False, pause=0)
     candidates = (candidate(url, position) for position, url in enumerate(urls))

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 #: What commands import when they need it.
 _LOADED = (
-    "alembic.command", "cahlib.commands.checked", "cahlib.dataset.maintain.verify",
+    "alembic.command", "cahlib.commands.check_dataset", "cahlib.dataset.maintain.verify",
     "cahlib.dataset.show.report", "cahlib.dataset.write.shard_writer", "cahlib.demo.world",
     "cahlib.kaggle.servers", "cahlib.kaggle.session", "cahlib.model.clip",
     "cahlib.model.model_source", "cahlib.run.pipeline", "cahlib.run.scrapers",

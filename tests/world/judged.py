@@ -26,7 +26,7 @@ from cahlib.crawl.shards import list_shards
 from cahlib.dataset.manifest import manifest_path, read_manifest
 from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
 from cahlib.image.header import CAN_DECODE_AVIF
-from cahlib.ledger.local import Ledger
+from cahlib.ledger.local import LocalLedger
 from cahlib.model.model_source import find_source
 from cahlib.model.score_names import score_columns
 
@@ -229,10 +229,10 @@ def finish(job):
         forms=job.output.forms,
     )
     job.store(folder / "run" / "job.json")
-    ledger = Ledger(folder / "run" / "ledger.sqlite")
+    ledger = LocalLedger(folder / "run" / "ledger.sqlite")
     for number, shard in enumerate(list_shards(job.crawl, contact=job.download.contact)):
         sealed = write(folder, first=1000 * number, shard=shard.id, spec=spec)
         ledger.add([shard])
-        ledger.seal(shard, read_uids(folder, sealed), sealed.stats)
-        ledger.done(shard)
+        ledger.commit(shard, read_uids(folder, sealed), sealed.stats)
+        ledger.mark_done(shard)
     ledger.close()

@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import random
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image as Picture
@@ -36,12 +38,17 @@ TIMM = {
 }  # fmt: skip
 
 
+@cache
+def _vocabulary() -> bytes:
+    with gzip.open(open_clip.tokenizer.default_bpe()) as every:
+        return gzip.compress(b"".join(islice(every, _MERGES + 1)).rstrip(b"\n"))
+
+
 def write(folder: Path, *, name="tiny", config=CONFIG, seed=0) -> Path:
     """A model's folder; the same seed gives the same weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(config))
-    merges = gzip.open(open_clip.tokenizer.default_bpe()).read().decode().split("\n")
-    (folder / "bpe.txt.gz").write_bytes(gzip.compress("\n".join(merges[: _MERGES + 1]).encode()))
+    (folder / "bpe.txt.gz").write_bytes(_vocabulary())
     torch.manual_seed(seed)
     parts = copy.deepcopy(config)
     kind = open_clip.CustomTextCLIP if parts.pop("custom_text", False) else open_clip.CLIP

@@ -71,7 +71,7 @@ def job(crawl: Path, folder: Path, web: Web, **place: float) -> Job:
     return Job(
         crawl=Crawl(crawl=str(crawl)),
         download=Download(
-            contact="tests@example.org", replay=web.address, per_second=0, patience=0,
+            contact="tests@example.org", replay=web.address, per_second=0, max_failures=0,
         ),
         judge=Judge(model=str(demo.MODEL), threshold=-1, safety=str(demo.SAFETY)),
         output=Output(output=str(folder)),

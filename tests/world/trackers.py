@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from cahlib.tracker.guard import Guarded
+from cahlib.tracker.connections import TimedConnection
 from tests.world.command import started
 from tests.world.jobs import LIMIT, until
 from tests.world.ports import free_port
@@ -67,7 +67,7 @@ def serving(app: Any, *, port: int = 0, **options: Any) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", port), backlog=512)
     # as asyncio sets it where it makes the listener itself: 40 ms an answer without it
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    options = {"log_level": "warning", "proxy_headers": False, "http": Guarded} | options
+    options = {"log_level": "warning", "proxy_headers": False, "http": TimedConnection} | options
     server = uvicorn.Server(uvicorn.Config(app, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

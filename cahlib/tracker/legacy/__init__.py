@@ -1,1 +1,1 @@
-"""The protocol of Crawling@Home (2021), for the clients that people still have."""
+"""The protocol of Crawling@Home (2021), for clients that are still in use."""

@@ -1,7 +1,7 @@
-"""The old Crawling@Home protocol, so that the clients which people have work with this tracker.
+"""The Crawling@Home protocol of 2021, so that the clients that people have work with this tracker.
 
-Plain text in, plain text out, and the status code says what happened. Its jobs are our shards, and
-its CPU results are parcels of a format of their own, which only its own GPU workers read.
+Plain text in, plain text out, and the status code tells what happened. Its jobs are our shards; its
+CPU results are parcels of another format, which only legacy GPU workers read.
 """
 
 from __future__ import annotations
@@ -18,57 +18,68 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from cahlib.tracker import models, names, statistics
-from cahlib.tracker.bloom import Filter
-from cahlib.tracker.leases import Crowd
-from cahlib.tracker.legacy import whole_wats
-from cahlib.tracker.models import IDS, Invalid, Kind, Missing, NotHeld, Refusal, Result, Unknown
-from cahlib.tracker.service import of, shown_time
+from cahlib.tracker import charts, models, nicknames, statistics
+from cahlib.tracker.leases import LeaseStore
+from cahlib.tracker.legacy import wats
+from cahlib.tracker.legacy.bloom import BloomFilter
+from cahlib.tracker.models import (
+    IDS_PER_WAT,
+    ApiError,
+    InvalidRequest,
+    NotFound,
+    NotHeld,
+    ShardResult,
+    UnknownWorker,
+    WorkerKind,
+)
+from cahlib.tracker.service import get_service
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-router = APIRouter(tags=["Crawling@Home, 2021"])
-files = APIRouter(prefix="/custom", tags=["Crawling@Home, whole WAT files"])
-filters = APIRouter(tags=["Bloom filters"])
+legacy_router = APIRouter(tags=["Crawling@Home, 2021"])
+wat_router = APIRouter(prefix="/custom", tags=["Crawling@Home, whole WAT files"])
+filter_router = APIRouter(tags=["Bloom filters"])
 
-Type = Annotated[str, Query(max_length=20)]
+_Type = Annotated[str, Query(max_length=20)]
 
-#: Where a result may be: old GPU workers put it into a command line of a shell as it is. Nothing
-#: here means anything to one, so `&` is missing too: it would end the command.
-_SAFE = re.compile(r"rsync [A-Za-z0-9][A-Za-z0-9._-]*|https?://[A-Za-z0-9][A-Za-z0-9._~:/?@=%+,-]*")
-
-
-#: Of a Bloom call, whose cost is by the line.
-_MOST_LINES = 1_000_000
+#: Allowed locations of a result: legacy GPU workers put it into a shell command unquoted. No
+#: character here means anything to a shell; `&` would end the command.
+_SAFE_ADDRESS = re.compile(
+    r"rsync [A-Za-z0-9][A-Za-z0-9._-]*|https?://[A-Za-z0-9][A-Za-z0-9._~:/?@=%+,-]*"
+)
 
 
-class Said(BaseModel):
-    """What a client says with most calls."""
+#: Most lines of a Bloom filter call, whose cost grows with them.
+_MAX_LINES = 1_000_000
+
+
+class LegacyRequest(BaseModel):
+    """What a client sends with most calls."""
 
     token: str = Field(max_length=200)
     type: str = Field(max_length=20)
 
 
-class Progress(Said):
-    """How far it is, in its words."""
+class LegacyProgress(LegacyRequest):
+    """A client's progress, in its own words."""
 
     progress: str = Field(max_length=20_000)
 
 
-class Marked(Said):
-    """The result: a count of pairs, or of a CPU worker the place of its parcel."""
+class LegacyResult(LegacyRequest):
+    """A result: the number of pairs, or the location of a CPU worker's parcel."""
 
     count: int | None = Field(None, ge=-(2**63), lt=2**63)
     url: str | None = Field(None, max_length=2000)
 
 
-class Wat(BaseModel):
-    """A WAT file's address."""
+class WatLookup(BaseModel):
+    """The URL of a WAT file."""
 
     url: str = Field(max_length=2000)
 
 
-class Whole(BaseModel):
+class WatResults(BaseModel):
     """The results of whole WAT files."""
 
     urls: dict[str, str] = Field(max_length=1000)
@@ -77,147 +88,153 @@ class Whole(BaseModel):
     token: str = Field(max_length=200)
 
 
-@router.get("/api/new")
-def new(
-    request: Request, nickname: Annotated[str, Query(max_length=200)], type: Type
+@legacy_router.get("/api/new")
+def register_legacy(
+    request: Request, nickname: Annotated[str, Query(max_length=200)], type: _Type
 ) -> dict[str, str]:
-    """Register."""
-    service, kind = of(request), _invited(request, type)
-    worker, secret = service.crowd.register(names.nickname(nickname), kind, old=True)
-    upload = service.settings.rules.old_upload
+    """Register a worker."""
+    service, kind = get_service(request), _parse_invited_kind(request, type)
+    worker, secret = service.lease_store.register(
+        nicknames.normalize_nickname(nickname), kind, legacy=True
+    )
+    upload = service.settings.rules.legacy_upload
     return {"display_name": worker.name, "token": secret, "upload_address": upload}
 
 
-@router.get("/api/getUploadAddress", response_class=PlainTextResponse)
-def upload_address(request: Request, type: Type) -> str:
-    """Where CPU workers bring their results."""
-    _kind(type)
-    return of(request).settings.rules.old_upload
+@legacy_router.get("/api/getUploadAddress", response_class=PlainTextResponse)
+def get_upload_address(request: Request, type: _Type) -> str:
+    """Return where CPU workers upload their results."""
+    _parse_kind(type)
+    return get_service(request).settings.rules.legacy_upload
 
 
-@router.get("/api/jobCount", response_class=PlainTextResponse)
-def job_count(request: Request, type: Type) -> str:
-    """How many jobs of this type can be had now."""
-    counts = of(request).state().counts
-    return str(counts.old if _kind(type) is Kind.GPU else counts.todo)
+@legacy_router.get("/api/jobCount", response_class=PlainTextResponse)
+def count_jobs(request: Request, type: _Type) -> str:
+    """Return the number of jobs of this type."""
+    counts = get_service(request).state().counts
+    return str(counts.legacy_parcels if _parse_kind(type) is WorkerKind.GPU else counts.todo)
 
 
-@router.post("/api/newJob")
-def new_job(request: Request, said: Said) -> dict[str, Any]:
-    """A job; one that the worker held is free again."""
-    lease = _crowd(request, said).lease(said.token, old=True)
+@legacy_router.post("/api/newJob")
+def give_job(request: Request, body: LegacyRequest) -> dict[str, Any]:
+    """Return a job; the one that the worker held is free again."""
+    lease = _store_for(request, body).lease(body.token, legacy=True)
     if lease is None:
-        raise NotHeld("There is no job to give now; ask again later.")
+        raise NotHeld("There is no job now; ask again later.")
     url = lease.parcel["url"] if lease.parcel else lease.shard.url
-    return _job(lease.number, url) | {"number": lease.number}
+    return _job_json(lease.number, url) | {"number": lease.number}
 
 
-@router.post("/api/updateProgress", response_class=PlainTextResponse)
-def update_progress(request: Request, said: Progress) -> str:
-    """A sign of life, with words."""
-    progress = models.sentence(said.progress, 200)
-    _crowd(request, said).beat(said.token, [], progress, old=True)
+@legacy_router.post("/api/updateProgress", response_class=PlainTextResponse)
+def update_progress(request: Request, body: LegacyProgress) -> str:
+    """Renew the worker's lease, with its progress."""
+    progress = models.clean_text(body.progress, 200)
+    _store_for(request, body).heartbeat(body.token, [], progress, legacy=True)
     return "success"
 
 
-@router.post("/api/markAsDone", response_class=PlainTextResponse)
-def mark_as_done(request: Request, said: Marked) -> str:
-    """The job's result."""
-    crowd = _crowd(request, said)
-    if _kind(said.type) is Kind.CPU:
-        url = _address(said.url)
-        crowd.deliver(said.token, _held(request, said.token), {"url": url}, old=True)
-    elif said.count is None:
-        raise Invalid("count: say how many pairs were kept.")
+@legacy_router.post("/api/markAsDone", response_class=PlainTextResponse)
+def mark_as_done(request: Request, body: LegacyResult) -> str:
+    """Record the result of the job."""
+    lease_store = _store_for(request, body)
+    if _parse_kind(body.type) is WorkerKind.CPU:
+        url = _parse_address(body.url)
+        lease_store.deliver(body.token, _held_shard(request, body.token), {"url": url}, legacy=True)
+    elif body.count is None:
+        raise InvalidRequest("count: send the number of pairs that were kept.")
     else:
-        pairs = models.pairs(said.count, crowd.rules)
-        crowd.complete(said.token, _held(request, said.token), Result(pairs=pairs))
+        pairs = models.check_pair_count(body.count, lease_store.rules)
+        lease_store.complete(body.token, _held_shard(request, body.token), ShardResult(pairs=pairs))
     return "success"
 
 
-@router.post("/api/gpuInvalidDownload", response_class=PlainTextResponse)
-def gpu_invalid_download(request: Request, said: Said) -> str:
-    """The CPU worker's result could not be fetched."""
-    crowd = _crowd(request, said)
-    crowd.refetch(said.token, _held(request, said.token), "Its parcel could not be fetched.")
+@legacy_router.post("/api/gpuInvalidDownload", response_class=PlainTextResponse)
+def gpu_invalid_download(request: Request, body: LegacyRequest) -> str:
+    """Record that a CPU worker's result could not be downloaded."""
+    lease_store = _store_for(request, body)
+    lease_store.refetch(
+        body.token, _held_shard(request, body.token), "The parcel could not be downloaded."
+    )
     return "success"
 
 
-@router.post("/api/validateWorker", response_class=PlainTextResponse)
-def validate_worker(request: Request, said: Said) -> str:
-    """Whether the tracker still knows the worker."""
+@legacy_router.post("/api/validateWorker", response_class=PlainTextResponse)
+def validate_worker(request: Request, body: LegacyRequest) -> str:
+    """Return whether the tracker still knows the worker."""
     try:
-        return str(of(request).crowd.known(said.token).kind is _kind(said.type))
-    except Unknown:
+        return str(
+            get_service(request).lease_store.known(body.token).kind is _parse_kind(body.type)
+        )
+    except UnknownWorker:
         return "False"
 
 
-@router.post("/api/bye", response_class=PlainTextResponse)
-def bye(request: Request, said: Said) -> str:
-    """The worker leaves."""
-    _crowd(request, said).leave(said.token)
+@legacy_router.post("/api/bye", response_class=PlainTextResponse)
+def leave_legacy(request: Request, body: LegacyRequest) -> str:
+    """Unregister the worker."""
+    _store_for(request, body).leave(body.token)
     return "success"
 
 
-@files.get("/get-cpu-wat", response_class=PlainTextResponse)
+@wat_router.get("/get-cpu-wat", response_class=PlainTextResponse)
 def get_cpu_wat(request: Request) -> str:
-    """A WAT file none of whose shards is taken."""
-    service = of(request)
-    url = whole_wats.offer(service.database, service.clock(), service.settings.rules)
+    """Return a WAT file whose shards are both free."""
+    service = get_service(request)
+    url = wats.offer_wat(service.database, service.clock(), service.settings.rules)
     if url is None:
-        raise NotHeld("There is no whole WAT file to give now; ask again later.")
+        raise NotHeld("There is no free WAT file now; ask again later.")
     return url
 
 
-@files.post("/lookup-wat")
-def lookup_wat(request: Request, wat: Wat) -> dict[str, Any]:
-    """The two shards of a WAT file."""
-    numbers = whole_wats.find(of(request).database, models.sentence(wat.url, 2000))
+@wat_router.post("/lookup-wat")
+def lookup_wat(request: Request, wat: WatLookup) -> dict[str, Any]:
+    """Return the two shards of a WAT file."""
+    numbers = wats.find_wat_shards(get_service(request).database, models.clean_text(wat.url, 2000))
     if not numbers:
         return {"status": "failed", "detail": "This WAT file is not part of the crawl."}
-    shards = [[number, _job(number, wat.url)] for number in numbers]
+    shards = [[number, _job_json(number, wat.url)] for number in numbers]
     return {"status": "success", "shards": shards}
 
 
-@files.post("/markasdone-cpu")
-def markasdone_cpu(request: Request, whole: Whole) -> dict[str, Any]:
-    """The results of both shards of WAT files that the worker took as a whole."""
+@wat_router.post("/markasdone-cpu")
+def markasdone_cpu(request: Request, whole: WatResults) -> dict[str, Any]:
+    """Record the results of both shards of whole WAT files."""
     try:
         urls = {
-            number: _address(whole.urls.get(str(number)))
+            number: _parse_address(whole.urls.get(str(number)))
             for number in whole.shards
             if 0 <= number < 2**31
         }
-        service = of(request)
-        completed = whole_wats.bring(service.crowd, service.database, whole.token, urls)
-    except Refusal as refusal:
+        service = get_service(request)
+        completed = wats.deliver_wats(service.lease_store, service.database, whole.token, urls)
+    except ApiError as refusal:
         return {"status": "failed", "detail": str(refusal)}
     if not completed:
-        detail = "None of these shards was given out and is free still, or yours."
+        detail = "None of these shards was offered and is still free, or is leased to this worker."
         return {"status": "failed", "detail": detail}
     return {"status": "success", "completed": completed}
 
 
-@router.get("/data")
-def data(request: Request) -> dict[str, Any]:
-    """How far the crawl is."""
-    state = of(request).state()
+@legacy_router.get("/data")
+def get_progress(request: Request) -> dict[str, Any]:
+    """Return the progress of the crawl."""
+    state = get_service(request).state()
     counts = state.counts
     return {
         "completion_str": f"{counts.done:,} / {counts.total:,}",
         "completion_float": counts.share * 100,
         "total_connected_workers": sum(state.workers.values()),
         "total_pairs_scraped": counts.pairs,
-        "eta": shown_time(state.eta),
+        "eta": charts.format_duration(state.eta),
     }
 
 
-@router.get("/worker/{type}/{name}/data")
-def worker_data(request: Request, type: str, name: str) -> dict[str, Any]:
-    """What is known of a worker."""
-    worker = statistics.worker(of(request).database, models.sentence(name, 60))
-    if worker["kind"] != _kind(type).value:
-        raise Missing(f"There is no {_kind(type).name} worker of this name.")
+@legacy_router.get("/worker/{type}/{name}/data")
+def get_worker_data(request: Request, type: str, name: str) -> dict[str, Any]:
+    """Return what is known of a worker."""
+    worker = statistics.get_worker(get_service(request).database, models.clean_text(name, 60))
+    if worker["kind"] != _parse_kind(type).value:
+        raise NotFound(f"There is no {_parse_kind(type).name} worker with this name.")
     return {
         "display_name": worker["name"],
         "shard_number": worker["shards"][0] if worker["shards"] else -1,
@@ -230,108 +247,114 @@ def worker_data(request: Request, type: str, name: str) -> dict[str, Any]:
     }
 
 
-@filters.post("/deduplicate/", response_class=PlainTextResponse)
-async def deduplicate(
+@filter_router.post("/deduplicate/", response_class=PlainTextResponse)
+async def filter_lines(
     request: Request,
     file: Annotated[UploadFile, File()],
     key: Annotated[str, Form(max_length=100)],
 ) -> str:
-    """The lines that the filter does not hold."""
+    """Return the lines that are not in the filter."""
     found = _filter(request, key)
-    return "\n".join(await _in_turn(request, lambda: found.missing(_lines(file))))
+    return "\n".join(await _run_limited(request, lambda: found.missing(_lines(file))))
 
 
-@filters.post("/add/", response_class=PlainTextResponse)
-async def add(
+@filter_router.post("/add/", response_class=PlainTextResponse)
+async def add_lines(
     request: Request,
     file: Annotated[UploadFile, File()],
     key: Annotated[str, Form(max_length=100)],
 ) -> str:
     """Add lines to the filter."""
     found = _filter(request, key)
-    await _in_turn(request, lambda: found.add(_lines(file)))
+    await _run_limited(request, lambda: found.add(_lines(file)))
     return "success"
 
 
-@filters.get("/info/")
-def info(request: Request, key: Annotated[str, Query(max_length=100)]) -> dict[str, int]:
-    """The filter's numbers."""
+@filter_router.get("/info/")
+def get_filter_info(request: Request, key: Annotated[str, Query(max_length=100)]) -> dict[str, int]:
+    """Return the filter's numbers."""
     return _filter(request, key).info()
 
 
-def _kind(type: str) -> Kind:
+def _parse_kind(type: str) -> WorkerKind:
     try:
-        return Kind[type.upper()]
+        return WorkerKind[type.upper()]
     except KeyError:
-        raise Invalid("type: it is HYBRID, CPU or GPU.") from None
+        raise InvalidRequest("type: it must be HYBRID, CPU or GPU.") from None
 
 
-def _invited(request: Request, type: str) -> Kind:
-    """The kind of worker, if there is work for it: what CPU workers bring must be asked for."""
-    kind = _kind(type)
-    if kind is Kind.CPU and not of(request).settings.rules.old_upload:
-        raise Invalid("type: this tracker names no place for the results of old CPU workers.")
+def _parse_invited_kind(request: Request, type: str) -> WorkerKind:
+    """Return the kind of worker; raise InvalidRequest if there is no work for it."""
+    kind = _parse_kind(type)
+    if kind is WorkerKind.CPU and not get_service(request).settings.rules.legacy_upload:
+        raise InvalidRequest(
+            "type: this tracker accepts no results of legacy CPU workers; it has no --old-upload."
+        )
     return kind
 
 
-def _crowd(request: Request, said: Said) -> Crowd:
-    """The crowd, if the worker is of the type it says; each type has workers of its own."""
-    service, kind = of(request), _invited(request, said.type)
-    if service.crowd.known(said.token).kind is not kind:
-        raise Unknown(f"This tracker knows no such {kind.name} worker; register anew.")
-    return service.crowd
+def _store_for(request: Request, body: LegacyRequest) -> LeaseStore:
+    """Return the lease store if the worker is of the type it claims; raise UnknownWorker."""
+    service, kind = get_service(request), _parse_invited_kind(request, body.type)
+    if service.lease_store.known(body.token).kind is not kind:
+        raise UnknownWorker(f"This tracker does not know this {kind.name} worker; register again.")
+    return service.lease_store
 
 
-def _held(request: Request, token: str) -> int:
-    held = of(request).crowd.held(token)
+def _held_shard(request: Request, token: str) -> int:
+    held = get_service(request).lease_store.held_shards(token)
     if not held:
-        raise NotHeld("You hold no job, or it is closed already.")
+        raise NotHeld("This worker holds no job, or the job is finished.")
     return held[0]
 
 
-def _job(number: int, url: str) -> dict[str, Any]:
-    first = number // 2 * IDS
-    ids = {"start_id": str(first), "end_id": str(first + IDS - 1)}
+def _job_json(number: int, url: str) -> dict[str, Any]:
+    first = number // 2 * IDS_PER_WAT
+    ids = {"start_id": str(first), "end_id": str(first + IDS_PER_WAT - 1)}
     return {"url": url, **ids, "shard": number % 2}
 
 
-def _address(text: str | None) -> str:
-    address = models.sentence(text or "", 2000)
-    if not _SAFE.fullmatch(address):
-        raise Invalid("url: say where the result can be fetched: `rsync NAME`, or a plain URL.")
+def _parse_address(text: str | None) -> str:
+    address = models.clean_text(text or "", 2000)
+    if not _SAFE_ADDRESS.fullmatch(address):
+        raise InvalidRequest(
+            "url: send where the result can be downloaded: `rsync NAME`, or a plain URL."
+        )
     if not address.startswith("rsync ") and not _is_public(urlsplit(address).hostname or ""):
-        raise Invalid("url: GPU workers fetch the result over the internet; name a public host.")
+        raise InvalidRequest(
+            "url: GPU workers download the result over the internet; use a public host."
+        )
     return address
 
 
 def _is_public(host: str) -> bool:
-    """Whether a host may be public, as far as its name tells: nothing is looked up."""
+    """Return whether a host may be public as far as its name tells; nothing is resolved."""
     last = host.rstrip(".").rpartition(".")[2]
     if last in ("localhost", "local", "internal", "lan"):
         return False
     if not last[:1].isdigit():
         return True
-    try:  # an address, also one that only old programs take: 127.1, 0x7f.1, 2130706433
+    try:  # an address, or a form that only old programs accept: 127.1, 0x7f.1, 2130706433
         return IPv4Address(socket.inet_aton(host)).is_global
     except OSError:
         return False
 
 
-async def _in_turn(request: Request, act: Callable[[], T]) -> T:
-    """Do what takes seconds, two at a time: whoever waits for that takes no thread from others."""
+async def _run_limited(request: Request, act: Callable[[], _T]) -> _T:
+    """Run what takes seconds, two at a time, so that waiting calls occupy no threads."""
     async with request.app.state.filtering:
         return await run_in_threadpool(act)
 
 
 def _lines(file: UploadFile) -> list[str]:
     text = file.file.read().decode("utf-8", "replace")
-    if text.count("\n") > _MOST_LINES:  # before there are as many strings
-        raise Invalid(f"file: bring at most {_MOST_LINES:,} lines at once.")
+    if text.count("\n") > _MAX_LINES:  # before creating as many strings
+        raise InvalidRequest(f"file: send at most {_MAX_LINES:,} lines at once.")
     return [line for line in (line.strip() for line in text.split("\n")) if line]
 
 
-def _filter(request: Request, key: str) -> Filter:
-    found: Filter | None = request.app.state.filters.get(key)
+def _filter(request: Request, key: str) -> BloomFilter:
+    found: BloomFilter | None = request.app.state.filters.get(key)
     if found is None:
-        raise Missing("There is no filter of this name.")
+        raise NotFound("There is no filter with this name.")
     return found

@@ -1,8 +1,8 @@
-"""How alembic reaches the database: by the connection that `cahlib.tracker.migrate` hands over."""
+"""Alembic's environment, which uses the connection of `cahlib.tracker.migrate`."""
 
 from alembic import context
 
-from cahlib.ledger.schema import schema
+from cahlib.tracker.schema import metadata
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=schema)
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 context.run_migrations()

@@ -1,20 +1,20 @@
-// Keeps the overview up to date: by server-sent events, or where none come by asking for the page.
+// Keeps the overview up to date by server-sent events, or by polling the page if there are none.
 "use strict";
 
 const pulse = document.getElementById("pulse");
 const main = () => document.querySelector("main");
-const say = (text) => { if (pulse.textContent !== text) pulse.textContent = text; };
+const setStatus = (text) => { if (pulse.textContent !== text) pulse.textContent = text; };
 let source = null;
-let asking = 0;
+let polling = 0;
 
 function follow() {
   source = new EventSource(new URL(main().dataset.live, location.href));
-  source.onopen = () => { stopAsking(); say("Live."); };
+  source.onopen = () => { stopPolling(); setStatus("Live."); };
   source.onmessage = (event) => show(JSON.parse(event.data));
   source.onerror = () => {
-    if (source.readyState === EventSource.CLOSED) stop();  // refused, so not tried again by itself
-    else say("The tracker does not answer; trying again.");
-    if (!asking) asking = setInterval(renew, 15000);
+    if (source.readyState === EventSource.CLOSED) stop();  // rejected, so the browser does not reconnect
+    else setStatus("The tracker does not answer; retrying.");
+    if (!polling) polling = setInterval(reload, 15000);
   };
 }
 
@@ -23,24 +23,24 @@ function stop() {
   source = null;
 }
 
-function stopAsking() {
-  clearInterval(asking);
-  asking = 0;
+function stopPolling() {
+  clearInterval(polling);
+  polling = 0;
 }
 
-// Exchanges what lies in <main> for what the server would show now, without a reload.
-async function renew() {
+// Replaces <main> by what the server shows now, without reloading the page.
+async function reload() {
   try {
     const answer = await fetch(location.href);
     if (!answer.ok) throw new Error(answer.status);
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     main().replaceWith(fresh.querySelector("main"));
     document.title = fresh.title;
-    settle();
-    say("Updated " + new Date().toLocaleTimeString() + ".");
+    prepare();
+    setStatus("Updated " + new Date().toLocaleTimeString() + ".");
     if (!source) follow();
   } catch {
-    say("The tracker does not answer; trying again.");
+    setStatus("The tracker does not answer; retrying.");
   }
 }
 
@@ -76,7 +76,7 @@ function enter(feed, one) {
   feed.prepend(line);
 }
 
-// What was so many seconds ago when it came is as much longer ago now.
+// Updates how long ago something was, from its age on arrival.
 function date(time) {
   if (!time.dataset.at) time.dataset.at = Date.now() / 1000 - time.dataset.ago;
   const seconds = Math.max(0, Date.now() / 1000 - time.dataset.at);
@@ -86,8 +86,8 @@ function date(time) {
   time.textContent = text + " ago";
 }
 
-// Where this is, only the browser knows: a proxy may hold it below a path.
-function settle() {
+// Only the browser knows the full URL: a proxy may serve the site below a path.
+function prepare() {
   document.querySelectorAll("[data-here]").forEach((place) => {
     place.textContent = new URL(place.dataset.here, location.href).href.replace(/\/$/, "");
   });
@@ -101,14 +101,14 @@ function settle() {
   document.querySelectorAll("time[data-ago]").forEach(date);
 }
 
-settle();
+prepare();
 if (main().dataset.live) {
   follow();
   setInterval(() => document.querySelectorAll("time[data-ago]").forEach(date), 5000);
-  // a browser opens six connections to a host in all: pages that nobody sees take none
+  // a browser opens six connections per host: hidden pages give theirs up
   document.addEventListener("visibilitychange", () => {
     stop();
-    stopAsking();
+    stopPolling();
     if (!document.hidden) follow();
   });
 }

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from cahlib.tracker.names import folded
+from cahlib.tracker.nicknames import fold
 
 revision = "0003"
 down_revision = "0002"
@@ -28,7 +28,7 @@ def upgrade() -> None:
         (people.c.done + people.c.scraped).desc(), people.c.nickname
     )
     for name in connection.execute(most).scalars().all():
-        if (look := folded(name)) not in seen:
+        if (look := fold(name)) not in seen:
             seen.add(look)
             mine = people.c.nickname == name
             connection.execute(sa.update(people).where(mine).values(folded=look))

@@ -1,0 +1,110 @@
+"""What runs in the kernel: the settings of its run, and what its machine brought it.
+
+It does not know who pushed it, and needs nothing of Kaggle but its folders.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tarfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cahlib.core import status
+from cahlib.core.errors import ConfigError
+from cahlib.dataset.layout import SESSION
+
+#: Names of the files in the kernel's private input.
+TICKET_NAME, STATE_ARCHIVE = "ticket.json", "state.pack"
+
+#: Bytes at which a run is asked to end: Kaggle keeps 20 GB, and what is in work is finished then.
+MAX_OUTPUT = 18 * 10**9
+
+#: Seconds between two looks at them.
+_LOOK = 30.0
+
+#: The share of a short session, and the hours of a long one, that are kept for the end.
+_SHARE, _MOST = 0.25, 0.25
+
+
+def receive_settings(
+    values: Mapping[str, Any],
+    *,
+    session: str,
+    hours: float,
+    inputs: Path = Path("/kaggle/input"),
+) -> dict[str, Any]:
+    """The settings of a run that ends within a session of so many hours.
+
+    The state of the dataset's earlier sessions is put in its place, and the name of this one.
+    Raises ConfigError if the ticket that the settings speak of did not come.
+    """
+    settings = dict(values)
+    settings["hours"] = round(max(working_hours(hours) - _elapsed(), 0.001), 4)
+    if settings.get("engine"):
+        settings["engine"] = str(_found(inputs, TICKET_NAME))
+    home = Path(settings["output"])
+    (home / SESSION).parent.mkdir(parents=True, exist_ok=True)
+    (home / SESSION).write_text(session)
+    if settings.get("swarm") or settings.get("cores"):
+        (home / "run" / "swarm").mkdir(exist_ok=True)
+        (home / "run" / "swarm" / "run").write_text(session_run_name(session))
+    for state in sorted(inputs.rglob(STATE_ARCHIVE)):
+        if not (home / "run" / "ledger.sqlite").exists():  # else the cell is run once more
+            with tarfile.open(state) as pack:
+                pack.extractall(home, filter="data")
+    threading.Thread(target=stop_when_full, args=(home,), daemon=True).start()
+    return settings
+
+
+def stop_when_full(home: Path, most: int = MAX_OUTPUT, pause: float = _LOOK) -> None:
+    """Ask the run to end, as Ctrl-C does, before its output has more bytes than are kept."""
+    while _size(home.parent) < most:
+        time.sleep(pause)
+    told = status.read_status(home / "run")
+    if status.is_alive(told):
+        os.kill(int(told["pid"]), signal.SIGTERM)
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of all files below; some may vanish meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
+
+
+def session_run_name(session: str) -> str:
+    """Return by which name the cloud knows the servers that a session's kernel makes.
+
+    Told by the machine that pushed it, which can so have them deleted, and the kernel with them.
+    """
+    return session.rpartition("-")[2]
+
+
+def working_hours(hours: float) -> float:
+    """The hours of a session after which its run begins to end: 15 minutes before, at most."""
+    return hours - min(_SHARE * hours, _MOST)
+
+
+def _elapsed() -> float:
+    """Hours since this process was started, which is when the session began."""
+    return (time.time() - float(psutil.Process().create_time())) / 3600
+
+
+def _found(inputs: Path, name: str) -> Path:
+    """Where an input lies; Kaggle has changed the folders above it before."""
+    for path in sorted(inputs.rglob(name)):
+        return path
+    raise ConfigError(
+        f"engine: {name} is not among the inputs of this notebook; it is made by kaggle.sh for one "
+        "session, so run kaggle.sh again."
+    )

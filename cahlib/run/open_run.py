@@ -1,0 +1,222 @@
+"""The run directory beside a dataset: its lock, its job, its ledger.
+
+Nothing here knows what is done with the ledger's shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cahlib.core.atomic import write_file
+from cahlib.core.config import Job, settings
+from cahlib.core.errors import ConfigError, Stopped, folder_errors
+from cahlib.core.lock import lock_dataset
+from cahlib.core.requirements import require_nickname
+from cahlib.core.secret_store import secret_path
+from cahlib.dataset.description import (
+    describe_job,
+    find_description,
+    require_same_settings,
+    stored_job,
+)
+from cahlib.dataset.layout import PAGES
+from cahlib.dataset.manifest import is_dataset, read_manifest
+from cahlib.ledger.client import TrackerClient, TrackerUnavailable, WorkerOptions
+from cahlib.ledger.local import LocalLedger
+from cahlib.ledger.protocol import COMMITTED, Ledger
+from cahlib.ledger.remote import RemoteLedger
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_run_directory(
+    job: Job,
+    *,
+    role: str,
+    stop: threading.Event,
+    refused: Callable[[dict[str, Any]], None] = lambda parcel: None,
+    resume: Callable[[Job, LocalLedger], None] = lambda job, ledger: None,
+) -> Iterator[Ledger]:
+    """Lock the run directory for this process, and provide its ledger.
+
+    With a tracker the ledger leases its shards there, as a worker of this role; ``refused`` is
+    called for each parcel that the tracker rejects, those of an earlier launch included. ``resume``
+    updates the ledger from the dataset. Raise ConfigError if the dataset is another job's.
+    """
+    folder, home = job.output.folder, job.output.folder / "run"
+    with folder_errors(folder):
+        _unclaimed(folder)
+    with folder_errors(folder), lock_dataset(folder):
+        _unpublished(home)
+        _make_way(job, home)
+        require_same_job(job)
+        ledger = _ledger(job, home)
+        try:
+            ledger.recover()
+            resume(job, ledger)
+            job.store(home / "job.json")  # not before: what was refused is not the dataset's job
+            if job.place.tracker:
+                remote = _shared(job, ledger, role, stop)
+                remote.on_rejected_parcel = refused  # before reports of the last launch are sent
+                with remote:
+                    yield remote
+            else:
+                yield ledger
+        finally:
+            ledger.close()
+
+
+class _Stopped(Stopped, TrackerUnavailable):
+    """The user did not want to wait for the tracker."""
+
+
+def require_same_job(job: Job, *, files_known: bool = True) -> None:
+    """Raise ConfigError if a job's folder or its URL holds another job's dataset.
+
+    Without ``files_known`` the job's files are another machine's, and are not compared.
+    """
+    folder, here = job.output.folder, find_description(job.output.folder)
+    if before := stored_job(folder):
+        apart = job.differences(before)
+        if here and here.committed and here.settings is not None:  # what the dataset says counts
+            apart = {name: each for name, each in apart.items() if name == "output"}
+        job.require_same(apart, folder)
+    require_described_same(job, files_known=files_known)
+
+
+def require_described_same(job: Job, *, files_known: bool = True) -> None:
+    """Raise ConfigError if the dataset in a job's folder, or at its URL, says it is another's."""
+    folder, url = job.output.folder, job.output.url
+    for at in (folder, url) if url else (folder,):
+        require_same_settings(job, at, find_description(at), files_known=files_known)
+
+
+def _shared(job: Job, ledger: LocalLedger, role: str, stop: threading.Event) -> RemoteLedger:
+    """Return the ledger of a run that takes part in a tracker's crawl."""
+    require_nickname(job)
+
+    def pause(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise _Stopped("Stopped while the tracker did not answer; the next launch goes on.")
+
+    tracker = TrackerClient(job.place.tracker, team=job.place.team, sleep=pause)
+    folder = job.output.folder
+    options = WorkerOptions(nickname=job.nickname, kind=role)
+    remote = RemoteLedger(ledger, tracker, folder / "run/tracker.json", options)
+    remote.read_similarities = partial(_similarities, folder)
+    return remote
+
+
+def _similarities(folder: Path, id: str) -> dict[str, float]:
+    """Return how similar a shard's pairs are; nothing if its table is damaged."""
+    from cahlib.dataset.write import shard_writer  # of pyarrow, which a scraper has not
+
+    manifest = read_manifest(folder, id)
+    try:
+        return shard_writer.read_similarities(folder, manifest) if manifest else {}
+    except (ValueError, KeyError):
+        return {}
+
+
+def _unclaimed(folder: Path) -> None:
+    """Raise ConfigError if a folder has pages of others, which a dataset's would replace.
+
+    A job or a manifest shows that it is a dataset: a project may have a folder `run` too, and a
+    notebook creates one before the run begins. Without both, the pages are identified by content.
+    """
+    found = [name for name in PAGES if (folder / name).exists()]
+    if not found or (folder / "run" / "job.json").exists() or _committed(folder):
+        return
+    strange = [name for name in found if not PAGES[name].search(_bytes(folder / name))]
+    if strange:
+        raise ConfigError(
+            f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
+            "dataset's would replace; move that away, or choose another folder."
+        )
+
+
+def _bytes(path: Path) -> bytes:
+    """Return what a file holds; nothing if it is not a file, or cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _unpublished(home: Path) -> None:
+    """Keep a run's own folder out of what people publish, by git and by `hf upload`."""
+    ignored = home.parent / ".gitignore"
+    if not ignored.exists():
+        write_file(ignored, f"# {home.name}/ is no part of the dataset\n/{home.name}/\n".encode())
+    if (home / "swarm" / "keys").exists():  # as an earlier version left them
+        secret_path(home / "swarm", "keys")
+
+
+def _make_way(job: Job, home: Path) -> None:
+    """Forget another job that came to nothing, as one whose crawl or model there is not.
+
+    Its ledger goes as well, for it lists another crawl. One of a tracker's shards stays: what we
+    still have of them, the tracker says.
+    """
+    before = stored_job(home.parent)
+    changed = set(job.differences(before)) if before else set()
+    if not changed or _has_pairs(home):
+        return
+    # Parcels scraped before a model failed to load are of use to any model and any form.
+    serves = changed <= {each.name for each in settings() if each.group in ("judge", "output")}
+    if any((home / "parcels").glob("*.json")) and not serves:
+        return
+    (home / "job.json").unlink()
+    if not job.place.tracker:
+        for each in home.glob("ledger.sqlite*"):
+            each.unlink()
+
+
+def _ledger(job: Job, home: Path) -> LocalLedger:
+    """Open the ledger of a job; another job's, copied here with its `run`, is put aside.
+
+    So are the parcels beside it: their shards, or the images of the same shards, are others. What a
+    tracker's ledger holds, the tracker says.
+    """
+    ours = describe_job(job).digest
+    ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
+    if not (job.place.tracker or ledger.belongs_to(ours)):
+        ledger.close()
+        aside = Path(tempfile.mkdtemp(prefix="another-", dir=home))
+        for path in (*home.glob("ledger.sqlite*"), home / "parcels"):
+            if path.exists():
+                path.rename(aside / path.name)
+        _log.warning(
+            "The ledger in %s is that of a job with other settings; it is made anew from the "
+            "dataset, and the old one is kept in %s.",
+            home,
+            aside,
+        )
+        ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
+    ledger.assign_to(ours)
+    return ledger
+
+
+def _has_pairs(home: Path) -> bool:
+    """Return whether a run has committed a shard, or passed one on."""
+    if _committed(home.parent):
+        return True
+    ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
+    try:
+        return bool(ledger.in_state(COMMITTED, "done", "damaged"))
+    finally:
+        ledger.close()
+
+
+def _committed(folder: Path) -> bool:
+    """Whether a folder holds a dataset: a shard's manifest, or a list of committed shards."""
+    said = find_description(folder)
+    return is_dataset(folder) or bool(said and said.committed)

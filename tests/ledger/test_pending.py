@@ -1,0 +1,603 @@
+"""Whatever a tracker, a disk or a kill does in between, a worker's leases end once, as it said."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import shutil
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import select
+
+from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.records import Stage, Stats
+from cahlib.ledger import pending, remote
+from cahlib.ledger.client import RequestRejected, TrackerClient, WorkerOptions
+from cahlib.ledger.local import LocalLedger
+from cahlib.ledger.remote import RemoteLedger
+from cahlib.ledger.schema import shards
+from cahlib.tracker import admin
+from cahlib.tracker.app import create_app
+from cahlib.tracker.models import TrackerRules, UnknownWorker, WorkerKind
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.schema import failures, people, workers
+from cahlib.tracker.service import TrackerService, TrackerSettings
+from tests.world.races import shaken, together
+from tests.world.trackers import serving
+
+from .conftest import Clock, wats
+
+_LEASE = 60
+#: Each change waits for the disk, of which there are thousands: 144 s on one that is busy.
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+_PARCEL = {"url": "s3://parcels/a.tar", "sha256": "0" * 64, "size": 5}
+
+
+class Switch:
+    """An application that serves whichever tracker is put behind it, or seems to be away."""
+
+    app = None
+    mode = "up"
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            assert (await receive())["type"] == "lifespan.startup"
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+        elif self.mode == "away":
+            await self._fail(send)
+        elif self.mode == "lossy" and scope["path"].startswith("/v1/shards/"):
+
+            async def nowhere(message):
+                pass
+
+            await self.app(scope, receive, nowhere)  # it is done, and the answer gets lost
+            await self._fail(send)
+        else:
+            await self.app(scope, receive, send)
+
+    @staticmethod
+    async def _fail(send):
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": b"away"})
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Fuse:
+    """Burns down at each change of a file, and kills the process at its end."""
+
+    left = 0
+
+    def burn(self):
+        if self.left:
+            self.left -= 1
+            if not self.left:
+                raise Killed
+
+
+def _fatal(name):
+    """A method of Ledger before and after which the process may be killed."""
+
+    def method(self, *arguments, **options):
+        self.fuse.burn()
+        result = getattr(super(DyingLedger, self), name)(*arguments, **options)
+        self.fuse.burn()
+        return result
+
+    return method
+
+
+class DyingLedger(LocalLedger):
+    add, lease, commit, mark_done, forget, release = map(
+        _fatal, ("add", "lease", "commit", "mark_done", "forget", "release")
+    )
+
+
+class DyingShared(RemoteLedger):
+    """Sends nothing by itself: its test says when."""
+
+    def _report(self):
+        self._closed.wait()
+
+    def _save(self, reports):
+        self._ledger.fuse.burn()
+        super()._save(reports)
+        self._ledger.fuse.burn()
+
+
+class Hearing(logging.Handler):
+    """What the worker's log says."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def emit(self, record):
+        self.heard.append(record.getMessage())
+
+
+class World:
+    """A tracker with some shards, a worker of it, and a rival for them."""
+
+    def __init__(self, switch, address, template, *, kind, count, shared=DyingShared):
+        self.switch, self.address, self.kind, self._shared = switch, address, kind, shared
+        self.folder = Path(tempfile.mkdtemp(dir=_MEMORY))
+        shutil.copy(template, self.folder / "tracker.sqlite")
+        url = f"sqlite:///{self.folder / 'tracker.sqlite'}"
+        self.clock, self.fuse, self.log = Clock(), Fuse(), Hearing()
+        rules = TrackerRules(
+            lease_seconds=_LEASE, upload_url="s3://parcels", max_failures=99, max_attempts=10_000
+        )
+        limits = RequestLimits(address=0, worker=0, newcomers=0)
+        settings = TrackerSettings(database=url, rules=rules, limits=limits)
+        switch.app = switch.app or create_app(
+            settings
+        )  # once: putting its routes together takes long
+        switch.app.state.service = service = TrackerService(settings, clock=self.clock)
+        switch.mode = "up"
+        self.lease_store, self.database = service.lease_store, service.database
+        self.clock.now += 1000
+        admin.add_wats(self.database, wats(count))
+        if kind == "gpu":
+            cpu = self.lease_store.register("carl", WorkerKind.CPU)[1]
+            while lease := self.lease_store.lease(cpu):
+                self.lease_store.deliver(cpu, lease.number, _PARCEL)
+        self.rival = self.lease_store.register("bob", WorkerKind(kind))[1]
+        logging.getLogger("cahlib.ledger.remote").addHandler(self.log)
+        self.secrets = set()
+
+    def launch(self, **times):
+        self.ledger = DyingLedger(self.folder / "ledger.sqlite")
+        self.ledger.fuse = self.fuse
+        self.ledger.recover()
+        times = {"heartbeat_seconds": 3600, "poll_seconds": 0} | times
+        options = WorkerOptions(nickname="ann", kind=self.kind, **times)
+        path, tracker = self.folder / "tracker.json", TrackerClient(self.address)
+        found = self._shared(self.ledger, tracker, path, options, clock=self.clock)
+        try:
+            found.__enter__()
+        except BaseException:
+            self.ledger.close()
+            raise
+        self.secrets.add(found._tracker.secret)
+        return found
+
+    def close(self):
+        logging.getLogger("cahlib.ledger.remote").removeHandler(self.log)
+        self.ledger.close()
+        self.database.close()
+        shutil.rmtree(self.folder)
+
+    def held(self):
+        """The shards that the tracker counts as the worker's, whoever it was at the time."""
+        holds = shards.c.state.in_(["leased", "judging"])
+        who = workers.c.nickname == "ann"
+        query = select(shards.c.number).join(workers, workers.c.id == shards.c.worker)
+        with self.database.read() as connection:
+            return set(connection.execute(query.where(holds, who)).scalars())
+
+    def refused(self, id):
+        """Whether the tracker would not hear how a shard's lease ended."""
+        words = ("is not leased to this worker", "does not know this worker")
+        return any(m.startswith(f"{id}: ") and any(w in m for w in words) for m in self.log.heard)
+
+    def check(self, worker, *, done, failed=(), orphans=frozenset()):
+        """All is told that there was to tell, and each thing counts once."""
+        assert worker._send_due() and not worker._reports.due()
+        working = worker._reports.in_progress()
+        assert working.keys() <= {s.id for s in worker.in_state("todo", "leased", "sealed")}
+        assert self.held() <= {each.number for each in working.values()} | orphans
+        with self.database.read() as connection:
+            rows = {row.id: row for row in connection.execute(select(shards))}
+            ours = set(
+                connection.execute(
+                    select(workers.c.id).where(workers.c.nickname == "ann")
+                ).scalars()
+            )
+            told = set(
+                connection.execute(
+                    select(shards.c.id)
+                    .join(failures, failures.c.shard == shards.c.number)
+                    .where(failures.c.worker.in_(ours))
+                ).scalars()
+            )
+            person = connection.execute(select(people).where(people.c.nickname == "ann")).first()
+        counted = (person.done, person.scraped) if person else (0, 0)
+        brought = [r for r in rows.values() if r.scraper in ours]
+        closed = [r for r in rows.values() if r.state == "done" and r.worker in ours]
+        assert counted == (len(closed), len(brought))
+        assert set(done) <= {s.id for s in worker.in_state("done")}
+        known = {row.id for row in (brought if self.kind == "cpu" else closed)}
+        assert all(id in known or self.refused(id) for id in done)
+        if self.kind != "gpu":  # what two of them say of a parcel is forgotten with it
+            assert all(id in told or self.refused(id) for id in failed)
+
+
+def account(kind):
+    """The stats of a shard with one pair, or of one whose parcel holds one image."""
+    stats = Stats()
+    for stage in Stage:
+        stats.entered[stage] = stats.left[stage] = 1
+    return Stats.from_dict(
+        {k: v for k, v in stats.as_dict().items() if kind != "cpu" or k != "judge"}
+    )
+
+
+@pytest.fixture(scope="module")
+def place(sqlite_template):
+    """An address, the switch behind it, and a tracker's database without shards."""
+    switch = Switch()
+    with serving(switch) as address:
+        yield switch, address, sqlite_template
+
+
+def uid(shard):
+    """That of a shard's only pair."""
+    return shard.id.encode().hex().rjust(32, "0")
+
+
+def judged(shard):
+    """Its image, as far as claiming it goes."""
+    candidate = SimpleNamespace(uid=uid(shard))
+    return SimpleNamespace(reason=None, image=SimpleNamespace(candidate=candidate))
+
+
+PICK = st.integers(0, 7)
+
+
+class Hostile(RuleBasedStateMachine):
+    """A worker among everything that may happen to it, in any order."""
+
+    place = None
+
+    @initialize(kind=st.sampled_from(["hybrid", "cpu", "gpu"]))
+    def begin(self, kind):
+        self.world = World(*self.place, kind=kind, count=1)
+        self.worker = self.world.launch()
+        self.hands, self.sealed = {}, {}
+        self.done, self.failed, self.orphans = set(), set(), set()
+
+    def alive(self):
+        return self.worker is not None
+
+    def safely(self, act, *arguments):
+        """Do something, unless the process is killed by it."""
+        try:
+            return act(*arguments)
+        except Killed:
+            self.kill()
+            return None
+
+    def took(self, shelf, number):
+        id = sorted(shelf)[number % len(shelf)]
+        return shelf.pop(id)
+
+    @rule()
+    @precondition(alive)
+    def lease(self):
+        try:
+            shard = self.safely(self.worker.lease)
+        except RunError as error:  # it was sent away
+            assert "does not know this worker" in str(error)
+            self.leave()
+            return
+        if shard:
+            assert shard.id not in self.hands and shard.id not in self.sealed
+            assert shard.id not in self.done or self.world.kind == "cpu"
+            self.done.discard(shard.id)
+            self.hands[shard.id] = shard
+
+    @rule(number=PICK)
+    @precondition(lambda self: self.alive() and self.hands)
+    def fail(self, number):
+        shard = self.took(self.hands, number)
+        if self.safely(lambda: self.worker.fail(shard, "broken", attempts=3)):
+            self.failed.add(shard.id)
+
+    @rule(number=PICK)
+    @precondition(lambda self: self.alive() and self.hands)
+    def release(self, number):
+        self.safely(self.worker.release, self.took(self.hands, number), "no storage")
+
+    @rule(number=PICK)
+    @precondition(lambda self: self.alive() and self.hands and self.world.kind != "cpu")
+    def commit(self, number):
+        shard = self.took(self.hands, number)
+        if self.world.switch.mode == "up":  # it waits for the tracker, however long
+            try:
+                list(self.worker.resolve_claims(shard, iter([judged(shard)])))
+            except RequestRejected as refused:
+                reason = str(refused)
+                self.safely(lambda: self.worker.fail(shard, reason, attempts=3))
+                return
+        self.safely(self.worker.commit, shard, [uid(shard)], account(self.world.kind))
+        if self.worker:
+            self.sealed[shard.id] = shard
+
+    @rule(number=PICK)
+    @precondition(lambda self: self.alive() and self.sealed)
+    def finish(self, number):
+        shard = self.took(self.sealed, number)
+        self.safely(self.worker.mark_done, shard)
+        if self.worker:
+            self.done.add(shard.id)
+
+    @rule(number=PICK)
+    @precondition(lambda self: self.alive() and self.hands and self.world.kind == "cpu")
+    def deliver(self, number):
+        shard = self.took(self.hands, number)
+        self.safely(self.worker.deliver, shard, _PARCEL, account("cpu"))
+        if self.worker:
+            self.done.add(shard.id)
+
+    @rule()
+    @precondition(alive)
+    def heartbeat(self):
+        self.worker._heartbeat()
+
+    @rule()
+    @precondition(alive)
+    def tell(self):
+        self.safely(self.worker._send_due)
+
+    @rule(mode=st.sampled_from(["up", "up", "up", "away", "lossy"]))
+    def tracker_is(self, mode):
+        self.world.switch.mode = mode
+
+    @rule(fate=st.sampled_from(["keeps", "gives back", "fails", "ends"]))
+    def leases_run_out_and_a_rival(self, fate):
+        world = self.world
+        world.clock.now += _LEASE + 1
+        lease_store, rival = world.lease_store, world.rival
+        if fate == "keeps" or not (lease := lease_store.lease(rival)):
+            lease_store.expire()
+        elif fate == "gives back":
+            lease_store.release(rival, lease.number)
+        elif fate == "fails":
+            lease_store.fail(rival, lease.number, "no")
+        elif world.kind == "cpu":
+            lease_store.deliver(rival, lease.number, _PARCEL)
+
+    @rule(what=st.sampled_from(["kill", "leave", "expel"]), steps=st.integers(1, 8))
+    @precondition(alive)
+    def ends(self, what, steps):
+        """Killed in one of its next steps, asked to end, or sent away by the tracker."""
+        if what == "kill":
+            self.world.fuse.left = steps
+        elif what == "expel":
+            with suppress(UnknownWorker):  # it is already
+                self.world.lease_store.expel(
+                    self.world.lease_store.known(self.worker._tracker.secret).id
+                )
+        elif self.world.switch.mode == "up":
+            self.leave()
+
+    def leave(self):
+        self.safely(self.worker.__exit__)
+        if self.worker:
+            self.kill()
+
+    def kill(self):
+        self.world.fuse.left = 0
+        self.worker._closed.set()
+        self.worker._reporter.join()
+        self.world.ledger.close()
+        self.worker = None
+        self.hands.clear()
+        self.sealed.clear()
+
+    @rule()
+    @precondition(lambda self: not self.alive())
+    def launch(self):
+        try:
+            self.worker = self.world.launch()
+        except Killed:
+            self.world.fuse.left = 0
+        except ConfigError as error:
+            assert self.world.switch.mode == "away" and "503" in str(error)
+        else:
+            self.sealed = {s.id: s for s in self.worker.in_state("sealed")}
+            known = {r.number for r in self.worker._reports.in_progress().values()}
+            known |= {r.number for r in self.worker._reports.due().values()}
+            # leased, and killed before that was written down: it runs out
+            self.orphans |= self.world.held() - known
+
+    @invariant()
+    @precondition(lambda self: getattr(self, "worker", None))
+    def nothing_is_held_that_nobody_works_on(self):
+        worker = self.worker
+        working = worker._reports.in_progress().keys()
+        assert self.hands.keys() <= working
+        assert self.hands.keys() == {s.id for s in worker.in_state("leased")}
+        assert working <= {s.id for s in worker.in_state("todo", "leased", "sealed")}
+        assert self.sealed.keys() == {s.id for s in worker.in_state("sealed")}
+        assert self.done <= {s.id for s in worker.in_state("done")}
+
+    def teardown(self):
+        if not hasattr(self, "worker"):
+            return
+        self.world.switch.mode = "up"
+        self.world.fuse.left = 0
+        try:
+            if not self.worker:
+                self.launch()
+            self.world.check(self.worker, done=self.done, failed=self.failed, orphans=self.orphans)
+            self.kill()
+        finally:
+            self.world.close()
+
+
+@pytest.mark.hypothesis
+def test_in_no_order_of_events_is_work_lost_or_counted_twice(place):
+    machine = type("Placed", (Hostile,), {"place": place})
+    most = settings(max_examples=settings.default.max_examples // 4)
+    run_state_machine_as_test(machine, settings=settings(most, stateful_step_count=30))
+
+
+def driven(place, kind):
+    """The same, by hand."""
+    machine = type("Placed", (Hostile,), {"place": place})()
+    machine.begin(kind=kind)
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("kind", "acts"),
+    [
+        ("hybrid", ["lease", "fail", "tell"]),
+        ("hybrid", ["lease", "release", "tell"]),
+        ("hybrid", ["lease", "commit", "finish", "tell"]),
+        ("cpu", ["lease", "deliver", "tell"]),
+    ],
+)
+def test_a_kill_at_any_step_loses_nothing(place, kind, acts):
+    for steps in range(1, 100):
+        machine = driven(place, kind)
+        machine.world.fuse.left = steps
+        for act in acts:
+            if machine.worker:
+                getattr(machine, act)(**({} if act in ("lease", "tell") else {"number": 0}))
+                if machine.worker:
+                    machine.nothing_is_held_that_nobody_works_on()
+        survived, machine.world.fuse.left = machine.worker is not None, 0
+        if not survived:
+            machine.launch()
+            machine.nothing_is_held_that_nobody_works_on()
+        machine.teardown()
+        if survived:
+            break
+    assert 5 < steps < 99
+
+
+@pytest.mark.parametrize(
+    ("kind", "act"), [("hybrid", "fail"), ("hybrid", "commit"), ("cpu", "deliver")]
+)
+def test_how_a_lease_ended_is_told_though_the_shard_is_leased_again(place, kind, act):
+    """It ran out while the tracker was away."""
+    machine = driven(place, kind)
+    machine.lease()
+    machine.lease()
+    for _ in range(2):
+        getattr(machine, act)(number=0)
+        if act == "commit":
+            machine.finish(number=0)
+    machine.world.clock.now += _LEASE + 1
+    machine.world.lease_store.expire()
+    machine.lease()
+    assert not machine.hands and len(machine.worker._reports.due()) == 2
+    machine.teardown()
+
+
+class Busy:
+    """A worker's threads: one leases, two end leases in every way; and a rival takes some."""
+
+    def __init__(self, world, count):
+        self.world, self.hands = world, queue.SimpleQueue()
+        self.most, self.ended = count, threading.Event()
+        self.done = []
+
+    def lease(self):
+        leased, late = 0, time.monotonic() + 30
+        while leased < self.most and not self.ended.is_set() and self.worker.has_more():
+            if shard := self.worker.lease():
+                self.hands.put(shard)
+                leased, late = leased + 1, time.monotonic() + 30
+            if time.monotonic() > late:  # they are held, and nobody works on them
+                break
+        self.ended.set()
+        for _ in range(2):
+            self.hands.put(None)
+
+    def work(self):
+        chance = random.Random(self.world.kind)
+        try:
+            while shard := self.hands.get():
+                assert shard.id in self.worker._reports.in_progress()
+                self.settle(shard, chance.choice(["give back"] * 8 + ["fail", "end"]))
+        finally:
+            self.ended.set()
+
+    def settle(self, shard, fate):
+        worker = self.worker
+        if fate == "give back":
+            worker.release(shard, "no storage")
+        elif fate == "fail":
+            worker.fail(shard, "broken", attempts=1)
+        elif self.world.kind == "cpu":
+            worker.deliver(shard, _PARCEL, account("cpu"))
+        else:
+            worker.commit(shard, [uid(shard)], account(self.world.kind))
+            worker.mark_done(shard)
+            self.done.append(shard.id)
+
+    def rival(self):
+        while not self.ended.wait(0.01):  # without a pause it takes more than all the others
+            if found := self.world.lease_store.lease(self.world.rival):
+                self.world.lease_store.release(self.world.rival, found.number)
+
+
+def test_a_shard_is_forgotten_before_it_can_be_leased_again(place, monkeypatch):
+    """Between the note that it is given back and its end in the ledger, others have a second."""
+    monkeypatch.setattr(remote, "_STORAGE_PAUSE", 0)
+    world, again = World(*place, kind="hybrid", count=1), []
+    worker = world.launch()
+    forget = world.ledger.forget
+
+    def others():
+        worker._send_due()
+        again.append(worker.lease())
+
+    def forgetting(shard):
+        world.ledger.forget = forget
+        other.start()
+        other.join(1)
+        forget(shard)
+
+    other = threading.Thread(target=others, daemon=True)
+    world.ledger.forget = forgetting
+    shard = worker.lease()
+    worker.release(shard, "no storage")
+    other.join()
+    assert again == [shard] and worker.in_state("leased") == [shard]
+    world.close()
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "cpu", "gpu"])
+def test_threads_that_are_held_up_anywhere_lose_no_lease(place, kind, monkeypatch):
+    monkeypatch.setattr(
+        remote, "_STORAGE_PAUSE", 0
+    )  # what is given back may be leased again at once
+    monkeypatch.setattr(remote, "_STORAGE_TIMEOUT", float("inf"))
+    world = World(*place, kind=kind, count=4, shared=RemoteLedger)
+    busy = Busy(world, 25)
+    with shaken(pending, remote):
+        busy.worker = world.launch(heartbeat_seconds=0.01)
+        together(busy.lease, busy.work, busy.work, busy.rival)
+        assert busy.worker._reporter.is_alive()
+        busy.worker._closed.set()
+        busy.worker._due.set()
+        busy.worker._reporter.join()
+    world.check(busy.worker, done=busy.done)
+    world.close()
