@@ -298,7 +298,7 @@ def test_a_question_on_its_way_while_the_client_closes_ends_nothing(tmp_path):
             clients[0].sync(clients[0].rpc.close)  # as a client begins to close
             with pytest.raises(RunError, match="does not answer"):
                 scrapers.nodes()
-            assert scrapers.gather(["any"], timeout=0) == {"any"}
+            assert scrapers.await_nodes(["any"], timeout=0) == {"any"}
             scrapers.submit("double", jobs.double, 21, limit=jobs.LIMIT)
             clients[0].close()
             assert scrapers.take(timeout=jobs.LIMIT) == ("double", 42) and len(clients) == 2

@@ -176,7 +176,7 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
         for shard in todo:
             given = (shard.id, scrape, shard, *settings, scrapers.folder)
             scrapers.submit(*given, limit=60, files=files.values())
-        jobs.until(scrapers.told)
+        jobs.until(scrapers.reports)
         install.restart_service(logins[0])
         running.all["beta"].off()
         far = dict(scrapers.take(timeout=jobs.LIMIT) for _ in todo)
