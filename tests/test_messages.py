@@ -14,8 +14,8 @@ MESSAGES = Path(__file__).parent / "data" / "messages.txt"
 
 #: Calls whose arguments people read, beside everything that is raised.
 SPOKEN = {
-    "print", "print_message", "print_note", "tell", "say", "log", "warning", "info", "error", "exception", "report", "_report",
-    "_report_once",
+    "print", "print_message", "print_note", "tell", "say", "log", "warning", "info", "error",
+    "exception", "report", "_report", "_report_once",
 }  # fmt: skip
 
 
