@@ -86,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _done(chosen)
     except KeyboardInterrupt:
         with robust_streams(output=True):
-            print("cah: interrupted; run the same command again to continue.", file=sys.stderr)
+            start = "\n" if sys.stderr.isatty() else ""  # which shows ^C where the line was
+            print(
+                f"{start}cah: interrupted; run the same command again to continue.",
+                file=sys.stderr,
+            )
         return 130
     except BrokenPipeError:  # `cah verify DATASET | head`: nobody reads on
         return 141
@@ -254,7 +258,7 @@ def _stoppable() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
         print(
-            "\ncah: finishing the shard that is being judged; press Ctrl-C again to leave at once "
+            "\ncah: finishing what is being scored; press Ctrl-C again to leave at once "
             "(finished work is kept).",
             file=sys.stderr,
         )

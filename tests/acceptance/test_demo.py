@@ -262,7 +262,7 @@ def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(
     process = command.started("run", *run_options(held, folder))
     until(lambda: parcels(folder))
     command.press_ctrl_c(process)
-    line = next(line for line in process.stdout if "finishing the shard" in line)
+    line = next(line for line in process.stdout if "finishing what" in line)
     held.go.set()
     said = line + process.communicate()[0]
     assert process.returncode == 3 and "Stopped early: " in said
@@ -278,7 +278,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(held, undisturbed, tmp
     process = command.started("run", *run_options(held, folder))
     until(lambda: parcels(folder))
     command.press_ctrl_c(process)
-    assert any("finishing the shard" in line for line in process.stdout)
+    assert any("finishing what" in line for line in process.stdout)
     command.press_ctrl_c(process)
     said, _ = process.communicate()
     assert process.returncode in (3, 130)  # it may have been ready
