@@ -279,7 +279,7 @@ def test_no_image_will_do(needs, wheels, said):
 
 
 def test_an_empty_wheelhouse_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="holds no wheels"):
+    with pytest.raises(ConfigError, match="contains no wheels"):
         install.make_package(tmp_path / "wheel", wheelhouse=tmp_path)
 
 

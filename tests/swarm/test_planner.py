@@ -113,7 +113,7 @@ def test_servers_cost_what_the_best_of_all_choices_costs_with_stock_and_limits(s
         best = cheapest_nodes(pair, nodes)
         paid = sum(map(core_price, made))
         assert best * 0.999 < paid < best * (1.001 if spread == 1 else MAX_SPREAD), (pair, nodes)
-        short = f"going on with {len(made)} of {nodes} servers."
+        short = f"continuing with {len(made)} of {nodes} servers."
         assert (short in said) == (len(made) < nodes)
         found += 1
 
@@ -255,7 +255,7 @@ def test_where_nothing_fits_the_reasons_are_said():
 def test_the_plan_says_what_a_crash_costs_before_the_head_can_see_it():
     one = Catalogue("account 1", dict.fromkeys(EU, 9))
     told = plan_servers([one], ServerLimits(nodes=1, watchdog=60)).crash_note()
-    assert "deletes the servers 60 minutes later; before the head is up, they go on" in told
+    assert "deletes the servers 60 minutes later; before the head is up, they keep costing" in told
     assert "costing EUR 0.0280 an hour until somebody" in told
 
 

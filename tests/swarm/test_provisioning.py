@@ -151,8 +151,8 @@ def test_no_quota_at_all_is_one_sentence(cloud):
     ("limits", "sentence"),
     [
         ({"nodes": 1, "cores": 1}, "either a number of servers or of cores"),
-        ({"nodes": 0}, "0 nodes"),
-        ({"nodes": 10_000}, "10000 nodes"),
+        ({"nodes": 0}, " 0 is not a valid number of nodes"),
+        ({"nodes": 10_000}, "10000 is not a valid number of nodes"),
         ({"location": "moon"}, "location: 'moon' .* fsn1"),
         ({"server_type": "cx11"}, "server_type: 'cx11' .* cx23"),
         ({"max_cost": 0.001}, "max_cost: .* 0.0210"),

@@ -230,7 +230,7 @@ def test_answers_that_are_none_are_the_clouds_trouble(world):
 
 @pytest.mark.parametrize("labels", [{}, {"project": "cahlib"}, {"project": "cahlib", "run": ""}])
 def test_it_never_works_without_the_name_of_a_run(world, labels):
-    with pytest.raises(ValueError, match="all servers would be meant"):
+    with pytest.raises(ValueError, match="they would select all servers"):
         told_of(world, labels=labels)
 
 
@@ -254,7 +254,7 @@ def unmade(cloud, tokens=DRIVER, **limits):
 
 @pytest.mark.parametrize(
     ("token", "sentence"),
-    [("nobody's", "unable to authenticate"), (OTHER, "is of another project than HCLOUD_TOKEN")],
+    [("nobody's", "unable to authenticate"), (OTHER, "is not of the project of HCLOUD_TOKEN")],
 )
 def test_a_token_that_does_not_reach_the_servers_is_refused_before_any_is_made(
     cloud, token, sentence
@@ -273,7 +273,7 @@ def test_a_token_that_only_reads_is_refused(cloud):
 
 def test_a_project_with_other_servers_is_refused(cloud):
     cloud.stranger(DRIVER)
-    with pytest.raises(ConfigError, match=r"other servers \(stranger\), .* for cahlib alone"):
+    with pytest.raises(ConfigError, match=r"other servers \(stranger\), .* for cahlib only"):
         dog(cloud).check_token(unmade(cloud), "ssh-ed25519 AAAA")
     with pytest.raises(ConfigError, match="works in one project"):
         dog(cloud).check_token(unmade(cloud, f"{DRIVER} {OTHER}"), "ssh-ed25519 AAAA")
