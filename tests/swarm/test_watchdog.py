@@ -275,7 +275,7 @@ def test_a_project_with_other_servers_is_refused(cloud):
     cloud.stranger(DRIVER)
     with pytest.raises(ConfigError, match=r"other servers \(stranger\), .* for cahlib only"):
         dog(cloud).check_token(unmade(cloud), "ssh-ed25519 AAAA")
-    with pytest.raises(ConfigError, match="works in one project"):
+    with pytest.raises(ConfigError, match="supports only one project"):
         dog(cloud).check_token(unmade(cloud, f"{DRIVER} {OTHER}"), "ssh-ed25519 AAAA")
 
 
