@@ -143,12 +143,12 @@ OWN = {"CAH_THRESHOLD": "0.3"}  # which a model of one's own needs
         ({"CAH_KAGGLE_NAME": "abcd"}, 2, "give 5 to 34 characters"),
         ({"CAH_KAGGLE_NAME": "my kernel"}, 2, "CAH_KAGGLE_NAME: 'my kernel' cannot be"),
         ({"CAH_HOURS": "long"}, 2, "hours: 'long' is not a number"),
-        ({"CAH_SWARM": "2"}, 2, "no Hetzner token is given; put HCLOUD_TOKEN"),
-        ({"CAH_SWARM": "2", "HCLOUD_TOKEN": "ünicode"}, 2, "token 1 holds characters"),
+        ({"CAH_SWARM": "2"}, 2, "no token is given; put HCLOUD_TOKEN"),
+        ({"CAH_SWARM": "2", "HCLOUD_TOKEN": "ünicode"}, 2, "token 1 contains invalid characters"),
         ({"KAGGLE_API_TOKEN": "wrong"}, 2, "create an API token at https://www.kaggle.com/settings"),
         ({"CAH_OUTPUT": "s3://bucket/x"}, 2, "output: give a local folder"),
         ({"CAH_NICKNAME": "ada-two", "HCLOUD_TOKEN": "one, two"}, 2, "nothing was pushed"),
-        ({"CAH_SWARM": "2", "CAH_KAGGLE_SECRET": "off"}, 2, "no Hetzner token is given"),
+        ({"CAH_SWARM": "2", "CAH_KAGGLE_SECRET": "off"}, 2, "no token is given"),
         ({"CAH_SWARM": "2", "CAH_KAGGLE_SECRET": "ja"}, 2, "'ja' is not valid; give yes or no"),
         ({"CAH_KAGGLE_NOTEBOOK": "/nowhere"}, 2, "/nowhere does not exist"),
     ],
@@ -226,7 +226,7 @@ def test_who_has_no_secret_at_kaggle_is_asked_for_the_clouds_token(environment):
 def test_settings_in_no_text_are_refused(environment, tmp_path):
     (tmp_path / ".env").write_bytes("CAH_NICKNAME=Ägidius".encode("latin-1"))
     ran = run("bash", f". {SCRIPT}", environment)
-    assert ran.returncode == 2 and ".env is not a text file in UTF-8" in ran.stdout, ran.stderr
+    assert ran.returncode == 2 and ".env is not a text in UTF-8" in ran.stdout, ran.stderr
 
 
 def asked(environment, answers):
