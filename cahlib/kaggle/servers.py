@@ -52,8 +52,7 @@ class SessionServers:
         if limits.max_cost and cost > limits.max_cost:
             raise ConfigError(
                 f"max_cost: {len(wanted.first)} nodes cost {money} {cost:.2f} in {hours:g} hours, "
-                f"more than the limit of {money} {limits.max_cost:g}; raise it, or "
-                "ask for fewer."
+                f"more than the limit of {money} {limits.max_cost:g}; raise it, or order fewer."
             )
         return f"{wanted.table()}\n{wanted.terms()}\n{wanted.crash_note()}"
 

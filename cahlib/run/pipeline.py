@@ -63,7 +63,7 @@ from cahlib.run.open_run import open_run_directory
 from cahlib.run.result import RunResult
 from cahlib.run.resume import find_faults, resume
 from cahlib.run.scrape import scrape
-from cahlib.run.scrapers import EngineFactory, ScrapeEngine, open_scrapers, with_thumbs
+from cahlib.run.scrapers import Engine, EngineFactory, open_scrapers, with_thumbs
 
 #: Capacities of the queues: parcels on disk, scored images in memory, manifests.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
@@ -212,7 +212,7 @@ class _Work:
                 for each in pipeline.prefetch(written, _SEALED, "sealed"):
                     uploads.add(each)
 
-    def _scrape(self, scrapers: ScrapeEngine, pipeline: Pipeline) -> Iterator[_InWork]:
+    def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[_InWork]:
         """Lease shards, have them scraped, yield their parcels as they arrive."""
         leased: dict[str, Shard] = {}
         while not (self._stop.is_set() or pipeline.closed):
@@ -238,7 +238,7 @@ class _Work:
                 else:
                     self._failures.failed(shard, result, slots=scrapers.slots)
 
-    def _submit(self, scrapers: ScrapeEngine, shard: Shard) -> None:
+    def _submit(self, scrapers: Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
         if brought := self._ledger.get_parcel(shard):
             fetching = storage.download_parcel, shard, brought, self._away

@@ -40,7 +40,7 @@ _DRAIN = 120.0
 
 
 #: An engine, and the folder in which its jobs write their parcels.
-OpenedEngine: TypeAlias = AbstractContextManager[tuple[ScrapeEngine, Path]]
+OpenedEngine: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
 
 
 class EngineFactory(Protocol):
@@ -60,7 +60,7 @@ def open_scrapers(
     tokens: str = "",
     watchdog: str = "",
     report: Callable[[str], None] = lambda _: None,
-) -> Iterator[tuple[ScrapeEngine, Path]]:
+) -> Iterator[tuple[Engine, Path]]:
     """Provide the engine of a run, and the folder in which its jobs write their parcels.
 
     The cloud's ``tokens`` and the ``watchdog`` token are not part of a job; ``report`` receives
