@@ -226,7 +226,7 @@ def test_who_has_no_secret_at_kaggle_is_asked_for_the_clouds_token(environment):
 def test_settings_in_no_text_are_refused(environment, tmp_path):
     (tmp_path / ".env").write_bytes("CAH_NICKNAME=Ägidius".encode("latin-1"))
     ran = run("bash", f". {SCRIPT}", environment)
-    assert ran.returncode == 2 and ".env is not a text in UTF-8" in ran.stdout, ran.stderr
+    assert ran.returncode == 2 and ".env is not a text file in UTF-8" in ran.stdout, ran.stderr
 
 
 def asked(environment, answers):
