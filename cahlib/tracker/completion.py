@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from cahlib.core.records import Stage, Stats
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import is_sqlite
 from cahlib.ledger.schema import is_one_of, pairs, shards
 from cahlib.tracker import pair_claims, totals
 from cahlib.tracker.models import InvalidRequest, RegisteredWorker, ShardResult, WorkerKind
@@ -44,7 +44,6 @@ class Completion:
 
 
 def close_shard(
-    database: Database,
     connection: Connection,
     worker: RegisteredWorker,
     number: int,
@@ -61,19 +60,17 @@ def close_shard(
         "unnamed": result.pairs - len(keys), "output_": result.output,
         "tally_": result.stored_stats(),
     }  # fmt: skip
-    if database.is_sqlite:
+    if is_sqlite(connection):
         row = connection.execute(_closing(worker.kind), values).first()
-        late = pair_claims.claim_pairs(database, connection, number, keys) if row else []
+        late = pair_claims.claim_pairs(connection, number, keys) if row else []
         if row:
             counted = result.pairs - len(late)
-            totals.add_to_totals(
-                database, connection, worker.id, worker.nickname, done=1, pairs=counted
-            )
+            totals.add_to_totals(connection, worker.id, worker.nickname, done=1, pairs=counted)
     else:
         row = connection.execute(_in_one(worker.kind), values).first()
         late = []
         if row and row.inserted < len(keys):
-            late = pair_claims.leave_late_pairs(database, connection, number, keys)
+            late = pair_claims.leave_late_pairs(connection, number, keys)
     if row is None:
         return None
     if late:

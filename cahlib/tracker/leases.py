@@ -164,24 +164,20 @@ class LeaseStore(WorkerRegistry):
                 )
             check_image_count(connection, worker, number, result)
             values = {"now": self._clock(), "hash": hash_secret(secret)}
-            closed = close_shard(self._database, connection, worker, number, result, values)
+            closed = close_shard(connection, worker, number, result, values)
             if closed is None:
                 self._recognize(connection, hash_secret(secret))
                 done = (shards.c.state == "done") & (shards.c.worker == worker.id)
                 self._require(connection, number, done)
                 own = result.uids or ()
-                late = pair_claims.claim_again(self._database, connection, number, own)
+                late = pair_claims.claim_again(connection, number, own)
                 return CompletionResult(counted=False, lost=tuple(late))
             if closed.left:
-                pair_claims.recover_left_pairs(self._database, connection, number)
+                pair_claims.recover_left_pairs(connection, number)
             if closed.checks is not None:
-                spot_checks.compare_check(
-                    self._database, connection, number, closed.checks, result.scores()
-                )
+                spot_checks.compare_check(connection, number, closed.checks, result.scores())
             if result.pairs and random.random() < self.rules.verify_share:
-                spot_checks.begin_check(
-                    self._database, connection, number, worker, result.scores(closed.late)
-                )
+                spot_checks.begin_check(connection, number, worker, result.scores(closed.late))
             return CompletionResult(counted=True, lost=tuple(closed.late))
 
     def deliver(
@@ -230,9 +226,7 @@ class LeaseStore(WorkerRegistry):
         self, connection: Connection, worker: int | None, number: int, attempts: int, error: str
     ) -> bool:
         if worker is not None:
-            shard_failures.record_failure(
-                self._database, connection, worker, number, error, self._clock()
-            )
+            shard_failures.record_failure(connection, worker, number, error, self._clock())
         return shard_failures.set_aside_if_hopeless(connection, number, attempts, self.rules)
 
     def refetch(self, secret: str, number: int, error: str) -> bool:
@@ -241,9 +235,7 @@ class LeaseStore(WorkerRegistry):
             if worker.kind is not WorkerKind.GPU:
                 raise InvalidRequest("Only a GPU worker downloads parcels.")
             attempts = self._end_failed(connection, worker, number, error)
-            shard_failures.record_failure(
-                self._database, connection, worker.id, number, error, self._clock()
-            )
+            shard_failures.record_failure(connection, worker.id, number, error, self._clock())
             gpus = select(workers.c.id).where(workers.c.kind == WorkerKind.GPU.value)
             refetches = (failures.c.shard == number) & failures.c.worker.in_(gpus)
             said = connection.execute(select(func.count()).where(refetches)).scalar_one()
@@ -283,9 +275,7 @@ class LeaseStore(WorkerRegistry):
                 raise InvalidRequest("A CPU worker delivers a parcel; it has no pairs to look up.")
             self._require(connection, number, and_(*_mine(worker)))
             keys, max_pairs = parse_uids(uids), self.rules.max_pairs
-            claimed = pair_claims.find_claimed(
-                self._database, connection, number, keys, max_pairs=max_pairs
-            )
+            claimed = pair_claims.find_claimed(connection, number, keys, max_pairs=max_pairs)
             return [key.hex() for key in claimed]
 
     def expel(self, number: int) -> None:
@@ -365,7 +355,7 @@ class LeaseStore(WorkerRegistry):
         )
 
     def _add_to_totals(self, connection: Connection, worker: RegisteredWorker, **more: int) -> None:
-        totals.add_to_totals(self._database, connection, worker.id, worker.nickname, **more)
+        totals.add_to_totals(connection, worker.id, worker.nickname, **more)
 
 
 def _mine(worker: RegisteredWorker) -> tuple[Any, ...]:

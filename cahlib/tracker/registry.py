@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, update
 
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import Database, insert_into
 from cahlib.tracker import nicknames, worker_names
 from cahlib.tracker.models import RegisteredWorker, WorkerKind
 from cahlib.tracker.queries import BY_SECRET, hash_secret, worker_from_row
@@ -49,15 +49,13 @@ class WorkerRegistry:
         }  # fmt: skip
         with self._database.write() as connection:
             secret_hash = hash_secret(nickname_secret) if nickname_secret else None
-            nickname = nicknames.claim_nickname(
-                self._database, connection, nickname, secret_hash, legacy=legacy
-            )
+            nickname = nicknames.claim_nickname(connection, nickname, secret_hash, legacy=legacy)
             values["nickname"] = nickname
             if team:
-                nicknames.join_team(self._database, connection, nickname, team)
+                nicknames.join_team(connection, nickname, team)
             while True:
                 name = worker_names.draw_worker_name()
-                fresh = self._database.insert(workers).values(name=name, **values)
+                fresh = insert_into(connection, workers).values(name=name, **values)
                 free = fresh.on_conflict_do_nothing(index_elements=["name"])
                 number = connection.execute(free.returning(workers.c.id)).scalar()
                 if number is not None:

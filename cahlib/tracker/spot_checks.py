@@ -48,7 +48,6 @@ _MAX_WAITING = 50
 
 
 def begin_check(
-    database: Database,
     connection: Connection,
     number: int,
     worker: RegisteredWorker,
@@ -63,15 +62,11 @@ def begin_check(
     last = last.order_by(second_passes.c.number.desc()).limit(_MAX_WAITING)
     waiting = connection.execute(last).scalars().all().count(None)
     if waiting < _MAX_WAITING and connection.execute(checks).scalar() is None:
-        if not database.is_sqlite:
-            connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
         begun = {"avoid": worker.nickname, "scores": scores}
-        pair_claims.add_second_pass(database, connection, number, checks=number, **begun)
+        pair_claims.add_second_pass(connection, number, checks=number, **begun)
 
 
-def compare_check(
-    database: Database, connection: Connection, number: int, checked: int, found: Scores | None
-) -> None:
+def compare_check(connection: Connection, number: int, checked: int, found: Scores | None) -> None:
     """Record how far a check agrees with its shard; if too little, add a second check."""
     scores = found or {}
     of_check = second_passes.c.number == number
@@ -104,14 +99,12 @@ def compare_check(
     other = other.where(second_passes.c.checks == checked, _DISAGREES, ~of_check)
     others = connection.execute(other).all()
     if not others:
-        if not database.is_sqlite:
-            connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
         second = {"avoid": begun.avoid, "scores": begun.scores}
-        pair_claims.add_second_pass(database, connection, checked, checks=checked, **second)
+        pair_claims.add_second_pass(connection, checked, checks=checked, **second)
     ours = _found(connection, number, scores)
     for theirs in (_found(connection, each.number, each.scores) for each in others):
         if 2 * _agreed(ours, theirs) >= max(len(ours), len(theirs)):
-            admin.undo_shard(database, connection, checked)
+            admin.undo_shard(connection, checked)
             return
 
 

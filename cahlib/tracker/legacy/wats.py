@@ -73,5 +73,5 @@ def deliver_wats(
             )
             brought += int(connection.execute(delivered).rowcount)
         if brought:
-            totals.add_to_totals(database, connection, worker.id, worker.nickname, scraped=brought)
+            totals.add_to_totals(connection, worker.id, worker.nickname, scraped=brought)
         return brought
