@@ -14,17 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    URL,
-    Connection,
-    Select,
-    case,
-    delete,
-    func,
-    literal_column,
-    select,
-    update,
-)
+from sqlalchemy import URL, Connection, Select, case, delete, func, literal_column, select, update
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full

@@ -29,7 +29,7 @@ from cahlib.core.records import Stage, Stats
 from cahlib.ledger.database import is_sqlite
 from cahlib.ledger.schema import is_one_of, pairs, shards
 from cahlib.tracker import pair_claims, totals
-from cahlib.tracker.models import InvalidRequest, RegisteredWorker, ShardResult, WorkerKind
+from cahlib.tracker.models import InvalidRequest, ShardResult, Worker, WorkerKind
 from cahlib.tracker.queries import NOT_EXPELLED
 from cahlib.tracker.schema import left_pairs, people, second_passes, workers
 
@@ -44,11 +44,7 @@ class Completion:
 
 
 def close_shard(
-    connection: Connection,
-    worker: RegisteredWorker,
-    number: int,
-    result: ShardResult,
-    values: dict[str, Any],
+    connection: Connection, worker: Worker, number: int, result: ShardResult, values: dict[str, Any]
 ) -> Completion | None:
     """Complete a shard; return None, changing nothing, if the worker does not hold it.
 
@@ -80,7 +76,7 @@ def close_shard(
 
 
 def check_image_count(
-    connection: Connection, worker: RegisteredWorker, number: int, result: ShardResult
+    connection: Connection, worker: Worker, number: int, result: ShardResult
 ) -> None:
     """Raise InvalidRequest for more images than the scraper reported in the parcel."""
     if worker.kind is not WorkerKind.GPU or result.stats is None:

@@ -29,18 +29,13 @@ from cahlib.tracker.models import (
     Lease,
     NotFound,
     NotHeld,
-    RegisteredWorker,
     ShardResult,
     TrackerRules,
+    Worker,
     WorkerKind,
     parse_uids,
 )
-from cahlib.tracker.queries import (
-    hash_secret,
-    lease_statement,
-    remaining_query,
-    worker_from_row,
-)
+from cahlib.tracker.queries import hash_secret, lease_statement, remaining_query, worker_from_row
 from cahlib.tracker.registry import WorkerRegistry
 from cahlib.tracker.schema import failures, workers
 
@@ -97,13 +92,7 @@ class LeaseStore(WorkerRegistry):
             return connection.execute(remaining_query(worker.kind), me).first() is None
 
     def _claim(
-        self,
-        connection: Connection,
-        secret: str,
-        worker: RegisteredWorker,
-        count: int,
-        *,
-        legacy: bool,
+        self, connection: Connection, secret: str, worker: Worker, count: int, *, legacy: bool
     ) -> list[Lease]:
         lane = 1 if legacy and worker.kind is WorkerKind.GPU else 0
         doubted = self.rules.verify_share and spot_checks.is_doubted(connection, worker.nickname)
@@ -243,9 +232,7 @@ class LeaseStore(WorkerRegistry):
                 connection, number, attempts, error, refetches
             )
 
-    def _end_failed(
-        self, connection: Connection, worker: RegisteredWorker, number: int, error: str
-    ) -> int:
+    def _end_failed(self, connection: Connection, worker: Worker, number: int, error: str) -> int:
         """Take a shard from a worker that failed with it; return the shard's attempts."""
         free = {"state": worker.kind.takes, "worker": None, "error": error, "expires": 0}
         attempts = self._change(connection, worker, number, **free)
@@ -284,7 +271,7 @@ class LeaseStore(WorkerRegistry):
             row = connection.execute(select(workers).where(workers.c.id == number)).first()
             self._expel(connection, worker_from_row(row))
 
-    def _expel(self, connection: Connection, worker: RegisteredWorker) -> None:
+    def _expel(self, connection: Connection, worker: Worker) -> None:
         self._release(connection, worker, _HELD)
         connection.execute(update(workers).where(workers.c.id == worker.id).values(gone=True))
 
@@ -319,7 +306,7 @@ class LeaseStore(WorkerRegistry):
         return self.rules.legacy_lease_seconds if legacy else self.rules.lease_seconds
 
     def _change(
-        self, connection: Connection, worker: RegisteredWorker, number: int, /, **values: Any
+        self, connection: Connection, worker: Worker, number: int, /, **values: Any
     ) -> int | None:
         """Change a shard that the worker holds; return its attempts, or None if not held."""
         changed = (
@@ -330,9 +317,7 @@ class LeaseStore(WorkerRegistry):
         )
         return connection.execute(changed).scalar()
 
-    def _release(
-        self, connection: Connection, worker: RegisteredWorker, which: Any, back: int = 1
-    ) -> int:
+    def _release(self, connection: Connection, worker: Worker, which: Any, back: int = 1) -> int:
         attempts = shards.c.attempts - back
         state = case((attempts >= self.rules.max_attempts, "failed"), else_=worker.kind.takes)
         values = {"state": state, "worker": None, "attempts": attempts, "expires": 0}
@@ -354,11 +339,11 @@ class LeaseStore(WorkerRegistry):
             f"Shard {number} is not leased to this worker; its lease was lost, or it is finished."
         )
 
-    def _add_to_totals(self, connection: Connection, worker: RegisteredWorker, **more: int) -> None:
+    def _add_to_totals(self, connection: Connection, worker: Worker, **more: int) -> None:
         totals.add_to_totals(connection, worker.id, worker.nickname, **more)
 
 
-def _mine(worker: RegisteredWorker) -> tuple[Any, ...]:
+def _mine(worker: Worker) -> tuple[Any, ...]:
     """Return conditions for shards that a worker holds, or held if no other took them since."""
     states = is_one_of(shards.c.state, worker.kind.holds, worker.kind.takes)
     return shards.c.worker == worker.id, states

@@ -55,7 +55,7 @@ class TrackerRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegisteredWorker:
+class Worker:
     """A worker that has joined."""
 
     id: int

@@ -57,11 +57,7 @@ def fold(name: str) -> str:
 
 
 def claim_nickname(
-    connection: Connection,
-    nickname: str,
-    secret_hash: bytes | None,
-    *,
-    legacy: bool,
+    connection: Connection, nickname: str, secret_hash: bytes | None, *, legacy: bool
 ) -> str:
     """Return the nickname under which a worker's shards count; raise NicknameTaken.
 

@@ -24,11 +24,7 @@ _BATCH = 1000
 
 
 def find_claimed(
-    connection: Connection,
-    number: int,
-    keys: Iterable[bytes],
-    *,
-    max_pairs: int,
+    connection: Connection, number: int, keys: Iterable[bytes], *, max_pairs: int
 ) -> list[bytes]:
     """Return which pairs a completed shard has, and record that ``number`` leaves them to it.
 

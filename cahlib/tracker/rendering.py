@@ -39,8 +39,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=charts.format_number, long=charts.format_duration, ago=charts.format_age,
-        size=charts.format_size, date=charts.format_date, called=name_query,
+        number=charts.format_number, long=charts.human_duration, ago=charts.format_age,
+        size=charts.human_size, date=charts.format_date, called=name_query,
     )  # fmt: skip
     files = b"".join(path.read_bytes() for path in sorted(_SITE.iterdir()))
     environment.globals.update(

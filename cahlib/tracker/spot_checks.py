@@ -18,7 +18,7 @@ from sqlalchemy import Connection, func, select, update
 from cahlib.ledger.database import Database
 from cahlib.ledger.schema import pairs, shards
 from cahlib.tracker import admin, pair_claims
-from cahlib.tracker.models import RegisteredWorker
+from cahlib.tracker.models import Worker
 from cahlib.tracker.schema import left_pairs, second_passes, workers
 
 
@@ -47,12 +47,7 @@ TOLERANCE = 0.01
 _MAX_WAITING = 50
 
 
-def begin_check(
-    connection: Connection,
-    number: int,
-    worker: RegisteredWorker,
-    scores: Scores | None,
-) -> None:
+def begin_check(connection: Connection, number: int, worker: Worker, scores: Scores | None) -> None:
     """Have another person repeat a finished shard, unless many checks are waiting already.
 
     A check is not checked. ``scores`` is None where only a count is known.
