@@ -59,7 +59,7 @@ def count_shards(crawl: Crawl) -> int:
     Raise ConfigError if the setting names files that do not exist.
     """
     require_source(crawl)
-    if _CRAWL_NAME.fullmatch(crawl.crawl):
+    if crawl.links or _CRAWL_NAME.fullmatch(crawl.crawl):  # tables would have to be read
         return crawl.shards
     there = 2 * (1 if "://" in crawl.crawl else len(_files(crawl.crawl)))
     return min(there, crawl.shards or there)

@@ -1,7 +1,7 @@
-"""Whether a run's disk has room for what is still to come, said before the run begins.
+"""An estimate of whether the disk has room for the rest of a run, given before the run begins.
 
-A run is never refused for it: images differ by far more than any guess, and a full disk costs
-nothing that is done.
+It never stops a run: images vary by far more than any estimate, and a full disk loses no finished
+work.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from cahlib.core.wording import plural
 from cahlib.dataset.layout import has_images
 from cahlib.dataset.manifest import read_manifests
 
-#: What is saved of a folder when its session ends, however large its disk: by Kaggle's documents.
+#: The bytes kept of a folder when a session ends, however large its disk (Kaggle's documentation).
 _SAVED = {Path("/kaggle/working"): 20 * 10**9}
 
 
 def describe_disk_space(job: Job) -> str:
-    """Return what the disk has and what the job needs, as far as that can be known; "" if not."""
+    """Return the free space and what the job needs, as far as known; "" if not."""
     folder = job.output.folder
     try:
         free = free_space(folder)
-    except OSError:  # the run itself says what is wrong with the place
+    except OSError:  # the run reports what is wrong
         return ""
     said = f"The dataset's disk has {format_size(free)} free."
     for each, most in _saved(folder):
@@ -52,7 +52,7 @@ def describe_disk_space(job: Job) -> str:
 
 
 def free_space(folder: Path) -> int:
-    """Return the bytes that may still be written to a folder and are kept; raises OSError."""
+    """Return how many more bytes can be written to a folder and kept; raise OSError."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     return min([free, *(max(0, most - folder_size(each)) for each, most in _saved(folder))])
@@ -63,7 +63,7 @@ def _saved(folder: Path) -> list[tuple[Path, int]]:
 
 
 def folder_size(folder: Path, *, but: str = "") -> int:
-    """Return the bytes of a folder's files, without those of one folder in it."""
+    """Return the bytes of a folder's files, except those of the subfolder ``but``."""
     size = 0
     for place, inner, names in os.walk(folder):
         if Path(place) == folder and but in inner:
@@ -75,9 +75,9 @@ def folder_size(folder: Path, *, but: str = "") -> int:
 
 
 def committed_size(folder: Path) -> tuple[int, int]:
-    """The shards in the dataset, and the bytes that they take."""
+    """Return the number of shards in the dataset, and their bytes."""
     done = size = 0
-    with suppress(CahError):  # what is damaged is told of by the run
+    with suppress(CahError):  # the run reports damaged manifests
         for each in read_manifests(folder):
             done, size = done + 1, size + sum(stored.size for stored in each.files.values())
     return done, size

@@ -1,4 +1,4 @@
-"""What a run will probably bring, take and cost."""
+"""An estimate of a run's pairs, time and cost."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from cahlib.core.wording import plural
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerPrice:
-    """What servers do and cost."""
+    """The cores of servers, and their price."""
 
     cores: int
     hourly: float
     currency: str
-    left: float = math.inf  #: what they may still cost
+    left: float = math.inf  #: the budget that is left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What is to be expected, until the run ends or for an hour of it."""
+    """The estimate for a whole run, or for an hour of it."""
 
-    share: float  #: of the shards that were asked for and are not done
-    hours: float  #: that it takes
-    endless: bool  #: whether nothing ends it but the end of the crawl: then it is of one hour
+    share: float  #: of the requested shards that are not done
+    hours: float  #: until the end
+    endless: bool  #: without a limit but the end of the crawl: then the estimate is for one hour
     links: float
     pairs: tuple[float, float]  #: at least and at most
-    rate: float  #: links a second
-    cost: float  #: of its servers, each started hour whole; 0 without
+    rate: float  #: links per second
+    cost: float  #: of its servers, each started hour as a whole one; 0 without servers
     currency: str
-    judging: float  #: images a second that the model judges, if that is the slowest step; else 0
-    fed: int  #: cores that scrape as fast as it judges
+    judging: float  #: images per second that the model judges, if that is the slowest step; else 0
+    fed: int  #: cores that scrape as fast as the model judges
     source: str  #: of the figures
 
     @property
@@ -51,7 +51,7 @@ class Estimate:
         when = "an hour" if self.endless else f"in about {format_duration(3600 * self.hours)}"
         pairs = " to ".join(dict.fromkeys(f"{_rounded(each):,}" for each in self.pairs))
         money = f" for {self.currency} {self.cost:.2f} ({self.per_thousand})" if self.cost else ""
-        part = f" That is {self.share:.0%} of what was asked for." if self.share < 0.995 else ""
+        part = f" That is {self.share:.0%} of the requested shards." if self.share < 0.995 else ""
         slow = ""
         if self.judging:
             slow = (
@@ -65,7 +65,7 @@ class Estimate:
 
 
 def estimate_run(job: Job, servers: ServerPrice | None = None) -> Estimate:
-    """Return what a job will bring, how long it takes and what it costs, as far as known."""
+    """Return the estimate of a job's pairs, time and cost."""
     rates = rates_for(job)
     rate, judging = _rate(job, rates, servers)
     left = max(job.crawl.shards - _done(job), 0)
@@ -97,27 +97,27 @@ def cores_to_feed_model(job: Job) -> int:
 
 
 def _rate(job: Job, rates: Rates, servers: ServerPrice | None) -> tuple[float, float]:
-    """Return links a second, and what the model judges a second if that is less than it gets."""
+    """Return links per second, and images judged per second if the model is the slowest step."""
     scraped = rates.core * (servers.cores if servers else job.place.scrapers)
     judged = rates.model / rates.images
     return min(scraped, judged), rates.model if judged < scraped else 0
 
 
 def _paid_hours(servers: ServerPrice | None) -> float:
-    """Return for how many hours servers can be paid: whole ones."""
+    """Return how many whole hours of the servers the budget pays for."""
     if servers is None or not servers.hourly or math.isinf(servers.left):
         return math.inf
     return math.floor(servers.left / servers.hourly + 1e-9)
 
 
 def _done(job: Job) -> int:
-    """Return how many shards an earlier launch has done."""
+    """Return how many shards earlier launches have done."""
     done = status.read_status(job.output.folder / "run").get("done", 0)
     return done if isinstance(done, int) else 0
 
 
 def _rounded(number: float) -> int:
-    """Return a number with the two digits that an estimate has."""
+    """Return a number rounded to two significant digits."""
     unit: int = 10 ** (len(f"{number:.0f}") - 2) if number >= 100 else 1
     return round(number / unit) * unit
 
@@ -127,7 +127,7 @@ def _money(sum: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return seconds in the units that people use."""
+    """Return a duration in a readable unit."""
     minutes = math.ceil(seconds / 60)
     if minutes < 100:
         return plural(minutes, "minute")

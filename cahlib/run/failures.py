@@ -1,4 +1,4 @@
-"""What becomes of a shard that fails: given back, an attempt counted, or the end of the run."""
+"""The handling of failed shards: release, count an attempt, or end the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MACHINES = 3
 
 
 class FailureLedger(Protocol):
-    """As much of a ledger as hears of failures."""
+    """The part of a ledger that records failures."""
 
     def release(self, shard: Shard, error: str) -> None: ...
 
@@ -31,7 +31,7 @@ class FailureLedger(Protocol):
 
 
 class FailureHandler:
-    """Decides on the failures of one launch."""
+    """Handles the failures of one launch."""
 
     def __init__(self, ledger: FailureLedger, folder: Path, *, attempts: int) -> None:
         self._ledger, self._folder, self._attempts = ledger, folder, attempts
@@ -40,14 +40,14 @@ class FailureHandler:
         self._of_machines: Counter[str] = Counter()  #: by shard
 
     def scraped(self, shard: Shard) -> None:
-        """Note that a machine has done a shard."""
+        """Record that a machine has scraped a shard."""
         self._in_a_row = 0
         del self._of_machines[shard.id]
 
     def failed(self, shard: Shard, error: Exception, *, slots: int = 1) -> None:
-        """Tell the ledger of a failed attempt; a bug is noted with its traceback.
+        """Record a failed attempt in the ledger, a bug with its traceback.
 
-        Raises RunError where all ``slots`` fail for what is no shard's fault, and for a full disk.
+        Raise RunError for a full disk, and if all ``slots`` fail through no shard's fault.
         """
         known = isinstance(error, CahError)
         if not known and is_disk_full(error):
@@ -68,10 +68,10 @@ class FailureHandler:
             self._ledger.fail(shard, text, attempts=self._attempts)
         else:
             self._ledger.release(shard, text)
-        # of those in flight, twice the slots, all may have waited at one machine
+        # all those in flight, twice the slots, may have waited at one machine
         if self._in_a_row > 4 * self._slots:
             last = text.strip().splitlines()[-1].rstrip(".")
             raise RunError(
-                f"no shard can be scraped, for the machines fail: {last}. See to that, then run "
-                "the same command again; what is done is kept."
+                f"No shard can be scraped, because the machines fail: {last}. Fix that, then run "
+                "the same command again; finished work is kept."
             )

@@ -1,7 +1,4 @@
-"""The run directory beside a dataset: its lock, its job, its ledger.
-
-Nothing here knows what is done with the ledger's shards.
-"""
+"""Open a run directory: take its lock, check its job, open its ledger."""
 
 from __future__ import annotations
 
@@ -75,7 +72,7 @@ def open_run_directory(
 
 
 class _Stopped(Stopped, TrackerUnavailable):
-    """The user did not want to wait for the tracker."""
+    """The user stopped the run while it waited for the tracker."""
 
 
 def require_same_job(job: Job, *, files_known: bool = True) -> None:
@@ -105,7 +102,7 @@ def _shared(job: Job, ledger: LocalLedger, role: str, stop: threading.Event) -> 
 
     def pause(seconds: float) -> None:
         if stop.wait(seconds):
-            raise _Stopped("Stopped while the tracker did not answer; the next launch goes on.")
+            raise _Stopped("Stopped while the tracker did not answer; run it again to continue.")
 
     tracker = TrackerClient(job.place.tracker, team=job.place.team, sleep=pause)
     folder = job.output.folder
@@ -138,13 +135,13 @@ def _unclaimed(folder: Path) -> None:
     strange = [name for name in found if not PAGES[name].search(_bytes(folder / name))]
     if strange:
         raise ConfigError(
-            f"output: {folder} has a {' and a '.join(strange)} of somebody else's, which the "
-            "dataset's would replace; move that away, or choose another folder."
+            f"output: {folder} has another {' and '.join(strange)}, which the dataset's would "
+            "overwrite; move it away, or choose another folder."
         )
 
 
 def _bytes(path: Path) -> bytes:
-    """Return what a file holds; nothing if it is not a file, or cannot be read."""
+    """Return the content of a file; b"" if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError:
@@ -152,7 +149,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _unpublished(home: Path) -> None:
-    """Keep a run's own folder out of what people publish, by git and by `hf upload`."""
+    """Exclude the run directory from what people publish by git and by `hf upload`."""
     ignored = home.parent / ".gitignore"
     if not ignored.exists():
         write_file(ignored, f"# {home.name}/ is no part of the dataset\n/{home.name}/\n".encode())
@@ -161,16 +158,16 @@ def _unpublished(home: Path) -> None:
 
 
 def _make_way(job: Job, home: Path) -> None:
-    """Forget another job that came to nothing, as one whose crawl or model there is not.
+    """Remove another job that produced nothing, e.g. because its crawl or model does not exist.
 
-    Its ledger goes as well, for it lists another crawl. One of a tracker's shards stays: what we
-    still have of them, the tracker says.
+    Its ledger is removed too, as it lists another crawl. A ledger of a tracker's shards stays: the
+    tracker decides which of them are still ours.
     """
     before = stored_job(home.parent)
     changed = set(job.differences(before)) if before else set()
     if not changed or _has_pairs(home):
         return
-    # Parcels scraped before a model failed to load are of use to any model and any form.
+    # parcels scraped before a model failed to load can be used by any model and form
     serves = changed <= {each.name for each in settings() if each.group in ("judge", "output")}
     if any((home / "parcels").glob("*.json")) and not serves:
         return
@@ -181,10 +178,10 @@ def _make_way(job: Job, home: Path) -> None:
 
 
 def _ledger(job: Job, home: Path) -> LocalLedger:
-    """Open the ledger of a job; another job's, copied here with its `run`, is put aside.
+    """Open the ledger of a job; another job's, copied here with its `run`, is set aside.
 
-    So are the parcels beside it: their shards, or the images of the same shards, are others. What a
-    tracker's ledger holds, the tracker says.
+    So are the parcels beside it, which belong to other shards or have other images. A tracker's
+    ledger is not checked: the tracker decides about its shards.
     """
     ours = describe_job(job).digest
     ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
@@ -195,7 +192,7 @@ def _ledger(job: Job, home: Path) -> LocalLedger:
             if path.exists():
                 path.rename(aside / path.name)
         _log.warning(
-            "The ledger in %s is that of a job with other settings; it is made anew from the "
+            "The ledger in %s is that of a job with other settings; it is rebuilt from the "
             "dataset, and the old one is kept in %s.",
             home,
             aside,
@@ -206,7 +203,7 @@ def _ledger(job: Job, home: Path) -> LocalLedger:
 
 
 def _has_pairs(home: Path) -> bool:
-    """Return whether a run has committed a shard, or passed one on."""
+    """Return whether a run has committed a shard."""
     if _committed(home.parent):
         return True
     ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
@@ -217,6 +214,6 @@ def _has_pairs(home: Path) -> bool:
 
 
 def _committed(folder: Path) -> bool:
-    """Whether a folder holds a dataset: a shard's manifest, or a list of committed shards."""
+    """Return whether a folder holds a dataset: a manifest, or a list of committed shards."""
     said = find_description(folder)
     return is_dataset(folder) or bool(said and said.committed)

@@ -1,10 +1,10 @@
-"""One run, from a Job to its dataset; the only file that knows scrape, dataset, swarm and tracker.
+"""One run, from a Job to its dataset: the pipeline of scraping, judging, writing and uploading.
 
     shards ─► scraped ─► opened ─► judged ─► written ─► finished
               engine     disk      model     disk       upload, ledger
 
 Each arrow is a bounded queue (`cahlib.core.prefetch`). A shard counts once it is committed to the
-dataset and the ledger; what a crash leaves before that is done again, with the same result.
+dataset and the ledger; a crash before that repeats the shard, with the same result.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ from cahlib.run.resume import find_faults, resume
 from cahlib.run.scrape import scrape
 from cahlib.run.scrapers import EngineFactory, ScrapeEngine, open_scrapers, with_thumbs
 
-#: How many items may wait between two stages: parcels on disk, scored images in memory, manifests.
+#: Capacities of the queues: parcels on disk, scored images in memory, manifests.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
 
 
@@ -80,10 +80,10 @@ def run(
 ) -> RunResult:
     """Work through the job's shards, those of earlier launches excepted.
 
-    ``stop`` ends the run early and cleanly: what is being judged is finished, parcels stay for the
-    next launch. ``listener`` hears a Snapshot every ``tick`` seconds, and one at the end. With a
-    tracker, ``role`` "gpu" judges what others scraped. ``scraping`` opens the engine. Raise
-    ConfigError before anything was started, RunError when it cannot go on.
+    ``stop`` ends the run early and cleanly: the shard being judged is finished, parcels are kept
+    for the next launch. ``listener`` gets a Snapshot every ``tick`` seconds, and one at the end.
+    With a tracker, ``role`` "gpu" judges what others scraped. ``scraping`` opens the engine. Raise
+    ConfigError before anything is started, RunError if the run cannot continue.
     """
     folder = job.output.folder
     if job.output.url:
@@ -91,7 +91,7 @@ def run(
     with folder_errors(folder):
         require_writable(folder)
     require_contact(job)
-    # what cannot be read or is not known is the user's to mend, before the start
+    # mistakes in the settings are reported before the start
     languages.wanted_languages(job.crawl)
     Blocklists.load(job.crawl)
     load_hashes(job.download.known_harm, "known_harm")
@@ -108,7 +108,7 @@ def run(
                 job.crawl, contact=job.download.contact, taken=TAKEN, known=known
             )
         )
-        # a launch that was killed may have left some between "done" and their removal
+        # a killed launch may have left some between "done" and their removal
         parcels.remove_leftovers(folder / "run" / "parcels", ledger.in_state("done"))
         if ledger.has_more() or ledger.in_state(COMMITTED):
             work = _Work(job, ledger, stop, scraping, harmful)
@@ -147,7 +147,7 @@ _Step: TypeAlias = tuple[_InWork, Judged | Exception | None]
 
 
 class _Work:
-    """The stages of one launch, and what they count."""
+    """The stages of one launch, and their counts."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _Work:
         self._ours = describe_continued(job)
         self._sealed = ledger.stats()  #: of the shards in the dataset
         self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to manifest
-        self._counting = threading.Lock()  #: a shard is in one of these two, never in none
+        self._counting = threading.Lock()  #: a shard is always in exactly one of these two
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
         self._queues: Callable[[], Mapping[str, tuple[int, int]]] = dict
@@ -175,14 +175,14 @@ class _Work:
         self._latest = LatestPairs()
 
     def through(self) -> None:
-        """Do all there is to do, or what can be done before the stop."""
+        """Process all shards, or as many as possible before the stop."""
         with Uploader(self._job.output, self._finish) as uploads:
             for shard in self._ledger.in_state(COMMITTED):
                 if left := read_manifest(self._folder, shard.id):
                     uploads.add(left)
             if self._ledger.has_more():
                 self._stages(uploads)
-        parcels.remove_leftovers(self._parcels)  # of scrapers that were ended in their work
+        parcels.remove_leftovers(self._parcels)  # of scrapers that were terminated
 
     def _stages(self, uploads: Uploader) -> None:
         """Scrape, judge and write what the ledger has.
@@ -213,10 +213,10 @@ class _Work:
                     uploads.add(each)
 
     def _scrape(self, scrapers: ScrapeEngine, pipeline: Pipeline) -> Iterator[_InWork]:
-        """Lease shards, have them scraped, yield their parcels as they come."""
+        """Lease shards, have them scraped, yield their parcels as they arrive."""
         leased: dict[str, Shard] = {}
         while not (self._stop.is_set() or pipeline.closed):
-            # Twice the slots: no scraper waits for us, and no more parcels than that pile up.
+            # twice the slots: no scraper waits for us, and no more parcels than that pile up
             while (room := 2 * scrapers.slots - len(scrapers)) > 0 and (
                 shard := self._ledger.lease(room)
             ):
@@ -259,7 +259,7 @@ class _Work:
                 ours = not self._ledger.get_parcel(work.parcel.shard)
                 images = parcels.read_images(work.parcel, trusted=ours)
                 yield work, chain(list(islice(images, 1)), images)
-            except Exception as error:  # noqa: BLE001 - told where the shard's turn comes
+            except Exception as error:  # noqa: BLE001 - reported when the shard's turn comes
                 yield work, error
 
     def _judge(self, opened: Iterable[_Opened], loaded: Scorer) -> Iterator[_Step]:
@@ -279,7 +279,7 @@ class _Work:
             except ShardError as error:  # the parcel is damaged: the shard is scraped again
                 parcels.delete_parcel(self._parcels, work.parcel.shard)
                 yield work, error
-            except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
+            except Exception as error:  # noqa: BLE001 - a failed shard must not end the run
                 yield work, error
 
     def _judged(self, work: _InWork, images: Iterable[Image], loaded: Scorer) -> Iterator[Judged]:
@@ -300,7 +300,7 @@ class _Work:
         )
 
     def _write(self, steps: Iterable[_Step], spec: DatasetSpec) -> Iterator[ShardManifest]:
-        """Write each shard's pairs into the dataset, and its account into the ledger."""
+        """Write each shard's pairs into the dataset, and commit it in the ledger."""
         for work, of_shard in groupby(steps, key=itemgetter(0)):
             shard = work.parcel.shard
             self._known.begin_shard()
@@ -315,7 +315,7 @@ class _Work:
                 )
             except (CahError, Abandoned):
                 raise
-            except Exception as error:  # noqa: BLE001 - one shard costs no more than itself
+            except Exception as error:  # noqa: BLE001 - a failed shard must not end the run
                 self._in_work.pop(shard.id, None)
                 known = error.args[0] if isinstance(error, _Failed) else error
                 self._failures.failed(shard, known)
@@ -333,7 +333,7 @@ class _Work:
             yield sealed
 
     def _finish(self, sealed: ShardManifest) -> None:
-        """Note that a committed shard is at its destination, and delete its parcel."""
+        """Record that a committed shard is at its destination, and delete its parcel."""
         brought = self._ledger.get_parcel(sealed.shard)
         self._ledger.mark_done(sealed.shard)
         if brought:
@@ -372,7 +372,7 @@ class _Work:
         )
 
     def _stats(self) -> Stats:
-        """Of all shards, those in work included; other threads count on meanwhile."""
+        """Return the stats of all shards, those in progress included, while other threads count."""
         told = (Stats.from_dict(values) for values in self._told())
         with self._counting:
             works, whole = list(self._in_work.values()), self._sealed
@@ -386,7 +386,7 @@ class _Failed(Exception):
 
 
 def _items(steps: Iterable[Judged | Exception | None]) -> Iterator[Judged]:
-    """A shard's judged images up to its end; raises _Failed where its error stands."""
+    """Yield a shard's judged images up to its end; raise _Failed at its error."""
     for item in steps:
         if item is None:
             return  # not later: what follows may be minutes away

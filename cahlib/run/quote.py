@@ -1,4 +1,4 @@
-"""What a job would make, cost and bring: shown before a run, and the order that it allows."""
+"""A quote: the servers, price and estimate of a job, shown before a run and required to order."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from cahlib.crawl.shards import count_shards
 from cahlib.run.disk_space import describe_disk_space
 from cahlib.run.estimate import Estimate, ServerPrice, estimate_run
 
-#: Seconds for which prices and stock are taken to be those that were asked for.
+#: Seconds for which prices and stock are considered current.
 _VALID = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quote:
-    """The answer for exactly one job and token."""
+    """The quote for exactly one job and token."""
 
     job: Job
     token: str = field(repr=False)
-    estimate: Estimate | None = None  #: None: nobody knows how many cores will scrape
-    room: str = ""  #: what the disk has and what is needed, as far as that can be known
+    estimate: Estimate | None = None  #: None if it is unknown how many cores will scrape
+    room: str = ""  #: the free disk space and what is needed, as far as known
     table: str = ""  #: the servers, for people
-    terms: tuple[str, ...] = ()  #: what they cost, when they end, and which are there
+    terms: tuple[str, ...] = ()  #: what they cost, when they are deleted, and which exist already
     servers: int = 0
-    price: str = ""  #: of all servers, an hour
-    ceiling: str = ""  #: what they may cost at most; "" without a limit
+    price: str = ""  #: of all servers, per hour
+    ceiling: str = ""  #: the most they may cost; "" without a limit
     crash: str = ""  #: what a crash of this machine would cost
     made: float = field(default_factory=time.monotonic, compare=False)
 
     def holds(self, job: Job, token: str) -> bool:
-        """Return whether this is the answer for a job and token, and prices are those of now."""
+        """Return whether this is the quote for a job and token, with current prices."""
         fresh = not self.servers or time.monotonic() - self.made < _VALID
         return fresh and (self.job, self.token) == (job, token)
 
     @property
     def order(self) -> str:
-        """Return what an order comes to, to be said after "Order"; "" without servers."""
+        """Return what would be ordered, as a phrase after "Order"; "" without servers."""
         if not self.servers:
             return ""
         what = plural(self.servers, "server")
@@ -47,12 +47,12 @@ class Quote:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """Return what is said below the table; "" for what is not to be said."""
+        """Return the sentences below the table, some of them ""."""
         return *self.terms, str(self.estimate or ""), self.room, self.crash
 
 
 def make_quote(job: Job, token: str) -> Quote:
-    """Return what a job would make, cost and bring; makes nothing. Raises CahError."""
+    """Return the quote for a job, without creating anything; raise CahError."""
     counted = job if job.place.tracker else replace_settings(job, shards=count_shards(job.crawl))
     if not job.place.has_servers:
         estimate = None if job.place.engine else estimate_run(counted)

@@ -1,8 +1,8 @@
-"""Where a dataset stands: its settings compared with a job's, its committed shards in the ledger.
+"""Resume a run: compare the dataset's settings with the job's, and update the ledger from it.
 
-The dataset is the truth, in its folder and at its URL, and the ledger an index of it: whatever
-became of `run`, a shard that is committed is not done again. One that is committed and not whole is
-left as it is, and told of: only `cah repair` gives it up.
+The dataset, in its folder and at its URL, is the truth, and the ledger an index of it: whatever
+happened to `run`, a committed shard is not done again. One that is damaged is left as it is, and
+reported: only `cah repair` removes it.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _COMMITTED = COMMITTED, "done", "damaged"
 
 
 def resume(job: Job, ledger: LocalLedger) -> None:
-    """Bring the ledger and the descriptions into line with the dataset.
+    """Update the ledger and the descriptions from the dataset.
 
-    Nobody else may write to the folder meanwhile. Raise ConfigError if a shard is another job's.
+    The caller holds the folder's lock. Raise ConfigError if a shard is another job's.
     """
     folder = job.output.folder
     recover_interrupted(folder)
@@ -60,9 +60,9 @@ def resume(job: Job, ledger: LocalLedger) -> None:
 
 
 def find_faults(job: Job, ledger: Ledger) -> Iterator[str]:
-    """Return what is wrong with the committed shards at a run's end, in a sentence a place.
+    """Yield what is wrong with the committed shards at a run's end, a sentence per place.
 
-    What is at a URL is looked for by one listing.
+    Files at a URL are checked by one listing.
     """
     folder, url = job.output.folder, job.output.url
     here, there = Inventory(folder), Inventory(url) if url else None
@@ -80,9 +80,9 @@ def find_faults(job: Job, ledger: Ledger) -> Iterator[str]:
                 wrong.setdefault(there.files.place, []).append(f"{id}: {fault}")
     for name, shards in wrong.items():
         yield (
-            f"{plural(len(shards), 'committed shard')} of {name} not whole, and left so (first is "
-            f"{shards[0].rstrip('.')}); cah repair {shlex.quote(name)} puts what is not whole back "
-            "to do, and then the same command does it again."
+            f"{plural(len(shards), 'committed shard')} of {name} damaged and left as found (first: "
+            f"{shards[0].rstrip('.')}); `cah repair {shlex.quote(name)}` removes damaged shards; "
+            "then the same command does them again."
         )
 
 
@@ -104,12 +104,12 @@ class _Resuming:
 
     @cached_property
     def _made(self) -> tuple[str, float, tuple[str, ...]]:
-        """What a manifest says of the settings; not before there is one, for models are slow."""
+        """Return the job's settings that manifests record; only when needed, as models are slow."""
         judge = self._job.judge
         return find_source(judge).name, judge.chosen()[2], self._job.forms
 
     def through(self) -> None:
-        """Enter every shard that is committed here or there, and that the ledger calls so."""
+        """Update every shard that is committed here or there, or in the ledger."""
         ids = dict.fromkeys(self._here.ids())
         if self._there:
             ids |= dict.fromkeys(self._there.ids())
@@ -118,24 +118,24 @@ class _Resuming:
             self._compare(id)
 
     def require_ours(self) -> None:
-        """Refuse another job's shards in the folder."""
+        """Raise ConfigError if the folder has another job's shards."""
         for id in self._here.ids():
             self._require_ours(self._here.shard(id), self._here)
 
     def tell(self) -> None:
-        """Say what was found, in a sentence each."""
+        """Log what was found."""
         place = (self._there or self._here).files.place
         if self._entered:
             _log.warning(
-                "%s has %s that the ledger did not know; none is done again.",
+                "%s has %s that the ledger did not list; they are not done again.",
                 place,
                 plural(self._entered, "committed shard"),
             )
         described = [each.description for each in (self._here, self._there) if each]
         if self._old and not any(each and each.settings is not None for each in described):
             _log.warning(
-                "%s is of an earlier cahlib: of %s only model, threshold and forms could be "
-                "compared with this job's, not its other settings.",
+                "%s was made by an earlier cahlib: of %s, only model, threshold and forms could be "
+                "compared with this job's, not the other settings.",
                 place,
                 plural(self._old, "shard"),
             )
@@ -156,7 +156,7 @@ class _Resuming:
             self._ledger.mark_damaged(id, here.fault)
 
     def _own(self, here: ShardState, there: Inventory) -> None:
-        """Enter a shard whose files are in the folder: they have to go to the URL, or are there."""
+        """Update a shard whose files are in the folder, uploaded or still to be uploaded."""
         if here.fault or here.manifest is None:
             self._enter(here, "")
         elif not there.fault(here.manifest) or there.has_another(here.manifest):
@@ -166,7 +166,7 @@ class _Resuming:
             self._enter(here, COMMITTED)
 
     def _brought(self, here: ShardState, there: Inventory) -> None:
-        """Enter a shard whose files are at the URL alone: another machine or launch brought it."""
+        """Update a shard whose files are only at the URL, from another machine or launch."""
         if here.manifest and not there.fault(here.manifest):
             found = here
         else:
@@ -181,11 +181,11 @@ class _Resuming:
                 brought = replace(found.manifest, place=str(there.at))
                 write_file(self._folder / manifest_path(found.id), encode_manifest(brought))
                 found = found._replace(manifest=brought)
-                self._states.pop(found.id, None)  # its pairs may be others than those known
+                self._states.pop(found.id, None)  # its pairs may differ from the known ones
         self._enter(found, "done" if not self._job.place.tracker else self._state(found.id))
 
     def _given_up(self, found: ShardState) -> bool:
-        """Forget a shard that the ledger alone knows, if the list says that a repair gave it up."""
+        """Remove a shard that only the ledger has, if the description shows a repair removed it."""
         place = self._there or self._here
         listed = place.description
         if found.has_manifest or listed is None or found.id in listed.committed:
@@ -195,15 +195,15 @@ class _Resuming:
         return True
 
     def _state(self, id: str) -> str:
-        """Return the state of a whole shard that is where it shall be.
+        """Return the state of an intact shard at its destination.
 
-        One that was in work has a parcel, or a tracker that is to be told.
+        One that was in progress has a parcel to delete, or a tracker to report to.
         """
         in_work = self._states.get(id) in ("todo", "leased", "failed")
         return COMMITTED if in_work or self._job.place.tracker else "done"
 
     def _enter(self, found: ShardState, state: str) -> None:
-        """Have the ledger know a shard."""
+        """Enter a shard into the ledger."""
         if found.manifest is None or found.fault:
             self._ledger.mark_damaged(found.id, found.fault)
             return
@@ -224,23 +224,23 @@ class _Resuming:
         self._entered += known is None
 
     def _require_ours(self, found: ShardState, place: Inventory) -> None:
-        """Refuse what a job with other settings made, as far as a manifest tells them."""
+        """Raise ConfigError for a shard made with other settings, as far as recorded."""
         manifest = found.manifest
         if manifest is None:
             return
         name = place.files.place
         if (manifest.model, manifest.threshold, manifest.forms) != self._made:
             raise ConfigError(
-                f"output: {name} holds the dataset of a job with another model, threshold or forms "
+                f"output: {name} holds a dataset made with another model, threshold or forms "
                 f"(shard {found.id}: {manifest.model}, {manifest.threshold:g}, "
-                f"{','.join(manifest.forms) or 'none'}); choose another folder or URL, or repeat "
-                "that job's settings."
+                f"{','.join(manifest.forms) or 'none'}); choose another folder or URL, or use the "
+                "same settings."
             )
         if not manifest.settings:
             self._old += 1
         elif manifest.settings != self._settings:
             raise ConfigError(
                 f"output: shard {found.id} of {name} was made with other settings than this job's; "
-                "choose another folder or URL, repeat the settings that its card names, or take "
-                "that shard's files out if they were mixed in."
+                "choose another folder or URL, use the settings on its card, or remove that "
+                "shard's files if they were mixed in."
             )

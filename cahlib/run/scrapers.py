@@ -1,4 +1,4 @@
-"""Where a run's scraping happens: processes here, a Dask cluster, or servers of its own."""
+"""The scrapers of a run: local processes, a Dask cluster, or servers created for it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from cahlib.swarm.watchdog import WatchdogConfig
 
 
-#: Seconds in which a cluster must have a worker.
+#: Seconds within which a cluster must have a worker.
 _WORKERS = 20.0
 
-#: Seconds in which a cluster's finished parcels must arrive when a run ends.
+#: Seconds within which a cluster's finished parcels must arrive when a run ends.
 _DRAIN = 120.0
 
 
@@ -55,12 +55,12 @@ class ScrapeEngine(Protocol):
     def told(self) -> list[Any]: ...
 
 
-#: An engine, and the folder in which its jobs shall write their parcels.
+#: An engine, and the folder in which its jobs write their parcels.
 OpenedEngine: TypeAlias = AbstractContextManager[tuple[ScrapeEngine, Path]]
 
 
 class EngineFactory(Protocol):
-    """Opens the engine of a job; ``stop`` is set when its servers become too dear."""
+    """Opens the engine of a job; ``stop`` is set when its servers reach their cost limit."""
 
     def __call__(self, job: Job, *, stop: threading.Event, board: SwarmStatus) -> OpenedEngine: ...
 
@@ -75,11 +75,11 @@ def open_scrapers(
     watchdog: str = "",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[ScrapeEngine, Path]]:
-    """The engine of a run, and the folder in which its jobs shall write their parcels.
+    """Provide the engine of a run, and the folder in which its jobs write their parcels.
 
-    ``tokens`` of the cloud, and that of the ``watchdog``, are in no job; ``tell`` hears of servers,
-    which ``board`` then shows; ``stop`` is set when they become too dear, and ends their making.
-    Raises ConfigError for what cannot run there.
+    The cloud's ``tokens`` and the ``watchdog`` token are not part of a job; ``tell`` receives
+    messages about servers, whose state is in ``board``; ``stop`` is set when they reach their cost
+    limit, and cancels their creation. Raise ConfigError for what cannot run there.
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
     if not (place.has_servers or place.engine):
@@ -108,7 +108,7 @@ def open_scrapers(
 
 
 def with_thumbs(job: Job) -> Download:
-    """Return a job's download settings with the side of thumbs that its scrapers shall make."""
+    """Return a job's download settings with the size of the thumbs that its scrapers make."""
     side, is_far = job.download.thumbs, job.place.has_servers or job.place.engine
     if side is None:
         own = job.judge.model or job.judge.no_judge
@@ -117,7 +117,7 @@ def with_thumbs(job: Job) -> Download:
 
 
 def _await_workers(cluster: RemoteEngine, address: str, stop: threading.Event) -> None:
-    """Raise RunError if a cluster has no workers; those that are just starting have their time."""
+    """Raise RunError if a cluster has no workers, after giving them time to start."""
     deadline = time.monotonic() + _WORKERS
     while not (cluster.slots or stop.wait(0.1)):
         if time.monotonic() > deadline:
@@ -149,7 +149,7 @@ def watchdog_config(job: Job, token: str, tokens: str) -> WatchdogConfig | None:
 
 
 def swarm_config(job: Job, watchdog: WatchdogConfig | None = None) -> SwarmConfig:
-    """What a job's swarm shall be."""
+    """Return the configuration of a job's swarm."""
     from cahlib.swarm.lifecycle import SwarmConfig
     from cahlib.swarm.planner import ServerLimits
 
@@ -171,7 +171,7 @@ def swarm_config(job: Job, watchdog: WatchdogConfig | None = None) -> SwarmConfi
 
 
 def swarm_directory(job: Job) -> Path:
-    """Where the name of a job's swarm lies, its wheel and its logs."""
+    """Return the folder of a job's swarm: its name, wheel and logs."""
     return job.output.folder / "run" / "swarm"
 
 
@@ -189,7 +189,7 @@ def _endpoint() -> str:
 
 
 def _reach(job: Job) -> ClusterAddress:
-    """The cluster that a job names, by its address or by a ticket; others may work there too."""
+    """Return the cluster that a job names, by address or ticket; it may serve other runs too."""
     from cahlib.engine import ticket
     from cahlib.engine.cluster import ClusterAddress
 
@@ -205,13 +205,13 @@ def _reach(job: Job) -> ClusterAddress:
 
 
 def check_engine_settings(job: Job) -> None:
-    """What other machines can do with a job."""
+    """Raise ConfigError if a job has both an engine and a swarm."""
     if job.place.engine and job.place.has_servers:
         raise ConfigError("engine: give either an engine or a swarm, not both.")
 
 
 class _Supplied:
-    """An engine elsewhere whose jobs find the files of this machine that they name."""
+    """A remote engine that also sends the local files that a job names."""
 
     def __init__(self, engine: RemoteEngine) -> None:
         self._engine = engine
@@ -219,20 +219,20 @@ class _Supplied:
 
     @property
     def slots(self) -> int:
-        """Jobs that can run at the same time, as of now."""
+        """Return how many jobs can run at the same time now."""
         return self._engine.slots
 
     def __len__(self) -> int:
         return len(self._engine)
 
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
-        """Start a job, with its files."""
+        """Start a job, sending its files."""
         files = list(_files(arguments))
         self._engine.submit(key, function, *arguments, limit=limit, files=files)
 
 
 def _files(arguments: Sequence[Any]) -> Iterator[str]:
-    """The files of this machine that a job names: lists, a WAT file, the rows of a table."""
+    """Yield the local files that a job names: lists, a WAT file, the rows of a table."""
     for each in arguments:
         if isinstance(each, Checked):
             for setting in settings_of(type(each), ""):

@@ -4,6 +4,7 @@ import pytest
 
 from tests.benchmarks import bench_adversary
 from tests.benchmarks.common import Absent
+from tests.world.jobs import LIMIT
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_nothing_inside_is_reached_and_nothing_is_given_away(found):
 
 
 def test_it_takes_bounded_time_and_memory(found):
-    assert found["seconds"] < 90
+    assert found["seconds"] < LIMIT
     assert found["memory"] < 400
 
 

@@ -142,7 +142,7 @@ def test_pages_of_a_dataset_that_lost_all_else_are_ours(job, folder):
     shutil.rmtree(folder / "shards")
     card = (folder / "README.md").read_bytes()
     (folder / "README.md").write_text("My own notes about Common Crawl and cahlib.")
-    with pytest.raises(ConfigError, match="a README.md of somebody else's.*move that away"):
+    with pytest.raises(ConfigError, match="another README.md.*move it away"):
         run(job)
     (folder / "README.md").write_bytes(card)
     outcome = run(job)

@@ -326,7 +326,7 @@ def test_owners_are_asked_as_politely_as_for_images():
     with w.Web(paths) as web:
         urls = [f"http://host{n}.example.com/a.jpg" for n in range(5)]
         start = time.monotonic()
-        arrived, _ = fetched(web, *urls, consent="strict", per_second=5, total_timeout=1.5)
+        arrived, _ = fetched(web, *urls, consent="strict", per_second=5, total_timeout=2.5)
         assert time.monotonic() - start > 14 / 5
         assert len(arrived) == 5
         assert len(web.asked) == 15

@@ -184,7 +184,7 @@ def test_a_user_clicks_through_a_run(page):
     page.sees("found in this field; stored nowhere")
     assert page.field("Hetzner token").locator("input").input_value() == ""
     page.button("Plan").click()
-    page.sees("pairs an hour")
+    page.sees("pairs in about")
     page.shots("form", page.field("Nickname"))
     page.button("Start").click()
     page.page.locator(".cah path.line").first.wait_for()

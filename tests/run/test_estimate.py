@@ -113,7 +113,7 @@ def test_what_the_money_or_the_hours_do_not_pay_for_is_not_promised(tmp_path):
     mine = job(tmp_path, shards=1000, swarm=4)
     poor = estimate_run(mine, servers(4, left=0.085))
     assert poor.hours == 2 and poor.cost == pytest.approx(0.08)
-    assert "That is 9% of what was asked for." in str(poor)
+    assert "That is 9% of the requested shards." in str(poor)
     assert estimate_run(replace_settings(mine, hours=0.5), servers(4)).hours == 0.5
 
 

@@ -84,7 +84,7 @@ def test_where_all_machines_fail_the_run_ends_and_says_why(ledger, failures):
     for number in range(8):
         failures.failed(Shard(id=f"s-{number}", url="u", half=0), MemoryError(), slots=2)
     failures.scraped(ONE)  # one works
-    with pytest.raises(RunError, match="the machines fail: MemoryError. See to that"):
+    with pytest.raises(RunError, match="the machines fail: MemoryError. Fix that"):
         for number in range(9):
             failures.failed(Shard(id=f"t-{number}", url="u", half=0), MemoryError(), slots=2)
     assert not any("failed" in each for each in ledger.heard)

@@ -313,7 +313,7 @@ class Series:
 
     def _obey(self, ended: Ended) -> None:
         """Take away what a refused run calls somebody else's."""
-        if ended.code == 2 and "of somebody else's" in ended.said:
+        if ended.code == 2 and "which the dataset's would overwrite" in ended.said:
             for name in ("report.html", "README.md"):
                 (self._folder / name).unlink(missing_ok=True)
             self._tell("report and card are taken out")
