@@ -77,9 +77,9 @@ def undo_worker(database: Database, worker: int) -> int:
     worker first, or it may complete more.
     """
     done = (shards.c.worker == worker) & (shards.c.state == "done")
-    brought = (shards.c.scraper == worker) & shards.c.state.in_(["scraped", "judging"])
+    delivered = (shards.c.scraper == worker) & shards.c.state.in_(["scraped", "judging"])
     with database.write() as connection:
-        return _undo(connection, worker, done | brought)
+        return _undo(connection, worker, done | delivered)
 
 
 def undo_shard(connection: Connection, number: int) -> None:

@@ -167,8 +167,8 @@ def deliver_parcel(
     tally = None if body.tally is None else models.parse_stats(body.tally)
     service = get_service(request)
     models.check_parcel_url(body.url, service.settings.rules.upload_url)
-    brought = {"url": body.url, "sha256": body.sha256, "size": body.size}
-    return {"counted": service.leases.deliver(key.credentials, number, brought, stats=tally)}
+    delivered = {"url": body.url, "sha256": body.sha256, "size": body.size}
+    return {"counted": service.leases.deliver(key.credentials, number, delivered, stats=tally)}
 
 
 @_v1.post("/shards/{number}/release")

@@ -78,7 +78,7 @@ def close_shard(
 def check_image_count(
     connection: Connection, worker: Worker, number: int, result: ShardResult
 ) -> None:
-    """Raise InvalidRequest for more images than the scraper reported in the parcel."""
+    """Raise InvalidRequest unless the images are as many as the scraper reported."""
     if worker.kind is not WorkerKind.GPU or result.stats is None:
         return
     query = select(shards.c.tally).where(shards.c.number == number, shards.c.state != "done")

@@ -122,7 +122,7 @@ def complete_shard(
         output=models.clean_text(body.output, 2000),
     )
     closed = service.leases.complete(secret, number, result)
-    return {"counted": closed.counted, "lost": [uid.hex() for uid in closed.lost]}
+    return {"counted": closed.counted, "lost": [uid.hex() for uid in closed.late]}
 
 
 def list_claimed_pairs(

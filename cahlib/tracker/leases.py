@@ -160,14 +160,14 @@ class LeaseStore(WorkerRegistry):
                 self._require(connection, number, done)
                 own = result.uids or ()
                 late = pair_claims.claim_again(connection, number, own)
-                return CompletionResult(counted=False, lost=tuple(late))
+                return CompletionResult(counted=False, late=tuple(late))
             if closed.left:
                 pair_claims.recover_left_pairs(connection, number)
             if closed.checks is not None:
                 spot_checks.compare_check(connection, number, closed.checks, result.scores())
             if result.pairs and random.random() < self.rules.verify_share:
                 spot_checks.begin_check(connection, number, worker, result.scores(closed.late))
-            return CompletionResult(counted=True, lost=tuple(closed.late))
+            return CompletionResult(counted=True, late=tuple(closed.late))
 
     def deliver(
         self,

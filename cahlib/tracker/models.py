@@ -113,7 +113,7 @@ class CompletionResult:
     """The tracker's answer to a completion."""
 
     counted: bool  #: False if it was known before
-    lost: tuple[bytes, ...]  #: pairs that another shard brought first
+    late: tuple[bytes, ...]  #: pairs that another shard brought first
 
 
 class ApiError(CahError):

@@ -57,15 +57,15 @@ def begin_check(connection: Connection, number: int, worker: Worker, scores: Sco
     last = last.order_by(second_passes.c.number.desc()).limit(_MAX_WAITING)
     waiting = connection.execute(last).scalars().all().count(None)
     if waiting < _MAX_WAITING and connection.execute(checks).scalar() is None:
-        begun = {"avoid": worker.nickname, "scores": scores}
-        pair_claims.add_second_pass(connection, number, checks=number, **begun)
+        check = {"avoid": worker.nickname, "scores": scores}
+        pair_claims.add_second_pass(connection, number, checks=number, **check)
 
 
 def compare_check(connection: Connection, number: int, checked: int, found: Scores | None) -> None:
     """Record how far a check agrees with its shard; if too little, add a second check."""
     scores = found or {}
     of_check = second_passes.c.number == number
-    begun = connection.execute(
+    check = connection.execute(
         select(
             second_passes.c.avoid,
             second_passes.c.scores,
@@ -77,10 +77,10 @@ def compare_check(connection: Connection, number: int, checked: int, found: Scor
         .outerjoin(workers, workers.c.id == shards.c.worker)
         .where(of_check)
     ).one()
-    claimed, count = begun.scores or {}, begun.pairs
-    if (begun.state, begun.nickname) != ("done", begun.avoid):  # undone in the meantime
+    claimed, count = check.scores or {}, check.pairs
+    if (check.state, check.nickname) != ("done", check.avoid):  # undone in the meantime
         claimed, count = {}, 0
-    elif begun.scores is not None:
+    elif check.scores is not None:
         count = len(claimed)
     named = _agreed(claimed, scores)
     # the legacy protocol names no pairs: count as many as claimed, or as were found
@@ -94,7 +94,7 @@ def compare_check(connection: Connection, number: int, checked: int, found: Scor
     other = other.where(second_passes.c.checks == checked, _DISAGREES, ~of_check)
     others = connection.execute(other).all()
     if not others:
-        second = {"avoid": begun.avoid, "scores": begun.scores}
+        second = {"avoid": check.avoid, "scores": check.scores}
         pair_claims.add_second_pass(connection, checked, checks=checked, **second)
     ours = _found(connection, number, scores)
     for theirs in (_found(connection, each.number, each.scores) for each in others):

@@ -24,7 +24,7 @@ def bring(lease_store, secret, number, uids, similarity=0.3):
     closed = lease_store.complete(
         secret, number, ShardResult(pairs=len(keys), stats=Stats(), **found)
     )
-    return [key.hex() for key in closed.lost]
+    return [key.hex() for key in closed.late]
 
 
 def test_a_check_finds_who_invents_pairs(lease_store, fill, database, url, capsys):

@@ -204,9 +204,9 @@ def markasdone_cpu(request: Request, whole: WatResults) -> dict[str, Any]:
             if 0 <= number < 2**31
         }
         service = get_service(request)
-        completed = wats.deliver_wats(service.leases, service.database, whole.token, urls)
-    except ApiError as refusal:
-        return {"status": "failed", "detail": str(refusal)}
+        completed = wats.deliver_wats(service.leases, whole.token, urls)
+    except ApiError as error:
+        return {"status": "failed", "detail": str(error)}
     if not completed:
         detail = "None of these shards was offered and is still free, or is leased to this worker."
         return {"status": "failed", "detail": detail}
