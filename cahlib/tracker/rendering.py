@@ -68,10 +68,10 @@ def render_page(template: str, request: Request, **values: Any) -> Response:
 
 def render_error(request: Request, status: int, text: str, headers: Mapping[str, str]) -> Response:
     """Return a page with an error; it needs no database."""
-    refused = _page("refusal.html", request, {"text": text, "about": text})
-    refused.status_code = status
-    refused.headers.update(headers)
-    return refused
+    response = _page("error.html", request, {"text": text, "about": text})
+    response.status_code = status
+    response.headers.update(headers)
+    return response
 
 
 def _page(template: str, request: Request, values: dict[str, Any]) -> Response:
