@@ -226,7 +226,7 @@ def test_a_folder_that_holds_no_dataset_is_named(tmp_path, capsys):
 def test_settings_in_no_text_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_bytes("CAH_NICKNAME=Ägidius".encode("latin-1"))
-    refused(command.said(capsys, "verify", "."), code=2, sentence=".env is not a text in UTF-8")
+    refused(command.said(capsys, "verify", "."), code=2, sentence="is not a text file in UTF-8")
 
 
 def test_a_demo_whose_port_is_taken_says_so(tmp_path, capsys):
