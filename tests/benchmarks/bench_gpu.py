@@ -261,11 +261,12 @@ def alike(runs: Sequence[tuple[Found, Found | None]], kind: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     cpu = "--cpu" in arguments or "--small" in arguments
+    small = "--small" in arguments
     sizes = {"samples": (32 if cpu else 20_000, 8), "rounds": (1 if cpu else 3, 1)}
     sizes |= {"batch": (8 if cpu else 256, 4), "seconds": (2.0, 0.0)}
     options = parser(__doc__, arguments, peer=True, **sizes)
     options.add_argument("--models", nargs="+", default=MODELS)
-    options.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    options.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS][2 * small :])
     options.add_argument("--cpu", action="store_true", help="few samples, to see that it works")
     chosen = options.parse_args(arguments)
     if not cpu and not torch.cuda.is_available():

@@ -15,8 +15,10 @@ from cahlib.dataset.manifest import read_manifests, tar_path
 from cahlib.dataset.show.summary import summary_lines
 from cahlib.dataset.write import shard_writer
 from cahlib.dataset.write.columns import make_row
+from cahlib.model.clip import load_clip
 from cahlib.run.pipeline import run
 from tests.world import small
+from tests.world.pictures import picture
 
 
 def test_a_listener_that_fails_ends_nothing_and_the_time_limit_is_kept(tmp_path):
@@ -69,17 +71,18 @@ def test_a_run_measures_its_shards_for_the_next_plan(tmp_path, monkeypatch):
     assert 0 < seen.core != 14 and seen.model > 0 and "last runs" in seen.source
 
 
-def test_thumbs_change_what_is_scored_next_to_nothing(tmp_path):
+def test_a_thumb_is_scored_in_place_of_its_image(tmp_path):
     crawl = small.write(tmp_path / "crawl", files=1, links=3)
-    scores = {}
-    for side in (0, 64):
-        with small.Pictures() as web:
-            run(replace_settings(small.job(crawl, tmp_path / f"{side}", web), thumbs=side))
-        rows = pq.read_table(tmp_path / f"{side}" / "metadata").to_pylist()
-        scores[side] = {row["uid"]: row["similarity"] for row in rows}
-    assert scores[0].keys() == scores[64].keys()
-    apart = [abs(scores[0][uid] - scores[64][uid]) for uid in scores[0]]
-    assert 0 < max(apart) < 0.02
+    with small.Pictures() as web:
+        job = replace_settings(small.job(crawl, tmp_path / "set", web), thumbs=64)
+        run(job)
+    rows = pq.read_table(tmp_path / "set" / "metadata").to_pylist()
+    clip = load_clip(job.judge)
+    pixels = [clip.prepare(picture())] * len(rows)
+    of_images, of_texts = clip.embed(pixels, [row["TEXT"] for row in rows])
+    similarities = (of_images * of_texts).sum(axis=1)
+    apart = [abs(row["similarity"] - each) for row, each in zip(rows, similarities, strict=True)]
+    assert 1e-6 < max(apart) < 0.02
 
 
 def test_parcels_that_a_kill_left_behind_go_at_the_next_launch(tmp_path, monkeypatch):
